@@ -1,0 +1,24 @@
+"""The one error a user is meant to read, and the helper that names a near spelling."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class PrunerZeroError(Exception):
+    """A problem the user can mend: one line that names what to change.
+
+    The command line prints the message and exits with code 2. Everything else that
+    is raised is a defect of this program and keeps its traceback.
+    """
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The words to append to an error about an unknown `name`: a near one, or all known ones."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.6) or get_close_matches(
+        name.lower(), [candidate.lower() for candidate in known], n=1, cutoff=0.6
+    )
+    if not near:
+        return f"known: {', '.join(known)}"
+    spelled = next(candidate for candidate in known if candidate.lower() == near[0].lower())
+    return f"did you mean '{spelled}'?"
