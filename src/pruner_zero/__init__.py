@@ -1,5 +1,39 @@
 """Evolve, explain and apply pruning metrics for large language models."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from pruner_zero.comparison import compare
+    from pruner_zero.evaluation import evaluate
+    from pruner_zero.metric import Metric
+    from pruner_zero.models import load_model
+    from pruner_zero.pruning import prune
+
+_ROOMS = {
+    "Metric": "metric",
+    "compare": "comparison",
+    "evaluate": "evaluation",
+    "load_model": "models",
+    "prune": "pruning",
+}
+
+__all__ = [
+    "Metric",
+    "PrunerZeroError",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load_model",
+    "prune",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # Torch and transformers take seconds to import; `pruner-zero --help` need not wait.
+    if name in _ROOMS:
+        return getattr(import_module(f"pruner_zero.{_ROOMS[name]}"), name)
+    raise AttributeError(f"module 'pruner_zero' has no attribute '{name}'")

@@ -3,10 +3,12 @@
 import errno
 import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -76,6 +78,43 @@ def locked(folder: Path) -> Iterator[None]:
                 f"another process is working in {folder}: wait for it or choose another folder"
             ) from error
         yield
+
+
+def append_line(path: Path, value: object) -> None:
+    """Append `value` as one JSON line and wait until it is on disk.
+
+    A torn last line, left by a crash, is cut off first.
+    """
+    line = json.dumps(value, sort_keys=True).encode() + b"\n"
+    with writing(path), open(path, "ab+") as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                file.truncate(path.read_bytes().rfind(b"\n") + 1)
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a journal; nothing where it does not exist; a torn last line is dropped.
+
+    Raises PrunerZeroError where an earlier line is not JSON.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    values = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            values.append(json.loads(line))
+        except ValueError as error:
+            raise PrunerZeroError(
+                f"line {number} of {path} is damaged: restore the file"
+            ) from error
+    return values
 
 
 def _commit(partial: Path, path: Path) -> None:

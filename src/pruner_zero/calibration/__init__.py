@@ -1,0 +1,18 @@
+"""Statistics of weight matrices: X and XᵀX by forward, G by backward, kept on disk."""
+
+from pruner_zero.calibration.calibrate import calibrate, default_cache, open_store
+from pruner_zero.calibration.gradients import GradientNorm, collect_gradients
+from pruner_zero.calibration.inputs import InputStatistics, collect_inputs
+from pruner_zero.calibration.store import Kind, StatisticsStore
+
+__all__ = [
+    "GradientNorm",
+    "InputStatistics",
+    "Kind",
+    "StatisticsStore",
+    "calibrate",
+    "collect_gradients",
+    "collect_inputs",
+    "default_cache",
+    "open_store",
+]

@@ -1,0 +1,56 @@
+"""The language of pruning metrics: expressions over W, G, X, H and S.
+
+>>> from pruner_zero.metric import Metric
+>>> str(Metric.of("pruner-zero"))
+'abs(W * W) * mms(G)'
+"""
+
+from pruner_zero.metric.evaluate import ScoreError, evaluate, score
+from pruner_zero.metric.expression import (
+    MAX_DEPTH,
+    MAX_SIZE,
+    TERMINALS,
+    Call,
+    Constant,
+    Expression,
+    Statistic,
+    Terminal,
+    call,
+)
+from pruner_zero.metric.grammar import ParseError, format, parse
+from pruner_zero.metric.latex import to_latex
+from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.named import NAMED, NamedMetric
+from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
+from pruner_zero.metric.tree_json import dumps, from_tree, loads, to_tree
+
+__all__ = [
+    "EXTENDED",
+    "MAX_DEPTH",
+    "MAX_SIZE",
+    "NAMED",
+    "OPERATORS",
+    "PUBLISHED",
+    "TERMINALS",
+    "Call",
+    "Constant",
+    "Expression",
+    "Metric",
+    "NamedMetric",
+    "Operator",
+    "ParseError",
+    "ScoreError",
+    "Shape",
+    "Statistic",
+    "Terminal",
+    "call",
+    "dumps",
+    "evaluate",
+    "format",
+    "from_tree",
+    "loads",
+    "parse",
+    "score",
+    "to_latex",
+    "to_tree",
+]

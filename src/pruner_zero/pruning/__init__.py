@@ -1,0 +1,26 @@
+"""Pruning: from statistics to masks to a pruned model, block by block."""
+
+from pruner_zero.pruning.method import Method, Mode, parse_method, split_methods
+from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
+from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.record import MatrixRecord, total_sparsity
+from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.settings import CalibrationSettings, PruneSettings, corpus_name, model_name
+
+__all__ = [
+    "CalibrationSettings",
+    "MatrixRecord",
+    "Method",
+    "Mode",
+    "PruneResult",
+    "PruneSettings",
+    "Selection",
+    "check_plan",
+    "corpus_name",
+    "model_name",
+    "parse_method",
+    "prune",
+    "prune_model",
+    "split_methods",
+    "total_sparsity",
+]

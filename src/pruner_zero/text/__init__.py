@@ -1,0 +1,17 @@
+"""Text: a corpus by name, file or strings, cut into token windows."""
+
+from pruner_zero.text.corpus import NAMES, Corpus, load_corpus
+from pruner_zero.text.role import ROLES, Role
+from pruner_zero.text.windows import Tokenizer, Windows, consecutive_windows, random_windows
+
+__all__ = [
+    "NAMES",
+    "ROLES",
+    "Corpus",
+    "Role",
+    "Tokenizer",
+    "Windows",
+    "consecutive_windows",
+    "load_corpus",
+    "random_windows",
+]

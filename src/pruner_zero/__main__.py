@@ -1,0 +1,5 @@
+"""`python -m pruner_zero`."""
+
+from pruner_zero.cli.app import main
+
+main()

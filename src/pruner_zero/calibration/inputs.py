@@ -1,0 +1,160 @@
+"""What enters each weight matrix of one decoder block: the statistics X and XᵀX."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pruner_zero.models import Arguments, Matrix, run_block
+from pruner_zero.progress import SILENT, Progress
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Statistics of the input of one matrix over all calibration windows, fp32.
+
+    X: (1, in), `sqrt(mean over windows of Σ_tokens x²)`, Wanda's norm (2306.11695, eq. 1).
+    gram: (in, in), `2XᵀX / windows`, SparseGPT's Hessian (2301.00774), where it was asked for.
+    """
+
+    X: Tensor
+    gram: Tensor | None = None
+
+
+def collect_inputs(
+    block: nn.Module,
+    matrices: Sequence[Matrix],
+    hidden: Sequence[Tensor],
+    arguments: Sequence[Arguments],
+    *,
+    gram: bool = False,
+    progress: Progress = SILENT,
+    label: str = "activations",
+) -> tuple[dict[str, InputStatistics], list[Tensor]]:
+    """Run `block` over all windows once; return statistics by matrix name, and its outputs.
+
+    hidden, arguments: one a window, as `record_block_calls` gives them. A matrix that no
+    token reached (an expert that was never chosen) has X = 0.
+    """
+    recorder = _Recorder(gram)
+    outputs: list[Tensor] = []
+    with torch.no_grad(), _recording(block, matrices, recorder):
+        windows = list(zip(hidden, arguments, strict=True))
+        for incoming, rest in progress.track(windows, label):
+            outputs.append(run_block(block, incoming, rest))
+            recorder.forget_inputs()
+    return {matrix.name: recorder.result(matrix, len(windows)) for matrix in matrices}, outputs
+
+
+@dataclass
+class _Recorder:
+    """Sums over tokens. Matrices that are fed the very same tensor share one sum."""
+
+    gram: bool
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    grams: dict[str, Tensor] = field(default_factory=dict)
+    owner: dict[str, str] = field(default_factory=dict)
+    results: dict[str, InputStatistics] = field(default_factory=dict)
+    last: tuple[Tensor, str] | None = None
+
+    def add(self, name: str, inputs: Tensor) -> None:
+        """inputs: (…, in), any dtype."""
+        if name not in self.owner:
+            shared = self.last is not None and self.last[0] is inputs
+            self.owner[name] = self.owner[self.last[1]] if shared and self.last else name
+        self.last = (inputs, name)
+        if self.owner[name] != name:
+            return
+        tokens = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if name not in self.squares:
+            width = tokens.shape[1]
+            self.squares[name] = tokens.new_zeros(1, width)
+            if self.gram:
+                self.grams[name] = tokens.new_zeros(width, width)
+        self.squares[name] += tokens.square().sum(0, keepdim=True)
+        if self.gram:
+            self.grams[name].addmm_(tokens.T, tokens)
+
+    def forget_inputs(self) -> None:
+        self.last = None
+
+    def result(self, matrix: Matrix, windows: int) -> InputStatistics:
+        owner = self.owner.get(matrix.name)
+        if owner is None:
+            width = matrix.weight.shape[1]
+            nothing = torch.zeros(1, width)
+            return InputStatistics(nothing, torch.zeros(width, width) if self.gram else None)
+        if owner not in self.results:
+            gram = self.grams.pop(owner).mul_(2 / windows) if self.gram else None
+            self.results[owner] = InputStatistics((self.squares[owner] / windows).sqrt(), gram)
+        return self.results[owner]
+
+
+@contextmanager
+def _recording(block: nn.Module, matrices: Sequence[Matrix], recorder: _Recorder) -> Iterator[None]:
+    modules = dict(block.named_modules(prefix=""))
+    with ExitStack() as stack:
+        for matrix in matrices:
+            if matrix.expert is None:
+                module = modules[matrix.kind]
+                handle = module.register_forward_pre_hook(_pre_hook(matrix.name, recorder))
+                stack.callback(handle.remove)
+        stacked = [matrix for matrix in matrices if matrix.expert is not None]
+        if stacked:
+            stack.enter_context(_experts_one_by_one(block))
+            stack.enter_context(_StackedInputs(stacked, recorder))
+        yield
+
+
+def _pre_hook(name: str, recorder: _Recorder) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        recorder.add(name, inputs[0])
+
+    return hook
+
+
+class _StackedInputs(TorchFunctionMode):
+    """Sees every product with a slice of a parameter that stacks the experts of a mixture.
+
+    Experts kept in one 3-D parameter have no module of their own to hook, so the slice is
+    recognised by where it lies in memory.
+    """
+
+    _products = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul)
+
+    def __init__(self, matrices: Sequence[Matrix], recorder: _Recorder) -> None:
+        super().__init__()
+        self.names = {matrix.weight.data_ptr(): matrix.name for matrix in matrices}
+        self.recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in self._products or getattr(func, "__name__", "") == "__matmul__":
+            name = self.names.get(args[1].data_ptr())
+            if name is not None:
+                self.recorder.add(name, args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _experts_one_by_one(block: nn.Module) -> Iterator[None]:
+    """Have mixtures run expert by expert, so that each product can be seen."""
+    configs = {
+        id(config): config
+        for module in block.modules()
+        if (config := getattr(module, "config", None)) is not None
+        and hasattr(config, "_experts_implementation")
+    }
+    before = {key: config._experts_implementation for key, config in configs.items()}
+    for config in configs.values():
+        config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        for key, config in configs.items():
+            config._experts_implementation = before[key]

@@ -1,0 +1,86 @@
+"""Statistics on disk: one file a block and kind, checked when read, reused by the next metric."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256 as new_sha256
+from pathlib import Path
+from typing import Any, Literal
+
+from safetensors import safe_open
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import save_tensors, sha256, write_atomic, writing
+
+Kind = Literal["G", "X", "gram"]
+
+
+def cache_key(settings: Mapping[str, Any]) -> str:
+    """A name for everything that decides a statistic: its settings as JSON, hashed."""
+    return new_sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclass
+class StatisticsStore:
+    """Statistics of a dense model under `folder`, written block by block.
+
+    A kind counts as present once it was written for all blocks; what is damaged or
+    incomplete is absent, and so is collected again.
+    """
+
+    folder: Path
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        if self.settings:
+            text = json.dumps(self.settings, indent=2, sort_keys=True)
+            write_atomic(self.folder / "settings.json", text + "\n")
+
+    def has(self, kind: Kind) -> bool:
+        """Whether `kind` is there for every block, each file with its checksum."""
+        digests = self._digests(kind)
+        return digests is not None and all(
+            (path := self.folder / name).is_file() and sha256(path) == digest
+            for name, digest in digests.items()
+        )
+
+    def write(self, kind: Kind, block: int, tensors: Mapping[str, Tensor]) -> str:
+        """Store the statistics of one block by matrix name; return the file's checksum.
+
+        Matrices that share one tensor share it on disk too.
+        """
+        owners: dict[int, str] = {}
+        aliases = {
+            name: owners.setdefault(tensor.data_ptr(), name) for name, tensor in tensors.items()
+        }
+        unique = {name: tensors[name].contiguous() for name in set(aliases.values())}
+        return save_tensors(self._path(kind, block), unique, {"aliases": json.dumps(aliases)})
+
+    def commit(self, kind: Kind, digests: Mapping[int, str]) -> None:
+        """Declare `kind` complete: the checksum of each block's file."""
+        names = {self._path(kind, block).name: digest for block, digest in digests.items()}
+        write_atomic(self.folder / f"{kind}.json", json.dumps(names, indent=2) + "\n")
+
+    def read(self, kind: Kind, block: int) -> dict[str, Tensor]:
+        """The statistics of one block by matrix name. Raises PrunerZeroError on a broken file."""
+        path = self._path(kind, block)
+        try:
+            with safe_open(path, "pt") as file:
+                aliases = json.loads(file.metadata()["aliases"])
+                unique = {name: file.get_tensor(name) for name in set(aliases.values())}
+        except Exception as error:
+            raise PrunerZeroError(f"{path} is damaged: delete its folder and run again") from error
+        return {name: unique[owner] for name, owner in aliases.items()}
+
+    def _digests(self, kind: Kind) -> dict[str, str] | None:
+        try:
+            digests: dict[str, str] = json.loads((self.folder / f"{kind}.json").read_text())
+        except (OSError, ValueError):
+            return None
+        return digests
+
+    def _path(self, kind: Kind, block: int) -> Path:
+        return self.folder / f"{kind}-{block:04d}.safetensors"

@@ -1,0 +1,106 @@
+"""`pruner-zero compare`: one table of methods, one run."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pruner_zero.cli import options
+from pruner_zero.cli.progress import progress
+
+
+def compare(
+    model: options.Model,
+    methods: Annotated[
+        str | None,
+        typer.Option(
+            help="Comma-separated names, expressions or tree files, each METRIC[@SCOPE][+obs]; "
+            "`dense` and `sparsegpt` among them. [default: the classics]",
+            show_default=False,
+        ),
+    ] = None,
+    calibration: options.Calibration = None,
+    text: Annotated[
+        str | None,
+        typer.Option(help=f"Text to measure on. {options.TEXT}", show_default=False),
+    ] = None,
+    sparsity: options.Sparsity = None,
+    pattern: options.PatternText = None,
+    scope: options.ScopeText = None,
+    windows: options.Windows = None,
+    windows_eval: Annotated[
+        int | None,
+        typer.Option(help="Windows to measure on. [default: all]", show_default=False),
+    ] = None,
+    seqlen: options.Seqlen = None,
+    seed: options.Seed = None,
+    mode: options.ModeText = None,
+    include: options.Include = None,
+    exclude: options.Exclude = None,
+    dtype: options.DtypeText = None,
+    gradient_norm: options.GradientNormText = None,
+    damping: options.Damping = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="JSON file for the table.")
+    ] = None,
+    cache: options.Cache = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Prune MODEL by each method from the same statistics and print their perplexities."""
+    from pruner_zero.comparison import compare as run
+
+    result = run(
+        model,
+        methods,
+        calibration=calibration,
+        text=text,
+        output=output,
+        cache=cache,
+        config=config,
+        progress=progress(),
+        sparsity=sparsity,
+        pattern=pattern,
+        scope=scope,
+        windows=windows,
+        windows_eval=windows_eval,
+        seqlen=seqlen,
+        seed=seed,
+        mode=mode,
+        include=include,
+        exclude=exclude,
+        dtype=dtype,
+        gradient_norm=gradient_norm,
+        damping=damping,
+    )
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    console = Console()
+    console.print(_table(result.rows))
+    tested = result.provenance["evaluation"]
+    console.print(
+        f"perplexity per token on {tested['windows']} windows of {tested['seqlen']} tokens of "
+        f"{tested['text']}",
+        highlight=False,
+    )
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table()
+    for name in ("method", "mode", "perplexity", "zeros", "seconds", "peak memory"):
+        table.add_column(name, justify="left" if name in ("method", "mode") else "right")
+    for row in rows:
+        value = row["perplexity"]
+        table.add_row(
+            row["method"],
+            row.get("mode", ""),
+            row.get("error") or (f"{value:.2f}" if value is not None else "overflow"),
+            f"{row['sparsity']:.2%}",
+            f"{row['seconds']:.1f}",
+            f"{(row['peak_rss_bytes'] or 0) / 2**30:.2f} GiB",
+        )
+    return table

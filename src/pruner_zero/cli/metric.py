@@ -1,0 +1,88 @@
+"""`pruner-zero metric`: look at the language of metrics."""
+
+import json
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from pruner_zero.cli.options import AsJson
+
+app = typer.Typer(help="Show, list and convert metrics.", no_args_is_help=True)
+
+Spec = Annotated[
+    str, typer.Argument(help="A name, an expression, or a .json tree file.", show_default=False)
+]
+
+
+@app.command("show")
+def show(metric: Spec, as_json: AsJson = False) -> None:
+    """What METRIC is: its formula, its size, and the statistics it needs."""
+    from pruner_zero.metric import NAMED, Metric
+
+    found = Metric.of(metric)
+    expression = found.expression
+    facts: dict[str, object] = {
+        "expression": str(found),
+        "name": found.name,
+        "scope": found.scope,
+        "size": expression.size,
+        "depth": expression.depth,
+        "needs": sorted(found.needs),
+        "leaves": dict(expression.leaf_counts()),
+        "operators": dict(expression.operator_counts()),
+        "latex": found.latex,
+    }
+    if found.name is not None and found.name in NAMED:
+        facts["description"] = NAMED[found.name].description
+        facts["source"] = NAMED[found.name].citation
+    if as_json:
+        print(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} ×{count}" for key, count in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value)
+        if value is not None:
+            print(f"{name:<12} {value}")
+
+
+@app.command("list")
+def list_metrics(as_json: AsJson = False) -> None:
+    """The known metrics, and the operators and terminals that expressions are made of."""
+    from pruner_zero.metric import NAMED, OPERATORS, TERMINALS
+
+    if as_json:
+        operators = {name: operator.group for name, operator in OPERATORS.items()}
+        metrics = {name: one.text for name, one in NAMED.items()}
+        print(
+            json.dumps({"metrics": metrics, "operators": operators, "terminals": list(TERMINALS)})
+        )
+        return
+    table = Table("name", "expression", "source")
+    for name, one in NAMED.items():
+        table.add_row(name, one.text, one.citation)
+    console = Console()
+    console.print(table)
+    for group in ("published", "extended"):
+        names = [name for name, operator in OPERATORS.items() if operator.group == group]
+        console.print(f"{group} operators: {' '.join(names)}", highlight=False)
+    console.print(f"terminals: {' '.join(TERMINALS)}, and numbers", highlight=False)
+
+
+@app.command("latex")
+def latex(metric: Spec) -> None:
+    """METRIC as LaTeX."""
+    from pruner_zero.metric import Metric
+
+    print(Metric.of(metric).latex)
+
+
+@app.command("json")
+def as_tree(metric: Spec) -> None:
+    """METRIC as a tree in the released JSON form, which --metric FILE.json reads."""
+    from pruner_zero.metric import Metric
+
+    print(json.dumps(Metric.of(metric).to_tree(), indent=2))

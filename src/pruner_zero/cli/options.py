@@ -1,0 +1,80 @@
+"""Options that several verbs share, declared once."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MODEL = "A hub id, a folder, a .gguf file, or builtin:smollm2-135m."
+TEXT = "A corpus (wikitext2, c4, ptb, builtin:pydoc) or a .txt, .raw, .jsonl or .parquet file."
+
+Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
+Sparsity = Annotated[
+    float | None, typer.Option(help="The share of weights to zero, in [0, 1).", show_default=False)
+]
+PatternText = Annotated[
+    str | None,
+    typer.Option("--pattern", help="N:M, N zeros in each M weights, e.g. 2:4.", show_default=False),
+]
+ScopeText = Annotated[
+    str | None,
+    typer.Option(
+        "--scope",
+        help="Which weights compete: row, block (128 columns), matrix, global, cumulative. "
+        "[default: the metric's own, else row]",
+        show_default=False,
+    ),
+]
+Calibration = Annotated[
+    str | None, typer.Option(help=f"Text for statistics. {TEXT}", show_default=False)
+]
+Windows = Annotated[
+    int | None, typer.Option(help="Calibration windows. [default: 24]", show_default=False)
+]
+Seqlen = Annotated[
+    int | None, typer.Option(help="Tokens in a window. [default: 1024]", show_default=False)
+]
+Seed = Annotated[
+    int | None, typer.Option(help="Decides the windows. [default: 0]", show_default=False)
+]
+ModeText = Annotated[
+    str | None,
+    typer.Option(
+        "--mode",
+        help="sequential: each block sees the pruned ones before it; one-shot: all statistics "
+        "from the dense model. [default: sequential, one-shot for --scope global]",
+        show_default=False,
+    ),
+]
+Include = Annotated[
+    list[str] | None,
+    typer.Option(help="Prune only matrices of this name pattern, e.g. '*.mlp.*'; repeatable."),
+]
+Exclude = Annotated[
+    list[str] | None, typer.Option(help="Leave matrices of this name pattern alone; repeatable.")
+]
+DtypeText = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="auto, float32, bfloat16 or float16. [default: auto, the checkpoint's]",
+        show_default=False,
+    ),
+]
+GradientNormText = Annotated[
+    str | None,
+    typer.Option("--gradient-norm", help="l2 or l1. [default: l2]", show_default=False),
+]
+Damping = Annotated[
+    float | None,
+    typer.Option(help="Share of the Hessian's mean diagonal. [default: 0.01]", show_default=False),
+]
+Cache = Annotated[
+    Path | None,
+    typer.Option(help="Folder for statistics. [default: ~/.cache/pruner-zero]", show_default=False),
+]
+Config = Annotated[
+    Path | None,
+    typer.Option(help="YAML file with the same settings; options win.", show_default=False),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value for machines.")]

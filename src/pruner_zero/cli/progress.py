@@ -1,0 +1,79 @@
+"""Progress for people: bars on a terminal, plain lines elsewhere, all on stderr."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+
+from pruner_zero.progress import Progress, T
+
+
+def progress(quiet: bool = False) -> Progress:
+    """The progress that fits where stderr leads to."""
+    if quiet:
+        return Progress()
+    return BarProgress() if sys.stderr.isatty() else LineProgress()
+
+
+class BarProgress(Progress):
+    """One bar for the step at hand; remarks pass above it."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True)
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Draw a bar that disappears when the step is done."""
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
+        with Bars(*columns, console=self.console, transient=True) as bars:
+            yield from bars.track(items, total=_length(items, total), description=label)
+
+    def note(self, line: str) -> None:
+        """Print the remark above the bar."""
+        self.console.print(line, highlight=False, markup=False)
+
+
+class LineProgress(Progress):
+    """A line at the start and at most every ten seconds, for logs."""
+
+    pause = 10.0
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        """Print the step and, where it is long, how far it is."""
+        length = _length(items, total)
+        of = f"/{length}" if length is not None else ""
+        start = spoken = time.monotonic()
+        for count, item in enumerate(items):
+            now = time.monotonic()
+            if now - spoken >= self.pause:
+                spoken = now
+                self.note(f"{label}: {count}{of}, {now - start:.0f} s")
+            yield item
+        if time.monotonic() - start >= self.pause:
+            self.note(f"{label}: done, {time.monotonic() - start:.0f} s")
+
+    def note(self, line: str) -> None:
+        """Print one line at once."""
+        print(line, file=sys.stderr, flush=True)
+
+
+def _length(items: object, total: int | None) -> int | None:
+    if total is None:
+        with suppress(TypeError):
+            return len(items)  # type: ignore[arg-type]
+    return total

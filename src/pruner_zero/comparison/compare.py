@@ -1,0 +1,228 @@
+"""`compare`: many methods on one model, the same statistics and the same text for all."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+
+from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evaluation import perplexity
+from pruner_zero.files import write_atomic
+from pruner_zero.models import LanguageModel, Matrix, as_language_model, find_matrices
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.provenance import measured, provenance
+from pruner_zero.pruning import (
+    CalibrationSettings,
+    MatrixRecord,
+    Method,
+    Mode,
+    check_plan,
+    corpus_name,
+    model_name,
+    prune_model,
+    split_methods,
+    total_sparsity,
+)
+from pruner_zero.settings import read_settings
+from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus, random_windows
+
+DENSE = "dense"
+CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
+
+
+class CompareSettings(CalibrationSettings):
+    """All that decides the result of `compare`."""
+
+    methods: str = CLASSICS
+    text: str
+    windows_eval: Annotated[int, Field(ge=1)] | None = None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One table: a row a method, and where all of it comes from."""
+
+    rows: list[dict[str, Any]]
+    provenance: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """`rows` and `provenance`, as JSON values."""
+        return {"rows": self.rows, "provenance": self.provenance}
+
+
+def compare(
+    model: str | Path | LanguageModel | Any,
+    methods: str | Sequence[str] | None = None,
+    *,
+    calibration: str | Path | Corpus | Iterable[str] | None = None,
+    text: str | Path | Corpus | Iterable[str] | None = None,
+    output: str | Path | None = None,
+    tokenizer: Any = None,
+    cache: str | Path | None = None,
+    config: str | Path | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Comparison:
+    """Prune `model` by each method in turn, from the same dense weights, and measure each.
+
+    methods: names, expressions or tree files, each with its own `@SCOPE` if it wants;
+    `dense` is the model as it is. text: what perplexity is measured on. settings: the
+    remaining fields of `CompareSettings`; config: a YAML file of them. The rows are
+    written to `output` as they come. A method that cannot score this model has its reason
+    in the row. A model object gets its weights back. Raises PrunerZeroError on bad settings.
+    """
+    listed = methods if methods is None or isinstance(methods, str) else ",".join(methods)
+    given = {
+        **settings,
+        "model": model_name(model),
+        "methods": listed,
+        "calibration": corpus_name(calibration),
+        "text": corpus_name(text),
+    }
+    checked = read_settings(CompareSettings, given, config)
+    chosen = {
+        name: None if name == DENSE else checked.parse(name)
+        for name in split_methods(checked.methods)
+    }
+    for method in chosen.values():
+        if method:
+            method.mode("auto" if method.scope == "global" else checked.mode)
+    calibration_corpus = load_corpus(
+        calibration or checked.calibration, role="calibration", progress=progress
+    )
+    test_corpus = load_corpus(text or checked.text, role="test", progress=progress)
+    language_model = as_language_model(model, tokenizer, checked.dtype)
+    windows = random_windows(
+        calibration_corpus,
+        language_model.tokenizer,
+        checked.windows,
+        checked.seqlen,
+        checked.seed,
+    )
+    test = consecutive_windows(
+        test_corpus, language_model.tokenizer, checked.seqlen, checked.windows_eval
+    )
+    for method in chosen.values():
+        if method:
+            check_plan(language_model, windows, method, checked.selection)
+    store = open_store(
+        language_model,
+        windows,
+        norm=checked.gradient_norm,
+        folder=Path(cache) if cache is not None else None,
+    )
+    table = _Table(checked, language_model, windows, test, store, progress)
+    return table.fill(chosen, Path(output) if output is not None else None)
+
+
+@dataclass(frozen=True)
+class _Table:
+    settings: CompareSettings
+    language_model: LanguageModel
+    windows: Windows
+    test: Windows
+    store: StatisticsStore
+    progress: Progress
+
+    def fill(self, methods: dict[str, Method | None], output: Path | None) -> Comparison:
+        matrices = find_matrices(self.language_model.model)
+        with measured() as calibration:
+            self.calibrate(list(methods.values()))
+        comparison = Comparison(
+            [],
+            {
+                **provenance(),
+                "settings": self.settings.model_dump(mode="json"),
+                "calibration": self.windows.describe(),
+                "evaluation": self.test.describe(),
+                "calibration_seconds": calibration.seconds,
+                "calibration_peak_rss_bytes": calibration.peak_rss_bytes,
+            },
+        )
+        with _restoring(matrices) as restore:
+            for name, method in methods.items():
+                comparison.rows.append(self.row(name, method))
+                restore()
+                if output:
+                    text = json.dumps(comparison.to_json(), indent=2, allow_nan=False)
+                    write_atomic(output, text + "\n")
+        return comparison
+
+    def calibrate(self, methods: Sequence[Method | None]) -> None:
+        """Collect all dense statistics that any method needs, once."""
+        kinds: set[Kind] = set()
+        for method in methods:
+            if method:
+                one_shot = self.mode(method) == "one-shot"
+                kinds |= method.kinds if one_shot else method.kinds & {"G"}
+        norm = self.settings.gradient_norm
+        calibrate(
+            self.language_model, self.windows, kinds, self.store, norm=norm, progress=self.progress
+        )
+
+    def mode(self, method: Method) -> Mode:
+        return method.mode("auto" if method.scope == "global" else self.settings.mode)
+
+    def row(self, name: str, method: Method | None) -> dict[str, Any]:
+        """Prune by one method and measure; what fails is told in the row instead."""
+        self.progress.note(f"{name} …")
+        row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": 0.0}
+        if method:
+            row |= {
+                "expression": str(method.metric.expression),
+                "pattern": str(method.pattern),
+                "scope": method.scope,
+                "update": method.update,
+                "mode": self.mode(method),
+            }
+        try:
+            with measured() as cost:
+                records = self.prune(method) if method else []
+            loss = perplexity(self.language_model, self.test, self.progress)
+        except PrunerZeroError as error:
+            return {**row, "error": str(error), "seconds": cost.seconds, "peak_rss_bytes": None}
+        notes = [f"{record.name}: {record.note}" for record in records if record.note]
+        return {
+            **row,
+            "perplexity": loss.perplexity if math.isfinite(loss.perplexity) else None,
+            "loss": loss.loss,
+            "sparsity": round(total_sparsity(records), 6) if records else 0.0,
+            "seconds": cost.seconds,
+            "peak_rss_bytes": cost.peak_rss_bytes,
+            **({"notes": notes} if notes else {}),
+        }
+
+    def prune(self, method: Method) -> list[MatrixRecord]:
+        return prune_model(
+            self.language_model,
+            self.windows,
+            method,
+            self.store,
+            mode=self.mode(method),
+            selection=self.settings.selection,
+            progress=self.progress,
+        )
+
+
+@contextmanager
+def _restoring(matrices: Sequence[Matrix]) -> Iterator[Any]:
+    """Give a function that puts the dense weights back; they are back at the end in any case."""
+    dense = {matrix.parameter_name: matrix.parameter.data.clone() for matrix in matrices}
+    parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+
+    def restore() -> None:
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(dense[name])
+
+    try:
+        yield restore
+    finally:
+        restore()

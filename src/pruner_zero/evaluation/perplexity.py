@@ -1,0 +1,66 @@
+"""Perplexity as the pruning literature counts it."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import LanguageModel, check_tokens, next_token_loss
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.text import Windows
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """A model's perplexity on a text: per token, over non-overlapping windows, fp32 logits.
+
+    losses: the mean next-token loss in nats of each window. text: what was read, see
+    `Windows.describe`.
+    """
+
+    losses: tuple[float, ...]
+    text: dict[str, Any]
+
+    @property
+    def loss(self) -> float:
+        """The mean loss in nats per token; all windows have the same length."""
+        return sum(self.losses) / len(self.losses)
+
+    @property
+    def perplexity(self) -> float:
+        """`exp(loss)`, infinite where that overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def to_json(self) -> dict[str, Any]:
+        """Perplexity, loss, losses and the text as JSON values."""
+        return {
+            "perplexity": self.perplexity,
+            "loss": self.loss,
+            "losses": list(self.losses),
+            "text": self.text,
+        }
+
+
+@torch.no_grad()
+def perplexity(
+    language_model: LanguageModel, windows: Windows, progress: Progress = SILENT
+) -> Perplexity:
+    """The perplexity of `language_model` on `windows`. Raises PrunerZeroError on NaN logits."""
+    check_tokens(language_model.model, windows.tokens)
+    losses = [
+        float(next_token_loss(language_model.model, window[None]))
+        for window in progress.track(windows.tokens, "perplexity", len(windows.tokens))
+    ]
+    _check_finite(losses)
+    return Perplexity(tuple(losses), windows.describe())
+
+
+def _check_finite(losses: Sequence[float]) -> None:
+    if not all(math.isfinite(loss) for loss in losses):
+        raise PrunerZeroError(
+            "the model's loss is not finite: its weights are damaged or its dtype is too narrow, "
+            "try --dtype float32"
+        )

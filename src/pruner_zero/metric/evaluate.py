@@ -1,0 +1,118 @@
+"""Expressions on tensors: the scores of one weight matrix, or the reason there are none."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric.expression import TERMINALS, Call, Constant, Expression, Terminal
+from pruner_zero.metric.operators import Shape
+
+
+class ScoreError(PrunerZeroError):
+    """An expression that gives no usable scores for a matrix; `reason` says why in one line."""
+
+    @property
+    def reason(self) -> str:
+        return str(self)
+
+
+def evaluate(
+    expression: Expression,
+    terminals: Mapping[str, Tensor],
+    shape: tuple[int, int] | None = None,
+) -> Tensor:
+    """The value of the expression at every weight: fp32, (out, in), contiguous, its own memory.
+
+    terminals: W, G, S of shape (out, in); X, H of shape (1, in); any dtype, computed in fp32.
+    shape: (out, in), by default that of the first of W, G, S that is given.
+    Every distinct subtree is computed once and freed after its last use; inputs stay untouched.
+    Raises ScoreError for missing terminals and wrong shapes; the values can be non-finite.
+    """
+    shape = shape or _matrix_shape(terminals)
+    _check(expression, terminals, shape)
+    device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
+    uses = _uses(expression)
+    values: dict[Expression, Tensor] = {}
+
+    def value(node: Expression) -> Tensor:
+        if node not in values:
+            if isinstance(node, Terminal):
+                values[node] = terminals[node.name].to(torch.float32)
+            elif isinstance(node, Constant):
+                values[node] = torch.full((1, 1), node.value, dtype=torch.float32, device=device)
+            else:
+                assert isinstance(node, Call)
+                values[node] = node.operator.apply(*[value(operand) for operand in node.operands])
+        uses[node] -= 1
+        return values[node] if uses[node] else values.pop(node)
+
+    with torch.no_grad():
+        result = value(expression).expand(shape).contiguous()
+        inputs = {tensor.untyped_storage().data_ptr() for tensor in terminals.values()}
+        return result.clone() if result.untyped_storage().data_ptr() in inputs else result
+
+
+def score(
+    expression: Expression,
+    terminals: Mapping[str, Tensor],
+    shape: tuple[int, int] | None = None,
+) -> Tensor:
+    """`evaluate`, with scores that cannot be ranked rejected.
+
+    Raises ScoreError for missing terminals, wrong shapes, scores that are not finite, and
+    scores that are all equal (unless the matrix has a single entry).
+    """
+    scores = evaluate(expression, terminals, shape)
+    # One pass, without temporaries, settles the usual case: nan and infinities reach an end.
+    low, high = scores.aminmax()
+    if not torch.isfinite(high - low) and not torch.isfinite(scores).all():
+        kinds = {
+            "nan": scores.isnan(),
+            "+inf": scores.isposinf(),
+            "-inf": scores.isneginf(),
+        }
+        counts = {kind: int(found.sum()) for kind, found in kinds.items()}
+        listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+        total = sum(counts.values())
+        raise ScoreError(f"{total} of {scores.numel()} scores are not finite ({listed})")
+    if low == high and scores.numel() > 1:
+        raise ScoreError(f"all {scores.numel()} scores equal {low.item()}: nothing to rank by")
+    return scores
+
+
+def _uses(expression: Expression) -> Counter[Expression]:
+    """How often the value of each distinct subtree is asked for."""
+    uses = Counter({expression: 1})
+    pending = [expression]
+    while pending:
+        for operand in pending.pop().operands:
+            uses[operand] += 1
+            if uses[operand] == 1:
+                pending.append(operand)
+    return uses
+
+
+def _matrix_shape(terminals: Mapping[str, Tensor]) -> tuple[int, int]:
+    for name, statistic in TERMINALS.items():
+        if statistic.shape is Shape.MATRIX and name in terminals:
+            sizes = tuple(terminals[name].shape)
+            if len(sizes) != 2:
+                raise ScoreError(f"{name} has shape {sizes}, not two dimensions (out, in)")
+            return sizes
+    raise ScoreError("none of W, G, S is given, so the shape of the matrix is unknown: pass shape")
+
+
+def _check(expression: Expression, terminals: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
+    if 0 in shape:
+        raise ScoreError(f"a matrix of shape {shape} has no weights to score")
+    missing = sorted(expression.terminals - terminals.keys())
+    if missing:
+        given = ", ".join(sorted(terminals)) or "none"
+        raise ScoreError(f"missing terminals: {', '.join(missing)} (given: {given})")
+    for name in sorted(expression.terminals):
+        sizes, wanted = tuple(terminals[name].shape), TERMINALS[name].shape.sizes(shape)
+        if sizes != wanted:
+            raise ScoreError(f"{name} has shape {sizes}, not {wanted} beside a matrix {shape}")

@@ -1,0 +1,321 @@
+"""A pruning metric as an immutable tree of terminals, constants and operator calls."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.metric.operators import OPERATORS, Increasing, Operator, Shape
+
+MAX_DEPTH = 100
+MAX_SIZE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """What a terminal stands for: the form, the meaning, and whether it is never negative."""
+
+    shape: Shape
+    meaning: str
+    nonnegative: bool = True
+
+
+TERMINALS: Mapping[str, Statistic] = MappingProxyType(
+    {
+        "W": Statistic(Shape.MATRIX, "absolute weight"),
+        "G": Statistic(
+            Shape.MATRIX,
+            "sqrt(Σ_n (100·g_n)²) over calibration windows n, g_n the gradient of the mean "
+            "next-token loss",
+        ),
+        "X": Statistic(
+            Shape.ROW,
+            "L2 norm of each input channel: sqrt(mean over samples of Σ_tokens x²)",
+        ),
+        "H": Statistic(
+            Shape.ROW,
+            "diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian "
+            "2XᵀX/n, so that sqr(W) / sqr(H) is SparseGPT's score",
+        ),
+        "S": Statistic(Shape.MATRIX, "signed weight", nonnegative=False),
+    }
+)
+
+
+class Expression:
+    """A node of the tree with everything below it: immutable, hashable, compared by structure.
+
+    `operands`, `size` (nodes), `depth` (levels, a leaf is 1), `shape`, `terminals` (names) and
+    `nonnegative` (known never to be negative) are computed once, at construction.
+    Raises PrunerZeroError where a tree has more than 100 levels or 10,000 nodes.
+    """
+
+    __slots__ = ("_hash", "depth", "nonnegative", "operands", "shape", "size", "terminals")
+
+    _hash: int
+    depth: int
+    nonnegative: bool
+    operands: tuple["Expression", ...]
+    shape: Shape
+    size: int
+    terminals: frozenset[str]
+
+    def walk(self) -> Iterator["Expression"]:
+        """Every node in preorder; positions in it are the indices of `at` and `replace`."""
+        pending: list[Expression] = [self]
+        while pending:
+            node = pending.pop()
+            yield node
+            pending.extend(reversed(node.operands))
+
+    def at(self, index: int) -> "Expression":
+        """The subtree at preorder `index`. Raises IndexError outside 0 … size − 1."""
+        if index == 0:
+            return self
+        position, within = self._descend(index)
+        return self.operands[position].at(within)
+
+    def replace(self, index: int, subtree: "Expression") -> "Expression":
+        """This tree with the node at preorder `index` replaced; the rest is shared.
+
+        Raises IndexError outside 0 … size − 1, PrunerZeroError where the result breaks a limit
+        or a power would lose its constant exponent.
+        """
+        if index == 0:
+            return subtree
+        position, within = self._descend(index)
+        assert isinstance(self, Call)
+        operands = list(self.operands)
+        operands[position] = operands[position].replace(within, subtree)
+        return Call(self.operator, tuple(operands))
+
+    def leaf_counts(self) -> Counter[str]:
+        """How often each leaf occurs, by its text: terminal names and constants."""
+        return Counter(str(node) for node in self.walk() if not node.operands)
+
+    def operator_counts(self) -> Counter[str]:
+        """How often each operator occurs, by its name."""
+        return Counter(node.operator.name for node in self.walk() if isinstance(node, Call))
+
+    def _descend(self, index: int) -> tuple[int, int]:
+        """Which operand holds preorder `index`, and the index within it."""
+        if not 0 < index < self.size:
+            raise IndexError(f"node {index} of an expression of {self.size} nodes")
+        position, within = 0, index - 1
+        while within >= self.operands[position].size:
+            within -= self.operands[position].size
+            position += 1
+        return position, within
+
+    def _key(self) -> tuple[Any, ...]:
+        """What the node itself is made of: its constructor's arguments."""
+        raise NotImplementedError
+
+    def _remember(self, **facts: Any) -> None:
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+
+    def __eq__(self, other: object) -> bool:
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return NotImplemented
+        assert isinstance(other, Expression)
+        return self._hash == other._hash and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __reduce__(self) -> tuple[type["Expression"], tuple[Any, ...]]:
+        # Hashes of strings differ between processes: build anew instead of copying the cache.
+        return type(self), self._key()
+
+    # Grammar and LaTeX are written on top of this module, hence the imports inside.
+    def __str__(self) -> str:
+        from pruner_zero.metric.grammar import format
+
+        return format(self)
+
+    def __repr__(self) -> str:
+        return f"parse({str(self)!r})"
+
+    def _repr_latex_(self) -> str:
+        from pruner_zero.metric.latex import to_latex
+
+        return f"${to_latex(self)}$"
+
+    def __add__(self, other: "Expression | float") -> "Expression":
+        return call("add", self, _lift(other))
+
+    def __radd__(self, other: float) -> "Expression":
+        return call("add", _lift(other), self)
+
+    def __sub__(self, other: "Expression | float") -> "Expression":
+        return call("sub", self, _lift(other))
+
+    def __rsub__(self, other: float) -> "Expression":
+        return call("sub", _lift(other), self)
+
+    def __mul__(self, other: "Expression | float") -> "Expression":
+        return call("mul", self, _lift(other))
+
+    def __rmul__(self, other: float) -> "Expression":
+        return call("mul", _lift(other), self)
+
+    def __truediv__(self, other: "Expression | float") -> "Expression":
+        return call("quotient", self, _lift(other))
+
+    def __rtruediv__(self, other: float) -> "Expression":
+        return call("quotient", _lift(other), self)
+
+    def __pow__(self, exponent: float) -> "Expression":
+        return call("power", self, Constant(exponent))
+
+    def __neg__(self) -> "Expression":
+        return call("neg", self)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Terminal(Expression):
+    """A statistic of one weight matrix, fp32: W, G, S are (out, in), X and H are (1, in).
+
+    W: absolute weight.
+    G: sqrt(Σ_n (100·g_n)²) over calibration windows n, g_n the gradient of the mean
+        next-token loss.
+    X: L2 norm of each input channel, sqrt(mean over samples of Σ_tokens x²), as Wanda uses it.
+    H: the diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian
+        2XᵀX/n, so that sqr(W) / sqr(H) is SparseGPT's score.
+    S: signed weight; the only one that can be negative.
+    Raises PrunerZeroError for any other name.
+    """
+
+    __slots__ = ("name",)
+
+    name: str
+
+    def __post_init__(self) -> None:
+        if self.name not in TERMINALS:
+            raise PrunerZeroError(
+                f"unknown terminal '{self.name}': {did_you_mean(self.name, TERMINALS)}"
+            )
+        statistic = TERMINALS[self.name]
+        self._remember(
+            _hash=hash(("Terminal", self.name)),
+            depth=1,
+            nonnegative=statistic.nonnegative,
+            operands=(),
+            shape=statistic.shape,
+            size=1,
+            terminals=frozenset((self.name,)),
+        )
+
+    def _key(self) -> tuple[str]:
+        return (self.name,)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Constant(Expression):
+    """A finite number, a SCALAR. Raises PrunerZeroError for nan and infinities."""
+
+    __slots__ = ("value",)
+
+    value: float
+
+    def __post_init__(self) -> None:
+        try:
+            # Adding zero leaves one zero: -0.0 equals 0.0 and would otherwise print differently.
+            value = float(self.value) + 0.0
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise PrunerZeroError(f"a constant must be a finite number, not {value}")
+        self._remember(
+            value=value,
+            _hash=hash(("Constant", value)),
+            depth=1,
+            nonnegative=value >= 0,
+            operands=(),
+            shape=Shape.SCALAR,
+            size=1,
+            terminals=frozenset(),
+        )
+
+    def _key(self) -> tuple[float]:
+        return (self.value,)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Call(Expression):
+    """An operator applied to its operands.
+
+    Raises PrunerZeroError for a wrong number of operands, a power whose exponent is no
+    Constant, and trees beyond the limits.
+    """
+
+    __slots__ = ("operator",)
+
+    operator: Operator
+    operands: tuple[Expression, ...]
+
+    def __post_init__(self) -> None:
+        operator, operands = self.operator, self.operands
+        if len(operands) != operator.arity:
+            plural = "s" if operator.arity > 1 else ""
+            raise PrunerZeroError(
+                f"{operator.name} takes {operator.arity} operand{plural}, not {len(operands)}"
+            )
+        if operator.name == "power" and not isinstance(operands[1], Constant):
+            raise PrunerZeroError("the exponent of a power must be a number")
+        depth = 1 + max(operand.depth for operand in operands)
+        size = 1 + sum(operand.size for operand in operands)
+        if depth > MAX_DEPTH:
+            raise PrunerZeroError(f"an expression can have at most {MAX_DEPTH} levels: shorten it")
+        if size > MAX_SIZE:
+            raise PrunerZeroError(f"an expression can have at most {MAX_SIZE} nodes: shorten it")
+        self._remember(
+            _hash=hash((operator.name, *(operand._hash for operand in operands))),
+            depth=depth,
+            nonnegative=operator.sign == "nonnegative"
+            or (operator.sign == "keeps" and all(operand.nonnegative for operand in operands)),
+            shape=operator.shape(*(operand.shape for operand in operands)),
+            size=size,
+            terminals=frozenset().union(*(operand.terminals for operand in operands)),
+        )
+
+    @property
+    def exponent(self) -> float | None:
+        """The exponent where this is a power, else None."""
+        if self.operator.name != "power":
+            return None
+        exponent = self.operands[1]
+        assert isinstance(exponent, Constant)
+        return exponent.value
+
+    @property
+    def increasing(self) -> Increasing:
+        """The operator's fact of that name, and a power's: for exponents above zero."""
+        if self.exponent is None:
+            return self.operator.increasing
+        return "nonnegative" if self.exponent > 0 else "never"
+
+    @property
+    def degree(self) -> float | None:
+        """The operator's fact of that name; of a power, the exponent (its base alone scaled)."""
+        return self.operator.degree if self.exponent is None else self.exponent
+
+    def _key(self) -> tuple[Operator, tuple[Expression, ...]]:
+        return (self.operator, self.operands)
+
+
+def call(name: str, *operands: Expression) -> Call:
+    """The operator of that name applied to the operands. Raises PrunerZeroError as Call does."""
+    if name not in OPERATORS:
+        raise PrunerZeroError(f"unknown operator '{name}': {did_you_mean(name, OPERATORS)}")
+    return Call(OPERATORS[name], operands)
+
+
+def _lift(value: Expression | float) -> Expression:
+    return value if isinstance(value, Expression) else Constant(value)

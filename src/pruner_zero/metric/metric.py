@@ -1,0 +1,141 @@
+"""A pruning metric as the rest of the program passes it on: an expression, a name, a scope."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.metric.evaluate import score
+from pruner_zero.metric.expression import TERMINALS, Expression
+from pruner_zero.metric.grammar import ParseError, excerpt, parse
+from pruner_zero.metric.latex import to_latex
+from pruner_zero.metric.named import NAMED
+from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.tree_json import from_tree, load_json, to_tree
+
+MAX_BYTES = 10_000_000
+
+_WORD = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """An expression that scores every weight, with an optional name and comparison scope.
+
+    scope: which weights compete with each other where the metric was found (row, block,
+        matrix, global); the sparsity room gives it meaning.
+    Raises PrunerZeroError where the expression gives no value per weight.
+    """
+
+    expression: Expression
+    name: str | None = None
+    scope: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.expression.shape is not Shape.MATRIX:
+            matrices = {name for name in TERMINALS if TERMINALS[name].shape is Shape.MATRIX}
+            used = sorted(self.expression.terminals & matrices)
+            problem = (
+                f"it reduces {' and '.join(used)} to one number" if used else "it needs W, G or S"
+            )
+            raise PrunerZeroError(
+                f"`{excerpt(self.expression)}` gives no value per weight: {problem}"
+            )
+
+    @classmethod
+    def of(cls, spec: "Metric | Expression | Mapping[str, Any] | str | Path") -> "Metric":
+        """The metric meant by `spec`.
+
+        spec: a Metric, an Expression, a tree (with optional root keys name and scope), the name
+            of a known metric, the path of a JSON tree file, or the text of an expression. Names
+            come before files, files before expressions; text that ends in .json is a path.
+        Raises PrunerZeroError in one line that names the file, the column or a near name.
+        """
+        if isinstance(spec, Metric):
+            return spec
+        if isinstance(spec, Expression):
+            return cls(spec)
+        if isinstance(spec, Mapping):
+            return cls._of_tree(spec)
+        if isinstance(spec, Path) or spec.endswith(".json"):
+            return cls._of_file(Path(spec))
+        if spec in NAMED:
+            return cls(parse(NAMED[spec].text), name=spec)
+        if spec not in TERMINALS and os.path.isfile(spec):
+            return cls._of_file(Path(spec))
+        try:
+            return cls(parse(spec))
+        except ParseError:
+            if not _WORD.fullmatch(spec):
+                raise
+            word = excerpt(spec, 40)
+            raise PrunerZeroError(
+                f"unknown metric '{word}': {did_you_mean(word, [*NAMED, *TERMINALS])}"
+            ) from None
+
+    @classmethod
+    def _of_tree(cls, tree: object) -> "Metric":
+        if not isinstance(tree, Mapping):
+            return cls(from_tree(tree))
+        nodes = {key: value for key, value in tree.items() if key not in ("name", "scope")}
+        for key in ("name", "scope"):
+            if not isinstance(tree.get(key), str | None):
+                raise PrunerZeroError(f"root: {key} must be a text")
+        return cls(from_tree(nodes), name=tree.get("name"), scope=tree.get("scope"))
+
+    @classmethod
+    def _of_file(cls, path: Path) -> "Metric":
+        shown = excerpt(path, 200)
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_BYTES + 1)
+        except FileNotFoundError:
+            raise PrunerZeroError(f"{shown}: no such file; give the path of a tree file") from None
+        except (OSError, ValueError) as error:
+            why = getattr(error, "strerror", error)
+            raise PrunerZeroError(f"{shown}: cannot be read ({why})") from None
+        if len(data) > MAX_BYTES:
+            raise PrunerZeroError(f"{shown}: larger than 10 MB, which no metric is")
+        try:
+            return cls._of_tree(load_json(data.decode("utf-8-sig")))
+        except UnicodeDecodeError:
+            raise PrunerZeroError(f"{shown}: not UTF-8 text; save it as UTF-8") from None
+        except PrunerZeroError as error:
+            raise PrunerZeroError(f"{shown}: {error}") from None
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The terminals that have to be collected to score with this metric."""
+        return self.expression.terminals
+
+    @property
+    def latex(self) -> str:
+        """The expression as LaTeX, without dollar signs."""
+        return to_latex(self.expression)
+
+    def score(self, terminals: Mapping[str, Tensor]) -> Tensor:
+        """The scores of one matrix, fp32 (out, in), the lowest pruned first.
+
+        Raises ScoreError where there are none to rank; see `evaluate.score`.
+        """
+        return score(self.expression, terminals)
+
+    def to_tree(self) -> dict[str, Any]:
+        """The released nested form, with name and scope at its root where they are set."""
+        extra = {"name": self.name, "scope": self.scope}
+        return to_tree(self.expression) | {
+            key: text for key, text in extra.items() if text is not None
+        }
+
+    def to_json(self) -> str:
+        """`to_tree` as JSON text, which `Metric.of` reads back from a file."""
+        return json.dumps(self.to_tree())
+
+    def __str__(self) -> str:
+        return str(self.expression)

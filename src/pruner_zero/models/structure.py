@@ -1,0 +1,121 @@
+"""Where the decoder blocks of a model are, and which weight matrices in them can be pruned.
+
+Nothing here knows a model by name: blocks are the module list that holds most of the
+parameters, and a prunable matrix is any linear map inside a block.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from pruner_zero.errors import PrunerZeroError
+
+
+@dataclass(frozen=True, eq=False)
+class Matrix:
+    """One prunable weight matrix, seen as (out, in) whatever its storage layout.
+
+    `expert` is the index into a parameter that stacks the experts of a mixture;
+    `transposed` says that the storage is (in, out).
+    """
+
+    name: str
+    block: int
+    parameter: nn.Parameter
+    parameter_name: str
+    transposed: bool = False
+    expert: int | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights (out, in) in their own dtype: a view, so writing to it changes the model."""
+        return self.view(self.parameter.data)
+
+    @property
+    def kind(self) -> str:
+        """The name inside the block, the same for this matrix in every block."""
+        return self.name.split(f".{self.block}.", 1)[-1]
+
+    def view(self, stored: Tensor) -> Tensor:
+        """This matrix (out, in) inside a tensor laid out like its parameter, e.g. a gradient."""
+        own = stored if self.expert is None else stored[self.expert]
+        return own.T if self.transposed else own
+
+
+def find_blocks(model: nn.Module) -> list[nn.Module]:
+    """The decoder blocks in order: the module list that holds most of the parameters.
+
+    Raises PrunerZeroError where the model has none.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise PrunerZeroError(
+            f"{type(model).__name__} has no list of decoder blocks: give a decoder-only model"
+        )
+    largest = max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
+    return list(largest)
+
+
+def find_matrices(
+    model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> list[Matrix]:
+    """Every linear map inside the decoder blocks, in the order of the model.
+
+    `include` and `exclude` are shell patterns over the full names, such as `*.mlp.*`.
+    Embeddings, the head and routers that are bare parameters are never among them.
+    Raises PrunerZeroError where nothing remains, or a pattern matches nothing.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    found = [
+        matrix
+        for index, block in enumerate(find_blocks(model))
+        for module in block.modules()
+        for matrix in _matrices_of(module, names[module], index)
+    ]
+    for pattern in (*include, *exclude):
+        if not any(fnmatchcase(matrix.name, pattern) for matrix in found):
+            example = f": the names look like {found[0].name}" if found else ""
+            raise PrunerZeroError(
+                f"the pattern '{pattern}' matches no matrix of this model{example}"
+            )
+    kept = [
+        matrix
+        for matrix in found
+        if (not include or any(fnmatchcase(matrix.name, pattern) for pattern in include))
+        and not any(fnmatchcase(matrix.name, pattern) for pattern in exclude)
+    ]
+    if not kept:
+        raise PrunerZeroError("no matrix is left to prune: change --include or --exclude")
+    return kept
+
+
+def check_weights(matrices: Sequence[Matrix]) -> None:
+    """Raise PrunerZeroError naming the first matrix that holds NaN or infinity."""
+    for matrix in matrices:
+        finite = torch.isfinite(matrix.weight)
+        if not finite.all():
+            count = int((~finite).sum())
+            raise PrunerZeroError(
+                f"{matrix.name} has {count} weights that are NaN or infinite: "
+                "repair the checkpoint or exclude the matrix"
+            )
+
+
+def _matrices_of(module: nn.Module, name: str, block: int) -> list[Matrix]:
+    if isinstance(module, (nn.Linear, Conv1D)):
+        transposed = isinstance(module, Conv1D)
+        weight = module.get_parameter("weight")
+        return [Matrix(name, block, weight, f"{name}.weight", transposed)]
+    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return []
+    in_out = bool(getattr(module, "is_transposed", False))
+    return [
+        Matrix(f"{name}.{own}[{expert}]", block, stack, f"{name}.{own}", in_out, expert)
+        for own, stack in module.named_parameters(recurse=False)
+        if stack.ndim == 3
+        for expert in range(stack.shape[0])
+    ]

@@ -1,0 +1,91 @@
+"""An unfinished run on disk, so that an interruption costs at most one block."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import append_line, read_lines, save_tensors, sha256
+from pruner_zero.models import Matrix
+from pruner_zero.pruning.record import MatrixRecord
+
+JOURNAL = "journal.jsonl"
+
+
+class Checkpoint:
+    """Finished blocks under `folder`: a journal, one file of weights a block, and the activations.
+
+    A block counts once its journal line is on disk; the files it names are written before,
+    and carry their checksums there. `run` identifies the settings: a folder that belongs to
+    other settings is refused with PrunerZeroError.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        lines = read_lines(folder / JOURNAL)
+        if not lines:
+            append_line(folder / JOURNAL, {"run": run})
+        elif lines[0].get("run") != run:
+            raise PrunerZeroError(
+                f"{folder} holds an unfinished run with other settings: finish that run, "
+                "or discard it with --overwrite"
+            )
+        self.lines: list[dict[str, Any]] = lines[1:]
+
+    @property
+    def finished(self) -> int:
+        """How many blocks are done."""
+        return len(self.lines)
+
+    def restore(self, matrices: Sequence[Matrix]) -> list[MatrixRecord]:
+        """Put the finished blocks' weights back into the model; return their records."""
+        parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+        for line in self.lines:
+            for name, tensor in self._load(line["weights"]).items():
+                parameters[name].data.copy_(tensor)
+        return [MatrixRecord.from_json(one) for line in self.lines for one in line["records"]]
+
+    def hidden(self) -> list[Tensor] | None:
+        """The input of the next block, a tensor a window, where the run keeps it."""
+        if not self.lines or self.lines[-1]["hidden"] is None:
+            return None
+        stacked = self._load(self.lines[-1]["hidden"])["hidden"]
+        return [window[None] for window in stacked]
+
+    def commit(
+        self,
+        matrices: Sequence[Matrix],
+        records: Sequence[MatrixRecord],
+        hidden: Sequence[Tensor] | None,
+    ) -> None:
+        """Make one more block durable: its weights, and the input of the block after it."""
+        block = self.finished
+        weights = {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
+        line = {
+            "block": block,
+            "weights": self._save(f"weights-{block:04d}.safetensors", weights),
+            "hidden": hidden
+            and self._save(f"hidden-{block:04d}.safetensors", {"hidden": torch.cat(list(hidden))}),
+            "records": [record.to_json() for record in records],
+        }
+        append_line(self.folder / JOURNAL, line)
+        self.lines.append(line)
+        (self.folder / f"hidden-{block - 1:04d}.safetensors").unlink(missing_ok=True)
+
+    def _save(self, name: str, tensors: dict[str, Tensor]) -> dict[str, str]:
+        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        return {"file": name, "sha256": save_tensors(self.folder / name, contiguous)}
+
+    def _load(self, entry: dict[str, str]) -> dict[str, Tensor]:
+        path = self.folder / entry["file"]
+        if not path.is_file() or sha256(path) != entry["sha256"]:
+            raise PrunerZeroError(
+                f"{path} is damaged: start the unfinished run again with --overwrite"
+            )
+        tensors: dict[str, Tensor] = load_file(path)
+        return tensors

@@ -1,0 +1,121 @@
+"""What is done to a model: a metric, a pattern of zeros with its comparison group, an update."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+from pruner_zero.calibration import Kind
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.metric import Metric
+from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
+
+Update = Literal["none", "obs"]
+Mode = Literal["auto", "sequential", "one-shot"]
+
+SPARSEGPT = "sparsegpt"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to prune, named as the user wrote it.
+
+    update: "none" keeps the remaining weights; "obs" corrects them by SparseGPT's sweep.
+    """
+
+    name: str
+    metric: Metric
+    pattern: Pattern
+    update: Update = "none"
+
+    @property
+    def scope(self) -> Scope | None:
+        """The comparison group, None under an N:M pattern, which is its own group."""
+        return self.pattern.scope if isinstance(self.pattern, Unstructured) else None
+
+    @property
+    def chooses_while_updating(self) -> bool:
+        """Whether the mask is chosen during the sweep, as SparseGPT does with its own score."""
+        return (
+            self.update == "obs"
+            and self.metric.name == "sparsegpt-score"
+            and self.scope in ("row", "block", None)
+        )
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """The statistics that have to be collected for it."""
+        needs = self.metric.needs
+        kinds: set[Kind] = {kind for kind in ("G", "X") if kind in needs}
+        if "H" in needs or self.update == "obs":
+            kinds.add("gram")
+        return frozenset(kinds)
+
+    def mode(self, asked: Mode) -> Literal["sequential", "one-shot"]:
+        """The order of work: sequential unless all matrices compete with each other.
+
+        Raises PrunerZeroError where sequential was asked for and cannot be.
+        """
+        if self.scope != "global":
+            return "one-shot" if asked == "one-shot" else "sequential"
+        if asked == "sequential":
+            raise PrunerZeroError(
+                f"{self.name} compares all matrices at once, which one block after the other "
+                "cannot: choose --mode one-shot or another --scope"
+            )
+        return "one-shot"
+
+
+def parse_method(
+    text: str,
+    *,
+    sparsity: float | None = None,
+    pattern: str | None = None,
+    scope: Scope | None = None,
+) -> Method:
+    """Read `METRIC[@SCOPE][+obs]`, METRIC a name, an expression or a tree file.
+
+    `sparsegpt` stands for its score in blocks of columns with its update. A scope in the
+    text wins over one in the tree file, which wins over `scope`; without any it is "row".
+    Exactly one of sparsity in [0, 1) and pattern such as "2:4". Raises PrunerZeroError.
+    """
+    if (sparsity is None) == (pattern is None):
+        raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
+    body, update = re.fullmatch(r"(.*?)(\+obs)?", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
+    body, own_scope = _split_scope(body)
+    if body == SPARSEGPT:
+        metric, update, fallback = Metric.of("sparsegpt-score"), "+obs", "block"
+    else:
+        metric, fallback = Metric.of(body), "row"
+    chosen = _scope(own_scope or metric.scope or scope or fallback)
+    zeros = Unstructured(sparsity or 0.0, chosen) if pattern is None else parse_pattern(pattern)
+    return Method(text.strip(), metric, zeros, "obs" if update else "none")
+
+
+def split_methods(text: str) -> list[str]:
+    """Split a comma-separated list of methods; commas inside parentheses do not split."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character == "(") - (character == ")")
+        if character == "," and depth <= 0:
+            parts.append(text[start:position])
+            start = position + 1
+    parts.append(text[start:])
+    methods = [part.strip() for part in parts]
+    if not all(methods):
+        raise PrunerZeroError(f"an empty name in the list of methods '{text}'")
+    return methods
+
+
+def _scope(name: str) -> Scope:
+    if name not in get_args(Scope):
+        raise PrunerZeroError(
+            f"no comparison group '{name}': {did_you_mean(name, get_args(Scope))}"
+        )
+    return cast(Scope, name)
+
+
+def _split_scope(body: str) -> tuple[str, str | None]:
+    before, at, after = body.rpartition("@")
+    if at and re.fullmatch(r"[a-z]+", after):
+        return before, after
+    return body, None

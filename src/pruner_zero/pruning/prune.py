@@ -1,0 +1,169 @@
+"""`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from pruner_zero.calibration import StatisticsStore, open_store
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import locked, write_atomic, writing
+from pruner_zero.metric import Metric
+from pruner_zero.models import LanguageModel, as_language_model, save_model
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.provenance import Cost, measured, provenance
+from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.pipeline import check_plan, prune_model
+from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.settings import PruneSettings, corpus_name, model_name
+from pruner_zero.settings import read_settings
+from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
+
+
+def prune(
+    model: str | Path | LanguageModel | Any,
+    metric: str | Metric | None = None,
+    *,
+    calibration: str | Path | Corpus | Iterable[str] | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    cache: str | Path | None = None,
+    config: str | Path | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> PruneResult:
+    """Prune a language model by a metric, and save it to the folder `output` if one is given.
+
+    model: what `load_model` takes, or a model object with its `tokenizer`, which is then
+    pruned in place. metric: a name, an expression, a tree file or a `Metric`. calibration:
+    what `load_corpus` takes. settings: the remaining fields of `PruneSettings`, such as
+    sparsity=0.5 or pattern="2:4"; config: a YAML file of them, over which arguments win.
+    cache: the folder that keeps statistics for the next run, the user's where None.
+
+    The work goes on in `OUTPUT.partial` and moves to `output` once it is whole; the same
+    call after an interruption goes on after the last finished block. Raises
+    PrunerZeroError, naming what to change; `output` is then as it was.
+    """
+    given = {
+        **settings,
+        "model": model_name(model),
+        "metric": None if metric is None else str(metric),
+        "calibration": corpus_name(calibration),
+    }
+    checked = read_settings(PruneSettings, given, config)
+    folder = Path(output) if output is not None else None
+    if folder:
+        check_output(folder, overwrite)
+    corpus = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
+    language_model = as_language_model(model, tokenizer, checked.dtype)
+    windows = random_windows(
+        corpus, language_model.tokenizer, checked.windows, checked.seqlen, checked.seed
+    )
+    check_plan(language_model, windows, checked.method, checked.selection)
+    store = open_store(
+        language_model,
+        windows,
+        norm=checked.gradient_norm,
+        folder=Path(cache) if cache is not None else None,
+    )
+    work = _Work(checked, language_model, windows, store, progress)
+    return work.save(folder, overwrite) if folder else work.run(None)
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise PrunerZeroError where `folder` cannot become the result."""
+    if folder.is_file():
+        raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise PrunerZeroError(f"{folder} is not empty: choose another folder, or add --overwrite")
+
+
+@dataclass(frozen=True)
+class _Work:
+    settings: PruneSettings
+    language_model: LanguageModel
+    windows: Windows
+    store: StatisticsStore
+    progress: Progress
+
+    def run(self, checkpoint: Checkpoint | None) -> PruneResult:
+        """Prune in memory, block by block, from where the checkpoint stands."""
+        method, mode = self.settings.method, self.settings.method.mode(self.settings.mode)
+        with measured() as cost:
+            records = prune_model(
+                self.language_model,
+                self.windows,
+                method,
+                self.store,
+                mode=mode,
+                selection=self.settings.selection,
+                checkpoint=checkpoint,
+                progress=self.progress,
+            )
+        return PruneResult(
+            self.language_model,
+            self.settings,
+            mode,
+            records,
+            self.windows.describe(),
+            provenance(),
+            cost,
+        )
+
+    def save(self, output: Path, overwrite: bool) -> PruneResult:
+        """Prune with a checkpoint beside `output`, write the result there, move it into place."""
+        partial = output.with_name(output.name + ".partial")
+        with locked(partial):
+            checkpoint = self.checkpoint(partial / "blocks", overwrite)
+            if checkpoint.finished:
+                self.progress.note(f"going on after block {checkpoint.finished} of {partial}")
+            started = checkpoint.finished
+            result = replace(self.run(checkpoint), output=output)
+            staged = partial / "result"
+            shutil.rmtree(staged, ignore_errors=True)
+            save_model(self.language_model, staged)
+            result.write(staged)
+            _write_cost(staged, result.cost, started)
+            _move(staged, output, partial)
+        shutil.rmtree(partial, ignore_errors=True)
+        return result
+
+    def checkpoint(self, folder: Path, overwrite: bool) -> Checkpoint:
+        """The unfinished run of these settings; one of other settings only gives way if told."""
+        identity = {
+            "settings": self.settings.model_dump(mode="json"),
+            "tree": self.settings.method.metric.to_json(),
+            "statistics": self.store.settings,
+        }
+        run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        with writing(folder):
+            try:
+                return Checkpoint(folder, run)
+            except PrunerZeroError:
+                if not overwrite:
+                    raise
+                shutil.rmtree(folder)
+                return Checkpoint(folder, run)
+
+
+def _write_cost(folder: Path, cost: Cost, started: int) -> None:
+    timing = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": cost.seconds,
+        "peak_rss_bytes": cost.peak_rss_bytes,
+        "first_block_of_this_process": started,
+    }
+    write_atomic(folder / "timing.json", json.dumps(timing, indent=2) + "\n")
+
+
+def _move(staged: Path, output: Path, partial: Path) -> None:
+    with writing(output):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.exists():
+            output.rename(partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}")
+        staged.rename(output)

@@ -1,0 +1,42 @@
+"""What pruning did to each matrix, and the folder that tells it."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MatrixRecord:
+    """One pruned matrix: how many of its weights are zero, and what had to be done about it.
+
+    damping: the share of the mean diagonal added to the Hessian, where an update was made.
+    note: a fallback that was taken, for the user to know.
+    """
+
+    name: str
+    block: int
+    shape: tuple[int, int]
+    zeros: int
+    damping: float | None = None
+    note: str | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that are zero."""
+        return self.zeros / (self.shape[0] * self.shape[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields and the sparsity, as JSON values."""
+        return {**asdict(self), "shape": list(self.shape), "sparsity": round(self.sparsity, 6)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "MatrixRecord":
+        """Read back what `to_json` wrote."""
+        fields = {key: value[key] for key in ("name", "block", "zeros", "damping", "note")}
+        return cls(shape=(value["shape"][0], value["shape"][1]), **fields)
+
+
+def total_sparsity(records: Sequence[MatrixRecord]) -> float:
+    """The share of zeros over all pruned matrices together."""
+    weights = sum(record.shape[0] * record.shape[1] for record in records)
+    return sum(record.zeros for record in records) / weights

@@ -1,0 +1,103 @@
+"""The result of pruning: what was asked, what was done, and the files that say so."""
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruner_zero.files import write_atomic
+from pruner_zero.models import LanguageModel
+from pruner_zero.provenance import Cost
+from pruner_zero.pruning.record import MatrixRecord, total_sparsity
+from pruner_zero.pruning.settings import PruneSettings
+
+
+@dataclass(frozen=True)
+class PruneResult:
+    """A pruned model and everything needed to trust and repeat it.
+
+    `calibration` describes the windows, `cost` the wall time and memory of this process;
+    `output` is the folder, None where nothing was saved.
+    """
+
+    language_model: LanguageModel
+    settings: PruneSettings
+    mode: str
+    records: Sequence[MatrixRecord]
+    calibration: dict[str, Any]
+    provenance: dict[str, Any]
+    cost: Cost
+    output: Path | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all pruned matrices."""
+        return total_sparsity(self.records)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the cost, as JSON values: the same for the same run, interrupted or not."""
+        method = self.settings.method
+        return {
+            "settings": self.settings.model_dump(mode="json") | {"mode": self.mode},
+            "expression": str(method.metric.expression),
+            "pattern": str(method.pattern),
+            "update": method.update,
+            "sparsity": round(self.sparsity, 6),
+            "calibration": self.calibration,
+            "provenance": self.provenance,
+            "matrices": [record.to_json() for record in self.records],
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write metric.json, pruning.json and the model card README.md to `folder`."""
+        method = self.settings.method
+        tree = json.loads(method.metric.to_json())
+        if method.scope:
+            tree["scope"] = method.scope
+        write_atomic(folder / "metric.json", json.dumps(tree, indent=2) + "\n")
+        write_atomic(folder / "pruning.json", json.dumps(self.to_json(), indent=2) + "\n")
+        write_atomic(folder / "README.md", model_card(self))
+
+
+def model_card(result: PruneResult) -> str:
+    """The model card of a pruned model, in Markdown with the hub's header."""
+    settings, method = result.settings, result.settings.method
+    kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
+    for record in result.records:
+        kinds[record.name.split(f".{record.block}.", 1)[-1]].append(record)
+    rows = [f"| `{kind}` | {len(own)} | {total_sparsity(own):.2%} |" for kind, own in kinds.items()]
+    notes = [f"- `{one.name}`: {one.note}" for one in result.records if one.note]
+    update = (
+        ", the remaining weights corrected by SparseGPT's sweep" if method.update == "obs" else ""
+    )
+    parts = [
+        "---",
+        *([] if settings.model.startswith("builtin:") else [f"base_model: {settings.model}"]),
+        "library_name: transformers",
+        "tags: [pruned, pruner-zero]",
+        "---",
+        "",
+        f"# {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros",
+        "",
+        f"Every linear map of the decoder blocks was pruned ({method.pattern}, {result.mode})"
+        f" by the metric `{method.metric.expression}`{update}. Nothing was retrained.",
+        "",
+        "The weights are stored densely with exact zeros: the model loads with plain"
+        " `AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless"
+        " your runtime makes use of the zeros.",
+        "",
+        "| matrices | count | zeros |",
+        "|---|---|---|",
+        *rows,
+        *(["", "## Remarks", "", *notes] if notes else []),
+        "",
+        "## Provenance",
+        "",
+        f"Calibrated on {result.calibration['windows']} windows of {result.calibration['seqlen']}"
+        f" tokens of `{result.calibration['text']}`, seed {settings.seed}. Settings, versions and"
+        " the zeros of every matrix are in `pruning.json`, the metric in `metric.json`.",
+        "",
+    ]
+    return "\n".join(parts)

@@ -1,0 +1,74 @@
+"""What `prune` can be told."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from pruner_zero.calibration import GradientNorm
+from pruner_zero.models import Dtype, LanguageModel
+from pruner_zero.pruning.method import Method, Mode, parse_method
+from pruner_zero.pruning.pipeline import Selection
+from pruner_zero.settings import Settings
+from pruner_zero.sparsity import Scope
+from pruner_zero.text import Corpus
+
+
+class CalibrationSettings(Settings):
+    """What statistics are collected on, and how; shared by the verbs that calibrate."""
+
+    model: str
+    calibration: str
+    windows: Annotated[int, Field(ge=1)] = 24
+    seqlen: Annotated[int, Field(ge=2)] = 1024
+    seed: Annotated[int, Field(ge=0)] = 0
+    sparsity: float | None = None
+    pattern: str | None = None
+    scope: Scope | None = None
+    mode: Mode = "auto"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    dtype: Dtype = "auto"
+    gradient_norm: GradientNorm = "l2"
+    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+
+    @property
+    def selection(self) -> Selection:
+        """The part that the pipeline takes as it is."""
+        return Selection(self.include, self.exclude, self.damping, self.gradient_norm)
+
+    def parse(self, method: str) -> Method:
+        """Read a method at this sparsity. Raises PrunerZeroError."""
+        return parse_method(method, sparsity=self.sparsity, pattern=self.pattern, scope=self.scope)
+
+
+class PruneSettings(CalibrationSettings):
+    """All that decides the result of `prune`."""
+
+    metric: str = "wanda"
+
+    @model_validator(mode="after")
+    def _combine(self) -> Self:
+        self.method.mode(self.mode)
+        return self
+
+    @property
+    def method(self) -> Method:
+        """The method that metric, sparsity or pattern, and scope describe."""
+        return self.parse(self.metric)
+
+
+def model_name(model: str | Path | LanguageModel | Any) -> str:
+    """How settings name a model that may be an object."""
+    if isinstance(model, (str, Path)):
+        return str(model)
+    name = model.name if isinstance(model, LanguageModel) else model.name_or_path
+    return name or type(model).__name__
+
+
+def corpus_name(corpus: str | Path | Corpus | Iterable[str] | None) -> str | None:
+    """How settings name a text that may be an object; None where none is given."""
+    if corpus is None or isinstance(corpus, (str, Path)):
+        return None if corpus is None else str(corpus)
+    return corpus.name if isinstance(corpus, Corpus) else "(strings)"

@@ -1,0 +1,59 @@
+"""Reading settings: from YAML, from keywords, refused with one line where they are wrong."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+
+
+class Settings(BaseModel):
+    """The base of every verb's settings: unknown keys forbidden, values fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(kind: type[S], given: Mapping[str, Any], file: str | Path | None = None) -> S:
+    """Settings of `kind` from a YAML `file` and from `given`, which wins.
+
+    Keys whose value is None in `given` count as not given. Raises PrunerZeroError naming
+    the option and what it accepts.
+    """
+    values = {**(_read_yaml(Path(file)) if file else {})}
+    values.update({key: value for key, value in given.items() if value is not None})
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        raise PrunerZeroError(_first_line(error, kind)) from error
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise PrunerZeroError(f"{file} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise PrunerZeroError(f"{file} is not valid YAML: {reason}") from error
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise PrunerZeroError(f"{file} must hold settings as `name: value` lines")
+    return values
+
+
+def _first_line(error: ValidationError, kind: type[Settings]) -> str:
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"]) or "settings"
+    option = "--" + key.replace("_", "-")
+    if first["type"] == "extra_forbidden":
+        return f"no setting '{key}': {did_you_mean(key, kind.model_fields)}"
+    if first["type"] == "missing":
+        return f"{option} is missing"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{option} is {first['input']!r}: {message}"

@@ -1,0 +1,250 @@
+"""Scores → mask: the lowest of every comparison group, exactly as a stable sort would choose.
+
+Nothing is sorted where only a threshold is needed. The threshold is the largest pruned score;
+weights above it stay, and only where equal scores lie on both sides does order matter.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity.pattern import (
+    Pattern,
+    SemiStructured,
+    check_width,
+    pruned_count,
+)
+
+BLOCK_COLUMNS = 128
+
+# Sizes of a working set that stays in a core's cache, in weights; found by measurement.
+_PARTITION_CHUNK = 1 << 18
+_COMPARISON_CHUNK = 1 << 20
+
+# Above this, M² comparisons cost more than partitioning each group.
+_LARGEST_COMPARED_M = 16
+
+_HALF_KEYS = 1 << 16
+
+
+def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
+    """The mask of one matrix: True is kept, False pruned, lowest scores first.
+
+    `scores` (out, in) in float32, bfloat16 or float16, any layout and device; the mask is bool
+    of the same shape. Every group of n weights gets exactly floor(n · sparsity) zeros and ties
+    go to the lowest row, then column: the mask of a stable ascending sort of each group.
+    The `cumulative` scope prunes the scores whose running share of their row's sum is lowest,
+    floor(n · sparsity) in the matrix: the limit of bisecting Wanda's α, made exact. Equal
+    shares go to the lowest row, then the lowest score.
+    Raises PrunerZeroError naming `name` for non-finite scores, for negative ones under
+    `cumulative`, and for widths that M does not divide; ValueError for the `global` scope,
+    which takes all matrices (`keep_masks_global`).
+    Source: Wanda (2306.11695), section 3 and appendix; SparseGPT (2301.00774) for blocks and
+    N:M; the selection is ours.
+    """
+    scores = _comparable(scores, name)
+    if isinstance(pattern, SemiStructured):
+        check_width(scores.shape[1], pattern, name)
+        return keep_n_of_m(scores, pattern.n, pattern.m)
+    match pattern.scope:
+        case "row":
+            return keep_highest(scores, pruned_count(scores.shape[1], pattern.sparsity))
+        case "block":
+            return _keep_blocks(scores, pattern.sparsity)
+        case "matrix":
+            return keep_masks_global([scores], pattern.sparsity, [name])[0]
+        case "cumulative":
+            return _keep_cumulative(scores, pattern.sparsity, name)
+        case "global":
+            raise ValueError("the global scope compares all matrices: use keep_masks_global")
+
+
+def keep_masks_global(
+    scores: Sequence[Tensor], sparsity: float, names: Sequence[str] | None = None
+) -> list[Tensor]:
+    """The masks of all matrices when all their weights compete with each other.
+
+    `scores`: matrices (out, in) of any shapes and devices, dtypes as in `keep_mask`. They are
+    never concatenated: the threshold comes from two histograms of the upper and lower half of
+    an integer key that orders like the float. A third pass writes the masks, so a sequence
+    that computes its items on access streams the model, each matrix three times. Exactly
+    floor(n · sparsity) of all n weights are pruned; ties go to the lowest matrix, row, column.
+    Raises PrunerZeroError naming the matrix (`names`) for non-finite scores. Source: ours.
+    """
+    if names is None:
+        names = [f"matrix {index}" for index in range(len(scores))]
+    upper = _histogram(
+        (keys >> 16) + _HALF_KEYS // 2
+        for matrix, name in zip(scores, names, strict=True)
+        for keys in _order_keys(_comparable(matrix, name))
+    )
+    pruned = pruned_count(int(upper.sum()), sparsity)
+    if pruned == 0:
+        return [torch.ones_like(matrix, dtype=torch.bool) for matrix in scores]
+    half, below = _bin_of(upper, pruned)
+    half -= _HALF_KEYS // 2
+    lower = _histogram(
+        keys[keys >> 16 == half] & (_HALF_KEYS - 1)
+        for matrix in scores
+        for keys in _order_keys(matrix)
+    )
+    rest, within = _bin_of(lower, pruned - below)
+    tied = pruned - below - within
+    threshold = _from_order_key((half << 16) | rest)
+
+    masks = []
+    for matrix in scores:
+        # In float32, since a lower precision would round the threshold of another matrix.
+        values = matrix.detach().float().contiguous()
+        keep = values > threshold
+        ties = (values == threshold).flatten().nonzero()[:, 0]
+        keep.view(-1)[ties[tied:]] = True
+        tied = max(0, tied - len(ties))
+        masks.append(keep)
+    return masks
+
+
+def keep_highest(rows: Tensor, pruned: int) -> Tensor:
+    """The mask that drops the `pruned` lowest of each row, ties by lowest column.
+
+    `rows` (groups, weights), finite float32 or float64, 0 ≤ pruned ≤ weights; unchecked.
+    Source: ours.
+    """
+    if pruned in (0, rows.shape[1]):
+        return torch.full(rows.shape, pruned == 0, dtype=torch.bool, device=rows.device)
+    threshold, tied = _thresholds(rows, pruned)
+    keep = rows > threshold
+    chunk = max(1, _COMPARISON_CHUNK // rows.shape[1])
+    for index in tied.nonzero()[:, 0].split(chunk):
+        values, limit = rows[index], threshold[index]
+        ties = values == limit
+        spare = pruned - (values < limit).sum(1, keepdim=True)
+        keep[index] |= ties & (ties.cumsum(1, dtype=torch.int32) > spare)
+    return keep
+
+
+def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
+    """The mask that drops the `n` lowest of each `m` consecutive columns, ties by lowest column.
+
+    `scores` (out, in), finite floats, in divisible by m; unchecked.
+    Source: the pattern from SparseGPT (2301.00774), the selection by ranks is ours.
+    """
+    if m > _LARGEST_COMPARED_M:
+        return keep_highest(scores.reshape(-1, m), n).view(scores.shape)
+    keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
+    chunk = max(1, _COMPARISON_CHUNK // max(1, scores.shape[1]))
+    for part, out in zip(scores.split(chunk), keep.split(chunk), strict=True):
+        # One contiguous plane per position in the group: compares then run at full width.
+        planes = [plane.contiguous() for plane in part.unflatten(1, (-1, m)).unbind(2)]
+        ranks = [
+            torch.full_like(plane, m - 1 - position, dtype=torch.uint8)
+            for position, plane in enumerate(planes)
+        ]
+        for later in range(1, m):
+            for earlier in range(later):
+                # An equal score that stands earlier is pruned earlier.
+                first = (planes[earlier] <= planes[later]).view(torch.uint8)
+                ranks[earlier] -= first
+                ranks[later] += first
+        for rank, column in zip(ranks, out.unflatten(1, (-1, m)).unbind(2), strict=True):
+            torch.ge(rank, n, out=column)
+    return keep
+
+
+def _keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
+    """The mask whose groups are 128 consecutive columns of all rows, the last maybe fewer."""
+    masks = [
+        keep_highest(block.reshape(1, -1), pruned_count(block.numel(), sparsity)).view(block.shape)
+        for block in scores.split(BLOCK_COLUMNS, dim=1)
+    ]
+    return torch.cat(masks, dim=1)
+
+
+def _keep_cumulative(scores: Tensor, sparsity: float, name: str) -> Tensor:
+    """The mask of Wanda's cumulative variant.
+
+    Bisecting α prunes every weight whose running share is at most α. The α at which the
+    matrix holds floor(n · sparsity) zeros is the share of that rank, so it is selected.
+    """
+    if (scores < 0).any():
+        raise PrunerZeroError(
+            f"scores of {name} are negative in places: the cumulative scope needs a metric "
+            "that is never negative, or choose another scope"
+        )
+    ascending, order = scores.sort(dim=1, stable=True)
+    share = ascending.double().cumsum(1)
+    # A row of zeros has nothing to lose: its shares are 0 and go first.
+    share /= share[:, -1:].clamp_min(torch.finfo(share.dtype).tiny)
+    pruned = pruned_count(scores.numel(), sparsity)
+    counts = (~keep_highest(share.view(1, -1), pruned)).view(share.shape).sum(1, keepdim=True)
+    stays = torch.arange(scores.shape[1], device=scores.device) >= counts
+    return torch.empty_like(stays).scatter_(1, order, stays)
+
+
+def _comparable(scores: Tensor, name: str) -> Tensor:
+    """The scores as float32, which holds every supported dtype exactly, once they are finite."""
+    if scores.dim() != 2:
+        raise ValueError(f"scores of {name} have shape {tuple(scores.shape)}, not (out, in)")
+    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"scores of {name} are {scores.dtype}: convert them with .float()")
+    if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
+        raise PrunerZeroError(
+            f"scores of {name} are not finite: choose another metric or exclude the matrix"
+        )
+    return scores.detach().float().contiguous()
+
+
+def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
+    """Each row's `pruned`-th smallest value (groups, 1), and where the next one equals it."""
+    if rows.device.type != "cpu":
+        threshold = rows.kthvalue(pruned, dim=1, keepdim=True).values
+        return threshold, (rows <= threshold).sum(1) > pruned
+
+    # NumPy's vectorised quickselect is over twice as fast as torch's on a CPU, and releases
+    # the interpreter lock.
+    def of_chunk(chunk: Tensor) -> tuple[Tensor, Tensor]:
+        parted = np.partition(chunk.numpy(), pruned - 1, axis=1)
+        threshold = parted[:, pruned - 1].copy()
+        tied = parted[:, pruned:].min(axis=1) == threshold
+        return torch.from_numpy(threshold), torch.from_numpy(tied)
+
+    chunks = rows.split(max(1, _PARTITION_CHUNK // rows.shape[1]))
+    if len(chunks) == 1:
+        threshold, tied = of_chunk(rows)
+    else:
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            thresholds, ties = zip(*pool.map(of_chunk, chunks), strict=True)
+        threshold, tied = torch.cat(thresholds), torch.cat(ties)
+    return threshold[:, None], tied
+
+
+def _order_keys(scores: Tensor) -> Iterator[Tensor]:
+    """int32 keys that order as the scores do, in flat chunks; both zeros share one key."""
+    for chunk in scores.flatten().split(_COMPARISON_CHUNK):
+        bits = (chunk.float() + 0.0).view(torch.int32)
+        yield bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+def _from_order_key(key: int) -> float:
+    """The float whose order key is `key`."""
+    bits = torch.tensor(key, dtype=torch.int32)
+    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
+
+
+def _histogram(halves: Iterable[Tensor]) -> Tensor:
+    """Counts of 16-bit values over several tensors, int64 (65536,)."""
+    counts = torch.zeros(_HALF_KEYS, dtype=torch.int64)
+    for half in halves:
+        counts += half.bincount(minlength=_HALF_KEYS).cpu()
+    return counts
+
+
+def _bin_of(histogram: Tensor, rank: int) -> tuple[int, int]:
+    """The bin that holds the `rank`-th smallest value (from 1), and the count before it."""
+    reached = histogram.cumsum(0)
+    found = int(torch.searchsorted(reached, rank))
+    return found, int(reached[found] - histogram[found])

@@ -1,0 +1,132 @@
+"""A corpus: one text with its name and hash, from a name, a file or strings."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.text.builtin import pydoc_documents
+from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
+from pruner_zero.text.hub import HUB, hub_documents
+from pruner_zero.text.role import ROLES, Role
+
+PYDOC = "builtin:pydoc"
+NAMES = (PYDOC, *HUB)
+BLANK_LINE = "\n\n"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A text to cut windows from; `joined` tells how its documents became one stream.
+
+    `sha256` is that of the UTF-8 text. Raises PrunerZeroError where the text is blank or
+    holds half a surrogate pair, which no tokenizer can read.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    joined: str = "one stream as it stands"
+    sha256: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.text or self.text.isspace():
+            raise PrunerZeroError(f"corpus {self.name} is empty: choose a text with words in it")
+        try:
+            data = self.text.encode()
+        except UnicodeEncodeError as error:
+            raise PrunerZeroError(
+                f"corpus {self.name} holds half a surrogate pair at character {error.start}: "
+                "remove it"
+            ) from error
+        object.__setattr__(self, "sha256", hashlib.sha256(data).hexdigest())
+
+
+def load_corpus(
+    source: str | Path | Iterable[str] | Corpus,
+    role: Role = "calibration",
+    *,
+    key: str = "text",
+    progress: Progress = SILENT,
+) -> Corpus:
+    """The corpus that `source` means.
+
+    - `builtin:pydoc`, `wikitext2`, `c4`, `ptb`: the part that serves `role`, or the one
+      named after a slash (`wikitext2/test`, `builtin:pydoc/all`). A file of the same name
+      needs `./`.
+    - a `.txt`, `.raw` or `.md` file: its text as it stands.
+    - a `.jsonl` or `.parquet` file: the strings under `key`, joined by a blank line.
+    - strings: joined by a blank line.
+    - a Corpus: itself.
+
+    Files, strings and a Corpus serve every role whole. Raises PrunerZeroError, in one line,
+    for anything that cannot be read.
+    """
+    if role not in ROLES:
+        raise PrunerZeroError(f"unknown role '{role}': {did_you_mean(role, ROLES)}")
+    if isinstance(source, Corpus):
+        return source
+    if isinstance(source, str):
+        name, _, part = source.partition("/")
+        if name in NAMES:
+            return _load_named(name, part or role, progress)
+        if name.startswith("builtin:"):
+            raise PrunerZeroError(f"unknown corpus '{name}': {did_you_mean(name, NAMES)}")
+    if isinstance(source, str | Path):
+        return _load_file(Path(source), key)
+    if not isinstance(source, Iterable):
+        raise PrunerZeroError(
+            f"a corpus is a name, a file or strings, not {type(source).__name__}: pass one of them"
+        )
+    return _join("strings", _strings(source), BLANK_LINE)
+
+
+def _load_named(name: str, part: str, progress: Progress) -> Corpus:
+    parts = (*ROLES, "all") if name == PYDOC else ROLES
+    if part not in parts:
+        raise PrunerZeroError(f"{name} has no part '{part}': {did_you_mean(part, parts)}")
+    if name == PYDOC:
+        topics = pydoc_documents(None if part == "all" else cast(Role, part))
+        return _join(f"{name}/{part}", topics, BLANK_LINE)
+    documents = hub_documents(name, cast(Role, part), progress)
+    return _join(f"{name}/{part}", documents, HUB[name].separator)
+
+
+def _load_file(path: Path, key: str) -> Corpus:
+    # os.path answers False where Path.exists raises: a whole text passed as a name.
+    if not os.path.exists(path):
+        shown = str(path)[:200]
+        raise PrunerZeroError(
+            f"there is no file {shown!r} and no corpus of that name: {did_you_mean(shown, NAMES)}"
+        )
+    if path.is_dir():
+        raise PrunerZeroError(f"{path} is a folder: name one file in it")
+    suffix = path.suffix.lower()
+    if suffix in STREAMS:
+        return Corpus(str(path), read_stream(path))
+    if suffix == ".jsonl":
+        return _join(str(path), read_jsonl(path, key), BLANK_LINE)
+    if suffix == ".parquet":
+        return _join(str(path), read_parquet(path, key), BLANK_LINE)
+    raise PrunerZeroError(
+        f"{path} has the unknown suffix {suffix!r}: convert it to one of {', '.join(SUFFIXES)}"
+    )
+
+
+def _strings(source: Iterable[object]) -> list[str]:
+    documents = []
+    for index, document in enumerate(source):
+        if not isinstance(document, str):
+            raise PrunerZeroError(
+                f"document {index} is {type(document).__name__}, not a string: pass strings"
+            )
+        documents.append(document)
+    return documents
+
+
+def _join(name: str, documents: list[str], separator: str) -> Corpus:
+    joined = f"{len(documents)} documents joined by {separator!r}"
+    return Corpus(name, separator.join(documents), joined)

@@ -1,0 +1,97 @@
+"""Documents out of local files, with the place of whatever is wrong in them."""
+
+import json
+from pathlib import Path
+
+from pruner_zero.errors import PrunerZeroError
+
+STREAMS = (".txt", ".raw", ".md")
+SUFFIXES = (*STREAMS, ".jsonl", ".parquet")
+
+
+def read_stream(path: Path) -> str:
+    """The UTF-8 text of `path` as it stands, line ends included, without a byte order mark.
+
+    Raises PrunerZeroError where the file cannot be read, or is not UTF-8 (with the offset).
+    """
+    try:
+        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        raise PrunerZeroError(
+            f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8"
+        ) from error
+    except OSError as error:
+        raise PrunerZeroError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_jsonl(path: Path, key: str) -> list[str]:
+    """The string under `key` of each line's JSON object; blank lines are skipped.
+
+    Raises PrunerZeroError with the line number where a line is not such an object.
+    """
+    # Only "\n" ends a line: str.splitlines would also cut at U+2028 inside a string.
+    lines = enumerate(read_stream(path).split("\n"), start=1)
+    return [_text_of(line, key, f"{path}, line {number}") for number, line in lines if line.strip()]
+
+
+def _text_of(line: str, key: str, place: str) -> str:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise PrunerZeroError(
+            f"{place} is not JSON ({error.msg}, column {error.colno}): mend or remove the line"
+        ) from error
+    if not isinstance(row, dict):
+        raise PrunerZeroError(f'{place} is not a JSON object: write it as {{"{key}": ...}}')
+    if key not in row:
+        raise PrunerZeroError(
+            f"{place} has no key '{key}': rename one of its keys ({', '.join(row) or 'none'})"
+        )
+    text = row[key]
+    if not isinstance(text, str):
+        raise PrunerZeroError(f"{place}: '{key}' is {type(text).__name__}, not a string: mend it")
+    return text
+
+
+def read_parquet(path: Path, key: str) -> list[str]:
+    """The strings of column `key`, or of the only string column; nulls are skipped.
+
+    Raises PrunerZeroError where `pyarrow` is missing, the file is not parquet, or no column
+    can be chosen.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise PrunerZeroError(
+            f"{path} needs pyarrow (pip install 'pruner-zero[datasets]'): "
+            "install it, or convert the file to .jsonl"
+        ) from error
+    try:
+        # Opened here: given a path, pyarrow would read `key=value` folders as columns.
+        with path.open("rb") as file:
+            parquet = pq.ParquetFile(file)
+            strings = [field.name for field in parquet.schema_arrow if _is_string(field.type)]
+            if key in strings:
+                column = key
+            elif len(strings) == 1:
+                column = strings[0]
+            else:
+                raise PrunerZeroError(
+                    f"{path} has no string column '{key}': "
+                    f"rename one of its string columns ({', '.join(strings) or 'none'})"
+                )
+            texts = parquet.read(columns=[column]).column(column).to_pylist()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise PrunerZeroError(
+            f"{path} is not a readable parquet file: write it anew, or use .jsonl"
+        ) from error
+    except OSError as error:
+        raise PrunerZeroError(f"{path} cannot be read: {error.strerror or error}") from error
+    return [text for text in texts if text is not None]
+
+
+def _is_string(kind: object) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_string(kind) or types.is_large_string(kind))

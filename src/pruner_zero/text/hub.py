@@ -1,0 +1,125 @@
+"""The literature's corpora, from the Hugging Face hub through `datasets`."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.hub import hub_reachable
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.text.role import Role
+
+
+@dataclass(frozen=True)
+class Part:
+    """Which documents serve one role: those from `first`, `count` of them, all where None.
+
+    A part with `file` is streamed: only the beginning of that file travels.
+    """
+
+    split: str
+    file: str | None = None
+    first: int = 0
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """Where a corpus lives on the hub, how its documents join, and what replaces it locally."""
+
+    repository: str
+    column: str
+    separator: str
+    local: str
+    parts: Mapping[Role, Part]
+    config: str | None = None
+    revision: str | None = None
+
+
+_C4_TRAIN = "en/c4-train.00000-of-01024.json.gz"
+_C4_VALIDATION = "en/c4-validation.00000-of-00008.json.gz"
+_BY_SPLIT: Mapping[Role, Part] = {
+    "calibration": Part("train"),
+    "search": Part("validation"),
+    "test": Part("test"),
+}
+
+HUB: Mapping[str, HubCorpus] = {
+    "wikitext2": HubCorpus(
+        "Salesforce/wikitext",
+        column="text",
+        separator="\n\n",
+        local="wiki.valid.raw",
+        parts=_BY_SPLIT,
+        config="wikitext-2-raw-v1",
+    ),
+    # The papers report perplexity on the first 1100 validation documents, joined by spaces;
+    # the search takes the ones after them. The papers' calibration windows never cross
+    # documents and so come from the long ones only; here they come from one stream.
+    "c4": HubCorpus(
+        "allenai/c4",
+        column="text",
+        separator=" ",
+        local="c4-validation.jsonl",
+        parts={
+            "calibration": Part("train", _C4_TRAIN, count=4096),
+            "search": Part("validation", _C4_VALIDATION, first=1100, count=1100),
+            "test": Part("validation", _C4_VALIDATION, count=1100),
+        },
+    ),
+    # The repository itself is a script, which `datasets` 4 no longer runs; the hub keeps
+    # its rows as parquet on this branch.
+    "ptb": HubCorpus(
+        "ptb-text-only/ptb_text_only",
+        column="sentence",
+        separator=" ",
+        local="ptb.valid.txt",
+        parts=_BY_SPLIT,
+        revision="refs/convert/parquet",
+    ),
+}
+
+
+def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[str]:
+    """The documents of corpus `name` (a key of HUB) that serve `role`.
+
+    With HF_HUB_OFFLINE set, `datasets` looks in its cache alone. Raises PrunerZeroError
+    where `datasets` is missing, or the hub is away or does not hold what is asked.
+    """
+    corpus = HUB[name]
+    instead = f"pass a local file such as {corpus.local}, or builtin:pydoc"
+    try:
+        import datasets
+    except ImportError as error:
+        raise PrunerZeroError(
+            f"{name} needs the datasets library (pip install 'pruner-zero[datasets]'): "
+            f"install it, or {instead}"
+        ) from error
+    away = f"{name} needs the Hugging Face hub, which cannot be reached: {instead}"
+    if not hub_reachable():
+        raise PrunerZeroError(away)
+    part = corpus.parts[role]
+    try:
+        rows = datasets.load_dataset(corpus.repository, **_arguments(corpus, part))
+        stop = None if part.count is None else part.first + part.count
+        chosen = islice(rows, part.first, stop)
+        return [row[corpus.column] for row in progress.track(chosen, name, part.count)]
+    except ConnectionError as error:
+        raise PrunerZeroError(away) from error
+    except Exception as error:
+        # `datasets` passes on whatever its storage and transport layers raise.
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise PrunerZeroError(
+            f"{name} could not be loaded from the Hugging Face hub ({reason}): {instead}"
+        ) from error
+
+
+def _arguments(corpus: HubCorpus, part: Part) -> dict[str, Any]:
+    streamed = {"data_files": {part.split: part.file}, "streaming": True} if part.file else {}
+    return {
+        "name": corpus.config,
+        "revision": corpus.revision,
+        "split": part.split,
+        **streamed,
+    }

@@ -1,0 +1,137 @@
+"""Token windows of equal length, cut from a corpus."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import torch
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.text.corpus import Corpus
+
+# Random windows are drawn from the first this many characters: all of WikiText-2's training
+# text, yet under half a minute of tokenizing where a corpus is huge.
+RANDOM_CHARACTERS = 2**24
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that windows need."""
+
+    def __call__(
+        self, text: str, *, add_special_tokens: bool, verbose: bool
+    ) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows of one corpus: `tokens` int64 (n, seqlen), and where they come from.
+
+    `available` counts the tokens of the stream they were cut from; `seed` is None for
+    consecutive windows.
+    """
+
+    tokens: torch.Tensor
+    corpus: str
+    text_sha256: str
+    joined: str
+    available: int
+    selection: Literal["random", "consecutive"]
+    seed: int | None = None
+
+    @property
+    def seqlen(self) -> int:
+        """Tokens in each window."""
+        return self.tokens.shape[1]
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of the tokens as little-endian int64, row by row."""
+        return hashlib.sha256(self.tokens.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def describe(self) -> dict[str, str | int | None]:
+        """The provenance of the windows, ready for JSON."""
+        return {
+            "text": self.corpus,
+            "text_sha256": self.text_sha256,
+            "joined": self.joined,
+            "selection": self.selection,
+            "seed": self.seed,
+            "windows": len(self),
+            "seqlen": self.seqlen,
+            "tokens": self.tokens.numel(),
+            "tokens_available": self.available,
+            "tokens_sha256": self.sha256,
+        }
+
+
+def random_windows(
+    corpus: Corpus, tokenizer: Tokenizer, windows: int, seqlen: int, seed: int
+) -> Windows:
+    """`windows` windows at distinct random offsets of the token stream; they may overlap.
+
+    As the papers calibrate. Fewer windows of the same seed are the first of more. Only the
+    first RANDOM_CHARACTERS characters of the corpus are tokenized. Raises PrunerZeroError
+    where the corpus has too few tokens.
+    """
+    _check(windows, seqlen)
+    if not 0 <= seed < 2**63:
+        raise PrunerZeroError(f"--seed is {seed}: choose one from 0 to 2**63 - 1")
+    stream = _encode(corpus, corpus.text[:RANDOM_CHARACTERS], tokenizer, seqlen)
+    offsets = len(stream) - seqlen + 1
+    if windows > offsets:
+        raise _too_few(corpus, len(stream), offsets, windows, seqlen)
+    generator = torch.Generator().manual_seed(seed)
+    starts = torch.randperm(offsets, generator=generator)[:windows]
+    tokens = stream[starts[:, None] + torch.arange(seqlen)]
+    return Windows(tokens, corpus.name, corpus.sha256, corpus.joined, len(stream), "random", seed)
+
+
+def consecutive_windows(
+    corpus: Corpus, tokenizer: Tokenizer, seqlen: int, windows: int | None = None
+) -> Windows:
+    """The first `windows` non-overlapping windows, all of them where None; the rest is dropped.
+
+    As the papers measure perplexity. Raises PrunerZeroError where the corpus has too few
+    tokens.
+    """
+    _check(windows, seqlen)
+    stream = _encode(corpus, corpus.text, tokenizer, seqlen)
+    whole = len(stream) // seqlen
+    if windows is None:
+        windows = whole
+    if windows > whole:
+        raise _too_few(corpus, len(stream), whole, windows, seqlen)
+    tokens = stream[: windows * seqlen].reshape(windows, seqlen).clone()
+    return Windows(tokens, corpus.name, corpus.sha256, corpus.joined, len(stream), "consecutive")
+
+
+def _check(windows: int | None, seqlen: int) -> None:
+    if windows is not None and windows < 1:
+        raise PrunerZeroError(f"--windows is {windows}: choose at least 1")
+    if seqlen < 2:
+        raise PrunerZeroError(
+            f"--seqlen is {seqlen}: choose at least 2, a token and the next one to predict"
+        )
+
+
+def _encode(corpus: Corpus, text: str, tokenizer: Tokenizer, seqlen: int) -> torch.Tensor:
+    # No BOS: the literature's windows are cut from the bare stream. verbose=False withholds
+    # the warning about a text longer than the model's context, which is the point here.
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    if len(ids) < seqlen:
+        raise PrunerZeroError(
+            f"corpus {corpus.name} has {len(ids)} tokens, fewer than one window of {seqlen}: "
+            "choose a longer text or a smaller --seqlen"
+        )
+    return torch.tensor(ids, dtype=torch.int64)
+
+
+def _too_few(corpus: Corpus, tokens: int, most: int, windows: int, seqlen: int) -> PrunerZeroError:
+    return PrunerZeroError(
+        f"corpus {corpus.name} has {tokens} tokens, which hold {most} windows of {seqlen} and "
+        f"not {windows}: choose a longer text, or a smaller --windows or --seqlen"
+    )

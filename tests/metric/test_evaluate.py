@@ -1,0 +1,197 @@
+"""Evaluation equals plain torch, shares work, leaves inputs alone, and rejects with a reason."""
+
+import gc
+import pickle
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given
+from torch import Tensor
+
+from pruner_zero.metric import (
+    Call,
+    Constant,
+    Expression,
+    Operator,
+    ScoreError,
+    Terminal,
+    evaluate,
+    parse,
+    score,
+)
+from tests.metric.strategies import expressions, matrices, tame_constants, terminals, terminals_of
+
+W = Terminal("W")
+TINY = torch.finfo(torch.float32).tiny
+
+
+def guarded(y: Tensor) -> Tensor:
+    return torch.where(y >= 0, y.clamp(min=TINY), y.clamp(max=-TINY))
+
+
+def share(x: Tensor, size: Tensor) -> Tensor:
+    return torch.where(size == 0, torch.zeros_like(x), x / size)
+
+
+PLAIN: dict[str, Callable[..., Tensor]] = {
+    "sqr": lambda x: x**2,
+    "neg": lambda x: -x,
+    "abs": torch.abs,
+    "log": lambda x: torch.log(x.abs() + 0.001),
+    "exp": lambda x: torch.exp(torch.minimum(x, torch.tensor(100.0))),
+    "sqrt": lambda x: torch.sqrt(torch.abs(x)),
+    "tanh": torch.tanh,
+    "pow": lambda x: torch.pow(x, 2),
+    "skp": lambda x: x,
+    "mms": lambda x: (x - x.min()) / (x.max() - x.min()),
+    "zsn": lambda x: (x - x.mean()) / (x.std() if x.numel() > 1 else torch.nan),
+    "add": lambda x, y: x + y,
+    "sub": lambda x, y: x - y,
+    "mul": lambda x, y: x * y,
+    "div": lambda x, y: x / torch.linalg.vector_norm(y),
+    "quotient": lambda x, y: torch.where(y.isnan(), y, x / guarded(y)),
+    "power": lambda x, y: x.abs() ** y,
+    "min": torch.min,
+    "max": torch.max,
+    "row_share": lambda x: share(x, x.abs().sum(1, keepdim=True)),
+    "column_share": lambda x: share(x, x.abs().sum(0, keepdim=True)),
+    "row_normalize": lambda x: share(x, torch.linalg.vector_norm(x, dim=1, keepdim=True)),
+    "column_normalize": lambda x: share(x, torch.linalg.vector_norm(x, dim=0, keepdim=True)),
+    "small": lambda x: (x.abs() < 0.1 * x.abs().mean()).float().mean().reshape(1, 1),
+}
+
+
+def plain(expression: Expression, tensors: dict[str, Tensor]) -> Tensor:
+    if isinstance(expression, Terminal):
+        return tensors[expression.name]
+    if isinstance(expression, Constant):
+        return torch.tensor([[expression.value]])
+    assert isinstance(expression, Call)
+    operands = [plain(operand, tensors) for operand in expression.operands]
+    return PLAIN[expression.operator.name](*operands)
+
+
+@given(expressions(leaves=terminals | tame_constants), matrices())
+def test_evaluation_equals_a_plain_recursion(
+    expression: Expression, tensors: dict[str, Tensor]
+) -> None:
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    result = evaluate(expression, tensors)
+    expected = plain(expression, tensors).expand_as(tensors["W"])
+    torch.testing.assert_close(result, expected, equal_nan=True)
+    assert result.dtype == torch.float32
+    assert result.is_contiguous()
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+@pytest.mark.parametrize("text", ["W", "skp(W)", "X", "2"])
+def test_the_result_is_free_to_change(text: str) -> None:
+    tensors = terminals_of(1, 4)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    evaluate(parse(text), tensors).fill_(7)
+    assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_every_distinct_subtree_is_computed_once() -> None:
+    applied = []
+
+    def twice(x: Tensor) -> Tensor:
+        applied.append(x)
+        return 2 * x
+
+    operator = Operator("twice", 1, twice, "element", "always", "keeps", 1)
+    built_anew = [Call(operator, (W * W,)) for _ in range(3)]
+    result = evaluate(built_anew[0] + built_anew[1] * built_anew[2], {"W": torch.full((2, 2), 3.0)})
+    assert len(applied) == 1
+    assert (result == 18 + 18 * 18).all()
+
+
+def test_intermediate_values_are_freed_after_their_last_use() -> None:
+    alive: weakref.WeakSet[Tensor] = weakref.WeakSet()
+    most = 0
+
+    def step(x: Tensor) -> Tensor:
+        nonlocal most
+        result = x + 1
+        alive.add(result)
+        most = max(most, len(alive))
+        return result
+
+    operator = Operator("step", 1, step, "element", "always", "keeps", 1)
+    chain: Expression = W
+    for _ in range(40):
+        chain = Call(operator, (chain,))
+    gc.disable()
+    try:
+        evaluate(chain + chain, {"W": torch.ones(2, 2)})
+    finally:
+        gc.enable()
+    assert most == 2
+
+
+def test_half_precision_inputs_are_computed_in_fp32() -> None:
+    tensors = {"W": torch.full((2, 2), 300.0, dtype=torch.float16, requires_grad=True)}
+    result = evaluate(parse("W * W"), tensors)
+    assert (result == 90_000).all()
+    assert not result.requires_grad
+
+
+def test_the_shape_can_be_given() -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0]])
+    assert torch.equal(evaluate(parse("X"), {"X": x}, shape=(2, 3)), x.expand(2, 3))
+
+
+def test_the_largest_expression_is_cheap_when_it_repeats_itself() -> None:
+    doubled: Expression = W
+    for _ in range(12):
+        doubled = doubled + doubled
+    assert (evaluate(doubled, {"W": torch.ones(2, 2)}) == 4096).all()
+
+
+@pytest.mark.parametrize(
+    ("text", "change", "reason"),
+    [
+        ("W * H + S", {"H": None, "S": None}, "missing terminals: H, S (given: G, W, X)"),
+        ("W * X", {"X": (4,)}, "X has shape (4,), not (1, 4) beside a matrix (3, 4)"),
+        ("W * G", {"G": (4, 3)}, "G has shape (4, 3), not (3, 4) beside a matrix (3, 4)"),
+        ("W", {"W": (4,)}, "W has shape (4,), not two dimensions (out, in)"),
+        ("W", {"W": (0, 4)}, "a matrix of shape (0, 4) has no weights to score"),
+        ("W * exp(1000)", {}, "12 of 12 scores are not finite (12 +inf)"),
+        ("W * -exp(1000)", {}, "12 of 12 scores are not finite (12 -inf)"),
+        ("W * mms(1)", {}, "12 of 12 scores are not finite (12 nan)"),
+        ("W * 0", {}, "all 12 scores equal 0.0: nothing to rank by"),
+        (
+            "X",
+            {"W": None, "G": None, "S": None},
+            "none of W, G, S is given, so the shape of the matrix is unknown: pass shape",
+        ),
+    ],
+)
+def test_rejections_give_the_reason(
+    text: str, change: dict[str, tuple[int, ...] | None], reason: str
+) -> None:
+    tensors = terminals_of(3, 4)
+    for name, sizes in change.items():
+        del tensors[name]
+        if sizes is not None:
+            tensors[name] = torch.ones(sizes)
+    with pytest.raises(ScoreError) as caught:
+        score(parse(text), tensors)
+    assert caught.value.reason == str(caught.value) == reason
+    assert pickle.loads(pickle.dumps(caught.value)).reason == reason
+
+
+def test_every_kind_of_bad_score_is_counted() -> None:
+    weights = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]])
+    with pytest.raises(ScoreError) as caught:
+        score(parse("S"), {"S": weights})
+    assert caught.value.reason == "3 of 4 scores are not finite (1 nan, 1 +inf, 1 -inf)"
+
+
+def test_what_is_not_rejected() -> None:
+    assert score(parse("W * 0"), {"W": torch.ones(1, 1)}).tolist() == [[0.0]]
+    extreme = torch.tensor([[-3e38, 3e38]])
+    assert torch.equal(score(parse("S"), {"S": extreme}), extreme)
+    assert score(parse("W"), {"W": torch.tensor([[1.0, 1.0, 2.0]])}).shape == (1, 3)

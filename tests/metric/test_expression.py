@@ -1,0 +1,169 @@
+"""Expressions are immutable values: structure, limits, equality, replacement."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import Call, Constant, Expression, Shape, Terminal, call, evaluate, parse
+from tests.metric.strategies import constants, expressions, matrices, tame_constants, terminals
+
+W, G, X, H, S = (Terminal(name) for name in "WGXHS")
+
+
+def test_what_an_expression_knows_about_itself() -> None:
+    released = parse("abs(W * W) * mms(G) + 0.5")
+    assert (released.size, released.depth, released.shape) == (9, 5, Shape.MATRIX)
+    assert released.terminals == {"W", "G"}
+    assert released.leaf_counts() == {"W": 2, "G": 1, "0.5": 1}
+    assert released.operator_counts() == {"add": 1, "mul": 2, "abs": 1, "mms": 1}
+    assert repr(released) == "parse('abs(W * W) * mms(G) + 0.5')"
+    assert released._repr_latex_().startswith(r"$\left|W \cdot W\right|")
+
+
+@given(expressions())
+def test_cached_facts_equal_their_definitions(expression: Expression) -> None:
+    def depth(node: Expression) -> int:
+        return 1 + max((depth(operand) for operand in node.operands), default=0)
+
+    nodes = list(expression.walk())
+    assert expression.size == len(nodes)
+    assert expression.depth == depth(expression)
+    assert expression.terminals == {node.name for node in nodes if isinstance(node, Terminal)}
+    assert sum(expression.leaf_counts().values()) == sum(not node.operands for node in nodes)
+    assert sum(expression.operator_counts().values()) == sum(bool(n.operands) for n in nodes)
+
+
+@given(expressions(leaves=terminals | tame_constants), matrices(least=2))
+def test_shape_and_sign_hold_for_the_values(
+    expression: Expression, tensors: dict[str, torch.Tensor]
+) -> None:
+    values = evaluate(expression, tensors)
+    if not expression.shape.value[0]:
+        torch.testing.assert_close(values, values[:1].expand_as(values), equal_nan=True)
+    if not expression.shape.value[1]:
+        torch.testing.assert_close(values, values[:, :1].expand_as(values), equal_nan=True)
+    if expression.nonnegative:
+        assert (values.nan_to_num(0) >= 0).all()
+
+
+@given(expressions(), st.data())
+def test_equality_and_hash_follow_the_structure(
+    expression: Expression, data: st.DataObject
+) -> None:
+    for twin in (copy.deepcopy(expression), pickle.loads(pickle.dumps(expression))):
+        assert twin == expression
+        assert hash(twin) == hash(expression)
+    other = data.draw(terminals | constants) if expression.size < 3 else expression.operands[0]
+    assert (other == expression) == (str(other) == str(expression))
+    assert expression != str(expression)
+
+
+def test_a_pickled_expression_is_found_in_a_set_of_another_process() -> None:
+    script = (
+        "import pickle, sys; from pruner_zero.metric import parse;"
+        "assert pickle.load(sys.stdin.buffer) in {parse('abs(W * X) + 0.5')}"
+    )
+    data = pickle.dumps(parse("abs(W * X) + 0.5"))
+    subprocess.run([sys.executable, "-c", script], input=data, check=True)
+
+
+@given(expressions(), expressions(max_leaves=3), st.data())
+def test_replacing_a_node(expression: Expression, subtree: Expression, data: st.DataObject) -> None:
+    index = data.draw(st.integers(0, expression.size - 1))
+    before = list(expression.walk())
+    assert expression.at(index) is before[index]
+    assert expression.replace(index, before[index]) == expression
+    try:
+        changed = expression.replace(index, subtree)
+    except PrunerZeroError:
+        # Only the exponent of a power cannot become everything.
+        assert isinstance(before[index], Constant)
+        return
+    assert changed.at(index) == subtree
+    assert changed.size == expression.size - before[index].size + subtree.size
+    after = list(changed.walk())
+    assert after[index + subtree.size :] == before[index + before[index].size :]
+    assert list(expression.walk()) == before
+
+
+def test_a_node_outside_the_tree() -> None:
+    for index in (-1, 3):
+        with pytest.raises(IndexError, match=f"node {index} of an expression of 3 nodes"):
+            (W * X).replace(index, G)
+
+
+def test_nothing_can_be_changed() -> None:
+    for expression, field in ((W, "name"), (Constant(1), "value"), (W * X, "operands")):
+        with pytest.raises(FrozenInstanceError):
+            setattr(expression, field, None)
+        with pytest.raises(FrozenInstanceError):
+            expression.size = 5
+        assert not hasattr(expression, "__dict__")
+
+
+def test_python_operators_build_the_same_trees() -> None:
+    assert parse("-W + 1 - X * 2") == -W + 1 - X * 2
+    assert parse("(W / X)^0.5") == (W / X) ** 0.5
+    assert parse("1 + W") == 1 + W
+    assert parse("1 - W") == 1 - W
+    assert parse("2 * W") == 2 * W
+    assert parse("2 / W") == 2 / W
+
+
+def test_there_is_one_zero() -> None:
+    assert str(Constant(-0.0)) == "0.0"
+
+
+def chain(levels: int) -> Expression:
+    expression: Expression = W
+    for _ in range(levels - 1):
+        expression = call("abs", expression)
+    return expression
+
+
+def test_limits_of_depth_and_size() -> None:
+    assert chain(100).depth == 100
+    assert pickle.loads(pickle.dumps(chain(100))) == chain(100)
+    with pytest.raises(PrunerZeroError, match="at most 100 levels"):
+        chain(101)
+    with pytest.raises(PrunerZeroError, match="at most 100 levels"):
+        chain(60).replace(59, chain(60))
+    doubled: Expression = W
+    while doubled.size < 5000:
+        doubled = doubled + doubled
+    with pytest.raises(PrunerZeroError, match="at most 10000 nodes"):
+        doubled + doubled
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Terminal("w"), "unknown terminal 'w': did you mean 'W'?"),
+        (lambda: Constant(float("nan")), "a constant must be a finite number, not nan"),
+        (lambda: Constant(10**400), "a constant must be a finite number, not inf"),
+        (lambda: call("sqare", W), "unknown operator 'sqare': did you mean 'sqr'?"),
+        (lambda: call("mms", W, X), "mms takes 1 operand, not 2"),
+        (lambda: call("mul", W), "mul takes 2 operands, not 1"),
+        (lambda: call("power", W, X), "the exponent of a power must be a number"),
+    ],
+)
+def test_what_cannot_be_built(build: object, message: str) -> None:
+    assert callable(build)
+    with pytest.raises(PrunerZeroError) as caught:
+        build()
+    assert str(caught.value) == message
+
+
+def test_calls_keep_the_facts_of_their_operator() -> None:
+    squared = call("sqr", W)
+    assert isinstance(squared, Call)
+    assert (squared.increasing, squared.degree, squared.exponent) == ("nonnegative", 2, None)
+    assert ((W**0.5).degree, (W**0.5).exponent) == (0.5, 0.5)  # type: ignore[attr-defined]

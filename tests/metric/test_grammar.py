@@ -1,0 +1,180 @@
+"""Text to expression and back without loss, and errors that point at the column."""
+
+import pickle
+import time
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import (
+    Constant,
+    Expression,
+    Metric,
+    ParseError,
+    Terminal,
+    call,
+    format,
+    parse,
+)
+from tests.metric.strategies import expressions
+
+W, G, X = Terminal("W"), Terminal("G"), Terminal("X")
+
+
+@given(expressions())
+def test_formatting_is_lossless(expression: Expression) -> None:
+    assert parse(format(expression)) == expression
+
+
+@given(expressions(operators=("neg", "power", "sub", "quotient", "abs")))
+def test_parentheses_are_needed_where_they_are_written(expression: Expression) -> None:
+    text = format(expression)
+    for opening in (i for i, letter in enumerate(text) if letter == "("):
+        if text[opening - 1 : opening].isalnum() and opening:
+            continue
+        level, closing = 1, opening
+        while level:
+            closing += 1
+            level += {"(": 1, ")": -1}.get(text[closing], 0)
+        without = text[:opening] + " " + text[opening + 1 : closing] + " " + text[closing + 1 :]
+        with suppress(ParseError):
+            assert parse(without) != expression
+
+
+@pytest.mark.parametrize(
+    ("text", "expression"),
+    [
+        ("abs(W * W) * mms(G)", call("abs", W * W) * call("mms", G)),
+        ("W + G * X", W + G * X),
+        ("W - G - X", (W - G) - X),
+        ("W - (G - X)", W - (G - X)),
+        ("W / G / X", (W / G) / X),
+        ("W / (G * X)", W / (G * X)),
+        ("W * X^0.5", W * X**0.5),
+        ("W * X^-0.5", W * X**-0.5),
+        ("(W^2.0)^3.0", (W**2) ** 3),
+        ("-W * X", -W * X),
+        ("-(W * X)", -(W * X)),
+        ("--W", call("neg", -W)),
+        ("W - -X", W - -X),
+        ("-0.5 * W", Constant(-0.5) * W),
+        ("neg(0.5) * W", -Constant(0.5) * W),
+        ("neg(-0.5)", -Constant(-0.5)),
+        ("-2.0^2.0", -(Constant(2) ** 2)),
+        ("(-2.0)^2.0", Constant(-2) ** 2),
+        ("(-W)^2.0", (-W) ** 2),
+        ("W - -1.0", W - -1.0),
+        ("1e-05 + 1e+16 * W", 1e-5 + 1e16 * W),
+        ("div(W, X)", call("div", W, X)),
+        ("max(W, min(G, X))", call("max", W, call("min", G, X))),
+    ],
+)
+def test_canonical_text(text: str, expression: Expression) -> None:
+    assert parse(text) == expression
+    assert format(expression) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("  mul(W,X)", "W * X"),
+        ("add(sub(W, G), quotient(W, X))", "W - G + W / X"),
+        ("power(X, 0.5)", "X^0.5"),
+        ("power(X, -.5)", "X^-0.5"),
+        ("neg(W)", "-W"),
+        ("((W))", "W"),
+        ("W*\n\tX", "W * X"),
+        ("- 2 * W", "-2.0 * W"),
+        ("2.E1*W", "20.0 * W"),
+        ("-0 * W", "0.0 * W"),
+    ],
+)
+def test_other_spellings(text: str, canonical: str) -> None:
+    assert format(parse(text)) == canonical
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "column 1: expected a terminal, a number or an operator before the end of the text"),
+        (
+            "W +",
+            "column 4: expected a terminal, a number or an operator before the end of the text",
+        ),
+        ("W * * X", "column 5: expected a terminal, a number or an operator before '*'"),
+        ("W ** 2", "column 3: write ^ for a power, not **"),
+        ("w * X", "column 1: unknown name 'w': did you mean 'W'?"),
+        ("W * tahn", "column 5: unknown name 'tahn': did you mean 'tanh'?"),
+        ("W * sqrtt(X)", "column 5: unknown operator 'sqrtt': did you mean 'sqrt'?"),
+        ("abs(W", "column 6: expected ')' before the end of the text to close the '(' at column 4"),
+        ("abs(W X)", "column 7: expected ')' before 'X' to close the '(' at column 4"),
+        ("W)", "column 2: expected an operator before ')'"),
+        ("3W", "column 2: expected an operator before 'W'"),
+        ("mms", "column 1: mms is an operator: put its operands in parentheses"),
+        ("W(X)", "column 1: W is a terminal and takes no operands"),
+        ("X + mms(W, X)", "column 5: mms takes 1 operand, not 2"),
+        ("div(W)", "column 1: div takes 2 operands, not 1"),
+        ("abs()", "column 1: abs takes 1 operand, not 0"),
+        ("W^X", "column 3: the exponent of a power must be a number, not 'X'"),
+        ("W^(2)", "column 3: the exponent of a power must be a number, not '('"),
+        ("power(W, X)", "column 1: the exponent of a power must be a number"),
+        ("W^2^3", "column 4: put the power before this '^' in parentheses"),
+        ("W * 1e999", "column 5: a constant must be a finite number, not inf"),
+        ("W ? X", "column 3: unexpected character '?'"),
+        ("W × X", r"column 3: unexpected character '\xd7'"),
+        ("W * \x00", r"column 5: unexpected character '\x00'"),
+        ("__import__('os')", 'column 12: unexpected character "\'"'),
+    ],
+)
+def test_errors_name_the_column_and_what_to_change(text: str, message: str) -> None:
+    with pytest.raises(ParseError) as caught:
+        parse(text)
+    assert str(caught.value) == message
+    assert caught.value.column == int(message.split()[1].rstrip(":"))
+    assert str(pickle.loads(pickle.dumps(caught.value))) == message
+
+
+def test_an_unknown_name_lists_the_known_ones_where_none_is_near() -> None:
+    with pytest.raises(ParseError, match=r"^column 1: unknown name 'foobar': known: .*zsn$"):
+        parse("foobar")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["(" * 20000, "-" * 20000 + "W", "abs(" * 20000, "W + (" * 15000, "(" * 101 + "W" + ")" * 101],
+)
+def test_deep_nesting_is_refused(text: str) -> None:
+    with pytest.raises(ParseError, match="nested deeper than 100 levels"):
+        parse(text)
+
+
+def test_the_deepest_expressions_can_be_written() -> None:
+    assert parse("(" * 100 + "W" + ")" * 100) == W
+    negated: Expression = W
+    powers: Expression = W
+    sums: Expression = W
+    for _ in range(99):
+        negated, sums = -negated, X - sums
+        powers = powers**2
+    for expression in (negated, powers, sums):
+        assert expression.depth == 100
+        assert parse(format(expression)) == expression
+
+
+def test_long_sums_are_refused_at_the_operator_that_is_too_much() -> None:
+    with pytest.raises(ParseError, match="column 200: an expression can have at most 100 levels"):
+        parse("+".join(["W"] * 200))
+
+
+def test_huge_text_is_refused_at_once_and_in_a_short_line() -> None:
+    huge = "W" * 100_000_000
+    started = time.perf_counter()
+    for read in (parse, Metric.of):
+        with pytest.raises(PrunerZeroError) as caught:
+            read(huge)
+        assert len(str(caught.value)) < 300
+    assert time.perf_counter() - started < 3
+    with pytest.raises(ParseError, match=r"^column 1: unknown name 'a{39}…'"):
+        parse("a" * 100_000)

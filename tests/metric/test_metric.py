@@ -1,0 +1,122 @@
+"""A metric from anything that can mean one, and errors that name what to change."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import Expression, Metric, Shape, parse
+from tests.metric.strategies import expressions
+from tests.metric.test_tree_json import RELEASED
+
+PUBLISHED = Metric(parse("abs(W * W) * mms(G)"))
+
+
+def test_everything_that_means_the_published_metric(tmp_path: Path) -> None:
+    path = tmp_path / "best_tree.json"
+    path.write_text(RELEASED)
+    other = tmp_path / "tree"
+    other.write_bytes(b"\xef\xbb\xbf" + RELEASED.encode())
+    for spec in (
+        PUBLISHED,
+        PUBLISHED.expression,
+        "abs(W*W) * mms(G)",
+        json.loads(RELEASED),
+        path,
+        str(path),
+        other,
+        str(other),
+    ):
+        assert Metric.of(spec) == PUBLISHED
+    assert Metric.of("pruner-zero") == Metric(PUBLISHED.expression, name="pruner-zero")
+
+
+def test_what_a_metric_says() -> None:
+    assert PUBLISHED.needs == {"W", "G"}
+    assert str(PUBLISHED) == "abs(W * W) * mms(G)"
+    assert PUBLISHED.latex == r"\left|W \cdot W\right| \cdot \operatorname{mms}(G)"
+
+
+@given(expressions())
+def test_json_keeps_expression_name_and_scope(expression: Expression) -> None:
+    if expression.shape is not Shape.MATRIX:
+        return
+    for metric in (Metric(expression), Metric(expression, "mine", "global")):
+        assert Metric.of(json.loads(metric.to_json())) == metric
+        assert Metric.of(metric.to_tree()) == metric
+        assert pickle.loads(pickle.dumps(metric)) == metric
+
+
+def test_name_and_scope_stand_at_the_root() -> None:
+    metric = Metric.of({"data": "W", "name": "mine", "scope": "row"})
+    assert (metric.name, metric.scope) == ("mine", "row")
+    assert "name" not in PUBLISHED.to_tree()
+
+
+def test_words_with_hyphens_can_be_differences() -> None:
+    assert Metric.of("W-X") == Metric(parse("W - X"))
+    assert Metric.of("W-1") == Metric(parse("W - 1"))
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("X + 1", "`X + 1.0` gives no value per weight: it needs W, G or S"),
+        ("div(X, W)", "`div(X, W)` gives no value per weight: it reduces W to one number"),
+        ("wnda", "unknown metric 'wnda': did you mean 'wanda'?"),
+        ("w", "unknown metric 'w': did you mean 'W'?"),
+        ("W * Y(X)", "column 5: unknown operator 'Y': known: "),
+        ("W +", "column 4: expected a terminal"),
+        ("nowhere/tree.json", "nowhere/tree.json: no such file"),
+        ("a\0.json", "a\0.json: cannot be read (embedded null byte)"),
+        ({"data": "W", "scope": 3}, "root: scope must be a text"),
+        ({"data": "mms", "left": {"data": "W", "scope": "row"}}, "left: unknown key 'scope'"),
+    ],
+)
+def test_errors(spec: str | dict[str, object], message: str) -> None:
+    with pytest.raises(PrunerZeroError) as caught:
+        Metric.of(spec)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "invalid JSON"),
+        (b'{"data": "W",}', "invalid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
+        (b'{"data": "mul", "left": {"data": "W"}}', "root: mul needs left and right"),
+        (b'["W"]', "root: expected an object"),
+        (b"[" * 100_000, "the tree is nested deeper than 100 levels"),
+        (b" " * 10_000_001, "larger than 10 MB"),
+    ],
+)
+def test_errors_of_files_name_the_file(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "tree.json"
+    path.write_bytes(content)
+    with pytest.raises(PrunerZeroError) as caught:
+        Metric.of(path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_is_no_tree_file_and_hides_no_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("wanda", "W", "tree.json"):
+        (tmp_path / name).mkdir()
+    assert Metric.of("wanda").name == "wanda"
+    assert str(Metric.of("W")) == "W"
+    with pytest.raises(PrunerZeroError, match=r"^tree\.json: cannot be read \(Is a directory\)$"):
+        Metric.of("tree.json")
+
+
+def test_long_expressions_are_cut_in_messages() -> None:
+    with pytest.raises(PrunerZeroError) as caught:
+        Metric(parse(" + ".join(["X"] * 90)))
+    assert len(str(caught.value)) < 150

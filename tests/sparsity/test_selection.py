@@ -1,0 +1,273 @@
+"""Masks: bit-equal to a stable sort of every comparison group, ties and all."""
+
+from collections.abc import Iterator, Sequence
+from typing import overload
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity import (
+    Scope,
+    SemiStructured,
+    Unstructured,
+    keep_mask,
+    keep_masks_global,
+)
+from tests.sparsity import reference
+
+DENORMAL, HUGE = 1e-45, 3.4e38
+AWKWARD = [0.0, -0.0, DENORMAL, -DENORMAL, 1e-39, HUGE, -HUGE, 1.0, -1.0, 1.0000001]
+
+seeds = st.integers(0, 2**32 - 1)
+sides = st.integers(1, 9)
+sparsities = st.one_of(
+    st.sampled_from([0.0, 0.29, 0.3, 0.5, 0.6, 0.7, 0.99]), st.floats(0, 1, exclude_max=True)
+)
+dtypes = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+
+
+def random_scores(shape: tuple[int, int], seed: int) -> Tensor:
+    """Scores of one of several kinds, most with ties; the seed picks the kind and layout too."""
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(5)
+    values: NDArray[np.float64]
+    if kind == 0:
+        values = rng.standard_normal(shape)
+    elif kind == 1:
+        values = rng.choice(AWKWARD, shape)
+    elif kind == 2:
+        values = rng.integers(-3, 4, shape) * np.where(rng.random(shape) < 0.5, 1.0, -1.0)
+    elif kind == 3:
+        values = np.full(shape, rng.standard_normal())
+    else:
+        values = rng.standard_normal(shape)
+        values[rng.random(shape) < 0.5] = rng.choice(values.flatten())
+    scores = torch.from_numpy(values).float()
+    layout = rng.integers(3)
+    if layout == 1:
+        return scores.t().contiguous().t()
+    if layout == 2:
+        return scores.repeat(1, 2)[:, : shape[1]]
+    return scores
+
+
+def finite(scores: Tensor, dtype: torch.dtype) -> Tensor:
+    limit = torch.finfo(dtype).max
+    return scores.clamp(-limit, limit).to(dtype)
+
+
+def zeros_per_row(mask: Tensor) -> set[int]:
+    return set((~mask).sum(1).tolist())
+
+
+@settings(max_examples=600, deadline=None)
+@given(sides, st.integers(1, 40), seeds, sparsities, dtypes)
+def test_rows(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
+    scores = finite(random_scores((out, width), seed), dtype)
+    mask = keep_mask(scores, Unstructured(sparsity, "row"))
+    zeros = reference.zeros_in(width, sparsity)
+    assert torch.equal(mask, reference.keep_groups(scores, width, zeros))
+    assert zeros_per_row(mask) == {zeros}
+
+
+@settings(max_examples=600, deadline=None)
+@given(sides, sides, seeds, sparsities, dtypes)
+def test_matrix(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
+    scores = finite(random_scores((out, width), seed), dtype)
+    mask = keep_mask(scores, Unstructured(sparsity, "matrix"))
+    assert torch.equal(mask, reference.keep_matrices([scores], sparsity)[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(1, 3), st.sampled_from([1, 100, 127, 128, 129, 256, 300]), seeds, sparsities, dtypes
+)
+def test_blocks(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
+    scores = finite(random_scores((out, width), seed), dtype)
+    mask = keep_mask(scores, Unstructured(sparsity, "block"))
+    assert torch.equal(mask, reference.keep_blocks(scores, sparsity))
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(st.tuples(sides, sides), min_size=1, max_size=5),
+    seeds,
+    sparsities,
+    st.lists(dtypes, min_size=5, max_size=5),
+)
+def test_global(
+    shapes: list[tuple[int, int]], seed: int, sparsity: float, kinds: list[torch.dtype]
+) -> None:
+    scores = [
+        finite(random_scores(shape, seed + index % 2), kind)
+        for index, (shape, kind) in enumerate(zip(shapes, kinds, strict=False))
+    ]
+    masks = keep_masks_global(scores, sparsity)
+    expected = reference.keep_matrices(scores, sparsity)
+    assert all(torch.equal(*pair) for pair in zip(masks, expected, strict=True))
+
+
+@settings(max_examples=600, deadline=None)
+@given(sides, st.integers(1, 4), st.data(), seeds, dtypes)
+def test_n_of_m(out: int, groups: int, data: st.DataObject, seed: int, dtype: torch.dtype) -> None:
+    m = data.draw(st.integers(2, 20), label="m")
+    n = data.draw(st.integers(1, m - 1), label="n")
+    scores = finite(random_scores((out, groups * m), seed), dtype)
+    mask = keep_mask(scores, SemiStructured(n, m))
+    assert torch.equal(mask, reference.keep_groups(scores, m, n))
+
+
+@settings(max_examples=400, deadline=None)
+@given(sides, sides, seeds, sparsities, dtypes)
+def test_cumulative(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
+    scores = finite(random_scores((out, width), seed).abs(), dtype)
+    mask = keep_mask(scores, Unstructured(sparsity, "cumulative"))
+    assert torch.equal(mask, reference.keep_cumulative(scores, sparsity))
+    assert (~mask).sum() == reference.zeros_in(scores.numel(), sparsity)
+
+
+def test_cumulative_is_what_bisecting_alpha_finds() -> None:
+    scores = random_scores((16, 64), 0).abs()
+    mask = keep_mask(scores, Unstructured(0.5, "cumulative"))
+    ascending = scores.sort(1).values.double()
+    share = ascending.cumsum(1) / ascending.sum(1, keepdim=True)
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        alpha = (low + high) / 2
+        low, high = (alpha, high) if (share <= alpha).sum() < 16 * 64 // 2 else (low, alpha)
+    assert (~mask).sum(1).tolist() == (share <= high).sum(1).tolist()
+    assert len(zeros_per_row(mask)) > 1
+
+
+@pytest.mark.parametrize("scope", ["row", "block", "matrix", "cumulative"])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (0, 4), (4, 0)])
+@pytest.mark.parametrize("sparsity", [0.0, 0.5])
+def test_tiny_shapes(scope: Scope, shape: tuple[int, int], sparsity: float) -> None:
+    mask = keep_mask(torch.ones(shape), Unstructured(sparsity, scope))
+    assert mask.shape == shape
+    assert mask.dtype == torch.bool
+
+
+@pytest.mark.parametrize(
+    "pattern", [Unstructured(0.5), SemiStructured(2, 4), SemiStructured(9, 32)]
+)
+def test_many_chunks_agree_with_the_stable_sort(pattern: Unstructured | SemiStructured) -> None:
+    torch.manual_seed(0)
+    scores = (torch.randn(1100, 1024) * 50).round()
+    width = pattern.m if isinstance(pattern, SemiStructured) else 1024
+    groups = scores.view(-1, width)
+    pruned = int(width * pattern.sparsity)
+    order = groups.sort(dim=1, stable=True).indices[:, :pruned]
+    expected = torch.ones_like(groups, dtype=torch.bool).scatter_(1, order, False)
+    assert torch.equal(keep_mask(scores, pattern), expected.view(scores.shape))
+
+
+@pytest.mark.parametrize("scale", [1.0, 50.0, 1e6])
+def test_a_large_matrix_agrees_with_the_stable_sort(scale: float) -> None:
+    torch.manual_seed(0)
+    scores = (torch.randn(1100, 1024) * scale).round()
+    order = scores.flatten().sort(stable=True).indices[: int(0.3 * scores.numel())]
+    expected = torch.ones(scores.numel(), dtype=torch.bool)
+    expected[order] = False
+    mask = keep_mask(scores, Unstructured(0.3, "matrix"))
+    assert torch.equal(mask, expected.view(scores.shape))
+
+
+class Recomputed(Sequence[Tensor]):
+    """Matrices that exist only while they are looked at."""
+
+    def __init__(self, seeds: list[int]) -> None:
+        self.seeds = seeds
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
+    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
+        if isinstance(index, slice):
+            return Recomputed(self.seeds[index])
+        return random_scores((5, 6), self.seeds[index])
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (self[index] for index in range(len(self)))
+
+
+def test_global_streams_matrices_that_are_computed_on_access() -> None:
+    lazy = Recomputed([1, 2, 3])
+    masks = keep_masks_global(lazy, 0.5)
+    expected = reference.keep_matrices(list(lazy), 0.5)
+    assert all(torch.equal(*pair) for pair in zip(masks, expected, strict=True))
+
+
+def test_global_of_nothing_is_nothing() -> None:
+    assert keep_masks_global([], 0.5) == []
+
+
+def test_both_zeros_tie() -> None:
+    mask = keep_mask(torch.tensor([[0.0, -0.0, 0.0, -0.0]]), Unstructured(0.5, "matrix"))
+    assert mask.tolist() == [[False, False, True, True]]
+
+
+def test_scores_and_gradients_are_left_alone() -> None:
+    scores = torch.randn(4, 8, requires_grad=True)
+    before = scores.detach().clone()
+    mask = keep_mask(scores, SemiStructured(2, 4))
+    assert torch.equal(scores.detach(), before)
+    assert not mask.requires_grad
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "pattern",
+    [SemiStructured(2, 4), *(Unstructured(0.5, scope) for scope in ("row", "block", "matrix"))],
+)
+def test_non_finite_scores_name_the_module(
+    bad: float, dtype: torch.dtype, pattern: Unstructured | SemiStructured
+) -> None:
+    scores = torch.ones(3, 8, dtype=dtype)
+    scores[2, 5] = bad
+    with pytest.raises(PrunerZeroError, match=r"layers\.3\.q_proj are not finite"):
+        keep_mask(scores, pattern, "layers.3.q_proj")
+
+
+def test_non_finite_scores_name_the_matrix_among_all() -> None:
+    scores = [torch.ones(2, 2), torch.tensor([[1.0, float("nan")]])]
+    with pytest.raises(PrunerZeroError, match="v_proj"):
+        keep_masks_global(scores, 0.5, ["q_proj", "v_proj"])
+    with pytest.raises(PrunerZeroError, match="matrix 1"):
+        keep_masks_global(scores, 0.5)
+
+
+def test_huge_scores_are_finite() -> None:
+    scores = torch.full((2, 4), HUGE)
+    assert keep_mask(scores, Unstructured(0.5)).sum() == 4
+
+
+def test_cumulative_refuses_negative_scores() -> None:
+    scores = torch.tensor([[1.0, -1.0]])
+    with pytest.raises(PrunerZeroError, match="q_proj are negative"):
+        keep_mask(scores, Unstructured(0.5, "cumulative"), "q_proj")
+
+
+def test_widths_that_m_does_not_divide_are_refused() -> None:
+    with pytest.raises(PrunerZeroError, match="input width 10 of q_proj is not divisible by 4"):
+        keep_mask(torch.ones(2, 10), SemiStructured(2, 4), "q_proj")
+
+
+def test_misuse_is_a_defect_of_the_caller() -> None:
+    with pytest.raises(ValueError, match="keep_masks_global"):
+        keep_mask(torch.ones(2, 2), Unstructured(0.5, "global"))
+    with pytest.raises(ValueError, match="not \\(out, in\\)"):
+        keep_mask(torch.ones(2), Unstructured(0.5))
+    with pytest.raises(TypeError, match="float64"):
+        keep_mask(torch.ones(2, 2, dtype=torch.float64), Unstructured(0.5))

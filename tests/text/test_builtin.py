@@ -1,0 +1,59 @@
+"""`builtin:pydoc`: three parts that share no text, the same ones every time."""
+
+from itertools import combinations
+from pydoc_data.topics import topics
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.text import ROLES, load_corpus
+from pruner_zero.text.builtin import passages_of, split_topics
+from tests.text.refusals import line
+
+
+def test_the_parts_are_disjoint_and_exhaustive() -> None:
+    names = [name for part in split_topics(topics).values() for name in part]
+    assert sorted(names) == sorted(topics)
+
+
+def test_the_parts_have_their_shares() -> None:
+    total = len(load_corpus("builtin:pydoc/all").text)
+    for role, share in zip(ROLES, (0.5, 0.25, 0.25), strict=True):
+        assert len(load_corpus("builtin:pydoc", role).text) / total == pytest.approx(
+            share, abs=0.03
+        )
+
+
+def test_no_passage_is_in_two_parts() -> None:
+    texts = [load_corpus(f"builtin:pydoc/{role}").text for role in ROLES]
+    for one, other in combinations(texts, 2):
+        assert passages_of(one).isdisjoint(passages_of(other))
+
+
+def test_the_split_does_not_depend_on_the_order_of_the_topics() -> None:
+    backwards = dict(reversed(list(topics.items())))
+    assert split_topics(backwards) == split_topics(topics)
+
+
+@given(st.dictionaries(st.text(max_size=4), st.text(max_size=300)))
+def test_any_topics_are_split_completely(texts: dict[str, str]) -> None:
+    names = [name for part in split_topics(texts).values() for name in part]
+    assert sorted(names) == sorted(texts)
+
+
+def test_the_role_picks_the_part_and_a_slash_picks_it_explicitly() -> None:
+    for role in ROLES:
+        corpus = load_corpus("builtin:pydoc", role)
+        assert corpus.name == f"builtin:pydoc/{role}"
+        assert load_corpus(f"builtin:pydoc/{role}", "calibration") == corpus
+
+
+def test_all_holds_every_topic() -> None:
+    text = load_corpus("builtin:pydoc/all").text
+    assert all(topic in text for topic in topics.values())
+
+
+def test_a_python_without_pydoc_data_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pydoc_data.topics", None)
+    assert "needs pydoc_data, which this Python lacks" in line("builtin:pydoc")

@@ -1,0 +1,148 @@
+"""Windows reproduce the token stream; a seed decides which ones are drawn."""
+
+import json
+import logging
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.text import Corpus, consecutive_windows, random_windows, windows
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+TEXT = "The quick brown fox jumps over the lazy dog. " * 5
+CORPUS = Corpus("fox", TEXT)
+
+
+def stream(text: str) -> list[int]:
+    ids: list[int] = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    return ids
+
+
+@given(st.text(min_size=1).filter(str.strip), st.integers(2, 40))
+def test_consecutive_windows_are_the_prefix_of_the_stream(text: str, seqlen: int) -> None:
+    text = text.encode(errors="replace").decode()
+    tokens = stream(text)
+    if len(tokens) < seqlen:
+        with pytest.raises(PrunerZeroError, match="fewer than one window"):
+            consecutive_windows(Corpus("any", text), TOKENIZER, seqlen)
+        return
+    cut = consecutive_windows(Corpus("any", text), TOKENIZER, seqlen)
+    assert cut.tokens.shape == (len(tokens) // seqlen, seqlen)
+    assert cut.tokens.dtype == torch.int64
+    assert cut.tokens.flatten().tolist() == tokens[: len(tokens) // seqlen * seqlen]
+    assert cut.available == len(tokens)
+
+
+def test_fewer_consecutive_windows_are_the_first() -> None:
+    every = consecutive_windows(CORPUS, TOKENIZER, 10)
+    assert torch.equal(consecutive_windows(CORPUS, TOKENIZER, 10, 3).tokens, every.tokens[:3])
+
+
+@given(st.integers(1, 20), st.integers(2, 100), st.integers(0, 2**63 - 1))
+def test_random_windows_are_pieces_of_the_stream(count: int, seqlen: int, seed: int) -> None:
+    drawn = random_windows(CORPUS, TOKENIZER, count, seqlen, seed)
+    assert drawn.tokens.shape == (count, seqlen)
+    assert drawn.tokens.dtype == torch.int64
+    pieces = torch.tensor(stream(TEXT)).unfold(0, seqlen, 1)
+    for window in drawn.tokens:
+        assert (pieces == window).all(dim=1).any()
+
+
+def test_random_windows_have_distinct_offsets_down_to_the_last() -> None:
+    text = bytes(range(33, 127)).decode()
+    offsets = len(text) - 10 + 1
+    drawn = random_windows(Corpus("each byte once", text), TOKENIZER, offsets, 10, seed=0)
+    assert len(set(drawn.tokens[:, 0].tolist())) == offsets
+
+
+def test_the_seed_decides() -> None:
+    one = random_windows(CORPUS, TOKENIZER, 4, 16, seed=1)
+    assert torch.equal(one.tokens, random_windows(CORPUS, TOKENIZER, 4, 16, seed=1).tokens)
+    assert not torch.equal(one.tokens, random_windows(CORPUS, TOKENIZER, 4, 16, seed=2).tokens)
+
+
+def test_the_global_generator_stays_untouched() -> None:
+    before = torch.get_rng_state()
+    random_windows(CORPUS, TOKENIZER, 4, 16, seed=1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_fewer_random_windows_are_the_first_of_more() -> None:
+    many = random_windows(CORPUS, TOKENIZER, 12, 16, seed=1)
+    assert torch.equal(random_windows(CORPUS, TOKENIZER, 3, 16, seed=1).tokens, many.tokens[:3])
+
+
+def test_random_windows_read_a_bounded_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "RANDOM_CHARACTERS", 40)
+    assert random_windows(CORPUS, TOKENIZER, 4, 16, seed=1).available == 40
+    assert consecutive_windows(CORPUS, TOKENIZER, 16).available == len(TEXT)
+
+
+def test_special_tokens_and_warnings_stay_out(caplog: pytest.LogCaptureFixture) -> None:
+    assert TOKENIZER.model_max_length < len(TEXT)
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        cut = consecutive_windows(CORPUS, tiny_tokenizer(), 10)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert TOKENIZER.bos_token_id not in cut.tokens
+    assert not caplog.records
+
+
+def test_the_provenance_is_complete_and_json() -> None:
+    drawn = random_windows(CORPUS, TOKENIZER, 4, 16, seed=7)
+    assert json.loads(json.dumps(drawn.describe())) == {
+        "text": "fox",
+        "text_sha256": CORPUS.sha256,
+        "joined": "one stream as it stands",
+        "selection": "random",
+        "seed": 7,
+        "windows": 4,
+        "seqlen": 16,
+        "tokens": 64,
+        "tokens_available": len(TEXT),
+        "tokens_sha256": drawn.sha256,
+    }
+    cut = consecutive_windows(CORPUS, TOKENIZER, 16)
+    assert (cut.describe()["selection"], cut.describe()["seed"]) == ("consecutive", None)
+    assert len(cut) == len(TEXT) // 16
+
+
+def test_the_hash_follows_the_tokens() -> None:
+    hashes = {random_windows(CORPUS, TOKENIZER, 4, 16, seed).sha256 for seed in (1, 1, 2)}
+    assert len(hashes) == 2
+
+
+def drawing(windows: int, seqlen: int, seed: int = 0) -> str:
+    return refusal(lambda: random_windows(CORPUS, TOKENIZER, windows, seqlen, seed))
+
+
+def cutting(windows: int, seqlen: int) -> str:
+    return refusal(lambda: consecutive_windows(CORPUS, TOKENIZER, seqlen, windows))
+
+
+def test_a_text_shorter_than_a_window_is_refused() -> None:
+    assert drawing(1, 1024) == cutting(1, 1024)
+    assert cutting(1, 1024) == (
+        "corpus fox has 225 tokens, fewer than one window of 1024: "
+        "choose a longer text or a smaller --seqlen"
+    )
+
+
+def test_more_windows_than_there_are_is_refused() -> None:
+    assert "hold 9 windows of 25 and not 10" in cutting(10, 25)
+    assert "hold 26 windows of 200 and not 27" in drawing(27, 200)
+
+
+def test_senseless_numbers_name_their_option() -> None:
+    for refuse in (drawing, cutting):
+        assert refuse(0, 16).startswith("--windows is 0")
+        assert refuse(1, 1).startswith("--seqlen is 1")
+    assert drawing(1, 16, seed=-1).startswith("--seed is -1")
+    assert drawing(1, 16, seed=2**63).startswith("--seed is ")

@@ -1,0 +1,16 @@
+"""Small real things for tests: a tokenizer that needs no network."""
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+
+def tiny_tokenizer(model_max_length: int = 16) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with one token a byte and a BOS, 257 in all; any text encodes."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(["<s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", model_max_length=model_max_length
+    )
