@@ -3,10 +3,14 @@
 from collections.abc import Sequence
 
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.metric import OPERATORS, TERMINALS, Constant, Expression, Terminal, call
+
+# The first call into torch, or a busy machine, takes longer than the default deadline.
+lightly = settings(deadline=None, max_examples=30)
 
 terminals = st.sampled_from(sorted(TERMINALS)).map(Terminal)
 constants = st.floats(allow_nan=False, allow_infinity=False).map(Constant)

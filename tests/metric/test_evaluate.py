@@ -21,7 +21,14 @@ from pruner_zero.metric import (
     parse,
     score,
 )
-from tests.metric.strategies import expressions, matrices, tame_constants, terminals, terminals_of
+from tests.metric.strategies import (
+    expressions,
+    lightly,
+    matrices,
+    tame_constants,
+    terminals,
+    terminals_of,
+)
 
 W = Terminal("W")
 TINY = torch.finfo(torch.float32).tiny
@@ -73,6 +80,7 @@ def plain(expression: Expression, tensors: dict[str, Tensor]) -> Tensor:
     return PLAIN[expression.operator.name](*operands)
 
 
+@lightly
 @given(expressions(leaves=terminals | tame_constants), matrices())
 def test_evaluation_equals_a_plain_recursion(
     expression: Expression, tensors: dict[str, Tensor]
@@ -84,6 +92,11 @@ def test_evaluation_equals_a_plain_recursion(
     assert result.dtype == torch.float32
     assert result.is_contiguous()
     assert all(torch.equal(tensors[name], before[name]) for name in before)
+
+
+def test_a_constant_beyond_fp32_is_infinite() -> None:
+    assert evaluate(parse("min(W, 1e300)"), {"W": torch.ones(2, 2)}).eq(1).all()
+    assert evaluate(parse("W * -1e300"), {"W": torch.ones(2, 2)}).isneginf().all()
 
 
 @pytest.mark.parametrize("text", ["W", "skp(W)", "X", "2"])

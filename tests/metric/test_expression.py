@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Call, Constant, Expression, Shape, Terminal, call, evaluate, parse
-from tests.metric.strategies import constants, expressions, matrices, tame_constants, terminals
+from tests.metric.strategies import (
+    constants,
+    expressions,
+    lightly,
+    matrices,
+    tame_constants,
+    terminals,
+)
 
 W, G, X, H, S = (Terminal(name) for name in "WGXHS")
 
@@ -28,6 +35,7 @@ def test_what_an_expression_knows_about_itself() -> None:
     assert released._repr_latex_().startswith(r"$\left|W \cdot W\right|")
 
 
+@lightly
 @given(expressions())
 def test_cached_facts_equal_their_definitions(expression: Expression) -> None:
     def depth(node: Expression) -> int:
@@ -41,6 +49,7 @@ def test_cached_facts_equal_their_definitions(expression: Expression) -> None:
     assert sum(expression.operator_counts().values()) == sum(bool(n.operands) for n in nodes)
 
 
+@lightly
 @given(expressions(leaves=terminals | tame_constants), matrices(least=2))
 def test_shape_and_sign_hold_for_the_values(
     expression: Expression, tensors: dict[str, torch.Tensor]
@@ -54,6 +63,7 @@ def test_shape_and_sign_hold_for_the_values(
         assert (values.nan_to_num(0) >= 0).all()
 
 
+@lightly
 @given(expressions(), st.data())
 def test_equality_and_hash_follow_the_structure(
     expression: Expression, data: st.DataObject
@@ -75,6 +85,7 @@ def test_a_pickled_expression_is_found_in_a_set_of_another_process() -> None:
     subprocess.run([sys.executable, "-c", script], input=data, check=True)
 
 
+@lightly
 @given(expressions(), expressions(max_leaves=3), st.data())
 def test_replacing_a_node(expression: Expression, subtree: Expression, data: st.DataObject) -> None:
     index = data.draw(st.integers(0, expression.size - 1))

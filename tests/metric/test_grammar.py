@@ -18,16 +18,18 @@ from pruner_zero.metric import (
     format,
     parse,
 )
-from tests.metric.strategies import expressions
+from tests.metric.strategies import expressions, lightly
 
 W, G, X = Terminal("W"), Terminal("G"), Terminal("X")
 
 
+@lightly
 @given(expressions())
 def test_formatting_is_lossless(expression: Expression) -> None:
     assert parse(format(expression)) == expression
 
 
+@lightly
 @given(expressions(operators=("neg", "power", "sub", "quotient", "abs")))
 def test_parentheses_are_needed_where_they_are_written(expression: Expression) -> None:
     text = format(expression)

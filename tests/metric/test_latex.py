@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 
 from pruner_zero.metric import Expression, parse, to_latex
-from tests.metric.strategies import expressions
+from tests.metric.strategies import expressions, lightly
 
 
 @pytest.mark.parametrize(
@@ -42,6 +42,7 @@ def test_mathematics(text: str, latex: str) -> None:
     assert to_latex(parse(text)) == latex
 
 
+@lightly
 @given(expressions())
 def test_braces_and_delimiters_are_balanced(expression: Expression) -> None:
     latex = to_latex(expression)

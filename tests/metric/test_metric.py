@@ -9,7 +9,7 @@ from hypothesis import given
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Expression, Metric, Shape, parse
-from tests.metric.strategies import expressions
+from tests.metric.strategies import expressions, lightly
 from tests.metric.test_tree_json import RELEASED
 
 PUBLISHED = Metric(parse("abs(W * W) * mms(G)"))
@@ -40,6 +40,7 @@ def test_what_a_metric_says() -> None:
     assert PUBLISHED.latex == r"\left|W \cdot W\right| \cdot \operatorname{mms}(G)"
 
 
+@lightly
 @given(expressions())
 def test_json_keeps_expression_name_and_scope(expression: Expression) -> None:
     if expression.shape is not Shape.MATRIX:

@@ -8,7 +8,7 @@ from hypothesis import given
 from torch import Tensor
 
 from pruner_zero.metric import NAMED, Metric, loads, score
-from tests.metric.strategies import matrices, terminals_of
+from tests.metric.strategies import lightly, matrices, terminals_of
 from tests.metric.test_tree_json import RELEASED
 
 
@@ -39,6 +39,7 @@ FORMULAS: dict[str, Callable[..., Tensor]] = {
 
 
 @pytest.mark.parametrize("name", FORMULAS)
+@lightly
 @given(tensors=matrices(least=2))
 def test_the_expression_is_the_formula(name: str, tensors: dict[str, Tensor]) -> None:
     result = Metric.of(name).score(tensors)

@@ -8,7 +8,7 @@ from hypothesis import given
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Expression, dumps, from_tree, loads, parse, to_tree
-from tests.metric.strategies import expressions
+from tests.metric.strategies import expressions, lightly
 
 RELEASED = """
 {"data": "mul",
@@ -24,6 +24,7 @@ def test_the_released_tree() -> None:
     assert to_tree(expression) == json.loads(RELEASED)
 
 
+@lightly
 @given(expressions())
 def test_json_is_lossless(expression: Expression) -> None:
     assert loads(dumps(expression)) == expression

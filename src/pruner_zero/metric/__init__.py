@@ -9,11 +9,9 @@ from pruner_zero.metric.evaluate import ScoreError, evaluate, score
 from pruner_zero.metric.expression import (
     MAX_DEPTH,
     MAX_SIZE,
-    TERMINALS,
     Call,
     Constant,
     Expression,
-    Statistic,
     Terminal,
     call,
 )
@@ -22,6 +20,7 @@ from pruner_zero.metric.latex import to_latex
 from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.named import NAMED, NamedMetric
 from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
+from pruner_zero.metric.terminals import TERMINALS, Statistic
 from pruner_zero.metric.tree_json import dumps, from_tree, loads, to_tree
 
 __all__ = [

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric.expression import TERMINALS, Call, Constant, Expression, Terminal
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
 from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.terminals import TERMINALS
 
 
 class ScoreError(PrunerZeroError):
@@ -42,7 +43,7 @@ def evaluate(
             if isinstance(node, Terminal):
                 values[node] = terminals[node.name].to(torch.float32)
             elif isinstance(node, Constant):
-                values[node] = torch.full((1, 1), node.value, dtype=torch.float32, device=device)
+                values[node] = torch.tensor([[node.value]], dtype=torch.float32, device=device)
             else:
                 assert isinstance(node, Call)
                 values[node] = node.operator.apply(*[value(operand) for operand in node.operands])

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.expression import (
     MAX_DEPTH,
-    TERMINALS,
     Call,
     Constant,
     Expression,
@@ -23,6 +22,7 @@ from pruner_zero.metric.expression import (
     call,
 )
 from pruner_zero.metric.operators import OPERATORS
+from pruner_zero.metric.terminals import TERMINALS
 
 MAX_LENGTH = 100_000
 

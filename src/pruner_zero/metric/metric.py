@@ -12,11 +12,12 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.evaluate import score
-from pruner_zero.metric.expression import TERMINALS, Expression
+from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import ParseError, excerpt, parse
 from pruner_zero.metric.latex import to_latex
 from pruner_zero.metric.named import NAMED
 from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.terminals import TERMINALS
 from pruner_zero.metric.tree_json import from_tree, load_json, to_tree
 
 MAX_BYTES = 10_000_000

@@ -8,7 +8,6 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.expression import (
     MAX_DEPTH,
     MAX_SIZE,
-    TERMINALS,
     Call,
     Constant,
     Expression,
@@ -17,6 +16,7 @@ from pruner_zero.metric.expression import (
 )
 from pruner_zero.metric.grammar import excerpt
 from pruner_zero.metric.operators import OPERATORS
+from pruner_zero.metric.terminals import TERMINALS
 
 _SIDES = ("left", "right")
 
