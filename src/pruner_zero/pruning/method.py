@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 from pruner_zero.calibration import Kind
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
 
@@ -75,20 +75,18 @@ def parse_method(
     """Read `METRIC[@SCOPE][+obs]`, METRIC a name, an expression or a tree file.
 
     `sparsegpt` stands for its score in blocks of columns with its update. A scope in the
-    text wins over one in the tree file, which wins over `scope`; without any it is "row".
+    text wins over `scope`, which wins over one in the tree file; without any it is "row".
     Exactly one of sparsity in [0, 1) and pattern such as "2:4". Raises PrunerZeroError.
     """
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-    body, update = re.fullmatch(r"(.*?)(\+obs)?", text.strip(), re.DOTALL).groups()  # type: ignore[union-attr]
-    body, own_scope = _split_scope(body)
-    if body == SPARSEGPT:
-        metric, update, fallback = Metric.of("sparsegpt-score"), "+obs", "block"
-    else:
-        metric, fallback = Metric.of(body), "row"
-    chosen = _scope(own_scope or metric.scope or scope or fallback)
+    body, own_scope = _split_scope(text.strip().removesuffix("+obs"))
+    metric = Metric.of("sparsegpt-score" if body == SPARSEGPT else body)
+    update: Update = "obs" if body == SPARSEGPT or text.strip().endswith("+obs") else "none"
+    fallback = "block" if body == SPARSEGPT else "row"
+    chosen = cast(Scope, own_scope or scope or metric.scope or fallback)
     zeros = Unstructured(sparsity or 0.0, chosen) if pattern is None else parse_pattern(pattern)
-    return Method(text.strip(), metric, zeros, "obs" if update else "none")
+    return Method(text.strip(), metric, zeros, update)
 
 
 def split_methods(text: str) -> list[str]:
@@ -104,14 +102,6 @@ def split_methods(text: str) -> list[str]:
     if not all(methods):
         raise PrunerZeroError(f"an empty name in the list of methods '{text}'")
     return methods
-
-
-def _scope(name: str) -> Scope:
-    if name not in get_args(Scope):
-        raise PrunerZeroError(
-            f"no comparison group '{name}': {did_you_mean(name, get_args(Scope))}"
-        )
-    return cast(Scope, name)
 
 
 def _split_scope(body: str) -> tuple[str, str | None]:

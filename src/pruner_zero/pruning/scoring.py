@@ -45,7 +45,7 @@ def score_matrix(
     if "X" in metric.needs and statistics.X is not None:
         terminals["X"] = statistics.X
     if "H" in metric.needs and statistics.gram is not None:
-        terminals["H"] = hessian_diagonal(statistics.gram, damping)
+        terminals["H"] = hessian_diagonal(statistics.gram, damping, name=matrix.name)
     try:
         return metric.score(terminals), None
     except ScoreError as error:
@@ -83,7 +83,12 @@ def apply_mask(
         if statistics.gram is None:
             raise ValueError("an update needs the Gram matrix")
         result = sparsegpt(
-            matrix.weight.float(), statistics.gram, method.pattern, mask=mask, damping=damping
+            matrix.weight.float(),
+            statistics.gram,
+            method.pattern,
+            mask=mask,
+            damping=damping,
+            name=matrix.name,
         )
         matrix.weight.copy_(result.weight)
         used = result.damping
