@@ -19,6 +19,7 @@ from pruner_zero.sparsity import (
     keep_mask,
     keep_masks_global,
 )
+from pruner_zero.sparsity.selection import _thresholds, _thresholds_anywhere
 from tests.sparsity import reference
 
 DENORMAL, HUGE = 1e-45, 3.4e38
@@ -42,7 +43,9 @@ def random_scores(shape: tuple[int, int], seed: int) -> Tensor:
     elif kind == 1:
         values = rng.choice(AWKWARD, shape)
     elif kind == 2:
-        values = rng.integers(-3, 4, shape) * np.where(rng.random(shape) < 0.5, 1.0, -1.0)
+        values = rng.integers(-3, 4, shape).astype(np.float64) * np.where(
+            rng.random(shape) < 0.5, 1.0, -1.0
+        )
     elif kind == 3:
         values = np.full(shape, rng.standard_normal())
     else:
@@ -177,6 +180,17 @@ def test_a_large_matrix_agrees_with_the_stable_sort(scale: float) -> None:
     expected[order] = False
     mask = keep_mask(scores, Unstructured(0.3, "matrix"))
     assert torch.equal(mask, expected.view(scores.shape))
+
+
+@settings(max_examples=200, deadline=None)
+@given(sides, sides, st.data(), seeds)
+def test_both_threshold_kernels_agree(out: int, width: int, data: st.DataObject, seed: int) -> None:
+    pruned = data.draw(st.integers(1, width), label="pruned")
+    rows = random_scores((out, width + 1), seed)
+    for ours, others in zip(
+        _thresholds(rows, pruned), _thresholds_anywhere(rows, pruned), strict=True
+    ):
+        assert torch.equal(ours, others)
 
 
 class Recomputed(Sequence[Tensor]):

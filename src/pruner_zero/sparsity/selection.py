@@ -4,8 +4,9 @@ Nothing is sorted where only a threshold is needed. The threshold is the largest
 weights above it stay, and only where equal scores lie on both sides does order matter.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,11 +20,13 @@ from pruner_zero.sparsity.pattern import (
     pruned_count,
 )
 
+Result = TypeVar("Result")
+
 BLOCK_COLUMNS = 128
 
 # Sizes of a working set that stays in a core's cache, in weights; found by measurement.
 _PARTITION_CHUNK = 1 << 18
-_COMPARISON_CHUNK = 1 << 20
+_CHUNK = 1 << 20
 
 # Above this, M² comparisons cost more than partitioning each group.
 _LARGEST_COMPARED_M = 16
@@ -77,24 +80,21 @@ def keep_masks_global(
     """
     if names is None:
         names = [f"matrix {index}" for index in range(len(scores))]
-    upper = _histogram(
-        (keys >> 16) + _HALF_KEYS // 2
-        for matrix, name in zip(scores, names, strict=True)
-        for keys in _order_keys(_comparable(matrix, name))
-    )
-    pruned = pruned_count(int(upper.sum()), sparsity)
+    counts = torch.zeros(_HALF_KEYS, dtype=torch.int64)
+    for matrix, name in zip(scores, names, strict=True):
+        counts += _histogram(_comparable(matrix, name))
+    pruned = pruned_count(int(counts.sum()), sparsity)
     if pruned == 0:
-        return [torch.ones_like(matrix, dtype=torch.bool) for matrix in scores]
-    half, below = _bin_of(upper, pruned)
-    half -= _HALF_KEYS // 2
-    lower = _histogram(
-        keys[keys >> 16 == half] & (_HALF_KEYS - 1)
-        for matrix in scores
-        for keys in _order_keys(matrix)
-    )
-    rest, within = _bin_of(lower, pruned - below)
+        return [
+            torch.ones(matrix.shape, dtype=torch.bool, device=matrix.device) for matrix in scores
+        ]
+    upper, below = _bin_of(counts, pruned)
+    counts.zero_()
+    for matrix in scores:
+        counts += _histogram(matrix.detach(), upper)
+    lower, within = _bin_of(counts, pruned - below)
     tied = pruned - below - within
-    threshold = _from_order_key((half << 16) | rest)
+    threshold = _from_order_key(((upper - _HALF_KEYS // 2) << 16) | lower)
 
     masks = []
     for matrix in scores:
@@ -118,7 +118,7 @@ def keep_highest(rows: Tensor, pruned: int) -> Tensor:
         return torch.full(rows.shape, pruned == 0, dtype=torch.bool, device=rows.device)
     threshold, tied = _thresholds(rows, pruned)
     keep = rows > threshold
-    chunk = max(1, _COMPARISON_CHUNK // rows.shape[1])
+    chunk = max(1, _CHUNK // rows.shape[1])
     for index in tied.nonzero()[:, 0].split(chunk):
         values, limit = rows[index], threshold[index]
         ties = values == limit
@@ -133,26 +133,10 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     `scores` (out, in), finite floats, in divisible by m; unchecked.
     Source: the pattern from SparseGPT (2301.00774), the selection by ranks is ours.
     """
-    if m > _LARGEST_COMPARED_M:
+    if m > _LARGEST_COMPARED_M or scores.device.type != "cpu":
         return keep_highest(scores.reshape(-1, m), n).view(scores.shape)
-    keep = torch.empty(scores.shape, dtype=torch.bool, device=scores.device)
-    chunk = max(1, _COMPARISON_CHUNK // max(1, scores.shape[1]))
-    for part, out in zip(scores.split(chunk), keep.split(chunk), strict=True):
-        # One contiguous plane per position in the group: compares then run at full width.
-        planes = [plane.contiguous() for plane in part.unflatten(1, (-1, m)).unbind(2)]
-        ranks = [
-            torch.full_like(plane, m - 1 - position, dtype=torch.uint8)
-            for position, plane in enumerate(planes)
-        ]
-        for later in range(1, m):
-            for earlier in range(later):
-                # An equal score that stands earlier is pruned earlier.
-                first = (planes[earlier] <= planes[later]).view(torch.uint8)
-                ranks[earlier] -= first
-                ranks[later] += first
-        for rank, column in zip(ranks, out.unflatten(1, (-1, m)).unbind(2), strict=True):
-            torch.ge(rank, n, out=column)
-    return keep
+    rows = scores.split(max(1, _CHUNK // max(1, scores.shape[1])))
+    return torch.cat(_each(lambda chunk: _keep_by_rank(chunk, n, m), rows))
 
 
 def _keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
@@ -185,6 +169,21 @@ def _keep_cumulative(scores: Tensor, sparsity: float, name: str) -> Tensor:
     return torch.empty_like(stays).scatter_(1, order, stays)
 
 
+def _keep_by_rank(scores: Tensor, n: int, m: int) -> Tensor:
+    """The mask of N:M on a CPU: each weight's rank is the count of those pruned before it."""
+    # One contiguous plane per position in the group: compares then run at full width.
+    planes = np.ascontiguousarray(scores.numpy().reshape(-1, m).T)
+    ranks = np.empty(planes.shape, np.uint8)
+    ranks[:] = np.arange(m - 1, -1, -1, dtype=np.uint8)[:, None]
+    for later in range(1, m):
+        # An equal score that stands earlier is pruned earlier.
+        first = (planes[:later] <= planes[later]).view(np.uint8)
+        ranks[:later] -= first
+        for earlier in first:
+            ranks[later] += earlier
+    return torch.from_numpy(np.ascontiguousarray((ranks >= n).T)).view(scores.shape)
+
+
 def _comparable(scores: Tensor, name: str) -> Tensor:
     """The scores as float32, which holds every supported dtype exactly, once they are finite."""
     if scores.dim() != 2:
@@ -201,32 +200,40 @@ def _comparable(scores: Tensor, name: str) -> Tensor:
 def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
     """Each row's `pruned`-th smallest value (groups, 1), and where the next one equals it."""
     if rows.device.type != "cpu":
-        threshold = rows.kthvalue(pruned, dim=1, keepdim=True).values
-        return threshold, (rows <= threshold).sum(1) > pruned
+        return _thresholds_anywhere(rows, pruned)
 
-    # NumPy's vectorised quickselect is over twice as fast as torch's on a CPU, and releases
-    # the interpreter lock.
+    # NumPy's vectorised quickselect is over twice as fast as torch's on a CPU.
     def of_chunk(chunk: Tensor) -> tuple[Tensor, Tensor]:
         parted = np.partition(chunk.numpy(), pruned - 1, axis=1)
-        threshold = parted[:, pruned - 1].copy()
-        tied = parted[:, pruned:].min(axis=1) == threshold
+        threshold = parted[:, pruned - 1 : pruned].copy()
+        tied = parted[:, pruned:].min(axis=1) == threshold[:, 0]
         return torch.from_numpy(threshold), torch.from_numpy(tied)
 
-    chunks = rows.split(max(1, _PARTITION_CHUNK // rows.shape[1]))
-    if len(chunks) == 1:
-        threshold, tied = of_chunk(rows)
-    else:
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-            thresholds, ties = zip(*pool.map(of_chunk, chunks), strict=True)
-        threshold, tied = torch.cat(thresholds), torch.cat(ties)
-    return threshold[:, None], tied
+    found = _each(of_chunk, rows.split(max(1, _PARTITION_CHUNK // rows.shape[1])))
+    thresholds, tied = zip(*found, strict=True)
+    return torch.cat(thresholds), torch.cat(tied)
 
 
-def _order_keys(scores: Tensor) -> Iterator[Tensor]:
-    """int32 keys that order as the scores do, in flat chunks; both zeros share one key."""
-    for chunk in scores.flatten().split(_COMPARISON_CHUNK):
-        bits = (chunk.float() + 0.0).view(torch.int32)
-        yield bits ^ ((bits >> 31) & 0x7FFFFFFF)
+def _thresholds_anywhere(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
+    """`_thresholds` for devices that NumPy does not reach."""
+    threshold = rows.kthvalue(pruned, dim=1, keepdim=True).values
+    return threshold, (rows <= threshold).sum(1) > pruned
+
+
+def _each(function: Callable[[Tensor], Result], chunks: Sequence[Tensor]) -> list[Result]:
+    """`function` of each chunk, a thread per core on a CPU."""
+    # These threads meet once; torch's own meet after every operation, and on a machine with
+    # other work each meeting may cost a time slice.
+    if len(chunks) < 2 or chunks[0].device.type != "cpu":
+        return [function(chunk) for chunk in chunks]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return list(pool.map(function, chunks))
+
+
+def _order_key(scores: Tensor) -> Tensor:
+    """int32 keys that order as the scores do; both zeros share one."""
+    bits = (scores.float() + 0.0).view(torch.int32)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 def _from_order_key(key: int) -> float:
@@ -235,11 +242,19 @@ def _from_order_key(key: int) -> float:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
 
 
-def _histogram(halves: Iterable[Tensor]) -> Tensor:
-    """Counts of 16-bit values over several tensors, int64 (65536,)."""
+def _histogram(scores: Tensor, upper: int | None = None) -> Tensor:
+    """Counts (65536,) of the keys' upper halves, or of the lower halves below one `upper`."""
+
+    def of_chunk(chunk: Tensor) -> Tensor:
+        key = _order_key(chunk)
+        half = (key >> 16) + _HALF_KEYS // 2
+        if upper is not None:
+            half = key[half == upper] & (_HALF_KEYS - 1)
+        return half.bincount(minlength=_HALF_KEYS).cpu()
+
     counts = torch.zeros(_HALF_KEYS, dtype=torch.int64)
-    for half in halves:
-        counts += half.bincount(minlength=_HALF_KEYS).cpu()
+    for part in _each(of_chunk, scores.flatten().split(_CHUNK)):
+        counts += part
     return counts
 
 

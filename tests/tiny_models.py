@@ -1,0 +1,132 @@
+"""Small random language models, one of every kind of block this program must find its way in."""
+
+from collections.abc import Callable
+
+import torch
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    GptOssConfig,
+    LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
+    OPTConfig,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+# The vocabulary of tests/tiny.py's tokenizer. All widths differ from each other, so that a
+# matrix that is seen the wrong way round shows.
+VOCABULARY, HIDDEN, INNER, EXPERT, EXPERTS, POSITIONS = 257, 32, 48, 24, 8, 64
+SLIDING_WINDOW = 6
+
+# Blocks attend to SLIDING_WINDOW tokens here, in all or in every other one of them.
+SLIDING = ("mistral", "qwen2", "gemma2", "gemma3", "phi3", "gpt_oss")
+# The experts of one block are kept in one 3-D parameter here.
+FUSED_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+
+
+def tiny_model(architecture: str, seed: int = 0, blocks: int = 2) -> PreTrainedModel:
+    """A random model of `architecture` in evaluation mode, fp32; `seed` decides its weights."""
+    config = CONFIGURATIONS[architecture](blocks)
+    model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            # Norms stay near what they are initialised to, or the signal dies in two blocks.
+            if parameter.ndim == 1 and name.endswith("weight"):
+                parameter.add_(noise, alpha=0.1)
+            else:
+                parameter.copy_(noise).mul_(0.15)
+    return model.eval()
+
+
+def tiny_windows(windows: int = 3, tokens: int = 11, seed: int = 1) -> torch.Tensor:
+    """Random windows (windows, tokens) int64, longer than SLIDING_WINDOW unless told otherwise."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (windows, tokens), generator=generator)
+
+
+def _llama_like(config: type[PreTrainedConfig], **own: object) -> Callable[[int], PreTrainedConfig]:
+    return lambda blocks: config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        intermediate_size=INNER,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=POSITIONS,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **own,
+    )
+
+
+def _alternating(config: type[PreTrainedConfig], **own: object) -> Callable[[int], PreTrainedConfig]:
+    def build(blocks: int) -> PreTrainedConfig:
+        kinds = ["sliding_attention", "full_attention"] * blocks
+        return _llama_like(
+            config, sliding_window=SLIDING_WINDOW, layer_types=kinds[:blocks], **own
+        )(blocks)
+
+    return build
+
+
+def _gpt_like(config: type[PreTrainedConfig], **own: object) -> Callable[[int], PreTrainedConfig]:
+    return lambda blocks: config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN,
+        num_hidden_layers=blocks,
+        num_attention_heads=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=None,
+        **own,
+    )
+
+
+CONFIGURATIONS: dict[str, Callable[[int], PreTrainedConfig]] = {
+    "llama": _llama_like(LlamaConfig),
+    "mistral": _llama_like(MistralConfig, sliding_window=SLIDING_WINDOW),
+    "qwen2": _alternating(Qwen2Config, use_sliding_window=True, tie_word_embeddings=True),
+    "qwen3": _llama_like(Qwen3Config),
+    "gemma2": _alternating(Gemma2Config, query_pre_attn_scalar=8),
+    "gemma3": _alternating(Gemma3TextConfig, query_pre_attn_scalar=8),
+    "phi3": _llama_like(Phi3Config, sliding_window=SLIDING_WINDOW),
+    "opt": _gpt_like(
+        OPTConfig, ffn_dim=INNER, word_embed_proj_dim=HIDDEN, max_position_embeddings=POSITIONS
+    ),
+    "gpt2": _gpt_like(GPT2Config, n_inner=INNER, n_positions=POSITIONS),
+    "gpt_neox": _gpt_like(
+        GPTNeoXConfig, intermediate_size=INNER, max_position_embeddings=POSITIONS
+    ),
+    "bloom": _gpt_like(BloomConfig),
+    "falcon": _gpt_like(FalconConfig),
+    "mixtral": _llama_like(
+        MixtralConfig, num_local_experts=EXPERTS, num_experts_per_tok=2, sliding_window=None
+    ),
+    # Its first block is dense: blocks of one model need not be alike.
+    "qwen3_moe": _llama_like(
+        Qwen3MoeConfig,
+        num_experts=EXPERTS,
+        num_experts_per_tok=2,
+        moe_intermediate_size=EXPERT,
+        mlp_only_layers=[0],
+        norm_topk_prob=True,
+    ),
+    "gpt_oss": _alternating(GptOssConfig, num_local_experts=EXPERTS, num_experts_per_tok=2),
+}
+
+ARCHITECTURES = tuple(CONFIGURATIONS)
