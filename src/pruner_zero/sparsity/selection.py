@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
@@ -21,6 +22,7 @@ from pruner_zero.sparsity.pattern import (
 )
 
 Result = TypeVar("Result")
+Counts = NDArray[np.int64]
 
 BLOCK_COLUMNS = 128
 
@@ -80,7 +82,7 @@ def keep_masks_global(
     """
     if names is None:
         names = [f"matrix {index}" for index in range(len(scores))]
-    counts = torch.zeros(_HALF_KEYS, dtype=torch.int64)
+    counts = np.zeros(_HALF_KEYS, np.int64)
     for matrix, name in zip(scores, names, strict=True):
         counts += _histogram(_comparable(matrix, name))
     pruned = pruned_count(int(counts.sum()), sparsity)
@@ -89,7 +91,7 @@ def keep_masks_global(
             torch.ones(matrix.shape, dtype=torch.bool, device=matrix.device) for matrix in scores
         ]
     upper, below = _bin_of(counts, pruned)
-    counts.zero_()
+    counts[:] = 0
     for matrix in scores:
         counts += _histogram(matrix.detach(), upper)
     lower, within = _bin_of(counts, pruned - below)
@@ -242,24 +244,24 @@ def _from_order_key(key: int) -> float:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
 
 
-def _histogram(scores: Tensor, upper: int | None = None) -> Tensor:
+def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
     """Counts (65536,) of the keys' upper halves, or of the lower halves below one `upper`."""
 
-    def of_chunk(chunk: Tensor) -> Tensor:
+    def of_chunk(chunk: Tensor) -> Counts:
         key = _order_key(chunk)
         half = (key >> 16) + _HALF_KEYS // 2
         if upper is not None:
             half = key[half == upper] & (_HALF_KEYS - 1)
-        return half.bincount(minlength=_HALF_KEYS).cpu()
+        return half.bincount(minlength=_HALF_KEYS).cpu().numpy()
 
-    counts = torch.zeros(_HALF_KEYS, dtype=torch.int64)
+    counts = np.zeros(_HALF_KEYS, np.int64)
     for part in _each(of_chunk, scores.flatten().split(_CHUNK)):
         counts += part
     return counts
 
 
-def _bin_of(histogram: Tensor, rank: int) -> tuple[int, int]:
+def _bin_of(counts: Counts, rank: int) -> tuple[int, int]:
     """The bin that holds the `rank`-th smallest value (from 1), and the count before it."""
-    reached = histogram.cumsum(0)
-    found = int(torch.searchsorted(reached, rank))
-    return found, int(reached[found] - histogram[found])
+    reached = counts.cumsum()
+    found = int(reached.searchsorted(rank))
+    return found, int(reached[found] - counts[found])

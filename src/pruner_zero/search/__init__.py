@@ -1,0 +1,1 @@
+"""The search for better metrics: space, variation, evolution, fitness, archive."""
