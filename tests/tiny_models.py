@@ -11,6 +11,7 @@ from transformers import (
     GPT2Config,
     GPTNeoXConfig,
     GptOssConfig,
+    Llama4TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -32,7 +33,7 @@ SLIDING_WINDOW = 6
 # Blocks attend to SLIDING_WINDOW tokens here, in all or in every other one of them.
 SLIDING = ("mistral", "qwen2", "gemma2", "gemma3", "phi3", "gpt_oss")
 # The experts of one block are kept in one 3-D parameter here.
-FUSED_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss")
+FUSED_EXPERTS = ("mixtral", "qwen3_moe", "gpt_oss", "llama4")
 
 
 def tiny_model(architecture: str, seed: int = 0, blocks: int = 2) -> PreTrainedModel:
@@ -126,7 +127,22 @@ CONFIGURATIONS: dict[str, Callable[[int], PreTrainedConfig]] = {
         mlp_only_layers=[0],
         norm_topk_prob=True,
     ),
-    "gpt_oss": _alternating(GptOssConfig, num_local_experts=EXPERTS, num_experts_per_tok=2),
+    # Its experts are stored (expert, in, out), as are those of llama4, which lie in a module
+    # that does not say so and are multiplied all at once.
+    "gpt_oss": _alternating(
+        GptOssConfig,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    ),
+    "llama4": _llama_like(
+        Llama4TextConfig,
+        intermediate_size_mlp=INNER,
+        num_local_experts=EXPERTS,
+        num_experts_per_tok=1,
+        interleave_moe_layer_step=2,
+        attention_chunk_size=SLIDING_WINDOW,
+    ),
 }
 
 ARCHITECTURES = tuple(CONFIGURATIONS)

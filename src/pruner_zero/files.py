@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,46 +18,62 @@ from safetensors.torch import save_file
 from pruner_zero.errors import PrunerZeroError
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn a full disk, a full quota or a refused write under `path` into one clear line."""
+    """Turn whatever the system has against writing `path` into one clear line.
+
+    Raises PrunerZeroError for a full disk or quota, a refused write, and every other OSError.
+    """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        text = str(error)
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        if full or "No space left" in text or "File too large" in text:
-            raise PrunerZeroError(
-                f"no space left to write {path}: free some disk or choose another folder"
-            ) from error
-        if isinstance(error, PermissionError) or "Permission denied" in text:
-            raise PrunerZeroError(f"{path} is not writable: choose another folder") from error
-        raise
+        # safetensors tells the system's error only in words: "... (os error 28)".
+        number = re.search(r"os error (\d+)", str(error))
+        code = int(number[1]) if number else getattr(error, "errno", None)
+        if code is None:
+            raise
+        if code in _FULL:
+            why = "no space left, free some disk"
+        elif code in _REFUSED:
+            why = "not writable"
+        else:
+            why = os.strerror(code).lower()
+        raise PrunerZeroError(
+            f"{path} cannot be written ({why}): mend that or choose another place"
+        ) from error
+
+
+def check_writable(path: Path) -> None:
+    """Raise PrunerZeroError where `path` cannot come to be, before any work is spent on it."""
+    folder = path.parent
+    while not os.path.lexists(folder) and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise PrunerZeroError(f"{folder} is not a folder: choose another place than {path}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PrunerZeroError(f"{folder} is not writable: choose another place than {path}")
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one."""
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
-        with open(partial, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-            file.flush()
-            os.fsync(file.fileno())
-        _commit(partial, path)
+    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
+
+    Raises PrunerZeroError where it cannot be written; the old file is then still there.
+    """
+    with writing(path), _committing(path) as partial, open(partial, "wb") as file:
+        file.write(data.encode() if isinstance(data, str) else data)
 
 
 def save_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> str:
-    """Write a safetensors file atomically and return its SHA-256."""
-    partial = path.with_name(path.name + ".partial")
-    with writing(path):
+    """Write a safetensors file as `write_atomic` does and return its SHA-256."""
+    with writing(path), _committing(path) as partial:
         save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
-        digest = sha256(partial)
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
-        _commit(partial, path)
-    return digest
+        return sha256(partial)
 
 
 def sha256(path: Path) -> str:
@@ -67,16 +84,24 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process alone; raise where another process holds it."""
+    """Hold `folder`, made where it is missing, for this process alone.
+
+    The holder may delete the folder. Raises PrunerZeroError where another process holds it.
+    """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
+        file = open(folder / ".lock", "w")  # noqa: SIM115
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            # A holder that deleted the folder just now has left a lock that holds nothing.
+            held = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock"))
+        except OSError:
+            held = False
+        if not held:
             raise PrunerZeroError(
                 f"another process is working in {folder}: wait for it or choose another folder"
-            ) from error
+            )
         yield
 
 
@@ -95,32 +120,53 @@ def append_line(path: Path, value: object) -> None:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())
+        if not end:
+            _sync_names(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The JSON lines of a journal; nothing where it does not exist; a torn last line is dropped.
 
-    Raises PrunerZeroError where an earlier line is not JSON.
+    Raises PrunerZeroError where an earlier line is not a JSON object.
     """
     try:
         data = path.read_bytes()
     except FileNotFoundError:
         return []
     values = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
         try:
-            values.append(json.loads(line))
-        except ValueError as error:
-            raise PrunerZeroError(
-                f"line {number} of {path} is damaged: restore the file"
-            ) from error
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            raise PrunerZeroError(f"line {number} of {path} is damaged: restore the file")
+        values.append(value)
     return values
 
 
-def _commit(partial: Path, path: Path) -> None:
-    os.replace(partial, path)
-    folder = os.open(path.parent, os.O_RDONLY)
+@contextmanager
+def _committing(path: Path) -> Iterator[Path]:
+    """A name beside `path` to write to; it becomes `path` once it is on disk, or goes away.
+
+    The name is this process's own, so that two that write the same file do not meet.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
-        os.fsync(folder)
+        yield partial
+        with open(partial, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    _sync_names(path.parent)
+
+
+def _sync_names(folder: Path) -> None:
+    """Wait until the names in `folder` are on disk; a file's own fsync does not cover them."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

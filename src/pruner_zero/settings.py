@@ -48,12 +48,12 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _first_line(error: ValidationError, kind: type[Settings]) -> str:
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"]) or "settings"
+    key = str(first["loc"][0]) if first["loc"] else "settings"
     option = "--" + key.replace("_", "-")
     if first["type"] == "extra_forbidden":
-        return f"no setting '{key}': {did_you_mean(key, kind.model_fields)}"
+        return f"no setting '{key}': {did_you_mean(key.replace('-', '_'), kind.model_fields)}"
     if first["type"] == "missing":
-        return f"{option} is missing"
-    message = first["msg"].removeprefix("Value error, ")
+        return f"the setting '{key}' is missing: give it, or write it in the --config file"
+    message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     message = message[0].lower() + message[1:]
-    return f"{option} is {first['input']!r}: {message}"
+    return f"{option} is {first['input']!r:.80}: {message}"

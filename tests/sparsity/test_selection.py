@@ -19,7 +19,12 @@ from pruner_zero.sparsity import (
     keep_mask,
     keep_masks_global,
 )
-from pruner_zero.sparsity.selection import _thresholds, _thresholds_anywhere
+from pruner_zero.sparsity.selection import (
+    _histogram,
+    _histogram_anywhere,
+    _thresholds,
+    _thresholds_anywhere,
+)
 from tests.sparsity import reference
 
 DENORMAL, HUGE = 1e-45, 3.4e38
@@ -191,6 +196,17 @@ def test_both_threshold_kernels_agree(out: int, width: int, data: st.DataObject,
         _thresholds(rows, pruned), _thresholds_anywhere(rows, pruned), strict=True
     ):
         assert torch.equal(ours, others)
+
+
+@settings(max_examples=50, deadline=None)
+@given(sides, sides, seeds)
+def test_both_histogram_kernels_agree(out: int, width: int, seed: int) -> None:
+    scores = random_scores((out, width), seed)
+    upper = _histogram(scores)
+    assert np.array_equal(upper, _histogram_anywhere(scores))
+    fullest = int(upper.argmax())
+    lower = _histogram(scores, fullest)
+    assert np.array_equal(lower, _histogram_anywhere(scores, fullest))
 
 
 class Recomputed(Sequence[Tensor]):

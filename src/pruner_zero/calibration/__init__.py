@@ -1,6 +1,7 @@
 """Statistics of weight matrices: X and XᵀX by forward, G by backward, kept on disk."""
 
-from pruner_zero.calibration.calibrate import calibrate, default_cache, open_store
+from pruner_zero.cache import default_cache
+from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.calibration.gradients import GradientNorm, collect_gradients
 from pruner_zero.calibration.inputs import InputStatistics, collect_inputs
 from pruner_zero.calibration.store import Kind, StatisticsStore

@@ -1,14 +1,15 @@
 """Statistics of the dense model, each kind collected once and only when something needs it."""
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
+from pruner_zero.cache import default_cache
 from pruner_zero.calibration.gradients import GradientNorm, collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.store import Kind, StatisticsStore, cache_key
+from pruner_zero.files import locked
 from pruner_zero.models import (
     LanguageModel,
     check_tokens,
@@ -20,14 +21,6 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text import Windows
 
 
-def default_cache() -> Path:
-    """The folder that statistics are kept in: $PRUNER_ZERO_CACHE, or the user's cache folder."""
-    own = os.environ.get("PRUNER_ZERO_CACHE")
-    if own:
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pruner-zero"
-
-
 def open_store(
     language_model: LanguageModel,
     windows: Windows,
@@ -37,7 +30,8 @@ def open_store(
 ) -> StatisticsStore:
     """The store for this model, these windows and settings, under `folder` (default: the cache).
 
-    What the key is made of: all weights, all tokens, the norm of G and the version of torch.
+    What the key is made of: all weights and the configuration
+    of the model, all tokens, the norm of G and the version of torch.
     """
     settings = {
         "model": language_model.fingerprint(),
@@ -62,14 +56,19 @@ def calibrate(
     """Fill `store` with the `kinds` of statistics it lacks, of the dense model, for every matrix.
 
     G costs a backward pass over the windows; X and gram together one forward pass, block
-    by block. Raises what `collect_gradients` raises, and PrunerZeroError on a full disk.
+    by block. Raises what `collect_gradients` raises, and PrunerZeroError on a full disk or
+    where another process fills the same store.
     """
     check_tokens(language_model.model, windows.tokens)
-    missing = {kind for kind in kinds if not store.has(kind)}
-    if "G" in missing:
-        _calibrate_gradients(language_model, windows, store, norm, progress)
-    if missing & {"X", "gram"}:
-        _calibrate_inputs(language_model, windows, store, "gram" in missing, progress)
+    wanted = frozenset(kinds)
+    if all(store.has(kind) for kind in wanted):
+        return
+    with locked(store.folder):
+        missing = {kind for kind in wanted if not store.has(kind)}
+        if "G" in missing:
+            _calibrate_gradients(language_model, windows, store, norm, progress)
+        if missing & {"X", "gram"}:
+            _calibrate_inputs(language_model, windows, store, "gram" in missing, progress)
 
 
 def _calibrate_gradients(

@@ -52,14 +52,16 @@ def collect_gradients(
             stack.callback(handle.remove)
         for window in progress.track(windows, "gradients", len(windows)):
             next_token_loss(model, window[None]).backward()
-    for name, total in sums.items():
-        if not torch.isfinite(total).all():
+    if norm == "l2":
+        for total in sums.values():
+            total.sqrt_()
+    found = {matrix.name: matrix.view(sums[matrix.parameter_name]) for matrix in matrices}
+    for name, G in found.items():
+        if not torch.isfinite(G).all():
             raise PrunerZeroError(
                 f"the gradient of {name} is not finite: check the weights or choose --dtype float32"
             )
-        if norm == "l2":
-            total.sqrt_()
-    return {matrix.name: matrix.view(sums[matrix.parameter_name]) for matrix in matrices}
+    return found
 
 
 @contextmanager

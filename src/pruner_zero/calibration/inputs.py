@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Arguments, Matrix, run_block
 from pruner_zero.progress import SILENT, Progress
 
@@ -47,6 +48,7 @@ def collect_inputs(
         for incoming, rest in progress.track(windows, label):
             outputs.append(run_block(block, incoming, rest))
             recorder.forget_inputs()
+    _check_followed(matrices, recorder)
     return {matrix.name: recorder.result(matrix, len(windows)) for matrix in matrices}, outputs
 
 
@@ -86,8 +88,9 @@ class _Recorder:
         owner = self.owner.get(matrix.name)
         if owner is None:
             width = matrix.weight.shape[1]
-            nothing = torch.zeros(1, width)
-            return InputStatistics(nothing, torch.zeros(width, width) if self.gram else None)
+            device = matrix.weight.device
+            gram = torch.zeros(width, width, device=device) if self.gram else None
+            return InputStatistics(torch.zeros(1, width, device=device), gram)
         if owner not in self.results:
             gram = self.grams.pop(owner).mul_(2 / windows) if self.gram else None
             self.results[owner] = InputStatistics((self.squares[owner] / windows).sqrt(), gram)
@@ -125,6 +128,7 @@ class _StackedInputs(TorchFunctionMode):
     """
 
     _products = (torch.nn.functional.linear, torch.matmul, torch.Tensor.matmul)
+    _stacked_products = (torch.bmm, torch.Tensor.bmm)
 
     def __init__(self, matrices: Sequence[Matrix], recorder: _Recorder) -> None:
         super().__init__()
@@ -134,11 +138,33 @@ class _StackedInputs(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in self._products or getattr(func, "__name__", "") == "__matmul__":
-            name = self.names.get(args[1].data_ptr())
-            if name is not None:
-                self.recorder.add(name, args[0])
+        if len(args) > 1:
+            if func in self._stacked_products:
+                for inputs, weight in zip(args[0], args[1], strict=True):
+                    self._see(inputs, weight)
+            elif func in self._products or getattr(func, "__name__", "") == "__matmul__":
+                self._see(args[0], args[1])
         return func(*args, **(kwargs or {}))
+
+    def _see(self, inputs: Tensor, weight: Tensor) -> None:
+        name = self.names.get(weight.data_ptr())
+        if name is not None:
+            self.recorder.add(name, inputs)
+
+
+def _check_followed(matrices: Sequence[Matrix], recorder: _Recorder) -> None:
+    """Every mixture sends each token to some expert; a stack that saw none was not understood."""
+    stacks: dict[str, list[Matrix]] = {}
+    for matrix in matrices:
+        if matrix.expert is not None:
+            stacks.setdefault(matrix.parameter_name, []).append(matrix)
+    for name, experts in stacks.items():
+        whole = len(experts) == experts[0].parameter.shape[0]
+        if whole and not any(matrix.name in recorder.owner for matrix in experts):
+            raise PrunerZeroError(
+                f"the inputs of {name} cannot be observed, its model multiplies it in a way that "
+                "is not known here: choose a metric without X and without H, and no update"
+            )
 
 
 @contextmanager

@@ -77,10 +77,10 @@ class StatisticsStore:
 
     def _digests(self, kind: Kind) -> dict[str, str] | None:
         try:
-            digests: dict[str, str] = json.loads((self.folder / f"{kind}.json").read_text())
+            digests = json.loads((self.folder / f"{kind}.json").read_text())
         except (OSError, ValueError):
             return None
-        return digests
+        return digests if isinstance(digests, dict) else None
 
     def _path(self, kind: Kind, block: int) -> Path:
         return self.folder / f"{kind}-{block:04d}.safetensors"

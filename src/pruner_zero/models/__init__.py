@@ -1,16 +1,15 @@
 """Language models: loading, their decoder blocks and prunable matrices, running, saving."""
 
 from pruner_zero.models.blocks import Arguments, BlockCalls, record_block_calls, run_block
-from pruner_zero.models.load import (
-    BUILTIN_MODELS,
+from pruner_zero.models.builtin import BUILTIN_MODELS
+from pruner_zero.models.language_model import (
     Dtype,
     LanguageModel,
-    as_language_model,
     check_dtype,
     check_tokens,
     fingerprint,
-    load_model,
 )
+from pruner_zero.models.load import as_language_model, load_model
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import Matrix, check_weights, find_blocks, find_matrices

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from pruner_zero.files import writing
-from pruner_zero.models.load import LanguageModel, quiet
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.read import quiet
 
 
 def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5GB") -> None:

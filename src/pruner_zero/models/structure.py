@@ -1,6 +1,6 @@
 """Where the decoder blocks of a model are, and which weight matrices in them can be pruned.
 
-Nothing here knows a model by name: blocks are the module list that holds most of the
+Blocks and matrices are found by what they are and not by their model's name: blocks are the module list that holds most of the
 parameters, and a prunable matrix is any linear map inside a block.
 """
 
@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from pruner_zero.errors import PrunerZeroError
+
+# Mixtures that keep their experts as (expert, in, out) without an attribute that says so.
+_IN_OUT_STACKS = {"Llama4TextExperts"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +80,7 @@ def find_matrices(
         for matrix in _matrices_of(module, names[module], index)
     ]
     for pattern in (*include, *exclude):
-        if not any(fnmatchcase(matrix.name, pattern) for matrix in found):
+        if not any(_matches(matrix, pattern) for matrix in found):
             example = f": the names look like {found[0].name}" if found else ""
             raise PrunerZeroError(
                 f"the pattern '{pattern}' matches no matrix of this model{example}"
@@ -85,8 +88,8 @@ def find_matrices(
     kept = [
         matrix
         for matrix in found
-        if (not include or any(fnmatchcase(matrix.name, pattern) for pattern in include))
-        and not any(fnmatchcase(matrix.name, pattern) for pattern in exclude)
+        if (not include or any(_matches(matrix, pattern) for pattern in include))
+        and not any(_matches(matrix, pattern) for pattern in exclude)
     ]
     if not kept:
         raise PrunerZeroError("no matrix is left to prune: change --include or --exclude")
@@ -105,6 +108,14 @@ def check_weights(matrices: Sequence[Matrix]) -> None:
             )
 
 
+def _matches(matrix: Matrix, pattern: str) -> bool:
+    # The name of an expert ends in brackets, which a shell pattern reads as a set of characters;
+    # a name that was copied from a report has to match itself.
+    return fnmatchcase(matrix.name, pattern) or fnmatchcase(
+        matrix.name, pattern.replace("[", "[[]")
+    )
+
+
 def _matrices_of(module: nn.Module, name: str, block: int) -> list[Matrix]:
     if isinstance(module, (nn.Linear, Conv1D)):
         transposed = isinstance(module, Conv1D)
@@ -112,7 +123,7 @@ def _matrices_of(module: nn.Module, name: str, block: int) -> list[Matrix]:
         return [Matrix(name, block, weight, f"{name}.weight", transposed)]
     if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return []
-    in_out = bool(getattr(module, "is_transposed", False))
+    in_out = bool(getattr(module, "is_transposed", type(module).__name__ in _IN_OUT_STACKS))
     return [
         Matrix(f"{name}.{own}[{expert}]", block, stack, f"{name}.{own}", in_out, expert)
         for own, stack in module.named_parameters(recurse=False)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, read_lines, save_tensors, sha256
+from pruner_zero.files import append_line, read_lines, save_tensors, sha256, writing
 from pruner_zero.models import Matrix
 from pruner_zero.pruning.record import MatrixRecord
 
@@ -20,22 +20,28 @@ class Checkpoint:
     """Finished blocks under `folder`: a journal, one file of weights a block, and the activations.
 
     A block counts once its journal line is on disk; the files it names are written before,
-    and carry their checksums there. `run` identifies the settings: a folder that belongs to
-    other settings is refused with PrunerZeroError.
+    and carry their checksums there. `run` identifies the settings. Raises PrunerZeroError
+    for a folder that belongs to other settings and for a damaged one.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         lines = read_lines(folder / JOURNAL)
+        if lines and lines[0].get("run") != run:
+            if len(lines) > 1:
+                raise PrunerZeroError(
+                    f"{folder} holds an unfinished run with other settings: finish that run, "
+                    "or discard it with --overwrite"
+                )
+            # It was stopped before its first block, so nothing is lost with it.
+            (folder / JOURNAL).unlink()
+            lines = []
         if not lines:
             append_line(folder / JOURNAL, {"run": run})
-        elif lines[0].get("run") != run:
-            raise PrunerZeroError(
-                f"{folder} holds an unfinished run with other settings: finish that run, "
-                "or discard it with --overwrite"
-            )
         self.lines: list[dict[str, Any]] = lines[1:]
+        self._check_files()
 
     @property
     def finished(self) -> int:
@@ -46,7 +52,7 @@ class Checkpoint:
         """Put the finished blocks' weights back into the model; return their records."""
         parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
         for line in self.lines:
-            for name, tensor in self._load(line["weights"]).items():
+            for name, tensor in load_file(self.folder / line["weights"]["file"]).items():
                 parameters[name].data.copy_(tensor)
         return [MatrixRecord.from_json(one) for line in self.lines for one in line["records"]]
 
@@ -54,8 +60,10 @@ class Checkpoint:
         """The input of the next block, a tensor a window, where the run keeps it."""
         if not self.lines or self.lines[-1]["hidden"] is None:
             return None
-        stacked = self._load(self.lines[-1]["hidden"])["hidden"]
-        return [window[None] for window in stacked]
+        stacked = load_file(self.folder / self.lines[-1]["hidden"]["file"])["hidden"]
+        # Cloned: matrix products may round differently where memory is aligned differently,
+        # and a resumed run is to end with the same bytes.
+        return [window[None].clone() for window in stacked]
 
     def commit(
         self,
@@ -81,11 +89,12 @@ class Checkpoint:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         return {"file": name, "sha256": save_tensors(self.folder / name, contiguous)}
 
-    def _load(self, entry: dict[str, str]) -> dict[str, Tensor]:
-        path = self.folder / entry["file"]
-        if not path.is_file() or sha256(path) != entry["sha256"]:
-            raise PrunerZeroError(
-                f"{path} is damaged: start the unfinished run again with --overwrite"
-            )
-        tensors: dict[str, Tensor] = load_file(path)
-        return tensors
+    def _check_files(self) -> None:
+        entries = [line["weights"] for line in self.lines]
+        entries += [line["hidden"] for line in self.lines[-1:] if line["hidden"]]
+        for entry in entries:
+            path = self.folder / entry["file"]
+            if not path.is_file() or sha256(path) != entry["sha256"]:
+                raise PrunerZeroError(
+                    f"{path} is damaged: start the unfinished run again with --overwrite"
+                )

@@ -13,6 +13,7 @@ Update = Literal["none", "obs"]
 Mode = Literal["auto", "sequential", "one-shot"]
 
 SPARSEGPT = "sparsegpt"
+SPARSEGPT_SCORE = "sparsegpt-score"
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Method:
         """Whether the mask is chosen during the sweep, as SparseGPT does with its own score."""
         return (
             self.update == "obs"
-            and self.metric.name == "sparsegpt-score"
+            and self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression
             and self.scope in ("row", "block", None)
         )
 
@@ -76,21 +77,37 @@ def parse_method(
 
     `sparsegpt` stands for its score in blocks of columns with its update. A scope in the
     text wins over `scope`, which wins over one in the tree file; without any it is "row".
-    Exactly one of sparsity in [0, 1) and pattern such as "2:4". Raises PrunerZeroError.
+    Exactly one of sparsity in [0, 1) and pattern such as "2:4", whose groups lie inside rows
+    and leave no other scope. Raises PrunerZeroError.
     """
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-    body, own_scope = _split_scope(text.strip().removesuffix("+obs"))
-    metric = Metric.of("sparsegpt-score" if body == SPARSEGPT else body)
-    update: Update = "obs" if body == SPARSEGPT or text.strip().endswith("+obs") else "none"
+    name = text.strip()
+    body, own_scope = _split_scope(name.removesuffix("+obs").rstrip())
+    metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
+    update: Update = "obs" if body == SPARSEGPT or name.endswith("+obs") else "none"
+    asked = own_scope or scope
+    if pattern is not None:
+        groups = parse_pattern(pattern)
+        if isinstance(groups, Unstructured):
+            raise PrunerZeroError(
+                f"--pattern is '{pattern}': write N:M such as 2:4, or give a share as --sparsity"
+            )
+        if asked not in (None, "row"):
+            raise PrunerZeroError(
+                f"{name} at {groups}: its groups lie inside rows, so leave out scope '{asked}'"
+            )
+        return Method(name, metric, groups, update)
     fallback = "block" if body == SPARSEGPT else "row"
-    chosen = cast(Scope, own_scope or scope or metric.scope or fallback)
-    zeros = Unstructured(sparsity or 0.0, chosen) if pattern is None else parse_pattern(pattern)
-    return Method(text.strip(), metric, zeros, update)
+    chosen = cast(Scope, asked or metric.scope or fallback)
+    return Method(name, metric, Unstructured(sparsity or 0.0, chosen), update)
 
 
 def split_methods(text: str) -> list[str]:
-    """Split a comma-separated list of methods; commas inside parentheses do not split."""
+    """Split a comma-separated list of methods; commas inside parentheses do not split.
+
+    Raises PrunerZeroError for an empty one.
+    """
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character == "(") - (character == ")")
@@ -106,6 +123,6 @@ def split_methods(text: str) -> list[str]:
 
 def _split_scope(body: str) -> tuple[str, str | None]:
     before, at, after = body.rpartition("@")
-    if at and re.fullmatch(r"[a-z]+", after):
-        return before, after
+    if at and re.fullmatch(r"\s*[A-Za-z]+\s*", after):
+        return before.rstrip(), after.strip()
     return body, None

@@ -4,9 +4,8 @@ Nothing is sorted where only a threshold is needed. The threshold is the largest
 weights above it stay, and only where equal scores lie on both sides does order matter.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,14 +20,14 @@ from pruner_zero.sparsity.pattern import (
     pruned_count,
 )
 
-Result = TypeVar("Result")
 Counts = NDArray[np.int64]
 
 BLOCK_COLUMNS = 128
 
-# Sizes of a working set that stays in a core's cache, in weights; found by measurement.
-_PARTITION_CHUNK = 1 << 18
-_CHUNK = 1 << 20
+# A working set that stays in a core's cache, in weights; found by measurement. NumPy runs on
+# it rather than torch, whose threads meet after every operation: on a machine with other
+# work each meeting may cost a time slice.
+_CHUNK = 1 << 18
 
 # Above this, M² comparisons cost more than partitioning each group.
 _LARGEST_COMPARED_M = 16
@@ -137,8 +136,22 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """
     if m > _LARGEST_COMPARED_M or scores.device.type != "cpu":
         return keep_highest(scores.reshape(-1, m), n).view(scores.shape)
-    rows = scores.split(max(1, _CHUNK // max(1, scores.shape[1])))
-    return torch.cat(_each(lambda chunk: _keep_by_rank(chunk, n, m), rows))
+    keep = torch.empty(scores.shape, dtype=torch.bool)
+    chunk = max(1, _CHUNK // m)
+    groups = zip(scores.reshape(-1, m).split(chunk), keep.view(-1, m).split(chunk), strict=True)
+    for part, out in groups:
+        # One contiguous plane per position in the group: compares then run at full width.
+        planes = np.ascontiguousarray(part.numpy().T)
+        ranks = np.empty(planes.shape, np.uint8)
+        ranks[:] = np.arange(m - 1, -1, -1, dtype=np.uint8)[:, None]
+        for later in range(1, m):
+            # An equal score that stands earlier is pruned earlier.
+            first = (planes[:later] <= planes[later]).view(np.uint8)
+            ranks[:later] -= first
+            for earlier in first:
+                ranks[later] += earlier
+        out.numpy()[:] = (ranks >= n).T
+    return keep
 
 
 def _keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
@@ -171,21 +184,6 @@ def _keep_cumulative(scores: Tensor, sparsity: float, name: str) -> Tensor:
     return torch.empty_like(stays).scatter_(1, order, stays)
 
 
-def _keep_by_rank(scores: Tensor, n: int, m: int) -> Tensor:
-    """The mask of N:M on a CPU: each weight's rank is the count of those pruned before it."""
-    # One contiguous plane per position in the group: compares then run at full width.
-    planes = np.ascontiguousarray(scores.numpy().reshape(-1, m).T)
-    ranks = np.empty(planes.shape, np.uint8)
-    ranks[:] = np.arange(m - 1, -1, -1, dtype=np.uint8)[:, None]
-    for later in range(1, m):
-        # An equal score that stands earlier is pruned earlier.
-        first = (planes[:later] <= planes[later]).view(np.uint8)
-        ranks[:later] -= first
-        for earlier in first:
-            ranks[later] += earlier
-    return torch.from_numpy(np.ascontiguousarray((ranks >= n).T)).view(scores.shape)
-
-
 def _comparable(scores: Tensor, name: str) -> Tensor:
     """The scores as float32, which holds every supported dtype exactly, once they are finite."""
     if scores.dim() != 2:
@@ -211,8 +209,11 @@ def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
         tied = parted[:, pruned:].min(axis=1) == threshold[:, 0]
         return torch.from_numpy(threshold), torch.from_numpy(tied)
 
-    found = _each(of_chunk, rows.split(max(1, _PARTITION_CHUNK // rows.shape[1])))
-    thresholds, tied = zip(*found, strict=True)
+    chunks = rows.split(max(1, _CHUNK // rows.shape[1]))
+    if len(chunks) == 1:
+        return of_chunk(rows)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        thresholds, tied = zip(*pool.map(of_chunk, chunks), strict=True)
     return torch.cat(thresholds), torch.cat(tied)
 
 
@@ -222,22 +223,6 @@ def _thresholds_anywhere(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
     return threshold, (rows <= threshold).sum(1) > pruned
 
 
-def _each(function: Callable[[Tensor], Result], chunks: Sequence[Tensor]) -> list[Result]:
-    """`function` of each chunk, a thread per core on a CPU."""
-    # These threads meet once; torch's own meet after every operation, and on a machine with
-    # other work each meeting may cost a time slice.
-    if len(chunks) < 2 or chunks[0].device.type != "cpu":
-        return [function(chunk) for chunk in chunks]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return list(pool.map(function, chunks))
-
-
-def _order_key(scores: Tensor) -> Tensor:
-    """int32 keys that order as the scores do; both zeros share one."""
-    bits = (scores.float() + 0.0).view(torch.int32)
-    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
-
-
 def _from_order_key(key: int) -> float:
     """The float whose order key is `key`."""
     bits = torch.tensor(key, dtype=torch.int32)
@@ -245,18 +230,31 @@ def _from_order_key(key: int) -> float:
 
 
 def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
-    """Counts (65536,) of the keys' upper halves, or of the lower halves below one `upper`."""
+    """Counts (65536,) of the order keys' upper halves, or of the lower halves below `upper`.
 
-    def of_chunk(chunk: Tensor) -> Counts:
-        key = _order_key(chunk)
+    The int32 key of a float32 orders as the float does; both zeros share one.
+    """
+    if scores.device.type != "cpu":
+        return _histogram_anywhere(scores, upper)
+    counts = np.zeros(_HALF_KEYS, np.int64)
+    for chunk in scores.float().flatten().split(_CHUNK):
+        bits = (chunk.numpy() + np.float32(0)).view(np.int32)
+        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
         half = (key >> 16) + _HALF_KEYS // 2
         if upper is not None:
             half = key[half == upper] & (_HALF_KEYS - 1)
-        return half.bincount(minlength=_HALF_KEYS).cpu().numpy()
+        counts += np.bincount(half, minlength=_HALF_KEYS)
+    return counts
 
-    counts = np.zeros(_HALF_KEYS, np.int64)
-    for part in _each(of_chunk, scores.flatten().split(_CHUNK)):
-        counts += part
+
+def _histogram_anywhere(scores: Tensor, upper: int | None = None) -> Counts:
+    """`_histogram` for devices that NumPy does not reach."""
+    bits = (scores.float().flatten() + 0.0).view(torch.int32)
+    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    half = (key >> 16) + _HALF_KEYS // 2
+    if upper is not None:
+        half = key[half == upper] & (_HALF_KEYS - 1)
+    counts: Counts = half.bincount(minlength=_HALF_KEYS).cpu().numpy()
     return counts
 
 

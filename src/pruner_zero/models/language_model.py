@@ -1,0 +1,65 @@
+"""A causal language model with its tokenizer, as every other room takes it."""
+
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, cast, get_args
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+# What a configuration says about where and how it was saved, and not about what is computed.
+_NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A causal language model in evaluation mode, its tokenizer, and the name it was asked by."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    name: str
+
+    def fingerprint(self) -> str:
+        """The SHA-256 of all weights and of the configuration: what a cache key stands on.
+
+        Two models of equal weights that compute differently, by another rotary base say,
+        differ in it; saving and loading keeps it.
+        """
+        config = self.model.config.to_dict()
+        computed = {key: value for key, value in config.items() if key not in _NOT_COMPUTED}
+        text = json.dumps(computed, sort_keys=True, default=str)
+        return sha256(f"{fingerprint(self.model)}:{text}".encode()).hexdigest()
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """The SHA-256 of all parameters and buffers of `model` with their names and dtypes."""
+    digest = sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def check_dtype(text: str) -> Dtype:
+    """`text` as a dtype name. Raises PrunerZeroError naming a near one."""
+    for dtype in get_args(Dtype):
+        if dtype == text:
+            return cast(Dtype, dtype)
+    raise PrunerZeroError(f"no dtype '{text}': {did_you_mean(text, get_args(Dtype))}")
+
+
+def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
+    """Raise PrunerZeroError where a token has no row in the embedding of `model`."""
+    rows = model.get_input_embeddings().weight.shape[0]
+    largest = int(tokens.max())
+    if largest >= rows:
+        raise PrunerZeroError(
+            f"the tokenizer produces token {largest} but the model embeds only {rows}: "
+            "use the tokenizer that belongs to the model"
+        )

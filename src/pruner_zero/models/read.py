@@ -1,0 +1,131 @@
+"""Reading a checkpoint with transformers, and saying in one line what is wrong with it."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.language_model import Dtype, LanguageModel
+
+
+def read_model(
+    folder: str | Path, name: str, dtype: Dtype = "auto", gguf_file: str | None = None, **options: Any
+) -> LanguageModel:
+    """The model in `folder` (a folder or hub id), in evaluation mode, known as `name`.
+
+    gguf_file: its file in GGUF, where it is not saved as safetensors. Raises
+    PrunerZeroError where anything cannot be read, is no causal language model, or lacks
+    weights: nothing is filled in at random.
+    """
+    if gguf_file is not None:
+        options["gguf_file"] = gguf_file
+    with _readable(name), quiet():
+        config = AutoConfig.from_pretrained(folder, **options)
+        _check_causal(config, name)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=None if gguf_file else True,
+            # Reported rather than raised, so that the error below can name the weight.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+        _check_complete(report, name)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    _forget_quantization(model)
+    return LanguageModel(model.eval(), tokenizer, name)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the bars and advice of transformers off the terminal; errors still come through."""
+    library = logging.getLogger("transformers")
+    level = library.level
+    library.setLevel(logging.ERROR)
+    try:
+        with redirect_stderr(StringIO()):
+            yield
+    finally:
+        library.setLevel(level)
+
+
+def _check_causal(config: Any, name: str) -> None:
+    architectures = config.architectures or []
+    if architectures:
+        known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+        causal = any(architecture in known for architecture in architectures)
+    else:
+        # BERT and its kin have a causal head too, for when they are told to be a decoder.
+        causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
+            config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+            or getattr(config, "is_decoder", False)
+        )
+    if config.is_encoder_decoder or not causal:
+        kind = architectures[0] if architectures else config.model_type
+        raise PrunerZeroError(
+            f"{name} is a {kind}, not a causal language model: give a decoder-only one"
+        )
+
+
+def _check_complete(report: Mapping[str, Any], name: str) -> None:
+    missing, mismatched = sorted(report["missing_keys"]), sorted(report["mismatched_keys"])
+    if missing:
+        raise PrunerZeroError(
+            f"{name} lacks {len(missing)} of the model's weights, {missing[0]} first: "
+            "fetch or save it again"
+        )
+    if mismatched:
+        weight, stored, expected = mismatched[0]
+        raise PrunerZeroError(
+            f"{weight} of {name} has the shape {tuple(stored)} where its config.json asks for "
+            f"{tuple(expected)}: use the configuration that belongs to the weights"
+        )
+
+
+def _forget_quantization(model: PreTrainedModel) -> None:
+    """A dequantized model is an ordinary one; its saved form must not claim otherwise."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    for attribute in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, attribute):
+            setattr(model, attribute, None)
+    model.is_quantized = False
+
+
+@contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what goes wrong while reading `name` into one line that says what to do."""
+    try:
+        yield
+    except PrunerZeroError:
+        raise
+    except SafetensorError as error:
+        raise PrunerZeroError(
+            f"the weights of {name} are damaged ({_one_line(error)}): fetch them again"
+        ) from error
+    except Exception as error:
+        # A foreign file can make its readers fail in any way: garbage in a GGUF ends in
+        # struct.error, IndexError or AttributeError.
+        line = _one_line(error)
+        if not Path(name).exists() and not name.startswith("builtin:"):
+            raise PrunerZeroError(
+                f"{name} is no local folder and the Hugging Face hub did not provide it: "
+                f"give a folder, a .gguf file or builtin:smollm2-135m ({line[:160]})"
+            ) from error
+        raise PrunerZeroError(f"{name} cannot be loaded: {line[:300]}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

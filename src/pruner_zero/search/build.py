@@ -1,0 +1,126 @@
+"""From settings to an evaluator: model, statistics and windows brought into memory once."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import LanguageModel, Matrix, check_weights, find_matrices
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.search.evaluator import Evaluator
+from pruner_zero.search.masked_model import MaskedModel
+from pruner_zero.search.sample import SampledMatrix, sample_matrix
+from pruner_zero.search.settings import SearchSettings
+from pruner_zero.sparsity import check_width, hessian_diagonal
+from pruner_zero.text import Corpus, Windows, random_windows
+
+# The probe: this many matrices, spread over the model, this many rows of each.
+PROBE_MATRICES = 12
+PROBE_ROWS = 8
+
+
+def search_windows(
+    settings: SearchSettings, calibration: Corpus, search: Corpus, tokenizer: object
+) -> tuple[Windows, Windows]:
+    """The calibration windows and the windows that candidates are judged on.
+
+    Where both come from one text, statistics are collected on its first half and candidates
+    are judged on its second, so that no gradient has seen what it is judged by.
+    """
+    if calibration.sha256 == search.sha256:
+        middle = len(calibration.text) // 2
+        calibration = replace(calibration, text=calibration.text[:middle])
+        search = replace(search, text=search.text[middle:])
+    own = random_windows(
+        calibration,
+        tokenizer,  # type: ignore[arg-type]
+        settings.windows,
+        settings.seqlen,
+        settings.seed,
+    )
+    judged = random_windows(
+        search,
+        tokenizer,  # type: ignore[arg-type]
+        settings.search_windows,
+        settings.seqlen,
+        settings.seed,
+    )
+    return own, judged
+
+
+def build_evaluator(
+    language_model: LanguageModel,
+    settings: SearchSettings,
+    calibration: Windows,
+    judged: Windows,
+    *,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
+) -> Evaluator:
+    """Collect what statistics the search space needs and bring everything into memory.
+
+    Raises PrunerZeroError for all that can be known to be wrong before the search.
+    """
+    matrices = find_matrices(language_model.model, settings.include, settings.exclude)
+    for matrix in matrices:
+        check_width(matrix.weight.shape[1], settings.zeros, matrix.name)
+    check_weights(matrices)
+    terminals = set(settings.space.terminals)
+    kinds: set[Kind] = {"X", "gram"} | ({"G"} if "G" in terminals else set())
+    store = open_store(language_model, calibration, norm=settings.gradient_norm, folder=cache)
+    calibrate(
+        language_model, calibration, kinds, store, norm=settings.gradient_norm, progress=progress
+    )
+    statistics: dict[str, dict[str, Tensor]] = {}
+    sample: list[SampledMatrix] = []
+    blocks = sorted({matrix.block for matrix in matrices})
+    for block in progress.track(blocks, "statistics", len(blocks)):
+        own = [matrix for matrix in matrices if matrix.block == block]
+        read = _read(store, block, kinds)
+        factors: dict[int, Tensor] = {}
+        for matrix in own:
+            gram = read["gram"][matrix.name]
+            found = {kind: read[kind][matrix.name] for kind in ("X", "G") if kind in read}
+            if "H" in terminals:
+                if gram.data_ptr() not in factors:
+                    factors[gram.data_ptr()] = hessian_diagonal(gram, settings.damping)
+                found["H"] = factors[gram.data_ptr()]
+            statistics[matrix.name] = found
+            dense = matrix.weight.detach()
+            sample.append(sample_matrix(matrix.name, dense, found, gram, settings.rows))
+    _check_alive(sample)
+    dense_weights = {
+        matrix.parameter_name: matrix.parameter.detach().clone() for matrix in matrices
+    }
+    masked = MaskedModel(language_model.model, matrices, dense_weights, statistics, settings.zeros)
+    probe = _probe(matrices, sample)
+    return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, settings.zeros)
+
+
+def _read(
+    store: StatisticsStore, block: int, kinds: set[Kind]
+) -> dict[Kind, dict[str, Tensor]]:
+    return {kind: store.read(kind, block) for kind in sorted(kinds)}
+
+
+def _check_alive(sample: list[SampledMatrix]) -> None:
+    silent = [one.name for one in sample if not one.terminals.get("X", torch.ones(1)).any()]
+    if len(silent) == len(sample):
+        raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
+
+
+def _probe(matrices: list[Matrix], sample: list[SampledMatrix]) -> list[SampledMatrix]:
+    """A few rows of matrices spread over depth and kind."""
+    index = torch.linspace(0, len(sample) - 1, min(PROBE_MATRICES, len(sample))).round().long()
+    probe = []
+    for place in index.tolist():
+        matrix, whole = matrices[place], sample[place]
+        statistics = {
+            name: value for name, value in whole.terminals.items() if name not in ("W", "S")
+        }
+        weight = whole.weight
+        probe.append(sample_matrix(matrix.name, weight, statistics, whole.gram, PROBE_ROWS))
+    return probe

@@ -1,0 +1,121 @@
+"""Judging one candidate on one rung: from milliseconds on a few rows to the whole search text."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import Expression, parse
+from pruner_zero.search.masked_model import MaskedModel
+from pruner_zero.search.sample import (
+    SampledMatrix,
+    relative_error,
+    sampled_masks,
+    sensitive_error,
+)
+from pruner_zero.sparsity import Pattern, Scope
+
+Rung = Literal["probe", "reconstruction", "few", "all"]
+
+RUNGS: tuple[Rung, ...] = ("probe", "reconstruction", "few", "all")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One candidate on one rung, as it travels to a worker."""
+
+    number: int
+    rung: Rung
+    expression: str
+    scope: Scope
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rung says: a value (lower is better), or the reason of a rejection.
+
+    fingerprint: the hash of the mask on the probe rows, from the probe rung alone.
+    """
+
+    number: int
+    rung: Rung
+    value: float | None = None
+    reason: str | None = None
+    fingerprint: str | None = None
+    losses: tuple[float, ...] = ()
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields that say something, as JSON values."""
+        values = {**vars(self), "losses": list(self.losses)}
+        return {key: value for key, value in values.items() if value not in (None, [])}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Outcome":
+        """Read back what `to_json` wrote."""
+        fields = {key: value[key] for key in vars(cls(0, "probe")) if key in value}
+        return cls(**{**fields, "losses": tuple(value.get("losses", ()))})
+
+
+@dataclass(frozen=True)
+class Evaluator:
+    """All that judging takes, the same for every candidate: data in memory, no state.
+
+    probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
+    the closed-form error. masked: the model. windows: (n, tokens) of the search text, of
+    which the rung "few" sees the first `few`.
+    """
+
+    probe: Sequence[SampledMatrix]
+    sample: Sequence[SampledMatrix]
+    masked: MaskedModel
+    windows: Tensor
+    few: int
+    pattern: Pattern
+
+    def run(self, task: Task) -> Outcome:
+        """Judge one candidate on one rung; a metric that fails is rejected with its reason."""
+        start = time.monotonic()
+        expression = parse(task.expression)
+        try:
+            with torch.no_grad():
+                found = self._judge(task.rung, expression, task.scope)
+        except PrunerZeroError as error:
+            found = {"reason": getattr(error, "reason", str(error))}
+        except (MemoryError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
+                raise
+            found = {"reason": "out of memory"}
+        seconds = round(time.monotonic() - start, 4)
+        return Outcome(task.number, task.rung, seconds=seconds, **found)
+
+    def _judge(self, rung: Rung, expression: Expression, scope: Scope) -> dict[str, Any]:
+        if rung == "probe":
+            return {"fingerprint": self.fingerprint(expression, scope)}
+        if rung == "reconstruction":
+            return {"value": self.reconstruction(expression, scope)}
+        windows = self.windows[: self.few] if rung == "few" else self.windows
+        losses = self.masked.losses(expression, scope, windows)
+        mean = sum(losses) / len(losses)
+        if not np.isfinite(mean):
+            return {"reason": "the loss of the pruned model is not finite"}
+        return {"value": mean, "losses": tuple(losses)}
+
+    def fingerprint(self, expression: Expression, scope: Scope) -> str:
+        """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
+        masks = sampled_masks(self.probe, expression, scope, self.pattern)
+        bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).numpy())
+        return sha256(bits.tobytes()).hexdigest()[:24]
+
+    def reconstruction(self, expression: Expression, scope: Scope) -> float:
+        """The closed-form error on the sampled rows that ranks like the loss for this scope."""
+        masks = sampled_masks(self.sample, expression, scope, self.pattern)
+        if scope == "global" and self.sample[0].sensitivity is not None:
+            return sensitive_error(self.sample, masks)
+        return relative_error(self.sample, masks)

@@ -1,0 +1,122 @@
+"""Random expressions: ours, asked for by shape, and those of the released generator."""
+
+from numpy.random import Generator
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import (
+    OPERATORS,
+    PUBLISHED,
+    Call,
+    Constant,
+    Expression,
+    Operator,
+    Shape,
+    Terminal,
+)
+from pruner_zero.search.space import PUBLISHED_SPACE, SearchSpace
+
+_TRIES = 1000
+
+
+def random_expression(
+    generator: Generator,
+    space: SearchSpace,
+    shape: Shape = Shape.MATRIX,
+    depth: tuple[int, int] = (2, 5),
+) -> Expression:
+    """A random expression of the asked shape that the space allows.
+
+    Ramped half and half: the number of levels is drawn from `depth`, and whether every path
+    gets so many (full) or paths may end earlier (grow). Every subtree is asked for by shape,
+    so that no expression is born that cannot give a score per weight.
+    Raises PrunerZeroError where the space has no such expression.
+    Source: Koza's ramped half and half; typing ours.
+    """
+    least = space.least_depth.get(shape)
+    if least is None:
+        raise PrunerZeroError(f"no {shape.name.lower()} can be made of these terminals")
+    for _ in range(_TRIES):
+        levels = int(generator.integers(max(least, depth[0]), max(least, *depth) + 1))
+        full = bool(generator.random() < 0.5)
+        # Grow decides below the root only, so that two levels are not mostly lone leaves.
+        expression = _subtree(generator, space, shape, min(levels, space.max_depth), full, root=1)
+        if space.allows(expression, shape) is None:
+            return expression
+    raise PrunerZeroError(
+        f"no expression of {depth[0]} to {depth[1]} levels found within max_size "
+        f"{space.max_size} and max_depth {space.max_depth}: allow more"
+    )
+
+
+def random_constant(generator: Generator) -> Constant:
+    """A number with two significant digits, log-uniform between 0.01 and 100."""
+    return Constant(float(f"{10 ** generator.uniform(-2, 2):.2g}"))
+
+
+def random_exponent(generator: Generator, space: SearchSpace) -> Constant:
+    """One of the exponents that a power is born with."""
+    return Constant(space.exponents[generator.integers(len(space.exponents))])
+
+
+def random_published_tree(
+    generator: Generator, min_depth: int = 3, max_depth: int = 5
+) -> Expression:
+    """A random tree as the released generator makes it, without regard to shapes.
+
+    Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones; from
+    there grow ends a path with every second node, full goes on to the limit, which is drawn
+    from min_depth … max_depth; leaves are W, G, X alike. About a fifth contain only X.
+    Source: Dong 2024, released code (gptree), tinyGP's ramped start.
+    """
+    limit = int(generator.integers(min_depth, max_depth + 1))
+    grow = bool(generator.random() < 0.5)
+
+    def tree(level: int) -> Expression:
+        inner = level < min_depth or (
+            level < limit and (not grow or bool(generator.random() < 0.5))
+        )
+        if not inner or level >= limit:
+            names = PUBLISHED_SPACE.terminals
+            return Terminal(names[generator.integers(len(names))])
+        operator = OPERATORS[PUBLISHED[generator.integers(len(PUBLISHED))]]
+        return Call(operator, tuple(tree(level + 1) for _ in range(operator.arity)))
+
+    return tree(1)
+
+
+def apply_operator(
+    generator: Generator, space: SearchSpace, operator: Operator, *operands: Expression
+) -> Call:
+    """The operator on its operands; a power draws its exponent."""
+    if operator.name == "power":
+        return Call(operator, (*operands, random_exponent(generator, space)))
+    return Call(operator, operands)
+
+
+def _subtree(
+    generator: Generator, space: SearchSpace, shape: Shape, levels: int, full: bool, root: int = 0
+) -> Expression:
+    least = space.least_depth
+    forms = [
+        form
+        for form in space.forms[shape]
+        if all(least[operand] < levels for operand in form.operands)
+    ]
+    leaves = space.leaves[shape]
+    numbers = space.constants and shape is Shape.SCALAR
+    wants_leaf = not full and not root and bool(generator.random() < 0.5)
+    if (leaves or numbers) and (levels == 1 or not forms or wants_leaf):
+        if numbers and (not leaves or generator.random() < 0.5):
+            return random_constant(generator)
+        return Terminal(leaves[generator.integers(len(leaves))])
+    # Unary and binary operators alike often, then operators alike often, then shapes.
+    arities = sorted({len(form.operands) for form in forms})
+    arity = arities[generator.integers(len(arities))]
+    names = list(dict.fromkeys(f.operator.name for f in forms if len(f.operands) == arity))
+    name = names[generator.integers(len(names))]
+    fitting = [f for f in forms if f.operator.name == name and len(f.operands) == arity]
+    form = fitting[generator.integers(len(fitting))]
+    operands = [
+        _subtree(generator, space, operand, levels - 1, full) for operand in form.operands
+    ]
+    return apply_operator(generator, space, form.operator, *operands)

@@ -1,0 +1,109 @@
+"""A spread of rows of every matrix: enough to judge a metric without running the model."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruner_zero.metric import score
+from pruner_zero.metric.expression import Expression
+from pruner_zero.sparsity import (
+    Pattern,
+    Scope,
+    SemiStructured,
+    Unstructured,
+    keep_mask,
+    keep_masks_global,
+)
+
+
+@dataclass(frozen=True)
+class SampledMatrix:
+    """Some rows of one matrix with its statistics, fp32, and what pruning them costs.
+
+    weight: (rows, in) signed. terminals: W, G, S (rows, in), X, H (1, in), those collected.
+    gram: (in, in), shared between matrices with the same input. norms: (rows,), `w C wᵀ`.
+    sensitivity: (rows,), the mean squared gradient of the loss at the row's output, up to a
+    constant: `Σ_j G_ij² / Σ_j X_j²`; None where G was not collected. share: how many rows
+    of the matrix each sampled row stands for.
+    """
+
+    name: str
+    weight: Tensor
+    terminals: dict[str, Tensor]
+    gram: Tensor
+    norms: Tensor
+    sensitivity: Tensor | None
+    share: float
+
+    def errors(self, mask: Tensor) -> Tensor:
+        """`δ C δᵀ` of each row (rows,) for the weights δ that `mask` removes: the layer error."""
+        removed = self.weight.masked_fill(mask, 0)
+        return ((removed @ self.gram) * removed).sum(1)
+
+
+def sample_matrix(
+    name: str, dense: Tensor, statistics: dict[str, Tensor], gram: Tensor, rows: int
+) -> SampledMatrix:
+    """`rows` evenly spread rows of a dense (out, in) matrix with its terminals G, X, H."""
+    outputs = dense.shape[0]
+    index = torch.linspace(0, outputs - 1, min(rows, outputs)).round().long()
+    weight = dense[index].float()
+    own = {"W": weight.abs(), "S": weight}
+    for terminal, value in statistics.items():
+        own[terminal] = value[index].contiguous() if value.shape[0] > 1 else value
+    sensitivity = None
+    if "G" in own:
+        energy = gram.diagonal().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        sensitivity = own["G"].square().sum(1) / energy
+    norms = ((weight @ gram) * weight).sum(1)
+    share = outputs / len(index)
+    return SampledMatrix(name, weight, own, gram, norms, sensitivity, share)
+
+
+def sampled_masks(
+    sample: Sequence[SampledMatrix], expression: Expression, scope: Scope, pattern: Pattern
+) -> list[Tensor]:
+    """The masks (rows, in) of all sampled matrices, as if they were the whole model.
+
+    Raises ScoreError where the expression cannot score one of them.
+    """
+    if isinstance(pattern, SemiStructured):
+        return [keep_mask(one, pattern) for one in _scores(sample, expression)]
+    if scope == "global":
+        return keep_masks_global(list(_scores(sample, expression)), pattern.sparsity)
+    own = Unstructured(pattern.sparsity, scope)
+    return [keep_mask(one, own) for one in _scores(sample, expression)]
+
+
+def _scores(sample: Sequence[SampledMatrix], expression: Expression) -> Iterator[Tensor]:
+    for matrix in sample:
+        yield score(expression, matrix.terminals)
+
+
+def relative_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:
+    """The mean over matrices of `ln(tr ΔCΔᵀ / tr WCWᵀ)`: how much of each layer's output is lost.
+
+    Source: the objective of SparseGPT (2301.00774), relative and averaged as logarithms.
+    """
+    tiny = torch.finfo(torch.float32).tiny
+    lost = [
+        (matrix.errors(mask).sum() / matrix.norms.sum().clamp_min(tiny)).clamp_min(tiny).log()
+        for matrix, mask in zip(sample, masks, strict=True)
+    ]
+    return float(torch.stack(lost).mean())
+
+
+def sensitive_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:
+    """`ln Σ_matrices Σ_rows s_i · δ_i C δ_iᵀ`: layer errors weighed by what the loss feels of them.
+
+    A Kronecker-factored estimate of the loss's growth with a diagonal output factor, which
+    makes matrices comparable. Source: K-FAC (1503.05671) with the gradients of calibration.
+    """
+    total = 0.0
+    for matrix, mask in zip(sample, masks, strict=True):
+        if matrix.sensitivity is None:
+            raise ValueError("sensitivity needs G")
+        total += matrix.share * float(matrix.errors(mask) @ matrix.sensitivity)
+    return float(torch.tensor(max(total, 1e-38), dtype=torch.float64).log())

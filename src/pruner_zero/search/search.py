@@ -1,0 +1,236 @@
+"""`search`: find the metric that suits a model at a sparsity."""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import locked, write_atomic
+from pruner_zero.metric import Metric
+from pruner_zero.models import LanguageModel, as_language_model
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.provenance import provenance
+from pruner_zero.pruning import corpus_name, model_name
+from pruner_zero.search.algorithm import Algorithm, make_algorithm
+from pruner_zero.search.archive import Archive, Record
+from pruner_zero.search.build import build_evaluator, search_windows
+from pruner_zero.search.evaluator import Evaluator
+from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
+from pruner_zero.search.hall_of_fame import HallOfFame
+from pruner_zero.search.racing import judge
+from pruner_zero.search.settings import SearchSettings
+from pruner_zero.settings import read_settings
+from pruner_zero.text import Corpus, load_corpus
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far a search is, after each batch."""
+
+    batch: int
+    elapsed: float
+    records: Sequence[Record]
+    hall_of_fame: HallOfFame
+    saved: dict[str, int]
+    budget: str
+
+    @property
+    def by_rung(self) -> list[int]:
+        """How many candidates ended on each rung, rejected ones first."""
+        counts = [0, 0, 0, 0]
+        for record in self.records:
+            if record.evaluation.same_as is None:
+                counts[record.evaluation.rung] += 1
+        return counts
+
+    @property
+    def per_minute(self) -> float:
+        """Candidates a minute, duplicates and rejected ones included."""
+        return 60 * len(self.records) / self.elapsed if self.elapsed else 0.0
+
+
+class Observer(Protocol):
+    """Is told of every batch."""
+
+    def __call__(self, status: Status) -> None:
+        """Show `status`."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """A finished (or stopped) search: every record, and the front of them."""
+
+    records: Sequence[Record]
+    hall_of_fame: HallOfFame
+    folder: Path
+    stopped: str
+
+    @property
+    def best(self) -> Metric:
+        """The metric of the lowest loss, with its scope. Raises PrunerZeroError where none is."""
+        if self.hall_of_fame.best is None:
+            raise PrunerZeroError("the search found no metric that works: give it a larger budget")
+        candidate = self.hall_of_fame.best.candidate
+        return Metric(candidate.expression, scope=candidate.scope)
+
+
+def search(
+    model: str | Path | LanguageModel | Any,
+    *,
+    calibration: str | Path | Corpus | Iterable[str] | None = None,
+    search_text: str | Path | Corpus | Iterable[str] | None = None,
+    output: str | Path,
+    tokenizer: Any = None,
+    cache: str | Path | None = None,
+    config: str | Path | None = None,
+    progress: Progress = SILENT,
+    observer: Observer = lambda status: None,
+    **settings: Any,
+) -> SearchResult:
+    """Search the metric under which pruning `model` costs least, into the run folder `output`.
+
+    calibration: the text of the statistics; search_text: the text candidates are judged on.
+    settings: the remaining fields of `SearchSettings`, at least a sparsity or pattern and a
+    budget; config: a YAML file of them. Where `output` holds an unfinished run of the same
+    settings it goes on; the archive ends as if it had never been interrupted. An
+    interruption (KeyboardInterrupt) ends the search with everything kept. Raises
+    PrunerZeroError, naming what to change.
+    """
+    given = {
+        **settings,
+        "model": model_name(model),
+        "calibration": corpus_name(calibration),
+        "search_text": corpus_name(search_text),
+    }
+    checked = read_settings(SearchSettings, given, config)
+    folder = Path(output)
+    _check_folder(folder)
+    own = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
+    judged = load_corpus(search_text or checked.search_text, role="search", progress=progress)
+    language_model = as_language_model(model, tokenizer, checked.dtype)
+    windows, search_on = search_windows(checked, own, judged, language_model.tokenizer)
+    algorithm = make_algorithm(checked)
+    with locked(folder):
+        identity = {
+            **checked.identity(),
+            "calibration_tokens": windows.sha256,
+            "search_tokens": search_on.sha256,
+            "model_weights": language_model.fingerprint(),
+        }
+        archive = Archive(folder, identity)
+        write_atomic(
+            folder / "run.json",
+            json.dumps(
+                {
+                    "settings": checked.model_dump(mode="json"),
+                    "calibration": windows.describe(),
+                    "search": search_on.describe(),
+                    "provenance": provenance(),
+                },
+                indent=2,
+            )
+            + "\n",
+        )
+        evaluator = build_evaluator(
+            language_model,
+            checked,
+            windows,
+            search_on,
+            cache=Path(cache) if cache is not None else None,
+            progress=progress,
+        )
+        executor = make_executor(checked, evaluator)
+        try:
+            stopped = run(algorithm, archive, executor, checked, folder, observer)
+        finally:
+            executor.close()
+    return SearchResult(archive.records, HallOfFame.of(archive.records), folder, stopped)
+
+
+def run(
+    algorithm: Algorithm,
+    archive: Archive,
+    executor: Executor,
+    settings: SearchSettings,
+    folder: Path,
+    observer: Observer,
+) -> str:
+    """Ask, judge, tell, until a budget is spent; return why it stopped."""
+    start = time.monotonic() - archive.elapsed
+    best_batch, best_value = 0, float("inf")
+    while True:
+        batch = algorithm.ask()
+        records = judge(batch, archive, executor, settings.racing)
+        algorithm.tell([(one.candidate, one.evaluation) for one in records])
+        archive.commit(records, time.monotonic() - start)
+        hall = HallOfFame.of(archive.records)
+        hall.write(folder)
+        elapsed = max(archive.elapsed, 0.0)
+        observer(
+            Status(
+                archive.batches,
+                elapsed,
+                archive.records,
+                hall,
+                dict(archive.saved),
+                _budget(settings),
+            )
+        )
+        if hall.best and hall.best.evaluation.key < (0, best_value):
+            if hall.best.evaluation.value < best_value:
+                best_batch, best_value = archive.batches, hall.best.evaluation.value
+        reason = _stops(settings, archive, hall, elapsed, archive.batches - best_batch)
+        if reason and archive.batches >= archive.batches_written:
+            return reason
+
+
+def make_executor(settings: SearchSettings, evaluator: Evaluator) -> Executor:
+    """The executor that the settings ask for; processes where there is more than one worker."""
+    workers = settings.workers or max(1, (os.cpu_count() or 1) // settings.threads)
+    name = settings.executor or ("processes" if workers > 1 else "serial")
+    if name == "serial":
+        return SerialExecutor(evaluator, settings.threads)
+    if name == "processes":
+        return ProcessExecutor(evaluator, workers, settings.threads, settings.time_limit)
+    from pruner_zero.search.ray_executor import RayExecutor
+
+    return RayExecutor(evaluator, workers, settings.threads, settings.time_limit)
+
+
+def _stops(
+    settings: SearchSettings, archive: Archive, hall: HallOfFame, elapsed: float, stale: int
+) -> str | None:
+    distinct = sum(1 for _ in archive.distinct())
+    if settings.evaluations is not None and distinct >= settings.evaluations:
+        return f"{distinct} distinct candidates evaluated"
+    if settings.minutes is not None and elapsed >= 60 * settings.minutes:
+        return f"{settings.minutes:g} minutes spent"
+    if settings.target_loss is not None and hall.best:
+        best = hall.best.evaluation
+        if best.rung == 3 and best.value <= settings.target_loss:
+            return f"target loss {settings.target_loss:g} reached"
+    if settings.patience is not None and stale >= settings.patience:
+        return f"no better metric in {stale} batches"
+    return None
+
+
+def _budget(settings: SearchSettings) -> str:
+    parts = [
+        f"{settings.minutes:g} min" if settings.minutes is not None else None,
+        f"{settings.evaluations} evaluations" if settings.evaluations is not None else None,
+    ]
+    return " or ".join(part for part in parts if part)
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_file():
+        raise PrunerZeroError(f"{folder} is a file: choose another folder for the run")
+    known = {"journal.jsonl", ".lock"}
+    if folder.is_dir():
+        there = {path.name for path in folder.iterdir()}
+        if there and not there & known:
+            raise PrunerZeroError(f"{folder} is not empty and holds no run: choose another folder")

@@ -1,0 +1,86 @@
+"""What `search` can be told."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from pruner_zero.pruning import CalibrationSettings
+from pruner_zero.search.racing import Racing
+from pruner_zero.search.space import SearchSpace
+from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
+
+AlgorithmName = Literal["default", "published", "random"]
+ExecutorName = Literal["serial", "processes", "ray"]
+
+
+class SearchSettings(CalibrationSettings):
+    """All that decides what a search finds, when it stops, and how it is run.
+
+    The budget and how the work is spread (`LIMITS`) do not change what is found up to
+    there; everything else does, and a run can only be resumed with the same.
+    """
+
+    search_text: str
+    scope: Scope | Literal["any"] | None = None  # type: ignore[assignment]
+    algorithm: AlgorithmName = "default"
+    algorithm_settings: dict[str, Any] = Field(default_factory=dict)
+    space: SearchSpace = SearchSpace()
+    seed_metrics: tuple[str, ...] = ()
+    search_windows: Annotated[int, Field(ge=1)] = 16
+    few_windows: Annotated[int, Field(ge=1)] = 2
+    few_share: Annotated[float, Field(gt=0, le=1)] = 0.15
+    elite: Annotated[int, Field(ge=1)] = 8
+    rows: Annotated[int, Field(ge=1)] = 48
+    threads: Annotated[int, Field(ge=1)] = 1
+
+    minutes: Annotated[float, Field(gt=0)] | None = None
+    evaluations: Annotated[int, Field(ge=1)] | None = None
+    target_loss: float | None = None
+    patience: Annotated[int, Field(ge=1)] | None = None
+    workers: Annotated[int, Field(ge=1)] | None = None
+    executor: ExecutorName | None = None
+    time_limit: Annotated[float, Field(gt=0)] = 600.0
+
+    @model_validator(mode="after")
+    def _combine(self) -> Self:
+        if self.minutes is None and self.evaluations is None:
+            raise ValueError("give a budget: --minutes 30 or --evaluations 1000")
+        if (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
+        return self
+
+    @property
+    def zeros(self) -> Pattern:
+        """The pattern that candidates are judged under; each brings its own scope."""
+        if self.pattern is not None:
+            return parse_pattern(self.pattern)
+        return Unstructured(self.sparsity or 0.0)
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """The comparison groups that are searched. N:M groups are their own."""
+        if self.pattern is not None:
+            return ("row",)
+        if self.scope in (None, "any"):
+            return self.space.scopes
+        return (self.scope,)  # type: ignore[return-value]
+
+    @property
+    def racing(self) -> Racing:
+        """How many candidates climb. The published search judges each one fully."""
+        return Racing(self.few_share, self.elite, direct=self.algorithm == "published")
+
+    def identity(self) -> dict[str, Any]:
+        """What a resumed run must share with the run it resumes."""
+        return self.model_dump(mode="json", exclude=LIMITS)
+
+
+LIMITS = {
+    "minutes",
+    "evaluations",
+    "target_loss",
+    "patience",
+    "workers",
+    "executor",
+    "time_limit",
+}

@@ -1,0 +1,259 @@
+"""Which expressions a search may try: leaves, operators, limits, comparison groups."""
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
+
+from pydantic import Field, field_validator
+
+from pruner_zero.errors import did_you_mean
+from pruner_zero.metric import (
+    OPERATORS,
+    PUBLISHED,
+    TERMINALS,
+    Call,
+    Constant,
+    Expression,
+    Operator,
+    Shape,
+    Terminal,
+)
+from pruner_zero.settings import Settings
+from pruner_zero.sparsity import Scope
+
+POWERS = ("power", "sqr", "pow", "sqrt")
+
+# Of two equal operands these give a constant, one of them, or a multiple of it.
+_WASTED_ON_TWINS = ("add", "sub", "quotient", "min", "max", "div")
+
+
+class Nesting(Settings):
+    """How often some operators may lie above one another.
+
+    operators: the operators that are counted together.
+    most: at most so many of them on a path from the root to a leaf.
+    direct: count unbroken runs of them only, parent above child.
+    """
+
+    operators: tuple[str, ...]
+    most: int = Field(1, ge=0)
+    direct: bool = False
+
+    def _longest(self, node: Expression) -> tuple[int, int]:
+        """The most of the operators on a path from here, and the longest run that starts here."""
+        below = [self._longest(operand) for operand in node.operands]
+        counted = isinstance(node, Call) and node.operator.name in self.operators
+        most = max((one for one, _ in below), default=0)
+        run = max((one for _, one in below), default=0) + 1 if counted else 0
+        if self.direct:
+            return max(most, run), run
+        return most + counted, run
+
+    def broken_by(self, expression: Expression) -> bool:
+        return self._longest(expression)[0] > self.most
+
+
+class Form(NamedTuple):
+    """An operator with the shapes of its operands, a power's exponent left out."""
+
+    operator: Operator
+    operands: tuple[Shape, ...]
+
+
+class SearchSpace(Settings):
+    """The expressions and comparison groups that a search may try.
+
+    terminals, operators: names. constants: numeric leaves too (a power's exponent is none).
+    exponents: those a power is born with; variation moves them by `exponent_step` inside
+    `exponent_range` (a step of 0 keeps to the list). scopes: the comparison groups.
+    max_size: nodes. max_depth: levels. max_nesting: what may lie above one another.
+    idle: keep nodes that cannot matter, such as `abs` of what is never negative or a column's
+    share of a row vector. Source: ours.
+    """
+
+    terminals: tuple[str, ...] = ("W", "G", "X")
+    operators: tuple[str, ...] = (
+        *("mul", "add", "sub", "quotient", "div", "min", "max"),
+        *("power", "sqr", "sqrt", "log", "exp", "abs", "mms", "zsn"),
+        *("row_share", "column_share", "row_normalize", "column_normalize"),
+    )
+    constants: bool = False
+    exponents: tuple[float, ...] = (0.25, 0.333, 0.5, 0.667, 0.75, 1.5, 2.0, 3.0)
+    exponent_step: float = Field(0.05, ge=0)
+    exponent_range: tuple[float, float] = (0.1, 4.0)
+    scopes: tuple[Scope, ...] = Field(("row", "block", "matrix", "global"), min_length=1)
+    max_size: int = Field(15, ge=1)
+    max_depth: int = Field(6, ge=1)
+    max_nesting: tuple[Nesting, ...] = (
+        Nesting(operators=POWERS, direct=True),
+        Nesting(operators=("mms", "zsn")),
+        Nesting(operators=("exp", "log", "tanh")),
+        Nesting(
+            operators=("row_share", "column_share", "row_normalize", "column_normalize"), most=2
+        ),
+    )
+    idle: bool = False
+
+    @field_validator("terminals")
+    @classmethod
+    def _known_terminals(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        _check_names("terminal", names, TERMINALS)
+        if not any(TERMINALS[name].shape is Shape.MATRIX for name in names):
+            raise ValueError("no weight can be told from another without one of W, G, S")
+        return names
+
+    @field_validator("operators")
+    @classmethod
+    def _known_operators(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        _check_names("operator", names, OPERATORS)
+        return names
+
+    @field_validator("scopes")
+    @classmethod
+    def _distinct_scopes(cls, names: tuple[Scope, ...]) -> tuple[Scope, ...]:
+        if len(set(names)) < len(names):
+            raise ValueError("a scope is named twice")
+        return names
+
+    @field_validator("exponents")
+    @classmethod
+    def _positive_exponents(cls, exponents: tuple[float, ...]) -> tuple[float, ...]:
+        if not all(exponent > 0 for exponent in exponents):
+            raise ValueError("exponents must be above 0")
+        return exponents
+
+    def allows(self, expression: Expression, shape: Shape = Shape.MATRIX) -> str | None:
+        """None where the expression of this shape belongs to the space, else the reason why not."""
+        if expression.shape is not shape:
+            return f"its shape is {expression.shape.name.lower()}, not {shape.name.lower()}"
+        if expression.size > self.max_size:
+            return f"{expression.size} nodes are more than {self.max_size}"
+        if expression.depth > self.max_depth:
+            return f"{expression.depth} levels are more than {self.max_depth}"
+        for _, node in positions(expression):
+            if reason := self._refuses(node):
+                return reason
+        for rule in self.max_nesting:
+            if rule.broken_by(expression):
+                how = "directly " if rule.direct else ""
+                return f"more than {rule.most} of {', '.join(rule.operators)} {how}nested"
+        return None
+
+    def _refuses(self, node: Expression) -> str | None:
+        if isinstance(node, Terminal):
+            return None if node.name in self.terminals else f"terminal {node.name} is not allowed"
+        if isinstance(node, Constant):
+            return None if self.constants else "constants are not allowed"
+        assert isinstance(node, Call)
+        if node.operator.name not in self.operators:
+            return f"operator {node.operator.name} is not allowed"
+        if node.exponent is not None and not self.allows_exponent(node.exponent):
+            return f"exponent {node.exponent} is not allowed"
+        return None if self.idle else _idle(node)
+
+    def allows_exponent(self, exponent: float) -> bool:
+        """Whether it is listed, or lies on the grid inside the range."""
+        if exponent in self.exponents:
+            return True
+        low, high = self.exponent_range
+        return low <= exponent <= high and exponent == self.on_grid(exponent)
+
+    def on_grid(self, exponent: float) -> float | None:
+        """The nearest point of the exponents' grid, or None where there is no grid."""
+        if self.exponent_step == 0:
+            return None
+        return round(round(exponent / self.exponent_step) * self.exponent_step, 6)
+
+    @cached_property
+    def leaves(self) -> Mapping[Shape, tuple[str, ...]]:
+        """The names of the terminals of each shape."""
+        return {
+            shape: tuple(name for name in self.terminals if TERMINALS[name].shape is shape)
+            for shape in Shape
+        }
+
+    @cached_property
+    def least_depth(self) -> Mapping[Shape, int]:
+        """The fewest levels that give each shape; shapes that cannot be had are missing."""
+        least = {shape: 1 for shape in Shape if self.leaves[shape]}
+        if self.constants:
+            least[Shape.SCALAR] = 1
+        grown = True
+        while grown:
+            grown = False
+            for shape, form in list(self._forms_over(tuple(least))):
+                depth = 1 + max(least[operand] for operand in form.operands)
+                if depth < least.get(shape, depth + 1):
+                    least[shape], grown = depth, True
+        return least
+
+    @cached_property
+    def forms(self) -> Mapping[Shape, tuple[Form, ...]]:
+        """The ways to make each shape with one operator."""
+        forms: dict[Shape, list[Form]] = {shape: [] for shape in Shape}
+        for shape, form in self._forms_over(tuple(self.least_depth)):
+            forms[shape].append(form)
+        return {shape: tuple(found) for shape, found in forms.items()}
+
+    def _forms_over(self, shapes: tuple[Shape, ...]) -> Iterator[tuple[Shape, Form]]:
+        for name in self.operators:
+            operator = OPERATORS[name]
+            if name == "power" and not self.exponents:
+                continue
+            arity = 1 if name == "power" else operator.arity
+            for operands in product(shapes, repeat=arity):
+                if not _constant(operator, operands):
+                    whole = (*operands, Shape.SCALAR) if name == "power" else operands
+                    yield operator.shape(*whole), Form(operator, operands)
+
+
+def positions(expression: Expression) -> Iterator[tuple[int, Expression]]:
+    """Every node with its preorder index, the exponents of powers left out."""
+    exponents: set[int] = set()
+    for index, node in enumerate(expression.walk()):
+        if index in exponents:
+            continue
+        if isinstance(node, Call) and node.exponent is not None:
+            exponents.add(index + node.size - 1)
+        yield index, node
+
+
+def _constant(operator: Operator, operands: tuple[Shape, ...]) -> bool:
+    """Whether every entry of the result is the same for operands of these shapes."""
+    if operator.reach == "element":
+        return False
+    down, along = operands[-1].value
+    return not {"row": along, "column": down, "matrix": down or along}[operator.reach]
+
+
+def _idle(node: Call) -> str | None:
+    """Why the node cannot matter, where it cannot."""
+    name, operands = node.operator.name, node.operands
+    if _constant(node.operator, tuple(operand.shape for operand in operands)):
+        return f"{name} of a {operands[-1].shape.name.lower()} is constant"
+    if name == "skp" or (name == "abs" and operands[0].nonnegative):
+        return f"{name} changes nothing here"
+    if name in _WASTED_ON_TWINS and operands[0] == operands[1]:
+        return f"{name} of two equal operands"
+    return None
+
+
+def _check_names(kind: str, names: tuple[str, ...], known: Mapping[str, object]) -> None:
+    for name in names:
+        if name not in known:
+            raise ValueError(f"unknown {kind} '{name}': {did_you_mean(name, known)}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"a name occurs twice: each {kind} is drawn alike often")
+
+
+# The released operators and leaves. Five levels are the paper's largest initial tree; it names
+# no limit for children, and without one the trees bloat.
+PUBLISHED_SPACE = SearchSpace(
+    operators=PUBLISHED,
+    scopes=("row",),
+    max_size=31,
+    max_depth=5,
+    max_nesting=(),
+    idle=True,
+)

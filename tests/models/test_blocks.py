@@ -1,0 +1,119 @@
+"""Blocks run one by one give what the model gives, whatever it hands to them."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.models import BlockCalls, find_blocks, record_block_calls, run_block
+from tests.models.expected import FINAL_NORM
+from tests.tiny_models import ARCHITECTURES, SLIDING, SLIDING_WINDOW, tiny_model, tiny_windows
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def through_blocks(model: nn.Module, calls: BlockCalls, window: int) -> Tensor:
+    hidden = calls.hidden[window]
+    for block, arguments in zip(find_blocks(model), calls.arguments, strict=True):
+        hidden = run_block(block, hidden, arguments[window])
+    return hidden
+
+
+@every_architecture
+@torch.no_grad()
+def test_running_every_block_gives_the_model_s_own_logits(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows()
+    assert windows.shape[1] > SLIDING_WINDOW
+    calls = record_block_calls(model, windows)
+    assert len(calls.hidden) == len(windows)
+    norm = model.get_submodule(FINAL_NORM.get(architecture, "model.norm"))
+    for index, window in enumerate(windows):
+        logits = model.get_output_embeddings()(norm(through_blocks(model, calls, index)))
+        cap = getattr(model.config, "final_logit_softcapping", None)
+        if cap is not None:
+            logits = torch.tanh(logits / cap) * cap
+        assert torch.equal(logits, model(window[None], use_cache=False).logits)
+
+
+@pytest.mark.parametrize("architecture", SLIDING)
+@torch.no_grad()
+def test_the_tiny_models_do_look_through_a_sliding_window(architecture: str) -> None:
+    # Or the test above would say nothing about masks that differ from block to block.
+    model, windows = tiny_model(architecture), tiny_windows()
+    seen = model(windows).logits
+    model.config.sliding_window = 2 * windows.shape[1]
+    assert not torch.allclose(model(windows).logits, seen, atol=1e-3)
+
+
+@every_architecture
+def test_recording_leaves_the_model_as_it_was(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows()
+    attributes = {name: set(vars(module)) for name, module in model.named_modules()}
+    with torch.no_grad():
+        before = model(windows).logits
+        record_block_calls(model, windows)
+        after = model(windows).logits
+    assert torch.equal(after, before)
+    for name, module in model.named_modules():
+        assert set(vars(module)) == attributes[name]
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+
+
+def test_a_forward_that_someone_else_replaced_is_put_back() -> None:
+    model = tiny_model("llama")
+    block = find_blocks(model)[0]
+    own = block.forward
+    block.forward = own  # as accelerate does
+    record_block_calls(model, tiny_windows())
+    assert vars(block)["forward"] is own
+
+
+def test_recording_that_fails_leaves_the_model_as_it_was() -> None:
+    model = tiny_model("llama")
+    beyond = torch.full((1, 4), 10_000)
+    with pytest.raises(IndexError):
+        record_block_calls(model, beyond)
+    assert all("forward" not in vars(block) for block in find_blocks(model))
+    assert not any(block._forward_hooks for block in find_blocks(model))
+
+
+@every_architecture
+def test_arguments_that_windows_share_are_kept_once(architecture: str) -> None:
+    # A mask or rotary table for each of 128 windows and 32 blocks would not fit in memory.
+    calls = record_block_calls(tiny_model(architecture), tiny_windows(4))
+    for windows in calls.arguments:
+        first, *others = [tensors(arguments) for arguments in windows]
+        for other in others:
+            assert all(one is same for one, same in zip(other, first, strict=True))
+
+
+def tensors(arguments: object) -> list[Tensor]:
+    leaves = torch.utils._pytree.tree_leaves(arguments)
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def test_recording_keeps_no_graph() -> None:
+    model, windows = tiny_model("llama"), tiny_windows()
+    calls = record_block_calls(model, windows)
+    assert not any(hidden.requires_grad for hidden in calls.hidden)
+
+
+def test_bfloat16_runs_in_bfloat16() -> None:
+    model, windows = tiny_model("qwen3").bfloat16(), tiny_windows()
+    calls = record_block_calls(model, windows)
+    with torch.no_grad():
+        assert through_blocks(model, calls, 0).dtype == torch.bfloat16
+
+
+def test_a_model_that_never_reaches_its_blocks_is_a_defect() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList([nn.Linear(2, 2)])
+
+        def forward(self, window: Tensor, use_cache: bool) -> Tensor:
+            del use_cache
+            return window
+
+    with pytest.raises(RuntimeError, match="Odd finished without"):
+        record_block_calls(Odd(), tiny_windows())

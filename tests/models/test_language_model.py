@@ -1,0 +1,79 @@
+"""The fingerprint of a model, and the checks of what is given beside it."""
+
+import pytest
+import torch
+from torch import nn
+
+from pruner_zero.models import LanguageModel, check_dtype, check_tokens, fingerprint, find_matrices
+from pruner_zero.models import next_token_loss
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, tiny_windows
+
+
+def described(model: nn.Module) -> str:
+    return LanguageModel(model, tiny_tokenizer(), "tiny").fingerprint()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_equal_models_have_equal_fingerprints_and_others_do_not(architecture: str) -> None:
+    assert fingerprint(tiny_model(architecture)) == fingerprint(tiny_model(architecture))
+    assert fingerprint(tiny_model(architecture)) != fingerprint(tiny_model(architecture, seed=1))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss"])
+def test_every_weight_counts(architecture: str) -> None:
+    model = tiny_model(architecture)
+    seen = {fingerprint(model)}
+    for matrix in find_matrices(model):
+        matrix.weight[0, 0] += 1
+        seen.add(fingerprint(model))
+    assert len(seen) == 1 + len(find_matrices(model))
+
+
+def test_the_dtype_counts() -> None:
+    # Zeros have the same bytes in both; only their widths and names differ.
+    model = nn.Linear(4, 4).requires_grad_(False)
+    model.weight.zero_()
+    other = nn.Linear(8, 4).requires_grad_(False).bfloat16()
+    assert fingerprint(model) != fingerprint(other)
+    assert fingerprint(model.half()) != fingerprint(model.bfloat16())
+
+
+def test_what_is_computed_with_the_weights_counts() -> None:
+    model = tiny_model("llama")
+    before, weights = described(model), fingerprint(model)
+    model.config.rms_norm_eps = 1e-3
+    assert described(model) != before
+    assert fingerprint(model) == weights
+
+
+def test_where_the_model_came_from_does_not_count() -> None:
+    model = tiny_model("llama")
+    before = described(model)
+    model.config._name_or_path = "elsewhere"
+    model.config.architectures = ["LlamaForCausalLM"]
+    assert described(model) == before
+
+
+def test_tokens_beyond_the_embedding_are_refused() -> None:
+    model = tiny_model("llama")
+    check_tokens(model, torch.tensor([[0, VOCABULARY - 1]]))
+    message = refusal(lambda: check_tokens(model, torch.tensor([[0, VOCABULARY]])))
+    assert f"token {VOCABULARY}" in message
+    assert f"only {VOCABULARY}" in message
+
+
+def test_an_unknown_dtype_names_a_near_one() -> None:
+    assert check_dtype("bfloat16") == "bfloat16"
+    assert "did you mean 'bfloat16'?" in refusal(lambda: check_dtype("bfloat"))
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@torch.no_grad()
+def test_the_loss_is_the_mean_surprise_at_each_next_token(architecture: str) -> None:
+    model, window = tiny_model(architecture), tiny_windows(1)
+    chances = model(window).logits[0].double().log_softmax(-1)
+    surprises = [-chances[place, token] for place, token in enumerate(window[0, 1:])]
+    expected = torch.stack(surprises).mean().float()
+    torch.testing.assert_close(next_token_loss(model, window), expected)

@@ -1,0 +1,242 @@
+"""Loading: a folder, a GGUF file or a hub id; whatever is wrong with it is said in one line."""
+
+import json
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, T5Config
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import LanguageModel, as_language_model, load_model, save_model
+from tests.models.gguf_file import write_gguf
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_windows
+
+WEIGHT = "model.layers.1.mlp.up_proj.weight"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved tiny llama."""
+    save_model(LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny"), tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    """Save the weights of `folder` again after `change` was done to them."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_folder_is_loaded_in_evaluation_mode_under_the_name_it_was_asked_by(
+    folder: Path,
+) -> None:
+    loaded = load_model(folder)
+    assert loaded.name == str(folder)
+    assert not loaded.model.training
+    assert loaded.tokenizer("fox", add_special_tokens=False)["input_ids"] == tiny_tokenizer()(
+        "fox", add_special_tokens=False
+    )["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)],
+)
+def test_the_dtype_is_the_checkpoint_s_unless_asked_otherwise(
+    tmp_path: Path, asked: str, expected: torch.dtype
+) -> None:
+    model = tiny_model("llama").bfloat16()
+    save_model(LanguageModel(model, tiny_tokenizer(), "tiny"), tmp_path)
+    loaded = load_model(tmp_path, asked)  # type: ignore[arg-type]
+    assert {p.dtype for p in loaded.model.parameters()} == {expected}
+
+
+def test_nothing_is_printed(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_model(folder)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_log_level_of_transformers_comes_back(folder: Path) -> None:
+    library = logging.getLogger("transformers")
+    before, stderr = library.level, sys.stderr
+    load_model(folder)
+    assert (library.level, sys.stderr) == (before, stderr)
+
+
+def test_a_gguf_file_is_loaded_as_an_ordinary_model(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    write_gguf(model, tmp_path / "tiny.gguf")
+    loaded = load_model(tmp_path / "tiny.gguf")
+    windows = tiny_windows()
+    with torch.no_grad():
+        assert torch.equal(loaded.model(windows).logits, model(windows).logits)
+    assert loaded.tokenizer("a fox", add_special_tokens=False)["input_ids"] == tiny_tokenizer()(
+        "a fox", add_special_tokens=False
+    )["input_ids"]
+    save_model(loaded, tmp_path / "saved")
+    assert "quantization_config" not in json.loads((tmp_path / "saved/config.json").read_text())
+    again = load_model(tmp_path / "saved")
+    assert again.fingerprint() == loaded.fingerprint()
+
+
+def test_a_model_object_is_used_in_place() -> None:
+    model, tokenizer = tiny_model("llama").train(), tiny_tokenizer()
+    taken = as_language_model(model, tokenizer)
+    assert taken.model is model
+    assert not model.training
+    assert as_language_model(taken) is taken
+    assert "tokenizer=" in refusal(lambda: as_language_model(model))
+
+
+def test_a_path_as_language_model_is_loaded(folder: Path) -> None:
+    assert as_language_model(folder).name == str(folder)
+
+
+# What is wrong, and the words that must tell it.
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    message = refusal(lambda: load_model(tmp_path / "nix"))
+    assert f"{tmp_path / 'nix'} does not exist" in message
+
+
+def test_an_empty_name() -> None:
+    assert "empty" in refusal(lambda: load_model(""))
+
+
+def test_a_folder_without_configuration(tmp_path: Path) -> None:
+    assert "no config.json" in refusal(lambda: load_model(tmp_path))
+
+
+def test_pickled_weights_are_not_read(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model("llama").state_dict(), folder / "pytorch_model.bin")
+    message = refusal(lambda: load_model(folder))
+    assert "pickled" in message
+    assert "save_pretrained" in message
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    assert "notes.txt is not a model" in refusal(lambda: load_model(tmp_path / "notes.txt"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda data: data[: len(data) // 2], id="truncated"),
+        pytest.param(lambda data: data[:9] + b"\xff\xff" + data[11:], id="header"),
+        pytest.param(lambda data: b"\xff" * 8 + data[8:], id="header length"),
+        pytest.param(lambda data: b"", id="empty"),
+    ],
+)
+def test_broken_weights(folder: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    message = refusal(lambda: load_model(folder))
+    assert "damaged" in message
+    assert str(folder) in message
+
+
+def test_a_missing_weight_is_not_filled_in_at_random(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights.pop(WEIGHT))
+    message = refusal(lambda: load_model(folder))
+    assert f"lacks 1 of the model's weights, {WEIGHT}" in message
+
+
+def test_a_weight_of_another_shape(folder: Path) -> None:
+    rewrite(folder, lambda weights: weights.update({WEIGHT: torch.zeros(3, 4)}))
+    message = refusal(lambda: load_model(folder))
+    assert WEIGHT in message
+    assert "(3, 4)" in message
+    assert "(48, 32)" in message
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nonesuch"}', "\udcff"])
+def test_a_broken_configuration(folder: Path, text: str) -> None:
+    (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert "cannot be loaded" in refusal(lambda: load_model(folder))
+
+
+def test_a_broken_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").write_text("{")
+    assert "cannot be loaded" in refusal(lambda: load_model(folder))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        # Without architectures, BERT's type alone would pass: it has a causal head as well.
+        BertConfig(),
+        BertConfig(architectures=["BertForMaskedLM"]),
+        BertConfig(architectures=["BertModel"]),
+        T5Config(),
+        T5Config(architectures=["T5ForConditionalGeneration"]),
+    ],
+)
+def test_a_model_that_is_not_causal(folder: Path, config: BertConfig | T5Config) -> None:
+    config.save_pretrained(folder)
+    assert "not a causal language model" in refusal(lambda: load_model(folder))
+
+
+def test_a_bert_that_was_told_to_be_a_decoder_is_one(folder: Path) -> None:
+    BertConfig(is_decoder=True).save_pretrained(folder)
+    message = refusal(lambda: load_model(folder))  # its weights are a llama's
+    assert "not a causal" not in message
+
+
+@pytest.mark.parametrize("name", ["gpt2", "meta-llama/Llama-2-7b-hf"])
+def test_a_hub_name_without_a_network_names_what_is_local_and_soon(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.models.load.hub_reachable", lambda: False)
+    started = time.monotonic()
+    message = refusal(lambda: load_model(name))
+    assert time.monotonic() - started < 10
+    assert name in message
+    assert "builtin:smollm2-135m" in message
+
+
+def test_an_unknown_built_in_model() -> None:
+    message = refusal(lambda: load_model("builtin:smolm2"))
+    assert "did you mean 'builtin:smollm2-135m'?" in message
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"garbage" * 100,
+        b"GGUF\3\0\0\0" + b"\xff" * 100,
+        b"GGUF\3\0\0\0" + b"\1" * 100,
+        b"GGUF\3\0\0\0" + bytes(100),
+    ],
+)
+def test_a_gguf_file_that_is_garbage(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "x.gguf").write_bytes(data)
+    message = refusal(lambda: load_model(tmp_path / "x.gguf"))
+    assert f"{tmp_path / 'x.gguf'} cannot be loaded" in message
+
+
+def test_a_gguf_file_that_ends_early(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    write_gguf(tiny_model("llama"), path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert "cannot be loaded" in refusal(lambda: load_model(path))
+
+
+def test_a_defect_inside_the_check_keeps_its_own_message(folder: Path) -> None:
+    # The wrapper around transformers must not wrap what is already said in one line.
+    rewrite(folder, lambda weights: weights.pop(WEIGHT))
+    with pytest.raises(PrunerZeroError, match=f"^{folder} lacks"):
+        load_model(folder)

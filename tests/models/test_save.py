@@ -1,0 +1,114 @@
+"""Saving: the folder holds the very same weights, and plain transformers loads it."""
+
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pruner_zero.models import LanguageModel, find_matrices, load_model, save_model
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def tiny(architecture: str) -> LanguageModel:
+    return LanguageModel(tiny_model(architecture), tiny_tokenizer(), architecture)
+
+
+@every_architecture
+def test_saving_and_loading_keeps_every_bit(architecture: str, tmp_path: Path) -> None:
+    saved = tiny(architecture)
+    save_model(saved, tmp_path)
+    loaded = load_model(tmp_path)
+    before, after = saved.model.state_dict(), loaded.model.state_dict()
+    assert after.keys() == before.keys()
+    for name, tensor in before.items():
+        assert after[name].dtype == tensor.dtype
+        assert torch.equal(after[name], tensor), name
+    assert loaded.fingerprint() == saved.fingerprint()
+
+
+@every_architecture
+def test_tied_embeddings_stay_tied(architecture: str, tmp_path: Path) -> None:
+    saved = tiny(architecture)
+    save_model(saved, tmp_path)
+    pairs = [
+        (model.get_input_embeddings().weight, model.get_output_embeddings().weight)
+        for model in (saved.model, load_model(tmp_path).model)
+    ]
+    before, after = ((left.data_ptr() == right.data_ptr()) for left, right in pairs)
+    assert after == before
+
+
+@every_architecture
+def test_zeros_are_saved_as_zeros_and_plain_transformers_loads_them(
+    architecture: str, tmp_path: Path
+) -> None:
+    saved = tiny(architecture)
+    for matrix in find_matrices(saved.model):
+        matrix.weight[:, ::2] = 0
+    save_model(saved, tmp_path)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    for matrix in find_matrices(plain):
+        assert not matrix.weight[:, ::2].any()
+    windows = tiny_windows(1)
+    with torch.no_grad():
+        assert torch.equal(plain(windows).logits, saved.model(windows).logits)
+
+
+def test_a_large_model_is_saved_in_shards(tmp_path: Path) -> None:
+    saved = tiny("llama")
+    save_model(saved, tmp_path, shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    assert load_model(tmp_path).fingerprint() == saved.fingerprint()
+
+
+def test_saving_over_an_older_model_leaves_nothing_of_it(tmp_path: Path) -> None:
+    save_model(tiny("llama"), tmp_path, shard_size="40KB")
+    newer = LanguageModel(tiny_model("llama", seed=1), tiny_tokenizer(), "newer")
+    save_model(newer, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert load_model(tmp_path).fingerprint() == newer.fingerprint()
+
+
+def test_sampling_defaults_that_transformers_warns_about_are_carried_along(
+    tmp_path: Path,
+) -> None:
+    # As published checkpoints have them: a temperature without do_sample.
+    save_model(tiny("llama"), tmp_path / "published")
+    settings = tmp_path / "published/generation_config.json"
+    settings.write_text('{"temperature": 0.6, "top_p": 0.9, "do_sample": false}')
+    save_model(load_model(tmp_path / "published"), tmp_path / "again")
+    assert load_model(tmp_path / "again").model.generation_config.temperature == 0.6
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    message = refusal(lambda: save_model(tiny("llama"), tmp_path / "file"))
+    assert str(tmp_path / "file") in message
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    script = (
+        "from pathlib import Path\n"
+        "from tests.models.test_save import save_on_a_full_disk\n"
+        f"save_on_a_full_disk(Path({str(tmp_path / 'out')!r}))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"no space left to write {tmp_path / 'out'}" in done.stdout
+
+
+def save_on_a_full_disk(folder: Path) -> None:
+    """Runs in its own process: no file may grow beyond 8 KiB, and saying so may not kill it."""
+    saved = tiny("llama")
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+    print(refusal(lambda: save_model(saved, folder)))
