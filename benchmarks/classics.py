@@ -33,7 +33,7 @@ ONE_SHOT = (
     "sparsegpt",
 )
 # The others see no activations, so the order of the blocks changes nothing for them.
-SEQUENTIAL = ("wanda", "gblm", "ria", "z-pruner", "sparsegpt")
+SEQUENTIAL = ("wanda", "gblm", "ria", "sparsegpt")
 
 TABLES: dict[str, dict[str, Any]] = {
     "50-one-shot": {"methods": ONE_SHOT, "sparsity": 0.5, "mode": "one-shot"},
@@ -96,9 +96,14 @@ def write_page() -> None:
             continue
         table = json.loads(file.read_text())
         lines += [f"## {name.replace('-', ' ', 1).replace('2 4', '2:4')}", ""]
-        lines += ["| method | perplexity | zeros | seconds | peak memory |", "|---|---|---|---|---|"]
+        lines += [
+            "| method | perplexity | zeros | seconds | peak memory |",
+            "|---|---|---|---|---|",
+        ]
         for row in table["rows"]:
-            value = f"{row['perplexity']:.2f}" if row["perplexity"] else row.get("error", "overflow")
+            value = (
+                f"{row['perplexity']:.2f}" if row["perplexity"] else row.get("error", "overflow")
+            )
             memory = f"{(row['peak_rss_bytes'] or 0) / 2**30:.2f} GiB"
             zeros = f"{row['sparsity']:.2%}"
             lines.append(

@@ -75,7 +75,9 @@ def _llama_like(config: type[PreTrainedConfig], **own: object) -> Callable[[int]
     )
 
 
-def _alternating(config: type[PreTrainedConfig], **own: object) -> Callable[[int], PreTrainedConfig]:
+def _alternating(
+    config: type[PreTrainedConfig], **own: object
+) -> Callable[[int], PreTrainedConfig]:
     def build(blocks: int) -> PreTrainedConfig:
         kinds = ["sliding_attention", "full_attention"] * blocks
         return _llama_like(

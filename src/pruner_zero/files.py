@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 from pruner_zero.errors import PrunerZeroError
 
-
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 

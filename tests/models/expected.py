@@ -49,10 +49,7 @@ _LLAMA = _ATTENTION | _gated("mlp")
 
 # For each of the two blocks: names inside the block and shapes (out, in).
 BLOCKS: dict[str, tuple[dict[str, Shape], dict[str, Shape]]] = {
-    **{
-        name: (_LLAMA, _LLAMA)
-        for name in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3")
-    },
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"), (_LLAMA, _LLAMA)),
     "phi3": (
         _phi3 := {
             "self_attn.qkv_proj": (_QUERY + 2 * _KEYS, HIDDEN),

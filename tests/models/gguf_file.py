@@ -4,6 +4,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,8 +41,8 @@ def write_gguf(model: PreTrainedModel, path: Path) -> None:
     vocabulary = tiny_tokenizer().get_vocab()
     writer.add_token_list(sorted(vocabulary, key=vocabulary.__getitem__))
     writer.add_token_types([gguf.TokenType.NORMAL] * len(vocabulary))
-    # transformers wants at least one merge; this one never happens in ASCII text.
-    writer.add_token_merges(["ÿ ÿ"])
+    # No two bytes form a token here, and transformers finds that out for itself.
+    writer.add_token_scores([0.0] * len(vocabulary))
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(0)
     for name, tensor in model.state_dict().items():
@@ -61,9 +62,9 @@ def _gguf_name(name: str) -> str:
     return f"blk.{block}.{_NAMES[inside]}.weight"
 
 
-def _stored(name: str, tensor: Tensor, model: PreTrainedModel) -> "np.ndarray[tuple[int, ...], np.dtype[np.float32]]":
+def _stored(name: str, tensor: Tensor, model: PreTrainedModel) -> NDArray[np.float32]:
     """llama.cpp keeps the two halves of each rotary pair next to each other."""
-    array = tensor.float().numpy()
+    array: NDArray[np.float32] = tensor.float().numpy()
     heads = {
         "q_proj": model.config.num_attention_heads,
         "k_proj": model.config.num_key_value_heads,

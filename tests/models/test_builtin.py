@@ -2,17 +2,26 @@
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from pruner_zero.models import BUILTIN_MODELS, builtin, fingerprint, find_matrices, load_model
+from pruner_zero.models import (
+    BUILTIN_MODELS,
+    Dtype,
+    builtin,
+    find_matrices,
+    fingerprint,
+    load_model,
+)
 from pruner_zero.models.builtin import load_converted
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny_models import tiny_model
 
 SMOLLM2 = "builtin:smollm2-135m"
+DTYPES: tuple[Dtype, ...] = ("auto", "bfloat16")
 
 
 @pytest.fixture
@@ -64,7 +73,7 @@ def test_another_transformers_has_another_copy(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_converted(gguf, "tiny")
-    monkeypatch.setattr("transformers.__version__", "99")
+    monkeypatch.setattr(builtin, "transformers", SimpleNamespace(__version__="99"))
     load_converted(gguf, "tiny")
     assert len(list(cache.iterdir())) == 2
 
@@ -111,7 +120,7 @@ def test_two_that_convert_at_once_end_with_one_copy(
             load_converted(gguf, "other")
         replace(source, target)
 
-    monkeypatch.setattr(builtin.os, "replace", late)
+    monkeypatch.setattr("pruner_zero.models.builtin.os.replace", late)
     expected = load_model(gguf).fingerprint()
     assert load_converted(gguf, "tiny").fingerprint() == expected
     assert len(list(cache.iterdir())) == 1
@@ -124,9 +133,9 @@ def test_a_model_that_is_not_installed_names_the_command(monkeypatch: pytest.Mon
 
 @pytest.mark.slow
 def test_smollm2_is_a_whole_llama_of_135_million_weights(cache: Path) -> None:
-    for dtype in ("auto", "bfloat16"):
-        copy = load_model(SMOLLM2, dtype)  # type: ignore[arg-type]
-        plain = builtin._from_gguf(builtin._installed(SMOLLM2), SMOLLM2, dtype)  # type: ignore[arg-type]
+    for dtype in DTYPES:
+        copy = load_model(SMOLLM2, dtype)
+        plain = builtin._from_gguf(builtin._installed(SMOLLM2), SMOLLM2, dtype)
         assert fingerprint(copy.model) == fingerprint(plain.model)
         assert copy.fingerprint() == plain.fingerprint()
     assert len(find_matrices(copy.model)) == 30 * 7

@@ -4,15 +4,21 @@ import pytest
 import torch
 from torch import nn
 
-from pruner_zero.models import LanguageModel, check_dtype, check_tokens, fingerprint, find_matrices
-from pruner_zero.models import next_token_loss
+from pruner_zero.models import (
+    LanguageModel,
+    check_dtype,
+    check_tokens,
+    find_matrices,
+    fingerprint,
+    next_token_loss,
+)
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, tiny_windows
 
 
 def described(model: nn.Module) -> str:
-    return LanguageModel(model, tiny_tokenizer(), "tiny").fingerprint()  # type: ignore[arg-type]
+    return LanguageModel(model, tiny_tokenizer(), "tiny").fingerprint()
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,9 +1,5 @@
 """Saving: the folder holds the very same weights, and plain transformers loads it."""
 
-import resource
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruner_zero.models import LanguageModel, find_matrices, load_model, save_model
+from tests.full_disk import full_disk
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
@@ -96,19 +93,8 @@ def test_a_folder_that_is_a_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    script = (
-        "from pathlib import Path\n"
-        "from tests.models.test_save import save_on_a_full_disk\n"
-        f"save_on_a_full_disk(Path({str(tmp_path / 'out')!r}))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"no space left to write {tmp_path / 'out'}" in done.stdout
-
-
-def save_on_a_full_disk(folder: Path) -> None:
-    """Runs in its own process: no file may grow beyond 8 KiB, and saying so may not kill it."""
     saved = tiny("llama")
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-    print(refusal(lambda: save_model(saved, folder)))
+    with full_disk():
+        message = refusal(lambda: save_model(saved, tmp_path / "out"))
+    assert str(tmp_path / "out") in message
+    assert "no space left" in message

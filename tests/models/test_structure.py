@@ -145,11 +145,10 @@ def test_a_model_without_blocks_is_refused() -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
-    ("architecture", "ending"), [("llama", "1.mlp.up_proj"), ("gpt_oss", "1.mlp.experts.down_proj[3]")]
+    ("architecture", "ending"),
+    [("llama", "1.mlp.up_proj"), ("gpt_oss", "1.mlp.experts.down_proj[3]")],
 )
-def test_a_weight_that_is_no_number_is_named(
-    architecture: str, ending: str, value: float
-) -> None:
+def test_a_weight_that_is_no_number_is_named(architecture: str, ending: str, value: float) -> None:
     matrices = find_matrices(tiny_model(architecture))
     check_weights(matrices)
     named(matrices, ending).weight[1, 2] = value

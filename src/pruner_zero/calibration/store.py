@@ -42,9 +42,10 @@ class StatisticsStore:
     def has(self, kind: Kind) -> bool:
         """Whether `kind` is there for every block, each file with its checksum."""
         digests = self._digests(kind)
-        return digests is not None and all(
-            (path := self.folder / name).is_file() and sha256(path) == digest
-            for name, digest in digests.items()
+        blocks = range(len(digests))
+        return bool(digests) and all(
+            (path := self._path(kind, block)).is_file() and sha256(path) == digests.get(path.name)
+            for block in blocks
         )
 
     def write(self, kind: Kind, block: int, tensors: Mapping[str, Tensor]) -> str:
@@ -75,12 +76,13 @@ class StatisticsStore:
             raise PrunerZeroError(f"{path} is damaged: delete its folder and run again") from error
         return {name: unique[owner] for name, owner in aliases.items()}
 
-    def _digests(self, kind: Kind) -> dict[str, str] | None:
+    def _digests(self, kind: Kind) -> dict[str, str]:
+        """The checksums of all blocks' files; none where the manifest is absent or broken."""
         try:
             digests = json.loads((self.folder / f"{kind}.json").read_text())
         except (OSError, ValueError):
-            return None
-        return digests if isinstance(digests, dict) else None
+            return {}
+        return digests if isinstance(digests, dict) else {}
 
     def _path(self, kind: Kind, block: int) -> Path:
         return self.folder / f"{kind}-{block:04d}.safetensors"

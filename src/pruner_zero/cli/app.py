@@ -2,7 +2,8 @@
 
 import os
 import sys
-from typing import NoReturn
+from io import TextIOWrapper
+from typing import Any, NoReturn
 
 import typer
 
@@ -15,6 +16,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Rich would take what stands in brackets, such as [@SCOPE], for its markup.
+    rich_markup_mode=None,
 )
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
@@ -30,7 +33,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def options(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True),
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+    ),
 ) -> None:
     """Evolve, explain and apply pruning metrics for large language models."""
 
@@ -38,22 +43,36 @@ def options(
 def main() -> NoReturn:
     """Run the command line; exit 0, 2 on bad input, 130 on an interruption."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = typer.main.get_command(app).main(standalone_mode=False)
+        sys.stdout.flush()
     except PrunerZeroError as error:
         _end(f"error: {error}", 2)
     except (typer.Abort, KeyboardInterrupt):
-        _end("interrupted: the same command goes on where this one stopped", 130)
+        resumes = ": the same command goes on where this one stopped"
+        _end("interrupted" + (resumes if sys.argv[1:2] == ["prune"] else ""), 130)
     except BrokenPipeError:
-        sys.stderr.close()
+        # Whoever read has enough; Python's own flush at the end shall not stumble over it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        show = getattr(error, "show", None)
-        if show is None:
+        if not hasattr(error, "format_message"):
             raise
-        show()
-        sys.exit(getattr(error, "exit_code", 2))
+        _end_usage(error)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end_usage(error: Any) -> NoReturn:
+    """One line for a command that typer could not read; help where there was nothing to read."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
+        sys.exit(2)
+    where = context.command_path if context else "pruner-zero"
+    _end(f"error: {error.format_message().rstrip('.')}: see `{where} --help`", 2)
 
 
 def _end(line: str, code: int) -> NoReturn:

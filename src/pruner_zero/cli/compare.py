@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pruner_zero.cli import options
 from pruner_zero.cli.progress import progress
+from pruner_zero.cli.tables import print_table
 
 
 def compare(
-    model: options.Model,
+    model: options.ModelOrConfig = None,
     methods: Annotated[
         str | None,
         typer.Option(
@@ -79,28 +78,27 @@ def compare(
     if as_json:
         print(json.dumps(result.to_json()))
         return
-    console = Console()
-    console.print(_table(result.rows))
+    rows = [_cells(row) for row in result.rows]
+    print_table(("method", "mode", "perplexity", "zeros", "seconds", "peak memory"), rows, left=2)
+    for row in result.rows:
+        for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", [])):
+            print(f"{row['method']}: {remark}")
     tested = result.provenance["evaluation"]
-    console.print(
+    print(
         f"perplexity per token on {tested['windows']} windows of {tested['seqlen']} tokens of "
-        f"{tested['text']}",
-        highlight=False,
+        f"{tested['text']}; seconds and memory of pruning, without what all methods share"
     )
 
 
-def _table(rows: list[dict[str, Any]]) -> Table:
-    table = Table()
-    for name in ("method", "mode", "perplexity", "zeros", "seconds", "peak memory"):
-        table.add_column(name, justify="left" if name in ("method", "mode") else "right")
-    for row in rows:
-        value = row["perplexity"]
-        table.add_row(
-            row["method"],
-            row.get("mode", ""),
-            row.get("error") or (f"{value:.2f}" if value is not None else "overflow"),
-            f"{row['sparsity']:.2%}",
-            f"{row['seconds']:.1f}",
-            f"{(row['peak_rss_bytes'] or 0) / 2**30:.2f} GiB",
-        )
-    return table
+def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+    perplexity = "failed" if "error" in row else "overflow"
+    if row["perplexity"] is not None:
+        perplexity = f"{row['perplexity']:.2f}"
+    return (
+        row["method"],
+        row.get("mode", ""),
+        perplexity,
+        "" if row["sparsity"] is None else f"{row['sparsity']:.2%}",
+        f"{row['seconds']:.1f}",
+        f"{row['peak_rss_bytes'] / 2**30:.2f} GiB",
+    )

@@ -4,15 +4,16 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from pruner_zero.cli.options import AsJson
+from pruner_zero.cli.tables import print_table
 
-app = typer.Typer(help="Show, list and convert metrics.", no_args_is_help=True)
+app = typer.Typer(
+    help="Show, list and convert metrics.", no_args_is_help=True, rich_markup_mode=None
+)
 
 Spec = Annotated[
-    str, typer.Argument(help="A name, an expression, or a .json tree file.", show_default=False)
+    str, typer.Argument(metavar="METRIC", help="A name, an expression, or a .json tree file.")
 ]
 
 
@@ -61,15 +62,12 @@ def list_metrics(as_json: AsJson = False) -> None:
             json.dumps({"metrics": metrics, "operators": operators, "terminals": list(TERMINALS)})
         )
         return
-    table = Table("name", "expression", "source")
-    for name, one in NAMED.items():
-        table.add_row(name, one.text, one.citation)
-    console = Console()
-    console.print(table)
+    rows = [(name, one.citation, one.text) for name, one in NAMED.items()]
+    print_table(("name", "source", "expression"), rows, left=3)
     for group in ("published", "extended"):
         names = [name for name, operator in OPERATORS.items() if operator.group == group]
-        console.print(f"{group} operators: {' '.join(names)}", highlight=False)
-    console.print(f"terminals: {' '.join(TERMINALS)}, and numbers", highlight=False)
+        print(f"{group} operators: {' '.join(names)}")
+    print(f"terminals: {' '.join(TERMINALS)}, and numbers")
 
 
 @app.command("latex")

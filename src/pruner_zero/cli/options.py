@@ -8,7 +8,11 @@ import typer
 MODEL = "A hub id, a folder, a .gguf file, or builtin:smollm2-135m."
 TEXT = "A corpus (wikitext2, c4, ptb, builtin:pydoc) or a .txt, .raw, .jsonl or .parquet file."
 
-Model = Annotated[str, typer.Argument(help=MODEL, show_default=False)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]
+ModelOrConfig = Annotated[
+    str | None,
+    typer.Argument(metavar="MODEL", help=f"{MODEL} Or named in --config.", show_default=False),
+]
 Sparsity = Annotated[
     float | None, typer.Option(help="The share of weights to zero, in [0, 1).", show_default=False)
 ]

@@ -49,7 +49,7 @@ class BarProgress(Progress):
 
 
 class LineProgress(Progress):
-    """A line at the start and at most every ten seconds, for logs."""
+    """A line at most every ten seconds and one at the end of long steps, for logs."""
 
     pause = 10.0
 

@@ -11,11 +11,17 @@ from pruner_zero.cli.progress import progress
 
 
 def prune(
-    model: options.Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the result.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
+    ],
+    model: options.ModelOrConfig = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="A name, an expression, or a .json tree file. [default: wanda]"),
+        typer.Option(
+            help="A name, an expression, or a .json tree file, as METRIC[@SCOPE][+obs]; +obs "
+            "corrects the remaining weights, `sparsegpt` is the classic. [default: wanda]",
+            show_default=False,
+        ),
     ] = None,
     calibration: options.Calibration = None,
     sparsity: options.Sparsity = None,
@@ -30,7 +36,7 @@ def prune(
     dtype: options.DtypeText = None,
     gradient_norm: options.GradientNormText = None,
     damping: options.Damping = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what is in the output folder.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,

@@ -3,18 +3,18 @@
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
-from pruner_zero.files import write_atomic
+from pruner_zero.files import check_writable, write_atomic, writing
 from pruner_zero.models import LanguageModel, Matrix, as_language_model, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
@@ -44,10 +44,22 @@ class CompareSettings(CalibrationSettings):
     text: str
     windows_eval: Annotated[int, Field(ge=1)] | None = None
 
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _joined(cls, methods: Any) -> Any:
+        """A list, as YAML and Python write it, is one text like the command line's."""
+        listed = isinstance(methods, (list, tuple)) and all(isinstance(m, str) for m in methods)
+        return ",".join(methods) if listed else methods
+
 
 @dataclass(frozen=True)
 class Comparison:
-    """One table: a row a method, and where all of it comes from."""
+    """One table: a row a method, and where all of it comes from.
+
+    A row holds `method`, `perplexity` (None where it overflows or the method failed, which
+    `error` tells), `sparsity` over the pruned matrices, `seconds` and `peak_rss_bytes`, and
+    what the method was read as.
+    """
 
     rows: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -58,7 +70,7 @@ class Comparison:
 
 
 def compare(
-    model: str | Path | LanguageModel | Any,
+    model: str | Path | LanguageModel | Any = None,
     methods: str | Sequence[str] | None = None,
     *,
     calibration: str | Path | Corpus | Iterable[str] | None = None,
@@ -76,13 +88,13 @@ def compare(
     `dense` is the model as it is. text: what perplexity is measured on. settings: the
     remaining fields of `CompareSettings`; config: a YAML file of them. The rows are
     written to `output` as they come. A method that cannot score this model has its reason
-    in the row. A model object gets its weights back. Raises PrunerZeroError on bad settings.
+    in the row. A model object gets its weights back. model, calibration, text: None where
+    `config` names them. Raises PrunerZeroError on bad settings.
     """
-    listed = methods if methods is None or isinstance(methods, str) else ",".join(methods)
     given = {
         **settings,
         "model": model_name(model),
-        "methods": listed,
+        "methods": methods,
         "calibration": corpus_name(calibration),
         "text": corpus_name(text),
     }
@@ -91,14 +103,20 @@ def compare(
         name: None if name == DENSE else checked.parse(name)
         for name in split_methods(checked.methods)
     }
-    for method in chosen.values():
-        if method:
-            method.mode("auto" if method.scope == "global" else checked.mode)
+    file = Path(output) if output is not None else None
+    if file:
+        check_file(file)
     calibration_corpus = load_corpus(
-        calibration or checked.calibration, role="calibration", progress=progress
+        checked.calibration if calibration is None else calibration,
+        role="calibration",
+        progress=progress,
     )
-    test_corpus = load_corpus(text or checked.text, role="test", progress=progress)
-    language_model = as_language_model(model, tokenizer, checked.dtype)
+    test_corpus = load_corpus(
+        checked.text if text is None else text, role="test", progress=progress
+    )
+    language_model = as_language_model(
+        checked.model if model is None else model, tokenizer, checked.dtype
+    )
     windows = random_windows(
         calibration_corpus,
         language_model.tokenizer,
@@ -119,7 +137,14 @@ def compare(
         folder=Path(cache) if cache is not None else None,
     )
     table = _Table(checked, language_model, windows, test, store, progress)
-    return table.fill(chosen, Path(output) if output is not None else None)
+    return table.fill(chosen, file)
+
+
+def check_file(file: Path) -> None:
+    """Raise PrunerZeroError where the table cannot be written to `file`."""
+    if file.is_dir():
+        raise PrunerZeroError(f"{file} is a folder: name a file for the table")
+    check_writable(file)
 
 
 @dataclass(frozen=True)
@@ -152,28 +177,42 @@ class _Table:
                 restore()
                 if output:
                     text = json.dumps(comparison.to_json(), indent=2, allow_nan=False)
+                    with writing(output):
+                        output.parent.mkdir(parents=True, exist_ok=True)
                     write_atomic(output, text + "\n")
         return comparison
 
     def calibrate(self, methods: Sequence[Method | None]) -> None:
         """Collect all dense statistics that any method needs, once."""
-        kinds: set[Kind] = set()
+        needed: set[Kind] = set()
         for method in methods:
             if method:
                 one_shot = self.mode(method) == "one-shot"
-                kinds |= method.kinds if one_shot else method.kinds & {"G"}
-        norm = self.settings.gradient_norm
-        calibrate(
-            self.language_model, self.windows, kinds, self.store, norm=norm, progress=self.progress
-        )
+                needed |= method.kinds if one_shot else method.kinds & {"G"}
+        forward, backward = needed - {"G"}, needed & {"G"}
+        for kinds in (forward, backward):
+            # What fails here fails again in the rows that need it, and spares the others.
+            with suppress(PrunerZeroError):
+                calibrate(
+                    self.language_model,
+                    self.windows,
+                    kinds,
+                    self.store,
+                    norm=self.settings.gradient_norm,
+                    progress=self.progress,
+                )
 
     def mode(self, method: Method) -> Mode:
         return method.mode("auto" if method.scope == "global" else self.settings.mode)
 
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
-        """Prune by one method and measure; what fails is told in the row instead."""
+        """Prune by one method and measure; what fails is told in the row instead.
+
+        seconds and peak_rss_bytes are those of pruning alone: the statistics, which all
+        methods share, and the perplexity are not in them.
+        """
         self.progress.note(f"{name} …")
-        row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": 0.0}
+        row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": None}
         if method:
             row |= {
                 "expression": str(method.metric.expression),
@@ -185,19 +224,16 @@ class _Table:
         try:
             with measured() as cost:
                 records = self.prune(method) if method else []
+            row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
             loss = perplexity(self.language_model, self.test, self.progress)
         except PrunerZeroError as error:
-            return {**row, "error": str(error), "seconds": cost.seconds, "peak_rss_bytes": None}
-        notes = [f"{record.name}: {record.note}" for record in records if record.note]
-        return {
-            **row,
-            "perplexity": loss.perplexity if math.isfinite(loss.perplexity) else None,
-            "loss": loss.loss,
-            "sparsity": round(total_sparsity(records), 6) if records else 0.0,
-            "seconds": cost.seconds,
-            "peak_rss_bytes": cost.peak_rss_bytes,
-            **({"notes": notes} if notes else {}),
-        }
+            row["error"] = str(error)
+        else:
+            row["perplexity"] = loss.perplexity if math.isfinite(loss.perplexity) else None
+            row["loss"] = loss.loss
+            notes = [f"{record.name}: {record.note}" for record in records if record.note]
+            row |= {"notes": notes} if notes else {}
+        return {**row, "seconds": cost.seconds, "peak_rss_bytes": cost.peak_rss_bytes}
 
     def prune(self, method: Method) -> list[MatrixRecord]:
         return prune_model(
@@ -214,8 +250,9 @@ class _Table:
 @contextmanager
 def _restoring(matrices: Sequence[Matrix]) -> Iterator[Any]:
     """Give a function that puts the dense weights back; they are back at the end in any case."""
-    dense = {matrix.parameter_name: matrix.parameter.data.clone() for matrix in matrices}
+    # By parameter: the experts of a mixture are many matrices of one.
     parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+    dense = {name: parameter.data.clone() for name, parameter in parameters.items()}
 
     def restore() -> None:
         with torch.no_grad():

@@ -35,9 +35,9 @@ class Perplexity:
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def to_json(self) -> dict[str, Any]:
-        """Perplexity, loss, losses and the text as JSON values."""
+        """Perplexity (None where it overflows), loss, losses and the text as JSON values."""
         return {
-            "perplexity": self.perplexity,
+            "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "loss": self.loss,
             "losses": list(self.losses),
             "text": self.text,

@@ -5,6 +5,7 @@
 'abs(W * W) * mms(G)'
 """
 
+from pruner_zero.metric.canonical import canonical, masks
 from pruner_zero.metric.evaluate import ScoreError, evaluate, score
 from pruner_zero.metric.expression import (
     MAX_DEPTH,
@@ -20,6 +21,7 @@ from pruner_zero.metric.latex import to_latex
 from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.named import NAMED, NamedMetric
 from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
+from pruner_zero.metric.simplify import simplify_opposing
 from pruner_zero.metric.terminals import TERMINALS, Statistic
 from pruner_zero.metric.tree_json import dumps, from_tree, loads, to_tree
 
@@ -43,13 +45,16 @@ __all__ = [
     "Statistic",
     "Terminal",
     "call",
+    "canonical",
     "dumps",
     "evaluate",
     "format",
     "from_tree",
     "loads",
+    "masks",
     "parse",
     "score",
+    "simplify_opposing",
     "to_latex",
     "to_tree",
 ]

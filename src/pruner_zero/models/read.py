@@ -20,14 +20,21 @@ from pruner_zero.models.language_model import Dtype, LanguageModel
 
 
 def read_model(
-    folder: str | Path, name: str, dtype: Dtype = "auto", gguf_file: str | None = None, **options: Any
+    folder: str | Path,
+    name: str,
+    dtype: Dtype = "auto",
+    gguf_file: str | None = None,
+    *,
+    local_files_only: bool,
 ) -> LanguageModel:
     """The model in `folder` (a folder or hub id), in evaluation mode, known as `name`.
 
-    gguf_file: its file in GGUF, where it is not saved as safetensors. Raises
+    gguf_file: its file in GGUF, where it is not saved as safetensors. local_files_only: do
+    not ask the hub. Raises
     PrunerZeroError where anything cannot be read, is no causal language model, or lacks
     weights: nothing is filled in at random.
     """
+    options: dict[str, Any] = {"local_files_only": local_files_only}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
     with _readable(name), quiet():

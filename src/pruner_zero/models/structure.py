@@ -1,7 +1,7 @@
 """Where the decoder blocks of a model are, and which weight matrices in them can be pruned.
 
-Blocks and matrices are found by what they are and not by their model's name: blocks are the module list that holds most of the
-parameters, and a prunable matrix is any linear map inside a block.
+They are found by what they are, not by the model's name: blocks are the module list that holds
+most of the parameters, and a prunable matrix is any linear map inside a block.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,8 @@
 """An unfinished run on disk, so that an interruption costs at most one block."""
 
+import json
 from collections.abc import Sequence
+from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,10 @@ class Checkpoint:
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        lines = read_lines(folder / JOURNAL)
+        try:
+            lines = read_lines(folder / JOURNAL)
+        except PrunerZeroError as error:
+            raise self._damaged(JOURNAL) from error
         if lines and lines[0].get("run") != run:
             if len(lines) > 1:
                 raise PrunerZeroError(
@@ -41,7 +46,7 @@ class Checkpoint:
         if not lines:
             append_line(folder / JOURNAL, {"run": run})
         self.lines: list[dict[str, Any]] = lines[1:]
-        self._check_files()
+        self._check()
 
     @property
     def finished(self) -> int:
@@ -81,6 +86,7 @@ class Checkpoint:
             and self._save(f"hidden-{block:04d}.safetensors", {"hidden": torch.cat(list(hidden))}),
             "records": [record.to_json() for record in records],
         }
+        line["sha256"] = _digest(line)
         append_line(self.folder / JOURNAL, line)
         self.lines.append(line)
         (self.folder / f"hidden-{block - 1:04d}.safetensors").unlink(missing_ok=True)
@@ -89,12 +95,24 @@ class Checkpoint:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
         return {"file": name, "sha256": save_tensors(self.folder / name, contiguous)}
 
-    def _check_files(self) -> None:
-        entries = [line["weights"] for line in self.lines]
-        entries += [line["hidden"] for line in self.lines[-1:] if line["hidden"]]
-        for entry in entries:
-            path = self.folder / entry["file"]
-            if not path.is_file() or sha256(path) != entry["sha256"]:
-                raise PrunerZeroError(
-                    f"{path} is damaged: start the unfinished run again with --overwrite"
-                )
+    def _check(self) -> None:
+        for number, line in enumerate(self.lines):
+            given = {key: value for key, value in line.items() if key != "sha256"}
+            if line.get("sha256") != _digest(given):
+                raise self._damaged(JOURNAL)
+            files = [line["weights"]]
+            if line["hidden"] and number == len(self.lines) - 1:
+                files.append(line["hidden"])
+            for one in files:
+                path = self.folder / one["file"]
+                if not path.is_file() or sha256(path) != one["sha256"]:
+                    raise self._damaged(one["file"])
+
+    def _damaged(self, name: str) -> PrunerZeroError:
+        return PrunerZeroError(
+            f"{self.folder / name} is damaged: start the unfinished run again with --overwrite"
+        )
+
+
+def _digest(line: dict[str, Any]) -> str:
+    return new_sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()

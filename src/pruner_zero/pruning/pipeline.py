@@ -23,7 +23,6 @@ from pruner_zero.pruning.method import Method, Mode
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.scoring import (
     Statistics,
-    apply_mask,
     check_shapes,
     prune_matrix,
     score_matrix,
@@ -104,19 +103,23 @@ class _Run:
     progress: Progress
 
     def global_masks(self) -> dict[str, Tensor]:
-        """Masks of all matrices competing with each other, from dense weights and statistics."""
-        scores = []
+        """Masks of all matrices competing with each other, from dense weights and statistics.
+
+        A matrix that calibration never reached has no score to compete with, and none here.
+        """
+        scores = {}
         blocks = range(len(find_blocks(self.language_model.model)))
         for block in self.progress.track(blocks, "scores"):
             own = [matrix for matrix in self.matrices if matrix.block == block]
             known = self.statistics(block, own, self.method.kinds)
             for matrix in own:
-                damping = self.selection.damping
-                score, _ = score_matrix(matrix, known[matrix.name], self.method.metric, damping)
-                scores.append(score)
-        names = [matrix.name for matrix in self.matrices]
-        masks = keep_masks_global(scores, self.method.pattern.sparsity, names)
-        return dict(zip(names, masks, strict=True))
+                score = score_matrix(
+                    matrix, known[matrix.name], self.method.metric, self.selection.damping
+                )
+                if score is not None:
+                    scores[matrix.name] = score
+        masks = keep_masks_global(list(scores.values()), self.method.pattern.sparsity, list(scores))
+        return dict(zip(scores, masks, strict=True))
 
     def blocks(
         self,
@@ -137,7 +140,7 @@ class _Run:
             own = [matrix for matrix in self.matrices if matrix.block == index]
             kinds = self.method.kinds - ({"X", "gram"} if propagated else set())
             known = self.statistics(index, own, kinds)
-            if calls is not None and hidden is not None:
+            if calls is not None and hidden is not None and own:
                 arguments = calls.arguments[index]
                 found, _ = collect_inputs(
                     blocks[index], own, hidden, arguments, gram="gram" in self.method.kinds
@@ -145,7 +148,13 @@ class _Run:
                 known = {
                     name: Statistics(one.X, known[name].G, one.gram) for name, one in found.items()
                 }
-            done = [self.prune(matrix, known[matrix.name], masks) for matrix in own]
+            damping = self.selection.damping
+            done = [
+                prune_matrix(
+                    matrix, known[matrix.name], self.method, damping, masks.get(matrix.name)
+                )
+                for matrix in own
+            ]
             if calls is not None and hidden is not None:
                 hidden = [
                     run_block(blocks[index], one, rest)
@@ -155,14 +164,6 @@ class _Run:
                 checkpoint.commit(own, done, hidden)
             records += done
         return records
-
-    def prune(
-        self, matrix: Matrix, statistics: Statistics, masks: dict[str, Tensor]
-    ) -> MatrixRecord:
-        damping = self.selection.damping
-        if matrix.name in masks:
-            return apply_mask(matrix, masks[matrix.name], statistics, self.method, damping)
-        return prune_matrix(matrix, statistics, self.method, damping)
 
     def statistics(
         self, block: int, matrices: Sequence[Matrix], kinds: frozenset[Kind]

@@ -1,6 +1,7 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
 import json
+import os
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 
 from pruner_zero.calibration import StatisticsStore, open_store
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import locked, write_atomic, writing
+from pruner_zero.files import check_writable, locked, write_atomic, writing
 from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model, save_model
 from pruner_zero.progress import SILENT, Progress
@@ -25,7 +26,7 @@ from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
 
 def prune(
-    model: str | Path | LanguageModel | Any,
+    model: str | Path | LanguageModel | Any = None,
     metric: str | Metric | None = None,
     *,
     calibration: str | Path | Corpus | Iterable[str] | None = None,
@@ -40,15 +41,18 @@ def prune(
     """Prune a language model by a metric, and save it to the folder `output` if one is given.
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is then
-    pruned in place. metric: a name, an expression, a tree file or a `Metric`. calibration:
-    what `load_corpus` takes. settings: the remaining fields of `PruneSettings`, such as
-    sparsity=0.5 or pattern="2:4"; config: a YAML file of them, over which arguments win.
-    cache: the folder that keeps statistics for the next run, the user's where None.
+    pruned in place; None where `config` names it. metric: a name, an expression, a tree
+    file or a `Metric`. calibration: what `load_corpus` takes. settings: the remaining fields
+    of `PruneSettings`, such as sparsity=0.5 or pattern="2:4"; config: a YAML file of them,
+    over which arguments win. cache: the folder that keeps statistics for the next run, the
+    user's where None.
 
     The work goes on in `OUTPUT.partial` and moves to `output` once it is whole; the same
     call after an interruption goes on after the last finished block. Raises
     PrunerZeroError, naming what to change; `output` is then as it was.
     """
+    if isinstance(metric, Metric) and settings.get("pattern") is None:
+        settings = {"scope": metric.scope} | _given(settings)
     given = {
         **settings,
         "model": model_name(model),
@@ -56,11 +60,17 @@ def prune(
         "calibration": corpus_name(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
-    folder = Path(output) if output is not None else None
+    folder = Path(os.path.abspath(output)) if output is not None else None
     if folder:
         check_output(folder, overwrite)
-    corpus = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
-    language_model = as_language_model(model, tokenizer, checked.dtype)
+    corpus = load_corpus(
+        checked.calibration if calibration is None else calibration,
+        role="calibration",
+        progress=progress,
+    )
+    language_model = as_language_model(
+        checked.model if model is None else model, tokenizer, checked.dtype
+    )
     windows = random_windows(
         corpus, language_model.tokenizer, checked.windows, checked.seqlen, checked.seed
     )
@@ -75,12 +85,19 @@ def prune(
     return work.save(folder, overwrite) if folder else work.run(None)
 
 
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if value is not None}
+
+
 def check_output(folder: Path, overwrite: bool) -> None:
     """Raise PrunerZeroError where `folder` cannot become the result."""
-    if folder.is_file():
+    if folder.exists() and not folder.is_dir():
         raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
+    if folder.is_mount():
+        raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise PrunerZeroError(f"{folder} is not empty: choose another folder, or add --overwrite")
+    check_writable(folder)
 
 
 @dataclass(frozen=True)
@@ -111,7 +128,7 @@ class _Work:
             mode,
             records,
             self.windows.describe(),
-            provenance(),
+            {**provenance(), "model_sha256": self.store.settings["model"]},
             cost,
         )
 
@@ -119,18 +136,25 @@ class _Work:
         """Prune with a checkpoint beside `output`, write the result there, move it into place."""
         partial = output.with_name(output.name + ".partial")
         with locked(partial):
+            # Again, now that no other process can finish it meanwhile.
+            check_output(output, overwrite)
             checkpoint = self.checkpoint(partial / "blocks", overwrite)
-            if checkpoint.finished:
-                self.progress.note(f"going on after block {checkpoint.finished} of {partial}")
             started = checkpoint.finished
-            result = replace(self.run(checkpoint), output=output)
+            if started:
+                self.progress.note(f"going on after block {started} in {partial}")
+            try:
+                result = replace(self.run(checkpoint), output=output)
+            except PrunerZeroError:
+                if not checkpoint.finished:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
             staged = partial / "result"
             shutil.rmtree(staged, ignore_errors=True)
             save_model(self.language_model, staged)
             result.write(staged)
             _write_cost(staged, result.cost, started)
             _move(staged, output, partial)
-        shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
         return result
 
     def checkpoint(self, folder: Path, overwrite: bool) -> Checkpoint:
@@ -141,14 +165,13 @@ class _Work:
             "statistics": self.store.settings,
         }
         run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        with writing(folder):
-            try:
-                return Checkpoint(folder, run)
-            except PrunerZeroError:
-                if not overwrite:
-                    raise
-                shutil.rmtree(folder)
-                return Checkpoint(folder, run)
+        try:
+            return Checkpoint(folder, run)
+        except PrunerZeroError:
+            if not overwrite:
+                raise
+        shutil.rmtree(folder)
+        return Checkpoint(folder, run)
 
 
 def _write_cost(folder: Path, cost: Cost, started: int) -> None:
@@ -162,8 +185,14 @@ def _write_cost(folder: Path, cost: Cost, started: int) -> None:
 
 
 def _move(staged: Path, output: Path, partial: Path) -> None:
+    """Put `staged` in the place of `output`; where that fails, `output` is as it was."""
+    replaced = partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
     with writing(output):
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if output.exists():
-            output.rename(partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}")
-        staged.rename(output)
+        if os.path.lexists(output):
+            output.rename(replaced)
+        try:
+            staged.rename(output)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(output)
+            raise

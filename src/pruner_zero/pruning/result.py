@@ -1,6 +1,7 @@
 """The result of pruning: what was asked, what was done, and the files that say so."""
 
 import json
+import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,7 +41,11 @@ class PruneResult:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
         method = self.settings.method
         return {
-            "settings": self.settings.model_dump(mode="json") | {"mode": self.mode},
+            "settings": {
+                **self.settings.model_dump(mode="json"),
+                "mode": self.mode,
+                "scope": method.scope,
+            },
             "expression": str(method.metric.expression),
             "pattern": str(method.pattern),
             "update": method.update,
@@ -66,22 +71,27 @@ def model_card(result: PruneResult) -> str:
     settings, method = result.settings, result.settings.method
     kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
-        kinds[record.name.split(f".{record.block}.", 1)[-1]].append(record)
+        kind = record.name.split(f".{record.block}.", 1)[-1]
+        kinds[re.sub(r"\[\d+\]$", "[*]", kind)].append(record)
     rows = [f"| `{kind}` | {len(own)} | {total_sparsity(own):.2%} |" for kind, own in kinds.items()]
     notes = [f"- `{one.name}`: {one.note}" for one in result.records if one.note]
     update = (
         ", the remaining weights corrected by SparseGPT's sweep" if method.update == "obs" else ""
     )
+    partly = settings.include or settings.exclude
+    which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
+    # The hub reads base_model as one of its own names, which a local path is not.
+    on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not Path(settings.model).exists()
     parts = [
         "---",
-        *([] if settings.model.startswith("builtin:") else [f"base_model: {settings.model}"]),
+        *([f"base_model: {settings.model}"] if on_hub else []),
         "library_name: transformers",
         "tags: [pruned, pruner-zero]",
         "---",
         "",
         f"# {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros",
         "",
-        f"Every linear map of the decoder blocks was pruned ({method.pattern}, {result.mode})"
+        f"{which} {'were' if partly else 'was'} pruned ({method.pattern}, {result.mode})"
         f" by the metric `{method.metric.expression}`{update}. Nothing was retrained.",
         "",
         "The weights are stored densely with exact zeros: the model loads with plain"

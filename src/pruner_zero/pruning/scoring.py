@@ -10,7 +10,14 @@ from pruner_zero.metric import Metric, ScoreError
 from pruner_zero.models import Matrix
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord
-from pruner_zero.sparsity import check_width, hessian_diagonal, keep_mask, sparsegpt
+from pruner_zero.sparsity import (
+    Pattern,
+    Unstructured,
+    check_width,
+    hessian_diagonal,
+    keep_mask,
+    sparsegpt,
+)
 
 
 @dataclass(frozen=True)
@@ -29,13 +36,16 @@ class Statistics:
 
 def score_matrix(
     matrix: Matrix, statistics: Statistics, metric: Metric, damping: float
-) -> tuple[Tensor, str | None]:
-    """The scores (out, in) of `matrix`, fp32, and a note where they are not the metric's own.
+) -> Tensor | None:
+    """The scores (out, in) of `matrix` by `metric`, fp32, the lowest pruned first.
 
-    Where calibration never reached the matrix (an expert no token chose) the metric cannot
-    tell its weights apart, and their magnitude decides. Raises ScoreError with the name of
-    the matrix where the metric itself fails.
+    None where calibration never reached the matrix, as an expert that no token chose: its
+    statistics tell no weights apart. Raises PrunerZeroError naming the matrix where the
+    metric itself fails.
     """
+    silent = statistics.silent()
+    if "X" in silent or "XᵀX" in silent:
+        return None
     weight = matrix.weight.float()
     terminals = {"W": weight.abs()}
     if "S" in metric.needs:
@@ -47,60 +57,70 @@ def score_matrix(
     if "H" in metric.needs and statistics.gram is not None:
         terminals["H"] = hessian_diagonal(statistics.gram, damping, name=matrix.name)
     try:
-        return metric.score(terminals), None
+        return metric.score(terminals)
     except ScoreError as error:
-        silent = statistics.silent()
         if silent:
-            return terminals["W"], f"calibration left {', '.join(silent)} zero: scored by magnitude"
+            return None
         raise PrunerZeroError(f"{metric} cannot score {matrix.name}: {error.reason}") from error
 
 
 def prune_matrix(
-    matrix: Matrix, statistics: Statistics, method: Method, damping: float
-) -> MatrixRecord:
-    """Score, mask and, if the method says so, update one matrix of the model in place."""
-    mask, note = None, None
-    if not method.chooses_while_updating:
-        scores, note = score_matrix(matrix, statistics, method.metric, damping)
-        mask = keep_mask(scores, method.pattern, matrix.name)
-    return apply_mask(matrix, mask, statistics, method, damping, note)
-
-
-def apply_mask(
     matrix: Matrix,
-    mask: Tensor | None,
     statistics: Statistics,
     method: Method,
     damping: float,
-    note: str | None = None,
+    mask: Tensor | None = None,
 ) -> MatrixRecord:
-    """Zero what `mask` (out, in), True = kept, prunes; update the rest if the method says so.
+    """Score, mask and, if the method says so, update one matrix of the model in place.
 
-    mask None: the update chooses it. Writes to the model.
+    mask (out, in), True = kept, where it is known already. A matrix that calibration never
+    reached is pruned by magnitude without an update: the record's note says so. Raises
+    PrunerZeroError naming the matrix.
     """
-    used = None
-    if method.update == "obs":
-        if statistics.gram is None:
-            raise ValueError("an update needs the Gram matrix")
-        result = sparsegpt(
-            matrix.weight.float(),
-            statistics.gram,
-            method.pattern,
-            mask=mask,
-            damping=damping,
-            name=matrix.name,
-        )
-        matrix.weight.copy_(result.weight)
-        used = result.damping
-        if used != damping:
-            extra = f"damping raised to {used:g} for the Cholesky factor"
-            note = f"{note}; {extra}" if note else extra
-    else:
+    choosing = method.chooses_while_updating and not statistics.silent()
+    if mask is None and not choosing:
+        scores = score_matrix(matrix, statistics, method.metric, damping)
+        if scores is None:
+            mask = keep_mask(matrix.weight.float().abs(), within_matrix(method), matrix.name)
+            silent = " and ".join(statistics.silent())
+            return _zero(matrix, mask, note=f"calibration left {silent} zero: pruned by magnitude")
+        mask = keep_mask(scores, method.pattern, matrix.name)
+    if method.update == "none":
         assert mask is not None
-        matrix.weight.masked_fill_(~mask, 0)
-    zeros = int((matrix.weight == 0).sum())
-    shape = (matrix.weight.shape[0], matrix.weight.shape[1])
-    return MatrixRecord(matrix.name, matrix.block, shape, zeros, used, note)
+        return _zero(matrix, mask)
+    if statistics.gram is None:
+        raise ValueError("an update needs the Gram matrix")
+    result = sparsegpt(
+        matrix.weight.float(),
+        statistics.gram,
+        method.pattern,
+        mask=mask,
+        damping=damping,
+        name=matrix.name,
+    )
+    matrix.weight.copy_(result.weight)
+    raised = result.damping != damping
+    note = f"damping raised to {result.damping:g} for the Cholesky factor" if raised else None
+    return _zero(matrix, result.mask, result.damping, note)
+
+
+def within_matrix(method: Method) -> Pattern:
+    """The pattern of `method`, or the same share of one matrix where all of them compete."""
+    if method.scope == "global":
+        return Unstructured(method.pattern.sparsity, "matrix")
+    return method.pattern
+
+
+def _zero(
+    matrix: Matrix, mask: Tensor, damping: float | None = None, note: str | None = None
+) -> MatrixRecord:
+    """Write exact zeros where `mask` prunes, and count all there are."""
+    weight = matrix.weight
+    # A weight that was −0.0, or became it in a narrow dtype, counts as pruned: make it 0.0 too.
+    zero = ~mask | (weight == 0)
+    weight.masked_fill_(zero, 0)
+    shape = (weight.shape[0], weight.shape[1])
+    return MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum()), damping, note)
 
 
 def check_shapes(matrices: Sequence[Matrix], method: Method) -> None:

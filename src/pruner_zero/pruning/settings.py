@@ -1,6 +1,7 @@
 """What `prune` can be told."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -53,16 +54,19 @@ class PruneSettings(CalibrationSettings):
         self.method.mode(self.mode)
         return self
 
-    @property
+    @cached_property
     def method(self) -> Method:
-        """The method that metric, sparsity or pattern, and scope describe."""
+        """The method that metric, sparsity or pattern, and scope describe.
+
+        Read once: a tree file that changes during the run changes nothing.
+        """
         return self.parse(self.metric)
 
 
-def model_name(model: str | Path | LanguageModel | Any) -> str:
-    """How settings name a model that may be an object."""
-    if isinstance(model, (str, Path)):
-        return str(model)
+def model_name(model: str | Path | LanguageModel | Any) -> str | None:
+    """How settings name a model that may be an object; None where none is given."""
+    if model is None or isinstance(model, (str, Path)):
+        return None if model is None else str(model)
     name = model.name if isinstance(model, LanguageModel) else model.name_or_path
     return name or type(model).__name__
 

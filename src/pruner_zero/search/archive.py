@@ -167,4 +167,3 @@ def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     before, now = there.get("settings", {}), here["settings"]
     changed = [key for key in now if before.get(key) != now[key]]
     return f"{', '.join(changed) or 'format'} differ; choose another folder or the same settings"
-

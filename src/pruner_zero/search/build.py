@@ -68,8 +68,10 @@ def build_evaluator(
     for matrix in matrices:
         check_width(matrix.weight.shape[1], settings.zeros, matrix.name)
     check_weights(matrices)
-    terminals = set(settings.space.terminals)
-    kinds: set[Kind] = {"X", "gram"} | ({"G"} if "G" in terminals else set())
+    terminals = set(settings.search_space.terminals)
+    kinds: set[Kind] = {"X", "gram"}
+    if "G" in terminals:
+        kinds.add("G")
     store = open_store(language_model, calibration, norm=settings.gradient_norm, folder=cache)
     calibrate(
         language_model, calibration, kinds, store, norm=settings.gradient_norm, progress=progress
@@ -83,7 +85,7 @@ def build_evaluator(
         factors: dict[int, Tensor] = {}
         for matrix in own:
             gram = read["gram"][matrix.name]
-            found = {kind: read[kind][matrix.name] for kind in ("X", "G") if kind in read}
+            found = {str(kind): read[kind][matrix.name] for kind in kinds - {"gram"}}
             if "H" in terminals:
                 if gram.data_ptr() not in factors:
                     factors[gram.data_ptr()] = hessian_diagonal(gram, settings.damping)
@@ -100,9 +102,7 @@ def build_evaluator(
     return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, settings.zeros)
 
 
-def _read(
-    store: StatisticsStore, block: int, kinds: set[Kind]
-) -> dict[Kind, dict[str, Tensor]]:
+def _read(store: StatisticsStore, block: int, kinds: set[Kind]) -> dict[Kind, dict[str, Tensor]]:
     return {kind: store.read(kind, block) for kind in sorted(kinds)}
 
 

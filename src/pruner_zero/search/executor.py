@@ -23,7 +23,7 @@ class Executor(Protocol):
     """
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """The outcomes of `tasks`, in their order, each as soon as it and those before are there."""
+        """The outcomes of `tasks` in their order, each once it and those before it are there."""
 
     def close(self) -> None:
         """Let the workers go."""
@@ -83,7 +83,7 @@ class ProcessExecutor:
                 yield future.result(self.time_limit)
                 continue
             except FutureTimeoutError:
-                reason = f"took longer than the time limit of {self.time_limit:g} s"
+                reason: str | None = f"took longer than the time limit of {self.time_limit:g} s"
             except BrokenProcessPool:
                 reason = "its worker died twice" if deaths else None
             # Every task in flight went down with the pool; none but the one waited for is to blame.
@@ -115,7 +115,9 @@ def _start_worker(evaluator: Evaluator, threads: int) -> None:
     # An interruption is for the parent to handle; it stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    for parameter in {id(one.parameter): one.parameter for one in evaluator.masked.matrices}.values():
+    for parameter in {
+        id(one.parameter): one.parameter for one in evaluator.masked.matrices
+    }.values():
         parameter.data = parameter.data.clone()
     _evaluator = evaluator
 

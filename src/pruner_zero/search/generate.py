@@ -116,7 +116,5 @@ def _subtree(
     name = names[generator.integers(len(names))]
     fitting = [f for f in forms if f.operator.name == name and len(f.operands) == arity]
     form = fitting[generator.integers(len(fitting))]
-    operands = [
-        _subtree(generator, space, operand, levels - 1, full) for operand in form.operands
-    ]
+    operands = [_subtree(generator, space, operand, levels - 1, full) for operand in form.operands]
     return apply_operator(generator, space, form.operator, *operands)

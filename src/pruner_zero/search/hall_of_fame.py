@@ -17,9 +17,7 @@ STATISTIC_COMPLEXITY = {"G": 3, "X": 1, "H": 2}
 
 def complexity(expression: Expression) -> int:
     """Nodes of the expression, and what the statistics it needs cost to collect. Source: ours."""
-    return expression.size + sum(
-        STATISTIC_COMPLEXITY.get(name, 0) for name in expression.terminals
-    )
+    return expression.size + sum(STATISTIC_COMPLEXITY.get(name, 0) for name in expression.terminals)
 
 
 @dataclass(frozen=True)

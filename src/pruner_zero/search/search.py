@@ -26,6 +26,8 @@ from pruner_zero.search.settings import SearchSettings
 from pruner_zero.settings import read_settings
 from pruner_zero.text import Corpus, load_corpus
 
+INTERRUPTED = "interrupted"
+
 
 @dataclass(frozen=True)
 class Status:
@@ -113,7 +115,13 @@ def search(
     judged = load_corpus(search_text or checked.search_text, role="search", progress=progress)
     language_model = as_language_model(model, tokenizer, checked.dtype)
     windows, search_on = search_windows(checked, own, judged, language_model.tokenizer)
-    algorithm = make_algorithm(checked)
+    algorithm = make_algorithm(
+        checked.algorithm,
+        checked.search_space,
+        checked.seed,
+        checked.algorithm_settings,
+        [Metric.of(text) for text in checked.seed_metrics],
+    )
     with locked(folder):
         identity = {
             **checked.identity(),
@@ -146,6 +154,8 @@ def search(
         executor = make_executor(checked, evaluator)
         try:
             stopped = run(algorithm, archive, executor, checked, folder, observer)
+        except KeyboardInterrupt:
+            stopped = INTERRUPTED
         finally:
             executor.close()
     return SearchResult(archive.records, HallOfFame.of(archive.records), folder, stopped)
@@ -161,7 +171,7 @@ def run(
 ) -> str:
     """Ask, judge, tell, until a budget is spent; return why it stopped."""
     start = time.monotonic() - archive.elapsed
-    best_batch, best_value = 0, float("inf")
+    best_batch, best_key = 0, (0, float("inf"))
     while True:
         batch = algorithm.ask()
         records = judge(batch, archive, executor, settings.racing)
@@ -180,9 +190,8 @@ def run(
                 _budget(settings),
             )
         )
-        if hall.best and hall.best.evaluation.key < (0, best_value):
-            if hall.best.evaluation.value < best_value:
-                best_batch, best_value = archive.batches, hall.best.evaluation.value
+        if hall.best and hall.best.evaluation.key < best_key:
+            best_batch, best_key = archive.batches, hall.best.evaluation.key
         reason = _stops(settings, archive, hall, elapsed, archive.batches - best_batch)
         if reason and archive.batches >= archive.batches_written:
             return reason
@@ -196,9 +205,7 @@ def make_executor(settings: SearchSettings, evaluator: Evaluator) -> Executor:
         return SerialExecutor(evaluator, settings.threads)
     if name == "processes":
         return ProcessExecutor(evaluator, workers, settings.threads, settings.time_limit)
-    from pruner_zero.search.ray_executor import RayExecutor
-
-    return RayExecutor(evaluator, workers, settings.threads, settings.time_limit)
+    raise PrunerZeroError("the ray executor is not there yet: choose processes")
 
 
 def _stops(

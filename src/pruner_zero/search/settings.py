@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from pruner_zero.pruning import CalibrationSettings
+from pruner_zero.search.algorithm import ALGORITHMS
 from pruner_zero.search.racing import Racing
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
@@ -24,7 +25,7 @@ class SearchSettings(CalibrationSettings):
     scope: Scope | Literal["any"] | None = None  # type: ignore[assignment]
     algorithm: AlgorithmName = "default"
     algorithm_settings: dict[str, Any] = Field(default_factory=dict)
-    space: SearchSpace = SearchSpace()
+    space: SearchSpace | None = None
     seed_metrics: tuple[str, ...] = ()
     search_windows: Annotated[int, Field(ge=1)] = 16
     few_windows: Annotated[int, Field(ge=1)] = 2
@@ -57,13 +58,17 @@ class SearchSettings(CalibrationSettings):
         return Unstructured(self.sparsity or 0.0)
 
     @property
-    def scopes(self) -> tuple[Scope, ...]:
-        """The comparison groups that are searched. N:M groups are their own."""
+    def search_space(self) -> SearchSpace:
+        """The space of the algorithm or the one given, with the comparison groups asked for.
+
+        N:M groups are their own; there the scope decides nothing.
+        """
+        space = self.space or ALGORITHMS[self.algorithm].space
         if self.pattern is not None:
-            return ("row",)
+            return space.model_copy(update={"scopes": ("row",)})
         if self.scope in (None, "any"):
-            return self.space.scopes
-        return (self.scope,)  # type: ignore[return-value]
+            return space
+        return space.model_copy(update={"scopes": (self.scope,)})
 
     @property
     def racing(self) -> Racing:

@@ -11,7 +11,6 @@ from pruner_zero.metric import (
     Call,
     Constant,
     Expression,
-    Shape,
     Terminal,
 )
 from pruner_zero.search.generate import (
@@ -27,6 +26,7 @@ Mutation = Callable[[Generator, Expression, SearchSpace], Expression | None]
 T = TypeVar("T")
 
 _TRIES = 20
+_COMMUTATIVE = ("add", "mul", "min", "max")
 _POWER_OF = {"sqr": 2.0, "pow": 2.0, "sqrt": 0.5}
 
 
@@ -43,9 +43,7 @@ def crossover(
 
     def one() -> Expression | None:
         index, old = _pick(generator, list(positions(mother)))
-        fair = [
-            gift for gift in gifts if gift.shape is old.shape and gift.size <= 2 * old.size + 1
-        ]
+        fair = [gift for gift in gifts if gift.shape is old.shape and gift.size <= 2 * old.size + 1]
         return mother.replace(index, _pick(generator, fair)) if fair else None
 
     return _allowed(one, mother, space)
@@ -70,9 +68,7 @@ def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Ex
             node if i == place else random_expression(generator, space, shape, depth=(1, 2))
             for i, shape in enumerate(form.operands)
         ]
-        return expression.replace(
-            index, apply_operator(generator, space, form.operator, *operands)
-        )
+        return expression.replace(index, apply_operator(generator, space, form.operator, *operands))
 
     return _allowed(one, expression, space)
 
@@ -108,13 +104,18 @@ def replace(generator: Generator, expression: Expression, space: SearchSpace) ->
 
 
 def swap(generator: Generator, expression: Expression, space: SearchSpace) -> Expression | None:
-    """Two subtrees, neither inside the other, change places."""
+    """Two subtrees, neither inside the other, change places: where that can matter."""
     nodes = list(positions(expression))
+    alike = {
+        (index + 1, index + 1 + node.operands[0].size)
+        for index, node in _calls(expression)
+        if node.operator.name in _COMMUTATIVE
+    }
     pairs = [
         ((i, left), (j, right))
         for i, left in nodes
         for j, right in nodes
-        if i + left.size <= j and left != right
+        if i + left.size <= j and left != right and (i, j) not in alike
     ]
 
     def one() -> Expression | None:
@@ -139,9 +140,7 @@ def operator(generator: Generator, expression: Expression, space: SearchSpace) -
         if not others:
             return None
         other = _pick(generator, others)
-        return expression.replace(
-            index, apply_operator(generator, space, other, *_operands(node))
-        )
+        return expression.replace(index, apply_operator(generator, space, other, *_operands(node)))
 
     return _allowed(one, expression, space) if calls else None
 
@@ -260,7 +259,7 @@ def _allowed(
 
 
 def _pick(generator: Generator, choices: Sequence[T]) -> T:
-    return choices[generator.integers(len(choices))]
+    return choices[int(generator.integers(len(choices)))]
 
 
 def _calls(expression: Expression) -> list[tuple[int, Call]]:

@@ -1,0 +1,94 @@
+"""One expression for all that give the same mask."""
+
+from typing import Literal, get_args
+
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.metric.algebra import ONE
+from pruner_zero.metric.expression import Call, Constant, Expression
+from pruner_zero.metric.normal import FINE_GROWTH, Normal, Over
+from pruner_zero.metric.operators import Shape
+
+Scope = Literal["row", "block", "matrix", "global", "cumulative"]
+
+# Over what a factor or an offset must be constant to be invisible in a comparison.
+_OVER: dict[Scope, Over] = {
+    "row": "row",
+    "block": "matrix",
+    "matrix": "matrix",
+    "global": "global",
+    "cumulative": "row",
+}
+
+
+def canonical(expression: Expression, scope: Scope) -> Expression:
+    """The form that expressions with the same mask share, as far as simple rules tell.
+
+    Expressions with equal forms give equal masks when weights are compared within `scope`
+    (N:M patterns count as row), in exact arithmetic and for finite scores; fp32 rounding can
+    still tie close values. W, G, X and H are taken as not negative, H as positive, S as W with
+    a sign. What fp32 may overflow, underflow or round away is not merged with what it holds:
+    high powers, extreme numbers, unbounded exp and tanh, a logarithm or an offset of high
+    products. The converse does not hold: unequal forms can give equal masks.
+
+    Inside, values are kept: products of powers and sums in one order, constants folded,
+    common factors in front, what a statistic does not see left out (mms(2 * G + 1)). Outside,
+    what cannot change the order goes: strictly increasing functions, positive factors and
+    offsets that are constant over the group; products of powers get 1 as largest exponent.
+    Under cumulative only positive factors constant along each row go, since it compares
+    shares of a row's sum. An expression constant over every group becomes 0.
+    The form is itself canonical. Where it would break a size limit the expression is returned.
+    Raises PrunerZeroError for an unknown scope. Source: ours.
+    """
+    if scope not in _OVER:
+        raise PrunerZeroError(
+            f"unknown scope '{scope}': {did_you_mean(str(scope), get_args(Scope))}"
+        )
+    normal, over = Normal(), _OVER[scope]
+    try:
+        form = normal.of(expression)
+        if scope == "cumulative":
+            return normal.scaled(form, over)
+        while True:
+            inner = _without_outermost(normal, normal.affine(form, over))
+            if inner == form:
+                return form
+            form = inner
+    except PrunerZeroError:
+        # Too deep or too large once rewritten.
+        return expression
+
+
+def masks(expression: Expression, scope: Scope) -> bool:
+    """Whether the canonical form still has a value per weight, as far as simple rules tell.
+
+    False where everything that varies over the matrix cancels or is invisible in `scope`.
+    Raises PrunerZeroError for an unknown scope. Source: ours.
+    """
+    return canonical(expression, scope).shape is Shape.MATRIX
+
+
+def _without_outermost(normal: Normal, form: Expression) -> Expression:
+    """The form less one strictly increasing function, rewritten to keep the order."""
+    # -f(x) is increasing in -x: a function is invisible below a minus as well.
+    sign, core = normal.signed(form)
+    factors = normal.factors(core)[1]
+    if isinstance(core, Call) and len(factors) == 1:
+        x = core.operands[0]
+        # log takes magnitudes, and its operand is written as one; exp and tanh are tame only
+        # where they are bounded.
+        fine = normal.facts(x).growth <= FINE_GROWTH
+        if fine and core.operator.name in ("log", "exp", "tanh") and normal.facts(core).tame:
+            return normal.multiply(Constant(sign), x)
+        if core.operator.name == "quotient" and x == ONE:
+            y = core.operands[1]
+            return normal.multiply(Constant(-sign), y) if normal.facts(y).low >= 0 else form
+    if not factors or any(normal.facts(base).low < 0 for base in factors):
+        return form
+    if max(factors.values()) < 0:
+        # 1 / H falls where H grows.
+        sign, factors = -sign, {base: -exponent for base, exponent in factors.items()}
+    largest = max(factors.values())
+    scaled = normal.product(1, {base: exponent / largest for base, exponent in factors.items()})
+    if not normal.facts(core).tame or not normal.facts(scaled).tame:
+        return form
+    return normal.multiply(Constant(sign), scaled)

@@ -1,0 +1,55 @@
+"""Random search, to compare with: typed random expressions, none of them twice."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from pruner_zero.metric import Metric
+from pruner_zero.search.batch import BatchAlgorithm, Proposal, Result
+from pruner_zero.search.generate import random_expression
+from pruner_zero.search.space import SearchSpace
+from pruner_zero.settings import Settings
+
+
+class RandomSettings(Settings):
+    """Random search. batch: candidates asked at once. depth: fewest and most levels."""
+
+    batch: int = Field(48, ge=1)
+    depth: tuple[int, int] = (2, 5)
+    keep: int = Field(50, ge=1)
+
+
+class RandomSearch(BatchAlgorithm):
+    """Random expressions under random scopes; `population` holds the best so far."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        settings: RandomSettings | None = None,
+        seed_metrics: Sequence[Metric] = (),
+    ) -> None:
+        super().__init__(space, seed, seed_metrics)
+        self.settings = settings or RandomSettings()
+        self._best: list[Result] = []
+
+    @property
+    def population(self) -> Sequence[Result]:
+        return self._best
+
+    def start(self) -> list[Proposal]:
+        return self.propose()
+
+    def propose(self) -> list[Proposal]:
+        drawn = (self.first_new(self._random) for _ in range(self.settings.batch))
+        return [proposal for proposal in drawn if proposal is not None]
+
+    def _random(self) -> Proposal:
+        scope = self.space.scopes[self.generator.integers(len(self.space.scopes))]
+        expression = random_expression(self.generator, self.space, depth=self.settings.depth)
+        return Proposal(expression, scope)
+
+    def learn(self, results: Sequence[Result]) -> None:
+        counted = [result for result in results if result[1].counts]
+        self._best = sorted([*self._best, *counted], key=lambda result: result[1].key)
+        del self._best[self.settings.keep :]

@@ -1,0 +1,270 @@
+"""Calibration: each kind of statistic once, kept, and found again by whoever asks the same."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pruner_zero.calibration import (
+    GradientNorm,
+    Kind,
+    StatisticsStore,
+    calibrate,
+    collect_gradients,
+    default_cache,
+    open_store,
+)
+from pruner_zero.files import locked
+from pruner_zero.models import LanguageModel, find_blocks, find_matrices
+from pruner_zero.progress import Progress
+from pruner_zero.text import Corpus, Windows, consecutive_windows, random_windows
+from tests.calibration.reference import plain_inputs
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, FUSED_EXPERTS, tiny_model
+
+KINDS: tuple[Kind, ...] = ("G", "X", "gram")
+CORPUS = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
+
+
+def tiny(architecture: str = "llama", seed: int = 0) -> LanguageModel:
+    return LanguageModel(tiny_model(architecture, seed), tiny_tokenizer(), architecture)
+
+
+def windows(seed: int = 0, count: int = 3, seqlen: int = 11) -> Windows:
+    return random_windows(CORPUS, tiny_tokenizer(), count, seqlen, seed)
+
+
+class Work:
+    """Counts what a model is made to do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.passes = self.blocks = self.backwards = 0
+        model.register_forward_pre_hook(lambda *_: self._count("passes"))
+        # A block that is bypassed is called but computes nothing inside.
+        for block in find_blocks(model):
+            inside = next(module for module in block.modules() if isinstance(module, nn.Linear))
+            inside.register_forward_hook(lambda *_: self._count("blocks"))
+        last = find_matrices(model)[-1]
+        last.parameter.register_post_accumulate_grad_hook(lambda _: self._count("backwards"))
+
+    def _count(self, what: str) -> None:
+        setattr(self, what, getattr(self, what) + 1)
+
+    def of(self, action: Callable[[], object]) -> dict[str, int]:
+        self.passes = self.blocks = self.backwards = 0
+        action()
+        return {"passes": self.passes, "blocks": self.blocks, "backwards": self.backwards}
+
+
+NOTHING = {"passes": 0, "blocks": 0, "backwards": 0}
+
+
+class Notes(Progress):
+    """Keeps the remarks."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_matrix_of_every_block_has_every_statistic(architecture: str, tmp_path: Path) -> None:
+    language_model, text = tiny(architecture), windows()
+    model = language_model.model
+    store = open_store(language_model, text, folder=tmp_path)
+    calibrate(language_model, text, KINDS, store)
+    matrices, inputs = find_matrices(model), plain_inputs(model, text.tokens)
+    gradients = collect_gradients(model, matrices, text.tokens)
+    for block in range(2):
+        G, X, gram = (store.read(kind, block) for kind in KINDS)
+        own = [matrix for matrix in matrices if matrix.block == block]
+        assert G.keys() == X.keys() == gram.keys() == {matrix.name for matrix in own}
+        for matrix in own:
+            width = matrix.weight.shape[1]
+            assert torch.equal(G[matrix.name], gradients[matrix.name])
+            torch.testing.assert_close(
+                X[matrix.name], inputs.X(matrix.name, width, 3), rtol=1e-4, atol=1e-5
+            )
+            torch.testing.assert_close(
+                gram[matrix.name], inputs.gram(matrix.name, width, 3), rtol=1e-4, atol=1e-4
+            )
+
+
+def test_nothing_is_computed_twice(tmp_path: Path) -> None:
+    language_model, text = tiny(), windows()
+    work = Work(language_model.model)
+    store = open_store(language_model, text, folder=tmp_path)
+    first = work.of(lambda: calibrate(language_model, text, ["G"], store))
+    assert first == {"passes": 3, "blocks": 6, "backwards": 3}
+    only_inputs = work.of(lambda: calibrate(language_model, text, ["G", "X"], store))
+    assert only_inputs["backwards"] == 0
+    assert only_inputs["blocks"] == 2 * 3 + 1  # and one to learn what a block returns
+    gram_too = work.of(lambda: calibrate(language_model, text, KINDS, store))
+    assert gram_too["backwards"] == 0
+    assert work.of(lambda: calibrate(language_model, text, KINDS, store)) == NOTHING
+    # A later run, with the model loaded anew.
+    again = open_store(tiny(), windows(), folder=tmp_path)
+    assert work.of(lambda: calibrate(language_model, text, KINDS, again)) == NOTHING
+
+
+def test_gram_brings_x_along(tmp_path: Path) -> None:
+    store = open_store(tiny(), windows(), folder=tmp_path)
+    calibrate(tiny(), windows(), ["gram"], store)
+    assert store.has("X")
+    assert store.has("gram")
+    assert not store.has("G")
+
+
+def test_no_kind_costs_nothing(tmp_path: Path) -> None:
+    language_model = tiny()
+    work = Work(language_model.model)
+    store = open_store(language_model, windows(), folder=tmp_path)
+    assert work.of(lambda: calibrate(language_model, windows(), [], store)) == NOTHING
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("damage", ["flipped byte", "no manifest", "no file"])
+def test_what_is_damaged_is_computed_again_and_nothing_else(
+    kind: Kind, damage: str, tmp_path: Path
+) -> None:
+    language_model, text = tiny(), windows()
+    store = open_store(language_model, text, folder=tmp_path)
+    calibrate(language_model, text, KINDS, store)
+    whole = {path.name: path.read_bytes() for path in store.folder.iterdir()}
+    file = store.folder / f"{kind}-0001.safetensors"
+    if damage == "flipped byte":
+        file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
+    elif damage == "no file":
+        file.unlink()
+    else:
+        (store.folder / f"{kind}.json").unlink()
+    work = Work(language_model.model)
+    done = work.of(lambda: calibrate(language_model, text, KINDS, store))
+    assert (done["backwards"] > 0) == (kind == "G")
+    assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == whole
+
+
+def changed_config(language_model: LanguageModel) -> LanguageModel:
+    language_model.model.config.rms_norm_eps = 1e-3
+    return language_model
+
+
+@pytest.mark.parametrize(
+    ("language_model", "text", "norm"),
+    [
+        pytest.param(tiny(seed=1), windows(), "l2", id="weights"),
+        pytest.param(tiny("mistral"), windows(), "l2", id="architecture"),
+        pytest.param(changed_config(tiny()), windows(), "l2", id="configuration"),
+        pytest.param(tiny(), windows(seed=1), "l2", id="seed"),
+        pytest.param(tiny(), windows(count=2), "l2", id="count"),
+        pytest.param(tiny(), windows(seqlen=10), "l2", id="length"),
+        pytest.param(tiny(), windows(), "l1", id="norm"),
+    ],
+)
+def test_whatever_changes_the_statistics_has_another_folder(
+    language_model: LanguageModel, text: Windows, norm: GradientNorm, tmp_path: Path
+) -> None:
+    plain = open_store(tiny(), windows(), folder=tmp_path)
+    assert open_store(language_model, text, norm=norm, folder=tmp_path).folder != plain.folder
+
+
+def test_the_same_tokens_cut_otherwise_have_another_folder(tmp_path: Path) -> None:
+    cuts = [consecutive_windows(CORPUS, tiny_tokenizer(), 60 // n, n) for n in (2, 3)]
+    assert torch.equal(cuts[0].tokens.flatten(), cuts[1].tokens.flatten())
+    one, other = (open_store(tiny(), cut, folder=tmp_path).folder for cut in cuts)
+    assert one != other
+
+
+def test_the_norm_of_g_reaches_the_store(tmp_path: Path) -> None:
+    language_model, text = tiny(), windows()
+    store = open_store(language_model, text, norm="l1", folder=tmp_path)
+    calibrate(language_model, text, ["G"], store, norm="l1")
+    matrices = find_matrices(language_model.model)
+    expected = collect_gradients(language_model.model, matrices, text.tokens, norm="l1")
+    assert all(torch.equal(G, expected[name]) for name, G in store.read("G", 1).items())
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+def test_experts_that_no_gradient_reaches_are_noted(architecture: str, tmp_path: Path) -> None:
+    language_model, text = tiny(architecture), windows(count=1, seqlen=2)
+    store, notes = open_store(language_model, text, folder=tmp_path), Notes()
+    calibrate(language_model, text, ["G"], store, progress=notes)
+    G = store.read("G", 1)
+    silent = [name for name in G if not G[name].any()]
+    assert silent
+    line = next(line for line in notes.lines if ".1." in line)
+    assert line.startswith("no gradient reaches ")
+    assert all(name in line for name in silent)
+    assert not any(name in line for name in G if name not in silent)
+
+
+def test_a_model_that_answers_to_nothing_is_noted_and_no_crash(tmp_path: Path) -> None:
+    language_model, text = tiny(), windows()
+    with torch.no_grad():
+        language_model.model.lm_head.weight.zero_()
+    store, notes = open_store(language_model, text, folder=tmp_path), Notes()
+    calibrate(language_model, text, ["G"], store, progress=notes)
+    assert store.has("G")
+    assert len(notes.lines) == 2  # one a block
+
+
+def test_a_store_that_another_process_fills_is_left_to_it(tmp_path: Path) -> None:
+    language_model, text = tiny(), windows()
+    store = open_store(language_model, text, folder=tmp_path)
+    with locked(store.folder):
+        message = refusal(lambda: calibrate(language_model, text, ["X"], store))
+        assert str(store.folder) in message
+    calibrate(language_model, text, ["X"], store)
+    with locked(store.folder):  # what is there needs nobody's leave
+        calibrate(language_model, text, ["X"], store)
+
+
+def test_tokens_that_the_model_does_not_know_are_refused(tmp_path: Path) -> None:
+    language_model, text = tiny(), windows()
+    text.tokens[0, 0] = 10_000
+    store = open_store(language_model, text, folder=tmp_path)
+    message = refusal(lambda: calibrate(language_model, text, ["X"], store))
+    assert "token 10000" in message
+
+
+def test_an_interrupted_calibration_leaves_its_kind_absent(tmp_path: Path) -> None:
+    language_model, text = tiny(), windows()
+    store = open_store(language_model, text, folder=tmp_path)
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    handle = find_blocks(language_model.model)[1].register_forward_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(language_model, text, ["X"], store)
+    handle.remove()
+    assert (store.folder / "X-0000.safetensors").is_file()
+    assert not store.has("X")
+    calibrate(language_model, text, ["X"], store)
+    assert store.has("X")
+
+
+def test_calibration_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    language_model, text = tiny("mixtral"), windows()
+    before = language_model.fingerprint()
+    calibrate(language_model, text, KINDS, open_store(language_model, text, folder=tmp_path))
+    assert language_model.fingerprint() == before
+
+
+def test_the_default_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path))
+    assert default_cache() == tmp_path
+    store: StatisticsStore = open_store(tiny(), windows())
+    assert store.folder.parent == tmp_path
+    monkeypatch.delenv("PRUNER_ZERO_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert default_cache() == Path("/xdg/pruner-zero")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", "/home/fox")
+    assert default_cache() == Path("/home/fox/.cache/pruner-zero")

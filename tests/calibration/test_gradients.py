@@ -1,0 +1,159 @@
+"""G: what plain backward passes leave, added up window by window."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruner_zero.calibration import GradientNorm, collect_gradients
+from pruner_zero.models import find_matrices
+from tests.calibration.reference import plain_gradients
+from tests.text.refusals import refusal
+from tests.tiny_models import ARCHITECTURES, FUSED_EXPERTS, tiny_model, tiny_windows
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+# Where weights are stored (in, out): plain ones, and those of fused experts.
+STORED_IN_OUT = {False: ("gpt2",), True: ("gpt_oss", "llama4")}
+
+
+def gradients(
+    model: PreTrainedModel, windows: Tensor, norm: GradientNorm = "l2"
+) -> dict[str, Tensor]:
+    return collect_gradients(model, find_matrices(model), windows, norm=norm)
+
+
+@every_architecture
+@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
+def test_g_is_what_a_plain_loop_adds_up(architecture: str, norm: GradientNorm, power: int) -> None:
+    model, windows = tiny_model(architecture), tiny_windows()
+    expected = plain_gradients(model, windows, power)
+    found = gradients(model, windows, norm)
+    for matrix in find_matrices(model):
+        G = found[matrix.name]
+        assert G.shape == matrix.weight.shape
+        assert G.dtype == torch.float32
+        reference = expected[matrix.parameter_name]
+        if matrix.expert is not None:
+            reference = reference[matrix.expert]
+        if architecture in STORED_IN_OUT[matrix.expert is not None]:
+            reference = reference.T
+        scale = float(reference.max()) or 1.0
+        torch.testing.assert_close(G, reference.float(), rtol=1e-4, atol=1e-5 * scale)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_the_order_of_windows_changes_nothing(norm: GradientNorm) -> None:
+    model, windows = tiny_model("llama"), tiny_windows(4)
+    one, other = gradients(model, windows, norm), gradients(model, windows.flip(0), norm)
+    for name in one:
+        torch.testing.assert_close(one[name], other[name])
+
+
+def test_one_window_gives_the_same_g_in_both_norms() -> None:
+    model, windows = tiny_model("gpt2"), tiny_windows(1)
+    one, other = gradients(model, windows, "l2"), gradients(model, windows, "l1")
+    for name in one:
+        torch.testing.assert_close(one[name], other[name])
+
+
+@every_architecture
+def test_flags_gradients_and_hooks_are_left_as_they_were(architecture: str) -> None:
+    model = tiny_model(architecture)
+    parameters = list(model.parameters())
+    for index, parameter in enumerate(parameters):
+        parameter.requires_grad_(index % 3 != 0)
+        if index % 2:
+            parameter.grad = torch.full_like(parameter, 7.0)
+    flags = [parameter.requires_grad for parameter in parameters]
+    grads = [parameter.grad for parameter in parameters]
+    weights = [parameter.detach().clone() for parameter in parameters]
+    with torch.no_grad():  # as the pipeline calls it
+        gradients(model, tiny_windows(1))
+    assert [parameter.requires_grad for parameter in parameters] == flags
+    for parameter, grad, weight in zip(parameters, grads, weights, strict=True):
+        assert parameter.grad is grad
+        assert grad is None or bool((grad == 7).all())
+        assert not parameter._post_accumulate_grad_hooks
+        assert torch.equal(parameter, weight)
+
+
+def test_flags_are_put_back_after_a_failure_too() -> None:
+    model = tiny_model("llama")
+    model.lm_head.weight.requires_grad_(False)
+    with pytest.raises(IndexError):
+        gradients(model, torch.full((1, 4), 10_000))
+    assert not model.lm_head.weight.requires_grad
+    assert model.model.norm.weight.requires_grad
+    assert all(not parameter._post_accumulate_grad_hooks for parameter in model.parameters())
+
+
+def test_only_the_matrices_asked_for_are_differentiated() -> None:
+    model = tiny_model("llama")
+    wanted = find_matrices(model, include=["*.down_proj"])
+    found = collect_gradients(model, wanted, tiny_windows())
+    everything = gradients(model, tiny_windows())
+    assert list(found) == [matrix.name for matrix in wanted]
+    for name in found:
+        torch.testing.assert_close(found[name], everything[name])
+
+
+def test_a_bfloat16_model_gives_fp32_g_near_that_of_the_fp32_model() -> None:
+    windows = tiny_windows()
+    coarse = gradients(tiny_model("llama").bfloat16(), windows)
+    fine = gradients(tiny_model("llama"), windows)
+    for name, G in coarse.items():
+        assert G.dtype == torch.float32
+        assert float((G - fine[name]).norm() / fine[name].norm()) < 0.1
+
+
+def test_float16_is_refused_before_any_work() -> None:
+    model = tiny_model("llama").half()
+    with forward_forbidden(model):
+        message = refusal(lambda: gradients(model, tiny_windows()))
+    assert "float16" in message
+    assert "--dtype bfloat16" in message
+
+
+@contextmanager
+def forward_forbidden(model: nn.Module) -> Iterator[None]:
+    def fail(*_: object) -> None:
+        raise AssertionError("the model was run")
+
+    handle = model.register_forward_pre_hook(fail)
+    yield
+    handle.remove()
+
+
+def test_a_gradient_that_is_no_number_names_its_matrix() -> None:
+    model = tiny_model("llama")
+    wanted = find_matrices(model)[9]
+    handle = wanted.parameter.register_hook(lambda grad: grad * torch.inf)
+    message = refusal(lambda: gradients(model, tiny_windows()))
+    handle.remove()
+    assert f"the gradient of {wanted.name} is not finite" in message
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+def test_a_gradient_that_is_no_number_names_its_expert(architecture: str) -> None:
+    model = tiny_model(architecture)
+    wanted = find_matrices(model, include=["*.1.*experts.down_proj*"])
+    stack = wanted[0].parameter
+    spoilt = torch.zeros_like(stack)
+    spoilt[5, 0, 0] = torch.nan
+    handle = stack.register_hook(lambda grad: grad + spoilt)
+    message = refusal(lambda: collect_gradients(model, wanted, tiny_windows()))
+    handle.remove()
+    assert f"the gradient of {wanted[5].name} is not finite" in message
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+def test_an_expert_that_no_token_reaches_has_g_zero(architecture: str) -> None:
+    model = tiny_model(architecture)
+    found = gradients(model, tiny_windows(1, 2))
+    experts = [found[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1]
+    silent = [G for G in experts if not G.any()]
+    assert 8 <= len(silent) < len(experts)

@@ -1,0 +1,180 @@
+"""X and XᵀX: what entered each matrix, written down by hooks and worked out by hand."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruner_zero.calibration import InputStatistics, collect_inputs
+from pruner_zero.models import Matrix, find_blocks, find_matrices, record_block_calls, run_block
+from tests.calibration.reference import plain_inputs
+from tests.text.refusals import refusal
+from tests.tiny_models import ARCHITECTURES, EXPERTS, FUSED_EXPERTS, tiny_model, tiny_windows
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def block_by_block(
+    model: PreTrainedModel, windows: Tensor, gram: bool = False
+) -> Iterator[tuple[list[Matrix], dict[str, InputStatistics]]]:
+    calls = record_block_calls(model, windows)
+    hidden = calls.hidden
+    for index, block in enumerate(find_blocks(model)):
+        own = [matrix for matrix in find_matrices(model) if matrix.block == index]
+        found, hidden = collect_inputs(block, own, hidden, calls.arguments[index], gram=gram)
+        yield own, found
+
+
+@every_architecture
+def test_x_and_gram_are_those_of_the_inputs_written_down(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows(3)
+    inputs = plain_inputs(model, windows)
+    for own, found in block_by_block(model, windows, gram=True):
+        assert list(found) == [matrix.name for matrix in own]
+        for matrix in own:
+            width = matrix.weight.shape[1]
+            one = found[matrix.name]
+            assert one.gram is not None
+            assert one.X.shape == (1, width)
+            assert one.X.dtype == one.gram.dtype == torch.float32
+            expected = inputs.X(matrix.name, width, len(windows))
+            torch.testing.assert_close(one.X, expected, rtol=1e-4, atol=1e-5)
+            expected = inputs.gram(matrix.name, width, len(windows))
+            torch.testing.assert_close(one.gram, expected, rtol=1e-4, atol=1e-4)
+
+
+@every_architecture
+def test_gram_is_symmetric_and_its_diagonal_is_twice_x_squared(architecture: str) -> None:
+    for _, found in block_by_block(tiny_model(architecture), tiny_windows(2), gram=True):
+        for one in found.values():
+            assert one.gram is not None
+            torch.testing.assert_close(one.gram, one.gram.T)
+            torch.testing.assert_close(one.gram.diagonal(), 2 * one.X[0].square())
+
+
+@every_architecture
+def test_x_does_not_depend_on_whether_gram_is_asked_for(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows(2)
+    with_gram = block_by_block(model, windows, gram=True)
+    for (_, one), (_, other) in zip(block_by_block(model, windows), with_gram, strict=True):
+        for name in one:
+            assert one[name].gram is None
+            assert torch.equal(one[name].X, other[name].X)
+
+
+@every_architecture
+@torch.no_grad()
+def test_the_outputs_are_the_block_s_own(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows()
+    calls = record_block_calls(model, windows)
+    hidden = calls.hidden
+    for index, block in enumerate(find_blocks(model)):
+        own = [matrix for matrix in find_matrices(model) if matrix.block == index]
+        arguments = calls.arguments[index]
+        _, outputs = collect_inputs(block, own, hidden, arguments)
+        plain = [run_block(block, one, rest) for one, rest in zip(hidden, arguments, strict=True)]
+        for output, expected in zip(outputs, plain, strict=True):
+            # Experts run one by one here and all at once otherwise: sums in another order.
+            torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+        hidden = outputs
+
+
+@pytest.mark.parametrize(
+    ("architecture", "together"),
+    [
+        ("llama", ("q_proj", "k_proj", "v_proj")),
+        ("llama", ("gate_proj", "up_proj")),
+        ("opt", ("q_proj", "k_proj", "v_proj")),
+        ("llama4", ("gate_proj", "up_proj")),
+    ],
+)
+def test_matrices_that_are_fed_the_same_share_one_tensor(
+    architecture: str, together: tuple[str, ...]
+) -> None:
+    # A Gram matrix of 8192 channels weighs 256 MB; there are seven matrices in a block.
+    for _, found in block_by_block(tiny_model(architecture), tiny_windows(), gram=True):
+        shared = [one for name, one in found.items() if name.endswith(together)]
+        grams = {one.gram.data_ptr() for one in shared if one.gram is not None}
+        assert len({one.X.data_ptr() for one in shared}) == 1
+        assert len(grams) == 1
+
+
+def test_matrices_that_are_fed_differently_share_nothing() -> None:
+    for _, found in block_by_block(tiny_model("llama"), tiny_windows()):
+        distinct = {one.X.data_ptr() for one in found.values()}
+        assert len(distinct) == 4  # attention, its output, the gated layer, its output
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+def test_an_expert_that_no_token_reaches_has_x_zero(architecture: str) -> None:
+    model = tiny_model(architecture)
+    windows = tiny_windows(1, 2)  # two tokens with at most two experts each
+    *_, (own, found) = block_by_block(model, windows, gram=True)
+    experts = [matrix for matrix in own if matrix.expert is not None]
+    silent = [matrix for matrix in experts if not found[matrix.name].X.any()]
+    assert 2 * (EXPERTS - 4) <= len(silent) < len(experts)
+    for matrix in silent:
+        one, width = found[matrix.name], matrix.weight.shape[1]
+        assert one.gram is not None
+        assert one.X.shape == (1, width)
+        assert torch.equal(one.gram, torch.zeros(width, width))
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+def test_experts_run_as_before_afterwards(architecture: str) -> None:
+    model = tiny_model(architecture)
+    before = model.config._experts_implementation
+    for _ in block_by_block(model, tiny_windows()):
+        assert model.config._experts_implementation == before
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+def test_some_experts_of_a_mixture_can_be_asked_for(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows(1, 2)
+    calls = record_block_calls(model, windows)
+    hidden = [run_block(find_blocks(model)[0], calls.hidden[0], calls.arguments[0][0])]
+    wanted = find_matrices(model, include=["*.1.*experts.down_proj[5]"])
+    found, _ = collect_inputs(find_blocks(model)[1], wanted, hidden, calls.arguments[1])
+    assert list(found) == [wanted[0].name]
+
+
+@every_architecture
+def test_no_hook_stays(architecture: str) -> None:
+    model = tiny_model(architecture)
+    for _ in block_by_block(model, tiny_windows(1)):
+        assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_bfloat16_inputs_are_summed_in_fp32() -> None:
+    model, windows = tiny_model("llama").bfloat16(), tiny_windows(8)
+    inputs = plain_inputs(model, windows)
+    for own, found in block_by_block(model, windows, gram=True):
+        for matrix in own:
+            width = matrix.weight.shape[1]
+            expected = inputs.X(matrix.name, width, len(windows))
+            assert found[matrix.name].X.dtype == torch.float32
+            torch.testing.assert_close(found[matrix.name].X, expected, rtol=1e-5, atol=1e-6)
+
+
+class OddMixture(nn.Module):
+    """A block that multiplies its experts in a way nobody has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = nn.Module()
+        self.experts.stack = nn.Parameter(torch.ones(3, 4, 4))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return torch.einsum("btw,ewv->btv", hidden_states, self.experts.stack)
+
+
+def test_experts_that_cannot_be_observed_are_refused_and_not_taken_for_idle() -> None:
+    model = nn.Module()
+    model.layers = nn.ModuleList([OddMixture()])
+    hidden = [torch.ones(1, 2, 4)]
+    matrices = find_matrices(model)
+    assert len(matrices) == 3
+    message = refusal(lambda: collect_inputs(find_blocks(model)[0], matrices, hidden, [((), {})]))
+    assert "layers.0.experts.stack" in message

@@ -1,0 +1,133 @@
+"""The store: what was written is read, what is damaged counts as absent."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from pruner_zero.calibration import StatisticsStore
+from pruner_zero.calibration.store import cache_key
+from tests.full_disk import full_disk
+from tests.text.refusals import refusal
+
+SHARED = torch.arange(6.0).reshape(1, 6)
+BLOCKS = {
+    0: {"a": SHARED, "b": SHARED, "c": torch.ones(2, 3)},
+    1: {"a": 2 * SHARED, "b": 3 * SHARED, "c": torch.ones(3, 2).T},
+}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> StatisticsStore:
+    """A store that holds X of two blocks."""
+    store = StatisticsStore(tmp_path / "store", {"model": "tiny"})
+    store.commit("X", {block: store.write("X", block, own) for block, own in BLOCKS.items()})
+    return store
+
+
+def test_what_was_written_is_read_back(store: StatisticsStore) -> None:
+    assert store.has("X")
+    for block, own in BLOCKS.items():
+        found = store.read("X", block)
+        assert found.keys() == own.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
+
+
+def test_another_process_reads_it_too(store: StatisticsStore) -> None:
+    again = StatisticsStore(store.folder)
+    assert again.has("X")
+    assert torch.equal(again.read("X", 0)["c"], BLOCKS[0]["c"])
+
+
+def test_a_shared_tensor_is_stored_once_and_read_once(store: StatisticsStore) -> None:
+    with safe_open(store.folder / "X-0000.safetensors", "pt") as file:
+        assert len(file.keys()) == 2
+    found = store.read("X", 0)
+    assert found["a"] is found["b"]
+
+
+def test_the_same_statistics_are_the_same_bytes(store: StatisticsStore, tmp_path: Path) -> None:
+    other = StatisticsStore(tmp_path / "other")
+    reordered = dict(reversed(BLOCKS[0].items()))
+    other.write("X", 0, reordered)
+    own, again = (one.folder / "X-0000.safetensors" for one in (store, other))
+    with safe_open(own, "pt") as one, safe_open(again, "pt") as two:
+        assert len(one.keys()) == len(two.keys()) == 2
+    assert store.write("X", 0, BLOCKS[0]) == store.write("X", 0, BLOCKS[0])
+
+
+def test_the_settings_stand_beside_the_statistics(store: StatisticsStore) -> None:
+    assert json.loads((store.folder / "settings.json").read_text()) == {"model": "tiny"}
+
+
+def test_a_kind_that_was_never_written_is_absent(store: StatisticsStore) -> None:
+    assert not store.has("G")
+    assert not store.has("gram")
+
+
+def test_a_kind_that_was_not_finished_is_absent(store: StatisticsStore) -> None:
+    store.write("G", 0, BLOCKS[0])
+    assert not store.has("G")
+
+
+@pytest.mark.parametrize("name", ["X.json", "X-0000.safetensors", "X-0001.safetensors"])
+def test_any_flipped_byte_of_a_file_makes_its_kind_absent(
+    store: StatisticsStore, name: str
+) -> None:
+    path = store.folder / name
+    data = bytearray(path.read_bytes())
+    meaningless = b" \n" if name.endswith(".json") else b""
+    for place in range(len(data)):
+        if data[place] in meaningless:
+            continue
+        data[place] ^= 1
+        path.write_bytes(data)
+        assert not store.has("X"), place
+        data[place] ^= 1
+    path.write_bytes(data)
+    assert store.has("X")
+
+
+@pytest.mark.parametrize("name", ["X.json", "X-0000.safetensors", "X-0001.safetensors"])
+def test_a_missing_file_makes_its_kind_absent(store: StatisticsStore, name: str) -> None:
+    (store.folder / name).unlink()
+    assert not store.has("X")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[]", "null", "3", '{"X-0000.safetensors": 3}', "\udcff"]
+)
+def test_a_manifest_that_is_no_manifest_makes_its_kind_absent(
+    store: StatisticsStore, text: str
+) -> None:
+    (store.folder / "X.json").write_bytes(text.encode(errors="surrogateescape"))
+    assert not store.has("X")
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", None])
+def test_reading_a_broken_file_names_it(store: StatisticsStore, data: bytes | None) -> None:
+    path = store.folder / "X-0001.safetensors"
+    path.unlink() if data is None else path.write_bytes(data)
+    assert str(path) in refusal(lambda: store.read("X", 1))
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    message = refusal(lambda: StatisticsStore(tmp_path / "file" / "store"))
+    assert str(tmp_path / "file" / "store") in message
+
+
+def test_the_key_depends_on_every_setting_and_not_on_their_order() -> None:
+    assert cache_key({"a": 1, "b": 2}) == cache_key({"b": 2, "a": 1})
+    assert cache_key({"a": 1, "b": 2}) != cache_key({"a": 1, "b": 3})
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_kind_absent(tmp_path: Path) -> None:
+    store = StatisticsStore(tmp_path)
+    with full_disk():
+        message = refusal(lambda: store.write("X", 0, {"a": torch.ones(100, 100)}))
+    assert str(tmp_path / "X-0000.safetensors") in message
+    assert "no space left" in message
+    assert not store.has("X")

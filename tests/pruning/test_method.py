@@ -1,0 +1,114 @@
+"""Methods as users write them: a metric, its comparison group, an update."""
+
+from pathlib import Path
+
+import pytest
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import Metric
+from pruner_zero.pruning import parse_method, split_methods
+
+
+def refusal(text: str, **options: object) -> str:
+    with pytest.raises(PrunerZeroError) as raised:
+        parse_method(text, **options).mode("auto")  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_the_scope_comes_from_the_text_then_the_setting_then_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    file.write_text('{"data": "mul", "left": {"data": "W"}, "right": {"data": "G"}, '
+                    '"scope": "matrix"}')
+    assert parse_method("wanda", sparsity=0.5).scope == "row"
+    assert parse_method(str(file), sparsity=0.5).scope == "matrix"
+    assert parse_method(str(file), sparsity=0.5, scope="block").scope == "block"
+    assert parse_method(f"{file}@global", sparsity=0.5, scope="block").scope == "global"
+    assert parse_method(str(file), pattern="2:4").scope is None
+
+
+def test_sparsegpt_is_its_score_in_blocks_with_its_update() -> None:
+    method = parse_method("sparsegpt", sparsity=0.5)
+    assert (method.scope, method.update) == ("block", "obs")
+    assert method.metric.name == "sparsegpt-score"
+    assert method.chooses_while_updating
+    assert parse_method("sparsegpt", sparsity=0.5, scope="row").chooses_while_updating
+    assert parse_method("sparsegpt", pattern="2:4").chooses_while_updating
+    assert not parse_method("sparsegpt@matrix", sparsity=0.5).chooses_while_updating
+    assert not parse_method("wanda+obs", sparsity=0.5).chooses_while_updating
+    assert not parse_method("sparsegpt-score", sparsity=0.5).chooses_while_updating
+
+
+def test_the_sweep_chooses_by_formula_not_by_name(tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    file.write_text('{"data": "W", "name": "sparsegpt-score"}')
+    assert not parse_method(f"{file}+obs", sparsity=0.5).chooses_while_updating
+    assert parse_method("sqr(W) / sqr(H)+obs", sparsity=0.5).chooses_while_updating
+
+
+def test_spaces_do_not_matter() -> None:
+    method = parse_method(" W * X @ global +obs ", sparsity=0.5)
+    assert method.metric == Metric.of("W * X")
+    assert (method.scope, method.update) == ("global", "obs")
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("magnitude", set()),
+        ("wanda", {"X"}),
+        ("pruner-zero", {"G"}),
+        ("gblm", {"X", "G"}),
+        ("sparsegpt-score", {"gram"}),
+        ("pruner-zero+obs", {"G", "gram"}),
+        ("sparsegpt", {"gram"}),
+    ],
+)
+def test_only_what_the_method_needs_is_collected(text: str, kinds: set[str]) -> None:
+    assert parse_method(text, sparsity=0.5).kinds == kinds
+
+
+def test_matrices_that_compete_cannot_be_pruned_one_after_the_other() -> None:
+    method = parse_method("wanda@global", sparsity=0.5)
+    assert method.mode("auto") == method.mode("one-shot") == "one-shot"
+    with pytest.raises(PrunerZeroError, match="choose --mode one-shot or another --scope"):
+        method.mode("sequential")
+    assert parse_method("wanda", sparsity=0.5).mode("auto") == "sequential"
+
+
+def test_either_a_share_or_a_pattern_decides_how_much() -> None:
+    assert refusal("wanda") == "give either --sparsity, such as 0.5, or --pattern, such as 2:4"
+    assert refusal("wanda", sparsity=0.5, pattern="2:4") == refusal("wanda")
+    assert "write N:M such as 2:4, or give a share as --sparsity" in refusal("wanda", pattern="0.5")
+    assert "0 < N < M" in refusal("wanda", pattern="4:4")
+    assert "outside [0, 1)" in refusal("wanda", sparsity=1.0)
+    assert "outside [0, 1)" in refusal("wanda", sparsity=-0.1)
+    assert "0.5 for 50 %" in refusal("wanda", sparsity=50)
+    assert "outside [0, 1)" in refusal("wanda", sparsity=float("nan"))
+
+
+def test_groups_inside_rows_leave_no_other_scope() -> None:
+    assert "leave out scope 'global'" in refusal("wanda@global", pattern="2:4")
+    assert "leave out scope 'matrix'" in refusal("wanda", pattern="2:4", scope="matrix")
+    assert parse_method("wanda", pattern="2:4", scope="row").scope is None
+
+
+def test_near_names_are_named() -> None:
+    assert "did you mean 'wanda'?" in refusal("wnada", sparsity=0.5)
+    assert "did you mean 'global'?" in refusal("wanda@gobal", sparsity=0.5)
+    assert "unknown scope 'Global'" in refusal("wanda@Global", sparsity=0.5)
+
+
+def test_commas_inside_parentheses_do_not_split() -> None:
+    assert split_methods("dense, wanda ,max(W, G)@global,quotient(W,max(X,1))+obs") == [
+        "dense",
+        "wanda",
+        "max(W, G)@global",
+        "quotient(W,max(X,1))+obs",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "wanda,", ",wanda", "wanda,,ria", " , "])
+def test_an_empty_name_in_the_list_is_refused(text: str) -> None:
+    with pytest.raises(PrunerZeroError, match="an empty name in the list of methods"):
+        split_methods(text)

@@ -1,0 +1,393 @@
+"""Pruned models are what plain loops and sorts make them, in both orders of work."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import find_blocks
+from pruner_zero.progress import Progress
+from pruner_zero.pruning import Mode, Selection, parse_method, prune_model, total_sparsity
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.plain import (
+    SCORES,
+    blocks_of,
+    gradients,
+    group_zeros,
+    inputs,
+    places,
+    prune_plainly,
+    row_zeros,
+)
+from tests.sparsity.reference import keep_matrices, obs_columns, sparsegpt_choosing
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
+    for (name, mine), theirs in zip(
+        one.state_dict().items(), other.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("metric", sorted(SCORES))
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_rows_are_pruned_as_a_plain_loop_prunes_them(
+    architecture: str, metric: str, mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, plain = language_model(architecture), language_model(architecture)
+    records = prune_model(
+        ours, windows, parse_method(metric, sparsity=0.4), new_store(ours), mode=mode
+    )
+    masks = prune_plainly(
+        plain.model,
+        windows.tokens,
+        SCORES[metric],
+        lambda scores: row_zeros(scores, 0.4),
+        sequential=mode == "sequential",
+    )
+    assert_equal_models(ours.model, plain.model)
+    assert {record.name: record.zeros for record in records} == {
+        name: int(mask.sum()) for name, mask in masks.items()
+    }
+    assert [record.note for record in records] == [None] * len(records)
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
+    architecture: str, mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, plain = language_model(architecture), language_model(architecture)
+    records = prune_model(
+        ours, windows, parse_method("wanda", pattern="3:8"), new_store(ours), mode=mode
+    )
+    prune_plainly(
+        plain.model,
+        windows.tokens,
+        SCORES["wanda"],
+        lambda scores: group_zeros(scores, 3, 8),
+        sequential=mode == "sequential",
+    )
+    assert_equal_models(ours.model, plain.model)
+    assert total_sparsity(records) == 3 / 8
+
+
+def test_sequential_and_one_shot_differ(windows: Windows, new_store: OpenStore) -> None:
+    one, other = language_model("llama"), language_model("llama")
+    method = parse_method("wanda", sparsity=0.5)
+    prune_model(one, windows, method, new_store(one), mode="one-shot")
+    prune_model(other, windows, method, new_store(other))
+    assert not all(
+        torch.equal(mine, theirs)
+        for mine, theirs in zip(state(one.model).values(), state(other.model).values(), strict=True)
+    )
+
+
+@pytest.mark.parametrize("metric", ["wanda", "pruner-zero"])
+def test_global_competition_is_one_stable_sort_over_everything(
+    metric: str, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, plain = language_model("llama"), language_model("llama")
+    records = prune_model(
+        ours, windows, parse_method(f"{metric}@global", sparsity=0.37), new_store(ours)
+    )
+    every = places(plain.model)
+    G = gradients(plain.model, windows.tokens)
+    tokens: dict[str, Tensor] = {}
+    for index in range(2):
+        tokens |= inputs(plain.model, windows.tokens, index)
+    scores = [
+        SCORES[metric](
+            one.weight.abs(),
+            tokens[one.name].norm(dim=0, keepdim=True) / len(windows) ** 0.5,
+            G[one.name],
+        )
+        for one in every
+    ]
+    for one, keep in zip(every, keep_matrices(scores, 0.37), strict=True):
+        one.weight.masked_fill_(~keep, 0)
+    assert_equal_models(ours.model, plain.model)
+    weights = sum(one.weight.numel() for one in every)
+    assert sum(record.zeros for record in records) == int(weights * 0.37)
+    assert len({record.sparsity for record in records}) > 1
+
+
+def test_the_matrix_scope_gives_each_matrix_its_share(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("llama")
+    records = prune_model(
+        ours, windows, parse_method("magnitude@matrix", sparsity=0.3), new_store(ours)
+    )
+    for place, record in zip(places(language_model("llama").model), records, strict=True):
+        [keep] = keep_matrices([place.weight.abs()], 0.3)
+        assert record.zeros == int((~keep).sum()) == int(place.weight.numel() * 0.3)
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+def test_sparsegpt_is_the_column_by_column_textbook(
+    mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, plain = language_model("llama"), language_model("llama")
+    prune_model(
+        ours, windows, parse_method("sparsegpt", sparsity=0.5), new_store(ours), mode=mode
+    )
+    every = places(plain.model)
+    dense = [inputs(plain.model, windows.tokens, index) for index in range(2)]
+    for index in range(2):
+        tokens = inputs(plain.model, windows.tokens, index) if mode == "sequential" else dense[index]
+        for place in every:
+            if place.block == index:
+                x = tokens[place.name]
+                swept, _ = sparsegpt_choosing(
+                    place.weight,
+                    2 / len(windows) * x.T @ x,
+                    128,
+                    lambda scores, _column: keep_matrices([scores], 0.5)[0],
+                )
+                place.weight.copy_(swept)
+    for mine, theirs in zip(places(ours.model), every, strict=True):
+        torch.testing.assert_close(mine.weight, theirs.weight, atol=1e-4, rtol=1e-4)
+        assert torch.equal(mine.weight == 0, theirs.weight == 0), mine.name
+
+
+def test_any_metric_takes_the_update_under_its_own_mask(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    ours, plain = language_model("gpt2"), language_model("gpt2")
+    records = prune_model(
+        ours,
+        windows,
+        parse_method("wanda+obs", sparsity=0.5),
+        new_store(ours),
+        mode="one-shot",
+    )
+    masks = prune_plainly(
+        language_model("gpt2").model,
+        windows.tokens,
+        SCORES["wanda"],
+        lambda scores: row_zeros(scores, 0.5),
+        sequential=False,
+    )
+    for mine, dense in zip(places(ours.model), places(plain.model), strict=True):
+        x = inputs(plain.model, windows.tokens, dense.block)[dense.name]
+        expected = obs_columns(dense.weight, x.T @ x, ~masks[dense.name])
+        torch.testing.assert_close(mine.weight, expected.float(), atol=1e-4, rtol=1e-4)
+        assert torch.equal(mine.weight == 0, masks[dense.name])
+    assert {record.damping for record in records} == {0.01}
+
+
+def test_the_update_follows_the_masks_of_a_global_competition(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    masked, updated = language_model("llama"), language_model("llama")
+    prune_model(masked, windows, parse_method("wanda@global", sparsity=0.5), new_store(masked))
+    prune_model(updated, windows, parse_method("wanda@global+obs", sparsity=0.5), new_store(updated))
+    differ = False
+    for one, other in zip(places(masked.model), places(updated.model), strict=True):
+        assert torch.equal(one.weight == 0, other.weight == 0)
+        differ = differ or not torch.equal(one.weight, other.weight)
+    assert differ
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_only_what_is_included_and_not_excluded_changes(
+    method: str, mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("llama", blocks=3)
+    dense = state(ours.model)
+    selection = Selection(include=("*.mlp.*", "*.1.self_attn.*"), exclude=("*.1.mlp.*", "*.2.*"))
+    records = prune_model(
+        ours,
+        windows,
+        parse_method(method, sparsity=0.5),
+        new_store(ours),
+        mode=mode,
+        selection=selection,
+    )
+    changed = {
+        name.removesuffix(".weight")
+        for name, tensor in ours.model.state_dict().items()
+        if not torch.equal(tensor, dense[name])
+    }
+    mlp = {f"model.layers.0.mlp.{kind}_proj" for kind in ("gate", "up", "down")}
+    attention = {f"model.layers.1.self_attn.{kind}_proj" for kind in "qkvo"}
+    assert changed == mlp | attention == {record.name for record in records}
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[dict[str, int]]:
+    """How often the model runs, with and without gradients, and how often each of its blocks."""
+    counts = {"forward": 0, "backward": 0, "blocks": 0}
+
+    def run(_module: nn.Module, _inputs: object) -> None:
+        counts["backward" if torch.is_grad_enabled() else "forward"] += 1
+
+    def block(_module: nn.Module, _inputs: object) -> None:
+        counts["blocks"] += 1
+
+    handles = [model.register_forward_pre_hook(run)]
+    handles += [one.register_forward_pre_hook(block) for one in find_blocks(model)]
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+def test_a_metric_of_gradients_alone_runs_nothing_for_activations(
+    mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("llama")
+    with counted(ours.model) as counts:
+        prune_model(
+            ours, windows, parse_method("pruner-zero", sparsity=0.5), new_store(ours), mode=mode
+        )
+    assert counts == {"forward": 0, "backward": len(windows), "blocks": 2 * len(windows)}
+
+
+def test_magnitude_runs_nothing_at_all(windows: Windows, new_store: OpenStore) -> None:
+    ours = language_model("llama")
+    with counted(ours.model) as counts:
+        prune_model(ours, windows, parse_method("magnitude", sparsity=0.5), new_store(ours))
+    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+
+
+@pytest.mark.parametrize(
+    "method", ["wanda", "pruner-zero", "ria@global", "sparsegpt-score", "sparsegpt"]
+)
+def test_the_next_metric_reuses_the_dense_statistics(
+    method: str, windows: Windows, new_store: OpenStore
+) -> None:
+    first, second = language_model("llama"), language_model("llama")
+    prune_model(
+        first, windows, parse_method("gblm+obs", sparsity=0.5), new_store(first), mode="one-shot"
+    )
+    with counted(second.model) as counts:
+        prune_model(
+            second, windows, parse_method(method, sparsity=0.5), new_store(second), mode="one-shot"
+        )
+    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+
+
+def test_sequential_takes_gradients_from_the_dense_statistics(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    first, second = language_model("llama"), language_model("llama")
+    method = parse_method("gblm", sparsity=0.5)
+    prune_model(first, windows, method, new_store(first))
+    with counted(second.model) as counts:
+        prune_model(second, windows, method, new_store(second))
+    assert counts["backward"] == 0
+    assert_equal_models(first.model, second.model)
+
+
+@pytest.fixture(scope="module")
+def few_tokens(windows: Windows) -> Windows:
+    """Two tokens reach at most four of the eight experts of a block."""
+    return replace(windows, tokens=windows.tokens[:1, :2])
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("method", ["wanda", "pruner-zero", "sparsegpt-score", "sparsegpt", "ria+obs"])
+def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
+    method: str, mode: Mode, few_tokens: Windows, new_store: OpenStore
+) -> None:
+    ours, dense = language_model("mixtral"), language_model("mixtral")
+    remarks: list[str] = []
+
+    class Listening(Progress):
+        def note(self, line: str) -> None:
+            remarks.append(line)
+
+    records = prune_model(
+        ours,
+        few_tokens,
+        parse_method(method, sparsity=0.5),
+        new_store(ours),
+        mode=mode,
+        progress=Listening(),
+    )
+    silent = [record for record in records if record.note]
+    assert silent
+    weights = {place.name: place.weight for place in places(ours.model)}
+    before = {place.name: place.weight for place in places(dense.model)}
+    for record in silent:
+        assert ".experts." in record.name
+        assert record.note is not None
+        assert record.note.endswith("zero: pruned by magnitude")
+        assert any(record.name in remark and record.note in remark for remark in remarks)
+        W = before[record.name].abs()
+        if method == "sparsegpt":
+            [keep] = keep_matrices([W], 0.5)
+        else:
+            keep = ~row_zeros(W, 0.5)
+        assert torch.equal(weights[record.name], before[record.name].masked_fill(~keep, 0))
+        assert record.sparsity == 0.5
+
+
+def test_an_unreached_expert_keeps_its_share_under_global_competition(
+    few_tokens: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("mixtral")
+    records = prune_model(
+        ours, few_tokens, parse_method("wanda@global", sparsity=0.5), new_store(ours)
+    )
+    silent = [record for record in records if record.note]
+    assert silent
+    assert {record.sparsity for record in silent} == {0.5}
+    assert total_sparsity(records) == 0.5
+
+
+def test_a_metric_that_cannot_rank_names_the_matrix(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("llama")
+    with pytest.raises(
+        PrunerZeroError, match=r"W - W cannot score model\.layers\.0\.self_attn\.q_proj: all "
+    ):
+        prune_model(ours, windows, parse_method("W - W", sparsity=0.5), new_store(ours))
+
+
+def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("llama")
+    dense = state(ours.model)
+    with counted(ours.model) as counts, pytest.raises(PrunerZeroError, match=r"layers\.0\..*5"):
+        prune_model(ours, windows, parse_method("gblm", pattern="2:5"), new_store(ours))
+    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+    assert all(torch.equal(ours.model.state_dict()[name], one) for name, one in dense.items())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_pruned_weights_are_positive_zeros_in_bfloat16_too(
+    architecture: str, windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model(architecture)
+    ours.model.to(torch.bfloat16)
+    with torch.no_grad():
+        places(ours.model)[0].weight[0, :3] = -0.0
+    records = prune_model(ours, windows, parse_method("gblm+obs", sparsity=0.5), new_store(ours))
+    for place, record in zip(places(ours.model), records, strict=True):
+        zeros = place.weight[place.weight == 0]
+        assert not torch.signbit(zeros).any()
+        assert record.zeros == len(zeros)
+        assert place.weight.dtype == torch.bfloat16
+
+
+def test_the_blocks_of_a_plain_loop_are_the_blocks_of_the_model() -> None:
+    # Guards the reference itself.
+    for architecture in ("llama", "gpt2", "mixtral"):
+        model = language_model(architecture).model
+        assert list(blocks_of(model)[1]) == find_blocks(model)

@@ -1,0 +1,129 @@
+"""`prune` as a Python function: model objects, strings, metrics as values, YAML."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import pruner_zero
+from pruner_zero import Metric, PrunerZeroError, prune
+from tests.pruning.conftest import language_model
+from tests.pruning.plain import places
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+SMALL = {"windows": 3, "seqlen": 24}
+
+
+def test_a_model_object_is_pruned_in_place(words: str) -> None:
+    model = tiny_model("llama")
+    result = prune(
+        model, "wanda", sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=[words], **SMALL
+    )
+    assert result.language_model.model is model
+    assert result.output is None
+    assert result.sparsity == 0.5
+    assert all((place.weight == 0).float().mean() == 0.5 for place in places(model))
+    assert result.settings.calibration == "(strings)"
+    assert result.calibration["joined"] == "1 documents joined by '\\n\\n'"
+
+
+def test_a_model_object_and_its_folder_are_pruned_alike(
+    words: str, llama_folder: Path, text_file: Path
+) -> None:
+    model = tiny_model("llama")
+    prune(model, sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=iter([words]), **SMALL)
+    loaded = pruner_zero.load_model(llama_folder)
+    prune(loaded, sparsity=0.5, calibration=text_file, **SMALL)
+    for one, other in zip(places(model), places(loaded.model), strict=True):
+        assert torch.equal(one.weight, other.weight)
+
+
+def test_a_model_object_needs_its_tokenizer(words: str) -> None:
+    with pytest.raises(PrunerZeroError, match="needs its tokenizer: pass tokenizer="):
+        prune(tiny_model("llama"), sparsity=0.5, calibration=[words], **SMALL)
+
+
+def test_no_strings_are_an_empty_text(words: str) -> None:
+    with pytest.raises(PrunerZeroError, match="is empty"):
+        prune(language_model("llama"), sparsity=0.5, calibration=[], **SMALL)
+
+
+def test_a_metric_object_keeps_its_scope_unless_told_otherwise(words: str) -> None:
+    metric = Metric(Metric.of("W * G").expression, scope="global")
+    given: dict[str, Any] = {"calibration": [words], **SMALL}
+    result = prune(language_model("llama"), metric, sparsity=0.5, **given)
+    assert result.settings.method.scope == "global"
+    assert result.mode == "one-shot"
+    result = prune(language_model("llama"), metric, sparsity=0.5, scope="matrix", **given)
+    assert result.settings.method.scope == "matrix"
+    result = prune(language_model("llama"), metric, pattern="2:4", **given)
+    assert result.settings.method.scope is None
+
+
+def test_the_settings_may_all_come_from_yaml(
+    tmp_path: Path, llama_folder: Path, text_file: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {llama_folder}\ncalibration: {text_file}\nmetric: magnitude\nsparsity: 0.5\n"
+        "windows: 3\nseqlen: 24\ninclude: ['*.mlp.*']\n"
+    )
+    result = prune(config=config, metric="wanda", seed=3)
+    assert len(result.records) == 6
+    assert result.settings.metric == "wanda"
+    assert result.settings.seed == 3
+    assert result.calibration["seed"] == 3
+
+
+def test_a_tree_file_that_changes_during_the_run_changes_nothing(
+    tmp_path: Path, words: str
+) -> None:
+    tree = tmp_path / "tree.json"
+    tree.write_text(Metric.of("wanda").to_json())
+
+    class Meddling(pruner_zero.progress.Progress):
+        def track(self, items: Any, label: str, total: int | None = None) -> Any:
+            tree.unlink(missing_ok=True)
+            yield from items
+
+    result = prune(
+        language_model("llama"),
+        str(tree),
+        sparsity=0.5,
+        calibration=[words],
+        output=tmp_path / "out",
+        progress=Meddling(),
+        **SMALL,
+    )
+    assert not tree.exists()
+    assert result.to_json()["expression"] == "W * X"
+    assert json.loads((tmp_path / "out" / "metric.json").read_text())["name"] == "wanda"
+
+
+def test_a_relative_output_may_be_the_folder_one_stands_in(
+    tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    prune(
+        language_model("llama"), "magnitude", sparsity=0.5, calibration=[words], output=".", **SMALL
+    )
+    assert (tmp_path / "here" / "config.json").exists()
+    assert os.listdir(tmp_path) == ["here"]
+
+
+def test_unknown_settings_are_named(words: str) -> None:
+    with pytest.raises(PrunerZeroError, match="no setting 'sparsty': did you mean 'sparsity'"):
+        prune(language_model("llama"), sparsty=0.5, calibration=[words])
+
+
+@pytest.mark.parametrize("sparsity", [0, 0.0, 0.999])
+def test_the_ends_of_the_range_work(sparsity: float, words: str) -> None:
+    result = prune(
+        language_model("llama"), sparsity=sparsity, calibration=[words], seqlen=24, windows=2
+    )
+    assert result.sparsity == pytest.approx(sparsity, abs=0.04)

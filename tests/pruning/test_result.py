@@ -1,0 +1,267 @@
+"""The result folder: it loads anywhere, says what was done, and leaves nothing beside it."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import sha256
+from pruner_zero.metric import Metric
+from pruner_zero.models import fingerprint
+from pruner_zero.pruning import PruneResult, prune
+from pruner_zero.pruning.method import parse_method
+from tests.conftest import save_tiny
+from tests.pruning.conftest import language_model
+from tests.pruning.plain import places
+from tests.tiny import tiny_tokenizer
+
+SMALL = {"windows": 3, "seqlen": 24}
+
+
+@pytest.fixture(scope="module")
+def pruned(
+    llama_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> PruneResult:
+    output = tmp_path_factory.mktemp("pruned") / "deeper" / "out"
+    return prune(
+        llama_folder,
+        "abs(W * W) * mms(G)@matrix",
+        sparsity=0.4,
+        calibration=text_file,
+        output=output,
+        **SMALL,
+    )
+
+
+def folder_of(result: PruneResult) -> Path:
+    assert result.output is not None
+    return result.output
+
+
+def told(result: PruneResult) -> Any:
+    return json.loads((folder_of(result) / "pruning.json").read_text())
+
+
+def test_it_loads_with_plain_transformers_and_has_exact_zeros(pruned: PruneResult) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder_of(pruned))
+    tokenizer = AutoTokenizer.from_pretrained(folder_of(pruned))
+    text = "the Ünïcode of it"
+    assert tokenizer(text)["input_ids"] == tiny_tokenizer()(text)["input_ids"]
+    assert model(torch.tensor([[1, 2, 3]])).logits.isfinite().all()
+    for place, record in zip(places(model), pruned.records, strict=True):
+        assert place.name == record.name
+        zeros = place.weight[place.weight == 0]
+        assert len(zeros) == record.zeros == int(place.weight.numel() * 0.4)
+        assert not torch.signbit(zeros).any()
+
+
+def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_file: Path) -> None:
+    found = told(pruned)
+    assert found["settings"] | {"windows": 3} == found["settings"]
+    assert found["settings"] == {
+        "model": str(llama_folder),
+        "metric": "abs(W * W) * mms(G)@matrix",
+        "calibration": str(text_file),
+        "windows": 3,
+        "seqlen": 24,
+        "seed": 0,
+        "sparsity": 0.4,
+        "pattern": None,
+        "scope": "matrix",
+        "mode": "sequential",
+        "include": [],
+        "exclude": [],
+        "dtype": "auto",
+        "gradient_norm": "l2",
+        "damping": 0.01,
+    }
+    assert found["calibration"]["text_sha256"] == sha256(text_file)
+    dense = AutoModelForCausalLM.from_pretrained(llama_folder)
+    assert found["provenance"]["model_sha256"] == language_model("llama").fingerprint()
+    assert fingerprint(dense)
+    assert found["provenance"]["torch"] == torch.__version__
+    assert [one["sparsity"] for one in found["matrices"]] == [
+        round(record.sparsity, 6) for record in pruned.records
+    ]
+    assert found["sparsity"] == round(pruned.sparsity, 6)
+
+
+def test_the_metric_reads_back_with_its_scope(pruned: PruneResult) -> None:
+    metric = Metric.of(folder_of(pruned) / "metric.json")
+    assert metric.expression == Metric.of("pruner-zero").expression
+    assert metric.scope == "matrix"
+    assert parse_method(str(folder_of(pruned) / "metric.json"), sparsity=0.4).scope == "matrix"
+
+
+def test_the_time_it_took_stands_apart(pruned: PruneResult) -> None:
+    timing = json.loads((folder_of(pruned) / "timing.json").read_text())
+    assert timing["seconds"] > 0
+    assert timing["peak_rss_bytes"] > 0
+    assert "seconds" not in told(pruned)
+
+
+def test_nothing_else_is_left(pruned: PruneResult) -> None:
+    folder = folder_of(pruned)
+    assert os.listdir(folder.parent) == ["out"]
+    assert sorted(os.listdir(folder)) == [
+        "README.md",
+        "config.json",
+        "generation_config.json",
+        "metric.json",
+        "model.safetensors",
+        "pruning.json",
+        "timing.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+
+
+def test_the_model_card_tells_it_to_people(pruned: PruneResult, text_file: Path) -> None:
+    card = (folder_of(pruned) / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "# llama, pruned to 39.9% zeros" in card
+    assert "`abs(W * W) * mms(G)`" in card
+    assert "40% per matrix, sequential" in card
+    assert "| `mlp.down_proj` | 2 | " in card
+    assert f"3 windows of 24 tokens of `{text_file}`" in card
+    assert "Remarks" not in card
+
+
+def test_the_card_and_the_record_name_experts_no_token_reached(
+    tmp_path: Path, text_file: Path
+) -> None:
+    result = prune(
+        save_tiny(tmp_path / "moe", "mixtral"),
+        "wanda",
+        sparsity=0.5,
+        calibration=text_file,
+        windows=1,
+        seqlen=2,
+        output=tmp_path / "out",
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    silent = [one for one in told(result)["matrices"] if one["note"]]
+    assert silent
+    for one in silent:
+        assert f"- `{one['name']}`: {one['note']}" in card
+    assert "| `mlp.experts.gate_up_proj[*]` | 16 | 50.00% |" in card
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    experts = model.model.layers[0].mlp.experts.gate_up_proj
+    assert (experts == 0).float().mean() == 0.5
+
+
+def test_a_part_of_the_matrices_is_called_a_part(
+    tmp_path: Path, llama_folder: Path, text_file: Path
+) -> None:
+    prune(
+        llama_folder,
+        "magnitude",
+        pattern="2:4",
+        calibration=text_file,
+        include=["*.mlp.*"],
+        output=tmp_path / "out",
+        **SMALL,
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "The linear maps listed below were pruned (2:4, sequential)" in card
+    assert "self_attn" not in card
+    assert "scope" not in json.loads((tmp_path / "out" / "metric.json").read_text())
+
+
+def test_a_hub_name_is_the_base_model_of_the_card(words: str, tmp_path: Path) -> None:
+    model = language_model("llama")
+    named = type(model)(model.model, model.tokenizer, "someone/tiny-llama")
+    prune(
+        named, "magnitude", sparsity=0.5, calibration=[words], output=tmp_path / "out", **SMALL
+    )
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "\nbase_model: someone/tiny-llama\n" in card
+    assert "# tiny-llama, pruned to" in card
+
+
+def test_gpt2_comes_back_in_its_own_layout(tmp_path: Path, text_file: Path) -> None:
+    result = prune(
+        save_tiny(tmp_path / "gpt2", "gpt2"),
+        "wanda",
+        sparsity=0.5,
+        calibration=text_file,
+        output=tmp_path / "out",
+        **SMALL,
+    )
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    weight = next(one for name, one in stored.items() if name.endswith("h.0.mlp.c_fc.weight"))
+    assert weight.shape == (32, 48)
+    assert ((weight == 0).sum(0) == 16).all()
+    assert result.sparsity == 0.5
+
+
+def test_a_full_output_folder_is_refused_and_replaced_when_told(
+    tmp_path: Path, llama_folder: Path, text_file: Path
+) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    given: dict[str, Any] = {"sparsity": 0.5, "calibration": text_file, "output": output, **SMALL}
+    prune(llama_folder, "magnitude", **given)
+    assert (output / "config.json").exists()
+    (output / "mine.txt").write_text("precious")
+    with pytest.raises(PrunerZeroError, match="is not empty: choose another folder, or add"):
+        prune(llama_folder, "wanda", **given)
+    assert (output / "mine.txt").read_text() == "precious"
+    prune(llama_folder, "wanda", overwrite=True, **given)
+    assert not (output / "mine.txt").exists()
+    assert json.loads((output / "metric.json").read_text())["name"] == "wanda"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_a_model_can_be_replaced_by_its_pruned_self(tmp_path: Path, text_file: Path) -> None:
+    folder = save_tiny(tmp_path / "llama")
+    prune(
+        folder, sparsity=0.5, calibration=text_file, output=folder, overwrite=True, **SMALL
+    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert all((place.weight == 0).float().mean() == 0.5 for place in places(model))
+    assert os.listdir(tmp_path) == ["llama"]
+
+
+def test_a_file_a_mount_point_and_a_folder_below_a_file_are_refused(
+    tmp_path: Path, llama_folder: Path, text_file: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for output, words in (
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "out", "is not a folder"),
+        (Path("/proc"), "is a mount point"),
+    ):
+        with pytest.raises(PrunerZeroError, match=words):
+            prune(
+                llama_folder,
+                sparsity=0.5,
+                calibration=text_file,
+                output=output,
+                overwrite=True,
+                **SMALL,
+            )
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_run_that_fails_before_its_first_block_leaves_nothing(
+    tmp_path: Path, llama_folder: Path, text_file: Path
+) -> None:
+    given: dict[str, Any] = {
+        "sparsity": 0.5,
+        "calibration": text_file,
+        "output": tmp_path / "out",
+        **SMALL,
+    }
+    with pytest.raises(PrunerZeroError, match="gradients in float16 vanish"):
+        prune(llama_folder, "pruner-zero", dtype="float16", **given)
+    assert os.listdir(tmp_path) == []
+    prune(llama_folder, "pruner-zero", dtype="bfloat16", **given)
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

@@ -1,0 +1,282 @@
+"""Killed at any moment and started again, `prune` ends with the same bytes; real SIGKILLs."""
+
+import json
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import save_tiny
+from tests.processes import Forked, finish, start
+
+# Long enough to be hit in the middle, with a process that starts in an instant.
+WINDOWS, SEQLEN, BLOCKS = 40, 48, 6
+
+RUNS = {
+    "sequential": ["--metric", "gblm", "--sparsity", "0.5"],
+    "sparsegpt": ["--metric", "sparsegpt", "--pattern", "2:4"],
+    "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
+    "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],
+}
+
+
+@pytest.fixture(scope="module")
+def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model with blocks enough to be stopped between."""
+    return save_tiny(tmp_path_factory.mktemp("models") / "deep", blocks=BLOCKS)
+
+
+@pytest.fixture
+def command(deep_folder: Path, text_file: Path) -> Callable[[str, Path], list[object]]:
+    """The whole command of one of the RUNS for an output; its statistics lie beside that."""
+
+    def arguments(run: str, output: Path) -> list[object]:
+        calibration = ["--calibration", text_file, "--windows", WINDOWS, "--seqlen", SEQLEN]
+        places = ["-o", output, "--cache", output.parent / "cache"]
+        return ["prune", deep_folder, *RUNS[run], *calibration, *places]
+
+    return arguments
+
+
+Command = Callable[[str, Path], list[object]]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the one that tells the time."""
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file() and file.name != "timing.json"
+    }
+
+
+def undisturbed(command: Command, run: str, folder: Path) -> tuple[dict[str, bytes], float]:
+    """What one run makes, and the seconds of its work."""
+    folder.mkdir()
+    begin = time.monotonic()
+    assert Forked(*command(run, folder / "out"), log=folder / "log").end() == 0
+    seconds = time.monotonic() - begin
+    assert sorted(os.listdir(folder)) == ["cache", "log.err", "log.out", "out"]
+    return contents(folder / "out"), seconds
+
+
+@pytest.mark.parametrize("run", sorted(RUNS))
+def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) -> None:
+    whole, seconds = undisturbed(command, run, tmp_path / "undisturbed")
+    generator = random.Random(run)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    output = folder / "out"
+    moments: list[str] = []
+    for _ in range(10):
+        process = Forked(*command(run, output), log=folder / "log")
+        time.sleep(generator.uniform(0.1, seconds))
+        process.kill()
+        if output.exists():
+            # It was done before the kill: the same work again, to be hit earlier.
+            assert contents(output) == whole
+            moments.append("done")
+            output.rename(folder / f"done-{len(moments)}")
+            continue
+        journal = folder / "out.partial" / "blocks" / "journal.jsonl"
+        moments.append(str(journal.read_bytes().count(b"\n")) if journal.exists() else "before")
+    last = Forked(*command(run, output), log=folder / "log")
+    assert last.end() == 0, last.err.read_text()
+    assert contents(output) == whole, moments
+    assert not (folder / "out.partial").exists()
+    assert len(set(moments)) > 1, "the kills all fell on one moment"
+
+
+def test_a_kill_after_every_block_changes_no_byte(command: Command, tmp_path: Path) -> None:
+    whole, _ = undisturbed(command, "sparsegpt", tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    journal = folder / "out.partial" / "blocks" / "journal.jsonl"
+    for block in range(1, BLOCKS):
+        process = Forked(*command("sparsegpt", folder / "out"), log=folder / "log")
+        while not journal.exists() or journal.read_bytes().count(b"\n") < block + 1:
+            assert process.process.is_alive() or (folder / "out").exists()
+            time.sleep(0.001)
+        process.kill()
+    last = Forked(*command("sparsegpt", folder / "out"), log=folder / "log")
+    assert last.end() == 0
+    assert "going on after block" in last.err.read_text()
+    assert contents(folder / "out") == whole
+    timing = json.loads((folder / "out" / "timing.json").read_text())
+    assert timing["first_block_of_this_process"] >= BLOCKS - 1
+
+
+def test_a_kill_during_the_final_save_leaves_no_half_model(
+    command: Command, tmp_path: Path
+) -> None:
+    whole, _ = undisturbed(command, "one-shot", tmp_path / "undisturbed")
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    output, staged = folder / "out", folder / "out.partial" / "result"
+    signs = ["", "config.json", "model.safetensors", "tokenizer.json", "metric.json", "README.md"]
+    halves = 0
+    for sign in signs:
+        process = Forked(*command("one-shot", output), log=folder / "log")
+        while not (staged / sign).exists() and process.process.is_alive():
+            pass
+        process.kill()
+        if output.exists():
+            assert contents(output) == whole
+            output.rename(folder / f"done-{sign}")
+        else:
+            halves += 1
+    last = Forked(*command("one-shot", output), log=folder / "log")
+    assert last.end() == 0
+    assert contents(output) == whole
+    assert halves, "no kill came in time"
+
+
+@pytest.fixture
+def stopped(command: Command, tmp_path: Path) -> Path:
+    """The output of a sequential run that was killed after its second block."""
+    output = tmp_path / "out"
+    journal = tmp_path / "out.partial" / "blocks" / "journal.jsonl"
+    process = Forked(*command("sequential", output), log=tmp_path / "log")
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+        time.sleep(0.001)
+    process.kill()
+    assert not output.exists()
+    return output
+
+
+def error_of(process: Forked) -> str:
+    """The one error line of a refused command."""
+    assert process.end() == 2
+    lines = [line for line in process.err.read_text().splitlines() if line]
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    assert process.out.read_text() == ""
+    return lines[0]
+
+
+def test_an_unfinished_run_of_other_settings_only_gives_way_if_told(
+    stopped: Path, command: Command
+) -> None:
+    log = stopped.parent / "log"
+    before = contents(stopped.parent / "out.partial")
+    other = [*command("sequential", stopped), "--seed", 1]
+    line = error_of(Forked(*other, log=log))
+    assert "holds an unfinished run with other settings" in line
+    assert "--overwrite" in line
+    assert contents(stopped.parent / "out.partial") == before
+    process = Forked(*other, "--overwrite", log=log)
+    assert process.end() == 0
+    assert "going on" not in process.err.read_text()
+    assert json.loads((stopped / "pruning.json").read_text())["settings"]["seed"] == 1
+    assert not (stopped.parent / "out.partial").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["weights-0000.safetensors", "weights-0001.safetensors", "hidden", "journal.jsonl"]
+)
+def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
+    name: str, stopped: Path, command: Command, tmp_path: Path
+) -> None:
+    blocks = stopped.parent / "out.partial" / "blocks"
+    finished = (blocks / "journal.jsonl").read_bytes().count(b"\n") - 1
+    file = blocks / (f"hidden-{finished - 1:04d}.safetensors" if name == "hidden" else name)
+    data = bytearray(file.read_bytes())
+    # In the journal, a digit of a record of the first block: still JSON, and no longer true.
+    place = data.index(b'"zeros": ') + 9 if name == "journal.jsonl" else len(data) // 2
+    data[place] ^= 1
+    file.write_bytes(data)
+    log = stopped.parent / "log"
+    line = error_of(Forked(*command("sequential", stopped), log=log))
+    assert f"{file} is damaged" in line
+    assert "--overwrite" in line
+    process = Forked(*command("sequential", stopped), "--overwrite", log=log)
+    assert process.end() == 0, process.err.read_text()
+    whole, _ = undisturbed(command, "sequential", tmp_path / "undisturbed")
+    assert contents(stopped) == whole
+
+
+def test_a_missing_checkpoint_file_is_refused(stopped: Path, command: Command) -> None:
+    (stopped.parent / "out.partial" / "blocks" / "weights-0000.safetensors").unlink()
+    assert "is damaged" in error_of(
+        Forked(*command("sequential", stopped), log=stopped.parent / "log")
+    )
+
+
+def test_a_run_stopped_before_its_first_block_stands_in_no_ones_way(
+    stopped: Path, command: Command
+) -> None:
+    journal = stopped.parent / "out.partial" / "blocks" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().splitlines(keepends=True)[0])
+    process = Forked(*command("sequential", stopped), "--seed", 1, log=stopped.parent / "log")
+    assert process.end() == 0
+    assert json.loads((stopped / "pruning.json").read_text())["settings"]["seed"] == 1
+
+
+def test_the_second_of_two_processes_on_one_output_is_refused(
+    command: Command, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    first = Forked(*command("sequential", output), log=tmp_path / "first")
+    lock = tmp_path / "out.partial" / "blocks" / "journal.jsonl"
+    while not lock.exists():
+        time.sleep(0.001)
+    os.kill(first.process.pid or 0, signal.SIGSTOP)
+    line = error_of(Forked(*command("sequential", output), log=tmp_path / "second"))
+    assert "another process is working in" in line
+    os.kill(first.process.pid or 0, signal.SIGCONT)
+    assert first.end() == 0
+    assert (output / "model.safetensors").exists()
+
+
+def test_ctrl_c_ends_with_130_and_one_line_and_the_same_command_goes_on(
+    command: Command, tmp_path: Path
+) -> None:
+    whole, _ = undisturbed(command, "sequential", tmp_path / "undisturbed")
+    (tmp_path / "stopped").mkdir()
+    output = tmp_path / "stopped" / "out"
+    journal = tmp_path / "stopped" / "out.partial" / "blocks" / "journal.jsonl"
+    process = start(*command("sequential", output))
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 2:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    code, out, err = finish(process)
+    assert code == 130
+    assert out == ""
+    assert err == "interrupted: the same command goes on where this one stopped\n"
+    assert not output.exists()
+    code, out, err = finish(start(*command("sequential", output)))
+    assert code == 0, err
+    assert out.startswith(f"{output}: 50.00% of the weights of 42 matrices are zero")
+    assert contents(output) == whole
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["one-shot", "sequential", "sparsegpt"])
+def test_ten_kills_of_the_real_command_change_no_byte(
+    run: str, command: Command, tmp_path: Path
+) -> None:
+    whole, _ = undisturbed(command, run, tmp_path / "undisturbed")
+    generator = random.Random(run)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    output = folder / "out"
+    kills = 0
+    for _ in range(10):
+        process = start(*command(run, output))
+        while not (folder / "out.partial").exists() and process.poll() is None:
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.4))
+        process.kill()
+        finish(process)
+        kills += not output.exists()
+        if output.exists():
+            output.rename(folder / f"done-{kills}-{generator.random()}")
+    code, _, err = finish(start(*command(run, output)))
+    assert code == 0, err
+    assert contents(output) == whole
+    assert kills >= 3

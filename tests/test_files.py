@@ -1,0 +1,201 @@
+"""Files are whole or not there, journals lose at most a torn line, folders have one holder."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import (
+    append_line,
+    check_writable,
+    locked,
+    read_lines,
+    save_tensors,
+    sha256,
+    write_atomic,
+    writing,
+)
+
+REWRITER = """
+import sys
+from pathlib import Path
+from pruner_zero.files import write_atomic
+print("ready", flush=True)
+for count in range(10**9):
+    write_atomic(Path(sys.argv[1]), str(count % 10) * 3_000_000)
+"""
+
+
+def test_a_reader_never_sees_half_a_file_even_after_a_kill(tmp_path: Path) -> None:
+    file = tmp_path / "value.txt"
+    process = subprocess.Popen(
+        [sys.executable, "-c", REWRITER, str(file)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    seen = set()
+    deadline = time.monotonic() + 1.5
+    while time.monotonic() < deadline or not file.exists():
+        if file.exists():
+            text = file.read_text()
+            assert len(text) == 3_000_000
+            assert text == text[0] * len(text)
+            seen.add(text[0])
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    text = file.read_text()
+    assert text == text[0] * 3_000_000
+    assert len(seen) > 1
+
+
+def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    write_atomic(tmp_path / "a", "old")
+    write_atomic(tmp_path / "a", b"new \xff")
+    assert (tmp_path / "a").read_bytes() == b"new \xff"
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_save_tensors_tells_the_hash_of_what_lies_there(tmp_path: Path) -> None:
+    digest = save_tensors(tmp_path / "t.safetensors", {"a": torch.arange(3)}, {"key": "value"})
+    assert digest == sha256(tmp_path / "t.safetensors")
+    assert load_file(tmp_path / "t.safetensors")["a"].tolist() == [0, 1, 2]
+    assert os.listdir(tmp_path) == ["t.safetensors"]
+
+
+@pytest.fixture
+def limited_files() -> object:
+    """No file may grow beyond 20 kB: what a full disk does to a write, without one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("limited_files")
+def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    write_atomic(file, "old")
+    with pytest.raises(PrunerZeroError, match=r"a\.json cannot be written \(no space left"):
+        write_atomic(file, "x" * 50_000)
+    with pytest.raises(PrunerZeroError, match=r"t\.safetensors cannot be written \(no space left"):
+        save_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(50_000)})
+    assert file.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.json"]
+
+
+@pytest.mark.usefixtures("limited_files")
+def test_a_journal_survives_a_full_disk(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    append_line(journal, {"block": 0})
+    with pytest.raises(PrunerZeroError, match="no space left"):
+        append_line(journal, {"block": "x" * 50_000})
+    append_line(journal, {"block": 1})
+    assert read_lines(journal) == [{"block": 0}, {"block": 1}]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied"), "not writable"),
+        (OSError(30, "Read-only file system"), "not writable"),
+        (OSError(28, "No space left on device"), "no space left"),
+        (OSError(122, "Disk quota exceeded"), "no space left"),
+        (OSError(5, "Input/output error"), "input/output error"),
+        (NotADirectoryError(20, "Not a directory"), "not a directory"),
+    ],
+)
+def test_whatever_the_system_has_against_a_write_is_one_line(error: OSError, words: str) -> None:
+    with pytest.raises(PrunerZeroError, match=words) as raised, writing(Path("out")):
+        raise error
+    assert str(raised.value).startswith("out cannot be written")
+
+
+def test_check_writable_looks_at_the_nearest_folder_there_is(tmp_path: Path) -> None:
+    check_writable(tmp_path / "new" / "deeper" / "out")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PrunerZeroError, match="file is not a folder"):
+        check_writable(tmp_path / "file" / "out")
+    assert sorted(os.listdir(tmp_path)) == ["file"]
+
+
+def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    append_line(journal, {"n": 0})
+    append_line(journal, {"n": 1})
+    whole = journal.read_bytes()
+    for length in range(len(whole) // 2 + 1, len(whole)):
+        journal.write_bytes(whole[:length])
+        assert read_lines(journal) == [{"n": 0}]
+        append_line(journal, {"n": 2})
+        assert read_lines(journal) == [{"n": 0}, {"n": 2}]
+
+
+def test_a_journal_that_is_only_a_torn_line_is_empty(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+    journal.write_text('{"n":')
+    assert read_lines(journal) == []
+    append_line(journal, {"n": 1})
+    assert read_lines(journal) == [{"n": 1}]
+
+
+@pytest.mark.parametrize("damage", ['{"n": 0', "[1]", "7", "\x00\x00", ""])
+def test_a_damaged_earlier_line_is_refused(tmp_path: Path, damage: str) -> None:
+    journal = tmp_path / "journal"
+    journal.write_text(f'{{"n": 0}}\n{damage}\n{{"n": 2}}\n')
+    with pytest.raises(PrunerZeroError, match=r"line 2 of .*journal is damaged"):
+        read_lines(journal)
+
+
+def test_line_separators_inside_a_string_do_not_end_a_line(tmp_path: Path) -> None:
+    value = {"text": "one\u2028two\x0bthree\rfour"}
+    append_line(tmp_path / "journal", value)
+    assert json.dumps(read_lines(tmp_path / "journal")) == json.dumps([value])
+
+
+def test_no_journal_has_no_lines(tmp_path: Path) -> None:
+    assert read_lines(tmp_path / "none") == []
+
+
+def _hold(folder: str, held: object, done: object) -> None:
+    with locked(Path(folder)):
+        held.set()  # type: ignore[attr-defined]
+        done.wait(60)  # type: ignore[attr-defined]
+
+
+def test_a_folder_has_one_holder_until_it_lets_go_or_dies(tmp_path: Path) -> None:
+    context = get_context("spawn")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=_hold, args=(str(tmp_path / "work"), held, done))
+    other.start()
+    assert held.wait(60)
+    with pytest.raises(PrunerZeroError, match="another process is working in"):
+        with locked(tmp_path / "work"):
+            pass
+    other.kill()
+    other.join()
+    with locked(tmp_path / "work"):
+        pass
+    with locked(tmp_path / "work"):
+        pass
+
+
+def test_the_holder_may_delete_the_folder(tmp_path: Path) -> None:
+    import shutil
+
+    with locked(tmp_path / "work"):
+        shutil.rmtree(tmp_path / "work")
+    assert not (tmp_path / "work").exists()
+    with locked(tmp_path / "work"):
+        assert (tmp_path / "work").is_dir()

@@ -1,0 +1,28 @@
+"""The public face: light to import, complete, and honest about what it lacks."""
+
+import subprocess
+import sys
+
+import pytest
+
+import pruner_zero
+
+
+def test_importing_the_package_and_the_command_line_loads_no_torch() -> None:
+    code = (
+        "import sys, pruner_zero, pruner_zero.cli.app; print(pruner_zero.__version__);"
+        "print(sorted({'torch', 'transformers', 'datasets'} & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [pruner_zero.__version__, "[]"]
+
+
+def test_every_public_name_is_there() -> None:
+    for name in pruner_zero.__all__:
+        assert getattr(pruner_zero, name) is not None
+    assert pruner_zero.Metric.of("wanda").name == "wanda"
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'purne'"):
+        _ = pruner_zero.purne

@@ -1,0 +1,89 @@
+"""Settings come from YAML and keywords, and are refused in one line that names the option."""
+
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import Field
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.settings import Settings, read_settings
+
+
+class Recipe(Settings):
+    """Something to set."""
+
+    sugar: float
+    eggs: Annotated[int, Field(ge=1)] = 2
+    spices: tuple[str, ...] = ()
+    baking_time: int | None = None
+
+
+def refusal(tmp_path: Path, yaml: str, **given: object) -> str:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml)
+    with pytest.raises(PrunerZeroError) as raised:
+        read_settings(Recipe, given, file)
+    message = str(raised.value)
+    assert "\n" not in message
+    return message
+
+
+def test_keywords_win_over_yaml_and_none_counts_as_not_given(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("sugar: 0.5\neggs: 3\nspices: [cinnamon, cloves]\n")
+    recipe = read_settings(Recipe, {"eggs": 4, "sugar": None}, file)
+    assert recipe == Recipe(sugar=0.5, eggs=4, spices=("cinnamon", "cloves"))
+
+
+def test_defaults_fill_the_rest_and_nothing_changes_afterwards() -> None:
+    recipe = read_settings(Recipe, {"sugar": 1})
+    assert recipe.eggs == 2
+    with pytest.raises(ValueError, match="frozen"):
+        recipe.eggs = 3  # type: ignore[misc]
+
+
+def test_an_unknown_key_names_the_near_one(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "suger: 1\nsugar: 1\n") == "no setting 'suger': did you mean 'sugar'?"
+    assert "did you mean 'baking_time'?" in refusal(tmp_path, "sugar: 1\nbaking-time: 3\n")
+
+
+def test_a_wrong_value_names_its_option_and_what_it_accepts(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "sugar: sweet\n").startswith("--sugar is 'sweet': input should be")
+    assert "--eggs is 0: input should be greater than or equal to 1" in refusal(
+        tmp_path, "sugar: 1\neggs: 0\n"
+    )
+    assert "--eggs is 2.5" in refusal(tmp_path, "sugar: 1\neggs: 2.5\n")
+    assert "--spices is 'cloves': input should be a list" in refusal(
+        tmp_path, "sugar: 1\nspices: cloves\n"
+    )
+    assert "--spices is 7" in refusal(tmp_path, "sugar: 1\nspices: [cloves, 7]\n")
+    assert "--baking-time is 'long'" in refusal(tmp_path, "sugar: 1\nbaking_time: long\n")
+
+
+def test_an_endless_value_is_cut(tmp_path: Path) -> None:
+    assert len(refusal(tmp_path, f"sugar: {'x' * 10_000}\n")) < 250
+
+
+def test_a_missing_value_is_named(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "eggs: 3\n").startswith("the setting 'sugar' is missing")
+
+
+@pytest.mark.parametrize("yaml", ["- 1\n- 2\n", "just words", "3: 4\n", ""])
+def test_yaml_that_holds_no_settings_is_refused(tmp_path: Path, yaml: str) -> None:
+    assert "must hold settings as `name: value` lines" in refusal(tmp_path, yaml)
+
+
+@pytest.mark.parametrize("yaml", ["a: [1", "a: b: c", "\t- x", "a: !!python/name:os.system ''"])
+def test_broken_and_unsafe_yaml_is_refused_with_its_place(tmp_path: Path, yaml: str) -> None:
+    assert "is not valid YAML" in refusal(tmp_path, yaml)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PrunerZeroError, match=r"none\.yaml cannot be read: No such file"):
+        read_settings(Recipe, {}, tmp_path / "none.yaml")
+    with pytest.raises(PrunerZeroError, match="cannot be read: Is a directory"):
+        read_settings(Recipe, {}, tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"sugar: \xe9\n")
+    with pytest.raises(PrunerZeroError, match="is not valid YAML"):
+        read_settings(Recipe, {}, tmp_path / "latin.yaml")
