@@ -73,7 +73,9 @@ def gaps(group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The sign of every pairwise difference, which are clear of rounding, and which are none."""
     difference = group[:, None] - group[None]
     size = torch.maximum(group.abs()[:, None], group.abs()[None])
-    return difference.sign(), difference.abs() > 1e-6 * size, difference == 0
+    # The second bound: differences of large values leave rounding behind.
+    clear = (difference.abs() > 1e-6 * size) & (difference.abs() > 1e-12 * group.abs().max())
+    return difference.sign(), clear, difference == 0
 
 
 def assert_same_order(one: Expression, other: Expression, scope: Scope, seed: int) -> None:

@@ -24,6 +24,12 @@ RUNS = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first fork waits for torch to load; no test is to count that."""
+    assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
+
+
 @pytest.fixture(scope="module")
 def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model with blocks enough to be stopped between."""

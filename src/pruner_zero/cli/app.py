@@ -11,6 +11,8 @@ from pruner_zero.cli import compare, evaluate, metric, prune
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
+INTERRUPTED = 130
+
 app = typer.Typer(
     help="Evolve, explain and apply pruning metrics for large language models.",
     no_args_is_help=True,
@@ -52,8 +54,7 @@ def main() -> NoReturn:
     except PrunerZeroError as error:
         _end(f"error: {error}", 2)
     except (typer.Abort, KeyboardInterrupt):
-        resumes = ": the same command goes on where this one stopped"
-        _end("interrupted" + (resumes if sys.argv[1:2] == ["prune"] else ""), 130)
+        code = INTERRUPTED
     except BrokenPipeError:
         # Whoever read has enough; Python's own flush at the end shall not stumble over it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,6 +63,10 @@ def main() -> NoReturn:
         if not hasattr(error, "format_message"):
             raise
         _end_usage(error)
+    # Newer versions of typer turn the interruption into an exit code themselves.
+    if code == INTERRUPTED:
+        resumes = ": the same command goes on where this one stopped"
+        _end("interrupted" + (resumes if sys.argv[1:2] == ["prune"] else ""), code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

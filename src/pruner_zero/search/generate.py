@@ -26,8 +26,8 @@ def random_expression(
 ) -> Expression:
     """A random expression of the asked shape that the space allows.
 
-    Ramped half and half: the number of levels is drawn from `depth`, and whether every path
-    gets so many (full) or paths may end earlier (grow). Every subtree is asked for by shape,
+    Ramped half and half: a limit of levels is drawn from `depth`, and whether every path
+    reaches it (full) or may end earlier, below the root (grow). Every subtree is asked for by shape,
     so that no expression is born that cannot give a score per weight.
     Raises PrunerZeroError where the space has no such expression.
     Source: Koza's ramped half and half; typing ours.
@@ -38,7 +38,6 @@ def random_expression(
     for _ in range(_TRIES):
         levels = int(generator.integers(max(least, depth[0]), max(least, *depth) + 1))
         full = bool(generator.random() < 0.5)
-        # Grow decides below the root only, so that two levels are not mostly lone leaves.
         expression = _subtree(generator, space, shape, min(levels, space.max_depth), full, root=1)
         if space.allows(expression, shape) is None:
             return expression

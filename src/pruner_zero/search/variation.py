@@ -6,6 +6,7 @@ from typing import TypeVar
 
 from numpy.random import Generator
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import (
     OPERATORS,
     Call,
@@ -252,7 +253,11 @@ def _allowed(
 ) -> Expression | None:
     """The first of some tries that the space allows and that is not the parent."""
     for _ in range(_TRIES):
-        child = one()
+        try:
+            child = one()
+        except PrunerZeroError:
+            # A space so narrow that no random part fits into it.
+            return None
         if child is not None and child != parent and space.allows(child) is None:
             return child
     return None

@@ -1,0 +1,334 @@
+"""What a search teaches: which metrics are good, what they share, and whether rungs agree."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import read_lines
+from pruner_zero.search.archive import JOURNAL, Record
+from pruner_zero.search.evaluator import RUNGS, Rung
+from pruner_zero.search.features import Structure, structure
+from pruner_zero.search.hall_of_fame import HallOfFame
+from pruner_zero.search.lineage import Lineage, lineage
+from pruner_zero.search.principles import (
+    FEWEST_BEST,
+    FEWEST_LOSSES,
+    Principle,
+    principles_of,
+)
+from pruner_zero.search.statistics import (
+    Estimate,
+    bootstrap,
+    holm,
+    hypergeometric_p,
+    interval,
+    kendalls,
+    ranks,
+    ratio_draws,
+    ratios,
+    spearmans,
+)
+
+# The rungs that give a value, dearest first.
+_DEAREST: tuple[Rung, ...] = tuple(reversed(RUNGS[1:]))
+_BEST_OF_DEARER = 20
+_FEWEST_PAIRS = 3
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What became of the candidates.
+
+    distinct: those with a result of their own. rejected: by reason, its numbers left out.
+    saved: those that have the mask of an earlier one, by the level that saw it. ended: the
+    distinct ones by the dearest rung they reached. seconds: of all candidates together.
+    rung_seconds: (candidates, seconds) by rung, where the run says.
+    """
+
+    candidates: int
+    distinct: int
+    distinct_per_100: float
+    rejected: Mapping[str, int]
+    saved: Mapping[str, int]
+    ended: Mapping[str, int]
+    seconds: float
+    seconds_per_distinct: float
+    rung_seconds: Mapping[str, tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """How often the best use something, beside all distinct candidates.
+
+    kind: terminal, operator or scope. best, everyone: how many use it. ratio: its share
+    among the best over its share among all, with an interval. p: `hypergeometric_p`, two-sided;
+    p_adjusted: by Holm's method over all shares of the analysis.
+    """
+
+    kind: str
+    name: str
+    best: int
+    everyone: int
+    ratio: Estimate
+    p: float
+    p_adjusted: float
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A feature and the loss over n candidates; positive: the more of it, the higher the loss."""
+
+    feature: str
+    n: int
+    kendall: Estimate
+    spearman: Estimate
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two rungs rank the candidates that have both, all or those of a group."""
+
+    cheap: str
+    dear: str
+    among: str
+    n: int
+    kendall: Estimate
+    spearman: Estimate
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What the records of a search say.
+
+    top: the share asked for; best_count: how many are called the best, a `top` share of the
+    candidates that reached best_rung, which is None where no rung has enough and all count.
+    loss_rung: the rung whose values stand for the loss in the correlations.
+    Intervals and p-values take candidates as independent draws. An evolution's are relatives
+    and were chosen by the cheaper rungs, so the intervals are too narrow, and agreement
+    among those that climbed is lower than among all.
+    """
+
+    counts: Counts
+    top: float
+    best_count: int
+    best_rung: str | None
+    shares: tuple[Share, ...]
+    loss_rung: str | None
+    correlations: tuple[Correlation, ...]
+    agreements: tuple[Agreement, ...]
+    principles: tuple[Principle, ...]
+    lineage: Lineage | None
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as JSON values; what is not defined is null."""
+        plain: dict[str, Any] = _plain(asdict(self))
+        return plain
+
+
+def analyze(
+    records: Sequence[Record],
+    top: float = 0.1,
+    seconds: Mapping[str, Sequence[float]] | None = None,
+    seed: int = 0,
+) -> Analysis:
+    """Explain a search, finished or not, from its records; few or none give a short answer.
+
+    top: the share of candidates that count as good. seconds: what each rung took, as
+    `read_seconds` gives it. seed: decides the resamples of the intervals.
+    Raises PrunerZeroError for a share outside 0 … 1.
+    """
+    if not 0 < top < 1:
+        raise PrunerZeroError(f"the top share must lie between 0 and 1, not {top:g}: such as 0.1")
+    generator = np.random.default_rng(seed)
+    distinct = sorted((one for one in records if one.evaluation.counts), key=_order)
+    structures = [structure(record) for record in distinct]
+    best_rung, best_count = _how_many_best(distinct, top)
+    best, others = structures[:best_count], structures[best_count:]
+    loss_rung = _loss_rung(distinct)
+    correlations = _correlations(distinct, structures, loss_rung, generator)
+    sizes = [(one.kendall, one.n) for one in correlations if one.feature == "size"]
+    losses = sum(loss_rung in one.evaluation.results for one in distinct)
+    winner = HallOfFame.of(records).best
+    return Analysis(
+        _counts(records, seconds or {}),
+        top,
+        best_count,
+        best_rung,
+        _shares(best, others, generator),
+        loss_rung,
+        correlations,
+        _agreements(distinct, generator),
+        tuple(principles_of(best, others, *(sizes or [(Estimate(), losses)])[0], generator)),
+        lineage(winner, records) if winner else None,
+    )
+
+
+def read_seconds(folder: Path) -> dict[str, list[float]]:
+    """What each judgement of a run took, by rung; nothing where there is no run."""
+    found: dict[str, list[float]] = {}
+    for line in read_lines(folder / JOURNAL):
+        if line.get("kind") == "outcome":
+            found.setdefault(line["rung"], []).append(line.get("seconds", 0.0))
+    return found
+
+
+def _counts(records: Sequence[Record], seconds: Mapping[str, Sequence[float]]) -> Counts:
+    evaluations = [record.evaluation for record in records]
+    distinct = sum(one.counts for one in evaluations)
+    total = math.fsum(one.seconds for one in evaluations)
+    reasons = Counter(_kind_of(one.reason) for one in evaluations if one.reason)
+    ended = Counter(one.rung for one in evaluations if one.counts)
+    return Counts(
+        len(records),
+        distinct,
+        100 * distinct / len(records) if records else math.nan,
+        dict(reasons.most_common()),
+        dict(Counter(one.level for one in evaluations if one.level).most_common()),
+        {name: ended[rank] for rank, name in enumerate(RUNGS) if ended[rank]},
+        total,
+        total / distinct if distinct else math.nan,
+        {rung: (len(seconds[rung]), math.fsum(seconds[rung])) for rung in RUNGS if rung in seconds},
+    )
+
+
+def _kind_of(reason: str) -> str:
+    """A reason without the numbers that differ from candidate to candidate."""
+    return re.sub(r"[+-]?\d[\d.]*(?:e[+-]?\d+)?", "…", reason)
+
+
+def _how_many_best(distinct: Sequence[Record], top: float) -> tuple[str | None, int]:
+    for rung in _DEAREST:
+        count = round(top * sum(rung in one.evaluation.results for one in distinct))
+        if count >= FEWEST_BEST:
+            return rung, count
+    return None, min(len(distinct), max(1, round(top * len(distinct))))
+
+
+def _loss_rung(distinct: Sequence[Record]) -> str | None:
+    """The dearest rung with enough values, else the one with the most; None without any."""
+    values = {rung: sum(rung in one.evaluation.results for one in distinct) for rung in _DEAREST}
+    enough = [rung for rung in _DEAREST if values[rung] >= FEWEST_LOSSES]
+    rung = enough[0] if enough else max(_DEAREST, key=values.__getitem__)
+    return rung if values[rung] else None
+
+
+def _shares(
+    best: Sequence[Structure], others: Sequence[Structure], generator: np.random.Generator
+) -> tuple[Share, ...]:
+    used = [
+        {
+            *(("terminal", name) for name in one.terminals),
+            *(("operator", name) for name in one.operators),
+            ("scope", one.scope),
+        }
+        for one in (*best, *others)
+    ]
+    traits = sorted(set().union(*used))
+    if not traits:
+        return ()
+    table = np.array([[trait in one for trait in traits] for one in used], dtype=float)
+    chosen, rest = table[: len(best)], table[len(best) :]
+    draws = ratio_draws(chosen, rest, generator)
+    found = ratios(chosen, rest)
+    among_best = [int(count) for count in chosen.sum(axis=0)]
+    among_all = [int(count) for count in table.sum(axis=0)]
+    p_values = [
+        hypergeometric_p(k, len(best), n, len(used))
+        for k, n in zip(among_best, among_all, strict=True)
+    ]
+    adjusted = holm(p_values)
+    shares = [
+        Share(
+            *trait,
+            among_best[index],
+            among_all[index],
+            interval(float(found[index]), draws[:, index]),
+            p_values[index],
+            adjusted[index],
+        )
+        for index, trait in enumerate(traits)
+    ]
+    kinds = ("terminal", "operator", "scope")
+    return tuple(sorted(shares, key=lambda one: (kinds.index(one.kind), -one.ratio.value)))
+
+
+def _correlations(
+    distinct: Sequence[Record],
+    structures: Sequence[Structure],
+    rung: str | None,
+    generator: np.random.Generator,
+) -> tuple[Correlation, ...]:
+    """Every feature that varies among the candidates with a value on `rung`."""
+    judged = [
+        (one, facts.features)
+        for one, facts in zip(distinct, structures, strict=True)
+        if rung in one.evaluation.results
+    ]
+    losses = _comparable([one for one, _ in judged], rung or "")
+    found = []
+    for name in judged[0][1] if judged else ():
+        values = np.array([features[name] for _, features in judged])
+        there = ~np.isnan(values)
+        values, own = values[there], losses[there]
+        if len(np.unique(values)) > 1:
+            by_both = [bootstrap(one, values, own, generator) for one in (kendalls, spearmans)]
+            found.append(Correlation(name, len(values), *by_both))
+    return tuple(found)
+
+
+def _comparable(records: Sequence[Record], rung: str) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """The values on a rung. The closed form's are ranks within each scope, 0 … 1, since its
+    errors compare only there."""
+    values = np.array([one.evaluation.results[rung] for one in records], dtype=float)
+    if rung != "reconstruction":
+        return values
+    scopes = np.array([one.candidate.scope for one in records])
+    for scope in np.unique(scopes):
+        own = scopes == scope
+        values[own] = (ranks(values[own]) - 0.5) / own.sum()
+    return values
+
+
+def _agreements(
+    distinct: Sequence[Record], generator: np.random.Generator
+) -> tuple[Agreement, ...]:
+    found = []
+    for dear, cheap in combinations(_DEAREST, 2):
+        both = [one for one in distinct if {cheap, dear} <= one.evaluation.results.keys()]
+        groups = {"all": both}
+        scopes = sorted({one.candidate.scope for one in both})
+        if len(scopes) > 1:
+            groups |= {
+                f"scope {scope}": [one for one in both if one.candidate.scope == scope]
+                for scope in scopes
+            }
+        if len(both) > _BEST_OF_DEARER:
+            ordered = sorted(both, key=lambda one: one.evaluation.results[dear])
+            groups[f"best {_BEST_OF_DEARER}"] = ordered[:_BEST_OF_DEARER]
+        for among, group in groups.items():
+            if len(group) >= _FEWEST_PAIRS:
+                x, y = ([one.evaluation.results[rung] for one in group] for rung in (cheap, dear))
+                by_both = [bootstrap(one, x, y, generator) for one in (kendalls, spearmans)]
+                found.append(Agreement(cheap, dear, among, len(group), *by_both))
+    return tuple(found)
+
+
+def _order(record: Record) -> tuple[tuple[int, float], int, int]:
+    candidate = record.candidate
+    return record.evaluation.key, candidate.expression.size, candidate.number
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,155 @@
+"""The principles that are stated of good pruning metrics, put to the test on a run."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruner_zero.search.features import PRODUCTS, RESCALING, TRANSCENDENTAL, Structure
+from pruner_zero.search.statistics import Estimate, interval, ratio_draws, ratios
+
+Verdict = Literal["held", "not held", "too little data"]
+Trait = Callable[[Structure], bool]
+Array = NDArray[np.float64]
+
+FEWEST_LOSSES = 20
+FEWEST_BEST = 10
+
+PAPER = "Dong 2024 (Pruner-Zero, arXiv 2406.02924), in this project's words"
+
+
+@dataclass(frozen=True)
+class Principle:
+    """A statement, the number that decides it, and the verdict.
+
+    It is held where the whole 95 % interval of `estimate` lies above `neutral`, not held
+    otherwise; `remark` says whether the data speaks against it or not at all. n: how many
+    candidates the estimate rests on, the good ones or those with a loss.
+    """
+
+    statement: str
+    verdict: Verdict
+    measure: str
+    estimate: Estimate
+    neutral: float
+    n: int
+    remark: str
+    source: str = PAPER
+
+
+def principles_of(
+    best: Sequence[Structure],
+    others: Sequence[Structure],
+    size: Estimate,
+    losses: int,
+    generator: np.random.Generator,
+) -> list[Principle]:
+    """The four principles on the good candidates and all `others`.
+
+    size: Kendall's τ of size and loss over so many `losses`. The measures of the others are
+    quotients of over-representation: a trait's share among the good ones over its share
+    among all. Sources: the principles that this project's brief ascribes to Dong 2024
+    (arXiv 2406.02924); the measures are ours.
+    """
+    return [
+        _simpler(size, losses),
+        _by_ratios(
+            "weights and gradients matter more than activations",
+            "over-representation of W or of G, the lower, over that of X",
+            [_needs("W"), _needs("G"), _needs("X")],
+            ("W", "G", "X"),
+            lambda found: np.minimum(found[:, 0], found[:, 1]) / found[:, 2],
+            (best, others, generator),
+        ),
+        _by_ratios(
+            "operators that put values on one scale belong in good metrics",
+            "over-representation of metrics with one of " + ", ".join(sorted(RESCALING)),
+            [_uses(RESCALING)],
+            ("a rescaling operator",),
+            lambda found: found[:, 0],
+            (best, others, generator),
+        ),
+        _by_ratios(
+            "plain products of magnitudes do better than exp, log or tanh of them",
+            "over-representation of mul, sqr, pow or abs over that of exp, log or tanh",
+            [_uses(PRODUCTS), _uses(TRANSCENDENTAL)],
+            ("mul, sqr, pow or abs", "exp, log or tanh"),
+            lambda found: found[:, 0] / found[:, 1],
+            (best, others, generator),
+        ),
+    ]
+
+
+def _simpler(size: Estimate, losses: int) -> Principle:
+    lacking = ""
+    if losses < FEWEST_LOSSES:
+        lacking = f"{losses} losses, {FEWEST_LOSSES} are needed"
+    elif math.isnan(size.value):
+        lacking = "all sizes or all losses are equal"
+    return _judged(
+        "simpler trees are better", "Kendall's τ of nodes and loss", size, 0.0, losses, lacking
+    )
+
+
+def _by_ratios(
+    statement: str,
+    measure: str,
+    traits: Sequence[Trait],
+    names: Sequence[str],
+    combine: Callable[[Array], Array],
+    data: tuple[Sequence[Structure], Sequence[Structure], np.random.Generator],
+) -> Principle:
+    """A principle that compares how over-represented some traits are."""
+    best, others, generator = data
+    groups = [
+        np.array([[trait(one) for trait in traits] for one in group], dtype=float).reshape(
+            len(group), len(traits)
+        )
+        for group in (best, others)
+    ]
+    lacking = _lacking(groups, names)
+    if lacking:
+        return _judged(statement, measure, Estimate(), 1.0, len(best), lacking)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = float(combine(ratios(*groups)[np.newaxis])[0])
+    draws = combine(ratio_draws(*groups, generator))
+    # Where no good metric has what is divided by, the plain quotient says nothing.
+    estimate = interval(value if math.isfinite(value) else float(np.median(draws)), draws)
+    return _judged(statement, measure, estimate, 1.0, len(best), "")
+
+
+def _lacking(groups: Sequence[Array], names: Sequence[str]) -> str:
+    """What the data lacks to tell the traits apart, or nothing."""
+    fewest = min(len(group) for group in groups)
+    if fewest < FEWEST_BEST:
+        return f"{fewest} good metrics or others, {FEWEST_BEST} of each are needed"
+    everyone = np.concatenate(groups)
+    for name, column in zip(names, everyone.T, strict=True):
+        if not column.any():
+            return f"no metric has {name}"
+    return "every metric is alike in this" if np.all(everyone == everyone[0]) else ""
+
+
+def _judged(
+    statement: str, measure: str, estimate: Estimate, neutral: float, n: int, lacking: str
+) -> Principle:
+    verdict: Verdict = "not held"
+    remark = "the interval leaves it open"
+    if lacking:
+        verdict, remark = "too little data", lacking
+    elif estimate.low > neutral:
+        verdict, remark = "held", ""
+    elif estimate.high < neutral:
+        remark = "the data says the opposite"
+    return Principle(statement, verdict, measure, estimate, neutral, n, remark)
+
+
+def _needs(terminal: str) -> Trait:
+    return lambda one: terminal in one.terminals
+
+
+def _uses(operators: frozenset[str]) -> Trait:
+    return lambda one: not operators.isdisjoint(one.operators)
