@@ -44,7 +44,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def words() -> str:
+def prose() -> str:
     """About 6000 tokens (bytes) of made-up words."""
     generator = random.Random(0)
     letters = "etaoinshrdlucmwfg"
@@ -53,8 +53,8 @@ def words() -> str:
 
 
 @pytest.fixture(scope="session")
-def text_file(tmp_path_factory: pytest.TempPathFactory, words: str) -> Path:
+def text_file(tmp_path_factory: pytest.TempPathFactory, prose: str) -> Path:
     """A text file to calibrate and to measure on."""
     file = tmp_path_factory.mktemp("texts") / "words.txt"
-    file.write_text(words)
+    file.write_text(prose)
     return file

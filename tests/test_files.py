@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,9 +181,9 @@ def test_a_folder_has_one_holder_until_it_lets_go_or_dies(tmp_path: Path) -> Non
     other = context.Process(target=_hold, args=(str(tmp_path / "work"), held, done))
     other.start()
     assert held.wait(60)
-    with pytest.raises(PrunerZeroError, match="another process is working in"):
-        with locked(tmp_path / "work"):
-            pass
+    holding = locked(tmp_path / "work")
+    with pytest.raises(PrunerZeroError, match="another process is working in"), holding:
+        pass
     other.kill()
     other.join()
     with locked(tmp_path / "work"):
@@ -192,8 +193,6 @@ def test_a_folder_has_one_holder_until_it_lets_go_or_dies(tmp_path: Path) -> Non
 
 
 def test_the_holder_may_delete_the_folder(tmp_path: Path) -> None:
-    import shutil
-
     with locked(tmp_path / "work"):
         shutil.rmtree(tmp_path / "work")
     assert not (tmp_path / "work").exists()

@@ -20,9 +20,9 @@ def language_model(architecture: str, seed: int = 0, blocks: int = 2) -> Languag
 
 
 @pytest.fixture(scope="session")
-def windows(words: str) -> Windows:
+def windows(prose: str) -> Windows:
     """Four windows of 24 tokens."""
-    return random_windows(Corpus("words", words), tiny_tokenizer(), 4, 24, seed=0)
+    return random_windows(Corpus("prose", prose), tiny_tokenizer(), 4, 24, seed=0)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ It knows the three architectures by name and shares no code with the rooms it ch
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ class Place:
 
     name: str
     block: int
-    parameter: nn.Parameter
+    parameter: Tensor
     see: Callable[[Tensor], Tensor]
 
     @property
@@ -59,14 +60,8 @@ def places(model: nn.Module) -> list[Place]:
                 for own in ("gate_up_proj", "down_proj"):
                     stack = module.get_parameter(own)
                     for expert in range(len(stack)):
-                        found.append(
-                            Place(
-                                f"{name}.{own}[{expert}]",
-                                index,
-                                stack,
-                                lambda stored, expert=expert: stored[expert],
-                            )
-                        )
+                        see = partial(torch.select, dim=0, index=expert)
+                        found.append(Place(f"{name}.{own}[{expert}]", index, stack, see))
     return found
 
 

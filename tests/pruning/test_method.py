@@ -18,8 +18,9 @@ def refusal(text: str, **options: object) -> str:
 
 def test_the_scope_comes_from_the_text_then_the_setting_then_the_file(tmp_path: Path) -> None:
     file = tmp_path / "tree.json"
-    file.write_text('{"data": "mul", "left": {"data": "W"}, "right": {"data": "G"}, '
-                    '"scope": "matrix"}')
+    file.write_text(
+        '{"data": "mul", "left": {"data": "W"}, "right": {"data": "G"}, "scope": "matrix"}'
+    )
     assert parse_method("wanda", sparsity=0.5).scope == "row"
     assert parse_method(str(file), sparsity=0.5).scope == "matrix"
     assert parse_method(str(file), sparsity=0.5, scope="block").scope == "block"

@@ -15,13 +15,13 @@ from tests.pruning.plain import places
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
-SMALL = {"windows": 3, "seqlen": 24}
+SMALL: dict[str, Any] = {"windows": 3, "seqlen": 24}
 
 
-def test_a_model_object_is_pruned_in_place(words: str) -> None:
+def test_a_model_object_is_pruned_in_place(prose: str) -> None:
     model = tiny_model("llama")
     result = prune(
-        model, "wanda", sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=[words], **SMALL
+        model, "wanda", sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=[prose], **SMALL
     )
     assert result.language_model.model is model
     assert result.output is None
@@ -32,29 +32,29 @@ def test_a_model_object_is_pruned_in_place(words: str) -> None:
 
 
 def test_a_model_object_and_its_folder_are_pruned_alike(
-    words: str, llama_folder: Path, text_file: Path
+    prose: str, llama_folder: Path, text_file: Path
 ) -> None:
     model = tiny_model("llama")
-    prune(model, sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=iter([words]), **SMALL)
+    prune(model, sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=iter([prose]), **SMALL)
     loaded = pruner_zero.load_model(llama_folder)
     prune(loaded, sparsity=0.5, calibration=text_file, **SMALL)
     for one, other in zip(places(model), places(loaded.model), strict=True):
         assert torch.equal(one.weight, other.weight)
 
 
-def test_a_model_object_needs_its_tokenizer(words: str) -> None:
+def test_a_model_object_needs_its_tokenizer(prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="needs its tokenizer: pass tokenizer="):
-        prune(tiny_model("llama"), sparsity=0.5, calibration=[words], **SMALL)
+        prune(tiny_model("llama"), sparsity=0.5, calibration=[prose], **SMALL)
 
 
-def test_no_strings_are_an_empty_text(words: str) -> None:
+def test_no_strings_are_an_empty_text(prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="is empty"):
         prune(language_model("llama"), sparsity=0.5, calibration=[], **SMALL)
 
 
-def test_a_metric_object_keeps_its_scope_unless_told_otherwise(words: str) -> None:
+def test_a_metric_object_keeps_its_scope_unless_told_otherwise(prose: str) -> None:
     metric = Metric(Metric.of("W * G").expression, scope="global")
-    given: dict[str, Any] = {"calibration": [words], **SMALL}
+    given: dict[str, Any] = {"calibration": [prose], **SMALL}
     result = prune(language_model("llama"), metric, sparsity=0.5, **given)
     assert result.settings.method.scope == "global"
     assert result.mode == "one-shot"
@@ -80,7 +80,7 @@ def test_the_settings_may_all_come_from_yaml(
 
 
 def test_a_tree_file_that_changes_during_the_run_changes_nothing(
-    tmp_path: Path, words: str
+    tmp_path: Path, prose: str
 ) -> None:
     tree = tmp_path / "tree.json"
     tree.write_text(Metric.of("wanda").to_json())
@@ -94,7 +94,7 @@ def test_a_tree_file_that_changes_during_the_run_changes_nothing(
         language_model("llama"),
         str(tree),
         sparsity=0.5,
-        calibration=[words],
+        calibration=[prose],
         output=tmp_path / "out",
         progress=Meddling(),
         **SMALL,
@@ -105,25 +105,25 @@ def test_a_tree_file_that_changes_during_the_run_changes_nothing(
 
 
 def test_a_relative_output_may_be_the_folder_one_stands_in(
-    tmp_path: Path, words: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     prune(
-        language_model("llama"), "magnitude", sparsity=0.5, calibration=[words], output=".", **SMALL
+        language_model("llama"), "magnitude", sparsity=0.5, calibration=[prose], output=".", **SMALL
     )
     assert (tmp_path / "here" / "config.json").exists()
     assert os.listdir(tmp_path) == ["here"]
 
 
-def test_unknown_settings_are_named(words: str) -> None:
+def test_unknown_settings_are_named(prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="no setting 'sparsty': did you mean 'sparsity'"):
-        prune(language_model("llama"), sparsty=0.5, calibration=[words])
+        prune(language_model("llama"), sparsty=0.5, calibration=[prose])
 
 
 @pytest.mark.parametrize("sparsity", [0, 0.0, 0.999])
-def test_the_ends_of_the_range_work(sparsity: float, words: str) -> None:
+def test_the_ends_of_the_range_work(sparsity: float, prose: str) -> None:
     result = prune(
-        language_model("llama"), sparsity=sparsity, calibration=[words], seqlen=24, windows=2
+        language_model("llama"), sparsity=sparsity, calibration=[prose], seqlen=24, windows=2
     )
     assert result.sparsity == pytest.approx(sparsity, abs=0.04)

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from tests.pruning.conftest import language_model
 from tests.pruning.plain import places
 from tests.tiny import tiny_tokenizer
 
-SMALL = {"windows": 3, "seqlen": 24}
+SMALL: dict[str, Any] = {"windows": 3, "seqlen": 24}
 
 
 @pytest.fixture(scope="module")
@@ -174,12 +175,10 @@ def test_a_part_of_the_matrices_is_called_a_part(
     assert "scope" not in json.loads((tmp_path / "out" / "metric.json").read_text())
 
 
-def test_a_hub_name_is_the_base_model_of_the_card(words: str, tmp_path: Path) -> None:
+def test_a_hub_name_is_the_base_model_of_the_card(prose: str, tmp_path: Path) -> None:
     model = language_model("llama")
     named = type(model)(model.model, model.tokenizer, "someone/tiny-llama")
-    prune(
-        named, "magnitude", sparsity=0.5, calibration=[words], output=tmp_path / "out", **SMALL
-    )
+    prune(named, "magnitude", sparsity=0.5, calibration=[prose], output=tmp_path / "out", **SMALL)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "\nbase_model: someone/tiny-llama\n" in card
     assert "# tiny-llama, pruned to" in card
@@ -219,11 +218,26 @@ def test_a_full_output_folder_is_refused_and_replaced_when_told(
     assert os.listdir(tmp_path) == ["out"]
 
 
+def test_an_output_that_fills_while_the_model_loads_is_not_replaced(
+    tmp_path: Path, llama_folder: Path, prose: str
+) -> None:
+    output = tmp_path / "out"
+
+    def texts() -> Iterator[str]:
+        # Read after the output was found free: another process finishes there meanwhile.
+        output.mkdir()
+        (output / "theirs.txt").write_text("precious")
+        yield prose
+
+    with pytest.raises(PrunerZeroError, match="is not empty"):
+        prune(llama_folder, sparsity=0.5, calibration=texts(), output=output, **SMALL)
+    assert os.listdir(output) == ["theirs.txt"]
+    assert os.listdir(tmp_path) == ["out"]
+
+
 def test_a_model_can_be_replaced_by_its_pruned_self(tmp_path: Path, text_file: Path) -> None:
     folder = save_tiny(tmp_path / "llama")
-    prune(
-        folder, sparsity=0.5, calibration=text_file, output=folder, overwrite=True, **SMALL
-    )
+    prune(folder, sparsity=0.5, calibration=text_file, output=folder, overwrite=True, **SMALL)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert all((place.weight == 0).float().mean() == 0.5 for place in places(model))
     assert os.listdir(tmp_path) == ["llama"]

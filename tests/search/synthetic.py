@@ -8,12 +8,28 @@ from torch import Tensor
 from pruner_zero.metric import ScoreError, parse, score
 from pruner_zero.search.algorithm import Algorithm
 from pruner_zero.search.candidate import Candidate, Evaluation
-from tests.metric.strategies import terminals_of
 
 Fitness = Callable[[Candidate], Evaluation]
 
-TENSORS = terminals_of(32, 64, seed=7)
-EXACT = 1e-4
+EXACT = 1e-5
+
+
+def _tensors() -> dict[str, Tensor]:
+    """W, G, X of a layer whose rows and columns differ in scale, as real ones do."""
+    generator = torch.Generator().manual_seed(7)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    rows, columns = (0.7 * normal(32, 1)).exp(), (0.7 * normal(1, 64)).exp()
+    return {
+        "W": normal(32, 64).abs() * rows * columns,
+        "G": (normal(32, 64) + 0.5 * normal(32, 1)).exp(),
+        "X": (0.8 * normal(1, 64)).exp(),
+    }
+
+
+TENSORS = _tensors()
 
 
 def by_rank(target: str) -> Fitness:

@@ -36,7 +36,9 @@ def prune(
     dtype: options.DtypeText = None,
     gradient_norm: options.GradientNormText = None,
     damping: options.Damping = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what is in the output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace what is in the output folder.")
+    ] = False,
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,

@@ -63,6 +63,12 @@ class Algebra:
         terms, constant = self._terms[core]
         return {term: coefficient * c for term, c in terms.items()}, coefficient * constant
 
+    def times(self, coefficient: float, form: Expression) -> Expression:
+        if coefficient == 1:
+            return form
+        scale, factors = self.factors(form)
+        return self.product(coefficient * scale, factors)
+
     def multiply(self, *forms: Expression) -> Expression:
         coefficient, factors = 1.0, Factors()
         for form in forms:
@@ -152,7 +158,7 @@ class Algebra:
             opaque: Expression = Constant(constant)
             terms, constant = {**terms, opaque: terms.get(opaque, 0.0) + 1}, 0.0
         # A vanished term that fp32 may not hold stays, as zero times itself.
-        products = [self.multiply(Constant(c), term) for term, c in terms.items()]
+        products = [self.times(c, term) for term, c in terms.items()]
         products = [one for one in products if one != ZERO]
         if not products:
             return Constant(constant)
@@ -186,7 +192,7 @@ class Algebra:
         """The sum over the coefficient `lead`, written and remembered."""
         terms = {term: rounded(c / lead) for term, c in pairs}
         constant = rounded(constant / lead)
-        parts = [self.multiply(Constant(c), term) for term, c in terms.items()]
+        parts = [self.times(c, term) for term, c in terms.items()]
         form = self._sum([*parts, Constant(constant)] if constant else parts)
         self._terms[form] = terms, constant
         return form

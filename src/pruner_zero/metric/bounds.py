@@ -1,6 +1,7 @@
 """What can be told of an expression's values without evaluating it."""
 
 import math
+import sys
 from typing import NamedTuple
 
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
@@ -14,6 +15,7 @@ _LOWEST_EXPONENT = 1 / 16
 _EXP_LIMIT = 80.0
 # Stands for "above zero": H cannot vanish, since the Hessian is damped.
 _POSITIVE = 1e-30
+_LARGEST = sys.float_info.max
 
 
 class Facts(NamedTuple):
@@ -46,9 +48,9 @@ def facts(expression: Expression, known: dict[Expression, Facts]) -> Facts:
     found = known.get(expression)
     if found is None:
         low, high, growth = _facts(expression, known)
-        # What overflowed on the way is no bound.
-        low = low if low < math.inf else -math.inf
-        high = high if high > -math.inf else math.inf
+        # Bounds that overflowed are the largest number, and what became nan on the way is none.
+        low = -math.inf if math.isnan(low) else min(low, _LARGEST)
+        high = math.inf if math.isnan(high) else max(high, -_LARGEST)
         found = known[expression] = Facts(low, high, growth)
     return found
 

@@ -4,7 +4,7 @@ from typing import Literal, get_args
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.algebra import ONE
-from pruner_zero.metric.expression import Call, Constant, Expression
+from pruner_zero.metric.expression import Call, Expression
 from pruner_zero.metric.normal import FINE_GROWTH, Normal, Over
 from pruner_zero.metric.operators import Shape
 
@@ -28,7 +28,8 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     still tie close values. W, G, X and H are taken as not negative, H as positive, S as W with
     a sign. What fp32 may overflow, underflow or round away is not merged with what it holds:
     high powers, extreme numbers, unbounded exp and tanh, a logarithm or an offset of high
-    products. The converse does not hold: unequal forms can give equal masks.
+    products. Factors are reordered, though, and beside a quotient by zero (1e38) the order can
+    decide whether fp32 overflows. Unequal forms can still give equal masks.
 
     Inside, values are kept: products of powers and sums in one order, constants folded,
     common factors in front, what a statistic does not see left out (mms(2 * G + 1)). Outside,
@@ -78,10 +79,10 @@ def _without_outermost(normal: Normal, form: Expression) -> Expression:
         # where they are bounded.
         fine = normal.facts(x).growth <= FINE_GROWTH
         if fine and core.operator.name in ("log", "exp", "tanh") and normal.facts(core).tame:
-            return normal.multiply(Constant(sign), x)
+            return normal.times(sign, x)
         if core.operator.name == "quotient" and x == ONE:
             y = core.operands[1]
-            return normal.multiply(Constant(-sign), y) if normal.facts(y).low >= 0 else form
+            return normal.times(-sign, y) if normal.facts(y).low >= 0 else form
     if not factors or any(normal.facts(base).low < 0 for base in factors):
         return form
     if max(factors.values()) < 0:
@@ -91,4 +92,4 @@ def _without_outermost(normal: Normal, form: Expression) -> Expression:
     scaled = normal.product(1, {base: exponent / largest for base, exponent in factors.items()})
     if not normal.facts(core).tame or not normal.facts(scaled).tame:
         return form
-    return normal.multiply(Constant(sign), scaled)
+    return normal.times(sign, scaled)

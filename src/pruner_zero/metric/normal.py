@@ -62,7 +62,7 @@ class Normal(Algebra):
             case "skp":
                 return x
             case "neg":
-                return self.multiply(x, Constant(-1))
+                return self.times(-1, x)
             case "abs":
                 return self.absolute(x)
             case "sqr" | "pow" | "sqrt":
@@ -78,9 +78,9 @@ class Normal(Algebra):
                 # The norm is of magnitudes, and one number: x times 1 / ‖y‖.
                 scale, factors = self.factors(self.absolute(y))
                 if not factors:
-                    return self.multiply(x, Constant(1 / scale))
+                    return self.times(1 / scale, x)
                 norm = call("div", ONE, self.product(1, factors))
-                return self.multiply(x, norm, Constant(1 / scale))
+                return self.times(1 / scale, self.multiply(x, norm))
             case "min" | "max":
                 return self._extreme(name, x, y)
         match name:
@@ -101,7 +101,7 @@ class Normal(Algebra):
         if name == "mms" and sign < 0:
             # Upside down: min and max change places.
             return self.add([(1.0, ONE), (-1.0, value)])
-        return self.multiply(Constant(sign), value)
+        return self.times(sign, value)
 
     def scaled(self, form: Expression, over: Over) -> Expression:
         """The form up to positive factors that are constant over a row, column or matrix."""
@@ -129,7 +129,7 @@ class Normal(Algebra):
             rest = self.scaled(self._without_offset(form, over), over)
             sign, core = self.signed(rest)
             if called(core, "mms", "zsn") and over in ("row", "matrix") and self.facts(core).tame:
-                rest = self.multiply(Constant(sign), self._operand(core))
+                rest = self.times(sign, self._operand(core))
             if rest == form:
                 return form
             form = rest

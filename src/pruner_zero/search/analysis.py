@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +13,32 @@ import numpy as np
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import read_lines
 from pruner_zero.search.archive import JOURNAL, Record
-from pruner_zero.search.evaluator import RUNGS, Rung
+from pruner_zero.search.correlations import (
+    DEAREST,
+    Agreement,
+    Correlation,
+    agreements,
+    correlations,
+    has,
+    loss_rung,
+)
+from pruner_zero.search.evaluator import RUNGS
 from pruner_zero.search.features import Structure, structure
 from pruner_zero.search.hall_of_fame import HallOfFame
 from pruner_zero.search.lineage import Lineage, lineage
 from pruner_zero.search.principles import (
     FEWEST_BEST,
-    FEWEST_LOSSES,
     Principle,
     principles_of,
 )
 from pruner_zero.search.statistics import (
     Estimate,
-    bootstrap,
     holm,
     hypergeometric_p,
     interval,
-    kendalls,
-    ranks,
     ratio_draws,
     ratios,
-    spearmans,
 )
-
-# The rungs that give a value, dearest first.
-_DEAREST: tuple[Rung, ...] = tuple(reversed(RUNGS[1:]))
-_BEST_OF_DEARER = 20
-_FEWEST_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -83,37 +81,16 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Correlation:
-    """A feature and the loss over n candidates; positive: the more of it, the higher the loss."""
-
-    feature: str
-    n: int
-    kendall: Estimate
-    spearman: Estimate
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How alike two rungs rank the candidates that have both, all or those of a group."""
-
-    cheap: str
-    dear: str
-    among: str
-    n: int
-    kendall: Estimate
-    spearman: Estimate
-
-
-@dataclass(frozen=True)
 class Analysis:
     """What the records of a search say.
 
     top: the share asked for; best_count: how many are called the best, a `top` share of the
     candidates that reached best_rung, which is None where no rung has enough and all count.
-    loss_rung: the rung whose values stand for the loss in the correlations.
-    Intervals and p-values take candidates as independent draws. An evolution's are relatives
-    and were chosen by the cheaper rungs, so the intervals are too narrow, and agreement
-    among those that climbed is lower than among all.
+    loss_rung: the dearest rung with enough values, which stands for the loss. correlations:
+    with the values on that rung, and on the closed form, which is not as close to the loss but
+    judges nearly all: those that climbed were chosen by it, which weakens what is seen there.
+    Intervals and p-values take candidates as independent draws. An evolution's are relatives,
+    so they promise too much.
     """
 
     counts: Counts
@@ -152,10 +129,15 @@ def analyze(
     structures = [structure(record) for record in distinct]
     best_rung, best_count = _how_many_best(distinct, top)
     best, others = structures[:best_count], structures[best_count:]
-    loss_rung = _loss_rung(distinct)
-    correlations = _correlations(distinct, structures, loss_rung, generator)
-    sizes = [(one.kendall, one.n) for one in correlations if one.feature == "size"]
-    losses = sum(loss_rung in one.evaluation.results for one in distinct)
+    rung = loss_rung(distinct)
+    found = [
+        one
+        for name in dict.fromkeys((rung, DEAREST[-1]))
+        if name
+        for one in correlations(distinct, structures, name, generator)
+    ]
+    sizes = [(one.kendall, one.n) for one in found if (one.rung, one.feature) == (rung, "size")]
+    losses = sum(has(one, rung) for one in distinct) if rung else 0
     winner = HallOfFame.of(records).best
     return Analysis(
         _counts(records, seconds or {}),
@@ -163,9 +145,9 @@ def analyze(
         best_count,
         best_rung,
         _shares(best, others, generator),
-        loss_rung,
-        correlations,
-        _agreements(distinct, generator),
+        rung,
+        tuple(found),
+        agreements(distinct, generator),
         tuple(principles_of(best, others, *(sizes or [(Estimate(), losses)])[0], generator)),
         lineage(winner, records) if winner else None,
     )
@@ -205,19 +187,11 @@ def _kind_of(reason: str) -> str:
 
 
 def _how_many_best(distinct: Sequence[Record], top: float) -> tuple[str | None, int]:
-    for rung in _DEAREST:
-        count = round(top * sum(rung in one.evaluation.results for one in distinct))
+    for rung in DEAREST:
+        count = round(top * sum(has(one, rung) for one in distinct))
         if count >= FEWEST_BEST:
             return rung, count
     return None, min(len(distinct), max(1, round(top * len(distinct))))
-
-
-def _loss_rung(distinct: Sequence[Record]) -> str | None:
-    """The dearest rung with enough values, else the one with the most; None without any."""
-    values = {rung: sum(rung in one.evaluation.results for one in distinct) for rung in _DEAREST}
-    enough = [rung for rung in _DEAREST if values[rung] >= FEWEST_LOSSES]
-    rung = enough[0] if enough else max(_DEAREST, key=values.__getitem__)
-    return rung if values[rung] else None
 
 
 def _shares(
@@ -258,67 +232,6 @@ def _shares(
     ]
     kinds = ("terminal", "operator", "scope")
     return tuple(sorted(shares, key=lambda one: (kinds.index(one.kind), -one.ratio.value)))
-
-
-def _correlations(
-    distinct: Sequence[Record],
-    structures: Sequence[Structure],
-    rung: str | None,
-    generator: np.random.Generator,
-) -> tuple[Correlation, ...]:
-    """Every feature that varies among the candidates with a value on `rung`."""
-    judged = [
-        (one, facts.features)
-        for one, facts in zip(distinct, structures, strict=True)
-        if rung in one.evaluation.results
-    ]
-    losses = _comparable([one for one, _ in judged], rung or "")
-    found = []
-    for name in judged[0][1] if judged else ():
-        values = np.array([features[name] for _, features in judged])
-        there = ~np.isnan(values)
-        values, own = values[there], losses[there]
-        if len(np.unique(values)) > 1:
-            by_both = [bootstrap(one, values, own, generator) for one in (kendalls, spearmans)]
-            found.append(Correlation(name, len(values), *by_both))
-    return tuple(found)
-
-
-def _comparable(records: Sequence[Record], rung: str) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """The values on a rung. The closed form's are ranks within each scope, 0 … 1, since its
-    errors compare only there."""
-    values = np.array([one.evaluation.results[rung] for one in records], dtype=float)
-    if rung != "reconstruction":
-        return values
-    scopes = np.array([one.candidate.scope for one in records])
-    for scope in np.unique(scopes):
-        own = scopes == scope
-        values[own] = (ranks(values[own]) - 0.5) / own.sum()
-    return values
-
-
-def _agreements(
-    distinct: Sequence[Record], generator: np.random.Generator
-) -> tuple[Agreement, ...]:
-    found = []
-    for dear, cheap in combinations(_DEAREST, 2):
-        both = [one for one in distinct if {cheap, dear} <= one.evaluation.results.keys()]
-        groups = {"all": both}
-        scopes = sorted({one.candidate.scope for one in both})
-        if len(scopes) > 1:
-            groups |= {
-                f"scope {scope}": [one for one in both if one.candidate.scope == scope]
-                for scope in scopes
-            }
-        if len(both) > _BEST_OF_DEARER:
-            ordered = sorted(both, key=lambda one: one.evaluation.results[dear])
-            groups[f"best {_BEST_OF_DEARER}"] = ordered[:_BEST_OF_DEARER]
-        for among, group in groups.items():
-            if len(group) >= _FEWEST_PAIRS:
-                x, y = ([one.evaluation.results[rung] for one in group] for rung in (cheap, dear))
-                by_both = [bootstrap(one, x, y, generator) for one in (kendalls, spearmans)]
-                found.append(Agreement(cheap, dear, among, len(group), *by_both))
-    return tuple(found)
 
 
 def _order(record: Record) -> tuple[tuple[int, float], int, int]:

@@ -14,7 +14,8 @@ from pruner_zero.sparsity import Scope
 
 Result = tuple[Candidate, Evaluation]
 
-_TRIES = 200
+# So many draws in a row without anything new: the source is dry.
+_TRIES = 100
 
 
 class Proposal(NamedTuple):
@@ -119,13 +120,19 @@ class BatchAlgorithm(ABC):
             self.avoided[seen[-1]] += 1
         return "canonical" not in seen
 
-    def first_new(self, draw: Callable[[], Proposal | None]) -> Proposal | None:
-        """The first new one of some draws, or None where there is none."""
-        for _ in range(_TRIES):
-            proposal = draw()
-            if proposal is not None and self.is_new(proposal):
-                return proposal
-        return None
+    def fill(self, count: int, *draws: Callable[[], Proposal | None]) -> list[Proposal]:
+        """So many new proposals of the first of `draws` that still gives any; fewer in the end."""
+        found: list[Proposal] = []
+        for draw in draws:
+            tries = _TRIES
+            while len(found) < count and tries:
+                proposal = draw()
+                if proposal is not None and self.is_new(proposal):
+                    found.append(proposal)
+                    tries = _TRIES
+                else:
+                    tries -= 1
+        return found
 
 
 def _planted(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:

@@ -119,23 +119,27 @@ class Evolution(BatchAlgorithm):
 
     def start(self) -> list[Proposal]:
         """Random expressions, evenly over the scopes, the small ones first."""
-        scopes = self.space.scopes
-        drawn = [
-            self.first_new(partial(self._random, scopes[index % len(scopes)], "random"))
-            for index in range(self.settings.initial)
+        scopes, count = self.space.scopes, self.settings.initial
+        found = [
+            proposal
+            for index, scope in enumerate(scopes)
+            for proposal in self.fill(
+                len(range(index, count, len(scopes))), partial(self._random, scope, "random")
+            )
         ]
-        found = [proposal for proposal in drawn if proposal is not None]
         return sorted(found, key=lambda proposal: proposal.expression.size)
 
     def propose(self) -> list[Proposal]:
         """Children for every niche; where a niche finds nothing new, immigrants."""
-        children = [
-            self.first_new(partial(self._child, niche))
-            or self.first_new(partial(self._random, niche.scope, "immigrant"))
+        return [
+            proposal
             for niche, share in zip(self.niches, self._shares(), strict=True)
-            for _ in range(share)
+            for proposal in self.fill(
+                share,
+                partial(self._child, niche),
+                partial(self._random, niche.scope, "immigrant"),
+            )
         ]
-        return [child for child in children if child is not None]
 
     def learn(self, results: Sequence[Result]) -> None:
         """Every result joins its niche: that of its first parent, unless it changed the scope."""

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pruner_zero.metric import OPERATORS, TERMINALS, Call, Expression, Terminal, parse
+from pruner_zero.metric import OPERATORS, TERMINALS, Expression, Terminal, parse
 from pruner_zero.metric.normal import Normal
 from pruner_zero.search.archive import Record
 from pruner_zero.search.hall_of_fame import complexity
@@ -73,5 +73,4 @@ def exponents(form: Expression) -> dict[str, float]:
     normal = Normal()
     coefficient, factors = normal.factors(normal.of(form))
     powers = {base.name: power for base, power in factors.items() if isinstance(base, Terminal)}
-    whole = len(powers) == len(factors) and coefficient > 0
-    return powers if whole and isinstance(form, Terminal | Call) else {}
+    return powers if len(powers) == len(factors) and coefficient > 0 else {}

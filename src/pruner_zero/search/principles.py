@@ -104,29 +104,26 @@ def _by_ratios(
 ) -> Principle:
     """A principle that compares how over-represented some traits are."""
     best, others, generator = data
-    groups = [
-        np.array([[trait(one) for trait in traits] for one in group], dtype=float).reshape(
-            len(group), len(traits)
-        )
+    good, rest = (
+        np.array([[trait(one) for trait in traits] for one in group], dtype=float)
         for group in (best, others)
-    ]
-    lacking = _lacking(groups, names)
+    )
+    lacking = _lacking(good, rest, names)
     if lacking:
         return _judged(statement, measure, Estimate(), 1.0, len(best), lacking)
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = float(combine(ratios(*groups)[np.newaxis])[0])
-    draws = combine(ratio_draws(*groups, generator))
+        value = float(combine(ratios(good, rest)[np.newaxis])[0])
+    draws = combine(ratio_draws(good, rest, generator))
     # Where no good metric has what is divided by, the plain quotient says nothing.
     estimate = interval(value if math.isfinite(value) else float(np.median(draws)), draws)
     return _judged(statement, measure, estimate, 1.0, len(best), "")
 
 
-def _lacking(groups: Sequence[Array], names: Sequence[str]) -> str:
+def _lacking(good: Array, rest: Array, names: Sequence[str]) -> str:
     """What the data lacks to tell the traits apart, or nothing."""
-    fewest = min(len(group) for group in groups)
-    if fewest < FEWEST_BEST:
-        return f"{fewest} good metrics or others, {FEWEST_BEST} of each are needed"
-    everyone = np.concatenate(groups)
+    if min(len(good), len(rest)) < FEWEST_BEST:
+        return f"{len(good)} good metrics and {len(rest)} others, {FEWEST_BEST} each are needed"
+    everyone = np.concatenate([good, rest])
     for name, column in zip(names, everyone.T, strict=True):
         if not column.any():
             return f"no metric has {name}"

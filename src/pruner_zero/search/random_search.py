@@ -41,8 +41,7 @@ class RandomSearch(BatchAlgorithm):
         return self.propose()
 
     def propose(self) -> list[Proposal]:
-        drawn = (self.first_new(self._random) for _ in range(self.settings.batch))
-        return [proposal for proposal in drawn if proposal is not None]
+        return self.fill(self.settings.batch, self._random)
 
     def _random(self) -> Proposal:
         scope = self.space.scopes[self.generator.integers(len(self.space.scopes))]

@@ -92,8 +92,11 @@ def bootstrap(
     value = float(statistic(x, y, once)[0])
     if len(x) < FEWEST_PAIRS or math.isnan(value):
         return Estimate(value)
-    drawn = generator.multinomial(len(x), np.full(len(x), 1 / len(x)), size=resamples)
-    return _estimate(value, statistic(x, y, drawn.T.astype(np.float64)))
+    drawn = generator.integers(len(x), size=(resamples, len(x)))
+    places = drawn + len(x) * np.arange(resamples)[:, np.newaxis]
+    counts = np.bincount(places.ravel(), minlength=places.size).reshape(places.shape)
+    drawn_counts = np.ascontiguousarray(counts.T, dtype=np.float64)
+    return _estimate(value, statistic(x, y, drawn_counts))
 
 
 def hypergeometric_p(chosen_with: int, chosen: int, all_with: int, total: int) -> float:
@@ -132,9 +135,11 @@ def ratios(chosen: ArrayLike, others: ArrayLike) -> Array:
     chosen, others: 0 or 1 of (observations, features).
     """
     chosen, others = _array(chosen), _array(others)
-    share = chosen.mean(axis=0) if len(chosen) else np.full(chosen.shape[1], np.nan)
-    among_all = np.concatenate([chosen, others]).mean(axis=0)
-    return np.divide(share, among_all, out=np.full(len(share), np.nan), where=among_all > 0)
+    everyone = np.concatenate([chosen, others])
+    # Of counts, so that equal shares give exactly 1.
+    best, total = chosen.sum(axis=0) * len(everyone), everyone.sum(axis=0) * len(chosen)
+    found: Array = np.divide(best, total, out=np.full(len(total), np.nan), where=total > 0)
+    return found
 
 
 def ratio_draws(
@@ -191,10 +196,10 @@ def _three(x: Array, y: Array) -> tuple[tuple[Array, Array], ...]:
 
 
 def _correlation(xx: Array, xy: Array, yy: Array) -> Array:
-    # Two roots, for the product of large sums is no longer exact.
-    spread = np.sqrt(xx) * np.sqrt(yy)
+    spread = np.sqrt(xx * yy)
     found = np.divide(xy, spread, out=np.full(len(spread), np.nan), where=spread > 0)
-    return np.clip(found, -1, 1)
+    clipped: Array = np.clip(found, -1, 1)
+    return clipped
 
 
 def _group_sums(values: Array, counts: Array) -> Array:
@@ -203,7 +208,8 @@ def _group_sums(values: Array, counts: Array) -> Array:
         return np.zeros((0, counts.shape[1]))
     order = np.argsort(values, kind="stable")
     starts = np.flatnonzero(np.diff(values[order], prepend=np.nan))
-    return np.add.reduceat(counts[order], starts, axis=0)
+    sums: Array = np.add.reduceat(counts[order], starts, axis=0)
+    return sums
 
 
 def _mean_ranks(values: Array, counts: Array) -> Array:

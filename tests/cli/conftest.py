@@ -1,0 +1,57 @@
+"""The command line inside this process: `main` with real arguments and streams."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from pruner_zero.cli.app import main
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left: its exit code and both streams."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that refuses the command; checks that there is nothing else."""
+        lines = [line for line in self.err.splitlines() if line]
+        assert self.code == 2, self
+        assert len(lines) == 1, self
+        assert lines[0].startswith("error: "), self
+        assert self.out == "", self
+        return lines[0].removeprefix("error: ")
+
+
+Cli = Callable[..., Outcome]
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
+    """Run `pruner-zero ARGUMENTS` and tell what came of it."""
+
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["pruner-zero", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int)
+        return Outcome(code, out, err)
+
+    return run
+
+
+def tree(folder: Path) -> dict[str, int]:
+    """Every path under `folder` with its size."""
+    return {
+        str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
+        for path in folder.rglob("*")
+    }

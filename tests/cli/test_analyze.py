@@ -1,0 +1,128 @@
+"""`pruner-zero analyze` on a small run."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pruner_zero.cli.app import main
+from pruner_zero.metric import canonical, parse
+from pruner_zero.search.archive import Archive, Record
+from pruner_zero.search.candidate import Candidate, Evaluation
+from pruner_zero.search.evaluator import Outcome
+from pruner_zero.sparsity import Scope
+
+TEXTS: tuple[tuple[str, Scope], ...] = (
+    ("W * sqrt(G)", "global"),
+    ("W * mms(G)", "row"),
+    ("W * X", "row"),
+    ("exp(W) * X", "global"),
+)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run of 120 distinct candidates, a duplicate and a rejected one."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    archive = Archive(folder, {"seed": 0})
+    records = []
+    for number in range(122):
+        text, scope = TEXTS[number // 30 % 4]
+        loss = 3 + 0.01 * number
+        results = {"reconstruction": loss - 5, "few": loss + 0.1, "all": loss}
+        evaluation = Evaluation(3, loss, results, seconds=0.5)
+        if number == 120:
+            evaluation = Evaluation(3, 3.0, same_as=0, level="canonical")
+        if number == 121:
+            evaluation = Evaluation(0, float("inf"), reason="3 of 9 scores are not finite (3 nan)")
+        parents = (number - 1,) if number % 10 else ()
+        operation = "grow" if parents else "random"
+        candidate = Candidate(number, parse(text), scope, parents, operation)
+        records.append(Record(candidate, evaluation, str(canonical(parse(text), scope))))
+        archive.remember(Outcome(number, "probe", fingerprint=str(number), seconds=0.125))
+    archive.commit(records, 60.0)
+    return folder
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["pruner-zero", "analyze", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert isinstance(ended.value.code, int)
+    return ended.value.code
+
+
+def test_tables(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    assert lines[0] == "122 candidates, 120 with a mask of their own (98 of 100)"
+    assert lines[1] == "rejected: 1 … of … scores are not finite (… nan)"
+    assert lines[2] == "duplicates saved: 1 canonical"
+    cells = [line.split() for line in lines]
+    assert ["probe", "122", "15.2", "0.125"] in cells
+    assert any(one[:5] == ["operator", "sqrt", "12", "30", "4.00"] for one in cells)
+    assert any(one[:5] == ["few", "all", "all", "120", "1.00"] for one in cells)
+    assert any(line.startswith("simpler trees are better ") for line in lines)
+    assert "0 random: W * sqrt(G) @global, 3.0000 on 'all'" in lines
+
+
+def test_json_on_stdout_and_in_a_file(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run, "--json", "--top", "0.25", "-o", tmp_path / "out.json") == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == json.loads((tmp_path / "out.json").read_text())
+    assert (printed["top"], printed["best_count"], printed["best_rung"]) == (0.25, 30, "all")
+    assert printed["counts"]["rung_seconds"] == {"probe": [122, 15.25]}
+    assert {one["verdict"] for one in printed["principles"]} <= {
+        "held",
+        "not held",
+        "too little data",
+    }
+    assert printed["lineage"]["tree"][0]["expression"] == "W * sqrt(G)"
+
+
+def test_a_run_that_has_only_begun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Archive(tmp_path, {})
+    assert call(monkeypatch, tmp_path) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("0 candidates, 0 with a mask of their own\n")
+    assert printed.count("too little data") == 4
+    assert "no metric that works was found" in printed
+
+
+@pytest.mark.parametrize("what", ["empty", "file", "missing"])
+def test_a_folder_without_a_run_is_one_line(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    assert call(monkeypatch, tmp_path / what) == 2
+    error = capsys.readouterr().err
+    assert error == f"error: {tmp_path / what} holds no search: give the folder that search wrote\n"
+
+
+@pytest.mark.parametrize("top", ["0", "1", "nan"])
+def test_an_impossible_share_is_one_line(
+    top: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run, "--top", top) == 2
+    assert "between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_written_is_one_line(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    assert call(monkeypatch, run, "-o", tmp_path / "file" / "out.json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "not a folder" in printed.err

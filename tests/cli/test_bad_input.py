@@ -1,0 +1,367 @@
+"""Bad input: exit code 2, one line that says what to change, and nothing written."""
+
+import json
+import os
+import resource
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.pruning import prune
+from tests.cli.conftest import Cli, tree
+from tests.conftest import save_tiny
+from tests.processes import finish, start
+from tests.tiny import tiny_tokenizer
+
+
+@pytest.fixture
+def refused(cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path) -> Callable[..., str]:
+    """The line that refuses a `prune` with these options in place of the good ones."""
+
+    def run(*options: object, model: object = llama_folder, text: object = text_file) -> str:
+        before = tree(tmp_path)
+        texts = [] if text is None else ["--calibration", text]
+        sizes = ["--windows", 2, "--seqlen", 16]
+        output = [] if "-o" in options else ["-o", tmp_path / "out"]
+        line = cli("prune", model, *texts, *sizes, *output, *options).error
+        assert tree(tmp_path) == before
+        return line
+
+    return run
+
+
+HALF = ("--sparsity", "0.5")
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("wnada", "unknown metric 'wnada': did you mean 'wanda'?"),
+        ("sqrtt(W)", "column 1: unknown operator 'sqrtt': did you mean 'sqrt'?"),
+        ("W * Q", "column 5"),
+        ("W * ", "column"),
+        ("sqr(X)", "gives no value per weight"),
+        ("none.json", "none.json: no such file"),
+        ("W@glob", "unknown scope 'glob': did you mean 'global'?"),
+        ("W - W", "W - W cannot score model.layers.0.self_attn.q_proj"),
+    ],
+)
+def test_a_metric_that_is_none(metric: str, words: str, refused: Callable[..., str]) -> None:
+    assert words in refused("--metric", metric, *HALF)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ((), "give either --sparsity, such as 0.5, or --pattern, such as 2:4"),
+        ((*HALF, "--pattern", "2:4"), "give either --sparsity"),
+        (("--sparsity", "1"), "sparsity 1.0 is outside [0, 1)"),
+        (("--sparsity", "-0.1"), "sparsity -0.1 is outside [0, 1)"),
+        (("--sparsity", "50"), "such as 0.5 for 50 %"),
+        (("--sparsity", "nan"), "sparsity nan is outside [0, 1)"),
+        (("--sparsity", "half"), "--sparsity"),
+        (("--pattern", "4:4"), "choose N and M with 0 < N < M"),
+        (("--pattern", "5:4"), "choose N and M with 0 < N < M"),
+        (("--pattern", "2-4"), "pattern '2-4' cannot be read: write N:M"),
+        (("--pattern", "0.5"), "give a share as --sparsity"),
+        (("--pattern", "2:4", "--scope", "matrix"), "leave out scope 'matrix'"),
+        (
+            ("--pattern", "2:5"),
+            "input width 32 of model.layers.0.self_attn.q_proj is not divisible",
+        ),
+        ((*HALF, "--mode", "seqential"), "--mode is 'seqential': input should be 'auto', 'sequ"),
+        ((*HALF, "--scope", "rows"), "--scope is 'rows': input should be 'row', 'block'"),
+        ((*HALF, "--dtype", "float8"), "--dtype is 'float8': input should be 'auto', 'float32'"),
+        ((*HALF, "--gradient-norm", "l3"), "--gradient-norm is 'l3'"),
+        ((*HALF, "--windows", "0"), "--windows is 0: input should be greater than or equal to 1"),
+        ((*HALF, "--seqlen", "1"), "--seqlen is 1: input should be greater than or equal to 2"),
+        ((*HALF, "--seed", "-1"), "--seed is -1"),
+        ((*HALF, "--damping", "0"), "--damping is 0.0"),
+        ((*HALF, "--scope", "global", "--mode", "sequential"), "choose --mode one-shot or"),
+        ((*HALF, "--include", "*.mpl.*"), "the pattern '*.mpl.*' matches no matrix"),
+        ((*HALF, "--exclude", "*"), "no matrix is left to prune"),
+    ],
+)
+def test_options_that_mean_nothing(
+    options: tuple[str, ...], words: str, refused: Callable[..., str]
+) -> None:
+    assert words in refused(*options)
+
+
+def test_texts_that_do_not_serve(refused: Callable[..., str], tmp_path: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    assert "has 9 tokens, fewer than one window of 16" in refused(*HALF, text=short)
+    assert "there is no file 'none.txt'" in refused(*HALF, text="none.txt")
+    assert "did you mean 'wikitext2'?" in refused(*HALF, text="wikitxt2")
+    assert "the setting 'calibration' is missing" in refused(*HALF, text=None)
+
+
+def test_models_that_are_none(refused: Callable[..., str], tmp_path: Path) -> None:
+    sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=9, intermediate_size=8, **sizes)).save_pretrained(
+        tmp_path / "bert"
+    )
+    tiny = {"d_model": 8, "d_ff": 8, "num_layers": 1, "num_heads": 2, "d_kv": 4}
+    T5ForConditionalGeneration(T5Config(vocab_size=9, **tiny)).save_pretrained(tmp_path / "t5")
+    (tmp_path / "empty").mkdir()
+    assert "bert is a BertModel, not a causal language model" in refused(
+        *HALF, model=tmp_path / "bert"
+    )
+    assert "not a causal language model" in refused(*HALF, model=tmp_path / "t5")
+    assert "has no config.json" in refused(*HALF, model=tmp_path / "empty")
+    assert "does not exist" in refused(*HALF, model=tmp_path / "none")
+    assert "did you mean 'builtin:smollm2-135m'?" in refused(*HALF, model="builtin:smollm2")
+
+
+def test_a_broken_weights_file(refused: Callable[..., str], tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "broken")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "broken are damaged" in refused(*HALF, model=folder)
+    weights.write_bytes(b"\xff" * 1000)
+    assert "broken are damaged" in refused(*HALF, model=folder)
+
+
+def test_weights_that_are_not_numbers_are_named(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "nan")
+    weights = load_file(folder / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 4] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    line = refused(*HALF, model=folder)
+    assert "model.layers.1.mlp.up_proj has 1 weights that are NaN or infinite" in line
+
+
+def test_outputs_that_are_taken(refused: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("precious")
+    assert "full is not empty: choose another folder, or add --overwrite" in refused(
+        *HALF, "-o", tmp_path / "full"
+    )
+    mine = tmp_path / "full" / "mine.txt"
+    assert "mine.txt is a file" in refused(*HALF, "-o", mine, "--overwrite")
+    assert "mine.txt is not a folder" in refused(*HALF, "-o", mine / "out")
+    assert mine.read_text() == "precious"
+
+
+def test_yaml_that_is_wrong(refused: Callable[..., str], tmp_path: Path) -> None:
+    config = tmp_path / "run.yaml"
+    for yaml, words in (
+        ("sparsty: 0.5", "no setting 'sparsty': did you mean 'sparsity'?"),
+        ("sparsity: half", "--sparsity is 'half': input should be a valid number"),
+        ("include: 7", "--include is 7: input should be a list"),
+        ("sparsity: [", "run.yaml is not valid YAML"),
+        ("[1, 2]", "run.yaml must hold settings"),
+    ):
+        config.write_text(yaml)
+        assert words in refused("--config", config)
+    assert "none.yaml cannot be read: No such file or directory" in refused(
+        "--config", tmp_path / "none.yaml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["prun"], "No such command 'prun'"),
+        (["prune", "model"], "Missing option '--output'"),
+        (["prune", "model", "-o", "out", "--sparsety", "0.5"], "No such option: --sparsety"),
+        (["prune", "-o", "out", *HALF], "the setting 'model' is missing"),
+        (["evaluate"], "Missing argument 'MODEL'"),
+        (["metric", "shwo", "W"], "No such command 'shwo'"),
+        (["prune", "model", "another", "-o", "out"], "unexpected extra argument"),
+    ],
+)
+def test_commands_that_cannot_be_read(arguments: list[str], words: str, cli: Cli) -> None:
+    assert words in cli(*arguments).error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--windows", "0"], "--windows is 0: choose at least 1"),
+        (["--seqlen", "1"], "--seqlen is 1: choose at least 2"),
+        (["--seqlen", "9999"], "fewer than one window of 9999"),
+        (["--windows", "9999", "--seqlen", "16"], "windows of 16 and not 9999"),
+        (["--dtype", "flaot32"], "no dtype 'flaot32': did you mean 'float32'?"),
+    ],
+)
+def test_evaluate_refuses_alike(
+    options: list[str], words: str, cli: Cli, llama_folder: Path, text_file: Path
+) -> None:
+    assert words in cli("evaluate", llama_folder, "--text", text_file, *options).error
+
+
+def test_evaluate_needs_a_text_and_a_model(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:
+    assert "Missing option '--text'" in cli("evaluate", llama_folder).error
+    assert "there is no file" in cli("evaluate", llama_folder, "--text", "none.txt").error
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--methods", "dense,wnada", *HALF], "did you mean 'wanda'?"),
+        (["--methods", "dense,,wanda", *HALF], "an empty name in the list of methods"),
+        (["--methods", "wanda@glob", *HALF], "did you mean 'global'?"),
+        (["--methods", "dense,wanda"], "give either --sparsity"),
+        (["--methods", "wanda", "--pattern", "2:5"], "input width 32 of model.layers.0."),
+        (["--windows-eval", "0", *HALF], "--windows-eval is 0"),
+        (["--windows-eval", "9999", *HALF], "and not 9999"),
+    ],
+)
+def test_compare_refuses_alike(
+    options: list[str], words: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    texts = ["--calibration", text_file, "--text", text_file, "--windows", 2, "--seqlen", 16]
+    line = cli("compare", llama_folder, *texts, "-o", tmp_path / "t.json", *options).error
+    assert words in line
+    assert os.listdir(tmp_path) == []
+
+
+def test_compare_refuses_a_table_it_cannot_write(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    texts = ["--calibration", text_file, "--text", text_file, "--windows", 2, "--seqlen", 16]
+    line = cli("compare", llama_folder, *texts, *HALF, "-o", tmp_path).error
+    assert "is a folder: name a file for the table" in line
+
+
+def test_a_hub_name_without_the_hub_names_the_local_alternative(
+    text_file: Path, tmp_path: Path
+) -> None:
+    # A port where nothing listens: the hub is away on any machine.
+    away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
+    arguments = ["-o", tmp_path / "out", *HALF, "--calibration"]
+    code, out, err = finish(
+        start("prune", "someone/model", *arguments, text_file, environment=away)
+    )
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert err.startswith("error: someone/model is no local folder and the Hugging Face hub did")
+    assert "give a folder, a .gguf file or builtin:smollm2-135m" in err
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def no_file_beyond(limit: int) -> Iterator[None]:
+    """What a full disk does to a write, on any machine: the system refuses what is too long."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.parametrize(
+    ("limit", "file"),
+    [(600, "X-0000.safetensors"), (20_000, "weights-0000.safetensors"), (80_000, "result")],
+)
+def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
+    limit: int, file: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    arguments = ["prune", llama_folder, "--calibration", text_file, *HALF, "-o", output]
+    arguments += ["--windows", 2, "--seqlen", 16, "--cache", tmp_path / "cache"]
+    arguments += ["--mode", "one-shot"]
+    with no_file_beyond(limit):
+        outcome = cli(*arguments)
+    assert outcome.code == 2
+    [line] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert "cannot be written (no space left" in line
+    assert file in line
+    assert not output.exists()
+    assert not [one for one in tree(tmp_path) if "/" in one and one.endswith(".partial")]
+    outcome = cli(*arguments)
+    assert outcome.code == 0
+    assert ("going on after block 2" in outcome.err) == (file == "result")
+    assert (output / "model.safetensors").exists()
+    assert sorted(os.listdir(tmp_path)) == ["cache", "out"]
+
+
+@pytest.fixture
+def nearly_full(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 300 kB, where the machine lets us mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o size=300k tmpfs '{folder}' 2>/dev/null"):
+        pytest.skip("mounting needs root")
+    yield folder
+    os.system(f"umount '{folder}'")
+
+
+@pytest.mark.parametrize("taken", [280_000, 200_000, 120_000])
+def test_a_really_full_disk(
+    taken: int, nearly_full: Path, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    ballast = nearly_full / "ballast"
+    ballast.write_bytes(b"\0" * taken)
+    output = nearly_full / "out"
+    arguments = ["prune", llama_folder, "--calibration", text_file, *HALF, "-o", output]
+    arguments += ["--windows", 2, "--seqlen", 16, "--cache", tmp_path / "cache"]
+    outcome = cli(*arguments)
+    lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    assert outcome.code == 2
+    assert len(lines) == 1
+    assert "cannot be written (no space left" in lines[0]
+    assert not output.exists()
+    ballast.unlink()
+    outcome = cli(*arguments)
+    if outcome.code:
+        # The work itself needs more than the whole disk.
+        assert "no space left" in outcome.err
+        assert not output.exists()
+    else:
+        assert (output / "model.safetensors").exists()
+
+
+def test_an_output_in_a_folder_that_is_read_only(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.system(f"mount -t tmpfs -o ro tmpfs '{folder}' 2>/dev/null"):
+        pytest.skip("mounting needs root")
+    try:
+        line = refused(*HALF, "-o", folder / "out")
+    finally:
+        os.system(f"umount '{folder}'")
+    assert "disk is not writable" in line
+
+
+def test_a_mount_point_cannot_be_replaced(
+    nearly_full: Path, llama_folder: Path, text_file: Path
+) -> None:
+    with pytest.raises(PrunerZeroError, match="is a mount point: choose a folder inside it"):
+        prune(
+            llama_folder,
+            sparsity=0.5,
+            calibration=text_file,
+            windows=2,
+            seqlen=16,
+            output=nearly_full,
+        )
+
+
+def test_a_tokenizer_of_another_model_is_refused(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    folder = save_tiny(tmp_path / "mixed")
+    config = json.loads((folder / "config.json").read_text())
+    weights = load_file(folder / "model.safetensors")
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        if name in weights:
+            weights[name] = weights[name][:50].clone()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": 50}))
+    tiny_tokenizer().save_pretrained(folder)
+    assert "use the tokenizer that belongs to the model" in refused(*HALF, model=folder)

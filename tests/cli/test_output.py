@@ -1,0 +1,258 @@
+"""What commands print: results on stdout, everything else on stderr, one JSON value on request."""
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pruner_zero
+from pruner_zero.metric import NAMED, OPERATORS, TERMINALS, Metric
+from tests.cli.conftest import Cli, Outcome
+from tests.processes import finish, start
+
+HALF = ("--sparsity", "0.5")
+
+
+@pytest.fixture
+def texts(text_file: Path) -> list[object]:
+    return ["--calibration", text_file, "--windows", 2, "--seqlen", 16]
+
+
+def one_value(outcome: Outcome) -> Any:
+    """Stdout as strict JSON, one line."""
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    assert outcome.code == 0, outcome
+    assert outcome.out.count("\n") == 1
+    return json.loads(outcome.out, parse_constant=refuse)
+
+
+def test_prune_tells_what_became_of_the_model(
+    cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
+) -> None:
+    outcome = cli("prune", llama_folder, *texts, *HALF, "-o", tmp_path / "out")
+    assert outcome.code == 0
+    assert outcome.out.startswith(f"{tmp_path / 'out'}: 50.00% of the weights of 14 matrices are")
+    assert outcome.out.count("\n") == 1
+
+
+def test_prune_for_machines(
+    cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
+) -> None:
+    found = one_value(
+        cli("prune", llama_folder, *texts, "--pattern", "2:4", "-o", tmp_path / "out", "--json")
+    )
+    assert found["output"] == str(tmp_path / "out")
+    assert found["sparsity"] == 0.5
+    assert found["settings"]["pattern"] == "2:4"
+    assert found["peak_rss_bytes"] > 0
+
+
+def test_a_relative_output_is_told_in_full(
+    cli: Cli,
+    llama_folder: Path,
+    texts: list[object],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = one_value(cli("prune", llama_folder, *texts, *HALF, "-o", "a/../out/", "--json"))
+    assert found["output"] == str(tmp_path / "out")
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_options_win_over_the_file_and_repeat(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {llama_folder}\ncalibration: {text_file}\nwindows: 2\nseqlen: 16\n"
+        "metric: ria\nsparsity: 0.5\ninclude: ['*.mlp.*']\n"
+    )
+    found = one_value(cli("prune", "--config", config, "-o", tmp_path / "one", "--json"))
+    assert found["settings"]["metric"] == "ria"
+    assert found["settings"]["include"] == ["*.mlp.*"]
+    options = ["--metric", "magnitude", "--include", "*.q_proj", "--include", "*.k_proj"]
+    found = one_value(cli("prune", "--config", config, *options, "-o", tmp_path / "two", "--json"))
+    assert found["settings"]["metric"] == "magnitude"
+    assert found["settings"]["include"] == ["*.q_proj", "*.k_proj"]
+
+
+def test_compare_may_have_everything_from_the_file(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "table.yaml"
+    config.write_text(
+        f"model: {llama_folder}\ncalibration: {text_file}\ntext: {text_file}\nwindows: 2\n"
+        "seqlen: 16\nwindows_eval: 1\nsparsity: 0.5\nmethods: [dense, 'max(W, G)']\n"
+    )
+    found = one_value(cli("compare", "--config", config, "--json"))
+    assert [row["method"] for row in found["rows"]] == ["dense", "max(W, G)"]
+
+
+def test_a_resolved_configuration_can_be_used_again(
+    cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
+) -> None:
+    assert cli("prune", llama_folder, *texts, *HALF, "-o", tmp_path / "one").code == 0
+    settings = json.loads((tmp_path / "one" / "pruning.json").read_text())["settings"]
+    (tmp_path / "again.yaml").write_text(json.dumps(settings))
+    assert cli("prune", "--config", tmp_path / "again.yaml", "-o", tmp_path / "two").code == 0
+    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_evaluate_says_what_it_measured(cli: Cli, llama_folder: Path, text_file: Path) -> None:
+    arguments = ["evaluate", llama_folder, "--text", text_file, "--seqlen", 32, "--windows", 3]
+    found = one_value(cli(*arguments, "--json"))
+    assert found["text"]["windows"] == 3
+    assert found["text"]["text"] == str(text_file)
+    outcome = cli(*arguments)
+    assert outcome.out.startswith(
+        f"perplexity {found['perplexity']:.2f} per token on 3 windows of 32 tokens of {text_file}"
+    )
+    assert found["text"]["text_sha256"][:12] in outcome.out
+
+
+def test_compare_prints_a_table_that_nothing_cuts(
+    cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
+) -> None:
+    long = " + ".join(["W * X"] * 30)
+    outcome = cli(
+        *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
+        *["--methods", f"dense,wanda@matrix,{long},W - W", "-o", tmp_path / "t.json"],
+    )
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    assert lines[0].split() == [
+        "method",
+        "mode",
+        "perplexity",
+        "zeros",
+        "seconds",
+        "peak",
+        "memory",
+    ]
+    assert lines[1].startswith("dense ")
+    assert lines[3].startswith(long)
+    assert "failed" in lines[4]
+    assert lines[5].startswith("W - W: W - W cannot score model.layers.0.self_attn.q_proj")
+    assert lines[6].startswith("perplexity per token on 2 windows of 16 tokens of")
+    assert outcome.out.isascii()
+
+
+def test_compare_for_machines_is_the_file_it_writes(
+    cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "table.json"
+    found = one_value(
+        cli(
+            *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
+            *["--methods", "dense,wanda", "-o", file, "--json"],
+        )
+    )
+    assert found == json.loads(file.read_text())
+
+
+def test_metric_show_tells_the_formula_and_its_needs(cli: Cli) -> None:
+    found = one_value(cli("metric", "show", "pruner-zero", "--json"))
+    assert found["expression"] == "abs(W * W) * mms(G)"
+    assert found["needs"] == ["G", "W"]
+    assert found["leaves"] == {"W": 2, "G": 1}
+    assert found["size"] == 7
+    assert found["source"].startswith("Dong et al. 2024")
+    assert found["latex"] == Metric.of("pruner-zero").latex
+    outcome = cli("metric", "show", "pruner-zero")
+    assert "expression   abs(W * W) * mms(G)\n" in outcome.out
+    assert "needs        G, W\n" in outcome.out
+
+
+def test_metric_json_is_read_back_by_every_command(cli: Cli, tmp_path: Path) -> None:
+    outcome = cli("metric", "json", "max(W, G^0.5) * 2")
+    file = tmp_path / "tree.json"
+    file.write_text(outcome.out)
+    assert Metric.of(file) == Metric.of("max(W, G^0.5) * 2")
+    assert cli("metric", "latex", file).out.strip() == Metric.of(file).latex
+
+
+def test_metric_list_names_all_there_is(cli: Cli) -> None:
+    found = one_value(cli("metric", "list", "--json"))
+    assert set(found["metrics"]) == set(NAMED)
+    assert set(found["operators"]) == set(OPERATORS)
+    assert found["terminals"] == list(TERMINALS)
+    outcome = cli("metric", "list")
+    for name, one in NAMED.items():
+        assert any(
+            line.startswith(name) and line.endswith(one.text) for line in outcome.out.splitlines()
+        )
+
+
+def test_help_keeps_what_stands_in_brackets(cli: Cli) -> None:
+    outcome = cli("prune", "--help")
+    assert outcome.code == 0
+    text = " ".join(outcome.out.split())
+    assert "METRIC[@SCOPE][+obs]" in text
+    assert "[default: 24]" in text
+    assert "[default: wanda]" in text
+    for verb in ("prune", "evaluate", "compare", "metric"):
+        assert verb in cli("--help").out
+
+
+def test_version_and_no_arguments(cli: Cli) -> None:
+    assert cli("--version").out == f"pruner-zero {pruner_zero.__version__}\n"
+    outcome = cli()
+    assert outcome.code == 2
+    assert "Usage:" in outcome.out + outcome.err
+
+
+def test_the_real_process_keeps_stdout_for_the_result(
+    llama_folder: Path, texts: list[object], tmp_path: Path
+) -> None:
+    process = start("prune", llama_folder, *texts, *HALF, "-o", tmp_path / "out", "--json")
+    code, out, err = finish(process)
+    assert code == 0
+    assert json.loads(out)["output"] == str(tmp_path / "out")
+    assert out.count("\n") == 1
+    assert "Writing model shards" not in err
+    assert "\r" not in err
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    command = f"{sys.executable} -m pruner_zero metric list | head -1"
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+    assert run.returncode == 0
+    assert run.stderr == ""
+    assert run.stdout.startswith("name")
+
+
+def test_a_terminal_gets_a_table_and_is_left_as_it_was(
+    llama_folder: Path, texts: list[object], text_file: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    arguments = ["compare", llama_folder, *texts, *HALF, "--text", text_file]
+    arguments += ["--windows-eval", 2, "--methods", "dense,wanda"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pruner_zero", *map(str, arguments)],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while piece := os.read(ours, 65536):
+            seen += piece
+    except OSError:
+        pass  # Linux tells the end of a terminal this way.
+    assert process.wait(60) == 0
+    text = seen.decode()
+    assert "wanda" in text
+    assert "┃" in text or "|" in text
+    assert text.count("\x1b[?25l") == text.count("\x1b[?25h")

@@ -1,0 +1,221 @@
+"""One table: every method from the same dense weights and statistics, measured alike."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune
+from pruner_zero.comparison import CLASSICS
+from pruner_zero.models import LanguageModel
+from pruner_zero.progress import Progress
+from pruner_zero.pruning.settings import CalibrationSettings
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+SIZES: dict[str, Any] = {"windows": 3, "seqlen": 24, "windows_eval": 3}
+KEYS = {"method", "perplexity", "sparsity", "seconds", "peak_rss_bytes"}
+
+
+@pytest.fixture
+def mine(llama_folder: Path) -> LanguageModel:
+    return LanguageModel(tiny_model("llama"), tiny_tokenizer(), "mine")
+
+
+@pytest.fixture
+def texts(prose: str) -> dict[str, Any]:
+    half = len(prose) // 2
+    return {"calibration": [prose[:half]], "text": [prose[half:]]}
+
+
+def test_the_classics_in_one_table(
+    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "table.json"
+    table = compare(mine, sparsity=0.5, output=file, **texts, **SIZES)
+    assert [row["method"] for row in table.rows] == CLASSICS.split(",")
+    for row in table.rows:
+        assert row.keys() >= KEYS
+        assert row["perplexity"] > 1
+        assert row["sparsity"] == (0 if row["method"] == "dense" else 0.5)
+        assert row["seconds"] >= 0
+        assert row["peak_rss_bytes"] > 0
+        assert "error" not in row
+    assert json.loads(file.read_text()) == table.to_json()
+    origin = table.provenance
+    assert origin["settings"]["sparsity"] == 0.5
+    assert origin["settings"]["methods"] == CLASSICS
+    assert origin["calibration"]["windows"] == 3
+    assert origin["evaluation"]["tokens"] == 72
+    assert origin["evaluation"]["selection"] == "consecutive"
+    assert origin["calibration"]["text_sha256"] != origin["evaluation"]["text_sha256"]
+    assert origin["torch"] == torch.__version__
+
+
+def test_each_row_is_what_prune_and_evaluate_give(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    methods = ["dense", "wanda", "pruner-zero@global", "sparsegpt", "wanda@matrix+obs"]
+    for mode in ("one-shot", "sequential"):
+        table = compare(mine, methods, sparsity=0.4, mode=mode, **texts, **SIZES)
+        for row in table.rows:
+            model = tiny_model("llama")
+            if row["method"] != "dense":
+                result = prune(
+                    model,
+                    row["method"],
+                    sparsity=0.4,
+                    mode="auto" if "global" in row["method"] else mode,
+                    tokenizer=tiny_tokenizer(),
+                    calibration=texts["calibration"],
+                    windows=3,
+                    seqlen=24,
+                )
+                assert row["mode"] == result.mode
+                assert row["sparsity"] == round(result.sparsity, 6)
+            found = evaluate(model, texts["text"], seqlen=24, windows=3, tokenizer=tiny_tokenizer())
+            assert row["perplexity"] == found.perplexity, row
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_the_weights_come_back_bit_for_bit(architecture: str, texts: dict[str, Any]) -> None:
+    model = tiny_model(architecture)
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = -0.0
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    compare(
+        model,
+        "magnitude,sparsegpt,wanda@global+obs,W - W",
+        sparsity=0.5,
+        tokenizer=tiny_tokenizer(),
+        **texts,
+        **SIZES,
+    )
+    for name, one in model.state_dict().items():
+        assert torch.equal(one, before[name]), name
+        assert torch.equal(torch.signbit(one), torch.signbit(before[name])), name
+
+
+def test_methods_with_scopes_commas_and_trees(
+    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    tree = tmp_path / "tree.json"
+    tree.write_text(json.dumps(Metric.of("pruner-zero").to_tree() | {"scope": "matrix"}))
+    table = compare(
+        mine,
+        f"wanda,wanda@global,max(W, G)@block,min(W,max(G,W)),{tree},{tree}@row",
+        sparsity=0.5,
+        **texts,
+        **SIZES,
+    )
+    read = [(row["method"], row["scope"], row["expression"]) for row in table.rows]
+    assert read == [
+        ("wanda", "row", "W * X"),
+        ("wanda@global", "global", "W * X"),
+        ("max(W, G)@block", "block", "max(W, G)"),
+        ("min(W,max(G,W))", "row", "min(W, max(G, W))"),
+        (str(tree), "matrix", "abs(W * W) * mms(G)"),
+        (f"{tree}@row", "row", "abs(W * W) * mms(G)"),
+    ]
+    rows = {row["method"]: row["perplexity"] for row in table.rows}
+    assert rows["wanda"] != rows["wanda@global"]
+    assert rows[str(tree)] != rows[f"{tree}@row"]
+
+
+def test_a_method_that_fails_says_why_and_the_rest_goes_on(
+    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "table.json"
+    table = compare(
+        mine, "W - W,exp(W) - exp(W)@global,wanda", sparsity=0.5, output=file, **texts, **SIZES
+    )
+    failed, also, good = table.rows
+    assert "cannot score model.layers.0.self_attn.q_proj" in failed["error"]
+    assert failed["perplexity"] is None
+    assert failed["sparsity"] is None
+    assert failed.keys() >= KEYS
+    assert "cannot score" in also["error"]
+    alone = compare(mine, "wanda", sparsity=0.5, **texts, **SIZES).rows[0]
+    assert good["perplexity"] == alone["perplexity"]
+    assert json.loads(file.read_text())["rows"] == table.rows
+
+
+def test_gradients_that_cannot_be_had_fail_only_the_rows_that_need_them(
+    texts: dict[str, Any],
+) -> None:
+    model = tiny_model("llama").to(torch.float16)
+    table = compare(model, "gblm,wanda", sparsity=0.5, tokenizer=tiny_tokenizer(), **texts, **SIZES)
+    assert "gradients in float16 vanish" in table.rows[0]["error"]
+    assert table.rows[1]["perplexity"] > 1
+
+
+def test_the_table_is_on_disk_after_every_row(
+    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "table.json"
+    seen: list[int] = []
+
+    class Watching(Progress):
+        def note(self, line: str) -> None:
+            if line.endswith("…"):
+                rows = json.loads(file.read_text())["rows"] if file.exists() else []
+                seen.append(len(rows))
+
+    compare(
+        mine,
+        "dense,magnitude,wanda",
+        sparsity=0.5,
+        output=file,
+        progress=Watching(),
+        **texts,
+        **SIZES,
+    )
+    assert seen == [0, 1, 2]
+    assert len(json.loads(file.read_text())["rows"]) == 3
+
+
+def test_statistics_are_collected_once_for_all(
+    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    runs = 0
+
+    def count(_module: object, _inputs: object) -> None:
+        nonlocal runs
+        runs += torch.is_grad_enabled()
+
+    mine.model.register_forward_pre_hook(count)
+    given: dict[str, Any] = {"sparsity": 0.5, "cache": tmp_path, "mode": "one-shot"}
+    compare(mine, "gblm,pruner-zero,pruner-zero@global", **given, **texts, **SIZES)
+    assert runs == 3
+    compare(mine, "W * G,gblm", **given, **texts, **SIZES)
+    assert runs == 3
+
+
+def test_notes_of_unreached_experts_reach_the_row(texts: dict[str, Any]) -> None:
+    table = compare(
+        tiny_model("mixtral"),
+        "wanda",
+        sparsity=0.5,
+        tokenizer=tiny_tokenizer(),
+        windows=1,
+        seqlen=2,
+        windows_eval=2,
+        **texts,
+    )
+    assert all("pruned by magnitude" in note for note in table.rows[0]["notes"])
+
+
+def test_a_plan_that_fits_no_matrix_is_refused_before_any_work(
+    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "table.json"
+    with pytest.raises(PrunerZeroError, match="is not divisible by 5"):
+        compare(mine, "dense,wanda", pattern="2:5", output=file, **texts, **SIZES)
+    assert not file.exists()
+
+
+def test_compare_and_prune_share_their_defaults() -> None:
+    assert CalibrationSettings.model_fields["windows"].default == 24
+    assert CalibrationSettings.model_fields["seqlen"].default == 1024

@@ -1,0 +1,92 @@
+"""Perplexity is the plain mean over windows, per token, with logits in fp32."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pruner_zero import evaluate
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evaluation import Perplexity, perplexity
+from pruner_zero.models import LanguageModel
+from pruner_zero.text import Corpus, consecutive_windows
+from tests.conftest import save_tiny
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+
+@torch.no_grad()
+def plain(model: torch.nn.Module, text: str, seqlen: int, windows: int | None = None) -> float:
+    """Tokens in rows, the mean loss of each row's next tokens, the exponential of their mean."""
+    ids = torch.tensor(tiny_tokenizer()(text, add_special_tokens=False)["input_ids"])
+    rows = ids[: len(ids) // seqlen * seqlen].reshape(-1, seqlen)[:windows]
+    logits = model(rows).logits.float()[:, :-1]
+    loss = functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), rows[:, 1:].reshape(-1))
+    return math.exp(loss)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_it_is_the_plain_computation(architecture: str, prose: str) -> None:
+    model = tiny_model(architecture)
+    found = evaluate(model, [prose], seqlen=60, windows=20, tokenizer=tiny_tokenizer())
+    assert found.perplexity == pytest.approx(plain(model, prose, 60, 20), rel=1e-5)
+    assert len(found.losses) == 20
+    assert found.perplexity == pytest.approx(math.exp(found.loss))
+
+
+def test_all_windows_where_no_number_is_given(prose: str) -> None:
+    model = tiny_model("llama")
+    found = evaluate(model, [prose], seqlen=60, tokenizer=tiny_tokenizer())
+    assert len(found.losses) == len(prose.encode()) // 60
+    assert found.perplexity == pytest.approx(plain(model, prose, 60), rel=1e-5)
+
+
+def test_a_folder_a_loaded_model_and_an_object_agree(
+    llama_folder: Path, text_file: Path, prose: str
+) -> None:
+    options: dict[str, Any] = {"seqlen": 32, "windows": 4}
+    by_name = evaluate(llama_folder, text_file, **options)
+    model = tiny_model("llama")
+    by_object = evaluate(model, [prose], tokenizer=tiny_tokenizer(), **options)
+    loaded = evaluate(LanguageModel(model, tiny_tokenizer(), "mine"), text_file, **options)
+    assert by_name.losses == by_object.losses == loaded.losses
+    assert by_name.text["text"] == str(text_file)
+    assert by_name.text["tokens"] == 128
+
+
+def test_bfloat16_weights_are_judged_in_fp32(prose: str, tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "llama")
+    exact = evaluate(folder, [prose], seqlen=32, windows=8)
+    narrow = evaluate(folder, [prose], seqlen=32, windows=8, dtype="bfloat16")
+    assert narrow.perplexity == pytest.approx(exact.perplexity, rel=0.02)
+    assert narrow.losses != exact.losses
+    model = tiny_model("llama").to(torch.bfloat16)
+    assert narrow.perplexity == pytest.approx(plain(model, prose, 32, 8), rel=5e-3)
+
+
+def test_the_model_is_left_as_it_was(prose: str) -> None:
+    model = tiny_model("llama")
+    before = {name: one.clone() for name, one in model.state_dict().items()}
+    evaluate(model, [prose], seqlen=16, windows=2, tokenizer=tiny_tokenizer())
+    assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_that_is_damaged_is_refused(prose: str) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = torch.nan
+    windows = consecutive_windows(Corpus("text", prose), tiny_tokenizer(), 16, 2)
+    with pytest.raises(PrunerZeroError, match="loss is not finite"):
+        perplexity(LanguageModel(model, tiny_tokenizer(), "mine"), windows)
+
+
+def test_a_hopeless_model_is_still_json() -> None:
+    hopeless = Perplexity((800.0, 900.0), {})
+    assert hopeless.perplexity == math.inf
+    assert hopeless.loss == 850
+    assert json.loads(json.dumps(hopeless.to_json(), allow_nan=False))["perplexity"] is None

@@ -1,0 +1,356 @@
+"""Searches with a known answer, explained."""
+
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import canonical, parse
+from pruner_zero.search.analysis import Analysis, Share, analyze, read_seconds
+from pruner_zero.search.archive import Archive, Record
+from pruner_zero.search.candidate import Candidate, Evaluation
+from pruner_zero.search.evaluator import RUNGS, Outcome
+from pruner_zero.search.features import exponents, structure
+from pruner_zero.search.lineage import lineage
+from pruner_zero.sparsity import Scope
+
+
+def record(
+    number: int,
+    text: str = "W * X",
+    results: Mapping[str, float] | None = None,
+    scope: Scope = "row",
+    parents: tuple[int, ...] = (),
+    operation: str = "random",
+    **known: Any,
+) -> Record:
+    """A candidate judged as `results` say, on the rungs up to the dearest of them."""
+    expression = parse(text)
+    results = {} if results is None else results
+    rung = max((RUNGS.index(name) for name in results), default=0)
+    value = results.get(RUNGS[rung], math.inf)
+    return Record(
+        Candidate(number, expression, scope, parents, operation),
+        Evaluation(**{"rung": rung, "value": value, "results": results, **known}),
+        str(canonical(expression, scope)),
+    )
+
+
+def judged(texts: Sequence[str], losses: Sequence[float] | None = None) -> list[Record]:
+    """Candidates that all went through all rungs, the first the best where no losses are given."""
+    losses = [float(one) for one in range(len(texts))] if losses is None else losses
+    return [
+        record(number, text, {"reconstruction": loss, "few": loss + 1, "all": loss + 2})
+        for number, (text, loss) in enumerate(zip(texts, losses, strict=True))
+    ]
+
+
+def share(analysis: Analysis, name: str) -> Share:
+    return next(one for one in analysis.shares if one.name == name)
+
+
+def kendall_of(analysis: Analysis, feature: str, rung: str = "all") -> float:
+    return next(
+        one.kendall.value
+        for one in analysis.correlations
+        if (one.rung, one.feature) == (rung, feature)
+    )
+
+
+def verdicts(records: Sequence[Record]) -> list[str]:
+    return [one.verdict for one in analyze(records).principles]
+
+
+def test_no_records_give_an_empty_answer() -> None:
+    found = analyze([])
+    assert found.counts.candidates == found.best_count == 0
+    assert not found.shares
+    assert not found.correlations
+    assert not found.agreements
+    assert found.lineage is None
+    assert {one.verdict for one in found.principles} == {"too little data"}
+    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["loss_rung"] is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+def test_a_tiny_run_gives_a_sensible_answer(size: int) -> None:
+    found = analyze(judged((["W * X", "W * G", "mms(G) * W"] * 4)[:size]))
+    assert found.best_count == 1
+    assert found.best_rung is None
+    assert {one.verdict for one in found.principles} == {"too little data"}
+    assert all(one.p_adjusted == 1 for one in found.shares)
+    assert found.lineage is not None
+    json.dumps(found.to_json(), allow_nan=False)
+
+
+def test_nothing_but_rejections() -> None:
+    found = analyze([record(0, reason="out of memory"), record(1, reason="out of memory")])
+    assert found.counts.rejected == {"out of memory": 2}
+    assert found.counts.distinct == 0
+    assert found.lineage is None
+
+
+def test_counts() -> None:
+    records = [
+        record(0, results={"reconstruction": 1.0}, seconds=1.0),
+        record(1, results={"reconstruction": 0.5, "few": 3.0, "all": 4.0}, seconds=5.0),
+        record(2, reason="3 of 64 scores are not finite (3 nan)", seconds=0.5),
+        record(3, reason="12 of 1e6 scores are not finite (12 nan)"),
+        record(4, reason="all 64 scores equal -0.5: nothing to rank by"),
+        record(5, rung=1, value=1.0, same_as=0, level="canonical"),
+        record(6, rung=3, value=4.0, same_as=1, level="fingerprint", seconds=0.25),
+        record(7, rung=3, value=4.0, same_as=1, level="fingerprint", seconds=0.25),
+    ]
+    counts = analyze(records, seconds={"all": [4.0], "probe": [0.5, 0.5]}).counts
+    assert (counts.candidates, counts.distinct, counts.distinct_per_100) == (8, 2, 25)
+    assert counts.rejected == {
+        "… of … scores are not finite (… nan)": 2,
+        "all … scores equal …: nothing to rank by": 1,
+    }
+    assert counts.saved == {"fingerprint": 2, "canonical": 1}
+    assert counts.ended == {"reconstruction": 1, "all": 1}
+    assert (counts.seconds, counts.seconds_per_distinct) == (7, 3.5)
+    assert counts.rung_seconds == {"probe": (2, 1.0), "all": (1, 4.0)}
+
+
+@pytest.mark.parametrize("top", [0.0, 1.0, -0.1, math.nan])
+def test_a_share_that_is_none_is_refused(top: float) -> None:
+    with pytest.raises(PrunerZeroError, match="between 0 and 1"):
+        analyze([], top)
+
+
+def test_a_planted_share_is_found() -> None:
+    texts = ["W * G"] * 20 + ["W * X", "W * G", "W * X", "W * X"] * 45
+    found = analyze(judged(texts), top=0.1)
+    assert (found.best_rung, found.best_count) == ("all", 20)
+    planted, absent, everywhere = (share(found, name) for name in ("G", "X", "W"))
+    assert (planted.best, planted.everyone) == (20, 65)
+    assert planted.ratio.value == pytest.approx(200 / 65)
+    assert planted.ratio.low > 2
+    assert planted.p_adjusted < 1e-6
+    assert (absent.best, absent.ratio.value) == (0, 0)
+    assert absent.ratio.high < 0.5
+    assert (everywhere.ratio.value, everywhere.p) == (1, 1)
+    assert share(found, "mul").kind == "operator"
+    assert share(found, "row").kind == "scope"
+
+
+def test_what_was_not_planted_is_not_found() -> None:
+    generator = random.Random(0)
+    texts = generator.choices(["W * G", "W * X", "mms(W) * G", "exp(W * X)", "W + G"], k=300)
+    found = analyze(judged(texts))
+    assert min(one.p_adjusted for one in found.shares) > 0.05
+
+
+def test_terminals_that_cannot_matter_do_not_count() -> None:
+    facts = structure(record(0, "W * X + sqr(G) - sqr(G)"))
+    assert facts.terminals == {"W", "X"}
+    assert facts.operators == {"mul", "add", "sqr", "sub"}
+    assert (facts.features["uses G"], facts.features["number of G"]) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("text", "scope", "expected"),
+    [
+        ("abs(W * W) * G", "row", {"W": 1, "G": 0.5}),
+        ("sqrt(X) * W", "row", {"W": 1, "X": 0.5}),
+        ("log(W)", "row", {"W": 1}),
+        ("sqr(W) / sqr(H)", "row", {"W": 1, "H": -1}),
+        ("W * mms(G)", "row", {}),
+        ("W + G", "row", {}),
+        ("neg(W)", "row", {}),
+    ],
+)
+def test_exponents_of_products_of_powers(
+    text: str, scope: Scope, expected: dict[str, float]
+) -> None:
+    assert exponents(canonical(parse(text), scope)) == expected
+
+
+def test_the_best_are_of_the_dearest_rung_with_enough() -> None:
+    records = judged(["W * G"] * 30) + [
+        record(30 + n, results={"reconstruction": 40.0 + n, "few": 41.0 + n}) for n in range(90)
+    ]
+    found = analyze(records, top=0.1)
+    assert (found.best_rung, found.best_count, found.loss_rung) == ("few", 12, "all")
+    assert share(found, "G").best == 12
+    assert analyze(records, top=0.5).best_rung == "all"
+    assert analyze(records, top=0.02).best_rung is None
+
+
+def test_features_correlate_as_planted() -> None:
+    sizes = ["W", "W * G", "W * G * X", "W * G * X + G"]
+    records = judged([sizes[loss // 10] for loss in range(40)])
+    found = analyze(records)
+    assert found.loss_rung == "all"
+    assert kendall_of(found, "size") == pytest.approx(math.sqrt(600 / 780))
+    assert kendall_of(found, "size", "reconstruction") == pytest.approx(math.sqrt(600 / 780))
+    assert kendall_of(found, "uses G") > 0.5
+    assert kendall_of(found, "product of powers") < -0.5
+    correlation = next(one for one in found.correlations if one.feature == "exponent of X")
+    assert correlation.n == 30
+    # What does not vary is left out.
+    assert "uses H" not in {one.feature for one in found.correlations}
+
+
+def test_closed_form_errors_are_compared_within_a_scope() -> None:
+    texts = ["W", "W * G", "W * G * X"]
+    scopes: tuple[tuple[Scope, float], ...] = (("row", -500.0), ("global", 900.0))
+    records = [
+        record(
+            3 * index + size,
+            texts[size],
+            {"reconstruction": offset + 10 * index + size},
+            scope=scope,
+        )
+        for index, (scope, offset) in enumerate(scopes)
+        for size in range(3)
+    ]
+    found = analyze(records)
+    assert kendall_of(found, "size", "reconstruction") == 1
+
+
+def test_rungs_that_agree_and_rungs_that_do_not() -> None:
+    records = [
+        record(
+            number,
+            results={"reconstruction": number, "few": 100 - number, "all": 50 - 0.1 * number},
+            scope="row" if number % 3 else "global",
+        )
+        for number in range(60)
+    ]
+    rows = {(one.cheap, one.dear, one.among): one for one in analyze(records).agreements}
+    agreeing = rows["few", "all", "all"]
+    assert (agreeing.n, agreeing.kendall.value, agreeing.spearman.value) == (60, 1, 1)
+    assert (agreeing.kendall.low, agreeing.kendall.high) == (1, 1)
+    assert rows["reconstruction", "all", "all"].kendall.value == -1
+    assert rows["reconstruction", "few", "scope row"].n == 40
+    assert rows["reconstruction", "few", "scope global"].n == 20
+    assert rows["few", "all", "best 20"].n == 20
+    assert len(rows) == 12
+
+
+def test_agreement_takes_those_that_have_both() -> None:
+    records = [*judged(["W * G"] * 5), record(5, results={"reconstruction": 0.0})]
+    assert {one.n for one in analyze(records).agreements} == {5}
+    # Of one scope there is nothing within it.
+    assert {one.among for one in analyze(records).agreements} == {"all"}
+
+
+def test_principles_that_hold() -> None:
+    good, bad = ["W * mms(G)"] * 20, ["exp(tanh(W)) + X * X + W", "log(G + W) * X + X"] * 90
+    found = analyze(judged(good + bad)).principles
+    assert [one.verdict for one in found] == ["held"] * 4
+    assert all(one.estimate.low > one.neutral for one in found)
+    assert all("2406.02924" in one.source for one in found)
+
+
+def test_principles_that_do_not_hold() -> None:
+    good = ["exp(tanh(W)) + X * X + W"] * 20
+    bad = ["W * mms(G)", "W * zsn(G)", "W * G", "W * X"] * 45
+    found = analyze(judged(good + bad)).principles
+    assert [one.verdict for one in found] == ["not held"] * 4
+    assert all(one.remark == "the data says the opposite" for one in found)
+
+
+def test_principles_that_stay_open() -> None:
+    # The good are made as all others are.
+    texts = ["W * mms(G)", "exp(W) * X", "W * G * X", "log(W) + X", "tanh(G) + W"]
+    found = analyze(judged(texts * 60)).principles
+    assert [one.verdict for one in found] == ["not held"] * 4
+    assert all(one.remark == "the interval leaves it open" for one in found)
+
+
+def test_principles_without_their_terminals_or_operators_are_not_judged() -> None:
+    found = analyze(judged(["W * G", "W"] * 60)).principles
+    assert [one.remark for one in found[1:]] == [
+        "no metric has X",
+        "no metric has a rescaling operator",
+        "no metric has exp, log or tanh",
+    ]
+    assert analyze(judged(["W * X"] * 120)).principles[0].verdict == "too little data"
+
+
+def test_what_all_have_is_not_over_represented() -> None:
+    # All the good have it, and so do nearly all others.
+    texts = ["mms(W) * G"] * 199 + ["W * G"]
+    assert verdicts(judged(texts))[2] == "not held"
+
+
+def test_lineage_of_a_winner() -> None:
+    records = [
+        record(0, "W", {"reconstruction": 5.0}),
+        record(1, "W * X", {"reconstruction": 4.0}),
+        record(2, "W * G", {"reconstruction": 3.0}, parents=(0, 1), operation="crossover"),
+        record(3, "skp(W) * X", rung=1, value=4.0, same_as=1, level="canonical", parents=(1,)),
+        record(4, "W * G * X", {"all": 1.0}, "global", parents=(2, 3), operation="crossover"),
+        record(5, "W + W", reason="no better", parents=(0,)),
+    ]
+    found = analyze(records).lineage
+    assert found is not None
+    assert (found.ancestors, found.generations, found.roots) == (4, 2, (0, 1))
+    assert [(one.number, one.generation) for one in found.tree] == [
+        (4, 0),
+        (2, 1),
+        (0, 2),
+        (1, 2),
+        (3, 1),
+        (1, 2),
+    ]
+    winner, twin = found.tree[0], found.tree[4]
+    assert (winner.operation, winner.expression, winner.scope) == (
+        "crossover",
+        "W * G * X",
+        "global",
+    )
+    assert (winner.rung, winner.value) == (3, 1.0)
+    assert (twin.same_as, twin.value, twin.rung) == (1, 4.0, 1)
+    assert not any(one.repeated for one in found.tree)
+
+
+def test_lineage_lists_parents_once_and_ends() -> None:
+    chain = [record(0, results={"few": 0.0})]
+    chain += [
+        record(n, results={"few": -float(n)}, parents=(n - 1, max(0, n - 2))) for n in range(1, 40)
+    ]
+    found = lineage(chain[-1], chain, generations=3)
+    assert (found.ancestors, found.generations, found.roots) == (39, 20, (0,))
+    assert max(one.generation for one in found.tree) == 3
+    assert len(found.tree) < 15
+    listed = [one.number for one in found.tree if not one.repeated and not one.older]
+    assert len(listed) == len(set(listed))
+    assert any(one.older for one in found.tree)
+    assert len(lineage(chain[-1], chain, generations=100).tree) < 80
+
+
+def test_lineage_without_some_parents() -> None:
+    orphan = record(7, results={"few": 0.0}, parents=(3, 3))
+    found = lineage(orphan, [orphan])
+    assert [one.number for one in found.tree] == [7]
+    assert found.ancestors == 0
+
+
+def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
+    generator = random.Random(0)
+    records = judged(generator.choices(["W * G", "W * X", "W"], k=60))
+    assert analyze(records) == analyze(records)
+    one, other = analyze(records, seed=1), analyze(records, seed=2)
+    assert one != other
+    assert replace(one, shares=(), correlations=(), agreements=(), principles=()) == replace(
+        other, shares=(), correlations=(), agreements=(), principles=()
+    )
+
+
+def test_seconds_come_from_the_journal(tmp_path: Path) -> None:
+    assert read_seconds(tmp_path) == {}
+    archive = Archive(tmp_path, {})
+    archive.remember(Outcome(0, "probe", fingerprint="a", seconds=0.5))
+    archive.remember(Outcome(1, "probe", reason="out of memory", seconds=0.25))
+    archive.remember(Outcome(0, "reconstruction", 1.0, seconds=2.0))
+    assert read_seconds(tmp_path) == {"probe": [0.5, 0.25], "reconstruction": [2.0]}
