@@ -55,3 +55,19 @@ def tree(folder: Path) -> dict[str, int]:
         str(path.relative_to(folder)): path.stat().st_size if path.is_file() else -1
         for path in folder.rglob("*")
     }
+
+
+@pytest.fixture
+def refused(cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path) -> Callable[..., str]:
+    """The line that refuses a `prune` with these options in place of the good ones."""
+
+    def run(*options: object, model: object = llama_folder, text: object = text_file) -> str:
+        before = tree(tmp_path)
+        texts = [] if text is None else ["--calibration", text]
+        sizes = ["--windows", 2, "--seqlen", 16]
+        output = [] if "-o" in options else ["-o", tmp_path / "out"]
+        line = cli("prune", model, *texts, *sizes, *output, *options).error
+        assert tree(tmp_path) == before
+        return line
+
+    return run

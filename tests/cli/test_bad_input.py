@@ -2,10 +2,7 @@
 
 import json
 import os
-import resource
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,29 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, T5Config, T5ForConditionalGeneration
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.pruning import prune
-from tests.cli.conftest import Cli, tree
+from tests.cli.conftest import Cli
 from tests.conftest import save_tiny
 from tests.processes import finish, start
 from tests.tiny import tiny_tokenizer
-
-
-@pytest.fixture
-def refused(cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path) -> Callable[..., str]:
-    """The line that refuses a `prune` with these options in place of the good ones."""
-
-    def run(*options: object, model: object = llama_folder, text: object = text_file) -> str:
-        before = tree(tmp_path)
-        texts = [] if text is None else ["--calibration", text]
-        sizes = ["--windows", 2, "--seqlen", 16]
-        output = [] if "-o" in options else ["-o", tmp_path / "out"]
-        line = cli("prune", model, *texts, *sizes, *output, *options).error
-        assert tree(tmp_path) == before
-        return line
-
-    return run
-
 
 HALF = ("--sparsity", "0.5")
 
@@ -249,107 +227,6 @@ def test_a_hub_name_without_the_hub_names_the_local_alternative(
     assert err.startswith("error: someone/model is no local folder and the Hugging Face hub did")
     assert "give a folder, a .gguf file or builtin:smollm2-135m" in err
     assert not (tmp_path / "out").exists()
-
-
-@contextmanager
-def no_file_beyond(limit: int) -> Iterator[None]:
-    """What a full disk does to a write, on any machine: the system refuses what is too long."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    signal.signal(signal.SIGXFSZ, handler)
-
-
-@pytest.mark.parametrize(
-    ("limit", "file"),
-    [(600, "X-0000.safetensors"), (20_000, "weights-0000.safetensors"), (80_000, "result")],
-)
-def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
-    limit: int, file: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
-    output = tmp_path / "out"
-    arguments = ["prune", llama_folder, "--calibration", text_file, *HALF, "-o", output]
-    arguments += ["--windows", 2, "--seqlen", 16, "--cache", tmp_path / "cache"]
-    arguments += ["--mode", "one-shot"]
-    with no_file_beyond(limit):
-        outcome = cli(*arguments)
-    assert outcome.code == 2
-    [line] = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    assert "cannot be written (no space left" in line
-    assert file in line
-    assert not output.exists()
-    assert not [one for one in tree(tmp_path) if "/" in one and one.endswith(".partial")]
-    outcome = cli(*arguments)
-    assert outcome.code == 0
-    assert ("going on after block 2" in outcome.err) == (file == "result")
-    assert (output / "model.safetensors").exists()
-    assert sorted(os.listdir(tmp_path)) == ["cache", "out"]
-
-
-@pytest.fixture
-def nearly_full(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 300 kB, where the machine lets us mount one."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.system(f"mount -t tmpfs -o size=300k tmpfs '{folder}' 2>/dev/null"):
-        pytest.skip("mounting needs root")
-    yield folder
-    os.system(f"umount '{folder}'")
-
-
-@pytest.mark.parametrize("taken", [280_000, 200_000, 120_000])
-def test_a_really_full_disk(
-    taken: int, nearly_full: Path, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
-    ballast = nearly_full / "ballast"
-    ballast.write_bytes(b"\0" * taken)
-    output = nearly_full / "out"
-    arguments = ["prune", llama_folder, "--calibration", text_file, *HALF, "-o", output]
-    arguments += ["--windows", 2, "--seqlen", 16, "--cache", tmp_path / "cache"]
-    outcome = cli(*arguments)
-    lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
-    assert outcome.code == 2
-    assert len(lines) == 1
-    assert "cannot be written (no space left" in lines[0]
-    assert not output.exists()
-    ballast.unlink()
-    outcome = cli(*arguments)
-    if outcome.code:
-        # The work itself needs more than the whole disk.
-        assert "no space left" in outcome.err
-        assert not output.exists()
-    else:
-        assert (output / "model.safetensors").exists()
-
-
-def test_an_output_in_a_folder_that_is_read_only(
-    refused: Callable[..., str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.system(f"mount -t tmpfs -o ro tmpfs '{folder}' 2>/dev/null"):
-        pytest.skip("mounting needs root")
-    try:
-        line = refused(*HALF, "-o", folder / "out")
-    finally:
-        os.system(f"umount '{folder}'")
-    assert "disk is not writable" in line
-
-
-def test_a_mount_point_cannot_be_replaced(
-    nearly_full: Path, llama_folder: Path, text_file: Path
-) -> None:
-    with pytest.raises(PrunerZeroError, match="is a mount point: choose a folder inside it"):
-        prune(
-            llama_folder,
-            sparsity=0.5,
-            calibration=text_file,
-            windows=2,
-            seqlen=16,
-            output=nearly_full,
-        )
 
 
 def test_a_tokenizer_of_another_model_is_refused(

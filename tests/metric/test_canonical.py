@@ -39,7 +39,9 @@ WIDTH = 7
 scopes = st.sampled_from(SCOPES)
 often = settings(lightly, max_examples=200)
 # A quotient by zero is near fp32's end: the order of its factors decides whether it is passed.
-bounded = expressions([name for name in OPERATORS if name != "quotient"])
+bounded = expressions(
+    [name for name in OPERATORS if name != "quotient"], leaves=terminals | tame_constants
+)
 anything = st.one_of(
     expressions(),
     expressions(leaves=terminals | tame_constants),
@@ -47,8 +49,9 @@ anything = st.one_of(
 )
 
 
-def values(expression: Expression, given: Mapping[str, Tensor]) -> Tensor:
-    """The expression in float64, where rounding hides less than in the scores' fp32."""
+def values(expression: Expression, given: Mapping[str, Tensor], noise: float = 0.0) -> Tensor:
+    """The expression in float64, with relative noise after every step where that is given."""
+    generator = torch.Generator().manual_seed(0)
 
     def value(node: Expression) -> Tensor:
         if isinstance(node, Terminal):
@@ -56,10 +59,11 @@ def values(expression: Expression, given: Mapping[str, Tensor]) -> Tensor:
         if isinstance(node, Constant):
             return torch.tensor([[node.value]], dtype=torch.float64)
         assert isinstance(node, Call)
-        return node.operator.apply(*[value(operand) for operand in node.operands])
+        exact = node.operator.apply(*[value(operand) for operand in node.operands])
+        random = torch.randn(exact.shape, generator=generator, dtype=torch.float64)
+        return exact * (1 + noise * random)
 
-    shape = Shape.MATRIX.sizes((given["W"].shape[0], WIDTH))
-    return value(expression).expand(shape).clone()
+    return value(expression).expand(given["W"].shape).clone()
 
 
 def doubles(rows: int, seed: int, scale: float = 1.0) -> dict[str, Tensor]:
@@ -85,33 +89,38 @@ def grouped(matrices: list[Tensor], scope: Scope) -> list[Tensor]:
     return [matrix.flatten() for matrix in matrices]
 
 
-def gaps(group: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The sign of every pairwise difference, which are clear of rounding, and which are none."""
+def compared(group: Tensor, rough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The sign of every pairwise difference; where rounding cannot explain it; where it is none."""
     difference = group[:, None] - group[None]
     size = torch.maximum(group.abs()[:, None], group.abs()[None])
-    # The second bound: differences of large values leave rounding behind.
-    clear = (difference.abs() > 1e-6 * size) & (difference.abs() > 1e-12 * group.abs().max())
-    return difference.sign(), clear, difference == 0
+    error = (rough - group).abs()
+    error = error[:, None] + error[None]
+    clear = difference.abs() > 1e-6 * size + 1e3 * error
+    return difference.sign(), clear, (difference == 0) & (error <= 1e-9 * size)
 
 
 def assert_same_order(one: Expression, other: Expression, scope: Scope, seed: int) -> None:
     given = [doubles(4, seed), doubles(3, seed + 1, scale=1.7)]
-    first, second = ([values(e, tensors) for tensors in given] for e in (one, other))
-    usable = all(matrix.isfinite().all() and matrix.abs().max() < 1e100 for matrix in first)
+    exact = [values(one, tensors) for tensors in given]
+    usable = all(matrix.isfinite().all() and matrix.abs().max() < 1e100 for matrix in exact)
     if scope == "cumulative":
         # Negative scores are refused there.
-        usable = usable and all(
-            (matrix >= 0).all() and (matrix.sum(1) > 0).all() for matrix in first
-        )
+        usable = usable and all((m >= 0).all() and (m.sum(1) > 0).all() for m in exact)
     if not usable:
         return
-    for a, b in zip(grouped(first, scope), grouped(second, scope), strict=True):
-        (sign_a, clear_a, same_a), (sign_b, clear_b, same_b) = gaps(a), gaps(b)
+    rounds = [
+        grouped([values(e, tensors, noise) for tensors in given], scope)
+        for e in (one, other)
+        for noise in (0.0, 1e-12)
+    ]
+    for a, rough_a, b, rough_b in zip(*rounds, strict=True):
+        sign_a, clear_a, same_a = compared(a, rough_a)
+        sign_b, clear_b, same_b = compared(b, rough_b)
         both = clear_a & clear_b
         assert (sign_a[both] == sign_b[both]).all(), (str(one), str(other))
-        # What ties to the last digits has not become different, nor the reverse.
-        assert not (same_a & clear_b).any(), (str(one), str(other))
-        assert not (same_b & clear_a).any(), (str(one), str(other))
+        # What ties has not become different, nor the reverse, but for a pair that rounding ties.
+        assert (same_a & clear_b).double().mean() < 0.1, (str(one), str(other))
+        assert (same_b & clear_a).double().mean() < 0.1, (str(one), str(other))
 
 
 @often
@@ -314,6 +323,23 @@ def test_a_form_beyond_the_limits_is_the_expression_itself() -> None:
         # |zsn(…)|^0.5 has a level more than sqrt(zsn(…)).
         grown = call("sqrt", call("zsn", grown))
     assert canonical(grown, "row") is grown
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqr(row_share(H / -H)) + W",
+        "zsn(W - W + X) * W",
+        "abs(column_share(X - W + W)) * G",
+        "log(1e154 * 1e154) * W",
+    ],
+)
+def test_statistics_keep_the_shape_they_are_taken_over(text: str, scope: Scope) -> None:
+    form = canonical(parse(text), scope)
+    assert canonical(form, scope) == form
+    for seed in range(4):
+        assert_same_order(parse(text), form, scope, seed)
 
 
 def test_the_order_of_terms_does_not_matter() -> None:

@@ -1,16 +1,11 @@
 """Pruned models are what plain loops and sorts make them, in both orders of work."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import find_blocks
-from pruner_zero.progress import Progress
 from pruner_zero.pruning import Mode, Selection, parse_method, prune_model, total_sparsity
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
@@ -228,148 +223,12 @@ def test_only_what_is_included_and_not_excluded_changes(
     assert changed == mlp | attention == {record.name for record in records}
 
 
-@contextmanager
-def counted(model: nn.Module) -> Iterator[dict[str, int]]:
-    """How often the model runs, with and without gradients, and how often each of its blocks."""
-    counts = {"forward": 0, "backward": 0, "blocks": 0}
-
-    def run(_module: nn.Module, _inputs: object) -> None:
-        counts["backward" if torch.is_grad_enabled() else "forward"] += 1
-
-    def block(_module: nn.Module, _inputs: object) -> None:
-        counts["blocks"] += 1
-
-    handles = [model.register_forward_pre_hook(run)]
-    handles += [one.register_forward_pre_hook(block) for one in find_blocks(model)]
-    yield counts
-    for handle in handles:
-        handle.remove()
-
-
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
-def test_a_metric_of_gradients_alone_runs_nothing_for_activations(
-    mode: Mode, windows: Windows, new_store: OpenStore
-) -> None:
-    ours = language_model("llama")
-    with counted(ours.model) as counts:
-        prune_model(
-            ours, windows, parse_method("pruner-zero", sparsity=0.5), new_store(ours), mode=mode
-        )
-    assert counts == {"forward": 0, "backward": len(windows), "blocks": 2 * len(windows)}
-
-
-def test_magnitude_runs_nothing_at_all(windows: Windows, new_store: OpenStore) -> None:
-    ours = language_model("llama")
-    with counted(ours.model) as counts:
-        prune_model(ours, windows, parse_method("magnitude", sparsity=0.5), new_store(ours))
-    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
-
-
-@pytest.mark.parametrize(
-    "method", ["wanda", "pruner-zero", "ria@global", "sparsegpt-score", "sparsegpt"]
-)
-def test_the_next_metric_reuses_the_dense_statistics(
-    method: str, windows: Windows, new_store: OpenStore
-) -> None:
-    first, second = language_model("llama"), language_model("llama")
-    prune_model(
-        first, windows, parse_method("gblm+obs", sparsity=0.5), new_store(first), mode="one-shot"
-    )
-    with counted(second.model) as counts:
-        prune_model(
-            second, windows, parse_method(method, sparsity=0.5), new_store(second), mode="one-shot"
-        )
-    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
-
-
-def test_sequential_takes_gradients_from_the_dense_statistics(
-    windows: Windows, new_store: OpenStore
-) -> None:
-    first, second = language_model("llama"), language_model("llama")
-    method = parse_method("gblm", sparsity=0.5)
-    prune_model(first, windows, method, new_store(first))
-    with counted(second.model) as counts:
-        prune_model(second, windows, method, new_store(second))
-    assert counts["backward"] == 0
-    assert_equal_models(first.model, second.model)
-
-
-@pytest.fixture(scope="module")
-def few_tokens(windows: Windows) -> Windows:
-    """Two tokens reach at most four of the eight experts of a block."""
-    return replace(windows, tokens=windows.tokens[:1, :2])
-
-
-@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
-@pytest.mark.parametrize(
-    "method", ["wanda", "pruner-zero", "sparsegpt-score", "sparsegpt", "ria+obs"]
-)
-def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
-    method: str, mode: Mode, few_tokens: Windows, new_store: OpenStore
-) -> None:
-    ours, dense = language_model("mixtral"), language_model("mixtral")
-    remarks: list[str] = []
-
-    class Listening(Progress):
-        def note(self, line: str) -> None:
-            remarks.append(line)
-
-    records = prune_model(
-        ours,
-        few_tokens,
-        parse_method(method, sparsity=0.5),
-        new_store(ours),
-        mode=mode,
-        progress=Listening(),
-    )
-    silent = [record for record in records if record.note]
-    assert silent
-    weights = {place.name: place.weight for place in places(ours.model)}
-    before = {place.name: place.weight for place in places(dense.model)}
-    for record in silent:
-        assert ".experts." in record.name
-        assert record.note is not None
-        assert record.note.endswith("zero: pruned by magnitude")
-        assert any(record.name in remark and record.note in remark for remark in remarks)
-        W = before[record.name].abs()
-        if method == "sparsegpt":
-            [keep] = keep_matrices([W], 0.5)
-        else:
-            keep = ~row_zeros(W, 0.5)
-        assert torch.equal(weights[record.name], before[record.name].masked_fill(~keep, 0))
-        assert record.sparsity == 0.5
-
-
-def test_an_unreached_expert_keeps_its_share_under_global_competition(
-    few_tokens: Windows, new_store: OpenStore
-) -> None:
-    ours = language_model("mixtral")
-    records = prune_model(
-        ours, few_tokens, parse_method("wanda@global", sparsity=0.5), new_store(ours)
-    )
-    silent = [record for record in records if record.note]
-    assert silent
-    assert {record.sparsity for record in silent} == {0.5}
-    assert total_sparsity(records) == 0.5
-
-
 def test_a_metric_that_cannot_rank_names_the_matrix(windows: Windows, new_store: OpenStore) -> None:
     ours = language_model("llama")
     with pytest.raises(
         PrunerZeroError, match=r"W - W cannot score model\.layers\.0\.self_attn\.q_proj: all "
     ):
         prune_model(ours, windows, parse_method("W - W", sparsity=0.5), new_store(ours))
-
-
-def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
-    windows: Windows, new_store: OpenStore
-) -> None:
-    ours = language_model("llama")
-    dense = state(ours.model)
-    with counted(ours.model) as counts, pytest.raises(PrunerZeroError, match=r"layers\.0\..*5"):
-        prune_model(ours, windows, parse_method("gblm", pattern="2:5"), new_store(ours))
-    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
-    assert all(torch.equal(ours.model.state_dict()[name], one) for name, one in dense.items())
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])

@@ -100,7 +100,9 @@ def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) ->
     assert last.end() == 0, last.err.read_text()
     assert contents(output) == whole, moments
     assert not (folder / "out.partial").exists()
-    assert len(set(moments)) > 1, "the kills all fell on one moment"
+    if run in ("sequential", "sparsegpt"):
+        # Their work is spread over the blocks, and so must the kills be.
+        assert len(set(moments)) > 1, "the kills all fell on one moment"
 
 
 def test_a_kill_after_every_block_changes_no_byte(command: Command, tmp_path: Path) -> None:

@@ -125,9 +125,7 @@ def test_nothing_that_must_give_the_same_mask_is_asked_twice(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["default", "random"])
 def test_an_exhausted_space_ends_in_an_empty_batch(name: str) -> None:
-    space = SearchSpace(
-        terminals=("W", "X"), operators=("mul", "add"), scopes=("row",), max_size=3
-    )
+    space = SearchSpace(terminals=("W", "X"), operators=("mul", "add"), scopes=("row",), max_size=3)
     algorithm = make_algorithm(name, space, 0)
     told = run(algorithm, FITNESS, 1000)
     assert 2 <= len(told) <= 6

@@ -33,6 +33,8 @@ class Algebra:
         self._terms: dict[Expression, tuple[Terms, float]] = {}
         self._facts: dict[Expression, Facts] = {}
         self._keys: dict[Expression, tuple[int, str]] = {}
+        # Bases whose operands are not in normal form.
+        self.kept: set[Expression] = set()
 
     def facts(self, form: Expression) -> Facts:
         return facts(form, self._facts)
@@ -134,8 +136,8 @@ class Algebra:
     def reciprocal(self, form: Expression) -> Expression:
         """1 / form, with the quotient's guard at zero unless form is known to be positive."""
         coefficient, factors = self.factors(form)
-        found = self.facts(form)
-        if coefficient > 0 and found.low > 0 and found.tame:
+        found = self.facts(self.product(1, factors))
+        if found.low > 0 and found.tame:
             return self.product(1 / coefficient, {b: -e for b, e in factors.items()})
         # The guard looks at the sign, zero being positive: the sign stays inside.
         inner = self.product(math.copysign(1.0, coefficient), factors)
@@ -212,9 +214,18 @@ class Algebra:
             return base
         if isinstance(base, Terminal):
             return Terminal("W")
-        if isinstance(base, Call) and base.operator.name in ODD:
-            return call(base.operator.name, self.absolute(base.operands[0]))
-        if isinstance(base, Call) and base.operator.name == "quotient":
+        if base in self.kept:
+            return call("abs", base)
+        if called(base, *ODD):
+            operand = base.operands[0]
+            inner = self.absolute(operand)
+            # Statistics depend on the form they are taken over.
+            return (
+                call(base.operator.name, inner)
+                if inner.shape is operand.shape
+                else call("abs", base)
+            )
+        if called(base, "quotient"):
             return self.reciprocal(self.absolute(base.operands[1]))
         return call("abs", base)
 

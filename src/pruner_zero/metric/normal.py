@@ -31,7 +31,6 @@ class Normal(Algebra):
     def __init__(self) -> None:
         super().__init__()
         self._forms: dict[Expression, Expression] = {}
-        self._kept: set[Expression] = set()
 
     def of(self, expression: Expression) -> Expression:
         """The normal form of any expression."""
@@ -51,7 +50,7 @@ class Normal(Algebra):
         before = [operand.shape for operand in expression.operands]
         if reach != "element" and before != [operand.shape for operand in operands]:
             # Statistics over W - W + X count each entry of X once a row: leave it so.
-            self._kept.add(expression)
+            self.kept.add(expression)
             return expression
         return self.apply(name, *operands)
 
@@ -145,7 +144,7 @@ class Normal(Algebra):
     def _operand(self, base: Call) -> Expression:
         """The normal form of what a base is computed from."""
         operand = base.operands[0]
-        return self.of(operand) if base in self._kept else operand
+        return self.of(operand) if base in self.kept else operand
 
     def _without_offset(self, form: Expression, over: Over) -> Expression:
         terms, constant = self.terms(form)

@@ -136,13 +136,13 @@ class _Work:
         """Prune with a checkpoint beside `output`, write the result there, move it into place."""
         partial = output.with_name(output.name + ".partial")
         with locked(partial):
-            # Again, now that no other process can finish it meanwhile.
-            check_output(output, overwrite)
             checkpoint = self.checkpoint(partial / "blocks", overwrite)
             started = checkpoint.finished
             if started:
                 self.progress.note(f"going on after block {started} in {partial}")
             try:
+                # Again, now that no other process can finish it meanwhile.
+                check_output(output, overwrite)
                 result = replace(self.run(checkpoint), output=output)
             except PrunerZeroError:
                 if not checkpoint.finished:

@@ -42,7 +42,7 @@ class EvolutionSettings(Settings):
     that are random, that come from another scope, and that have two parents; the rest are
     mutations, drawn by `mutations` (name to weight), a second one following with chance
     `twice`. even: the share of a batch that is split evenly over the scopes; the rest goes by
-    their part in the best quarter of the last `memory` results.
+    their part in the best tenth of the last `memory` results.
     """
 
     initial: int = Field(96, ge=1)
@@ -188,7 +188,7 @@ class Evolution(BatchAlgorithm):
 
     def _shares(self) -> list[int]:
         """How many of a batch each niche gets."""
-        best = sorted(self._recent, key=lambda one: one[1].key)[: -(-len(self._recent) // 4)]
+        best = sorted(self._recent, key=lambda one: one[1].key)[: -(-len(self._recent) // 10)]
         success = Counter(candidate.scope for candidate, _ in best)
         count, even = len(self.niches), self.settings.even if best else 1.0
         islands = count // len(self.space.scopes)

@@ -3,7 +3,7 @@
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from concurrent.futures.process import BrokenProcessPool
@@ -60,15 +60,10 @@ class ProcessExecutor:
     def __init__(
         self, evaluator: Evaluator, workers: int, threads: int = 1, time_limit: float = 600.0
     ) -> None:
-        self.build: Callable[[], ProcessPoolExecutor] = lambda: ProcessPoolExecutor(
-            workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(evaluator, threads),
-        )
+        self.arguments = (evaluator, threads)
         self.workers = workers
         self.time_limit = time_limit
-        self.pool = self.build()
+        self.pool = self._start()
 
     def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
         """Judge tasks in parallel, a bounded number ahead of the one that is waited for."""
@@ -89,7 +84,8 @@ class ProcessExecutor:
             # Every task in flight went down with the pool; none but the one waited for is to blame.
             again = [(other, count) for other, count, _ in running]
             running.clear()
-            self._restart()
+            self.close()
+            self.pool = self._start()
             if reason is None:
                 waiting.extendleft(reversed([(task, 1), *again]))
                 continue
@@ -102,9 +98,17 @@ class ProcessExecutor:
             process.kill()
         self.pool.shutdown(wait=True, cancel_futures=True)
 
-    def _restart(self) -> None:
-        self.close()
-        self.pool = self.build()
+    def _start(self) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(
+            self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=self.arguments,
+        )
+        # Starting takes seconds, which must not count against the first task's time limit.
+        for ready in [pool.submit(_ready) for _ in range(self.workers)]:
+            ready.result()
+        return pool
 
 
 _evaluator: Evaluator | None = None
@@ -120,6 +124,10 @@ def _start_worker(evaluator: Evaluator, threads: int) -> None:
     }.values():
         parameter.data = parameter.data.clone()
     _evaluator = evaluator
+
+
+def _ready() -> None:
+    """Done once the worker that runs it has started."""
 
 
 def _judge(task: Task) -> Outcome:

@@ -17,6 +17,9 @@ from pruner_zero.search.space import PUBLISHED_SPACE, SearchSpace
 
 _TRIES = 1000
 
+# The chance that a grown path ends where it need not.
+_LEAF = 0.3
+
 
 def random_expression(
     generator: Generator,
@@ -27,8 +30,8 @@ def random_expression(
     """A random expression of the asked shape that the space allows.
 
     Ramped half and half: a limit of levels is drawn from `depth`, and whether every path
-    reaches it (full) or may end earlier, below the root (grow). Every subtree is asked for by shape,
-    so that no expression is born that cannot give a score per weight.
+    reaches it (full) or may end earlier, below the root (grow). Every subtree is asked for by
+    its shape, so that no expression is born that cannot give a score per weight.
     Raises PrunerZeroError where the space has no such expression.
     Source: Koza's ramped half and half; typing ours.
     """
@@ -95,25 +98,17 @@ def apply_operator(
 def _subtree(
     generator: Generator, space: SearchSpace, shape: Shape, levels: int, full: bool, root: int = 0
 ) -> Expression:
-    least = space.least_depth
-    forms = [
-        form
-        for form in space.forms[shape]
-        if all(least[operand] < levels for operand in form.operands)
-    ]
+    choices = space.choices[shape, levels]
     leaves = space.leaves[shape]
     numbers = space.constants and shape is Shape.SCALAR
-    wants_leaf = not full and not root and bool(generator.random() < 0.5)
-    if (leaves or numbers) and (levels == 1 or not forms or wants_leaf):
+    wants_leaf = not full and not root and bool(generator.random() < _LEAF)
+    if (leaves or numbers) and (not choices or wants_leaf):
         if numbers and (not leaves or generator.random() < 0.5):
             return random_constant(generator)
         return Terminal(leaves[generator.integers(len(leaves))])
     # Unary and binary operators alike often, then operators alike often, then shapes.
-    arities = sorted({len(form.operands) for form in forms})
-    arity = arities[generator.integers(len(arities))]
-    names = list(dict.fromkeys(f.operator.name for f in forms if len(f.operands) == arity))
-    name = names[generator.integers(len(names))]
-    fitting = [f for f in forms if f.operator.name == name and len(f.operands) == arity]
-    form = fitting[generator.integers(len(fitting))]
+    operators = choices[generator.integers(len(choices))]
+    forms = operators[generator.integers(len(operators))]
+    form = forms[generator.integers(len(forms))]
     operands = [_subtree(generator, space, operand, levels - 1, full) for operand in form.operands]
     return apply_operator(generator, space, form.operator, *operands)

@@ -83,7 +83,7 @@ class Population:
         """
         drawn = generator.integers(len(self.members), size=contestants)
         # Members are sorted: a lower index is a better one.
-        pool = [self.members[index] for index in sorted(set(drawn.tolist()))]
+        pool: list[Result] = [self.members[index] for index in sorted(set(drawn.tolist()))]
         rung, value = pool[0][1].key
         alike = [one[1].key[1] for one in self.members if one[1].key[0] == rung]
         spread = float(np.median(alike)) - alike[0] if math.isfinite(alike[-1]) else 0.0

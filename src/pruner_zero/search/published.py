@@ -21,7 +21,8 @@ class PublishedSettings(Settings):
     tournament_share: the part of the population that is drawn (ours: half); parents: so many
     of its best may have a child. mutation: the chance that a child is mutated; node_mutation:
     the chance of each of its nodes then, or exactly one node where None (ours).
-    simplify: opposing-operation simplification of every tree. scope: the comparison group.
+    simplify: opposing-operation simplification of every tree. scope: the comparison group,
+    by default the first of the space, which is rows as in the paper.
     batch: children asked at once; 1 is the paper's steady state.
     """
 
@@ -33,7 +34,7 @@ class PublishedSettings(Settings):
     mutation: float = Field(0.5, ge=0, le=1)
     node_mutation: float | None = Field(None, ge=0, le=1)
     simplify: bool = True
-    scope: Scope = "row"
+    scope: Scope | None = None
     batch: int = Field(1, ge=1)
 
 
@@ -54,9 +55,8 @@ class Published(BatchAlgorithm):
         seed_metrics: Sequence[Metric] = (),
     ) -> None:
         self.settings = settings or PublishedSettings()
-        super().__init__(
-            space.model_copy(update={"scopes": (self.settings.scope,)}), seed, seed_metrics
-        )
+        self.scope = self.settings.scope or space.scopes[0]
+        super().__init__(space.model_copy(update={"scopes": (self.scope,)}), seed, seed_metrics)
         self._members: list[Result] = []
 
     @property
@@ -78,7 +78,7 @@ class Published(BatchAlgorithm):
         tree = random_published_tree(
             self.generator, self.settings.min_depth, self.settings.max_depth
         )
-        return Proposal(self._simplified(tree), self.settings.scope)
+        return Proposal(self._simplified(tree), self.scope)
 
     def _child(self) -> Proposal:
         members, settings = self._members, self.settings
@@ -102,7 +102,7 @@ class Published(BatchAlgorithm):
         if child is None or child in (mother.expression, father.expression):
             return self._fresh()._replace(operation="immigrant")
         parents = (mother.number, father.number)
-        return Proposal(child, settings.scope, parents, operation)
+        return Proposal(child, self.scope, parents, operation)
 
     def _simplified(self, expression: Expression) -> Expression:
         return simplify_opposing(expression) if self.settings.simplify else expression

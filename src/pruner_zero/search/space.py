@@ -1,9 +1,9 @@
 """Which expressions a search may try: leaves, operators, limits, comparison groups."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -123,6 +123,15 @@ class SearchSpace(Settings):
             raise ValueError("exponents must be above 0")
         return exponents
 
+    def model_copy(
+        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
+    ) -> "SearchSpace":
+        """A copy with some fields changed, without what was worked out from the old ones."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in ("leaves", "least_depth", "forms", "choices"):
+            copy.__dict__.pop(name, None)
+        return copy
+
     def allows(self, expression: Expression, shape: Shape = Shape.MATRIX) -> str | None:
         """None where the expression of this shape belongs to the space, else the reason why not."""
         if expression.shape is not shape:
@@ -196,6 +205,19 @@ class SearchSpace(Settings):
             forms[shape].append(form)
         return {shape: tuple(found) for shape, found in forms.items()}
 
+    @cached_property
+    def choices(self) -> Mapping[tuple[Shape, int], tuple[tuple[tuple[Form, ...], ...], ...]]:
+        """The forms of a shape within so many levels, by arity and then by operator."""
+        return {
+            (shape, levels): _grouped(
+                form
+                for form in self.forms[shape]
+                if all(self.least_depth[operand] < levels for operand in form.operands)
+            )
+            for shape in Shape
+            for levels in range(1, self.max_depth + 1)
+        }
+
     def _forms_over(self, shapes: tuple[Shape, ...]) -> Iterator[tuple[Shape, Form]]:
         for name in self.operators:
             operator = OPERATORS[name]
@@ -206,6 +228,14 @@ class SearchSpace(Settings):
                 if not _constant(operator, operands):
                     whole = (*operands, Shape.SCALAR) if name == "power" else operands
                     yield operator.shape(*whole), Form(operator, operands)
+
+
+def _grouped(forms: Iterable[Form]) -> tuple[tuple[tuple[Form, ...], ...], ...]:
+    groups: dict[int, dict[str, list[Form]]] = {}
+    for form in forms:
+        by_name = groups.setdefault(len(form.operands), {})
+        by_name.setdefault(form.operator.name, []).append(form)
+    return tuple(tuple(map(tuple, groups[arity].values())) for arity in sorted(groups))
 
 
 def positions(expression: Expression) -> Iterator[tuple[int, Expression]]:

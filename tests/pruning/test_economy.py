@@ -1,0 +1,102 @@
+"""Only what a metric needs is computed, once, and nothing before the plan is known to fit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import find_blocks
+from pruner_zero.pruning import Mode, parse_method, prune_model
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
+    for (name, mine), theirs in zip(
+        one.state_dict().items(), other.state_dict().values(), strict=True
+    ):
+        assert torch.equal(mine, theirs), name
+
+
+@contextmanager
+def counted(model: nn.Module) -> Iterator[dict[str, int]]:
+    """How often the model runs, with and without gradients, and how often each of its blocks."""
+    counts = {"forward": 0, "backward": 0, "blocks": 0}
+
+    def run(_module: nn.Module, _inputs: object) -> None:
+        counts["backward" if torch.is_grad_enabled() else "forward"] += 1
+
+    def block(_module: nn.Module, _inputs: object) -> None:
+        counts["blocks"] += 1
+
+    handles = [model.register_forward_pre_hook(run)]
+    handles += [one.register_forward_pre_hook(block) for one in find_blocks(model)]
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+def test_a_metric_of_gradients_alone_runs_nothing_for_activations(
+    mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("llama")
+    with counted(ours.model) as counts:
+        prune_model(
+            ours, windows, parse_method("pruner-zero", sparsity=0.5), new_store(ours), mode=mode
+        )
+    assert counts == {"forward": 0, "backward": len(windows), "blocks": 2 * len(windows)}
+
+
+def test_magnitude_runs_nothing_at_all(windows: Windows, new_store: OpenStore) -> None:
+    ours = language_model("llama")
+    with counted(ours.model) as counts:
+        prune_model(ours, windows, parse_method("magnitude", sparsity=0.5), new_store(ours))
+    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+
+
+@pytest.mark.parametrize(
+    "method", ["wanda", "pruner-zero", "ria@global", "sparsegpt-score", "sparsegpt"]
+)
+def test_the_next_metric_reuses_the_dense_statistics(
+    method: str, windows: Windows, new_store: OpenStore
+) -> None:
+    first, second = language_model("llama"), language_model("llama")
+    prune_model(
+        first, windows, parse_method("gblm+obs", sparsity=0.5), new_store(first), mode="one-shot"
+    )
+    with counted(second.model) as counts:
+        prune_model(
+            second, windows, parse_method(method, sparsity=0.5), new_store(second), mode="one-shot"
+        )
+    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+
+
+def test_sequential_takes_gradients_from_the_dense_statistics(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    first, second = language_model("llama"), language_model("llama")
+    method = parse_method("gblm", sparsity=0.5)
+    prune_model(first, windows, method, new_store(first))
+    with counted(second.model) as counts:
+        prune_model(second, windows, method, new_store(second))
+    assert counts["backward"] == 0
+    assert_equal_models(first.model, second.model)
+
+
+def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("llama")
+    dense = state(ours.model)
+    with counted(ours.model) as counts, pytest.raises(PrunerZeroError, match=r"layers\.0\..*5"):
+        prune_model(ours, windows, parse_method("gblm", pattern="2:5"), new_store(ours))
+    assert counts == {"forward": 0, "backward": 0, "blocks": 0}
+    assert all(torch.equal(ours.model.state_dict()[name], one) for name, one in dense.items())

@@ -1,0 +1,75 @@
+"""Experts that no token reaches are pruned by magnitude, and that is told."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from pruner_zero.progress import Progress
+from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.plain import (
+    places,
+    row_zeros,
+)
+from tests.sparsity.reference import keep_matrices
+
+
+@pytest.fixture(scope="module")
+def few_tokens(windows: Windows) -> Windows:
+    """Two tokens reach at most four of the eight experts of a block."""
+    return replace(windows, tokens=windows.tokens[:1, :2])
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize(
+    "method", ["wanda", "pruner-zero", "sparsegpt-score", "sparsegpt", "ria+obs"]
+)
+def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
+    method: str, mode: Mode, few_tokens: Windows, new_store: OpenStore
+) -> None:
+    ours, dense = language_model("mixtral"), language_model("mixtral")
+    remarks: list[str] = []
+
+    class Listening(Progress):
+        def note(self, line: str) -> None:
+            remarks.append(line)
+
+    records = prune_model(
+        ours,
+        few_tokens,
+        parse_method(method, sparsity=0.5),
+        new_store(ours),
+        mode=mode,
+        progress=Listening(),
+    )
+    silent = [record for record in records if record.note]
+    assert silent
+    weights = {place.name: place.weight for place in places(ours.model)}
+    before = {place.name: place.weight for place in places(dense.model)}
+    for record in silent:
+        assert ".experts." in record.name
+        assert record.note is not None
+        assert record.note.endswith("zero: pruned by magnitude")
+        assert any(record.name in remark and record.note in remark for remark in remarks)
+        W = before[record.name].abs()
+        if method == "sparsegpt":
+            [keep] = keep_matrices([W], 0.5)
+        else:
+            keep = ~row_zeros(W, 0.5)
+        assert torch.equal(weights[record.name], before[record.name].masked_fill(~keep, 0))
+        assert record.sparsity == 0.5
+
+
+def test_an_unreached_expert_keeps_its_share_under_global_competition(
+    few_tokens: Windows, new_store: OpenStore
+) -> None:
+    ours = language_model("mixtral")
+    records = prune_model(
+        ours, few_tokens, parse_method("wanda@global", sparsity=0.5), new_store(ours)
+    )
+    silent = [record for record in records if record.note]
+    assert silent
+    assert {record.sparsity for record in silent} == {0.5}
+    assert total_sparsity(records) == 0.5
