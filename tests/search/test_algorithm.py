@@ -1,5 +1,8 @@
 """What every algorithm owes its driver: order, numbers, determinism, resumption by replay."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -70,6 +73,26 @@ def test_replaying_what_was_told_restores_the_run_wherever_it_broke(name: str) -
             resumed.tell(batch)
         assert resumed.population == undisturbed.population
         assert resumed.avoided == undisturbed.avoided
+
+
+@pytest.mark.slow
+def test_the_run_does_not_hang_on_the_hashes_of_the_process() -> None:
+    program = (
+        "from tests.search.test_algorithm import *\n"
+        "for name in sorted(ALGORITHMS):\n"
+        "    for candidate, _ in run(small(name), FITNESS, 100):\n"
+        "        print(candidate.expression, candidate.scope, candidate.parents)\n"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for salt in ("1", "2")
+    }
+    assert len(printed) == 1
 
 
 @every

@@ -16,17 +16,12 @@ from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecuto
 from tests.search.conftest import Build
 
 TASKS = [
-    Task(number, rung, text, scope)
-    for number, (rung, text, scope) in enumerate(
-        [
-            ("probe", "W * X", "row"),
-            ("reconstruction", "W * X", "row"),
-            ("few", "W * G", "global"),
-            ("all", "W", "matrix"),
-            ("probe", "exp(W / (W - W))", "row"),
-            ("few", "W * X", "block"),
-        ]
-    )
+    Task(0, "probe", "W * X", "row"),
+    Task(1, "reconstruction", "W * X", "row"),
+    Task(2, "few", "W * G", "global"),
+    Task(3, "all", "W", "matrix"),
+    Task(4, "probe", "exp(W / (W - W))", "row"),
+    Task(5, "few", "W * X", "block"),
 ]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import datasets
 import pytest
 
+from pruner_zero.hub import hub_reachable
 from pruner_zero.progress import Progress
-from pruner_zero.text import Role, hub, load_corpus
+from pruner_zero.text import Role, load_corpus
 from tests.text.refusals import line
 
 Calls = list[dict[str, Any]]
@@ -24,7 +25,7 @@ def serve(monkeypatch: pytest.MonkeyPatch, load: Callable[..., object]) -> Calls
         return load(path, **options)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(hub, "hub_reachable", lambda: True)
+    monkeypatch.setattr("pruner_zero.text.hub.hub_reachable", lambda: True)
     return calls
 
 
@@ -122,7 +123,7 @@ def test_a_hub_that_is_away_is_one_quick_line(
 
 def test_offline_mode_asks_the_cache_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert hub.hub_reachable()
+    assert hub_reachable()
 
     def nothing_cached(path: str, **options: Any) -> object:
         raise ConnectionError("Couldn't reach it on the Hub (OfflineModeIsEnabled)")

@@ -99,9 +99,12 @@ class ProcessExecutor:
         self.pool.shutdown(wait=True, cancel_futures=True)
 
     def _start(self) -> ProcessPoolExecutor:
+        # Forked from a server that has imported torch once, workers start in moments.
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([__name__])
         pool = ProcessPoolExecutor(
             self.workers,
-            mp_context=multiprocessing.get_context("spawn"),
+            mp_context=context,
             initializer=_start_worker,
             initargs=self.arguments,
         )

@@ -1,0 +1,120 @@
+"""Who climbs: cheap rungs for all, dear ones for the few that earned them."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pruner_zero.metric import parse
+from pruner_zero.search.archive import Archive
+from pruner_zero.search.candidate import Candidate
+from pruner_zero.search.evaluator import Outcome, Task
+from pruner_zero.search.racing import Racing, judge
+
+TEXTS = ("W * X", "W", "W * G", "G", "W * X * G", "W * G^0.5", "G * X", "W * X^0.5", "W + X")
+
+
+class Fake:
+    """Judges by a table: the closed-form error of a text; its loss is ten times that."""
+
+    def __init__(self, values: dict[str, float], fingerprints: dict[str, str] | None = None):
+        self.values = values
+        self.fingerprints = fingerprints or {}
+        self.asked: list[tuple[str, str]] = []
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            self.asked.append((task.rung, task.expression))
+            if task.rung == "probe":
+                mark = self.fingerprints.get(task.expression, task.expression)
+                yield Outcome(task.number, "probe", fingerprint=mark)
+            elif self.values[task.expression] < 0:
+                yield Outcome(task.number, task.rung, reason="non-finite scores")
+            else:
+                times = 1 if task.rung == "reconstruction" else 10
+                yield Outcome(task.number, task.rung, value=times * self.values[task.expression])
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+    def on(self, rung: str) -> list[str]:
+        return [text for asked, text in self.asked if asked == rung]
+
+
+def batch(texts: Iterable[str], first: int = 0) -> list[Candidate]:
+    return [Candidate(first + at, parse(text), "row") for at, text in enumerate(texts)]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path, {})
+
+
+def values() -> dict[str, float]:
+    return {text: float(place) for place, text in enumerate(TEXTS)}
+
+
+def test_only_the_best_share_of_a_scope_is_run_on_windows(archive: Archive) -> None:
+    fake = Fake(values())
+    records = judge(batch(TEXTS), archive, fake, Racing(few_share=0.3, elite=2))
+    assert fake.on("reconstruction") == list(TEXTS)
+    assert fake.on("few") == list(TEXTS[:3])
+    assert fake.on("all") == list(TEXTS[:2])
+    assert [one.evaluation.rung for one in records] == [3, 3, 2, *[1] * 6]
+    assert records[2].evaluation.results == {"reconstruction": 2.0, "few": 20.0}
+
+
+def test_later_batches_must_beat_the_elite_of_the_run(archive: Archive) -> None:
+    first = judge(batch(TEXTS[:4]), archive, Fake(values()), Racing(few_share=1, elite=2))
+    archive.commit(first, 0.0)
+    fake = Fake(values())
+    judge(batch(TEXTS[4:], first=4), archive, fake, Racing(few_share=1, elite=2))
+    assert fake.on("few") == list(TEXTS[4:])
+    assert fake.on("all") == []
+
+
+def test_an_equal_canonical_form_is_never_judged_twice(archive: Archive) -> None:
+    fake = Fake({"W * X": 1.0})
+    records = judge(batch(["W * X", "sqr(W * X)"]), archive, fake, Racing())
+    assert fake.on("probe") == ["W * X"]
+    assert records[1].evaluation.same_as == 0
+    assert records[1].evaluation.level == "canonical"
+    assert records[1].evaluation.value == records[0].evaluation.value
+    assert not records[1].evaluation.counts
+
+
+def test_an_equal_mask_on_the_probe_is_never_judged_further(archive: Archive) -> None:
+    fake = Fake({"W": 1.0, "W * X": 1.0}, {"W": "same", "W * X": "same"})
+    records = judge(batch(["W", "W * X"]), archive, fake, Racing())
+    assert fake.on("reconstruction") == ["W"]
+    assert (records[1].evaluation.same_as, records[1].evaluation.level) == (0, "fingerprint")
+
+
+def test_what_masks_nothing_is_rejected_before_any_work(archive: Archive) -> None:
+    fake = Fake({})
+    (record,) = judge(batch(["W - W"]), archive, fake, Racing())
+    assert record.evaluation.rung == 0
+    assert record.evaluation.reason
+    assert fake.asked == []
+
+
+def test_a_rejection_ends_the_climb_with_its_reason(archive: Archive) -> None:
+    fake = Fake({"W": -1.0, "G": 1.0})
+    records = judge(batch(["W", "G"]), archive, fake, Racing(few_share=1))
+    assert (records[0].evaluation.rung, records[0].evaluation.reason) == (0, "non-finite scores")
+    assert fake.on("few") == ["G"]
+
+
+def test_direct_judging_skips_the_cheap_rungs(archive: Archive) -> None:
+    fake = Fake(values())
+    records = judge(batch(TEXTS[:3]), archive, fake, Racing(direct=True))
+    assert fake.on("all") == list(TEXTS[:3])
+    assert fake.on("reconstruction") == fake.on("few") == []
+    assert [one.evaluation.rung for one in records] == [3, 3, 3]
+
+
+def test_known_outcomes_are_not_asked_for_again(tmp_path: Path) -> None:
+    judge(batch(TEXTS), Archive(tmp_path, {}), Fake(values()), Racing())
+    fake = Fake(values())
+    judge(batch(TEXTS), Archive(tmp_path, {}), fake, Racing())
+    assert fake.asked == []
