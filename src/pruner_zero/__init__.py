@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pruner_zero.metric import Metric
     from pruner_zero.models import load_model
     from pruner_zero.pruning import prune
+    from pruner_zero.search import search
 
 _ROOMS = {
     "Metric": "metric",
@@ -19,6 +20,7 @@ _ROOMS = {
     "evaluate": "evaluation",
     "load_model": "models",
     "prune": "pruning",
+    "search": "search",
 }
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "prune",
+    "search",
 ]
 
 
