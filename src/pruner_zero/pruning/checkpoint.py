@@ -1,6 +1,7 @@
 """An unfinished run on disk, so that an interruption costs at most one block."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from hashlib import sha256 as new_sha256
 from pathlib import Path
@@ -90,6 +91,11 @@ class Checkpoint:
         append_line(self.folder / JOURNAL, line)
         self.lines.append(line)
         (self.folder / f"hidden-{block - 1:04d}.safetensors").unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Forget the run: its journal goes first, so that no half of it can be taken up again."""
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
     def _save(self, name: str, tensors: dict[str, Tensor]) -> dict[str, str]:
         contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}

@@ -154,6 +154,7 @@ class _Work:
             result.write(staged)
             _write_cost(staged, result.cost, started)
             _move(staged, output, partial)
+            checkpoint.discard()
             shutil.rmtree(partial, ignore_errors=True)
         return result
 

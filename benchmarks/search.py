@@ -1,0 +1,122 @@
+"""Searches from scratch on one model, and what their winners are worth on the test text.
+
+    python benchmarks/search.py --calibration wiki.valid.raw --text wiki.test.raw \
+        --sparsity 0.5 --minutes 60 --seeds 0 1 2
+
+Calibrates and searches on the halves of the calibration text, keeps each run under --runs, and
+writes its summary to benchmarks/results/search-*.json. Then prunes with every winner and with the
+classics in one comparison on the test text, which nothing before has read. Finished runs and
+tables are kept, unfinished ones go on.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pruner_zero import compare, search
+from pruner_zero.cli.progress import LineProgress
+from pruner_zero.cli.search import Display
+from pruner_zero.files import read_lines, write_atomic
+from pruner_zero.models import load_model
+from pruner_zero.search.archive import JOURNAL
+
+HERE = Path(__file__).parent
+CLASSICS = ("dense", "magnitude", "wanda", "gblm", "ria", "pruner-zero", "sparsegpt")
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", default="builtin:smollm2-135m")
+    parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
+    parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
+    parser.add_argument("--sparsity", type=float)
+    parser.add_argument("--pattern")
+    parser.add_argument("--scope", default="any")
+    parser.add_argument("--algorithms", nargs="*", default=["default"])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=60)
+    parser.add_argument("--windows-eval", type=int, default=24)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    given = parser.parse_args()
+    zeros: dict[str, Any] = (
+        {"pattern": given.pattern} if given.pattern else {"sparsity": given.sparsity}
+    )
+    name = given.pattern.replace(":", "-") if given.pattern else f"{100 * given.sparsity:g}"
+    name += f"-{given.scope}"
+    model = load_model(given.model)
+    winners = []
+    for algorithm in given.algorithms:
+        for seed in given.seeds:
+            folder = given.runs / f"{name}-{algorithm}-{seed}"
+            with Display() as display:
+                result = search(
+                    model,
+                    calibration=given.calibration,
+                    search_text=given.calibration,
+                    output=folder,
+                    progress=LineProgress(),
+                    observer=display,
+                    seed=seed,
+                    algorithm=algorithm,
+                    scope=given.scope,
+                    minutes=given.minutes,
+                    **zeros,
+                )
+            file = HERE / "results" / f"search-{name}-{algorithm}-{seed}.json"
+            write_atomic(file, json.dumps(summary(folder, result.stopped), indent=2) + "\n")
+            winners.append(str(folder / "best.json"))
+    compare(
+        model,
+        [*CLASSICS, *winners],
+        calibration=given.calibration,
+        text=given.text,
+        output=HERE / "results" / f"search-{name}-test.json",
+        mode="one-shot",
+        windows_eval=given.windows_eval,
+        progress=LineProgress(),
+        **zeros,
+    )
+
+
+def summary(folder: Path, stopped: str) -> dict[str, Any]:
+    """What a run found, what it cost, and how its best improved."""
+    lines = read_lines(folder / JOURNAL)
+    own = [line for line in lines if line["kind"] == "candidate"]
+    curve, best, distinct, judged = [], float("inf"), 0, 0
+    for line in lines:
+        if line["kind"] == "candidate" and line["same_as"] is None and line["rung"]:
+            distinct += 1
+            if line["rung"] == 3:
+                judged += 1
+                best = min(best, line["value"])
+        if line["kind"] == "batch" and best < float("inf"):
+            curve.append(
+                {"seconds": line["elapsed"], "distinct": distinct, "judged": judged, "loss": best}
+            )
+    rungs: dict[str, list[float]] = {}
+    for line in lines:
+        if line["kind"] == "outcome":
+            rungs.setdefault(line["rung"], []).append(line["seconds"])
+    return {
+        "run": json.loads((folder / "run.json").read_text()),
+        "stopped": stopped,
+        "candidates": len(own),
+        "distinct": distinct,
+        "saved": {
+            level: sum(line["level"] == level for line in own)
+            for level in ("canonical", "fingerprint")
+        },
+        "rejected": sum(line["rung"] == 0 and line["same_as"] is None for line in own),
+        "rungs": {
+            rung: {"count": len(seconds), "mean_seconds": sum(seconds) / len(seconds)}
+            for rung, seconds in rungs.items()
+        },
+        "curve": curve,
+        "hall_of_fame": json.loads((folder / "hall_of_fame.json").read_text()),
+    }
+
+
+if __name__ == "__main__":
+    main()
