@@ -174,6 +174,21 @@ def test_a_pattern_has_no_scopes_to_search(
     assert {one.candidate.scope for one in result.records} == {"row"}
 
 
+def test_a_search_space_that_has_nothing_more_to_offer_ends_the_search(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    result = run(
+        llama_folder,
+        tmp_path / "run",
+        text_file,
+        evaluations=1000,
+        scope="row",
+        space={"terminals": ("W", "X"), "operators": ("mul",), "max_size": 3},
+    )
+    assert result.stopped == "the search space is exhausted"
+    assert 0 < len(result.records) < 10
+
+
 def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
     result = run(
         llama_folder,

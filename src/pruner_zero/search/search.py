@@ -174,6 +174,8 @@ def run(
     best_batch, best_key = 0, (0, float("inf"))
     while True:
         batch = algorithm.ask()
+        if not batch:
+            return "the search space is exhausted"
         records = judge(batch, archive, executor, settings.racing)
         algorithm.tell([(one.candidate, one.evaluation) for one in records])
         archive.commit(records, time.monotonic() - start)
