@@ -16,8 +16,8 @@ $(BIN)/.installed: pyproject.toml
 demo: $(BIN)/.installed
 	$(BIN)/pruner-zero compare $(MODEL) \
 		--methods 'dense,magnitude,wanda,pruner-zero,W * G^0.5 * X^0.25@global,sparsegpt' \
-		--sparsity 0.5 --mode one-shot --calibration builtin:pydoc --windows 12 \
-		--text builtin:pydoc --windows-eval 8 --seed 0 -o runs/demo.json
+		--sparsity 0.5 --mode one-shot --calibration builtin:pydoc --windows 8 \
+		--text builtin:pydoc --windows-eval 6 --seed 0 -o runs/demo.json
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest
