@@ -14,7 +14,7 @@ from pruner_zero.models import (
 )
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import ARCHITECTURES, VOCABULARY, tiny_model, tiny_windows
+from tests.tiny_models import ARCHITECTURES, POSITIONS, VOCABULARY, tiny_model, tiny_windows
 
 
 def described(model: nn.Module) -> str:
@@ -83,3 +83,16 @@ def test_the_loss_is_the_mean_surprise_at_each_next_token(architecture: str) -> 
     surprises = [-chances[place, token] for place, token in enumerate(window[0, 1:])]
     expected = torch.stack(surprises).mean().float()
     torch.testing.assert_close(next_token_loss(model, window), expected)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+def test_windows_longer_than_the_learned_positions_are_refused(architecture: str) -> None:
+    model = tiny_model(architecture)
+    check_tokens(model, torch.zeros(1, POSITIONS, dtype=torch.int64))
+    message = refusal(lambda: check_tokens(model, torch.zeros(1, POSITIONS + 1, dtype=torch.int64)))
+    assert f"longer than the {POSITIONS} positions" in message
+    assert f"choose --seqlen {POSITIONS} or less" in message
+
+
+def test_rotary_models_take_windows_of_any_length() -> None:
+    check_tokens(tiny_model("llama"), torch.zeros(1, 10 * POSITIONS, dtype=torch.int64))

@@ -55,11 +55,25 @@ def check_dtype(text: str) -> Dtype:
 
 
 def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
-    """Raise PrunerZeroError where a token has no row in the embedding of `model`."""
-    rows = model.get_input_embeddings().weight.shape[0]
+    """Raise PrunerZeroError where windows `tokens` (n, seqlen) do not fit `model`.
+
+    A token needs a row in the embedding, and a position one in a learned table of positions
+    (GPT-2, OPT); rotary models have no such limit.
+    """
+    embedding = model.get_input_embeddings()
+    rows = embedding.weight.shape[0]
     largest = int(tokens.max())
     if largest >= rows:
         raise PrunerZeroError(
             f"the tokenizer produces token {largest} but the model embeds only {rows}: "
             "use the tokenizer that belongs to the model"
         )
+    for name, table in model.named_modules():
+        learned = isinstance(table, torch.nn.Embedding) and table is not embedding
+        if learned and name.endswith(("wpe", "positions", "position_embeddings")):
+            positions = table.num_embeddings - getattr(table, "offset", 0)
+            if tokens.shape[-1] > positions:
+                raise PrunerZeroError(
+                    f"windows of {tokens.shape[-1]} tokens are longer than the {positions} "
+                    f"positions that the model has learned: choose --seqlen {positions} or less"
+                )
