@@ -4,8 +4,7 @@
 
 Judges known and random metrics in every comparison group by the closed-form errors, and by the
 loss and the divergence from the dense model on each search window; writes every number to
-benchmarks/results/fitness-*.json as it goes (a second call goes on), and from them the rank
-agreements to benchmarks/fitness.md.
+benchmarks/results/fitness-*.jsonl as it goes; a second call goes on.
 """
 
 import argparse

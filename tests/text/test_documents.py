@@ -23,12 +23,18 @@ def parquet(path: Path, **columns: list[object]) -> Path:
 
 @pytest.mark.parametrize("name", ["a.txt", "a.raw", "a.md", "A.TXT"])
 def test_a_text_file_stands_as_it_is(tmp_path: Path, name: str) -> None:
-    text = " = Title = \r\n\n\n größe\n"
+    text = " = Title = \n\n\n größe\n"
     path = write(tmp_path / name, text)
     corpus = load_corpus(path)
     assert (corpus.name, corpus.text) == (str(path), text)
     assert corpus.joined == "one stream as it stands"
     assert load_corpus(str(path), "test") == corpus
+
+
+@pytest.mark.parametrize("end", [b"\r\n", b"\r"])
+def test_lines_end_alike_whatever_system_wrote_them(tmp_path: Path, end: bytes) -> None:
+    path = write(tmp_path / "a.txt", b"one" + end + end + b"two" + end)
+    assert load_corpus(path).text == "one\n\ntwo\n"
 
 
 def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:

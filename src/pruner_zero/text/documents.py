@@ -10,12 +10,15 @@ SUFFIXES = (*STREAMS, ".jsonl", ".parquet")
 
 
 def read_stream(path: Path) -> str:
-    """The UTF-8 text of `path` as it stands, line ends included, without a byte order mark.
+    """The UTF-8 text of `path` as it stands, but for line ends and a byte order mark.
 
-    Raises PrunerZeroError where the file cannot be read, or is not UTF-8 (with the offset).
+    Every line ends in "\\n", whatever system wrote the file, so that it gives the same tokens
+    everywhere. Raises PrunerZeroError where the file cannot be read, or is not UTF-8 (with
+    the offset).
     """
     try:
-        return path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise PrunerZeroError(
             f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8"
