@@ -43,6 +43,13 @@ TABLES: dict[str, dict[str, Any]] = {
     "2-4-sequential": {"methods": SEQUENTIAL, "pattern": "2:4", "mode": "sequential"},
 }
 
+TITLES = {
+    "50-one-shot": "50 %, one-shot",
+    "50-sequential": "50 %, sequential",
+    "2-4-one-shot": "2:4, one-shot",
+    "2-4-sequential": "2:4, sequential",
+}
+
 
 def main() -> None:
     """Measure the tables that are missing and write the page."""
@@ -92,7 +99,7 @@ def write_page() -> None:
         if not file.exists():
             continue
         table = json.loads(file.read_text())
-        lines += [f"## {name.replace('-', ' ', 1).replace('2 4', '2:4')}", ""]
+        lines += [f"## {TITLES[name]}", ""]
         lines += [
             "| method | perplexity | zeros | seconds | peak memory |",
             "|---|---|---|---|---|",
