@@ -15,7 +15,7 @@ from pruner_zero.search.masked_model import MaskedModel
 from pruner_zero.search.sample import SampledMatrix, sample_matrix
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.sparsity import check_width, hessian_diagonal
-from pruner_zero.text import Corpus, Windows, random_windows
+from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
 
 # The probe: this many matrices, spread over the model, this many rows of each.
 PROBE_MATRICES = 12
@@ -23,7 +23,7 @@ PROBE_ROWS = 8
 
 
 def search_windows(
-    settings: SearchSettings, calibration: Corpus, search: Corpus, tokenizer: object
+    settings: SearchSettings, calibration: Corpus, search: Corpus, tokenizer: Tokenizer
 ) -> tuple[Windows, Windows]:
     """The calibration windows and the windows that candidates are judged on.
 
@@ -36,14 +36,14 @@ def search_windows(
         search = replace(search, text=search.text[middle:])
     own = random_windows(
         calibration,
-        tokenizer,  # type: ignore[arg-type]
+        tokenizer,
         settings.windows,
         settings.seqlen,
         settings.seed,
     )
     judged = random_windows(
         search,
-        tokenizer,  # type: ignore[arg-type]
+        tokenizer,
         settings.search_windows,
         settings.seqlen,
         settings.seed,
