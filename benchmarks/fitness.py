@@ -10,6 +10,7 @@ benchmarks/results/fitness-*.jsonl as it goes; a second call goes on.
 import argparse
 import math
 import time
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pruner_zero.cli.progress import LineProgress
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import append_line, read_lines
 from pruner_zero.metric import NAMED, parse
-from pruner_zero.models import load_model
+from pruner_zero.models import load_model, next_token_loss
 from pruner_zero.search.build import build_evaluator, search_windows
 from pruner_zero.search.generate import random_expression
 from pruner_zero.search.sample import relative_error, sampled_masks, sensitive_error
@@ -32,6 +33,8 @@ from pruner_zero.text import load_corpus
 HERE = Path(__file__).parent
 SCOPES = ("row", "block", "matrix", "global")
 BY_HAND = ("W * G", "W * G^0.5", "W * G^0.5 * X^0.25", "W * X * G^0.25", "sqr(W) * G", "W * X^0.5")
+# Search windows of the loss, and how many of them the divergence is measured on.
+WINDOWS, COMPARED = 8, 2
 KNOWN = ("magnitude", "wanda", "gblm", "ria", "pruner-zero")
 
 
@@ -42,17 +45,18 @@ def main() -> None:
     parser.add_argument("--calibration", required=True)
     parser.add_argument("--search-text", required=True)
     parser.add_argument("--pattern", help="N:M instead of 50 %%")
+    parser.add_argument("--scopes", nargs="*", default=SCOPES)
     parser.add_argument("--random", type=int, default=6, help="random metrics in each scope")
     given = parser.parse_args()
     name = "50" if given.pattern is None else given.pattern.replace(":", "-")
-    output = HERE / "results" / f"fitness-{name}.jsonl"
+    output = HERE / "results" / f"fitness-{name}-{'-'.join(given.scopes)}.jsonl"
     zeros = {"pattern": given.pattern} if given.pattern else {"sparsity": 0.5}
     settings = SearchSettings(
         model=given.model,
         calibration=given.calibration,
         search_text=given.search_text,
         evaluations=1,
-        search_windows=12,
+        search_windows=WINDOWS,
         **zeros,
     )
     progress = LineProgress()
@@ -61,10 +65,12 @@ def main() -> None:
     windows, judged = search_windows(settings, calibration, search, model.tokenizer)
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     with torch.no_grad():
-        dense = [_log_probabilities(model.model, window).half() for window in judged.tokens]
+        dense = [
+            _log_probabilities(model.model, window).half() for window in judged.tokens[:COMPARED]
+        ]
     done = {(line["expression"], line["scope"]) for line in read_lines(output)}
     generator = np.random.default_rng(0)
-    scopes = ("row",) if given.pattern else SCOPES
+    scopes = ("row",) if given.pattern else given.scopes
     texts = [NAMED[name].text for name in KNOWN] + list(BY_HAND)
     for scope in scopes:
         random = [
@@ -93,17 +99,24 @@ def _judge(
     sensitive = sensitive_error(evaluator.sample, masks)
     losses, divergences = [], []
     with evaluator.masked.masked(expression, scope) as model:
-        for window, reference in zip(windows, dense, strict=True):
+        for window, reference in zip_longest(windows, dense):
+            if reference is None:
+                losses.append(float(next_token_loss(model, window[None])))
+                continue
             found = _log_probabilities(model, window)
             losses.append(float(functional.nll_loss(found[:-1], window[1:])))
-            wanted = reference.float()
             divergences.append(
-                float(functional.kl_div(found, wanted, log_target=True, reduction="batchmean"))
+                float(
+                    functional.kl_div(
+                        found, reference.float(), log_target=True, reduction="batchmean"
+                    )
+                )
             )
     return {
         "relative": relative,
         "sensitive": sensitive,
         "seconds": round(seconds, 3),
+        "full_seconds": round(time.monotonic() - start, 3),
         "loss": sum(losses) / len(losses),
         "perplexity": math.exp(min(sum(losses) / len(losses), 700)),
         "losses": losses,

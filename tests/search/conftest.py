@@ -30,7 +30,7 @@ def tiny_settings(**changed: Any) -> SearchSettings:
         "search_windows": 3,
         "few_windows": 1,
         "evaluations": 40,
-        "rows": 8,
+        "sampled_weights": 8,
     }
     return SearchSettings(**{**given, **changed})
 

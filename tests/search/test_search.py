@@ -21,7 +21,7 @@ TINY: dict[str, Any] = {
     "seqlen": 16,
     "search_windows": 3,
     "few_windows": 1,
-    "rows": 8,
+    "sampled_weights": 8,
     "workers": 1,
     "algorithm_settings": {"initial": 24, "batch": 16},
 }

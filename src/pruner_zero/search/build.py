@@ -20,6 +20,8 @@ from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
 # The probe: this many matrices, spread over the model, this many rows of each.
 PROBE_MATRICES = 12
 PROBE_ROWS = 8
+# Fewer rows of a matrix say too little of it, however large the model.
+LEAST_ROWS = 8
 
 
 def search_windows(
@@ -79,6 +81,8 @@ def build_evaluator(
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
     blocks = sorted({matrix.block for matrix in matrices})
+    # The same share of every matrix, so that the sample's global threshold is the model's.
+    share = min(1.0, settings.sampled_weights / sum(one.weight.numel() for one in matrices))
     for block in progress.track(blocks, "statistics", len(blocks)):
         own = [matrix for matrix in matrices if matrix.block == block]
         read = _read(store, block, kinds)
@@ -92,7 +96,8 @@ def build_evaluator(
                 found["H"] = factors[gram.data_ptr()]
             statistics[matrix.name] = found
             dense = matrix.weight.detach()
-            sample.append(sample_matrix(matrix.name, dense, found, gram, settings.rows))
+            rows = max(LEAST_ROWS, round(share * len(dense)))
+            sample.append(sample_matrix(matrix.name, dense, found, gram, rows))
     _check_alive(sample)
     dense_weights = {
         matrix.parameter_name: matrix.parameter.detach().clone() for matrix in matrices

@@ -7,17 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.metric import score
-from pruner_zero.metric.expression import Expression
+from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
-from pruner_zero.sparsity import (
-    Pattern,
-    Scope,
-    SemiStructured,
-    Unstructured,
-    keep_mask,
-    keep_masks_global,
-)
+from pruner_zero.search.masking import choose_masks
+from pruner_zero.sparsity import Pattern, Scope
 
 
 @dataclass(frozen=True)
@@ -38,10 +31,6 @@ class MaskedModel:
         weight = matrix.view(self.dense[matrix.parameter_name]).float()
         return {"W": weight.abs(), "S": weight, **self.statistics[matrix.name]}
 
-    def scores(self, matrix: Matrix, expression: Expression) -> Tensor:
-        """The scores (out, in) of one matrix. Raises ScoreError."""
-        return score(expression, self.terminals(matrix))
-
     @contextmanager
     def masked(self, expression: Expression, scope: Scope) -> Iterator[nn.Module]:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
@@ -59,16 +48,10 @@ class MaskedModel:
                     matrix.weight.copy_(matrix.view(self.dense[matrix.parameter_name]))
 
     def masks(self, expression: Expression, scope: Scope) -> Iterator[Tensor]:
-        """The masks (out, in) of all matrices, True = kept, in order."""
-        if isinstance(self.pattern, Unstructured) and scope == "global":
-            scores = [self.scores(matrix, expression) for matrix in self.matrices]
-            yield from keep_masks_global(scores, self.pattern.sparsity)
-            return
-        pattern = self.pattern
-        if not isinstance(pattern, SemiStructured):
-            pattern = Unstructured(pattern.sparsity, scope)
-        for matrix in self.matrices:
-            yield keep_mask(self.scores(matrix, expression), pattern, matrix.name)
+        """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
+        terminals = map(self.terminals, self.matrices)
+        names = [matrix.name for matrix in self.matrices]
+        return choose_masks(terminals, expression, scope, self.pattern, names)
 
     @torch.no_grad()
     def losses(self, expression: Expression, scope: Scope, windows: Tensor) -> list[float]:

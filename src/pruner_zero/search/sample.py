@@ -1,21 +1,14 @@
 """A spread of rows of every matrix: enough to judge a metric without running the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from pruner_zero.metric import score
-from pruner_zero.metric.expression import Expression
-from pruner_zero.sparsity import (
-    Pattern,
-    Scope,
-    SemiStructured,
-    Unstructured,
-    keep_mask,
-    keep_masks_global,
-)
+from pruner_zero.metric import Expression
+from pruner_zero.search.masking import choose_masks
+from pruner_zero.sparsity import Pattern, Scope
 
 
 @dataclass(frozen=True)
@@ -69,17 +62,9 @@ def sampled_masks(
 
     Raises ScoreError where the expression cannot score one of them.
     """
-    if isinstance(pattern, SemiStructured):
-        return [keep_mask(one, pattern) for one in _scores(sample, expression)]
-    if scope == "global":
-        return keep_masks_global(list(_scores(sample, expression)), pattern.sparsity)
-    own = Unstructured(pattern.sparsity, scope)
-    return [keep_mask(one, own) for one in _scores(sample, expression)]
-
-
-def _scores(sample: Sequence[SampledMatrix], expression: Expression) -> Iterator[Tensor]:
-    for matrix in sample:
-        yield score(expression, matrix.terminals)
+    terminals = [one.terminals for one in sample]
+    names = [one.name for one in sample]
+    return list(choose_masks(terminals, expression, scope, pattern, names))
 
 
 def relative_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:

@@ -31,7 +31,7 @@ class SearchSettings(CalibrationSettings):
     few_windows: Annotated[int, Field(ge=1)] = 2
     few_share: Annotated[float, Field(gt=0, le=1)] = 0.15
     elite: Annotated[int, Field(ge=1)] = 8
-    rows: Annotated[int, Field(ge=1)] = 48
+    sampled_weights: Annotated[int, Field(ge=1)] = 8_000_000
     threads: Annotated[int, Field(ge=1)] = 1
 
     minutes: Annotated[float, Field(gt=0)] | None = None
