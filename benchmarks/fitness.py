@@ -4,11 +4,13 @@
 
 Judges known and random metrics in every comparison group by the closed-form errors, and by the
 loss and the divergence from the dense model on each search window; writes every number to
-benchmarks/results/fitness-*.jsonl as it goes; a second call goes on.
+benchmarks/results/fitness-*.jsonl as it goes; a second call goes on. Writes fitness.md from all
+such files that are there; --page does only that.
 """
 
 import argparse
 import math
+import statistics
 import time
 from itertools import zip_longest
 from pathlib import Path
@@ -28,6 +30,7 @@ from pruner_zero.search.build import build_evaluator, search_windows
 from pruner_zero.search.generate import random_expression
 from pruner_zero.search.sample import relative_error, sampled_masks, sensitive_error
 from pruner_zero.search.settings import SearchSettings
+from pruner_zero.search.statistics import kendall
 from pruner_zero.text import load_corpus
 
 HERE = Path(__file__).parent
@@ -39,15 +42,23 @@ KNOWN = ("magnitude", "wanda", "gblm", "ria", "pruner-zero")
 
 
 def main() -> None:
-    """Judge what is missing and write the page."""
+    """Measure what is missing and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="builtin:smollm2-135m")
-    parser.add_argument("--calibration", required=True)
-    parser.add_argument("--search-text", required=True)
+    parser.add_argument("--calibration", default="wiki.valid.raw")
+    parser.add_argument("--search-text", default="wiki.valid.raw")
     parser.add_argument("--pattern", help="N:M instead of 50 %%")
     parser.add_argument("--scopes", nargs="*", default=SCOPES)
     parser.add_argument("--random", type=int, default=6, help="random metrics in each scope")
+    parser.add_argument("--page", action="store_true", help="only write fitness.md anew")
     given = parser.parse_args()
+    if not given.page:
+        measure(given)
+    write_page()
+
+
+def measure(given: argparse.Namespace) -> None:
+    """Judge what is missing, line by line."""
     name = "50" if given.pattern is None else given.pattern.replace(":", "-")
     output = HERE / "results" / f"fitness-{name}-{'-'.join(given.scopes)}.jsonl"
     zeros = {"pattern": given.pattern} if given.pattern else {"sparsity": 0.5}
@@ -127,6 +138,51 @@ def _judge(
 def _log_probabilities(model: Any, window: Tensor) -> Tensor:
     """The model's log-probabilities (tokens, vocabulary) on one window, fp32."""
     return functional.log_softmax(model(window[None], use_cache=False).logits[0].float(), dim=-1)
+
+
+def write_page() -> None:
+    """Write fitness.md from the result files that are there."""
+    lines = [
+        "# What the cheap rungs of the search are worth",
+        "",
+        "Made by `python benchmarks/fitness.py --calibration wiki.valid.raw --search-text"
+        " wiki.valid.raw [--scopes …] [--pattern 2:4]` on SmolLM2-135M: known, hand-made and"
+        " random metrics, statistics from 24 windows of the first half of the text, judged on"
+        f" {WINDOWS} windows of 1024 tokens of its second half. Kendall's τ with the mean loss of"
+        " the pruned model; *best* are the better half. *relative* is the mean log of the"
+        " closed-form layer error, *sensitive* weighs each row's error by its gradient. For"
+        " loss and divergence from the dense model, the first window or two against the mean"
+        " loss of the others, which share no token with them. Seconds: one closed-form rung;"
+        " the loss on all windows.",
+        "",
+        "| zeros | metrics | relative | best | sensitive | best | loss, 1 | best | divergence, 1 "
+        "| best | loss, 2 | best | divergence, 2 | best | seconds |",
+        "|---" * 15 + "|",
+    ]
+    for file in sorted((HERE / "results").glob("fitness-*.jsonl")):
+        lines.append(_row(file))
+    (HERE / "fitness.md").write_text("\n".join([*lines, ""]))
+
+
+def _row(file: Path) -> str:
+    judged = [line for line in read_lines(file) if "loss" in line]
+    cells = [file.stem.removeprefix("fitness-"), str(len(judged))]
+    predictors = [
+        ([one[name] for one in judged], [one["loss"] for one in judged])
+        for name in ("relative", "sensitive")
+    ]
+    for count in (1, 2):
+        rest = [sum(one["losses"][count:]) for one in judged]
+        for name in ("losses", "divergences"):
+            predictors.append(([sum(one[name][:count]) for one in judged], rest))
+    for values, losses in predictors:
+        middle = sorted(losses)[(len(losses) + 1) // 2 - 1]
+        best = [pair for pair in zip(values, losses, strict=True) if pair[1] <= middle]
+        cells.append(f"{kendall(values, losses):.2f}")
+        cells.append(f"{kendall(*zip(*best, strict=True)):.2f}")
+    cheap = statistics.median(one["seconds"] for one in judged)
+    dear = statistics.median(one["full_seconds"] for one in judged)
+    return "| " + " | ".join([*cells, f"{cheap:.2f}; {dear:.0f}"]) + " |"
 
 
 if __name__ == "__main__":

@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--windows-eval", type=int, default=24)
+    parser.add_argument("--workers", type=int, help="default: one a core")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--only-search", action="store_true", help="leave the table for later")
     given = parser.parse_args()
     zeros: dict[str, Any] = (
         {"pattern": given.pattern} if given.pattern else {"sparsity": given.sparsity}
@@ -62,11 +64,14 @@ def main() -> None:
                     algorithm=algorithm,
                     scope=given.scope,
                     minutes=given.minutes,
+                    workers=given.workers,
                     **zeros,
                 )
             file = HERE / "results" / f"search-{name}-{algorithm}-{seed}.json"
             write_atomic(file, json.dumps(summary(folder, result.stopped), indent=2) + "\n")
             winners.append(str(folder / "best.json"))
+    if given.only_search:
+        return
     compare(
         model,
         [*CLASSICS, *winners],

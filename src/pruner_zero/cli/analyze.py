@@ -31,13 +31,13 @@ def analyze(
     from pruner_zero.files import check_writable, write_atomic
     from pruner_zero.search.analysis import analyze as explain
     from pruner_zero.search.analysis import read_seconds
-    from pruner_zero.search.archive import read_records
+    from pruner_zero.search.archive import read_avoided, read_records
 
     if output is not None:
         check_writable(output)
     if not run.is_dir():
         raise PrunerZeroError(f"{run} holds no search: give the folder that search wrote")
-    found = explain(read_records(run), top, read_seconds(run))
+    found = explain(read_records(run), top, read_seconds(run), read_avoided(run))
     if output is not None:
         write_atomic(output, json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
     if as_json:
@@ -56,6 +56,7 @@ def _print_counts(found: "Analysis") -> None:
     print(f"{counts.candidates} candidates, {counts.distinct} with a mask of their own", end="")
     print(f" ({counts.distinct_per_100:.0f} of 100)" if counts.candidates else "")
     print(f"rejected: {_listed(counts.rejected)}")
+    print(f"never asked: {_listed(counts.avoided)}")
     print(f"duplicates saved: {_listed(counts.saved)}")
     print(f"dearest rung reached: {_listed(counts.ended)}")
     if counts.distinct:

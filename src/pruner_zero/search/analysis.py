@@ -46,7 +46,8 @@ class Counts:
     """What became of the candidates.
 
     distinct: those with a result of their own. rejected: by reason, its numbers left out.
-    saved: those that have the mask of an earlier one, by the level that saw it. ended: the
+    avoided: proposals that were never asked, by what gave them away. saved: candidates that
+    have the mask of an earlier one, by the level that saw it. ended: the
     distinct ones by the dearest rung they reached. seconds: of all candidates together.
     rung_seconds: (candidates, seconds) by rung, where the run says.
     """
@@ -55,6 +56,7 @@ class Counts:
     distinct: int
     distinct_per_100: float
     rejected: Mapping[str, int]
+    avoided: Mapping[str, int]
     saved: Mapping[str, int]
     ended: Mapping[str, int]
     seconds: float
@@ -114,12 +116,13 @@ def analyze(
     records: Sequence[Record],
     top: float = 0.1,
     seconds: Mapping[str, Sequence[float]] | None = None,
+    avoided: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Analysis:
     """Explain a search, finished or not, from its records; few or none give a short answer.
 
     top: the share of candidates that count as good. seconds: what each rung took, as
-    `read_seconds` gives it. seed: decides the resamples of the intervals.
+    `read_seconds` gives it. avoided: `read_avoided`'s. seed: decides the resamples of the intervals.
     Raises PrunerZeroError for a share outside 0 … 1.
     """
     if not 0 < top < 1:
@@ -140,7 +143,7 @@ def analyze(
     losses = sum(has(one, rung) for one in distinct) if rung else 0
     winner = HallOfFame.of(records).best
     return Analysis(
-        _counts(records, seconds or {}),
+        _counts(records, seconds or {}, avoided or {}),
         top,
         best_count,
         best_rung,
@@ -162,7 +165,11 @@ def read_seconds(folder: Path) -> dict[str, list[float]]:
     return found
 
 
-def _counts(records: Sequence[Record], seconds: Mapping[str, Sequence[float]]) -> Counts:
+def _counts(
+    records: Sequence[Record],
+    seconds: Mapping[str, Sequence[float]],
+    avoided: Mapping[str, int],
+) -> Counts:
     evaluations = [record.evaluation for record in records]
     distinct = sum(one.counts for one in evaluations)
     total = math.fsum(one.seconds for one in evaluations)
@@ -173,6 +180,7 @@ def _counts(records: Sequence[Record], seconds: Mapping[str, Sequence[float]]) -
         distinct,
         100 * distinct / len(records) if records else math.nan,
         dict(reasons.most_common()),
+        dict(avoided),
         dict(Counter(one.level for one in evaluations if one.level).most_common()),
         {name: ended[rank] for rank, name in enumerate(RUNGS) if ended[rank]},
         total,

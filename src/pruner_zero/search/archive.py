@@ -1,7 +1,7 @@
 """Everything a search did, in an append-only journal from which all else follows."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -114,8 +114,13 @@ class Archive:
         first = self._fingerprints.setdefault(fingerprint, number)
         return None if first == number else first
 
-    def commit(self, records: Sequence[Record], elapsed: float) -> None:
-        """Add a whole batch; elapsed: seconds since the run began, over all its processes."""
+    def commit(
+        self, records: Sequence[Record], elapsed: float, avoided: Mapping[str, int] = {}
+    ) -> None:
+        """Add a whole batch; elapsed: seconds since the run began, over all its processes.
+
+        avoided: proposals that simplification has spared so far, by what gave them away.
+        """
         for record in records:
             if len(self.records) >= self._written:
                 append_line(self.path, record.to_json())
@@ -124,7 +129,8 @@ class Archive:
                 self.saved[record.evaluation.level] += 1
         self.batches += 1
         if self.batches > self.batches_written:
-            append_line(self.path, {"kind": "batch", "elapsed": round(elapsed, 2)})
+            line = {"kind": "batch", "elapsed": round(elapsed, 2), "avoided": dict(avoided)}
+            append_line(self.path, line)
             self.elapsed = elapsed
 
     def evaluation(self, number: int) -> Evaluation:
@@ -147,6 +153,12 @@ def read_records(folder: Path) -> list[Record]:
     if not lines:
         raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
     return [Record.from_json(line) for line in lines if line["kind"] == "candidate"]
+
+
+def read_avoided(folder: Path) -> dict[str, int]:
+    """Proposals that simplification spared a run, by what gave them away."""
+    lines = [line for line in read_lines(folder / JOURNAL) if line["kind"] == "batch"]
+    return dict(lines[-1].get("avoided", {})) if lines else {}
 
 
 def read_run(folder: Path) -> dict[str, Any]:

@@ -13,12 +13,7 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Expression, parse
 from pruner_zero.search.masked_model import MaskedModel
-from pruner_zero.search.sample import (
-    SampledMatrix,
-    relative_error,
-    sampled_masks,
-    sensitive_error,
-)
+from pruner_zero.search.sample import SampledMatrix, closed_form_error, sampled_masks
 from pruner_zero.sparsity import Pattern, Scope
 
 Rung = Literal["probe", "reconstruction", "few", "all"]
@@ -114,8 +109,6 @@ class Evaluator:
         return sha256(bits.tobytes()).hexdigest()[:24]
 
     def reconstruction(self, expression: Expression, scope: Scope) -> float:
-        """The closed-form error on the sampled rows that ranks like the loss for this scope."""
+        """The closed-form error on the sampled rows."""
         masks = sampled_masks(self.sample, expression, scope, self.pattern)
-        if scope == "global" and self.sample[0].sensitivity is not None:
-            return sensitive_error(self.sample, masks)
-        return relative_error(self.sample, masks)
+        return closed_form_error(self.sample, masks)

@@ -1,7 +1,6 @@
 """Rungs: every candidate is judged cheaply, and only the promising ones dearly."""
 
 import math
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -16,14 +15,14 @@ from pruner_zero.search.executor import Executor
 class Racing:
     """How many candidates climb.
 
-    few_share: the share of a batch, within each scope, that goes from the closed-form error
-    to the loss on a few windows. elite: a candidate goes on to the whole search text when
+    few_share: the share of a batch that goes from the closed-form error to the loss on a few
+    windows. elite: a candidate goes on to the whole search text when
     its loss on the few is among the `elite` lowest seen so far. direct: every distinct
     candidate is judged on the whole search text, as the published search does.
     """
 
-    few_share: float = 0.15
-    elite: int = 8
+    few_share: float = 0.05
+    elite: int = 3
     direct: bool = False
 
 
@@ -64,7 +63,7 @@ def judge(
         _climb("all", entries, archive, executor)
     else:
         _climb("reconstruction", entries, archive, executor)
-        _climb("few", _best_of_each_scope(entries, racing.few_share), archive, executor)
+        _climb("few", _best(entries, racing.few_share), archive, executor)
         _climb("all", _elite(entries, archive, racing.elite), archive, executor)
     earlier = list(archive.records)
     for entry in entries:
@@ -104,20 +103,12 @@ def _climb(
     return judged
 
 
-def _best_of_each_scope(entries: Sequence[_Entry], share: float) -> list[_Entry]:
-    """The best share by closed-form error, which is not compared across scopes."""
-    scopes: dict[str, list[_Entry]] = defaultdict(list)
-    for entry in entries:
-        if entry.alive:
-            scopes[entry.candidate.scope].append(entry)
-    chosen = {
-        id(entry)
-        for own in scopes.values()
-        for entry in sorted(own, key=lambda one: one.results["reconstruction"])[
-            : math.ceil(share * len(own))
-        ]
-    }
-    return [entry for entry in entries if id(entry) in chosen]
+def _best(entries: Sequence[_Entry], share: float) -> list[_Entry]:
+    """The best share by closed-form error, in order of submission."""
+    alive = [entry for entry in entries if entry.alive]
+    ranked = sorted(alive, key=lambda one: one.results["reconstruction"])
+    chosen = {id(entry) for entry in ranked[: math.ceil(share * len(alive))]}
+    return [entry for entry in alive if id(entry) in chosen]
 
 
 def _elite(entries: Sequence[_Entry], archive: Archive, elite: int) -> list[_Entry]:

@@ -1,5 +1,6 @@
 """A spread of rows of every matrix: enough to judge a metric without running the model."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,8 @@ from torch import Tensor
 from pruner_zero.metric import Expression
 from pruner_zero.search.masking import choose_masks
 from pruner_zero.sparsity import Pattern, Scope
+
+_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def sample_matrix(
         own[terminal] = value[index].contiguous() if value.shape[0] > 1 else value
     sensitivity = None
     if "G" in own:
-        energy = gram.diagonal().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        energy = gram.diagonal().sum().clamp_min(_TINY)
         sensitivity = own["G"].square().sum(1) / energy
     norms = ((weight @ gram) * weight).sum(1)
     share = outputs / len(index)
@@ -67,28 +70,23 @@ def sampled_masks(
     return list(choose_masks(terminals, expression, scope, pattern, names))
 
 
-def relative_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:
-    """The mean over matrices of `ln(tr ΔCΔᵀ / tr WCWᵀ)`: how much of each layer's output is lost.
+def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:
+    """`ln Σ_m e_m / (1 − r_m)⁸`: what pruning costs, from the matrices alone; lower is better.
 
-    Source: the objective of SparseGPT (2301.00774), relative and averaged as logarithms.
-    """
-    tiny = torch.finfo(torch.float32).tiny
-    lost = [
-        (matrix.errors(mask).sum() / matrix.norms.sum().clamp_min(tiny)).clamp_min(tiny).log()
-        for matrix, mask in zip(sample, masks, strict=True)
-    ]
-    return float(torch.stack(lost).mean())
-
-
-def sensitive_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:
-    """`ln Σ_matrices Σ_rows s_i · δ_i C δ_iᵀ`: layer errors weighed by what the loss feels of them.
-
-    A Kronecker-factored estimate of the loss's growth with a diagonal output factor, which
-    makes matrices comparable. Source: K-FAC (1503.05671) with the gradients of calibration.
+    e_m = Σ_i s_i · δ_i C δ_iᵀ is each matrix's layer error, its rows weighed by the mean squared
+    gradient of the loss at their output, which makes matrices comparable; r_m = tr ΔCΔᵀ / tr WCWᵀ
+    is the share of its output that it loses. Where G was not collected, e_m = r_m.
+    Source: the objective of SparseGPT (2301.00774), with K-FAC's output factor (1503.05671)
+    kept diagonal. The power of r_m is ours: a matrix that is pruned away costs far more than its
+    gradient tells. It ranks like the loss in and across comparison groups
+    (benchmarks/fitness.md).
     """
     total = 0.0
     for matrix, mask in zip(sample, masks, strict=True):
-        if matrix.sensitivity is None:
-            raise ValueError("sensitivity needs G")
-        total += matrix.share * float(matrix.errors(mask) @ matrix.sensitivity)
-    return float(torch.tensor(max(total, 1e-38), dtype=torch.float64).log())
+        errors = matrix.errors(mask)
+        lost = float(errors.sum() / matrix.norms.sum().clamp_min(_TINY))
+        felt = lost
+        if matrix.sensitivity is not None:
+            felt = matrix.share * float(errors @ matrix.sensitivity)
+        total += felt / max(1 - lost, 1e-3) ** 8
+    return math.log(max(total, _TINY))

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -178,7 +179,7 @@ def run(
             return "the search space is exhausted"
         records = judge(batch, archive, executor, settings.racing)
         algorithm.tell([(one.candidate, one.evaluation) for one in records])
-        archive.commit(records, time.monotonic() - start)
+        archive.commit(records, time.monotonic() - start, algorithm.avoided)
         hall = HallOfFame.of(archive.records)
         hall.write(folder)
         elapsed = max(archive.elapsed, 0.0)
@@ -188,7 +189,7 @@ def run(
                 elapsed,
                 archive.records,
                 hall,
-                dict(archive.saved),
+                dict(archive.saved + Counter(algorithm.avoided)),
                 _budget(settings),
             )
         )

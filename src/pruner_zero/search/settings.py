@@ -27,10 +27,10 @@ class SearchSettings(CalibrationSettings):
     algorithm_settings: dict[str, Any] = Field(default_factory=dict)
     space: SearchSpace | None = None
     seed_metrics: tuple[str, ...] = ()
-    search_windows: Annotated[int, Field(ge=1)] = 16
+    search_windows: Annotated[int, Field(ge=1)] = 12
     few_windows: Annotated[int, Field(ge=1)] = 2
-    few_share: Annotated[float, Field(gt=0, le=1)] = 0.15
-    elite: Annotated[int, Field(ge=1)] = 8
+    few_share: Annotated[float, Field(gt=0, le=1)] = 0.05
+    elite: Annotated[int, Field(ge=1)] = 3
     sampled_weights: Annotated[int, Field(ge=1)] = 8_000_000
     threads: Annotated[int, Field(ge=1)] = 1
 
