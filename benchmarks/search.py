@@ -113,6 +113,7 @@ def summary(folder: Path, stopped: str) -> dict[str, Any]:
             level: sum(line["level"] == level for line in own)
             for level in ("canonical", "fingerprint")
         },
+        "avoided": [line.get("avoided") for line in lines if line["kind"] == "batch"][-1:],
         "rejected": sum(line["rung"] == 0 and line["same_as"] is None for line in own),
         "rungs": {
             rung: {"count": len(seconds), "mean_seconds": sum(seconds) / len(seconds)}
