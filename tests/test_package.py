@@ -23,6 +23,18 @@ def test_every_public_name_is_there() -> None:
     assert pruner_zero.Metric.of("wanda").name == "wanda"
 
 
+def test_verbs_can_be_called_whatever_was_imported_before() -> None:
+    for before in ("import sys", "import pruner_zero.search.build"):
+        code = (
+            f"{before}; from pruner_zero import compare, evaluate, prune, search;"
+            "print(all(map(callable, (compare, evaluate, prune, search))));"
+            "import pruner_zero; search is pruner_zero.search and search('x', output='y')"
+        )
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert run.stdout == "True\n"
+        assert "PrunerZeroError" in run.stderr
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'purne'"):
         _ = pruner_zero.purne

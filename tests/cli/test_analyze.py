@@ -42,7 +42,7 @@ def run(tmp_path: Path) -> Path:
         candidate = Candidate(number, parse(text), scope, parents, operation)
         records.append(Record(candidate, evaluation, str(canonical(parse(text), scope))))
         archive.remember(Outcome(number, "probe", fingerprint=str(number), seconds=0.125))
-    archive.commit(records, 60.0)
+    archive.commit(records, 60.0, {"identical": 3, "canonical": 2})
     return folder
 
 
@@ -63,7 +63,8 @@ def test_tables(
     lines = printed.out.splitlines()
     assert lines[0] == "122 candidates, 120 with a mask of their own (98 of 100)"
     assert lines[1] == "rejected: 1 … of … scores are not finite (… nan)"
-    assert lines[2] == "duplicates saved: 1 canonical"
+    assert lines[2] == "never asked: 2 canonical, 3 identical"
+    assert lines[3] == "duplicates saved: 1 canonical"
     cells = [line.split() for line in lines]
     assert ["probe", "122", "15.2", "0.125"] in cells
     assert any(one[:5] == ["operator", "sqrt", "12", "30", "4.00"] for one in cells)

@@ -54,7 +54,7 @@ def values() -> dict[str, float]:
     return {text: float(place) for place, text in enumerate(TEXTS)}
 
 
-def test_only_the_best_share_of_a_scope_is_run_on_windows(archive: Archive) -> None:
+def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> None:
     fake = Fake(values())
     records = judge(batch(TEXTS), archive, fake, Racing(few_share=0.3, elite=2))
     assert fake.on("reconstruction") == list(TEXTS)

@@ -1,6 +1,7 @@
 """The closed-form rungs: on all rows they are the formulas, on some rows an estimate of them."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,10 +10,9 @@ from torch import Tensor
 from pruner_zero.metric import parse
 from pruner_zero.search.sample import (
     SampledMatrix,
-    relative_error,
+    closed_form_error,
     sample_matrix,
     sampled_masks,
-    sensitive_error,
 )
 from pruner_zero.sparsity import Scope, SemiStructured, Unstructured
 
@@ -69,27 +69,40 @@ def test_an_nm_pattern_is_its_own_group_whatever_the_scope() -> None:
         assert (one.view(-1, 4).sum(1) == 2).all()
 
 
-def test_the_relative_error_is_the_mean_log_of_the_lost_output_energy() -> None:
-    sample, dense, grams = matrices(rows=100)
-    masks = sampled_masks(sample, parse("W"), "row", Unstructured(0.5))
-    logs = []
-    for weight, gram, mask in zip(dense, grams, masks, strict=True):
-        lost = weight * ~mask
-        share = torch.trace(lost @ gram @ lost.T) / torch.trace(weight @ gram @ weight.T)
-        logs.append(math.log(float(share)))
-    assert relative_error(sample, masks) == pytest.approx(sum(logs) / 2, rel=1e-5)
-
-
-def test_the_sensitive_error_weighs_every_row_by_its_gradient_energy() -> None:
+def test_the_closed_form_error_weighs_rows_by_gradient_and_matrices_by_what_they_lose() -> None:
     sample, dense, grams = matrices(rows=100)
     masks = sampled_masks(sample, parse("W"), "global", Unstructured(0.5))
     total = 0.0
     for one, weight, gram, mask in zip(sample, dense, grams, masks, strict=True):
+        removed = weight * ~mask
+        lost = torch.trace(removed @ gram @ removed.T) / torch.trace(weight @ gram @ weight.T)
+        felt = 0.0
         for row in range(weight.shape[0]):
-            lost = weight[row] * ~mask[row]
             energy = one.terminals["G"][row].square().sum() / gram.diagonal().sum()
-            total += float(energy * (lost @ gram @ lost))
-    assert sensitive_error(sample, masks) == pytest.approx(math.log(total), rel=1e-5)
+            felt += float(energy * (removed[row] @ gram @ removed[row]))
+        total += felt / float(1 - lost) ** 8
+    assert closed_form_error(sample, masks) == pytest.approx(math.log(total), rel=1e-5)
+
+
+def test_without_gradients_the_closed_form_error_is_the_share_of_the_output_that_is_lost() -> None:
+    sample, dense, grams = matrices(rows=100)
+    blind = [replace(one, sensitivity=None) for one in sample]
+    masks = sampled_masks(blind, parse("W"), "row", Unstructured(0.5))
+    total = 0.0
+    for weight, gram, mask in zip(dense, grams, masks, strict=True):
+        removed = weight * ~mask
+        lost = torch.trace(removed @ gram @ removed.T) / torch.trace(weight @ gram @ weight.T)
+        total += float(lost) / (1 - float(lost)) ** 8
+    assert closed_form_error(blind, masks) == pytest.approx(math.log(total), rel=1e-5)
+
+
+def test_a_matrix_that_is_pruned_away_costs_much_but_not_endlessly() -> None:
+    sample, dense, _ = matrices(rows=100)
+    gone = [torch.zeros_like(weight, dtype=torch.bool) for weight in dense]
+    half = sampled_masks(sample, parse("W"), "row", Unstructured(0.5))
+    errors = [closed_form_error(sample, masks) for masks in (half, [gone[0], half[1]], gone)]
+    assert errors == sorted(errors)
+    assert math.isfinite(errors[-1])
 
 
 def test_some_rows_stand_for_all_of_them() -> None:

@@ -1,5 +1,9 @@
 """The search for better metrics: space, variation, evolution, rungs, archive, analysis."""
 
+import sys
+from types import ModuleType
+from typing import Any
+
 from pruner_zero.search.analysis import Analysis, analyze
 from pruner_zero.search.archive import Record, read_records
 from pruner_zero.search.hall_of_fame import HallOfFame
@@ -19,3 +23,13 @@ __all__ = [
     "read_records",
     "search",
 ]
+
+
+class _Callable(ModuleType):
+    """`pruner_zero.search` names a room and a function; importing the room hides the function."""
+
+    def __call__(self, *arguments: Any, **settings: Any) -> SearchResult:
+        return search(*arguments, **settings)
+
+
+sys.modules[__name__].__class__ = _Callable

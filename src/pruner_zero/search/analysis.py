@@ -122,7 +122,7 @@ def analyze(
     """Explain a search, finished or not, from its records; few or none give a short answer.
 
     top: the share of candidates that count as good. seconds: what each rung took, as
-    `read_seconds` gives it. avoided: `read_avoided`'s. seed: decides the resamples of the intervals.
+    `read_seconds` gives it. avoided: `read_avoided`'s. seed: decides the intervals' resamples.
     Raises PrunerZeroError for a share outside 0 … 1.
     """
     if not 0 < top < 1:
