@@ -31,6 +31,7 @@ def tiny_settings(**changed: Any) -> SearchSettings:
         "few_windows": 1,
         "evaluations": 40,
         "sampled_weights": 8,
+        "judge_dtype": "float32",
     }
     return SearchSettings(**{**given, **changed})
 

@@ -1,113 +1,78 @@
-"""Every executor keeps the same promises."""
+"""In this process or in others beside it, the same promises."""
 
 import os
-import signal
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from pruner_zero.search.evaluator import Evaluator, Outcome, Task
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
-from tests.search.conftest import Build
+from tests.search.executor_suite import (
+    ExecutorSuite,
+    Scripted,
+    Start,
+    WorkerSuite,
+    opened,
+    script,
+    scripted,
+)
+from tests.search.test_search import journal, run
 
-TASKS = [
-    Task(0, "probe", "W * X", "row"),
-    Task(1, "reconstruction", "W * X", "row"),
-    Task(2, "few", "W * G", "global"),
-    Task(3, "all", "W", "matrix"),
-    Task(4, "probe", "exp(W / (W - W))", "row"),
-    Task(5, "few", "W * X", "block"),
-]
-
-
-def timeless(outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """Outcomes without the seconds they took."""
-    return [{**vars(one), "seconds": 0} for one in outcomes]
+__all__ = ["opened", "scripted"]
 
 
-@dataclass
-class Scripted:
-    """Stands in for an evaluator: does what the task's expression says, through files."""
+class TestSerial(ExecutorSuite):
+    @pytest.fixture
+    def start(self, opened: Callable[[Executor], Executor]) -> Start:
+        def make(evaluator: Any, time_limit: float = 600.0) -> Executor:
+            return opened(SerialExecutor(evaluator))
 
-    folder: Path
-    masked: Any = field(default_factory=lambda: SimpleNamespace(matrices=()))
-
-    def run(self, task: Task) -> Outcome:
-        """`die` kills its worker, `die once` only the first time, `hang` sleeps."""
-        mark = self.folder / f"died-{task.number}"
-        if task.expression == "die" or (task.expression == "die once" and not mark.exists()):
-            mark.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        if task.expression == "hang":
-            time.sleep(600)
-        return Outcome(task.number, task.rung, value=float(task.number))
+        return make
 
 
-def scripted(folder: Path) -> Evaluator:
-    return cast(Evaluator, Scripted(folder))
+class TestProcesses(WorkerSuite):
+    @pytest.fixture(params=[1, 2, 4])
+    def start(
+        self, request: pytest.FixtureRequest, opened: Callable[[Executor], Executor]
+    ) -> Start:
+        def make(evaluator: Any, time_limit: float = 600.0) -> Executor:
+            return opened(ProcessExecutor(evaluator, request.param, time_limit=time_limit))
+
+        return make
 
 
-def script(*lines: str) -> list[Task]:
-    return [Task(number, "few", line, "row") for number, line in enumerate(lines)]
-
-
-@pytest.fixture
-def executors() -> Iterator[Callable[[Executor], Executor]]:
-    """Closes what a test opened."""
-    opened: list[Executor] = []
-
-    def keep(executor: Executor) -> Executor:
-        opened.append(executor)
-        return executor
-
-    yield keep
-    for executor in opened:
+def test_workers_that_cannot_start_end_the_search_with_a_clear_line() -> None:
+    executor = ProcessExecutor(cast(Evaluator, DeadOnArrival()), 2)
+    try:
+        with pytest.raises(PrunerZeroError, match="fewer --workers") as refusal:
+            list(executor.map(script("work")))
+        assert "\n" not in str(refusal.value)
+    finally:
         executor.close()
 
 
-def test_any_executor_gives_the_same_outcomes_in_the_order_of_submission(
-    build: Build, executors: Callable[[Executor], Executor]
+class DeadOnArrival:
+    """Kills the process that unpickles it, as too little memory does."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_closed_executor_takes_no_more_tasks(scripted: Scripted) -> None:
+    executor = ProcessExecutor(cast(Evaluator, scripted), 1)
+    executor.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(executor.map(script("work")))
+
+
+def test_the_number_of_worker_processes_does_not_change_the_archive(
+    llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    serial = executors(SerialExecutor(build()))
-    wanted = timeless(list(serial.map(TASKS)))
-    assert [one["number"] for one in wanted] == [task.number for task in TASKS]
-    assert wanted[4]["reason"]
-    assert "non-finite" in wanted[4]["reason"] or "not finite" in wanted[4]["reason"]
-    for workers in (1, 2):
-        processes = executors(ProcessExecutor(build(), workers))
-        assert timeless(list(processes.map(TASKS))) == wanted
-        # A second batch goes to the same workers.
-        assert timeless(list(processes.map(TASKS[:2]))) == wanted[:2]
-
-
-def test_the_task_of_a_worker_that_died_is_run_again(
-    tmp_path: Path, executors: Callable[[Executor], Executor]
-) -> None:
-    processes = executors(ProcessExecutor(scripted(tmp_path), 2))
-    outcomes = list(processes.map(script("work", "die once", "work", "work")))
-    assert [one.value for one in outcomes] == [0.0, 1.0, 2.0, 3.0]
-
-
-def test_a_task_that_kills_its_worker_twice_is_rejected_and_the_others_are_not(
-    tmp_path: Path, executors: Callable[[Executor], Executor]
-) -> None:
-    processes = executors(ProcessExecutor(scripted(tmp_path), 2))
-    outcomes = list(processes.map(script("work", "die", "work", "work")))
-    assert [one.number for one in outcomes] == [0, 1, 2, 3]
-    assert outcomes[1].reason == "its worker died twice"
-    assert [one.value for one in outcomes if one.number != 1] == [0.0, 2.0, 3.0]
-
-
-def test_a_task_over_the_time_limit_is_rejected_and_the_others_are_not(
-    tmp_path: Path, executors: Callable[[Executor], Executor]
-) -> None:
-    processes = executors(ProcessExecutor(scripted(tmp_path), 2, time_limit=10))
-    outcomes = list(processes.map(script("work", "hang", "work")))
-    assert outcomes[1].reason is not None
-    assert "time limit of 10 s" in outcomes[1].reason
-    assert [one.value for one in outcomes if one.number != 1] == [0.0, 2.0]
+    run(llama_folder, tmp_path / "serial", text_file)
+    for workers in (1, 4):
+        output = tmp_path / f"{workers}"
+        run(llama_folder, output, text_file, executor="processes", workers=workers)
+        assert journal(output) == journal(tmp_path / "serial")

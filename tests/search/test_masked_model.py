@@ -60,3 +60,20 @@ def test_losses_are_those_of_the_pruned_model_window_by_window(build: Build) -> 
     with torch.no_grad():
         dense = [float(next_token_loss(evaluator.masked.model, one[None])) for one in windows]
     assert losses != dense
+
+
+def test_judging_in_bfloat16_keeps_the_masks_of_the_weights_as_they_are(build: Build) -> None:
+    exact, fast = build().masked, build(judge_dtype="bfloat16").masked
+    expression = parse("W * X * G^0.5")
+    with exact.masked(expression, "global"), fast.masked(expression, "global"):
+        for one, other in zip(exact.matrices, fast.matrices, strict=True):
+            assert other.weight.dtype == torch.bfloat16
+            assert torch.equal(other.weight, one.weight.bfloat16())
+
+
+def test_the_model_that_is_searched_on_is_never_touched(build: Build) -> None:
+    masked = build().masked
+    with masked.masked(parse("W"), "row"):
+        for matrix in masked.matrices:
+            assert masked.dense[matrix.parameter_name].all()
+            assert not matrix.weight.all()

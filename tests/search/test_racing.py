@@ -56,7 +56,7 @@ def values() -> dict[str, float]:
 
 def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> None:
     fake = Fake(values())
-    records = judge(batch(TEXTS), archive, fake, Racing(few_share=0.3, elite=2))
+    records = judge(batch(TEXTS), archive, fake, Racing(near=10, few_share=0.3, margin=10))
     assert fake.on("reconstruction") == list(TEXTS)
     assert fake.on("few") == list(TEXTS[:3])
     assert fake.on("all") == list(TEXTS[:2])
@@ -64,13 +64,23 @@ def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> N
     assert records[2].evaluation.results == {"reconstruction": 2.0, "few": 20.0}
 
 
-def test_later_batches_must_beat_the_elite_of_the_run(archive: Archive) -> None:
-    first = judge(batch(TEXTS[:4]), archive, Fake(values()), Racing(few_share=1, elite=2))
+def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> None:
+    first = judge(batch(TEXTS[:4]), archive, Fake(values()), Racing(near=10, few_share=1, margin=10))
     archive.commit(first, 0.0)
     fake = Fake(values())
-    judge(batch(TEXTS[4:], first=4), archive, fake, Racing(few_share=1, elite=2))
+    judge(batch(TEXTS[4:], first=4), archive, fake, Racing(near=10, few_share=1, margin=10))
     assert fake.on("few") == list(TEXTS[4:])
     assert fake.on("all") == []
+
+
+def test_a_batch_far_from_the_best_closed_form_runs_no_window(archive: Archive) -> None:
+    first = judge(batch(TEXTS[:2]), archive, Fake(values()), Racing(near=0.5, few_share=1))
+    assert [one.evaluation.rung for one in first] == [3, 1]
+    archive.commit(first, 0.0)
+    fake = Fake(values())
+    judge(batch(TEXTS[2:], first=2), archive, fake, Racing(near=0.5, few_share=1))
+    assert fake.on("reconstruction") == list(TEXTS[2:])
+    assert fake.on("few") == []
 
 
 def test_an_equal_canonical_form_is_never_judged_twice(archive: Archive) -> None:

@@ -55,12 +55,13 @@ def search(
     ] = None,
     windows: options.Windows = None,
     search_windows: Annotated[
-        int | None, typer.Option(help="Windows that candidates are judged on. [default: 16]")
+        int | None, typer.Option(help="Windows that candidates are judged on. [default: 12]")
     ] = None,
     seqlen: options.Seqlen = None,
     seed: options.Seed = None,
     workers: Annotated[
-        int | None, typer.Option(help="Worker processes. [default: the processor's cores]")
+        int | None,
+        typer.Option(help="Workers. [default: one a core, of this machine or of the Ray cluster]"),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(help="Threads of each worker. [default: 1]")
@@ -68,6 +69,16 @@ def search(
     executor: Annotated[
         str | None,
         typer.Option(help="serial, processes or ray. [default: processes for several workers]"),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster. [default: $RAY_ADDRESS, else this machine]"),
+    ] = None,
+    ray_resources: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What a Ray worker needs, NAME=AMOUNT, e.g. num_cpus=2 or num_gpus=1; repeatable."
+        ),
     ] = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
@@ -97,6 +108,8 @@ def search(
         "workers": workers,
         "threads": threads,
         "executor": executor,
+        "ray_address": ray_address,
+        "ray_resources": ray_resources,
         "include": include,
         "exclude": exclude,
         "dtype": dtype,

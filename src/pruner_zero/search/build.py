@@ -1,10 +1,12 @@
 """From settings to an evaluator: model, statistics and windows brought into memory once."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.errors import PrunerZeroError
@@ -78,6 +80,9 @@ def build_evaluator(
     calibrate(
         language_model, calibration, kinds, store, norm=settings.gradient_norm, progress=progress
     )
+    dtype = judging_dtype(language_model.model, settings)
+    # Not in float16, where sums over tokens overflow.
+    narrow_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
     blocks = sorted({matrix.block for matrix in matrices})
@@ -87,6 +92,7 @@ def build_evaluator(
         own = [matrix for matrix in matrices if matrix.block == block]
         read = _read(store, block, kinds)
         factors: dict[int, Tensor] = {}
+        narrowed: dict[int, Tensor] = {}
         for matrix in own:
             gram = read["gram"][matrix.name]
             found = {str(kind): read[kind][matrix.name] for kind in kinds - {"gram"}}
@@ -97,14 +103,32 @@ def build_evaluator(
             statistics[matrix.name] = found
             dense = matrix.weight.detach()
             rows = max(LEAST_ROWS, round(share * len(dense)))
-            sample.append(sample_matrix(matrix.name, dense, found, gram, rows))
+            sampled = sample_matrix(matrix.name, dense, found, gram, rows)
+            narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))
+            sample.append(replace(sampled, gram=narrow))
     _check_alive(sample)
-    dense_weights = {
-        matrix.parameter_name: matrix.parameter.detach().clone() for matrix in matrices
-    }
-    masked = MaskedModel(language_model.model, matrices, dense_weights, statistics, settings.zeros)
+    weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
+    # Candidates are put on a copy, so that the model stays whole whatever happens to a worker.
+    copy = deepcopy(language_model.model).to(dtype)
+    copied = find_matrices(copy, settings.include, settings.exclude)
+    masked = MaskedModel(copy, copied, weights, statistics, settings.zeros)
     probe = _probe(matrices, sample)
     return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, settings.zeros)
+
+
+def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
+    """What the forward passes of candidates are computed in."""
+    own: torch.dtype = next(model.parameters()).dtype
+    if settings.judge_dtype == "auto":
+        fast = own == torch.float32 and has_fast_bfloat16()
+        return torch.bfloat16 if fast else own
+    return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
+
+
+def has_fast_bfloat16() -> bool:
+    """Whether this processor multiplies bfloat16 natively, about twice as fast as float32."""
+    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _read(store: StatisticsStore, block: int, kinds: set[Kind]) -> dict[Kind, dict[str, Tensor]]:

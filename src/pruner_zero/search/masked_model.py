@@ -17,6 +17,8 @@ from pruner_zero.sparsity import Pattern, Scope
 class MaskedModel:
     """A model whose matrices can be masked by any metric, its dense weights kept beside.
 
+    dense: by parameter name, in any dtype; scores and masks come from them, while `model`
+    may be of another dtype, in which the losses are computed.
     statistics: by matrix name, the terminals G (out, in), X and H (1, in), fp32.
     """
 

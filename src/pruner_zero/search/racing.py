@@ -15,14 +15,17 @@ from pruner_zero.search.executor import Executor
 class Racing:
     """How many candidates climb.
 
-    few_share: the share of a batch that goes from the closed-form error to the loss on a few
-    windows. elite: a candidate goes on to the whole search text when
-    its loss on the few is among the `elite` lowest seen so far. direct: every distinct
+    A candidate goes from the closed-form error to the loss on a few windows when its error is
+    at most `near` above the lowest of the run so far, and among the best `few_share` of its
+    batch; and from there to the whole search text when its loss is at most `margin`, in nats,
+    above the lowest on those windows. All are judged on the same windows, so that a difference
+    is the metrics' and not the text's. direct: every distinct
     candidate is judged on the whole search text, as the published search does.
     """
 
+    near: float = 0.2
     few_share: float = 0.05
-    elite: int = 3
+    margin: float = 0.01
     direct: bool = False
 
 
@@ -63,8 +66,11 @@ def judge(
         _climb("all", entries, archive, executor)
     else:
         _climb("reconstruction", entries, archive, executor)
-        _climb("few", _best(entries, racing.few_share), archive, executor)
-        _climb("all", _elite(entries, archive, racing.elite), archive, executor)
+        most = math.ceil(racing.few_share * sum(entry.alive for entry in entries))
+        near = _near_the_best("reconstruction", entries, archive, racing.near)[:most]
+        _climb("few", near, archive, executor)
+        near = _near_the_best("few", near, archive, racing.margin)
+        _climb("all", near, archive, executor)
     earlier = list(archive.records)
     for entry in entries:
         earlier.append(_record(entry, earlier))
@@ -103,26 +109,16 @@ def _climb(
     return judged
 
 
-def _best(entries: Sequence[_Entry], share: float) -> list[_Entry]:
-    """The best share by closed-form error, in order of submission."""
-    alive = [entry for entry in entries if entry.alive]
-    ranked = sorted(alive, key=lambda one: one.results["reconstruction"])
-    chosen = {id(entry) for entry in ranked[: math.ceil(share * len(alive))]}
-    return [entry for entry in alive if id(entry) in chosen]
-
-
-def _elite(entries: Sequence[_Entry], archive: Archive, elite: int) -> list[_Entry]:
-    """Those whose loss on the few windows is among the lowest of the run so far."""
-    before = [
-        record.evaluation.results["few"]
-        for record in archive.distinct()
-        if "few" in record.evaluation.results
-    ]
-    now = [entry.results["few"] for entry in entries if entry.alive and "few" in entry.results]
-    limit = sorted(before + now)[:elite][-1:] or [math.inf]
-    return [
-        entry for entry in entries if entry.alive and entry.results.get("few", math.inf) <= limit[0]
-    ]
+def _near_the_best(
+    rung: Rung, entries: Sequence[_Entry], archive: Archive, distance: float
+) -> list[_Entry]:
+    """Those whose result is at most `distance` above the lowest of the run, best first."""
+    now = [entry for entry in entries if entry.alive and rung in entry.results]
+    known = (record.evaluation.results for record in archive.distinct())
+    before = (results[rung] for results in known if rung in results)
+    lowest = min((*before, *(entry.results[rung] for entry in now)), default=math.inf)
+    near = [entry for entry in now if entry.results[rung] <= lowest + distance]
+    return sorted(near, key=lambda entry: entry.results[rung])
 
 
 def _record(entry: _Entry, earlier: Sequence[Record]) -> Record:

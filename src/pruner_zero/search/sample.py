@@ -19,7 +19,8 @@ class SampledMatrix:
     """Some rows of one matrix with its statistics, fp32, and what pruning them costs.
 
     weight: (rows, in) signed. terminals: W, G, S (rows, in), X, H (1, in), those collected.
-    gram: (in, in), shared between matrices with the same input. norms: (rows,), `w C wᵀ`.
+    gram: (in, in), shared between matrices with the same input; in bfloat16 the layer errors
+    are computed in it. norms: (rows,), `w C wᵀ`.
     sensitivity: (rows,), the mean squared gradient of the loss at the row's output, up to a
     constant: `Σ_j G_ij² / Σ_j X_j²`; None where G was not collected. share: how many rows
     of the matrix each sampled row stands for.
@@ -36,7 +37,7 @@ class SampledMatrix:
     def errors(self, mask: Tensor) -> Tensor:
         """`δ C δᵀ` of each row (rows,) for the weights δ that `mask` removes: the layer error."""
         removed = self.weight.masked_fill(mask, 0)
-        return ((removed @ self.gram) * removed).sum(1)
+        return ((removed.to(self.gram.dtype) @ self.gram).float() * removed).sum(1)
 
 
 def sample_matrix(
@@ -45,15 +46,15 @@ def sample_matrix(
     """`rows` evenly spread rows of a dense (out, in) matrix with its terminals G, X, H."""
     outputs = dense.shape[0]
     index = torch.linspace(0, outputs - 1, min(rows, outputs)).round().long()
-    weight = dense[index].float()
+    weight, exact = dense[index].float(), gram.float()
     own = {"W": weight.abs(), "S": weight}
     for terminal, value in statistics.items():
         own[terminal] = value[index].contiguous() if value.shape[0] > 1 else value
     sensitivity = None
     if "G" in own:
-        energy = gram.diagonal().sum().clamp_min(_TINY)
+        energy = exact.diagonal().sum().clamp_min(_TINY)
         sensitivity = own["G"].square().sum(1) / energy
-    norms = ((weight @ gram) * weight).sum(1)
+    norms = ((weight @ exact) * weight).sum(1)
     share = outputs / len(index)
     return SampledMatrix(name, weight, own, gram, norms, sensitivity, share)
 

@@ -18,7 +18,7 @@ from pruner_zero.provenance import provenance
 from pruner_zero.pruning import corpus_name, model_name
 from pruner_zero.search.algorithm import Algorithm, make_algorithm
 from pruner_zero.search.archive import Archive, Record
-from pruner_zero.search.build import build_evaluator, search_windows
+from pruner_zero.search.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
 from pruner_zero.search.hall_of_fame import HallOfFame
@@ -126,6 +126,7 @@ def search(
     with locked(folder):
         identity = {
             **checked.identity(),
+            "judge_dtype": str(judging_dtype(language_model.model, checked)),
             "calibration_tokens": windows.sha256,
             "search_tokens": search_on.sha256,
             "model_weights": language_model.fingerprint(),
@@ -202,13 +203,22 @@ def run(
 
 def make_executor(settings: SearchSettings, evaluator: Evaluator) -> Executor:
     """The executor that the settings ask for; processes where there is more than one worker."""
+    if settings.executor == "ray":
+        from pruner_zero.search.ray_executor import RayExecutor
+
+        return RayExecutor(
+            evaluator,
+            settings.workers,
+            settings.threads,
+            settings.time_limit,
+            address=settings.ray_address,
+            resources=settings.ray_resources,
+        )
     workers = settings.workers or max(1, (os.cpu_count() or 1) // settings.threads)
     name = settings.executor or ("processes" if workers > 1 else "serial")
     if name == "serial":
         return SerialExecutor(evaluator, settings.threads)
-    if name == "processes":
-        return ProcessExecutor(evaluator, workers, settings.threads, settings.time_limit)
-    raise PrunerZeroError("the ray executor is not there yet: choose processes")
+    return ProcessExecutor(evaluator, workers, settings.threads, settings.time_limit)
 
 
 def _stops(

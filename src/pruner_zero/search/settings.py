@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.pruning import CalibrationSettings
 from pruner_zero.search.algorithm import ALGORITHMS
@@ -11,6 +11,7 @@ from pruner_zero.search.space import SearchSpace
 from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
 
 AlgorithmName = Literal["default", "published", "random"]
+JudgeDtype = Literal["auto", "float32", "bfloat16"]
 ExecutorName = Literal["serial", "processes", "ray"]
 
 
@@ -29,8 +30,10 @@ class SearchSettings(CalibrationSettings):
     seed_metrics: tuple[str, ...] = ()
     search_windows: Annotated[int, Field(ge=1)] = 12
     few_windows: Annotated[int, Field(ge=1)] = 2
+    near: Annotated[float, Field(ge=0)] = 0.2
     few_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    elite: Annotated[int, Field(ge=1)] = 3
+    margin: Annotated[float, Field(ge=0)] = 0.01
+    judge_dtype: JudgeDtype = "auto"
     sampled_weights: Annotated[int, Field(ge=1)] = 8_000_000
     threads: Annotated[int, Field(ge=1)] = 1
 
@@ -41,6 +44,18 @@ class SearchSettings(CalibrationSettings):
     workers: Annotated[int, Field(ge=1)] | None = None
     executor: ExecutorName | None = None
     time_limit: Annotated[float, Field(gt=0)] = 600.0
+    ray_address: str | None = None
+    ray_resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+    @field_validator("ray_resources", mode="before")
+    @classmethod
+    def _amounts(cls, given: Any) -> Any:
+        """The command line gives `name=amount` texts."""
+        if not isinstance(given, list | tuple):
+            return given
+        if not all(isinstance(one, str) and one.count("=") == 1 for one in given):
+            raise ValueError("give each as name=amount, such as num_gpus=1")
+        return dict(one.split("=") for one in given)
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
@@ -73,7 +88,7 @@ class SearchSettings(CalibrationSettings):
     @property
     def racing(self) -> Racing:
         """How many candidates climb. The published search judges each one fully."""
-        return Racing(self.few_share, self.elite, direct=self.algorithm == "published")
+        return Racing(self.near, self.few_share, self.margin, direct=self.algorithm == "published")
 
     def identity(self) -> dict[str, Any]:
         """What a resumed run must share with the run it resumes."""
@@ -88,4 +103,6 @@ LIMITS = {
     "workers",
     "executor",
     "time_limit",
+    "ray_address",
+    "ray_resources",
 }
