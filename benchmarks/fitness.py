@@ -9,6 +9,7 @@ such files that are there; --page does only that.
 """
 
 import argparse
+import json
 import math
 import statistics
 import time
@@ -23,12 +24,12 @@ from torch.nn import functional
 
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, read_lines
+from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
 from pruner_zero.search.build import build_evaluator, search_windows
 from pruner_zero.search.generate import random_expression
-from pruner_zero.search.sample import relative_error, sampled_masks, sensitive_error
+from pruner_zero.search.sample import closed_form_error, sampled_masks
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.search.statistics import kendall
 from pruner_zero.text import load_corpus
@@ -96,20 +97,23 @@ def measure(given: argparse.Namespace) -> None:
                 line = {"reason": str(error)}
             append_line(output, {"expression": text, "scope": scope, **line})
             progress.note(f"{scope:<7} {text[:50]:<50} {line.get('loss', line.get('reason'))}")
+    found = [
+        {"expression": line["expression"], "scope": line["scope"]}
+        | closed_forms(evaluator, line["expression"], line["scope"])
+        for line in progress.track(read_lines(output), "closed forms")
+        if "loss" in line
+    ]
+    closed = output.with_name(output.name.replace("fitness", "closed-forms"))
+    write_atomic(closed, "".join(json.dumps(line) + "\n" for line in found))
 
 
 @torch.no_grad()
 def _judge(
     evaluator: Any, text: str, scope: Any, windows: Tensor, dense: list[Tensor]
 ) -> dict[str, Any]:
-    expression = parse(text)
     start = time.monotonic()
-    masks = sampled_masks(evaluator.sample, expression, scope, evaluator.pattern)
-    relative = relative_error(evaluator.sample, masks)
-    seconds = time.monotonic() - start
-    sensitive = sensitive_error(evaluator.sample, masks)
     losses, divergences = [], []
-    with evaluator.masked.masked(expression, scope) as model:
+    with evaluator.masked.masked(parse(text), scope) as model:
         for window, reference in zip_longest(windows, dense):
             if reference is None:
                 losses.append(float(next_token_loss(model, window[None])))
@@ -124,14 +128,35 @@ def _judge(
                 )
             )
     return {
-        "relative": relative,
-        "sensitive": sensitive,
-        "seconds": round(seconds, 3),
         "full_seconds": round(time.monotonic() - start, 3),
         "loss": sum(losses) / len(losses),
-        "perplexity": math.exp(min(sum(losses) / len(losses), 700)),
         "losses": losses,
         "divergences": divergences,
+    }
+
+
+@torch.no_grad()
+def closed_forms(evaluator: Any, text: str, scope: Any) -> dict[str, float]:
+    """Three closed-form errors of one metric from its masks on the sampled rows.
+
+    relative: the mean over matrices of the log of the lost share of the layer's output.
+    sensitive: the log of all layer errors, rows weighed by the gradient at their output.
+    closed: `closed_form_error`, what the search uses.
+    """
+    start = time.monotonic()
+    masks = sampled_masks(evaluator.sample, parse(text), scope, evaluator.pattern)
+    closed = closed_form_error(evaluator.sample, masks)
+    seconds = time.monotonic() - start
+    relative, sensitive = 0.0, 0.0
+    for matrix, mask in zip(evaluator.sample, masks, strict=True):
+        errors = matrix.errors(mask)
+        relative += math.log(max(float(errors.sum() / matrix.norms.sum()), 1e-30))
+        sensitive += matrix.share * float(errors @ matrix.sensitivity)
+    return {
+        "relative": relative / len(masks),
+        "sensitive": math.log(max(sensitive, 1e-30)),
+        "closed": closed,
+        "seconds": round(seconds, 3),
     }
 
 
@@ -142,44 +167,59 @@ def _log_probabilities(model: Any, window: Tensor) -> Tensor:
 
 def write_page() -> None:
     """Write fitness.md from the result files that are there."""
+    names = ["relative", "sensitive", "closed"]
+    names += [f"{kind}, {count}" for count in (1, 2) for kind in ("loss", "divergence")]
     lines = [
         "# What the cheap rungs of the search are worth",
         "",
-        "Made by `python benchmarks/fitness.py --calibration wiki.valid.raw --search-text"
-        " wiki.valid.raw [--scopes …] [--pattern 2:4]` on SmolLM2-135M: known, hand-made and"
-        " random metrics, statistics from 24 windows of the first half of the text, judged on"
-        f" {WINDOWS} windows of 1024 tokens of its second half. Kendall's τ with the mean loss of"
-        " the pruned model; *best* are the better half. *relative* is the mean log of the"
-        " closed-form layer error, *sensitive* weighs each row's error by its gradient. For"
-        " loss and divergence from the dense model, the first window or two against the mean"
-        " loss of the others, which share no token with them. Seconds: one closed-form rung;"
-        " the loss on all windows.",
+        "Made by `python benchmarks/fitness.py --scopes global` (and `row`), from the folder of"
+        " the WikiText-2 files, on SmolLM2-135M at 50 %: known, hand-made and random metrics,"
+        " statistics from 24 windows of the first half of the validation text, judged on"
+        f" {WINDOWS} windows of 1024 tokens of its second half.",
         "",
-        "| zeros | metrics | relative | best | sensitive | best | loss, 1 | best | divergence, 1 "
-        "| best | loss, 2 | best | divergence, 2 | best | seconds |",
-        "|---" * 15 + "|",
+        "Kendall's τ with the loss of the pruned model; in brackets among the better half."
+        " *relative*: mean log of the lost share of each layer's output. *sensitive*: all layer"
+        " errors, rows weighed by the gradient at their output. *closed*: the same, each matrix"
+        " divided by (1 − lost share)⁸, which is what the search uses. *loss* and *divergence*"
+        " from the dense model: on the first window or two, against the mean loss of the others,"
+        " with which they share no token. Perplexity is the exponential of the loss and ranks"
+        " alike. *seconds*: one closed-form rung; masking the model and all windows.",
+        "",
+        "| groups | metrics | " + " | ".join(names) + " | seconds |",
+        "|---" * (len(names) + 3) + "|",
     ]
+    judged = []
     for file in sorted((HERE / "results").glob("fitness-*.jsonl")):
-        lines.append(_row(file))
+        closed = {
+            (line["expression"], line["scope"]): line
+            for line in read_lines(file.with_name(file.name.replace("fitness", "closed-forms")))
+        }
+        own = [
+            closed[line["expression"], line["scope"]] | line
+            for line in read_lines(file)
+            if (line["expression"], line["scope"]) in closed
+        ]
+        if own:
+            lines.append(_row(file.stem.removeprefix("fitness-"), own))
+            judged += own if file.stem.startswith("fitness-50") else []
+    lines.append(_row("50, together", judged))
     (HERE / "fitness.md").write_text("\n".join([*lines, ""]))
 
 
-def _row(file: Path) -> str:
-    judged = [line for line in read_lines(file) if "loss" in line]
-    cells = [file.stem.removeprefix("fitness-"), str(len(judged))]
+def _row(name: str, judged: list[dict[str, Any]]) -> str:
     predictors = [
         ([one[name] for one in judged], [one["loss"] for one in judged])
-        for name in ("relative", "sensitive")
+        for name in ("relative", "sensitive", "closed")
     ]
     for count in (1, 2):
         rest = [sum(one["losses"][count:]) for one in judged]
-        for name in ("losses", "divergences"):
-            predictors.append(([sum(one[name][:count]) for one in judged], rest))
+        for kind in ("losses", "divergences"):
+            predictors.append(([sum(one[kind][:count]) for one in judged], rest))
+    cells = [name, str(len(judged))]
     for values, losses in predictors:
         middle = sorted(losses)[(len(losses) + 1) // 2 - 1]
         best = [pair for pair in zip(values, losses, strict=True) if pair[1] <= middle]
-        cells.append(f"{kendall(values, losses):.2f}")
-        cells.append(f"{kendall(*zip(*best, strict=True)):.2f}")
+        cells.append(f"{kendall(values, losses):.2f} ({kendall(*zip(*best, strict=True)):.2f})")
     cheap = statistics.median(one["seconds"] for one in judged)
     dear = statistics.median(one["full_seconds"] for one in judged)
     return "| " + " | ".join([*cells, f"{cheap:.2f}; {dear:.0f}"]) + " |"

@@ -11,6 +11,7 @@ tables are kept, unfinished ones go on.
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +73,15 @@ def main() -> None:
             winners.append(str(folder / "best.json"))
     if given.only_search:
         return
+    test(given, name, zeros, [*CLASSICS, *winners])
+    write_page()
+
+
+def test(given: argparse.Namespace, name: str, zeros: dict[str, Any], methods: list[str]) -> None:
+    """Prune by every method and measure it on the test text, in one table."""
     compare(
-        model,
-        [*CLASSICS, *winners],
+        given.model,
+        methods,
         calibration=given.calibration,
         text=given.text,
         output=HERE / "results" / f"search-{name}-test.json",
@@ -122,6 +129,76 @@ def summary(folder: Path, stopped: str) -> dict[str, Any]:
         "curve": curve,
         "hall_of_fame": json.loads((folder / "hall_of_fame.json").read_text()),
     }
+
+
+def write_page() -> None:
+    """Write search.md from the result files that are there."""
+    lines = [
+        "# Searches from scratch on SmolLM2-135M",
+        "",
+        "Made by `python benchmarks/search.py --calibration wiki.valid.raw --text wiki.test.raw`"
+        " with the options in each title. Statistics from 24 windows of 1024 tokens of the first"
+        " half of WikiText-2 validation, candidates judged on windows of its second half; the"
+        " test text is read once, after the searches. Each run had one core.",
+        "",
+    ]
+    files = sorted((HERE / "results").glob("search-*.json"))
+    lines += [
+        "## The runs",
+        "",
+        "| run | minutes | candidates | distinct | few | all | loss on the search text after "
+        "2.5, 5, 10, 20 minutes | seconds a distinct candidate | winner |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for file in files:
+        if not file.stem.endswith("-test"):
+            lines.append(_run_row(file))
+    for file in files:
+        if file.stem.endswith("-test"):
+            lines += ["", *_test_table(file)]
+    (HERE / "search.md").write_text("\n".join([*lines, ""]))
+
+
+def _run_row(file: Path) -> str:
+    found = json.loads(file.read_text())
+    curve = found["curve"]
+    reached = [
+        next((f"{one['loss']:.3f}" for one in reversed(curve) if one["seconds"] <= 60 * at), "–")
+        for at in (2.5, 5, 10, 20)
+    ]
+    seconds = sum(one["count"] * one["mean_seconds"] for one in found["rungs"].values())
+    best = next((row for row in found["hall_of_fame"] if row["best"]), None)
+    cells = [
+        file.stem.removeprefix("search-"),
+        f"{curve[-1]['seconds'] / 60:.1f}" if curve else "–",
+        str(found["candidates"]),
+        str(found["distinct"]),
+        *(str(found["rungs"].get(rung, {"count": 0})["count"]) for rung in ("few", "all")),
+        ", ".join(reached),
+        f"{seconds / max(1, found['distinct']):.2f}",
+        f"`{best['expression']}` @{best['scope']}" if best else "none",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def _test_table(file: Path) -> list[str]:
+    table = json.loads(file.read_text())
+    lines = [
+        f"## {file.stem.removeprefix('search-').removesuffix('-test')}, on the test text",
+        "",
+        "| method | first 12 windows | 24 windows | expression |",
+        "|---|---|---|---|",
+    ]
+    for row in table["rows"]:
+        name = "/".join(Path(row["method"]).parts[-2:])
+        expression = f"`{row['expression']}` @{row['scope']}" if "expression" in row else ""
+        lines.append(f"| {name} | {_first(row)} | {row['perplexity']:.2f} | {expression} |")
+    return lines
+
+
+def _first(row: dict[str, Any]) -> str:
+    losses = row.get("losses", [])[:12]
+    return f"{math.exp(sum(losses) / len(losses)):.2f}" if losses else "–"
 
 
 if __name__ == "__main__":

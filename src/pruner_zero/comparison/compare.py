@@ -230,7 +230,7 @@ class _Table:
             row["error"] = str(error)
         else:
             row["perplexity"] = loss.perplexity if math.isfinite(loss.perplexity) else None
-            row["loss"] = loss.loss
+            row |= {"loss": loss.loss, "losses": list(loss.losses)}
             notes = [f"{record.name}: {record.note}" for record in records if record.note]
             row |= {"notes": notes} if notes else {}
         return {**row, "seconds": cost.seconds, "peak_rss_bytes": cost.peak_rss_bytes}
