@@ -54,6 +54,51 @@ def test_spaces_do_not_matter() -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "update", "refine"),
+    [
+        ("wanda", "none", False),
+        ("wanda+refine", "none", True),
+        ("wanda@block+refine+obs", "obs", True),
+        ("wanda + obs-iter", "obs-iter", False),
+        ("wanda+exact", "exact", False),
+        ("wanda+exact+refine", "exact", True),
+        ("abs(W) + X+refine+exact", "exact", True),
+        ("sparsegpt+refine", "obs", True),
+        ("sparsegpt@row+exact", "exact", False),
+    ],
+)
+def test_steps_after_the_mask(text: str, update: str, refine: bool) -> None:
+    method = parse_method(text, sparsity=0.5)
+    assert (method.update, method.refine) == (update, refine)
+    assert method.name == text
+
+
+def test_settings_say_what_the_text_leaves_open() -> None:
+    method = parse_method("wanda", sparsity=0.5, update="exact", refine=True)
+    assert (method.update, method.refine) == ("exact", True)
+    assert parse_method("wanda+obs", sparsity=0.5, update="obs").update == "obs"
+    assert parse_method("sparsegpt", sparsity=0.5, update="none").update == "none"
+    assert parse_method("sparsegpt", sparsity=0.5, update="exact").update == "exact"
+    assert refusal("wanda+obs", sparsity=0.5, update="exact") == (
+        "wanda+obs names its update: leave out --update exact, or +obs"
+    )
+    assert refusal("wanda+obs+exact", sparsity=0.5) == (
+        "wanda+obs+exact names 2 updates: keep one of them"
+    )
+
+
+def test_the_sweep_chooses_by_any_metric_inside_rows_blocks_and_groups() -> None:
+    assert parse_method("wanda+obs-iter", sparsity=0.5).chooses_while_updating
+    assert parse_method("wanda@block+obs-iter", sparsity=0.5).chooses_while_updating
+    assert parse_method("wanda+obs-iter", pattern="2:4").chooses_while_updating
+    assert parse_method("sparsegpt+exact", sparsity=0.5).chooses_while_updating
+    for scope in ("matrix", "global", "cumulative"):
+        assert "set scope to row or block, or choose +obs" in refusal(
+            f"wanda@{scope}+obs-iter", sparsity=0.5
+        )
+
+
+@pytest.mark.parametrize(
     ("text", "kinds"),
     [
         ("magnitude", set()),
@@ -63,6 +108,9 @@ def test_spaces_do_not_matter() -> None:
         ("sparsegpt-score", {"gram"}),
         ("pruner-zero+obs", {"G", "gram"}),
         ("sparsegpt", {"gram"}),
+        ("magnitude+refine", {"gram"}),
+        ("wanda+exact", {"X", "gram"}),
+        ("wanda+refine+obs-iter", {"X", "gram"}),
     ],
 )
 def test_only_what_the_method_needs_is_collected(text: str, kinds: set[str]) -> None:

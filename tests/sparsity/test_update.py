@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import (
+    Pattern,
     SemiStructured,
     Unstructured,
     hessian_diagonal,
@@ -94,6 +95,53 @@ def test_groups_are_chosen_as_in_the_textbook(
     expected, mask = reference.sparsegpt_choosing(weight, gram, m, lowest_of_group)
     assert torch.equal(result.mask, mask)
     assert_close(result.weight, expected)
+
+
+LOCAL_PATTERNS = [Unstructured(0.6, "block"), Unstructured(0.7, "row"), SemiStructured(3, 8)]
+
+
+@pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
+def test_a_scorer_that_gives_the_paper_score_changes_nothing(pattern: Pattern) -> None:
+    weight, gram = layer(12, 296)
+    scale = inverse_cholesky(gram)[0].diagonal()
+    own = sparsegpt(weight, gram, pattern)
+    told = sparsegpt(
+        weight, gram, pattern, scorer=lambda W, columns: W[:, columns].abs() / scale[columns]
+    )
+    assert torch.equal(told.mask, own.mask)
+    assert torch.equal(told.weight, own.weight)
+
+
+@pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
+def test_a_scorer_sees_the_weights_as_the_textbook_has_them(pattern: Pattern) -> None:
+    weight, gram = layer(12, 40)
+    norm = gram.diagonal().sqrt()
+    width = pattern.m if isinstance(pattern, SemiStructured) else 16
+
+    def keep(scores: Tensor, start: int) -> Tensor:
+        columns = scores.shape[1]
+        if isinstance(pattern, SemiStructured):
+            return reference.keep_groups(scores, pattern.m, pattern.n)
+        if pattern.scope == "block":
+            return reference.keep_matrices([scores], pattern.sparsity)[0]
+        zeros = [reference.zeros_in(end, pattern.sparsity) for end in (start, start + columns)]
+        return reference.keep_groups(scores, columns, zeros[1] - zeros[0])
+
+    def wanda(W: Tensor, columns: slice) -> Tensor:
+        return W[:, columns].abs() * norm[columns]
+
+    result = sparsegpt(weight, gram, pattern, scorer=wanda, block_size=16)
+    expected, mask = reference.sparsegpt_choosing(weight, gram, width, keep, score=wanda)
+    assert torch.equal(result.mask, mask)
+    assert_close(result.weight, expected)
+    assert not torch.equal(mask, sparsegpt(weight, gram, pattern, block_size=16).mask)
+
+
+@pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
+def test_scores_that_are_not_finite_name_the_matrix(pattern: Pattern) -> None:
+    weight, gram = layer(4, 16)
+    with pytest.raises(PrunerZeroError, match="scores of v_proj are not finite"):
+        sparsegpt(weight, gram, pattern, scorer=lambda W, due: W[:, due] / 0, name="v_proj")
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.29, 0.5, 0.7])

@@ -1,5 +1,21 @@
-"""Scores → mask → weights: patterns, exact selection, and SparseGPT's update under a mask."""
+"""Scores → mask → weights: patterns, exact selection, better masks, updates under a mask."""
 
+from pruner_zero.sparsity.allocation import (
+    Allocation,
+    Granularity,
+    counts,
+    exact,
+    read_allocation,
+)
+from pruner_zero.sparsity.allocation_error import by_error, mixed_n
+from pruner_zero.sparsity.allocation_rules import (
+    alphapruning,
+    from_offsets,
+    outlier_share,
+    owl,
+    uniform,
+)
+from pruner_zero.sparsity.least_squares import LeastSquaresResult, exact_update
 from pruner_zero.sparsity.pattern import (
     SCOPES,
     Pattern,
@@ -10,28 +26,51 @@ from pruner_zero.sparsity.pattern import (
     parse_pattern,
     pruned_count,
 )
+from pruner_zero.sparsity.refine import refine_mask
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask, keep_masks_global
+from pruner_zero.sparsity.spectrum import TailStart, tail_exponent
 from pruner_zero.sparsity.update import (
+    Scorer,
     SparseGPTResult,
     hessian_diagonal,
     inverse_cholesky,
+    retarget,
     sparsegpt,
 )
 
 __all__ = [
     "BLOCK_COLUMNS",
     "SCOPES",
+    "Allocation",
+    "Granularity",
+    "LeastSquaresResult",
     "Pattern",
     "Scope",
+    "Scorer",
     "SemiStructured",
     "SparseGPTResult",
+    "TailStart",
     "Unstructured",
+    "alphapruning",
+    "by_error",
     "check_width",
+    "counts",
+    "exact",
+    "exact_update",
+    "from_offsets",
     "hessian_diagonal",
     "inverse_cholesky",
     "keep_mask",
     "keep_masks_global",
+    "mixed_n",
+    "outlier_share",
+    "owl",
     "parse_pattern",
     "pruned_count",
+    "read_allocation",
+    "refine_mask",
+    "retarget",
     "sparsegpt",
+    "tail_exponent",
+    "uniform",
 ]

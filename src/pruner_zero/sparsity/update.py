@@ -1,5 +1,6 @@
 """SparseGPT: prune column by column and let the kept weights make up for each loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from pruner_zero.sparsity.pattern import (
     pruned_count,
 )
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_highest, keep_n_of_m
+
+# (weight (out, in) as swept so far, the columns whose mask is due) → their scores.
+Scorer = Callable[[Tensor, slice], Tensor]
 
 # Columns updated one after the other before the rest of the block takes a matrix product.
 _PANEL_COLUMNS = 16
@@ -34,6 +38,7 @@ def sparsegpt(
     pattern: Pattern,
     *,
     mask: Tensor | None = None,
+    scorer: Scorer | None = None,
     block_size: int = BLOCK_COLUMNS,
     damping: float = 0.01,
     name: str = "matrix",
@@ -47,8 +52,8 @@ def sparsegpt(
     floor(in · sparsity) zeros; N:M, per group at its first column, blocks being shortened to
     whole groups. With `mask` (out, in) bool, that mask is kept and `pattern` decides nothing.
     Channels that were never active (zero diagonal) get zero weights. Pruned weights are 0.0.
-    Raises PrunerZeroError for non-finite weights or gram, for scopes that look beyond a block
-    when no mask is given, and when no damping up to 1 makes the gram positive definite.
+    Raises PrunerZeroError for non-finite weights, scores or gram, for scopes that look beyond a
+    block when no mask is given, and when no damping up to 1 makes the gram positive definite.
     Source: Frantar & Alistarh 2023 (2301.00774), algorithm 1.
     """
     rows, columns = weight.shape
@@ -78,18 +83,28 @@ def sparsegpt(
         kept.copy_(mask.t())
     errors = torch.empty(min(width, columns), rows, dtype=W.dtype, device=W.device)
 
+    def saliency(due: slice) -> Tensor:
+        """Of the columns that are due, (columns, rows)."""
+        if scorer is None:
+            return W[due].abs() / scale[due]
+        scores = scorer(W.t(), due).float()
+        if not scores.isfinite().all():
+            raise PrunerZeroError(
+                f"scores of {name} are not finite: choose another metric or exclude the matrix"
+            )
+        return scores.t()
+
     for start in range(0, columns, width):
         stop = min(start + width, columns)
         block = slice(start, stop)
         if isinstance(chosen, Unstructured):
-            kept[block] = _keep_of_block(W[block].abs() / scale[block], chosen, start)
+            kept[block] = _keep_of_block(saliency(block), chosen, start)
         for left in range(start, stop, panel):
             right = min(left + panel, stop)
             group = slice(left, right)
             W[group].addmm_(U[start:left, group].t(), errors[: left - start], alpha=-1)
             if isinstance(chosen, SemiStructured):
-                saliency = W[group].abs() / scale[group]
-                kept[group] = keep_n_of_m(saliency.t(), chosen.n, chosen.m).t()
+                kept[group] = keep_n_of_m(saliency(group).t(), chosen.n, chosen.m).t()
             for j in range(left, right):
                 error = errors[j - start]
                 torch.div(W[j], U[j, j], out=error)
@@ -110,6 +125,66 @@ def _keep_of_block(saliency: Tensor, pattern: Unstructured, start: int) -> Tenso
     before = pruned_count(start, pattern.sparsity)
     pruned = pruned_count(start + columns, pattern.sparsity) - before
     return keep_highest(saliency.t().contiguous(), pruned).t()
+
+
+def retarget(
+    weight: Tensor,
+    gram: Tensor,
+    cross: Tensor,
+    damping: float = 0.01,
+    *,
+    name: str = "matrix",
+) -> tuple[Tensor, float]:
+    """The dense weights that, on the pruned model's inputs, come closest to the dense outputs.
+
+    `weight` (out, in), `gram` (in, in) = XᵀX of the inputs that the pruned model sees, `cross`
+    (in, in) = X_denseᵀ·X, the same multiple; float32 (out, in) and the damping used. It
+    minimises |W·X_denseᵀ − W'·Xᵀ|² + λ·|W' − W|², λ = damping · mean(diagonal); to sweep it
+    against `gram` is to sweep `weight` towards the dense outputs. Channels that were never
+    active get zero weights. Raises what `inverse_cholesky` raises, and where `weight` or `cross`
+    is not finite.
+    Source: the normal equations; the target of sequential calibration is ours.
+    """
+    check_operands(weight, gram, name, cross=cross)
+    U, damping = inverse_cholesky(gram, damping, name=name)
+    W = weight.detach().float()
+    drift = W @ (cross.float() - gram.float())
+    return (W + drift @ U.t() @ U).masked_fill(gram.diagonal() == 0, 0.0), damping
+
+
+def damped_gram(
+    gram: Tensor, damping: float = 0.01, *, name: str = "matrix"
+) -> tuple[Tensor, float]:
+    """H (in, in) float32 as `inverse_cholesky` damps it, and the damping that held.
+
+    Raises what `inverse_cholesky` raises. Source: Frantar & Alistarh 2023 (2301.00774).
+    """
+    _, damping = _backward_factor(gram, damping, name)
+    H = gram.detach().float().clone()
+    diagonal = gram.diagonal().float()
+    H.diagonal().add_(damping * diagonal.mean()).add_(diagonal == 0)
+    return H, damping
+
+
+def check_operands(
+    weight: Tensor,
+    gram: Tensor,
+    name: str,
+    *,
+    mask: Tensor | None = None,
+    cross: Tensor | None = None,
+) -> None:
+    """Raise PrunerZeroError naming `name` where a number is not finite; ValueError for shapes."""
+    if mask is not None and mask.shape != weight.shape:
+        raise ValueError(f"mask of {name} is {tuple(mask.shape)}, its weight {tuple(weight.shape)}")
+    if not weight.isfinite().all():
+        raise PrunerZeroError(f"weights of {name} are not finite: exclude the matrix")
+    for product, shown in ((gram, "XᵀX"), (cross, "X_denseᵀX")):
+        if product is not None and not product.isfinite().all():
+            raise PrunerZeroError(
+                f"{shown} of {name} is not finite: check its calibration inputs, or exclude "
+                "the matrix"
+            )
 
 
 def inverse_cholesky(

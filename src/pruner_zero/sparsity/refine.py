@@ -1,0 +1,155 @@
+"""A better mask of the same counts: pairs of a pruned and a kept weight change places."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruner_zero.sparsity.pattern import Pattern, SemiStructured, check_width
+from pruner_zero.sparsity.update import check_operands
+
+# Weights of each side that one round considers in a row; found by measurement: 64 lower the
+# error by another 0.5 % at most and take over twice the time.
+_CANDIDATES = 16
+
+# Rows in work at once hold their candidates' part of the gram, 4 · _CANDIDATES² numbers each.
+_ROWS = 2048
+
+# A gain below this share of the row's error is within float32's rounding, or not worth a round.
+_LEAST_GAIN = 1e-5
+
+
+def refine_mask(
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    pattern: Pattern,
+    *,
+    rounds: int = 100,
+    name: str = "matrix",
+) -> Tensor:
+    """The mask after swaps that lower each row's error δ·C·δᵀ, δ the weights it removes.
+
+    `weight` and `mask` (out, in), True is kept; `gram` (in, in) = C = XᵀX or any positive
+    multiple; float32 inside. A swap revives p and prunes q of the same row, under N:M of the
+    same group, so every row and group keeps its zeros (and blocks of columns only in sum). Its
+    effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq − 2·w_p·w_q·C_pq, with r = δ·C, is
+    exact. In a round each row takes the best pair, again and again, among the 16 weights of
+    either side (N:M: the 16 pairs) that gain most on their own. Ends when no row improves, or
+    after `rounds`. No row ends with a larger error.
+    Raises PrunerZeroError naming `name` where anything is not finite.
+    Source: ours; DSnoT (Zhang 2024) swaps by an expectation of the error, this by the error.
+    """
+    check_operands(weight, gram, name, mask=mask)
+    if isinstance(pattern, SemiStructured):
+        check_width(weight.shape[1], pattern, name)
+    W, C = weight.detach().float(), gram.detach().float()
+    refined = mask.clone()
+    for first in range(0, len(W), _ROWS):
+        rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
+        known = _errors(W[rows], refined[rows], C)
+        for _ in range(rounds):
+            trial = _swap(W[rows], C, refined[rows], known, pattern)
+            tried = _errors(W[rows], trial, C)
+            better = tried.error < known.error
+            rows = rows[better]
+            if not len(rows):
+                break
+            refined[rows] = trial[better]
+            known = _Errors(tried.gradient[better], tried.error[better])
+    return refined
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Of masked rows: the gradient r = δ·C (rows, in) and the error δ·C·δᵀ (rows)."""
+
+    gradient: Tensor
+    error: Tensor
+
+
+def _errors(W: Tensor, mask: Tensor, C: Tensor) -> _Errors:
+    removed = W.masked_fill(mask, 0.0)
+    gradient = removed @ C
+    return _Errors(gradient, (removed * gradient).sum(1))
+
+
+def _swap(W: Tensor, C: Tensor, mask: Tensor, known: _Errors, pattern: Pattern) -> Tensor:
+    """The mask (rows, in) after one round of swaps."""
+    drift, own = 2 * W * known.gradient, W * W * C.diagonal()
+    change = torch.where(mask, own + drift, own - drift)
+    if isinstance(pattern, SemiStructured):
+        revived, pruned = _pairs_of_groups(W, C, mask, change, pattern.m)
+        allowed = torch.eye(revived.shape[1], dtype=torch.bool, device=W.device)
+    else:
+        revived = _lowest(change.masked_fill(mask, torch.inf))
+        pruned = _lowest(change.masked_fill(~mask, torch.inf))
+        allowed = torch.ones(len(revived[0]), len(pruned[0]), dtype=torch.bool, device=W.device)
+    # A row with fewer zeros, or kept weights, than candidates lists some of the other side.
+    possible = (~mask.gather(1, revived))[:, :, None] & mask.gather(1, pruned)[:, None, :]
+    return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, known.error)
+
+
+def _lowest(change: Tensor) -> Tensor:
+    count = min(_CANDIDATES, change.shape[1])
+    return change.topk(count, dim=1, largest=False).indices
+
+
+def _pairs_of_groups(
+    W: Tensor, C: Tensor, mask: Tensor, change: Tensor, m: int
+) -> tuple[Tensor, Tensor]:
+    """The best pair of each of the groups that gain most: columns to revive and to prune."""
+    rows, columns = W.shape
+    groups = torch.arange(columns // m, device=W.device)
+    within = C.reshape(columns // m, m, columns // m, m)[groups, :, groups]
+    weights, kept = W.view(rows, -1, m), mask.view(rows, -1, m)
+    alone = change.view(rows, -1, m)
+    effect = alone[..., :, None] + alone[..., None, :]
+    effect -= 2 * weights[..., :, None] * weights[..., None, :] * within
+    effect.masked_fill_(kept[..., :, None] | ~kept[..., None, :], torch.inf)
+    best, pair = effect.flatten(2).min(2)
+    chosen = _lowest(best)
+    places = pair.gather(1, chosen)
+    start = chosen * m
+    return start + places // m, start + places % m
+
+
+def _best_swaps(
+    W: Tensor,
+    C: Tensor,
+    mask: Tensor,
+    change: Tensor,
+    revived: Tensor,
+    pruned: Tensor,
+    possible: Tensor,
+    error: Tensor,
+) -> Tensor:
+    """The mask (rows, in) after each row's best swaps among its candidates, one after the other.
+
+    `revived`, `pruned` (rows, candidates) are columns, `change` (rows, in) what each does to
+    the error alone, `possible` (rows, candidates, candidates) their pairs.
+    """
+    row = torch.arange(len(W), device=W.device)
+    u, v = W.gather(1, revived), W.gather(1, pruned)
+    # What a weight that changes sides adds to the effect of every other one that does.
+    to_revived = 2 * u[:, :, None] * u[:, None, :] * C[revived[:, :, None], revived[:, None, :]]
+    to_pruned = 2 * v[:, :, None] * v[:, None, :] * C[pruned[:, :, None], pruned[:, None, :]]
+    across = -2 * u[:, :, None] * v[:, None, :] * C[revived[:, :, None], pruned[:, None, :]]
+    effect = change.gather(1, revived)[:, :, None] + change.gather(1, pruned)[:, None, :] + across
+    effect.masked_fill_(~possible, torch.inf)
+    refined = mask.clone()
+    for _ in range(revived.shape[1]):
+        least, pair = effect.flatten(1).min(1)
+        wanted = least < -_LEAST_GAIN * error
+        if not wanted.any():
+            break
+        p, q = pair // pruned.shape[1], pair % pruned.shape[1]
+        refined[row, revived[row, p]] |= wanted
+        refined[row, pruned[row, q]] &= ~wanted
+        # Each later swap also meets what these two have changed.
+        effect += (to_revived[row, p] + across[row, :, q])[:, :, None]
+        effect += (across[row, p] + to_pruned[row, q])[:, None, :]
+        effect[row, p] = torch.inf
+        effect[row, :, q] = torch.inf
+        effect[~wanted] = torch.inf
+    return refined

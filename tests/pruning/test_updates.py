@@ -1,0 +1,263 @@
+"""What follows a mask: refined, swept, swept anew or solved, towards which outputs, with notes."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import Metric
+from pruner_zero.models import Matrix
+from pruner_zero.pruning import Mode, parse_method, prune_model
+from pruner_zero.pruning.scoring import Statistics, prune_matrix, sweep_scorer
+from pruner_zero.sparsity import (
+    Pattern,
+    SemiStructured,
+    Unstructured,
+    exact_update,
+    hessian_diagonal,
+    keep_mask,
+    refine_mask,
+    retarget,
+    sparsegpt,
+)
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.plain import inputs, places
+from tests.sparsity.reference import damped, error_under, keep_groups, sparsegpt_choosing
+from tests.sparsity.test_update import layer
+
+
+def matrix_of(weight: Tensor) -> Matrix:
+    """A matrix of its own, not part of a model."""
+    return Matrix("up_proj", 0, nn.Parameter(weight.clone(), requires_grad=False), "weight")
+
+
+def example(rows: int = 24, columns: int = 160) -> tuple[Tensor, Statistics]:
+    """A weight, and the X, G and gram of inputs that fit together."""
+    weight, gram = layer(rows, columns)
+    G = torch.rand(rows, columns, generator=torch.Generator().manual_seed(1))
+    return weight, Statistics(gram.diagonal().sqrt()[None], G, gram)
+
+
+def pruned(
+    text: str, weight: Tensor, known: Statistics, pattern: Pattern, mask: Tensor | None = None
+) -> tuple[Tensor, str | None]:
+    """The weights that a method leaves, and its note."""
+    matrix = matrix_of(weight)
+    if isinstance(pattern, SemiStructured):
+        method = parse_method(text, pattern=str(pattern))
+    else:
+        method = parse_method(text, sparsity=pattern.sparsity, scope=pattern.scope)
+    record = prune_matrix(matrix, known, method, 0.01, mask)
+    assert record.zeros == int((matrix.weight == 0).sum())
+    assert record.damping == (None if method.update == "none" else 0.01)
+    return matrix.weight.detach(), record.note
+
+
+PATTERNS = [Unstructured(0.5), Unstructured(0.6, "block"), SemiStructured(2, 4)]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_each_step_is_what_the_room_of_masks_does(pattern: Pattern) -> None:
+    weight, known = example()
+    gram, X = known.gram, known.X
+    assert gram is not None
+    assert X is not None
+    mask = keep_mask(weight.abs() * X, pattern)
+    refined = refine_mask(weight, gram, mask, pattern)
+
+    def swept(mask: Tensor) -> Tensor:
+        return sparsegpt(weight, gram, pattern, mask=mask).weight
+
+    expected = {
+        "wanda": weight * mask,
+        "wanda+refine": weight * refined,
+        "wanda+obs": swept(mask),
+        "wanda+refine+obs": swept(refined),
+        "wanda+exact": exact_update(weight, gram, mask).weight,
+        "wanda+refine+exact": exact_update(weight, gram, refined).weight,
+        "wanda+obs-iter": sparsegpt(
+            weight, gram, pattern, scorer=lambda W, due: W[:, due].abs() * X[:, due]
+        ).weight,
+        "sparsegpt": sparsegpt(weight, gram, pattern).weight,
+        "sparsegpt+obs-iter": sparsegpt(weight, gram, pattern).weight,
+    }
+    for text, weights in expected.items():
+        assert torch.equal(pruned(text, weight, known, pattern)[0], weights), text
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_refinement_and_least_squares_take_the_mask_that_a_sweep_chose(pattern: Pattern) -> None:
+    weight, known = example()
+    assert known.gram is not None
+    chosen = sparsegpt(weight, known.gram, pattern).mask
+    solved, _ = pruned("sparsegpt+exact", weight, known, pattern)
+    assert torch.equal(solved, exact_update(weight, known.gram, chosen).weight)
+    refined = refine_mask(weight, known.gram, chosen, pattern)
+    swept, _ = pruned("sparsegpt+refine", weight, known, pattern)
+    assert torch.equal(swept, sparsegpt(weight, known.gram, pattern, mask=refined).weight)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_step_lowers_the_error(pattern: Pattern) -> None:
+    weight, known = example()
+    assert known.gram is not None
+    H = damped(known.gram)
+    steps = ["wanda", "wanda+obs", "wanda+exact", "wanda+refine+exact"]
+    errors = [error_under(H, weight - pruned(text, weight, known, pattern)[0]) for text in steps]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.9 * errors[1]
+
+
+@pytest.mark.parametrize("text", ["wanda+refine", "wanda+obs", "wanda+exact", "wanda+refine+exact"])
+def test_a_known_mask_is_where_it_starts(text: str) -> None:
+    weight, known = example()
+    mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) > 0.4
+    left, _ = pruned(text, weight, known, Unstructured(0.5), mask)
+    assert torch.equal((left == 0).sum(1), (~mask).sum(1))
+    assert torch.equal(left == 0, ~mask) == ("refine" not in text)
+
+
+@pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / H", "S * S * X"])
+def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> None:
+    weight, known = example(8, 256)
+    assert known.gram is not None
+    assert known.G is not None
+    assert known.X is not None
+    moved = weight * torch.linspace(0.5, 1.5, 256)
+    score = sweep_scorer(matrix_of(weight), known, Metric.of(metric), 0.01)
+    whole = Metric.of(metric).score(
+        {
+            "W": moved.abs(),
+            "S": moved,
+            "G": known.G,
+            "X": known.X,
+            "H": hessian_diagonal(known.gram),
+        }
+    )
+    for due in (slice(0, 4), slice(4, 8), slice(124, 128), slice(128, 256)):
+        torch.testing.assert_close(score(moved, due), whole[:, due])
+
+
+def test_a_metric_that_looks_beyond_a_column_is_scored_once_for_128() -> None:
+    weight, known = example(8, 256)
+    score = sweep_scorer(matrix_of(weight), known, Metric.of("ria"), 0.01)
+    first = score(weight, slice(0, 4))
+    assert torch.equal(score(10 * weight * torch.rand(8, 256), slice(0, 4)), first)
+    assert not torch.equal(score(weight * torch.rand(8, 256), slice(128, 132)), first)
+
+
+def test_a_metric_without_ranking_is_refused_before_the_sweep() -> None:
+    weight, known = example(4, 8)
+    with pytest.raises(PrunerZeroError, match="W - W cannot score up_proj"):
+        pruned("W - W+obs-iter", weight, known, Unstructured(0.5))
+
+
+@pytest.mark.parametrize("text", ["wanda+obs", "wanda+obs-iter", "sparsegpt", "wanda+exact"])
+def test_updates_aim_at_the_dense_outputs_where_those_are_known(text: str) -> None:
+    weight, _ = layer(16, 64)
+    generator = torch.Generator().manual_seed(3)
+    dense = torch.randn(400, 64, generator=generator)
+    seen = dense + 0.3 * torch.randn(400, 64, generator=generator)
+    gram, cross = seen.T @ seen, dense.T @ seen
+    X = gram.diagonal().sqrt()[None]
+    aimed, _ = pruned(text, weight, Statistics(X, None, gram, cross), Unstructured(0.5))
+    plain, _ = pruned(text, weight, Statistics(X, None, gram), Unstructured(0.5))
+
+    def error(left: Tensor) -> float:
+        return float((dense @ weight.T - seen @ left.T).square().sum())
+
+    assert error(aimed) < 0.98 * error(plain)
+    if text == "wanda+obs":
+        target, _ = retarget(weight, gram, cross)
+        mask = plain != 0
+        assert torch.equal(aimed, sparsegpt(target, gram, Unstructured(0.5), mask=mask).weight)
+
+
+def test_raised_damping_and_an_unfinished_solution_are_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, _ = layer(4, 8)
+    gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
+    known = Statistics(torch.ones(1, 8), None, gram)
+    for text in ("wanda+exact", "wanda+obs", "wanda+obs-iter"):
+        record = prune_matrix(matrix_of(weight), known, parse_method(text, sparsity=0.5), 0.01)
+        assert record.damping == pytest.approx(0.1)
+        assert record.note == "damping raised to 0.1 for the Cholesky factor"
+
+    def hurried(*arguments: Tensor, **options: object) -> object:
+        return exact_update(*arguments, **options, max_iterations=1)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("pruner_zero.pruning.scoring.exact_update", hurried)
+    weight, known = example()
+    _, note = pruned("wanda+exact", weight, known, Unstructured(0.5))
+    assert note is not None
+    assert note.startswith("least squares stopped at 1 iterations with a residual of 0.")
+
+
+@pytest.mark.parametrize("text", ["magnitude+refine", "wanda+obs-iter", "wanda+exact"])
+def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str) -> None:
+    weight, known = example(6, 16)
+    known = Statistics(torch.zeros(1, 16), known.G, torch.zeros(16, 16))
+    matrix = matrix_of(weight)
+    record = prune_matrix(matrix, known, parse_method(text, sparsity=0.5), 0.01)
+    assert record.note is not None
+    assert record.note.endswith("zero: pruned by magnitude")
+    mask = keep_groups(weight.abs(), 16, 8)
+    assert torch.equal(matrix.weight, weight * mask)
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+def test_a_whole_model_is_swept_by_a_metric_of_its_own_choice(
+    mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, plain = language_model("llama"), language_model("llama")
+    prune_model(
+        ours, windows, parse_method("wanda+obs-iter", pattern="2:4"), new_store(ours), mode=mode
+    )
+    every = places(plain.model)
+    dense = [inputs(plain.model, windows.tokens, index) for index in range(2)]
+    for index in range(2):
+        tokens = (
+            inputs(plain.model, windows.tokens, index) if mode == "sequential" else dense[index]
+        )
+        for place in every:
+            if place.block == index:
+                place.weight.copy_(swept_plainly(place.weight, tokens[place.name]))
+    for mine, theirs in zip(places(ours.model), every, strict=True):
+        torch.testing.assert_close(mine.weight, theirs.weight, atol=1e-4, rtol=1e-4)
+        assert torch.equal(mine.weight == 0, theirs.weight == 0), mine.name
+
+
+def swept_plainly(weight: Tensor, x: Tensor) -> Tensor:
+    """The textbook's sweep at 2:4, by the weights so far and the norm of their inputs."""
+    norm = x.square().sum(0).sqrt()
+
+    def wanda(W: Tensor, due: slice) -> Tensor:
+        return W[:, due].abs() * norm[due]
+
+    swept, _ = sparsegpt_choosing(
+        weight, x.T @ x, 4, lambda scores, _column: keep_groups(scores, 4, 2), score=wanda
+    )
+    return swept
+
+
+def test_refinement_and_least_squares_of_a_whole_model(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    ours, dense = language_model("gpt2"), language_model("gpt2")
+    records = prune_model(
+        ours,
+        windows,
+        parse_method("wanda+refine+exact", sparsity=0.5),
+        new_store(ours),
+        mode="one-shot",
+    )
+    for mine, place in zip(places(ours.model), places(dense.model), strict=True):
+        x = inputs(dense.model, windows.tokens, place.block)[place.name]
+        H = damped(x.T @ x)
+        mask = mine.weight != 0
+        assert ((~mask).sum(1) == place.weight.shape[1] // 2).all()
+        gradient = ((place.weight - mine.weight).double() @ H)[mask].norm()
+        assert gradient < 1e-2 * (place.weight.double() * ~mask @ H)[mask].norm()
+    assert {record.damping for record in records} == {0.01}

@@ -1,0 +1,262 @@
+"""Least squares under a mask: what NumPy's solver finds row by row, never worse than a sweep."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity import (
+    SemiStructured,
+    Unstructured,
+    exact_update,
+    keep_mask,
+    retarget,
+    sparsegpt,
+)
+from tests.sparsity import reference
+from tests.sparsity.test_update import assert_close, layer
+
+seeds = st.integers(0, 2**31)
+
+
+def random_mask(rows: int, columns: int, sparsity: float, seed: int = 0) -> Tensor:
+    return torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed)) >= sparsity
+
+
+def loud_layer(rows: int, columns: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Inputs with a few directions and channels a hundred times as large, as models have."""
+    weight, _ = layer(rows, columns, seed)
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(2 * columns, columns, generator=generator)
+    inputs += (
+        30
+        * torch.randn(2 * columns, 3, generator=generator)
+        @ torch.randn(3, columns, generator=generator)
+    )
+    inputs[:, ::17] *= 100
+    return weight, inputs.T @ inputs
+
+
+def lstsq(weight: Tensor, root: Tensor, mask: Tensor, goal: Tensor) -> Tensor:
+    """Row by row: the kept weights w' with root[:, S]·w' closest to the row of `goal`."""
+    solved = np.zeros(weight.shape)
+    for row, kept in enumerate(mask.numpy()):
+        solved[row, kept] = np.linalg.lstsq(root.numpy()[:, kept], goal[row].numpy())[0]
+    return torch.from_numpy(solved)
+
+
+def error_rows(H: Tensor, change: Tensor) -> Tensor:
+    change = change.double()
+    return (change @ H * change).sum(1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 40), seeds, st.floats(0, 1))
+def test_each_row_is_what_a_least_squares_solver_finds(
+    rows: int, columns: int, seed: int, sparsity: float
+) -> None:
+    weight, gram = layer(rows, columns, seed)
+    mask = random_mask(rows, columns, sparsity, seed)
+    result = exact_update(weight, gram, mask, tolerance=1e-5)
+    root = torch.linalg.cholesky(reference.damped(gram), upper=True)
+    expected = lstsq(weight, root, mask, weight.double() @ root.T)
+    assert_close(result.weight, expected)
+    assert torch.equal(result.weight.masked_fill(mask, 0.0), torch.zeros_like(weight))
+    assert not torch.signbit(result.weight[~mask]).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 24), seeds)
+def test_the_dense_outputs_can_be_the_target(rows: int, columns: int, seed: int) -> None:
+    weight, _ = layer(rows, columns, seed)
+    generator = torch.Generator().manual_seed(seed)
+    dense = torch.randn(4 * columns, columns, generator=generator)
+    seen = dense + 0.3 * torch.randn(4 * columns, columns, generator=generator)
+    gram, cross = seen.T @ seen, dense.T @ seen
+    mask = random_mask(rows, columns, 0.5, seed)
+    result = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
+    # Damping is a second set of inputs on which the weights should stay as they are.
+    pull = (0.01 * gram.diagonal().double().mean()).sqrt() * torch.eye(columns).double()
+    root = torch.cat([seen.double(), pull])
+    goal = weight.double() @ torch.cat([dense.double(), pull]).T
+    assert_close(result.weight, lstsq(weight, root, mask, goal))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), SemiStructured(2, 4)])
+@pytest.mark.parametrize("make", [layer, loud_layer])
+def test_no_sweep_and_no_plain_mask_leaves_a_smaller_error(
+    make: object, pattern: Unstructured | SemiStructured, seed: int
+) -> None:
+    weight, gram = make(24, 160, seed)  # type: ignore[operator]
+    mask = keep_mask(weight.abs() * gram.diagonal().sqrt(), pattern)
+    H = reference.damped(gram)
+    result = exact_update(weight, gram, mask)
+    best = error_rows(H, weight - result.weight)
+    swept = sparsegpt(weight, gram, pattern, mask=mask).weight
+    assert (best <= 1.0001 * error_rows(H, weight - swept)).all()
+    assert (best <= error_rows(H, weight * ~mask)).all()
+    assert result.converged
+    assert result.residual <= 2e-3
+    assert 0 < result.iterations < 60
+
+
+@pytest.mark.parametrize("make", [layer, loud_layer])
+def test_the_gradient_on_the_kept_weights_is_zero(make: object) -> None:
+    weight, gram = make(16, 200)  # type: ignore[operator]
+    mask = random_mask(16, 200, 0.5)
+    H = reference.damped(gram)
+    result = exact_update(weight, gram, mask, tolerance=1e-5)
+    before = (weight.double() * ~mask @ H)[mask].norm()
+    gradient = ((weight - result.weight).double() @ H)[mask].norm()
+    assert gradient < 1e-3 * before
+
+
+def test_a_row_without_zeros_stays_and_one_without_weights_goes() -> None:
+    weight, gram = layer(3, 40)
+    mask = torch.ones(3, 40, dtype=torch.bool)
+    mask[1] = False
+    result = exact_update(weight, gram, mask)
+    assert torch.equal(result.weight[[0, 2]], weight[[0, 2]])
+    assert (result.weight[1] == 0).all()
+    assert result.converged
+    assert result.iterations == 0
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 2])
+def test_stopped_early_it_says_so_and_is_no_worse_than_the_mask(iterations: int) -> None:
+    weight, gram = loud_layer(16, 200)
+    mask = random_mask(16, 200, 0.5)
+    result = exact_update(weight, gram, mask, max_iterations=iterations)
+    H = reference.damped(gram)
+    assert not result.converged
+    assert result.residual > 1e-3
+    assert result.iterations == iterations
+    best = error_rows(H, weight - result.weight)
+    assert (best <= 1.000001 * error_rows(H, weight * ~mask)).all()
+
+
+def test_the_residual_tells_what_is_left_to_gain() -> None:
+    weight, gram = layer(8, 200)
+    mask = random_mask(8, 200, 0.5)
+    H = reference.damped(gram)
+    best = exact_update(weight, gram, mask, tolerance=1e-6)
+    least = error_rows(H, weight - best.weight)
+    possible = error_rows(H, weight * ~mask) - least
+    for iterations in (2, 4, 6):
+        early = exact_update(weight, gram, mask, max_iterations=iterations)
+        excess = error_rows(H, weight - early.weight) - least
+        share = float((excess / possible).max())
+        assert early.residual**2 / 10 < share < early.residual**2 * 10
+
+
+@pytest.mark.parametrize("damping", [1e-6, 1e-4, 1e-2, 1.0])
+@pytest.mark.parametrize("loud", [1.0, 1e2, 1e4])
+@pytest.mark.parametrize("tokens", [40, 1200])
+def test_few_tokens_little_damping_and_loud_channels_are_solved(
+    tokens: int, loud: float, damping: float
+) -> None:
+    weight, _ = layer(8, 160)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(tokens, 160, generator=generator)
+    inputs += loud * torch.randn(tokens, 1, generator=generator)
+    inputs[:, ::31] *= loud
+    gram = inputs.T @ inputs
+    mask = keep_mask(weight.abs() * gram.diagonal().sqrt(), Unstructured(0.5))
+    result = exact_update(weight, gram, mask, damping=damping)
+    swept = sparsegpt(weight, gram, Unstructured(0.5), mask=mask, damping=damping)
+    assert result.damping == swept.damping
+    assert result.converged
+    H = reference.damped(gram, result.damping)
+    best = reference.error_under(H, weight - result.weight)
+    assert best <= 1.0001 * reference.error_under(H, weight - swept.weight)
+
+
+def test_channels_that_were_never_active_lose_their_weights() -> None:
+    weight, gram = layer(6, 20)
+    gram[:, [3, 11]] = 0.0
+    gram[[3, 11]] = 0.0
+    result = exact_update(weight, gram, torch.ones(6, 20, dtype=torch.bool))
+    alive = [j for j in range(20) if j not in (3, 11)]
+    assert (result.weight[:, [3, 11]] == 0).all()
+    assert torch.equal(result.weight[:, alive], weight[:, alive])
+
+
+def test_raised_damping_is_told() -> None:
+    weight, _ = layer(4, 8)
+    gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
+    mask = random_mask(4, 8, 0.5)
+    result = exact_update(weight, gram, mask, tolerance=1e-5)
+    assert result.damping == pytest.approx(0.1)
+    root = torch.linalg.cholesky(reference.damped(gram, 0.1), upper=True)
+    assert_close(result.weight, lstsq(weight, root, mask, weight.double() @ root.T))
+
+
+def test_a_multiple_of_the_gram_and_bfloat16_weights() -> None:
+    weight, gram = layer(8, 64)
+    weight = weight.bfloat16()
+    mask = random_mask(8, 64, 0.5)
+    plain = exact_update(weight, gram, mask, tolerance=1e-5)
+    assert_close(exact_update(weight, gram / 512, mask, tolerance=1e-5).weight, plain.weight)
+    assert plain.weight.dtype == torch.float32
+
+
+def test_arguments_are_left_alone_and_the_result_is_the_same_again() -> None:
+    weight, gram = layer(8, 64)
+    mask = random_mask(8, 64, 0.5)
+    cross = gram + 0.1
+    copies = weight.clone(), gram.clone(), mask.clone(), cross.clone()
+    state = torch.get_rng_state()
+    once = exact_update(weight, gram, mask, cross=cross)
+    again = exact_update(weight, gram, mask, cross=cross)
+    assert torch.equal(once.weight, again.weight)
+    assert torch.equal(state, torch.get_rng_state())
+    for one, copy in zip((weight, gram, mask, cross), copies, strict=True):
+        assert torch.equal(one, copy)
+
+
+def test_nonsense_names_the_matrix() -> None:
+    weight, gram = layer(4, 8)
+    mask = random_mask(4, 8, 0.5)
+    broken = gram.clone()
+    broken[2, 3] = torch.nan
+    with pytest.raises(PrunerZeroError, match="XᵀX of o_proj is not finite"):
+        exact_update(weight, broken, mask, name="o_proj")
+    with pytest.raises(PrunerZeroError, match="X_denseᵀX of o_proj is not finite"):
+        exact_update(weight, gram, mask, cross=broken, name="o_proj")
+    with pytest.raises(PrunerZeroError, match="weights of o_proj are not finite"):
+        exact_update(weight / 0, gram, mask, name="o_proj")
+    with pytest.raises(PrunerZeroError, match="o_proj is not positive definite"):
+        exact_update(weight, torch.full((8, 8), -5.0).fill_diagonal_(1.0), mask, name="o_proj")
+    with pytest.raises(ValueError, match="mask of o_proj"):
+        exact_update(weight, gram, mask[:2], name="o_proj")
+
+
+def test_retargeted_weights_come_closest_to_the_dense_outputs() -> None:
+    weight, _ = layer(6, 30)
+    generator = torch.Generator().manual_seed(1)
+    dense = torch.randn(200, 30, generator=generator)
+    seen = dense + 0.3 * torch.randn(200, 30, generator=generator)
+    seen[:, 7] = 0.0
+    gram, cross = seen.T @ seen, dense.T @ seen
+    target, damping = retarget(weight, gram, cross)
+    pull = (0.01 * gram.diagonal().double().mean()).sqrt() * torch.eye(30).double()
+    root = torch.cat([seen.double(), pull])
+    goal = weight.double() @ torch.cat([dense.double(), pull]).T
+    mask = torch.ones(6, 30, dtype=torch.bool)
+    expected = lstsq(weight, root, mask, goal).index_fill(1, torch.tensor([7]), 0.0)
+    assert damping == 0.01
+    assert_close(target, expected)
+    exact = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
+    assert_close(exact.weight, expected)
+
+
+def test_retargeting_to_the_same_inputs_changes_nothing() -> None:
+    weight, gram = layer(6, 30)
+    target, _ = retarget(weight, gram, gram)
+    assert torch.equal(target, weight)
+    with pytest.raises(PrunerZeroError, match="X_denseᵀX of up_proj is not finite"):
+        retarget(weight, gram, gram / 0, name="up_proj")
