@@ -65,7 +65,9 @@ def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> N
 
 
 def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> None:
-    first = judge(batch(TEXTS[:4]), archive, Fake(values()), Racing(near=10, few_share=1, margin=10))
+    first = judge(
+        batch(TEXTS[:4]), archive, Fake(values()), Racing(near=10, few_share=1, margin=10)
+    )
     archive.commit(first, 0.0)
     fake = Fake(values())
     judge(batch(TEXTS[4:], first=4), archive, fake, Racing(near=10, few_share=1, margin=10))
