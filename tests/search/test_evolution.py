@@ -88,7 +88,35 @@ def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> N
     assert sizes == sorted(sizes)
     assert {candidate.operation for candidate in first} == {"random"}
     counts = [sum(one.scope == scope for one in first) for scope in SearchSpace().scopes]
-    assert counts == [24, 24, 24, 24]
+    assert counts == [48, 48, 48, 48]
+
+
+def test_the_best_of_a_scope_are_tried_in_every_other_one_at_once() -> None:
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40, spread=1))
+    first = algorithm.ask()
+    best = next(one for one in first if one.scope == "block")
+    algorithm.tell([(one, Evaluation(1, float(one is not best))) for one in first])
+    moved = [one for one in algorithm.ask() if one.parents == (best.number,)]
+    assert {"row", "matrix", "global"} <= {
+        one.scope for one in moved if one.expression == best.expression
+    }
+
+
+def test_a_candidate_that_ran_on_windows_is_compared_by_what_its_loss_is_worth() -> None:
+    algorithm = Evolution(SearchSpace(scopes=("row",)), 0, EvolutionSettings(initial=20))
+    first = algorithm.ask()
+    told = []
+    for place, one in enumerate(first):
+        closed = 7 + 0.01 * place
+        results = {"reconstruction": closed}
+        if place < 10:
+            # The first is promising by the closed form, and disappoints on the windows.
+            results["few"] = 4 + 0.01 * place + (1.0 if place == 0 else 0.0)
+        told.append((one, Evaluation(1 + (place < 10), closed, results)))
+    algorithm.tell(told)
+    order = [candidate.number for candidate, _ in algorithm.population]
+    assert order[0] != first[0].number
+    assert order.index(first[0].number) > order.index(first[9].number)
 
 
 def test_successful_scopes_get_more_and_the_others_a_minimum() -> None:

@@ -1,22 +1,28 @@
 """Our evolution: one population per comparison group, sharing what each of them finds."""
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.errors import did_you_mean
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.search.batch import BatchAlgorithm, Proposal, Result
-from pruner_zero.search.candidate import Candidate
+from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.search.generate import random_expression
 from pruner_zero.search.population import Diversity, Population, best_first
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.search.variation import MUTATIONS, crossover
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
+
+# Losses and closed-form errors that the line between them is drawn through, at least and at most.
+_PAIRS, _MEMORY = 8, 64
 
 _WEIGHTS = {
     "grow": 2.0,
@@ -38,11 +44,12 @@ class EvolutionSettings(Settings):
     each scope. diversity: see `Population`; islands: how many per scope where it says so, and
     every `exchange` batches the best of each goes to the next. depth: levels of random trees.
     tournament: contestants. parsimony: which values count as equal (`Population.tournament`).
-    elite: members that never leave. immigrants, migrants, crossover: shares of the children
-    that are random, that come from another scope, and that have two parents; the rest are
-    mutations, drawn by `mutations` (name to weight), a second one following with chance
-    `twice`. even: the share of a batch that is split evenly over the scopes; the rest goes by
-    their part in the best tenth of the last `memory` results.
+    elite: members that never leave. spread: so many of the best of each scope are tried in
+    every other one as soon as they are among them. immigrants, migrants, crossover: shares of
+    the children that are random, that come from another scope, and that have two parents; the
+    rest are mutations, drawn by `mutations` (name to weight), a second one following with
+    chance `twice`. even: the share of a batch that is split evenly over the scopes; the rest
+    goes by their part in the best tenth of the last `memory` results.
     """
 
     initial: int = Field(192, ge=1)
@@ -55,6 +62,7 @@ class EvolutionSettings(Settings):
     tournament: int = Field(6, ge=1)
     parsimony: float = Field(0.02, ge=0)
     elite: int = Field(8, ge=0)
+    spread: int = Field(3, ge=0)
     immigrants: float = Field(0.05, ge=0, le=1)
     migrants: float = Field(0.1, ge=0, le=1)
     crossover: float = Field(0.25, ge=0, le=1)
@@ -109,6 +117,8 @@ class Evolution(BatchAlgorithm):
         self._home: dict[int, Population] = {}
         self._recent: deque[Result] = deque(maxlen=settings.memory)
         self._batches = 0
+        self._tried: set[int] = set()
+        self._pairs: deque[tuple[float, float]] = deque(maxlen=_MEMORY)
         weights = {name: float(settings.mutations.get(name, 0)) for name in MUTATIONS}
         self._mutations = [name for name, weight in weights.items() if weight]
         self._chances = [weights[name] / sum(weights.values()) for name in self._mutations]
@@ -130,8 +140,8 @@ class Evolution(BatchAlgorithm):
         return sorted(found, key=lambda proposal: proposal.expression.size)
 
     def propose(self) -> list[Proposal]:
-        """Children for every niche; where a niche finds nothing new, immigrants."""
-        return [
+        """The best in every other scope, then children for every niche, or immigrants at least."""
+        return [*filter(self.is_new, self._spread())] + [
             proposal
             for niche, share in zip(self.niches, self._shares(), strict=True)
             for proposal in self.fill(
@@ -143,6 +153,12 @@ class Evolution(BatchAlgorithm):
 
     def learn(self, results: Sequence[Result]) -> None:
         """Every result joins its niche: that of its first parent, unless it changed the scope."""
+        self._pairs.extend(
+            (one.results["few"], one.results["reconstruction"])
+            for _, one in results
+            if one.same_as is None and {"few", "reconstruction"} <= one.results.keys()
+        )
+        results = [(candidate, self._on_one_scale(one)) for candidate, one in results]
         for candidate, _ in results:
             self._home[candidate.number] = self._find_home(candidate)
         for niche in self.niches:
@@ -151,6 +167,17 @@ class Evolution(BatchAlgorithm):
         self._batches += 1
         if self._batches % self.settings.exchange == 0:
             self._exchange()
+
+    def _spread(self) -> Iterator[Proposal]:
+        """The best of each niche that were not yet tried elsewhere, in every other scope."""
+        for niche in self.niches:
+            for candidate, _ in niche.members[: self.settings.spread]:
+                if candidate.number not in self._tried:
+                    self._tried.add(candidate.number)
+                    for scope in self.space.scopes:
+                        if scope != niche.scope:
+                            parents = (candidate.number,)
+                            yield Proposal(candidate.expression, scope, parents, "migrate")
 
     def _random(self, scope: Scope, operation: str) -> Proposal:
         expression = random_expression(self.generator, self.space, depth=self.settings.depth)
@@ -212,6 +239,21 @@ class Evolution(BatchAlgorithm):
         islands = [niche for niche in self.niches if niche.scope == candidate.scope]
         return islands[candidate.number % len(islands)]
 
+    def _on_one_scale(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation with a value that can be compared, whatever rung it reached.
+
+        That is the closed-form error, and for what ran on windows the error that such a loss
+        usually goes with, by a line through those that have both.
+        """
+        if "reconstruction" not in evaluation.results:
+            return evaluation
+        value = evaluation.results["reconstruction"]
+        if "few" in evaluation.results and len(self._pairs) >= _PAIRS:
+            slope, intercept = _median_line(np.array(self._pairs))
+            if slope > 0:
+                value = intercept + slope * evaluation.results["few"]
+        return replace(evaluation, rung=1, value=value)
+
     def _exchange(self) -> None:
         """The best of each island goes to the next one of the same scope."""
         for scope in self.space.scopes:
@@ -221,3 +263,16 @@ class Evolution(BatchAlgorithm):
                 for one, niche in zip(best, [*islands[1:], islands[0]], strict=True):
                     if one not in niche.members:
                         niche.add([one])
+
+
+def _median_line(points: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and intercept of the line through points (n, 2) that outliers do not move.
+
+    The slope is 0 where all have the same first coordinate. Source: Theil 1950, Sen 1968.
+    """
+    first, second = np.triu_indices(len(points), 1)
+    run, rise = (points[second] - points[first]).T
+    if not run.any():
+        return 0.0, float(np.median(points[:, 1]))
+    slope = float(np.median(rise[run != 0] / run[run != 0]))
+    return slope, float(np.median(points[:, 1] - slope * points[:, 0]))
