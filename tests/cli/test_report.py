@@ -1,0 +1,53 @@
+"""`pruner-zero report`: one page from what the other verbs left."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.report.conftest import write_comparison, write_prune, write_search
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> list[Path]:
+    """A search, a prune and a comparison."""
+    table = write_comparison(tmp_path / "table.json")
+    return [write_search(tmp_path / "run"), write_prune(tmp_path / "pruned"), table]
+
+
+def test_a_page_in_the_first_folder(cli: Cli, results: list[Path]) -> None:
+    done = cli("report", *results)
+    assert (done.code, done.out, done.err) == (0, f"{results[0] / 'report.html'}\n", "")
+    assert (results[0] / "report.html").read_text().rstrip().endswith("</html>")
+
+
+def test_a_page_where_one_wants_it(cli: Cli, results: list[Path], tmp_path: Path) -> None:
+    page = tmp_path / "new" / "page.html"
+    assert cli("report", results[2], "-o", page).out == f"{page}\n"
+    assert page.is_file()
+
+
+def test_plots_beside_the_page(cli: Cli, results: list[Path], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    assert cli("report", *results, "--plots", tmp_path / "plots").code == 0
+    assert {file.name for file in (tmp_path / "plots").iterdir()} >= {"front.pdf", "curve.svg"}
+
+
+def test_what_is_no_result_is_one_line(cli: Cli, results: list[Path], tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    error = cli("report", results[0], missing).error
+    assert error == f"{missing} does not exist: give a folder or file of results"
+    assert not (results[0] / "report.html").exists()
+    assert "give the folder that search or prune wrote" in cli("report", tmp_path).error
+
+
+def test_a_page_that_cannot_be_written_is_one_line(
+    cli: Cli, results: list[Path], tmp_path: Path
+) -> None:
+    assert "name a file" in cli("report", results[0], "-o", tmp_path).error
+    assert "not a folder" in cli("report", results[0], "-o", results[2] / "page.html").error
+    assert "not a folder" in cli("report", results[0], "--plots", results[2] / "plots").error
+
+
+def test_no_result_at_all(cli: Cli) -> None:
+    assert "Missing argument 'RUN...'" in cli("report").error

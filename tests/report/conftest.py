@@ -1,0 +1,155 @@
+"""Small results on disk, as search, prune and compare leave them, made without a model."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero.metric import parse
+from pruner_zero.pruning import MatrixRecord
+from pruner_zero.search.archive import JOURNAL, Archive, Record
+from pruner_zero.search.candidate import Candidate, Evaluation
+from pruner_zero.sparsity import Scope
+
+Judged = tuple[str, Scope, Mapping[str, float]]
+Row = dict[str, Any]
+
+SETTINGS: dict[str, Any] = {
+    "model": "models/tiny",
+    "calibration": "words.txt",
+    "search_text": "other.txt",
+    "sparsity": 0.5,
+    "pattern": None,
+    "seed": 0,
+    "evaluations": 4,
+}
+PROVENANCE = {"pruner_zero": "0.1", "git": "abcdef", "torch": "2.13"}
+# Complexity 1, 4, 6 and 10; the second has the knee, the third is beaten by it.
+JUDGED: tuple[Judged, ...] = (
+    ("W", "row", {"reconstruction": 0.0, "few": 6.0, "all": 6.0}),
+    ("W * X", "row", {"reconstruction": -1.0, "few": 4.1, "all": 4.0}),
+    ("W * G", "global", {"reconstruction": -0.5, "few": 4.6, "all": 4.5}),
+    ("W * G * X", "global", {"reconstruction": -2.0, "few": 3.9, "all": 3.8}),
+    ("W + X", "matrix", {"reconstruction": -0.1}),
+)
+
+
+def windows(text: str) -> dict[str, Any]:
+    """What a result tells of its windows."""
+    return {
+        "text": text,
+        "text_sha256": "ab" * 32,
+        "joined": "one stream as it stands",
+        "selection": "random",
+        "windows": 4,
+        "seqlen": 16,
+    }
+
+
+def write_search(
+    folder: Path, judged: Sequence[Judged] = JUDGED, batch: int = 2, **settings: Any
+) -> Path:
+    """A run folder whose candidates are `judged`, a batch of so many every ten seconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    told = {**SETTINGS, **settings}
+    Archive(folder, told)
+    lines: list[dict[str, Any]] = []
+    for number, (text, scope, results) in enumerate(judged):
+        value = list(results.values())[-1] if results else float("inf")
+        evaluation = Evaluation(len(results), value, results, None if results else "constant")
+        candidate = Candidate(number, parse(text), scope)
+        lines.append(Record(candidate, evaluation, text).to_json())
+        if (number + 1) % batch == 0 or number + 1 == len(judged):
+            lines.append({"kind": "batch", "elapsed": 10.0 * math.ceil((number + 1) / batch)})
+    # At once: an archive that is synced line by line takes long for thousands.
+    with open(folder / JOURNAL, "a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines)
+    run = {
+        "settings": told,
+        "calibration": windows(told["calibration"]),
+        "search": windows(told["search_text"]),
+        "provenance": PROVENANCE,
+    }
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def write_prune(folder: Path, blocks: int = 2, **changed: Any) -> Path:
+    """A result folder of prune, without the model: q half zero, up a quarter."""
+    folder.mkdir(parents=True, exist_ok=True)
+    records = [
+        MatrixRecord(f"layers.{block}.{kind}", block, (4, 8), zeros)
+        for block in range(blocks)
+        for kind, zeros in (("attn.q", 16), ("mlp.up", 8))
+    ]
+    told: dict[str, Any] = {
+        "settings": {**SETTINGS, "metric": "wanda", "mode": "one-shot", "scope": "row"},
+        "expression": "W * X",
+        "pattern": "50% per row",
+        "update": "none",
+        "sparsity": 0.375,
+        "calibration": windows("words.txt"),
+        "provenance": PROVENANCE,
+        "matrices": [record.to_json() for record in records],
+    }
+    del told["settings"]["search_text"], told["settings"]["evaluations"]
+    (folder / "pruning.json").write_text(json.dumps({**told, **changed}))
+    return folder
+
+
+def pruned_row(method: str, expression: str, scope: str, perplexity: float | None) -> Row:
+    """What compare tells of a method."""
+    return {
+        "method": method,
+        "perplexity": perplexity,
+        "sparsity": 0.5,
+        "expression": expression,
+        "scope": scope,
+        "update": "none",
+        "mode": "one-shot",
+    }
+
+
+ROWS: tuple[Row, ...] = (
+    {"method": "dense", "perplexity": 20.0, "sparsity": 0.0},
+    pruned_row("wanda", "W * X", "row", 60.0),
+    pruned_row("mine", "X * W * G", "global", 50.0),
+    {**pruned_row("ria", "W", "row", None), "sparsity": None, "error": "no scores"},
+)
+
+
+def write_comparison(file: Path, rows: Sequence[Row] = ROWS, **settings: Any) -> Path:
+    """A table that compare wrote."""
+    told = {**SETTINGS, "methods": "dense,wanda,mine,ria", "text": "test.txt", **settings}
+    del told["search_text"], told["evaluations"]
+    provenance = {
+        **PROVENANCE,
+        "settings": told,
+        "calibration": windows("words.txt"),
+        "evaluation": {**windows("test.txt"), "selection": "consecutive"},
+    }
+    cost = {"seconds": 1.5, "peak_rss_bytes": 2**30}
+    measured = [{**row, **cost} for row in rows]
+    file.write_text(json.dumps({"rows": measured, "provenance": provenance}))
+    return file
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a search."""
+    return write_search(tmp_path / "run")
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    """The folder of a prune."""
+    return write_prune(tmp_path / "pruned")
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """The file of a comparison."""
+    return write_comparison(tmp_path / "table.json")

@@ -1,0 +1,129 @@
+"""The commands of a report: options that exist, values that come back, results that repeat."""
+
+import inspect
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from pruner_zero.cli import compare as compare_verb
+from pruner_zero.cli import prune as prune_verb
+from pruner_zero.cli import search as search_verb
+from pruner_zero.report import commands
+from pruner_zero.report.read import SearchRun, read_result
+from tests.report.conftest import SETTINGS, write_comparison, write_prune, write_search
+
+VERBS: dict[str, Callable[..., None]] = {
+    "search": search_verb.search,
+    "prune": prune_verb.prune,
+    "compare": compare_verb.compare,
+}
+
+
+def options(command: str) -> dict[str, list[str]]:
+    """The values of each option of a command."""
+    words = shlex.split(command)[3:]
+    found: dict[str, list[str]] = {}
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        found.setdefault(name, []).append(value)
+    return found
+
+
+def search_run(folder: Path, **settings: Any) -> SearchRun:
+    run = read_result(write_search(folder, **settings))
+    assert isinstance(run, SearchRun)
+    return run
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_one_of_the_verb(verb: str) -> None:
+    assert set(commands.OPTIONS[verb]) <= set(inspect.signature(VERBS[verb]).parameters)
+
+
+def test_a_search_again(run: Path) -> None:
+    command = commands.repeat(read_result(run))
+    assert command.startswith("pruner-zero search models/tiny --")
+    assert options(command) == {
+        "--search-text": ["other.txt"],
+        "--evaluations": ["4"],
+        "--calibration": ["words.txt"],
+        "--sparsity": ["0.5"],
+        "-o": [f"{run}-again"],
+    }
+
+
+def test_what_has_no_option_stands_in_a_file_of_settings(tmp_path: Path) -> None:
+    asked: dict[str, Any] = {
+        "seed": 3,
+        "few_share": 0.3,
+        "include": ["*.q", "*.k"],
+        "algorithm_settings": {"batch": 16},
+        "model": "a model's; rm -rf *",
+    }
+    command = commands.repeat(search_run(tmp_path, **asked))
+    file, _, line = command.partition("END\npruner-zero")
+    assert file.startswith("cat > settings.yaml <<'END'\n")
+    written = yaml.safe_load(file.split("\n", 1)[1])
+    assert written == {"algorithm_settings": {"batch": 16}, "few_share": 0.3}
+    words = shlex.split("pruner-zero" + line)
+    assert words[:3] == ["pruner-zero", "search", "a model's; rm -rf *"]
+    found = options("pruner-zero" + line)
+    assert found["--include"] == ["*.q", "*.k"]
+    assert (found["--seed"], found["--config"]) == (["3"], ["settings.yaml"])
+
+
+def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
+    command = commands.repeat(search_run(tmp_path, **{"elite": 3, "odd\nrm": 4}))
+    first, second = command.splitlines()
+    assert first == "# unknown to this version, left out: 'elite', 'odd\\nrm'"
+    assert second.startswith("pruner-zero search models/tiny")
+
+
+def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:
+    told = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
+    command = commands.repeat(read_result(write_prune(tmp_path, settings=told)))
+    assert "--refine --calibration words.txt" in command
+    assert "offload" not in command
+
+
+def test_a_prune_and_a_comparison_again(tmp_path: Path) -> None:
+    pruned = read_result(write_prune(tmp_path / "pruned"))
+    assert options(commands.repeat(pruned)) == {
+        "--mode": ["one-shot"],
+        "--calibration": ["words.txt"],
+        "--sparsity": ["0.5"],
+        "--scope": ["row"],
+        "-o": [str(tmp_path / "pruned-again")],
+    }
+    table = read_result(write_comparison(tmp_path / "table.json", pattern="2:4", sparsity=None))
+    found = options(commands.repeat(table))
+    assert (found["--pattern"], found["--text"]) == (["2:4"], ["test.txt"])
+    assert found["--methods"] == ["dense,wanda,mine,ria"]
+    assert found["-o"] == [str(tmp_path / "table-again.json")]
+
+
+def test_what_goes_on_from_a_search(run: Path) -> None:
+    found = read_result(run)
+    assert isinstance(found, SearchRun)
+    assert options(commands.prune_with(found))["--metric"] == [str(run / "best.json")]
+    compared = options(commands.compare_with(found))
+    assert compared["--methods"][0].endswith(f",sparsegpt,{run / 'best.json'}")
+    assert compared["--text"] == ["TEXT"]
+    assert compared["-o"] == [str(run / "comparison.json")]
+
+
+def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> None:
+    run = search_run(tmp_path, search_text="builtin:pydoc")
+    assert options(commands.compare_with(run))["--text"] == ["builtin:pydoc"]
+
+
+def test_strings_have_no_name(tmp_path: Path) -> None:
+    assert commands.repeatable(search_run(tmp_path / "files"))
+    assert not commands.repeatable(search_run(tmp_path / "strings", calibration="(strings)"))
+
+
+def test_a_report_again() -> None:
+    assert commands.report_on([Path("a b"), Path("c")]) == "pruner-zero report 'a b' c"

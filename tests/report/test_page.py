@@ -1,0 +1,202 @@
+"""The page: whole, self-contained, honest about what is missing, safe with hostile names."""
+
+import json
+import os
+import random
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero.metric import parse
+from pruner_zero.report.page import page
+from pruner_zero.report.portrait import portrait
+from pruner_zero.report.read import read_result
+from tests.report.conftest import (
+    JUDGED,
+    ROWS,
+    Judged,
+    write_comparison,
+    write_prune,
+    write_search,
+)
+from tests.report.html import SVG, Page, check_self_contained
+
+HOSTILE = "<script>alert('x')</script>\"' onload=\"x\" {{ 7 * 7 }} </style> &amp; \u202e"
+
+
+def written(*paths: Path) -> Page:
+    return Page(page([read_result(path) for path in paths]))
+
+
+def test_all_kinds_of_results_on_one_page(run: Path, pruned: Path, table: Path) -> None:
+    found = written(run, pruned, table)
+    check_self_contained(found)
+    assert found.html.count("<!doctype html>") == 1
+    assert found.text.count("its perplexity is 50.00") == 1
+    for heading in (
+        "The winning metric",
+        "Complexity and loss",
+        "Best so far",
+        "Agreement of the rungs",
+        "Where the zeros are",
+        "The best of them",
+        "The commands",
+        "Provenance",
+    ):
+        assert found.text.count(heading) == 1, heading
+    # The front, two curves, a heat map, and a tree for each of the three metrics.
+    labels = [figure.get("aria-label", "") for figure in found.figures]
+    assert [label.split()[0] for label in labels] == (
+        ["The", "Pareto", "Lowest", "Lowest", "The", "Share", "The"]
+    )
+    assert found.count("table") == 4
+    assert found.count("math") == 4
+
+
+def test_the_front_and_its_table(run: Path) -> None:
+    found = written(run)
+    front = next(one for one in found.figures if "Pareto" in one.get("aria-label", ""))
+    kinds = [dot.get("class") for dot in front.iter(f"{SVG}circle")]
+    assert sorted(map(str, kinds)) == ["best", "best", "on-front", "other"]
+    assert {"knee", "best"} <= {text.text for text in front.iter(f"{SVG}text")}
+    assert "W * G * X global best 9 3.8000 44.70" in found.text
+    assert "W * X row knee 4 4.0000 54.60" in found.text
+
+
+def test_the_portrait_of_the_winner(run: Path) -> None:
+    text = written(run).text
+    assert "all weights of the model compete" in text
+    assert r"W \cdot G \cdot X" in text
+    assert "wanda, W * X (Sun et al. 2023, Wanda, arXiv 2306.11695, eq. 1), one node away" in text
+
+
+def test_the_heat_map_shows_each_matrix_kind_and_block(pruned: Path) -> None:
+    found = written(pruned)
+    heat = next(one for one in found.figures if "Share" in one.get("aria-label", ""))
+    titles = [one.text for one in heat.iter(f"{SVG}title") if one.text]
+    assert titles[:3] == ["attn.q, 0: 50.0 %", "attn.q, 1: 50.0 %", "attn.q, all: 50.0 %"]
+    assert titles[-1] == "all, all: 37.5 %"
+    assert "mlp.up 2 64 25.00%" in found.text
+
+
+def test_the_experts_of_a_mixture_are_one_kind(pruned: Path) -> None:
+    file = pruned / "pruning.json"
+    told = json.loads(file.read_text())
+    for number, matrix in enumerate(told["matrices"]):
+        matrix["name"] = f"layers.{matrix['block']}.experts.up[{number}]"
+    file.write_text(json.dumps(told))
+    assert "experts.up[*] 4 128 37.50%" in written(pruned).text
+
+
+def test_the_table_of_a_comparison(table: Path) -> None:
+    found = written(table)
+    assert "mine global one-shot 50.00 50.00% 1.5 1.00 GiB" in found.text
+    assert "ria row one-shot failed" in found.text
+    assert "ria: no scores" in found.text
+    assert "on 4 windows of 16 tokens of test.txt (consecutive, one stream" in found.text
+    marked = [attributes for tag, attributes in found.elements if tag == "tr"]
+    assert [one.get("class") for one in marked] == [None, None, None, "marked", None]
+
+
+def test_without_a_comparison_the_command_that_makes_one_is_shown(run: Path, table: Path) -> None:
+    compares_the_best = re.compile("pruner-zero compare .*best.json")
+    assert any(map(compares_the_best.match, written(run).commands))
+    assert not any(map(compares_the_best.match, written(run, table).commands))
+
+
+def test_a_search_that_has_only_begun(tmp_path: Path) -> None:
+    runs: list[list[Judged]] = [[], [("W", "row", {})]]
+    for judged in runs:
+        found = written(write_search(tmp_path / str(len(judged)), judged))
+        assert "No metric that works has been found" in found.text
+        assert "pruner-zero search --resume" in found.text
+        assert found.figures == []
+
+
+def test_a_search_of_one_candidate(tmp_path: Path) -> None:
+    found = written(write_search(tmp_path, [("W", "row", {"reconstruction": -1.0})]))
+    assert "The best metric is also the knee" in found.text
+    assert "Too few candidates were judged" in found.text
+    assert len(found.figures) == 4
+
+
+def test_a_comparison_in_which_all_failed(tmp_path: Path) -> None:
+    found = written(write_comparison(tmp_path / "none.json", ROWS[3:]))
+    assert found.figures == []
+    assert "failed" in found.text
+
+
+def test_a_prune_of_nothing(tmp_path: Path) -> None:
+    found = written(write_prune(tmp_path, matrices=[], sparsity=0.0))
+    assert "No matrix was pruned." in found.text
+
+
+def test_texts_without_a_name_are_told(tmp_path: Path) -> None:
+    assert (
+        "given as strings in Python"
+        in written(write_search(tmp_path, calibration="(strings)")).text
+    )
+
+
+def test_hostile_names_are_words(tmp_path: Path) -> None:
+    folder = tmp_path / HOSTILE.replace("/", "|")
+    settings: dict[str, Any] = {"model": HOSTILE, "calibration": HOSTILE, "search_text": HOSTILE}
+    run = write_search(folder, **settings)
+    pruned = write_prune(tmp_path / "pruned")
+    file = pruned / "pruning.json"
+    told = json.loads(file.read_text())
+    told["pattern"] = told["provenance"]["git"] = told["settings"]["metric"] = HOSTILE
+    for matrix in told["matrices"]:
+        matrix["name"], matrix["note"] = HOSTILE, HOSTILE
+    file.write_text(json.dumps(told))
+    rows = [{**row, "method": HOSTILE, "mode": HOSTILE, "notes": [HOSTILE]} for row in ROWS]
+    rows[3]["error"] = HOSTILE
+    table = write_comparison(tmp_path / "table.json", rows, text=HOSTILE, model=HOSTILE)
+    plain = written(write_search(tmp_path / "run"), write_prune(tmp_path / "p"))
+    found = written(run, pruned, table)
+    check_self_contained(found)
+    assert found.count("style") == plain.count("style") == 1
+    assert "{{ 7 * 7 }}" in found.text
+    assert "alert('x')" in found.text
+    assert all(figure.get("role") == "img" for figure in found.figures)
+
+
+def test_names_that_no_encoding_holds(tmp_path: Path) -> None:
+    run = write_search(tmp_path / os.fsdecode(b"run\xff"), model="a\x00b\ud800c")
+    found = written(run)
+    found.html.encode()
+    assert "a\ufffdb\ufffdc" in found.text
+
+
+def test_a_large_search_is_a_small_page(tmp_path: Path) -> None:
+    generator = random.Random(0)
+    texts = ["W * X", "abs(W * W) * mms(G)", "W * sqrt(G) * X + exp(tanh(W)) * zsn(X * W)", "W + G"]
+    judged: list[Judged] = []
+    for _ in range(5000):
+        loss = generator.uniform(3, 9)
+        results = {"reconstruction": loss - 5, "few": loss + generator.uniform(0, 1), "all": loss}
+        judged.append((generator.choice(texts), "row", results))
+    html = page([read_result(write_search(tmp_path, judged, batch=500))])
+    assert len(html.encode()) < 500_000
+    assert "5,000 candidates" in html
+    front = next(one for one in Page(html).figures if "Pareto" in one.get("aria-label", ""))
+    assert 400 < len(list(front.iter(f"{SVG}circle"))) < 1000
+
+
+def test_huge_expressions_are_cut_in_tables_and_not_drawn(tmp_path: Path) -> None:
+    text = "W" + "".join(f" * zsn(X + {number})" for number in range(60))
+    assert portrait(parse(text), "row").tree is None
+    found = written(write_search(tmp_path, [*JUDGED, (text, "row", {"a": 1, "b": 2, "all": 1.0})]))
+    assert len(found.html) < 500_000
+    assert "none is sought for more than 200 nodes" in found.text
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_parts_stand_in_the_order_of_the_inputs(order: Sequence[int], tmp_path: Path) -> None:
+    paths = [write_search(tmp_path / "one"), write_search(tmp_path / "two")]
+    text = written(*(paths[index] for index in order)).text
+    places = [text.index(f"Search in {paths[index]}") for index in order]
+    assert places == sorted(places)

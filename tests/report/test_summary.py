@@ -1,0 +1,87 @@
+"""Each result in one sentence that says what was found, beside what."""
+
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero.report.read import read_result
+from pruner_zero.report.summary import summary
+from tests.report.conftest import ROWS, write_comparison, write_prune, write_search
+
+
+def told(path: Path, *others: Path) -> str:
+    results = [read_result(one) for one in (path, *others)]
+    html = unescape(summary(results[0], results))
+    return html.replace("<code>", "`").replace("</code>", "`")
+
+
+def test_a_search(run: Path) -> None:
+    assert told(run) == (
+        "Of 5 metrics tried for `models/tiny` at 50% zeros, `W * G * X`, compared across the "
+        "whole model, prunes best: perplexity 44.70 on the search text."
+    )
+
+
+def test_a_search_beside_a_comparison_that_has_its_metric(run: Path, table: Path) -> None:
+    assert told(run, table).endswith(
+        "perplexity 44.70 on the search text; on `test.txt` its perplexity is 50.00, "
+        "that of `wanda` 60.00; the dense model has 20.00."
+    )
+
+
+@pytest.mark.parametrize(
+    "changed", [{"sparsity": 0.6}, {"model": "another"}, {"pattern": "2:4", "sparsity": None}]
+)
+def test_a_comparison_of_something_else_says_nothing_of_it(
+    changed: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    table = write_comparison(tmp_path / "other.json", **changed)
+    assert told(run, table) == told(run)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"scope": "row"}, {"update": "obs"}, {"perplexity": None}, {"method": "mine+refine"}],
+)
+def test_a_row_that_prunes_otherwise_is_not_its_own(
+    change: dict[str, Any], run: Path, tmp_path: Path
+) -> None:
+    rows = [{**row, **change} if row["method"] == "mine" else row for row in ROWS]
+    assert told(run, write_comparison(tmp_path / "other.json", rows)) == told(run)
+
+
+def test_a_search_under_a_pattern_names_no_group(tmp_path: Path) -> None:
+    run = write_search(tmp_path, pattern="2:4", sparsity=None)
+    assert "at 2:4 zeros, `W * G * X` prunes best" in told(run)
+
+
+def test_a_search_that_only_knows_the_closed_form(tmp_path: Path) -> None:
+    run = write_search(tmp_path, [("W", "row", {"reconstruction": -1.5})])
+    assert told(run).endswith("prunes best: its closed-form error is -1.5.")
+
+
+def test_a_search_without_result(tmp_path: Path) -> None:
+    sentence = "No metric that works has been found for `models/tiny` at 50% zeros yet."
+    assert told(write_search(tmp_path / "empty", [])) == sentence
+    assert told(write_search(tmp_path / "bad", [("W", "row", {})])) == sentence
+
+
+def test_a_prune(tmp_path: Path) -> None:
+    start = "37.50% of the weights in 4 matrices of `models/tiny` are zero, chosen by `W * X`"
+    assert told(write_prune(tmp_path / "a")) == f"{start} (50% per row)."
+    assert told(write_prune(tmp_path / "b", update="obs")) == (
+        f"{start} (50% per row), the others corrected by SparseGPT's sweep."
+    )
+    assert told(write_prune(tmp_path / "c", update="new")).endswith("the others corrected by new.")
+
+
+def test_a_comparison(table: Path, tmp_path: Path) -> None:
+    assert told(table) == (
+        "Of 3 methods for `models/tiny` at 50% zeros, `mine` has the lowest perplexity on "
+        "`test.txt`, 50.00, before `wanda` with 60.00; the dense model has 20.00."
+    )
+    assert told(write_comparison(tmp_path / "none.json", ROWS[3:])) == (
+        "No method could be measured for `models/tiny` at 50% zeros."
+    )
