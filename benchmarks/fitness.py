@@ -69,6 +69,7 @@ def measure(given: argparse.Namespace) -> None:
         search_text=given.search_text,
         evaluations=1,
         search_windows=WINDOWS,
+        judge_dtype="float32",
         **zeros,
     )
     progress = LineProgress()

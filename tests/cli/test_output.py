@@ -197,7 +197,7 @@ def test_help_keeps_what_stands_in_brackets(cli: Cli) -> None:
     outcome = cli("prune", "--help")
     assert outcome.code == 0
     text = " ".join(outcome.out.split())
-    assert "METRIC[@SCOPE][+obs]" in text
+    assert "METRIC[@SCOPE][@ALLOCATION][+STEPS]" in text
     assert "[default: 24]" in text
     assert "[default: wanda]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):

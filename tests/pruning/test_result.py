@@ -16,7 +16,7 @@ from pruner_zero.files import sha256
 from pruner_zero.metric import Metric
 from pruner_zero.models import fingerprint
 from pruner_zero.pruning import PruneResult, prune
-from pruner_zero.pruning.method import parse_method
+from pruner_zero.pruning.parse_method import parse_method
 from tests.conftest import save_tiny
 from tests.pruning.conftest import language_model
 from tests.pruning.plain import places
@@ -81,6 +81,12 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "dtype": "auto",
         "gradient_norm": "l2",
         "damping": 0.01,
+        "offload": False,
+        "memory": None,
+        "update": None,
+        "refine": False,
+        "asymmetric": False,
+        "allocation": None,
     }
     assert found["calibration"]["text_sha256"] == sha256(text_file)
     dense = AutoModelForCausalLM.from_pretrained(llama_folder)

@@ -1,23 +1,33 @@
 """Statistics of the dense model, each kind collected once and only when something needs it."""
 
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from pruner_zero.cache import default_cache
 from pruner_zero.calibration.gradients import GradientNorm, collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
+from pruner_zero.calibration.offloaded_gradients import (
+    open_steps,
+    store_gradients,
+    write_gradients,
+)
 from pruner_zero.calibration.store import Kind, StatisticsStore, cache_key
+from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.files import locked
 from pruner_zero.models import (
+    Activations,
     LanguageModel,
+    OffloadedModel,
     check_tokens,
     find_blocks,
     find_matrices,
-    record_block_calls,
 )
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.steps import Steps
 from pruner_zero.text import Windows
 
 
@@ -56,7 +66,8 @@ def calibrate(
     """Fill `store` with the `kinds` of statistics it lacks, of the dense model, for every matrix.
 
     G costs a backward pass over the windows; X and gram together one forward pass, block
-    by block. Raises what `collect_gradients` raises, and PrunerZeroError on a full disk or
+    by block. With an offloaded model both go on where an interrupted call stood.
+    Raises what `collect_gradients` raises, and PrunerZeroError on a full disk or
     where another process fills the same store.
     """
     check_tokens(language_model.model, windows.tokens)
@@ -78,16 +89,16 @@ def _calibrate_gradients(
     norm: GradientNorm,
     progress: Progress,
 ) -> None:
+    if isinstance(language_model, OffloadedModel):
+        store_gradients(language_model, windows.tokens, store, norm=norm, progress=progress)
+        return
     model = language_model.model
     matrices = find_matrices(model)
     found = collect_gradients(model, matrices, windows.tokens, norm=norm, progress=progress)
     digests = {}
     for block in range(len(find_blocks(model))):
         own = {matrix.name: found.pop(matrix.name) for matrix in matrices if matrix.block == block}
-        silent = [name for name, G in own.items() if not G.any()]
-        if silent:
-            progress.note(f"no gradient reaches {', '.join(silent)}: G is zero there")
-        digests[block] = store.write("G", block, own)
+        digests[block] = write_gradients(store, block, own, progress)
     store.commit("G", digests)
 
 
@@ -98,22 +109,56 @@ def _calibrate_inputs(
     gram: bool,
     progress: Progress,
 ) -> None:
+    """Run the dense model once; an offloaded one from where an interrupted call stood."""
     model = language_model.model
     matrices = find_matrices(model)
-    calls = record_block_calls(model, windows.tokens)
-    hidden = calls.hidden
-    digests: dict[Kind, dict[int, str]] = {"X": {}, "gram": {}}
-    blocks = find_blocks(model)
-    for index in progress.track(range(len(blocks)), "activations", len(blocks)):
+    kinds: list[Kind] = ["X", "gram"] if gram else ["X"]
+    steps = None
+    if isinstance(language_model, OffloadedModel):
+        steps = open_steps(store.folder / "inputs.partial", {**store.settings, "kinds": kinds})
+    first = len(steps.lines) if steps else 0
+
+    def activations(block: int) -> Activations:
+        return WindowFile(_inputs_of(steps, block), len(windows)) if steps else []
+
+    nothing: deque[Tensor] = deque(maxlen=0)
+    calls = language_model.block_calls(windows.tokens, nothing if first else activations(0))
+    hidden = WindowFile.open(_inputs_of(steps, first)) if steps and first else calls.hidden
+    digests = {kind: dict[int, str]() for kind in kinds}
+    for line in steps.lines if steps else []:
+        for kind in kinds:
+            digests[kind][line["block"]] = line[kind]
+    depth = len(find_blocks(model))
+    for index in progress.track(range(first, depth), "activations", depth - first):
         own = [matrix for matrix in matrices if matrix.block == index]
-        statistics, hidden = collect_inputs(
-            blocks[index], own, hidden, calls.arguments[index], gram=gram
-        )
-        squares = {name: one.X for name, one in statistics.items()}
-        digests["X"][index] = store.write("X", index, squares)
-        if gram:
-            grams = {name: one.gram for name, one in statistics.items() if one.gram is not None}
-            digests["gram"][index] = store.write("gram", index, grams)
-    store.commit("X", digests["X"])
-    if gram:
-        store.commit("gram", digests["gram"])
+        with language_model.block(index) as block:
+            statistics, outputs = collect_inputs(
+                block,
+                own,
+                hidden,
+                calls.arguments[index],
+                gram=gram,
+                outputs=activations(index + 1),
+            )
+        for kind in kinds:
+            found = {name: getattr(one, kind) for name, one in statistics.items()}
+            digests[kind][index] = store.write(kind, index, found)
+        if steps and isinstance(outputs, WindowFile):
+            files = {f"../{store.file(kind, index).name}": digests[kind][index] for kind in kinds}
+            steps.append(
+                {"block": index, **{kind: digests[kind][index] for kind in kinds}},
+                {**files, outputs.path.name: outputs.sha256},
+                [_inputs_of(steps, index).name],
+            )
+        hidden = outputs
+        # Lest this block's statistics outlive it.
+        del statistics, found
+    for kind in kinds:
+        store.commit(kind, digests[kind])
+    if steps:
+        steps.discard()
+
+
+def _inputs_of(steps: Steps | None, block: int) -> Path:
+    assert steps is not None
+    return steps.folder / f"hidden-{block:04d}.safetensors"

@@ -28,46 +28,82 @@ def collect_gradients(
 
     "l2": `sqrt(Σ_n (100·g_n)²)`, "l1": `Σ_n |100·g_n|`, g_n the gradient of the mean
     next-token loss of window n (GBLM-Pruner, 2311.04902; Pruner-Zero, 2406.02924).
-    A gradient is folded in and freed as soon as backward has it. Raises PrunerZeroError on
-    float16 weights, whose gradients vanish, and on a gradient that is not finite.
+    Raises PrunerZeroError on float16 weights, whose gradients vanish, and on a gradient that
+    is not finite.
     """
-    parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
-    if any(parameter.dtype == torch.float16 for parameter in parameters.values()):
+    check_gradients(matrices)
+    sums = GradientSums(matrices, norm)
+    with sums.collecting(model):
+        for window in progress.track(windows, "gradients", len(windows)):
+            next_token_loss(model, window[None]).backward()
+    return sums.result()
+
+
+class GradientSums:
+    """G of `matrices`, in the making: a sum over windows for each parameter that holds them."""
+
+    def __init__(self, matrices: Sequence[Matrix], norm: GradientNorm) -> None:
+        self.matrices = matrices
+        self.norm = norm
+        self.parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+        self.sums = {
+            name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
+            for name, p in self.parameters.items()
+        }
+
+    @contextmanager
+    def collecting(self, module: nn.Module) -> Iterator[None]:
+        """Fold in what every backward through `module`, which holds all the matrices, brings.
+
+        A gradient is freed as soon as backward has it.
+        """
+        with (
+            torch.enable_grad(),
+            only_these_learn(module, self.parameters.values()),
+            ExitStack() as stack,
+        ):
+            for name, parameter in self.parameters.items():
+                handle = parameter.register_post_accumulate_grad_hook(
+                    lambda parameter, name=name: self._fold(name, parameter)
+                )
+                stack.callback(handle.remove)
+            yield
+
+    def result(self) -> dict[str, Tensor]:
+        """G by matrix name; nothing can be folded in any more. Raises PrunerZeroError on NaN."""
+        if self.norm == "l2":
+            for total in self.sums.values():
+                total.sqrt_()
+        found = {
+            matrix.name: matrix.view(self.sums[matrix.parameter_name]) for matrix in self.matrices
+        }
+        for name, G in found.items():
+            if not torch.isfinite(G).all():
+                raise PrunerZeroError(
+                    f"the gradient of {name} is not finite: check the weights "
+                    "or choose --dtype float32"
+                )
+        return found
+
+    def _fold(self, name: str, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        gradient = parameter.grad.float().mul_(GRADIENT_SCALE)
+        self.sums[name] += gradient.square_() if self.norm == "l2" else gradient.abs_()
+        parameter.grad = None
+
+
+def check_gradients(matrices: Sequence[Matrix]) -> None:
+    """Raise PrunerZeroError where the gradients of `matrices` could not be trusted."""
+    if any(matrix.parameter.dtype == torch.float16 for matrix in matrices):
         raise PrunerZeroError(
             "gradients in float16 vanish: choose --dtype bfloat16 or float32, or a metric without G"
         )
-    sums = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in parameters.items()}
-
-    def fold(name: str, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient = parameter.grad.float().mul_(GRADIENT_SCALE)
-        sums[name] += gradient.square_() if norm == "l2" else gradient.abs_()
-        parameter.grad = None
-
-    with torch.enable_grad(), _only_these_learn(model, parameters.values()), ExitStack() as stack:
-        for name, parameter in parameters.items():
-            handle = parameter.register_post_accumulate_grad_hook(
-                lambda parameter, name=name: fold(name, parameter)
-            )
-            stack.callback(handle.remove)
-        for window in progress.track(windows, "gradients", len(windows)):
-            next_token_loss(model, window[None]).backward()
-    if norm == "l2":
-        for total in sums.values():
-            total.sqrt_()
-    found = {matrix.name: matrix.view(sums[matrix.parameter_name]) for matrix in matrices}
-    for name, G in found.items():
-        if not torch.isfinite(G).all():
-            raise PrunerZeroError(
-                f"the gradient of {name} is not finite: check the weights or choose --dtype float32"
-            )
-    return found
 
 
 @contextmanager
-def _only_these_learn(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def only_these_learn(module: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Restrict gradients to `parameters`; restore every flag and gradient afterwards."""
-    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    before = [(p, p.requires_grad, p.grad) for p in module.parameters()]
     chosen = {id(p) for p in parameters}
     for parameter, _, _ in before:
         parameter.requires_grad_(id(parameter) in chosen)

@@ -1,8 +1,9 @@
 """What enters each weight matrix of one decoder block: the statistics X and XᵀX."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Arguments, Matrix, run_block
+from pruner_zero.models import Activations, Arguments, Matrix, run_block
 from pruner_zero.progress import SILENT, Progress
 
 
@@ -20,36 +21,49 @@ class InputStatistics:
 
     X: (1, in), `sqrt(mean over windows of Σ_tokens x²)`, Wanda's norm (2306.11695, eq. 1).
     gram: (in, in), `2XᵀX / windows`, SparseGPT's Hessian (2301.00774), where it was asked for.
+    cross: (in, in), `2X_denseᵀX / windows`, X_dense what the dense model gives at the same
+    tokens, where that is known.
     """
 
     X: Tensor
     gram: Tensor | None = None
+    cross: Tensor | None = None
 
 
 def collect_inputs(
     block: nn.Module,
     matrices: Sequence[Matrix],
-    hidden: Sequence[Tensor],
+    hidden: Iterable[Tensor],
     arguments: Sequence[Arguments],
     *,
     gram: bool = False,
+    outputs: Activations | None = None,
+    dense: Iterable[Tensor] | None = None,
+    dense_outputs: Activations | None = None,
     progress: Progress = SILENT,
     label: str = "activations",
-) -> tuple[dict[str, InputStatistics], list[Tensor]]:
+) -> tuple[dict[str, InputStatistics], Activations]:
     """Run `block` over all windows once; return statistics by matrix name, and its outputs.
 
-    hidden, arguments: one a window, as `record_block_calls` gives them. A matrix that no
-    token reached (an expert that was never chosen) has X = 0.
+    hidden, arguments: one a window, as `record_block_calls` gives them. outputs: where the
+    outputs are appended, a new list where None. dense: what the dense model hands to the
+    block, which is run on it too, for `cross`; its outputs go to `dense_outputs`. A matrix
+    that no token reached (an expert that was never chosen) has X = 0.
     """
     recorder = _Recorder(gram)
-    outputs: list[Tensor] = []
+    outputs = [] if outputs is None else outputs
+    dense_outputs = [] if dense_outputs is None else dense_outputs
+    count = len(arguments)
     with torch.no_grad(), _recording(block, matrices, recorder):
-        windows = list(zip(hidden, arguments, strict=True))
-        for incoming, rest in progress.track(windows, label):
+        windows = zip(hidden, repeat(None) if dense is None else dense, arguments, strict=False)
+        for incoming, aimed, rest in progress.track(windows, label, count):
+            if aimed is not None:
+                with recorder.keeping():
+                    dense_outputs.append(run_block(block, aimed, rest))
             outputs.append(run_block(block, incoming, rest))
             recorder.forget_inputs()
     _check_followed(matrices, recorder)
-    return {matrix.name: recorder.result(matrix, len(windows)) for matrix in matrices}, outputs
+    return {matrix.name: recorder.result(matrix, count) for matrix in matrices}, outputs
 
 
 @dataclass
@@ -60,8 +74,20 @@ class _Recorder:
     squares: dict[str, Tensor] = field(default_factory=dict)
     grams: dict[str, Tensor] = field(default_factory=dict)
     owner: dict[str, str] = field(default_factory=dict)
+    crosses: dict[str, Tensor] = field(default_factory=dict)
     results: dict[str, InputStatistics] = field(default_factory=dict)
     last: tuple[Tensor, str] | None = None
+    kept: dict[str, Tensor] | None = None
+    # Inputs whose tokens are not those of the dense model: an expert's are its router's choice.
+    uncrossed: set[str] = field(default_factory=set)
+    keeps: bool = False
+
+    @contextmanager
+    def keeping(self) -> Iterator[None]:
+        """Keep the inputs that are seen meanwhile, to be set beside the next ones."""
+        self.kept, self.keeps = {}, True
+        yield
+        self.keeps, self.last = False, None
 
     def add(self, name: str, inputs: Tensor) -> None:
         """inputs: (…, in), any dtype."""
@@ -72,6 +98,9 @@ class _Recorder:
         if self.owner[name] != name:
             return
         tokens = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if self.keeps and self.kept is not None:
+            self.kept[name] = tokens
+            return
         if name not in self.squares:
             width = tokens.shape[1]
             self.squares[name] = tokens.new_zeros(1, width)
@@ -80,9 +109,20 @@ class _Recorder:
         self.squares[name] += tokens.square().sum(0, keepdim=True)
         if self.gram:
             self.grams[name].addmm_(tokens.T, tokens)
+        if self.kept is not None:
+            self._cross(name, tokens)
+
+    def _cross(self, name: str, tokens: Tensor) -> None:
+        aimed = self.kept.pop(name, None) if self.kept else None
+        if aimed is None or aimed.shape != tokens.shape:
+            self.uncrossed.add(name)
+            return
+        if name not in self.crosses:
+            self.crosses[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
+        self.crosses[name].addmm_(aimed.T, tokens)
 
     def forget_inputs(self) -> None:
-        self.last = None
+        self.last = self.kept = None
 
     def result(self, matrix: Matrix, windows: int) -> InputStatistics:
         owner = self.owner.get(matrix.name)
@@ -93,7 +133,12 @@ class _Recorder:
             return InputStatistics(torch.zeros(1, width, device=device), gram)
         if owner not in self.results:
             gram = self.grams.pop(owner).mul_(2 / windows) if self.gram else None
-            self.results[owner] = InputStatistics((self.squares[owner] / windows).sqrt(), gram)
+            cross = self.crosses.pop(owner, None)
+            if cross is not None:
+                routed = owner in self.uncrossed or matrix.expert is not None
+                cross = None if routed else cross.mul_(2 / windows)
+            X = (self.squares[owner] / windows).sqrt()
+            self.results[owner] = InputStatistics(X, gram, cross)
         return self.results[owner]
 
 

@@ -1,17 +1,17 @@
 """Statistics on disk: one file a block and kind, checked when read, reused by the next metric."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any, Literal
 
-from safetensors import safe_open
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import save_tensors, sha256, write_atomic, writing
+from pruner_zero.files import sha256, write_atomic, writing
+from pruner_zero.tensor_file import TensorFile, write_tensors
 
 Kind = Literal["G", "X", "gram"]
 
@@ -44,7 +44,7 @@ class StatisticsStore:
         digests = self._digests(kind)
         blocks = range(len(digests))
         return bool(digests) and all(
-            (path := self._path(kind, block)).is_file() and sha256(path) == digests.get(path.name)
+            (path := self.file(kind, block)).is_file() and sha256(path) == digests.get(path.name)
             for block in blocks
         )
 
@@ -57,24 +57,34 @@ class StatisticsStore:
         aliases = {
             name: owners.setdefault(tensor.data_ptr(), name) for name, tensor in tensors.items()
         }
-        unique = {name: tensors[name].contiguous() for name in set(aliases.values())}
-        return save_tensors(self._path(kind, block), unique, {"aliases": json.dumps(aliases)})
+        unique = {name: tensors[name] for name in set(aliases.values())}
+        return write_tensors(self.file(kind, block), unique, {"aliases": json.dumps(aliases)})
 
     def commit(self, kind: Kind, digests: Mapping[int, str]) -> None:
         """Declare `kind` complete: the checksum of each block's file."""
-        names = {self._path(kind, block).name: digest for block, digest in digests.items()}
+        names = {self.file(kind, block).name: digest for block, digest in digests.items()}
         write_atomic(self.folder / f"{kind}.json", json.dumps(names, indent=2) + "\n")
 
-    def read(self, kind: Kind, block: int) -> dict[str, Tensor]:
-        """The statistics of one block by matrix name. Raises PrunerZeroError on a broken file."""
-        path = self._path(kind, block)
+    def read(
+        self, kind: Kind, block: int, names: Collection[str] | None = None
+    ) -> dict[str, Tensor]:
+        """The statistics of one block by matrix name: all, or those of `names`.
+
+        Raises PrunerZeroError on a broken file.
+        """
+        path = self.file(kind, block)
         try:
-            with safe_open(path, "pt") as file:
-                aliases = json.loads(file.metadata()["aliases"])
-                unique = {name: file.get_tensor(name) for name in set(aliases.values())}
+            file = TensorFile(path)
+            aliases: dict[str, str] = json.loads(file.metadata["aliases"])
+            wanted = {name: aliases[name] for name in (aliases if names is None else names)}
+            unique = {name: file.read(name) for name in set(wanted.values())}
         except Exception as error:
             raise PrunerZeroError(f"{path} is damaged: delete its folder and run again") from error
-        return {name: unique[owner] for name, owner in aliases.items()}
+        return {name: unique[owner] for name, owner in wanted.items()}
+
+    def file(self, kind: Kind, block: int) -> Path:
+        """Where the statistics of one block are."""
+        return self.folder / f"{kind}-{block:04d}.safetensors"
 
     def _digests(self, kind: Kind) -> dict[str, str]:
         """The checksums of all blocks' files; none where the manifest is absent or broken."""
@@ -83,6 +93,3 @@ class StatisticsStore:
         except (OSError, ValueError):
             return {}
         return digests if isinstance(digests, dict) else {}
-
-    def _path(self, kind: Kind, block: int) -> Path:
-        return self.folder / f"{kind}-{block:04d}.safetensors"

@@ -16,8 +16,8 @@ def compare(
     methods: Annotated[
         str | None,
         typer.Option(
-            help="Comma-separated names, expressions or tree files, each METRIC[@SCOPE][+obs]; "
-            "`dense` and `sparsegpt` among them. [default: the classics]",
+            help="Comma-separated names, expressions or tree files, each "
+            "METRIC[@SCOPE][@ALLOCATION][+STEPS]; `dense` and `sparsegpt` among them. [default: the classics]",
             show_default=False,
         ),
     ] = None,

@@ -29,6 +29,42 @@ ScopeText = Annotated[
         show_default=False,
     ),
 ]
+Refine = Annotated[
+    bool | None,
+    typer.Option(
+        "--refine",
+        help="Improve the mask by swaps that lower each row's error. [default: as the metric says]",
+        show_default=False,
+    ),
+]
+Asymmetric = Annotated[
+    bool | None,
+    typer.Option(
+        "--asymmetric",
+        help="Updates aim at what the dense model puts out, making up for earlier blocks too. "
+        "[default: as the metric says]",
+        show_default=False,
+    ),
+]
+AllocationText = Annotated[
+    str | None,
+    typer.Option(
+        "--allocation",
+        help="How much of each matrix is pruned: uniform, owl, alphapruning, error, or a JSON "
+        "file of shares. [default: as the metric says, else uniform]",
+        show_default=False,
+    ),
+]
+UpdateText = Annotated[
+    str | None,
+    typer.Option(
+        "--update",
+        help="How the remaining weights make up for the loss: none; obs, SparseGPT's sweep; "
+        "obs-iter, the sweep choosing the mask as it goes; exact, least squares. "
+        "[default: as the metric says, else none]",
+        show_default=False,
+    ),
+]
 Calibration = Annotated[
     str | None, typer.Option(help=f"Text for statistics. {TEXT}", show_default=False)
 ]

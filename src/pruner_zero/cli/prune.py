@@ -18,8 +18,8 @@ def prune(
     metric: Annotated[
         str | None,
         typer.Option(
-            help="A name, an expression, or a .json tree file, as METRIC[@SCOPE][+obs]; +obs "
-            "corrects the remaining weights, `sparsegpt` is the classic. [default: wanda]",
+            help="A name, an expression, or a .json tree file, as "
+            "METRIC[@SCOPE][@ALLOCATION][+STEPS]; `sparsegpt` is the classic. [default: wanda]",
             show_default=False,
         ),
     ] = None,
@@ -27,6 +27,10 @@ def prune(
     sparsity: options.Sparsity = None,
     pattern: options.PatternText = None,
     scope: options.ScopeText = None,
+    refine: options.Refine = None,
+    update: options.UpdateText = None,
+    asymmetric: options.Asymmetric = None,
+    allocation: options.AllocationText = None,
     windows: options.Windows = None,
     seqlen: options.Seqlen = None,
     seed: options.Seed = None,
@@ -36,6 +40,21 @@ def prune(
     dtype: options.DtypeText = None,
     gradient_norm: options.GradientNormText = None,
     damping: options.Damping = None,
+    offload: Annotated[
+        bool | None,
+        typer.Option(
+            "--offload",
+            help="Leave the model on disk and read it block by block.",
+            show_default=False,
+        ),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="What an offloaded run may take, such as 6GiB; its plan is printed.",
+            show_default=False,
+        ),
+    ] = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace what is in the output folder.")
     ] = False,
@@ -58,6 +77,10 @@ def prune(
         sparsity=sparsity,
         pattern=pattern,
         scope=scope,
+        refine=refine,
+        update=update,
+        asymmetric=asymmetric,
+        allocation=allocation,
         windows=windows,
         seqlen=seqlen,
         seed=seed,
@@ -67,6 +90,8 @@ def prune(
         dtype=dtype,
         gradient_norm=gradient_norm,
         damping=damping,
+        offload=offload,
+        memory=memory,
     )
     if as_json:
         summary = {

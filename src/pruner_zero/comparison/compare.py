@@ -187,8 +187,7 @@ class _Table:
         needed: set[Kind] = set()
         for method in methods:
             if method:
-                one_shot = self.mode(method) == "one-shot"
-                needed |= method.kinds if one_shot else method.kinds & {"G"}
+                needed |= method.dense_kinds(method.mode(self.mode(method)))
         forward, backward = needed - {"G"}, needed & {"G"}
         for kinds in (forward, backward):
             # What fails here fails again in the rows that need it, and spares the others.
@@ -203,7 +202,9 @@ class _Table:
                 )
 
     def mode(self, method: Method) -> Mode:
-        return method.mode("auto" if method.scope == "global" else self.settings.mode)
+        """The order asked for, unless the method has only one."""
+        bound = method.asymmetric or (method.scope == "global" and method.update == "none")
+        return method.mode("auto" if bound else self.settings.mode)
 
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
         """Prune by one method and measure; what fails is told in the row instead.
@@ -216,9 +217,7 @@ class _Table:
         if method:
             row |= {
                 "expression": str(method.metric.expression),
-                "pattern": str(method.pattern),
-                "scope": method.scope,
-                "update": method.update,
+                **method.to_json(),
                 "mode": self.mode(method),
             }
         try:

@@ -1,6 +1,13 @@
 """Language models: loading, their decoder blocks and prunable matrices, running, saving."""
 
-from pruner_zero.models.blocks import Arguments, BlockCalls, record_block_calls, run_block
+from pruner_zero.models.blocks import (
+    Activations,
+    Arguments,
+    BlockCalls,
+    blocks_replaced,
+    record_block_calls,
+    run_block,
+)
 from pruner_zero.models.builtin import BUILTIN_MODELS
 from pruner_zero.models.language_model import (
     Dtype,
@@ -9,28 +16,35 @@ from pruner_zero.models.language_model import (
     check_tokens,
     fingerprint,
 )
-from pruner_zero.models.load import as_language_model, load_model
+from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.save import save_model
+from pruner_zero.models.offloaded import OffloadedModel, give_back
+from pruner_zero.models.save import save_model, save_offloaded
 from pruner_zero.models.structure import Matrix, check_weights, find_blocks, find_matrices
 
 __all__ = [
     "BUILTIN_MODELS",
+    "Activations",
     "Arguments",
     "BlockCalls",
     "Dtype",
     "LanguageModel",
     "Matrix",
+    "OffloadedModel",
     "as_language_model",
+    "blocks_replaced",
     "check_dtype",
     "check_tokens",
     "check_weights",
     "find_blocks",
     "find_matrices",
     "fingerprint",
+    "give_back",
     "load_model",
+    "load_offloaded",
     "next_token_loss",
     "record_block_calls",
     "run_block",
     "save_model",
+    "save_offloaded",
 ]

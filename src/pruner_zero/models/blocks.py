@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,19 @@ from torch.utils import _pytree as pytree
 from pruner_zero.models.structure import find_blocks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Activations(Protocol):
+    """One (1, tokens, width) tensor a window, appended in turn: a list, or a file on disk."""
+
+    def append(self, tensor: Tensor, /) -> None:
+        """The tensor of the next window."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+    def __iter__(self) -> Iterator[Tensor]: ...
 
 
 class _StopForwardError(Exception):
@@ -24,21 +37,26 @@ class BlockCalls:
 
     hidden: the input of the first block, one (1, tokens, width) tensor a window.
     arguments: for each block, for each window, everything else it is called with.
+    as_tuple: whether blocks give their output inside a tuple.
     """
 
-    hidden: list[Tensor]
+    hidden: Activations
     arguments: list[list[Arguments]]
+    as_tuple: bool = False
 
 
-def record_block_calls(model: nn.Module, windows: Tensor) -> BlockCalls:
+def record_block_calls(
+    model: nn.Module, windows: Tensor, hidden: Activations | None = None
+) -> BlockCalls:
     """Learn how `model` calls its blocks, without computing any but the first one.
 
-    windows: (n, tokens) int64. Blocks are bypassed, so this costs little more than the
+    windows: (n, tokens) int64. hidden: where the first block's inputs are appended, a new
+    list where None. Blocks are bypassed, so this costs little more than the
     embedding. Arguments that are the same for every window (masks, positions) are kept once.
     """
     blocks = find_blocks(model)
     as_tuple = _returns_tuple(model, blocks[0], windows[:1])
-    hidden: list[Tensor] = []
+    hidden = [] if hidden is None else hidden
     arguments: list[list[Arguments]] = [[] for _ in blocks]
 
     def bypass(index: int) -> Callable[..., Any]:
@@ -59,7 +77,23 @@ def record_block_calls(model: nn.Module, windows: Tensor) -> BlockCalls:
             stack.enter_context(_forward_replaced(block, bypass(index)))
         for window in windows:
             _run_until_stop(model, window[None])
-    return BlockCalls(hidden, arguments)
+    return BlockCalls(hidden, arguments, as_tuple)
+
+
+@contextmanager
+def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterator[None]:
+    """Let `model` run as though its last block gave `hidden`, computing no block.
+
+    as_tuple: as in `BlockCalls`.
+    """
+
+    def forward(*_args: Any, **_kwargs: Any) -> Any:
+        return (hidden, None) if as_tuple else hidden
+
+    with ExitStack() as stack:
+        for block in find_blocks(model):
+            stack.enter_context(_forward_replaced(block, forward))
+        yield
 
 
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:

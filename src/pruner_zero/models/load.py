@@ -3,14 +3,15 @@
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import is_offline_mode
+from huggingface_hub import is_offline_mode, snapshot_download
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models.builtin import load_builtin
+from pruner_zero.models.builtin import builtin_folder, load_builtin
 from pruner_zero.models.language_model import Dtype, LanguageModel
-from pruner_zero.models.read import read_model
+from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
+from pruner_zero.models.read import read_model, readable
 
 
 def load_model(source: str | Path, dtype: Dtype = "auto") -> LanguageModel:
@@ -32,6 +33,41 @@ def load_model(source: str | Path, dtype: Dtype = "auto") -> LanguageModel:
     _check_hub_id(name)
     offline = is_offline_mode() or not hub_reachable()
     return read_model(name, name, dtype, local_files_only=offline)
+
+
+def load_offloaded(source: str | Path, dtype: Dtype = "auto") -> OffloadedModel:
+    """The model `source` with its weights left on disk, to be read block by block.
+
+    source: a folder, a hub id or `builtin:smollm2-135m`. Raises PrunerZeroError as
+    `load_model` does, and for a GGUF file and a quantized checkpoint, which have no weights
+    that could be read one by one.
+    """
+    return open_offloaded(model_folder(source), str(source), dtype)
+
+
+def model_folder(source: str | Path) -> Path:
+    """The local folder that holds the safetensors of the model `source`.
+
+    A hub model is fetched, the built-in one converted. Raises PrunerZeroError naming what to
+    change; a GGUF file has no such folder.
+    """
+    name = str(source)
+    if name.startswith("builtin:"):
+        return builtin_folder(name)
+    path = Path(name)
+    if name.strip() and path.is_dir():
+        _check_folder(path)
+        return path
+    if path.suffix == ".gguf" and path.is_file():
+        raise PrunerZeroError(
+            f"{name} is one GGUF file, which --offload cannot read block by block: "
+            "give the folder of a model saved as safetensors, or leave out --offload"
+        )
+    _check_hub_id(name)
+    offline = is_offline_mode() or not hub_reachable()
+    with readable(name):
+        files = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
 
 
 def as_language_model(

@@ -26,20 +26,28 @@ def read_model(
     gguf_file: str | None = None,
     *,
     local_files_only: bool,
+    weights: bool = True,
 ) -> LanguageModel:
     """The model in `folder` (a folder or hub id), in evaluation mode, known as `name`.
 
     gguf_file: its file in GGUF, where it is not saved as safetensors. local_files_only: do
-    not ask the hub. Raises
+    not ask the hub. weights: False leaves all parameters on the meta device, checked but not
+    read. Raises
     PrunerZeroError where anything cannot be read, is no causal language model, or lacks
     weights: nothing is filled in at random.
     """
     options: dict[str, Any] = {"local_files_only": local_files_only}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
-    with _readable(name), quiet():
+    placement = {} if weights else {"device_map": {"": "meta"}}
+    with readable(name), quiet():
         config = AutoConfig.from_pretrained(folder, **options)
         _check_causal(config, name)
+        if not weights and getattr(config, "quantization_config", None) is not None:
+            raise PrunerZeroError(
+                f"{name} is quantized, which --offload cannot read: give its unquantized "
+                "weights, or leave out --offload"
+            )
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -47,6 +55,7 @@ def read_model(
             # Reported rather than raised, so that the error below can name the weight.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **placement,
             **options,
         )
         _check_complete(report, name)
@@ -112,7 +121,7 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def _readable(name: str) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
     """Turn what goes wrong while reading `name` into one line that says what to do."""
     try:
         yield

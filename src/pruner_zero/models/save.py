@@ -1,10 +1,18 @@
 """Saving a pruned model so that plain `from_pretrained` loads it."""
 
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pruner_zero.files import writing
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.offloaded import OffloadedModel
 from pruner_zero.models.read import quiet
+from pruner_zero.models.shards import INDEX
+from pruner_zero.tensor_file import TensorFile, write_tensors
 
 
 def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5GB") -> None:
@@ -17,3 +25,49 @@ def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5
         language_model.model.save_pretrained(folder, max_shard_size=shard_size)
         if language_model.tokenizer is not None:
             language_model.tokenizer.save_pretrained(folder)
+
+
+def save_offloaded(offloaded: OffloadedModel, blocks: Sequence[Path], folder: Path) -> None:
+    """Write what `save_model` does, each block's weights being those in the files `blocks`.
+
+    Those files (of `OffloadedModel.changed`) become shards of the result without being
+    copied where the file system allows. Raises what `save_model` raises.
+    """
+    total = len(blocks) + 1
+    names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
+    with writing(folder), quiet():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, name in zip(blocks, names, strict=False):
+            _link(path, folder / name)
+        with offloaded.outside():
+            write_tensors(folder / names[-1], offloaded.rest(), {"format": "pt"})
+        _write_index(offloaded, folder, names)
+        _write_config(offloaded, folder)
+        if offloaded.tokenizer is not None:
+            offloaded.tokenizer.save_pretrained(folder)
+
+
+def _write_index(offloaded: OffloadedModel, folder: Path, names: Sequence[str]) -> None:
+    files = {name: TensorFile(folder / name) for name in names}
+    size = sum(file.nbytes for file in files.values())
+    index = {
+        "metadata": {"total_parameters": offloaded.model.num_parameters(), "total_size": size},
+        "weight_map": {tensor: name for name, file in files.items() for tensor in file},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_config(offloaded: OffloadedModel, folder: Path) -> None:
+    model = offloaded.model
+    model.config.dtype = str(model.dtype).removeprefix("torch.")
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)

@@ -1,6 +1,7 @@
 """Pruning: from statistics to masks to a pruned model, block by block."""
 
-from pruner_zero.pruning.method import Method, Mode, parse_method, split_methods
+from pruner_zero.pruning.method import Method, Mode
+from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity

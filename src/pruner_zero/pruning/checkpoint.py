@@ -1,124 +1,94 @@
 """An unfinished run on disk, so that an interruption costs at most one block."""
 
-import json
-import shutil
-from collections.abc import Sequence
-from hashlib import sha256 as new_sha256
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, read_lines, save_tensors, sha256, writing
-from pruner_zero.models import Matrix
+from pruner_zero.calibration import WindowFile
+from pruner_zero.models import Activations, Matrix
 from pruner_zero.pruning.record import MatrixRecord
+from pruner_zero.steps import JOURNAL, Steps
+from pruner_zero.tensor_file import TensorFile, write_tensors
 
-JOURNAL = "journal.jsonl"
+__all__ = ["JOURNAL", "Checkpoint"]
 
 
 class Checkpoint:
     """Finished blocks under `folder`: a journal, one file of weights a block, and the activations.
 
-    A block counts once its journal line is on disk; the files it names are written before,
-    and carry their checksums there. `run` identifies the settings. Raises PrunerZeroError
-    for a folder that belongs to other settings and for a damaged one.
+    A block counts once its journal line is on disk. `run` identifies the settings. Raises
+    PrunerZeroError for a folder that belongs to other settings and for a damaged one.
     """
 
     def __init__(self, folder: Path, run: str) -> None:
         self.folder = folder
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lines = read_lines(folder / JOURNAL)
-        except PrunerZeroError as error:
-            raise self._damaged(JOURNAL) from error
-        if lines and lines[0].get("run") != run:
-            if len(lines) > 1:
-                raise PrunerZeroError(
-                    f"{folder} holds an unfinished run with other settings: finish that run, "
-                    "or discard it with --overwrite"
-                )
-            # It was stopped before its first block, so nothing is lost with it.
-            (folder / JOURNAL).unlink()
-            lines = []
-        if not lines:
-            append_line(folder / JOURNAL, {"run": run})
-        self.lines: list[dict[str, Any]] = lines[1:]
-        self._check()
+        self.steps = Steps(folder, run)
 
     @property
     def finished(self) -> int:
         """How many blocks are done."""
-        return len(self.lines)
+        return len(self.steps.lines)
 
-    def restore(self, matrices: Sequence[Matrix]) -> list[MatrixRecord]:
-        """Put the finished blocks' weights back into the model; return their records."""
+    def records(self) -> list[MatrixRecord]:
+        """What was done to the matrices of the finished blocks."""
+        lines = self.steps.lines
+        return [MatrixRecord.from_json(one) for line in lines for one in line["records"]]
+
+    def weights(self) -> list[Path]:
+        """The files that hold the finished blocks' weights, in order."""
+        return [self.folder / line["weights"] for line in self.steps.lines]
+
+    def restore(self, matrices: Sequence[Matrix]) -> None:
+        """Put the finished blocks' weights back into a model that is in memory."""
         parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
-        for line in self.lines:
-            for name, tensor in load_file(self.folder / line["weights"]["file"]).items():
-                parameters[name].data.copy_(tensor)
-        return [MatrixRecord.from_json(one) for line in self.lines for one in line["records"]]
+        for path in self.weights():
+            file = TensorFile(path)
+            for name in file:
+                parameters[name].data.copy_(file.read(name))
 
-    def hidden(self) -> list[Tensor] | None:
-        """The input of the next block, a tensor a window, where the run keeps it."""
-        if not self.lines or self.lines[-1]["hidden"] is None:
-            return None
-        stacked = load_file(self.folder / self.lines[-1]["hidden"]["file"])["hidden"]
-        # Cloned: matrix products may round differently where memory is aligned differently,
-        # and a resumed run is to end with the same bytes.
-        return [window[None].clone() for window in stacked]
+    def hidden(self) -> WindowFile | None:
+        """The input of the next block, where the run keeps it."""
+        name = self.steps.lines[-1]["hidden"] if self.steps.lines else None
+        return WindowFile.open(self.folder / name) if name else None
+
+    def activations(self, block: int, windows: int) -> WindowFile:
+        """A new place on disk for the output of `block`, that of the embeddings being −1."""
+        return WindowFile(self._hidden(block), windows)
+
+    def dense_activations(self, block: int, windows: int) -> WindowFile:
+        """A new place on disk for what the dense model hands on; that of earlier blocks goes."""
+        for path in self.folder.glob("dense-*.safetensors"):
+            if path.name != f"dense-{block - 1:04d}.safetensors":
+                path.unlink(missing_ok=True)
+        return WindowFile(self.folder / f"dense-{block:04d}.safetensors", windows)
 
     def commit(
         self,
-        matrices: Sequence[Matrix],
+        weights: Mapping[str, Tensor],
         records: Sequence[MatrixRecord],
-        hidden: Sequence[Tensor] | None,
+        hidden: Activations | None,
     ) -> None:
         """Make one more block durable: its weights, and the input of the block after it."""
         block = self.finished
-        weights = {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
+        path = self.folder / f"weights-{block:04d}.safetensors"
+        files = {path.name: write_tensors(path, weights, {"format": "pt"})}
+        if hidden is not None:
+            if not isinstance(hidden, WindowFile):
+                hidden = WindowFile.of(self._hidden(block), list(hidden))
+            files[hidden.path.name] = hidden.sha256
         line = {
             "block": block,
-            "weights": self._save(f"weights-{block:04d}.safetensors", weights),
-            "hidden": hidden
-            and self._save(f"hidden-{block:04d}.safetensors", {"hidden": torch.cat(list(hidden))}),
+            "weights": path.name,
+            "hidden": hidden.path.name if isinstance(hidden, WindowFile) else None,
             "records": [record.to_json() for record in records],
         }
-        line["sha256"] = _digest(line)
-        append_line(self.folder / JOURNAL, line)
-        self.lines.append(line)
-        (self.folder / f"hidden-{block - 1:04d}.safetensors").unlink(missing_ok=True)
+        self.steps.append(line, files, [self._hidden(block - 1).name])
 
     def discard(self) -> None:
-        """Forget the run: its journal goes first, so that no half of it can be taken up again."""
-        (self.folder / JOURNAL).unlink(missing_ok=True)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Forget the run."""
+        self.steps.discard()
 
-    def _save(self, name: str, tensors: dict[str, Tensor]) -> dict[str, str]:
-        contiguous = {key: tensor.contiguous() for key, tensor in tensors.items()}
-        return {"file": name, "sha256": save_tensors(self.folder / name, contiguous)}
-
-    def _check(self) -> None:
-        for number, line in enumerate(self.lines):
-            given = {key: value for key, value in line.items() if key != "sha256"}
-            if line.get("sha256") != _digest(given):
-                raise self._damaged(JOURNAL)
-            files = [line["weights"]]
-            if line["hidden"] and number == len(self.lines) - 1:
-                files.append(line["hidden"])
-            for one in files:
-                path = self.folder / one["file"]
-                if not path.is_file() or sha256(path) != one["sha256"]:
-                    raise self._damaged(one["file"])
-
-    def _damaged(self, name: str) -> PrunerZeroError:
-        return PrunerZeroError(
-            f"{self.folder / name} is damaged: start the unfinished run again with --overwrite"
-        )
-
-
-def _digest(line: dict[str, Any]) -> str:
-    return new_sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()
+    def _hidden(self, block: int) -> Path:
+        name = f"hidden-{block:04d}" if block >= 0 else "hidden-first"
+        return self.folder / f"{name}.safetensors"

@@ -1,19 +1,30 @@
-"""What is done to a model: a metric, a pattern of zeros, a better mask, an update."""
+"""What is done to a model: a metric, a pattern of zeros, shares, a better mask, an update."""
 
-import re
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, get_args
 
 from pruner_zero.calibration import Kind
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
-from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
+from pruner_zero.sparsity import Allocation, Pattern, Scope, Unstructured
 
 Update = Literal["none", "obs", "obs-iter", "exact"]
+AllocationRule = Literal["uniform", "owl", "alphapruning", "error"]
 Mode = Literal["auto", "sequential", "one-shot"]
 
 SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"
+
+ALLOCATION_RULES: tuple[AllocationRule, ...] = get_args(AllocationRule)
+_UPDATES: dict[Update, str] = {
+    "obs": "by SparseGPT's sweep",
+    "obs-iter": "by SparseGPT's sweep, which chose the mask as it went",
+    "exact": "by least squares",
+}
+_NEEDED_BY_RULE: dict[str, frozenset[Kind]] = {
+    "owl": frozenset({"X"}),
+    "error": frozenset({"gram", "G"}),
+}
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,10 @@ class Method:
     update: "none" keeps the remaining weights; "obs" corrects them by SparseGPT's sweep,
     "obs-iter" by a sweep that scores each block of columns anew and chooses its mask,
     "exact" by least squares. refine: the mask is improved by swaps before the update.
-    Raises PrunerZeroError where the sweep cannot choose in this scope.
+    asymmetric: updates aim at the outputs of the dense model on its own inputs, not at those
+    of the dense weights on the inputs that the pruned model gives them.
+    allocation: how much of each matrix is pruned, by a rule or as given.
+    Raises PrunerZeroError where these do not go together.
     """
 
     name: str
@@ -31,8 +45,20 @@ class Method:
     pattern: Pattern
     update: Update = "none"
     refine: bool = False
+    asymmetric: bool = False
+    allocation: AllocationRule | Allocation = "uniform"
 
     def __post_init__(self) -> None:
+        if self.asymmetric and self.update == "none":
+            raise PrunerZeroError(
+                f"{self.name} aims an update at the dense outputs but has none: add +obs or +exact"
+            )
+        if self.allocation != "uniform" and self.scope in ("global", None):
+            groups = "all matrices compete" if self.scope else "every group of M has N zeros"
+            raise PrunerZeroError(
+                f"{self.name} allocates sparsity, but {groups}: "
+                "choose scope row, block or matrix, or leave out the allocation"
+            )
         if self.update == "obs-iter" and self.scope not in ("row", "block", None):
             raise PrunerZeroError(
                 f"{self.name} chooses one block of columns after the other, but scope "
@@ -61,21 +87,73 @@ class Method:
             and self.scope in ("row", "block", None)
         )
 
+    def to_json(self) -> dict[str, Any]:
+        """The groups and the steps around the metric, as JSON values."""
+        given = isinstance(self.allocation, Allocation)
+        return {
+            "pattern": str(self.pattern),
+            "scope": self.scope,
+            "allocation": "as given" if given else self.allocation,
+            "refine": self.refine,
+            "update": self.update,
+            "asymmetric": self.asymmetric,
+        }
+
+    def describe_steps(self) -> str:
+        """What follows the metric's choice, as the end of a sentence; empty for a mask alone."""
+        parts = []
+        if self.allocation != "uniform":
+            given = isinstance(self.allocation, Allocation)
+            by = "a file" if given else f"the rule {self.allocation}"
+            parts.append(f"the share of each matrix given by {by}")
+        if self.refine:
+            parts.append("the mask refined by swaps")
+        if self.update != "none":
+            aim = " towards the dense model's outputs" if self.asymmetric else ""
+            parts.append(f"the remaining weights corrected {_UPDATES[self.update]}{aim}")
+        return "".join(f", {part}" for part in parts)
+
     @property
     def kinds(self) -> frozenset[Kind]:
         """The statistics that have to be collected for it."""
+        improves = self.refine or self.update != "none"
+        return self.scoring_kinds | ({"gram"} if improves else set())
+
+    @property
+    def scoring_kinds(self) -> frozenset[Kind]:
+        """The statistics that the metric looks at."""
         needs = self.metric.needs
         kinds: set[Kind] = {kind for kind in ("G", "X") if kind in needs}
-        if "H" in needs or self.refine or self.update != "none":
-            kinds.add("gram")
-        return frozenset(kinds)
+        return frozenset(kinds | ({"gram"} if "H" in needs else set()))
+
+    @property
+    def allocation_kinds(self) -> frozenset[Kind]:
+        """The statistics of the dense model that the allocation looks at."""
+        rule = self.allocation if isinstance(self.allocation, str) else ""
+        return _NEEDED_BY_RULE.get(rule, frozenset())
+
+    def dense_kinds(self, order: Literal["sequential", "one-shot"]) -> frozenset[Kind]:
+        """The statistics of the dense model that have to be collected before the first block."""
+        before = self.allocation_kinds
+        if before:
+            before |= self.scoring_kinds
+        if order == "one-shot":
+            return self.kinds | before
+        return (self.scoring_kinds if self.scope == "global" else self.kinds & {"G"}) | before
 
     def mode(self, asked: Mode) -> Literal["sequential", "one-shot"]:
         """The order of work: sequential unless all matrices compete with each other.
 
-        Raises PrunerZeroError where sequential was asked for and cannot be.
+        Where they do, an update can still be sequential: the mask is the dense model's, and the
+        weights that stay are corrected block by block. Raises PrunerZeroError where an order
+        was asked for and cannot be.
         """
-        if self.scope != "global":
+        if self.asymmetric and asked == "one-shot":
+            raise PrunerZeroError(
+                f"{self.name} makes up for what earlier blocks lost, which only --mode sequential "
+                "sees: choose it, or leave out +asymmetric"
+            )
+        if self.scope != "global" or self.update != "none":
             return "one-shot" if asked == "one-shot" else "sequential"
         if asked == "sequential":
             raise PrunerZeroError(
@@ -83,90 +161,3 @@ class Method:
                 "cannot: choose --mode one-shot or another --scope"
             )
         return "one-shot"
-
-
-def parse_method(
-    text: str,
-    *,
-    sparsity: float | None = None,
-    pattern: str | None = None,
-    scope: Scope | None = None,
-    update: Update | None = None,
-    refine: bool = False,
-) -> Method:
-    """Read `METRIC[@SCOPE][+refine][+obs|+obs-iter|+exact]`, METRIC a name, expression or file.
-
-    `sparsegpt` stands for its score in blocks of columns with its update; another update in
-    its place keeps the mask that its sweep chooses. A scope in the text wins over `scope`,
-    which wins over one in the tree file; without any it is "row". `update` and `refine` say
-    what the text leaves open. Exactly one of sparsity in [0, 1) and pattern such as "2:4",
-    whose groups lie inside rows and leave no other scope. Raises PrunerZeroError.
-    """
-    if (sparsity is None) == (pattern is None):
-        raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-    name = text.strip()
-    rest, own_update, own_refine = _split_steps(name)
-    if own_update and update not in (None, own_update):
-        raise PrunerZeroError(
-            f"{name} names its update: leave out --update {update}, or +{own_update}"
-        )
-    body, own_scope = _split_scope(rest)
-    metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
-    update = own_update or update or ("obs" if body == SPARSEGPT else "none")
-    refine = own_refine or refine
-    asked = own_scope or scope
-    if pattern is not None:
-        groups = parse_pattern(pattern)
-        if isinstance(groups, Unstructured):
-            raise PrunerZeroError(
-                f"--pattern is '{pattern}': write N:M such as 2:4, or give a share as --sparsity"
-            )
-        if asked not in (None, "row"):
-            raise PrunerZeroError(
-                f"{name} at {groups}: its groups lie inside rows, so leave out scope '{asked}'"
-            )
-        return Method(name, metric, groups, update, refine)
-    fallback = "block" if body == SPARSEGPT else "row"
-    chosen = cast(Scope, asked or metric.scope or fallback)
-    return Method(name, metric, Unstructured(sparsity or 0.0, chosen), update, refine)
-
-
-def split_methods(text: str) -> list[str]:
-    """Split a comma-separated list of methods; commas inside parentheses do not split.
-
-    Raises PrunerZeroError for an empty one.
-    """
-    parts, depth, start = [], 0, 0
-    for position, character in enumerate(text):
-        depth += (character == "(") - (character == ")")
-        if character == "," and depth <= 0:
-            parts.append(text[start:position])
-            start = position + 1
-    parts.append(text[start:])
-    methods = [part.strip() for part in parts]
-    if not all(methods):
-        raise PrunerZeroError(f"an empty name in the list of methods '{text}'")
-    return methods
-
-
-def _split_steps(text: str) -> tuple[str, Update | None, bool]:
-    """The text without the steps it ends in, the update among them, and whether it refines."""
-    step = re.compile(r"(.*)\+\s*(refine|obs-iter|obs|exact)\s*", re.DOTALL)
-    updates: list[Update] = []
-    refine, rest = False, text
-    while found := step.fullmatch(rest):
-        rest = found[1].rstrip()
-        if found[2] == "refine":
-            refine = True
-        else:
-            updates.append(cast(Update, found[2]))
-    if len(updates) > 1:
-        raise PrunerZeroError(f"{text} names {len(updates)} updates: keep one of them")
-    return rest, updates[0] if updates else None, refine
-
-
-def _split_scope(body: str) -> tuple[str, str | None]:
-    before, at, after = body.rpartition("@")
-    if at and re.fullmatch(r"\s*[A-Za-z]+\s*", after):
-        return before.rstrip(), after.strip()
-    return body, None

@@ -1,23 +1,36 @@
 """The order of work: which block is calibrated on what, scored and pruned when."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pruner_zero.calibration import GradientNorm, Kind, StatisticsStore, calibrate, collect_inputs
+from pruner_zero.calibration import (
+    GradientNorm,
+    InputStatistics,
+    Kind,
+    StatisticsStore,
+    calibrate,
+    collect_inputs,
+)
 from pruner_zero.models import (
+    Activations,
+    Arguments,
+    BlockCalls,
     LanguageModel,
     Matrix,
+    OffloadedModel,
     check_tokens,
     check_weights,
     find_blocks,
     find_matrices,
-    record_block_calls,
+    give_back,
     run_block,
 )
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.allocation import Allocator
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.method import Method, Mode
 from pruner_zero.pruning.record import MatrixRecord
@@ -27,7 +40,8 @@ from pruner_zero.pruning.scoring import (
     prune_matrix,
     score_matrix,
 )
-from pruner_zero.sparsity import keep_masks_global
+from pruner_zero.sparsity import Allocation, Unstructured
+from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold
 from pruner_zero.text import Windows
 
 
@@ -50,8 +64,14 @@ def check_plan(
     """The matrices that will be pruned. Raises PrunerZeroError for all that can be known before."""
     matrices = find_matrices(language_model.model, selection.include, selection.exclude)
     check_shapes(matrices, method)
+    if isinstance(method.allocation, Allocation):
+        method.allocation.check([matrix.name for matrix in matrices])
     check_tokens(language_model.model, windows.tokens)
-    check_weights(matrices)
+    for index in range(len(find_blocks(language_model.model))):
+        own = [matrix for matrix in matrices if matrix.block == index]
+        if own:
+            with language_model.block(index):
+                check_weights(own)
     return matrices
 
 
@@ -64,7 +84,9 @@ def prune_model(
     *,
     mode: Mode = "auto",
     selection: Selection = Selection(),
+    matrices: Sequence[Matrix] | None = None,
     checkpoint: Checkpoint | None = None,
+    activations_on_disk: bool = False,
     progress: Progress = SILENT,
 ) -> list[MatrixRecord]:
     """Prune the model in place and tell what was done to each matrix.
@@ -72,24 +94,52 @@ def prune_model(
     Sequential: each block is calibrated on the output of the pruned blocks before it, as
     Wanda and SparseGPT do; G is always of the dense model. One-shot: everything is
     calibrated on the dense model. `store` keeps the dense statistics; `checkpoint` makes
-    each finished block durable. Raises PrunerZeroError.
+    each finished block durable, and is the only place where the result of an offloaded model
+    is. matrices: what `check_plan` gave, where it was called before. activations_on_disk:
+    keep what one block hands to the next in the checkpoint alone. Raises PrunerZeroError.
     """
     order = method.mode(mode)
-    matrices = check_plan(language_model, windows, method, selection)
-    kinds = method.kinds if order == "one-shot" else method.kinds & {"G"}
+    if isinstance(language_model, OffloadedModel) and checkpoint is None:
+        raise ValueError("an offloaded model needs a checkpoint to be pruned into")
+    if matrices is None:
+        matrices = check_plan(language_model, windows, method, selection)
     calibrate(
-        language_model, windows, kinds, store, norm=selection.gradient_norm, progress=progress
+        language_model,
+        windows,
+        method.dense_kinds(order),
+        store,
+        norm=selection.gradient_norm,
+        progress=progress,
     )
-    run = _Run(language_model, windows, method, store, matrices, selection, progress)
-    masks = run.global_masks() if method.scope == "global" else {}
-    records = checkpoint.restore(matrices) if checkpoint else []
-    hidden = checkpoint.hidden() if checkpoint else None
-    propagated = order == "sequential" and bool(method.kinds & {"X", "gram"})
-    records += run.blocks(masks, propagated, hidden, checkpoint)
+    run = _Run(
+        language_model,
+        windows,
+        method,
+        store,
+        matrices,
+        selection,
+        progress,
+        checkpoint,
+        propagated=order == "sequential" and bool(method.kinds & {"X", "gram"}),
+        on_disk=activations_on_disk and checkpoint is not None,
+    )
+    scores = run.global_scores() if method.scope == "global" else None
+    records = run.blocks(scores, run.shares())
     for record in records:
         if record.note:
             progress.note(f"{record.name}: {record.note}")
     return records
+
+
+@dataclass(frozen=True)
+class _GlobalScores:
+    """All matrices competing with each other, by dense weights and statistics.
+
+    kept: scores by matrix name where all fit in memory; elsewhere they are computed again.
+    """
+
+    threshold: GlobalThreshold
+    kept: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,76 +151,199 @@ class _Run:
     matrices: Sequence[Matrix]
     selection: Selection
     progress: Progress
+    checkpoint: Checkpoint | None
+    propagated: bool
+    on_disk: bool
 
-    def global_masks(self) -> dict[str, Tensor]:
-        """Masks of all matrices competing with each other, from dense weights and statistics.
+    def global_scores(self) -> _GlobalScores:
+        """The scores of all matrices, and where they part."""
+        sparsity = self.method.pattern.sparsity
+        if isinstance(self.language_model, OffloadedModel):
+            return _GlobalScores(global_threshold(self.scores, sparsity))
+        kept = dict(self.scores())
+        return _GlobalScores(global_threshold(kept.items, sparsity), kept)
 
-        A matrix that calibration never reached has no score to compete with, and none here.
+    def scores(self) -> Iterator[tuple[str, Tensor]]:
+        """The scores of one matrix after the other, with their names.
+
+        A matrix that calibration never reached has no score to compete with.
         """
-        scores = {}
-        blocks = range(len(find_blocks(self.language_model.model)))
-        for block in self.progress.track(blocks, "scores"):
-            own = [matrix for matrix in self.matrices if matrix.block == block]
-            known = self.statistics(block, own, self.method.kinds)
-            for matrix in own:
-                score = score_matrix(
-                    matrix, known[matrix.name], self.method.metric, self.selection.damping
-                )
-                if score is not None:
-                    scores[matrix.name] = score
-        masks = keep_masks_global(list(scores.values()), self.method.pattern.sparsity, list(scores))
-        return dict(zip(scores, masks, strict=True))
+        for index in self.progress.track(range(self.depth), "scores"):
+            with self.language_model.block(index):
+                for matrix in self.own(index):
+                    score = self.score(matrix)
+                    if score is not None:
+                        yield matrix.name, score
+
+    def score(self, matrix: Matrix) -> Tensor | None:
+        """The scores of a matrix whose block is loaded, by the dense statistics."""
+        known = self.statistics(matrix, self.method.scoring_kinds)
+        return score_matrix(matrix, known, self.method.metric, self.selection.damping)
+
+    def shares(self) -> dict[str, Method]:
+        """The method of each matrix where they are not all pruned alike, by name."""
+        if self.method.allocation == "uniform":
+            return {}
+        allocator = Allocator(self.method, self.selection.damping)
+        kinds = self.method.scoring_kinds | self.method.allocation_kinds
+        for index in self.progress.track(range(self.depth), "allocation", self.depth):
+            own = self.own(index)
+            with self.language_model.block(index):
+                known = {matrix.name: self.statistics(matrix, kinds) for matrix in own}
+                allocator.see(index, own, known)
+        scope = self.method.scope or "row"
+        return {
+            name: replace(self.method, pattern=Unstructured(share, scope))
+            for name, share in allocator.allocation().sparsity.items()
+        }
 
     def blocks(
-        self,
-        masks: dict[str, Tensor],
-        propagated: bool,
-        hidden: list[Tensor] | None,
-        checkpoint: Checkpoint | None,
+        self, scores: _GlobalScores | None, methods: dict[str, Method]
     ) -> list[MatrixRecord]:
-        """Prune all blocks not finished yet; hidden: the next one's input, where it is known."""
-        first = checkpoint.finished if checkpoint else 0
+        """Prune all blocks that are not finished yet; the records of all."""
         records: list[MatrixRecord] = []
-        blocks = find_blocks(self.language_model.model)
-        calls = None
-        if propagated:
-            calls = record_block_calls(self.language_model.model, self.windows.tokens)
-            hidden = hidden or calls.hidden
-        for index in self.progress.track(range(first, len(blocks)), "pruning", len(blocks) - first):
-            own = [matrix for matrix in self.matrices if matrix.block == index]
-            kinds = self.method.kinds - ({"X", "gram"} if propagated else set())
-            known = self.statistics(index, own, kinds)
-            if calls is not None and hidden is not None and own:
-                arguments = calls.arguments[index]
-                found, _ = collect_inputs(
-                    blocks[index], own, hidden, arguments, gram="gram" in self.method.kinds
-                )
-                known = {
-                    name: Statistics(one.X, known[name].G, one.gram) for name, one in found.items()
-                }
-            damping = self.selection.damping
-            done = [
-                prune_matrix(
-                    matrix, known[matrix.name], self.method, damping, masks.get(matrix.name)
-                )
-                for matrix in own
-            ]
-            if calls is not None and hidden is not None:
-                hidden = [
-                    run_block(blocks[index], one, rest)
-                    for one, rest in zip(hidden, calls.arguments[index], strict=True)
-                ]
-            if checkpoint:
-                checkpoint.commit(own, done, hidden)
+        first, hidden, calls, dense = 0, None, None, None
+        if self.checkpoint:
+            first, records = self.checkpoint.finished, self.checkpoint.records()
+        if self.propagated:
+            hidden, calls = self.activations()
+            if self.method.asymmetric:
+                dense = self.dense_activations(first, calls)
+        if self.checkpoint and not isinstance(self.language_model, OffloadedModel):
+            self.checkpoint.restore(self.matrices)
+        for index in self.progress.track(range(first, self.depth), "pruning", self.depth - first):
+            own = self.own(index)
+            arguments = calls.arguments[index] if calls else []
+            with self.language_model.block(index) as block:
+                found: dict[str, InputStatistics] = {}
+                if hidden is not None:
+                    found, dense = self.observe(block, index, hidden, arguments, dense)
+                done = self.prune(own, found, scores, methods)
+                if hidden is not None:
+                    hidden = self.propagate(block, index, hidden, arguments)
+                if self.checkpoint:
+                    # Named nowhere, lest it outlive the block.
+                    self.checkpoint.commit(self.language_model.changed(index, own), done, hidden)
             records += done
         return records
 
-    def statistics(
-        self, block: int, matrices: Sequence[Matrix], kinds: frozenset[Kind]
-    ) -> dict[str, Statistics]:
-        """The dense model's statistics of one block, from the store."""
-        read = {kind: self.store.read(kind, block) for kind in kinds} if matrices else {}
-        return {
-            matrix.name: Statistics(**{kind: one[matrix.name] for kind, one in read.items()})
-            for matrix in matrices
-        }
+    def observe(
+        self,
+        block: nn.Module,
+        index: int,
+        hidden: Activations,
+        arguments: Sequence[Arguments],
+        dense: Activations | None,
+    ) -> tuple[dict[str, InputStatistics], Activations | None]:
+        """What enters the matrices of one loaded block, and what the dense model hands on."""
+        own = self.own(index)
+        nothing: deque[Tensor] = deque(maxlen=0)
+        if not own:
+            return {}, dense and self.run_dense(block, index, dense, arguments)
+        further = None if dense is None else self.dense_place(index)
+        found, _ = collect_inputs(
+            block,
+            own,
+            hidden,
+            arguments,
+            gram="gram" in self.method.kinds,
+            outputs=nothing,
+            dense=dense,
+            dense_outputs=further,
+        )
+        return found, further
+
+    def prune(
+        self,
+        own: Sequence[Matrix],
+        found: dict[str, InputStatistics],
+        scores: _GlobalScores | None,
+        methods: dict[str, Method],
+    ) -> list[MatrixRecord]:
+        """Prune the matrices of one loaded block by what was `found`, else by the dense model."""
+        done = []
+        for matrix in own:
+            known = self.statistics(matrix, self.method.kinds - ({"X", "gram"} if found else set()))
+            if found:
+                fresh = found.pop(matrix.name)
+                known = Statistics(fresh.X, known.G, fresh.gram, fresh.cross)
+            mask = self.mask(matrix, scores) if scores else None
+            method = methods.get(matrix.name, self.method)
+            done.append(prune_matrix(matrix, known, method, self.selection.damping, mask))
+            if isinstance(self.language_model, OffloadedModel):
+                del known, mask
+                give_back()
+        return done
+
+    def mask(self, matrix: Matrix, scores: _GlobalScores) -> Tensor | None:
+        """The part of the global mask that lies in `matrix`; None where it has no scores."""
+        kept = scores.kept
+        score = self.score(matrix) if kept is None else kept.pop(matrix.name, None)
+        return None if score is None else scores.threshold.mask(score, matrix.name)
+
+    def activations(self) -> tuple[Activations, BlockCalls]:
+        """The input of the next block, and how the model calls its blocks."""
+        tokens = self.windows.tokens
+        started = self.checkpoint.hidden() if self.checkpoint else None
+        if started is None:
+            place = self.place(-1)
+            calls = self.language_model.block_calls(tokens, place)
+            return place, calls
+        nothing: deque[Tensor] = deque(maxlen=0)
+        calls = self.language_model.block_calls(tokens, nothing)
+        return started if self.on_disk else list(started), calls
+
+    def dense_activations(self, first: int, calls: BlockCalls) -> Activations:
+        """What the dense model hands to block `first`; its weights are still the dense ones."""
+        dense: Activations = self.dense_place(-1)
+        self.language_model.block_calls(self.windows.tokens, dense)
+        for index in range(first):
+            with self.language_model.block(index) as block:
+                dense = self.run_dense(block, index, dense, calls.arguments[index])
+        return dense
+
+    def run_dense(
+        self, block: nn.Module, index: int, dense: Activations, arguments: Sequence[Arguments]
+    ) -> Activations:
+        """The dense output of one loaded block that is not pruned yet."""
+        outputs = self.dense_place(index)
+        for one, rest in zip(dense, arguments, strict=True):
+            outputs.append(run_block(block, one, rest))
+        return outputs
+
+    def dense_place(self, index: int) -> Activations:
+        """Where the dense model's output of a block goes, that of the embeddings being −1."""
+        if self.on_disk and self.checkpoint:
+            return self.checkpoint.dense_activations(index, len(self.windows.tokens))
+        return []
+
+    def propagate(
+        self, block: nn.Module, index: int, hidden: Activations, arguments: Sequence[Arguments]
+    ) -> Activations:
+        """The output of one loaded block for all windows."""
+        outputs = self.place(index)
+        for one, rest in zip(hidden, arguments, strict=True):
+            outputs.append(run_block(block, one, rest))
+        return outputs
+
+    def place(self, index: int) -> Activations:
+        """Where the output of a block goes, that of the embeddings being −1."""
+        if self.on_disk and self.checkpoint:
+            return self.checkpoint.activations(index, len(self.windows.tokens))
+        return []
+
+    @property
+    def depth(self) -> int:
+        """How many blocks there are."""
+        return len(find_blocks(self.language_model.model))
+
+    def own(self, block: int) -> list[Matrix]:
+        """The chosen matrices of one block."""
+        return [matrix for matrix in self.matrices if matrix.block == block]
+
+    def statistics(self, matrix: Matrix, kinds: frozenset[Kind] | set[Kind]) -> Statistics:
+        """The dense model's statistics of one matrix, from the store."""
+        names = [matrix.name]
+        return Statistics(
+            **{kind: self.store.read(kind, matrix.block, names)[matrix.name] for kind in kinds}
+        )

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -14,14 +14,29 @@ from pruner_zero.calibration import StatisticsStore, open_store
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import check_writable, locked, write_atomic, writing
 from pruner_zero.metric import Metric
-from pruner_zero.models import LanguageModel, as_language_model, save_model
+from pruner_zero.models import (
+    LanguageModel,
+    Matrix,
+    OffloadedModel,
+    as_language_model,
+    load_offloaded,
+    save_model,
+    save_offloaded,
+)
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.memory_plan import (
+    parse_memory,
+    plan_memory,
+    resident_bytes,
+    sizes_of,
+)
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import PruneSettings, corpus_name, model_name
 from pruner_zero.settings import read_settings
+from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
 
@@ -47,6 +62,10 @@ def prune(
     over which arguments win. cache: the folder that keeps statistics for the next run, the
     user's where None.
 
+    offload=True leaves the model on disk and reads it block by block, in the `memory`
+    that is given; the result is the same. It needs an `output`, and a model that is not an
+    object.
+
     The work goes on in `OUTPUT.partial` and moves to `output` once it is whole; the same
     call after an interruption goes on after the last finished block. Raises
     PrunerZeroError, naming what to change; `output` is then as it was.
@@ -63,26 +82,62 @@ def prune(
     folder = Path(os.path.abspath(output)) if output is not None else None
     if folder:
         check_output(folder, overwrite)
+    if checked.offload:
+        _check_offload(model, folder)
     corpus = load_corpus(
         checked.calibration if calibration is None else calibration,
         role="calibration",
         progress=progress,
     )
-    language_model = as_language_model(
-        checked.model if model is None else model, tokenizer, checked.dtype
+    language_model = (
+        load_offloaded(checked.model, checked.dtype)
+        if checked.offload
+        else as_language_model(checked.model if model is None else model, tokenizer, checked.dtype)
     )
     windows = random_windows(
         corpus, language_model.tokenizer, checked.windows, checked.seqlen, checked.seed
     )
-    check_plan(language_model, windows, checked.method, checked.selection)
+    on_disk = _plan(language_model, windows, checked, progress)
+    matrices = check_plan(language_model, windows, checked.method, checked.selection)
     store = open_store(
         language_model,
         windows,
         norm=checked.gradient_norm,
         folder=Path(cache) if cache is not None else None,
     )
-    work = _Work(checked, language_model, windows, store, progress)
+    work = _Work(checked, language_model, windows, store, matrices, on_disk, progress)
     return work.save(folder, overwrite) if folder else work.run(None)
+
+
+def _check_offload(model: Any, output: Path | None) -> None:
+    if model is not None and not isinstance(model, (str, Path)):
+        raise PrunerZeroError(
+            "a model object is in memory already: save it with save_pretrained and give "
+            "--offload its folder, or leave out --offload"
+        )
+    if output is None:
+        raise PrunerZeroError("--offload needs an output folder, where the result is built up")
+
+
+def _plan(
+    language_model: LanguageModel, windows: Windows, settings: PruneSettings, progress: Progress
+) -> bool:
+    """Tell what an offloaded run will take; whether its activations are kept on disk."""
+    if not isinstance(language_model, OffloadedModel):
+        return False
+    method = settings.method
+    plan = plan_memory(
+        sizes_of(language_model),
+        method.kinds,
+        method.mode(settings.mode),
+        *windows.tokens.shape,
+        base=resident_bytes(),
+        budget=None if settings.memory is None else parse_memory(settings.memory),
+        solves=method.refine or method.update == "exact",
+        asymmetric=method.asymmetric,
+    )
+    progress.note(str(plan))
+    return plan.activations_on_disk
 
 
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
@@ -106,6 +161,8 @@ class _Work:
     language_model: LanguageModel
     windows: Windows
     store: StatisticsStore
+    matrices: Sequence[Matrix]
+    activations_on_disk: bool
     progress: Progress
 
     def run(self, checkpoint: Checkpoint | None) -> PruneResult:
@@ -119,7 +176,9 @@ class _Work:
                 self.store,
                 mode=mode,
                 selection=self.settings.selection,
+                matrices=self.matrices,
                 checkpoint=checkpoint,
+                activations_on_disk=self.activations_on_disk,
                 progress=self.progress,
             )
         return PruneResult(
@@ -150,7 +209,10 @@ class _Work:
                 raise
             staged = partial / "result"
             shutil.rmtree(staged, ignore_errors=True)
-            save_model(self.language_model, staged)
+            if isinstance(self.language_model, OffloadedModel):
+                save_offloaded(self.language_model, checkpoint.weights(), staged)
+            else:
+                save_model(self.language_model, staged)
             result.write(staged)
             _write_cost(staged, result.cost, started)
             _move(staged, output, partial)
@@ -160,9 +222,12 @@ class _Work:
 
     def checkpoint(self, folder: Path, overwrite: bool) -> Checkpoint:
         """The unfinished run of these settings; one of other settings only gives way if told."""
+        shares = self.settings.method.allocation
         identity = {
-            "settings": self.settings.model_dump(mode="json"),
+            # How much memory it may take changes nothing, and may be raised on the way.
+            "settings": self.settings.model_dump(mode="json", exclude={"memory"}),
             "tree": self.settings.method.metric.to_json(),
+            "shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
             "statistics": self.store.settings,
         }
         run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -47,8 +47,7 @@ class PruneResult:
                 "scope": method.scope,
             },
             "expression": str(method.metric.expression),
-            "pattern": str(method.pattern),
-            "update": method.update,
+            **method.to_json(),
             "sparsity": round(self.sparsity, 6),
             "calibration": self.calibration,
             "provenance": self.provenance,
@@ -75,9 +74,6 @@ def model_card(result: PruneResult) -> str:
         kinds[re.sub(r"\[\d+\]$", "[*]", kind)].append(record)
     rows = [f"| `{kind}` | {len(own)} | {total_sparsity(own):.2%} |" for kind, own in kinds.items()]
     notes = [f"- `{one.name}`: {one.note}" for one in result.records if one.note]
-    update = (
-        ", the remaining weights corrected by SparseGPT's sweep" if method.update == "obs" else ""
-    )
     partly = settings.include or settings.exclude
     which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
     # The hub reads base_model as one of its own names, which a local path is not.
@@ -92,7 +88,8 @@ def model_card(result: PruneResult) -> str:
         f"# {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros",
         "",
         f"{which} {'were' if partly else 'was'} pruned ({method.pattern}, {result.mode})"
-        f" by the metric `{method.metric.expression}`{update}. Nothing was retrained.",
+        f" by the metric `{method.metric.expression}`{method.describe_steps()}."
+        " Nothing was retrained.",
         "",
         "The weights are stored densely with exact zeros: the model loads with plain"
         " `AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless"

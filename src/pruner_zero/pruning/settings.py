@@ -8,8 +8,11 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from pruner_zero.calibration import GradientNorm
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Dtype, LanguageModel
-from pruner_zero.pruning.method import Method, Mode, parse_method
+from pruner_zero.pruning.memory_plan import parse_memory
+from pruner_zero.pruning.method import Method, Mode, Update
+from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import Selection
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
@@ -48,19 +51,38 @@ class PruneSettings(CalibrationSettings):
     """All that decides the result of `prune`."""
 
     metric: str = "wanda"
+    offload: bool = False
+    memory: str | None = None
+    update: Update | None = None
+    refine: bool = False
+    asymmetric: bool = False
+    allocation: str | None = None
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
         self.method.mode(self.mode)
+        if self.memory is not None:
+            parse_memory(self.memory)
+            if not self.offload:
+                raise PrunerZeroError("--memory bounds an offloaded run: add --offload")
         return self
 
     @cached_property
     def method(self) -> Method:
-        """The method that metric, sparsity or pattern, and scope describe.
+        """The method that metric, sparsity or pattern, scope and the steps describe.
 
         Read once: a tree file that changes during the run changes nothing.
         """
-        return self.parse(self.metric)
+        return parse_method(
+            self.metric,
+            sparsity=self.sparsity,
+            pattern=self.pattern,
+            scope=self.scope,
+            update=self.update,
+            refine=self.refine,
+            asymmetric=self.asymmetric,
+            allocation=self.allocation,
+        )
 
 
 def model_name(model: str | Path | LanguageModel | Any) -> str | None:

@@ -1,0 +1,78 @@
+"""Activations between two blocks on disk, a tensor a window."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, Self, overload
+
+from torch import Tensor
+
+from pruner_zero.tensor_file import TensorFile, TensorWriter
+
+_NAME = "hidden"
+
+
+class WindowFile(Sequence[Tensor]):
+    """One (1, tokens, width) tensor for each window, of which none is in memory.
+
+    It is written once, by as many calls of `append` as there are windows, and exists under
+    its name after the last; `sha256` is then known. Raises PrunerZeroError where it cannot
+    be written, or read back.
+    """
+
+    def __init__(self, path: Path, windows: int) -> None:
+        self.path = path
+        self.sha256 = ""
+        self._windows = windows
+        self._written = 0
+        self._writer: TensorWriter | None = None
+        self._reader: TensorFile | None = None
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """The file that was written to `path` before."""
+        reader = TensorFile(path)
+        file = cls(path, reader.shape(_NAME)[0])
+        file._written, file._reader = file._windows, reader
+        return file
+
+    @classmethod
+    def of(cls, path: Path, tensors: Sequence[Tensor]) -> Self:
+        """A new file at `path` that holds `tensors`."""
+        file = cls(path, len(tensors))
+        file.extend(tensors)
+        return file
+
+    def append(self, tensor: Tensor) -> None:
+        """The output of the next window."""
+        if self._writer is None:
+            layout = {_NAME: (tensor.dtype, (self._windows, *tensor.shape[1:]))}
+            self._writer = TensorWriter(self.path, layout)
+        self._writer.write(tensor)
+        self._written += 1
+        if self._written == self._windows:
+            self.sha256 = self._writer.close()
+            self._writer, self._reader = None, TensorFile(self.path)
+
+    def extend(self, tensors: Iterable[Tensor]) -> None:
+        """The outputs of the next windows."""
+        for tensor in tensors:
+            self.append(tensor)
+
+    def __len__(self) -> int:
+        return self._written
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Tensor]: ...
+    def __getitem__(self, index: Any) -> Any:
+        """The tensor of a window, in memory of its own that is aligned as a computed one's.
+
+        Products may round differently where memory is aligned differently, and a resumed run
+        is to end with the same bytes.
+        """
+        if isinstance(index, slice):
+            return [self[one] for one in range(*index.indices(len(self)))]
+        if not 0 <= index < len(self) or self._reader is None:
+            raise IndexError(index)
+        return self._reader.read(_NAME, index)

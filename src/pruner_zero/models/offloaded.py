@@ -1,0 +1,151 @@
+"""A language model that stays on disk: its weights come into memory block by block."""
+
+import ctypes
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import init_empty_weights  # type: ignore[import-untyped]
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+
+from pruner_zero.models.blocks import Activations, BlockCalls
+from pruner_zero.models.language_model import Dtype, LanguageModel
+from pruner_zero.models.read import quiet, read_model
+from pruner_zero.models.shards import Shards
+from pruner_zero.models.structure import Matrix, find_blocks
+
+
+@dataclass(frozen=True, eq=False)
+class OffloadedModel(LanguageModel):
+    """A language model of which only what a context asks for is in memory.
+
+    Each parameter of `model` outside such a context is a placeholder with its shape and
+    dtype and without memory: every element is the same NaN, so that a weight used by mistake
+    is seen. `stored` gives the name in `shards` for each name of a parameter; tied ones
+    share one.
+    """
+
+    shards: Shards
+    stored: dict[str, str]
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """All parameters and buffers with their names, read one after the other."""
+        for name, tensor in self.model.state_dict().items():
+            if name in self.stored:
+                [(_, tensor)] = self.shards.read([self.stored[name]])
+            yield name, tensor
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[nn.Module]:
+        """One decoder block with its weights in memory; changes to them end with the context."""
+        block = find_blocks(self.model)[index]
+        with self._loaded(block.parameters()):
+            yield block
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """All that is not in a block in memory."""
+        with self._loaded(self._outside()):
+            yield
+
+    def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:
+        """What `record_block_calls` learns of this model; its head is not read for that."""
+        head = self.model.get_output_embeddings()
+        unused = set() if head is None else set(map(id, head.parameters()))
+        unused -= set(map(id, self.model.get_input_embeddings().parameters()))
+        needed = [one for one in self._outside() if id(one) not in unused]
+        with self._loaded(needed), self.block(0):
+            return super().block_calls(windows, hidden)
+
+    def changed(self, index: int, matrices: Sequence[Matrix]) -> dict[str, Tensor]:
+        """All of a loaded block, under the names and in the layout that it is saved in."""
+        del matrices
+        block = find_blocks(self.model)[index]
+        own = {id(one) for one in [*block.parameters(), *block.buffers()]}
+        return self._as_saved(own)
+
+    def rest(self) -> dict[str, Tensor]:
+        """All that is in no block, as `changed` gives it, inside the `outside` context."""
+        blocks = find_blocks(self.model)
+        inside = {id(one) for block in blocks for one in [*block.parameters(), *block.buffers()]}
+        every = [*self.model.parameters(), *self.model.buffers()]
+        return self._as_saved({id(one) for one in every} - inside)
+
+    def _as_saved(self, chosen: set[int]) -> dict[str, Tensor]:
+        ignored = set(self.model._keys_to_ignore_on_save or ())
+        persistent = self.model.state_dict().keys() - ignored
+        # Of tied parameters, the first name alone, as transformers saves them.
+        named = [*self.model.named_parameters(), *self.model.named_buffers()]
+        own = {name: one.data for name, one in named if id(one) in chosen and name in persistent}
+        saved: dict[str, Tensor] = revert_weight_conversion(self.model, own) if own else {}
+        return saved
+
+    def _outside(self) -> list[nn.Parameter]:
+        inside = {id(one) for block in find_blocks(self.model) for one in block.parameters()}
+        return [one for one in self.model.parameters() if id(one) not in inside]
+
+    @contextmanager
+    def _loaded(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+        names = {id(one): self.stored[name] for name, one in self.model.named_parameters()}
+        wanted = {names[id(one)]: one for one in parameters}
+        try:
+            for name, tensor in self.shards.read(wanted):
+                wanted[name].data = tensor
+            yield
+        finally:
+            for parameter in wanted.values():
+                parameter.data = _placeholder(parameter)
+                parameter.grad = None
+            wanted.clear()
+            give_back()
+
+
+def open_offloaded(folder: Path, name: str, dtype: Dtype = "auto") -> OffloadedModel:
+    """The model saved in `folder`, known as `name`, with its weights left on disk.
+
+    Raises PrunerZeroError as `read_model` does, and for a quantized checkpoint.
+    """
+    with quiet():
+        checked = read_model(folder, name, dtype, local_files_only=True, weights=False)
+        bare = checked.model
+        shards = Shards(folder, bare)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(bare.config, dtype=bare.dtype)
+    model.generation_config = bare.generation_config
+    model._weight_conversions = bare._weight_conversions
+    stored = _place(model, bare, shards)
+    return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored)
+
+
+def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dict[str, str]:
+    """Give `model` placeholders and its saved buffers; return the name in `shards` by name."""
+    tied: dict[int, list[str]] = {}
+    for name, parameter in bare.named_parameters(remove_duplicate=False):
+        tied.setdefault(id(parameter), []).append(name)
+    stored = {}
+    for names in tied.values():
+        like = bare.get_parameter(names[0])
+        placeholder = nn.Parameter(_placeholder(like), requires_grad=like.requires_grad)
+        present = next(name for name in names if name in shards)
+        for name in names:
+            owner, _, own = name.rpartition(".")
+            setattr(model.get_submodule(owner), own, placeholder)
+            stored[name] = present
+    for name, buffer in model.named_buffers():
+        if name in shards:
+            [(_, buffer.data)] = shards.read([name])
+    return stored
+
+
+def give_back() -> None:
+    """Have the allocator return what was freed; glibc keeps blocks below 32 MiB otherwise."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _placeholder(like: Tensor) -> Tensor:
+    return torch.full((), torch.nan, dtype=like.dtype).expand(like.shape)

@@ -1,0 +1,103 @@
+"""How much of each matrix is pruned, worked out from the dense model block by block."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from pruner_zero.models import Matrix
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.scoring import Statistics, score_matrix
+from pruner_zero.sparsity import (
+    Allocation,
+    Unstructured,
+    alphapruning,
+    by_error,
+    exact,
+    keep_mask,
+    outlier_share,
+    owl,
+    tail_exponent,
+)
+from pruner_zero.sparsity.layer_error import output_sensitivity, pruning_cost, row_errors
+
+# The sparsities at which a matrix's error is measured, and the rows that stand for all of them.
+_GRID = (0.1, 0.2, 0.3, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+_ROWS = 64
+
+
+@dataclass
+class Allocator:
+    """Looks at one block of the dense model after the other, then shares out the zeros.
+
+    Rules: "owl" and "alphapruning" as published, with the released defaults; "error" prunes
+    every further weight where its `pruning_cost` under the method's own masks is least (ours).
+    """
+
+    method: Method
+    damping: float = 0.01
+    shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    blocks: dict[str, int] = field(default_factory=dict)
+    outliers: dict[int, float] = field(default_factory=dict)
+    exponents: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, dict[float, float]] = field(default_factory=dict)
+
+    @torch.no_grad()
+    def see(
+        self, block: int, matrices: Sequence[Matrix], statistics: Mapping[str, Statistics]
+    ) -> None:
+        """Take in the matrices of one block with their dense statistics."""
+        rule = self.method.allocation
+        scores = []
+        for matrix in matrices:
+            weight = matrix.weight.float()
+            self.shapes[matrix.name] = (weight.shape[0], weight.shape[1])
+            self.blocks[matrix.name] = block
+            known = statistics[matrix.name]
+            if rule == "owl" and known.X is not None:
+                scores.append(weight.abs() * known.X)
+            elif rule == "alphapruning":
+                self.exponents[matrix.name] = tail_exponent(weight, name=matrix.name)
+            elif rule == "error":
+                self.curves[matrix.name] = self._curve(matrix, known)
+        if scores:
+            self.outliers[block] = outlier_share(scores)
+
+    def allocation(self) -> Allocation:
+        """The shares, their total exact in the method's comparison groups.
+
+        Raises PrunerZeroError where a given allocation is not of these matrices.
+        """
+        method, rule = self.method, self.method.allocation
+        sparsity = method.pattern.sparsity
+        sizes = {name: rows * columns for name, (rows, columns) in self.shapes.items()}
+        if isinstance(rule, Allocation):
+            shares = rule
+        elif rule == "owl":
+            shares = owl(self.outliers, self.blocks, sizes, sparsity)
+        elif rule == "alphapruning":
+            shares = alphapruning(self.exponents, self.blocks, sizes, sparsity)
+        elif rule == "error":
+            shares = by_error(self.curves, sizes, sparsity)
+        else:
+            shares = Allocation(dict.fromkeys(sizes, sparsity))
+        return exact(shares, self.shapes, sparsity, "row" if method.scope == "row" else "matrix")
+
+    def _curve(self, matrix: Matrix, known: Statistics) -> dict[float, float]:
+        """What pruning the matrix costs at each sparsity of the grid."""
+        assert known.gram is not None
+        weight = matrix.weight.float()
+        scores = score_matrix(matrix, known, self.method.metric, self.damping)
+        if scores is None:
+            scores = weight.abs()
+        count = min(_ROWS, len(weight))
+        rows = torch.linspace(0, len(weight) - 1, count).round().long()
+        sensitivity = None if known.G is None else output_sensitivity(known.G[rows], known.gram)
+        norms = row_errors(weight[rows], known.gram)
+        scope = self.method.scope or "row"
+        costs = {}
+        for share in _GRID:
+            mask = keep_mask(scores, Unstructured(share, scope), matrix.name)[rows]
+            errors = row_errors(weight[rows].masked_fill(mask, 0), known.gram)
+            costs[share] = pruning_cost(errors, norms, sensitivity, len(weight) / count)
+        return costs

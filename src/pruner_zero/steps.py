@@ -1,0 +1,88 @@
+"""A journal of finished steps, so that an interruption of long work costs at most one step."""
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from hashlib import sha256 as new_sha256
+from pathlib import Path
+from typing import Any
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import append_line, read_lines, sha256, writing
+
+JOURNAL = "journal.jsonl"
+
+
+class Steps:
+    """Finished steps under `folder`: a journal, and the files that its lines stand on.
+
+    A step counts once its line is on disk; the files it names are written before, and carry
+    their checksums there. `run` identifies the settings. Raises PrunerZeroError for a folder
+    that belongs to other settings and for a damaged one.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder = folder
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lines = read_lines(folder / JOURNAL)
+        except PrunerZeroError as error:
+            raise self._damaged(JOURNAL) from error
+        if lines and lines[0].get("run") != run:
+            if len(lines) > 1:
+                raise PrunerZeroError(
+                    f"{folder} holds an unfinished run with other settings: finish that run, "
+                    "or discard it with --overwrite"
+                )
+            # It was stopped before its first step, so nothing is lost with it.
+            (folder / JOURNAL).unlink()
+            lines = []
+        if not lines:
+            append_line(folder / JOURNAL, {"run": run})
+        self.lines: list[dict[str, Any]] = lines[1:]
+        self._check()
+
+    def append(
+        self, values: Mapping[str, Any], files: Mapping[str, str], unneeded: Iterable[str] = ()
+    ) -> None:
+        """Make one more step durable.
+
+        files: those it stands on, written already, by name under the folder with their
+        SHA-256. unneeded: names of earlier files that go now.
+        """
+        gone = list(unneeded)
+        line = {**values, "files": dict(files), "unneeded": gone}
+        line["sha256"] = _digest(line)
+        append_line(self.folder / JOURNAL, line)
+        self.lines.append(line)
+        for name in gone:
+            (self.folder / name).unlink(missing_ok=True)
+
+    def discard(self) -> None:
+        """Forget the run: its journal goes first, so that no half of it can be taken up again."""
+        (self.folder / JOURNAL).unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _check(self) -> None:
+        needed: dict[str, str] = {}
+        for line in self.lines:
+            given = {key: value for key, value in line.items() if key != "sha256"}
+            if line.get("sha256") != _digest(given):
+                raise self._damaged(JOURNAL)
+            needed |= line["files"]
+            for name in line["unneeded"]:
+                needed.pop(name, None)
+        for name, digest in needed.items():
+            path = self.folder / name
+            if not path.is_file() or sha256(path) != digest:
+                raise self._damaged(name)
+
+    def _damaged(self, name: str) -> PrunerZeroError:
+        return PrunerZeroError(
+            f"{self.folder / name} is damaged: start the unfinished run again with --overwrite"
+        )
+
+
+def _digest(line: Mapping[str, Any]) -> str:
+    return new_sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()

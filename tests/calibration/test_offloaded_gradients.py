@@ -1,0 +1,157 @@
+"""Statistics of a model that stays on disk are those of the loaded one, to the last bit."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruner_zero.calibration import GradientNorm, Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.models import (
+    LanguageModel,
+    OffloadedModel,
+    find_blocks,
+    load_model,
+    load_offloaded,
+    save_model,
+)
+from pruner_zero.steps import JOURNAL
+from pruner_zero.text import Corpus, Windows, random_windows
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model
+
+KINDS: tuple[Kind, ...] = ("G", "X", "gram")
+BLOCKS = 3
+
+
+@pytest.fixture(scope="module")
+def windows() -> Windows:
+    corpus = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
+    return random_windows(corpus, tiny_tokenizer(), 4, 11, 0)
+
+
+def saved(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
+    model = tiny_model(architecture, blocks=BLOCKS).to(dtype)
+    save_model(LanguageModel(model, tiny_tokenizer(), architecture), folder, "30KB")
+    return folder
+
+
+def assert_equal_stores(one: StatisticsStore, other: StatisticsStore) -> None:
+    files = sorted(file.name for file in one.folder.iterdir())
+    assert sorted(file.name for file in other.folder.iterdir()) == files
+    for name in files:
+        if name != ".lock":
+            assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_store_is_filled_with_the_same_bytes(
+    architecture: str, dtype: torch.dtype, windows: Windows, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "model", architecture, dtype)
+    loaded, offloaded = load_model(folder), load_offloaded(folder)
+    one = open_store(loaded, windows, folder=tmp_path / "loaded")
+    other = open_store(offloaded, windows, folder=tmp_path / "offloaded")
+    assert other.folder.name == one.folder.name
+    calibrate(loaded, windows, KINDS, one)
+    calibrate(offloaded, windows, KINDS, other)
+    assert all(other.has(kind) for kind in KINDS)
+    assert any(G.any() for G in other.read("G", 0).values())
+    assert_equal_stores(one, other)
+
+
+@pytest.mark.parametrize("norm", ["l1", "l2"])
+def test_either_norm(norm: GradientNorm, windows: Windows, tmp_path: Path) -> None:
+    folder = saved(tmp_path / "model")
+    loaded, offloaded = load_model(folder), load_offloaded(folder)
+    one = open_store(loaded, windows, norm=norm, folder=tmp_path / "loaded")
+    other = open_store(offloaded, windows, norm=norm, folder=tmp_path / "offloaded")
+    calibrate(loaded, windows, ["G"], one, norm=norm)
+    calibrate(offloaded, windows, ["G"], other, norm=norm)
+    assert_equal_stores(one, other)
+
+
+@contextmanager
+def loads(model: OffloadedModel, stop_at: int | None = None) -> Iterator[list[int]]:
+    """The blocks in the order they are computed in; the process is interrupted at one of them."""
+    seen: list[int] = []
+
+    def hook(index: int) -> None:
+        others = [block for other, block in enumerate(blocks) if other != index]
+        assert all(p.stride() == (0,) * p.ndim for block in others for p in block.parameters())
+        if not seen or seen[-1] != index:
+            seen.append(index)
+            if len(seen) == stop_at:
+                raise KeyboardInterrupt
+
+    blocks = find_blocks(model.model)
+    handles = [
+        next(iter(block.children())).register_forward_pre_hook(lambda *_, index=index: hook(index))
+        for index, block in enumerate(blocks)
+    ]
+    yield seen
+    for handle in handles:
+        handle.remove()
+
+
+def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path: Path) -> None:
+    offloaded = load_offloaded(saved(tmp_path / "model"))
+    store = open_store(offloaded, windows, folder=tmp_path)
+    with loads(offloaded) as seen:
+        calibrate(offloaded, windows, ["G"], store)
+    # Forward, the first block once more to see how it is called, then backward.
+    assert seen == [0, 1, 2, 1, 0]
+
+
+@pytest.mark.parametrize("kinds", [("G",), ("X", "gram")])
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
+def test_interrupted_anywhere_it_goes_on_with_that_block(
+    kinds: tuple[Kind, ...], stop_at: int, windows: Windows, tmp_path: Path
+) -> None:
+    whole = load_offloaded(saved(tmp_path / "model"))
+    one = open_store(whole, windows, folder=tmp_path / "whole")
+    with loads(whole) as every:
+        calibrate(whole, windows, kinds, one)
+    if stop_at > len(every):
+        pytest.skip("this pass has fewer steps")
+    offloaded = load_offloaded(tmp_path / "model")
+    other = open_store(offloaded, windows, folder=tmp_path / "interrupted")
+    with pytest.raises(KeyboardInterrupt), loads(offloaded, stop_at):
+        calibrate(offloaded, windows, kinds, other)
+    assert not other.has(kinds[0])
+    again = load_offloaded(tmp_path / "model")
+    with loads(again) as seen:
+        calibrate(again, windows, kinds, other)
+    # How blocks are called is learned again from the first one.
+    rest = every[stop_at - 1 :]
+    assert seen == rest if rest[0] == 0 and stop_at == 1 else seen in (rest, [0, *rest])
+    assert_equal_stores(one, other)
+
+
+@pytest.mark.parametrize("damage", ["inputs-0001.safetensors", JOURNAL, "../G-0002.safetensors"])
+def test_a_damaged_half_is_done_again(damage: str, windows: Windows, tmp_path: Path) -> None:
+    whole = load_offloaded(saved(tmp_path / "model"))
+    one = open_store(whole, windows, folder=tmp_path / "whole")
+    calibrate(whole, windows, ["G"], one)
+    offloaded = load_offloaded(tmp_path / "model")
+    other = open_store(offloaded, windows, folder=tmp_path / "damaged")
+    with pytest.raises(KeyboardInterrupt), loads(offloaded, stop_at=4):
+        calibrate(offloaded, windows, ["G"], other)
+    file = other.folder / "gradients.partial" / damage
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    calibrate(load_offloaded(tmp_path / "model"), windows, ["G"], other)
+    assert_equal_stores(one, other)
+
+
+def test_float16_is_refused_before_any_work(windows: Windows, tmp_path: Path) -> None:
+    offloaded = load_offloaded(saved(tmp_path / "model"), "float16")
+    store = open_store(offloaded, windows, folder=tmp_path)
+    with loads(offloaded) as seen:
+        message = refusal(lambda: calibrate(offloaded, windows, ["G"], store))
+    assert "float16" in message
+    assert seen == []

@@ -1,0 +1,190 @@
+"""An offloaded model is the model, of which one block at a time is in memory."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pruner_zero.models import (
+    LanguageModel,
+    OffloadedModel,
+    find_blocks,
+    find_matrices,
+    load_model,
+    load_offloaded,
+    run_block,
+    save_model,
+    save_offloaded,
+)
+from pruner_zero.models.shards import INDEX
+from pruner_zero.tensor_file import write_tensors
+from tests.models.gguf_file import write_gguf
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
+
+every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+
+
+def saved(folder: Path, architecture: str, dtype: torch.dtype = torch.float32) -> Path:
+    model = tiny_model(architecture, blocks=3).to(dtype)
+    save_model(LanguageModel(model, tiny_tokenizer(), architecture), folder, "30KB")
+    return folder
+
+
+def in_memory(offloaded: OffloadedModel) -> set[str]:
+    """The names of the parameters that have memory of their own."""
+    return {n for n, p in offloaded.model.named_parameters() if p.stride() != (0,) * p.ndim}
+
+
+@every_architecture
+def test_its_fingerprint_is_the_loaded_model_s(architecture: str, tmp_path: Path) -> None:
+    folder = saved(tmp_path, architecture)
+    assert load_offloaded(folder).fingerprint() == load_model(folder).fingerprint()
+    asked = load_offloaded(folder, "bfloat16").fingerprint()
+    assert asked == load_model(folder, "bfloat16").fingerprint()
+    assert asked != load_offloaded(folder).fingerprint()
+
+
+@every_architecture
+def test_its_blocks_compute_what_the_loaded_model_s_do(architecture: str, tmp_path: Path) -> None:
+    folder, windows = saved(tmp_path, architecture), tiny_windows()
+    loaded, offloaded = load_model(folder), load_offloaded(folder)
+    expected, calls = loaded.block_calls(windows), offloaded.block_calls(windows)
+    hidden, others = list(expected.hidden), list(calls.hidden)
+    with torch.no_grad():
+        for index in range(3):
+            assert all(torch.equal(*pair) for pair in zip(hidden, others, strict=True))
+            with loaded.block(index) as block:
+                hidden = [
+                    run_block(block, one, rest)
+                    for one, rest in zip(hidden, expected.arguments[index], strict=True)
+                ]
+            with offloaded.block(index) as block:
+                others = [
+                    run_block(block, one, rest)
+                    for one, rest in zip(others, calls.arguments[index], strict=True)
+                ]
+    assert all(torch.equal(*pair) for pair in zip(hidden, others, strict=True))
+    assert in_memory(offloaded) == set()
+
+
+@every_architecture
+def test_one_block_is_in_memory_and_nothing_after_it(architecture: str, tmp_path: Path) -> None:
+    offloaded = load_offloaded(saved(tmp_path, architecture))
+    assert in_memory(offloaded) == set()
+    names = {id(p): name for name, p in offloaded.model.named_parameters()}
+    inside = {names[id(p)] for block in find_blocks(offloaded.model) for p in block.parameters()}
+    for index in range(3):
+        with offloaded.block(index) as block:
+            assert in_memory(offloaded) == {names[id(p)] for p in block.parameters()}
+        assert in_memory(offloaded) == set()
+    with offloaded.outside():
+        assert in_memory(offloaded) == set(names.values()) - inside
+
+
+def test_what_is_not_loaded_is_nan(tmp_path: Path) -> None:
+    offloaded = load_offloaded(saved(tmp_path, "llama"))
+    assert all(parameter.isnan().all() for parameter in offloaded.model.parameters())
+
+
+def test_changes_end_with_the_context_even_in_an_error(tmp_path: Path) -> None:
+    offloaded = load_offloaded(saved(tmp_path, "llama"))
+    matrix = find_matrices(offloaded.model)[0]
+
+    def interrupted() -> None:
+        with offloaded.block(0):
+            matrix.weight.zero_()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert in_memory(offloaded) == set()
+    with offloaded.block(0):
+        assert matrix.weight.any()
+
+
+@every_architecture
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_saved_block_by_block_as_the_whole_model_is(
+    architecture: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    folder = saved(tmp_path / "dense", architecture, dtype)
+    loaded, offloaded = load_model(folder), load_offloaded(folder)
+    for matrix in find_matrices(loaded.model):
+        matrix.weight[:, ::2] = 0
+    save_model(loaded, tmp_path / "whole")
+    files = []
+    for index in range(3):
+        own = [one for one in find_matrices(offloaded.model) if one.block == index]
+        with offloaded.block(index):
+            for matrix in own:
+                matrix.weight[:, ::2] = 0
+            files.append(tmp_path / f"block-{index}")
+            write_tensors(files[-1], offloaded.changed(index, own), {"format": "pt"})
+    save_offloaded(offloaded, files, tmp_path / "blocks")
+    again = load_model(tmp_path / "blocks")
+    assert again.fingerprint() == load_model(tmp_path / "whole").fingerprint()
+    windows = tiny_windows(1)
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "blocks").eval()
+    with torch.no_grad():
+        assert torch.equal(plain(windows).logits, loaded.model(windows).logits)
+    others = {file.name for file in (tmp_path / "whole").iterdir()}
+    others -= {file for file in others if "safetensors" in file}
+    assert others
+    for name in others:
+        assert (tmp_path / "blocks" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert (tmp_path / "blocks" / INDEX).is_file()
+
+
+# What cannot be offloaded, and the words that must tell it.
+
+
+def test_a_gguf_file(tmp_path: Path) -> None:
+    write_gguf(tiny_model("llama"), tmp_path / "tiny.gguf")
+    message = refusal(lambda: load_offloaded(tmp_path / "tiny.gguf"))
+    assert "GGUF" in message
+    assert "--offload" in message
+
+
+def test_a_quantized_model(tmp_path: Path) -> None:
+    folder = saved(tmp_path, "llama")
+    config = (folder / "config.json").read_text()
+    asked = '{"quantization_config": {"quant_method": "fp8"},'
+    (folder / "config.json").write_text(config.replace("{", asked, 1))
+    assert "is quantized" in refusal(lambda: load_offloaded(folder))
+
+
+def test_a_folder_that_lacks_a_weight(tmp_path: Path) -> None:
+    model = tiny_model("llama")
+    weights = model.state_dict()
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    model.save_pretrained(tmp_path, state_dict=weights)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    message = refusal(lambda: load_offloaded(tmp_path))
+    assert "lacks 1 of the model's weights, model.layers.1.mlp.up_proj.weight" in message
+
+
+def test_a_missing_folder(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(lambda: load_offloaded(tmp_path / "nix"))
+
+
+def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruner_zero.models.load.hub_reachable", lambda: False)
+    message = refusal(lambda: load_offloaded("meta-llama/Llama-2-7b-hf"))
+    assert "builtin:smollm2-135m" in message
+
+
+def test_the_built_in_model_is_read_from_its_copy_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gguf = tmp_path / "tiny.gguf"
+    write_gguf(tiny_model("llama"), gguf)
+    monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("pruner_zero.models.builtin._installed", lambda _: gguf)
+    name = "builtin:smollm2-135m"
+    offloaded = load_offloaded(name)
+    assert offloaded.name == name
+    assert offloaded.fingerprint() == load_model(name).fingerprint()
+    assert "did you mean" in refusal(lambda: load_offloaded("builtin:smollm2"))

@@ -1,0 +1,113 @@
+"""Shares of sparsity for each matrix, worked out and obeyed by the whole pipeline."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import find_matrices
+from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
+from pruner_zero.sparsity import Unstructured, keep_mask
+from pruner_zero.sparsity.layer_error import output_sensitivity, pruning_cost, row_errors
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+
+RULES = ("owl", "alphapruning", "error")
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+def test_every_rule_prunes_the_same_total_in_other_places(
+    architecture: str, mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    for rule in RULES:
+        model = language_model(architecture)
+        method = parse_method(f"wanda@matrix@{rule}", sparsity=0.5)
+        records = prune_model(model, windows, method, new_store(model), mode=mode)
+        assert total_sparsity(records) == pytest.approx(0.5, abs=1e-4)
+        assert len({round(one.zeros / math.prod(one.shape), 3) for one in records}) > 1
+
+
+def test_rows_are_pruned_alike_inside_a_matrix(windows: Windows, new_store: OpenStore) -> None:
+    model = language_model("llama")
+    method = parse_method("wanda@owl", sparsity=0.6)
+    records = prune_model(model, windows, method, new_store(model), mode="one-shot")
+    for matrix in find_matrices(model.model):
+        assert len(set((matrix.weight == 0).sum(1).tolist())) == 1
+    smallest = min(one.shape[0] for one in records)
+    wanted = 0.6 * sum(math.prod(one.shape) for one in records)
+    assert wanted - 4 * smallest < sum(one.zeros for one in records) <= wanted
+
+
+def test_by_error_costs_less_than_uniform(windows: Windows, new_store: OpenStore) -> None:
+    dense = language_model("llama")
+    store = new_store(dense)
+    costs = {}
+    for text in ("wanda@matrix", "wanda@matrix@error"):
+        model = language_model("llama")
+        method = parse_method(text, sparsity=0.5)
+        prune_model(model, windows, method, store, mode="one-shot")
+        costs[text] = 0.0
+        for before, after in zip(
+            find_matrices(dense.model), find_matrices(model.model), strict=True
+        ):
+            gram = store.read("gram", before.block)[before.name] if store.has("gram") else None
+            if gram is None:
+                break
+            G = store.read("G", before.block)[before.name]
+            removed = before.weight - after.weight
+            costs[text] += pruning_cost(
+                row_errors(removed, gram),
+                row_errors(before.weight, gram),
+                output_sensitivity(G, gram),
+            )
+    assert costs["wanda@matrix@error"] > 0
+    uniform = 0.0
+    for matrix in find_matrices(dense.model):
+        gram = store.read("gram", matrix.block)[matrix.name]
+        G = store.read("G", matrix.block)[matrix.name]
+        scores = matrix.weight.abs() * store.read("X", matrix.block)[matrix.name]
+        removed = matrix.weight.masked_fill(keep_mask(scores, Unstructured(0.5, "matrix")), 0)
+        uniform += pruning_cost(
+            row_errors(removed, gram),
+            row_errors(matrix.weight, gram),
+            output_sensitivity(G, gram),
+        )
+    assert costs["wanda@matrix@error"] < uniform
+
+
+def test_a_file_says_how_much_each_matrix_loses(
+    windows: Windows, new_store: OpenStore, tmp_path: Path
+) -> None:
+    model = language_model("llama")
+    matrices = find_matrices(model.model)
+    sizes = {one.name: one.weight.numel() for one in matrices}
+    first = {one.name for one in matrices if one.block == 0}
+    inside = sum(size for name, size in sizes.items() if name in first)
+    rest = (0.5 * sum(sizes.values()) - 0.25 * inside) / (sum(sizes.values()) - inside)
+    shares = {name: 0.25 if name in first else rest for name in sizes}
+    file = tmp_path / "shares.json"
+    file.write_text(json.dumps({"sparsity": shares}))
+    method = parse_method("magnitude@matrix", sparsity=0.5, allocation=str(file))
+    records = prune_model(model, windows, method, new_store(model), mode="one-shot")
+    for record in records:
+        share = record.zeros / math.prod(record.shape)
+        assert share == pytest.approx(shares[record.name], abs=0.01)
+    other = language_model("gpt2")
+    with pytest.raises(PrunerZeroError, match="which is no matrix to prune"):
+        prune_model(other, windows, method, new_store(other), mode="one-shot")
+
+
+def test_an_update_follows_the_shares(windows: Windows, new_store: OpenStore) -> None:
+    dense, model = language_model("llama"), language_model("llama")
+    method = parse_method("wanda@owl+exact", sparsity=0.5)
+    records = prune_model(model, windows, method, new_store(model))
+    assert total_sparsity(records) == pytest.approx(0.5, abs=0.01)
+    changed = [
+        not torch.equal(one.weight[one.weight != 0], other.weight[one.weight != 0])
+        for one, other in zip(find_matrices(model.model), find_matrices(dense.model), strict=True)
+    ]
+    assert all(changed)

@@ -1,0 +1,89 @@
+"""Updates that aim at the dense model's outputs, and masks of all matrices updated in order."""
+
+import pytest
+import torch
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import find_matrices
+from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.plain import inputs, places
+
+
+@pytest.mark.parametrize("update", ["exact", "obs", "obs-iter"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "gemma3"])
+def test_it_keeps_the_zeros_and_stays_finite_on_every_architecture(
+    architecture: str, update: str, windows: Windows, new_store: OpenStore
+) -> None:
+    model = language_model(architecture, blocks=3)
+    method = parse_method(f"wanda+asymmetric+{update}", sparsity=0.5)
+    records = prune_model(model, windows, method, new_store(model))
+    assert total_sparsity(records) == pytest.approx(0.5, abs=0.01)
+    assert model.model(windows.tokens).logits.isfinite().all()
+
+
+def test_the_first_block_has_nothing_to_make_up_for(windows: Windows, new_store: OpenStore) -> None:
+    weights = {}
+    for text in ("wanda+exact", "wanda+asymmetric+exact"):
+        model = language_model("llama")
+        prune_model(model, windows, parse_method(text, sparsity=0.5), new_store(model))
+        weights[text] = {one.name: one.weight for one in find_matrices(model.model)}
+    for name, weight in weights["wanda+exact"].items():
+        other = weights["wanda+asymmetric+exact"][name]
+        if ".0." in name:
+            torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-3)
+        else:
+            assert not torch.allclose(other, weight, rtol=1e-3, atol=1e-3)
+
+
+def test_the_weights_solve_the_problem_that_was_set(windows: Windows, new_store: OpenStore) -> None:
+    """Row by row in the second block: least squares on the inputs that the pruned model gives."""
+    dense, model = language_model("llama"), language_model("llama")
+    prune_model(
+        model, windows, parse_method("wanda+asymmetric+exact", sparsity=0.5), new_store(model)
+    )
+    # The inputs of the second block's first matrices do not depend on the block itself.
+    name = next(one.name for one in places(model.model) if one.block == 1)
+    seen = inputs(model.model, windows.tokens, 1)[name].double()
+    aimed = inputs(dense.model, windows.tokens, 1)[name].double()
+    matrix = next(one for one in find_matrices(model.model) if one.name == name)
+    before = next(one for one in find_matrices(dense.model) if one.name == name)
+    row, target = matrix.weight[0].double(), aimed @ before.weight[0].double()
+    support = row != 0
+    gram = seen.T @ seen
+    damping = 0.01 * gram.diagonal().mean()
+    damped = gram[support][:, support] + damping * torch.eye(int(support.sum()), dtype=gram.dtype)
+    right = seen[:, support].T @ target + damping * before.weight[0].double()[support]
+    expected = torch.linalg.solve(damped, right)
+    torch.testing.assert_close(row[support], expected, rtol=0.02, atol=0.02)
+
+
+def test_a_mask_over_all_matrices_can_be_updated_block_by_block(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    kept = {}
+    modes: tuple[Mode, ...] = ("one-shot", "sequential")
+    for mode in modes:
+        model = language_model("llama")
+        method = parse_method("W * G@global+exact", sparsity=0.5)
+        prune_model(model, windows, method, new_store(model), mode=mode)
+        kept[mode] = [one.weight for one in find_matrices(model.model)]
+    for one, other in zip(kept["one-shot"], kept["sequential"], strict=True):
+        assert torch.equal(one == 0, other == 0)
+    assert not torch.equal(kept["one-shot"][-1], kept["sequential"][-1])
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(PrunerZeroError, match=r"add \+obs or \+exact"):
+        parse_method("wanda+asymmetric", sparsity=0.5)
+    method = parse_method("wanda+asymmetric+exact", sparsity=0.5)
+    with pytest.raises(PrunerZeroError, match="--mode sequential"):
+        method.mode("one-shot")
+    assert parse_method("W@global+asymmetric+obs", sparsity=0.5).mode("auto") == "sequential"
+    with pytest.raises(PrunerZeroError, match="leave out the allocation"):
+        parse_method("W@global@owl", sparsity=0.5)
+    with pytest.raises(PrunerZeroError, match="leave out the allocation"):
+        parse_method("W@owl", pattern="2:4")
+    with pytest.raises(PrunerZeroError, match="keep one scope and one allocation"):
+        parse_method("W@owl@error", sparsity=0.5)

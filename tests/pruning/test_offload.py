@@ -1,0 +1,259 @@
+"""`prune --offload` ends with the weights that `prune` ends with; killed anywhere, too."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pruner_zero import PrunerZeroError, load_model, prune
+from pruner_zero.models import LanguageModel, save_model
+from pruner_zero.models.shards import INDEX
+from pruner_zero.progress import Progress
+from pruner_zero.pruning import PruneResult
+from tests.conftest import save_tiny
+from tests.processes import Forked
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model
+
+SMALL: dict[str, Any] = {"windows": 3, "seqlen": 24}
+BLOCKS = 4
+
+RUNS: dict[str, dict[str, Any]] = {
+    "wanda": {"metric": "wanda", "sparsity": 0.5},
+    "tree": {"metric": "pruner-zero", "sparsity": 0.5},
+    "gblm-2:4": {"metric": "gblm", "pattern": "2:4"},
+    "gblm-one-shot": {"metric": "gblm", "sparsity": 0.5, "mode": "one-shot"},
+    "sparsegpt": {"metric": "sparsegpt", "sparsity": 0.5},
+    "sparsegpt-one-shot": {"metric": "sparsegpt", "sparsity": 0.5, "mode": "one-shot"},
+    "ria-obs": {"metric": "ria+obs", "sparsity": 0.5},
+    "global": {"metric": "W * G", "sparsity": 0.37, "scope": "global"},
+    "global-ties": {"metric": "magnitude@global", "sparsity": 0.5, "dtype": "bfloat16"},
+    "global-obs": {"metric": "wanda@global+obs", "sparsity": 0.4},
+    "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
+}
+
+
+def saved(folder: Path, architecture: str, dtype: torch.dtype = torch.float32) -> Path:
+    model = tiny_model(architecture, blocks=3).to(dtype)
+    save_model(LanguageModel(model, tiny_tokenizer(), architecture), folder, "30KB")
+    return folder
+
+
+def assert_same_result(one: PruneResult, other: PruneResult) -> None:
+    assert one.output is not None
+    assert other.output is not None
+    assert list(one.records) == list(other.records)
+    plain = AutoModelForCausalLM.from_pretrained(one.output).state_dict()
+    offloaded = AutoModelForCausalLM.from_pretrained(other.output).state_dict()
+    assert plain.keys() == offloaded.keys()
+    for name, tensor in plain.items():
+        assert offloaded[name].dtype == tensor.dtype
+        assert torch.equal(offloaded[name], tensor), name
+    for file in one.output.iterdir():
+        if file.name not in ("timing.json", "pruning.json") and "safetensors" not in file.name:
+            assert (other.output / file.name).read_bytes() == file.read_bytes(), file.name
+    told, retold = one.to_json(), other.to_json()
+    assert retold.pop("settings")["offload"] is True
+    told.pop("settings")
+    assert told == retold
+
+
+@pytest.mark.parametrize(
+    ("architecture", "run"),
+    [
+        *((architecture, "wanda") for architecture in ARCHITECTURES),
+        *(("llama", run) for run in RUNS if run != "wanda"),
+        ("gpt2", "sparsegpt"),
+        ("gpt2", "global"),
+        ("qwen3_moe", "tree"),
+        ("qwen3_moe", "ria-obs"),
+    ],
+)
+def test_the_result_is_that_of_the_run_in_memory(
+    architecture: str, run: str, text_file: Path, tmp_path: Path
+) -> None:
+    model = saved(tmp_path / "model", architecture)
+    given = {**RUNS[run], **SMALL, "calibration": text_file}
+    plain = prune(model, output=tmp_path / "plain", cache=tmp_path / "cache-1", **given)
+    other: dict[str, Any] = {"offload": True, "cache": tmp_path / "cache-2"}
+    offloaded = prune(model, output=tmp_path / "offloaded", **other, **given)
+    assert_same_result(plain, offloaded)
+    # With statistics that are there already, and with activations in memory.
+    other = {"offload": True, "cache": tmp_path / "cache-1", "memory": "900GiB"}
+    assert_same_result(plain, prune(model, output=tmp_path / "rich", **other, **given))
+
+
+def test_experts_that_no_token_reaches_end_as_they_do_in_memory(
+    text_file: Path, tmp_path: Path
+) -> None:
+    model = saved(tmp_path / "model", "mixtral")
+    given: dict[str, Any] = {"calibration": text_file, "windows": 1, "seqlen": 2, "sparsity": 0.5}
+    for metric in ("wanda", "wanda@global", "sparsegpt"):
+        output, cache = tmp_path / metric, tmp_path / "cache"
+        plain = prune(model, metric, output=output / "plain", cache=cache, **given)
+        given["offload"] = True
+        offloaded = prune(model, metric, output=output / "offloaded", cache=cache, **given)
+        del given["offload"]
+        assert any(record.note for record in plain.records)
+        assert_same_result(plain, offloaded)
+
+
+class Listening(Progress):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def test_the_plan_is_told_before_the_work(text_file: Path, tmp_path: Path) -> None:
+    model, notes = saved(tmp_path / "model", "llama"), Listening()
+    given: dict[str, Any] = {"calibration": text_file, "sparsity": 0.5, "offload": True, **SMALL}
+    prune(model, output=tmp_path / "out", progress=notes, **given)
+    assert notes.lines[0].startswith("--offload: up to ")
+    assert "activations on disk" in notes.lines[0]
+    prune(model, output=tmp_path / "rich", progress=notes, memory="900GiB", **given)
+    assert "activations in memory" in notes.lines[-1]
+
+
+def test_the_result_is_in_shards_with_an_index(text_file: Path, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "llama", torch.bfloat16)
+    output = tmp_path / "out"
+    prune(model, output=output, calibration=text_file, sparsity=0.5, offload=True, **SMALL)
+    names = {file.name for file in output.glob("*.safetensors")}
+    assert names == {f"model-{number:05d}-of-00004.safetensors" for number in range(1, 5)}
+    index = json.loads((output / INDEX).read_text())
+    assert set(index["weight_map"].values()) == names
+    loaded = load_model(output)
+    assert loaded.model.dtype == torch.bfloat16
+    assert index["metadata"]["total_parameters"] == loaded.model.num_parameters()
+    assert sorted(os.listdir(tmp_path)) == ["model", "out"]
+
+
+# What is refused, before any work.
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"memory": "1MiB", "offload": True}, "give at least --memory"),
+        ({"memory": "lots", "offload": True}, "write a size such as 6GiB"),
+        ({"memory": "6GiB"}, "add --offload"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_refused(
+    given: dict[str, Any], words: str, text_file: Path, tmp_path: Path
+) -> None:
+    model = saved(tmp_path / "model", "llama")
+    output = tmp_path / "out"
+    with pytest.raises(PrunerZeroError, match=words):
+        prune(model, output=output, calibration=text_file, sparsity=0.5, **given, **SMALL)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_a_model_object_cannot_be_offloaded(text_file: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"calibration": text_file, "sparsity": 0.5, "offload": True, **SMALL}
+    with pytest.raises(PrunerZeroError, match="give --offload its folder"):
+        prune(tiny_model("llama"), tokenizer=tiny_tokenizer(), output=tmp_path / "out", **given)
+    with pytest.raises(PrunerZeroError, match="needs an output folder"):
+        prune(saved(tmp_path / "model", "llama"), **given)
+
+
+# Killed, it goes on.
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file but the one that tells the time."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "timing.json"}
+
+
+def journal(parent: Path) -> tuple[str, int] | None:
+    """Which of a run's journals is there, and how many steps it tells of."""
+    for place, pattern in (
+        ("blocks", "out.partial/blocks/journal.jsonl"),
+        ("inputs", "cache/*/inputs.partial/journal.jsonl"),
+        ("gradients", "cache/*/gradients.partial/journal.jsonl"),
+    ):
+        for file in parent.glob(pattern):
+            steps = file.read_bytes().count(b"\n") - 1
+            if steps > 0 or place != "blocks":
+                return place, steps
+    return None
+
+
+@pytest.mark.parametrize(
+    ("method", "passes"),
+    [
+        (["--metric", "gblm", "--mode", "one-shot"], {"gradients", "inputs", "blocks"}),
+        (["--metric", "gblm+obs"], {"gradients", "blocks"}),
+        pytest.param(
+            ["--metric", "W * G", "--scope", "global"],
+            {"gradients", "blocks"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_a_kill_after_every_step_changes_no_byte(
+    method: list[str], passes: set[str], text_file: Path, tmp_path: Path
+) -> None:
+    model = save_tiny(tmp_path / "model", blocks=BLOCKS)
+    command = ["prune", model, *method, "--sparsity", 0.5, "--offload"]
+    command += ["--calibration", text_file, "--windows", 24, "--seqlen", 48]
+
+    def run(parent: Path) -> Forked:
+        parent.mkdir(exist_ok=True)
+        places = ["-o", parent / "out", "--cache", parent / "cache"]
+        return Forked(*command, *places, log=parent / "log")
+
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert run(undisturbed).end() == 0
+    whole = contents(undisturbed / "out")
+    seen: list[tuple[str, int]] = []
+    while not (killed / "out").exists():
+        process = run(killed)
+        while process.process.is_alive():
+            now = journal(killed)
+            if now and now[1] > 0 and now not in seen:
+                seen.append(now)
+                process.kill()
+                break
+            time.sleep(0.0005)
+        else:
+            assert process.end() == 0, process.err.read_text()
+    assert contents(killed / "out") == whole
+    assert {place for place, _ in seen} == passes, seen
+    assert len(seen) >= 2 * len(passes), seen
+    assert not (killed / "out.partial").exists()
+    for store in (undisturbed, killed):
+        assert not list(store.glob("cache/*/*.partial"))
+
+
+def test_more_memory_may_be_given_on_the_way(text_file: Path, tmp_path: Path) -> None:
+    model = saved(tmp_path / "model", "llama")
+    given: dict[str, Any] = {"calibration": text_file, "sparsity": 0.5, "offload": True, **SMALL}
+
+    class Stopping(Progress):
+        def track(self, items: Any, label: str, total: int | None = None) -> Any:
+            for count, item in enumerate(items):
+                if label == "pruning" and count == 2:
+                    raise KeyboardInterrupt
+                yield item
+
+    for first, second in ((None, "900GiB"), ("900GiB", None)):
+        output = tmp_path / f"out-{first}"
+        with pytest.raises(KeyboardInterrupt):
+            prune(model, output=output, progress=Stopping(), memory=first, **given)
+        notes = Listening()
+        prune(model, output=output, progress=notes, memory=second, **given)
+        assert any("going on after block 2" in line for line in notes.lines)
+    del given["offload"]
+    prune(model, output=tmp_path / "plain", **given)
+    expected = load_model(tmp_path / "plain").fingerprint()
+    assert load_model(tmp_path / "out-None").fingerprint() == expected
+    assert load_model(tmp_path / "out-900GiB").fingerprint() == expected
