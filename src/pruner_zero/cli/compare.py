@@ -17,7 +17,8 @@ def compare(
         str | None,
         typer.Option(
             help="Comma-separated names, expressions or tree files, each "
-            "METRIC[@SCOPE][@ALLOCATION][+STEPS]; `dense` and `sparsegpt` among them. [default: the classics]",
+            "METRIC[@SCOPE][@ALLOCATION][+STEPS]; `dense` and `sparsegpt` among them. "
+            "[default: the classics]",
             show_default=False,
         ),
     ] = None,
