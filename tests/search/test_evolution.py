@@ -102,21 +102,15 @@ def test_the_best_of_a_scope_are_tried_in_every_other_one_at_once() -> None:
     }
 
 
-def test_a_candidate_that_ran_on_windows_is_compared_by_what_its_loss_is_worth() -> None:
+def test_candidates_of_all_rungs_are_compared_by_what_is_expected_of_them() -> None:
     algorithm = Evolution(SearchSpace(scopes=("row",)), 0, EvolutionSettings(initial=20))
     first = algorithm.ask()
-    told = []
-    for place, one in enumerate(first):
-        closed = 7 + 0.01 * place
-        results = {"reconstruction": closed}
-        if place < 10:
-            # The first is promising by the closed form, and disappoints on the windows.
-            results["few"] = 4 + 0.01 * place + (1.0 if place == 0 else 0.0)
-        told.append((one, Evaluation(1 + (place < 10), closed, results)))
+    told = [
+        (one, Evaluation(1 + place % 3, 9.0, expected=float(-place)))
+        for place, one in enumerate(first)
+    ]
     algorithm.tell(told)
-    order = [candidate.number for candidate, _ in algorithm.population]
-    assert order[0] != first[0].number
-    assert order.index(first[0].number) > order.index(first[9].number)
+    assert [one.number for one, _ in algorithm.population] == [one.number for one in first][::-1]
 
 
 def test_successful_scopes_get_more_and_the_others_a_minimum() -> None:

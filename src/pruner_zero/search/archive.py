@@ -43,6 +43,7 @@ class Record:
             "same_as": evaluation.same_as,
             "level": evaluation.level,
             "seconds": round(evaluation.seconds, 4),
+            "expected": evaluation.expected,
         }
 
     @classmethod
@@ -57,7 +58,8 @@ class Record:
         )
         value = float("inf") if line["value"] is None else line["value"]
         names = ("rung", "results", "reason", "same_as", "level", "seconds")
-        evaluation = Evaluation(value=value, **{name: line[name] for name in names})
+        known = {name: line[name] for name in names}
+        evaluation = Evaluation(value=value, expected=line.get("expected"), **known)
         return cls(candidate, evaluation, line["canonical"])
 
 

@@ -31,6 +31,7 @@ class Evaluation:
     lower is better, comparable only between candidates judged on the same rung. results:
     the value on every rung passed, by name. same_as: the earlier candidate whose mask is
     the same, found by `level` ("canonical" or "fingerprint") and not evaluated again.
+    expected: one number for candidates of all rungs, see `Surrogate`.
     """
 
     rung: int
@@ -40,6 +41,7 @@ class Evaluation:
     same_as: int | None = None
     level: str | None = None
     seconds: float = 0.0
+    expected: float | None = None
 
     @property
     def key(self) -> tuple[int, float]:

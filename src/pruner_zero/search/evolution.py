@@ -6,8 +6,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Self
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.errors import did_you_mean
@@ -20,9 +18,6 @@ from pruner_zero.search.space import SearchSpace
 from pruner_zero.search.variation import MUTATIONS, crossover
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
-
-# Losses and closed-form errors that the line between them is drawn through, at least and at most.
-_PAIRS, _MEMORY = 8, 64
 
 _WEIGHTS = {
     "grow": 2.0,
@@ -118,7 +113,6 @@ class Evolution(BatchAlgorithm):
         self._recent: deque[Result] = deque(maxlen=settings.memory)
         self._batches = 0
         self._tried: set[int] = set()
-        self._pairs: deque[tuple[float, float]] = deque(maxlen=_MEMORY)
         weights = {name: float(settings.mutations.get(name, 0)) for name in MUTATIONS}
         self._mutations = [name for name, weight in weights.items() if weight]
         self._chances = [weights[name] / sum(weights.values()) for name in self._mutations]
@@ -153,12 +147,7 @@ class Evolution(BatchAlgorithm):
 
     def learn(self, results: Sequence[Result]) -> None:
         """Every result joins its niche: that of its first parent, unless it changed the scope."""
-        self._pairs.extend(
-            (one.results["few"], one.results["reconstruction"])
-            for _, one in results
-            if one.same_as is None and {"few", "reconstruction"} <= one.results.keys()
-        )
-        results = [(candidate, self._on_one_scale(one)) for candidate, one in results]
+        results = [(candidate, _on_one_scale(one)) for candidate, one in results]
         for candidate, _ in results:
             self._home[candidate.number] = self._find_home(candidate)
         for niche in self.niches:
@@ -239,21 +228,6 @@ class Evolution(BatchAlgorithm):
         islands = [niche for niche in self.niches if niche.scope == candidate.scope]
         return islands[candidate.number % len(islands)]
 
-    def _on_one_scale(self, evaluation: Evaluation) -> Evaluation:
-        """The evaluation with a value that can be compared, whatever rung it reached.
-
-        That is the closed-form error, and for what ran on windows the error that such a loss
-        usually goes with, by a line through those that have both.
-        """
-        if "reconstruction" not in evaluation.results:
-            return evaluation
-        value = evaluation.results["reconstruction"]
-        if "few" in evaluation.results and len(self._pairs) >= _PAIRS:
-            slope, intercept = _median_line(np.array(self._pairs))
-            if slope > 0:
-                value = intercept + slope * evaluation.results["few"]
-        return replace(evaluation, rung=1, value=value)
-
     def _exchange(self) -> None:
         """The best of each island goes to the next one of the same scope."""
         for scope in self.space.scopes:
@@ -265,14 +239,8 @@ class Evolution(BatchAlgorithm):
                         niche.add([one])
 
 
-def _median_line(points: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and intercept of the line through points (n, 2) that outliers do not move.
-
-    The slope is 0 where all have the same first coordinate. Source: Theil 1950, Sen 1968.
-    """
-    first, second = np.triu_indices(len(points), 1)
-    run, rise = (points[second] - points[first]).T
-    if not run.any():
-        return 0.0, float(np.median(points[:, 1]))
-    slope = float(np.median(rise[run != 0] / run[run != 0]))
-    return slope, float(np.median(points[:, 1] - slope * points[:, 0]))
+def _on_one_scale(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with a value that can be compared, whatever rung it reached."""
+    if evaluation.expected is None:
+        return evaluation
+    return replace(evaluation, rung=1, value=evaluation.expected)

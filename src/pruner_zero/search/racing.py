@@ -1,31 +1,32 @@
 """Rungs: every candidate is judged cheaply, and only the promising ones dearly."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from pruner_zero.metric import canonical, masks
 from pruner_zero.search.archive import Archive, Record
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.search.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.search.executor import Executor
+from pruner_zero.search.surrogate import Surrogate
 
 
 @dataclass(frozen=True)
 class Racing:
     """How many candidates climb.
 
-    A candidate goes from the closed-form error to the loss on a few windows when its error is
-    at most `near` above the lowest of the run so far, and among the best `few_share` of its
-    batch; and from there to the whole search text when its loss is at most `margin`, in nats,
-    above the lowest on those windows. All are judged on the same windows, so that a difference
-    is the metrics' and not the text's. direct: every distinct
-    candidate is judged on the whole search text, as the published search does.
+    A candidate goes from the closed-form error to the loss on a few windows when it is at most
+    `near` above the lowest of the run so far, by its expectation (`Surrogate`) or by the error
+    itself, and among the best `few_share` of its batch; and from there to the whole search text
+    when its loss is at most `margin`, in nats, above the lowest on those windows. All are judged
+    on the same windows, so that a difference is the metrics' and not the text's. direct: every
+    distinct candidate is judged on the whole search text, as the published search does.
     """
 
-    near: float = 0.2
-    few_share: float = 0.05
-    margin: float = 0.01
+    near: float = 0.3
+    few_share: float = 0.08
+    margin: float = 0.005
     direct: bool = False
 
 
@@ -41,10 +42,15 @@ class _Entry:
     same_as: int | None = None
     level: str | None = None
     seconds: float = 0.0
+    expected: float | None = None
 
     @property
     def alive(self) -> bool:
         return self.reason is None and self.same_as is None
+
+    def expect(self, surrogate: Surrogate) -> None:
+        if self.alive:
+            self.expected = surrogate.expect(self.candidate, self.results)
 
 
 def judge(
@@ -66,15 +72,26 @@ def judge(
         _climb("all", entries, archive, executor)
     else:
         _climb("reconstruction", entries, archive, executor)
-        most = math.ceil(racing.few_share * sum(entry.alive for entry in entries))
-        near = _near_the_best("reconstruction", entries, archive, racing.near)[:most]
+        surrogate = Surrogate(archive.records)
+        for entry in entries:
+            entry.expect(surrogate)
+        near = _promising(entries, archive, racing)
         _climb("few", near, archive, executor)
-        near = _near_the_best("few", near, archive, racing.margin)
+        near = _near_the_best(near, archive, racing.margin)
         _climb("all", near, archive, executor)
     earlier = list(archive.records)
     for entry in entries:
         earlier.append(_record(entry, earlier))
-    return earlier[len(archive.records) :]
+    after = Surrogate(earlier)
+    return [_with_expectation(record, after) for record in earlier[len(archive.records) :]]
+
+
+def _with_expectation(record: Record, surrogate: Surrogate) -> Record:
+    evaluation = record.evaluation
+    if not evaluation.counts:
+        return record
+    expected = surrogate.expect(record.candidate, evaluation.results)
+    return replace(record, evaluation=replace(evaluation, expected=expected))
 
 
 def _check_statically(entry: _Entry, archive: Archive) -> None:
@@ -109,16 +126,48 @@ def _climb(
     return judged
 
 
-def _near_the_best(
-    rung: Rung, entries: Sequence[_Entry], archive: Archive, distance: float
-) -> list[_Entry]:
-    """Those whose result is at most `distance` above the lowest of the run, best first."""
-    now = [entry for entry in entries if entry.alive and rung in entry.results]
-    known = (record.evaluation.results for record in archive.distinct())
-    before = (results[rung] for results in known if rung in results)
-    lowest = min((*before, *(entry.results[rung] for entry in now)), default=math.inf)
-    near = [entry for entry in now if entry.results[rung] <= lowest + distance]
-    return sorted(near, key=lambda entry: entry.results[rung])
+def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> list[_Entry]:
+    """Those that run on a few windows: the best by expectation, and the best by closed form.
+
+    The second, a third of them at least, see to it that what losses taught of some relatives
+    does not decide alone.
+    """
+    alive = [entry for entry in entries if entry.alive]
+    most = math.ceil(racing.few_share * len(alive))
+    chosen: dict[int, _Entry] = {}
+    for count, value in ((most - most // 3, _expected), (most, _closed)):
+        lowest = min((*map(value, alive), *_before(archive, value)), default=math.inf)
+        near = [entry for entry in alive if value(entry) <= lowest + racing.near]
+        for entry in sorted(near, key=value):
+            if len(chosen) < count:
+                chosen[entry.candidate.number] = entry
+    return list(chosen.values())
+
+
+def _near_the_best(entries: Sequence[_Entry], archive: Archive, margin: float) -> list[_Entry]:
+    """Those whose loss on the few windows is at most `margin` above the lowest of the run."""
+    now = [entry for entry in entries if entry.alive]
+    lowest = min((*map(_loss, now), *_before(archive, _loss)), default=math.inf)
+    return [entry for entry in now if _loss(entry) <= lowest + margin]
+
+
+Judged = _Entry | Evaluation
+
+
+def _expected(judged: Judged) -> float:
+    return math.inf if judged.expected is None else judged.expected
+
+
+def _closed(judged: Judged) -> float:
+    return judged.results.get("reconstruction", math.inf)
+
+
+def _loss(judged: Judged) -> float:
+    return judged.results.get("few", math.inf)
+
+
+def _before(archive: Archive, value: Callable[[Judged], float]) -> list[float]:
+    return [value(record.evaluation) for record in archive.distinct()]
 
 
 def _record(entry: _Entry, earlier: Sequence[Record]) -> Record:
@@ -130,6 +179,12 @@ def _record(entry: _Entry, earlier: Sequence[Record]) -> Record:
         highest = max(entry.results, key=_RANK.__getitem__)
         rung, value = _RANK[highest], entry.results[highest]
     evaluation = Evaluation(
-        rung, value, entry.results, entry.reason, entry.same_as, entry.level, entry.seconds
+        rung,
+        value,
+        entry.results,
+        entry.reason,
+        entry.same_as,
+        entry.level,
+        entry.seconds,
     )
     return Record(entry.candidate, evaluation, entry.canonical)

@@ -30,9 +30,9 @@ class SearchSettings(CalibrationSettings):
     seed_metrics: tuple[str, ...] = ()
     search_windows: Annotated[int, Field(ge=1)] = 12
     few_windows: Annotated[int, Field(ge=1)] = 2
-    near: Annotated[float, Field(ge=0)] = 0.2
-    few_share: Annotated[float, Field(gt=0, le=1)] = 0.05
-    margin: Annotated[float, Field(ge=0)] = 0.01
+    near: Annotated[float, Field(ge=0)] = 0.3
+    few_share: Annotated[float, Field(gt=0, le=1)] = 0.08
+    margin: Annotated[float, Field(ge=0)] = 0.005
     judge_dtype: JudgeDtype = "auto"
     sampled_weights: Annotated[int, Field(ge=1)] = 8_000_000
     threads: Annotated[int, Field(ge=1)] = 1

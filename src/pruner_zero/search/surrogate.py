@@ -1,0 +1,70 @@
+"""What a closed-form error will turn out to be worth, learned from the losses of the run."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pruner_zero.search.archive import Record
+from pruner_zero.search.candidate import Candidate
+
+# Losses and closed-form errors that the line between them is drawn through, at least and at most.
+_PAIRS, _MEMORY = 8, 64
+# How much the closed form rises per nat of loss where the run cannot tell yet, or tells that it
+# does not; measured in benchmarks/fitness.md over all comparison groups.
+_SLOPE = 2.0
+# The part of what a loss taught of a candidate that holds for its children too.
+_INHERITED = 0.7
+
+
+class Surrogate:
+    """Expectations on the scale of the closed-form error, lower is better.
+
+    A candidate that ran on windows is expected at the error that such a loss usually goes with.
+    One that did not is expected at its own error, moved by a part of what was found out about
+    its parents: where the closed form is blind, relatives err alike. Source: ours.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        self.records = records
+        pairs = [
+            (results["few"], results["reconstruction"])
+            for results in (record.evaluation.results for record in records)
+            if {"few", "reconstruction"} <= results.keys()
+        ]
+        self.line = _line(np.array(pairs[-_MEMORY:]).reshape(-1, 2))
+
+    def expect(self, candidate: Candidate, results: Mapping[str, float]) -> float | None:
+        """What `candidate` is expected at; None where it has no closed-form error."""
+        if "reconstruction" not in results:
+            return None
+        closed = results["reconstruction"]
+        if "few" in results and self.line is not None:
+            slope, intercept = self.line
+            return intercept + slope * results["few"]
+        found = [self._taught(parent) for parent in candidate.parents]
+        return closed + (_INHERITED * sum(found) / len(found) if found else 0.0)
+
+    def _taught(self, number: int) -> float:
+        """How far the expectation of an earlier candidate lies from its closed-form error."""
+        evaluation = self.records[number].evaluation
+        if evaluation.same_as is not None:
+            return self._taught(evaluation.same_as)
+        if evaluation.expected is None:
+            return 0.0
+        return evaluation.expected - evaluation.results["reconstruction"]
+
+
+def _line(points: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Slope and intercept of the error over the loss, by medians, so that outliers move neither.
+
+    None without points. Source: Theil 1950, Sen 1968.
+    """
+    if not len(points):
+        return None
+    slope = _SLOPE
+    first, second = np.triu_indices(len(points), 1)
+    run, rise = (points[second] - points[first]).T
+    if len(points) >= _PAIRS and run.any():
+        slope = max(_SLOPE / 2, float(np.median(rise[run != 0] / run[run != 0])))
+    return slope, float(np.median(points[:, 1] - slope * points[:, 0]))

@@ -1,0 +1,64 @@
+"""Expectations: what losses teach of a candidate and of its relatives."""
+
+import pytest
+
+from pruner_zero.metric import parse
+from pruner_zero.search.archive import Record
+from pruner_zero.search.candidate import Candidate, Evaluation
+from pruner_zero.search.surrogate import Surrogate
+
+
+def record(
+    number: int, closed: float, loss: float | None = None, expected: float | None = None
+) -> Record:
+    results = {"reconstruction": closed} | ({} if loss is None else {"few": loss})
+    candidate = Candidate(number, parse("W"), "row")
+    return Record(candidate, Evaluation(1, closed, results, expected=expected), "W")
+
+
+def child(*parents: int) -> Candidate:
+    return Candidate(99, parse("W"), "row", parents)
+
+
+def test_without_losses_the_closed_form_is_all_there_is() -> None:
+    surrogate = Surrogate([record(0, 7.0, expected=7.0)])
+    assert surrogate.expect(child(0), {"reconstruction": 6.5}) == 6.5
+    assert surrogate.expect(child(), {}) is None
+
+
+def test_a_loss_stands_for_the_error_it_usually_goes_with() -> None:
+    line = [record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(10)]
+    surrogate = Surrogate(line)
+    # The closed form promised 5, but the loss is that of candidates at 14.5.
+    found = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
+    assert found == pytest.approx(14.5)
+
+
+def test_one_that_disappoints_moves_no_other() -> None:
+    line = [record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(10)]
+    surrogate = Surrogate([*line, record(10, 12.0, 40.0)])
+    found = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
+    assert found == pytest.approx(14.5, abs=0.1)
+
+
+def test_losses_count_even_where_the_closed_form_sees_no_difference() -> None:
+    blind = [record(place, 8.0, 5 + 0.1 * (place % 5)) for place in range(20)]
+    surrogate = Surrogate(blind)
+    better, worse = (
+        surrogate.expect(child(), {"reconstruction": 8.0, "few": loss}) for loss in (4.9, 5.6)
+    )
+    assert better is not None
+    assert worse is not None
+    assert better < 7.9
+    assert worse > 8.1
+
+
+def test_children_inherit_a_part_of_what_was_learned_of_their_parents() -> None:
+    records = [record(0, 8.0, expected=7.0), record(1, 8.0, expected=8.0)]
+    same = Record(records[0].candidate, Evaluation(1, 8.0, same_as=0), "W")
+    surrogate = Surrogate([*records, same])
+    alone = surrogate.expect(child(0), {"reconstruction": 8.5})
+    between = surrogate.expect(child(0, 1), {"reconstruction": 8.5})
+    twin = surrogate.expect(child(2), {"reconstruction": 8.5})
+    assert alone == twin == pytest.approx(7.8)
+    assert between == pytest.approx(8.15)
