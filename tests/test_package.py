@@ -26,8 +26,8 @@ def test_every_public_name_is_there() -> None:
 def test_verbs_can_be_called_whatever_was_imported_before() -> None:
     for before in ("import sys", "import pruner_zero.search.build"):
         code = (
-            f"{before}; from pruner_zero import compare, evaluate, prune, search;"
-            "print(all(map(callable, (compare, evaluate, prune, search))));"
+            f"{before}; from pruner_zero import compare, evaluate, prune, recover, search;"
+            "print(all(map(callable, (compare, evaluate, prune, recover, search))));"
             "import pruner_zero; search is pruner_zero.search and search('x', output='y')"
         )
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

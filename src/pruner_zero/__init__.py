@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from pruner_zero.metric import Metric
     from pruner_zero.models import load_model
     from pruner_zero.pruning import prune
+    from pruner_zero.recovery import recover
     from pruner_zero.search import search
 
 _ROOMS = {
@@ -20,6 +21,7 @@ _ROOMS = {
     "evaluate": "evaluation",
     "load_model": "models",
     "prune": "pruning",
+    "recover": "recovery",
     "search": "search",
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "evaluate",
     "load_model",
     "prune",
+    "recover",
     "search",
 ]
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from pruner_zero.cli import analyze, compare, evaluate, metric, prune, report, search
+from pruner_zero.cli import analyze, compare, evaluate, metric, prune, recover, report, search
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
@@ -27,6 +27,7 @@ app.command("compare")(compare.compare)
 app.command("search")(search.search)
 app.command("analyze")(analyze.analyze)
 app.command("report")(report.report)
+app.command("recover")(recover.recover)
 app.add_typer(metric.app, name="metric")
 
 
@@ -69,7 +70,7 @@ def main() -> NoReturn:
     # Newer versions of typer turn the interruption into an exit code themselves.
     if code == INTERRUPTED:
         resumes = ": the same command goes on where this one stopped"
-        _end("interrupted" + (resumes if sys.argv[1:2] == ["prune"] else ""), code)
+        _end("interrupted" + (resumes if sys.argv[1:2] in (["prune"], ["recover"]) else ""), code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,14 +3,19 @@
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, Matrix, check_weights, find_matrices
+from pruner_zero.models import (
+    LanguageModel,
+    Matrix,
+    check_weights,
+    find_matrices,
+    has_fast_bfloat16,
+)
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.masked_model import MaskedModel
@@ -123,12 +128,6 @@ def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
         fast = own == torch.float32 and has_fast_bfloat16()
         return torch.bfloat16 if fast else own
     return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
-
-
-def has_fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 natively, about twice as fast as float32."""
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
 def _read(store: StatisticsStore, block: int, kinds: set[Kind]) -> dict[Kind, dict[str, Tensor]]:

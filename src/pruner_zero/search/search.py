@@ -218,6 +218,8 @@ def make_executor(settings: SearchSettings, evaluator: Evaluator) -> Executor:
     name = settings.executor or ("processes" if workers > 1 else "serial")
     if name == "serial":
         return SerialExecutor(evaluator, settings.threads)
+    if name in EXECUTORS:
+        return EXECUTORS[name](evaluator, workers, settings.threads, settings.time_limit)
     return ProcessExecutor(evaluator, workers, settings.threads, settings.time_limit)
 
 

@@ -1,0 +1,63 @@
+"""An unfinished recovery on disk, so that an interruption costs minutes at most."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pruner_zero.files import save_tensors
+from pruner_zero.steps import Steps
+
+Tensors = Mapping[str, Tensor]
+
+
+class Checkpoint:
+    """The last state of a run under `folder`: a journal, and the tensors that its last line names.
+
+    A state counts once its journal line is on disk. `run` identifies the settings. Raises
+    PrunerZeroError for a folder that belongs to other settings and for a damaged one.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder = folder
+        self.steps = Steps(folder, run)
+
+    @property
+    def last(self) -> dict[str, Any] | None:
+        """The last state that was committed, None where there is none."""
+        return self.steps.lines[-1]["state"] if self.steps.lines else None
+
+    def tensors(self, kind: str) -> dict[str, Tensor]:
+        """The tensors of the last state: "weights", "moments" or "best"; empty where none are."""
+        name = self.steps.lines[-1]["tensors"].get(kind)
+        return load_file(self.folder / name) if name else {}
+
+    def commit(
+        self,
+        state: Mapping[str, Any],
+        weights: Tensors,
+        moments: Tensors,
+        best: Tensors | None,
+        best_step: int,
+    ) -> None:
+        """Make a state durable; what the one before it stood on alone goes.
+
+        best: the weights of step `best_step`, written only where they are new.
+        """
+        before: dict[str, str] = self.steps.lines[-1]["tensors"] if self.steps.lines else {}
+        wanted = {"weights": (weights, state["step"]), "moments": (moments, state["step"])}
+        if best is not None:
+            wanted["best"] = (best, best_step)
+        names, files = {}, {}
+        for kind, (tensors, step) in wanted.items():
+            names[kind] = f"{kind}-{step:08d}.safetensors"
+            if before.get(kind) != names[kind]:
+                files[names[kind]] = save_tensors(self.folder / names[kind], tensors)
+        gone = set(before.values()) - set(names.values())
+        self.steps.append({"state": dict(state), "tensors": names}, files, sorted(gone))
+
+    def discard(self) -> None:
+        """Forget the run."""
+        self.steps.discard()

@@ -1,0 +1,70 @@
+"""LoRA under a pruning mask, so that merging an adapter revives no weight.
+
+The ordinary adapter adds B·A·x beside the layer; merged, B·A is dense and every zero is lost. Here
+the mask is part of the adapter, W + mask ∘ (alpha/rank · B·A), in training as in the merged model.
+Such a product has to be made in full before the layer multiplies it, once for each step of the
+optimizer, and its gradient is taken from that of W. PEFT has no place for a mask in its layers and
+would make the product anew for every window, so that this room goes without it; initial values
+and scale are those of its `LoraConfig` (Hu et al. 2021, 2106.09685; the mask is ours).
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.models import Matrix
+from pruner_zero.recovery.trainable import with_gradient
+
+
+class MaskedAdapters:
+    """One adapter for each of the `matrices` that lie in one parameter.
+
+    A is (rank, in) and uniform within ±1/√in at first, B is (out, rank) and zero. mask: that of
+    the parameter, True = kept.
+    """
+
+    def __init__(
+        self,
+        parameter: nn.Parameter,
+        mask: Tensor,
+        matrices: Sequence[Matrix],
+        *,
+        rank: int,
+        alpha: float,
+        generator: torch.Generator,
+    ) -> None:
+        self.parameter = parameter
+        self.mask = mask
+        self.matrices = matrices
+        self.base = parameter.data.clone()
+        self.scale = alpha / rank
+        self.tensors: dict[str, Tensor] = {}
+        for matrix in matrices:
+            height, width = matrix.weight.shape
+            A = torch.rand(rank, width, generator=generator) * 2 - 1
+            A = (A / math.sqrt(width)).to(parameter.device)
+            B = torch.zeros(height, rank, device=parameter.device)
+            self.tensors[f"{matrix.name}.lora_A"] = with_gradient(A)
+            self.tensors[f"{matrix.name}.lora_B"] = with_gradient(B)
+
+    def write(self) -> None:
+        """Merge: what pruning left plus the masked product of each adapter."""
+        for matrix in self.matrices:
+            A, B = self._adapter(matrix)
+            product = (B @ A).mul_(self.scale).mul_(matrix.view(self.mask))
+            matrix.weight.copy_(product.add_(matrix.view(self.base)))
+
+    def pull(self, gradient: Tensor) -> None:
+        """The chain rule through the masked product."""
+        for matrix in self.matrices:
+            A, B = self._adapter(matrix)
+            G = (matrix.view(gradient) * matrix.view(self.mask)).mul_(self.scale)
+            assert A.grad is not None
+            assert B.grad is not None
+            A.grad += B.T @ G
+            B.grad += G @ A.T
+
+    def _adapter(self, matrix: Matrix) -> tuple[Tensor, Tensor]:
+        return self.tensors[f"{matrix.name}.lora_A"], self.tensors[f"{matrix.name}.lora_B"]

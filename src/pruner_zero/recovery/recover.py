@@ -1,0 +1,257 @@
+"""`recover`: from a pruned model and a text to a better model with the same zeros."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import locked, write_atomic, writing
+from pruner_zero.models import (
+    LanguageModel,
+    Matrix,
+    as_language_model,
+    check_tokens,
+    check_weights,
+    find_matrices,
+    load_model,
+    save_model,
+)
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.provenance import Cost, measured, provenance
+from pruner_zero.pruning import corpus_name, model_name
+from pruner_zero.pruning.prune import check_output
+from pruner_zero.recovery.checkpoint import Checkpoint
+from pruner_zero.recovery.lora import MaskedAdapters
+from pruner_zero.recovery.loss import check_teacher
+from pruner_zero.recovery.precision import compute_dtype, float32_weights
+from pruner_zero.recovery.result import RecoverResult
+from pruner_zero.recovery.settings import RecoverSettings
+from pruner_zero.recovery.train import Training
+from pruner_zero.recovery.trainable import (
+    KeptWeights,
+    Trainable,
+    parameters_of,
+    read_masks,
+    sparsity,
+)
+from pruner_zero.recovery.windows import split_windows
+from pruner_zero.settings import read_settings
+from pruner_zero.text import Corpus, Windows, load_corpus
+
+
+def recover(
+    model: str | Path | LanguageModel | Any = None,
+    *,
+    text: str | Path | Corpus | Iterable[str] | None = None,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    teacher: str | Path | LanguageModel | None = None,
+    config: str | Path | None = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> RecoverResult:
+    """Fine-tune a pruned model so that every weight that is zero stays zero, and save it.
+
+    model: what `load_model` takes, or a model object with its `tokenizer`, which is then
+    changed in place; None where `config` names it. Its zeros are its mask. text: what
+    `load_corpus` takes; its last tenth is held out. teacher: the dense model, to learn from
+    its logits too. settings: the remaining fields of `RecoverSettings`, such as minutes=10 or
+    mode="lora"; config: a YAML file of them, over which arguments win.
+
+    The work goes on in `OUTPUT.partial` and moves to `output` once it is whole; the same
+    call after an interruption goes on after the last checkpoint. Raises PrunerZeroError,
+    naming what to change; `output` is then as it was.
+    """
+    given = {
+        **settings,
+        "model": model_name(model),
+        "text": corpus_name(text),
+        "teacher": model_name(teacher),
+    }
+    checked = read_settings(RecoverSettings, given, config)
+    folder = Path(os.path.abspath(output)) if output is not None else None
+    if folder:
+        check_output(folder, overwrite)
+    corpus = load_corpus(checked.text if text is None else text, progress=progress)
+    pruned = as_language_model(checked.model if model is None else model, tokenizer, checked.dtype)
+    windows, validation = split_windows(
+        corpus, pruned.tokenizer, checked.seqlen, checked.validation_windows
+    )
+    for part in (windows, validation):
+        check_tokens(pruned.model, part.tokens)
+    matrices = find_matrices(pruned.model)
+    check_weights(matrices)
+    masks = read_masks(matrices, checked.model)
+    dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned)
+    origin = {
+        "model_sha256": pruned.fingerprint(),
+        "teacher_sha256": dense.fingerprint() if dense else None,
+    }
+    work = _Work(checked, pruned, matrices, masks, windows, validation, dense, origin, progress)
+    return work.save(folder, overwrite) if folder else work.run(None)
+
+
+def _load_teacher(
+    teacher: str | Path | LanguageModel | None, student: LanguageModel
+) -> LanguageModel | None:
+    if teacher is None:
+        return None
+    loaded = teacher if isinstance(teacher, LanguageModel) else load_model(teacher)
+    check_teacher(loaded, student)
+    return loaded
+
+
+@dataclass(frozen=True)
+class _Work:
+    settings: RecoverSettings
+    language_model: LanguageModel
+    matrices: Sequence[Matrix]
+    masks: dict[str, torch.Tensor]
+    windows: Windows
+    validation: Windows
+    teacher: LanguageModel | None
+    origin: dict[str, str | None]
+    progress: Progress
+
+    def run(self, checkpoint: Checkpoint | None) -> RecoverResult:
+        """Train in memory, from where the checkpoint stands."""
+        model = self.language_model.model
+        before = sparsity(self.matrices)
+        dtype = compute_dtype(self.settings, model.device)
+        with measured() as cost, float32_weights(model):
+            trainables = self.trainables()
+            training = Training(
+                model,
+                trainables,
+                self.windows,
+                self.validation,
+                self.settings,
+                dtype,
+                self.teacher.model if self.teacher else None,
+                checkpoint,
+            )
+            kept_step = training.run(self.progress)
+        self.check_zeros()
+        return RecoverResult(
+            self.language_model,
+            self.settings,
+            training.state.curve,
+            kept_step,
+            sum(tensor.numel() for tensor in training.tensors.values()),
+            before,
+            sparsity(self.matrices),
+            str(dtype).removeprefix("torch."),
+            self.windows.describe(),
+            self.validation.describe(),
+            {**provenance(), **self.origin},
+            cost,
+        )
+
+    def trainables(self) -> list[Trainable]:
+        """What learns, in the order of the model."""
+        settings, found = self.settings, list[Trainable]()
+        generator = torch.Generator().manual_seed(settings.seed)
+        parameters = parameters_of(self.matrices)
+        for name, parameter in parameters.items():
+            mask = self.masks[name]
+            if settings.mode == "full":
+                found.append(KeptWeights(name, parameter, mask))
+                continue
+            own = [matrix for matrix in self.matrices if matrix.parameter is parameter]
+            adapters = MaskedAdapters(
+                parameter,
+                mask,
+                own,
+                rank=settings.rank,
+                alpha=settings.alpha,
+                generator=generator,
+            )
+            found.append(adapters)
+        if settings.norms:
+            found += [
+                KeptWeights(name, parameter, torch.ones_like(parameter, dtype=torch.bool))
+                for name, parameter in self.language_model.model.named_parameters()
+                if parameter.ndim == 1 and name not in parameters
+            ]
+        return found
+
+    def check_zeros(self) -> None:
+        """The promise of this room, held against the weights themselves."""
+        for name, parameter in parameters_of(self.matrices).items():
+            if parameter.data[~self.masks[name]].any():
+                raise RuntimeError(f"pruned weights of {name} are no longer zero")
+
+    def save(self, output: Path, overwrite: bool) -> RecoverResult:
+        """Train with a checkpoint beside `output`, write the result there, move it into place."""
+        partial = output.with_name(output.name + ".partial")
+        with locked(partial):
+            checkpoint = self.checkpoint(partial / "training", overwrite)
+            started = checkpoint.last["step"] if checkpoint.last else 0
+            if started:
+                self.progress.note(f"going on after step {started} in {partial}")
+            try:
+                # Again, now that no other process can finish it meanwhile.
+                check_output(output, overwrite)
+                result = replace(self.run(checkpoint), output=output)
+            except PrunerZeroError:
+                if not checkpoint.last:
+                    shutil.rmtree(partial, ignore_errors=True)
+                raise
+            staged = partial / "result"
+            shutil.rmtree(staged, ignore_errors=True)
+            save_model(self.language_model, staged)
+            result.write(staged)
+            _write_cost(staged, result.cost, started)
+            _move(staged, output, partial)
+            checkpoint.discard()
+            shutil.rmtree(partial, ignore_errors=True)
+        return result
+
+    def checkpoint(self, folder: Path, overwrite: bool) -> Checkpoint:
+        """The unfinished run of these settings; one of other settings only gives way if told."""
+        identity = {
+            "settings": self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"}),
+            "origin": self.origin,
+            "tokens": [self.windows.sha256, self.validation.sha256],
+        }
+        run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        try:
+            return Checkpoint(folder, run)
+        except PrunerZeroError:
+            if not overwrite:
+                raise
+        shutil.rmtree(folder)
+        return Checkpoint(folder, run)
+
+
+def _write_cost(folder: Path, cost: Cost, started: int) -> None:
+    timing = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": cost.seconds,
+        "peak_rss_bytes": cost.peak_rss_bytes,
+        "first_step_of_this_process": started,
+    }
+    write_atomic(folder / "timing.json", json.dumps(timing, indent=2) + "\n")
+
+
+def _move(staged: Path, output: Path, partial: Path) -> None:
+    """Put `staged` in the place of `output`; where that fails, `output` is as it was."""
+    replaced = partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
+    with writing(output):
+        if os.path.lexists(output):
+            output.rename(replaced)
+        try:
+            staged.rename(output)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(output)
+            raise

@@ -1,0 +1,116 @@
+"""The result of a recovery: what was asked, what was learned, and the files that say so."""
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pruner_zero.files import write_atomic, writing
+from pruner_zero.models import LanguageModel
+from pruner_zero.provenance import Cost
+from pruner_zero.recovery.settings import RecoverSettings
+from pruner_zero.recovery.train import Point
+
+# What prune wrote of the model stays true of it.
+INHERITED = ("pruning.json", "metric.json")
+CARD = "README.md"
+NOT_RETRAINED = "Nothing was retrained."
+
+
+@dataclass(frozen=True)
+class RecoverResult:
+    """A recovered model and everything needed to trust and repeat it.
+
+    kept_step: the step whose weights the model has. trained: how many numbers learned.
+    sparsity_before, sparsity_after: the share of zeros among the prunable weights. training,
+    validation: describe the text. compute_dtype: what matrices were multiplied in. `cost` is
+    that of this process; `output` is the folder, None where nothing was saved.
+    """
+
+    language_model: LanguageModel
+    settings: RecoverSettings
+    curve: Sequence[Point]
+    kept_step: int
+    trained: int
+    sparsity_before: float
+    sparsity_after: float
+    compute_dtype: str
+    training: dict[str, Any]
+    validation: dict[str, Any]
+    provenance: dict[str, Any]
+    cost: Cost
+    output: Path | None = None
+
+    @property
+    def loss_before(self) -> float:
+        """The validation loss of the pruned model."""
+        return self.curve[0].validation_loss
+
+    @property
+    def loss_after(self) -> float:
+        """The validation loss of the weights that were kept."""
+        return next(one.validation_loss for one in self.curve if one.step == self.kept_step)
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the cost, as JSON values."""
+        return {
+            "settings": self.settings.model_dump(mode="json"),
+            "compute_dtype": self.compute_dtype,
+            "trained": self.trained,
+            "sparsity_before": round(self.sparsity_before, 6),
+            "sparsity_after": round(self.sparsity_after, 6),
+            "kept": self.settings.keep,
+            "kept_step": self.kept_step,
+            "loss_before": self.loss_before,
+            "loss_after": self.loss_after,
+            "curve": [asdict(point) for point in self.curve],
+            "training": self.training,
+            "validation": self.validation,
+            "provenance": self.provenance,
+        }
+
+    def write(self, folder: Path) -> None:
+        """Write recovery.json and the model card to `folder`, and what prune told of the model."""
+        write_atomic(folder / "recovery.json", json.dumps(self.to_json(), indent=2) + "\n")
+        source = Path(self.settings.model)
+        for name in INHERITED:
+            if (source / name).is_file():
+                with writing(folder / name):
+                    shutil.copyfile(source / name, folder / name)
+        write_atomic(folder / CARD, model_card(self, source / CARD))
+
+
+def model_card(result: RecoverResult, pruned: Path) -> str:
+    """The model card, in Markdown: that of the `pruned` model, where it has one, and a chapter."""
+    settings, last = result.settings, result.curve[-1]
+    how = {
+        "full": "all weights that pruning left",
+        "lora": f"a LoRA of rank {settings.rank} under the pruning mask, merged since",
+    }[settings.mode]
+    chapter = [
+        "## Recovery",
+        "",
+        f"Fine-tuned ({how}{', norms and biases' if settings.norms else ''}) for {last.step} steps"
+        f" on {last.tokens} tokens of `{result.training['text']}`"
+        + (f", taught by `{settings.teacher}`" if settings.teacher else "")
+        + f". Every pruned weight is still zero ({result.sparsity_after:.2%} of all).",
+        "",
+        "| | step | loss on held-out text, nats a token |",
+        "|---|---|---|",
+        f"| pruned | 0 | {result.loss_before:.4f} |",
+        f"| recovered | {result.kept_step} | {result.loss_after:.4f} |",
+        "",
+        "The held-out text is the last tenth of the same text. Nothing was learned from it"
+        + (", but it chose among the states of the training" if settings.keep == "best" else "")
+        + ". Settings, versions and the learning curve are in `recovery.json`.",
+        "",
+    ]
+    if pruned.is_file():
+        card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
+    else:
+        name = Path(settings.model).name
+        head = "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n"
+        card = f"{head}\n# {name}, recovered after pruning\n"
+    return card.rstrip("\n") + "\n\n" + "\n".join(chapter)

@@ -1,0 +1,273 @@
+"""The training loop: steps within a budget, judged now and then, kept on disk."""
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.calibration.gradients import only_these_learn
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import next_token_loss
+from pruner_zero.progress import Progress
+from pruner_zero.recovery.checkpoint import Checkpoint
+from pruner_zero.recovery.loss import distillation_loss
+from pruner_zero.recovery.schedule import Budget, rate
+from pruner_zero.recovery.settings import RecoverSettings
+from pruner_zero.recovery.trainable import Trainable
+from pruner_zero.recovery.windows import in_training_order
+from pruner_zero.text import Windows
+
+# A budget of minutes makes for few steps; the longer memory of 0.999 would outlast them.
+BETAS = (0.9, 0.95)
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of the learning curve: losses in nats a token, seconds and tokens since the start.
+
+    train_loss: the mean over the steps since the point before, None at the start; with a
+    teacher it is the distillation loss. validation_loss: the next-token loss on held-out
+    windows.
+    """
+
+    step: int
+    seconds: float
+    tokens: int
+    train_loss: float | None
+    validation_loss: float
+
+
+@dataclass
+class State:
+    """Where a run stands, all but its tensors.
+
+    losses: of the steps since the last point of the curve. validation_seconds, step_seconds:
+    how long the last of them took.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    validation_seconds: float = 0.0
+    step_seconds: float = 0.0
+    losses: list[float] = field(default_factory=list)
+    curve: list[Point] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "State":
+        """Read back what `asdict` made."""
+        return cls(**{**value, "curve": [Point(**point) for point in value["curve"]]})
+
+    @property
+    def best_step(self) -> int:
+        """The step of the lowest validation loss, the first of equal ones."""
+        return min(self.curve, key=lambda point: point.validation_loss).step
+
+
+class Training:
+    """`trainables` of `model` learn from `windows` and are judged by `validation`.
+
+    Everything is decided by the settings and the step, there is no other random state; the
+    model stays in evaluation mode, without dropout. The weights of `model` are fp32;
+    matrices are multiplied in `dtype`. checkpoint: where the run is kept, and goes on from.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        trainables: Sequence[Trainable],
+        windows: Windows,
+        validation: Windows,
+        settings: RecoverSettings,
+        dtype: torch.dtype,
+        teacher: nn.Module | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.model = model
+        self.trainables = trainables
+        self.windows = windows
+        self.validation = validation
+        self.settings = settings
+        self.dtype = dtype
+        self.teacher = teacher
+        self.checkpoint = checkpoint
+        seconds = None if settings.minutes is None else settings.minutes * 60
+        self.budget = Budget(settings.steps, seconds)
+        self.tensors = {name: one for each in trainables for name, one in each.tensors.items()}
+        self.optimizer = torch.optim.AdamW(
+            list(self.tensors.values()),
+            settings.learning_rate,
+            BETAS,
+            weight_decay=settings.weight_decay,
+            fused=True,
+        )
+        self.best: dict[str, Tensor] | None = None
+        self.state = State()
+        if checkpoint and checkpoint.last:
+            self._restore(checkpoint, checkpoint.last)
+
+    def run(self, progress: Progress) -> int:
+        """Train until the budget is spent; the step whose weights the model has in the end.
+
+        Raises PrunerZeroError where the loss stops being finite.
+        """
+        state, settings = self.state, self.settings
+        start = saved = time.monotonic() - state.seconds
+        left = settings.steps and settings.steps - state.step
+        with self._learning():
+            if not state.curve:
+                self._validate(start, progress)
+            for batch in progress.track(self._batches(start), "recovery", left):
+                began = time.monotonic()
+                state.losses.append(self._step(batch))
+                state.step_seconds = time.monotonic() - began
+                state.seconds = time.monotonic() - start
+                if self._validation_is_due():
+                    self._validate(start, progress)
+                if time.monotonic() - saved >= settings.checkpoint_minutes * 60:
+                    self._save()
+                    saved = time.monotonic()
+            if state.losses:
+                self._validate(start, progress)
+            self._save()
+        if self.best is None:
+            return state.step
+        self._put(self.best)
+        return state.best_step
+
+    def _batches(self, start: float) -> Iterator[list[Tensor]]:
+        """The windows of one step after the other until the budget is spent; one step at least."""
+        state, size = self.state, self.settings.batch
+        windows = in_training_order(self.windows, self.settings.seed, state.step * size)
+        while True:
+            ahead = state.step_seconds + state.validation_seconds
+            share = self.budget.share(state.step, time.monotonic() - start + ahead)
+            if state.step and share >= 1:
+                return
+            yield [next(windows) for _ in range(size)]
+
+    def _step(self, batch: Sequence[Tensor]) -> float:
+        """One step of the optimizer on the mean loss of `batch`, which is returned."""
+        state, settings = self.state, self.settings
+        for tensor in self.tensors.values():
+            assert tensor.grad is not None
+            tensor.grad.zero_()
+        total = 0.0
+        for window in batch:
+            loss = self._loss(window) / len(batch)
+            loss.backward()
+            total += float(loss.detach())
+        self._check(total)
+        torch.nn.utils.clip_grad_norm_(self.tensors.values(), settings.clip)
+        # In the middle of the step, so that neither the first nor the last is without a rate.
+        ahead = state.validation_seconds + state.step_seconds / 2
+        share = self.budget.share(state.step + 0.5, state.seconds + ahead)
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * rate(share, settings.warmup, settings.schedule)
+        self.optimizer.step()
+        state.step += 1
+        self._write()
+        return total
+
+    def _loss(self, window: Tensor) -> Tensor:
+        with self._autocast():
+            if self.teacher is None:
+                return next_token_loss(self.model, window)
+            share = self.settings.teacher_share
+            return distillation_loss(self.model, self.teacher, window, share)
+
+    def _validation_is_due(self) -> bool:
+        """Whether the budget passed one of the moments that cut it into equal parts."""
+        last, parts = self.state.curve[-1], self.settings.validations
+        now = self.budget.share(self.state.step, self.state.seconds)
+        return int(now * parts) > int(self.budget.share(last.step, last.seconds) * parts)
+
+    @torch.no_grad()
+    def _validate(self, start: float, progress: Progress) -> None:
+        state, settings = self.state, self.settings
+        began = time.monotonic()
+        with self._autocast():
+            losses = [
+                float(next_token_loss(self.model, window[None]))
+                for window in self.validation.tokens
+            ]
+        loss = sum(losses) / len(losses)
+        self._check(loss)
+        state.validation_seconds = time.monotonic() - began
+        state.seconds = time.monotonic() - start
+        train = sum(state.losses) / len(state.losses) if state.losses else None
+        state.losses = []
+        tokens = state.step * settings.batch * settings.seqlen
+        state.curve.append(Point(state.step, round(state.seconds, 2), tokens, train, loss))
+        if settings.keep == "best" and state.best_step == state.step:
+            self.best = {name: tensor.clone() for name, tensor in self.tensors.items()}
+        progress.note(
+            f"step {state.step}, {state.seconds:.0f} s: validation loss {loss:.4f}"
+            + ("" if train is None else f", training loss {train:.4f}")
+        )
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise PrunerZeroError(
+                f"the loss at step {self.state.step} is not finite: "
+                "choose a lower --learning-rate, or --compute-dtype float32"
+            )
+
+    def _save(self) -> None:
+        if self.checkpoint:
+            moments = {
+                f"{name}.{moment}": self.optimizer.state[tensor][moment]
+                for name, tensor in self.tensors.items()
+                for moment in MOMENTS
+            }
+            state, best_step = asdict(self.state), self.state.best_step
+            self.checkpoint.commit(state, self.tensors, moments, self.best, best_step)
+
+    def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
+        self.state = State.from_json(state)
+        self._put(checkpoint.tensors("weights"))
+        self.best = checkpoint.tensors("best") or None
+        moments = checkpoint.tensors("moments")
+        for name, tensor in self.tensors.items():
+            self.optimizer.state[tensor] = {
+                moment: moments[f"{name}.{moment}"].to(tensor.device, copy=True)
+                for moment in MOMENTS
+            }
+
+    def _put(self, values: dict[str, Tensor]) -> None:
+        for name, tensor in self.tensors.items():
+            tensor.copy_(values[name])
+        self._write()
+
+    def _write(self) -> None:
+        for one in self.trainables:
+            one.write()
+
+    @contextmanager
+    def _learning(self) -> Iterator[None]:
+        """Let every backward pass add to the gradients of the trained tensors."""
+        parameters = [one.parameter for one in self.trainables]
+        with torch.enable_grad(), only_these_learn(self.model, parameters), ExitStack() as stack:
+            for one in self.trainables:
+                handle = one.parameter.register_post_accumulate_grad_hook(_pull_into(one))
+                stack.callback(handle.remove)
+            yield
+
+    def _autocast(self) -> torch.autocast:
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def _pull_into(one: Trainable) -> Any:
+    @torch.no_grad()
+    def pull(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        one.pull(parameter.grad)
+        parameter.grad = None
+
+    return pull

@@ -1,0 +1,72 @@
+"""`pruner-zero recover`: a pruned model and a text in, a better one out."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.recovery.conftest import save_pruned
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pruned tiny model."""
+    return save_pruned(tmp_path_factory.mktemp("models") / "pruned")
+
+
+SMALL = ("--steps", 3, "--seqlen", 16, "--validation-windows", 2, "--learning-rate", "0.01")
+
+
+def test_it_tells_what_became_of_the_model(
+    cli: Cli, model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    done = cli("recover", model, "--text", text_file, *SMALL, "-o", output)
+    assert done.code == 0, done
+    assert done.out.startswith(f"{output}: validation loss ")
+    assert "after 3 steps, 50.00% of the weights still zero" in done.out
+    assert done.out.count("\n") == 1
+    assert done.err.splitlines()[0].startswith("step 0, ")
+    assert (output / "recovery.json").is_file()
+
+
+def test_for_machines(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
+    options = ["--mode", "lora", "--rank", 2, "--norms", "--keep", "last", "--json"]
+    done = cli("recover", model, "--text", text_file, *SMALL, *options, "-o", tmp_path / "out")
+    told = json.loads(done.out)
+    assert told["settings"]["mode"] == "lora"
+    assert told["settings"]["norms"] is True
+    assert (told["steps"], told["kept_step"], told["sparsity"]) == (3, 3, 0.5)
+    assert told["loss_after"] < told["loss_before"]
+
+
+def test_everything_may_come_from_the_file(
+    cli: Cli, model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"model: {model}\ntext: {text_file}\nsteps: 2\nseqlen: 16\nvalidation_windows: 1\n"
+    )
+    one = json.loads(cli("recover", "--config", config, "-o", tmp_path / "one", "--json").out)
+    assert (one["steps"], one["settings"]["seqlen"]) == (2, 16)
+    # What was written back, fully resolved, gives the same weights.
+    told = json.loads((tmp_path / "one" / "recovery.json").read_text())
+    config.write_text(json.dumps(told["settings"]))
+    assert cli("recover", "--config", config, "-o", tmp_path / "two").code == 0
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
+    assert weights[0] == weights[1]
+
+
+def test_bad_input_is_one_line(
+    cli: Cli, model: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    good = ("recover", model, "--text", text_file, "-o", tmp_path / "out")
+    assert "--mode is 'lorra'" in cli(*good, "--mode", "lorra").error
+    assert "--minutes is 0.0" in cli(*good, "--minutes", 0).error
+    assert "is not pruned" in cli("recover", llama_folder, *good[2:], *SMALL).error
+    assert "'text' is missing" in cli("recover", model, "-o", tmp_path / "out").error
+    assert "'model' is missing" in cli("recover", *good[2:]).error
+    assert "Missing option '--output'" in cli(*good[:4]).error
+    assert "choose another folder, or add --overwrite" in cli(*good[:4], "-o", model).error
+    assert not list(tmp_path.iterdir())

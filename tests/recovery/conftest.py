@@ -1,0 +1,46 @@
+"""Pruned tiny models and a text that they can learn something from."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.models import LanguageModel, find_matrices
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+
+def prune_half(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Zero the smaller half of every matrix; where the zeros are, by parameter name."""
+    matrices = find_matrices(model)
+    for matrix in matrices:
+        weight = matrix.weight
+        order = weight.abs().flatten().argsort()[: weight.numel() // 2]
+        flat = weight.flatten()
+        flat[order] = 0
+        weight.copy_(flat.view(weight.shape))
+    return {one.parameter_name: one.parameter.data == 0 for one in matrices}
+
+
+def pruned_model(
+    architecture: str = "llama", dtype: torch.dtype = torch.float32, blocks: int = 2
+) -> tuple[LanguageModel, dict[str, Tensor]]:
+    """A tiny model with half of its weights zero, and the places of the zeros."""
+    model = tiny_model(architecture, blocks=blocks).to(dtype)
+    zeros = prune_half(model)
+    return LanguageModel(model, tiny_tokenizer(), architecture), zeros
+
+
+def save_pruned(folder: Path, architecture: str = "llama", blocks: int = 2) -> Path:
+    """Such a model saved as a user's would be."""
+    language_model, _ = pruned_model(architecture, blocks=blocks)
+    language_model.model.save_pretrained(folder)
+    language_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pruned tiny LLaMA. Not to be written to."""
+    return save_pruned(tmp_path_factory.mktemp("pruned") / "llama")

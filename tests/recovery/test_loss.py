@@ -1,0 +1,49 @@
+"""The distillation loss, and teachers that do not fit."""
+
+import pytest
+import torch
+
+from pruner_zero.models import LanguageModel, next_token_loss
+from pruner_zero.recovery.loss import check_teacher, distillation_loss
+from tests.recovery.conftest import pruned_model
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_windows
+
+
+@pytest.mark.parametrize("share", [0.25, 1.0])
+def test_it_is_the_mean_divergence_from_the_teacher_and_the_loss(share: float) -> None:
+    pruned, _ = pruned_model()
+    teacher, window = tiny_model("llama"), tiny_windows(1)
+    found = distillation_loss(pruned.model, teacher, window, share)
+    with torch.no_grad():
+        p, q = (one(window).logits[0, :-1].softmax(-1) for one in (teacher, pruned.model))
+    divergence = (p * (p / q).log()).sum(-1).mean()
+    own = next_token_loss(pruned.model, window)
+    torch.testing.assert_close(found, share * divergence + (1 - share) * own)
+    found.backward()
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_a_model_does_not_diverge_from_itself() -> None:
+    model = tiny_model("gpt2")
+    assert float(distillation_loss(model, model, tiny_windows(1), 1.0).detach()) == pytest.approx(
+        0, abs=1e-6
+    )
+
+
+def test_a_teacher_of_other_tokens_is_refused() -> None:
+    pruned, _ = pruned_model()
+    check_teacher(LanguageModel(tiny_model("gpt2"), tiny_tokenizer(), "gpt2"), pruned)
+    other = tiny_tokenizer()
+    other.add_tokens(["a new one"])
+    teacher = LanguageModel(tiny_model("llama"), other, "teacher")
+    line = refusal(lambda: check_teacher(teacher, pruned))
+    assert (
+        line
+        == "--teacher teacher has other tokens than llama: give the dense model that was pruned"
+    )
+    narrow = tiny_model("llama")
+    narrow.resize_token_embeddings(200)
+    teacher = LanguageModel(narrow, tiny_tokenizer(), "teacher")
+    assert "has other tokens" in refusal(lambda: check_teacher(teacher, pruned))

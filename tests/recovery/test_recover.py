@@ -1,0 +1,213 @@
+"""`recover`, whole: better models, the same zeros, and a folder that tells how."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pruner_zero.models import LanguageModel, find_matrices, load_model
+from pruner_zero.recovery import RecoverResult, recover
+from pruner_zero.text import Corpus
+from tests.full_disk import full_disk
+from tests.recovery.conftest import pruned_model, save_pruned
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model
+
+SMALL: dict[str, Any] = {"steps": 4, "seqlen": 16, "validation_windows": 2, "learning_rate": 1e-2}
+modes = pytest.mark.parametrize("mode", ["full", "lora"])
+
+
+def run(model: object, prose: str, **given: Any) -> RecoverResult:
+    return recover(model, text=Corpus("prose", prose), **{**SMALL, **given})
+
+
+@modes
+@pytest.mark.parametrize(
+    ("architecture", "compute"),
+    [
+        *((architecture, "bfloat16") for architecture in ARCHITECTURES),
+        *((architecture, "float32") for architecture in ("llama", "gpt2", "gpt_oss")),
+    ],
+)
+def test_every_zero_stays_and_the_model_learns(
+    architecture: str, compute: str, mode: str, prose: str
+) -> None:
+    pruned, zeros = pruned_model(architecture)
+    before = {name: one.clone() for name, one in pruned.weights()}
+    result = run(pruned, prose, mode=mode, compute_dtype=compute, keep="last")
+    assert result.compute_dtype == compute
+    assert result.loss_after < result.loss_before
+    moved = 0
+    for name, tensor in pruned.weights():
+        if name in zeros:
+            # Exactly: what was zero is, and nothing else became it.
+            assert torch.equal(tensor == 0, zeros[name]), name
+            moved += int((tensor != before[name]).sum())
+        else:
+            assert torch.equal(tensor, before[name]), name
+    assert moved > sum(int((~places).sum()) for places in zeros.values()) / 2
+    assert result.sparsity_after == result.sparsity_before
+
+
+@modes
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_narrow_model_comes_back_in_its_dtype(
+    mode: str, dtype: torch.dtype, prose: str, tmp_path: Path
+) -> None:
+    pruned, zeros = pruned_model("llama", dtype)
+    run(pruned, prose, mode=mode, output=tmp_path / "out")
+    loaded = load_model(tmp_path / "out").model
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == dtype
+        assert name not in zeros or not parameter[zeros[name]].any()
+
+
+def test_norms_and_biases_learn_where_asked(prose: str) -> None:
+    for asked in (False, True):
+        pruned, _ = pruned_model("gpt2")
+        narrow = {
+            name: parameter.clone()
+            for name, parameter in pruned.model.named_parameters()
+            if parameter.ndim == 1
+        }
+        run(pruned, prose, norms=asked, keep="last")
+        parameters = dict(pruned.model.named_parameters())
+        moved = {name for name, one in narrow.items() if not torch.equal(one, parameters[name])}
+        assert moved == (narrow.keys() if asked else set())
+
+
+@modes
+def test_plain_transformers_loads_the_folder(
+    mode: str, pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    result = run(pruned_folder, prose, mode=mode, output=tmp_path / "out")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    zeros = find_matrices(AutoModelForCausalLM.from_pretrained(pruned_folder))
+    state = result.language_model.model.state_dict()
+    assert plain.state_dict().keys() == state.keys()
+    assert all(torch.equal(one, state[name]) for name, one in plain.state_dict().items())
+    for matrix, before in zip(find_matrices(plain), zeros, strict=True):
+        assert torch.equal(matrix.weight == 0, before.weight == 0)
+    assert not list((tmp_path / "out").glob("adapter*"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+
+
+def test_recovery_json_tells_all(
+    pruned_folder: Path, text_file: Path, prose: str, tmp_path: Path
+) -> None:
+    result = recover(pruned_folder, text=text_file, output=tmp_path / "out", **SMALL)
+    told = json.loads((tmp_path / "out" / "recovery.json").read_text())
+    assert told == json.loads(json.dumps(result.to_json()))
+    assert told["settings"]["model"] == str(pruned_folder)
+    assert told["settings"]["learning_rate"] == 1e-2
+    assert told["settings"]["minutes"] is None
+    assert told["sparsity_before"] == told["sparsity_after"] == 0.5
+    assert told["kept"] == "best"
+    keys = {"step", "seconds", "tokens", "train_loss", "validation_loss"}
+    assert [point.keys() for point in told["curve"]] == [keys] * len(told["curve"])
+    assert told["loss_before"] == told["curve"][0]["validation_loss"]
+    assert told["loss_after"] == min(point["validation_loss"] for point in told["curve"])
+    assert told["training"]["text"] == f"{text_file} (first nine tenths)"
+    assert told["validation"]["windows"] == 2
+    assert told["provenance"]["model_sha256"] == load_model(pruned_folder).fingerprint()
+    assert told["provenance"]["teacher_sha256"] is None
+    timing = json.loads((tmp_path / "out" / "timing.json").read_text())
+    assert timing["first_step_of_this_process"] == 0
+    assert timing["seconds"] > 0
+
+
+def test_what_prune_wrote_goes_along_and_the_card_goes_on(prose: str, tmp_path: Path) -> None:
+    source = save_pruned(tmp_path / "source")
+    (source / "pruning.json").write_text('{"sparsity": 0.5}')
+    (source / "metric.json").write_text('{"data": "W"}')
+    (source / "README.md").write_text("# Pruned\n\nBy `W`. Nothing was retrained.\n")
+    run(source, prose, output=tmp_path / "out")
+    for name in ("pruning.json", "metric.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("# Pruned\n\nBy `W`. It was fine-tuned since, see below.\n\n## Recovery")
+    assert "Every pruned weight is still zero (50.00% of all)" in card
+    # In place of the source too.
+    run(source, prose, output=source, overwrite=True)
+    assert json.loads((source / "pruning.json").read_text()) == {"sparsity": 0.5}
+    assert (source / "recovery.json").is_file()
+
+
+def test_the_card_of_prune_says_the_sentence_that_recovery_replaces() -> None:
+    from pruner_zero.pruning import result
+    from pruner_zero.recovery.result import NOT_RETRAINED
+
+    assert NOT_RETRAINED in Path(result.__file__).read_text()
+
+
+def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_path: Path) -> None:
+    run(pruned_folder, prose, output=tmp_path / "out", mode="lora", rank=4)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "a LoRA of rank 4 under the pruning mask" in card
+
+
+def test_a_teacher_by_name_or_as_an_object(llama_folder: Path, prose: str) -> None:
+    found = []
+    for teacher in (llama_folder, load_model(llama_folder), None):
+        pruned, _ = pruned_model()
+        result = run(pruned, prose, teacher=teacher)
+        found.append(result.language_model.fingerprint())
+        hashed = None if teacher is None else load_model(llama_folder).fingerprint()
+        assert result.provenance["teacher_sha256"] == hashed
+    assert found[0] == found[1] != found[2]
+
+
+def test_what_cannot_be_recovered_is_one_line(
+    llama_folder: Path, pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    line = refusal(lambda: run(llama_folder, prose, output=output))
+    assert line.startswith(f"{llama_folder} is not pruned, 0.00% of its prunable weights are zero")
+    pruned, _ = pruned_model("gpt2")
+    assert "choose --seqlen 64 or less" in refusal(
+        lambda: run(pruned, prose, output=output, seqlen=65)
+    )
+    broken, _ = pruned_model()
+    find_matrices(broken.model)[0].weight[0, 0] = float("nan")
+    assert "NaN or infinite" in refusal(lambda: run(broken, prose, output=output))
+    assert "fewer than one window" in refusal(lambda: run(pruned_folder, "ab " * 9, output=output))
+    other = tiny_tokenizer()
+    other.add_tokens(["a new one"])
+    teacher = LanguageModel(tiny_model("llama"), other, "teacher")
+    assert "has other tokens" in refusal(lambda: run(pruned_folder, prose, teacher=teacher))
+    assert "setting 'text' is missing" in refusal(lambda: recover(pruned_folder, output=output))
+    assert list(tmp_path.iterdir()) == []
+    output.mkdir()
+    (output / "mine.txt").write_text("mine")
+    assert "add --overwrite" in refusal(lambda: run(pruned_folder, prose, output=output))
+    run(pruned_folder, prose, output=output, overwrite=True)
+    assert not (output / "mine.txt").exists()
+
+
+def test_divergence_before_the_first_checkpoint_leaves_nothing(
+    pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    line = refusal(
+        lambda: run(pruned_folder, prose, output=tmp_path / "out", steps=50, learning_rate=1e38)
+    )
+    assert "choose a lower --learning-rate" in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_costs_no_training(pruned_folder: Path, prose: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    # Room enough for the checkpoint's half of the weights, not for the whole model.
+    sizes = {"keep": "last", "mode": "lora", "rank": 1}
+    with full_disk(60_000):
+        line = refusal(lambda: run(pruned_folder, prose, output=output, **sizes))
+    assert "no space left" in line
+    assert not output.exists()
+    result = run(pruned_folder, prose, output=output, **sizes)
+    timing = json.loads((output / "timing.json").read_text())
+    assert timing["first_step_of_this_process"] == SMALL["steps"]
+    assert result.curve[-1].step == SMALL["steps"]

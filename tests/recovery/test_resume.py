@@ -1,0 +1,187 @@
+"""Killed at any moment and started again, a recovery ends with the same weights; real SIGKILLs."""
+
+import json
+import os
+import random
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from pruner_zero.progress import Progress
+from pruner_zero.recovery import recover
+from pruner_zero.text import Corpus
+from tests.processes import Forked
+from tests.recovery.conftest import save_pruned
+from tests.text.refusals import refusal
+
+STEPS = 24
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first fork waits for torch to load; no test is to count that."""
+    assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
+
+
+@pytest.fixture(scope="module")
+def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pruned model that takes long enough to be hit."""
+    return save_pruned(tmp_path_factory.mktemp("models") / "deep", blocks=4)
+
+
+def command(model: Path, text: Path, output: Path, *more: object) -> list[object]:
+    sizes = ["--steps", STEPS, "--seqlen", 32, "--validation-windows", 2, "--validations", 8]
+    always = ["--checkpoint-minutes", 0]
+    return ["recover", model, "--text", text, "-o", output, *sizes, *always, *more]
+
+
+def untimed(folder: Path) -> dict[str, Any]:
+    """recovery.json without what the clock decides."""
+    told: dict[str, Any] = json.loads((folder / "recovery.json").read_text())
+    for point in told["curve"]:
+        del point["seconds"]
+    return told
+
+
+def check_same(folder: Path, other: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
+    assert untimed(folder) == untimed(other)
+
+
+def steps_on_disk(output: Path) -> int:
+    """The step of the last whole checkpoint, −1 where there is none."""
+    journal = output.with_name(output.name + ".partial") / "training" / "journal.jsonl"
+    data = journal.read_bytes() if journal.exists() else b""
+    lines = data[: data.rfind(b"\n") + 1].splitlines()[1:]
+    return int(json.loads(lines[-1])["state"]["step"]) if lines else -1
+
+
+@pytest.mark.parametrize(
+    "mode", [["--norms"], pytest.param(["--mode", "lora"], marks=pytest.mark.slow)]
+)
+def test_kills_change_no_byte(
+    mode: list[object], deep_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    whole, output = tmp_path / "whole", tmp_path / "out"
+    began = time.monotonic()
+    assert Forked(*command(deep_folder, text_file, whole, *mode), log=tmp_path / "log").end() == 0
+    seconds = time.monotonic() - began
+    generator = random.Random(0)
+    reached = []
+    for _ in range(8):
+        process = Forked(*command(deep_folder, text_file, output, *mode), log=tmp_path / "log")
+        time.sleep(generator.uniform(0.2, 0.6) * seconds)
+        process.kill()
+        if output.exists():
+            break
+        reached.append(steps_on_disk(output))
+    assert reached == sorted(reached)
+    assert any(0 < step < STEPS for step in reached), "no kill fell into the training"
+    if not output.exists():
+        last = Forked(*command(deep_folder, text_file, output, *mode), log=tmp_path / "log")
+        assert last.end() == 0, last.err.read_text()
+        assert f"going on after step {reached[-1]} in {output}.partial" in last.err.read_text()
+    check_same(output, whole)
+    assert not output.with_name("out.partial").exists()
+
+
+def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
+    deep_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    output, log = tmp_path / "out", tmp_path / "log"
+    process = Forked(*command(deep_folder, text_file, output), log=log)
+    while steps_on_disk(output) < 2:
+        assert process.process.is_alive()
+        time.sleep(0.002)
+    os.kill(process.process.pid or 0, signal.SIGINT)
+    assert process.end() == 130
+    assert process.out.read_text() == ""
+    lines = process.err.read_text().splitlines()
+    assert lines[-2] == "the same command goes on after the last checkpoint"
+    assert lines[-1].startswith("interrupted")
+    assert not output.exists()
+    reached = steps_on_disk(output)
+    assert reached >= 2
+    again = Forked(*command(deep_folder, text_file, output), log=log)
+    assert again.end() == 0
+    assert f"going on after step {reached} in {output}.partial" in again.err.read_text()
+    assert output.exists()
+
+
+def stopped_run(model: Path, prose: str, output: Path) -> dict[str, Any]:
+    """A run that is stopped in its fourth step; what it was asked."""
+    given: dict[str, Any] = {"steps": 8, "seqlen": 16, "validations": 8, "checkpoint_minutes": 0}
+
+    class Stopping(Progress):
+        def note(self, line: str) -> None:
+            if line.startswith("step 4,"):
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        recover(model, text=Corpus("prose", prose), output=output, progress=Stopping(), **given)
+    return given
+
+
+def test_other_settings_do_not_take_up_the_run(
+    pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    output, text = tmp_path / "out", Corpus("prose", prose)
+    given = stopped_run(pruned_folder, prose, output)
+    assert steps_on_disk(output) == 3
+    for other in ({"seed": 1}, {"text": Corpus("prose", prose + " and more of it")}):
+        asked = partial(recover, pruned_folder, output=output, **{"text": text, **given, **other})
+        line = refusal(asked)
+        assert "holds an unfinished run with other settings" in line
+    assert steps_on_disk(output) == 3
+    result = recover(pruned_folder, text=text, output=output, overwrite=True, **given, seed=1)
+    assert result.settings.seed == 1
+    assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 0
+
+
+def test_how_often_is_saved_may_change_on_the_way(
+    pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    output, text = tmp_path / "out", Corpus("prose", prose)
+    given = stopped_run(pruned_folder, prose, output)
+    recover(pruned_folder, text=text, output=output, **{**given, "checkpoint_minutes": 5})
+    assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 3
+    recover(pruned_folder, text=text, output=tmp_path / "whole", **given)
+    ours, whole = (
+        load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole")
+    )
+    assert all(bool((ours[name] == whole[name]).all()) for name in whole)
+
+
+def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
+    pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    output, text = tmp_path / "out", Corpus("prose", prose)
+    given = stopped_run(pruned_folder, prose, output)
+    file = next((tmp_path / "out.partial" / "training").glob("moments-*"))
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    line = refusal(lambda: recover(pruned_folder, text=text, output=output, **given))
+    assert f"{file} is damaged" in line
+    assert "--overwrite" in line
+    recover(pruned_folder, text=text, output=output, overwrite=True, **given)
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_minutes_that_are_spent_are_not_given_again(
+    pruned_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    output, text = tmp_path / "out", Corpus("prose", prose)
+    given = stopped_run(pruned_folder, prose, output)
+    journal = tmp_path / "out.partial" / "training" / "journal.jsonl"
+    spent = json.loads(journal.read_text().splitlines()[-1])["state"]["seconds"]
+    result = recover(pruned_folder, text=text, output=output, **given)
+    seconds = [point.seconds for point in result.curve]
+    assert seconds == sorted(seconds)
+    assert seconds[-1] > spent

@@ -1,0 +1,42 @@
+"""The learning rate rises, falls to zero, and follows whichever budget is spent sooner."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.recovery.schedule import Budget, rate
+from pruner_zero.recovery.settings import Schedule
+
+schedules = pytest.mark.parametrize("schedule", ["cosine", "linear"])
+
+
+@schedules
+@given(st.floats(0, 0.9))
+def test_the_rate_rises_to_one_and_falls_to_zero(schedule: Schedule, warmup: float) -> None:
+    shares = [index / 200 for index in range(201)]
+    rates = [rate(share, warmup, schedule) for share in shares]
+    assert all(0 <= one <= 1 for one in rates)
+    assert rate(warmup, warmup, schedule) == 1
+    assert rates[-1] == 0
+    rising = [one for one, share in zip(rates, shares, strict=True) if share < warmup]
+    assert all(one < other for one, other in pairwise(rising))
+    falling = rates[len(rising) :]
+    assert all(one > other for one, other in pairwise(falling))
+    assert rates[0] > 0
+
+
+def test_halfway_both_are_at_one_half() -> None:
+    assert rate(0.5, 0, "linear") == 0.5
+    assert rate(0.5, 0, "cosine") == pytest.approx(0.5)
+    assert rate(0.25, 0, "cosine") == pytest.approx(0.8535533905932737)
+
+
+def test_the_budget_that_is_spent_sooner_counts() -> None:
+    assert Budget(10, None).share(3, 1e9) == 0.3
+    assert Budget(None, 60).share(10**9, 30) == 0.5
+    both = Budget(10, 60)
+    assert both.share(5, 12) == 0.5
+    assert both.share(2, 45) == 0.75
+    assert both.share(20, 600) == 1

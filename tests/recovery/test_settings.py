@@ -1,0 +1,46 @@
+"""Settings of a recovery: defaults that depend on each other are written out."""
+
+import pytest
+
+from pruner_zero.recovery import RecoverSettings
+from pruner_zero.settings import read_settings
+from tests.text.refusals import refusal
+
+NAMES = {"model": "m", "text": "t"}
+
+
+def test_ten_minutes_where_no_budget_is_given() -> None:
+    assert RecoverSettings(**NAMES).minutes == 10
+    assert RecoverSettings(**NAMES, steps=3).minutes is None
+    both = RecoverSettings(**NAMES, steps=3, minutes=1)
+    assert (both.steps, both.minutes) == (3, 1)
+
+
+def test_the_learning_rate_follows_the_mode_unless_given() -> None:
+    full, lora = (RecoverSettings(**NAMES, mode=mode) for mode in ("full", "lora"))
+    assert 0 < full.learning_rate < lora.learning_rate
+    assert RecoverSettings(**NAMES, mode="lora", learning_rate=0.5).learning_rate == 0.5
+
+
+@pytest.mark.parametrize("given", [{}, {"steps": 3}, {"mode": "lora", "minutes": 2.0}])
+def test_resolved_settings_read_back_as_themselves(given: dict[str, object]) -> None:
+    settings = RecoverSettings(**NAMES, **given)
+    assert RecoverSettings(**settings.model_dump(mode="json")) == settings
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"mode": "lorra"}, "--mode is 'lorra': input should be 'full' or 'lora'"),
+        ({"steps": 0}, "--steps is 0"),
+        ({"minutes": 0}, "--minutes is 0"),
+        ({"warmup": 1}, "--warmup is 1"),
+        ({"rank": 0}, "--rank is 0"),
+        ({"teacher_share": 1.5}, "--teacher-share is 1.5"),
+        ({"learning_rate": -1}, "--learning-rate is -1"),
+        ({"learn_rate": 1}, "no setting 'learn_rate': did you mean 'learning_rate'?"),
+        ({"text": None}, "the setting 'text' is missing"),
+    ],
+)
+def test_what_means_nothing_is_one_line(given: dict[str, object], words: str) -> None:
+    assert words in refusal(lambda: read_settings(RecoverSettings, {**NAMES, **given}))

@@ -1,0 +1,222 @@
+"""The loop against a plain one, and what it does within its budget."""
+
+import math
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.models import LanguageModel, find_matrices, next_token_loss
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.recovery import RecoverSettings
+from pruner_zero.recovery.precision import float32_weights
+from pruner_zero.recovery.train import BETAS, State, Training
+from pruner_zero.recovery.trainable import KeptWeights, Trainable, parameters_of, read_masks
+from pruner_zero.recovery.windows import in_training_order, split_windows
+from pruner_zero.text import Corpus, Windows
+from tests.recovery.conftest import pruned_model
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+SEQLEN = 16
+
+
+@pytest.fixture(scope="module")
+def parts(prose: str) -> tuple[Windows, Windows]:
+    return split_windows(Corpus("prose", prose), tiny_tokenizer(), SEQLEN, 3)
+
+
+def settings(**given: Any) -> RecoverSettings:
+    sizes = {"seqlen": SEQLEN, "batch": 2, "learning_rate": 1e-2, "compute_dtype": "float32"}
+    return RecoverSettings(**{"model": "m", "text": "t", **sizes, **given})
+
+
+def training(
+    pruned: LanguageModel, parts: tuple[Windows, Windows], given: RecoverSettings, **more: Any
+) -> Training:
+    matrices = find_matrices(pruned.model)
+    masks = read_masks(matrices, "tiny")
+    learning: list[Trainable] = [
+        KeptWeights(name, parameter, masks[name])
+        for name, parameter in parameters_of(matrices).items()
+    ]
+    return Training(pruned.model, learning, *parts, given, torch.float32, **more)
+
+
+def plain_training(pruned: LanguageModel, windows: Windows, given: RecoverSettings) -> None:
+    """The same in the ordinary way: dense parameters, masked gradients, AdamW written out."""
+    model, steps = pruned.model, given.steps or 0
+    parameters = parameters_of(find_matrices(model)).values()
+    masks = [(parameter != 0).float() for parameter in parameters]
+    first = [torch.zeros_like(parameter) for parameter in parameters]
+    second = [torch.zeros_like(parameter) for parameter in parameters]
+    drawn = in_training_order(windows, given.seed)
+    for step in range(steps):
+        batch = torch.cat(list(islice(drawn, given.batch)))
+        logits = model(batch).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
+        found = torch.autograd.grad(loss, list(parameters))
+        gradients = [one * mask for one, mask in zip(found, masks, strict=True)]
+        norm = math.sqrt(sum(float(one.square().sum()) for one in gradients))
+        shrink = min(1.0, given.clip / (norm + 1e-6))
+        share = (step + 0.5) / steps
+        warm = 0.1 + 0.9 * share / given.warmup if share < given.warmup else None
+        cosine = 0.5 * (1 + math.cos(math.pi * (share - given.warmup) / (1 - given.warmup)))
+        learning_rate = given.learning_rate * (cosine if warm is None else warm)
+        with torch.no_grad():
+            for parameter, gradient, m, v in zip(parameters, gradients, first, second, strict=True):
+                m.mul_(BETAS[0]).add_(gradient * shrink, alpha=1 - BETAS[0])
+                v.mul_(BETAS[1]).add_((gradient * shrink).square(), alpha=1 - BETAS[1])
+                mean = m / (1 - BETAS[0] ** (step + 1))
+                deviation = (v / (1 - BETAS[1] ** (step + 1))).sqrt() + 1e-8
+                parameter.mul_(1 - learning_rate * given.weight_decay)
+                parameter.sub_(learning_rate * mean / deviation)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_it_learns_what_a_plain_masked_loop_learns(
+    architecture: str, parts: tuple[Windows, Windows]
+) -> None:
+    given = settings(steps=6, keep="last", warmup=0.3, weight_decay=0.1, clip=0.5)
+    (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
+    untouched = ours.model.get_input_embeddings().weight.clone()
+    assert training(ours, parts, given).run(SILENT) == 6
+    plain_training(plain, parts[0], given)
+    pairs = zip(ours.model.named_parameters(), plain.model.parameters(), strict=True)
+    for (name, parameter), other in pairs:
+        torch.testing.assert_close(parameter, other, rtol=1e-3, atol=2e-5, msg=name)
+        assert name not in zeros or not parameter[zeros[name]].any()
+        assert parameter.requires_grad
+        assert parameter.grad is None
+    assert torch.equal(ours.model.get_input_embeddings().weight, untouched)
+
+
+def test_the_curve_tells_what_was_done(parts: tuple[Windows, Windows]) -> None:
+    pruned, _ = pruned_model()
+    before = loss_of(pruned, parts[1])
+    run = training(pruned, parts, settings(steps=10, validations=5))
+    kept = run.run(SILENT)
+    curve = run.state.curve
+    assert [point.step for point in curve] == [0, 2, 4, 6, 8, 10]
+    assert [point.tokens for point in curve] == [step * 2 * SEQLEN for step in range(0, 11, 2)]
+    assert curve[0].train_loss is None
+    assert curve[0].validation_loss == pytest.approx(before)
+    assert curve[-1].validation_loss < before - 0.1
+    assert all(point.train_loss is not None for point in curve[1:])
+    seconds = [point.seconds for point in curve]
+    assert seconds == sorted(seconds)
+    best = min(curve, key=lambda point: point.validation_loss)
+    assert kept == best.step
+    assert loss_of(pruned, parts[1]) == pytest.approx(best.validation_loss)
+
+
+@torch.no_grad()
+def loss_of(pruned: LanguageModel, validation: Windows) -> float:
+    losses = [float(next_token_loss(pruned.model, window[None])) for window in validation.tokens]
+    return sum(losses) / len(losses)
+
+
+def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Windows]) -> None:
+    # Judged by what it says itself: the more it learns of the text, the worse it gets.
+    says = torch.tensor([[1]])
+    with torch.no_grad():
+        for _ in range(SEQLEN - 1):
+            likeliest = pruned_model()[0].model(says).logits[:, -1:].argmax(-1)
+            says = torch.cat([says, likeliest], dim=1)
+    judged = (parts[0], replace(parts[1], tokens=says))
+    found = {}
+    for keep in ("best", "last"):
+        pruned, _ = pruned_model()
+        before = [parameter.clone() for parameter in pruned.model.parameters()]
+        run = training(pruned, judged, settings(steps=3, keep=keep))
+        found[keep] = run.run(SILENT)
+        after = list(pruned.model.parameters())
+        same = all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        assert same == (keep == "best")
+    assert found == {"best": 0, "last": 3}
+
+
+def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> None:
+    pruned, _ = pruned_model()
+    run = training(pruned, parts, settings(minutes=2 / 60, validations=4))
+    run.run(SILENT)
+    last = run.state.curve[-1]
+    assert 1 < last.seconds < 3
+    assert last.step > 3
+    assert 4 <= len(run.state.curve) <= 6
+    assert last.step == run.state.step
+
+
+def test_a_budget_too_small_for_anything_gives_one_step(parts: tuple[Windows, Windows]) -> None:
+    pruned, _ = pruned_model()
+    run = training(pruned, parts, settings(minutes=1e-6))
+    run.run(SILENT)
+    assert [point.step for point in run.state.curve] == [0, 1]
+
+
+def test_steps_are_not_exceeded_where_there_is_time(parts: tuple[Windows, Windows]) -> None:
+    pruned, _ = pruned_model()
+    run = training(pruned, parts, settings(steps=2, minutes=60))
+    run.run(SILENT)
+    assert run.state.step == 2
+
+
+def test_a_loss_that_is_not_finite_is_one_line(parts: tuple[Windows, Windows]) -> None:
+    pruned, _ = pruned_model()
+    run = training(pruned, parts, settings(steps=50, learning_rate=1e38))
+    line = refusal(lambda: run.run(SILENT))
+    assert "is not finite: choose a lower --learning-rate" in line
+
+
+def test_the_teacher_pulls_the_model_towards_itself(parts: tuple[Windows, Windows]) -> None:
+    teacher = tiny_model("llama")
+
+    def apart(model: torch.nn.Module) -> float:
+        with torch.no_grad():
+            pairs = [one(parts[1].tokens).logits.log_softmax(-1) for one in (teacher, model)]
+        return float((pairs[0].exp() * (pairs[0] - pairs[1])).sum(-1).mean())
+
+    found = []
+    for share in (0.0, 1.0):
+        pruned, _ = pruned_model()
+        given = settings(steps=20, keep="last", teacher="t", teacher_share=share or 0.5)
+        run = training(pruned, parts, given, teacher=teacher if share else None)
+        run.run(SILENT)
+        found.append(apart(pruned.model))
+    assert found[1] < apart(pruned_model()[0].model) < found[0]
+
+
+def test_progress_hears_every_validation(parts: tuple[Windows, Windows]) -> None:
+    class Heard(Progress):
+        lines: list[str] = []  # noqa: RUF012
+
+        def note(self, line: str) -> None:
+            self.lines.append(line)
+
+    pruned, _ = pruned_model()
+    training(pruned, parts, settings(steps=2, validations=2)).run(Heard())
+    assert [line.split(",")[0] for line in Heard.lines] == ["step 0", "step 1", "step 2"]
+    assert "validation loss" in Heard.lines[-1]
+    assert "training loss" in Heard.lines[-1]
+
+
+def test_a_state_reads_back_as_itself(parts: tuple[Windows, Windows]) -> None:
+    pruned, _ = pruned_model()
+    run = training(pruned, parts, settings(steps=3))
+    run.run(SILENT)
+    assert State.from_json(asdict(run.state)) == run.state
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_weights_are_float32_inside_and_their_own_afterwards(dtype: torch.dtype) -> None:
+    pruned, _ = pruned_model(dtype=dtype)
+    before: dict[str, Tensor] = {name: one.clone() for name, one in pruned.weights()}
+    with float32_weights(pruned.model):
+        assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}
+    for name, tensor in pruned.weights():
+        assert tensor.dtype == dtype
+        assert torch.equal(tensor, before[name])

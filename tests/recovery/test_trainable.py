@@ -1,0 +1,56 @@
+"""Masks are read off the zeros, and what is trained cannot reach them."""
+
+import pytest
+import torch
+from torch import nn
+
+from pruner_zero.models import find_matrices
+from pruner_zero.recovery.trainable import KeptWeights, read_masks, sparsity
+from tests.recovery.conftest import pruned_model
+from tests.text.refusals import refusal
+from tests.tiny_models import ARCHITECTURES, tiny_model
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_masks_are_the_zeros_of_every_matrix(architecture: str) -> None:
+    language_model, zeros = pruned_model(architecture)
+    matrices = find_matrices(language_model.model)
+    masks = read_masks(matrices, "tiny")
+    assert masks.keys() == zeros.keys()
+    for matrix in matrices:
+        kept = matrix.view(masks[matrix.parameter_name])
+        assert torch.equal(kept, matrix.weight != 0)
+    assert sparsity(matrices) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_dense_model_is_refused() -> None:
+    matrices = find_matrices(tiny_model("llama"))
+    matrices[0].weight[0, :3] = 0
+    line = refusal(lambda: read_masks(matrices, "some/model"))
+    assert line == (
+        "some/model is not pruned, 0.02% of its prunable weights are zero: "
+        "give the folder that prune wrote"
+    )
+
+
+def test_a_quantized_model_is_refused() -> None:
+    language_model, _ = pruned_model()
+    matrices = find_matrices(language_model.model)
+    matrices[0].parameter.requires_grad_(False)
+    matrices[0].parameter.data = matrices[0].parameter.data.to(torch.int8)
+    assert "is quantized and cannot learn" in refusal(lambda: read_masks(matrices, "tiny"))
+
+
+def test_kept_weights_come_and_go_without_touching_the_others() -> None:
+    weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, -3.0, -0.0]])
+    parameter = nn.Parameter(weight.clone())
+    kept = KeptWeights("weight", parameter, weight != 0)
+    vector = kept.tensors["weight"]
+    assert vector.tolist() == [1, 2, -3]
+    kept.pull(torch.arange(6.0).view(2, 3))
+    kept.pull(torch.ones(2, 3))
+    assert vector.grad is not None
+    assert vector.grad.tolist() == [1, 3, 5]
+    vector.copy_(torch.tensor([7.0, 8.0, 9.0]))
+    kept.write()
+    assert parameter.tolist() == [[7, 0, 8], [0, 9, 0]]

@@ -1,0 +1,87 @@
+"""Windows: what is held out is never learned, every epoch covers the text, any place is found."""
+
+from collections import Counter
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.recovery.windows import in_training_order, split_windows
+from pruner_zero.text import Corpus, Windows
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+
+SEQLEN = 16
+
+
+def numbered(tokens: int, seqlen: int) -> Windows:
+    """Windows of a stream whose tokens say where they stand."""
+    stream = torch.arange(tokens // seqlen * seqlen).view(-1, seqlen)
+    return Windows(stream, "numbers", "", "", tokens, "consecutive")
+
+
+def test_what_is_held_out_is_the_end_of_the_text_and_not_learned(prose: str) -> None:
+    training, validation = split_windows(Corpus("prose", prose), tiny_tokenizer(), SEQLEN, 5)
+    decode = tiny_tokenizer().decode
+    learned, held_out = (decode(part.tokens.flatten()) for part in (training, validation))
+    cut = round(len(prose) * 0.9)
+    assert prose[:cut].startswith(learned)
+    assert len(learned) > cut - SEQLEN
+    assert prose[cut:].startswith(held_out)
+    assert len(validation) == 5
+    assert training.describe()["text"] == "prose (first nine tenths)"
+    assert validation.describe()["text"] == "prose (last tenth)"
+
+
+def test_fewer_windows_are_held_out_where_the_tenth_has_no_more(prose: str) -> None:
+    _, validation = split_windows(Corpus("prose", prose), tiny_tokenizer(), SEQLEN, 10**6)
+    assert len(validation) == (len(prose) - round(len(prose) * 0.9)) // SEQLEN
+
+
+def test_a_text_too_short_for_a_held_out_window_is_refused() -> None:
+    corpus = Corpus("short", "a" * 100)
+    line = refusal(lambda: split_windows(corpus, tiny_tokenizer(), SEQLEN, 5))
+    assert "short (last tenth) has 10 tokens, fewer than one window of 16" in line
+
+
+@given(st.integers(1, 200), st.integers(2, 20), st.integers(0, 2**63 - 1))
+def test_an_epoch_has_every_token_once_but_for_the_ends(
+    tokens: int, seqlen: int, seed: int
+) -> None:
+    windows = numbered(tokens + seqlen, seqlen)
+    stream = windows.tokens.numel()
+    drawn = list(islice(in_training_order(windows, seed), 3 * len(windows)))
+    seen: Counter[int] = Counter()
+    for window in drawn:
+        assert window.shape == (1, seqlen)
+        assert torch.equal(window[0], torch.arange(int(window[0, 0]), int(window[0, 0]) + seqlen))
+        if any(seen[int(token)] for token in window[0]):
+            break
+        seen.update(window.flatten().tolist())
+    # A new epoch repeats a token only once all but less than a window at each end are seen.
+    assert len(seen) > stream - 2 * seqlen
+
+
+@given(st.integers(0, 60))
+def test_the_sequence_goes_on_from_any_place(skipped: int) -> None:
+    windows = numbered(100, 8)
+    whole = list(islice(in_training_order(windows, 3), 80))
+    rest = list(islice(in_training_order(windows, 3, skipped), 80 - skipped))
+    assert all(torch.equal(one, other) for one, other in zip(whole[skipped:], rest, strict=True))
+
+
+def test_the_seed_decides_the_order() -> None:
+    windows = numbered(400, 8)
+    orders = [
+        torch.cat(list(islice(in_training_order(windows, seed), 40))).tolist() for seed in (0, 0, 1)
+    ]
+    assert orders[0] == orders[1]
+    assert orders[0] != orders[2]
+
+
+@pytest.mark.parametrize("tokens", [8, 15, 16])
+def test_a_text_of_one_or_two_windows_serves(tokens: int) -> None:
+    drawn = list(islice(in_training_order(numbered(tokens, 8), 0), 9))
+    assert {window.shape for window in drawn} == {(1, 8)}
