@@ -24,6 +24,7 @@ from pruner_zero.search.archive import JOURNAL
 
 HERE = Path(__file__).parent
 CLASSICS = ("dense", "magnitude", "wanda", "gblm", "ria", "pruner-zero", "sparsegpt")
+BY_HAND = "W * G^0.5 * X^0.25@global"
 
 
 def main() -> None:
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="default: one a core")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--only-search", action="store_true", help="leave the table for later")
+    parser.add_argument("--only-test", action="store_true", help="take the runs as they are")
     given = parser.parse_args()
     zeros: dict[str, Any] = (
         {"pattern": given.pattern} if given.pattern else {"sparsity": given.sparsity}
@@ -53,6 +55,9 @@ def main() -> None:
     for algorithm in given.algorithms:
         for seed in given.seeds:
             folder = given.runs / f"{name}-{algorithm}-{seed}"
+            winners.append(str(folder / "best.json"))
+            if given.only_test:
+                continue
             with Display() as display:
                 result = search(
                     model,
@@ -70,10 +75,10 @@ def main() -> None:
                 )
             file = HERE / "results" / f"search-{name}-{algorithm}-{seed}.json"
             write_atomic(file, json.dumps(summary(folder, result.stopped), indent=2) + "\n")
-            winners.append(str(folder / "best.json"))
     if given.only_search:
         return
-    test(given, name, zeros, [*CLASSICS, *winners])
+    by_hand = [] if given.pattern else [BY_HAND]
+    test(given, name, zeros, [*winners, *by_hand, *CLASSICS])
     write_page()
 
 
