@@ -180,7 +180,7 @@ def test_evaluate_refuses_alike(
 
 
 def test_evaluate_needs_a_text_and_a_model(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:
-    assert "Missing option '--text'" in cli("evaluate", llama_folder).error
+    assert "give --text to measure perplexity on" in cli("evaluate", llama_folder).error
     assert "there is no file" in cli("evaluate", llama_folder, "--text", "none.txt").error
 
 

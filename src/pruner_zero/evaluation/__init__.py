@@ -1,6 +1,15 @@
-"""How good a model still is: perplexity."""
+"""How good a model still is: perplexity, and scores in zero-shot and few-shot tasks."""
 
 from pruner_zero.evaluation.evaluate import evaluate
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
+from pruner_zero.evaluation.tasks import Score, TaskResult, TaskScores, evaluate_tasks
 
-__all__ = ["Perplexity", "evaluate", "perplexity"]
+__all__ = [
+    "Perplexity",
+    "Score",
+    "TaskResult",
+    "TaskScores",
+    "evaluate",
+    "evaluate_tasks",
+    "perplexity",
+]

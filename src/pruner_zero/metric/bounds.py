@@ -102,6 +102,9 @@ def _facts(expression: Expression, known: dict[Expression, Facts]) -> tuple[floa
             # Along an axis on which nothing varies only signs are left.
             along = expression.shape.value[1 if expression.operator.reach == "row" else 0]
             return 0.0 if x.low >= 0 else -1.0, 1.0, own if along else math.inf
+    if len(expression.operands) == 1:
+        # An operator of a plug-in, of which only its own facts are known.
+        return 0.0 if expression.nonnegative else -math.inf, math.inf, math.inf
     y = facts(expression.operands[1], known)
     both = max(x.growth, y.growth)
     match name:

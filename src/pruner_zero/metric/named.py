@@ -1,8 +1,8 @@
 """The known pruning metrics, as expressions of this language."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+
+from pruner_zero.plugins import Registry
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,4 +63,4 @@ _ALL = (
     ),
 )
 
-NAMED: Mapping[str, NamedMetric] = MappingProxyType({one.name: one for one in _ALL})
+NAMED = Registry("metrics", NamedMetric, {one.name: one for one in _ALL})

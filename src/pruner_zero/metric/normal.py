@@ -82,6 +82,9 @@ class Normal(Algebra):
                 return self.times(1 / scale, self.multiply(x, norm))
             case "min" | "max":
                 return self._extreme(name, x, y)
+        if len(operands) > 1:
+            # An operator of a plug-in, which stays as it is.
+            return call(name, *operands)
         match name:
             case "log" | "small":
                 x = self.absolute(x)

@@ -1,14 +1,15 @@
 """What an expression can do with tensors: the operators, their numerics and their facts."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from types import MappingProxyType
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from pruner_zero.plugins import Registry
 
 Reach = Literal["element", "row", "column", "matrix"]
 Increasing = Literal["always", "nonnegative", "never"]
@@ -183,6 +184,6 @@ _ALL = (
     Operator("small", 1, _small, "matrix", "never", "nonnegative", 0, "extended", "scalar"),
 )
 
-OPERATORS: Mapping[str, Operator] = MappingProxyType({one.name: one for one in _ALL})
+OPERATORS = Registry("operators", Operator, {one.name: one for one in _ALL})
 PUBLISHED = tuple(one.name for one in _ALL if one.group == "published")
 EXTENDED = tuple(one.name for one in _ALL if one.group == "extended")

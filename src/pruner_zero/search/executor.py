@@ -5,7 +5,7 @@ import signal
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.plugins import Registry
 from pruner_zero.search.evaluator import Evaluator, Outcome, Task
 
 # Tasks taken up ahead of the one waited for, per worker: enough that a slow one idles no other.
@@ -276,3 +277,14 @@ def _ready() -> None:
 def _judge(task: Task) -> Outcome:
     assert _evaluator is not None
     return _evaluator.run(task)
+
+
+def _serial(evaluator: Evaluator, workers: int, threads: int, time_limit: float) -> Executor:
+    del workers, time_limit
+    return SerialExecutor(evaluator, threads)
+
+
+# Evaluator, workers, threads of each, seconds a task may take. Ray takes more, and stands apart.
+EXECUTORS: Registry[Callable[[Evaluator, int, int, float], Executor]] = Registry(
+    "executors", object, {"serial": _serial, "processes": ProcessExecutor}
+)

@@ -20,7 +20,7 @@ from pruner_zero.search.algorithm import Algorithm, make_algorithm
 from pruner_zero.search.archive import Archive, Record
 from pruner_zero.search.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.search.evaluator import Evaluator
-from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
+from pruner_zero.search.executor import EXECUTORS, Executor
 from pruner_zero.search.hall_of_fame import HallOfFame
 from pruner_zero.search.racing import judge
 from pruner_zero.search.settings import SearchSettings
@@ -216,11 +216,7 @@ def make_executor(settings: SearchSettings, evaluator: Evaluator) -> Executor:
         )
     workers = settings.workers or max(1, (os.cpu_count() or 1) // settings.threads)
     name = settings.executor or ("processes" if workers > 1 else "serial")
-    if name == "serial":
-        return SerialExecutor(evaluator, settings.threads)
-    if name in EXECUTORS:
-        return EXECUTORS[name](evaluator, workers, settings.threads, settings.time_limit)
-    return ProcessExecutor(evaluator, workers, settings.threads, settings.time_limit)
+    return EXECUTORS[name](evaluator, workers, settings.threads, settings.time_limit)
 
 
 def _stops(

@@ -4,15 +4,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pruner_zero.errors import did_you_mean
 from pruner_zero.pruning import CalibrationSettings
 from pruner_zero.search.algorithm import ALGORITHMS
+from pruner_zero.search.executor import EXECUTORS
 from pruner_zero.search.racing import Racing
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
 
 AlgorithmName = Literal["default", "published", "random"]
 JudgeDtype = Literal["auto", "float32", "bfloat16"]
-ExecutorName = Literal["serial", "processes", "ray"]
 
 
 class SearchSettings(CalibrationSettings):
@@ -42,10 +43,17 @@ class SearchSettings(CalibrationSettings):
     target_loss: float | None = None
     patience: Annotated[int, Field(ge=1)] | None = None
     workers: Annotated[int, Field(ge=1)] | None = None
-    executor: ExecutorName | None = None
+    executor: str | None = None
     time_limit: Annotated[float, Field(gt=0)] = 600.0
     ray_address: str | None = None
     ray_resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+    @field_validator("executor")
+    @classmethod
+    def _known_executor(cls, name: str | None) -> str | None:
+        if name not in (None, "ray", *EXECUTORS) and name not in EXECUTORS:
+            raise ValueError(f"no executor: {did_you_mean(str(name), ('ray', *EXECUTORS))}")
+        return name
 
     @field_validator("ray_resources", mode="before")
     @classmethod

@@ -2,6 +2,7 @@
 
 from pruner_zero.text.corpus import NAMES, Corpus, load_corpus
 from pruner_zero.text.role import ROLES, Role
+from pruner_zero.text.source import TextSource
 from pruner_zero.text.windows import Tokenizer, Windows, consecutive_windows, random_windows
 
 __all__ = [
@@ -9,6 +10,7 @@ __all__ = [
     "ROLES",
     "Corpus",
     "Role",
+    "TextSource",
     "Tokenizer",
     "Windows",
     "consecutive_windows",

@@ -13,6 +13,7 @@ from pruner_zero.text.builtin import pydoc_documents
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
 from pruner_zero.text.hub import HUB, hub_documents
 from pruner_zero.text.role import ROLES, Role
+from pruner_zero.text.source import SOURCES
 
 PYDOC = "builtin:pydoc"
 NAMES = (PYDOC, *HUB)
@@ -56,7 +57,7 @@ def load_corpus(
 
     - `builtin:pydoc`, `wikitext2`, `c4`, `ptb`: the part that serves `role`, or the one
       named after a slash (`wikitext2/test`, `builtin:pydoc/all`). A file of the same name
-      needs `./`.
+      needs `./`. The text sources of plug-ins likewise.
     - a `.txt`, `.raw` or `.md` file: its text as it stands.
     - a `.jsonl` or `.parquet` file: the strings under `key`, joined by a blank line.
     - strings: joined by a blank line.
@@ -73,6 +74,8 @@ def load_corpus(
         name, _, part = source.partition("/")
         if name in NAMES:
             return _load_named(name, part or role, progress)
+        if name in SOURCES:
+            return _load_plugged(name, part or role, progress)
         if name.startswith("builtin:"):
             raise PrunerZeroError(f"unknown corpus '{name}': {did_you_mean(name, NAMES)}")
     if isinstance(source, str | Path):
@@ -93,6 +96,14 @@ def _load_named(name: str, part: str, progress: Progress) -> Corpus:
         return _join(f"{name}/{part}", topics, BLANK_LINE)
     documents = hub_documents(name, cast(Role, part), progress)
     return _join(f"{name}/{part}", documents, HUB[name].separator)
+
+
+def _load_plugged(name: str, part: str, progress: Progress) -> Corpus:
+    if part not in ROLES:
+        raise PrunerZeroError(f"{name} has no part '{part}': {did_you_mean(part, ROLES)}")
+    source = SOURCES[name]
+    documents = _strings(progress.track(source.documents(part), name))
+    return _join(f"{name}/{part}", documents, source.separator)
 
 
 def _load_file(path: Path, key: str) -> Corpus:

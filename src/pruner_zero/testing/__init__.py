@@ -1,0 +1,14 @@
+"""Tests that every plug-in must pass: derive a class from a suite and let pytest find it.
+
+from pruner_zero.testing import OperatorSuite
+
+class TestSoftsign(OperatorSuite):
+    operator = SOFTSIGN
+"""
+
+from pruner_zero.testing.executors import ExecutorSuite, Numbering
+from pruner_zero.testing.metrics import NamedMetricSuite
+from pruner_zero.testing.operators import OperatorSuite
+from pruner_zero.testing.texts import TextSourceSuite
+
+__all__ = ["ExecutorSuite", "NamedMetricSuite", "Numbering", "OperatorSuite", "TextSourceSuite"]

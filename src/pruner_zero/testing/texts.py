@@ -1,0 +1,27 @@
+"""What a text source promises: one text for each role, the same each time, none in two roles."""
+
+from itertools import combinations
+
+from pruner_zero.text import ROLES, TextSource, load_corpus
+
+
+class TextSourceSuite:
+    """Holds for any text source. A subclass gives `source`; the package must be installed."""
+
+    source: TextSource
+
+    def test_it_is_found_by_its_name(self) -> None:
+        for role in ROLES:
+            named = load_corpus(f"{self.source.name}/{role}")
+            assert load_corpus(self.source.name, role) == named
+            assert named.text == self.source.separator.join(self.source.documents(role))
+            assert named.name == f"{self.source.name}/{role}"
+
+    def test_it_is_the_same_text_each_time(self) -> None:
+        for role in ROLES:
+            assert list(self.source.documents(role)) == list(self.source.documents(role))
+
+    def test_no_document_serves_two_roles(self) -> None:
+        parts = {role: set(self.source.documents(role)) - {""} for role in ROLES}
+        for one, other in combinations(ROLES, 2):
+            assert not parts[one] & parts[other], f"{one} and {other} share documents"

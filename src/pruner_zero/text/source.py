@@ -1,0 +1,22 @@
+"""Texts that other packages add, by name."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from pruner_zero.plugins import Registry
+from pruner_zero.text.role import Role
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text of a plug-in: `documents` gives those of one role, `separator` joins them.
+
+    The documents of different roles must not overlap, or a search is tested on what it saw.
+    """
+
+    name: str
+    documents: Callable[[Role], Iterable[str]]
+    separator: str = "\n\n"
+
+
+SOURCES = Registry[TextSource]("texts", TextSource, {})

@@ -1,0 +1,71 @@
+"""`evaluate --tasks`: a table that names every column, one JSON value, one line where it fails."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+from tests.evaluation.local_task import QUESTIONS, write_task
+
+
+@pytest.fixture
+def arguments(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    (tmp_path / "tasks").mkdir()
+    folder = write_task(tmp_path / "tasks")
+    return ["evaluate", llama_folder, "--tasks", "kinds", "--task-folder", folder]
+
+
+def test_the_table_has_acc_and_acc_norm_side_by_side_with_their_errors(
+    cli: Cli, arguments: list[object]
+) -> None:
+    found = json.loads(cli(*arguments, "--json").out)["tasks"]["kinds"]
+    outcome = cli(*arguments)
+    assert outcome.code == 0
+    assert outcome.out.isascii()
+    header, row, remark = outcome.out.splitlines()
+    assert "  ".join(header.split()) == "  ".join(
+        [
+            "task",
+            "version",
+            "fewshot",
+            "documents",
+            "acc",
+            "acc",
+            "stderr",
+            "acc_norm",
+            "acc_norm",
+            "stderr",
+        ]
+    )
+    numbers = [
+        f"{found['scores'][name][part]:.4f}"
+        for name in ("acc", "acc_norm")
+        for part in ("value", "standard_error")
+    ]
+    assert row.split() == ["kinds", "1.5", "0", str(len(QUESTIONS)), *numbers]
+    assert remark.startswith("acc takes the choice of the highest log-probability")
+
+
+def test_a_text_and_tasks_in_one_run(
+    cli: Cli, arguments: list[object], text_file: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "new" / "result.json"
+    text = ["--text", text_file, "--seqlen", 32, "--windows", 2]
+    found = json.loads(cli(*arguments, *text, "--limit", 3, "-o", file, "--json").out)
+    assert found == json.loads(file.read_text())
+    assert found["tasks"]["kinds"]["documents"] == 3
+    assert found["text"]["windows"] == 2
+    alone = json.loads(cli(*arguments[:2], *text, "--json").out)
+    assert alone == {key: found[key] for key in ("perplexity", "loss", "losses", "text")}
+    out = cli(*arguments, *text, "--limit", 3).out.splitlines()
+    assert out[0].startswith("task ")
+    assert out[-1].startswith(f"perplexity {found['perplexity']:.2f} per token on 2 windows")
+
+
+def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:
+    assert cli(*arguments[:2]).error == "give --text to measure perplexity on, --tasks, or both"
+    assert cli(*arguments, "--limit", 0).error == "--limit is 0: give 1 or more"
+    (tmp_path / "file").write_text("")
+    assert "is not a folder" in cli(*arguments, "-o", tmp_path / "file" / "out.json").error

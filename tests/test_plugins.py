@@ -1,0 +1,197 @@
+"""Plug-ins are found by name alone, change nothing else, and fail in one line."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero import plugins
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import EXTENDED, NAMED, OPERATORS, PUBLISHED, Metric, parse
+from pruner_zero.search.search import make_executor
+from pruner_zero.search.settings import SearchSettings
+from pruner_zero.search.space import SearchSpace
+from pruner_zero.testing import NamedMetricSuite, Numbering, OperatorSuite, TextSourceSuite
+from pruner_zero.text import load_corpus
+from pruner_zero.text.source import SOURCES
+
+ROOT = Path(__file__).parents[1]
+EXAMPLE = ROOT / "examples" / "pruner-zero-example"
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Put a package on the path as an installer leaves it: a module and its metadata."""
+    for registry in (OPERATORS, NAMED):
+        monkeypatch.setattr(registry, "_loaded", {})
+    before = set(sys.modules)
+
+    def write(package: str, group: str, entries: dict[str, str], code: str = "") -> None:
+        site = tmp_path / "site" / package
+        info = site / f"{package}-1.0.dist-info"
+        info.mkdir(parents=True)
+        (site / f"{package}.py").write_text(code)
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
+        lines = "".join(f"{name} = {package}:{value}\n" for name, value in entries.items())
+        (info / "entry_points.txt").write_text(f"[pruner_zero.{group}]\n{lines}")
+        monkeypatch.syspath_prepend(str(site))
+        plugins.forget()
+
+    yield write
+    for name in set(sys.modules) - before:
+        if name.startswith("plug_"):
+            del sys.modules[name]
+    monkeypatch.undo()
+    plugins.forget()
+
+
+OPERATOR = """
+from pruner_zero.metric import Operator
+half = Operator("half", 1, lambda x: x / 2, "element", "always", "keeps", 1, "extended")
+"""
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(PrunerZeroError) as raised:
+        action()
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_an_operator_serves_wherever_it_is_named(install: Install) -> None:
+    install("plug_half", "operators", {"half": "half"}, OPERATOR)
+    metric = Metric.of("half(W) * X")
+    weights = {"W": torch.tensor([[1.0, 4.0]]), "X": torch.tensor([[3.0, 1.0]])}
+    torch.testing.assert_close(metric.score(weights), torch.tensor([[1.5, 2.0]]))
+    assert Metric.of(metric.to_tree()).expression == metric.expression
+    assert pickle.loads(pickle.dumps(metric)) == metric
+    space = SearchSpace(operators=("mul", "half"))
+    assert space.allows(metric.expression) is None
+
+
+def test_what_is_not_named_sees_no_plug_in(install: Install) -> None:
+    before = list(OPERATORS)
+    install("plug_half", "operators", {"half": "half"}, OPERATOR)
+    assert list(OPERATORS) == before == [*PUBLISHED, *EXTENDED]
+    assert len(OPERATORS) == len(before)
+    assert "half" not in SearchSpace().operators
+    assert "half" in OPERATORS
+    # Known without being imported.
+    assert OPERATORS.plugged == {"half": "plug_half"}
+    assert "plug_half" not in sys.modules
+
+
+def test_a_plug_in_that_cannot_be_used_is_one_line_that_names_its_package(
+    install: Install,
+) -> None:
+    code = "from pruner_zero.metric import OPERATORS\nother = OPERATORS['abs']\nnumber = 3\n"
+    install("plug_good", "operators", {"other": "other", "number": "number"}, code)
+    install("plug_bad", "operators", {"broken": "x"}, "raise RuntimeError('no\\nlicence')")
+    assert parse("abs(W)") is not None
+    assert refusal(lambda: parse("broken(W)")) == (
+        "column 1: 'broken' among the operators, from the package plug_bad, cannot be imported "
+        "(no licence): mend or uninstall the package"
+    )
+    assert "package plug_good, is not of type Operator" in refusal(lambda: parse("number(W)"))
+    assert "calls itself 'abs'" in refusal(lambda: parse("other(W)"))
+
+
+def test_a_name_that_is_taken_is_refused(install: Install) -> None:
+    install("plug_one", "operators", {"half": "half"}, OPERATOR)
+    install("plug_two", "operators", {"half": "half"}, OPERATOR)
+    assert refusal(lambda: parse("half(W)")) == (
+        "the packages plug_one and plug_two both add 'half' to the operators: uninstall one of them"
+    )
+    install("plug_three", "metrics", {"wanda": "wanda"})
+    assert str(Metric.of("wanda")) == "W * X"
+    assert refusal(lambda: Metric.of("wnada")).startswith(
+        "the package plug_three adds 'wanda' to the metrics, a name that is built in"
+    )
+
+
+def test_expressions_of_built_in_names_look_for_no_plug_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(group: str) -> Any:
+        raise AssertionError(f"looked for {group}")
+
+    monkeypatch.setattr(plugins, "_entry_points", refuse)
+    Metric.of("abs(W * W) * mms(G)")
+    Metric.of("wanda")
+
+
+def test_an_executor_is_made_with_what_the_search_was_told(install: Install) -> None:
+    code = (
+        "class Mine:\n"
+        "    def __init__(self, evaluator, workers, threads, time_limit):\n"
+        "        self.given = (workers, threads, time_limit)\n"
+    )
+    install("plug_run", "executors", {"mine": "Mine"}, code)
+    settings = SearchSettings(
+        model="m",
+        calibration="c",
+        search_text="s",
+        sparsity=0.5,
+        evaluations=1,
+        executor="mine",
+        workers=3,
+        threads=2,
+    )
+    executor: Any = make_executor(settings, Numbering())  # type: ignore[arg-type]
+    assert executor.given == (3, 2, 600.0)
+
+
+def test_what_the_example_package_declares_serves_and_conforms(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(SOURCES, "_loaded", {})
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    for group, entries in project["entry-points"].items():
+        names = {name: value.rpartition(":")[2] for name, value in entries.items()}
+        kind = group.removeprefix("pruner_zero.")
+        module = f"from pruner_zero_example import {', '.join(names.values())}"
+        install(f"plug_{kind}", kind, names, module)
+    monkeypatch.syspath_prepend(str(EXAMPLE / "src"))
+    assert str(Metric.of("softsign-wanda")) == "softsign(W) * X"
+    assert load_corpus("counting", "test").text.startswith("20000 20001 ")
+    assert "has no part 'tset': did you mean 'test'?" in refusal(
+        lambda: load_corpus("counting/tset")
+    )
+    operator, metric, text = OperatorSuite(), NamedMetricSuite(), TextSourceSuite()
+    operator.operator = OPERATORS["softsign"]
+    metric.metric = NAMED["softsign-wanda"]
+    text.source = SOURCES["counting"]
+    for suite in (operator, metric, text):
+        for name in dir(suite):
+            if name.startswith("test_"):
+                getattr(suite, name)()
+
+
+@pytest.mark.slow
+def test_the_example_package_is_installed_and_its_own_tests_pass(tmp_path: Path) -> None:
+    # A copy, for building leaves files beside the sources.
+    copied, target = tmp_path / "example", tmp_path / "target"
+    shutil.copytree(EXAMPLE, copied)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    options = ["--no-build-isolation", "--disable-pip-version-check", "--target"]
+    subprocess.run([*pip, *options, target, copied], check=True, capture_output=True)
+    paths = os.pathsep.join([str(target), str(ROOT / "src")])
+    own = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", copied / "tests"],
+        env={**os.environ, "PYTHONPATH": paths},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert own.returncode == 0, own.stdout
+    assert "15 passed" in own.stdout

@@ -1,0 +1,152 @@
+"""The suites pass for what is built in, and each of their tests fails for something broken."""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.metric import NAMED, OPERATORS, NamedMetric, Operator
+from pruner_zero.search.evaluator import Outcome, Task
+from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
+from pruner_zero.testing import ExecutorSuite, NamedMetricSuite, OperatorSuite, TextSourceSuite
+from pruner_zero.text import Role, TextSource
+from pruner_zero.text.source import SOURCES
+
+
+def claims_of(suite: Any) -> dict[str, Callable[[], None]]:
+    return {name: getattr(suite, name) for name in dir(suite) if name.startswith("test_")}
+
+
+def failing(suite: Any) -> set[str]:
+    """The names of the suite's tests that fail, without `test_`."""
+    failed = set()
+    for name, test in claims_of(suite).items():
+        try:
+            test()
+        except Exception:
+            failed.add(name.removeprefix("test_"))
+    return failed
+
+
+# A power takes no expression for its exponent, so the suite's operands are none for it.
+@pytest.mark.parametrize("name", [name for name in OPERATORS if name != "power"])
+def test_every_built_in_operator_passes(name: str) -> None:
+    suite = OperatorSuite()
+    suite.operator = OPERATORS[name]
+    for test in claims_of(suite).values():
+        test()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_metric_passes(name: str) -> None:
+    suite = NamedMetricSuite()
+    suite.metric = NAMED[name]
+    for test in claims_of(suite).values():
+        test()
+
+
+class TestSerialExecutor(ExecutorSuite):
+    def start(self, evaluator: Any) -> Executor:
+        return SerialExecutor(evaluator)
+
+
+class TestProcessExecutor(ExecutorSuite):
+    def start(self, evaluator: Any) -> Executor:
+        return ProcessExecutor(evaluator, 2)
+
+
+def _spoil(x: Tensor) -> Tensor:
+    return x.mul_(2)
+
+
+SHAPE = "the_shape_rule_predicts_the_shape_of_the_result"
+OPERANDS = "it_keeps_the_dtype_and_leaves_its_operands_alone"
+REACH = "an_entry_depends_on_nothing_beyond_the_reach"
+ORDER = "the_order_of_the_first_operand_is_kept_where_increasing_says_so"
+SIGN = "the_sign_of_the_result"
+DEGREE = "a_positive_factor_comes_out_as_the_degree_says"
+
+
+@pytest.mark.parametrize(
+    ("broken", "test"),
+    [
+        (Operator("half", 1, torch.abs, "element", "never", "any", None, "extended"), None),
+        (Operator("half", 2, torch.atan2, "element", "never", "any", 0, "extended"), None),
+        (Operator("half", 1, torch.sum, "matrix", "never", "any", None, "extended"), SHAPE),
+        (Operator("half", 1, torch.Tensor.half, "element", "never", "any", None), OPERANDS),
+        (Operator("half", 1, _spoil, "element", "never", "any", None), OPERANDS),
+        (Operator("half", 1, OPERATORS["mms"].apply, "row", "never", "any", None), REACH),
+        (Operator("half", 1, torch.neg, "element", "always", "any", None), ORDER),
+        (Operator("half", 1, torch.neg, "element", "never", "keeps", None), SIGN),
+        (Operator("half", 1, torch.square, "element", "never", "any", 1), DEGREE),
+    ],
+)
+def test_a_false_fact_of_an_operator_is_found(
+    broken: Operator, test: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(OPERATORS._loaded, "half", broken)
+    monkeypatch.setattr(type(OPERATORS), "plugged", {"half": "mine"})
+    suite = OperatorSuite()
+    suite.operator = broken
+    assert failing(suite) == ({test} if test else set())
+
+
+def test_an_operator_that_is_not_installed_is_found() -> None:
+    suite = OperatorSuite()
+    suite.operator = Operator("half", 1, torch.abs, "element", "never", "any", None)
+    assert "it_is_found_by_its_name" in failing(suite)
+
+
+def test_a_broken_metric_is_found() -> None:
+    suite = NamedMetricSuite()
+    suite.metric = NamedMetric("mine", "W - W", "", "nobody")
+    assert len(failing(suite)) == len(claims_of(suite))
+
+
+@pytest.mark.parametrize(
+    ("documents", "test"),
+    [
+        (lambda role: ["the same"], "no_document_serves_two_roles"),
+        (lambda role: [f"{role} {torch.rand(()).item()}"], "it_is_the_same_text_each_time"),
+    ],
+)
+def test_a_broken_text_source_is_found(
+    documents: Callable[[Role], Iterable[str]], test: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = TextSourceSuite()
+    suite.source = TextSource("mine", documents)
+    monkeypatch.setitem(SOURCES._loaded, "mine", suite.source)
+    monkeypatch.setattr(type(SOURCES), "plugged", {"mine": "mine"})
+    assert test in failing(suite)
+
+
+class _Backwards(SerialExecutor):
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        yield from reversed(list(super().map(list(tasks))))
+
+
+class _Greedy(SerialExecutor):
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        some = [task for task, _ in zip(tasks, range(100), strict=False)]
+        yield from super().map(some)
+
+
+@pytest.mark.parametrize(
+    ("executor", "test"),
+    [
+        (_Greedy, "an_endless_source_is_not_read_to_its_end"),
+        (_Backwards, "outcomes_come_in_the_order_of_submission"),
+    ],
+)
+def test_a_broken_executor_is_found(executor: type[SerialExecutor], test: str) -> None:
+    class Suite(ExecutorSuite):
+        def start(self, evaluator: Any) -> Executor:
+            return executor(evaluator)
+
+    suite = Suite()
+    if executor is _Backwards:
+        # It would read the endless source for ever.
+        suite.test_an_endless_source_is_not_read_to_its_end = lambda: None  # type: ignore[method-assign]
+    assert test in failing(suite)
