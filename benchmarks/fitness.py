@@ -51,6 +51,7 @@ def main() -> None:
     parser.add_argument("--pattern", help="N:M instead of 50 %%")
     parser.add_argument("--scopes", nargs="*", default=SCOPES)
     parser.add_argument("--random", type=int, default=6, help="random metrics in each scope")
+    parser.add_argument("--only-closed", action="store_true", help="judge no further metric")
     parser.add_argument("--page", action="store_true", help="only write fitness.md anew")
     given = parser.parse_args()
     if not given.page:
@@ -90,7 +91,7 @@ def measure(given: argparse.Namespace) -> None:
             str(random_expression(generator, settings.search_space)) for _ in range(given.random)
         ]
         for text in [*texts, *random]:
-            if (text, scope) in done:
+            if (text, scope) in done or given.only_closed:
                 continue
             try:
                 line = _judge(evaluator, text, scope, judged.tokens, dense)
