@@ -2,14 +2,17 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
+import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.search.evaluator import Evaluator
+from pruner_zero.search.evaluator import Evaluator, Task
 from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
+from tests.search.conftest import Build
 from tests.search.executor_suite import (
     ExecutorSuite,
     Scripted,
@@ -76,3 +79,16 @@ def test_the_number_of_worker_processes_does_not_change_the_archive(
         output = tmp_path / f"{workers}"
         run(llama_folder, output, text_file, executor="processes", workers=workers)
         assert journal(output) == journal(tmp_path / "serial")
+
+
+def test_more_tensors_than_a_process_can_be_handed_as_files(build: Build) -> None:
+    """A real model has hundreds; each would be an open file, of which 256 can be passed on."""
+    evaluator = build()
+    many = [replace(evaluator.sample[0], norms=torch.rand(1)) for _ in range(400)]
+    executor = ProcessExecutor(replace(evaluator, sample=[*evaluator.sample, *many]), 1)
+    task = Task(0, "probe", "W * X", "row")
+    try:
+        (outcome,) = executor.map([task])
+    finally:
+        executor.close()
+    assert outcome.fingerprint == evaluator.run(task).fingerprint

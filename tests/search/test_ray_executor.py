@@ -16,7 +16,8 @@ from ray.cluster_utils import Cluster
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.executor import Executor, SerialExecutor, own_parameters
-from pruner_zero.search.ray_executor import RayExecutor, pack, unpack
+from pruner_zero.search.packing import pack, unpack
+from pruner_zero.search.ray_executor import RayExecutor
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.settings import read_settings
 from tests.search.conftest import Build, tiny_settings

@@ -17,6 +17,7 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.plugins import Registry
 from pruner_zero.search.evaluator import Evaluator, Outcome, Task
+from pruner_zero.search.packing import PackedFile
 
 # Tasks taken up ahead of the one waited for, per worker: enough that a slow one idles no other.
 AHEAD = 8
@@ -204,7 +205,7 @@ class WorkerExecutor(ABC):
 
 
 class ProcessExecutor(WorkerExecutor):
-    """Worker processes on this machine that share the evaluator's tensors.
+    """Worker processes on this machine that share the evaluator's tensors, mapped from a file.
 
     Each worker has its own copy of the weights it masks.
     """
@@ -214,7 +215,7 @@ class ProcessExecutor(WorkerExecutor):
     def __init__(
         self, evaluator: Evaluator, workers: int, threads: int = 1, time_limit: float = 600.0
     ) -> None:
-        self.arguments = (evaluator, threads)
+        self.arguments = (PackedFile(evaluator), threads)
         super().__init__(workers, time_limit)
 
     def worker(self) -> Worker:
@@ -225,7 +226,7 @@ class ProcessExecutor(WorkerExecutor):
 class _Process:
     """A pool of one, so that it is known which task a death is to be laid to."""
 
-    def __init__(self, evaluator: Evaluator, threads: int) -> None:
+    def __init__(self, evaluator: PackedFile, threads: int) -> None:
         # Forked from a server that has imported torch once, workers start in moments.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
@@ -262,12 +263,12 @@ def own_parameters(evaluator: Evaluator) -> Evaluator:
 _evaluator: Evaluator | None = None
 
 
-def _start_worker(evaluator: Evaluator, threads: int) -> None:
+def _start_worker(packed: PackedFile, threads: int) -> None:
     global _evaluator
     # An interruption is for the parent to handle; it stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
-    _evaluator = own_parameters(evaluator)
+    _evaluator = own_parameters(packed.read())
 
 
 def _ready() -> None:

@@ -1,29 +1,21 @@
 """Actors of a Ray cluster that judge candidates."""
 
-import io
 import math
 import os
-import pickle
 import socket
-import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.search.evaluator import Evaluator, Outcome, Task
 from pruner_zero.search.executor import Worker, WorkerExecutor, own_parameters
+from pruner_zero.search.packing import Packed, pack, unpack
 
 # Seconds a cluster has to answer.
 CONNECT_TIMEOUT = 10.0
-
-Bytes = npt.NDArray[np.uint8]
-Packed = tuple[bytes, list[Bytes]]
 
 
 class RayExecutor(WorkerExecutor):
@@ -174,49 +166,6 @@ class _Actor:
 
     def judge(self, task: Task) -> Outcome:
         return self.evaluator.run(task)
-
-
-def pack(evaluator: Evaluator) -> Packed:
-    """`evaluator` pickled, with the bytes of its tensors apart, which Ray shares uncopied.
-
-    Strides stay as they are, since sums depend on the order in which they are taken.
-    """
-    stream = io.BytesIO()
-    buffers: list[pickle.PickleBuffer] = []
-    _Pickler(stream, buffers).dump(evaluator)
-    return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
-
-
-def unpack(packed: Packed) -> Evaluator:
-    """What `pack` was given. Its tensors lie in the arrays: they are only to be read."""
-    stream, arrays = packed
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")
-        evaluator: Evaluator = pickle.loads(stream, buffers=arrays)
-    return evaluator
-
-
-class _Pickler(pickle.Pickler):
-    def __init__(self, stream: io.BytesIO, buffers: list[pickle.PickleBuffer]) -> None:
-        super().__init__(stream, protocol=5, buffer_callback=buffers.append)
-        self.storages: dict[int, Bytes] = {}
-
-    def reducer_override(self, value: Any) -> Any:
-        """A tensor as its layout in its storage; tensors of one storage keep sharing it."""
-        if type(value) is not Tensor or value.device.type != "cpu" or not value.numel():
-            return NotImplemented
-        storage = value.untyped_storage()
-        whole = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-        array = self.storages.setdefault(storage.data_ptr(), whole)
-        layout = (value.size(), value.stride(), value.storage_offset())
-        return _tensor, (array, value.dtype, *layout)
-
-
-def _tensor(
-    array: Bytes, dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...], offset: int
-) -> Tensor:
-    whole = torch.frombuffer(array, dtype=dtype, count=array.nbytes // dtype.itemsize)
-    return whole.as_strided(size, stride, offset)
 
 
 def _import_ray() -> Any:
