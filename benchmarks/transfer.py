@@ -76,7 +76,7 @@ def write_page() -> None:
         "Made by `python benchmarks/transfer.py --metric runs/50-any-default-0/best.json"
         " --calibration wiki.valid.raw --text wiki.test.raw`: SmolLM2-135M, one-shot, the metric"
         " that a search at 50 % found, beside known ones; perplexity on WikiText-2 test, in the"
-        " last row on the built-in text.",
+        " last table on the built-in text.",
     ]
     for name in TABLES:
         file = HERE / "results" / f"transfer-{name}.json"
