@@ -221,7 +221,8 @@ def _test_table(file: Path) -> list[str]:
     ]
     for row in table["rows"]:
         name = "/".join(Path(row["method"]).parts[-2:])
-        expression = f"`{row['expression']}` @{row['scope']}" if "expression" in row else ""
+        expression = f"`{row['expression']}`" if "expression" in row else ""
+        expression += f" @{row['scope']}" if row.get("scope") else ""
         lines.append(f"| {name} | {_first(row)} | {row['perplexity']:.2f} | {expression} |")
     return lines
 
