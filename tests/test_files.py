@@ -198,3 +198,33 @@ def test_the_holder_may_delete_the_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "work").exists()
     with locked(tmp_path / "work"):
         assert (tmp_path / "work").is_dir()
+
+
+def test_what_a_killed_holder_left_half_written_goes(tmp_path: Path) -> None:
+    keep = ("result.json", "blocks.partial", "notes.partial", "deep.7.partial")
+    for name in keep[:3]:
+        (tmp_path / name).write_text("kept")
+    (tmp_path / keep[3]).mkdir()
+    child = subprocess.Popen(
+        [sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path / "result.json")],
+        stdout=subprocess.PIPE,
+    )
+    assert child.stdout is not None
+    assert child.stdout.readline() == b"writing\n"
+    child.kill()
+    child.wait()
+    assert (tmp_path / f"result.json.{child.pid}.partial").exists()
+    with locked(tmp_path):
+        assert sorted(os.listdir(tmp_path)) == sorted([".lock", *keep])
+    assert (tmp_path / "result.json").read_text() == "kept"
+
+
+KILLED_WHILE_WRITING = """
+import sys, time
+from pathlib import Path
+from pruner_zero.files import _committing
+with _committing(Path(sys.argv[1])) as partial:
+    partial.write_text("half")
+    print("writing", flush=True)
+    time.sleep(60)
+"""

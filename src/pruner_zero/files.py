@@ -18,6 +18,8 @@ from safetensors.torch import save_file
 from pruner_zero.errors import PrunerZeroError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What `_committing` and `TensorWriter` call a file that is not whole yet.
+_HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -85,7 +87,8 @@ def sha256(path: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Hold `folder`, made where it is missing, for this process alone.
 
-    The holder may delete the folder. Raises PrunerZeroError where another process holds it.
+    What a killed holder left half written there goes. The holder may delete the folder.
+    Raises PrunerZeroError where another process holds it.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,6 +104,9 @@ def locked(folder: Path) -> Iterator[None]:
             raise PrunerZeroError(
                 f"another process is working in {folder}: wait for it or choose another folder"
             )
+        for left in folder.glob("*.partial"):
+            if _HALF_WRITTEN.fullmatch(left.name) and left.is_file():
+                left.unlink(missing_ok=True)
         yield
 
 

@@ -106,8 +106,14 @@ def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path:
     assert seen == [0, 1, 2, 1, 0]
 
 
-@pytest.mark.parametrize("kinds", [("G",), ("X", "gram")])
-@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize(
+    ("kinds", "stop_at"),
+    # Forward and backward load a block five times, forward alone three times.
+    [
+        *((("G",), stop_at) for stop_at in range(1, 6)),
+        *((("X", "gram"), stop_at) for stop_at in range(1, 4)),
+    ],
+)
 def test_interrupted_anywhere_it_goes_on_with_that_block(
     kinds: tuple[Kind, ...], stop_at: int, windows: Windows, tmp_path: Path
 ) -> None:
@@ -115,8 +121,6 @@ def test_interrupted_anywhere_it_goes_on_with_that_block(
     one = open_store(whole, windows, folder=tmp_path / "whole")
     with loads(whole) as every:
         calibrate(whole, windows, kinds, one)
-    if stop_at > len(every):
-        pytest.skip("this pass has fewer steps")
     offloaded = load_offloaded(tmp_path / "model")
     other = open_store(offloaded, windows, folder=tmp_path / "interrupted")
     with pytest.raises(KeyboardInterrupt), loads(offloaded, stop_at):

@@ -59,6 +59,7 @@ def test_the_same_statistics_are_the_same_bytes(store: StatisticsStore, tmp_path
 
 
 def test_the_settings_stand_beside_the_statistics(store: StatisticsStore) -> None:
+    store.commit("G", {})
     assert json.loads((store.folder / "settings.json").read_text()) == {"model": "tiny"}
 
 

@@ -35,9 +35,6 @@ class StatisticsStore:
     def __post_init__(self) -> None:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        if self.settings:
-            text = json.dumps(self.settings, indent=2, sort_keys=True)
-            write_atomic(self.folder / "settings.json", text + "\n")
 
     def has(self, kind: Kind) -> bool:
         """Whether `kind` is there for every block, each file with its checksum."""
@@ -61,7 +58,10 @@ class StatisticsStore:
         return write_tensors(self.file(kind, block), unique, {"aliases": json.dumps(aliases)})
 
     def commit(self, kind: Kind, digests: Mapping[int, str]) -> None:
-        """Declare `kind` complete: the checksum of each block's file."""
+        """Declare `kind` complete: the checksum of each block's file, and what it was made with."""
+        if self.settings:
+            text = json.dumps(self.settings, indent=2, sort_keys=True)
+            write_atomic(self.folder / "settings.json", text + "\n")
         names = {self.file(kind, block).name: digest for block, digest in digests.items()}
         write_atomic(self.folder / f"{kind}.json", json.dumps(names, indent=2) + "\n")
 

@@ -2,8 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sized
 
 from rich.console import Console
 from rich.progress import (
@@ -73,7 +72,4 @@ class LineProgress(Progress):
 
 
 def _length(items: object, total: int | None) -> int | None:
-    if total is None:
-        with suppress(TypeError):
-            return len(items)  # type: ignore[arg-type]
-    return total
+    return len(items) if total is None and isinstance(items, Sized) else total

@@ -19,9 +19,9 @@ from pruner_zero.models import LanguageModel, Matrix, as_language_model, find_ma
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
-    CalibrationSettings,
     MatrixRecord,
     Method,
+    MethodSettings,
     Mode,
     check_plan,
     corpus_name,
@@ -37,7 +37,7 @@ DENSE = "dense"
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 
 
-class CompareSettings(CalibrationSettings):
+class CompareSettings(MethodSettings):
     """All that decides the result of `compare`."""
 
     methods: str = CLASSICS

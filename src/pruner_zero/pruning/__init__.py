@@ -6,12 +6,19 @@ from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.settings import CalibrationSettings, PruneSettings, corpus_name, model_name
+from pruner_zero.pruning.settings import (
+    CalibrationSettings,
+    MethodSettings,
+    PruneSettings,
+    corpus_name,
+    model_name,
+)
 
 __all__ = [
     "CalibrationSettings",
     "MatrixRecord",
     "Method",
+    "MethodSettings",
     "Mode",
     "PruneResult",
     "PruneSettings",

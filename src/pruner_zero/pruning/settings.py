@@ -29,8 +29,6 @@ class CalibrationSettings(Settings):
     seed: Annotated[int, Field(ge=0)] = 0
     sparsity: float | None = None
     pattern: str | None = None
-    scope: Scope | None = None
-    mode: Mode = "auto"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dtype: Dtype = "auto"
@@ -42,12 +40,19 @@ class CalibrationSettings(Settings):
         """The part that the pipeline takes as it is."""
         return Selection(self.include, self.exclude, self.damping, self.gradient_norm)
 
+
+class MethodSettings(CalibrationSettings):
+    """What methods have in common wherever they are applied."""
+
+    scope: Scope | None = None
+    mode: Mode = "auto"
+
     def parse(self, method: str) -> Method:
         """Read a method at this sparsity. Raises PrunerZeroError."""
         return parse_method(method, sparsity=self.sparsity, pattern=self.pattern, scope=self.scope)
 
 
-class PruneSettings(CalibrationSettings):
+class PruneSettings(MethodSettings):
     """All that decides the result of `prune`."""
 
     metric: str = "wanda"

@@ -133,10 +133,11 @@ class WorkerExecutor(ABC):
             if not ahead:
                 return
             self._advance(ahead)
-            while ahead[0].outcome is None:
+            while (outcome := ahead[0].outcome) is None:
                 self._wait()
                 self._advance(ahead)
-            yield ahead.popleft().outcome  # type: ignore[misc]
+            ahead.popleft()
+            yield outcome
 
     def close(self) -> None:
         """Stop the workers at once."""
@@ -198,10 +199,10 @@ class WorkerExecutor(ABC):
 
     def _wait(self) -> None:
         """Until a worker is done or overdue."""
-        busy = [place for place in self.places if place.future is not None]
-        ends = [place.since + self.time_limit for place in busy if place.job is not None]
+        ends = [place.since + self.time_limit for place in self.places if place.job is not None]
         left = max(0.0, min(ends) - time.monotonic()) if ends else None
-        wait([place.future for place in busy], left, FIRST_COMPLETED)  # type: ignore[misc]
+        futures = [place.future for place in self.places if place.future is not None]
+        wait(futures, left, FIRST_COMPLETED)
 
 
 class ProcessExecutor(WorkerExecutor):

@@ -145,10 +145,12 @@ class _Handle:
         self.actor = actor
 
     def start(self) -> Future[Any]:
-        return self.actor.ready.remote().future()  # type: ignore[no-any-return]
+        started: Future[Any] = self.actor.ready.remote().future()
+        return started
 
     def judge(self, task: Task) -> Future[Outcome]:
-        return self.actor.judge.remote(task).future()  # type: ignore[no-any-return]
+        outcome: Future[Outcome] = self.actor.judge.remote(task).future()
+        return outcome
 
     def kill(self) -> None:
         self.ray.kill(self.actor)

@@ -21,10 +21,15 @@ class SearchSettings(CalibrationSettings):
 
     The budget and how the work is spread (`LIMITS`) do not change what is found up to
     there; everything else does, and a run can only be resumed with the same.
+
+    near, few_share, margin: which candidates climb, see `Racing`. search_windows, few_windows:
+    windows of the dearest rung, and how many of them the one before it has. sampled_weights:
+    how many weights the closed-form error looks at, in rows of every matrix. judge_dtype: of
+    the forward passes; "auto" is bfloat16 where the processor multiplies it natively.
     """
 
     search_text: str
-    scope: Scope | Literal["any"] | None = None  # type: ignore[assignment]
+    scope: Scope | Literal["any"] | None = None
     algorithm: AlgorithmName = "default"
     algorithm_settings: dict[str, Any] = Field(default_factory=dict)
     space: SearchSpace | None = None
@@ -51,7 +56,7 @@ class SearchSettings(CalibrationSettings):
     @field_validator("executor")
     @classmethod
     def _known_executor(cls, name: str | None) -> str | None:
-        if name not in (None, "ray", *EXECUTORS) and name not in EXECUTORS:
+        if name not in (None, "ray") and name not in EXECUTORS:
             raise ValueError(f"no executor: {did_you_mean(str(name), ('ray', *EXECUTORS))}")
         return name
 
