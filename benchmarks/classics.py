@@ -8,12 +8,14 @@ of them. Finished tables are kept; --again measures them anew.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.models import load_model
+from tables import measure_once
 
 HERE = Path(__file__).parent
 
@@ -62,15 +64,11 @@ def main() -> None:
     given = parser.parse_args()
     model = load_model(given.model)
     for name in given.tables:
-        output = HERE / "results" / f"classics-{name}.json"
-        if output.exists() and not given.again:
-            continue
-        partial = output.with_suffix(".unfinished")
-        compare(
+        measure = partial(
+            compare,
             model,
             calibration=given.calibration,
             text=given.text,
-            output=partial,
             windows=24,
             seqlen=1024,
             seed=0,
@@ -78,7 +76,8 @@ def main() -> None:
             progress=LineProgress(),
             **TABLES[name],
         )
-        partial.rename(output)
+        output = HERE / "results" / f"classics-{name}.json"
+        measure_once(output, given.again, measure)
     write_page()
 
 

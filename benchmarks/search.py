@@ -144,8 +144,9 @@ def write_page() -> None:
     lines = [
         "# Searches from scratch on SmolLM2-135M",
         "",
-        "Made by `python benchmarks/search.py --calibration wiki.valid.raw --text wiki.test.raw`"
-        " with the options in each title. Statistics from 24 windows of 1024 tokens of the first"
+        "Made by `python benchmarks/search.py --calibration wiki.valid.raw --text wiki.test.raw"
+        " --workers 1` with the options in each row, the tables at the end by `--only-test` with"
+        " the same. Statistics from 24 windows of 1024 tokens of the first"
         " half of WikiText-2 validation, candidates judged on windows of its second half; the"
         " test text is read once, after the searches. Each run had one core.",
         "",
@@ -154,9 +155,9 @@ def write_page() -> None:
     lines += [
         "## The runs",
         "",
-        "| run | minutes | candidates | distinct | few | all | loss on the search text after "
-        "2.5, 5, 10, 20 minutes | seconds a distinct candidate | × cheaper | winner |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| run | options | minutes | candidates | distinct | few | all | loss on the search text"
+        " after 2.5, 5, 10, 20 minutes | seconds a distinct candidate | × cheaper | winner |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for file in files:
         if not file.stem.endswith("-test"):
@@ -193,22 +194,38 @@ def _run_row(file: Path) -> str:
     reached = [
         next((f"{one['loss']:.3f}" for one in reversed(curve) if one["seconds"] <= 60 * at), "–")
         for at in (2.5, 5, 10, 20)
+        if curve and curve[-1]["seconds"] >= 60 * at
     ]
+    if curve:
+        reached.append(f"{curve[-1]['loss']:.3f} at the end")
     seconds = sum(one["count"] * one["mean_seconds"] for one in found["rungs"].values())
     full = 16 / 12 * found["rungs"].get("all", {"mean_seconds": 0.0})["mean_seconds"]
     best = next((row for row in found["hall_of_fame"] if row["best"]), None)
     cells = [
         file.stem.removeprefix("search-"),
+        f"`{_options(found['run']['settings'])}`",
         f"{curve[-1]['seconds'] / 60:.1f}" if curve else f"{seconds / 60:.1f}, in its first batch",
         str(found["candidates"]),
         str(found["distinct"]),
         *(str(found["rungs"].get(rung, {"count": 0})["count"]) for rung in ("few", "all")),
         ", ".join(reached) if curve else f"{found['best_loss']:.3f} when it was stopped",
-        f"{seconds / max(1, found['distinct']):.2f}",
-        f"{full * found['distinct'] / seconds:.0f}" if full else "–",
+        f"{seconds / found['distinct']:.2f}" if found["distinct"] else "–",
+        f"{full * found['distinct'] / seconds:.0f}" if found["distinct"] else "–",
         f"`{best['expression']}` @{best['scope']}" if best else "none",
     ]
     return "| " + " | ".join(cells) + " |"
+
+
+def _options(settings: dict[str, Any]) -> str:
+    """What the run was asked for on this script's command line."""
+    zeros = ["--pattern", settings["pattern"]]
+    if settings["pattern"] is None:
+        zeros = ["--sparsity", f"{settings['sparsity']:g}"]
+    scope = [] if settings["scope"] in (None, "any") else ["--scope", settings["scope"]]
+    named = settings["algorithm"] != "default"
+    algorithm = ["--algorithms", settings["algorithm"]] if named else []
+    limits = ["--seeds", str(settings["seed"]), "--minutes", f"{settings['minutes']:g}"]
+    return " ".join([*zeros, *scope, *algorithm, *limits])
 
 
 def _test_table(file: Path) -> list[str]:

@@ -9,12 +9,14 @@ Finished tables are kept; --again measures them anew.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.models import load_model
+from tables import measure_once
 
 HERE = Path(__file__).parent
 KNOWN = ("wanda", "ria", "pruner-zero", "W * G^0.5 * X^0.25@global")
@@ -48,23 +50,20 @@ def main() -> None:
     given = parser.parse_args()
     model = load_model(given.model)
     for name in given.tables:
-        output = HERE / "results" / f"transfer-{name}.json"
-        if output.exists() and not given.again:
-            continue
-        partial = output.with_suffix(".unfinished")
         # N:M groups lie inside rows and leave no other.
         known = [one.removesuffix("@global") if "pattern" in TABLES[name] else one for one in KNOWN]
-        compare(
+        measure = partial(
+            compare,
             model,
             [*known, given.metric],
             calibration=given.calibration,
-            output=partial,
             mode="one-shot",
             windows_eval=given.windows_eval,
             progress=LineProgress(),
             **{"text": given.text, **TABLES[name]},
         )
-        partial.rename(output)
+        output = HERE / "results" / f"transfer-{name}.json"
+        measure_once(output, given.again, measure)
     write_page()
 
 
@@ -85,7 +84,13 @@ def write_page() -> None:
         table = json.loads(file.read_text())
         windows = table["provenance"]["evaluation"]["windows"]
         lines += ["", f"## {TITLES[name]}"]
-        lines += ["", f"{windows} windows.", "", "| metric | group | perplexity |", "|---|---|---|"]
+        lines += [
+            "",
+            f"{windows} windows (`--windows-eval {windows}`).",
+            "",
+            "| metric | group | perplexity |",
+            "|---|---|---|",
+        ]
         for row in table["rows"]:
             value = (
                 f"{row['perplexity']:.2f}" if row["perplexity"] else row.get("error", "overflow")

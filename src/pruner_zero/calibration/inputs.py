@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import repeat
 from typing import Any
 
 import torch
@@ -55,7 +54,8 @@ def collect_inputs(
     dense_outputs = [] if dense_outputs is None else dense_outputs
     count = len(arguments)
     with torch.no_grad(), _recording(block, matrices, recorder):
-        windows = zip(hidden, repeat(None) if dense is None else dense, arguments, strict=False)
+        aims = [None] * count if dense is None else dense
+        windows = zip(hidden, aims, arguments, strict=True)
         for incoming, aimed, rest in progress.track(windows, label, count):
             if aimed is not None:
                 with recorder.keeping():

@@ -22,7 +22,7 @@ from pruner_zero.pruning import (
     MatrixRecord,
     Method,
     MethodSettings,
-    Mode,
+    Order,
     check_plan,
     corpus_name,
     model_name,
@@ -187,7 +187,7 @@ class _Table:
         needed: set[Kind] = set()
         for method in methods:
             if method:
-                needed |= method.dense_kinds(method.mode(self.mode(method)))
+                needed |= method.dense_kinds(self.mode(method))
         forward, backward = needed - {"G"}, needed & {"G"}
         for kinds in (forward, backward):
             # What fails here fails again in the rows that need it, and spares the others.
@@ -201,7 +201,7 @@ class _Table:
                     progress=self.progress,
                 )
 
-    def mode(self, method: Method) -> Mode:
+    def mode(self, method: Method) -> Order:
         """The order asked for, unless the method has only one."""
         bound = method.asymmetric or (method.scope == "global" and method.update == "none")
         return method.mode("auto" if bound else self.settings.mode)

@@ -1,6 +1,6 @@
 """Pruning: from statistics to masks to a pruned model, block by block."""
 
-from pruner_zero.pruning.method import Method, Mode
+from pruner_zero.pruning.method import Method, Mode, Order
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
 from pruner_zero.pruning.prune import prune
@@ -20,6 +20,7 @@ __all__ = [
     "Method",
     "MethodSettings",
     "Mode",
+    "Order",
     "PruneResult",
     "PruneSettings",
     "Selection",

@@ -85,10 +85,6 @@ class Checkpoint:
         }
         self.steps.append(line, files, [self._hidden(block - 1).name])
 
-    def discard(self) -> None:
-        """Forget the run."""
-        self.steps.discard()
-
     def _hidden(self, block: int) -> Path:
         name = f"hidden-{block:04d}" if block >= 0 else "hidden-first"
         return self.folder / f"{name}.safetensors"

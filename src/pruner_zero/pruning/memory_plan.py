@@ -7,7 +7,6 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from transformers.core_model_loading import WeightConverter
 
@@ -15,6 +14,7 @@ from pruner_zero.calibration import Kind
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import OffloadedModel, find_blocks, find_matrices
 from pruner_zero.provenance import peak_rss_bytes
+from pruner_zero.pruning.method import Order
 
 FP32 = 4
 MIB = 1 << 20
@@ -135,7 +135,7 @@ def sizes_of(offloaded: OffloadedModel) -> Sizes:
 def plan_memory(
     sizes: Sizes,
     kinds: Collection[Kind],
-    order: Literal["sequential", "one-shot"],
+    order: Order,
     windows: int,
     seqlen: int,
     *,
@@ -188,9 +188,7 @@ def plan_memory(
     return MemoryPlan(in_memory, step_in_memory, disk, False)
 
 
-def _steps(
-    sizes: Sizes, kinds: Collection[Kind], order: Literal["sequential", "one-shot"], seqlen: int
-) -> dict[str, int]:
+def _steps(sizes: Sizes, kinds: Collection[Kind], order: Order, seqlen: int) -> dict[str, int]:
     """The bytes that each step takes beside activations between blocks."""
     attention = FP32 * sizes.attention * seqlen * seqlen
     # A window inside a block, and once more in fp32 where its statistics are taken.

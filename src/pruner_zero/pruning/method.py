@@ -11,6 +11,7 @@ from pruner_zero.sparsity import Allocation, Pattern, Scope, Unstructured
 Update = Literal["none", "obs", "obs-iter", "exact"]
 AllocationRule = Literal["uniform", "owl", "alphapruning", "error"]
 Mode = Literal["auto", "sequential", "one-shot"]
+Order = Literal["sequential", "one-shot"]
 
 SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"
@@ -132,7 +133,7 @@ class Method:
         rule = self.allocation if isinstance(self.allocation, str) else ""
         return _NEEDED_BY_RULE.get(rule, frozenset())
 
-    def dense_kinds(self, order: Literal["sequential", "one-shot"]) -> frozenset[Kind]:
+    def dense_kinds(self, order: Order) -> frozenset[Kind]:
         """The statistics of the dense model that have to be collected before the first block."""
         before = self.allocation_kinds
         if before:
@@ -141,7 +142,7 @@ class Method:
             return self.kinds | before
         return (self.scoring_kinds if self.scope == "global" else self.kinds & {"G"}) | before
 
-    def mode(self, asked: Mode) -> Literal["sequential", "one-shot"]:
+    def mode(self, asked: Mode) -> Order:
         """The order of work: sequential unless all matrices compete with each other.
 
         Where they do, an update can still be sequential: the mask is the dense model's, and the

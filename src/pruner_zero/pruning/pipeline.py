@@ -220,7 +220,9 @@ class _Run:
                     found, dense = self.observe(block, index, hidden, arguments, dense)
                 done = self.prune(own, found, scores, methods)
                 if hidden is not None:
-                    hidden = self.propagate(block, index, hidden, arguments)
+                    outputs = self.place(index)
+                    _run_windows(block, hidden, arguments, outputs)
+                    hidden = outputs
                 if self.checkpoint:
                     # Named nowhere, lest it outlive the block.
                     self.checkpoint.commit(self.language_model.changed(index, own), done, hidden)
@@ -238,9 +240,11 @@ class _Run:
         """What enters the matrices of one loaded block, and what the dense model hands on."""
         own = self.own(index)
         nothing: deque[Tensor] = deque(maxlen=0)
-        if not own:
-            return {}, dense and self.run_dense(block, index, dense, arguments)
         further = None if dense is None else self.dense_place(index)
+        if not own:
+            if dense is not None and further is not None:
+                _run_windows(block, dense, arguments, further)
+            return {}, further
         found, _ = collect_inputs(
             block,
             own,
@@ -299,32 +303,16 @@ class _Run:
         self.language_model.block_calls(self.windows.tokens, dense)
         for index in range(first):
             with self.language_model.block(index) as block:
-                dense = self.run_dense(block, index, dense, calls.arguments[index])
+                outputs = self.dense_place(index)
+                _run_windows(block, dense, calls.arguments[index], outputs)
+                dense = outputs
         return dense
-
-    def run_dense(
-        self, block: nn.Module, index: int, dense: Activations, arguments: Sequence[Arguments]
-    ) -> Activations:
-        """The dense output of one loaded block that is not pruned yet."""
-        outputs = self.dense_place(index)
-        for one, rest in zip(dense, arguments, strict=True):
-            outputs.append(run_block(block, one, rest))
-        return outputs
 
     def dense_place(self, index: int) -> Activations:
         """Where the dense model's output of a block goes, that of the embeddings being −1."""
         if self.on_disk and self.checkpoint:
             return self.checkpoint.dense_activations(index, len(self.windows.tokens))
         return []
-
-    def propagate(
-        self, block: nn.Module, index: int, hidden: Activations, arguments: Sequence[Arguments]
-    ) -> Activations:
-        """The output of one loaded block for all windows."""
-        outputs = self.place(index)
-        for one, rest in zip(hidden, arguments, strict=True):
-            outputs.append(run_block(block, one, rest))
-        return outputs
 
     def place(self, index: int) -> Activations:
         """Where the output of a block goes, that of the embeddings being −1."""
@@ -347,3 +335,14 @@ class _Run:
         return Statistics(
             **{kind: self.store.read(kind, matrix.block, names)[matrix.name] for kind in kinds}
         )
+
+
+def _run_windows(
+    block: nn.Module,
+    hidden: Activations,
+    arguments: Sequence[Arguments],
+    outputs: Activations,
+) -> None:
+    """Append the output of one loaded block for every window to `outputs`."""
+    for one, rest in zip(hidden, arguments, strict=True):
+        outputs.append(run_block(block, one, rest))

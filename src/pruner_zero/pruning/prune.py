@@ -1,18 +1,13 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
-import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from pruner_zero.calibration import StatisticsStore, open_store
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import check_writable, locked, write_atomic, writing
 from pruner_zero.metric import Metric
 from pruner_zero.models import (
     LanguageModel,
@@ -24,7 +19,7 @@ from pruner_zero.models import (
     save_offloaded,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.provenance import Cost, measured, provenance
+from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.memory_plan import (
     parse_memory,
@@ -35,6 +30,7 @@ from pruner_zero.pruning.memory_plan import (
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import PruneSettings, corpus_name, model_name
+from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
 from pruner_zero.settings import read_settings
 from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
@@ -144,17 +140,6 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise PrunerZeroError where `folder` cannot become the result."""
-    if folder.exists() and not folder.is_dir():
-        raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
-    if folder.is_mount():
-        raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise PrunerZeroError(f"{folder} is not empty: choose another folder, or add --overwrite")
-    check_writable(folder)
-
-
 @dataclass(frozen=True)
 class _Work:
     settings: PruneSettings
@@ -193,72 +178,36 @@ class _Work:
 
     def save(self, output: Path, overwrite: bool) -> PruneResult:
         """Prune with a checkpoint beside `output`, write the result there, move it into place."""
-        partial = output.with_name(output.name + ".partial")
-        with locked(partial):
-            checkpoint = self.checkpoint(partial / "blocks", overwrite)
+        started = 0
+
+        def checkpoint_in(partial: Path) -> Checkpoint:
+            nonlocal started
+            checkpoint = take_up(Checkpoint, partial / "blocks", self.identity(), overwrite)
             started = checkpoint.finished
             if started:
                 self.progress.note(f"going on after block {started} in {partial}")
-            try:
-                # Again, now that no other process can finish it meanwhile.
-                check_output(output, overwrite)
-                result = replace(self.run(checkpoint), output=output)
-            except PrunerZeroError:
-                if not checkpoint.finished:
-                    shutil.rmtree(partial, ignore_errors=True)
-                raise
-            staged = partial / "result"
-            shutil.rmtree(staged, ignore_errors=True)
-            if isinstance(self.language_model, OffloadedModel):
-                save_offloaded(self.language_model, checkpoint.weights(), staged)
-            else:
-                save_model(self.language_model, staged)
-            result.write(staged)
-            _write_cost(staged, result.cost, started)
-            _move(staged, output, partial)
-            checkpoint.discard()
-            shutil.rmtree(partial, ignore_errors=True)
-        return result
+            return checkpoint
 
-    def checkpoint(self, folder: Path, overwrite: bool) -> Checkpoint:
-        """The unfinished run of these settings; one of other settings only gives way if told."""
+        def run(checkpoint: Checkpoint) -> PruneResult:
+            return replace(self.run(checkpoint), output=output)
+
+        def write(result: PruneResult, checkpoint: Checkpoint, folder: Path) -> None:
+            if isinstance(self.language_model, OffloadedModel):
+                save_offloaded(self.language_model, checkpoint.weights(), folder)
+            else:
+                save_model(self.language_model, folder)
+            result.write(folder)
+            write_cost(folder, result.cost, {"first_block_of_this_process": started})
+
+        return build_folder(output, overwrite, checkpoint_in, run, write)
+
+    def identity(self) -> dict[str, Any]:
+        """What an unfinished run must share with this one to be taken up."""
         shares = self.settings.method.allocation
-        identity = {
+        return {
             # How much memory it may take changes nothing, and may be raised on the way.
             "settings": self.settings.model_dump(mode="json", exclude={"memory"}),
             "tree": self.settings.method.metric.to_json(),
             "shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
             "statistics": self.store.settings,
         }
-        run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        try:
-            return Checkpoint(folder, run)
-        except PrunerZeroError:
-            if not overwrite:
-                raise
-        shutil.rmtree(folder)
-        return Checkpoint(folder, run)
-
-
-def _write_cost(folder: Path, cost: Cost, started: int) -> None:
-    timing = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": cost.seconds,
-        "peak_rss_bytes": cost.peak_rss_bytes,
-        "first_block_of_this_process": started,
-    }
-    write_atomic(folder / "timing.json", json.dumps(timing, indent=2) + "\n")
-
-
-def _move(staged: Path, output: Path, partial: Path) -> None:
-    """Put `staged` in the place of `output`; where that fails, `output` is as it was."""
-    replaced = partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
-    with writing(output):
-        if os.path.lexists(output):
-            output.rename(replaced)
-        try:
-            staged.rename(output)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(output)
-            raise

@@ -57,7 +57,3 @@ class Checkpoint:
                 files[names[kind]] = save_tensors(self.folder / names[kind], tensors)
         gone = set(before.values()) - set(names.values())
         self.steps.append({"state": dict(state), "tensors": names}, files, sorted(gone))
-
-    def discard(self) -> None:
-        """Forget the run."""
-        self.steps.discard()

@@ -1,19 +1,13 @@
 """`recover`: from a pruned model and a text to a better model with the same zeros."""
 
-import json
 import os
-import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import locked, write_atomic, writing
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
@@ -25,9 +19,8 @@ from pruner_zero.models import (
     save_model,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.provenance import Cost, measured, provenance
+from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import corpus_name, model_name
-from pruner_zero.pruning.prune import check_output
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.lora import MaskedAdapters
 from pruner_zero.recovery.loss import check_teacher
@@ -43,6 +36,7 @@ from pruner_zero.recovery.trainable import (
     sparsity,
 )
 from pruner_zero.recovery.windows import split_windows
+from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
 from pruner_zero.settings import read_settings
 from pruner_zero.text import Corpus, Windows, load_corpus
 
@@ -192,66 +186,30 @@ class _Work:
 
     def save(self, output: Path, overwrite: bool) -> RecoverResult:
         """Train with a checkpoint beside `output`, write the result there, move it into place."""
-        partial = output.with_name(output.name + ".partial")
-        with locked(partial):
-            checkpoint = self.checkpoint(partial / "training", overwrite)
+        started = 0
+
+        def checkpoint_in(partial: Path) -> Checkpoint:
+            nonlocal started
+            checkpoint = take_up(Checkpoint, partial / "training", self.identity(), overwrite)
             started = checkpoint.last["step"] if checkpoint.last else 0
             if started:
                 self.progress.note(f"going on after step {started} in {partial}")
-            try:
-                # Again, now that no other process can finish it meanwhile.
-                check_output(output, overwrite)
-                result = replace(self.run(checkpoint), output=output)
-            except PrunerZeroError:
-                if not checkpoint.last:
-                    shutil.rmtree(partial, ignore_errors=True)
-                raise
-            staged = partial / "result"
-            shutil.rmtree(staged, ignore_errors=True)
-            save_model(self.language_model, staged)
-            result.write(staged)
-            _write_cost(staged, result.cost, started)
-            _move(staged, output, partial)
-            checkpoint.discard()
-            shutil.rmtree(partial, ignore_errors=True)
-        return result
+            return checkpoint
 
-    def checkpoint(self, folder: Path, overwrite: bool) -> Checkpoint:
-        """The unfinished run of these settings; one of other settings only gives way if told."""
-        identity = {
+        def run(checkpoint: Checkpoint) -> RecoverResult:
+            return replace(self.run(checkpoint), output=output)
+
+        def write(result: RecoverResult, checkpoint: Checkpoint, folder: Path) -> None:
+            save_model(self.language_model, folder)
+            result.write(folder)
+            write_cost(folder, result.cost, {"first_step_of_this_process": started})
+
+        return build_folder(output, overwrite, checkpoint_in, run, write)
+
+    def identity(self) -> dict[str, Any]:
+        """What an unfinished run must share with this one to be taken up."""
+        return {
             "settings": self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"}),
             "origin": self.origin,
             "tokens": [self.windows.sha256, self.validation.sha256],
         }
-        run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        try:
-            return Checkpoint(folder, run)
-        except PrunerZeroError:
-            if not overwrite:
-                raise
-        shutil.rmtree(folder)
-        return Checkpoint(folder, run)
-
-
-def _write_cost(folder: Path, cost: Cost, started: int) -> None:
-    timing = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": cost.seconds,
-        "peak_rss_bytes": cost.peak_rss_bytes,
-        "first_step_of_this_process": started,
-    }
-    write_atomic(folder / "timing.json", json.dumps(timing, indent=2) + "\n")
-
-
-def _move(staged: Path, output: Path, partial: Path) -> None:
-    """Put `staged` in the place of `output`; where that fails, `output` is as it was."""
-    replaced = partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
-    with writing(output):
-        if os.path.lexists(output):
-            output.rename(replaced)
-        try:
-            staged.rename(output)
-        except OSError:
-            if replaced.exists():
-                replaced.rename(output)
-            raise

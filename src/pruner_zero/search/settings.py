@@ -25,7 +25,8 @@ class SearchSettings(CalibrationSettings):
     near, few_share, margin: which candidates climb, see `Racing`. search_windows, few_windows:
     windows of the dearest rung, and how many of them the one before it has. sampled_weights:
     how many weights the closed-form error looks at, in rows of every matrix. judge_dtype: of
-    the forward passes; "auto" is bfloat16 where the processor multiplies it natively.
+    the forward passes; "auto" is bfloat16 where the processor multiplies it natively
+    (benchmarks/judging.md).
     """
 
     search_text: str

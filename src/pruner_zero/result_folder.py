@@ -1,0 +1,114 @@
+"""A result folder that is built up beside its place and moves there once it is whole."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import check_writable, locked, write_atomic, writing
+from pruner_zero.provenance import Cost
+from pruner_zero.steps import Steps
+
+
+class Checkpoint(Protocol):
+    """What is durable of an unfinished run."""
+
+    @property
+    def steps(self) -> Steps:
+        """The journal behind it."""
+
+
+C = TypeVar("C", bound=Checkpoint)
+R = TypeVar("R")
+
+
+def check_output(folder: Path, overwrite: bool) -> None:
+    """Raise PrunerZeroError where `folder` cannot become the result."""
+    if folder.exists() and not folder.is_dir():
+        raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
+    if folder.is_mount():
+        raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise PrunerZeroError(f"{folder} is not empty: choose another folder, or add --overwrite")
+    check_writable(folder)
+
+
+def build_folder(
+    output: Path,
+    overwrite: bool,
+    checkpoint_in: Callable[[Path], C],
+    run: Callable[[C], R],
+    write: Callable[[R, C, Path], None],
+) -> R:
+    """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
+
+    checkpoint_in: opens what an earlier run left under a folder. run: the work, from there.
+    write: puts its result into a new folder. Raises PrunerZeroError where another process
+    does the same, and what the work raises; `output` is then as it was, and what the
+    checkpoint holds stays for the next call.
+    """
+    partial = output.with_name(output.name + ".partial")
+    with locked(partial):
+        checkpoint = checkpoint_in(partial)
+        try:
+            # Again, now that no other process can finish it meanwhile.
+            check_output(output, overwrite)
+            result = run(checkpoint)
+        except PrunerZeroError:
+            if not checkpoint.steps.lines:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        staged = partial / "result"
+        shutil.rmtree(staged, ignore_errors=True)
+        write(result, checkpoint, staged)
+        _move(staged, output, partial)
+        checkpoint.steps.discard()
+        shutil.rmtree(partial, ignore_errors=True)
+    return result
+
+
+def take_up(
+    kind: Callable[[Path, str], C], folder: Path, identity: Mapping[str, Any], overwrite: bool
+) -> C:
+    """The unfinished run of this `identity` under `folder`; one of another gives way if told.
+
+    Raises PrunerZeroError where there is another and `overwrite` is false.
+    """
+    run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    try:
+        return kind(folder, run)
+    except PrunerZeroError:
+        if not overwrite:
+            raise
+    shutil.rmtree(folder)
+    return kind(folder, run)
+
+
+def write_cost(folder: Path, cost: Cost, started: Mapping[str, int]) -> None:
+    """Write timing.json: what this process took, and (as `started` names it) where it began."""
+    timing = {
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": cost.seconds,
+        "peak_rss_bytes": cost.peak_rss_bytes,
+        **started,
+    }
+    write_atomic(folder / "timing.json", json.dumps(timing, indent=2) + "\n")
+
+
+def _move(staged: Path, output: Path, partial: Path) -> None:
+    """Put `staged` in the place of `output`; where that fails, `output` is as it was."""
+    replaced = partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
+    with writing(output):
+        if os.path.lexists(output):
+            output.rename(replaced)
+        try:
+            staged.rename(output)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(output)
+            raise
