@@ -20,11 +20,10 @@ from pruner_zero.sparsity import (
     keep_masks_global,
 )
 from pruner_zero.sparsity.selection import (
-    _histogram,
-    _histogram_anywhere,
     _thresholds,
     _thresholds_anywhere,
 )
+from pruner_zero.sparsity.threshold import _histogram, _histogram_anywhere
 from tests.sparsity import reference
 
 DENORMAL, HUGE = 1e-45, 3.4e38

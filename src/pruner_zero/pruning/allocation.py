@@ -18,6 +18,7 @@ from pruner_zero.sparsity import (
     outlier_share,
     owl,
     tail_exponent,
+    uniform,
 )
 from pruner_zero.sparsity.layer_error import output_sensitivity, pruning_cost, row_errors
 
@@ -80,7 +81,7 @@ class Allocator:
         elif rule == "error":
             shares = by_error(self.curves, sizes, sparsity)
         else:
-            shares = Allocation(dict.fromkeys(sizes, sparsity))
+            shares = uniform(sizes, sparsity)
         return exact(shares, self.shapes, sparsity, "row" if method.scope == "row" else "matrix")
 
     def _curve(self, matrix: Matrix, known: Statistics) -> dict[float, float]:

@@ -40,8 +40,7 @@ from pruner_zero.pruning.scoring import (
     prune_matrix,
     score_matrix,
 )
-from pruner_zero.sparsity import Allocation, Unstructured
-from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold
+from pruner_zero.sparsity import Allocation, GlobalThreshold, Unstructured, global_threshold
 from pruner_zero.text import Windows
 
 

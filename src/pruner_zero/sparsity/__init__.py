@@ -27,8 +27,9 @@ from pruner_zero.sparsity.pattern import (
     pruned_count,
 )
 from pruner_zero.sparsity.refine import refine_mask
-from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask, keep_masks_global
+from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask
 from pruner_zero.sparsity.spectrum import TailStart, tail_exponent
+from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold, keep_masks_global
 from pruner_zero.sparsity.update import (
     Scorer,
     SparseGPTResult,
@@ -42,6 +43,7 @@ __all__ = [
     "BLOCK_COLUMNS",
     "SCOPES",
     "Allocation",
+    "GlobalThreshold",
     "Granularity",
     "LeastSquaresResult",
     "Pattern",
@@ -58,6 +60,7 @@ __all__ = [
     "exact",
     "exact_update",
     "from_offsets",
+    "global_threshold",
     "hessian_diagonal",
     "inverse_cholesky",
     "keep_mask",

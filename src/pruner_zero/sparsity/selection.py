@@ -4,12 +4,10 @@ Nothing is sorted where only a threshold is needed. The threshold is the largest
 weights above it stay, and only where equal scores lie on both sides does order matter.
 """
 
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
@@ -19,20 +17,12 @@ from pruner_zero.sparsity.pattern import (
     check_width,
     pruned_count,
 )
-
-Counts = NDArray[np.int64]
+from pruner_zero.sparsity.threshold import CHUNK, comparable, keep_masks_global
 
 BLOCK_COLUMNS = 128
 
-# A working set that stays in a core's cache, in weights; found by measurement. NumPy runs on
-# it rather than torch, whose threads meet after every operation: on a machine with other
-# work each meeting may cost a time slice.
-_CHUNK = 1 << 18
-
 # Above this, M² comparisons cost more than partitioning each group.
 _LARGEST_COMPARED_M = 16
-
-_HALF_KEYS = 1 << 16
 
 
 def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
@@ -50,7 +40,7 @@ def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
     Source: Wanda (2306.11695), section 3 and appendix; SparseGPT (2301.00774) for blocks and
     N:M; the selection is ours.
     """
-    scores = _comparable(scores, name)
+    scores = comparable(scores, name)
     if isinstance(pattern, SemiStructured):
         check_width(scores.shape[1], pattern, name)
         return keep_n_of_m(scores, pattern.n, pattern.m)
@@ -67,48 +57,6 @@ def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
             raise ValueError("the global scope compares all matrices: use keep_masks_global")
 
 
-def keep_masks_global(
-    scores: Sequence[Tensor], sparsity: float, names: Sequence[str] | None = None
-) -> list[Tensor]:
-    """The masks of all matrices when all their weights compete with each other.
-
-    `scores`: matrices (out, in) of any shapes and devices, dtypes as in `keep_mask`. They are
-    never concatenated: the threshold comes from two histograms of the upper and lower half of
-    an integer key that orders like the float. A third pass writes the masks, so a sequence
-    that computes its items on access streams the model, each matrix three times. Exactly
-    floor(n · sparsity) of all n weights are pruned; ties go to the lowest matrix, row, column.
-    Raises PrunerZeroError naming the matrix (`names`) for non-finite scores. Source: ours.
-    """
-    if names is None:
-        names = [f"matrix {index}" for index in range(len(scores))]
-    counts = np.zeros(_HALF_KEYS, np.int64)
-    for matrix, name in zip(scores, names, strict=True):
-        counts += _histogram(_comparable(matrix, name))
-    pruned = pruned_count(int(counts.sum()), sparsity)
-    if pruned == 0:
-        return [
-            torch.ones(matrix.shape, dtype=torch.bool, device=matrix.device) for matrix in scores
-        ]
-    upper, below = _bin_of(counts, pruned)
-    counts[:] = 0
-    for matrix in scores:
-        counts += _histogram(matrix.detach(), upper)
-    lower, within = _bin_of(counts, pruned - below)
-    tied = pruned - below - within
-    threshold = _from_order_key(((upper - _HALF_KEYS // 2) << 16) | lower)
-
-    masks = []
-    for matrix in scores:
-        # In float32, since a lower precision would round the threshold of another matrix.
-        values = matrix.detach().float().contiguous()
-        keep = values > threshold
-        ties = (values == threshold).flatten().nonzero()[:, 0]
-        keep.view(-1)[ties[tied:]] = True
-        tied = max(0, tied - len(ties))
-        masks.append(keep)
-    return masks
-
-
 def keep_highest(rows: Tensor, pruned: int) -> Tensor:
     """The mask that drops the `pruned` lowest of each row, ties by lowest column.
 
@@ -119,7 +67,7 @@ def keep_highest(rows: Tensor, pruned: int) -> Tensor:
         return torch.full(rows.shape, pruned == 0, dtype=torch.bool, device=rows.device)
     threshold, tied = _thresholds(rows, pruned)
     keep = rows > threshold
-    chunk = max(1, _CHUNK // rows.shape[1])
+    chunk = max(1, CHUNK // rows.shape[1])
     for index in tied.nonzero()[:, 0].split(chunk):
         values, limit = rows[index], threshold[index]
         ties = values == limit
@@ -137,7 +85,7 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     if m > _LARGEST_COMPARED_M or scores.device.type != "cpu":
         return keep_highest(scores.reshape(-1, m), n).view(scores.shape)
     keep = torch.empty(scores.shape, dtype=torch.bool)
-    chunk = max(1, _CHUNK // m)
+    chunk = max(1, CHUNK // m)
     groups = zip(scores.reshape(-1, m).split(chunk), keep.view(-1, m).split(chunk), strict=True)
     for part, out in groups:
         # One contiguous plane per position in the group: compares then run at full width.
@@ -184,19 +132,6 @@ def _keep_cumulative(scores: Tensor, sparsity: float, name: str) -> Tensor:
     return torch.empty_like(stays).scatter_(1, order, stays)
 
 
-def _comparable(scores: Tensor, name: str) -> Tensor:
-    """The scores as float32, which holds every supported dtype exactly, once they are finite."""
-    if scores.dim() != 2:
-        raise ValueError(f"scores of {name} have shape {tuple(scores.shape)}, not (out, in)")
-    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"scores of {name} are {scores.dtype}: convert them with .float()")
-    if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
-        raise PrunerZeroError(
-            f"scores of {name} are not finite: choose another metric or exclude the matrix"
-        )
-    return scores.detach().float().contiguous()
-
-
 def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
     """Each row's `pruned`-th smallest value (groups, 1), and where the next one equals it."""
     if rows.device.type != "cpu":
@@ -209,7 +144,7 @@ def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
         tied = parted[:, pruned:].min(axis=1) == threshold[:, 0]
         return torch.from_numpy(threshold), torch.from_numpy(tied)
 
-    chunks = rows.split(max(1, _CHUNK // rows.shape[1]))
+    chunks = rows.split(max(1, CHUNK // rows.shape[1]))
     if len(chunks) == 1:
         return of_chunk(rows)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -221,45 +156,3 @@ def _thresholds_anywhere(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
     """`_thresholds` for devices that NumPy does not reach."""
     threshold = rows.kthvalue(pruned, dim=1, keepdim=True).values
     return threshold, (rows <= threshold).sum(1) > pruned
-
-
-def _from_order_key(key: int) -> float:
-    """The float whose order key is `key`."""
-    bits = torch.tensor(key, dtype=torch.int32)
-    return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
-
-
-def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
-    """Counts (65536,) of the order keys' upper halves, or of the lower halves below `upper`.
-
-    The int32 key of a float32 orders as the float does; both zeros share one.
-    """
-    if scores.device.type != "cpu":
-        return _histogram_anywhere(scores, upper)
-    counts = np.zeros(_HALF_KEYS, np.int64)
-    for chunk in scores.float().flatten().split(_CHUNK):
-        bits = (chunk.numpy() + np.float32(0)).view(np.int32)
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        half = (key >> 16) + _HALF_KEYS // 2
-        if upper is not None:
-            half = key[half == upper] & (_HALF_KEYS - 1)
-        counts += np.bincount(half, minlength=_HALF_KEYS)
-    return counts
-
-
-def _histogram_anywhere(scores: Tensor, upper: int | None = None) -> Counts:
-    """`_histogram` for devices that NumPy does not reach."""
-    bits = (scores.float().flatten() + 0.0).view(torch.int32)
-    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    half = (key >> 16) + _HALF_KEYS // 2
-    if upper is not None:
-        half = key[half == upper] & (_HALF_KEYS - 1)
-    counts: Counts = half.bincount(minlength=_HALF_KEYS).cpu().numpy()
-    return counts
-
-
-def _bin_of(counts: Counts, rank: int) -> tuple[int, int]:
-    """The bin that holds the `rank`-th smallest value (from 1), and the count before it."""
-    reached = counts.cumsum()
-    found = int(reached.searchsorted(rank))
-    return found, int(reached[found] - counts[found])
