@@ -64,6 +64,21 @@ def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> N
     assert records[2].evaluation.results == {"reconstruction": 2.0, "few": 20.0}
 
 
+def test_more_run_on_windows_where_the_closed_form_does_not_rank_them(archive: Archive) -> None:
+    """Half a batch at most, and from further above the lowest; as set where it can be trusted."""
+    racing = Racing(near=0.3, few_share=0.1)
+    assert racing.share(1.0) == pytest.approx(0.1) and racing.reach(1.0) == 0.3
+    assert racing.share(0.0) == 0.5 and racing.reach(0.0) == pytest.approx(3.0)
+    assert Racing(few_share=0.8).share(0.0) == 0.8
+    blind = Fake(dict.fromkeys(TEXTS, 1.0))
+    judge(batch(TEXTS), archive, blind, Racing(few_share=1, margin=10))
+    archive.commit(judge(batch(TEXTS), archive, blind, Racing(few_share=1, margin=10)), 1.0)
+    later = [f"{text} * W^1.7 + G^{power}" for text in TEXTS[1:5] for power in (0.3, 0.4)]
+    fake = Fake(dict.fromkeys((str(parse(text)) for text in later), 1.0))
+    judge(batch(later, len(TEXTS)), archive, fake, Racing(few_share=0.01, margin=10))
+    assert len(fake.on("few")) == 4
+
+
 def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> None:
     first = judge(
         batch(TEXTS[:4]), archive, Fake(values()), Racing(near=10, few_share=1, margin=10)

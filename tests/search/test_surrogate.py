@@ -62,3 +62,11 @@ def test_children_inherit_a_part_of_what_was_learned_of_their_parents() -> None:
     twin = surrogate.expect(child(2), {"reconstruction": 8.5})
     assert alone == twin == pytest.approx(7.8)
     assert between == pytest.approx(8.15)
+
+
+def test_trust_is_how_well_the_closed_form_ranks_what_ran_on_windows() -> None:
+    alike = [record(place, place, 4 + 0.1 * place) for place in range(10)]
+    against = [record(place, -place, 4 + 0.1 * place) for place in range(10)]
+    assert Surrogate(alike).trust == pytest.approx(1)
+    assert Surrogate(against).trust == 0
+    assert Surrogate(against[:3]).trust == 1, "too few to tell"

@@ -20,8 +20,10 @@ class Racing:
     `near` above the lowest of the run so far, by its expectation (`Surrogate`) or by the error
     itself, and among the best `few_share` of its batch; and from there to the whole search text
     when its loss is at most `margin`, in nats, above the lowest on those windows. All are judged
-    on the same windows, so that a difference is the metrics' and not the text's. direct: every
-    distinct candidate is judged on the whole search text, as the published search does.
+    on the same windows, so that a difference is the metrics' and not the text's. Both bounds
+    widen as the run finds that the closed form does not rank like the loss (`Surrogate.trust`).
+    direct: every distinct candidate is judged on the whole search text, as the published search
+    does.
     """
 
     near: float = 0.3
@@ -29,6 +31,16 @@ class Racing:
     margin: float = 0.005
     direct: bool = False
 
+    def share(self, trust: float) -> float:
+        """The part of a batch that runs on a few windows: up to half where trust is 0."""
+        return self.few_share + max(0.0, _HALF - self.few_share) * (1 - trust) ** 2
+
+    def reach(self, trust: float) -> float:
+        """How far above the lowest a candidate may lie to do so."""
+        return self.near / max(trust, _LEAST_TRUST)
+
+
+_HALF, _LEAST_TRUST = 0.5, 0.1
 
 _RANK: Mapping[str, int] = {rung: rank for rank, rung in enumerate(RUNGS)}
 
@@ -75,7 +87,7 @@ def judge(
         surrogate = Surrogate(archive.records)
         for entry in entries:
             entry.expect(surrogate)
-        near = _promising(entries, archive, racing)
+        near = _promising(entries, archive, racing, surrogate.trust)
         _climb("few", near, archive, executor)
         near = _near_the_best(near, archive, racing.margin)
         _climb("all", near, archive, executor)
@@ -126,18 +138,20 @@ def _climb(
     return judged
 
 
-def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> list[_Entry]:
+def _promising(
+    entries: Sequence[_Entry], archive: Archive, racing: Racing, trust: float
+) -> list[_Entry]:
     """Those that run on a few windows: the best by expectation, and the best by closed form.
 
     The second, a third of them at least, see to it that what losses taught of some relatives
     does not decide alone.
     """
     alive = [entry for entry in entries if entry.alive]
-    most = math.ceil(racing.few_share * len(alive))
+    most = math.ceil(racing.share(trust) * len(alive))
     chosen: dict[int, _Entry] = {}
     for count, value in ((most - most // 3, _expected), (most, _closed)):
         lowest = min((*map(value, alive), *_before(archive, value)), default=math.inf)
-        near = [entry for entry in alive if value(entry) <= lowest + racing.near]
+        near = [entry for entry in alive if value(entry) <= lowest + racing.reach(trust)]
         for entry in sorted(near, key=value):
             if len(chosen) < count:
                 chosen[entry.candidate.number] = entry

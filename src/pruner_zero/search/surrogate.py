@@ -22,7 +22,8 @@ class Surrogate:
 
     A candidate that ran on windows is expected at the error that such a loss usually goes with.
     One that did not is expected at its own error, moved by a part of what was found out about
-    its parents: where the closed form is blind, relatives err alike. Source: ours.
+    its parents: where the closed form is blind, relatives err alike. trust: how well the closed
+    form ranks what ran on windows, from 0, not at all, to 1; 1 until enough did. Source: ours.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -32,7 +33,9 @@ class Surrogate:
             for results in (record.evaluation.results for record in records)
             if {"few", "reconstruction"} <= results.keys()
         ]
-        self.line = _line(np.array(pairs[-_MEMORY:]).reshape(-1, 2))
+        points = np.array(pairs[-_MEMORY:]).reshape(-1, 2)
+        self.line = _line(points)
+        self.trust = _trust(points)
 
     def expect(self, candidate: Candidate, results: Mapping[str, float]) -> float | None:
         """What `candidate` is expected at; None where it has no closed-form error."""
@@ -53,6 +56,15 @@ class Surrogate:
         if evaluation.expected is None:
             return 0.0
         return evaluation.expected - evaluation.results["reconstruction"]
+
+
+def _trust(points: NDArray[np.float64]) -> float:
+    """Kendall's τ of the closed-form error and the loss, 0 where it is negative."""
+    if len(points) < _PAIRS:
+        return 1.0
+    first, second = np.triu_indices(len(points), 1)
+    signs = np.sign(points[second] - points[first])
+    return max(0.0, float(np.mean(signs[:, 0] * signs[:, 1])))
 
 
 def _line(points: NDArray[np.float64]) -> tuple[float, float] | None:
