@@ -1,0 +1,180 @@
+"""What follows a mask: updates, refinement, aims and shares beside SparseGPT, in one table a sparsity.
+
+    python benchmarks/updates.py --calibration wiki.valid.raw --text wiki.test.raw --tables 50 2-4
+
+Every row starts from the same dense weights, in order (sequential), with the same calibration
+windows. `EVOLVED` is the winner of the search with seed 0 (benchmarks/results/search-*.json), found
+on validation text alone. Rows are kept as they come, so that a run that was cut goes on, and
+updates.md is written from all of them.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from pruner_zero import compare
+from pruner_zero.cli.progress import LineProgress
+from pruner_zero.files import write_atomic
+from pruner_zero.models import load_model
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+EVOLVED = "EVOLVED"
+
+TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "50": (
+        {"sparsity": 0.5},
+        (
+            "dense",
+            "sparsegpt",
+            "EVOLVED+asymmetric+exact",
+            "EVOLVED",
+            "EVOLVED+exact",
+            "sparsegpt+asymmetric+exact",
+            "EVOLVED+obs",
+            "wanda",
+            "wanda+exact",
+            "wanda+refine",
+            "wanda@error+asymmetric+exact",
+            "wanda@owl+asymmetric+exact",
+            "wanda+obs",
+            "EVOLVED+asymmetric+obs",
+        ),
+    ),
+    "2-4": (
+        {"pattern": "2:4"},
+        (
+            "sparsegpt",
+            "sparsegpt+asymmetric+exact",
+            "EVOLVED+asymmetric+exact",
+            "sparsegpt+asymmetric",
+            "EVOLVED+exact",
+            "EVOLVED+asymmetric+obs-iter",
+            "wanda+obs-iter",
+            "wanda+refine+asymmetric+exact",
+            "wanda",
+            "wanda+refine",
+        ),
+    ),
+    "60": (
+        {"sparsity": 0.6},
+        ("sparsegpt", "EVOLVED+asymmetric+exact", "sparsegpt+asymmetric+exact"),
+    ),
+    "70": (
+        {"sparsity": 0.7},
+        ("sparsegpt", "EVOLVED+asymmetric+exact", "sparsegpt+asymmetric+exact"),
+    ),
+    "4-8": (
+        {"pattern": "4:8"},
+        ("sparsegpt", "EVOLVED+asymmetric+exact", "sparsegpt+asymmetric+exact"),
+    ),
+}
+
+
+def main() -> None:
+    """Measure the rows that are missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="builtin:smollm2-135m")
+    parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
+    parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
+    parser.add_argument("--tables", nargs="*", default=list(TABLES), choices=list(TABLES))
+    parser.add_argument("--windows-eval", type=int, default=24)
+    parser.add_argument(
+        "--builtin-text", action="store_true", help="measure on builtin:pydoc instead"
+    )
+    parser.add_argument("--only", nargs="*", help="these rows alone")
+    given = parser.parse_args()
+    model = load_model(given.model)
+    suffix = "-pydoc" if given.builtin_text else ""
+    text = "builtin:pydoc" if given.builtin_text else given.text
+    for name in given.tables:
+        zeros, methods = TABLES[name]
+        file = RESULTS / f"updates-{name}{suffix}.json"
+        table = json.loads(file.read_text()) if file.exists() else {"rows": []}
+        for method in given.only or methods:
+            if any(row["label"] == method for row in table["rows"]):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                found = compare(
+                    model,
+                    [method.replace(EVOLVED, evolved(name))],
+                    calibration=given.calibration,
+                    text=text,
+                    output=Path(folder) / "table.json",
+                    windows=24,
+                    seqlen=1024,
+                    seed=0,
+                    mode="sequential",
+                    windows_eval=given.windows_eval,
+                    progress=LineProgress(),
+                    **zeros,
+                )
+            table["rows"] += [{"label": method, **row} for row in found.rows]
+            table["provenance"] = found.provenance
+            write_atomic(file, json.dumps(table, indent=2) + "\n")
+            write_page()
+    write_page()
+
+
+def evolved(table: str) -> str:
+    """The winner of the search at 2:4 for N:M, of that at 50 % for shares, with its scope."""
+    name = "2-4" if "-" in table else "50"
+    found = json.loads((RESULTS / f"search-{name}-any-default-0.json").read_text())
+    best = next(row for row in found["hall_of_fame"] if row["best"])
+    scope = "" if "-" in table else f"@{best['scope']}"
+    return f"{best['expression']}{scope}"
+
+
+def write_page() -> None:
+    """Write updates.md from the result files that are there."""
+    lines = [
+        "# What follows a mask, on SmolLM2-135M",
+        "",
+        "Made by `python benchmarks/updates.py --calibration wiki.valid.raw --text wiki.test.raw`:"
+        " calibrated on 24 random windows of 1024 tokens of WikiText-2 validation (seed 0), blocks"
+        " in order, perplexity on the test text. *against*: below (−) or above the SparseGPT of the"
+        " same table, on the first 12 windows. `EVOLVED` is the winner of the search with seed 0"
+        " ([search.md](search.md)). Seconds are those of pruning, with the statistics of every"
+        " block; those of the dense model, which all rows share, come before."
+        " Dense: 25.9 on the first 12 windows.",
+    ]
+    for file in sorted(RESULTS.glob("updates-*.json")):
+        lines += ["", *_table(file)]
+    (HERE / "updates.md").write_text("\n".join([*lines, ""]))
+
+
+def _table(file: Path) -> list[str]:
+    found = json.loads(file.read_text())
+    rows = found["rows"]
+    base = next((_first(row) for row in rows if row["label"] == "sparsegpt"), None)
+    title = file.stem.removeprefix("updates-").replace("-pydoc", ", built-in text")
+    lines = [
+        f"## {title.replace('-', ':')}{'' if '-' in title else ' %'}",
+        "",
+        "| method | first 12 windows | against | 24 windows | seconds | peak GiB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=_first):
+        first = _first(row)
+        against = f"{100 * (first / base - 1):+.1f} %" if base and math.isfinite(first) else ""
+        whole = f"{row['perplexity']:.2f}" if len(row.get("losses", [])) > 12 else ""
+        value = f"{first:.2f}" if math.isfinite(first) else str(row.get("error", "–"))
+        lines.append(
+            f"| {row['label']} | {value} | {against} | {whole} | {row['seconds']:.0f}"
+            f" | {row['peak_rss_bytes'] / 2**30:.1f} |"
+        )
+    evolved_rows = {row["expression"] for row in rows if EVOLVED in row["label"]}
+    lines += ["", *(f"EVOLVED: `{expression}`." for expression in sorted(evolved_rows))]
+    return lines
+
+
+def _first(row: dict[str, Any]) -> float:
+    losses = row.get("losses", [])[:12]
+    return math.exp(sum(losses) / len(losses)) if losses else math.inf
+
+
+if __name__ == "__main__":
+    main()
