@@ -1,9 +1,11 @@
 """Peak memory and time of `prune --offload`: flat in the number of blocks, within its plan.
 
-Run: python benchmarks/memory.py -o benchmarks/results/memory.json
-Random LLaMA-shaped checkpoints are made in --folder and pruned by the program itself, each in a
-process of its own, whose peak resident memory the system tells at its end. By default: a small
-shape at several depths, in memory and offloaded, and a 1B shape; --seven-billion adds LLaMA-2-7B's.
+    python benchmarks/memory.py --shapes 7B small 1B
+
+Random LLaMA-shaped bf16 checkpoints are made in --folder and pruned by the program itself, each in
+a process of its own, whose peak resident memory the system tells at its end: one shape at several
+depths, in memory and offloaded, a 1B shape, and LLaMA-2-7B's. Runs are kept as they come in
+benchmarks/results/memory.json, and memory.md is written from them.
 """
 
 import argparse
@@ -19,11 +21,15 @@ from typing import Any
 
 import torch
 
+from pruner_zero.files import write_atomic
 from shapes import Shape, make_checkpoint
 
-SMALL = {"hidden": 256, "intermediate": 688, "heads": 4, "kv_heads": 4}
+SMALL = {"hidden": 1024, "intermediate": 2816, "heads": 16, "kv_heads": 16}
 ONE_BILLION = Shape(2048, 5632, 22, 32, 4)
 SEVEN_BILLION = Shape(4096, 11008, 32, 32, 32)
+SHAPES = {"small": None, "1B": ONE_BILLION, "7B": SEVEN_BILLION}
+LIMITS = {("7B", "wanda"): "3GiB", ("7B", "pruner-zero"): "6GiB"}
+HERE = Path(__file__).parent
 
 
 def measure(command: list[str], log: Path) -> tuple[int, float, int]:
@@ -60,6 +66,7 @@ def prune(
         "method": method,
         "offload": offload,
         "memory": memory,
+        "tokens": f"{arguments.windows} × {arguments.seqlen}",
         "checkpoint_mib": round(sum(f.stat().st_size for f in model.iterdir()) / 2**20),
         "peak_mib": round(peak / 2**20),
         "seconds": seconds,
@@ -74,41 +81,77 @@ def prune(
 
 
 def main() -> None:
+    """Make the runs that are missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, default=Path("runs/memory"))
-    parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--seqlen", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=4)
+    parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--depths", type=int, nargs="*", default=[4, 8, 16])
-    parser.add_argument("--methods", nargs="*", default=["wanda", "pruner-zero", "sparsegpt"])
-    parser.add_argument("--small-only", action="store_true", help="leave out the 1B shape")
-    parser.add_argument("--seven-billion", action="store_true", help="add LLaMA-2-7B's shape")
-    parser.add_argument("-o", "--output", type=Path, default=Path("benchmarks/results/memory.json"))
+    parser.add_argument("--shapes", nargs="*", default=["small", "1B"], choices=list(SHAPES))
+    parser.add_argument("--methods", nargs="*", default=["wanda", "pruner-zero"])
+    parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "memory.json")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-
     runs: list[tuple[Shape, str, bool, str | None]] = []
-    for method in arguments.methods:
-        for offload in (False, True):
-            runs += [(Shape(**SMALL, blocks=d), method, offload, None) for d in arguments.depths]
-        if not arguments.small_only:
-            runs.append((ONE_BILLION, method, True, None))
-    if arguments.seven_billion:
-        runs.append((SEVEN_BILLION, "wanda", True, "3GiB"))
-        runs.append((SEVEN_BILLION, "pruner-zero", True, "6GiB"))
-    report = {
+    for name in arguments.shapes:
+        for method in arguments.methods:
+            if name == "small":
+                shapes = [Shape(**SMALL, blocks=depth) for depth in arguments.depths]
+                runs += [
+                    (one, method, offload, None) for offload in (False, True) for one in shapes
+                ]
+            else:
+                runs.append((SHAPES[name], method, True, LIMITS.get((name, method))))
+    report = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
+    report |= {
         "machine": {
             "platform": platform.platform(),
             "cores": os.cpu_count(),
             "threads": torch.get_num_threads(),
             "python": platform.python_version(),
             "torch": torch.__version__,
-        },
-        "windows": arguments.windows,
-        "seqlen": arguments.seqlen,
-        "results": [prune(*run, arguments) for run in runs],
+        }
     }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    arguments.output.write_text(json.dumps(report, indent=2) + "\n")
+    done = report.setdefault("results", [])
+    for shape, method, offload, memory in runs:
+        key = (shape.name, shape.blocks, method, offload)
+        if key not in [(o["shape"], o["blocks"], o["method"], o["offload"]) for o in done]:
+            done.append(prune(shape, method, offload, memory, arguments))
+            write_atomic(arguments.output, json.dumps(report, indent=2) + "\n")
+            write_page(report)
+        if shape.blocks not in arguments.depths and method == arguments.methods[-1]:
+            shutil.rmtree(arguments.folder / shape.name, ignore_errors=True)
+    write_page(report)
+
+
+def write_page(report: dict[str, Any]) -> None:
+    """Write memory.md."""
+    lines = [
+        "# Peak memory of `prune`",
+        "",
+        "Made by `python benchmarks/memory.py`: random bf16 checkpoints of LLaMA's shape, 50 %,"
+        " statistics included (gradients for the published tree), each run a process of its own"
+        " with nothing cached, on the built-in text. *plan*: the peak that `--offload` reckoned"
+        " before it began. [Result file](results/memory.json).",
+        "",
+        "| shape | blocks | checkpoint, MiB | tokens | method | | limit | plan | peak, MiB | seconds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for one in report["results"]:
+        cells = [
+            one["shape"],
+            one["blocks"],
+            one["checkpoint_mib"],
+            one["tokens"],
+            one["method"],
+            "offloaded" if one["offload"] else "in memory",
+            one["memory"] or "",
+            one["plan"] or "",
+            one["peak_mib"] if not one["exit"] else one["error"],
+            f"{one['seconds']:.0f}",
+        ]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    (HERE / "memory.md").write_text("\n".join([*lines, ""]))
 
 
 if __name__ == "__main__":

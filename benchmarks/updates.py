@@ -1,4 +1,4 @@
-"""What follows a mask: updates, refinement, aims and shares beside SparseGPT, in one table a sparsity.
+"""What follows a mask: updates, refinement, aims and shares beside SparseGPT, a table a sparsity.
 
     python benchmarks/updates.py --calibration wiki.valid.raw --text wiki.test.raw --tables 50 2-4
 
