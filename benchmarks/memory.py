@@ -134,7 +134,7 @@ def write_page(report: dict[str, Any]) -> None:
         " with nothing cached, on the built-in text. *plan*: the peak that `--offload` reckoned"
         " before it began. [Result file](results/memory.json).",
         "",
-        "| shape | blocks | checkpoint, MiB | tokens | method | | limit | plan | peak, MiB | seconds |",
+        "| shape | blocks | checkpoint, MiB | tokens | method | | limit | plan | peak, MiB | s |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in report["results"]:
