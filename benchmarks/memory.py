@@ -15,7 +15,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +31,24 @@ LIMITS = {("7B", "wanda"): "3GiB", ("7B", "pruner-zero"): "6GiB"}
 HERE = Path(__file__).parent
 
 
+# Run by a bare interpreter: what a process forks from counts in its child's peak.
+_LAUNCHER = """
+import json, os, subprocess, sys, time
+start = time.monotonic()
+with open(sys.argv[1], "wb") as err:
+    process = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL, stderr=err)
+    _, status, usage = os.wait4(process.pid, 0)
+code = os.waitstatus_to_exitcode(status)
+print(json.dumps([code, time.monotonic() - start, usage.ru_maxrss]))
+"""
+
+
 def measure(command: list[str], log: Path) -> tuple[int, float, int]:
     """Exit code, wall seconds and peak resident bytes of a process; its stderr goes to `log`."""
-    start = time.monotonic()
-    with open(log, "wb") as err:
-        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=err)
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return process.returncode, round(time.monotonic() - start, 1), usage.ru_maxrss * unit
+    launch = [sys.executable, "-S", "-c", _LAUNCHER, str(log), *command]
+    told = subprocess.run(launch, check=True, capture_output=True, text=True).stdout
+    code, seconds, peak = json.loads(told)
+    return code, round(seconds, 1), peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def prune(
