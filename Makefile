@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := builtin:smollm2-135m
 
-.PHONY: demo test test-slow check clean
+.PHONY: demo test test-slow check docs clean
 
 # One environment for everything; made anew when the dependencies change.
 $(BIN)/.installed: pyproject.toml
@@ -41,5 +41,10 @@ check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "the site: build/site/index.html"
+
 clean:
-	rm -rf .venv runs dist
+	rm -rf .venv runs dist build

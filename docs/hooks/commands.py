@@ -1,0 +1,123 @@
+"""Reference pages from the program itself: what `--help` says, what settings are, what is known."""
+
+import importlib
+import re
+from typing import Any
+
+import typer
+
+from pruner_zero.cli.app import app
+from pruner_zero.metric import NAMED, OPERATORS, TERMINALS, parse
+from pruner_zero.report.formula import to_mathml
+from pruner_zero.settings import Settings
+
+# Where the settings of the verbs that take --config are.
+SETTINGS = {
+    "prune": ("pruner_zero.pruning.settings", "PruneSettings"),
+    "compare": ("pruner_zero.comparison.compare", "CompareSettings"),
+    "search": ("pruner_zero.search.settings", "SearchSettings"),
+    "recover": ("pruner_zero.recovery.settings", "RecoverSettings"),
+}
+
+
+def verbs() -> list[str]:
+    """Every command, such as `prune` or `metric show`, in the order of --help."""
+    return [name for name, _ in _walk(typer.main.get_command(app), ())]
+
+
+def command(name: str) -> str:
+    """The help of one command as Markdown: usage, arguments and options, settings of --config."""
+    found = dict(_walk(typer.main.get_command(app), ()))
+    node = found[name]
+    context: Any = None
+    for part in ("pruner-zero", *name.split()):
+        context = typer.Context(node, info_name=part, parent=context)
+    lines = [_text(node.help or ""), "", "```text", _usage(node, name, context), "```", ""]
+    lines += ["| option | meaning |", "|---|---|"]
+    for parameter in node.params:
+        record = parameter.get_help_record(context)
+        if record is None:
+            names, meaning = parameter.make_metavar(context), getattr(parameter, "help", None)
+        else:
+            names, meaning = record
+        lines.append(f"| `{_cell(names)}` | {_text(_cell(meaning or ''))} |")
+    if name in SETTINGS:
+        lines += ["", *_settings(name, {parameter.name for parameter in node.params})]
+    return "\n".join(lines)
+
+
+def metrics() -> str:
+    """The known metrics with their formulas, as a Markdown table."""
+    lines = ["| name | expression | formula | from |", "|---|---|---|---|"]
+    for name, one in NAMED.items():
+        lines.append(f"| `{name}` | `{one.text}` | {formula(one.text)} | {one.citation} |")
+    return "\n".join(lines)
+
+
+def operators() -> str:
+    """The operators with their facts, as a Markdown table."""
+    lines = [
+        "| operator | operands | statistics over | grows with its first operand | set |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in OPERATORS.items():
+        reach = {"element": "–"}.get(one.reach, one.reach)
+        grows = {"nonnegative": "where that is not negative", "never": "not claimed"}
+        lines.append(
+            f"| `{name}` | {one.arity} | {reach} | {grows.get(one.increasing, one.increasing)}"
+            f" | {one.group} |"
+        )
+    return "\n".join(lines)
+
+
+def terminals() -> str:
+    """The terminals, as a Markdown table."""
+    lines = ["| terminal | varies over | meaning |", "|---|---|---|"]
+    for name, one in TERMINALS.items():
+        form = "outputs and inputs" if one.shape.value[0] else "inputs"
+        lines.append(f"| `{name}` | {form} | {_cell(one.meaning)} |")
+    return "\n".join(lines)
+
+
+def formula(text: str) -> str:
+    """An expression as MathML that fits into a table cell."""
+    math = re.sub(r' alttext="[^"]*"', "", str(to_mathml(parse(text), "inline")))
+    return math.replace("|", "&#124;")
+
+
+def _walk(node: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
+    if not hasattr(node, "commands"):
+        return [(" ".join(path), node)]
+    return [one for name, child in node.commands.items() for one in _walk(child, (*path, name))]
+
+
+def _usage(node: Any, name: str, context: Any) -> str:
+    return f"pruner-zero {name} {' '.join(node.collect_usage_pieces(context))}"
+
+
+def _settings(verb: str, options: set[str]) -> list[str]:
+    """The settings that only a --config file can give."""
+    module, name = SETTINGS[verb]
+    kind: type[Settings] = getattr(importlib.import_module(module), name)
+    rest = {field: one for field, one in kind.model_fields.items() if field not in options}
+    if not rest:
+        return ["Every setting of a `--config` file is an option, with `_` for `-`."]
+    lines = [
+        "A `--config` file has these options as settings, with `_` for `-`, and these alone:",
+        "",
+        "| setting | default |",
+        "|---|---|",
+    ]
+    for field, one in rest.items():
+        default = one.get_default(call_default_factory=True)
+        lines.append(f"| `{field}` | `{_cell(str(default))}` |")
+    return [*lines, "", f"What they decide: [`{name}`][{module}.{name}]."]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _text(text: str) -> str:
+    """Help is plain text: what Markdown would take for its own is escaped."""
+    return re.sub(r"(?<!\\)([*_<\[\]])", r"\\\1", " ".join(text.split()))

@@ -1,0 +1,208 @@
+"""Tables for the page on choosing a method, from the committed result files of the benchmarks."""
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Only what was measured like this file (model, calibration, test text) stands in one table.
+REFERENCE = "classics-50-one-shot.json"
+ZEROS = ("40 %", "50 %", "60 %", "70 %", "2:4", "4:8")
+MISSING = "not measured yet"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One method on one model, with the loss of every window, or of all together.
+
+    losses: nats a token, one a window; empty where the file has the mean alone. searched: a tree
+    file that a search wrote, or an expression that is the winner of a committed one.
+    """
+
+    zeros: str
+    method: str
+    expression: str
+    mode: str
+    updated: bool
+    searched: bool
+    mean: float
+    windows: int
+    losses: tuple[float, ...]
+    seconds: float
+
+    def perplexity(self, windows: int) -> float | None:
+        """Over the first `windows` windows; None where the file does not tell."""
+        if 0 < windows <= len(self.losses):
+            return math.exp(sum(self.losses[:windows]) / windows)
+        return math.exp(self.mean) if self.windows == windows else None
+
+    @property
+    def uses_gradients(self) -> bool:
+        return re.search(r"\bG\b", self.expression) is not None
+
+
+Budget = Callable[[Measurement], bool]
+
+BUDGETS: dict[str, Budget] = {
+    "weights stay, forward passes only": lambda one: (
+        not (one.updated or one.searched or one.uses_gradients)
+    ),
+    "weights stay, and gradients": lambda one: (
+        not (one.updated or one.searched) and one.uses_gradients
+    ),
+    "weights stay, and a search": lambda one: one.searched and not one.updated,
+    "weights are updated": lambda one: one.updated,
+}
+
+
+def read(results: Path) -> list[Measurement]:
+    """All comparable measurements under `results`; of repeated ones, one that has its losses."""
+    like = _conditions(json.loads((results / REFERENCE).read_text())["provenance"])
+    winners = {
+        (row["expression"], row["scope"])
+        for file in sorted(results.glob("search-*.json"))
+        for row in json.loads(file.read_text()).get("hall_of_fame", [])
+        if row["best"]
+    }
+    found: dict[tuple[object, ...], Measurement] = {}
+    for file in sorted(results.glob("*.json")):
+        table = json.loads(file.read_text())
+        if "rows" not in table or _conditions(table.get("provenance", {})) != like:
+            continue
+        for row in table["rows"]:
+            if row.get("perplexity") is None:
+                continue
+            one = _measurement(row, table["provenance"], winners)
+            key = (one.zeros, one.method, one.mode)
+            if key not in found or len(one.losses) >= len(found[key].losses):
+                found[key] = one
+    return list(found.values())
+
+
+def summary(measurements: Sequence[Measurement]) -> str:
+    """The best method by zeros and budget, as a Markdown table."""
+    lines = [_line("zeros", "dense", *BUDGETS), _line(*["---"] * (2 + len(BUDGETS)))]
+    for zeros in ZEROS:
+        own = [one for one in measurements if one.zeros == zeros]
+        windows = windows_of(own)
+        cells = [_best(filter(budget, own), windows) for budget in BUDGETS.values()]
+        dense = _dense(measurements, windows)
+        shown = f"{zeros}, {windows} windows" if windows else zeros
+        lines.append(_line(shown, dense, *cells))
+    return "\n".join(lines)
+
+
+def details(measurements: Sequence[Measurement], zeros: str) -> str:
+    """Every method measured at `zeros`, best first, as a Markdown table."""
+    own = [one for one in measurements if one.zeros == zeros]
+    windows = windows_of(own)
+    if not windows:
+        return f"{MISSING[0].upper()}{MISSING[1:]}."
+    rows = [(value, one) for one in own if (value := one.perplexity(windows)) is not None]
+    header = ("method", "order", f"perplexity, first {windows} windows", "seconds of pruning")
+    return "\n".join(
+        [
+            _line(*header),
+            _line("---", "---", "---:", "---:"),
+            *(
+                _line(f"`{one.method}`", one.mode, _shown(value), f"{one.seconds:.1f}")
+                for value, one in sorted(rows, key=lambda pair: pair[0])
+            ),
+        ]
+    )
+
+
+def windows_of(own: Sequence[Measurement]) -> int:
+    """How many first windows fill most cells of a row, then compare most methods; 0 for none."""
+    counts = {max(one.windows, len(one.losses)) for one in own}
+
+    def worth(windows: int) -> tuple[int, int, int]:
+        known = [one for one in own if one.perplexity(windows) is not None]
+        filled = sum(any(map(budget, known)) for budget in BUDGETS.values())
+        return filled, len(known), windows
+
+    return max(counts, key=worth, default=0)
+
+
+def table_of(page: Path, heading: str | None = None) -> str:
+    """The first Markdown table of `page`, below the heading of that text if one is given."""
+    lines = page.read_text().splitlines()
+    start = next((n for n, line in enumerate(lines) if line.lstrip("# ") == heading), None)
+    if heading is not None and start is None:
+        raise ValueError(f"{page} has no heading '{heading}'")
+    table: list[str] = []
+    for line in lines[start or 0 :]:
+        if line.startswith("|"):
+            table.append(line)
+        elif table:
+            break
+    if not table:
+        raise ValueError(f"{page} has no table below '{heading}'")
+    return "\n".join(table)
+
+
+def _measurement(
+    row: dict[str, Any], provenance: dict[str, Any], winners: set[tuple[str, str]]
+) -> Measurement:
+    settings, expression = provenance["settings"], row.get("expression", "")
+    scope, method = row.get("scope"), row["method"]
+    tree_file = method.endswith(".json")
+    if tree_file:
+        method = f"{expression}@{scope}" if scope else expression
+    losses = tuple(row.get("losses", ()))
+    # Under N:M no scope is told, and a search there has nominal rows.
+    evolved = tree_file or "EVOLVED" in row.get("label", "")
+    return Measurement(
+        "dense" if method == "dense" else _zeros(settings),
+        method,
+        expression,
+        row.get("mode", ""),
+        row.get("update", "none") != "none",
+        evolved or (expression, scope or "row") in winners,
+        row["loss"],
+        provenance["evaluation"]["windows"],
+        losses,
+        row["seconds"],
+    )
+
+
+def _zeros(settings: dict[str, Any]) -> str:
+    return settings["pattern"] or f"{round(100 * settings['sparsity'])} %"
+
+
+def _conditions(provenance: dict[str, Any]) -> tuple[object, ...] | None:
+    try:
+        return (
+            provenance["settings"]["model"],
+            provenance["calibration"]["tokens_sha256"],
+            provenance["evaluation"]["text_sha256"],
+            provenance["evaluation"]["seqlen"],
+        )
+    except KeyError:
+        return None
+
+
+def _best(candidates: Iterator[Measurement], windows: int) -> str:
+    known = [(value, one) for one in candidates if (value := one.perplexity(windows)) is not None]
+    if not known:
+        return MISSING
+    value, one = min(known, key=lambda pair: pair[0])
+    order = " in sequence" if one.mode == "sequential" else ""
+    return f"**{_shown(value)}** `{one.method}`{order}"
+
+
+def _dense(measurements: Sequence[Measurement], windows: int) -> str:
+    values = [one.perplexity(windows) for one in measurements if one.zeros == "dense"]
+    known = [value for value in values if value is not None]
+    return _shown(known[0]) if known and windows else MISSING
+
+
+def _shown(perplexity: float) -> str:
+    return f"{perplexity:.1f}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"

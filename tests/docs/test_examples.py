@@ -1,0 +1,164 @@
+"""Every example of README, CONTRIBUTING and docs/ does what its page says.
+
+The blocks of a page run from top to bottom in one folder, as a reader would. What is not run is
+skipped here with its reason.
+"""
+
+import json
+import os
+import shutil
+import sys
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from pruner_zero import plugins
+from pruner_zero.metric import NAMED, OPERATORS
+from pruner_zero.text.source import SOURCES
+from tests.cli.conftest import Cli, cli
+from tests.docs import examples
+from tests.docs.examples import PAGES, README_NOT_RUN, Block, agrees, blocks, commands, replaced
+from tests.docs.hooks import ROOT
+
+__all__ = ["cli"]
+
+EXAMPLE = ROOT / "examples" / "pruner-zero-example"
+ALL = [block for page in PAGES for block in blocks(page)]
+RUNNING = [page for page in PAGES if any(one.page == page and not one.not_run for one in ALL)]
+
+
+@pytest.fixture
+def workspace(
+    tmp_path: Path, llama_folder: Path, prose: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """The reader's folder, with the example package installed."""
+    shutil.copytree(llama_folder, tmp_path / examples.MODEL)
+    for name in examples.TEXTS:
+        document = json.dumps({"text": prose}) if name.endswith(".jsonl") else prose
+        (tmp_path / name).write_text(document)
+    monkeypatch.chdir(tmp_path)
+    site = tmp_path / "site"
+    info = site / "pruner_zero_example-0.1.dist-info"
+    info.mkdir(parents=True)
+    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
+    )
+    (info / "entry_points.txt").write_text(
+        "".join(
+            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in entries.items())
+            for group, entries in project["entry-points"].items()
+        )
+    )
+    for registry in (OPERATORS, NAMED, SOURCES):
+        monkeypatch.setattr(registry, "_loaded", {})
+    monkeypatch.syspath_prepend(str(EXAMPLE / "src"))
+    monkeypatch.syspath_prepend(str(site))
+    plugins.forget()
+    yield tmp_path
+    sys.modules.pop("pruner_zero_example", None)
+    monkeypatch.undo()
+    plugins.forget()
+
+
+@pytest.mark.parametrize("page", RUNNING, ids=lambda page: str(page.relative_to(ROOT)))
+def test_the_examples_of_a_page_run_from_top_to_bottom(
+    page: Path, workspace: Path, cli: Cli
+) -> None:
+    names: dict[str, object] = {"__name__": "example"}
+    for block in blocks(page):
+        if block.not_run is None:
+            _run(block, workspace, names, cli)
+
+
+@pytest.mark.parametrize("block", [one for one in ALL if one.not_run], ids=str)
+def test_not_run(block: Block) -> None:
+    if block.language == "python":
+        compile(block.code, str(block), "exec")
+    pytest.skip(str(block.not_run))
+
+
+@pytest.mark.parametrize("command", README_NOT_RUN)
+def test_not_run_in_the_readme(command: str) -> None:
+    assert f"$ {command}" in (ROOT / "README.md").read_text()
+    pytest.skip(README_NOT_RUN[command])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_block_hides_from_these_tests(page: Path) -> None:
+    lines = [line.lstrip() for line in page.read_text().splitlines()]
+    fences = sum(line.startswith("```") for line in lines)
+    included = sum(line.startswith("<!-- include: ") for line in lines)
+    found = list(blocks(page))
+    assert fences == 2 * (len(found) - included), "an indented or unclosed fence"
+    for block in found:
+        known = block.language in RUNNERS or block.language in examples.INERT
+        assert known, f"{block}: the language '{block.language}' is not run"
+
+
+@pytest.mark.parametrize(
+    ("shown", "output", "same"),
+    [
+        (("a … c", "…"), "a b c\nmore\nlines", True),
+        (("a", "…", "d"), "a\nb\nd", True),
+        (("a",), "a\nb", False),
+        (("…: b",), "a: c", False),
+    ],
+)
+def test_shown_output_is_compared(shown: tuple[str, ...], output: str, same: bool) -> None:
+    assert agrees(shown, output) is same
+
+
+def _run(block: Block, folder: Path, names: dict[str, object], cli: Cli) -> None:
+    if block.language not in examples.INERT:
+        RUNNERS[block.language](block, folder, names, cli)
+
+
+def _run_python(block: Block, folder: Path, names: dict[str, object], cli: Cli) -> None:
+    # The line numbers of a traceback are those of the page.
+    code = "\n" * block.line + replaced(block.code)
+    exec(compile(code, str(block.page), "exec"), names)
+
+
+def _run_console(block: Block, folder: Path, names: dict[str, object], cli: Cli) -> None:
+    for command in commands(block.code):
+        program, *words = command.words
+        if block.page.name == "README.md" and " ".join(command.words) in README_NOT_RUN:
+            continue
+        assert program == "pruner-zero", f"{block}: mark what is not run: {program}"
+        outcome = cli(*_tiny([replaced(word) for word in words], folder))
+        assert outcome.code == 0, f"{block}: {outcome.err}"
+        assert agrees(command.shown, outcome.out), f"{block}: it printed\n{outcome.out}"
+
+
+def _tiny(words: list[str], folder: Path) -> list[str]:
+    """The arguments with the sizes of TINY, and the settings of TINY_SEARCH for a search."""
+    words = [*words, *examples.TINY.get(words[0], ())]
+    if words[0] == "search" and "--resume" not in words:
+        given = {}
+        if "--config" in words:
+            given = yaml.safe_load((folder / words[words.index("--config") + 1]).read_text())
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({**examples.TINY_SEARCH, **given}))
+        words += ["--config", "tiny.yaml"]
+    return words
+
+
+def _write(block: Block, folder: Path, names: dict[str, object], cli: Cli) -> None:
+    """A titled file is there for the commands that follow, once it can be read."""
+    code = replaced(block.code)
+    parse: Callable[[str], object] = yaml.safe_load if block.language == "yaml" else tomllib.loads
+    assert parse(code), block
+    if block.title is not None:
+        os.makedirs((folder / block.title).parent, exist_ok=True)
+        (folder / block.title).write_text(code)
+
+
+RUNNERS: dict[str, Callable[[Block, Path, dict[str, object], Cli], None]] = {
+    "python": _run_python,
+    "console": _run_console,
+    "yaml": _write,
+    "toml": _write,
+}

@@ -1,0 +1,147 @@
+"""Tables of the documentation say what the result files say, and nothing where those are silent."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs.hooks import ROOT, load_hook
+
+measured = load_hook("measured")
+
+RESULTS = ROOT / "benchmarks" / "results"
+COLUMNS = list(measured.BUDGETS)
+KEPT, GRADIENTS, SEARCHED, UPDATED = COLUMNS
+
+
+def row(method: str, perplexity: float, losses: int = 0, **other: Any) -> dict[str, Any]:
+    """A row as `compare` writes it, each of `losses` windows with the same loss."""
+    loss = math.log(perplexity)
+    told = {"losses": [loss] * losses} if losses else {}
+    given = {"scope": "row", "update": "none", "mode": "one-shot", "expression": "W * X"}
+    return {"method": method, "perplexity": perplexity, "loss": loss, "seconds": 1.0} | (
+        given | told | other
+    )
+
+
+def write(
+    folder: Path,
+    name: str,
+    *rows: dict[str, Any],
+    sparsity: float | None = 0.5,
+    pattern: str | None = None,
+    windows: int = 12,
+    text: str = "test",
+) -> None:
+    provenance = {
+        "settings": {"model": "m", "sparsity": sparsity, "pattern": pattern},
+        "calibration": {"tokens_sha256": "c"},
+        "evaluation": {"text_sha256": text, "seqlen": 16, "windows": windows},
+    }
+    (folder / name).write_text(json.dumps({"rows": rows, "provenance": provenance}))
+
+
+def cells(folder: Path, zeros: str) -> dict[str, str]:
+    """One row of the summary by column."""
+    lines = measured.summary(measured.read(folder)).splitlines()
+    table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    found = next(line for line in table if line[0].split(",")[0] == zeros)
+    return dict(zip(table[0], found, strict=True))
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """A wanda of 60 and a SparseGPT of 50 at 50 %, on 12 windows of a dense model of 20."""
+    write(
+        tmp_path,
+        measured.REFERENCE,
+        row("dense", 20, scope=None, expression=""),
+        row("wanda", 60),
+        row("magnitude", 400, expression="W"),
+        row("sparsegpt", 50, update="obs", expression="sqr(W) / sqr(H)"),
+    )
+    return tmp_path
+
+
+def test_each_budget_has_its_best_method(results: Path) -> None:
+    found = cells(results, "50 %")
+    assert found["zeros"] == "50 %, 12 windows"
+    assert found["dense"] == "20.0"
+    assert found[KEPT] == "**60.0** `wanda`"
+    assert found[UPDATED] == "**50.0** `sparsegpt`"
+
+
+def test_what_no_file_tells_is_not_measured_yet(results: Path) -> None:
+    assert cells(results, "50 %")[GRADIENTS] == measured.MISSING
+    assert set(cells(results, "4:8").values()) == {"4:8", measured.MISSING}
+    assert measured.details(measured.read(results), "4:8") == "Not measured yet."
+
+
+def test_a_metric_with_gradients_costs_more_than_one_without(results: Path) -> None:
+    write(results, "more.json", row("gblm", 55, expression="W * X + W * G"))
+    assert cells(results, "50 %")[GRADIENTS] == "**55.0** `gblm`"
+    assert cells(results, "50 %")[KEPT] == "**60.0** `wanda`"
+
+
+@pytest.mark.parametrize(
+    ("method", "label"), [("runs/best.json", ""), ("G + W@global", ""), ("x+refine", "EVOLVED")]
+)
+def test_the_winner_of_a_search_is_known_by_its_file_or_expression(
+    results: Path, method: str, label: str
+) -> None:
+    expression = "G + W" if label == "" else "G"
+    hall = [{"expression": "G + W", "scope": "global", "best": True}]
+    if not method.endswith(".json"):
+        (results / "search-1.json").write_text(json.dumps({"hall_of_fame": hall}))
+    told = row(method, 45, expression=expression, scope="global", label=label)
+    write(results, "t.json", told)
+    shown = "x+refine" if label else "G + W@global"
+    assert cells(results, "50 %")[SEARCHED] == f"**45.0** `{shown}`"
+
+
+def test_methods_in_one_row_are_compared_on_the_same_windows(results: Path) -> None:
+    long = row("ria", 90, losses=24)
+    long["losses"][:12] = [math.log(55)] * 12
+    write(results, "long.json", long, windows=24)
+    found = cells(results, "50 %")
+    assert found["zeros"] == "50 %, 12 windows"
+    assert found[KEPT] == "**55.0** `ria`"
+
+
+def test_other_texts_and_failed_methods_are_left_out(results: Path) -> None:
+    write(results, "other.json", row("ria", 10), text="another")
+    write(results, "failed.json", {**row("ria", 10), "perplexity": None})
+    assert cells(results, "50 %")[KEPT] == "**60.0** `wanda`"
+
+
+def test_the_order_of_work_is_told(results: Path) -> None:
+    write(results, "s.json", row("wanda", 40, mode="sequential"))
+    assert cells(results, "50 %")[KEPT] == "**40.0** `wanda` in sequence"
+
+
+def test_details_list_all_methods_best_first(results: Path) -> None:
+    lines = measured.details(measured.read(results), "50 %").splitlines()
+    assert [line.split("`")[1] for line in lines[2:]] == ["sparsegpt", "wanda", "magnitude"]
+
+
+def test_a_table_is_taken_from_below_its_heading(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# A\n\n| a |\n|---|\n\n## B 50 %\n\ntext\n\n| b |\n|---|\n| 1 |\nend\n")
+    assert measured.table_of(page) == "| a |\n|---|"
+    assert measured.table_of(page, "B 50 %") == "| b |\n|---|\n| 1 |"
+    with pytest.raises(ValueError, match="no heading 'C'"):
+        measured.table_of(page, "C")
+
+
+def test_the_committed_files_are_read() -> None:
+    found = measured.read(RESULTS)
+    reference = json.loads((RESULTS / measured.REFERENCE).read_text())
+    told = {row["method"]: row["perplexity"] for row in reference["rows"]}
+    wanda = next(
+        one for one in found if (one.zeros, one.method, one.mode) == ("50 %", "wanda", "one-shot")
+    )
+    assert wanda.perplexity(12) == pytest.approx(told["wanda"], rel=1e-3)
+    assert {"50 %", "2:4", "dense"} <= {one.zeros for one in found}
+    assert any(one.searched for one in found)

@@ -1,0 +1,91 @@
+"""The reference names every command, option and public name, and the pages can be built."""
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli, cli
+from tests.docs.hooks import DOCS, ROOT, load_hook
+
+__all__ = ["cli"]
+
+commands = load_hook("commands")
+VERBS = commands.verbs()
+REFERENCE = {page: page.read_text() for page in sorted((DOCS / "reference").glob("*.md"))}
+ROOMS = (
+    *("metric", "sparsity", "text", "models", "calibration", "pruning", "evaluation"),
+    *("comparison", "search", "recovery", "report", "testing"),
+)
+
+
+def test_every_command_has_its_place() -> None:
+    marks = re.findall(r"<!-- command: (.+) -->", REFERENCE[DOCS / "reference" / "commands.md"])
+    assert sorted(marks) == sorted(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_command_is_described_as_its_help_describes_it(verb: str, cli: Cli) -> None:
+    outcome = cli(*verb.split(), "--help")
+    assert outcome.code == 0
+    page = commands.command(verb)
+    options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", outcome.out)) - {"--help"}
+    told = set(re.findall(r"^\| `[^`]*?(--[a-z][a-z-]*)", page, re.MULTILINE))
+    assert told <= options
+    declared = {name for name in options if re.search(rf"^ +(-\w, )?{name}\b", outcome.out, re.M)}
+    assert told == declared
+
+
+@pytest.mark.parametrize("verb", commands.SETTINGS)
+def test_settings_that_are_no_options_are_listed(verb: str) -> None:
+    module, name = commands.SETTINGS[verb]
+    fields = getattr(importlib.import_module(module), name).model_fields
+    page = commands.command(verb)
+    for field in fields:
+        known = (f"--{field.replace('_', '-')} ", f"--{field.replace('_', '-')}`", f"`{field}`")
+        assert any(one in page for one in known) or field == "model", field
+
+
+@pytest.mark.parametrize("name", ["metrics", "operators", "terminals"])
+def test_every_row_of_a_generated_table_has_as_many_cells_as_its_head(name: str) -> None:
+    lines = getattr(commands, name)().splitlines()
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in lines}
+    assert len(widths) == 1
+    assert len(lines) > 4
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_is_in_the_reference(room: str) -> None:
+    # Griffe takes a function for the module of the same name, so such ones stand on their own.
+    text = "".join(REFERENCE.values())
+    assert re.search(rf"^::: pruner_zero\.{room}$", text, re.MULTILINE)
+    module = importlib.import_module(f"pruner_zero.{room}")
+    for name in module.__all__:
+        if inspect.isfunction(found := getattr(module, name)):
+            hidden = found.__module__ == f"pruner_zero.{room}.{name}"
+            assert not hidden or f"::: {found.__module__}.{name}\n" in text, name
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_names_everything_public(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    site = tmp_path / "site"
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(site)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert built.returncode == 0, built.stderr
+    inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
+    names = {line.rsplit(" ", 4)[0] for line in inventory.splitlines()}
+    for room in ROOMS:
+        module = importlib.import_module(f"pruner_zero.{room}")
+        for name in module.__all__:
+            found = getattr(module, name)
+            own = inspect.isclass(found) or inspect.isfunction(found)
+            path = (
+                f"{found.__module__}.{found.__qualname__}" if own else f"{module.__name__}.{name}"
+            )
+            assert path in names
