@@ -26,7 +26,7 @@ from shapes import Shape, make_checkpoint
 SMALL = {"hidden": 1024, "intermediate": 2816, "heads": 16, "kv_heads": 16}
 ONE_BILLION = Shape(2048, 5632, 22, 32, 4)
 SEVEN_BILLION = Shape(4096, 11008, 32, 32, 32)
-SHAPES = {"small": None, "1B": ONE_BILLION, "7B": SEVEN_BILLION}
+SHAPES = {"small": Shape(**SMALL, blocks=4), "1B": ONE_BILLION, "7B": SEVEN_BILLION}
 LIMITS = {("7B", "wanda"): "3GiB", ("7B", "pruner-zero"): "6GiB"}
 HERE = Path(__file__).parent
 
