@@ -3,14 +3,28 @@
 import os
 import random
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
+
+RAY_STORE = 100 * 2**20
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The marker of the fault catalogue, `python -m tests.faults`."""
+    config.addinivalue_line(
+        "markers", "fault(name, holds): a fault that is really made, and what must hold then"
+    )
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,6 +63,43 @@ def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, blocks: 
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny LLaMA of two blocks. Not to be written to."""
     return save_tiny(tmp_path_factory.mktemp("models") / "llama")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator["Cluster"]:
+    """A Ray cluster, two nodes of one CPU each, the second with a resource of its own.
+
+    One for all tests: Ray mixes up two clusters that one process joins in turn.
+    """
+    import ray
+    from ray.cluster_utils import Cluster
+
+    head = {"num_cpus": 1, "object_store_memory": RAY_STORE, "include_dashboard": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        made = Cluster(initialize_head=True, head_node_args=head)
+        made.add_node(num_cpus=1, object_store_memory=RAY_STORE, resources={"special": 1})
+        yield made
+        ray.shutdown()
+        made.shutdown()
+
+
+@pytest.fixture
+def connected(cluster: "Cluster") -> "Cluster":
+    """The cluster, to which the user has connected."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(cluster.address, log_to_driver=False, logging_level="error")
+    return cluster
+
+
+def settles(holds: Callable[[], bool]) -> bool:
+    """Whether something becomes true within twenty seconds."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not holds():
+        time.sleep(0.1)
+    return holds()
 
 
 @pytest.fixture(scope="session")

@@ -37,6 +37,7 @@ for count in range(10**9):
 """
 
 
+@pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
 def test_a_reader_never_sees_half_a_file_even_after_a_kill(tmp_path: Path) -> None:
     file = tmp_path / "value.txt"
     process = subprocess.Popen(
@@ -84,6 +85,7 @@ def limited_files() -> object:
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 @pytest.mark.usefixtures("limited_files")
 def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
@@ -96,6 +98,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.json"]
 
 
+@pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 @pytest.mark.usefixtures("limited_files")
 def test_a_journal_survives_a_full_disk(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
@@ -131,6 +134,9 @@ def test_check_writable_looks_at_the_nearest_folder_there_is(tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["file"]
 
 
+@pytest.mark.fault(
+    "a bit flipped in, or the end torn off, a journal or checkpoint"
+)
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     append_line(journal, {"n": 0})
@@ -151,6 +157,9 @@ def test_a_journal_that_is_only_a_torn_line_is_empty(tmp_path: Path) -> None:
     assert read_lines(journal) == [{"n": 1}]
 
 
+@pytest.mark.fault(
+    "a bit flipped in, or the end torn off, a journal or checkpoint"
+)
 @pytest.mark.parametrize("damage", ['{"n": 0', "[1]", "7", "\x00\x00", ""])
 def test_a_damaged_earlier_line_is_refused(tmp_path: Path, damage: str) -> None:
     journal = tmp_path / "journal"
@@ -175,6 +184,7 @@ def _hold(folder: str, held: object, done: object) -> None:
         done.wait(60)  # type: ignore[attr-defined]
 
 
+@pytest.mark.fault("a second process on one run folder or one cache entry")
 def test_a_folder_has_one_holder_until_it_lets_go_or_dies(tmp_path: Path) -> None:
     context = get_context("spawn")
     held, done = context.Event(), context.Event()
@@ -200,6 +210,7 @@ def test_the_holder_may_delete_the_folder(tmp_path: Path) -> None:
         assert (tmp_path / "work").is_dir()
 
 
+@pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
 def test_what_a_killed_holder_left_half_written_goes(tmp_path: Path) -> None:
     keep = ("result.json", "blocks.partial", "notes.partial", "deep.7.partial")
     for name in keep[:3]:

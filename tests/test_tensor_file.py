@@ -90,6 +90,7 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 # What is small is refused only once the file is closed.
 @pytest.mark.parametrize("size", [40, 100_000])
 def test_a_full_disk_is_one_line_and_leaves_nothing(size: int, tmp_path: Path) -> None:
@@ -99,6 +100,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(size: int, tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.fault("a safetensors file with a lying header, or a bomb in its place")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -119,6 +121,10 @@ def test_a_damaged_file_is_one_line(damage: Callable[[bytes], bytes], tmp_path: 
     assert f"{path} is damaged" in refusal(lambda: TensorFile(path))
 
 
+@pytest.mark.fault(
+    "a model's weights file truncated, garbled, or lacking a tensor",
+    "refused in one line that names it; nothing is filled in",
+)
 def test_a_file_that_shrinks_while_it_is_open_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"rows": torch.ones(4, 3)})

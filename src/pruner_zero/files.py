@@ -110,6 +110,11 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
+def json_sha256(value: object) -> str:
+    """The SHA-256 of a value's JSON text with sorted keys: the same for what is read back."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def append_line(path: Path, value: object) -> None:
     """Append `value` as one JSON line and wait until it is on disk.
 
@@ -142,7 +147,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].split(b"\n")[:-1], 1):
         try:
             value = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise PrunerZeroError(f"line {number} of {path} is damaged: restore the file")

@@ -1,5 +1,6 @@
 """Reading settings: from YAML, from keywords, refused with one line where they are wrong."""
 
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +15,11 @@ class Settings(BaseModel):
     """The base of every verb's settings: unknown keys forbidden, values fixed once read."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# Aliases let a few lines of YAML stand for more text than any memory holds.
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = _shorten.maxlong = 200
 
 
 S = TypeVar("S", bound=Settings)
@@ -38,8 +44,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
         values = yaml.safe_load(file.read_text())
     except OSError as error:
         raise PrunerZeroError(f"{file} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
         raise PrunerZeroError(f"{file} is not valid YAML: {reason}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise PrunerZeroError(f"{file} must hold settings as `name: value` lines")
@@ -56,4 +62,4 @@ def _first_line(error: ValidationError, kind: type[Settings]) -> str:
         return f"the setting '{key}' is missing: give it, or write it in the --config file"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     message = message[0].lower() + message[1:]
-    return f"{option} is {first['input']!r:.80}: {message}"
+    return f"{option} is {_shorten.repr(first['input']):.80}: {message}"

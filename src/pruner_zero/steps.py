@@ -1,14 +1,12 @@
 """A journal of finished steps, so that an interruption of long work costs at most one step."""
 
-import json
 import shutil
 from collections.abc import Iterable, Mapping
-from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, read_lines, sha256, writing
+from pruner_zero.files import append_line, json_sha256, read_lines, sha256, writing
 
 JOURNAL = "journal.jsonl"
 
@@ -53,7 +51,7 @@ class Steps:
         """
         gone = list(unneeded)
         line = {**values, "files": dict(files), "unneeded": gone}
-        line["sha256"] = _digest(line)
+        line["sha256"] = json_sha256(line)
         append_line(self.folder / JOURNAL, line)
         self.lines.append(line)
         for name in gone:
@@ -68,7 +66,7 @@ class Steps:
         needed: dict[str, str] = {}
         for line in self.lines:
             given = {key: value for key, value in line.items() if key != "sha256"}
-            if line.get("sha256") != _digest(given):
+            if line.get("sha256") != json_sha256(given):
                 raise self._damaged(JOURNAL)
             needed |= line["files"]
             for name in line["unneeded"]:
@@ -82,7 +80,3 @@ class Steps:
         return PrunerZeroError(
             f"{self.folder / name} is damaged: start the unfinished run again with --overwrite"
         )
-
-
-def _digest(line: Mapping[str, Any]) -> str:
-    return new_sha256(json.dumps(line, sort_keys=True).encode()).hexdigest()

@@ -36,6 +36,9 @@ _DTYPES = {
     "F8_E5M2": torch.float8_e5m2,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# The library's own limit. A sparse file can claim any length, and would fill the memory with it.
+_LONGEST_HEADER = 100_000_000
+_MALFORMED = (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError)
 
 
 class TensorFile:
@@ -50,7 +53,7 @@ class TensorFile:
             with open(path, "rb") as file:
                 length = int.from_bytes(file.read(8), "little")
                 size = os.fstat(file.fileno()).st_size
-                if not 2 <= length <= size - 8:
+                if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
                     raise ValueError("its header does not fit in it")
                 header = json.loads(file.read(length))
             self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
@@ -58,7 +61,7 @@ class TensorFile:
             self._entries = {name: _Entry(**entry) for name, entry in header.items()}
             for name, entry in self._entries.items():
                 entry.check(name, size - self._start)
-        except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        except (*_MALFORMED, OSError) as error:
             raise PrunerZeroError(
                 f"{path} is damaged ({' '.join(str(error).split())}): fetch or make it again"
             ) from error
@@ -214,7 +217,8 @@ class _Entry:
 
     def check(self, name: str, size: int) -> None:
         expected = math.prod(self.shape) * self.dtype.itemsize
-        if self.stop - self.start != expected or not 0 <= self.start <= self.stop <= size:
+        fits = self.stop - self.start == expected and 0 <= self.start <= self.stop <= size
+        if not fits or min(self.shape, default=0) < 0:
             raise ValueError(f"{name} does not fit in it")
 
 

@@ -128,6 +128,7 @@ def forward_forbidden(model: nn.Module) -> Iterator[None]:
     handle.remove()
 
 
+@pytest.mark.fault("a gradient or a score that is NaN or infinite")
 def test_a_gradient_that_is_no_number_names_its_matrix() -> None:
     model = tiny_model("llama")
     wanted = find_matrices(model)[9]
@@ -137,6 +138,7 @@ def test_a_gradient_that_is_no_number_names_its_matrix() -> None:
     assert f"the gradient of {wanted.name} is not finite" in message
 
 
+@pytest.mark.fault("a gradient or a score that is NaN or infinite")
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
 def test_a_gradient_that_is_no_number_names_its_expert(architecture: str) -> None:
     model = tiny_model(architecture)

@@ -99,6 +99,7 @@ def test_models_that_are_none(refused: Callable[..., str], tmp_path: Path) -> No
     assert "did you mean 'builtin:smollm2-135m'?" in refused(*HALF, model="builtin:smollm2")
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 def test_a_broken_weights_file(refused: Callable[..., str], tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "broken")
     weights = folder / "model.safetensors"
@@ -108,6 +109,7 @@ def test_a_broken_weights_file(refused: Callable[..., str], tmp_path: Path) -> N
     assert "broken are damaged" in refused(*HALF, model=folder)
 
 
+@pytest.mark.fault("a weight is NaN or infinite")
 def test_weights_that_are_not_numbers_are_named(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -229,6 +231,7 @@ def test_a_hub_name_without_the_hub_names_the_local_alternative(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.fault("a tokenizer with more tokens than the model embeds")
 def test_a_tokenizer_of_another_model_is_refused(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:

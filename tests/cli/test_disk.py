@@ -27,6 +27,7 @@ def no_file_beyond(limit: int) -> Iterator[None]:
     signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 @pytest.mark.parametrize(
     ("limit", "file"),
     [(600, "X-0000.safetensors"), (20_000, "weights-0000.safetensors"), (80_000, "result")],
@@ -64,6 +65,7 @@ def nearly_full(tmp_path: Path) -> Iterator[Path]:
     os.system(f"umount '{folder}'")
 
 
+@pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 @pytest.mark.parametrize("taken", [280_000, 200_000, 120_000])
 def test_a_really_full_disk(
     taken: int, nearly_full: Path, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
@@ -89,6 +91,7 @@ def test_a_really_full_disk(
         assert (output / "model.safetensors").exists()
 
 
+@pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 def test_an_output_in_a_folder_that_is_read_only(
     refused: Callable[..., str], tmp_path: Path
 ) -> None:
@@ -103,6 +106,7 @@ def test_an_output_in_a_folder_that_is_read_only(
     assert "disk is not writable" in line
 
 
+@pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 def test_a_mount_point_cannot_be_replaced(
     nearly_full: Path, llama_folder: Path, text_file: Path
 ) -> None:

@@ -163,6 +163,7 @@ def test_the_largest_expression_is_cheap_when_it_repeats_itself() -> None:
     assert (evaluate(doubled, {"W": torch.ones(2, 2)}) == 4096).all()
 
 
+@pytest.mark.fault("a gradient or a score that is NaN or infinite")
 @pytest.mark.parametrize(
     ("text", "change", "reason"),
     [

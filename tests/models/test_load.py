@@ -119,6 +119,7 @@ def test_a_folder_without_configuration(tmp_path: Path) -> None:
     assert "no config.json" in refusal(lambda: load_model(tmp_path))
 
 
+@pytest.mark.fault("pickled weights, under any name that a model folder can give them")
 def test_pickled_weights_are_not_read(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     torch.save(tiny_model("llama").state_dict(), folder / "pytorch_model.bin")
@@ -132,6 +133,7 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     assert "notes.txt is not a model" in refusal(lambda: load_model(tmp_path / "notes.txt"))
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -149,12 +151,14 @@ def test_broken_weights(folder: Path, damage: Callable[[bytes], bytes]) -> None:
     assert str(folder) in message
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 def test_a_missing_weight_is_not_filled_in_at_random(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.pop(WEIGHT))
     message = refusal(lambda: load_model(folder))
     assert f"lacks 1 of the model's weights, {WEIGHT}" in message
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 def test_a_weight_of_another_shape(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.update({WEIGHT: torch.zeros(3, 4)}))
     message = refusal(lambda: load_model(folder))
@@ -215,6 +219,7 @@ def test_an_unknown_built_in_model() -> None:
     assert "did you mean 'builtin:smollm2-135m'?" in message
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 @pytest.mark.parametrize(
     "data",
     [
@@ -231,6 +236,7 @@ def test_a_gguf_file_that_is_garbage(tmp_path: Path, data: bytes) -> None:
     assert f"{tmp_path / 'x.gguf'} cannot be loaded" in message
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 def test_a_gguf_file_that_ends_early(tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
     write_gguf(tiny_model("llama"), path)

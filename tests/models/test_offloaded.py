@@ -156,6 +156,7 @@ def test_a_quantized_model(tmp_path: Path) -> None:
     assert "is quantized" in refusal(lambda: load_offloaded(folder))
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 def test_a_folder_that_lacks_a_weight(tmp_path: Path) -> None:
     model = tiny_model("llama")
     weights = model.state_dict()

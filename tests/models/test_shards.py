@@ -71,6 +71,7 @@ def test_names_that_are_not_there_are_not_in_it(tmp_path: Path) -> None:
     assert "lm_head.weight" not in shards  # tied to the embedding
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 @pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": 1}'])
 def test_a_broken_index_is_one_line(text: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, "llama")
@@ -80,6 +81,7 @@ def test_a_broken_index_is_one_line(text: str, tmp_path: Path) -> None:
     assert "save the model again" in refusal(lambda: Shards(folder, bare))
 
 
+@pytest.mark.fault("a model's weights file truncated, garbled, or lacking a tensor")
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     folder = saved(tmp_path, "llama")
     with quiet():

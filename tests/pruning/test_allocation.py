@@ -31,6 +31,22 @@ def test_every_rule_prunes_the_same_total_in_other_places(
         assert len({round(one.zeros / math.prod(one.shape), 3) for one in records}) > 1
 
 
+@pytest.mark.parametrize("rule", ["owl", "alphapruning", "error", "file"])
+@pytest.mark.parametrize("metric", ["magnitude", "wanda", "pruner-zero", "sparsegpt"])
+def test_each_rule_collects_what_it_looks_at(
+    rule: str, metric: str, windows: Windows, new_store: OpenStore, tmp_path: Path
+) -> None:
+    """Block after block, where nothing is known of the dense model but what the rule asks for."""
+    model = language_model("llama")
+    if rule == "file":
+        names = [matrix.name for matrix in find_matrices(model.model)]
+        (tmp_path / "file").write_text(json.dumps({"sparsity": dict.fromkeys(names, 0.5)}))
+        rule = str(tmp_path / "file")
+    method = parse_method(f"{metric}@matrix", sparsity=0.5, allocation=rule)
+    records = prune_model(model, windows, method, new_store(model), mode="sequential")
+    assert total_sparsity(records) == pytest.approx(0.5, abs=1e-4)
+
+
 def test_rows_are_pruned_alike_inside_a_matrix(windows: Windows, new_store: OpenStore) -> None:
     model = language_model("llama")
     method = parse_method("wanda@owl", sparsity=0.6)

@@ -67,6 +67,17 @@ def test_more_windows_cost_memory_only_where_they_are_kept_in_it(kinds: frozense
     assert (many.peak > few.peak) is kept
 
 
+def test_what_an_allocation_looks_at_is_reckoned_with() -> None:
+    by_error: frozenset[Kind] = frozenset({"G", "gram"})
+    plain, shared = plan(kinds=WANDA), plan(kinds=WANDA, allocation=by_error)
+    assert shared.step in ("allocation", "gradients", "the loss")
+    assert shared.peak > plain.peak + 4 * LARGE.matrices / 2
+    assert shared.disk > plain.disk + 4 * (LARGE.gram + LARGE.matrices) * LARGE.depth
+    assert plan(kinds=TREE | SPARSEGPT, order="one-shot", allocation=by_error).disk == (
+        plan(kinds=TREE | SPARSEGPT, order="one-shot").disk
+    )
+
+
 def test_whatever_the_process_takes_already_is_counted() -> None:
     assert plan(base=GIB).peak == plan().peak + GIB
 

@@ -36,6 +36,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "asymmetric": {"metric": "wanda@owl+asymmetric+exact", "sparsity": 0.5},
     "global-obs": {"metric": "wanda@global+obs", "sparsity": 0.4},
     "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
+    "mixed": {"metric": "wanda+obs", "pattern": "mixed:4"},
 }
 
 

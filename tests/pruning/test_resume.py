@@ -72,6 +72,7 @@ def undisturbed(command: Command, run: str, folder: Path) -> tuple[dict[str, byt
     return contents(folder / "out"), seconds
 
 
+@pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.parametrize(
     "run",
     [
@@ -107,6 +108,10 @@ def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) ->
         assert len(set(moments)) > 1, "the kills all fell on one moment"
 
 
+@pytest.mark.fault(
+    "SIGKILL after each block, during the final save, and while a file is written",
+    "the output is whole or not there; the same command ends with the same bytes",
+)
 @pytest.mark.parametrize("run", ["sparsegpt", "asymmetric"])
 def test_a_kill_after_every_block_changes_no_byte(
     run: str, command: Command, tmp_path: Path
@@ -129,6 +134,7 @@ def test_a_kill_after_every_block_changes_no_byte(
     assert timing["first_block_of_this_process"] >= BLOCKS - 1
 
 
+@pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
 def test_a_kill_during_the_final_save_leaves_no_half_model(
     command: Command, tmp_path: Path
 ) -> None:
@@ -194,6 +200,9 @@ def test_an_unfinished_run_of_other_settings_only_gives_way_if_told(
     assert not (stopped.parent / "out.partial").exists()
 
 
+@pytest.mark.fault(
+    "a bit flipped in, or the end torn off, a journal or checkpoint"
+)
 @pytest.mark.parametrize(
     "name", ["weights-0000.safetensors", "weights-0001.safetensors", "hidden", "journal.jsonl"]
 )
@@ -218,6 +227,9 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     assert contents(stopped) == whole
 
 
+@pytest.mark.fault(
+    "a bit flipped in, or the end torn off, a journal or checkpoint"
+)
 def test_a_missing_checkpoint_file_is_refused(stopped: Path, command: Command) -> None:
     (stopped.parent / "out.partial" / "blocks" / "weights-0000.safetensors").unlink()
     assert "is damaged" in error_of(
@@ -235,6 +247,7 @@ def test_a_run_stopped_before_its_first_block_stands_in_no_ones_way(
     assert json.loads((stopped / "pruning.json").read_text())["settings"]["seed"] == 1
 
 
+@pytest.mark.fault("a second process on one run folder or one cache entry")
 def test_the_second_of_two_processes_on_one_output_is_refused(
     command: Command, tmp_path: Path
 ) -> None:
@@ -251,6 +264,9 @@ def test_the_second_of_two_processes_on_one_output_is_refused(
     assert (output / "model.safetensors").exists()
 
 
+@pytest.mark.fault(
+    "Ctrl-C", "one line that says how to go on; the same command ends with the same result"
+)
 def test_ctrl_c_ends_with_130_and_one_line_and_the_same_command_goes_on(
     command: Command, tmp_path: Path
 ) -> None:
@@ -276,6 +292,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_same_command_goes_on(
     assert contents(output) == whole
 
 
+@pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["one-shot", "sequential", "sparsegpt"])
 def test_ten_kills_of_the_real_command_change_no_byte(

@@ -62,6 +62,7 @@ def steps_on_disk(output: Path) -> int:
     return int(json.loads(lines[-1])["state"]["step"]) if lines else -1
 
 
+@pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.parametrize(
     "mode", [["--norms"], pytest.param(["--mode", "lora"], marks=pytest.mark.slow)]
 )
@@ -91,6 +92,7 @@ def test_kills_change_no_byte(
     assert not output.with_name("out.partial").exists()
 
 
+@pytest.mark.fault("Ctrl-C")
 def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
     deep_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -157,6 +159,9 @@ def test_how_often_is_saved_may_change_on_the_way(
     assert all(bool((ours[name] == whole[name]).all()) for name in whole)
 
 
+@pytest.mark.fault(
+    "a bit flipped in, or the end torn off, a journal or checkpoint"
+)
 def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:

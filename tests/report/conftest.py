@@ -10,7 +10,7 @@ import pytest
 
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord
-from pruner_zero.search.archive import JOURNAL, Archive, Record
+from pruner_zero.search.archive import JOURNAL, Archive, Record, with_checksum
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.sparsity import Scope
 
@@ -66,7 +66,7 @@ def write_search(
             lines.append({"kind": "batch", "elapsed": 10.0 * math.ceil((number + 1) / batch)})
     # At once: an archive that is synced line by line takes long for thousands.
     with open(folder / JOURNAL, "a") as file:
-        file.writelines(json.dumps(line) + "\n" for line in lines)
+        file.writelines(json.dumps(with_checksum(line)) + "\n" for line in lines)
     run = {
         "settings": told,
         "calibration": windows(told["calibration"]),

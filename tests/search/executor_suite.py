@@ -161,6 +161,10 @@ class ExecutorSuite:
 class WorkerSuite(ExecutorSuite):
     """Holds for any executor whose workers can die."""
 
+    @pytest.mark.fault(
+        "a worker dies: once, twice on one candidate, while idle, with its machine",
+        "the candidate is judged again once, then rejected with the reason; no other is",
+    )
     def test_the_task_of_a_worker_that_is_killed_is_run_again(
         self, start: Start, scripted: Scripted
     ) -> None:
@@ -171,6 +175,7 @@ class WorkerSuite(ExecutorSuite):
         killer.join()
         assert values(outcomes) == [0.0, 1.0, 2.0, 3.0, 4.0]
 
+    @pytest.mark.fault("a worker dies: once, twice on one candidate, while idle, with its machine")
     def test_a_task_that_kills_its_worker_twice_is_rejected_and_no_other_is(
         self, start: Start, scripted: Scripted
     ) -> None:
@@ -181,6 +186,7 @@ class WorkerSuite(ExecutorSuite):
         assert outcomes[2].reason == "its worker died twice"
         assert values(list(executor.map(script("work", "work")))) == [0.0, 1.0]
 
+    @pytest.mark.fault("a worker dies: once, twice on one candidate, while idle, with its machine")
     def test_a_worker_that_dies_with_nothing_to_do_is_replaced(
         self, start: Start, scripted: Scripted
     ) -> None:
@@ -190,6 +196,10 @@ class WorkerSuite(ExecutorSuite):
         outcomes = list(executor.map(script("work", "slow", "work", "slow")))
         assert values(outcomes) == [0.0, 1.0, 2.0, 3.0]
 
+    @pytest.mark.fault(
+        "a worker hangs at a candidate",
+        "it is stopped at the time limit, the candidate rejected; no other is",
+    )
     def test_a_task_over_the_time_limit_is_stopped_and_rejected_and_no_other_is(
         self, start: Start, scripted: Scripted
     ) -> None:
@@ -200,6 +210,7 @@ class WorkerSuite(ExecutorSuite):
         assert ended(scripted.worker(1))
         assert values(list(executor.map(script("slow", "work")))) == [0.0, 1.0]
 
+    @pytest.mark.fault("a worker hangs at a candidate")
     def test_closing_stops_what_still_runs(self, start: Start, scripted: Scripted) -> None:
         executor = start(scripted)
         batch = executor.map(script("work", "hang"))

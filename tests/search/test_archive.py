@@ -1,12 +1,13 @@
 """The journal is the run: what is in it is kept, what is not never happened."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import parse
-from pruner_zero.search.archive import JOURNAL, Archive, Record, read_records
+from pruner_zero.search.archive import JOURNAL, Archive, Record, read_journal, read_records
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.search.evaluator import Outcome
 
@@ -44,6 +45,7 @@ def test_a_replayed_run_writes_nothing_twice(tmp_path: Path) -> None:
     assert len(lines) == 4
 
 
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_torn_last_line_is_as_if_it_had_not_been_written(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {"seed": 0})
     archive.remember(Outcome(0, "all", value=1.0))
@@ -55,6 +57,35 @@ def test_a_torn_last_line_is_as_if_it_had_not_been_written(tmp_path: Path) -> No
     again.remember(Outcome(1, "all", value=2.0))
     assert journal.read_bytes().startswith(whole)
     assert Archive(tmp_path, {"seed": 0}).known(1, "all") == Outcome(1, "all", value=2.0)
+
+
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
+def test_any_flipped_bit_of_any_line_is_refused(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.remember(Outcome(0, "all", value=1.25, seconds=0.1))
+    archive.commit([record(0)], elapsed=1.0)
+    journal = tmp_path / JOURNAL
+    whole = journal.read_bytes()
+    # The last byte ends the last line, which counts as torn without it.
+    for place in range(8 * (len(whole) - 1)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        journal.write_bytes(data)
+        with pytest.raises(PrunerZeroError, match=r"line \d of .* is damaged: restore the file"):
+            read_journal(tmp_path)
+
+
+def test_a_run_from_before_lines_had_checksums_goes_on(tmp_path: Path) -> None:
+    Archive(tmp_path, {"seed": 0}).commit([record(0)], elapsed=1.0)
+    journal = tmp_path / JOURNAL
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    old = [{key: value for key, value in line.items() if key != "sha256"} for line in lines]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in old))
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.commit([record(0)], elapsed=1.0)
+    archive.commit([record(1, "W")], elapsed=2.0)
+    assert [one.candidate.number for one in read_records(tmp_path)] == [0, 1]
+    assert Archive(tmp_path, {"seed": 0}).batches_written == 2
 
 
 def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path: Path) -> None:

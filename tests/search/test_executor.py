@@ -47,6 +47,7 @@ class TestProcesses(WorkerSuite):
         return make
 
 
+@pytest.mark.fault("a worker dies: once, twice on one candidate, while idle, with its machine")
 def test_workers_that_cannot_start_end_the_search_with_a_clear_line() -> None:
     executor = ProcessExecutor(cast(Evaluator, DeadOnArrival()), 2)
     try:

@@ -1,5 +1,6 @@
 """Allocation by error: against every choice there is, on envelopes drawn chord by chord."""
 
+import time
 from collections.abc import Mapping, Sequence
 from itertools import product
 
@@ -185,3 +186,41 @@ def test_importance_decides_which_matrix_loses_more() -> None:
 def test_shares_out_of_reach_of_m_are_refused(share: float) -> None:
     with pytest.raises(PrunerZeroError, match=r"out of reach of N:4: choose one from 0.25 to 0.75"):
         mixed_n({"a": [1.0, 2.0, 3.0]}, {"a": 64}, 4, share)
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([64, 192, 512]), convex), min_size=1, max_size=5),
+    st.sampled_from([0.25, 0.5, 0.75]),
+)
+def test_matrices_of_any_sizes_meet_a_whole_mean_exactly_at_the_least_error(
+    drawn: list[tuple[int, list[float]]], share: float
+) -> None:
+    sizes = {str(index): size for index, (size, _) in enumerate(drawn)}
+    measured = {str(index): one for index, (_, one) in enumerate(drawn)}
+    chosen = mixed_n(measured, sizes, 4, share)
+    wanted = round(4 * share) * sum(sizes.values())
+    assert sum(n * sizes[name] for name, n in chosen.items()) == wanted
+    best = min(
+        sum(measured[name][n - 1] for name, n in zip(sizes, choice, strict=True))
+        for choice in product((1, 2, 3), repeat=len(sizes))
+        if sum(n * size for n, size in zip(choice, sizes.values(), strict=True)) == wanted
+    )
+    assert sum(measured[name][n - 1] for name, n in chosen.items()) == pytest.approx(best)
+
+
+def test_where_no_exchange_is_exact_all_matrices_get_the_mean() -> None:
+    # The cheapest choice, 1 for the first and 3 for the second, would leave room for nothing.
+    measured = {"a": [0.0, 9.0, 99.0], "b": [0.0, 1.0, 2.0]}
+    assert mixed_n(measured, {"a": 640, "b": 576}, 4, 0.5) == {"a": 2, "b": 2}
+    assert mixed_n(measured, {"a": 640, "b": 576}, 4, 0.4) == {"a": 1, "b": 2}
+
+
+def test_thousands_of_experts_take_moments() -> None:
+    sizes = {str(index): (4096, 1536, 1408, 1000)[index % 4] for index in range(8000)}
+    measured = {name: [1.0, 2.0 + int(name) % 7, 9.0 + int(name) % 11] for name in sizes}
+    start = time.monotonic()
+    chosen = mixed_n(measured, sizes, 4, 0.5)
+    assert time.monotonic() - start < 20
+    assert sum(n * sizes[name] for name, n in chosen.items()) == 2 * sum(sizes.values())
+    assert set(chosen.values()) == {1, 2, 3}

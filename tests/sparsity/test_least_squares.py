@@ -13,6 +13,7 @@ from pruner_zero.sparsity import (
     Unstructured,
     exact_update,
     keep_mask,
+    prepare,
     retarget,
     sparsegpt,
 )
@@ -260,3 +261,13 @@ def test_retargeting_to_the_same_inputs_changes_nothing() -> None:
     assert torch.equal(target, weight)
     with pytest.raises(PrunerZeroError, match="X_denseᵀX of up_proj is not finite"):
         retarget(weight, gram, gram / 0, name="up_proj")
+
+
+def test_what_a_gram_is_prepared_for_once_serves_every_mask() -> None:
+    weight, gram = loud_layer(6, 80)
+    known = prepare(gram, 0.02)
+    assert known.damping == 0.02
+    for seed in range(3):
+        mask = random_mask(6, 80, 0.5, seed)
+        plain = exact_update(weight, gram, mask, damping=0.02)
+        assert torch.equal(exact_update(weight, gram, mask, preparation=known).weight, plain.weight)

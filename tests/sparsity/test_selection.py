@@ -254,6 +254,7 @@ def test_scores_and_gradients_are_left_alone() -> None:
     assert not mask.requires_grad
 
 
+@pytest.mark.fault("a gradient or a score that is NaN or infinite")
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(
@@ -269,6 +270,7 @@ def test_non_finite_scores_name_the_module(
         keep_mask(scores, pattern, "layers.3.q_proj")
 
 
+@pytest.mark.fault("a gradient or a score that is NaN or infinite")
 def test_non_finite_scores_name_the_matrix_among_all() -> None:
     scores = [torch.ones(2, 2), torch.tensor([[1.0, float("nan")]])]
     with pytest.raises(PrunerZeroError, match="v_proj"):

@@ -1,7 +1,7 @@
 """Statistics of the dense model, each kind collected once and only when something needs it."""
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import torch
@@ -15,8 +15,11 @@ from pruner_zero.calibration.offloaded_gradients import (
     store_gradients,
     write_gradients,
 )
+from pruner_zero.calibration.ray_shares import CalibrationWorkers, ray_shares
+from pruner_zero.calibration.shares import share_gradients, share_inputs
 from pruner_zero.calibration.store import Kind, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
 from pruner_zero.models import (
     Activations,
@@ -61,14 +64,17 @@ def calibrate(
     store: StatisticsStore,
     *,
     norm: GradientNorm = "l2",
+    workers: CalibrationWorkers | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Fill `store` with the `kinds` of statistics it lacks, of the dense model, for every matrix.
 
     G costs a backward pass over the windows; X and gram together one forward pass, block
     by block. With an offloaded model both go on where an interrupted call stood.
-    Raises what `collect_gradients` raises, and PrunerZeroError on a full disk or
-    where another process fills the same store.
+    With `workers` each of them takes a share of the windows. The statistics are the same up
+    to how fp32 rounds a sum of as many parts, so they are kept under the same key.
+    Raises what `collect_gradients` raises, and PrunerZeroError on a full disk,
+    where another process fills the same store, or where workers cannot be had or keep dying.
     """
     check_tokens(language_model.model, windows.tokens)
     wanted = frozenset(kinds)
@@ -76,10 +82,35 @@ def calibrate(
         return
     with locked(store.folder):
         missing = {kind for kind in wanted if not store.has(kind)}
+        if workers is not None:
+            _calibrate_in_shares(language_model, windows, missing, store, norm, workers, progress)
+            return
         if "G" in missing:
             _calibrate_gradients(language_model, windows, store, norm, progress)
         if missing & {"X", "gram"}:
             _calibrate_inputs(language_model, windows, store, "gram" in missing, progress)
+
+
+def _calibrate_in_shares(
+    language_model: LanguageModel,
+    windows: Windows,
+    missing: Collection[Kind],
+    store: StatisticsStore,
+    norm: GradientNorm,
+    workers: CalibrationWorkers,
+    progress: Progress,
+) -> None:
+    if isinstance(language_model, OffloadedModel):
+        raise PrunerZeroError(
+            "--calibration-workers give each worker the whole model, and --offload leaves it on "
+            "disk: choose one of them"
+        )
+    model = language_model.model
+    with ray_shares(model, windows.tokens, workers) as shares:
+        if "G" in missing:
+            share_gradients(model, shares, store, norm=norm, progress=progress)
+        if "X" in missing or "gram" in missing:
+            share_inputs(model, shares, store, gram="gram" in missing, progress=progress)
 
 
 def _calibrate_gradients(

@@ -1,6 +1,6 @@
 """How the loss answers to each weight: the statistic G, by backward."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Literal
 
@@ -68,6 +68,11 @@ class GradientSums:
                 )
                 stack.callback(handle.remove)
             yield
+
+    def add(self, sums: Mapping[str, Tensor]) -> None:
+        """Fold in the `sums` of other windows, by parameter name."""
+        for name, total in self.sums.items():
+            total += sums[name]
 
     def result(self) -> dict[str, Tensor]:
         """G by matrix name; nothing can be folded in any more. Raises PrunerZeroError on NaN."""

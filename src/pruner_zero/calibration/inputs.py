@@ -2,31 +2,17 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pruner_zero.calibration.input_sums import InputStatistics, InputSums
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Activations, Arguments, Matrix, run_block
 from pruner_zero.progress import SILENT, Progress
-
-
-@dataclass(frozen=True)
-class InputStatistics:
-    """Statistics of the input of one matrix over all calibration windows, fp32.
-
-    X: (1, in), `sqrt(mean over windows of Σ_tokens x²)`, Wanda's norm (2306.11695, eq. 1).
-    gram: (in, in), `2XᵀX / windows`, SparseGPT's Hessian (2301.00774), where it was asked for.
-    cross: (in, in), `2X_denseᵀX / windows`, X_dense what the dense model gives at the same
-    tokens, where that is known.
-    """
-
-    X: Tensor
-    gram: Tensor | None = None
-    cross: Tensor | None = None
 
 
 def collect_inputs(
@@ -49,7 +35,36 @@ def collect_inputs(
     block, which is run on it too, for `cross`; its outputs go to `dense_outputs`. A matrix
     that no token reached (an expert that was never chosen) has X = 0.
     """
-    recorder = _Recorder(gram)
+    sums, outputs = sum_inputs(
+        block,
+        matrices,
+        hidden,
+        arguments,
+        gram=gram,
+        outputs=outputs,
+        dense=dense,
+        dense_outputs=dense_outputs,
+        progress=progress,
+        label=label,
+    )
+    return sums.statistics(matrices, len(arguments)), outputs
+
+
+def sum_inputs(
+    block: nn.Module,
+    matrices: Sequence[Matrix],
+    hidden: Iterable[Tensor],
+    arguments: Sequence[Arguments],
+    *,
+    gram: bool = False,
+    outputs: Activations | None = None,
+    dense: Iterable[Tensor] | None = None,
+    dense_outputs: Activations | None = None,
+    progress: Progress = SILENT,
+    label: str = "activations",
+) -> tuple[InputSums, Activations]:
+    """What `collect_inputs` does, up to the sums that it makes statistics of."""
+    recorder = _Recorder(InputSums(gram))
     outputs = [] if outputs is None else outputs
     dense_outputs = [] if dense_outputs is None else dense_outputs
     count = len(arguments)
@@ -63,23 +78,16 @@ def collect_inputs(
             outputs.append(run_block(block, incoming, rest))
             recorder.forget_inputs()
     _check_followed(matrices, recorder)
-    return {matrix.name: recorder.result(matrix, count) for matrix in matrices}, outputs
+    return recorder.sums, outputs
 
 
 @dataclass
 class _Recorder:
     """Sums over tokens. Matrices that are fed the very same tensor share one sum."""
 
-    gram: bool
-    squares: dict[str, Tensor] = field(default_factory=dict)
-    grams: dict[str, Tensor] = field(default_factory=dict)
-    owner: dict[str, str] = field(default_factory=dict)
-    crosses: dict[str, Tensor] = field(default_factory=dict)
-    results: dict[str, InputStatistics] = field(default_factory=dict)
+    sums: InputSums
     last: tuple[Tensor, str] | None = None
     kept: dict[str, Tensor] | None = None
-    # Inputs whose tokens are not those of the dense model: an expert's are its router's choice.
-    uncrossed: set[str] = field(default_factory=set)
     keeps: bool = False
 
     @contextmanager
@@ -91,55 +99,39 @@ class _Recorder:
 
     def add(self, name: str, inputs: Tensor) -> None:
         """inputs: (…, in), any dtype."""
-        if name not in self.owner:
+        sums = self.sums
+        if name not in sums.owner:
             shared = self.last is not None and self.last[0] is inputs
-            self.owner[name] = self.owner[self.last[1]] if shared and self.last else name
+            sums.owner[name] = sums.owner[self.last[1]] if shared and self.last else name
         self.last = (inputs, name)
-        if self.owner[name] != name:
+        if sums.owner[name] != name:
             return
         tokens = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         if self.keeps and self.kept is not None:
             self.kept[name] = tokens
             return
-        if name not in self.squares:
+        if name not in sums.squares:
             width = tokens.shape[1]
-            self.squares[name] = tokens.new_zeros(1, width)
-            if self.gram:
-                self.grams[name] = tokens.new_zeros(width, width)
-        self.squares[name] += tokens.square().sum(0, keepdim=True)
-        if self.gram:
-            self.grams[name].addmm_(tokens.T, tokens)
+            sums.squares[name] = tokens.new_zeros(1, width)
+            if sums.gram:
+                sums.grams[name] = tokens.new_zeros(width, width)
+        sums.squares[name] += tokens.square().sum(0, keepdim=True)
+        if sums.gram:
+            sums.grams[name].addmm_(tokens.T, tokens)
         if self.kept is not None:
             self._cross(name, tokens)
 
     def _cross(self, name: str, tokens: Tensor) -> None:
         aimed = self.kept.pop(name, None) if self.kept else None
         if aimed is None or aimed.shape != tokens.shape:
-            self.uncrossed.add(name)
+            self.sums.uncrossed.add(name)
             return
-        if name not in self.crosses:
-            self.crosses[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
-        self.crosses[name].addmm_(aimed.T, tokens)
+        if name not in self.sums.crosses:
+            self.sums.crosses[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
+        self.sums.crosses[name].addmm_(aimed.T, tokens)
 
     def forget_inputs(self) -> None:
         self.last = self.kept = None
-
-    def result(self, matrix: Matrix, windows: int) -> InputStatistics:
-        owner = self.owner.get(matrix.name)
-        if owner is None:
-            width = matrix.weight.shape[1]
-            device = matrix.weight.device
-            gram = torch.zeros(width, width, device=device) if self.gram else None
-            return InputStatistics(torch.zeros(1, width, device=device), gram)
-        if owner not in self.results:
-            gram = self.grams.pop(owner).mul_(2 / windows) if self.gram else None
-            cross = self.crosses.pop(owner, None)
-            if cross is not None:
-                routed = owner in self.uncrossed or matrix.expert is not None
-                cross = None if routed else cross.mul_(2 / windows)
-            X = (self.squares[owner] / windows).sqrt()
-            self.results[owner] = InputStatistics(X, gram, cross)
-        return self.results[owner]
 
 
 @contextmanager
@@ -205,7 +197,7 @@ def _check_followed(matrices: Sequence[Matrix], recorder: _Recorder) -> None:
             stacks.setdefault(matrix.parameter_name, []).append(matrix)
     for name, experts in stacks.items():
         whole = len(experts) == experts[0].parameter.shape[0]
-        if whole and not any(matrix.name in recorder.owner for matrix in experts):
+        if whole and not any(matrix.name in recorder.sums.owner for matrix in experts):
             raise PrunerZeroError(
                 f"the inputs of {name} cannot be observed, its model multiplies it in a way that "
                 "is not known here: choose a metric without X and without H, and no update"

@@ -64,6 +64,8 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
+        if _out_of_memory(error):
+            _end("error: out of memory: choose fewer --windows or --workers, or --offload", 2)
         if not hasattr(error, "format_message"):
             raise
         _end_usage(error)
@@ -72,6 +74,13 @@ def main() -> NoReturn:
         resumes = ": the same command goes on where this one stopped"
         _end("interrupted" + (resumes if sys.argv[1:2] in (["prune"], ["recover"]) else ""), code)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Python's own, and torch's, which is a RuntimeError that says so."""
+    words = ("out of memory", "allocate memory", "not enough memory")
+    told = isinstance(error, RuntimeError) and any(one in str(error).lower() for one in words)
+    return told or isinstance(error, MemoryError)
 
 
 def _end_usage(error: Any) -> NoReturn:
@@ -85,5 +94,8 @@ def _end_usage(error: Any) -> NoReturn:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    print(" ".join(line.split()), file=sys.stderr)
+    line = " ".join(line.split())
+    # What a file or a name holds shall not speak to the terminal.
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    print("".join(shown), file=sys.stderr)
     sys.exit(code)

@@ -43,6 +43,9 @@ def compare(
     dtype: options.DtypeText = None,
     gradient_norm: options.GradientNormText = None,
     damping: options.Damping = None,
+    calibration_workers: options.CalibrationWorkers = None,
+    ray_address: options.RayAddress = None,
+    ray_resources: options.RayResources = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for the table.")
     ] = None,
@@ -75,6 +78,9 @@ def compare(
         dtype=dtype,
         gradient_norm=gradient_norm,
         damping=damping,
+        calibration_workers=calibration_workers,
+        ray_address=ray_address,
+        ray_resources=ray_resources,
     )
     if as_json:
         print(json.dumps(result.to_json()))

@@ -18,7 +18,12 @@ Sparsity = Annotated[
 ]
 PatternText = Annotated[
     str | None,
-    typer.Option("--pattern", help="N:M, N zeros in each M weights, e.g. 2:4.", show_default=False),
+    typer.Option(
+        "--pattern",
+        help="N:M, N zeros in each M weights, e.g. 2:4; for prune and compare also mixed:M, half "
+        "of all weights with an N for each matrix.",
+        show_default=False,
+    ),
 ]
 ScopeText = Annotated[
     str | None,
@@ -108,6 +113,30 @@ GradientNormText = Annotated[
 Damping = Annotated[
     float | None,
     typer.Option(help="Share of the Hessian's mean diagonal. [default: 0.01]", show_default=False),
+]
+CalibrationWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--calibration-workers",
+        help="Collect the dense model's statistics on so many Ray actors, each with a share of "
+        "the windows. [default: in this process]",
+        show_default=False,
+    ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray-address",
+        help="Ray cluster. [default: $RAY_ADDRESS, else this machine]",
+        show_default=False,
+    ),
+]
+RayResources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ray-resources",
+        help="What a Ray worker needs, NAME=AMOUNT, e.g. num_cpus=2 or num_gpus=1; repeatable.",
+    ),
 ]
 Cache = Annotated[
     Path | None,

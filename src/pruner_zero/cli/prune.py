@@ -40,6 +40,9 @@ def prune(
     dtype: options.DtypeText = None,
     gradient_norm: options.GradientNormText = None,
     damping: options.Damping = None,
+    calibration_workers: options.CalibrationWorkers = None,
+    ray_address: options.RayAddress = None,
+    ray_resources: options.RayResources = None,
     offload: Annotated[
         bool | None,
         typer.Option(
@@ -90,6 +93,9 @@ def prune(
         dtype=dtype,
         gradient_norm=gradient_norm,
         damping=damping,
+        calibration_workers=calibration_workers,
+        ray_address=ray_address,
+        ray_resources=ray_resources,
         offload=offload,
         memory=memory,
     )

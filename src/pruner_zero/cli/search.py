@@ -38,6 +38,24 @@ def search(
         str | None,
         typer.Option(help="row, block, matrix, global, or any. [default: any]"),
     ] = None,
+    update: Annotated[
+        str | None,
+        typer.Option(
+            help="Judge candidates after an update of the weights that stay: none; obs, "
+            "SparseGPT's sweep; exact, least squares. [default: none]"
+        ),
+    ] = None,
+    allocation: Annotated[
+        str | None,
+        typer.Option(
+            help="How much of each matrix candidates prune: uniform, or a JSON file of shares. "
+            "evolved: search that for --metric, in place of a metric. [default: uniform]"
+        ),
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="The metric that --allocation evolved is for, METRIC[@SCOPE]."),
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     evaluations: Annotated[
         int | None, typer.Option(help="Stop after so many distinct candidates.")
@@ -70,16 +88,9 @@ def search(
         str | None,
         typer.Option(help="serial, processes or ray. [default: processes for several workers]"),
     ] = None,
-    ray_address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster. [default: $RAY_ADDRESS, else this machine]"),
-    ] = None,
-    ray_resources: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="What a Ray worker needs, NAME=AMOUNT, e.g. num_cpus=2 or num_gpus=1; repeatable."
-        ),
-    ] = None,
+    calibration_workers: options.CalibrationWorkers = None,
+    ray_address: options.RayAddress = None,
+    ray_resources: options.RayResources = None,
     include: options.Include = None,
     exclude: options.Exclude = None,
     dtype: options.DtypeText = None,
@@ -95,6 +106,9 @@ def search(
         "sparsity": sparsity,
         "pattern": pattern,
         "scope": scope,
+        "update": update,
+        "allocation": allocation,
+        "metric": metric,
         "minutes": minutes,
         "evaluations": evaluations,
         "target_loss": target_loss,
@@ -108,6 +122,7 @@ def search(
         "workers": workers,
         "threads": threads,
         "executor": executor,
+        "calibration_workers": calibration_workers,
         "ray_address": ray_address,
         "ray_resources": ray_resources,
         "include": include,
@@ -117,9 +132,9 @@ def search(
     }
     if resume is not None:
         stored = _stored(resume)
-        model = model or stored.pop("model")
-        calibration = calibration or stored.pop("calibration")
-        search_text = search_text or stored.pop("search_text")
+        model = model or stored.pop("model", None)
+        calibration = calibration or stored.pop("calibration", None)
+        search_text = search_text or stored.pop("search_text", None)
         for name in ("model", "calibration", "search_text"):
             stored.pop(name, None)
         given = {**stored, **{key: value for key, value in given.items() if value is not None}}
@@ -161,7 +176,13 @@ def search(
     if result.stopped == "interrupted":
         print(f"go on with it: pruner-zero search --resume {result.folder}")
         raise typer.Exit(130)
-    print(f"prune with it: pruner-zero prune {model} --metric {result.folder / 'best.json'} …")
+    asked, best = _stored(result.folder), result.folder / "best.json"
+    steps = "" if asked["update"] == "none" else f" --update {asked['update']}"
+    shares = asked["allocation"]
+    if shares != "uniform":
+        file = result.folder / "best_allocation.json" if shares == "evolved" else shares
+        steps += f" --allocation {file}"
+    print(f"prune with it: pruner-zero prune {model} --metric {best}{steps} …")
 
 
 class Display:
@@ -213,7 +234,7 @@ def _panel(status: "Status") -> RenderableType:
 
 def _stored(folder: Path) -> dict[str, Any]:
     try:
-        stored: dict[str, Any] = json.loads((folder / "run.json").read_text())["settings"]
-    except (OSError, ValueError, KeyError) as error:
+        stored = dict[str, Any](json.loads((folder / "run.json").read_text())["settings"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PrunerZeroError(f"{folder} holds no run to resume: give the folder of one") from error
     return stored

@@ -198,6 +198,7 @@ class _Table:
                     kinds,
                     self.store,
                     norm=self.settings.gradient_norm,
+                    workers=self.settings.workers_of_calibration,
                     progress=self.progress,
                 )
 

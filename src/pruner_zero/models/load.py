@@ -12,6 +12,7 @@ from pruner_zero.models.builtin import builtin_folder, load_builtin
 from pruner_zero.models.language_model import Dtype, LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
 from pruner_zero.models.read import read_model, readable
+from pruner_zero.models.shards import weight_files
 
 
 def load_model(source: str | Path, dtype: Dtype = "auto") -> LanguageModel:
@@ -97,6 +98,12 @@ def _check_folder(path: Path) -> None:
             f"{path} has no .safetensors weights, and pickled ones are not read: "
             "save the model again with save_pretrained"
         )
+    if (path / "adapter_config.json").is_file():
+        # transformers would load what that file names, from wherever it points to.
+        raise PrunerZeroError(
+            f"{path} holds an adapter (adapter_config.json): merge it into its model and save that"
+        )
+    weight_files(path)
 
 
 def _check_hub_id(name: str) -> None:

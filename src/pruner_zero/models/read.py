@@ -36,7 +36,8 @@ def read_model(
     PrunerZeroError where anything cannot be read, is no causal language model, or lacks
     weights: nothing is filled in at random.
     """
-    options: dict[str, Any] = {"local_files_only": local_files_only}
+    # Code that comes with a model is not run, nor is the user asked whether to.
+    options: dict[str, Any] = {"local_files_only": local_files_only, "trust_remote_code": False}
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
     placement = {} if weights else {"device_map": {"": "meta"}}

@@ -49,7 +49,7 @@ class Shards:
     def __init__(self, folder: Path, model: PreTrainedModel) -> None:
         self.folder = folder
         self._model = model
-        files = [TensorFile(path) for path in _weight_files(folder)]
+        files = [TensorFile(path) for path in weight_files(folder)]
         self._files = {name: file for file in files for name in file}
         self._dtypes = {name: tensor.dtype for name, tensor in model.state_dict().items()}
         self._source: dict[str, _Source] = {}
@@ -107,14 +107,25 @@ class Shards:
         return torch.empty(file.shape(stored), dtype=dtype, device="meta")
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load from `folder`."""
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that transformers would load from `folder`.
+
+    Raises PrunerZeroError where there are none, or its index points outside the folder.
+    """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     try:
         names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        paths = [Path(name) for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PrunerZeroError(
             f"{folder} has neither {WEIGHTS} nor a readable {INDEX}: save the model again"
         ) from error
-    return [folder / name for name in sorted(names)]
+    for path in paths:
+        # Elsewhere may be someone else's file, and what is no safetensors file a pickled one.
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
+            raise PrunerZeroError(
+                f"{folder / INDEX} names {str(path)[:200]!r}, which is no safetensors file inside "
+                "the folder: save the model again"
+            )
+    return [folder / path for path in paths]

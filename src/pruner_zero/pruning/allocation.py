@@ -10,11 +10,14 @@ from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.scoring import Statistics, score_matrix
 from pruner_zero.sparsity import (
     Allocation,
+    Pattern,
+    SemiStructured,
     Unstructured,
     alphapruning,
     by_error,
     exact,
     keep_mask,
+    mixed_n,
     outlier_share,
     owl,
     tail_exponent,
@@ -41,7 +44,7 @@ class Allocator:
     blocks: dict[str, int] = field(default_factory=dict)
     outliers: dict[int, float] = field(default_factory=dict)
     exponents: dict[str, float] = field(default_factory=dict)
-    curves: dict[str, dict[float, float]] = field(default_factory=dict)
+    curves: dict[str, list[float]] = field(default_factory=dict)
 
     @torch.no_grad()
     def see(
@@ -64,13 +67,21 @@ class Allocator:
         if scores:
             self.outliers[block] = outlier_share(scores)
 
-    def allocation(self) -> Allocation:
-        """The shares, their total exact in the method's comparison groups.
+    def patterns(self) -> dict[str, Pattern]:
+        """The pattern of each matrix by name, their total exact in the method's groups.
 
         Raises PrunerZeroError where a given allocation is not of these matrices.
         """
-        method, rule = self.method, self.method.allocation
-        sparsity = method.pattern.sparsity
+        groups = self.method.pattern
+        if isinstance(groups, SemiStructured):
+            sizes = {name: rows * columns for name, (rows, columns) in self.shapes.items()}
+            chosen = mixed_n(self.curves, sizes, groups.m, groups.sparsity)
+            return {name: SemiStructured(n, groups.m) for name, n in chosen.items()}
+        shares = self._allocation(groups).sparsity
+        return {name: Unstructured(share, groups.scope) for name, share in shares.items()}
+
+    def _allocation(self, groups: Unstructured) -> Allocation:
+        rule, sparsity = self.method.allocation, groups.sparsity
         sizes = {name: rows * columns for name, (rows, columns) in self.shapes.items()}
         if isinstance(rule, Allocation):
             shares = rule
@@ -79,13 +90,21 @@ class Allocator:
         elif rule == "alphapruning":
             shares = alphapruning(self.exponents, self.blocks, sizes, sparsity)
         elif rule == "error":
-            shares = by_error(self.curves, sizes, sparsity)
+            curves = {name: dict(zip(_GRID, own, strict=True)) for name, own in self.curves.items()}
+            shares = by_error(curves, sizes, sparsity)
         else:
             shares = uniform(sizes, sparsity)
-        return exact(shares, self.shapes, sparsity, "row" if method.scope == "row" else "matrix")
+        return exact(shares, self.shapes, sparsity, "row" if groups.scope == "row" else "matrix")
 
-    def _curve(self, matrix: Matrix, known: Statistics) -> dict[float, float]:
-        """What pruning the matrix costs at each sparsity of the grid."""
+    def _grid(self) -> list[Pattern]:
+        """The patterns at which a matrix's error is measured: every N of an M, or a few shares."""
+        groups = self.method.pattern
+        if isinstance(groups, SemiStructured):
+            return [SemiStructured(n, groups.m) for n in range(1, groups.m)]
+        return [Unstructured(share, groups.scope) for share in _GRID]
+
+    def _curve(self, matrix: Matrix, known: Statistics) -> list[float]:
+        """What pruning the matrix costs at each pattern of the grid."""
         assert known.gram is not None
         weight = matrix.weight.float()
         scores = score_matrix(matrix, known, self.method.metric, self.damping)
@@ -95,10 +114,9 @@ class Allocator:
         rows = torch.linspace(0, len(weight) - 1, count).round().long()
         sensitivity = None if known.G is None else output_sensitivity(known.G[rows], known.gram)
         norms = row_errors(weight[rows], known.gram)
-        scope = self.method.scope or "row"
-        costs = {}
-        for share in _GRID:
-            mask = keep_mask(scores, Unstructured(share, scope), matrix.name)[rows]
+        costs = []
+        for pattern in self._grid():
+            mask = keep_mask(scores, pattern, matrix.name)[rows]
             errors = row_errors(weight[rows].masked_fill(mask, 0), known.gram)
-            costs[share] = pruning_cost(errors, norms, sensitivity, len(weight) / count)
+            costs.append(pruning_cost(errors, norms, sensitivity, len(weight) / count))
         return costs

@@ -143,18 +143,24 @@ def plan_memory(
     budget: int | None = None,
     solves: bool = False,
     asymmetric: bool = False,
+    allocation: Collection[Kind] = (),
 ) -> MemoryPlan:
     """The peak of an offloaded run, an upper bound in bytes, and where its activations go.
 
     kinds: the statistics of the method; base: what the process takes already. solves: weights
-    are refined or solved for; asymmetric: the dense model's activations are kept too. With a budget
-    that allows it, activations stay in memory. Raises PrunerZeroError naming the smallest
-    budget that would do. Source: ours.
+    are refined or solved for; asymmetric: the dense model's activations are kept too.
+    allocation: the dense model's statistics that decide how much of each matrix is pruned. With
+    a budget that allows it, activations stay in memory. Raises PrunerZeroError naming the
+    smallest budget that would do. Source: ours.
     """
     window = seqlen * sizes.hidden * sizes.itemsize
     all_windows = windows * window
     propagated = order == "sequential" and bool({"X", "gram"} & set(kinds))
-    steps = _steps(sizes, kinds, order, seqlen)
+    dense = set(allocation) | (set(kinds) if order == "one-shot" else set(kinds) & {"G"})
+    steps = _steps(sizes, kinds, dense, order, seqlen)
+    if allocation:
+        known = sizes.gram + sizes.matrices * ("G" in dense) + 8 * sizes.matrix
+        steps["allocation"] = sizes.block + FP32 * known
     if solves:
         # Residual, direction, product and the best so far, beside the factors of the rows.
         steps["pruning"] += 6 * FP32 * sizes.matrix
@@ -179,17 +185,22 @@ def plan_memory(
     in_memory, step_in_memory = peak(on_disk=False)
     on_disk = not propagated or budget is None or in_memory > budget
     disk = 2 * sizes.weights + 2 * all_windows * propagated
-    if "G" in kinds:
+    if "G" in dense:
         disk += FP32 * sizes.matrices * sizes.depth + (sizes.depth + 3) * all_windows
-    if order == "one-shot" and {"X", "gram"} & set(kinds):
-        disk += FP32 * sizes.gram * sizes.depth * ("gram" in kinds) + 2 * all_windows
+    if {"X", "gram"} & dense:
+        disk += FP32 * sizes.gram * sizes.depth * ("gram" in dense) + 2 * all_windows
     if on_disk:
         return MemoryPlan(smallest, step, disk, True)
     return MemoryPlan(in_memory, step_in_memory, disk, False)
 
 
-def _steps(sizes: Sizes, kinds: Collection[Kind], order: Order, seqlen: int) -> dict[str, int]:
-    """The bytes that each step takes beside activations between blocks."""
+def _steps(
+    sizes: Sizes, kinds: Collection[Kind], dense: Collection[Kind], order: Order, seqlen: int
+) -> dict[str, int]:
+    """The bytes that each step takes beside activations between blocks.
+
+    dense: the statistics that are collected on the dense model, before the first block.
+    """
     attention = FP32 * sizes.attention * seqlen * seqlen
     # A window inside a block, and once more in fp32 where its statistics are taken.
     forward = seqlen * sizes.itemsize * (sizes.outputs + 8 * sizes.hidden) + attention
@@ -206,9 +217,9 @@ def _steps(sizes: Sizes, kinds: Collection[Kind], order: Order, seqlen: int) -> 
         factors = 5 * FP32 * sizes.width * sizes.width
     gradient = FP32 * sizes.matrix if "G" in kinds else 0
     steps["pruning"] = sizes.block + grams + max(observed, copies + factors + gradient)
-    if {"X", "gram"} & set(kinds) and order == "one-shot":
-        steps["activations"] = sizes.block + observed + FP32 * sizes.gram * ("gram" in kinds)
-    if "G" in kinds:
+    if {"X", "gram"} & set(dense):
+        steps["activations"] = sizes.block + observed + FP32 * sizes.gram * ("gram" in dense)
+    if "G" in dense:
         # Logits in the model's dtype and fp32, their softmax, and the gradients of all.
         steps["the loss"] = sizes.outside + seqlen * sizes.vocabulary * (
             3 * FP32 + 2 * sizes.itemsize

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 from pruner_zero.calibration import Kind
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
-from pruner_zero.sparsity import Allocation, Pattern, Scope, Unstructured
+from pruner_zero.sparsity import Allocation, Pattern, Scope, SemiStructured, Unstructured
 
 Update = Literal["none", "obs", "obs-iter", "exact"]
 AllocationRule = Literal["uniform", "owl", "alphapruning", "error"]
@@ -37,7 +37,8 @@ class Method:
     "exact" by least squares. refine: the mask is improved by swaps before the update.
     asymmetric: updates aim at the outputs of the dense model on its own inputs, not at those
     of the dense weights on the inputs that the pruned model gives them.
-    allocation: how much of each matrix is pruned, by a rule or as given.
+    allocation: how much of each matrix is pruned, by a rule or as given. Under N:M the rule
+    "error" chooses N for each matrix, and the N of the pattern is their mean.
     Raises PrunerZeroError where these do not go together.
     """
 
@@ -54,11 +55,15 @@ class Method:
             raise PrunerZeroError(
                 f"{self.name} aims an update at the dense outputs but has none: add +obs or +exact"
             )
-        if self.allocation != "uniform" and self.scope in ("global", None):
-            groups = "all matrices compete" if self.scope else "every group of M has N zeros"
+        if self.allocation != "uniform" and self.scope == "global":
             raise PrunerZeroError(
-                f"{self.name} allocates sparsity, but {groups}: "
+                f"{self.name} allocates sparsity, but all matrices compete: "
                 "choose scope row, block or matrix, or leave out the allocation"
+            )
+        if self.allocation not in ("uniform", "error") and self.scope is None:
+            raise PrunerZeroError(
+                f"{self.name} allocates sparsity, but every group of M has N zeros: leave out "
+                "the allocation, or let N differ by error, as --pattern mixed:4 does"
             )
         if self.update == "obs-iter" and self.scope not in ("row", "block", None):
             raise PrunerZeroError(
@@ -70,6 +75,19 @@ class Method:
     def scope(self) -> Scope | None:
         """The comparison group, None under an N:M pattern, which is its own group."""
         return self.pattern.scope if isinstance(self.pattern, Unstructured) else None
+
+    @property
+    def mixed(self) -> bool:
+        """Whether each matrix has an N of its own."""
+        return self.scope is None and self.allocation == "error"
+
+    @property
+    def zeros(self) -> str:
+        """The pattern of the whole model in words, such as 2:4, mixed:4 or 50% per row."""
+        if not self.mixed or not isinstance(self.pattern, SemiStructured):
+            return str(self.pattern)
+        n, m = self.pattern.n, self.pattern.m
+        return f"mixed:{m}" if 2 * n == m else f"{n}:{m} on average"
 
     @property
     def sweeps_by_own_score(self) -> bool:
@@ -92,7 +110,7 @@ class Method:
         """The groups and the steps around the metric, as JSON values."""
         given = isinstance(self.allocation, Allocation)
         return {
-            "pattern": str(self.pattern),
+            "pattern": self.zeros,
             "scope": self.scope,
             "allocation": "as given" if given else self.allocation,
             "refine": self.refine,
@@ -103,7 +121,9 @@ class Method:
     def describe_steps(self) -> str:
         """What follows the metric's choice, as the end of a sentence; empty for a mask alone."""
         parts = []
-        if self.allocation != "uniform":
+        if self.mixed:
+            parts.append("N of each matrix chosen by the error it causes")
+        elif self.allocation != "uniform":
             given = isinstance(self.allocation, Allocation)
             by = "a file" if given else f"the rule {self.allocation}"
             parts.append(f"the share of each matrix given by {by}")
@@ -131,13 +151,12 @@ class Method:
     def allocation_kinds(self) -> frozenset[Kind]:
         """The statistics of the dense model that the allocation looks at."""
         rule = self.allocation if isinstance(self.allocation, str) else ""
-        return _NEEDED_BY_RULE.get(rule, frozenset())
+        needed = _NEEDED_BY_RULE.get(rule, frozenset())
+        return needed | self.scoring_kinds if rule == "error" else needed
 
     def dense_kinds(self, order: Order) -> frozenset[Kind]:
         """The statistics of the dense model that have to be collected before the first block."""
         before = self.allocation_kinds
-        if before:
-            before |= self.scoring_kinds
         if order == "one-shot":
             return self.kinds | before
         return (self.scoring_kinds if self.scope == "global" else self.kinds & {"G"}) | before

@@ -18,6 +18,7 @@ from pruner_zero.sparsity import (
     SCOPES,
     Allocation,
     Scope,
+    SemiStructured,
     Unstructured,
     parse_pattern,
     read_allocation,
@@ -44,7 +45,8 @@ def parse_method(
     which wins over one in the tree file; without any it is "row". `update`, `refine`,
     `asymmetric` and `allocation`, which may also be a file, say what the text leaves open.
     Exactly one of sparsity in [0, 1) and pattern such as "2:4", whose groups lie inside rows
-    and leave no other scope. Raises PrunerZeroError.
+    and leave no other scope. The pattern "mixed:4" is 2:4 with the allocation "error": N
+    differs from matrix to matrix, half of all weights go. Raises PrunerZeroError.
     """
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
@@ -55,23 +57,25 @@ def parse_method(
             f"{name} names its update: leave out --update {update}, or +{own_update}"
         )
     body, own_scope, own_rule = _split_groups(rest)
-    shares = _allocation(own_rule or allocation)
+    asked_rule = own_rule or allocation
     metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
     update = own_update or update or ("obs" if body == SPARSEGPT else "none")
     refine = refine or "refine" in flags
     asymmetric = asymmetric or "asymmetric" in flags
     asked = own_scope or scope
     if pattern is not None:
-        groups = parse_pattern(pattern)
-        if isinstance(groups, Unstructured):
+        groups, own_pattern_rule = _groups(pattern)
+        if own_pattern_rule is not None and asked_rule not in (None, own_pattern_rule):
             raise PrunerZeroError(
-                f"--pattern is '{pattern}': write N:M such as 2:4, or give a share as --sparsity"
+                f"--pattern {pattern} allocates by error: leave out the allocation {asked_rule}"
             )
+        shares = _allocation(own_pattern_rule or asked_rule)
         if asked not in (None, "row"):
             raise PrunerZeroError(
                 f"{name} at {groups}: its groups lie inside rows, so leave out scope '{asked}'"
             )
         return Method(name, metric, groups, update, refine, asymmetric, shares)
+    shares = _allocation(asked_rule)
     fallback = "block" if body == SPARSEGPT else "row"
     chosen = cast(Scope, asked or metric.scope or fallback)
     zeros = Unstructured(sparsity or 0.0, chosen)
@@ -96,6 +100,24 @@ def split_methods(text: str) -> list[str]:
     return methods
 
 
+def _groups(text: str) -> tuple[SemiStructured, AllocationRule | None]:
+    """The N:M that `text` names, and the rule of allocation that it brings."""
+    if found := re.fullmatch(r"mixed\s*:\s*(\d+)", text.strip()):
+        m = int(found[1])
+        if m < 4 or m % 2:
+            raise PrunerZeroError(
+                f"--pattern {text} leaves half of each M weights on average: choose an even M "
+                "from 4 on, such as mixed:4"
+            )
+        return SemiStructured(m // 2, m), "error"
+    groups = parse_pattern(text)
+    if isinstance(groups, Unstructured):
+        raise PrunerZeroError(
+            f"--pattern is '{text}': write N:M such as 2:4, or give a share as --sparsity"
+        )
+    return groups, None
+
+
 def _allocation(text: str | None) -> AllocationRule | Allocation:
     """The rule of this name, or what the file of this name says."""
     if text is None:
@@ -104,6 +126,10 @@ def _allocation(text: str | None) -> AllocationRule | Allocation:
         return text
     if Path(text).is_file():
         return read_allocation(Path(text))
+    if text == "evolved":
+        raise PrunerZeroError(
+            "--allocation evolved is for search, which writes best_allocation.json: give that file"
+        )
     raise PrunerZeroError(
         f"--allocation {text} is neither a rule nor a file: {did_you_mean(text, ALLOCATION_RULES)}"
     )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import (
+    CalibrationWorkers,
     GradientNorm,
     InputStatistics,
     Kind,
@@ -40,7 +41,7 @@ from pruner_zero.pruning.scoring import (
     prune_matrix,
     score_matrix,
 )
-from pruner_zero.sparsity import Allocation, GlobalThreshold, Unstructured, global_threshold
+from pruner_zero.sparsity import Allocation, GlobalThreshold, global_threshold
 from pruner_zero.text import Windows
 
 
@@ -86,6 +87,7 @@ def prune_model(
     matrices: Sequence[Matrix] | None = None,
     checkpoint: Checkpoint | None = None,
     activations_on_disk: bool = False,
+    workers: CalibrationWorkers | None = None,
     progress: Progress = SILENT,
 ) -> list[MatrixRecord]:
     """Prune the model in place and tell what was done to each matrix.
@@ -95,7 +97,8 @@ def prune_model(
     calibrated on the dense model. `store` keeps the dense statistics; `checkpoint` makes
     each finished block durable, and is the only place where the result of an offloaded model
     is. matrices: what `check_plan` gave, where it was called before. activations_on_disk:
-    keep what one block hands to the next in the checkpoint alone. Raises PrunerZeroError.
+    keep what one block hands to the next in the checkpoint alone. workers: who collects the
+    dense statistics, this process where None. Raises PrunerZeroError.
     """
     order = method.mode(mode)
     if isinstance(language_model, OffloadedModel) and checkpoint is None:
@@ -108,6 +111,7 @@ def prune_model(
         method.dense_kinds(order),
         store,
         norm=selection.gradient_norm,
+        workers=workers,
         progress=progress,
     )
     run = _Run(
@@ -184,16 +188,15 @@ class _Run:
         if self.method.allocation == "uniform":
             return {}
         allocator = Allocator(self.method, self.selection.damping)
-        kinds = self.method.scoring_kinds | self.method.allocation_kinds
+        kinds = self.method.allocation_kinds
         for index in self.progress.track(range(self.depth), "allocation", self.depth):
             own = self.own(index)
             with self.language_model.block(index):
                 known = {matrix.name: self.statistics(matrix, kinds) for matrix in own}
                 allocator.see(index, own, known)
-        scope = self.method.scope or "row"
         return {
-            name: replace(self.method, pattern=Unstructured(share, scope))
-            for name, share in allocator.allocation().sparsity.items()
+            name: replace(self.method, pattern=pattern)
+            for name, pattern in allocator.patterns().items()
         }
 
     def blocks(
@@ -272,7 +275,8 @@ class _Run:
                 known = Statistics(fresh.X, known.G, fresh.gram, fresh.cross)
             mask = self.mask(matrix, scores) if scores else None
             method = methods.get(matrix.name, self.method)
-            done.append(prune_matrix(matrix, known, method, self.selection.damping, mask))
+            record = prune_matrix(matrix, known, method, self.selection.damping, mask)
+            done.append(replace(record, pattern=str(method.pattern) if method.mixed else None))
             if isinstance(self.language_model, OffloadedModel):
                 del known, mask
                 give_back()

@@ -35,6 +35,9 @@ from pruner_zero.settings import read_settings
 from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
+# Settings that an interrupted run may be taken up without.
+_PLACE = {"memory", "ray_address", "ray_resources"}
+
 
 def prune(
     model: str | Path | LanguageModel | Any = None,
@@ -131,6 +134,7 @@ def _plan(
         budget=None if settings.memory is None else parse_memory(settings.memory),
         solves=method.refine or method.update == "exact",
         asymmetric=method.asymmetric,
+        allocation=method.allocation_kinds,
     )
     progress.note(str(plan))
     return plan.activations_on_disk
@@ -164,6 +168,7 @@ class _Work:
                 matrices=self.matrices,
                 checkpoint=checkpoint,
                 activations_on_disk=self.activations_on_disk,
+                workers=self.settings.workers_of_calibration,
                 progress=self.progress,
             )
         return PruneResult(
@@ -205,8 +210,8 @@ class _Work:
         """What an unfinished run must share with this one to be taken up."""
         shares = self.settings.method.allocation
         return {
-            # How much memory it may take changes nothing, and may be raised on the way.
-            "settings": self.settings.model_dump(mode="json", exclude={"memory"}),
+            # How much memory it may take and where workers are changes nothing.
+            "settings": self.settings.model_dump(mode="json", exclude=_PLACE),
             "tree": self.settings.method.metric.to_json(),
             "shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
             "statistics": self.store.settings,

@@ -10,7 +10,8 @@ class MatrixRecord:
     """One pruned matrix: how many of its weights are zero, and what had to be done about it.
 
     damping: the share of the mean diagonal added to the Hessian, where an update was made.
-    note: a fallback that was taken, for the user to know.
+    note: a fallback that was taken, for the user to know. pattern: the matrix's own N:M, where
+    N differs from matrix to matrix.
     """
 
     name: str
@@ -19,6 +20,7 @@ class MatrixRecord:
     zeros: int
     damping: float | None = None
     note: str | None = None
+    pattern: str | None = None
 
     @property
     def sparsity(self) -> float:
@@ -26,14 +28,18 @@ class MatrixRecord:
         return self.zeros / (self.shape[0] * self.shape[1])
 
     def to_json(self) -> dict[str, Any]:
-        """All fields and the sparsity, as JSON values."""
-        return {**asdict(self), "shape": list(self.shape), "sparsity": round(self.sparsity, 6)}
+        """The sparsity and all fields, the pattern where there is one, as JSON values."""
+        fields = asdict(self)
+        if self.pattern is None:
+            del fields["pattern"]
+        return {**fields, "shape": list(self.shape), "sparsity": round(self.sparsity, 6)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MatrixRecord":
         """Read back what `to_json` wrote."""
         fields = {key: value[key] for key in ("name", "block", "zeros", "damping", "note")}
-        return cls(shape=(value["shape"][0], value["shape"][1]), **fields)
+        shape = (value["shape"][0], value["shape"][1])
+        return cls(shape=shape, pattern=value.get("pattern"), **fields)
 
 
 def total_sparsity(records: Sequence[MatrixRecord]) -> float:

@@ -5,13 +5,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from pruner_zero.calibration import GradientNorm
+from pruner_zero.calibration import CalibrationWorkers, GradientNorm
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Dtype, LanguageModel
 from pruner_zero.pruning.memory_plan import parse_memory
-from pruner_zero.pruning.method import Method, Mode, Update
+from pruner_zero.pruning.method import Method, Mode, Order, Update
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import Selection
 from pruner_zero.settings import Settings
@@ -20,7 +20,12 @@ from pruner_zero.text import Corpus
 
 
 class CalibrationSettings(Settings):
-    """What statistics are collected on, and how; shared by the verbs that calibrate."""
+    """What statistics are collected on, and how; shared by the verbs that calibrate.
+
+    calibration_workers: actors of a Ray cluster, each with a share of the windows; how many
+    there are decides only how the statistics round. ray_address, ray_resources: as
+    `CalibrationWorkers` takes them.
+    """
 
     model: str
     calibration: str
@@ -34,6 +39,26 @@ class CalibrationSettings(Settings):
     dtype: Dtype = "auto"
     gradient_norm: GradientNorm = "l2"
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
+    calibration_workers: Annotated[int, Field(ge=1)] | None = None
+    ray_address: str | None = None
+    ray_resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
+
+    @field_validator("ray_resources", mode="before")
+    @classmethod
+    def _amounts(cls, given: Any) -> Any:
+        """The command line gives `name=amount` texts."""
+        if not isinstance(given, list | tuple):
+            return given
+        if not all(isinstance(one, str) and one.count("=") == 1 for one in given):
+            raise ValueError("give each as name=amount, such as num_gpus=1")
+        return dict(one.split("=") for one in given)
+
+    @property
+    def workers_of_calibration(self) -> CalibrationWorkers | None:
+        """Who collects the dense model's statistics; None for this process."""
+        if self.calibration_workers is None:
+            return None
+        return CalibrationWorkers(self.calibration_workers, self.ray_address, self.ray_resources)
 
     @property
     def selection(self) -> Selection:
@@ -46,6 +71,15 @@ class MethodSettings(CalibrationSettings):
 
     scope: Scope | None = None
     mode: Mode = "auto"
+
+    @model_validator(mode="after")
+    def _check_ray(self) -> Self:
+        if self.calibration_workers is None and (self.ray_address or self.ray_resources):
+            raise PrunerZeroError(
+                "--ray-address and --ray-resources are for --calibration-workers: add it, or "
+                "leave them out"
+            )
+        return self
 
     def parse(self, method: str) -> Method:
         """Read a method at this sparsity. Raises PrunerZeroError."""
@@ -65,12 +99,26 @@ class PruneSettings(MethodSettings):
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
-        self.method.mode(self.mode)
+        order = self.method.mode(self.mode)
+        if self.calibration_workers is not None:
+            self._check_workers(order)
         if self.memory is not None:
             parse_memory(self.memory)
             if not self.offload:
                 raise PrunerZeroError("--memory bounds an offloaded run: add --offload")
         return self
+
+    def _check_workers(self, order: Order) -> None:
+        if self.offload:
+            raise PrunerZeroError(
+                "--calibration-workers hold the whole model each, and --offload leaves it on "
+                "disk: choose one of them"
+            )
+        if not self.method.dense_kinds(order):
+            raise PrunerZeroError(
+                "--calibration-workers collect statistics of the dense model, and this run needs "
+                "none: choose --mode one-shot, or leave it out"
+            )
 
     @cached_property
     def method(self) -> Method:

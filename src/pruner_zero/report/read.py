@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import read_lines
 from pruner_zero.metric import ParseError, parse
 from pruner_zero.pruning import MatrixRecord
-from pruner_zero.search.archive import JOURNAL, Record, read_records, read_run
+from pruner_zero.search.archive import JOURNAL, Record, read_journal, read_records, read_run
 
 _HASHES = ("calibration_tokens", "search_tokens", "model_weights")
 RUN, PRUNING, TIMING = "run.json", "pruning.json", "timing.json"
@@ -96,7 +95,7 @@ def _reader(path: Path) -> Callable[[Path], Result]:
 def _read_search(path: Path) -> SearchRun:
     told = _read_json(path / RUN) if (path / RUN).is_file() else {}
     batches, candidates = [], 0
-    for line in read_lines(path / JOURNAL):
+    for line in read_journal(path):
         candidates += line["kind"] == "candidate"
         if line["kind"] == "batch":
             batches.append((candidates, float(line["elapsed"])))

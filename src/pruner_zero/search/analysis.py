@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import read_lines
-from pruner_zero.search.archive import JOURNAL, Record
+from pruner_zero.search.archive import Record, read_journal
 from pruner_zero.search.correlations import (
     DEAREST,
     Agreement,
@@ -159,7 +158,7 @@ def analyze(
 def read_seconds(folder: Path) -> dict[str, list[float]]:
     """What each judgement of a run took, by rung; nothing where there is no run."""
     found: dict[str, list[float]] = {}
-    for line in read_lines(folder / JOURNAL):
+    for line in read_journal(folder):
         if line.get("kind") == "outcome":
             found.setdefault(line["rung"], []).append(line.get("seconds", 0.0))
     return found

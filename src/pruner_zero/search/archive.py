@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, read_lines
+from pruner_zero.files import append_line, json_sha256, read_lines
 from pruner_zero.metric import parse
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.search.evaluator import Outcome, Rung
@@ -15,6 +15,7 @@ from pruner_zero.sparsity import Scope
 
 JOURNAL = "journal.jsonl"
 FORMAT = 1
+_CHECK = "sha256"
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         """One journal line."""
         candidate, evaluation = self.candidate, self.evaluation
+        offsets = {"offsets": list(candidate.offsets)} if candidate.offsets else {}
         return {
             "kind": "candidate",
             "number": candidate.number,
@@ -44,6 +46,7 @@ class Record:
             "level": evaluation.level,
             "seconds": round(evaluation.seconds, 4),
             "expected": evaluation.expected,
+            **offsets,
         }
 
     @classmethod
@@ -55,6 +58,7 @@ class Record:
             cast(Scope, line["scope"]),
             tuple(line["parents"]),
             line["operation"],
+            tuple(line.get("offsets", ())),
         )
         value = float("inf") if line["value"] is None else line["value"]
         names = ("rung", "results", "reason", "same_as", "level", "seconds")
@@ -69,18 +73,20 @@ class Archive:
     The order of the journal's lines is decided by the seed alone. A run that is resumed asks
     for everything again from the beginning; what the journal knows is taken from it, and
     lines that are there are not written twice. Raises PrunerZeroError where the journal
-    belongs to other settings.
+    belongs to other settings or is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.path = folder / JOURNAL
         self.records: list[Record] = []
         self.saved: Counter[str] = Counter()
-        lines = read_lines(self.path)
+        lines = read_journal(folder)
         header = {"kind": "run", "format": FORMAT, "settings": settings}
+        # A run that was begun before lines had checksums goes on without them.
+        self._checked = not lines or _CHECK in lines[0]
         if not lines:
-            append_line(self.path, header)
-        elif lines[0] != header:
+            self._append(header)
+        elif {**lines[0], _CHECK: None} != {**header, _CHECK: None}:
             raise PrunerZeroError(
                 f"{folder} holds a run of other settings: {_difference(lines[0], header)}"
             )
@@ -104,7 +110,7 @@ class Archive:
         """Make one outcome durable, unless it is already."""
         if (outcome.number, outcome.rung) not in self._outcomes:
             self._outcomes[outcome.number, outcome.rung] = outcome
-            append_line(self.path, {"kind": "outcome", **outcome.to_json()})
+            self._append({"kind": "outcome", **outcome.to_json()})
 
     def twin(self, canonical: str, scope: str, number: int) -> int | None:
         """The earlier candidate of this canonical form and scope; else `number` becomes it."""
@@ -125,14 +131,14 @@ class Archive:
         """
         for record in records:
             if len(self.records) >= self._written:
-                append_line(self.path, record.to_json())
+                self._append(record.to_json())
             self.records.append(record)
             if record.evaluation.level:
                 self.saved[record.evaluation.level] += 1
         self.batches += 1
         if self.batches > self.batches_written:
             line = {"kind": "batch", "elapsed": round(elapsed, 2), "avoided": dict(avoided)}
-            append_line(self.path, line)
+            self._append(line)
             self.elapsed = elapsed
 
     def evaluation(self, number: int) -> Evaluation:
@@ -148,10 +154,36 @@ class Archive:
         own = (one for one in self.distinct() if scope in (None, one.candidate.scope))
         return sorted(own, key=_order)[:count]
 
+    def _append(self, line: dict[str, Any]) -> None:
+        append_line(self.path, with_checksum(line) if self._checked else line)
+
+
+def with_checksum(line: dict[str, Any]) -> dict[str, Any]:
+    """A line of the journal as it is written."""
+    return {**line, _CHECK: json_sha256(line)}
+
+
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the journal under `folder`, each as it was written; none where there is none.
+
+    Raises PrunerZeroError naming the first line that does not fit its checksum. Journals from
+    before lines had one are taken as they are.
+    """
+    lines = read_lines(folder / JOURNAL)
+    if any(_CHECK in line for line in lines):
+        for number, line in enumerate(lines, 1):
+            given = {key: value for key, value in line.items() if key != _CHECK}
+            if line.get(_CHECK) != json_sha256(given):
+                raise PrunerZeroError(
+                    f"line {number} of {folder / JOURNAL} is damaged: restore the file, or delete "
+                    "that line and all after it, whose work is then done again"
+                )
+    return lines
+
 
 def read_records(folder: Path) -> list[Record]:
     """All records of a run, finished or not. Raises PrunerZeroError where there is no run."""
-    lines = read_lines(folder / JOURNAL)
+    lines = read_journal(folder)
     if not lines:
         raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
     return [Record.from_json(line) for line in lines if line["kind"] == "candidate"]
@@ -159,13 +191,13 @@ def read_records(folder: Path) -> list[Record]:
 
 def read_avoided(folder: Path) -> dict[str, int]:
     """Proposals that simplification spared a run, by what gave them away."""
-    lines = [line for line in read_lines(folder / JOURNAL) if line["kind"] == "batch"]
+    lines = [line for line in read_journal(folder) if line["kind"] == "batch"]
     return dict(lines[-1].get("avoided", {})) if lines else {}
 
 
 def read_run(folder: Path) -> dict[str, Any]:
     """The settings that a run was started with."""
-    lines = read_lines(folder / JOURNAL)
+    lines = read_journal(folder)
     if not lines:
         raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
     settings: dict[str, Any] = lines[0]["settings"]
@@ -179,5 +211,5 @@ def _order(record: Record) -> tuple[tuple[int, float], int, int]:
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
     before, now = there.get("settings", {}), here["settings"]
-    changed = [key for key in now if before.get(key) != now[key]]
+    changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
     return f"{', '.join(changed) or 'format'} differ; choose another folder or the same settings"

@@ -25,6 +25,7 @@ class Proposal(NamedTuple):
     scope: Scope
     parents: tuple[int, ...] = ()
     operation: str = "random"
+    offsets: tuple[float, ...] = ()
 
 
 class BatchAlgorithm(ABC):

@@ -21,7 +21,7 @@ from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.masked_model import MaskedModel
 from pruner_zero.search.sample import SampledMatrix, sample_matrix
 from pruner_zero.search.settings import SearchSettings
-from pruner_zero.sparsity import check_width, hessian_diagonal
+from pruner_zero.sparsity import Preparation, check_width, hessian_diagonal, prepare
 from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
 
 # The probe: this many matrices, spread over the model, this many rows of each.
@@ -77,19 +77,27 @@ def build_evaluator(
     for matrix in matrices:
         check_width(matrix.weight.shape[1], settings.zeros, matrix.name)
     check_weights(matrices)
-    terminals = set(settings.search_space.terminals)
+    terminals = settings.terminals
     kinds: set[Kind] = {"X", "gram"}
     if "G" in terminals:
         kinds.add("G")
     store = open_store(language_model, calibration, norm=settings.gradient_norm, folder=cache)
     calibrate(
-        language_model, calibration, kinds, store, norm=settings.gradient_norm, progress=progress
+        language_model,
+        calibration,
+        kinds,
+        store,
+        norm=settings.gradient_norm,
+        workers=settings.workers_of_calibration,
+        progress=progress,
     )
     dtype = judging_dtype(language_model.model, settings)
     # Not in float16, where sums over tokens overflow.
-    narrow_dtype = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
+    narrows = dtype == torch.bfloat16 and settings.update == "none"
+    narrow_dtype = torch.bfloat16 if narrows else torch.float32
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
+    grams: dict[str, Tensor] = {}
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
     share = min(1.0, settings.sampled_weights / sum(one.weight.numel() for one in matrices))
@@ -98,6 +106,7 @@ def build_evaluator(
         read = _read(store, block, kinds)
         factors: dict[int, Tensor] = {}
         narrowed: dict[int, Tensor] = {}
+        prepared: dict[int, Preparation] = {}
         for matrix in own:
             gram = read["gram"][matrix.name]
             found = {str(kind): read[kind][matrix.name] for kind in kinds - {"gram"}}
@@ -110,15 +119,37 @@ def build_evaluator(
             rows = max(LEAST_ROWS, round(share * len(dense)))
             sampled = sample_matrix(matrix.name, dense, found, gram, rows)
             narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))
-            sample.append(replace(sampled, gram=narrow))
+            if settings.update != "none" and gram.any():
+                grams[matrix.name] = narrow
+                if gram.data_ptr() not in prepared:
+                    prepared[gram.data_ptr()] = prepare(gram, settings.damping, name=matrix.name)
+            preparation = prepared.get(gram.data_ptr())
+            sample.append(replace(sampled, gram=narrow, preparation=preparation))
     _check_alive(sample)
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates are put on a copy, so that the model stays whole whatever happens to a worker.
     copy = deepcopy(language_model.model).to(dtype)
     copied = find_matrices(copy, settings.include, settings.exclude)
-    masked = MaskedModel(copy, copied, weights, statistics, settings.zeros)
+    masked = MaskedModel(
+        copy,
+        copied,
+        weights,
+        statistics,
+        settings.zeros,
+        settings.update,
+        grams,
+        settings.damping,
+    )
     probe = _probe(matrices, sample)
-    return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, settings.zeros)
+    return Evaluator(
+        probe,
+        sample,
+        masked,
+        judged.tokens,
+        settings.few_windows,
+        settings.zeros,
+        settings.shares,
+    )
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:

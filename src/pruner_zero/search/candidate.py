@@ -13,7 +13,8 @@ class Candidate:
     """A metric to be judged: an expression, which weights compete under it, where it comes from.
 
     number: its place in the order of submission, from 0, which also names it as a parent.
-    operation: how it was made, such as "random", "crossover", "grow".
+    operation: how it was made, such as "random", "crossover", "grow". offsets: how much of each
+    matrix is pruned, as `Layout` reads it; empty where all are pruned alike.
     """
 
     number: int
@@ -21,6 +22,7 @@ class Candidate:
     scope: Scope
     parents: tuple[int, ...] = ()
     operation: str = "random"
+    offsets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

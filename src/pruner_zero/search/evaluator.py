@@ -1,7 +1,7 @@
 """Judging one candidate on one rung: from milliseconds on a few rows to the whole search text."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal
@@ -12,9 +12,10 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Expression, parse
+from pruner_zero.search.layout import Layout
 from pruner_zero.search.masked_model import MaskedModel
 from pruner_zero.search.sample import SampledMatrix, closed_form_error, sampled_masks
-from pruner_zero.sparsity import Pattern, Scope
+from pruner_zero.sparsity import Allocation, Pattern, Scope
 
 Rung = Literal["probe", "reconstruction", "few", "all"]
 
@@ -29,6 +30,7 @@ class Task:
     rung: Rung
     expression: str
     scope: Scope
+    offsets: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,8 @@ class Evaluator:
 
     probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
     the closed-form error. masked: the model. windows: (n, tokens) of the search text, of
-    which the rung "few" sees the first `few`.
+    which the rung "few" sees the first `few`. allocation: how much of each matrix is pruned
+    by every candidate; where None, what its offsets say, or all alike.
     """
 
     probe: Sequence[SampledMatrix]
@@ -73,6 +76,7 @@ class Evaluator:
     windows: Tensor
     few: int
     pattern: Pattern
+    allocation: Allocation | None = None
 
     def run(self, task: Task) -> Outcome:
         """Judge one candidate on one rung; a metric that fails is rejected with its reason."""
@@ -80,7 +84,7 @@ class Evaluator:
         expression = parse(task.expression)
         try:
             with torch.no_grad():
-                found = self._judge(task.rung, expression, task.scope)
+                found = self._judge(task, expression)
         except PrunerZeroError as error:
             found = {"reason": getattr(error, "reason", str(error))}
         except (MemoryError, RuntimeError) as error:
@@ -90,25 +94,39 @@ class Evaluator:
         seconds = round(time.monotonic() - start, 4)
         return Outcome(task.number, task.rung, seconds=seconds, **found)
 
-    def _judge(self, rung: Rung, expression: Expression, scope: Scope) -> dict[str, Any]:
+    def _judge(self, task: Task, expression: Expression) -> dict[str, Any]:
+        rung, scope, shares = task.rung, task.scope, self._shares(task)
         if rung == "probe":
-            return {"fingerprint": self.fingerprint(expression, scope)}
+            return {"fingerprint": self.fingerprint(expression, scope, shares)}
         if rung == "reconstruction":
-            return {"value": self.reconstruction(expression, scope)}
+            return {"value": self.reconstruction(expression, scope, shares)}
         windows = self.windows[: self.few] if rung == "few" else self.windows
-        losses = self.masked.losses(expression, scope, windows)
+        losses = self.masked.losses(expression, scope, windows, shares)
         mean = sum(losses) / len(losses)
         if not np.isfinite(mean):
             return {"reason": "the loss of the pruned model is not finite"}
         return {"value": mean, "losses": tuple(losses)}
 
-    def fingerprint(self, expression: Expression, scope: Scope) -> str:
+    def _shares(self, task: Task) -> Mapping[str, float] | None:
+        allocation, sparsity = self.allocation, self.pattern.sparsity
+        if allocation is None and not task.offsets:
+            return None
+        layout = Layout.of(self.masked.matrices)
+        if allocation is None:
+            allocation = layout.allocation(task.offsets, sparsity)
+        return layout.shares(allocation, sparsity, task.scope)
+
+    def fingerprint(
+        self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None
+    ) -> str:
         """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
-        masks = sampled_masks(self.probe, expression, scope, self.pattern)
+        masks = sampled_masks(self.probe, expression, scope, self.pattern, shares)
         bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).numpy())
         return sha256(bits.tobytes()).hexdigest()[:24]
 
-    def reconstruction(self, expression: Expression, scope: Scope) -> float:
-        """The closed-form error on the sampled rows."""
-        masks = sampled_masks(self.sample, expression, scope, self.pattern)
+    def reconstruction(
+        self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None
+    ) -> float:
+        """The closed-form error on the sampled rows; shares: as in `choose_masks`."""
+        masks = sampled_masks(self.sample, expression, scope, self.pattern, shares)
         return closed_form_error(self.sample, masks)

@@ -147,7 +147,7 @@ class Evolution(BatchAlgorithm):
 
     def learn(self, results: Sequence[Result]) -> None:
         """Every result joins its niche: that of its first parent, unless it changed the scope."""
-        results = [(candidate, _on_one_scale(one)) for candidate, one in results]
+        results = [(candidate, on_one_scale(one)) for candidate, one in results]
         for candidate, _ in results:
             self._home[candidate.number] = self._find_home(candidate)
         for niche in self.niches:
@@ -239,7 +239,7 @@ class Evolution(BatchAlgorithm):
                         niche.add([one])
 
 
-def _on_one_scale(evaluation: Evaluation) -> Evaluation:
+def on_one_scale(evaluation: Evaluation) -> Evaluation:
     """The evaluation with a value that can be compared, whatever rung it reached."""
     if evaluation.expected is None:
         return evaluation

@@ -1,7 +1,9 @@
 """Where candidates are judged: in this process, in others beside it, or on a cluster."""
 
 import multiprocessing
+import os
 import signal
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -15,9 +17,9 @@ from typing import Any, Protocol
 import torch
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.packing import PackedFile
 from pruner_zero.plugins import Registry
 from pruner_zero.search.evaluator import Evaluator, Outcome, Task
-from pruner_zero.search.packing import PackedFile
 
 # Tasks taken up ahead of the one waited for, per worker: enough that a slow one idles no other.
 AHEAD = 8
@@ -268,8 +270,17 @@ def _start_worker(packed: PackedFile, threads: int) -> None:
     global _evaluator
     # An interruption is for the parent to handle; it stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _evaluator = own_parameters(packed.read())
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot stop its workers, which would hold their models for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _ready() -> None:

@@ -21,10 +21,12 @@ def choose_masks(
     scope: Scope,
     pattern: Pattern,
     names: Sequence[str],
+    shares: Mapping[str, float] | None = None,
 ) -> Iterator[Tensor]:
     """The masks (out, in), True = kept, of all matrices, in order.
 
-    terminals: of each matrix, fp32. Under an N:M `pattern` the scope decides nothing. A
+    terminals: of each matrix, fp32. Under an N:M `pattern` the scope decides nothing. shares:
+    the sparsity of each matrix by name, in place of the pattern's, for no global scope. A
     matrix that calibration never reached goes by magnitude and competes with no other.
     Raises ScoreError where the expression cannot score a matrix.
     """
@@ -32,7 +34,8 @@ def choose_masks(
         own = pattern if isinstance(pattern, SemiStructured) else _within(pattern, scope)
         for name, statistics in zip(names, terminals, strict=True):
             scores = reached_score(expression, statistics)
-            yield keep_mask(statistics["W"] if scores is None else scores, own, name)
+            groups = own if shares is None else Unstructured(shares[name], scope)
+            yield keep_mask(statistics["W"] if scores is None else scores, groups, name)
         return
     alone: dict[int, Tensor] = {}
     competing: dict[str, Tensor] = {}

@@ -74,9 +74,11 @@ def judge(
     for any executor, and for a run that was interrupted.
     """
     entries = [_Entry(one, str(canonical(one.expression, one.scope))) for one in batch]
-    for entry in entries:
+    # Of offsets none are asked twice, and small ones do not show in the few rows of the probe.
+    alike = [entry for entry in entries if not entry.candidate.offsets]
+    for entry in alike:
         _check_statically(entry, archive)
-    for entry, outcome in _climb("probe", entries, archive, executor):
+    for entry, outcome in _climb("probe", alike, archive, executor):
         if outcome.fingerprint is not None:
             entry.same_as = archive.same_mask(outcome.fingerprint, entry.candidate.number)
             entry.level = "fingerprint" if entry.same_as is not None else None
@@ -121,9 +123,9 @@ def _climb(
     alive = [entry for entry in entries if entry.alive]
     known = {entry.candidate.number: archive.known(entry.candidate.number, rung) for entry in alive}
     tasks = [
-        Task(entry.candidate.number, rung, str(entry.candidate.expression), entry.candidate.scope)
-        for entry in alive
-        if known[entry.candidate.number] is None
+        Task(one.number, rung, str(one.expression), one.scope, one.offsets)
+        for one in (entry.candidate for entry in alive)
+        if known[one.number] is None
     ]
     fresh = executor.map(tasks)
     judged = []

@@ -12,22 +12,25 @@ from typing import Any, Protocol
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked, write_atomic
 from pruner_zero.metric import Metric
-from pruner_zero.models import LanguageModel, as_language_model
+from pruner_zero.models import LanguageModel, as_language_model, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.pruning import corpus_name, model_name
 from pruner_zero.search.algorithm import Algorithm, make_algorithm
+from pruner_zero.search.allocation import AllocationEvolution, AllocationSettings
 from pruner_zero.search.archive import Archive, Record
 from pruner_zero.search.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.executor import EXECUTORS, Executor
 from pruner_zero.search.hall_of_fame import HallOfFame
+from pruner_zero.search.layout import Layout
 from pruner_zero.search.racing import judge
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.settings import read_settings
 from pruner_zero.text import Corpus, load_corpus
 
 INTERRUPTED = "interrupted"
+ALLOCATION = "best_allocation.json"
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,10 @@ def search(
     settings it goes on; the archive ends as if it had never been interrupted. An
     interruption (KeyboardInterrupt) ends the search with everything kept. Raises
     PrunerZeroError, naming what to change.
+
+    With allocation="evolved" and a `metric`, it is not a metric that is searched but the share
+    of each matrix that this one prunes; the best shares are in `best_allocation.json`, which
+    `prune` reads as its allocation, and `search` too, which then finds the metric for them.
     """
     given = {
         **settings,
@@ -116,13 +123,20 @@ def search(
     judged = load_corpus(search_text or checked.search_text, role="search", progress=progress)
     language_model = as_language_model(model, tokenizer, checked.dtype)
     windows, search_on = search_windows(checked, own, judged, language_model.tokenizer)
-    algorithm = make_algorithm(
-        checked.algorithm,
-        checked.search_space,
-        checked.seed,
-        checked.algorithm_settings,
-        [Metric.of(text) for text in checked.seed_metrics],
-    )
+    matrices = find_matrices(language_model.model, checked.include, checked.exclude)
+    layout = Layout.of(matrices)
+    if checked.shares is not None:
+        # What is wrong with them is told before any work.
+        layout.shares(checked.shares, checked.zeros.sparsity, "row")
+    algorithm = _algorithm(checked, layout)
+
+    def observe(status: Status) -> None:
+        if checked.allocation == "evolved" and status.hall_of_fame.best:
+            offsets = status.hall_of_fame.best.candidate.offsets
+            shares = layout.allocation(offsets, checked.zeros.sparsity)
+            write_atomic(folder / ALLOCATION, shares.to_json())
+        observer(status)
+
     with locked(folder):
         identity = {
             **checked.identity(),
@@ -155,12 +169,29 @@ def search(
         )
         executor = make_executor(checked, evaluator)
         try:
-            stopped = run(algorithm, archive, executor, checked, folder, observer)
+            stopped = run(algorithm, archive, executor, checked, folder, observe)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         finally:
             executor.close()
     return SearchResult(archive.records, HallOfFame.of(archive.records), folder, stopped)
+
+
+def _algorithm(settings: SearchSettings, layout: Layout) -> Algorithm:
+    """What asks for candidates: metrics, or shares for one metric."""
+    if settings.allocation == "evolved":
+        method = settings.method
+        own = read_settings(AllocationSettings, settings.algorithm_settings)
+        return AllocationEvolution(
+            method.metric.expression, method.scope or "row", layout, settings.seed, own
+        )
+    return make_algorithm(
+        settings.algorithm,
+        settings.search_space,
+        settings.seed,
+        settings.algorithm_settings,
+        [Metric.of(text) for text in settings.seed_metrics],
+    )
 
 
 def run(

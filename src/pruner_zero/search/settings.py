@@ -1,18 +1,30 @@
 """What `search` can be told."""
 
-from typing import Annotated, Any, Literal, Self
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from pruner_zero.errors import did_you_mean
-from pruner_zero.pruning import CalibrationSettings
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.pruning import CalibrationSettings, Method, parse_method
 from pruner_zero.search.algorithm import ALGORITHMS
 from pruner_zero.search.executor import EXECUTORS
+from pruner_zero.search.masked_model import Update
 from pruner_zero.search.racing import Racing
 from pruner_zero.search.space import SearchSpace
-from pruner_zero.sparsity import Pattern, Scope, Unstructured, parse_pattern
+from pruner_zero.sparsity import (
+    Allocation,
+    Pattern,
+    Scope,
+    SemiStructured,
+    Unstructured,
+    parse_pattern,
+    read_allocation,
+)
 
 AlgorithmName = Literal["default", "published", "random"]
+_ALLOCATIONS = ("uniform", "evolved")
 JudgeDtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -24,13 +36,19 @@ class SearchSettings(CalibrationSettings):
 
     near, few_share, margin: which candidates climb, see `Racing`. search_windows, few_windows:
     windows of the dearest rung, and how many of them the one before it has. sampled_weights:
-    how many weights the closed-form error looks at, in rows of every matrix. judge_dtype: of
-    the forward passes; "auto" is bfloat16 where the processor multiplies it natively
-    (benchmarks/judging.md).
+    how many weights the closed-form error looks at, in rows of every matrix. update: candidates
+    are judged by what is left after the weights that stay were updated so. allocation: how much
+    of each matrix candidates prune, "uniform" or a file; or "evolved", which searches it for
+    `metric` in place of a metric, the algorithm's settings then being `AllocationSettings`.
+    judge_dtype: of the forward passes; "auto" is bfloat16 where the processor multiplies it
+    natively (benchmarks/judging.md).
     """
 
     search_text: str
     scope: Scope | Literal["any"] | None = None
+    update: Update = "none"
+    allocation: str = "uniform"
+    metric: str | None = None
     algorithm: AlgorithmName = "default"
     algorithm_settings: dict[str, Any] = Field(default_factory=dict)
     space: SearchSpace | None = None
@@ -51,8 +69,6 @@ class SearchSettings(CalibrationSettings):
     workers: Annotated[int, Field(ge=1)] | None = None
     executor: str | None = None
     time_limit: Annotated[float, Field(gt=0)] = 600.0
-    ray_address: str | None = None
-    ray_resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
 
     @field_validator("executor")
     @classmethod
@@ -61,23 +77,53 @@ class SearchSettings(CalibrationSettings):
             raise ValueError(f"no executor: {did_you_mean(str(name), ('ray', *EXECUTORS))}")
         return name
 
-    @field_validator("ray_resources", mode="before")
-    @classmethod
-    def _amounts(cls, given: Any) -> Any:
-        """The command line gives `name=amount` texts."""
-        if not isinstance(given, list | tuple):
-            return given
-        if not all(isinstance(one, str) and one.count("=") == 1 for one in given):
-            raise ValueError("give each as name=amount, such as num_gpus=1")
-        return dict(one.split("=") for one in given)
-
     @model_validator(mode="after")
     def _combine(self) -> Self:
         if self.minutes is None and self.evaluations is None:
             raise ValueError("give a budget: --minutes 30 or --evaluations 1000")
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
+        if self.pattern is not None and not isinstance(self.zeros, SemiStructured):
+            raise ValueError(
+                f"--pattern is '{self.pattern}': a search takes N:M such as 2:4, or a share as "
+                "--sparsity"
+            )
+        if self.allocation != "uniform" and self.pattern is not None:
+            raise ValueError(
+                f"--allocation {self.allocation} shares out a --sparsity: for N:M, "
+                "`prune --pattern mixed:M`"
+            )
+        if self.allocation == "evolved":
+            self._check_evolved()
+        elif self.metric is not None:
+            raise ValueError(
+                "--metric belongs to --allocation evolved: add it, or see --seed-metrics"
+            )
+        if self.shares is not None and not self.search_space.scopes:
+            raise ValueError(
+                f"--allocation {self.allocation} leaves no global scope, where all matrices "
+                "compete: choose another scope or leave it out"
+            )
         return self
+
+    def _check_evolved(self) -> None:
+        if self.metric is None:
+            raise ValueError("--allocation evolved needs the metric it is for: give --metric")
+        if self.space or self.seed_metrics or self.algorithm != "default":
+            raise ValueError(
+                "--allocation evolved searches no metric: leave out algorithm, space and "
+                "seed metrics"
+            )
+        method = self.method
+        if method.refine or method.asymmetric or method.update != self.update:
+            raise ValueError(
+                f"--metric {self.metric}: give METRIC[@SCOPE] alone, and its update as --update"
+            )
+        if method.allocation != "uniform" or method.scope == "global":
+            raise ValueError(
+                f"--metric {self.metric}: shares are evolved for scope row, block, matrix or "
+                "cumulative, from none"
+            )
 
     @property
     def zeros(self) -> Pattern:
@@ -85,6 +131,35 @@ class SearchSettings(CalibrationSettings):
         if self.pattern is not None:
             return parse_pattern(self.pattern)
         return Unstructured(self.sparsity or 0.0)
+
+    @cached_property
+    def shares(self) -> Allocation | None:
+        """What a file says of how much of each matrix is pruned, read once; None without one."""
+        if self.allocation in _ALLOCATIONS:
+            return None
+        if not Path(self.allocation).is_file():
+            near = did_you_mean(self.allocation, _ALLOCATIONS)
+            raise PrunerZeroError(
+                f"--allocation {self.allocation} is neither a file nor known to search: {near}"
+            )
+        return read_allocation(Path(self.allocation))
+
+    @cached_property
+    def method(self) -> Method:
+        """The metric and scope under which shares are evolved, read once."""
+        return parse_method(
+            self.metric or "",
+            sparsity=self.sparsity,
+            scope=None if self.scope == "any" else self.scope,
+            update=None if self.update == "none" else self.update,
+        )
+
+    @property
+    def terminals(self) -> frozenset[str]:
+        """What candidates may look at; and G, by which errors of matrices are compared."""
+        if self.allocation == "evolved":
+            return self.method.metric.needs | {"G"}
+        return frozenset(self.search_space.terminals)
 
     @property
     def search_space(self) -> SearchSpace:
@@ -95,9 +170,12 @@ class SearchSettings(CalibrationSettings):
         space = self.space or ALGORITHMS[self.algorithm].space
         if self.pattern is not None:
             return space.model_copy(update={"scopes": ("row",)})
-        if self.scope in (None, "any"):
-            return space
-        return space.model_copy(update={"scopes": (self.scope,)})
+        scopes = space.scopes
+        if self.scope not in (None, "any"):
+            scopes = (cast(Scope, self.scope),)
+        if self.shares is not None:
+            scopes = tuple(scope for scope in scopes if scope != "global")
+        return space.model_copy(update={"scopes": scopes})
 
     @property
     def racing(self) -> Racing:
@@ -105,10 +183,22 @@ class SearchSettings(CalibrationSettings):
         return Racing(self.near, self.few_share, self.margin, direct=self.algorithm == "published")
 
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the run it resumes."""
-        return self.model_dump(mode="json", exclude=LIMITS)
+        """What a resumed run must share with the run it resumes.
+
+        What it does without is left out: runs from before that was there can go on.
+        """
+        told = self.model_dump(mode="json", exclude=LIMITS)
+        for name in OPTIONAL:
+            if told[name] == type(self).model_fields[name].default:
+                del told[name]
+        if self.metric is not None:
+            told["tree"] = self.method.metric.to_tree()
+        if self.shares is not None:
+            told["shares"] = dict(self.shares.sparsity)
+        return told
 
 
+OPTIONAL = ("update", "allocation", "metric", "calibration_workers")
 LIMITS = {
     "minutes",
     "evaluations",

@@ -15,7 +15,12 @@ from pruner_zero.sparsity.allocation_rules import (
     owl,
     uniform,
 )
-from pruner_zero.sparsity.least_squares import LeastSquaresResult, exact_update
+from pruner_zero.sparsity.least_squares import (
+    LeastSquaresResult,
+    Preparation,
+    exact_update,
+    prepare,
+)
 from pruner_zero.sparsity.pattern import (
     SCOPES,
     Pattern,
@@ -47,6 +52,7 @@ __all__ = [
     "Granularity",
     "LeastSquaresResult",
     "Pattern",
+    "Preparation",
     "Scope",
     "Scorer",
     "SemiStructured",
@@ -69,6 +75,7 @@ __all__ = [
     "outlier_share",
     "owl",
     "parse_pattern",
+    "prepare",
     "pruned_count",
     "read_allocation",
     "refine_mask",

@@ -1,5 +1,6 @@
 """Layer-wise sparsity by measured error: every further weight is pruned where it costs least."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -11,6 +12,12 @@ from pruner_zero.sparsity.allocation import Allocation
 from pruner_zero.sparsity.allocation_rules import BOUNDS, check_bounds
 
 Point = tuple[float, float]
+# What one more zero in each group of a matrix costs for each weight, and which matrix.
+Step = tuple[float, str]
+
+# How far from the greedy choice an exact total is looked for: in steps of each size, and in
+# how many of the cheapest totals on the way.
+_REACH, _TOTALS = 16, 4096
 
 
 def by_error(
@@ -71,8 +78,11 @@ def mixed_n(
     and never chosen: a matrix that must stay dense is excluded instead. `sizes`, `importance` as
     in `by_error`. All begin at N = 1; then one step of N after the other is taken by ascending
     error per weight on the convex lower envelope, as long as it does not lead beyond `share` of
-    all weights. The total is never above it, and below it by less than the smallest step, size / m,
-    that is still open; matrices of equal size with convex errors get the exact optimum.
+    all weights. Where sizes differ, steps are exchanged between them for the least error at
+    exactly `share`; where none of the exchanges tried is exact and m · `share` is a whole number,
+    it is the N of all. So the total is exact for a whole m · `share`; for others it is never
+    above, and below by less than the smallest step, size / m, that is still open. Matrices of
+    equal size with convex errors get the optimum.
     Raises PrunerZeroError for errors that are not finite and a share outside [1/m, (m − 1)/m].
     Source: ours.
     """
@@ -81,7 +91,7 @@ def mixed_n(
             f"a mean sparsity of {share:g} is out of reach of N:{m}: "
             f"choose one from {1 / m:.4g} to {(m - 1) / m:.4g}"
         )
-    steps: list[tuple[float, str]] = []
+    steps: list[Step] = []
     for name, size in sizes.items():
         if len(errors[name]) != m - 1:
             raise ValueError(f"{name} has {len(errors[name])} errors, not one for each N < {m}")
@@ -93,14 +103,52 @@ def mixed_n(
             for (x0, y0), (x1, y1) in pairwise(hull)
             for _ in range(round(x1 - x0))
         ]
+    mean = Fraction(str(share)) * m
+    room = (mean - 1) * sum(sizes.values())
+    by_size: dict[int, list[Step]] = defaultdict(list)
+    taken: dict[int, int] = defaultdict(int)
+    for step in sorted(steps, key=lambda step: step[0]):
+        size = sizes[step[1]]
+        by_size[size].append(step)
+        if size <= room:
+            taken[size] += 1
+            room -= size
+    if len(by_size) > 1:
+        exact = _exchanged(by_size, taken, room)
+        if exact is None and room and mean.denominator == 1:
+            return dict.fromkeys(sizes, int(mean))
+        taken = exact or taken
     chosen = dict.fromkeys(sizes, 1)
-    total = sum(sizes.values())
-    room = Fraction(str(share)) * m * total - total
-    for _, name in sorted(steps, key=lambda step: step[0]):
-        if sizes[name] <= room:
+    for size, own in by_size.items():
+        for _, name in own[: taken[size]]:
             chosen[name] += 1
-            room -= sizes[name]
     return chosen
+
+
+def _exchanged(
+    by_size: Mapping[int, Sequence[Step]], taken: Mapping[int, int], room: Fraction
+) -> dict[int, int] | None:
+    """How many steps of each size leave no room at the least error, near those `taken`.
+
+    The steps of each size are in the order in which they are taken. None where no counts
+    that were tried leave none.
+    """
+    totals: dict[Fraction, tuple[float, dict[int, int]]] = {room: (0.0, {})}
+    for size, own in sorted(by_size.items(), reverse=True):
+        here, costs = taken[size], [cost * size for cost, _ in own]
+        near = range(max(0, here - _REACH), min(len(own), here + _REACH) + 1)
+        changes = {count: sum(costs[here:count]) - sum(costs[count:here]) for count in near}
+        grown: dict[Fraction, tuple[float, dict[int, int]]] = {}
+        for left, (cost, counts) in totals.items():
+            for count, change in changes.items():
+                rest = left - (count - here) * size
+                if rest not in grown or cost + change < grown[rest][0]:
+                    grown[rest] = (cost + change, {**counts, size: count})
+        cheapest = sorted(grown.items(), key=lambda one: one[1][0])
+        totals = dict(cheapest[:_TOTALS]) | {
+            rest: grown[rest] for rest in (Fraction(0),) if rest in grown
+        }
+    return totals[Fraction(0)][1] if Fraction(0) in totals else None
 
 
 def _between(curve: Mapping[float, float], low: float, high: float, name: str) -> list[Point]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity.update import check_operands, damped_gram
+from pruner_zero.sparsity.update import add_damping, check_operands, held_damping
 
 # The few loud directions of the inputs decide how long conjugate gradients take; found by
 # measurement, 16 take a third more iterations and 64 save fewer than they cost.
@@ -36,6 +36,27 @@ class LeastSquaresResult:
     converged: bool
 
 
+@dataclass(frozen=True)
+class Preparation:
+    """What solving needs to know of a gram, whatever the weights and the mask.
+
+    damping: the one that makes it positive definite; factor (in, rank): Nyström's, of its
+    damped form.
+    """
+
+    damping: float
+    factor: Tensor
+
+
+def prepare(gram: Tensor, damping: float = 0.01, *, name: str = "matrix") -> Preparation:
+    """The part of `exact_update` that many updates with the same `gram` (in, in) can share.
+
+    Raises what `inverse_cholesky` raises. Source: ours.
+    """
+    damping = held_damping(gram, damping, name=name)
+    return Preparation(damping, _nystrom(add_damping(gram, damping), min(_RANK, len(gram) // 4)))
+
+
 def exact_update(
     weight: Tensor,
     gram: Tensor,
@@ -45,6 +66,7 @@ def exact_update(
     cross: Tensor | None = None,
     tolerance: float = 1e-3,
     max_iterations: int = 200,
+    preparation: Preparation | None = None,
     name: str = "matrix",
 ) -> LeastSquaresResult:
     """Per row the w' that minimises (w' − w)·H·(w' − w)ᵀ with zeros where `mask` is False.
@@ -56,6 +78,7 @@ def exact_update(
     H_SS·w'_S = (w·(cross + λI))_S on the kept columns S. Weights of channels that were never
     active become 0. Iterates until each row's residual is at most `tolerance` of its first, or
     `max_iterations`, which the result tells. No row is left worse than plain masking leaves it.
+    preparation: of this `gram`, where it is known; it brings its damping.
     Raises PrunerZeroError naming `name` where anything is not finite, and when no damping up
     to 1 makes the gram positive definite.
     Source: the normal equations; preconditioned conjugate gradients (Hestenes & Stiefel 1952)
@@ -63,7 +86,9 @@ def exact_update(
     each row's support, ours. One iteration is one product (out, in) × (in, in).
     """
     check_operands(weight, gram, name, mask=mask, cross=cross)
-    H, damping = damped_gram(gram, damping, name=name)
+    known = preparation or prepare(gram, damping, name=name)
+    damping = known.damping
+    H = add_damping(gram, damping)
     W = weight.detach().float()
     alive = gram.diagonal() != 0
     support = (mask & alive).float()
@@ -73,7 +98,7 @@ def exact_update(
         first += W @ (cross.float() - gram.float())
     first *= support
     floor = damping * gram.diagonal().float().mean()
-    precondition = _preconditioner(H, support, floor)
+    precondition = _preconditioner(H, known.factor, support, floor)
 
     step, iterations = _conjugate_gradients(
         H, first, support, precondition, tolerance, max_iterations
@@ -131,14 +156,15 @@ def _ratio(one: Tensor, other: Tensor) -> Tensor:
     return torch.where(other > 0, one / other, 0.0)
 
 
-def _preconditioner(H: Tensor, support: Tensor, floor: Tensor) -> Callable[[Tensor], Tensor]:
+def _preconditioner(
+    H: Tensor, F: Tensor, support: Tensor, floor: Tensor
+) -> Callable[[Tensor], Tensor]:
     """An approximate inverse of every row's H_SS, from D + F·Fᵀ ≈ H.
 
     F (in, rank) is Nyström's factor, D the diagonal of what it leaves, at least `floor`; each
     row's support cuts both, and Woodbury's identity inverts the sum.
     """
-    rank = min(_RANK, len(H) // 4)
-    F = _nystrom(H, rank)
+    rank = F.shape[1]
     squares = (F * F).sum(1)
     floor = floor.maximum(_RANGE * squares.sum())
     inverse = (H.diagonal() - squares).clamp_min(floor).reciprocal()

@@ -152,18 +152,20 @@ def retarget(
     return (W + drift @ U.t() @ U).masked_fill(gram.diagonal() == 0, 0.0), damping
 
 
-def damped_gram(
-    gram: Tensor, damping: float = 0.01, *, name: str = "matrix"
-) -> tuple[Tensor, float]:
-    """H (in, in) float32 as `inverse_cholesky` damps it, and the damping that held.
+def held_damping(gram: Tensor, damping: float = 0.01, *, name: str = "matrix") -> float:
+    """The damping that `inverse_cholesky` ends up with. Raises what it raises."""
+    return _backward_factor(gram, damping, name)[1]
 
-    Raises what `inverse_cholesky` raises. Source: Frantar & Alistarh 2023 (2301.00774).
+
+def add_damping(gram: Tensor, damping: float) -> Tensor:
+    """H (in, in) float32: `gram` damped as `inverse_cholesky` does.
+
+    Source: Frantar & Alistarh 2023 (2301.00774), section 3.
     """
-    _, damping = _backward_factor(gram, damping, name)
     H = gram.detach().float().clone()
     diagonal = gram.diagonal().float()
     H.diagonal().add_(damping * diagonal.mean()).add_(diagonal == 0)
-    return H, damping
+    return H
 
 
 def check_operands(

@@ -44,6 +44,11 @@ def _text_of(line: str, key: str, place: str) -> str:
         raise PrunerZeroError(
             f"{place} is not JSON ({error.msg}, column {error.colno}): mend or remove the line"
         ) from error
+    except (ValueError, RecursionError) as error:
+        # A number of more than 4300 digits, or brackets without end.
+        raise PrunerZeroError(
+            f"{place} holds a number too long or brackets too deep: mend or remove the line"
+        ) from error
     if not isinstance(row, dict):
         raise PrunerZeroError(f'{place} is not a JSON object: write it as {{"{key}": ...}}')
     if key not in row:

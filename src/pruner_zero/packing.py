@@ -1,4 +1,4 @@
-"""An evaluator as bytes that other processes map, so that its tensors are in memory once."""
+"""Values full of tensors as bytes that other processes map, so that they are in memory once."""
 
 import io
 import mmap
@@ -13,8 +13,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pruner_zero.search.evaluator import Evaluator
-
 Bytes = NDArray[np.uint8]
 Packed = tuple[bytes, list[Bytes]]
 
@@ -23,14 +21,14 @@ _ALIGNMENT = 64
 
 
 class PackedFile:
-    """A packed evaluator in a file without a name, which goes with the last process that has it.
+    """A packed value in a file without a name, which goes with the last process that has it.
 
     It travels to a child process as one open file, however many tensors there are; the tensors
     that a child reads from it are shared with all others, and only to be read.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
-        self.stream, arrays = pack(evaluator)
+    def __init__(self, value: Any) -> None:
+        self.stream, arrays = pack(value)
         self.spans: list[tuple[int, int]] = []
         self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
         for array in arrays:
@@ -48,8 +46,8 @@ class PackedFile:
         self.stream, self.spans = state["stream"], state["spans"]
         self.file = open(state["descriptor"].detach(), "rb")  # noqa: SIM115
 
-    def read(self) -> Evaluator:
-        """The evaluator, its tensors mapped."""
+    def read(self) -> Any:
+        """The value, its tensors mapped."""
         if not self.spans:
             return unpack((self.stream, []))
         whole = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -57,24 +55,23 @@ class PackedFile:
         return unpack((self.stream, arrays))
 
 
-def pack(evaluator: Evaluator) -> Packed:
-    """`evaluator` pickled, with the bytes of its tensors apart, which can be shared uncopied.
+def pack(value: Any) -> Packed:
+    """`value` pickled, with the bytes of its tensors apart, which can be shared uncopied.
 
     Strides stay as they are, since sums depend on the order in which they are taken.
     """
     stream = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
-    _Pickler(stream, buffers).dump(evaluator)
+    _Pickler(stream, buffers).dump(value)
     return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
-def unpack(packed: Packed) -> Evaluator:
+def unpack(packed: Packed) -> Any:
     """What `pack` was given. Its tensors lie in the arrays: they are only to be read."""
     stream, arrays = packed
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
-        evaluator: Evaluator = pickle.loads(stream, buffers=arrays)
-    return evaluator
+        return pickle.loads(stream, buffers=arrays)
 
 
 class _Pickler(pickle.Pickler):

@@ -1,0 +1,44 @@
+"""`pruner-zero search` says how to prune with what it found."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Cli
+
+SIZES = ["--windows", 2, "--seqlen", 16, "--search-windows", 2, "--workers", 1, "--evaluations", 4]
+
+
+@pytest.mark.parametrize("given", ["option", "file"])
+def test_the_command_that_prunes_names_the_update(
+    given: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    texts = ["--calibration", text_file, "--search-text", text_file, "--sparsity", 0.5]
+    config, output = tmp_path / "config.yaml", tmp_path / "run"
+    update = "update: exact\n" if given == "file" else ""
+    config.write_text("algorithm_settings: {initial: 8, batch: 8}\n" + update)
+    option = ["--update", "exact"] if given == "option" else []
+    files = ["--config", config, "-o", output]
+    found = cli("search", llama_folder, *texts, *SIZES, *option, *files)
+    assert found.code == 0, found
+    last = found.out.splitlines()[-1]
+    assert last.endswith(f"--metric {output / 'best.json'} --update exact …")
+
+
+def test_the_command_that_prunes_names_the_shares(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    texts = ["--calibration", text_file, "--search-text", text_file, "--sparsity", 0.5]
+    config, output = tmp_path / "config.yaml", tmp_path / "run"
+    config.write_text("algorithm_settings: {initial: 8, batch: 8}\n")
+    shares = ["--allocation", "evolved", "--metric", "magnitude"]
+    files = ["--config", config, "-o", output]
+    found = cli("search", llama_folder, *texts, *SIZES, *shares, *files)
+    assert found.code == 0, found
+    best, allocation = output / "best.json", output / "best_allocation.json"
+    last = found.out.splitlines()[-1]
+    assert last.endswith(f"--metric {best} --allocation {allocation} …")
+    found = cli("analyze", output, "--json")
+    assert found.code == 0, found
+    found = cli("report", output, "-o", tmp_path / "report.html")
+    assert found.code == 0, found

@@ -1,0 +1,63 @@
+"""Memory that the system refuses: a candidate is rejected, a command ends with one line."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero.cli import prune
+from pruner_zero.search.evaluator import Evaluator, Task
+from pruner_zero.search.sample import sample_matrix
+from pruner_zero.sparsity import Unstructured
+from tests.faults.verbs import one_line, run
+
+# So large that each tensor of this size is asked from the system itself.
+WIDTH = 4096
+
+
+@contextmanager
+def short_of_memory(room: int) -> Iterator[None]:
+    """The system gives this process no more than `room` bytes from here on."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+@pytest.mark.fault(
+    "a candidate asks for more memory than there is",
+    "it is rejected with that reason; the next one is judged",
+)
+@pytest.mark.parametrize("expression", ["sqr(W) * X + W", "mms(W) * X", "row_share(W) * X"])
+def test_a_candidate(expression: str) -> None:
+    weight = torch.rand(WIDTH, WIDTH)
+    matrix = sample_matrix("m", weight, {"X": torch.rand(1, WIDTH)}, torch.eye(WIDTH), WIDTH)
+    masked: Any = SimpleNamespace(matrices=())
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    evaluator = Evaluator([matrix], [matrix], masked, tokens, 1, Unstructured(0.5, "row"))
+    task = Task(0, "probe", expression, "row")
+    with short_of_memory(WIDTH * WIDTH * 4):
+        outcome = evaluator.run(task)
+    assert (outcome.reason, outcome.fingerprint) == ("out of memory", None)
+    assert evaluator.run(task).fingerprint
+
+
+@pytest.mark.fault(
+    "a command asks for more memory than there is", "one line that says what to make smaller"
+)
+def test_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def greedy() -> None:
+        torch.empty(2**50)
+
+    for work in (greedy, lambda: bytearray(2**50)):
+        monkeypatch.setattr(prune, "progress", work)
+        line = one_line(run("prune", "model", "-o", tmp_path / "out"))
+        assert line == "out of memory: choose fewer --windows or --workers, or --offload"

@@ -1,0 +1,57 @@
+"""Processes that meet, that die and that are left alone."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from pruner_zero.search.evaluator import Evaluator
+from pruner_zero.search.executor import ProcessExecutor
+from tests.faults.verbs import Verb, halted, one_line, run, undisturbed
+from tests.processes import Forked
+from tests.search.executor_suite import Scripted, ended, script
+
+
+@pytest.mark.fault(
+    "a second process on one run folder or one cache entry",
+    "it is refused in one line; the first one's result is not touched",
+)
+@pytest.mark.usefixtures("forks")
+@pytest.mark.parametrize("verb", ["search", "gradients", "recover"], indirect=True)
+def test_the_second_is_refused(verb: Verb, tmp_path: Path) -> None:
+    whole = undisturbed(verb, tmp_path / "whole")
+    folder = tmp_path / "shared"
+    first = halted(verb, folder, lines=2)
+    try:
+        line = one_line(run(*verb.arguments(folder)))
+    finally:
+        os.kill(first.process.pid or 0, signal.SIGCONT)
+    assert "another process is working in" in line
+    assert "wait for it or choose another folder" in line
+    assert first.end() == 0
+    assert verb.result(folder) == whole
+
+
+def held_search(folder: str, log: str) -> None:
+    """A search whose worker is busy for ever."""
+    Path(log).write_text(str(os.getpid()))
+    executor = ProcessExecutor(cast(Evaluator, Scripted(Path(folder))), 1)
+    list(executor.map(script("hang")))
+
+
+@pytest.mark.fault(
+    "SIGKILL of a search while its worker is at a candidate",
+    "the worker ends too and leaves its memory",
+)
+@pytest.mark.usefixtures("forks")
+def test_workers_end_with_their_search(tmp_path: Path) -> None:
+    scripted: Any = Scripted(tmp_path)
+    parent = Forked.context.Process(target=held_search, args=(str(tmp_path), str(tmp_path / "pid")))
+    parent.start()
+    worker = scripted.worker(0)
+    assert Path(f"/proc/{worker}").exists()
+    parent.kill()
+    parent.join()
+    assert ended(worker)
