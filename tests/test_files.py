@@ -134,9 +134,7 @@ def test_check_writable_looks_at_the_nearest_folder_there_is(tmp_path: Path) -> 
     assert sorted(os.listdir(tmp_path)) == ["file"]
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_torn_last_line_is_dropped_and_written_over(tmp_path: Path) -> None:
     journal = tmp_path / "journal"
     append_line(journal, {"n": 0})
@@ -157,9 +155,7 @@ def test_a_journal_that_is_only_a_torn_line_is_empty(tmp_path: Path) -> None:
     assert read_lines(journal) == [{"n": 1}]
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize("damage", ['{"n": 0', "[1]", "7", "\x00\x00", ""])
 def test_a_damaged_earlier_line_is_refused(tmp_path: Path, damage: str) -> None:
     journal = tmp_path / "journal"

@@ -39,9 +39,7 @@ def test_a_file_that_was_to_go_may_still_be_there(tmp_path: Path) -> None:
     assert len(Steps(tmp_path, "run").lines) == 2
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     Steps(tmp_path, "run").append({}, file(tmp_path, "a"))
@@ -52,9 +50,7 @@ def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
     assert f"{tmp_path / 'a'} is damaged" in refusal(lambda: Steps(tmp_path, "run"))
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_changed_line_is_noticed(tmp_path: Path) -> None:
     Steps(tmp_path, "run").append({"block": 1}, {})
     journal = tmp_path / JOURNAL

@@ -136,9 +136,7 @@ def test_interrupted_anywhere_it_goes_on_with_that_block(
     assert_equal_stores(one, other)
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize("damage", ["inputs-0001.safetensors", JOURNAL, "../G-0002.safetensors"])
 def test_a_damaged_half_is_done_again(damage: str, windows: Windows, tmp_path: Path) -> None:
     whole = load_offloaded(saved(tmp_path / "model"))

@@ -200,9 +200,7 @@ def test_an_unfinished_run_of_other_settings_only_gives_way_if_told(
     assert not (stopped.parent / "out.partial").exists()
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize(
     "name", ["weights-0000.safetensors", "weights-0001.safetensors", "hidden", "journal.jsonl"]
 )
@@ -227,9 +225,7 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     assert contents(stopped) == whole
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_missing_checkpoint_file_is_refused(stopped: Path, command: Command) -> None:
     (stopped.parent / "out.partial" / "blocks" / "weights-0000.safetensors").unlink()
     assert "is damaged" in error_of(

@@ -8,7 +8,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.models import Matrix
 from pruner_zero.pruning import Mode, parse_method, prune_model
-from pruner_zero.pruning.scoring import Statistics, prune_matrix, sweep_scorer
+from pruner_zero.pruning.scoring import ASYMMETRY, Statistics, prune_matrix, sweep_scorer
 from pruner_zero.sparsity import (
     Pattern,
     SemiStructured,
@@ -167,9 +167,9 @@ def test_updates_aim_at_the_dense_outputs_where_those_are_known(text: str) -> No
     def error(left: Tensor) -> float:
         return float((dense @ weight.T - seen @ left.T).square().sum())
 
-    assert error(aimed) < 0.98 * error(plain)
+    assert error(aimed) < 0.995 * error(plain)
     if text == "wanda+obs":
-        target, _ = retarget(weight, gram, cross)
+        target, _ = retarget(weight, gram, torch.lerp(gram, cross, ASYMMETRY))
         mask = plain != 0
         assert torch.equal(aimed, sparsegpt(target, gram, Unstructured(0.5), mask=mask).weight)
 

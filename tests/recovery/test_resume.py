@@ -159,9 +159,7 @@ def test_how_often_is_saved_may_change_on_the_way(
     assert all(bool((ours[name] == whole[name]).all()) for name in whole)
 
 
-@pytest.mark.fault(
-    "a bit flipped in, or the end torn off, a journal or checkpoint"
-)
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:

@@ -35,8 +35,8 @@ class Method:
     update: "none" keeps the remaining weights; "obs" corrects them by SparseGPT's sweep,
     "obs-iter" by a sweep that scores each block of columns anew and chooses its mask,
     "exact" by least squares. refine: the mask is improved by swaps before the update.
-    asymmetric: updates aim at the outputs of the dense model on its own inputs, not at those
-    of the dense weights on the inputs that the pruned model gives them.
+    asymmetric: updates aim part of the way at the outputs of the dense model on its own inputs,
+    the rest at those of the dense weights on the inputs that the pruned model gives them.
     allocation: how much of each matrix is pruned, by a rule or as given. Under N:M the rule
     "error" chooses N for each matrix, and the N of the pattern is their mean.
     Raises PrunerZeroError where these do not go together.

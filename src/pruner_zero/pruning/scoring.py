@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
@@ -24,6 +25,11 @@ from pruner_zero.sparsity import (
     retarget,
     sparsegpt,
 )
+
+# How far asymmetric updates aim from a matrix's own outputs towards the dense model's. All the way
+# diverges on real models: what pruning has lost is no function of the inputs that are left, and
+# what is fitted to it adds up block after block (benchmarks/updates.md).
+ASYMMETRY = 0.25
 
 
 @dataclass(frozen=True)
@@ -146,6 +152,8 @@ def _improve(
     gram, cross, name = statistics.gram, statistics.cross, matrix.name
     if gram is None:
         raise ValueError("refinement and updates need the Gram matrix")
+    if cross is not None:
+        cross = torch.lerp(gram, cross, ASYMMETRY)
     weight = matrix.weight.float()
     aim = weight
     if cross is not None and (mask is None or method.update in ("obs", "obs-iter")):
