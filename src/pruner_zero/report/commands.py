@@ -23,8 +23,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "search": (
         *("search_text", "minutes", "evaluations", "target_loss", "patience", "algorithm"),
         *("seed_metrics", "search_windows", "workers", "threads", "executor", *_SHARED),
+        *("update", "allocation", "metric"),
     ),
-    "prune": ("metric", "refine", "update", "offload", "memory", "mode", "damping", *_SHARED),
+    "prune": (
+        *("metric", "refine", "update", "asymmetric", "allocation", "offload", "memory", "mode"),
+        *("damping", *_SHARED),
+    ),
     "compare": ("methods", "text", "windows_eval", "mode", "damping", *_SHARED),
 }
 _CALIBRATION = (*_SHARED, "damping")
@@ -49,8 +53,15 @@ def repeatable(result: Result) -> bool:
 
 
 def prune_with(run: SearchRun) -> str:
-    """The command that prunes with the best metric of a search."""
+    """The command that prunes with the best that a search found, finished as it was judged."""
     asked = _calibration(run) | {"metric": str(run.path / "best.json")}
+    if run.settings.get("allocation") == "evolved":
+        asked |= {"metric": run.settings["metric"]}
+        asked |= {"allocation": str(run.path / "best_allocation.json")}
+    elif run.settings.get("allocation"):
+        asked |= {"allocation": run.settings["allocation"]}
+    if run.settings.get("update", "none") != "none":
+        asked |= {"update": run.settings["update"], "mode": "one-shot"}
     return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
 
 

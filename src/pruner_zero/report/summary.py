@@ -53,8 +53,15 @@ def _search(run: SearchRun, comparisons: Sequence[ComparisonRun]) -> Markup:
     if best is None:
         return Markup("No metric that works has been found {} yet.").format(asked)
     scope = "" if run.settings.get("pattern") else f", compared {_COMPETE[best.candidate.scope]},"
-    found = Markup("Of {:,} metrics tried {}, {}{} prunes best: {}").format(
-        len(run.records), asked, _code(best.candidate.expression), scope, _value(best)
+    evolved = run.settings.get("allocation") == "evolved"
+    found = Markup("Of {:,} {} tried {}, {}{} prunes best: {}").format(
+        len(run.records),
+        "allocations" if evolved else "metrics",
+        asked,
+        Markup("number {:,} under ").format(best.candidate.number) * evolved
+        + _code(best.candidate.expression),
+        scope,
+        _value(best),
     )
     for comparison in comparisons:
         row = row_of(best, run, comparison)
