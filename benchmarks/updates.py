@@ -121,8 +121,8 @@ def main() -> None:
 
 def evolved(table: str) -> str:
     """The winner of the search at 2:4 for N:M, of that at 50 % for shares, with its scope."""
-    name, again = ("2-4", "") if "-" in table else ("50", "-again")
-    found = json.loads((RESULTS / f"search-{name}-any-default-0{again}.json").read_text())
+    name = "2-4" if "-" in table else "50"
+    found = json.loads((RESULTS / f"search-{name}-any-default-0-again.json").read_text())
     best = next(row for row in found["hall_of_fame"] if row["best"])
     scope = "" if "-" in table else f"@{best['scope']}"
     return f"{best['expression']}{scope}"
