@@ -87,6 +87,9 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "refine": False,
         "asymmetric": False,
         "allocation": None,
+        "calibration_workers": None,
+        "ray_address": None,
+        "ray_resources": {},
     }
     assert found["calibration"]["text_sha256"] == sha256(text_file)
     dense = AutoModelForCausalLM.from_pretrained(llama_folder)
