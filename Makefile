@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := builtin:smollm2-135m
 
-.PHONY: demo test test-slow check docs clean
+.PHONY: demo test test-slow check docs faults clean
 
 # One environment for everything; made anew when the dependencies change.
 $(BIN)/.installed: pyproject.toml
@@ -40,6 +40,9 @@ check: $(BIN)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+faults: $(BIN)/.installed
+	$(BIN)/python -m tests.faults
 
 docs: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
