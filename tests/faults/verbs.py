@@ -63,10 +63,10 @@ def _search(model: Path, text: Path) -> Verb:
     return Verb(arguments, result, "out/journal.jsonl")
 
 
-def _prune(work: str, *options: object) -> Callable[[Path, Path], Verb]:
+def _prune(work: str, windows: int, *options: object) -> Callable[[Path, Path], Verb]:
     def verb(model: Path, text: Path) -> Verb:
         def arguments(folder: Path) -> Arguments:
-            calibration = ["--calibration", text, "--windows", 12, "--seqlen", 32]
+            calibration = ["--calibration", text, "--windows", windows, "--seqlen", 32]
             places = ["-o", folder / "out", "--cache", folder / "cache"]
             return ["prune", model, "--sparsity", 0.5, *options, *calibration, *places]
 
@@ -90,8 +90,15 @@ def _recover(model: Path, text: Path) -> Verb:
 
 VERBS: dict[str, Callable[[Path, Path], Verb]] = {
     "search": _search,
-    "prune": _prune("out.partial/blocks/journal.jsonl", "--metric", "wanda+obs"),
-    "gradients": _prune("cache/*/gradients.partial/journal.jsonl", "--metric", "gblm", "--offload"),
+    "prune": _prune("out.partial/blocks/journal.jsonl", 12, "--metric", "wanda+obs"),
+    "gradients": _prune(
+        # So many windows that the gradients take most of the time, and most of the kills.
+        "cache/*/gradients.partial/journal.jsonl",
+        64,
+        "--metric",
+        "gblm",
+        "--offload",
+    ),
     "recover": _recover,
 }
 
