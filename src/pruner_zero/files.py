@@ -20,6 +20,7 @@ from pruner_zero.errors import PrunerZeroError
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What `_committing` and `TensorWriter` call a file that is not whole yet.
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
+CHECKSUM = "sha256"
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
@@ -110,9 +111,15 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def json_sha256(value: object) -> str:
-    """The SHA-256 of a value's JSON text with sorted keys: the same for what is read back."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+def with_checksum(line: Mapping[str, Any]) -> dict[str, Any]:
+    """A journal line with the SHA-256 of its JSON text, keys sorted, under CHECKSUM."""
+    text = json.dumps(line, sort_keys=True)
+    return {**line, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
+
+
+def is_intact(line: Mapping[str, Any]) -> bool:
+    """Whether a line that was read back is as `with_checksum` gave it."""
+    return line == with_checksum({key: line[key] for key in line if key != CHECKSUM})
 
 
 def append_line(path: Path, value: object) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, json_sha256, read_lines, sha256, writing
+from pruner_zero.files import append_line, is_intact, read_lines, sha256, with_checksum, writing
 
 JOURNAL = "journal.jsonl"
 
@@ -50,8 +50,7 @@ class Steps:
         SHA-256. unneeded: names of earlier files that go now.
         """
         gone = list(unneeded)
-        line = {**values, "files": dict(files), "unneeded": gone}
-        line["sha256"] = json_sha256(line)
+        line = with_checksum({**values, "files": dict(files), "unneeded": gone})
         append_line(self.folder / JOURNAL, line)
         self.lines.append(line)
         for name in gone:
@@ -65,8 +64,7 @@ class Steps:
     def _check(self) -> None:
         needed: dict[str, str] = {}
         for line in self.lines:
-            given = {key: value for key, value in line.items() if key != "sha256"}
-            if line.get("sha256") != json_sha256(given):
+            if not is_intact(line):
                 raise self._damaged(JOURNAL)
             needed |= line["files"]
             for name in line["unneeded"]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pruner_zero.calibration.input_sums import InputSums
-from pruner_zero.calibration.inputs import sum_inputs
+from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.models import Matrix, find_matrices
 
 WIDTH, OUT = 3, 2
@@ -37,7 +37,9 @@ def matrices_of(block: nn.Module) -> list[Matrix]:
 def sums_of(windows: list[Tensor]) -> InputSums:
     block = Block()
     nothing: Any = ((), {})
-    return sum_inputs(block, matrices_of(block), windows, [nothing] * len(windows), gram=True)[0]
+    return collect_inputs(block, matrices_of(block), windows, [nothing] * len(windows), gram=True)[
+        0
+    ]
 
 
 # Sums of small whole numbers are exact, in any order.
@@ -64,9 +66,10 @@ def test_sums_of_shares_add_up_to_those_of_all_windows(
     assert found.keys() == expected.keys()
     for name, one in expected.items():
         assert torch.equal(found[name].X, one.X)
+        gram = found[name].gram
         assert one.gram is not None
-        assert found[name].gram is not None
-        assert torch.equal(found[name].gram, one.gram)  # type: ignore[arg-type]
+        assert gram is not None
+        assert torch.equal(gram, one.gram)
 
 
 def test_what_matrices_share_they_share_in_the_sum() -> None:

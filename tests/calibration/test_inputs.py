@@ -23,8 +23,8 @@ def block_by_block(
     hidden = calls.hidden
     for index, block in enumerate(find_blocks(model)):
         own = [matrix for matrix in find_matrices(model) if matrix.block == index]
-        found, hidden = collect_inputs(block, own, hidden, calls.arguments[index], gram=gram)
-        yield own, found
+        sums, hidden = collect_inputs(block, own, hidden, calls.arguments[index], gram=gram)
+        yield own, sums.statistics(own, len(windows))
 
 
 @every_architecture
@@ -136,7 +136,8 @@ def test_some_experts_of_a_mixture_can_be_asked_for(architecture: str) -> None:
     calls = record_block_calls(model, windows)
     hidden = [run_block(find_blocks(model)[0], calls.hidden[0], calls.arguments[0][0])]
     wanted = find_matrices(model, include=["*.1.*experts.down_proj[5]"])
-    found, _ = collect_inputs(find_blocks(model)[1], wanted, hidden, calls.arguments[1])
+    sums, _ = collect_inputs(find_blocks(model)[1], wanted, hidden, calls.arguments[1])
+    found = sums.statistics(wanted, 1)
     assert list(found) == [wanted[0].name]
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, T5Config
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, as_language_model, load_model, save_model
+from pruner_zero.models import Dtype, LanguageModel, as_language_model, load_model, save_model
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
@@ -53,11 +53,11 @@ def test_a_folder_is_loaded_in_evaluation_mode_under_the_name_it_was_asked_by(
     [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)],
 )
 def test_the_dtype_is_the_checkpoint_s_unless_asked_otherwise(
-    tmp_path: Path, asked: str, expected: torch.dtype
+    tmp_path: Path, asked: Dtype, expected: torch.dtype
 ) -> None:
     model = tiny_model("llama").bfloat16()
     save_model(LanguageModel(model, tiny_tokenizer(), "tiny"), tmp_path)
-    loaded = load_model(tmp_path, asked)  # type: ignore[arg-type]
+    loaded = load_model(tmp_path, asked)
     assert {p.dtype for p in loaded.model.parameters()} == {expected}
 
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from pruner_zero.files import with_checksum
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord
-from pruner_zero.search.archive import JOURNAL, Archive, Record, with_checksum
+from pruner_zero.search.archive import JOURNAL, Archive, Record
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.sparsity import Scope
 

@@ -3,6 +3,7 @@
 import inspect
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,19 @@ def test_what_goes_on_from_a_search(run: Path) -> None:
     assert compared["--methods"][0].endswith(f",sparsegpt,{run / 'best.json'}")
     assert compared["--text"] == ["TEXT"]
     assert compared["-o"] == [str(run / "comparison.json")]
+
+
+def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
+    found = read_result(run)
+    assert isinstance(found, SearchRun)
+    updated = replace(found, settings={**found.settings, "update": "exact"})
+    assert options(commands.prune_with(updated))["--update"] == ["exact"]
+    compared = options(commands.compare_with(updated))
+    assert compared["--methods"][0].endswith(f"{run / 'best.json'}+exact")
+    evolved = replace(found, settings={**found.settings, "allocation": "evolved"})
+    told = options(commands.prune_with(evolved))
+    assert told["--metric"] == [str(run / "best.json")]
+    assert told["--allocation"] == [str(run / "best_allocation.json")]
 
 
 def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> None:

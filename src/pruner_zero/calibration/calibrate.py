@@ -163,7 +163,7 @@ def _calibrate_inputs(
     for index in progress.track(range(first, depth), "activations", depth - first):
         own = [matrix for matrix in matrices if matrix.block == index]
         with language_model.block(index) as block:
-            statistics, outputs = collect_inputs(
+            sums, outputs = collect_inputs(
                 block,
                 own,
                 hidden,
@@ -171,6 +171,7 @@ def _calibrate_inputs(
                 gram=gram,
                 outputs=activations(index + 1),
             )
+        statistics = sums.statistics(own, len(windows))
         for kind in kinds:
             found = {name: getattr(one, kind) for name, one in statistics.items()}
             digests[kind][index] = store.write(kind, index, found)

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from pruner_zero.calibration.input_sums import InputStatistics, InputSums
+from pruner_zero.calibration.input_sums import InputSums
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Activations, Arguments, Matrix, run_block
-from pruner_zero.progress import SILENT, Progress
 
 
 def collect_inputs(
@@ -25,45 +24,14 @@ def collect_inputs(
     outputs: Activations | None = None,
     dense: Iterable[Tensor] | None = None,
     dense_outputs: Activations | None = None,
-    progress: Progress = SILENT,
-    label: str = "activations",
-) -> tuple[dict[str, InputStatistics], Activations]:
-    """Run `block` over all windows once; return statistics by matrix name, and its outputs.
+) -> tuple[InputSums, Activations]:
+    """Run `block` over all windows once; return the sums over what enters, and its outputs.
 
     hidden, arguments: one a window, as `record_block_calls` gives them. outputs: where the
     outputs are appended, a new list where None. dense: what the dense model hands to the
-    block, which is run on it too, for `cross`; its outputs go to `dense_outputs`. A matrix
-    that no token reached (an expert that was never chosen) has X = 0.
+    block, which is run on it too, for `cross`; its outputs go to `dense_outputs`.
+    Raises PrunerZeroError where the inputs of a mixture's experts cannot be observed.
     """
-    sums, outputs = sum_inputs(
-        block,
-        matrices,
-        hidden,
-        arguments,
-        gram=gram,
-        outputs=outputs,
-        dense=dense,
-        dense_outputs=dense_outputs,
-        progress=progress,
-        label=label,
-    )
-    return sums.statistics(matrices, len(arguments)), outputs
-
-
-def sum_inputs(
-    block: nn.Module,
-    matrices: Sequence[Matrix],
-    hidden: Iterable[Tensor],
-    arguments: Sequence[Arguments],
-    *,
-    gram: bool = False,
-    outputs: Activations | None = None,
-    dense: Iterable[Tensor] | None = None,
-    dense_outputs: Activations | None = None,
-    progress: Progress = SILENT,
-    label: str = "activations",
-) -> tuple[InputSums, Activations]:
-    """What `collect_inputs` does, up to the sums that it makes statistics of."""
     recorder = _Recorder(InputSums(gram))
     outputs = [] if outputs is None else outputs
     dense_outputs = [] if dense_outputs is None else dense_outputs
@@ -71,7 +39,7 @@ def sum_inputs(
     with torch.no_grad(), _recording(block, matrices, recorder):
         aims = [None] * count if dense is None else dense
         windows = zip(hidden, aims, arguments, strict=True)
-        for incoming, aimed, rest in progress.track(windows, label, count):
+        for incoming, aimed, rest in windows:
             if aimed is not None:
                 with recorder.keeping():
                     dense_outputs.append(run_block(block, aimed, rest))

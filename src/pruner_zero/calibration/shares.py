@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.calibration.gradients import GradientNorm, GradientSums, check_gradients
 from pruner_zero.calibration.input_sums import InputSums
-from pruner_zero.calibration.inputs import sum_inputs
+from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import write_gradients
 from pruner_zero.calibration.store import Kind, StatisticsStore
 from pruner_zero.models import (
@@ -62,7 +62,7 @@ class Share:
             self.calls = record_block_calls(self.model, self.windows)
             self.hidden = self.calls.hidden
         own = [matrix for matrix in self.matrices if matrix.block == block]
-        sums, self.hidden = sum_inputs(
+        sums, self.hidden = collect_inputs(
             self.blocks[block], own, self.hidden, self.calls.arguments[block], gram=gram
         )
         return sums

@@ -100,6 +100,7 @@ def search(
     as_json: options.AsJson = False,
 ) -> None:
     """Evolve a metric for MODEL. Interrupted, `--resume RUN` goes on where it stopped."""
+    from pruner_zero.search.search import prune_options
     from pruner_zero.search.search import search as run
 
     given: dict[str, Any] = {
@@ -176,13 +177,9 @@ def search(
     if result.stopped == "interrupted":
         print(f"go on with it: pruner-zero search --resume {result.folder}")
         raise typer.Exit(130)
-    asked, best = _stored(result.folder), result.folder / "best.json"
-    steps = "" if asked["update"] == "none" else f" --update {asked['update']}"
-    shares = asked["allocation"]
-    if shares != "uniform":
-        file = result.folder / "best_allocation.json" if shares == "evolved" else shares
-        steps += f" --allocation {file}"
-    print(f"prune with it: pruner-zero prune {model} --metric {best}{steps} …")
+    found = prune_options(result.folder, _stored(result.folder))
+    words = " ".join(f"--{name} {value}" for name, value in found.items())
+    print(f"prune with it: pruner-zero prune {model} {words} …")
 
 
 class Display:

@@ -21,7 +21,13 @@ from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.precision import has_fast_bfloat16
 from pruner_zero.models.save import save_model, save_offloaded
-from pruner_zero.models.structure import Matrix, check_weights, find_blocks, find_matrices
+from pruner_zero.models.structure import (
+    Matrix,
+    check_weights,
+    common_kind,
+    find_blocks,
+    find_matrices,
+)
 
 __all__ = [
     "BUILTIN_MODELS",
@@ -37,6 +43,7 @@ __all__ = [
     "check_dtype",
     "check_tokens",
     "check_weights",
+    "common_kind",
     "find_blocks",
     "find_matrices",
     "fingerprint",

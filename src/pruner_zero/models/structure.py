@@ -4,6 +4,7 @@ They are found by what they are, not by the model's name: blocks are the module 
 most of the parameters, and a prunable matrix is any linear map inside a block.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -43,10 +44,20 @@ class Matrix:
         """The name inside the block, the same for this matrix in every block."""
         return self.name.split(f".{self.block}.", 1)[-1]
 
+    @property
+    def common_kind(self) -> str:
+        """The kind, the experts of a mixture being one."""
+        return common_kind(self.name, self.block)
+
     def view(self, stored: Tensor) -> Tensor:
         """This matrix (out, in) inside a tensor laid out like its parameter, e.g. a gradient."""
         own = stored if self.expert is None else stored[self.expert]
         return own.T if self.transposed else own
+
+
+def common_kind(name: str, block: int) -> str:
+    """The name of a matrix inside its `block`, the experts of a mixture being one: `up[*]`."""
+    return re.sub(r"\[\d+\]$", "[*]", name.split(f".{block}.", 1)[-1])
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:

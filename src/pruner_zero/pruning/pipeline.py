@@ -247,7 +247,7 @@ class _Run:
             if dense is not None and further is not None:
                 _run_windows(block, dense, arguments, further)
             return {}, further
-        found, _ = collect_inputs(
+        sums, _ = collect_inputs(
             block,
             own,
             hidden,
@@ -257,7 +257,7 @@ class _Run:
             dense=dense,
             dense_outputs=further,
         )
-        return found, further
+        return sums.statistics(own, len(arguments)), further
 
     def prune(
         self,

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pruner_zero.models import common_kind
+
 
 @dataclass(frozen=True)
 class MatrixRecord:
@@ -21,6 +23,11 @@ class MatrixRecord:
     damping: float | None = None
     note: str | None = None
     pattern: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name inside the block, the experts of a mixture being one kind."""
+        return common_kind(self.name, self.block)
 
     @property
     def sparsity(self) -> float:

@@ -70,8 +70,7 @@ def model_card(result: PruneResult) -> str:
     settings, method = result.settings, result.settings.method
     kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
-        kind = record.name.split(f".{record.block}.", 1)[-1]
-        kinds[re.sub(r"\[\d+\]$", "[*]", kind)].append(record)
+        kinds[record.kind].append(record)
     rows = [f"| `{kind}` | {len(own)} | {total_sparsity(own):.2%} |" for kind, own in kinds.items()]
     notes = [f"- `{one.name}`: {one.note}" for one in result.records if one.note]
     chosen = Counter(one.pattern for one in result.records if one.pattern)

@@ -10,6 +10,7 @@ import yaml
 from pruner_zero.comparison.compare import CLASSICS, CompareSettings
 from pruner_zero.pruning import PruneSettings
 from pruner_zero.report.read import PruneRun, Result, SearchRun
+from pruner_zero.search.search import prune_options
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.settings import Settings
 from pruner_zero.text.corpus import NAMES
@@ -53,15 +54,8 @@ def repeatable(result: Result) -> bool:
 
 
 def prune_with(run: SearchRun) -> str:
-    """The command that prunes with the best that a search found, finished as it was judged."""
-    asked = _calibration(run) | {"metric": str(run.path / "best.json")}
-    if run.settings.get("allocation") == "evolved":
-        asked |= {"metric": run.settings["metric"]}
-        asked |= {"allocation": str(run.path / "best_allocation.json")}
-    elif run.settings.get("allocation"):
-        asked |= {"allocation": run.settings["allocation"]}
-    if run.settings.get("update", "none") != "none":
-        asked |= {"update": run.settings["update"], "mode": "one-shot"}
+    """The command that prunes with the best of a search, updated as the search judged it."""
+    asked = _calibration(run) | prune_options(run.path, run.settings)
     return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
 
 
@@ -77,7 +71,9 @@ def compare_with(run: SearchRun) -> str:
     takes the test part; else a word to replace.
     """
     text = str(run.settings.get("search_text"))
-    methods = f"{CLASSICS},{run.path / 'best.json'}"
+    found = prune_options(run.path, run.settings)
+    update = f"+{found['update']}" if "update" in found else ""
+    methods = f"{CLASSICS},{found['metric']}{update}"
     asked = _calibration(run) | {
         "methods": methods,
         "text": text if text in NAMES else "TEXT",

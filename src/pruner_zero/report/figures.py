@@ -1,6 +1,5 @@
 """The figures of a page, drawn from results."""
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -57,10 +56,10 @@ def sparsity(records: Sequence[MatrixRecord]) -> Markup:
     """The share of zeros by kind of matrix and block, and over all of each."""
     groups: dict[tuple[str, str], list[MatrixRecord]] = defaultdict(list)
     for record in records:
-        for kind in (kind_of(record), ALL):
+        for kind in (record.kind, ALL):
             for block in (str(record.block), ALL):
                 groups[kind, block].append(record)
-    kinds = [*dict.fromkeys(kind_of(record) for record in records), ALL]
+    kinds = [*dict.fromkeys(record.kind for record in records), ALL]
     blocks = [*map(str, sorted({record.block for record in records})), ALL]
 
     def value(row: int, column: int) -> float | None:
@@ -69,12 +68,6 @@ def sparsity(records: Sequence[MatrixRecord]) -> Markup:
 
     label = f"Share of zeros by kind of matrix in {len(blocks) - 1} blocks"
     return heat_map(label, kinds, blocks, value, lambda share: f"{100 * share:.1f} %")
-
-
-def kind_of(record: MatrixRecord) -> str:
-    """The name of a matrix within its block; the experts of a mixture are one kind."""
-    kind = record.name.split(f".{record.block}.", 1)[-1]
-    return re.sub(r"\[\d+\]$", "[*]", kind)
 
 
 def _curve(points: Sequence[Point], name: str, rung: str) -> Markup:

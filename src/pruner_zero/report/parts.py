@@ -103,7 +103,7 @@ def prune_part(run: PruneRun) -> PrunePart:
     """What a pruned model has to show."""
     kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in run.matrices:
-        kinds[figures.kind_of(record)].append(record)
+        kinds[record.kind].append(record)
     rows = tuple(
         (kind, str(len(own)), f"{_weights(own):,}", f"{total_sparsity(own):.2%}")
         for kind, own in kinds.items()

@@ -53,15 +53,12 @@ def _search(run: SearchRun, comparisons: Sequence[ComparisonRun]) -> Markup:
     if best is None:
         return Markup("No metric that works has been found {} yet.").format(asked)
     scope = "" if run.settings.get("pattern") else f", compared {_COMPETE[best.candidate.scope]},"
-    evolved = run.settings.get("allocation") == "evolved"
+    tried, winner = "metrics", _code(best.candidate.expression)
+    if run.settings.get("allocation") == "evolved":
+        tried = "allocations"
+        winner = Markup("number {:,} under {}").format(best.candidate.number, winner)
     found = Markup("Of {:,} {} tried {}, {}{} prunes best: {}").format(
-        len(run.records),
-        "allocations" if evolved else "metrics",
-        asked,
-        Markup("number {:,} under ").format(best.candidate.number) * evolved
-        + _code(best.candidate.expression),
-        scope,
-        _value(best),
+        len(run.records), tried, asked, winner, scope, _value(best)
     )
     for comparison in comparisons:
         row = row_of(best, run, comparison)

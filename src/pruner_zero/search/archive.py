@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, json_sha256, read_lines
+from pruner_zero.files import CHECKSUM, append_line, is_intact, read_lines, with_checksum
 from pruner_zero.metric import parse
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.search.evaluator import Outcome, Rung
@@ -15,7 +15,6 @@ from pruner_zero.sparsity import Scope
 
 JOURNAL = "journal.jsonl"
 FORMAT = 1
-_CHECK = "sha256"
 
 
 @dataclass(frozen=True)
@@ -83,10 +82,10 @@ class Archive:
         lines = read_journal(folder)
         header = {"kind": "run", "format": FORMAT, "settings": settings}
         # A run that was begun before lines had checksums goes on without them.
-        self._checked = not lines or _CHECK in lines[0]
+        self._checked = not lines or CHECKSUM in lines[0]
         if not lines:
             self._append(header)
-        elif {**lines[0], _CHECK: None} != {**header, _CHECK: None}:
+        elif {**lines[0], CHECKSUM: None} != {**header, CHECKSUM: None}:
             raise PrunerZeroError(
                 f"{folder} holds a run of other settings: {_difference(lines[0], header)}"
             )
@@ -158,11 +157,6 @@ class Archive:
         append_line(self.path, with_checksum(line) if self._checked else line)
 
 
-def with_checksum(line: dict[str, Any]) -> dict[str, Any]:
-    """A line of the journal as it is written."""
-    return {**line, _CHECK: json_sha256(line)}
-
-
 def read_journal(folder: Path) -> list[dict[str, Any]]:
     """The lines of the journal under `folder`, each as it was written; none where there is none.
 
@@ -170,10 +164,9 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
     before lines had one are taken as they are.
     """
     lines = read_lines(folder / JOURNAL)
-    if any(_CHECK in line for line in lines):
+    if any(CHECKSUM in line for line in lines):
         for number, line in enumerate(lines, 1):
-            given = {key: value for key, value in line.items() if key != _CHECK}
-            if line.get(_CHECK) != json_sha256(given):
+            if not is_intact(line):
                 raise PrunerZeroError(
                     f"line {number} of {folder / JOURNAL} is damaged: restore the file, or delete "
                     "that line and all after it, whose work is then done again"

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -78,6 +79,11 @@ class Evaluator:
     pattern: Pattern
     allocation: Allocation | None = None
 
+    @cached_property
+    def layout(self) -> Layout:
+        """What offsets stand for in this model."""
+        return Layout.of(self.masked.matrices)
+
     def run(self, task: Task) -> Outcome:
         """Judge one candidate on one rung; a metric that fails is rejected with its reason."""
         start = time.monotonic()
@@ -111,10 +117,9 @@ class Evaluator:
         allocation, sparsity = self.allocation, self.pattern.sparsity
         if allocation is None and not task.offsets:
             return None
-        layout = Layout.of(self.masked.matrices)
         if allocation is None:
-            allocation = layout.allocation(task.offsets, sparsity)
-        return layout.shares(allocation, sparsity, task.scope)
+            allocation = self.layout.allocation(task.offsets, sparsity)
+        return self.layout.shares(allocation, sparsity, task.scope)
 
     def fingerprint(
         self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None

@@ -1,6 +1,5 @@
 """What the offsets of a candidate mean for the matrices of a model."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,7 +25,7 @@ class Layout:
         order = sorted({one.block for one in matrices})
         return cls(
             {one.name: order.index(one.block) for one in matrices},
-            {one.name: re.sub(r"\[\d+\]$", "[*]", one.kind) for one in matrices},
+            {one.name: one.common_kind for one in matrices},
             {one.name: (one.weight.shape[0], one.weight.shape[1]) for one in matrices},
         )
 

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -175,6 +175,20 @@ def search(
         finally:
             executor.close()
     return SearchResult(archive.records, HallOfFame.of(archive.records), folder, stopped)
+
+
+def prune_options(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """How `prune` applies what the run in `folder` found, by setting: its metric, update, shares.
+
+    settings: those of the run, as it keeps them.
+    """
+    found = {"metric": str(folder / "best.json")}
+    if settings.get("update", "none") != "none":
+        found["update"] = settings["update"]
+    shares = settings.get("allocation", "uniform")
+    if shares != "uniform":
+        found["allocation"] = str(folder / ALLOCATION) if shares == "evolved" else shares
+    return found
 
 
 def _algorithm(settings: SearchSettings, layout: Layout) -> Algorithm:
