@@ -14,10 +14,15 @@ from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 
 
+# Enough to keep some workers busy, few enough that a stopped run loses little.
+_FOUNDERS = 10
+
+
 class PublishedSettings(Settings):
     """The paper's evolution; what the paper leaves open is marked (ours).
 
-    population: random trees of min_depth … max_depth levels, asked in one batch.
+    population: random trees of min_depth … max_depth levels, asked ten at a time, so that a run
+    which is stopped among them has a result.
     tournament_share: the part of the population that is drawn (ours: half); parents: so many
     of its best may have a child. mutation: the chance that a child is mutated; node_mutation:
     the chance of each of its nodes then, or exactly one node where None (ours).
@@ -58,21 +63,28 @@ class Published(BatchAlgorithm):
         self.scope = self.settings.scope or space.scopes[0]
         super().__init__(space.model_copy(update={"scopes": (self.scope,)}), seed, seed_metrics)
         self._members: list[Result] = []
+        self._founded = 0
 
     @property
     def population(self) -> Sequence[Result]:
         return best_first(self._members)
 
     def start(self) -> list[Proposal]:
-        return [self._fresh() for _ in range(self.settings.population)]
+        return self._founders()
 
     def propose(self) -> list[Proposal]:
-        return [self._child() for _ in range(self.settings.batch)]
+        return self._founders() or [self._child() for _ in range(self.settings.batch)]
 
     def learn(self, results: Sequence[Result]) -> None:
         """The newcomers join, and as many of the worst leave as are too many."""
         self._members = list(best_first([*self._members, *results]))
         del self._members[self.settings.population :]
+
+    def _founders(self) -> list[Proposal]:
+        """Some more of the first population; none where it is complete."""
+        count = min(_FOUNDERS, self.settings.population - self._founded)
+        self._founded += count
+        return [self._fresh() for _ in range(count)]
 
     def _fresh(self) -> Proposal:
         tree = random_published_tree(
