@@ -53,11 +53,12 @@ def main() -> None:
     name += f"-{given.scope}"
     label = f"-{given.label}" if given.label else ""
     model = load_model(given.model)
-    winners = []
+    files = []
     for algorithm in given.algorithms:
         for seed in given.seeds:
             folder = given.runs / f"{name}-{algorithm}-{seed}{label}"
-            winners.append(str(folder / "best.json"))
+            file = HERE / "results" / f"search-{folder.name}.json"
+            files.append(file)
             if given.only_test:
                 continue
             with Display() as display:
@@ -75,10 +76,11 @@ def main() -> None:
                     workers=given.workers,
                     **zeros,
                 )
-            file = HERE / "results" / f"search-{name}-{algorithm}-{seed}{label}.json"
             write_atomic(file, json.dumps(summary(folder, result.stopped), indent=2) + "\n")
+            write_page()
     if given.only_search:
         return
+    winners = dict.fromkeys(winner(file) for file in files)
     by_hand = [] if given.pattern else [BY_HAND]
     test(given, f"{name}{label}", zeros, [*winners, *by_hand, *CLASSICS])
     write_page()
@@ -97,6 +99,13 @@ def test(given: argparse.Namespace, name: str, zeros: dict[str, Any], methods: l
         progress=LineProgress(),
         **zeros,
     )
+
+
+def winner(file: Path) -> str:
+    """The metric that a run found, as a method; from its summary, so that no run is needed."""
+    best = next(row for row in json.loads(file.read_text())["hall_of_fame"] if row["best"])
+    scope = "" if best["scope"] == "row" else f"@{best['scope']}"
+    return f"{best['expression']}{scope}"
 
 
 def summary(folder: Path, stopped: str) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pruner_zero.search.variation import node_mutation, published_crossover
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 
-
 # Enough to keep some workers busy, few enough that a stopped run loses little.
 _FOUNDERS = 10
 
