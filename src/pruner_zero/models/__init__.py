@@ -19,7 +19,6 @@ from pruner_zero.models.language_model import (
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.offloaded import OffloadedModel, give_back
-from pruner_zero.models.precision import has_fast_bfloat16
 from pruner_zero.models.save import save_model, save_offloaded
 from pruner_zero.models.structure import (
     Matrix,
@@ -48,7 +47,6 @@ __all__ = [
     "find_matrices",
     "fingerprint",
     "give_back",
-    "has_fast_bfloat16",
     "load_model",
     "load_offloaded",
     "next_token_loss",

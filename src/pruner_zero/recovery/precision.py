@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from pruner_zero.models import has_fast_bfloat16
+from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.recovery.settings import RecoverSettings
 
 
@@ -28,10 +28,5 @@ def float32_weights(model: nn.Module) -> Iterator[None]:
 def compute_dtype(settings: RecoverSettings, device: torch.device) -> torch.dtype:
     """What matrices are multiplied in: bfloat16 where that is asked for, or native and auto."""
     if settings.compute_dtype == "auto":
-        fast = has_fast_bfloat16() if device.type == "cpu" else _has_bfloat16(device)
-        return torch.bfloat16 if fast else torch.float32
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     return torch.bfloat16 if settings.compute_dtype == "bfloat16" else torch.float32
-
-
-def _has_bfloat16(device: torch.device) -> bool:
-    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)

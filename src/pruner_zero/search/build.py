@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
     check_weights,
     find_matrices,
-    has_fast_bfloat16,
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.search.evaluator import Evaluator
@@ -154,9 +154,10 @@ def build_evaluator(
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
     """What the forward passes of candidates are computed in."""
-    own: torch.dtype = next(model.parameters()).dtype
+    weight = next(model.parameters())
+    own = weight.dtype
     if settings.judge_dtype == "auto":
-        fast = own == torch.float32 and has_fast_bfloat16()
+        fast = own == torch.float32 and has_fast_bfloat16(weight.device)
         return torch.bfloat16 if fast else own
     return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
 

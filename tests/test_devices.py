@@ -1,0 +1,63 @@
+"""Devices by name: what is meant, what is refused, and that nothing else asks the machine."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import pruner_zero
+from pruner_zero.devices import CPU, Devices, find_devices, in_float64, present_devices
+from pruner_zero.errors import PrunerZeroError
+
+SOURCE = Path(pruner_zero.__file__).parent
+CUDA = [torch.device("cuda", 0), torch.device("cuda", 1)]
+MPS = torch.device("mps")
+TWO_GPUS = [*CUDA, CPU]
+
+
+@pytest.mark.parametrize(
+    ("asked", "present", "meant"),
+    [
+        ("auto", TWO_GPUS, CUDA),
+        ("auto", [MPS, CPU], [MPS]),
+        ("auto", [CPU], [CPU]),
+        ("cpu", TWO_GPUS, [CPU]),
+        ("cuda", TWO_GPUS, CUDA),
+        ("cuda:1", TWO_GPUS, CUDA[1:]),
+        ("mps", [MPS, CPU], [MPS]),
+    ],
+)
+def test_a_name_means_the_devices_of_it(
+    asked: str, present: list[torch.device], meant: list[torch.device]
+) -> None:
+    assert find_devices(asked, present) == Devices(tuple(meant))
+    assert find_devices(asked, present).first == meant[0]
+
+
+def test_a_list_is_in_its_order_and_used_as_a_whole() -> None:
+    assert find_devices("cuda:1,cuda:0", TWO_GPUS) == Devices((CUDA[1], CUDA[0]), spread=True)
+    assert find_devices("cuda:1, cuda", TWO_GPUS) == Devices((CUDA[1], CUDA[0]), spread=True)
+
+
+@pytest.mark.parametrize("asked", ["gpu", "cuda:2", "mps", "", "cuda:0,", "cuda:0,cpu", "cuda:x"])
+def test_what_is_not_there_is_refused_with_what_is(asked: str) -> None:
+    with pytest.raises(PrunerZeroError) as refused:
+        find_devices(asked, TWO_GPUS)
+    message = str(refused.value)
+    assert f"--device is '{asked}', and this machine has cuda:0, cuda:1, cpu: give" in message
+    assert "\n" not in message
+
+
+def test_this_machine_has_a_cpu_and_it_comes_last() -> None:
+    assert present_devices()[-1] == CPU
+
+
+def test_float64_is_what_it_says() -> None:
+    assert in_float64(torch.ones(2)).dtype == torch.float64
+
+
+def test_only_one_module_asks_the_machine_for_devices() -> None:
+    asks = re.compile(r"\.cuda\(|torch\.cuda|torch\.mps|torch\.backends|torch\.accelerator")
+    found = {path.name for path in SOURCE.rglob("*.py") if asks.search(path.read_text())}
+    assert found == {"devices.py"}
