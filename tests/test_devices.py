@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pruner_zero
-from pruner_zero.devices import CPU, Devices, find_devices, in_float64, present_devices
+from pruner_zero.devices import CPU, Devices, find_devices, present_devices, where_float64_is
 from pruner_zero.errors import PrunerZeroError
 
 SOURCE = Path(pruner_zero.__file__).parent
@@ -54,7 +54,7 @@ def test_this_machine_has_a_cpu_and_it_comes_last() -> None:
 
 
 def test_float64_is_what_it_says() -> None:
-    assert in_float64(torch.ones(2)).dtype == torch.float64
+    assert where_float64_is(torch.ones(2)).double().dtype == torch.float64
 
 
 def test_only_one_module_asks_the_machine_for_devices() -> None:

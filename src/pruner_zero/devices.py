@@ -73,6 +73,6 @@ def has_fast_bfloat16(device: torch.device = CPU) -> bool:
     return device.type == "cpu" and bool(known.get("avx512_bf16") or known.get("amx_bf16"))
 
 
-def in_float64(tensor: Tensor) -> Tensor:
-    """`tensor` in float64, on the CPU where it comes from a device that has none."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+def where_float64_is(tensor: Tensor) -> Tensor:
+    """`tensor`, on the CPU where it comes from a device that has no float64."""
+    return tensor.cpu() if tensor.device.type == "mps" else tensor

@@ -134,7 +134,7 @@ class TensorWriter:
 
     def write(self, tensor: Tensor) -> None:
         """The next tensor of the layout, or a part of it."""
-        data = memoryview(_bytes(tensor.detach().contiguous()))
+        data = memoryview(_bytes(tensor.detach().cpu().contiguous()))
         self._left -= len(data)
         self._write(data)
 

@@ -117,7 +117,7 @@ class _Pass:
             for window, hidden in self.progress.track(
                 zip(self.windows, outputs, strict=True), "loss", len(self.windows)
             ):
-                hidden.requires_grad_()
+                hidden = hidden.to(self.language_model.device).requires_grad_()
                 with blocks_replaced(model, hidden, calls.as_tuple):
                     next_token_loss(model, window[None]).backward()
                 assert hidden.grad is not None
@@ -136,7 +136,7 @@ class _Pass:
                 hidden.requires_grad_(outgoing is not None)
                 output = run_block(block, hidden, arguments)
                 if output.requires_grad:
-                    output.backward(gradient)
+                    output.backward(gradient.to(output.device))
                 if outgoing is not None:
                     assert hidden.grad is not None
                     outgoing.append(hidden.grad)

@@ -7,8 +7,10 @@ from hashlib import sha256 as new_sha256
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256, write_atomic, writing
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -66,9 +68,14 @@ class StatisticsStore:
         write_atomic(self.folder / f"{kind}.json", json.dumps(names, indent=2) + "\n")
 
     def read(
-        self, kind: Kind, block: int, names: Collection[str] | None = None
+        self,
+        kind: Kind,
+        block: int,
+        names: Collection[str] | None = None,
+        *,
+        device: torch.device = CPU,
     ) -> dict[str, Tensor]:
-        """The statistics of one block by matrix name: all, or those of `names`.
+        """The statistics of one block by matrix name: all, or those of `names`, on `device`.
 
         Raises PrunerZeroError on a broken file.
         """
@@ -77,7 +84,7 @@ class StatisticsStore:
             file = TensorFile(path)
             aliases: dict[str, str] = json.loads(file.metadata["aliases"])
             wanted = {name: aliases[name] for name in (aliases if names is None else names)}
-            unique = {name: file.read(name) for name in set(wanted.values())}
+            unique = {name: file.read(name).to(device) for name in set(wanted.values())}
         except Exception as error:
             raise PrunerZeroError(f"{path} is damaged: delete its folder and run again") from error
         return {name: unique[owner] for name, owner in wanted.items()}

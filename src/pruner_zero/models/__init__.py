@@ -19,6 +19,7 @@ from pruner_zero.models.language_model import (
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.offloaded import OffloadedModel, give_back
+from pruner_zero.models.placement import place_model, spread_blocks
 from pruner_zero.models.save import save_model, save_offloaded
 from pruner_zero.models.structure import (
     Matrix,
@@ -50,8 +51,10 @@ __all__ = [
     "load_model",
     "load_offloaded",
     "next_token_loss",
+    "place_model",
     "record_block_calls",
     "run_block",
     "save_model",
     "save_offloaded",
+    "spread_blocks",
 ]

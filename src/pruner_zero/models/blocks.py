@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -97,12 +98,25 @@ def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterato
 
 
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
-    """The output (1, tokens, width) of `block` for `hidden`, its other arguments replayed."""
-    args, kwargs = arguments
-    output = block(hidden, *args, **kwargs)
+    """The output (1, tokens, width) of `block` for `hidden`, its other arguments replayed.
+
+    All of them are taken to where the block is.
+    """
+    args, kwargs = take_inputs(block, (hidden, *arguments[0]), arguments[1])
+    output = block(*args, **kwargs)
     result = output[0] if isinstance(output, tuple) else output
     assert isinstance(result, Tensor)
     return result
+
+
+def take_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Everything that `module` is called with, on its device: a hook, and what it does."""
+    device = next(module.parameters()).device
+    # A cache of keys stays as it is: it sees to where they are itself.
+    moved: tuple[tuple[Any, ...], dict[str, Any]] = send_to_device((args, kwargs), device)
+    return moved
 
 
 def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Arguments]:
@@ -127,6 +141,7 @@ def _share(arguments: Arguments, known: Any) -> Arguments:
                 or (
                     other.shape == leaf.shape
                     and other.dtype == leaf.dtype
+                    and other.device == leaf.device
                     and torch.equal(other, leaf)
                 )
             ),

@@ -29,6 +29,12 @@ class LanguageModel:
     tokenizer: Any
     name: str
 
+    @property
+    def device(self) -> torch.device:
+        """Where the embeddings are and the loss is taken; blocks may be elsewhere too."""
+        device: torch.device = self.model.device
+        return device
+
     def fingerprint(self) -> str:
         """The SHA-256 of all weights and of the configuration: what a cache key stands on.
 

@@ -6,23 +6,31 @@ from typing import Any
 from huggingface_hub import is_offline_mode, snapshot_download
 from transformers import PreTrainedModel
 
+from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.hub import hub_reachable
 from pruner_zero.models.builtin import builtin_folder, load_builtin
 from pruner_zero.models.language_model import Dtype, LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
+from pruner_zero.models.placement import place_model
 from pruner_zero.models.read import read_model, readable
 from pruner_zero.models.shards import weight_files
 
 
-def load_model(source: str | Path, dtype: Dtype = "auto") -> LanguageModel:
+def load_model(source: str | Path, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:
     """Load a decoder-only language model and its tokenizer.
 
     source: a hub id, a folder, a `.gguf` file or `builtin:smollm2-135m`. dtype: that of the
-    weights; "auto" keeps the checkpoint's. Only safetensors and GGUF weights are read.
-    Raises PrunerZeroError naming what to change.
+    weights; "auto" keeps the checkpoint's. device: what `find_devices` takes. Only safetensors
+    and GGUF weights are read. Raises PrunerZeroError naming what to change.
     """
-    name = str(source)
+    devices = find_devices(device)
+    loaded = _read(str(source), dtype)
+    place_model(loaded.model, devices)
+    return loaded
+
+
+def _read(name: str, dtype: Dtype) -> LanguageModel:
     if name.startswith("builtin:"):
         return load_builtin(name, dtype)
     path = Path(name)
@@ -36,14 +44,18 @@ def load_model(source: str | Path, dtype: Dtype = "auto") -> LanguageModel:
     return read_model(name, name, dtype, local_files_only=offline)
 
 
-def load_offloaded(source: str | Path, dtype: Dtype = "auto") -> OffloadedModel:
+def load_offloaded(
+    source: str | Path, dtype: Dtype = "auto", device: str = "auto"
+) -> OffloadedModel:
     """The model `source` with its weights left on disk, to be read block by block.
 
-    source: a folder, a hub id or `builtin:smollm2-135m`. Raises PrunerZeroError as
+    source: a folder, a hub id or `builtin:smollm2-135m`. device: where a block is read to, the
+    first that `find_devices` gives. Raises PrunerZeroError as
     `load_model` does, and for a GGUF file and a quantized checkpoint, which have no weights
     that could be read one by one.
     """
-    return open_offloaded(model_folder(source), str(source), dtype)
+    home = find_devices(device).first
+    return open_offloaded(model_folder(source), str(source), dtype, home)
 
 
 def model_folder(source: str | Path) -> Path:
@@ -75,19 +87,24 @@ def as_language_model(
     model: str | Path | LanguageModel | PreTrainedModel,
     tokenizer: Any = None,
     dtype: Dtype = "auto",
+    device: str = "auto",
 ) -> LanguageModel:
     """`model` itself where it is loaded already, with its `tokenizer`; loaded by name otherwise.
 
-    A model object is used in place, in evaluation mode. Raises PrunerZeroError where a
-    model object comes without a tokenizer.
+    A model object is used in place, in evaluation mode; it stays on the device it is on unless
+    another one than "auto" is asked for. Raises PrunerZeroError where a model object comes
+    without a tokenizer.
     """
-    if isinstance(model, LanguageModel):
-        return model
     if isinstance(model, (str, Path)):
-        return load_model(model, dtype)
-    if tokenizer is None:
-        raise PrunerZeroError("a model object needs its tokenizer: pass tokenizer=")
-    return LanguageModel(model.eval(), tokenizer, model.name_or_path or type(model).__name__)
+        return load_model(model, dtype, device)
+    if not isinstance(model, LanguageModel):
+        if tokenizer is None:
+            raise PrunerZeroError("a model object needs its tokenizer: pass tokenizer=")
+        name = model.name_or_path or type(model).__name__
+        model = LanguageModel(model.eval(), tokenizer, name)
+    if device != "auto":
+        place_model(model.model, find_devices(device))
+    return model
 
 
 def _check_folder(path: Path) -> None:

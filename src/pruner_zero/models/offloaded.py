@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from pruner_zero.devices import CPU
 from pruner_zero.models.blocks import Activations, BlockCalls
 from pruner_zero.models.language_model import Dtype, LanguageModel
 from pruner_zero.models.read import quiet, read_model
@@ -31,6 +32,12 @@ class OffloadedModel(LanguageModel):
 
     shards: Shards
     stored: dict[str, str]
+    home: torch.device = CPU
+
+    @property
+    def device(self) -> torch.device:
+        """Where weights are for as long as a context lasts."""
+        return self.home
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters and buffers with their names, read one after the other."""
@@ -94,7 +101,7 @@ class OffloadedModel(LanguageModel):
         wanted = {names[id(one)]: one for one in parameters}
         try:
             for name, tensor in self.shards.read(wanted):
-                wanted[name].data = tensor
+                wanted[name].data = tensor.to(self.home)
             yield
         finally:
             for parameter in wanted.values():
@@ -104,8 +111,12 @@ class OffloadedModel(LanguageModel):
             give_back()
 
 
-def open_offloaded(folder: Path, name: str, dtype: Dtype = "auto") -> OffloadedModel:
+def open_offloaded(
+    folder: Path, name: str, dtype: Dtype = "auto", device: torch.device = CPU
+) -> OffloadedModel:
     """The model saved in `folder`, known as `name`, with its weights left on disk.
+
+    device: where they come into memory.
 
     Raises PrunerZeroError as `read_model` does, and for a quantized checkpoint.
     """
@@ -118,7 +129,9 @@ def open_offloaded(folder: Path, name: str, dtype: Dtype = "auto") -> OffloadedM
     model.generation_config = bare.generation_config
     model._weight_conversions = bare._weight_conversions
     stored = _place(model, bare, shards)
-    return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(device)
+    return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored, device)
 
 
 def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dict[str, str]:

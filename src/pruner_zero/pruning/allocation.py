@@ -111,7 +111,7 @@ class Allocator:
         if scores is None:
             scores = weight.abs()
         count = min(_ROWS, len(weight))
-        rows = torch.linspace(0, len(weight) - 1, count).round().long()
+        rows = torch.linspace(0, len(weight) - 1, count).round().long().to(weight.device)
         sensitivity = None if known.G is None else output_sensitivity(known.G[rows], known.gram)
         norms = row_errors(weight[rows], known.gram)
         costs = []

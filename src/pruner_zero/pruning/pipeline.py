@@ -333,10 +333,10 @@ class _Run:
         return [matrix for matrix in self.matrices if matrix.block == block]
 
     def statistics(self, matrix: Matrix, kinds: frozenset[Kind] | set[Kind]) -> Statistics:
-        """The dense model's statistics of one matrix, from the store."""
-        names = [matrix.name]
+        """The dense model's statistics of one matrix, from the store to where the matrix is."""
+        name, block, device = matrix.name, matrix.block, matrix.weight.device
         return Statistics(
-            **{kind: self.store.read(kind, matrix.block, names)[matrix.name] for kind in kinds}
+            **{kind: self.store.read(kind, block, [name], device=device)[name] for kind in kinds}
         )
 
 

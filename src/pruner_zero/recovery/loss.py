@@ -16,7 +16,9 @@ def distillation_loss(model: nn.Module, teacher: nn.Module, window: Tensor, shar
     window = window.to(next(model.parameters()).device)
     logits = model(window, use_cache=False).logits[0, :-1].float()
     with torch.no_grad():
-        target = teacher(window, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        seen = window.to(next(teacher.parameters()).device)
+        target = teacher(seen, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        target = target.to(logits.device)
     own = logits.log_softmax(-1)
     divergence = functional.kl_div(own, target, log_target=True, reduction="sum") / len(own)
     return share * divergence + (1 - share) * functional.nll_loss(own, window[0, 1:])

@@ -103,7 +103,7 @@ def build_evaluator(
     share = min(1.0, settings.sampled_weights / sum(one.weight.numel() for one in matrices))
     for block in progress.track(blocks, "statistics", len(blocks)):
         own = [matrix for matrix in matrices if matrix.block == block]
-        read = _read(store, block, kinds)
+        read = _read(store, block, kinds, own[0].weight.device)
         factors: dict[int, Tensor] = {}
         narrowed: dict[int, Tensor] = {}
         prepared: dict[int, Preparation] = {}
@@ -162,8 +162,10 @@ def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
     return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
 
 
-def _read(store: StatisticsStore, block: int, kinds: set[Kind]) -> dict[Kind, dict[str, Tensor]]:
-    return {kind: store.read(kind, block) for kind in sorted(kinds)}
+def _read(
+    store: StatisticsStore, block: int, kinds: set[Kind], device: torch.device
+) -> dict[Kind, dict[str, Tensor]]:
+    return {kind: store.read(kind, block, device=device) for kind in sorted(kinds)}
 
 
 def _check_alive(sample: list[SampledMatrix]) -> None:

@@ -126,7 +126,7 @@ class Evaluator:
     ) -> str:
         """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
         masks = sampled_masks(self.probe, expression, scope, self.pattern, shares)
-        bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).numpy())
+        bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).cpu().numpy())
         return sha256(bits.tobytes()).hexdigest()[:24]
 
     def reconstruction(

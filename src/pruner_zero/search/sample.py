@@ -50,7 +50,7 @@ class SampledMatrix:
         """
         if self.preparation is None:
             return pruning_cost(self.errors(mask), self.norms, self.sensitivity, self.share)
-        index = _spread(len(mask), _SOLVED_ROWS)
+        index = _spread(len(mask), _SOLVED_ROWS).to(mask.device)
         weight = self.weight[index]
         solved = exact_update(
             weight,
@@ -77,7 +77,7 @@ def sample_matrix(
 ) -> SampledMatrix:
     """`rows` evenly spread rows of a dense (out, in) matrix with its terminals G, X, H."""
     outputs = dense.shape[0]
-    index = _spread(outputs, rows)
+    index = _spread(outputs, rows).to(dense.device)
     weight = dense[index].float()
     own = {"W": weight.abs(), "S": weight}
     for terminal, value in statistics.items():

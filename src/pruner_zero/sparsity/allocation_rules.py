@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.allocation import Allocation, Shares, at_mean
 
@@ -29,7 +30,9 @@ def outlier_share(scores: Sequence[Tensor], multiple: float = 5.0) -> float:
     Source: Yin et al. 2024 (2310.05175), section 3 (layerwise outlier distribution).
     """
     weights = sum(matrix.numel() for matrix in scores)
-    mean = sum(matrix.sum(dtype=torch.float64).item() for matrix in scores) / weights
+    mean = (
+        sum(where_float64_is(matrix).sum(dtype=torch.float64).item() for matrix in scores) / weights
+    )
     return sum(int((matrix > multiple * mean).sum()) for matrix in scores) / weights
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.pattern import (
     Pattern,
@@ -123,12 +124,12 @@ def _keep_cumulative(scores: Tensor, sparsity: float, name: str) -> Tensor:
             "that is never negative, or choose another scope"
         )
     ascending, order = scores.sort(dim=1, stable=True)
-    share = ascending.double().cumsum(1)
+    share = where_float64_is(ascending).double().cumsum(1)
     # A row of zeros has nothing to lose: its shares are 0 and go first.
     share /= share[:, -1:].clamp_min(torch.finfo(share.dtype).tiny)
     pruned = pruned_count(scores.numel(), sparsity)
     counts = (~keep_highest(share.view(1, -1), pruned)).view(share.shape).sum(1, keepdim=True)
-    stays = torch.arange(scores.shape[1], device=scores.device) >= counts
+    stays = torch.arange(scores.shape[1], device=scores.device) >= counts.to(scores.device)
     return torch.empty_like(stays).scatter_(1, order, stays)
 
 

@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
 
 TailStart = Literal["peak", "median"]
@@ -21,7 +22,7 @@ def eigenvalues(weight: Tensor) -> Tensor:
     `weight` (out, in), any float dtype and device. Taken from the smaller of WᵀW and WWᵀ;
     those under 1e-12 of the largest count as zero. Source: ours.
     """
-    W = weight.detach().double()
+    W = where_float64_is(weight.detach()).double()
     gram = W @ W.T if W.shape[0] <= W.shape[1] else W.T @ W
     values: Tensor = torch.linalg.eigvalsh(gram)
     return values[values > _RANK * values[-1]]

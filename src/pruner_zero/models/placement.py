@@ -1,0 +1,111 @@
+"""Where the parts of a model are: all on one device, or block after block on several."""
+
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+
+import torch
+from torch import nn
+
+from pruner_zero.devices import Devices, free_bytes
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.blocks import take_inputs
+from pruner_zero.models.structure import find_blocks
+
+# How much of a device's free memory weights may take before the next device is asked for some:
+# statistics, activations and gradients need as much again.
+_SHARE = 0.5
+
+# How closely the least share of every device that holds a model is looked for.
+_HALVINGS = 30
+
+
+def place_model(
+    model: nn.Module,
+    devices: Devices,
+    free: Callable[[torch.device], int] = free_bytes,
+) -> None:
+    """Move `model` to `devices`, in place: to one, or its blocks to several, in their order.
+
+    What is in no block goes to the first. Every part takes what it is called with to where it
+    is, so that hidden states move where two blocks are apart. free: how many bytes a device has
+    left. Raises PrunerZeroError where several devices together are too small.
+    """
+    if len(devices.every) == 1:
+        model.to(devices.first)
+        return
+    blocks = find_blocks(model)
+    sizes = [_bytes(block) for block in blocks]
+    outside = _bytes(model) - sum(sizes)
+    room = [free(one) + _bytes(model, one) for one in devices.every]
+    if not devices.spread:
+        room = room[: devices_needed(outside + sum(sizes), room)]
+    homes = [devices.every[index] for index in spread_blocks(sizes, room, outside)]
+    inside = {id(module) for block in blocks for module in block.modules()}
+    for block, home in zip(blocks, homes, strict=True):
+        block.to(home)
+    for module in model.modules():
+        if id(module) not in inside:
+            module._apply(lambda tensor: tensor.to(devices.first), recurse=False)
+            if any(True for _ in module.parameters(recurse=False)):
+                _take_inputs_first(module)
+    for block in blocks:
+        _take_inputs_first(block)
+
+
+def devices_needed(total: int, free: Sequence[int]) -> int:
+    """How many of the devices, from the first, hold `total` bytes and leave half; else all."""
+    sums = enumerate(accumulate(free), start=1)
+    return next((count for count, held in sums if total <= _SHARE * held), len(free))
+
+
+def spread_blocks(blocks: Sequence[int], free: Sequence[int], outside: int = 0) -> list[int]:
+    """The index of the device of each block: contiguous ranges, the fullest device least full.
+
+    blocks: the bytes of each, in order. free: of each device, of which the first holds
+    `outside` bytes besides. Raises PrunerZeroError where the devices cannot hold it all.
+    Source: ours.
+    """
+    chosen = _fill(blocks, free, outside)
+    if chosen is None:
+        raise PrunerZeroError(
+            f"the model takes {(outside + sum(blocks)) / 2**30:.1f} GiB and the devices have "
+            f"{sum(free) / 2**30:.1f} GiB free: give --device more of them, or prune with --offload"
+        )
+    low, high = 0.0, 1.0
+    for _ in range(_HALVINGS):
+        share = (low + high) / 2
+        found = _fill(blocks, [share * one for one in free], outside)
+        if found is None:
+            low = share
+        else:
+            chosen, high = found, share
+    return chosen
+
+
+def _fill(blocks: Sequence[int], room: Sequence[float], outside: int) -> list[int] | None:
+    """Device after device filled as far as its room goes; None where blocks are left over."""
+    chosen: list[int] = []
+    device, left = 0, room[0] - outside
+    for size in blocks:
+        while size > left:
+            device += 1
+            if device == len(room):
+                return None
+            left = room[device]
+        left -= size
+        chosen.append(device)
+    return chosen if outside <= room[0] else None
+
+
+def _take_inputs_first(module: nn.Module) -> None:
+    if take_inputs not in module._forward_pre_hooks.values():
+        module.register_forward_pre_hook(take_inputs, with_kwargs=True)
+
+
+def _bytes(module: nn.Module, device: torch.device | None = None) -> int:
+    """What the parameters of `module` take, on `device` alone where one is given."""
+    return sum(
+        one.numel() * one.element_size()
+        for one in module.parameters()
+        if device is None or one.device == device
+    )

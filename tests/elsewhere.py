@@ -1,0 +1,98 @@
+"""Pretended accelerators: tensors that say they are elsewhere, and really compute on the CPU.
+
+Unlike torch's fake tensors they have values, so that code whose way depends on them can be run.
+What a real accelerator refuses is refused: operands on two devices, and NumPy.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# A device type that torch knows, with indices, and that no build computes on by itself.
+HERE, THERE = torch.device("lazy", 0), torch.device("lazy", 1)
+
+_MOVES = (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+
+
+class Elsewhere(Tensor):
+    """`held`, a tensor on the CPU, that says it is on `place`."""
+
+    held: Tensor
+    place: torch.device
+
+    @staticmethod
+    def __new__(cls, held: Tensor, place: torch.device) -> "Elsewhere":
+        made: Elsewhere = Tensor._make_subclass(
+            cls, held.detach(), False, dispatch_device=True, device_for_backend_keys=place
+        )
+        made.held, made.place = held, place
+        return made
+
+    def __init__(self, held: Tensor, place: torch.device) -> None:
+        super().__init__()
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        return _compute(func, args, kwargs or {})
+
+
+@contextmanager
+def elsewhere() -> Iterator[None]:
+    """What asks for a tensor on HERE or THERE inside gets one."""
+    factories: Any = _Factories
+    # Parameters that move become new ones: the old are of another type.
+    before = torch.__future__.get_overwrite_module_params_on_conversion()
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        with factories():
+            yield
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(before)
+
+
+class _Factories(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        return _compute(func, args, kwargs or {})
+
+
+def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    if func is torch.ops.prim.device.default:
+        return given[0].place if isinstance(given[0], Elsewhere) else torch.device("cpu")
+    places = {_place(one) for one in given if one.dim() or isinstance(one, Elsewhere)}
+    if len(places) > 1 and func not in _MOVES:
+        raise RuntimeError(f"{func} of tensors on {', '.join(sorted(map(str, places)))}")
+    asked = kwargs.get("device")
+    place = torch.device(asked) if asked is not None else _place(given[0]) if given else None
+    place = next(iter(places)) if asked is None and len(places) == 1 else place
+    if asked is not None:
+        kwargs = {**kwargs, "device": torch.device("cpu")}
+    known = {id(one.held): one for one in given if isinstance(one, Elsewhere)}
+    result = func(*_inside(args), **_inside(kwargs))
+
+    def wrapped(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or place is None or place.type != HERE.type:
+            return leaf
+        # What was changed in place is the tensor that it was.
+        return known[id(leaf)] if id(leaf) in known else Elsewhere(leaf, place)
+
+    return pytree.tree_map(wrapped, result)
+
+
+def _place(tensor: Tensor) -> torch.device:
+    return tensor.place if isinstance(tensor, Elsewhere) else torch.device("cpu")
+
+
+def _inside(values: Any) -> Any:
+    return pytree.tree_map(lambda one: one.held if isinstance(one, Elsewhere) else one, values)

@@ -1,0 +1,142 @@
+"""A model over several devices: which block is where, and that what runs through it moves along."""
+
+from itertools import combinations_with_replacement
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from pruner_zero.calibration import collect_gradients, collect_inputs
+from pruner_zero.devices import CPU, Devices
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import (
+    find_blocks,
+    find_matrices,
+    next_token_loss,
+    place_model,
+    record_block_calls,
+    spread_blocks,
+)
+from pruner_zero.models.placement import devices_needed
+from tests.elsewhere import HERE, THERE, elsewhere
+from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
+
+SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+ROOM = st.lists(st.integers(0, 20), min_size=1, max_size=3)
+BOTH = Devices((HERE, THERE), spread=True)
+
+
+def fullest(chosen: tuple[int, ...], blocks: list[int], free: list[int], outside: int) -> float:
+    """The largest share of a device that is taken, infinite where one has not so much."""
+    shares = []
+    for device, room in enumerate(free):
+        held = outside * (device == 0)
+        held += sum(size for size, own in zip(blocks, chosen, strict=True) if own == device)
+        shares.append(held / room if room else float("inf") if held else 0.0)
+    return max(shares)
+
+
+@given(SIZES, ROOM, st.integers(0, 5))
+def test_no_other_ranges_leave_the_fullest_device_emptier(
+    blocks: list[int], free: list[int], outside: int
+) -> None:
+    every = combinations_with_replacement(range(len(free)), len(blocks))
+    best = min(fullest(chosen, blocks, free, outside) for chosen in every)
+    if best > 1:
+        with pytest.raises(PrunerZeroError, match="give --device more of them"):
+            spread_blocks(blocks, free, outside)
+        return
+    chosen = spread_blocks(blocks, free, outside)
+    assert chosen == sorted(chosen)
+    assert len(chosen) == len(blocks)
+    assert fullest(tuple(chosen), blocks, free, outside) == pytest.approx(best, abs=1e-6)
+
+
+def place_block_after_block(model: nn.Module) -> None:
+    """The first block HERE and the second THERE: neither device has room for more."""
+    size = {id(one): one.numel() * one.element_size() for one in model.parameters()}
+    second = sum(size[id(one)] for one in find_blocks(model)[1].parameters())
+    place_model(model, BOTH, {HERE: sum(size.values()) - second, THERE: second}.__getitem__)
+    places = [next(block.parameters()).device for block in find_blocks(model)]
+    assert places == [HERE, THERE]
+
+
+def test_equal_blocks_on_equal_devices_are_shared_out_equally() -> None:
+    assert spread_blocks([5] * 6, [100, 100, 100]) == [0, 0, 1, 1, 2, 2]
+    assert spread_blocks([5] * 6, [100, 100], outside=10) == [0, 0, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("total", "count"), [(0, 1), (50, 1), (51, 2), (100, 2), (999, 3)])
+def test_a_model_takes_as_few_devices_as_hold_twice_its_weights(total: int, count: int) -> None:
+    assert devices_needed(total, [100, 100, 100]) == count
+
+
+# The products of Falcon and the counts of mixtures need more of a device than can be pretended.
+PRETENDED = sorted({*ARCHITECTURES} - {"falcon", "mixtral", "qwen3_moe", "gpt_oss"})
+
+
+@pytest.mark.parametrize("architecture", PRETENDED)
+def test_a_model_on_two_devices_computes_what_it_does_on_one(architecture: str) -> None:
+    model, window = tiny_model(architecture), tiny_windows()[:1]
+    with torch.no_grad():
+        expected = float(next_token_loss(model, window))
+    with elsewhere(), torch.no_grad():
+        place_block_after_block(model)
+        assert model.get_input_embeddings().weight.device == HERE
+        loss = next_token_loss(model, window)
+        assert loss.device == HERE
+        assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(("room", "places"), [(2.1, {HERE}), (1.1, {HERE, THERE})])
+def test_a_model_is_cut_only_where_the_first_device_is_too_small(
+    room: float, places: set[torch.device]
+) -> None:
+    model = tiny_model("llama")
+    size = sum(one.numel() * one.element_size() for one in model.parameters())
+    with elsewhere():
+        place_model(model, Devices((HERE, THERE)), lambda _: int(room * size))
+        assert {one.device for one in model.parameters()} == places
+
+
+def test_a_model_can_be_placed_again() -> None:
+    model, window = tiny_model("llama"), tiny_windows()[:1]
+    with elsewhere(), torch.no_grad():
+        for devices in (BOTH, Devices((THERE, HERE), spread=True), Devices((THERE,)), Devices()):
+            place_model(model, devices, lambda _: 1 << 20)
+            loss = next_token_loss(model, window)
+            assert loss.device == devices.first
+    assert {one.device for one in model.parameters()} == {CPU}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+def test_statistics_are_where_their_block_is_and_those_of_one_device(architecture: str) -> None:
+    model, windows = tiny_model(architecture), tiny_windows()
+
+    def inputs() -> dict[str, Tensor]:
+        calls = record_block_calls(model, windows)
+        hidden, found = calls.hidden, {}
+        for index, block in enumerate(find_blocks(model)):
+            own = [matrix for matrix in find_matrices(model) if matrix.block == index]
+            sums, hidden = collect_inputs(block, own, hidden, calls.arguments[index], gram=True)
+            statistics = sums.statistics(own, len(windows))
+            for matrix in own:
+                one = statistics[matrix.name]
+                assert one.gram is not None
+                assert one.gram.device == one.X.device == matrix.weight.device
+                found[matrix.name] = torch.cat([one.X, one.gram]).cpu()
+        return found
+
+    def gradients() -> dict[str, Tensor]:
+        found = collect_gradients(model, find_matrices(model), windows)
+        return {name: G.cpu() for name, G in found.items()}
+
+    expected = {"X": inputs(), "G": gradients()}
+    with elsewhere():
+        place_block_after_block(model)
+        found = {"X": inputs(), "G": gradients()}
+    for kind, one in expected.items():
+        for name, value in one.items():
+            torch.testing.assert_close(found[kind][name], value, rtol=1e-4, atol=1e-5)
