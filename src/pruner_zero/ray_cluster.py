@@ -3,7 +3,7 @@
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
@@ -13,7 +13,7 @@ CONNECT_TIMEOUT = 10.0
 
 
 class RayCluster:
-    """A connection to Ray, for actors that all need the same.
+    """A connection to Ray, for actors, or tasks, that all need the same.
 
     address: of a cluster, else $RAY_ADDRESS, else an instance on this machine; a Ray that is
     initialised already is used and left as it is. needed: the resources of each actor,
@@ -46,12 +46,12 @@ class RayCluster:
             errors.ObjectLostError,
         )
 
-    def actor_class(self, kind: type) -> Any:
-        """`kind` as a class of actors with what each needs. Raises PrunerZeroError."""
+    def remote(self, kind: Callable[..., Any], **options: Any) -> Any:
+        """`kind` as actors, or as tasks, with what each of them needs. Raises PrunerZeroError."""
         own = {name: amount for name, amount in self.needed.items() if name in _NAMES}
         others = {name: amount for name, amount in self.needed.items() if name not in _NAMES}
         try:
-            return self.ray.remote(kind).options(**own, resources=others)
+            return self.ray.remote(kind).options(**own, resources=others, **options)
         except ValueError as error:
             raise PrunerZeroError(f"--ray-resources: {_one_line(error)}") from error
 

@@ -227,8 +227,8 @@ def test_a_model_on_disk_is_not_spread(llama_folder: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("given", "line"),
     [
-        ({"ray_address": "auto"}, "for --calibration-workers: add it"),
-        ({"ray_resources": ["num_gpus=1"]}, "for --calibration-workers: add it"),
+        ({"ray_address": "auto"}, "for --calibration-workers or --pruning-workers: add one"),
+        ({"ray_resources": ["num_gpus=1"]}, "for --calibration-workers or --pruning-workers"),
         ({"calibration_workers": 2, "ray_resources": ["num_gpus"]}, "such as num_gpus=1"),
         ({"calibration_workers": 0}, "--calibration-workers is 0"),
         ({"calibration_workers": 2, "offload": True, "metric": "gblm"}, "--offload"),

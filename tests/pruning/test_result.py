@@ -88,6 +88,7 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "asymmetric": False,
         "allocation": None,
         "calibration_workers": None,
+        "pruning_workers": None,
         "ray_address": None,
         "ray_resources": {},
     }

@@ -89,7 +89,7 @@ class RayShares:
         self.steps: list[Step] = []
         self.deaths = [0] * count
         self.answers: dict[int, Any] = {}
-        self.actor = cluster.actor_class(_Actor)
+        self.actor = cluster.remote(_Actor)
         actors = min(count, cluster.actors_that_fit())
         self.model = self.ray.put(pack(model))
         groups = torch.arange(count).tensor_split(actors)

@@ -123,6 +123,14 @@ CalibrationWorkers = Annotated[
         show_default=False,
     ),
 ]
+PruningWorkers = Annotated[
+    int | None,
+    typer.Option(
+        "--pruning-workers",
+        help="Prune so many matrices at a time by Ray tasks. [default: one, in this process]",
+        show_default=False,
+    ),
+]
 RayAddress = Annotated[
     str | None,
     typer.Option(

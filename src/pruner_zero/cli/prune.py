@@ -41,6 +41,7 @@ def prune(
     gradient_norm: options.GradientNormText = None,
     damping: options.Damping = None,
     calibration_workers: options.CalibrationWorkers = None,
+    pruning_workers: options.PruningWorkers = None,
     ray_address: options.RayAddress = None,
     ray_resources: options.RayResources = None,
     offload: Annotated[
@@ -94,6 +95,7 @@ def prune(
         gradient_norm=gradient_norm,
         damping=damping,
         calibration_workers=calibration_workers,
+        pruning_workers=pruning_workers,
         ray_address=ray_address,
         ray_resources=ray_resources,
         offload=offload,

@@ -23,6 +23,7 @@ from pruner_zero.pruning import (
     Method,
     MethodSettings,
     Order,
+    Pruner,
     check_plan,
     corpus_name,
     model_name,
@@ -136,8 +137,9 @@ def compare(
         norm=checked.gradient_norm,
         folder=Path(cache) if cache is not None else None,
     )
-    table = _Table(checked, language_model, windows, test, store, progress)
-    return table.fill(chosen, file)
+    with checked.pruner() as pruner:
+        table = _Table(checked, language_model, windows, test, store, pruner, progress)
+        return table.fill(chosen, file)
 
 
 def check_file(file: Path) -> None:
@@ -154,6 +156,7 @@ class _Table:
     windows: Windows
     test: Windows
     store: StatisticsStore
+    pruner: Pruner
     progress: Progress
 
     def fill(self, methods: dict[str, Method | None], output: Path | None) -> Comparison:
@@ -243,6 +246,7 @@ class _Table:
             self.store,
             mode=self.mode(method),
             selection=self.settings.selection,
+            pruner=self.pruner,
             progress=self.progress,
         )
 

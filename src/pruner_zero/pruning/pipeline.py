@@ -1,8 +1,9 @@
 """The order of work: which block is calibrated on what, scored and pruned when."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -36,9 +37,11 @@ from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.method import Method, Mode
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.scoring import (
+    Job,
+    Pruner,
     Statistics,
     check_shapes,
-    prune_matrix,
+    prune_here,
     score_matrix,
 )
 from pruner_zero.sparsity import Allocation, GlobalThreshold, global_threshold
@@ -88,6 +91,7 @@ def prune_model(
     checkpoint: Checkpoint | None = None,
     activations_on_disk: bool = False,
     workers: CalibrationWorkers | None = None,
+    pruner: Pruner = prune_here,
     progress: Progress = SILENT,
 ) -> list[MatrixRecord]:
     """Prune the model in place and tell what was done to each matrix.
@@ -98,7 +102,8 @@ def prune_model(
     each finished block durable, and is the only place where the result of an offloaded model
     is. matrices: what `check_plan` gave, where it was called before. activations_on_disk:
     keep what one block hands to the next in the checkpoint alone. workers: who collects the
-    dense statistics, this process where None. Raises PrunerZeroError.
+    dense statistics, this process where None. pruner: who prunes the matrices, those of one block
+    at a time where blocks depend on each other. Raises PrunerZeroError.
     """
     order = method.mode(mode)
     if isinstance(language_model, OffloadedModel) and checkpoint is None:
@@ -125,6 +130,7 @@ def prune_model(
         checkpoint,
         propagated=order == "sequential" and bool(method.kinds & {"X", "gram"}),
         on_disk=activations_on_disk and checkpoint is not None,
+        pruner=pruner,
     )
     scores = run.global_scores() if method.scope == "global" else None
     records = run.blocks(scores, run.shares())
@@ -157,6 +163,7 @@ class _Run:
     checkpoint: Checkpoint | None
     propagated: bool
     on_disk: bool
+    pruner: Pruner
 
     def global_scores(self) -> _GlobalScores:
         """The scores of all matrices, and where they part."""
@@ -213,14 +220,16 @@ class _Run:
                 dense = self.dense_activations(first, calls)
         if self.checkpoint and not isinstance(self.language_model, OffloadedModel):
             self.checkpoint.restore(self.matrices)
+        rest = [matrix for matrix in self.matrices if matrix.block >= first]
+        pruned = self.pruner(self.jobs(rest, {}, scores, methods))
         for index in self.progress.track(range(first, self.depth), "pruning", self.depth - first):
             own = self.own(index)
             arguments = calls.arguments[index] if calls else []
             with self.language_model.block(index) as block:
-                found: dict[str, InputStatistics] = {}
                 if hidden is not None:
                     found, dense = self.observe(block, index, hidden, arguments, dense)
-                done = self.prune(own, found, scores, methods)
+                    pruned = self.pruner(self.jobs(own, found, scores, methods))
+                done = self.take(pruned, len(own))
                 if hidden is not None:
                     outputs = self.place(index)
                     _run_windows(block, hidden, arguments, outputs)
@@ -259,28 +268,40 @@ class _Run:
         )
         return sums.statistics(own, len(arguments)), further
 
-    def prune(
+    def take(self, pruned: Iterator[MatrixRecord], count: int) -> list[MatrixRecord]:
+        """The records of the next matrices, those of one loaded block."""
+        done = []
+        for record in islice(pruned, count):
+            done.append(record)
+            if isinstance(self.language_model, OffloadedModel):
+                give_back()
+        return done
+
+    def jobs(
         self,
-        own: Sequence[Matrix],
+        matrices: Iterable[Matrix],
         found: dict[str, InputStatistics],
         scores: _GlobalScores | None,
         methods: dict[str, Method],
-    ) -> list[MatrixRecord]:
-        """Prune the matrices of one loaded block by what was `found`, else by the dense model."""
-        done = []
-        for matrix in own:
-            known = self.statistics(matrix, self.method.kinds - ({"X", "gram"} if found else set()))
-            if found:
-                fresh = found.pop(matrix.name)
-                known = Statistics(fresh.X, known.G, fresh.gram, fresh.cross)
-            mask = self.mask(matrix, scores) if scores else None
-            method = methods.get(matrix.name, self.method)
-            record = prune_matrix(matrix, known, method, self.selection.damping, mask)
-            done.append(replace(record, pattern=str(method.pattern) if method.mixed else None))
-            if isinstance(self.language_model, OffloadedModel):
-                del known, mask
-                give_back()
-        return done
+    ) -> Iterator[Job]:
+        """How to prune each of `matrices` by what was `found`, else by the dense model."""
+        for matrix in matrices:
+            yield self.job(matrix, found, scores, methods.get(matrix.name, self.method))
+
+    def job(
+        self,
+        matrix: Matrix,
+        found: dict[str, InputStatistics],
+        scores: _GlobalScores | None,
+        method: Method,
+    ) -> Job:
+        """How to prune one matrix; what was found of it is given away."""
+        known = self.statistics(matrix, self.method.kinds - ({"X", "gram"} if found else set()))
+        if found:
+            fresh = found.pop(matrix.name)
+            known = Statistics(fresh.X, known.G, fresh.gram, fresh.cross)
+        mask = self.mask(matrix, scores) if scores else None
+        return Job(matrix, known, method, self.selection.damping, mask)
 
     def mask(self, matrix: Matrix, scores: _GlobalScores) -> Tensor | None:
         """The part of the global mask that lies in `matrix`; None where it has no scores."""

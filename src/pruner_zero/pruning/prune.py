@@ -36,7 +36,7 @@ from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
 # Settings that an interrupted run may be taken up without.
-_PLACE = {"memory", "ray_address", "ray_resources"}
+_PLACE = {"memory", "pruning_workers", "ray_address", "ray_resources"}
 
 
 def prune(
@@ -157,7 +157,7 @@ class _Work:
     def run(self, checkpoint: Checkpoint | None) -> PruneResult:
         """Prune in memory, block by block, from where the checkpoint stands."""
         method, mode = self.settings.method, self.settings.method.mode(self.settings.mode)
-        with measured() as cost:
+        with measured() as cost, self.settings.pruner() as pruner:
             records = prune_model(
                 self.language_model,
                 self.windows,
@@ -169,6 +169,7 @@ class _Work:
                 checkpoint=checkpoint,
                 activations_on_disk=self.activations_on_disk,
                 workers=self.settings.workers_of_calibration,
+                pruner=pruner,
                 progress=self.progress,
             )
         return PruneResult(
@@ -210,7 +211,7 @@ class _Work:
         """What an unfinished run must share with this one to be taken up."""
         shares = self.settings.method.allocation
         return {
-            # How much memory it may take and where workers are changes nothing.
+            # How much memory it may take, who prunes, and where workers are changes nothing.
             "settings": self.settings.model_dump(mode="json", exclude=_PLACE),
             "tree": self.settings.method.metric.to_json(),
             "shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,

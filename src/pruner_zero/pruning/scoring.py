@@ -1,7 +1,7 @@
 """From the statistics of a matrix to its scores and to its pruned weights."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -209,6 +209,35 @@ def _zero(
     weight.masked_fill_(zero, 0)
     shape = (weight.shape[0], weight.shape[1])
     return MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum()), damping, note)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One matrix with all that it takes to prune it; no other matrix has a part in that.
+
+    mask (out, in), True = kept, where it is known already.
+    """
+
+    matrix: Matrix
+    statistics: Statistics
+    method: Method
+    damping: float
+    mask: Tensor | None = None
+
+    def run(self) -> MatrixRecord:
+        """Prune the matrix in place. Raises PrunerZeroError naming it."""
+        method = self.method
+        record = prune_matrix(self.matrix, self.statistics, method, self.damping, self.mask)
+        return replace(record, pattern=str(method.pattern) if method.mixed else None)
+
+
+# Runs jobs wherever it likes; their records in the order of the jobs, which are made when needed.
+Pruner = Callable[[Iterable[Job]], Iterator[MatrixRecord]]
+
+
+def prune_here(jobs: Iterable[Job]) -> Iterator[MatrixRecord]:
+    """One job after the other in this process, each when its record is asked for."""
+    return map(Job.run, jobs)
 
 
 def check_shapes(matrices: Sequence[Matrix], method: Method) -> None:

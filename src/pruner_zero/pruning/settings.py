@@ -1,6 +1,7 @@
 """What `prune` can be told."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -14,6 +15,8 @@ from pruner_zero.pruning.memory_plan import parse_memory
 from pruner_zero.pruning.method import Method, Mode, Order, Update
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import Selection
+from pruner_zero.pruning.ray_pruning import ray_pruner
+from pruner_zero.pruning.scoring import Pruner, prune_here
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 from pruner_zero.text import Corpus
@@ -67,19 +70,33 @@ class CalibrationSettings(Settings):
 
 
 class MethodSettings(CalibrationSettings):
-    """What methods have in common wherever they are applied."""
+    """What methods have in common wherever they are applied.
+
+    pruning_workers: how many matrices are pruned at a time by tasks of a Ray cluster, where
+    `ray_address` and `ray_resources` say; how many there are changes nothing in the result.
+    """
 
     scope: Scope | None = None
     mode: Mode = "auto"
+    pruning_workers: Annotated[int, Field(ge=1)] | None = None
 
     @model_validator(mode="after")
     def _check_ray(self) -> Self:
-        if self.calibration_workers is None and (self.ray_address or self.ray_resources):
+        spread = self.calibration_workers is not None or self.pruning_workers is not None
+        if not spread and (self.ray_address or self.ray_resources):
             raise PrunerZeroError(
-                "--ray-address and --ray-resources are for --calibration-workers: add it, or "
-                "leave them out"
+                "--ray-address and --ray-resources are for --calibration-workers or "
+                "--pruning-workers: add one of them, or leave them out"
             )
         return self
+
+    def pruner(self) -> AbstractContextManager[Pruner]:
+        """Who prunes matrices: this process, or a Ray cluster while it is joined."""
+        if self.pruning_workers is None:
+            return nullcontext(prune_here)
+        # On this machine both kinds of workers are of one instance.
+        room = self.calibration_workers or 0
+        return ray_pruner(self.pruning_workers, self.ray_address, self.ray_resources, room=room)
 
     def parse(self, method: str) -> Method:
         """Read a method at this sparsity. Raises PrunerZeroError."""
@@ -102,6 +119,11 @@ class PruneSettings(MethodSettings):
         order = self.method.mode(self.mode)
         if self.calibration_workers is not None:
             self._check_workers(order)
+        if self.pruning_workers is not None and self.offload:
+            raise PrunerZeroError(
+                "--pruning-workers take memory that the plan of --offload does not know of: "
+                "choose one of them"
+            )
         if self.memory is not None:
             parse_memory(self.memory)
             if not self.offload:

@@ -43,7 +43,7 @@ class RayExecutor(WorkerExecutor):
         self.died = self.cluster.died
         self.threads = threads
         try:
-            self.actor = self.cluster.actor_class(_Actor)
+            self.actor = self.cluster.remote(_Actor)
             fit = self.cluster.actors_that_fit()
             self.evaluator = self.cluster.ray.put(pack(evaluator))
             super().__init__(workers or fit, time_limit)
