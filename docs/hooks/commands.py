@@ -8,7 +8,7 @@ import typer
 
 from pruner_zero.cli.app import app
 from pruner_zero.metric import NAMED, OPERATORS, TERMINALS, parse
-from pruner_zero.report.formula import to_mathml
+from pruner_zero.metric.mathml import to_mathml
 from pruner_zero.settings import Settings
 
 # Where the settings of the verbs that take --config are.

@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from pruner_zero.models import load_model
     from pruner_zero.pruning import prune
     from pruner_zero.recovery import recover
+    from pruner_zero.report import Study
     from pruner_zero.search import search
 
 _ROOMS = {
     "Metric": "metric",
+    "Study": "report",
     "compare": "comparison",
     "evaluate": "evaluation",
     "load_model": "models",
@@ -28,6 +30,7 @@ _ROOMS = {
 __all__ = [
     "Metric",
     "PrunerZeroError",
+    "Study",
     "__version__",
     "compare",
     "evaluate",

@@ -52,6 +52,8 @@ def test_the_classics_in_one_table(
     assert origin["evaluation"]["selection"] == "consecutive"
     assert origin["calibration"]["text_sha256"] != origin["evaluation"]["text_sha256"]
     assert origin["torch"] == torch.__version__
+    assert repr(table).startswith("perplexity per token on 3 windows of 24 tokens of ")
+    assert list(table.to_pandas()["method"]) == CLASSICS.split(",")
 
 
 def test_each_row_is_what_prune_and_evaluate_give(

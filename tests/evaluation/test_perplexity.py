@@ -91,3 +91,5 @@ def test_a_hopeless_model_is_still_json() -> None:
     assert hopeless.perplexity == math.inf
     assert hopeless.loss == 850
     assert json.loads(json.dumps(hopeless.to_json(), allow_nan=False))["perplexity"] is None
+    assert repr(hopeless).startswith("perplexity inf per token on 2 windows of a text")
+    assert hopeless.to_rows() == [{"perplexity": math.inf, "loss": 850.0}]

@@ -216,6 +216,8 @@ def test_the_mean_is_over_tasks_and_of_metrics_that_all_have() -> None:
     assert result.metrics == ("acc", "acc_norm")
     assert result.mean("acc") == pytest.approx(0.6)
     assert result.mean("acc_norm") is None
+    assert [row.get("acc_norm_stderr") for row in result.to_rows()] == [0.1, 0.1, None]
+    assert repr(result).splitlines()[0] == "3 tasks, a model"
 
 
 def test_the_result_is_json(tmp_path: Path) -> None:

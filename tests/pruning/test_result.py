@@ -49,6 +49,13 @@ def told(result: PruneResult) -> Any:
     return json.loads((folder_of(result) / "pruning.json").read_text())
 
 
+def test_it_shows_a_row_a_matrix(pruned: PruneResult) -> None:
+    line, header, *rows = repr(pruned).splitlines()
+    assert line.endswith("of the weights of 14 matrices are zero, by abs(W * W) * mms(G)")
+    assert header.split() == ["name", "shape", "zeros", "sparsity"]
+    assert len(rows) == len(pruned.records) == len(pruned.to_pandas())
+
+
 def test_it_loads_with_plain_transformers_and_has_exact_zeros(pruned: PruneResult) -> None:
     model = AutoModelForCausalLM.from_pretrained(folder_of(pruned))
     tokenizer = AutoTokenizer.from_pretrained(folder_of(pruned))

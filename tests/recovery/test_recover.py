@@ -115,6 +115,8 @@ def test_recovery_json_tells_all(
     assert told["validation"]["windows"] == 2
     assert told["provenance"]["model_sha256"] == load_model(pruned_folder).fingerprint()
     assert told["provenance"]["teacher_sha256"] is None
+    assert [row.keys() for row in result.to_rows()] == [keys] * len(told["curve"])
+    assert f"{tmp_path / 'out'}: 50.00% zeros; loss on held-out text" in repr(result)
     timing = json.loads((tmp_path / "out" / "timing.json").read_text())
     assert timing["first_step_of_this_process"] == 0
     assert timing["seconds"] > 0

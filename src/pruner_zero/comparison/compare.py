@@ -32,6 +32,7 @@ from pruner_zero.pruning import (
     total_sparsity,
 )
 from pruner_zero.settings import read_settings
+from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus, random_windows
 
 DENSE = "dense"
@@ -53,8 +54,8 @@ class CompareSettings(MethodSettings):
         return ",".join(methods) if listed else methods
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Tabular):
     """One table: a row a method, and where all of it comes from.
 
     A row holds `method`, `perplexity` (None where it overflows or the method failed, which
@@ -62,8 +63,22 @@ class Comparison:
     what the method was read as.
     """
 
+    shown = ("method", "mode", "perplexity", "sparsity", "seconds", "peak_rss_bytes", "error")
+
     rows: list[dict[str, Any]]
     provenance: dict[str, Any]
+
+    def caption(self) -> str:
+        """What the perplexities were measured on."""
+        tested = self.provenance["evaluation"]
+        return (
+            f"perplexity per token on {tested['windows']} windows of {tested['seqlen']} tokens "
+            f"of {tested['text']}"
+        )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The rows."""
+        return self.rows
 
     def to_json(self) -> dict[str, Any]:
         """`rows` and `provenance`, as JSON values."""

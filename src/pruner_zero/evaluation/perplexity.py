@@ -10,16 +10,19 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, check_tokens, next_token_loss
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.table import Tabular
 from pruner_zero.text import Windows
 
 
-@dataclass(frozen=True)
-class Perplexity:
+@dataclass(frozen=True, repr=False)
+class Perplexity(Tabular):
     """A model's perplexity on a text: per token, over non-overlapping windows, fp32 logits.
 
     losses: the mean next-token loss in nats of each window. text: what was read, see
     `Windows.describe`.
     """
+
+    shown = ("text", "windows", "seqlen", "perplexity", "loss")
 
     losses: tuple[float, ...]
     text: dict[str, Any]
@@ -33,6 +36,15 @@ class Perplexity:
     def perplexity(self) -> float:
         """`exp(loss)`, infinite where that overflows."""
         return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def caption(self) -> str:
+        """The number, and what it is of."""
+        told = f"{len(self.losses)} windows of {self.text.get('text', 'a text')}"
+        return f"perplexity {self.perplexity:.2f} per token on {told}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row: the text with its windows, perplexity and loss."""
+        return [{**self.text, "perplexity": self.perplexity, "loss": self.loss}]
 
     def to_json(self) -> dict[str, Any]:
         """Perplexity (None where it overflows), loss, losses and the text as JSON values."""

@@ -17,6 +17,7 @@ from pruner_zero.evaluation.harness import (
 from pruner_zero.models import Dtype, LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
+from pruner_zero.table import Tabular
 
 # lm-eval's own for the choice of examples, so that few-shot figures compare with others'.
 SEED = 1234
@@ -56,13 +57,31 @@ class TaskScores:
     member: bool = False
 
 
-@dataclass(frozen=True)
-class TaskResult:
+@dataclass(frozen=True, repr=False)
+class TaskResult(Tabular):
     """A model's scores in all tasks, in the order asked for, and where they come from."""
 
     tasks: tuple[TaskScores, ...]
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
+
+    def caption(self) -> str:
+        """Whose scores they are."""
+        return f"{len(self.tasks)} tasks, {self.settings.get('model', 'a model')}"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row a task: each metric, and its standard error as `METRIC_stderr`."""
+        return [
+            {
+                "task": task.task,
+                "version": task.version,
+                "fewshot": task.fewshot,
+                "documents": task.documents,
+                **{name: score.value for name, score in task.scores.items()},
+                **{f"{name}_stderr": one.standard_error for name, one in task.scores.items()},
+            }
+            for task in self.tasks
+        ]
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from pruner_zero.metric.expression import (
 )
 from pruner_zero.metric.grammar import ParseError, format, parse
 from pruner_zero.metric.latex import to_latex
+from pruner_zero.metric.mathml import to_mathml
 from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.named import NAMED, NamedMetric
 from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
@@ -56,5 +57,6 @@ __all__ = [
     "score",
     "simplify_opposing",
     "to_latex",
+    "to_mathml",
     "to_tree",
 ]

@@ -102,7 +102,7 @@ class Expression:
         # Hashes of strings differ between processes: build anew instead of copying the cache.
         return type(self), self._key()
 
-    # Grammar and LaTeX are written on top of this module, hence the imports inside.
+    # Grammar, LaTeX and MathML are written on top of this module, hence the imports inside.
     def __str__(self) -> str:
         from pruner_zero.metric.grammar import format
 
@@ -115,6 +115,13 @@ class Expression:
         from pruner_zero.metric.latex import to_latex
 
         return f"${to_latex(self)}$"
+
+    def _repr_html_(self) -> str:
+        from pruner_zero.markup import element
+        from pruner_zero.metric.grammar import excerpt
+        from pruner_zero.metric.mathml import to_mathml
+
+        return element("div", to_mathml(self), element("code", excerpt(self, 200)))
 
     def __add__(self, other: "Expression | float") -> "Expression":
         return call("add", self, _lift(other))

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.markup import element
 from pruner_zero.metric.evaluate import score
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import ParseError, excerpt, parse
@@ -140,3 +142,11 @@ class Metric:
 
     def __str__(self) -> str:
         return str(self.expression)
+
+    def _repr_latex_(self) -> str:
+        return self.expression._repr_latex_()
+
+    def _repr_html_(self) -> str:
+        scope = f"@{self.scope}" if self.scope else ""
+        told = element("div", f"{self.name or ''} {scope}".strip())
+        return Markup(self.expression._repr_html_()) + told

@@ -13,15 +13,18 @@ from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.settings import PruneSettings
+from pruner_zero.table import Tabular
 
 
-@dataclass(frozen=True)
-class PruneResult:
+@dataclass(frozen=True, repr=False)
+class PruneResult(Tabular):
     """A pruned model and everything needed to trust and repeat it.
 
     `calibration` describes the windows, `cost` the wall time and memory of this process;
     `output` is the folder, None where nothing was saved.
     """
+
+    shown = ("name", "shape", "zeros", "sparsity", "pattern", "damping", "note")
 
     language_model: LanguageModel
     settings: PruneSettings
@@ -36,6 +39,18 @@ class PruneResult:
     def sparsity(self) -> float:
         """The share of zeros over all pruned matrices."""
         return total_sparsity(self.records)
+
+    def caption(self) -> str:
+        """How much of the model is zero, by which metric, and where it is."""
+        where = f"{self.output}: " if self.output else ""
+        return (
+            f"{where}{self.sparsity:.2%} of the weights of {len(self.records)} matrices are zero, "
+            f"by {self.settings.method.metric}"
+        )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row a matrix."""
+        return [record.to_json() for record in self.records]
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""

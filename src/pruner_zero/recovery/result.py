@@ -12,6 +12,7 @@ from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.recovery.settings import RecoverSettings
 from pruner_zero.recovery.train import Point
+from pruner_zero.table import Tabular
 
 # What prune wrote of the model stays true of it.
 INHERITED = ("pruning.json", "metric.json")
@@ -19,8 +20,8 @@ CARD = "README.md"
 NOT_RETRAINED = "Nothing was retrained."
 
 
-@dataclass(frozen=True)
-class RecoverResult:
+@dataclass(frozen=True, repr=False)
+class RecoverResult(Tabular):
     """A recovered model and everything needed to trust and repeat it.
 
     kept_step: the step whose weights the model has. trained: how many numbers learned.
@@ -28,6 +29,8 @@ class RecoverResult:
     validation: describe the text. compute_dtype: what matrices were multiplied in. `cost` is
     that of this process; `output` is the folder, None where nothing was saved.
     """
+
+    shown = ("step", "seconds", "tokens", "train_loss", "validation_loss")
 
     language_model: LanguageModel
     settings: RecoverSettings
@@ -52,6 +55,18 @@ class RecoverResult:
     def loss_after(self) -> float:
         """The validation loss of the weights that were kept."""
         return next(one.validation_loss for one in self.curve if one.step == self.kept_step)
+
+    def caption(self) -> str:
+        """The held-out loss before and after, and where the model is."""
+        where = f"{self.output}: " if self.output else ""
+        return (
+            f"{where}{self.sparsity_after:.2%} zeros; loss on held-out text "
+            f"{self.loss_before:.4f} before, {self.loss_after:.4f} at step {self.kept_step}"
+        )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The learning curve, a row a point."""
+        return [asdict(point) for point in self.curve]
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values."""

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from markupsafe import Markup
 
-from pruner_zero.report.markup import element
+from pruner_zero.markup import element
 from pruner_zero.report.svg import figure
 
 _WIDTH, _HEIGHT = 820, 24

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pruner_zero.markup import clean
 from pruner_zero.report import commands
-from pruner_zero.report.markup import clean
 from pruner_zero.report.parts import Part, comparison_part, prune_part, search_part
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result, SearchRun
 from pruner_zero.report.summary import summary

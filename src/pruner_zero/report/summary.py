@@ -6,11 +6,11 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression, canonical, parse
 from pruner_zero.metric.canonical import Scope
 from pruner_zero.metric.grammar import excerpt
 from pruner_zero.report.curves import judged_alike
-from pruner_zero.report.markup import clean, element
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result, SearchRun
 from pruner_zero.search.archive import Record
 from pruner_zero.search.evaluator import RUNGS

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from pruner_zero.report.markup import element
+from pruner_zero.markup import element
 
 Point = tuple[float, float]
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from pruner_zero.markup import element
 from pruner_zero.metric import Call, Expression
-from pruner_zero.report.markup import element
 from pruner_zero.report.svg import Point, figure
 
 _SYMBOLS = {"add": "+", "sub": "−", "mul": "×", "quotient": "÷", "div": "÷ ‖·‖"}

@@ -38,6 +38,7 @@ from pruner_zero.search.statistics import (
     ratio_draws,
     ratios,
 )
+from pruner_zero.table import Tabular
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,8 @@ class Share:
     p_adjusted: float
 
 
-@dataclass(frozen=True)
-class Analysis:
+@dataclass(frozen=True, repr=False)
+class Analysis(Tabular):
     """What the records of a search say.
 
     top: the share asked for; best_count: how many are called the best, a `top` share of the
@@ -94,6 +95,8 @@ class Analysis:
     so they promise too much.
     """
 
+    shown = ("kind", "name", "best", "everyone", "ratio", "low", "high", "p", "p_adjusted")
+
     counts: Counts
     top: float
     best_count: int
@@ -104,6 +107,21 @@ class Analysis:
     agreements: tuple[Agreement, ...]
     principles: tuple[Principle, ...]
     lineage: Lineage | None
+
+    def caption(self) -> str:
+        """How many candidates, and which of them count as good."""
+        where = f"of those judged on '{self.best_rung}'" if self.best_rung else "of all"
+        return (
+            f"{self.counts.candidates} candidates, {self.counts.distinct} with a mask of their "
+            f"own; what the best {self.best_count} ({self.top:.0%} {where}) use beside all"
+        )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The shares, with the interval of each ratio; the other tables are fields."""
+        return [
+            {**vars(one), "ratio": one.ratio.value, "low": one.ratio.low, "high": one.ratio.high}
+            for one in self.shares
+        ]
 
     def to_json(self) -> dict[str, Any]:
         """All of it as JSON values; what is not defined is null."""

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import write_atomic
-from pruner_zero.metric import Expression, to_tree
+from pruner_zero.metric import Expression, Metric, to_tree
 from pruner_zero.search.archive import Record
+from pruner_zero.table import Tabular
 
 # What a statistic costs beside a node: G a backward pass, X a forward pass, H and its factor.
 STATISTIC_COMPLEXITY = {"G": 3, "X": 1, "H": 2}
@@ -20,9 +22,11 @@ def complexity(expression: Expression) -> int:
     return expression.size + sum(STATISTIC_COMPLEXITY.get(name, 0) for name in expression.terminals)
 
 
-@dataclass(frozen=True)
-class HallOfFame:
+@dataclass(frozen=True, repr=False)
+class HallOfFame(Tabular):
     """The Pareto front of complexity and loss, simplest first, among the highest rung reached."""
+
+    shown = ("complexity", "loss", "perplexity", "expression", "scope", "knee", "best")
 
     front: tuple[Record, ...]
 
@@ -67,6 +71,14 @@ class HallOfFame:
 
         return max(self.front, key=below)
 
+    def caption(self) -> str:
+        """How many metrics are on the front."""
+        return f"{len(self.front)} metrics, the best of each complexity"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """As `to_json`."""
+        return self.to_json()
+
     def to_json(self) -> list[dict[str, Any]]:
         """A row a metric, simplest first."""
         return [
@@ -89,6 +101,13 @@ class HallOfFame:
         for name, record in (("best", self.best), ("knee", self.knee)):
             if record is not None:
                 write_atomic(folder / f"{name}.json", json.dumps(tree(record), indent=2) + "\n")
+
+
+def metric_of(record: Record | None) -> Metric:
+    """The metric of a record, with its scope. Raises PrunerZeroError where there is none."""
+    if record is None:
+        raise PrunerZeroError("the search found no metric that works: give it a larger budget")
+    return Metric(record.candidate.expression, scope=record.candidate.scope)
 
 
 def tree(record: Record) -> dict[str, Any]:

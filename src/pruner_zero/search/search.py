@@ -22,11 +22,12 @@ from pruner_zero.search.archive import Archive, Record
 from pruner_zero.search.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.executor import EXECUTORS, Executor
-from pruner_zero.search.hall_of_fame import HallOfFame
+from pruner_zero.search.hall_of_fame import HallOfFame, metric_of
 from pruner_zero.search.layout import Layout
 from pruner_zero.search.racing import judge
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.settings import read_settings
+from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, load_corpus
 
 INTERRUPTED = "interrupted"
@@ -66,9 +67,11 @@ class Observer(Protocol):
         """Show `status`."""
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(Tabular):
     """A finished (or stopped) search: every record, and the front of them."""
+
+    shown = HallOfFame.shown
 
     records: Sequence[Record]
     hall_of_fame: HallOfFame
@@ -78,10 +81,15 @@ class SearchResult:
     @property
     def best(self) -> Metric:
         """The metric of the lowest loss, with its scope. Raises PrunerZeroError where none is."""
-        if self.hall_of_fame.best is None:
-            raise PrunerZeroError("the search found no metric that works: give it a larger budget")
-        candidate = self.hall_of_fame.best.candidate
-        return Metric(candidate.expression, scope=candidate.scope)
+        return metric_of(self.hall_of_fame.best)
+
+    def caption(self) -> str:
+        """Where it is, why it stopped, how many candidates there were."""
+        return f"{self.folder}: stopped, {self.stopped}; {len(self.records)} candidates"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The rows of the hall of fame."""
+        return self.hall_of_fame.to_rows()
 
 
 def search(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 
 from pruner_zero.metric import Expression, parse, to_latex
-from pruner_zero.report.formula import to_mathml
+from pruner_zero.metric.mathml import to_mathml
 from tests.metric.strategies import expressions
 
 SCHEMAS = {"mfrac": 2, "msup": 2, "msub": 2, "msqrt": None, "mrow": None, "math": None}

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from pruner_zero.report.markup import element, join
+from pruner_zero.markup import element, join
 
 READABLE = st.text(st.characters(exclude_categories=("Cs", "Cc")).filter(lambda c: c < "\ufffe"))
 

@@ -2,8 +2,9 @@
 
 from markupsafe import Markup
 
-from pruner_zero.metric import Call, Constant, Expression, Terminal, to_latex
-from pruner_zero.report.markup import element, join
+from pruner_zero.markup import element, join
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
+from pruner_zero.metric.latex import to_latex
 
 _SUM, _PRODUCT, _SIGN, _SCRIPT, _ATOM = range(1, 6)
 _INFIX = {"add": ("+", _SUM), "sub": ("−", _SUM), "mul": ("⋅", _PRODUCT)}

@@ -1,0 +1,87 @@
+"""Results as tables: text where they are printed, HTML in a notebook, a frame for pandas."""
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar
+
+from markupsafe import Markup
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.markup import element
+
+# More rows than this are counted instead of shown; `to_rows` and `to_pandas` have all.
+MOST_SHOWN = 40
+_LONGEST = 120
+
+
+class Tabular:
+    """A result that is a table.
+
+    shown: the columns that people see, in their order, all where empty; one that no row fills
+    is left out.
+    """
+
+    shown: ClassVar[tuple[str, ...]] = ()
+
+    def to_rows(self) -> Sequence[Mapping[str, Any]]:
+        """All rows, each a value by column; a row may lack some."""
+        raise NotImplementedError
+
+    def caption(self) -> str:
+        """One line about the whole."""
+        raise NotImplementedError
+
+    def to_pandas(self) -> Any:
+        """All rows and columns as a `pandas.DataFrame`.
+
+        Raises PrunerZeroError where pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise PrunerZeroError(
+                "pandas is not installed: pip install pandas, or take to_rows() instead"
+            ) from error
+        return pandas.DataFrame(list(self.to_rows()))
+
+    def __repr__(self) -> str:
+        header, rows, more = self._cells()
+        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in (header, *rows)
+        ]
+        return "\n".join([self.caption(), *(lines if rows else []), *more])
+
+    def _repr_html_(self) -> str:
+        header, rows, more = self._cells()
+        head = element("tr", *(element("th", name) for name in header))
+        body = [element("tr", *(element("td", cell) for cell in row)) for row in rows]
+        table = element("table", element("thead", head), element("tbody", *body))
+        caption = element("div", self.caption())
+        return caption + (table if rows else Markup()) + element("div", *more)
+
+    def _cells(self) -> tuple[list[str], list[list[str]], list[str]]:
+        """The header and rows to show, and how many rows are not."""
+        every = self.to_rows()
+        chosen = list(islice(every, MOST_SHOWN))
+        known = self.shown or dict.fromkeys(name for row in chosen for name in row)
+        names = [name for name in known if any(row.get(name) is not None for row in chosen)]
+        rows = [[_cell(row.get(name)) for name in names] for row in chosen]
+        hidden = len(every) - len(chosen)
+        return [name.replace("_", " ") for name in names], rows, [f"… {hidden} more"] * (hidden > 0)
+
+
+def _cell(value: object) -> str:
+    match value:
+        case None | False:
+            return ""
+        case True:
+            return "✓"
+        case float():
+            if math.isnan(value):
+                return ""
+            return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
+    line = " ".join(str(value).split())
+    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
