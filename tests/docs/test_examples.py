@@ -136,7 +136,9 @@ def _run_console(block: Block, folder: Path, names: dict[str, object], cli: Cli)
 
 def _tiny(words: list[str], folder: Path) -> list[str]:
     """The arguments with the sizes of TINY, and the settings of TINY_SEARCH for a search."""
-    words = [*words, *examples.TINY.get(words[0], ())]
+    # What is masked is not calibrated.
+    sizes = () if "--mask" in words else examples.TINY.get(words[0], ())
+    words = [*words, *sizes]
     if words[0] == "search" and "--resume" not in words:
         given = {}
         if "--config" in words:

@@ -94,6 +94,7 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "refine": False,
         "asymmetric": False,
         "allocation": None,
+        "save_mask": False,
         "calibration_workers": None,
         "pruning_workers": None,
         "ray_address": None,

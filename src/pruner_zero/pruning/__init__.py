@@ -1,5 +1,7 @@
 """Pruning: from statistics to masks to a pruned model, block by block."""
 
+from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
+from pruner_zero.pruning.masks import load_masks, save_masks
 from pruner_zero.pruning.method import Method, Mode, Order
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
@@ -17,6 +19,7 @@ from pruner_zero.pruning.settings import (
 
 __all__ = [
     "CalibrationSettings",
+    "MaskedResult",
     "MatrixRecord",
     "Method",
     "MethodSettings",
@@ -26,12 +29,16 @@ __all__ = [
     "PruneSettings",
     "Pruner",
     "Selection",
+    "apply_masks",
     "check_plan",
     "corpus_name",
+    "load_masks",
     "model_name",
     "parse_method",
     "prune",
+    "prune_by_masks",
     "prune_model",
+    "save_masks",
     "split_methods",
     "total_sparsity",
 ]

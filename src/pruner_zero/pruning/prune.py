@@ -14,6 +14,7 @@ from pruner_zero.models import (
     Matrix,
     OffloadedModel,
     as_language_model,
+    find_matrices,
     load_offloaded,
     save_model,
     save_offloaded,
@@ -21,6 +22,7 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.memory_plan import (
     parse_memory,
     plan_memory,
@@ -36,7 +38,7 @@ from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
 # Settings that an interrupted run may be taken up without.
-_PLACE = {"memory", "pruning_workers", "ray_address", "ray_resources"}
+_PLACE = {"memory", "pruning_workers", "ray_address", "ray_resources", "save_mask"}
 
 
 def prune(
@@ -83,6 +85,8 @@ def prune(
         check_output(folder, overwrite)
     if checked.offload:
         _check_offload(model, folder)
+    if checked.save_mask and folder is None:
+        raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     corpus = load_corpus(
         checked.calibration if calibration is None else calibration,
         role="calibration",
@@ -202,16 +206,26 @@ class _Work:
                 save_offloaded(self.language_model, checkpoint.weights(), folder)
             else:
                 save_model(self.language_model, folder)
+            if self.settings.save_mask:
+                self.save_masks(folder)
             result.write(folder)
             write_cost(folder, result.cost, {"first_block_of_this_process": started})
 
         return build_folder(output, overwrite, checkpoint_in, run, write)
 
+    def save_masks(self, folder: Path) -> None:
+        """Write the masks of the finished model, which lies in `folder` where it is offloaded."""
+        model, own = self.language_model, self.matrices
+        if isinstance(model, OffloadedModel):
+            model = load_offloaded(folder, self.settings.dtype)
+            own = find_matrices(model.model, self.settings.include, self.settings.exclude)
+        save_masks(model, own, folder / FOLDER)
+
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must share with this one to be taken up."""
         shares = self.settings.method.allocation
         return {
-            # How much memory it may take, who prunes, and where workers are changes nothing.
+            # How much memory it may take, who prunes and where, what is written beside: no matter.
             "settings": self.settings.model_dump(mode="json", exclude=_PLACE),
             "tree": self.settings.method.metric.to_json(),
             "shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,

@@ -113,6 +113,7 @@ class PruneSettings(MethodSettings):
     refine: bool = False
     asymmetric: bool = False
     allocation: str | None = None
+    save_mask: bool = False
 
     @model_validator(mode="after")
     def _combine(self) -> Self:

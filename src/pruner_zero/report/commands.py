@@ -28,7 +28,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     ),
     "prune": (
         *("metric", "refine", "update", "asymmetric", "allocation", "offload", "memory", "mode"),
-        *("damping", *_SHARED),
+        *("save_mask", "damping", *_SHARED),
     ),
     "compare": ("methods", "text", "windows_eval", "mode", "damping", *_SHARED),
 }

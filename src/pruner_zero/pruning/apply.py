@@ -1,0 +1,115 @@
+"""Pruning by masks that are known: no calibration, no metric."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pruner_zero.files import write_atomic
+from pruner_zero.models import Dtype, LanguageModel, as_language_model, find_matrices, save_model
+from pruner_zero.provenance import Cost, measured
+from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.masks import FOLDER, check_fit, load_masks, save_masks
+from pruner_zero.pruning.record import MatrixRecord, total_sparsity
+from pruner_zero.result_folder import build_folder, check_output
+from pruner_zero.table import Tabular
+
+
+@dataclass(frozen=True, repr=False)
+class MaskedResult(Tabular):
+    """A model with the zeros of another: where it is, what became of each matrix, what it took."""
+
+    shown = ("name", "shape", "zeros", "sparsity")
+
+    language_model: LanguageModel
+    masks: Path
+    records: tuple[MatrixRecord, ...]
+    cost: Cost
+    output: Path
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all masked matrices."""
+        return total_sparsity(self.records)
+
+    def caption(self) -> str:
+        """How much of the model is zero, by which masks, and where it is."""
+        return (
+            f"{self.output}: {self.sparsity:.2%} of the weights of {len(self.records)} matrices "
+            f"are zero, by the masks in {self.masks}"
+        )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row a matrix."""
+        return [record.to_json() for record in self.records]
+
+
+def apply_masks(
+    model: LanguageModel | nn.Module, masks: Mapping[str, Tensor] | str | Path
+) -> list[MatrixRecord]:
+    """Zero, in place, the weights that `masks` prune; what became of each matrix.
+
+    masks: bool (out, in) by matrix name, True = kept, or the folder that `load_masks` reads.
+    Matrices without a mask stay as they are. Raises PrunerZeroError, with the model as it was,
+    where a mask fits no matrix of the model.
+    """
+    known = load_masks(masks) if isinstance(masks, str | Path) else masks
+    module = model.model if isinstance(model, LanguageModel) else model
+    records = []
+    for matrix in check_fit(find_matrices(module), known):
+        weight = matrix.weight
+        rows, columns = weight.shape
+        zero = ~known[matrix.name].to(weight.device) | (weight == 0)
+        weight.masked_fill_(zero, 0)
+        shape = (rows, columns)
+        records.append(MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum())))
+    return records
+
+
+def prune_by_masks(
+    model: str | Path | LanguageModel | Any,
+    masks: str | Path,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+    tokenizer: Any = None,
+    dtype: Dtype = "auto",
+) -> MaskedResult:
+    """Give `model` the zeros whose masks are in the folder `masks`, and save it to `output`.
+
+    model: what `load_model` takes, or a model object with its `tokenizer`, which is then pruned
+    in place. The result has the masks beside it. Raises PrunerZeroError for masks that are
+    damaged or of a model of other shapes, and for an output that cannot be written.
+    """
+    folder = Path(os.path.abspath(output))
+    check_output(folder, overwrite)
+    known = load_masks(masks)
+    language_model = as_language_model(model, tokenizer, dtype)
+    matrices = check_fit(find_matrices(language_model.model), known)
+
+    def run(_: Checkpoint) -> MaskedResult:
+        with measured() as cost:
+            records = apply_masks(language_model, known)
+        return MaskedResult(language_model, Path(masks), tuple(records), cost, folder)
+
+    def write(result: MaskedResult, _: Checkpoint, staged: Path) -> None:
+        save_model(language_model, staged)
+        save_masks(language_model, matrices, staged / FOLDER)
+        write_atomic(staged / "README.md", _card(result))
+
+    return build_folder(
+        folder, overwrite, lambda partial: Checkpoint(partial / "masked", "masks"), run, write
+    )
+
+
+def _card(result: MaskedResult) -> str:
+    name = result.language_model.name
+    return (
+        "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n\n"
+        f"# {Path(name).name}, {result.sparsity:.1%} zeros\n\n"
+        f"The weights of `{name}` with zeros where the masks in `{result.masks}` prune. Nothing "
+        "was calibrated or retrained. The masks are in `masks/`.\n"
+    )
