@@ -1,17 +1,20 @@
 """In this process or in others beside it, the same promises."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.search.evaluator import Evaluator, Task
-from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
+from pruner_zero.metric import parse
+from pruner_zero.models import fingerprint
+from pruner_zero.search.evaluator import Evaluator, Rung, Task
+from pruner_zero.search.executor import EXECUTORS, Executor, ProcessExecutor, SerialExecutor
+from pruner_zero.search.time_limit import TimeLimit
 from tests.search.conftest import Build
 from tests.search.executor_suite import (
     ExecutorSuite,
@@ -26,6 +29,8 @@ from tests.search.test_search import journal, run
 
 __all__ = ["opened", "scripted"]
 
+T = TypeVar("T")
+
 
 class TestSerial(ExecutorSuite):
     @pytest.fixture
@@ -34,6 +39,44 @@ class TestSerial(ExecutorSuite):
             return opened(SerialExecutor(evaluator))
 
         return make
+
+
+@pytest.mark.fault("a worker hangs at a candidate")
+@pytest.mark.parametrize("rung", ["probe", "reconstruction", "few", "all"])
+def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
+    rung: Rung, build: Build
+) -> None:
+    tasks = [Task(number, rung, "W * X", "row") for number in range(2)]
+    executor = EXECUTORS["serial"](build(), 1, 1, 1e-9)
+    assert [one.reason for one in executor.map(tasks)] == [
+        "took longer than the time limit of 1e-09 s"
+    ] * 2
+    within = EXECUTORS["serial"](build(), 1, 1, 600.0)
+    assert [one.reason for one in within.map(tasks)] == [None, None]
+
+
+class Countdown(TimeLimit):
+    """Lets so many steps pass."""
+
+    def steps(self, items: Iterable[T]) -> Iterator[T]:
+        for item in items:
+            object.__setattr__(self, "seconds", self.seconds - 1)
+            if self.seconds < 0:
+                raise PrunerZeroError("over")
+            yield item
+
+
+def test_whenever_the_time_is_over_the_dense_weights_are_back(build: Build) -> None:
+    evaluator = build(update="obs", search_windows=3)
+    masked, windows = evaluator.masked, evaluator.windows
+    before = fingerprint(masked.model)
+    # Each matrix is looked at and masked, each window judged.
+    needed = 2 * len(masked.matrices) + len(windows)
+    for steps in (0, 1, 2, len(masked.matrices), needed - 4, needed - 1):
+        with pytest.raises(PrunerZeroError, match="over"):
+            masked.losses(parse("W * X"), "row", windows, None, Countdown(steps))
+        assert fingerprint(masked.model) == before
+    assert len(masked.losses(parse("W * X"), "row", windows, None, Countdown(needed))) == 3
 
 
 class TestProcesses(WorkerSuite):

@@ -88,6 +88,13 @@ def search(
         str | None,
         typer.Option(help="serial, processes or ray. [default: processes for several workers]"),
     ] = None,
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that one judgement of a candidate may take. [default: 600]",
+            show_default=False,
+        ),
+    ] = None,
     calibration_workers: options.CalibrationWorkers = None,
     ray_address: options.RayAddress = None,
     ray_resources: options.RayResources = None,
@@ -123,6 +130,7 @@ def search(
         "workers": workers,
         "threads": threads,
         "executor": executor,
+        "time_limit": time_limit,
         "calibration_workers": calibration_workers,
         "ray_address": ray_address,
         "ray_resources": ray_resources,

@@ -23,7 +23,8 @@ _SHARED = (
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "search": (
         *("search_text", "minutes", "evaluations", "target_loss", "patience", "algorithm"),
-        *("seed_metrics", "search_windows", "workers", "threads", "executor", *_SHARED),
+        *("seed_metrics", "search_windows", "workers", "threads", "executor", "time_limit"),
+        *_SHARED,
         *("update", "allocation", "metric"),
     ),
     "prune": (

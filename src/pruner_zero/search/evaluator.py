@@ -1,5 +1,6 @@
 """Judging one candidate on one rung: from milliseconds on a few rows to the whole search text."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from pruner_zero.metric import Expression, parse
 from pruner_zero.search.layout import Layout
 from pruner_zero.search.masked_model import MaskedModel
 from pruner_zero.search.sample import SampledMatrix, closed_form_error, sampled_masks
+from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.sparsity import Allocation, Pattern, Scope
 
 Rung = Literal["probe", "reconstruction", "few", "all"]
@@ -68,7 +70,9 @@ class Evaluator:
     probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
     the closed-form error. masked: the model. windows: (n, tokens) of the search text, of
     which the rung "few" sees the first `few`. allocation: how much of each matrix is pruned
-    by every candidate; where None, what its offsets say, or all alike.
+    by every candidate; where None, what its offsets say, or all alike. time_limit: seconds after
+    which a candidate is rejected, looked at between matrices and windows: for where nobody
+    beside it could stop it.
     """
 
     probe: Sequence[SampledMatrix]
@@ -78,6 +82,7 @@ class Evaluator:
     few: int
     pattern: Pattern
     allocation: Allocation | None = None
+    time_limit: float = math.inf
 
     @cached_property
     def layout(self) -> Layout:
@@ -86,28 +91,28 @@ class Evaluator:
 
     def run(self, task: Task) -> Outcome:
         """Judge one candidate on one rung; a metric that fails is rejected with its reason."""
-        start = time.monotonic()
+        limit = TimeLimit(self.time_limit)
         expression = parse(task.expression)
         try:
             with torch.no_grad():
-                found = self._judge(task, expression)
+                found = self._judge(task, expression, limit)
         except PrunerZeroError as error:
             found = {"reason": getattr(error, "reason", str(error))}
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, RuntimeError) and "memory" not in str(error).lower():
                 raise
             found = {"reason": "out of memory"}
-        seconds = round(time.monotonic() - start, 4)
+        seconds = round(time.monotonic() - limit.since, 4)
         return Outcome(task.number, task.rung, seconds=seconds, **found)
 
-    def _judge(self, task: Task, expression: Expression) -> dict[str, Any]:
+    def _judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
         rung, scope, shares = task.rung, task.scope, self._shares(task)
         if rung == "probe":
-            return {"fingerprint": self.fingerprint(expression, scope, shares)}
+            return {"fingerprint": self.fingerprint(expression, scope, shares, limit)}
         if rung == "reconstruction":
-            return {"value": self.reconstruction(expression, scope, shares)}
+            return {"value": self.reconstruction(expression, scope, shares, limit)}
         windows = self.windows[: self.few] if rung == "few" else self.windows
-        losses = self.masked.losses(expression, scope, windows, shares)
+        losses = self.masked.losses(expression, scope, windows, shares, limit)
         mean = sum(losses) / len(losses)
         if not np.isfinite(mean):
             return {"reason": "the loss of the pruned model is not finite"}
@@ -122,16 +127,24 @@ class Evaluator:
         return self.layout.shares(allocation, sparsity, task.scope)
 
     def fingerprint(
-        self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None
+        self,
+        expression: Expression,
+        scope: Scope,
+        shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
     ) -> str:
         """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
-        masks = sampled_masks(self.probe, expression, scope, self.pattern, shares)
+        masks = sampled_masks(self.probe, expression, scope, self.pattern, shares, limit)
         bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).cpu().numpy())
         return sha256(bits.tobytes()).hexdigest()[:24]
 
     def reconstruction(
-        self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None
+        self,
+        expression: Expression,
+        scope: Scope,
+        shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
     ) -> float:
         """The closed-form error on the sampled rows; shares: as in `choose_masks`."""
-        masks = sampled_masks(self.sample, expression, scope, self.pattern, shares)
+        masks = sampled_masks(self.sample, expression, scope, self.pattern, shares, limit)
         return closed_form_error(self.sample, masks)

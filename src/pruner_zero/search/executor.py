@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.packing import PackedFile
 from pruner_zero.plugins import Registry
 from pruner_zero.search.evaluator import Evaluator, Outcome, Task
+from pruner_zero.search.time_limit import over_time
 
 # Tasks taken up ahead of the one waited for, per worker: enough that a slow one idles no other.
 AHEAD = 8
@@ -153,7 +154,7 @@ class WorkerExecutor(ABC):
                 self._take(place)
             elif place.overdue(self.time_limit):
                 assert place.job is not None
-                place.job.reject(f"took longer than the time limit of {self.time_limit:g} s")
+                place.job.reject(over_time(self.time_limit))
                 self._replace(place)
         free = (place for place in self.places if place.future is None)
         open_jobs = (job for job in ahead if not job.given and job.outcome is None)
@@ -293,8 +294,9 @@ def _judge(task: Task) -> Outcome:
 
 
 def _serial(evaluator: Evaluator, workers: int, threads: int, time_limit: float) -> Executor:
-    del workers, time_limit
-    return SerialExecutor(evaluator, threads)
+    del workers
+    # Nobody is beside this process to stop it: the evaluator looks at the clock itself.
+    return SerialExecutor(replace(evaluator, time_limit=time_limit), threads)
 
 
 # Evaluator, workers, threads of each, seconds a task may take. Ray takes more, and stands apart.

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
 from pruner_zero.search.masking import choose_masks
+from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.sparsity import Pattern, Scope, exact_update, sparsegpt
 
 Update = Literal["none", "obs", "exact"]
@@ -44,18 +45,22 @@ class MaskedModel:
 
     @contextmanager
     def masked(
-        self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None
+        self,
+        expression: Expression,
+        scope: Scope,
+        shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
     ) -> Iterator[nn.Module]:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
 
         shares: the sparsity of each matrix by name, where they are not pruned alike.
         Exact, as `prune` masks and updates. The dense weights are back afterwards. Raises
-        ScoreError, and PrunerZeroError where an update cannot be solved for.
+        ScoreError, and PrunerZeroError where an update cannot be solved for or over the limit.
         """
         try:
             with torch.no_grad():
-                masks = self.masks(expression, scope, shares)
-                for matrix, mask in zip(self.matrices, masks, strict=True):
+                masks = self.masks(expression, scope, shares, limit)
+                for matrix, mask in zip(self.matrices, limit.steps(masks), strict=True):
                     self._prune(matrix, mask)
             yield self.model
         finally:
@@ -77,10 +82,14 @@ class MaskedModel:
             matrix.weight.copy_(swept.weight)
 
     def masks(
-        self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None
+        self,
+        expression: Expression,
+        scope: Scope,
+        shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
-        terminals = map(self.terminals, self.matrices)
+        terminals = map(self.terminals, limit.steps(self.matrices))
         names = [matrix.name for matrix in self.matrices]
         return choose_masks(terminals, expression, scope, self.pattern, names, shares)
 
@@ -91,7 +100,8 @@ class MaskedModel:
         scope: Scope,
         windows: Tensor,
         shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
     ) -> list[float]:
         """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats."""
-        with self.masked(expression, scope, shares) as model:
-            return [float(next_token_loss(model, window[None])) for window in windows]
+        with self.masked(expression, scope, shares, limit) as model:
+            return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]

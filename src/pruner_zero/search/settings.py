@@ -41,7 +41,9 @@ class SearchSettings(CalibrationSettings):
     of each matrix candidates prune, "uniform" or a file; or "evolved", which searches it for
     `metric` in place of a metric, the algorithm's settings then being `AllocationSettings`.
     judge_dtype: of the forward passes; "auto" is bfloat16 where the processor multiplies it
-    natively (benchmarks/judging.md).
+    natively (benchmarks/judging.md). time_limit: seconds that one judgement of a candidate may
+    take before it is rejected. Workers are stopped then; with the serial executor the clock is
+    looked at between matrices and windows.
     """
 
     search_text: str
