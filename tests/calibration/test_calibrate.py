@@ -191,6 +191,22 @@ def test_the_norm_of_g_reaches_the_store(tmp_path: Path) -> None:
     assert all(torch.equal(G, expected[name]) for name, G in store.read("G", 1).items())
 
 
+def test_g_of_pieces_has_its_own_folder_and_is_that_of_short_windows(tmp_path: Path) -> None:
+    language_model, text = tiny(), windows(seqlen=12)
+    store = open_store(language_model, text, gradient_seqlen=4, folder=tmp_path)
+    assert store.folder != open_store(language_model, text, folder=tmp_path).folder
+    calibrate(language_model, text, ["G", "X"], store, gradient_seqlen=4)
+    matrices = find_matrices(language_model.model)
+    cut = torch.cat(
+        [window[start : start + 4][None] for window in text.tokens for start in (0, 4, 8)]
+    )
+    expected = collect_gradients(language_model.model, matrices, cut)
+    assert all(torch.equal(G, expected[name]) for name, G in store.read("G", 1).items())
+    whole = open_store(language_model, text, folder=tmp_path)
+    calibrate(language_model, text, ["X"], whole)
+    assert all(torch.equal(X, whole.read("X", 1)[name]) for name, X in store.read("X", 1).items())
+
+
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
 def test_experts_that_no_gradient_reaches_are_noted(architecture: str, tmp_path: Path) -> None:
     language_model, text = tiny(architecture), windows(count=1, seqlen=2)

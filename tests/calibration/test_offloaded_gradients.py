@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,17 @@ def test_the_store_is_filled_with_the_same_bytes(
     calibrate(offloaded, windows, KINDS, other)
     assert all(other.has(kind) for kind in KINDS)
     assert any(G.any() for G in other.read("G", 0).values())
+    assert_equal_stores(one, other)
+
+
+def test_pieces_of_windows(windows: Windows, tmp_path: Path) -> None:
+    folder, pieces = saved(tmp_path / "model"), windows.seqlen // 2
+    windows = replace(windows, tokens=windows.tokens[:, : 2 * pieces])
+    loaded, offloaded = load_model(folder), load_offloaded(folder)
+    one = open_store(loaded, windows, gradient_seqlen=pieces, folder=tmp_path / "loaded")
+    other = open_store(offloaded, windows, gradient_seqlen=pieces, folder=tmp_path / "offloaded")
+    calibrate(loaded, windows, KINDS, one, gradient_seqlen=pieces)
+    calibrate(offloaded, windows, KINDS, other, gradient_seqlen=pieces)
     assert_equal_stores(one, other)
 
 

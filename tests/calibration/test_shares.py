@@ -25,7 +25,7 @@ from tests.tiny_models import ARCHITECTURES
 
 T = TypeVar("T")
 EPSILON = torch.finfo(torch.float32).eps
-WINDOWS, TOKENS = 5, 11
+WINDOWS, TOKENS = 5, 12
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
@@ -47,22 +47,29 @@ class Here:
 
 
 def in_shares(
-    language_model: LanguageModel, count: int, folder: Path, norm: GradientNorm = "l2"
+    language_model: LanguageModel,
+    count: int,
+    folder: Path,
+    norm: GradientNorm = "l2",
+    pieces: int | None = None,
 ) -> StatisticsStore:
     model, text = language_model.model, windows(count=WINDOWS, seqlen=TOKENS)
-    store = open_store(language_model, text, norm=norm, folder=folder)
+    store = open_store(language_model, text, norm=norm, gradient_seqlen=pieces, folder=folder)
     shares = Here(model, text.tokens, count)
-    share_gradients(model, shares, store, norm=norm, progress=SILENT)
+    share_gradients(model, shares, store, norm=norm, seqlen=pieces, progress=SILENT)
     share_inputs(model, shares, store, gram=True, progress=SILENT)
     return store
 
 
 def at_once(
-    language_model: LanguageModel, folder: Path, norm: GradientNorm = "l2"
+    language_model: LanguageModel,
+    folder: Path,
+    norm: GradientNorm = "l2",
+    pieces: int | None = None,
 ) -> StatisticsStore:
     text = windows(count=WINDOWS, seqlen=TOKENS)
-    store = open_store(language_model, text, norm=norm, folder=folder)
-    calibrate(language_model, text, KINDS, store, norm=norm)
+    store = open_store(language_model, text, norm=norm, gradient_seqlen=pieces, folder=folder)
+    calibrate(language_model, text, KINDS, store, norm=norm, gradient_seqlen=pieces)
     return store
 
 
@@ -104,6 +111,13 @@ def test_shares_add_up_to_the_serial_statistics_up_to_rounding(
         name: len(content) for name, content in files(expected).items()
     }
     check_close(found, expected)
+
+
+def test_shares_cut_their_windows_into_the_same_pieces(tmp_path: Path) -> None:
+    found = in_shares(tiny(), 1, tmp_path / "shares", pieces=TOKENS // 2)
+    expected = at_once(tiny(), tmp_path / "serial", pieces=TOKENS // 2)
+    assert found.folder.name == expected.folder.name
+    assert files(found) == files(expected)
 
 
 @every_architecture

@@ -8,7 +8,11 @@ import torch
 from torch import Tensor
 
 from pruner_zero.cache import default_cache
-from pruner_zero.calibration.gradients import GradientNorm, collect_gradients
+from pruner_zero.calibration.gradients import (
+    GradientNorm,
+    collect_gradients,
+    gradient_windows,
+)
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import (
     open_steps,
@@ -39,12 +43,13 @@ def open_store(
     windows: Windows,
     *,
     norm: GradientNorm = "l2",
+    gradient_seqlen: int | None = None,
     folder: Path | None = None,
 ) -> StatisticsStore:
     """The store for this model, these windows and settings, under `folder` (default: the cache).
 
     What the key is made of: all weights and the configuration
-    of the model, all tokens, the norm of G and the version of torch.
+    of the model, all tokens, how G is made of them and the version of torch.
     """
     settings = {
         "model": language_model.fingerprint(),
@@ -54,6 +59,8 @@ def open_store(
         "torch": torch.__version__,
         "format": 1,
     }
+    if gradient_seqlen is not None:
+        settings["gradient_seqlen"] = gradient_seqlen
     return StatisticsStore((folder or default_cache()) / cache_key(settings), settings)
 
 
@@ -64,13 +71,15 @@ def calibrate(
     store: StatisticsStore,
     *,
     norm: GradientNorm = "l2",
+    gradient_seqlen: int | None = None,
     workers: CalibrationWorkers | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Fill `store` with the `kinds` of statistics it lacks, of the dense model, for every matrix.
 
-    G costs a backward pass over the windows; X and gram together one forward pass, block
-    by block. With an offloaded model both go on where an interrupted call stood.
+    G costs a backward pass over the windows, cut as `gradient_windows` says; X and gram together
+    one forward pass, block by block. With an offloaded model both go on where an interrupted call
+    stood.
     With `workers` each of them takes a share of the windows. The statistics are the same up
     to how fp32 rounds a sum of as many parts, so they are kept under the same key.
     Raises what `collect_gradients` raises, and PrunerZeroError on a full disk,
@@ -83,10 +92,13 @@ def calibrate(
     with locked(store.folder):
         missing = {kind for kind in wanted if not store.has(kind)}
         if workers is not None:
-            _calibrate_in_shares(language_model, windows, missing, store, norm, workers, progress)
+            _calibrate_in_shares(
+                language_model, windows, missing, store, norm, gradient_seqlen, workers, progress
+            )
             return
         if "G" in missing:
-            _calibrate_gradients(language_model, windows, store, norm, progress)
+            pieces = gradient_windows(windows.tokens, gradient_seqlen)
+            _calibrate_gradients(language_model, pieces, store, norm, progress)
         if missing & {"X", "gram"}:
             _calibrate_inputs(language_model, windows, store, "gram" in missing, progress)
 
@@ -97,6 +109,7 @@ def _calibrate_in_shares(
     missing: Collection[Kind],
     store: StatisticsStore,
     norm: GradientNorm,
+    gradient_seqlen: int | None,
     workers: CalibrationWorkers,
     progress: Progress,
 ) -> None:
@@ -108,24 +121,26 @@ def _calibrate_in_shares(
     model = language_model.model
     with ray_shares(model, windows.tokens, workers) as shares:
         if "G" in missing:
-            share_gradients(model, shares, store, norm=norm, progress=progress)
+            share_gradients(
+                model, shares, store, norm=norm, seqlen=gradient_seqlen, progress=progress
+            )
         if "X" in missing or "gram" in missing:
             share_inputs(model, shares, store, gram="gram" in missing, progress=progress)
 
 
 def _calibrate_gradients(
     language_model: LanguageModel,
-    windows: Windows,
+    windows: Tensor,
     store: StatisticsStore,
     norm: GradientNorm,
     progress: Progress,
 ) -> None:
     if isinstance(language_model, OffloadedModel):
-        store_gradients(language_model, windows.tokens, store, norm=norm, progress=progress)
+        store_gradients(language_model, windows, store, norm=norm, progress=progress)
         return
     model = language_model.model
     matrices = find_matrices(model)
-    found = collect_gradients(model, matrices, windows.tokens, norm=norm, progress=progress)
+    found = collect_gradients(model, matrices, windows, norm=norm, progress=progress)
     digests = {}
     for block in range(len(find_blocks(model))):
         own = {matrix.name: found.pop(matrix.name) for matrix in matrices if matrix.block == block}

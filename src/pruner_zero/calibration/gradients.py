@@ -39,6 +39,16 @@ def collect_gradients(
     return sums.result()
 
 
+def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
+    """The windows that G sums over: `windows` (n, tokens) cut into pieces of `seqlen` tokens.
+
+    Squares of gradients of many short windows tell more of each weight than those of a few long
+    ones, of the same tokens (ours; benchmarks/gradients.md). Whole windows where None, as in the
+    papers. `seqlen` divides the tokens of a window.
+    """
+    return windows if seqlen is None else windows.reshape(-1, seqlen)
+
+
 class GradientSums:
     """G of `matrices`, in the making: a sum over windows for each parameter that holds them."""
 

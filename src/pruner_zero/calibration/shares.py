@@ -12,7 +12,12 @@ from typing import Protocol, TypeVar
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration.gradients import GradientNorm, GradientSums, check_gradients
+from pruner_zero.calibration.gradients import (
+    GradientNorm,
+    GradientSums,
+    check_gradients,
+    gradient_windows,
+)
 from pruner_zero.calibration.input_sums import InputSums
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import write_gradients
@@ -42,11 +47,14 @@ class Share:
         self.calls: BlockCalls | None = None
         self.hidden: Activations = []
 
-    def backward(self, window: int, norm: GradientNorm) -> None:
-        """Fold in the gradients of the window of this index, if the share has so many."""
+    def backward(self, window: int, norm: GradientNorm, seqlen: int | None = None) -> None:
+        """Fold in the gradients of the window of this index, if the share has so many.
+
+        seqlen: see `gradient_windows`.
+        """
         if self.gradients is None:
             self.gradients = GradientSums(self.matrices, norm)
-        for one in self.windows[window : window + 1]:
+        for one in gradient_windows(self.windows[window : window + 1], seqlen):
             with self.gradients.collecting(self.model):
                 next_token_loss(self.model, one[None]).backward()
 
@@ -87,6 +95,7 @@ def share_gradients(
     store: StatisticsStore,
     *,
     norm: GradientNorm,
+    seqlen: int | None = None,
     progress: Progress,
 ) -> None:
     """Fill `store` with G of every matrix: what `collect_gradients` finds, to fp32 rounding.
@@ -97,7 +106,7 @@ def share_gradients(
     check_gradients(matrices)
     shares.begin()
     for window in progress.track(range(shares.longest), "gradients", shares.longest):
-        for _ in shares.map(partial(Share.backward, window=window, norm=norm)):
+        for _ in shares.map(partial(Share.backward, window=window, norm=norm, seqlen=seqlen)):
             pass
     digests = {}
     for block in range(len(find_blocks(model))):

@@ -110,6 +110,14 @@ GradientNormText = Annotated[
     str | None,
     typer.Option("--gradient-norm", help="l2 or l1. [default: l2]", show_default=False),
 ]
+GradientSeqlen = Annotated[
+    int | None,
+    typer.Option(
+        "--gradient-seqlen",
+        help="Cut windows into pieces of this many tokens for G. [default: whole windows]",
+        show_default=False,
+    ),
+]
 Damping = Annotated[
     float | None,
     typer.Option(help="Share of the Hessian's mean diagonal. [default: 0.01]", show_default=False),

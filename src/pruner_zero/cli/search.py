@@ -102,6 +102,7 @@ def search(
     exclude: options.Exclude = None,
     dtype: options.DtypeText = None,
     gradient_norm: options.GradientNormText = None,
+    gradient_seqlen: options.GradientSeqlen = None,
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
@@ -138,6 +139,7 @@ def search(
         "exclude": exclude,
         "dtype": dtype,
         "gradient_norm": gradient_norm,
+        "gradient_seqlen": gradient_seqlen,
     }
     if resume is not None:
         stored = _stored(resume)

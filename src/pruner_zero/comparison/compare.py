@@ -150,6 +150,7 @@ def compare(
         language_model,
         windows,
         norm=checked.gradient_norm,
+        gradient_seqlen=checked.gradient_seqlen,
         folder=Path(cache) if cache is not None else None,
     )
     with checked.pruner() as pruner:
@@ -216,6 +217,7 @@ class _Table:
                     kinds,
                     self.store,
                     norm=self.settings.gradient_norm,
+                    gradient_seqlen=self.settings.gradient_seqlen,
                     workers=self.settings.workers_of_calibration,
                     progress=self.progress,
                 )

@@ -59,6 +59,7 @@ class Selection:
     exclude: tuple[str, ...] = ()
     damping: float = 0.01
     gradient_norm: GradientNorm = "l2"
+    gradient_seqlen: int | None = None
 
 
 def check_plan(
@@ -116,6 +117,7 @@ def prune_model(
         method.dense_kinds(order),
         store,
         norm=selection.gradient_norm,
+        gradient_seqlen=selection.gradient_seqlen,
         workers=workers,
         progress=progress,
     )

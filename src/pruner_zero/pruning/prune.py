@@ -106,6 +106,7 @@ def prune(
         language_model,
         windows,
         norm=checked.gradient_norm,
+        gradient_seqlen=checked.gradient_seqlen,
         folder=Path(cache) if cache is not None else None,
     )
     work = _Work(checked, language_model, windows, store, matrices, on_disk, progress)

@@ -25,6 +25,7 @@ from pruner_zero.text import Corpus
 class CalibrationSettings(Settings):
     """What statistics are collected on, and how; shared by the verbs that calibrate.
 
+    gradient_seqlen: tokens of the pieces that windows are cut into for G, see `gradient_windows`.
     calibration_workers: actors of a Ray cluster, each with a share of the windows; how many
     there are decides only how the statistics round. ray_address, ray_resources: as
     `CalibrationWorkers` takes them.
@@ -41,6 +42,7 @@ class CalibrationSettings(Settings):
     exclude: tuple[str, ...] = ()
     dtype: Dtype = "auto"
     gradient_norm: GradientNorm = "l2"
+    gradient_seqlen: Annotated[int, Field(ge=2)] | None = None
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
     calibration_workers: Annotated[int, Field(ge=1)] | None = None
     ray_address: str | None = None
@@ -56,6 +58,15 @@ class CalibrationSettings(Settings):
             raise ValueError("give each as name=amount, such as num_gpus=1")
         return dict(one.split("=") for one in given)
 
+    @model_validator(mode="after")
+    def _check_pieces(self) -> Self:
+        if self.gradient_seqlen is not None and self.seqlen % self.gradient_seqlen:
+            raise PrunerZeroError(
+                f"--gradient-seqlen is {self.gradient_seqlen}: choose one that divides the "
+                f"{self.seqlen} tokens of a window (--seqlen)"
+            )
+        return self
+
     @property
     def workers_of_calibration(self) -> CalibrationWorkers | None:
         """Who collects the dense model's statistics; None for this process."""
@@ -66,7 +77,9 @@ class CalibrationSettings(Settings):
     @property
     def selection(self) -> Selection:
         """The part that the pipeline takes as it is."""
-        return Selection(self.include, self.exclude, self.damping, self.gradient_norm)
+        return Selection(
+            self.include, self.exclude, self.damping, self.gradient_norm, self.gradient_seqlen
+        )
 
 
 class MethodSettings(CalibrationSettings):

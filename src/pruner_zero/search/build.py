@@ -81,13 +81,20 @@ def build_evaluator(
     kinds: set[Kind] = {"X", "gram"}
     if "G" in terminals:
         kinds.add("G")
-    store = open_store(language_model, calibration, norm=settings.gradient_norm, folder=cache)
+    store = open_store(
+        language_model,
+        calibration,
+        norm=settings.gradient_norm,
+        gradient_seqlen=settings.gradient_seqlen,
+        folder=cache,
+    )
     calibrate(
         language_model,
         calibration,
         kinds,
         store,
         norm=settings.gradient_norm,
+        gradient_seqlen=settings.gradient_seqlen,
         workers=settings.workers_of_calibration,
         progress=progress,
     )
