@@ -38,6 +38,7 @@ def main() -> None:
     parser.add_argument("--scope", default="any")
     parser.add_argument("--algorithms", nargs="*", default=["default"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--gradient-seqlen", type=int, help="of search and table alike")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--windows-eval", type=int, default=24)
     parser.add_argument("--workers", type=int, help="default: one a core")
@@ -72,6 +73,7 @@ def main() -> None:
                     seed=seed,
                     algorithm=algorithm,
                     scope=given.scope,
+                    gradient_seqlen=given.gradient_seqlen,
                     minutes=given.minutes,
                     workers=given.workers,
                     **zeros,
@@ -95,6 +97,7 @@ def test(given: argparse.Namespace, name: str, zeros: dict[str, Any], methods: l
         text=given.text,
         output=HERE / "results" / f"search-{name}-test.json",
         mode="one-shot",
+        gradient_seqlen=given.gradient_seqlen,
         windows_eval=given.windows_eval,
         progress=LineProgress(),
         **zeros,
@@ -216,7 +219,7 @@ def _run_row(file: Path) -> str:
     best = next((row for row in found["hall_of_fame"] if row["best"]), None)
     cells = [
         file.stem.removeprefix("search-"),
-        f"`{_options(found['run']['settings'], file.stem.endswith('-again'))}`",
+        f"`{_options(found['run']['settings'], file.stem)}`",
         f"{curve[-1]['seconds'] / 60:.1f}" if curve else f"{seconds / 60:.1f}, in its first batch",
         str(found["candidates"]),
         str(found["distinct"]),
@@ -229,8 +232,8 @@ def _run_row(file: Path) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _options(settings: dict[str, Any], again: bool) -> str:
-    """What the run was asked for on this script's command line."""
+def _options(settings: dict[str, Any], name: str) -> str:
+    """What the run of this name was asked for on this script's command line."""
     zeros = ["--pattern", settings["pattern"]]
     if settings["pattern"] is None:
         zeros = ["--sparsity", f"{settings['sparsity']:g}"]
@@ -238,8 +241,11 @@ def _options(settings: dict[str, Any], again: bool) -> str:
     named = settings["algorithm"] != "default"
     algorithm = ["--algorithms", settings["algorithm"]] if named else []
     limits = ["--seeds", str(settings["seed"]), "--minutes", f"{settings['minutes']:g}"]
-    label = ["--label", "again"] if again else []
-    return " ".join([*zeros, *scope, *algorithm, *limits, *label])
+    seqlen = settings.get("gradient_seqlen")
+    pieces = ["--gradient-seqlen", str(seqlen)] if seqlen else []
+    last = name.rpartition("-")[2]
+    label = [] if last == str(settings["seed"]) else ["--label", last]
+    return " ".join([*zeros, *scope, *algorithm, *pieces, *limits, *label])
 
 
 def _test_table(file: Path) -> list[str]:
