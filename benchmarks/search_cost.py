@@ -44,6 +44,7 @@ from pruner_zero.search.executor import Executor, SerialExecutor
 from pruner_zero.search.masked_model import MaskedModel
 from pruner_zero.search.search import Status, run
 from pruner_zero.search.settings import SearchSettings
+from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.sparsity import Scope
 from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
 from pruner_zero.text import load_corpus
@@ -108,26 +109,31 @@ class Copying(MaskedModel):
         scope: Scope,
         windows: Tensor,
         shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
     ) -> list[float]:
         """As `MaskedModel.losses`."""
         model = deepcopy(self.model)
-        masks = self.masks(expression, scope, shares)
+        masks = self.masks(expression, scope, shares, limit)
         for matrix, mask in zip(find_matrices(model), masks, strict=True):
             matrix.weight.masked_fill_(~mask, 0)
-        return [float(next_token_loss(model, window[None])) for window in windows]
+        return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]
 
 
 class Resampling(Evaluator):
     """Computes what the closed form compares with for every candidate, and throws it away."""
 
     def reconstruction(
-        self, expression: Expression, scope: Scope, shares: Mapping[str, float] | None = None
+        self,
+        expression: Expression,
+        scope: Scope,
+        shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
     ) -> float:
         """As `Evaluator.reconstruction`."""
         for one in self.sample:
             row_errors(one.weight, one.gram.float())
             output_sensitivity(one.terminals["G"], one.gram)
-        return super().reconstruction(expression, scope, shares)
+        return super().reconstruction(expression, scope, shares, limit)
 
 
 def evaluate_plainly(
