@@ -58,6 +58,14 @@ def test_a_changed_line_is_noticed(tmp_path: Path) -> None:
     assert "is damaged" in refusal(lambda: Steps(tmp_path, "run"))
 
 
+def test_what_differs_between_two_runs_is_named(tmp_path: Path) -> None:
+    Steps(tmp_path, {"--seed": "0", "the text": "a", "--mode": "x"}).append({}, {})
+    other = {"--seed": "1", "the text": "b", "--mode": "x"}
+    line = refusal(lambda: Steps(tmp_path, other))
+    assert "with other settings (--seed, the text changed): finish that run" in line
+    assert len(Steps(tmp_path, {"--mode": "x", "the text": "a", "--seed": "0"}).lines) == 1
+
+
 def test_another_run_is_refused_once_it_has_a_step(tmp_path: Path) -> None:
     Steps(tmp_path, "run")
     steps = Steps(tmp_path, "other")

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import check_writable, locked, write_atomic, writing
 from pruner_zero.provenance import Cost
-from pruner_zero.steps import Steps
+from pruner_zero.steps import Run, Steps
 
 
 class Checkpoint(Protocol):
@@ -73,13 +73,14 @@ def build_folder(
 
 
 def take_up(
-    kind: Callable[[Path, str], C], folder: Path, identity: Mapping[str, Any], overwrite: bool
+    kind: Callable[[Path, Run], C], folder: Path, identity: Mapping[str, Any], overwrite: bool
 ) -> C:
     """The unfinished run of this `identity` under `folder`; one of another gives way if told.
 
-    Raises PrunerZeroError where there is another and `overwrite` is false.
+    identity: what decides the run, by the names that people know. Raises PrunerZeroError,
+    naming what changed, where there is another and `overwrite` is false.
     """
-    run = sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    run = {name: _digest(value) for name, value in identity.items()}
     try:
         return kind(folder, run)
     except PrunerZeroError:
@@ -87,6 +88,10 @@ def take_up(
             raise
     shutil.rmtree(folder)
     return kind(folder, run)
+
+
+def _digest(value: object) -> str:
+    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def write_cost(folder: Path, cost: Cost, started: Mapping[str, int]) -> None:

@@ -10,16 +10,19 @@ from pruner_zero.files import append_line, is_intact, read_lines, sha256, with_c
 
 JOURNAL = "journal.jsonl"
 
+# What identifies a run: one text, or what decides it by the names that people know.
+Run = str | Mapping[str, str]
+
 
 class Steps:
     """Finished steps under `folder`: a journal, and the files that its lines stand on.
 
     A step counts once its line is on disk; the files it names are written before, and carry
     their checksums there. `run` identifies the settings. Raises PrunerZeroError for a folder
-    that belongs to other settings and for a damaged one.
+    that belongs to other settings, naming what changed, and for a damaged one.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: Run) -> None:
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -30,14 +33,15 @@ class Steps:
         if lines and lines[0].get("run") != run:
             if len(lines) > 1:
                 raise PrunerZeroError(
-                    f"{folder} holds an unfinished run with other settings: finish that run, "
-                    "or discard it with --overwrite"
+                    f"{folder} holds an unfinished run with other settings "
+                    f"({_changed(lines[0].get('run'), run)} changed): finish that run, or discard "
+                    "it with --overwrite"
                 )
             # It was stopped before its first step, so nothing is lost with it.
             (folder / JOURNAL).unlink()
             lines = []
         if not lines:
-            append_line(folder / JOURNAL, {"run": run})
+            append_line(folder / JOURNAL, {"run": run if isinstance(run, str) else dict(run)})
         self.lines: list[dict[str, Any]] = lines[1:]
         self._check()
 
@@ -78,3 +82,10 @@ class Steps:
         return PrunerZeroError(
             f"{self.folder / name} is damaged: start the unfinished run again with --overwrite"
         )
+
+
+def _changed(before: object, now: Run) -> str:
+    """The names under which two runs differ."""
+    if not isinstance(before, Mapping) or isinstance(now, str):
+        return "the program or all of it"
+    return ", ".join(name for name in {**now, **before} if before.get(name) != now.get(name))

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from pruner_zero.metric import Metric
 from tests.conftest import save_tiny
 from tests.processes import Forked, finish, start
 
+CHANGED = "the model, a text or the configuration changes under an unfinished run"
 # Long enough to be hit in the middle, with a process that starts in an instant.
 WINDOWS, SEQLEN, BLOCKS = 40, 48, 6
 
@@ -164,13 +166,18 @@ def test_a_kill_during_the_final_save_leaves_no_half_model(
 def stopped(command: Command, tmp_path: Path) -> Path:
     """The output of a sequential run that was killed after its second block."""
     output = tmp_path / "out"
-    journal = tmp_path / "out.partial" / "blocks" / "journal.jsonl"
-    process = Forked(*command("sequential", output), log=tmp_path / "log")
+    stop_in_the_middle(command("sequential", output), tmp_path)
+    assert not output.exists()
+    return output
+
+
+def stop_in_the_middle(arguments: list[object], folder: Path) -> None:
+    """Kill a command that prunes into `folder`/out after its second block."""
+    journal = folder / "out.partial" / "blocks" / "journal.jsonl"
+    process = Forked(*arguments, log=folder / "log")
     while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
         time.sleep(0.001)
     process.kill()
-    assert not output.exists()
-    return output
 
 
 def error_of(process: Forked) -> str:
@@ -190,7 +197,8 @@ def test_an_unfinished_run_of_other_settings_only_gives_way_if_told(
     before = contents(stopped.parent / "out.partial")
     other = [*command("sequential", stopped), "--seed", 1]
     line = error_of(Forked(*other, log=log))
-    assert "holds an unfinished run with other settings" in line
+    changed = "(--seed, the calibration tokens changed)"
+    assert f"holds an unfinished run with other settings {changed}: finish that run" in line
     assert "--overwrite" in line
     assert contents(stopped.parent / "out.partial") == before
     process = Forked(*other, "--overwrite", log=log)
@@ -198,6 +206,42 @@ def test_an_unfinished_run_of_other_settings_only_gives_way_if_told(
     assert "going on" not in process.err.read_text()
     assert json.loads((stopped / "pruning.json").read_text())["settings"]["seed"] == 1
     assert not (stopped.parent / "out.partial").exists()
+
+
+@pytest.mark.fault(CHANGED, "refused in one line that names what changed; nothing is touched")
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("model", "the model's weights"),
+        ("text", "the calibration tokens"),
+        ("configuration", "--damping"),
+        ("tree", "the metric"),
+    ],
+)
+def test_what_changed_under_an_unfinished_run_is_named(
+    what: str, named: str, text_file: Path, tmp_path: Path
+) -> None:
+    model = save_tiny(tmp_path / "model", blocks=BLOCKS)
+    text, tree, config = (tmp_path / name for name in ("text.txt", "tree.json", "run.yaml"))
+    text.write_text(text_file.read_text())
+    tree.write_text(Metric.of("gblm").to_json())
+    config.write_text("damping: 0.01\n")
+    asked = ["prune", model, "--metric", tree, "--sparsity", "0.5", "--config", config]
+    asked += ["--calibration", text, "--windows", WINDOWS, "--seqlen", SEQLEN]
+    asked += ["-o", tmp_path / "out", "--cache", tmp_path / "cache"]
+    stop_in_the_middle(asked, tmp_path)
+    before = contents(tmp_path / "out.partial")
+    if what == "model":
+        save_tiny(model, seed=1, blocks=BLOCKS)
+    elif what == "text":
+        text.write_text(text_file.read_text()[::-1])
+    elif what == "configuration":
+        config.write_text("damping: 0.02\n")
+    else:
+        tree.write_text(Metric.of("wanda").to_json())
+    line = error_of(Forked(*asked, log=tmp_path / "log"))
+    assert f"holds an unfinished run with other settings ({named} changed): " in line
+    assert contents(tmp_path / "out.partial") == before
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from pruner_zero.progress import Progress
 from pruner_zero.recovery import recover
@@ -135,14 +135,31 @@ def test_other_settings_do_not_take_up_the_run(
     output, text = tmp_path / "out", Corpus("prose", prose)
     given = stopped_run(pruned_folder, prose, output)
     assert steps_on_disk(output) == 3
-    for other in ({"seed": 1}, {"text": Corpus("prose", prose + " and more of it")}):
+    changed: dict[str, dict[str, Any]] = {
+        "--seed": {"seed": 1},
+        "the tokens of the text": {"text": Corpus("prose", prose + " and more of it")},
+    }
+    for named, other in changed.items():
         asked = partial(recover, pruned_folder, output=output, **{"text": text, **given, **other})
         line = refusal(asked)
-        assert "holds an unfinished run with other settings" in line
+        assert f"holds an unfinished run with other settings ({named} changed): finish" in line
     assert steps_on_disk(output) == 3
     result = recover(pruned_folder, text=text, output=output, overwrite=True, **given, seed=1)
     assert result.settings.seed == 1
     assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 0
+
+
+@pytest.mark.fault("the model, a text or the configuration changes under an unfinished run")
+def test_a_model_that_changed_meanwhile_is_named(prose: str, tmp_path: Path) -> None:
+    model, output = save_pruned(tmp_path / "model"), tmp_path / "out"
+    given = stopped_run(model, prose, output)
+    weights = model / "model.safetensors"
+    save_file(
+        {name: one / 2 for name, one in load_file(weights).items()}, weights, {"format": "pt"}
+    )
+    line = refusal(partial(recover, model, text=Corpus("prose", prose), output=output, **given))
+    assert "with other settings (the model's weights changed): finish that run" in line
+    assert steps_on_disk(output) == 3
 
 
 def test_how_often_is_saved_may_change_on_the_way(

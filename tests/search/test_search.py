@@ -13,7 +13,9 @@ from pruner_zero.metric import Metric
 from pruner_zero.pruning import prune
 from pruner_zero.search.archive import JOURNAL, read_records
 from pruner_zero.search.search import SearchResult, Status, search
+from tests.conftest import save_tiny
 from tests.processes import Forked
+from tests.text.refusals import refusal
 
 TINY: dict[str, Any] = {
     "sparsity": 0.5,
@@ -138,6 +140,39 @@ def test_an_interruption_keeps_everything_and_resumes(
     assert (tmp_path / "run" / "best.json").exists()
     assert run(llama_folder, tmp_path / "run", text_file).stopped.endswith("evaluated")
     assert journal(tmp_path / "run") == journal(undisturbed)
+
+
+@pytest.mark.fault("the model, a text or the configuration changes under an unfinished run")
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("model", "model_weights"),
+        ("calibration", "calibration_tokens"),
+        ("search text", "search_tokens"),
+        ("configuration", "few_windows"),
+    ],
+)
+def test_what_changed_under_an_unfinished_run_is_named(
+    what: str, named: str, text_file: Path, tmp_path: Path
+) -> None:
+    model, output = save_tiny(tmp_path / "model"), tmp_path / "run"
+    own, judged = tmp_path / "own.txt", tmp_path / "judged.txt"
+    own.write_text(text_file.read_text())
+    # Of its own: one text for both would be halved.
+    judged.write_text(text_file.read_text().upper())
+    given = {**TINY, "evaluations": 12, "calibration": own, "search_text": judged}
+    search(model, output=output, **given)
+    before = journal(output)
+    if what == "model":
+        save_tiny(model, seed=1)
+    elif what == "configuration":
+        given["few_windows"] = 2
+    else:
+        changed = own if what == "calibration" else judged
+        changed.write_text(text_file.read_text()[::-1])
+    line = refusal(lambda: search(model, output=output, **given))
+    assert f"holds a run of other settings: {named} differ; choose another folder" in line
+    assert journal(output) == before
 
 
 def test_a_larger_budget_goes_on_where_the_smaller_ended(

@@ -8,7 +8,7 @@ from torch import Tensor
 from pruner_zero.calibration import WindowFile
 from pruner_zero.models import Activations, Matrix
 from pruner_zero.pruning.record import MatrixRecord
-from pruner_zero.steps import JOURNAL, Steps
+from pruner_zero.steps import JOURNAL, Run, Steps
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
 __all__ = ["JOURNAL", "Checkpoint"]
@@ -21,7 +21,7 @@ class Checkpoint:
     PrunerZeroError for a folder that belongs to other settings and for a damaged one.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: Run) -> None:
         self.folder = folder
         self.steps = Steps(folder, run)
 

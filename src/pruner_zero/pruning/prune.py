@@ -38,6 +38,7 @@ from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
 # Settings that an interrupted run may be taken up without.
+_NAMED = {"model", "windows", "torch"}
 _PLACE = {"memory", "pruning_workers", "ray_address", "ray_resources", "save_mask"}
 
 
@@ -225,10 +226,15 @@ class _Work:
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must share with this one to be taken up."""
         shares = self.settings.method.allocation
+        known = self.store.settings
+        # How much memory it may take, who prunes and where, what is written beside: no matter.
+        settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
-            # How much memory it may take, who prunes and where, what is written beside: no matter.
-            "settings": self.settings.model_dump(mode="json", exclude=_PLACE),
-            "tree": self.settings.method.metric.to_json(),
-            "shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
-            "statistics": self.store.settings,
+            **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
+            "the metric": self.settings.method.metric.to_json(),
+            "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
+            "the model's weights": known["model"],
+            "the calibration tokens": known["windows"],
+            "the version of torch": known["torch"],
+            "the statistics": {name: known[name] for name in known if name not in _NAMED},
         }

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pruner_zero.files import save_tensors
-from pruner_zero.steps import Steps
+from pruner_zero.steps import Run, Steps
 
 Tensors = Mapping[str, Tensor]
 
@@ -20,7 +20,7 @@ class Checkpoint:
     PrunerZeroError for a folder that belongs to other settings and for a damaged one.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: Run) -> None:
         self.folder = folder
         self.steps = Steps(folder, run)
 

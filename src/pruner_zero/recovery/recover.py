@@ -208,8 +208,10 @@ class _Work:
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must share with this one to be taken up."""
+        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"})
         return {
-            "settings": self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"}),
-            "origin": self.origin,
-            "tokens": [self.windows.sha256, self.validation.sha256],
+            **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
+            "the model's weights": self.origin["model_sha256"],
+            "the teacher's weights": self.origin["teacher_sha256"],
+            "the tokens of the text": [self.windows.sha256, self.validation.sha256],
         }
