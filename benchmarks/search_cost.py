@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python benchmarks/search_cost.py
 
-Searches on the built-in model and text with one thread, and masks random models of its width
-(`shapes.py`) at several depths. What candidates share is switched off piece by piece, in turn
+Searches on the built-in model and text, and masks random models of its width (`shapes.py`) at
+several depths. All is done by one thread and told in processor time, so that what else the
+machine does shows little. What candidates share is switched off piece by piece, in turn
 with runs that have all of it, and every run must leave the same archive. Sections that are in
 benchmarks/results/search-cost.json are kept, `--again SECTION` measures one anew; search_cost.md
 is written from that file.
@@ -39,7 +40,7 @@ from pruner_zero.search.algorithm import make_algorithm
 from pruner_zero.search.archive import JOURNAL, Archive, Record
 from pruner_zero.search.batch import BatchAlgorithm, Proposal
 from pruner_zero.search.build import build_evaluator, search_windows
-from pruner_zero.search.evaluator import RUNGS, Evaluator, Rung, Task
+from pruner_zero.search.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
 from pruner_zero.search.executor import Executor, SerialExecutor
 from pruner_zero.search.masked_model import MaskedModel
 from pruner_zero.search.search import Status, run
@@ -81,7 +82,7 @@ SHARED = {
 
 @dataclass(frozen=True)
 class Searched:
-    """One search: how long it took, what it left, what its proposals cost to reject."""
+    """One search: what it took and left, and what it took to see whether proposals are new."""
 
     seconds: float
     journal: list[dict[str, Any]]
@@ -119,7 +120,17 @@ class Copying(MaskedModel):
         return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]
 
 
-class Resampling(Evaluator):
+class Clocked(Evaluator):
+    """Tells processor time."""
+
+    def run(self, task: Task) -> Outcome:
+        """As `Evaluator.run`."""
+        start = time.process_time()
+        outcome = super().run(task)
+        return replace(outcome, seconds=round(time.process_time() - start, 4))
+
+
+class Resampling(Clocked):
     """Computes what the closed form compares with for every candidate, and throws it away."""
 
     def reconstruction(
@@ -160,7 +171,8 @@ def prepare(model: str, **given: Any) -> tuple[SearchSettings, Evaluator]:
     language_model = load_model(model)
     texts = load_corpus(TEXT, role="calibration"), load_corpus(TEXT, role="search")
     windows, judged = search_windows(settings, *texts, language_model.tokenizer)
-    return settings, build_evaluator(language_model, settings, windows, judged)
+    evaluator = build_evaluator(language_model, settings, windows, judged)
+    return settings, Clocked(**_fields(evaluator))
 
 
 def search(
@@ -186,9 +198,9 @@ def search(
     seen = 0
 
     def is_new(proposal: Proposal) -> bool:
-        start = time.perf_counter()
+        start = time.process_time()
         new = type(algorithm).is_new(algorithm, proposal)
-        rejection.append(time.perf_counter() - start)
+        rejection.append(time.process_time() - start)
         if not new:
             avoided.append(proposal)
         return new
@@ -210,9 +222,9 @@ def search(
         patch.object(algorithm, "is_new", is_new),
         plainly if "subexpressions" in off else nullcontext(),
     ):
-        start = time.perf_counter()
+        start = time.process_time()
         run(algorithm, archive, executor, settings, folder, observe)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
     return Searched(seconds, read_lines(folder / JOURNAL), rejection, again)
 
 
@@ -422,8 +434,9 @@ def write_page(report: dict[str, Any]) -> None:
     lines = [
         "# What a search costs",
         "",
-        "Made by `OMP_NUM_THREADS=1 python benchmarks/search_cost.py`: one thread, one process,"
-        f" at 50 %, statistics and losses on {TEXT}. [Result file](results/search-cost.json).",
+        "Made by `OMP_NUM_THREADS=1 python benchmarks/search_cost.py`: one process with one thread,"
+        f" at 50 %, statistics and losses on {TEXT}. Seconds are of processor time."
+        " [Result file](results/search-cost.json).",
     ]
     writers: dict[str, Callable[[dict[str, Any]], list[str]]] = {
         "rungs": _rungs_part,
@@ -455,26 +468,25 @@ def _rungs_part(found: dict[str, Any]) -> list[str]:
         f" {found['seqlen']} tokens, {found['seconds']:.0f} s. Rejection: whether a proposal can"
         " mask and is new, by its canonical form, before it becomes a candidate.",
         "",
-        "| rung | asked | median seconds | share of the time |",
+        "| rung | asked | median | share of the time |",
         "|---|---|---|---|",
     ]
     for rung, title in titles.items():
         if rung in rungs:
             one = rungs[rung]
-            lines.append(
-                f"| {title} | {one['count']} | {one['median_seconds']:.2g} | {one['share']:.1%} |"
-            )
+            median = _time(one["median_seconds"])
+            lines.append(f"| {title} | {one['count']} | {median} | {one['share']:.1%} |")
     lines += [
         f"| drawing proposals, deciding, journal | | | {rest:.1%} |",
         "",
         "The same from the [committed searches](search.md), which had longer to find what is"
-        " worth a loss: mean seconds and share of what was spent on judging.",
+        " worth a loss: mean wall time and share of what was spent on judging.",
         "",
         "| run | " + " | ".join(RUNGS) + " |",
         "|---|---|---|---|---|",
     ]
     for row in committed():
-        cells = [f"{row['rungs'][rung][0]:.2g} s, {row['rungs'][rung][1]:.0%}" for rung in RUNGS]
+        cells = [f"{_time(row['rungs'][rung][0])}, {row['rungs'][rung][1]:.0%}" for rung in RUNGS]
         lines.append("| " + " | ".join([row["run"], *cells]) + " |")
     return lines
 
@@ -503,7 +515,7 @@ def _sizes_part(found: dict[str, Any]) -> list[str]:
         "## By size of the model",
         "",
         "Random models of SmolLM2-135M's width, bfloat16, windows of"
-        f" {found['seqlen']} tokens; median seconds of a candidate, and how many times those of"
+        f" {found['seqlen']} tokens; the median of a candidate, and how many times those of"
         " the smallest.",
         "",
         f"| blocks | weights | × | probe | reconstruction | few ({found['few_windows']} window)"
@@ -512,7 +524,7 @@ def _sizes_part(found: dict[str, Any]) -> list[str]:
     ]
     for row in rows:
         cells = [
-            f"{row['seconds'][rung]:.2g} ({row['seconds'][rung] / least['seconds'][rung]:.1f}×)"
+            f"{_time(row['seconds'][rung])} ({row['seconds'][rung] / least['seconds'][rung]:.1f}×)"
             for rung in RUNGS
         ]
         head = [str(row["blocks"]), f"{row['weights'] / 1e6:.0f} M"]
@@ -565,6 +577,10 @@ def _profile_part(found: dict[str, Any]) -> list[str]:
         cumulative, own, calls, where = line.split(maxsplit=3)
         lines.append(f"| {cumulative} | {own} | {calls} | `{where}` |")
     return lines
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 0.1 else f"{1000 * seconds:.2g} ms"
 
 
 def _fields(value: Any) -> dict[str, Any]:
