@@ -28,13 +28,28 @@ class Elsewhere(Tensor):
     @staticmethod
     def __new__(cls, held: Tensor, place: torch.device) -> "Elsewhere":
         made: Elsewhere = Tensor._make_subclass(
-            cls, held.detach(), False, dispatch_device=True, device_for_backend_keys=place
+            cls, held.detach(), False, dispatch_device=True, device_for_backend_keys=HERE
         )
         made.held, made.place = held, place
         return made
 
     def __init__(self, held: Tensor, place: torch.device) -> None:
         super().__init__()
+
+    @property
+    def data(self) -> Any:
+        """Another tensor of the same values; what is set in its place may be on another device."""
+        return Elsewhere(self.held, self.place)
+
+    @data.setter
+    def data(self, value: Tensor) -> None:
+        new = value if isinstance(value, Elsewhere) else Elsewhere(value, torch.device("cpu"))
+        Tensor.data.__set__(self, new)  # type: ignore[attr-defined]
+        self.held, self.place = new.held, new.place
+
+    def tolist(self) -> Any:
+        """The values, for which torch asks no subclass."""
+        return self.held.tolist()
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -82,7 +97,11 @@ def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
     result = func(*_inside(args), **_inside(kwargs))
 
     def wrapped(leaf: Any) -> Any:
-        if not isinstance(leaf, Tensor) or place is None or place.type != HERE.type:
+        if not isinstance(leaf, Tensor) or place is None:
+            return leaf
+        # A parameter is to be of the type that it is made from, wherever that is.
+        typed = func is torch.ops.aten.detach.default and isinstance(given[0], Elsewhere)
+        if place.type != HERE.type and not typed:
             return leaf
         # What was changed in place is the tensor that it was.
         return known[id(leaf)] if id(leaf) in known else Elsewhere(leaf, place)

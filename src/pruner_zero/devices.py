@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
@@ -49,6 +50,15 @@ def find_devices(asked: str = "auto", present: Sequence[torch.device] | None = N
             )
         chosen |= dict.fromkeys(own)
     return Devices(tuple(chosen), spread=len(names) > 1)
+
+
+def _check(asked: str) -> str:
+    find_devices(asked)
+    return asked
+
+
+# A setting, refused where this machine has no such device.
+Device = Annotated[str, AfterValidator(_check)]
 
 
 def present_devices() -> list[torch.device]:

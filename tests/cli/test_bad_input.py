@@ -78,6 +78,38 @@ def test_options_that_mean_nothing(
     assert words in refused(*options)
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("prune", "--calibration", "no-such.txt", *HALF, "-o", "out"),
+        ("compare", "--calibration", "no-such.txt", "--text", "no-such.txt", *HALF),
+        ("search", "--calibration", "no-such.txt", "--sparsity", "0.5", "-o", "out"),
+        ("recover", "--text", "no-such.txt", "-o", "out"),
+        ("evaluate", "--text", "no-such.txt"),
+        ("evaluate", "--tasks", "no-such-task"),
+    ],
+    ids=lambda verb: verb[0],
+)
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps,cpu"])
+def test_a_device_that_is_not_there_is_refused_before_all_else(
+    verb: tuple[str, ...],
+    device: str,
+    cli: Cli,
+    llama_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if verb[0] == "search":
+        verb = (*verb, "--search-text", "no-such.txt", "--evaluations", "9")
+    line = cli(verb[0], llama_folder, *verb[1:], "--device", device).error
+    assert line.startswith(f"--device is '{device}', and this machine has ")
+    assert line.endswith(
+        "cpu: give auto, one of these, or several of cuda with commas between them"
+    )
+    assert not list(tmp_path.iterdir())
+
+
 def test_texts_that_do_not_serve(refused: Callable[..., str], tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")

@@ -8,6 +8,7 @@ its weights' gradients folded into G before the block before it is read.
 import shutil
 from collections import deque
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -128,8 +129,10 @@ class _Pass:
         own = [matrix for matrix in self.matrices if matrix.block == index]
         inputs, incoming = self._opened("inputs", index), self._opened("gradients", index + 1)
         outgoing = self._file("gradients", index) if index else None
-        sums = GradientSums(own, self.norm)
-        with self.language_model.block(index) as block, sums.collecting(block):
+        with self.language_model.block(index) as block, ExitStack() as stack:
+            # Only now are the parameters where their gradients will be.
+            sums = GradientSums(own, self.norm)
+            stack.enter_context(sums.collecting(block))
             for hidden, gradient, arguments in zip(
                 inputs, incoming, calls.arguments[index], strict=True
             ):

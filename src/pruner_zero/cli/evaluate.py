@@ -50,6 +50,7 @@ def evaluate(
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Questions of tasks at once.")] = 1,
     dtype: options.DtypeText = None,
+    device: options.DeviceText = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="JSON file for the result.", show_default=False),
@@ -57,6 +58,7 @@ def evaluate(
     as_json: options.AsJson = False,
 ) -> None:
     """Measure MODEL's perplexity per token on a text, its scores in tasks, or both."""
+    from pruner_zero.devices import find_devices
     from pruner_zero.evaluation import evaluate as run
     from pruner_zero.files import check_writable, write_atomic, writing
     from pruner_zero.models import check_dtype, load_model
@@ -66,9 +68,14 @@ def evaluate(
         raise PrunerZeroError("give --text to measure perplexity on, --tasks, or both")
     if output is not None:
         check_writable(output)
-    given: dict[str, Any] = {"dtype": check_dtype(dtype or "auto"), "progress": progress()}
+    given: dict[str, Any] = {
+        "dtype": check_dtype(dtype or "auto"),
+        "device": device or "auto",
+        "progress": progress(),
+    }
+    find_devices(given["device"])
     corpus = load_corpus(text, role="test", progress=given["progress"]) if text else None
-    loaded = load_model(model, given["dtype"]) if text and tasks else model
+    loaded = load_model(model, given["dtype"], given["device"]) if text and tasks else model
     scores = perplexity = None
     if tasks is not None:
         scores = run(

@@ -106,6 +106,15 @@ DtypeText = Annotated[
         show_default=False,
     ),
 ]
+DeviceText = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        help="auto, cpu, mps, cuda, cuda:1, or a list cuda:0,cuda:1 over which blocks are spread. "
+        "[default: auto, the fastest there is]",
+        show_default=False,
+    ),
+]
 GradientNormText = Annotated[
     str | None,
     typer.Option("--gradient-norm", help="l2 or l1. [default: l2]", show_default=False),

@@ -82,6 +82,7 @@ def recover(
     ] = None,
     seed: options.Seed = None,
     dtype: options.DtypeText = None,
+    device: options.DeviceText = None,
     compute_dtype: Annotated[
         str | None,
         typer.Option(
@@ -128,6 +129,7 @@ def recover(
         keep=keep,
         seed=seed,
         dtype=dtype,
+        device=device,
         compute_dtype=compute_dtype,
         checkpoint_minutes=checkpoint_minutes,
     )

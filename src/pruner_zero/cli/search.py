@@ -101,6 +101,7 @@ def search(
     include: options.Include = None,
     exclude: options.Exclude = None,
     dtype: options.DtypeText = None,
+    device: options.DeviceText = None,
     gradient_norm: options.GradientNormText = None,
     gradient_seqlen: options.GradientSeqlen = None,
     cache: options.Cache = None,
@@ -138,6 +139,7 @@ def search(
         "include": include,
         "exclude": exclude,
         "dtype": dtype,
+        "device": device,
         "gradient_norm": gradient_norm,
         "gradient_seqlen": gradient_seqlen,
     }

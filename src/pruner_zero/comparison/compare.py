@@ -12,6 +12,7 @@ import torch
 from pydantic import Field, field_validator
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
 from pruner_zero.files import check_writable, write_atomic, writing
@@ -131,7 +132,7 @@ def compare(
         checked.text if text is None else text, role="test", progress=progress
     )
     language_model = as_language_model(
-        checked.model if model is None else model, tokenizer, checked.dtype
+        checked.model if model is None else model, tokenizer, checked.dtype, checked.placed_on
     )
     windows = random_windows(
         calibration_corpus,
@@ -183,6 +184,7 @@ class _Table:
             [],
             {
                 **provenance(),
+                "device": str(self.language_model.device),
                 "settings": self.settings.model_dump(mode="json"),
                 "calibration": self.windows.describe(),
                 "evaluation": self.test.describe(),
@@ -273,7 +275,8 @@ def _restoring(matrices: Sequence[Matrix]) -> Iterator[Any]:
     """Give a function that puts the dense weights back; they are back at the end in any case."""
     # By parameter: the experts of a mixture are many matrices of one.
     parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
-    dense = {name: parameter.data.clone() for name, parameter in parameters.items()}
+    # In main memory, where a model that fills its device has room for them.
+    dense = {name: one.data.to(CPU, copy=True) for name, one in parameters.items()}
 
     def restore() -> None:
         with torch.no_grad():

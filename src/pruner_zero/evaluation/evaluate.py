@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
+from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
@@ -21,6 +22,7 @@ def evaluate(
     windows: int | None = None,
     tokenizer: Any = None,
     dtype: Dtype = "auto",
+    device: str = "auto",
     progress: Progress = SILENT,
 ) -> Perplexity: ...
 
@@ -36,6 +38,7 @@ def evaluate(
     batch_size: int = 1,
     tokenizer: Any = None,
     dtype: Dtype = "auto",
+    device: str = "auto",
     progress: Progress = SILENT,
 ) -> TaskResult: ...
 
@@ -53,6 +56,7 @@ def evaluate(
     batch_size: int = 1,
     tokenizer: Any = None,
     dtype: Dtype = "auto",
+    device: str = "auto",
     progress: Progress = SILENT,
 ) -> Perplexity | TaskResult:
     """How good `model` is: its perplexity on `text`, or its scores in `tasks`.
@@ -60,6 +64,7 @@ def evaluate(
     model: what `load_model` takes, or a model object with its `tokenizer`. text: a corpus
     name, file, or strings, of which the first `windows` windows are read, all where None.
     tasks: names of lm-eval, as a list or comma-separated; see `evaluate_tasks` for the rest.
+    device: as `load_model` and `as_language_model` take it.
     For both, load the model once and call twice. Raises PrunerZeroError.
     """
     if (text is None) == (tasks is None):
@@ -75,10 +80,12 @@ def evaluate(
             batch_size=batch_size,
             tokenizer=tokenizer,
             dtype=dtype,
+            device=device,
             progress=progress,
         )
     assert text is not None
+    find_devices(device)
     corpus = load_corpus(text, role="test", progress=progress)
-    language_model = as_language_model(model, tokenizer, dtype)
+    language_model = as_language_model(model, tokenizer, dtype, device)
     chosen = consecutive_windows(corpus, language_model.tokenizer, seqlen, windows)
     return perplexity(language_model, chosen, progress)

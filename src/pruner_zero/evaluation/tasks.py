@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.harness import (
     harness_model,
@@ -128,24 +129,27 @@ def evaluate_tasks(
     batch_size: int = 1,
     tokenizer: Any = None,
     dtype: Dtype = "auto",
+    device: str = "auto",
     progress: Progress = SILENT,
 ) -> TaskResult:
     """The scores of `model` in the tasks, groups and tags `names` of lm-eval.
 
     fewshot: examples before each question, the task's own number where None. limit: only the
     first questions of each task. folder: task files (`.yaml`) that come before lm-eval's own,
-    such as ones whose data are local files. batch_size: requests at once. The model, loaded once
+    such as ones whose data are local files. batch_size: requests at once. device: as `load_model`
+    takes it. The model, loaded once
     the tasks are there, is used in place, with fp32 log-probabilities. Raises PrunerZeroError where
     lm-eval is missing, a task is unknown, its data cannot be had or holds too few examples,
     and where the model is damaged.
     """
     _check(names, fewshot, limit, batch_size)
+    find_devices(device)
     harness = import_lm_eval()
     with quiet(progress), seeded(SEED):
         loaded = load_tasks(names, Path(folder) if folder is not None else None, progress)
         for task in loaded["tasks"].values():
             _set_examples(task, fewshot)
-        language_model = as_language_model(model, tokenizer, dtype)
+        language_model = as_language_model(model, tokenizer, dtype, device)
         found = harness.evaluator.evaluate(
             harness_model(language_model, batch_size, progress),
             loaded,

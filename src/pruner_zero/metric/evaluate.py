@@ -43,7 +43,7 @@ def evaluate(
             if isinstance(node, Terminal):
                 values[node] = terminals[node.name].to(torch.float32)
             elif isinstance(node, Constant):
-                values[node] = torch.tensor([[node.value]], dtype=torch.float32, device=device)
+                values[node] = torch.tensor([[node.value]], dtype=torch.float32).to(device)
             else:
                 assert isinstance(node, Call)
                 values[node] = node.operator.apply(*[value(operand) for operand in node.operands])

@@ -129,8 +129,9 @@ def open_offloaded(
     model.generation_config = bare.generation_config
     model._weight_conversions = bare._weight_conversions
     stored = _place(model, bare, shards)
-    for buffer in model.buffers():
-        buffer.data = buffer.data.to(device)
+    for own, buffer in list(model.named_buffers(remove_duplicate=False)):
+        owner, _, last = own.rpartition(".")
+        setattr(model.get_submodule(owner), last, buffer.to(device))
     return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored, device)
 
 

@@ -39,7 +39,7 @@ from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
 # Settings that an interrupted run may be taken up without.
 _NAMED = {"model", "windows", "torch"}
-_PLACE = {"memory", "pruning_workers", "ray_address", "ray_resources", "save_mask"}
+_PLACE = {"memory", "device", "pruning_workers", "ray_address", "ray_resources", "save_mask"}
 
 
 def prune(
@@ -94,9 +94,11 @@ def prune(
         progress=progress,
     )
     language_model = (
-        load_offloaded(checked.model, checked.dtype)
+        load_offloaded(checked.model, checked.dtype, checked.placed_on)
         if checked.offload
-        else as_language_model(checked.model if model is None else model, tokenizer, checked.dtype)
+        else as_language_model(
+            checked.model if model is None else model, tokenizer, checked.dtype, checked.placed_on
+        )
     )
     windows = random_windows(
         corpus, language_model.tokenizer, checked.windows, checked.seqlen, checked.seed
@@ -184,7 +186,11 @@ class _Work:
             mode,
             records,
             self.windows.describe(),
-            {**provenance(), "model_sha256": self.store.settings["model"]},
+            {
+                **provenance(),
+                "device": str(self.language_model.device),
+                "model_sha256": self.store.settings["model"],
+            },
             cost,
         )
 
@@ -227,7 +233,7 @@ class _Work:
         """What an unfinished run must share with this one to be taken up."""
         shares = self.settings.method.allocation
         known = self.store.settings
-        # How much memory it may take, who prunes and where, what is written beside: no matter.
+        # Memory, who prunes, where, and what is written beside change at most how sums round.
         settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},

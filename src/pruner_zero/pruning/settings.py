@@ -9,6 +9,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.calibration import CalibrationWorkers, GradientNorm
+from pruner_zero.devices import CPU, Device, find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Dtype, LanguageModel
 from pruner_zero.pruning.memory_plan import parse_memory
@@ -28,7 +29,7 @@ class CalibrationSettings(Settings):
     gradient_seqlen: tokens of the pieces that windows are cut into for G, see `gradient_windows`.
     calibration_workers: actors of a Ray cluster, each with a share of the windows; how many
     there are decides only how the statistics round. ray_address, ray_resources: as
-    `CalibrationWorkers` takes them.
+    `CalibrationWorkers` takes them. device: what `find_devices` takes.
     """
 
     model: str
@@ -41,6 +42,7 @@ class CalibrationSettings(Settings):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     dtype: Dtype = "auto"
+    device: Device = "auto"
     gradient_norm: GradientNorm = "l2"
     gradient_seqlen: Annotated[int, Field(ge=2)] | None = None
     damping: Annotated[float, Field(gt=0, le=1)] = 0.01
@@ -66,6 +68,25 @@ class CalibrationSettings(Settings):
                 f"{self.seqlen} tokens of a window (--seqlen)"
             )
         return self
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.sharing and find_devices(self.placed_on).first != CPU:
+            raise PrunerZeroError(
+                f"{self.sharing} share the model in main memory, and --device {self.device} has "
+                "it elsewhere: choose one of them"
+            )
+        return self
+
+    @property
+    def sharing(self) -> str | None:
+        """The option by which other processes get the model too; None where it is here alone."""
+        return None if self.calibration_workers is None else "--calibration-workers"
+
+    @property
+    def placed_on(self) -> str:
+        """`device`, where "auto" is the CPU for a model that other processes get too."""
+        return "cpu" if self.sharing and self.device == "auto" else self.device
 
     @property
     def workers_of_calibration(self) -> CalibrationWorkers | None:
@@ -102,6 +123,11 @@ class MethodSettings(CalibrationSettings):
                 "--pruning-workers: add one of them, or leave them out"
             )
         return self
+
+    @property
+    def sharing(self) -> str | None:
+        """As in `CalibrationSettings`; matrices are pruned in main memory elsewhere too."""
+        return super().sharing if self.pruning_workers is None else "--pruning-workers"
 
     def pruner(self) -> AbstractContextManager[Pruner]:
         """Who prunes matrices: this process, or a Ray cluster while it is joined."""

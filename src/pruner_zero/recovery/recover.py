@@ -15,7 +15,6 @@ from pruner_zero.models import (
     check_tokens,
     check_weights,
     find_matrices,
-    load_model,
     save_model,
 )
 from pruner_zero.progress import SILENT, Progress
@@ -39,6 +38,9 @@ from pruner_zero.recovery.windows import split_windows
 from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
 from pruner_zero.settings import read_settings
 from pruner_zero.text import Corpus, Windows, load_corpus
+
+# Settings that an interrupted run may be taken up without.
+_PLACE = {"checkpoint_minutes", "device"}
 
 
 def recover(
@@ -76,7 +78,9 @@ def recover(
     if folder:
         check_output(folder, overwrite)
     corpus = load_corpus(checked.text if text is None else text, progress=progress)
-    pruned = as_language_model(checked.model if model is None else model, tokenizer, checked.dtype)
+    pruned = as_language_model(
+        checked.model if model is None else model, tokenizer, checked.dtype, checked.device
+    )
     windows, validation = split_windows(
         corpus, pruned.tokenizer, checked.seqlen, checked.validation_windows
     )
@@ -85,7 +89,7 @@ def recover(
     matrices = find_matrices(pruned.model)
     check_weights(matrices)
     masks = read_masks(matrices, checked.model)
-    dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned)
+    dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned, checked.device)
     origin = {
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,
@@ -95,11 +99,11 @@ def recover(
 
 
 def _load_teacher(
-    teacher: str | Path | LanguageModel | None, student: LanguageModel
+    teacher: str | Path | LanguageModel | None, student: LanguageModel, device: str
 ) -> LanguageModel | None:
     if teacher is None:
         return None
-    loaded = teacher if isinstance(teacher, LanguageModel) else load_model(teacher)
+    loaded = as_language_model(teacher, device=device)
     check_teacher(loaded, student)
     return loaded
 
@@ -146,7 +150,7 @@ class _Work:
             str(dtype).removeprefix("torch."),
             self.windows.describe(),
             self.validation.describe(),
-            {**provenance(), **self.origin},
+            {**provenance(), "device": str(model.device), **self.origin},
             cost,
         )
 
@@ -208,7 +212,7 @@ class _Work:
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must share with this one to be taken up."""
-        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_minutes"})
+        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_minutes", "device"})
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
             "the model's weights": self.origin["model_sha256"],

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from pruner_zero.devices import Device
 from pruner_zero.models import Dtype
 from pruner_zero.settings import Settings
 
@@ -24,7 +25,7 @@ class RecoverSettings(Settings):
     which it is reached. norms: one-dimensional parameters (norms, biases) learn too.
     teacher_share: how much of the loss is the divergence from the teacher, where there is one.
     dtype: what the weights are loaded and saved in; they are trained in float32 whatever it is.
-    compute_dtype: what matrices are multiplied in.
+    compute_dtype: what matrices are multiplied in. device: what `find_devices` takes.
     """
 
     model: str
@@ -49,6 +50,7 @@ class RecoverSettings(Settings):
     keep: Keep = "best"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     dtype: Dtype = "auto"
+    device: Device = "auto"
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 2.0
 

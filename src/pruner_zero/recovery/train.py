@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -258,9 +258,10 @@ class Training:
                 stack.callback(handle.remove)
             yield
 
-    def _autocast(self) -> torch.autocast:
-        device = next(self.model.parameters()).device.type
-        return torch.autocast(device, self.dtype, enabled=self.dtype != torch.float32)
+    def _autocast(self) -> AbstractContextManager[None]:
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(next(self.model.parameters()).device.type, self.dtype)
 
 
 def _pull_into(one: Trainable) -> Any:

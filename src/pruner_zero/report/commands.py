@@ -18,7 +18,7 @@ from pruner_zero.text.corpus import NAMES
 # Settings that the verbs take as options; the others go through --config.
 _SHARED = (
     *("calibration", "sparsity", "pattern", "scope", "windows", "seqlen", "seed"),
-    *("include", "exclude", "dtype", "gradient_norm", "gradient_seqlen"),
+    *("include", "exclude", "dtype", "device", "gradient_norm", "gradient_seqlen"),
 )
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "search": (

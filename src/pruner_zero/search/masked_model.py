@@ -38,6 +38,11 @@ class MaskedModel:
     grams: Mapping[str, Tensor] = field(default_factory=dict)
     damping: float = 0.01
 
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
     def terminals(self, matrix: Matrix) -> dict[str, Tensor]:
         """All terminals of one matrix, W and S from the dense weights, fp32."""
         weight = matrix.view(self.dense[matrix.parameter_name]).float()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked, write_atomic
 from pruner_zero.metric import Metric
@@ -129,7 +130,7 @@ def search(
     _check_folder(folder)
     own = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
     judged = load_corpus(search_text or checked.search_text, role="search", progress=progress)
-    language_model = as_language_model(model, tokenizer, checked.dtype)
+    language_model = as_language_model(model, tokenizer, checked.dtype, checked.placed_on)
     windows, search_on = search_windows(checked, own, judged, language_model.tokenizer)
     matrices = find_matrices(language_model.model, checked.include, checked.exclude)
     layout = Layout.of(matrices)
@@ -161,7 +162,7 @@ def search(
                     "settings": checked.model_dump(mode="json"),
                     "calibration": windows.describe(),
                     "search": search_on.describe(),
-                    "provenance": provenance(),
+                    "provenance": {**provenance(), "device": str(language_model.device)},
                 },
                 indent=2,
             )
@@ -267,7 +268,10 @@ def make_executor(settings: SearchSettings, evaluator: Evaluator) -> Executor:
             address=settings.ray_address,
             resources=settings.ray_resources,
         )
-    workers = settings.workers or max(1, (os.cpu_count() or 1) // settings.threads)
+    # Elsewhere than in main memory the model is not shared: one worker has it there.
+    here = evaluator.masked.device == CPU
+    cores = (os.cpu_count() or 1) if here else 1
+    workers = settings.workers or max(1, cores // settings.threads)
     name = settings.executor or ("processes" if workers > 1 else "serial")
     return EXECUTORS[name](evaluator, workers, settings.threads, settings.time_limit)
 

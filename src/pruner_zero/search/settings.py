@@ -128,6 +128,15 @@ class SearchSettings(CalibrationSettings):
             )
 
     @property
+    def sharing(self) -> str | None:
+        """Processes that judge candidates share the model as those that calibrate do."""
+        if self.executor == "serial":
+            return super().sharing
+        if self.executor is not None:
+            return f"--executor {self.executor}"
+        return "--workers" if (self.workers or 1) > 1 else super().sharing
+
+    @property
     def zeros(self) -> Pattern:
         """The pattern that candidates are judged under; each brings its own scope."""
         if self.pattern is not None:
@@ -208,6 +217,7 @@ LIMITS = {
     "patience",
     "workers",
     "executor",
+    "device",
     "time_limit",
     "ray_address",
     "ray_resources",

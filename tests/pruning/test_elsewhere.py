@@ -1,0 +1,127 @@
+"""`prune` of a model that is elsewhere: everything follows it, and the same weights go."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero import prune
+from pruner_zero.devices import CPU
+from pruner_zero.models import LanguageModel, find_blocks, find_matrices, load_model, offloaded
+from tests.elsewhere import HERE, THERE, Elsewhere, elsewhere
+from tests.models.test_placement import place_block_after_block
+from tests.pruning.conftest import language_model
+
+METHODS: dict[str, dict[str, Any]] = {
+    "a statistic by forward": {"metric": "wanda"},
+    "gradients and an operator over the matrix": {"metric": "pruner-zero", "mode": "one-shot"},
+    "the Hessian": {"metric": "sparsegpt"},
+    "a metric in the sweep": {"metric": "ria", "update": "obs-iter", "scope": "block"},
+    "N:M": {"metric": "ria", "pattern": "2:4", "sparsity": None},
+    "wide N:M, swept": {
+        "metric": "wanda",
+        "pattern": "16:32",
+        "sparsity": None,
+        "update": "obs",
+        "exclude": ("*.down_proj",),
+    },
+    "all matrices at once": {"metric": "W * G", "scope": "global"},
+    "one matrix at once": {"metric": "wanda", "scope": "matrix"},
+    "cumulative shares": {"metric": "wanda", "scope": "cumulative"},
+    "swaps and least squares": {"metric": "wanda", "refine": True, "update": "exact"},
+    "swaps within groups": {"metric": "wanda", "refine": True, "pattern": "2:4", "sparsity": None},
+    "aims at the dense outputs": {"metric": "wanda", "update": "obs", "asymmetric": True},
+    "shares by outliers": {"metric": "wanda", "allocation": "owl"},
+    "shares by spectra": {"metric": "magnitude", "allocation": "alphapruning"},
+    "shares by error": {"metric": "wanda", "allocation": "error"},
+}
+
+
+def pruned(model: LanguageModel, prose: str, cache: Path, **method: Any) -> dict[str, Tensor]:
+    given = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": cache, **method}
+    prune(model, calibration=[prose], **given)
+    return {matrix.name: matrix.weight.detach().cpu() for matrix in find_matrices(model.model)}
+
+
+def check_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Sums may round otherwise elsewhere, which may tip a weight or two."""
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        same = (found[name] == 0) == (weight == 0)
+        assert same.float().mean() > 0.99, name
+        torch.testing.assert_close(found[name][same], weight[same], rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_kind_of_method_prunes_elsewhere_as_here(
+    method: dict[str, Any], prose: str, tmp_path: Path
+) -> None:
+    expected = pruned(language_model("llama"), prose, tmp_path / "here", **method)
+    model = language_model("llama")
+    with elsewhere():
+        model.model.to(HERE)
+        found = pruned(model, prose, tmp_path / "elsewhere", **method)
+        assert {matrix.weight.device for matrix in find_matrices(model.model)} == {HERE}
+    check_close(found, expected)
+
+
+@pytest.mark.parametrize("metric", ["wanda@global", "sparsegpt", "pruner-zero+exact"])
+def test_a_model_on_two_devices_is_pruned_as_on_one(
+    metric: str, prose: str, tmp_path: Path
+) -> None:
+    expected = pruned(language_model("llama"), prose, tmp_path / "here", metric=metric)
+    model = language_model("llama")
+    with elsewhere():
+        place_block_after_block(model.model)
+        found = pruned(model, prose, tmp_path / "elsewhere", metric=metric)
+    places = [next(block.parameters()).device for block in find_blocks(model.model)]
+    assert places == [HERE, THERE]
+    check_close(found, expected)
+
+
+def test_what_is_written_loads_anywhere(prose: str, tmp_path: Path) -> None:
+    model = language_model("llama")
+    with elsewhere():
+        model.model.to(HERE)
+        output = tmp_path / "out"
+        result = prune(
+            model, sparsity=0.5, calibration=[prose], windows=3, seqlen=24, output=output
+        )
+        assert result.provenance["device"] == str(HERE)
+    loaded = load_model(output, device="cpu")
+    for one, other in zip(find_matrices(loaded.model), find_matrices(model.model), strict=True):
+        assert torch.equal(one.weight, other.weight.cpu())
+
+
+@pytest.mark.parametrize("metric", ["wanda", "pruner-zero", "sparsegpt", "wanda@global"])
+def test_a_model_on_disk_is_read_to_the_device_block_by_block(
+    metric: str,
+    llama_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "calibration": text_file}
+    prune(llama_folder, metric, output=tmp_path / "here", cache=tmp_path / "a", **given)
+    # Parameters that are not loaded are in main memory, and can become others in place.
+    bare = offloaded._placeholder
+    monkeypatch.setattr(offloaded, "_placeholder", lambda like: Elsewhere(bare(like), CPU))
+    monkeypatch.setattr("pruner_zero.devices.present_devices", lambda: [HERE, CPU])
+    with elsewhere():
+        result = prune(
+            llama_folder,
+            metric,
+            output=tmp_path / "there",
+            cache=tmp_path / "b",
+            offload=True,
+            memory="900MiB",
+            **given,
+        )
+    assert result.provenance["device"] == str(HERE)
+    found, expected = (
+        {one.name: one.weight for one in find_matrices(load_model(folder, device="cpu").model)}
+        for folder in (tmp_path / "there", tmp_path / "here")
+    )
+    check_close(found, expected)

@@ -1,0 +1,91 @@
+"""`recover` where the model is: the same curve, the same zeros, and back again after a stop."""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.recovery import RecoverResult, recover
+from tests.elsewhere import HERE, THERE, elsewhere
+from tests.models.test_placement import place_block_after_block
+from tests.recovery.conftest import pruned_model
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+SMALL: dict[str, Any] = {
+    "steps": 4,
+    "seqlen": 16,
+    "batch": 2,
+    "validation_windows": 2,
+    "learning_rate": 1e-2,
+    "compute_dtype": "float32",
+}
+
+
+@pytest.fixture(autouse=True)
+def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's fused optimizers know by name which devices they are for."""
+    optimizer = import_module("torch.optim.adam")
+    monkeypatch.setattr(optimizer, "_device_dtype_check_for_fused", lambda *_, **__: None)
+
+
+def recovered(model: LanguageModel, prose: str, **given: Any) -> RecoverResult:
+    return recover(model, text=[prose], **{**SMALL, **given})
+
+
+def losses(result: RecoverResult) -> list[float]:
+    return [point.validation_loss for point in result.curve]
+
+
+@pytest.mark.parametrize("mode", ["full", "lora"])
+def test_a_model_learns_elsewhere_as_here(mode: str, prose: str) -> None:
+    given = {"mode": mode, "norms": True, "rank": 2}
+    expected = recovered(pruned_model()[0], prose, **given)
+    model = pruned_model()[0]
+    with elsewhere():
+        model.model.to(HERE)
+        found = recovered(model, prose, **given)
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
+    assert found.sparsity_after == expected.sparsity_after
+
+
+def test_a_teacher_may_be_on_another_device_than_a_model_on_two(prose: str) -> None:
+    teacher = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "dense")
+    expected = recovered(pruned_model()[0], prose, teacher=teacher)
+    model = pruned_model()[0]
+    with elsewhere():
+        place_block_after_block(model.model)
+        teacher.model.to(THERE)
+        found = recovered(model, prose, teacher=teacher)
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
+
+
+def test_what_was_stopped_elsewhere_goes_on_here(
+    prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = recovered(pruned_model()[0], prose)
+    model, output = pruned_model()[0], tmp_path / "out"
+    given = {"output": output, "checkpoint_minutes": 0.0}
+
+    class StoppedError(Exception):
+        pass
+
+    def stop(*_: object) -> None:
+        raise StoppedError
+
+    with elsewhere(), monkeypatch.context() as patch:
+        patch.setattr(import_module("pruner_zero.recovery.recover"), "RecoverResult", stop)
+        model.model.to(HERE)
+        with pytest.raises(StoppedError):
+            recovered(model, prose, **given)
+    found = recovered(pruned_model()[0], prose, **given)
+    assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
+    for one, other in zip(
+        find_matrices(found.language_model.model),
+        find_matrices(expected.language_model.model),
+        strict=True,
+    ):
+        torch.testing.assert_close(one.weight, other.weight, rtol=1e-2, atol=1e-3)
