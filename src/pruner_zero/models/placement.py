@@ -45,6 +45,7 @@ def place_model(
         block.to(home)
     for module in model.modules():
         if id(module) not in inside:
+            # What `to` does to a module, but not to those in it; tied parameters stay tied.
             module._apply(lambda tensor: tensor.to(devices.first), recurse=False)
             if any(True for _ in module.parameters(recurse=False)):
                 _take_inputs_first(module)
