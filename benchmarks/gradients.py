@@ -20,7 +20,7 @@ from pruner_zero.models import load_model
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "gradients.json"
 SEQLEN, WINDOWS, WINDOWS_EVAL = 1024, 24, 8
-PIECES = (SEQLEN, 256, 128)
+PIECES = (SEQLEN, 128)
 TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "50 %": ({"sparsity": 0.5}, ("W * G@global", "W^2 * G^1.5@global", "W * G", "gblm")),
     "2:4": ({"pattern": "2:4"}, ("pruner-zero", "W * G", "column_share(W) * G")),
