@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := builtin:smollm2-135m
 
-.PHONY: demo test test-slow check docs faults clean
+.PHONY: demo test test-slow check coverage faults docs wheel clean
 
 # One environment for everything; made anew when the dependencies change.
 $(BIN)/.installed: pyproject.toml
@@ -41,6 +41,9 @@ check: $(BIN)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+coverage: $(BIN)/.installed
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
+
 faults: $(BIN)/.installed
 	$(BIN)/python -m tests.faults
 
@@ -48,6 +51,19 @@ docs: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the site: build/site/index.html"
+
+# Both distributions, and each put to work in an environment of its own.
+wheel:
+	rm -rf dist build/wheel build/sdist
+	$(PYTHON) -m venv build/wheel
+	$(PYTHON) -m venv build/sdist
+	build/wheel/bin/python -m pip install --quiet build
+	build/wheel/bin/python -m build
+	build/wheel/bin/python -m pip install --quiet dist/*.whl
+	build/wheel/bin/python -m tests.installed
+	build/sdist/bin/python -m pip install --quiet dist/*.tar.gz
+	build/sdist/bin/python -m tests.installed
+	@echo "the distributions: dist/"
 
 clean:
 	rm -rf .venv runs dist build

@@ -1,0 +1,98 @@
+"""What each room may import: the table of ARCHITECTURE.md, held against the code."""
+
+import ast
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+import pruner_zero
+
+ROOT = Path(__file__).parents[1]
+SOURCE = Path(pruner_zero.__file__).parent
+PACKAGE = "pruner_zero"
+# The face of the package and the way into it name the verbs.
+FACE = {"__init__", "__main__"}
+
+
+def table(page: str) -> dict[str, set[str]]:
+    """The rooms that each room of the table may import, from top to bottom."""
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ?([^|]*?) ?\|$", page, re.MULTILINE)
+    told: dict[str, set[str]] = {}
+    for room, imports in rows:
+        named = set(re.split(r",\s*", imports)) if imports else set()
+        told[room] = set(told) if named == {"all above"} else named & {name for name, _ in rows}
+    return told
+
+
+def imported(code: str) -> Iterator[str]:
+    """The rooms and root modules of the package that a module imports, wherever in it."""
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
+            names = [f"{PACKAGE}.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "a relative import hides the room"
+            names = [node.module or ""]
+        else:
+            continue
+        yield from (name.split(".")[1] for name in names if name.startswith(f"{PACKAGE}."))
+
+
+def used(folder: Path) -> dict[str, set[str]]:
+    """The rooms, of those there are, that each room imports; all root modules as the room ""."""
+    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
+    found: dict[str, set[str]] = {room: set() for room in ("", *rooms)}
+    for path in folder.rglob("*.py"):
+        room = path.relative_to(folder).parts[0] if path.parent != folder else ""
+        if room or path.stem not in FACE:
+            found[room] |= set(imported(path.read_text())) & rooms - {room}
+    return found
+
+
+ROOMS = table((ROOT / "ARCHITECTURE.md").read_text())
+USED = used(SOURCE)
+
+
+def test_the_table_has_every_room() -> None:
+    assert set(ROOMS) == set(USED) - {""}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_what_its_row_names(room: str) -> None:
+    assert USED[room] <= ROOMS[room], f"{room} imports {sorted(USED[room] - ROOMS[room])}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_row_names_only_rooms_above_it_and_none_in_vain(room: str) -> None:
+    above = list(ROOMS)[: list(ROOMS).index(room)]
+    assert ROOMS[room] <= set(above)
+    assert room == "cli" or ROOMS[room] <= USED[room]
+
+
+def test_the_root_imports_no_room() -> None:
+    assert USED[""] == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from pruner_zero.upper import x",
+        "from pruner_zero.upper.deep import x",
+        "from pruner_zero import upper",
+        "import pruner_zero.upper.deep",
+        "def f():\n    from pruner_zero.upper import x",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import pruner_zero.upper",
+    ],
+)
+def test_an_import_upward_is_seen_wherever_it_is(line: str, tmp_path: Path) -> None:
+    for room in ("lower", "upper"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").touch()
+    (tmp_path / "lower" / "module.py").write_text(line)
+    page = "| `lower/` | x | torch |\n| `upper/` | y | lower |\n| `cli/` | z | all above |"
+    told: Mapping[str, set[str]] = table(page)
+    assert told == {"lower": set(), "upper": {"lower"}, "cli": {"lower", "upper"}}
+    assert used(tmp_path)["lower"] - told["lower"] == {"upper"}
