@@ -1,0 +1,48 @@
+"""`compare` and `evaluate` on a machine that has more than its CPU: the same table."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero import compare, evaluate
+from pruner_zero.devices import CPU
+from tests.elsewhere import HERE, THERE, elsewhere
+
+SMALL: dict[str, Any] = {"sparsity": 0.5, "windows": 2, "seqlen": 16, "windows_eval": 2}
+
+
+@pytest.fixture
+def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has two devices besides its CPU, with room for the model on either."""
+    monkeypatch.setattr("pruner_zero.devices.present_devices", lambda: [HERE, THERE, CPU])
+    monkeypatch.setattr("pruner_zero.models.load.place_model.__defaults__", (lambda _: 1 << 30,))
+
+
+@pytest.mark.usefixtures("accelerated")
+@pytest.mark.parametrize(("device", "place"), [("auto", HERE), (str(THERE), THERE), ("cpu", CPU)])
+def test_the_table_is_the_same_wherever_it_is_made(
+    device: str, place: Any, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    def losses(cache: str, **given: Any) -> list[float]:
+        texts = {"calibration": text_file, "text": text_file}
+        methods = "dense,magnitude,sparsegpt,wanda"
+        table = compare(llama_folder, methods, **texts, cache=tmp_path / cache, **SMALL, **given)
+        assert table.provenance["device"] == str(given.get("device", place))
+        return [row["loss"] for row in table.rows]
+
+    expected = losses("here", device="cpu")
+    with elsewhere():
+        found = losses("there", **({} if device == "auto" else {"device": device}))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.usefixtures("accelerated")
+def test_perplexity_is_the_same_wherever_it_is_measured(
+    llama_folder: Path, text_file: Path
+) -> None:
+    given: dict[str, Any] = {"seqlen": 16, "windows": 2}
+    expected = evaluate(llama_folder, text_file, device="cpu", **given)
+    with elsewhere():
+        found = evaluate(llama_folder, text_file, **given)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
