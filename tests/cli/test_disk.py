@@ -29,16 +29,26 @@ def no_file_beyond(limit: int) -> Iterator[None]:
 
 @pytest.mark.fault("the disk is full, read-only or a mount point at a known write")
 @pytest.mark.parametrize(
-    ("limit", "file"),
-    [(600, "X-0000.safetensors"), (20_000, "weights-0000.safetensors"), (80_000, "result")],
+    ("metric", "limit", "file"),
+    [
+        ("gblm", 4_000, "G-0000.safetensors"),
+        ("wanda", 20_000, "weights-0000.safetensors"),
+        ("wanda", 80_000, "result"),
+    ],
 )
 def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
-    limit: int, file: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+    metric: str,
+    limit: int,
+    file: str,
+    cli: Cli,
+    llama_folder: Path,
+    text_file: Path,
+    tmp_path: Path,
 ) -> None:
     output = tmp_path / "out"
     arguments = ["prune", llama_folder, "--calibration", text_file, *HALF, "-o", output]
     arguments += ["--windows", 2, "--seqlen", 16, "--cache", tmp_path / "cache"]
-    arguments += ["--mode", "one-shot"]
+    arguments += ["--mode", "one-shot", "--metric", metric]
     with no_file_beyond(limit):
         outcome = cli(*arguments)
     assert outcome.code == 2

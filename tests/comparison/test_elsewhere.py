@@ -25,7 +25,7 @@ def test_the_table_is_the_same_wherever_it_is_made(
     device: str, place: Any, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     def losses(cache: str, **given: Any) -> list[float]:
-        texts = {"calibration": text_file, "text": text_file}
+        texts: dict[str, Any] = {"calibration": text_file, "text": text_file}
         methods = "dense,magnitude,sparsegpt,wanda"
         table = compare(llama_folder, methods, **texts, cache=tmp_path / cache, **SMALL, **given)
         assert table.provenance["device"] == str(given.get("device", place))

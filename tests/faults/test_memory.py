@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from pruner_zero.cli import prune
+from pruner_zero.devices import CPU
 from pruner_zero.search.evaluator import Evaluator, Task
 from pruner_zero.search.sample import sample_matrix
 from pruner_zero.sparsity import Unstructured
@@ -40,7 +41,7 @@ def short_of_memory(room: int) -> Iterator[None]:
 def test_a_candidate(expression: str) -> None:
     weight = torch.rand(WIDTH, WIDTH)
     matrix = sample_matrix("m", weight, {"X": torch.rand(1, WIDTH)}, torch.eye(WIDTH), WIDTH)
-    masked: Any = SimpleNamespace(matrices=())
+    masked: Any = SimpleNamespace(matrices=(), device=CPU)
     tokens = torch.zeros(1, 2, dtype=torch.int64)
     evaluator = Evaluator([matrix], [matrix], masked, tokens, 1, Unstructured(0.5, "row"))
     task = Task(0, "probe", expression, "row")

@@ -86,6 +86,7 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "include": [],
         "exclude": [],
         "dtype": "auto",
+        "device": "auto",
         "gradient_norm": "l2",
         "gradient_seqlen": None,
         "damping": 0.01,

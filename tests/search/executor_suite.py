@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import pytest
 
+from pruner_zero.devices import CPU
 from pruner_zero.search.evaluator import Outcome, Task
 from pruner_zero.search.executor import Executor, SerialExecutor
 from tests.search.conftest import Build
@@ -32,7 +33,7 @@ class Scripted:
     """Stands in for an evaluator: does what the task's expression says, through files."""
 
     folder: Path
-    masked: Any = field(default_factory=lambda: SimpleNamespace(matrices=()))
+    masked: Any = field(default_factory=lambda: SimpleNamespace(matrices=(), device=CPU))
 
     def run(self, task: Task) -> Outcome:
         """What each word does:

@@ -6,6 +6,7 @@ from itertools import count, islice
 from types import SimpleNamespace
 from typing import Any
 
+from pruner_zero.devices import CPU
 from pruner_zero.search.evaluator import Outcome, Task
 from pruner_zero.search.executor import Executor
 
@@ -16,7 +17,7 @@ MOST_AHEAD = 64
 class Numbering:
     """Stands in for an evaluator, in this process or another: a task's value is its number."""
 
-    masked: Any = SimpleNamespace(matrices=())
+    masked: Any = SimpleNamespace(matrices=(), device=CPU)
 
     def run(self, task: Task) -> Outcome:
         """The number as the value; a task of the expression `refused` is rejected."""
