@@ -50,9 +50,8 @@ def load_offloaded(
     """The model `source` with its weights left on disk, to be read block by block.
 
     source: a folder, a hub id or `builtin:smollm2-135m`. device: where a block is read to, the
-    first that `find_devices` gives. Raises PrunerZeroError as
-    `load_model` does, and for a GGUF file and a quantized checkpoint, which have no weights
-    that could be read one by one.
+    first that `find_devices` gives. Raises PrunerZeroError as `load_model` does, and for a GGUF
+    file and a quantized checkpoint, which have no weights that could be read one by one.
     """
     home = find_devices(device).first
     return open_offloaded(model_folder(source), str(source), dtype, home)

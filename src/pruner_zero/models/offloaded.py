@@ -116,9 +116,8 @@ def open_offloaded(
 ) -> OffloadedModel:
     """The model saved in `folder`, known as `name`, with its weights left on disk.
 
-    device: where they come into memory.
-
-    Raises PrunerZeroError as `read_model` does, and for a quantized checkpoint.
+    device: where they come into memory. Raises PrunerZeroError as `read_model` does, and for a
+    quantized checkpoint.
     """
     with quiet():
         checked = read_model(folder, name, dtype, local_files_only=True, weights=False)
