@@ -119,7 +119,7 @@ def test_a_folder_is_no_tree_file_and_hides_no_name(
 
 def test_a_notebook_shows_name_and_scope_below_the_formula() -> None:
     shown = Metric(Metric.of("wanda").expression, "<mine>", "row")._repr_html_()
-    assert shown.startswith("<div><math ")
+    assert shown.startswith("<div><div><math ")
     assert shown.endswith("<div>&lt;mine&gt; @row</div>")
     assert Metric.of("wanda")._repr_latex_().startswith("$")
 

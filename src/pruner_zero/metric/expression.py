@@ -121,7 +121,8 @@ class Expression:
         from pruner_zero.metric.grammar import excerpt
         from pruner_zero.metric.mathml import to_mathml
 
-        return element("div", to_mathml(self), element("code", excerpt(self, 200)))
+        formula = element("div", to_mathml(self, "inline"))
+        return element("div", formula, element("code", excerpt(self, 200)))
 
     def __add__(self, other: "Expression | float") -> "Expression":
         return call("add", self, _lift(other))
