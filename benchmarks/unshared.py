@@ -1,0 +1,222 @@
+"""A search without what its candidates share, piece by piece."""
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
+from dataclasses import dataclass, fields, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from pruner_zero.files import read_lines
+from pruner_zero.metric import Call, Constant, Expression, Terminal, canonical
+from pruner_zero.models import find_matrices, next_token_loss
+from pruner_zero.search.algorithm import make_algorithm
+from pruner_zero.search.archive import JOURNAL, Archive, Record
+from pruner_zero.search.batch import BatchAlgorithm, Proposal
+from pruner_zero.search.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
+from pruner_zero.search.executor import Executor, SerialExecutor
+from pruner_zero.search.masked_model import MaskedModel
+from pruner_zero.search.search import Status, run
+from pruner_zero.search.settings import SearchSettings
+from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
+from pruner_zero.sparsity import Scope
+from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
+
+TIMED = ("seconds", "elapsed", "sha256")
+
+SHARED = {
+    "subexpressions": "a subtree that occurs twice in a formula is computed once; off: each time",
+    "canonical forms": "a proposal with the canonical form of an earlier one is not asked; off: it"
+    " is judged on the rungs the earlier one reached",
+    "fingerprints": "a candidate with the mask of an earlier one on the probe rows goes no"
+    " further; off: it is judged on the rungs the earlier one reached",
+    "sample": "norms and sensitivities of the sampled rows are computed once for all candidates;"
+    " off: for each",
+    "model": "one copy of the model is masked in place and restored; off: each loss has a copy of"
+    " its own",
+}
+
+
+@dataclass(frozen=True)
+class Searched:
+    """One search: what it took and left, and what it took to see whether proposals are new."""
+
+    seconds: float
+    journal: list[dict[str, Any]]
+    rejection: list[float]
+    again: Counter[str]
+
+    @property
+    def archive(self) -> list[dict[str, Any]]:
+        """The journal without what time decides."""
+        return [{k: v for k, v in line.items() if k not in TIMED} for line in self.journal]
+
+    @property
+    def candidates(self) -> int:
+        """How many were asked."""
+        return sum(line["kind"] == "candidate" for line in self.journal)
+
+
+class Copying(MaskedModel):
+    """Puts every candidate on a copy of the model, which is then thrown away."""
+
+    @torch.no_grad()
+    def losses(
+        self,
+        expression: Expression,
+        scope: Scope,
+        windows: Tensor,
+        shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
+    ) -> list[float]:
+        """As `MaskedModel.losses`."""
+        model = deepcopy(self.model)
+        matrices = {matrix.name: matrix for matrix in find_matrices(model)}
+        masks = self.masks(expression, scope, shares, limit)
+        for matrix, mask in zip(self.matrices, masks, strict=True):
+            matrices[matrix.name].weight.masked_fill_(~mask, 0)
+        return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]
+
+
+class Clocked(Evaluator):
+    """Tells processor time."""
+
+    def run(self, task: Task) -> Outcome:
+        """As `Evaluator.run`."""
+        start = time.process_time()
+        outcome = super().run(task)
+        return replace(outcome, seconds=round(time.process_time() - start, 4))
+
+
+class Resampling(Clocked):
+    """Computes what the closed form compares with for every candidate, and throws it away."""
+
+    def reconstruction(
+        self,
+        expression: Expression,
+        scope: Scope,
+        shares: Mapping[str, float] | None = None,
+        limit: TimeLimit = UNLIMITED,
+    ) -> float:
+        """As `Evaluator.reconstruction`."""
+        for one in self.sample:
+            row_errors(one.weight, one.gram.float())
+            output_sensitivity(one.terminals["G"], one.gram)
+        return super().reconstruction(expression, scope, shares, limit)
+
+
+def evaluate_plainly(
+    expression: Expression, terminals: Mapping[str, Tensor], shape: tuple[int, int] | None = None
+) -> Tensor:
+    """`evaluate` with every subtree computed as often as it occurs."""
+
+    def value(node: Expression) -> Tensor:
+        if isinstance(node, Terminal):
+            return terminals[node.name].float()
+        if isinstance(node, Constant):
+            return torch.tensor([[node.value]])
+        assert isinstance(node, Call)
+        return node.operator.apply(*map(value, node.operands))
+
+    return value(expression).expand(shape or terminals["W"].shape).contiguous()
+
+
+def search(
+    settings: SearchSettings, evaluator: Evaluator, folder: Path, off: Iterable[str] = ()
+) -> Searched:
+    """One whole search in one process, without what is switched `off`."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    if "model" in off:
+        evaluator = replace(evaluator, masked=Copying(**fields_of(evaluator.masked)))
+    if "sample" in off:
+        evaluator = Resampling(**fields_of(evaluator))
+    algorithm = cast(
+        BatchAlgorithm,
+        make_algorithm(
+            settings.algorithm, settings.search_space, settings.seed, settings.algorithm_settings
+        ),
+    )
+    executor = SerialExecutor(evaluator)
+    avoided: list[Proposal] = []
+    rejection: list[float] = []
+    again: Counter[str] = Counter()
+    seen = 0
+
+    def is_new(proposal: Proposal) -> bool:
+        start = time.process_time()
+        new = type(algorithm).is_new(algorithm, proposal)
+        rejection.append(time.process_time() - start)
+        if not new:
+            avoided.append(proposal)
+        return new
+
+    def observe(status: Status) -> None:
+        nonlocal seen
+        if "canonical forms" in off:
+            again.update(_judge_avoided(avoided, status.records, executor))
+        if "fingerprints" in off:
+            again.update(_judge_twins(status.records[seen:], status.records, executor))
+        avoided.clear()
+        seen = len(status.records)
+
+    archive = Archive(folder, settings.identity())
+    plainly = patch.object(
+        import_module("pruner_zero.metric.evaluate"), "evaluate", evaluate_plainly
+    )
+    with (
+        patch.object(algorithm, "is_new", is_new),
+        plainly if "subexpressions" in off else nullcontext(),
+    ):
+        start = time.process_time()
+        run(algorithm, archive, executor, settings, folder, observe)
+        seconds = time.process_time() - start
+    return Searched(seconds, read_lines(folder / JOURNAL), rejection, again)
+
+
+def _judge_avoided(
+    avoided: Sequence[Proposal], records: Sequence[Record], executor: Executor
+) -> Iterator[Rung]:
+    first = {(one.canonical, one.candidate.scope): one for one in reversed(records)}
+    for proposal in avoided:
+        form = str(canonical(proposal.expression, proposal.scope))
+        twin = first.get((form, proposal.scope))
+        yield from _judge(proposal, twin, records, executor)
+
+
+def _judge_twins(
+    new: Sequence[Record], records: Sequence[Record], executor: Executor
+) -> Iterator[Rung]:
+    for record in new:
+        twin = record.evaluation.same_as
+        if twin is not None:
+            # Its probe it has had.
+            yield from _judge(record.candidate, records[twin], records, executor, RUNGS[1:])
+
+
+def _judge(
+    one: Any,
+    twin: Record | None,
+    records: Sequence[Record],
+    executor: Executor,
+    among: Sequence[Rung] = RUNGS,
+) -> Iterator[Rung]:
+    """Judge a formula on the rungs that its twin reached; what is found is thrown away."""
+    while twin is not None and twin.evaluation.same_as is not None:
+        twin = records[twin.evaluation.same_as]
+    reached = {"probe", *(twin.evaluation.results if twin else ())}
+    tasks = [Task(0, rung, str(one.expression), one.scope) for rung in among if rung in reached]
+    yield from (outcome.rung for outcome in executor.map(tasks))
+
+
+def fields_of(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass, for one of another class."""
+    return {one.name: getattr(value, one.name) for one in fields(value)}
