@@ -138,7 +138,7 @@ def _sharing_part(found: dict[str, Any]) -> list[str]:
         "",
         f"The same search of {found['candidates']} candidates that mask five of SmolLM2-135M's"
         " thirty blocks, with a sample in proportion, seed and number of evaluations equal, in"
-        f" {found['turns']} turns; all archives (expressions, fingerprints, losses) are asserted"
+        f" {found['turns']} turn(s); all archives (expressions, fingerprints, losses) are asserted"
         " to be equal. Medians; ratios are taken within a turn. A copy is one of the whole model,"
         " so it weighs more here than where all blocks are masked.",
         "",
