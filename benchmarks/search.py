@@ -165,7 +165,7 @@ def write_page() -> None:
         " test text is read once, after the searches. Each run had one core.",
         "",
     ]
-    files = sorted((HERE / "results").glob("search-*.json"))
+    files = sorted((HERE / "results").glob("search-[0-9]*.json"))
     lines += [
         "## The runs",
         "",
