@@ -152,6 +152,8 @@ def _measurement(
     tree_file = method.endswith(".json")
     if tree_file:
         method = f"{expression}@{scope}" if scope else expression
+    if (pieces := settings.get("gradient_seqlen")) and re.search(r"\bG\b", expression):
+        method += f" --gradient-seqlen {pieces}"
     losses = tuple(row.get("losses", ()))
     # Under N:M no scope is told, and a search there has nominal rows.
     evolved = tree_file or "EVOLVED" in row.get("label", "")

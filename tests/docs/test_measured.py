@@ -34,9 +34,10 @@ def write(
     pattern: str | None = None,
     windows: int = 12,
     text: str = "test",
+    **settings: Any,
 ) -> None:
     provenance = {
-        "settings": {"model": "m", "sparsity": sparsity, "pattern": pattern},
+        "settings": {"model": "m", "sparsity": sparsity, "pattern": pattern, **settings},
         "calibration": {"tokens_sha256": "c"},
         "evaluation": {"text_sha256": text, "seqlen": 16, "windows": windows},
     }
@@ -119,6 +120,17 @@ def test_other_texts_and_failed_methods_are_left_out(results: Path) -> None:
 def test_the_order_of_work_is_told(results: Path) -> None:
     write(results, "s.json", row("wanda", 40, mode="sequential"))
     assert cells(results, "50 %")[KEPT] == "**40.0** `wanda` in sequence"
+
+
+def test_gradients_of_pieces_are_told_apart(results: Path) -> None:
+    given = {"expression": "W * G"}
+    write(results, "whole.json", row("W * G", 58, 12, **given))
+    pieces = (row("W * G", 55, 12, **given), row("wanda", 60, 12))
+    write(results, "pieces.json", *pieces, gradient_seqlen=8)
+    table = measured.details(measured.read(results), "50 %")
+    assert "| `W * G` | one-shot | 58.0 |" in table
+    assert "| `W * G --gradient-seqlen 8` | one-shot | 55.0 |" in table
+    assert "wanda --gradient-seqlen" not in table
 
 
 def test_details_list_all_methods_best_first(results: Path) -> None:
