@@ -1,6 +1,6 @@
 """What a winner of a search is worth where it was not searched: other sparsities, another text.
 
-    python benchmarks/transfer.py --metric runs/50-any-default-0/best.json \
+    python benchmarks/transfer.py --search search-50-any-default-0-pieces \
         --calibration wiki.valid.raw --text wiki.test.raw
 
 Writes one JSON a table to benchmarks/results/transfer-*.json and transfer.md from all of them.
@@ -16,6 +16,7 @@ from typing import Any
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.models import load_model
+from search import winner
 from tables import measure_once
 
 HERE = Path(__file__).parent
@@ -40,7 +41,7 @@ TITLES = {
 def main() -> None:
     """Measure the tables that are missing and write the page."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--metric", required=True, help="best.json of a search at 50 %%")
+    parser.add_argument("--search", required=True, help="name of a summary of benchmarks/search.py")
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
     parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
@@ -49,15 +50,21 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="measure finished tables anew")
     given = parser.parse_args()
     model = load_model(given.model)
+    found = HERE / "results" / f"{given.search}.json"
+    pieces = json.loads(found.read_text())["run"]["settings"].get("gradient_seqlen")
     for name in given.tables:
         # N:M groups lie inside rows and leave no other.
-        known = [one.removesuffix("@global") if "pattern" in TABLES[name] else one for one in KNOWN]
+        methods = [
+            one.removesuffix("@global") if "pattern" in TABLES[name] else one
+            for one in (*KNOWN, winner(found))
+        ]
         measure = partial(
             compare,
             model,
-            [*known, given.metric],
+            methods,
             calibration=given.calibration,
             mode="one-shot",
+            gradient_seqlen=pieces,
             windows_eval=given.windows_eval,
             progress=LineProgress(),
             **{"text": given.text, **TABLES[name]},
@@ -72,10 +79,10 @@ def write_page() -> None:
     lines = [
         "# A winner where it was not searched",
         "",
-        "Made by `python benchmarks/transfer.py --metric runs/50-any-default-0/best.json"
+        "Made by `python benchmarks/transfer.py --search search-50-any-default-0-pieces"
         " --calibration wiki.valid.raw --text wiki.test.raw`: SmolLM2-135M, one-shot, the metric"
-        " that a search at 50 % found, beside known ones; perplexity on WikiText-2 test, in the"
-        " last table on the built-in text.",
+        " that a search at 50 % found ([search.md](search.md)), beside known ones; perplexity on"
+        " WikiText-2 test, in the last table on the built-in text.",
     ]
     for name in TABLES:
         file = HERE / "results" / f"transfer-{name}.json"
