@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := builtin:smollm2-135m
 
-.PHONY: demo test test-slow check coverage faults docs wheel clean
+.PHONY: demo test test-slow check coverage faults mutants docs wheel clean
 
 # One environment for everything; made anew when the dependencies change.
 $(BIN)/.installed: pyproject.toml
@@ -46,6 +46,9 @@ coverage: $(BIN)/.installed
 
 faults: $(BIN)/.installed
 	$(BIN)/python -m tests.faults
+
+mutants: $(BIN)/.installed
+	$(BIN)/python benchmarks/mutation.py
 
 docs: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

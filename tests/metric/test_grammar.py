@@ -172,11 +172,11 @@ def test_long_sums_are_refused_at_the_operator_that_is_too_much() -> None:
 
 def test_huge_text_is_refused_at_once_and_in_a_short_line() -> None:
     huge = "W" * 100_000_000
-    started = time.perf_counter()
+    started = time.process_time()
     for read in (parse, Metric.of):
         with pytest.raises(PrunerZeroError) as caught:
             read(huge)
         assert len(str(caught.value)) < 300
-    assert time.perf_counter() - started < 3
+    assert time.process_time() - started < 3
     with pytest.raises(ParseError, match=r"^column 1: unknown name 'a{39}…'"):
         parse("a" * 100_000)

@@ -219,8 +219,8 @@ def test_where_no_exchange_is_exact_all_matrices_get_the_mean() -> None:
 def test_thousands_of_experts_take_moments() -> None:
     sizes = {str(index): (4096, 1536, 1408, 1000)[index % 4] for index in range(8000)}
     measured = {name: [1.0, 2.0 + int(name) % 7, 9.0 + int(name) % 11] for name in sizes}
-    start = time.monotonic()
+    start = time.process_time()
     chosen = mixed_n(measured, sizes, 4, 0.5)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert sum(n * sizes[name] for name, n in chosen.items()) == 2 * sum(sizes.values())
     assert set(chosen.values()) == {1, 2, 3}
