@@ -48,17 +48,17 @@ def facts(expression: Expression, known: dict[Expression, Facts]) -> Facts:
     found = known.get(expression)
     if found is None:
         low, high, growth = _facts(expression, known)
-        # Bounds that overflowed are the largest number, and what became nan on the way is none.
-        low = -math.inf if math.isnan(low) else min(low, _LARGEST)
-        high = math.inf if math.isnan(high) else max(high, -_LARGEST)
-        found = known[expression] = Facts(low, high, growth)
+        if low == high and not is_tame(low):
+            # One number, such as 2^-126.
+            growth = math.inf
+        # A bound that overflowed is the largest number, so that no later one becomes nan.
+        found = known[expression] = Facts(min(low, _LARGEST), max(high, -_LARGEST), growth)
     return found
 
 
 def _facts(expression: Expression, known: dict[Expression, Facts]) -> tuple[float, float, float]:
     if isinstance(expression, Constant):
-        value = expression.value
-        return value, value, 0.0 if is_tame(value) else math.inf
+        return expression.value, expression.value, 0.0
     if isinstance(expression, Terminal):
         positive = _POSITIVE if expression.name == "H" else 0.0
         return positive if expression.nonnegative else -math.inf, math.inf, 1.0

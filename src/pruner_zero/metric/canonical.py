@@ -85,10 +85,10 @@ def _without_outermost(normal: Normal, form: Expression) -> Expression:
             return normal.times(-sign, y) if normal.facts(y).low >= 0 else form
     if not factors or any(normal.facts(base).low < 0 for base in factors):
         return form
-    if max(factors.values()) < 0:
-        # 1 / H falls where H grows.
-        sign, factors = -sign, {base: -exponent for base, exponent in factors.items()}
     largest = max(factors.values())
+    if largest < 0:
+        # 1 / H falls where H grows.
+        sign, largest = -sign, min(factors.values())
     scaled = normal.product(1, {base: exponent / largest for base, exponent in factors.items()})
     if not normal.facts(core).tame or not normal.facts(scaled).tame:
         return form
