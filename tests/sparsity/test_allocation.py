@@ -166,6 +166,12 @@ def test_zeros_by_row_are_whole_columns_and_nothing_more_fits(
             assert rows > short
 
 
+def test_a_matrix_that_has_its_whole_share_takes_nothing_from_another() -> None:
+    # 5.25 of each of the first's four rows: the zero left over would fit the second alone.
+    allocation = Allocation({"a": 0.525, "b": 0.5})
+    assert counts(allocation, {"a": (4, 10), "b": (1, 10)}, 0.52, "row") == {"a": 20, "b": 5}
+
+
 @settings(deadline=None)
 @given(allocated(), granularities)
 def test_of_equal_shapes_the_larger_share_never_gets_fewer_zeros(

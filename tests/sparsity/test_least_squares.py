@@ -1,5 +1,7 @@
 """Least squares under a mask: what NumPy's solver finds row by row, never worse than a sweep."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -271,3 +273,25 @@ def test_what_a_gram_is_prepared_for_once_serves_every_mask() -> None:
         mask = random_mask(6, 80, 0.5, seed)
         plain = exact_update(weight, gram, mask, damping=0.02)
         assert torch.equal(exact_update(weight, gram, mask, preparation=known).weight, plain.weight)
+
+
+def test_a_mask_that_prunes_nothing_has_converged_at_once() -> None:
+    weight, gram = layer(3, 8)
+    result = exact_update(weight, gram, torch.ones(3, 8, dtype=torch.bool), tolerance=0.0)
+    assert (result.iterations, result.residual, result.converged) == (0, 0.0, True)
+
+
+def test_up_to_three_inputs_have_no_loud_directions() -> None:
+    for columns, loud in ((1, 0), (3, 0), (4, 1)):
+        assert prepare(layer(2, columns)[1]).factor.shape == (columns, loud)
+
+
+def test_known_loud_directions_save_most_iterations() -> None:
+    weight, gram = loud_layer(6, 160)
+    mask = random_mask(6, 160, 0.5)
+    known = prepare(gram)
+    unknown = replace(known, factor=torch.zeros_like(known.factor))
+    few = exact_update(weight, gram, mask, preparation=known)
+    many = exact_update(weight, gram, mask, preparation=unknown)
+    assert few.converged
+    assert 3 * few.iterations < many.iterations

@@ -130,6 +130,13 @@ def test_n_of_m(out: int, groups: int, data: st.DataObject, seed: int, dtype: to
     assert torch.equal(mask, reference.keep_groups(scores, m, n))
 
 
+def test_ranks_in_wide_groups_do_not_wrap() -> None:
+    # Ranks are kept in a byte where groups are narrow.
+    scores = random_scores((3, 600), 0)
+    mask = keep_mask(scores, SemiStructured(20, 300))
+    assert torch.equal(mask, reference.keep_groups(scores, 300, 20))
+
+
 @settings(max_examples=400, deadline=None)
 @given(sides, sides, seeds, sparsities, dtypes)
 def test_cumulative(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
