@@ -42,9 +42,8 @@ def collect_gradients(
 def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
     """The windows that G sums over: `windows` (n, tokens) cut into pieces of `seqlen` tokens.
 
-    Squares of gradients of many short windows tell more of each weight than those of a few long
-    ones, of the same tokens (ours; benchmarks/gradients.md). Whole windows where None, as in the
-    papers. `seqlen` divides the tokens of a window.
+    More gradients to square from the same tokens, each of less context: that helps some metrics
+    and not others (ours; benchmarks/gradients.md). Whole windows where None, as in the papers. `seqlen` divides the tokens of a window.
     """
     return windows if seqlen is None else windows.reshape(-1, seqlen)
 
