@@ -197,7 +197,8 @@ def write_page() -> None:
         " try more candidates on text where the closed form does not rank them"
         " (`Racing.share`).",
         "- The published evolution pays the full judgement for each of its 50 random trees first;"
-        " no run had the minutes to get beyond them, and `default` had two to three minutes more."
+        " its six minutes were gone before, or just after, the last of them. `default` had two to"
+        " three minutes more."
         " Best so far, seed by seed: [curves](search-curves.svg).",
         "- The runs `pieces` had 8 to 18 minutes of a core that was shared, those at 50 % less than"
         " half of what the runs before them had. At 50 % their winners are no better: 46.9, 45.8"
