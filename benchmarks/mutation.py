@@ -223,10 +223,12 @@ def page(known: dict[str, Any]) -> str:
         "",
         f"Made by `make mutants`: {known['count']} faults a module, drawn with seed "
         f"{known['seed']} from all that `benchmarks/mutants.py` can make there. Killed: a test of "
-        "the room fails (a fault without end counts as well). Equivalent: survived, and computes "
-        "the same; the reasons are below. Open: survived, and a test is missing.",
+        "the room fails (a fault without end counts as well). Explained: survived, for a "
+        "reason given below: either that nothing else comes out or that the number is a choice. "
+        "Open: survived, and a test is missing. Hypothesis tries at most "
+        f"{EXAMPLES} examples here.",
         "",
-        "| module | tried | killed | survived | of those equivalent | open |",
+        "| module | tried | killed | survived | of those explained | open |",
         "|---|---|---|---|---|---|",
     ]
     total: Counter[str] = Counter()
@@ -235,13 +237,13 @@ def page(known: dict[str, Any]) -> str:
         lived = [one for one in own if one["outcome"] == "survived"]
         same = sum(bool(reason(one)) for one in lived)
         row = {"tried": len(own), "killed": len(own) - len(lived), "survived": len(lived)}
-        row |= {"equivalent": same, "open": len(lived) - same}
+        row |= {"explained": same, "open": len(lived) - same}
         total.update(row)
         lines.append(f"| `{module}.py` | " + " | ".join(map(str, row.values())) + " |")
     lines.append("| together | " + " | ".join(map(str, total.values())) + " |")
     survivors = [one for one in known["mutants"] if one["outcome"] == "survived"]
     for title, chosen in (
-        ("Equivalent", [one for one in survivors if reason(one)]),
+        ("Explained", [one for one in survivors if reason(one)]),
         ("Open", [one for one in survivors if not reason(one)]),
     ):
         if not chosen:

@@ -139,6 +139,13 @@ def test_python_operators_build_the_same_trees() -> None:
     assert parse("2 / W") == 2 / W
 
 
+def test_numbers_of_one_hash_stay_apart() -> None:
+    # Python's hash of -1 is that of -2.
+    assert hash(Constant(-1)) == hash(Constant(-2))
+    assert Constant(-1) != Constant(-2)
+    assert W * -1 != W * -2
+
+
 def test_there_is_one_zero() -> None:
     assert str(Constant(-0.0)) == "0.0"
 
@@ -189,4 +196,7 @@ def test_calls_keep_the_facts_of_their_operator() -> None:
     assert (squared.increasing, squared.degree, squared.exponent) == ("nonnegative", 2, None)
     root = W**0.5
     assert isinstance(root, Call)
-    assert (root.degree, root.exponent) == (0.5, 0.5)
+    assert (root.increasing, root.degree, root.exponent) == ("nonnegative", 0.5, 0.5)
+    inverse = W**-1
+    assert isinstance(inverse, Call)
+    assert (inverse.increasing, inverse.degree) == ("never", -1)

@@ -58,3 +58,9 @@ def test_what_a_matrix_loses_costs_more_the_less_is_left() -> None:
     assert costs[1] == pytest.approx(10 / 0.9**8)
     assert pruning_cost(torch.full((4,), 0.1), norms) == pytest.approx(0.1 / 0.9**8)
     assert pruning_cost(torch.ones(4), norms, sensitivity, share=2) < float("inf")
+
+
+def test_a_matrix_that_loses_everything_counts_as_if_a_thousandth_were_left() -> None:
+    norms = torch.tensor([3.0, 1.0])
+    assert pruning_cost(norms, norms) == pytest.approx(0.001**-8)
+    assert pruning_cost(2 * norms, norms) == pytest.approx(2 * 0.001**-8)

@@ -269,6 +269,7 @@ def test_what_a_gram_is_prepared_for_once_serves_every_mask() -> None:
     weight, gram = loud_layer(6, 80)
     known = prepare(gram, 0.02)
     assert known.damping == 0.02
+    assert prepare(gram).damping == 0.01
     for seed in range(3):
         mask = random_mask(6, 80, 0.5, seed)
         plain = exact_update(weight, gram, mask, damping=0.02)

@@ -220,6 +220,9 @@ def test_channels_that_were_never_active_lose_their_weights() -> None:
     assert not chosen.mask[:, [3, 11]].any()
     terminal = hessian_diagonal(gram)
     assert set(terminal[0].topk(2).indices.tolist()) == {3, 11}
+    # What the damping alone leaves, in whatever units the gram is.
+    assert_close(terminal[0, [3, 11]], (0.01 * gram.diagonal().mean()).rsqrt().expand(2))
+    assert_close(hessian_diagonal(gram / 1e4), 100 * terminal)
 
 
 def test_an_all_zero_gram_is_harmless() -> None:
