@@ -82,8 +82,7 @@ def write_page() -> None:
         "Made by `python benchmarks/transfer.py --search search-50-any-default-0-pieces"
         " --calibration wiki.valid.raw --text wiki.test.raw`: SmolLM2-135M, one-shot, the metric"
         " that a search at 50 % found ([search.md](search.md)), beside known ones; perplexity on"
-        " WikiText-2 test, in the last table on the built-in text, there with the winner of an"
-        " earlier search.",
+        " WikiText-2 test, in the last table on the built-in text.",
     ]
     for name in TABLES:
         file = HERE / "results" / f"transfer-{name}.json"

@@ -116,7 +116,6 @@ def test_a_model_on_disk_is_read_to_the_device_block_by_block(
             output=tmp_path / "there",
             cache=tmp_path / "b",
             offload=True,
-            memory="900MiB",
             **given,
         )
     assert result.provenance["device"] == str(HERE)
