@@ -199,7 +199,10 @@ def write_page() -> None:
         "- The published evolution pays the full judgement for each of its 50 random trees first;"
         " its six minutes were gone before, or just after, the last of them. `default` had two to"
         " three minutes more."
-        " Best so far, seed by seed: [curves](search-curves.svg).",
+        " Best so far of the runs `pieces`, by `python benchmarks/curves.py`:",
+        "",
+        "![Loss of the best so far by minutes, a panel a seed](search-curves.svg)",
+        "",
         "- The runs `pieces` had 8 to 18 minutes of a core that was shared, those at 50 % less than"
         " half of what the runs before them had. At 50 % their winners are no better: 46.9, 45.8"
         " and 45.2 on the first 12 windows against 45.1, 44.6 and 44.6; what pieces give"

@@ -65,8 +65,9 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the benchmark pages and the result files they link to."""
-    for path in sorted([*BENCHMARKS.glob("*.md"), *BENCHMARKS.glob("results/*.json*")]):
+    """Add the benchmark pages, and the figures and result files they link to."""
+    linked = ("*.md", "*.svg", "results/*.json*")
+    for path in sorted(path for pattern in linked for path in BENCHMARKS.glob(pattern)):
         uri = path.relative_to(ROOT).as_posix()
         files.append(File.generated(config, uri, abs_src_path=str(path)))
     return files
