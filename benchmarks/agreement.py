@@ -26,6 +26,7 @@ from pruner_zero.search.evaluator import RUNGS
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.search.statistics import kendall
 from pruner_zero.text import load_corpus
+from search import summary
 
 HERE = Path(__file__).parent
 BEST, FRESH = 20, 16
@@ -42,7 +43,7 @@ def main() -> None:
     lines = read_lines(given.run / JOURNAL)
     best = ranked(lines)[:BEST]
     file = HERE / "results" / f"agreement-{given.run.name}.json"
-    found: dict[str, Any] = {"run": cost(lines), "rows": []}
+    found: dict[str, Any] = {"run": cost(given.run), "rows": []}
     if file.exists():
         found["rows"] = json.loads(file.read_text())["rows"]
     settings = SearchSettings.model_validate(
@@ -54,6 +55,7 @@ def main() -> None:
     windows, judged = search_windows(more, text, load_corpus(settings.search_text), model.tokenizer)
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     fresh = judged.tokens[settings.search_windows :]
+    write_atomic(file, json.dumps(found, indent=2) + "\n")
     known = {row["number"] for row in found["rows"]}
     for line in progress.track(best, "candidates", len(best)):
         if line["number"] in known:
@@ -77,13 +79,11 @@ def ranked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(judged, key=lambda line: (-line["rung"], line["value"]))
 
 
-def cost(lines: list[dict[str, Any]]) -> dict[str, float]:
+def cost(run: Path) -> dict[str, float]:
     """Distinct candidates of a run, and the mean seconds of judging one of them."""
-    distinct = [
-        one for one in lines if one["kind"] == "candidate" and not one["same_as"] and one["rung"]
-    ]
-    seconds = sum(line["seconds"] for line in lines if line["kind"] == "outcome")
-    return {"distinct": len(distinct), "mean_seconds": seconds / len(distinct)}
+    found = summary(run, "")
+    seconds = sum(one["count"] * one["mean_seconds"] for one in found["rungs"].values())
+    return {"distinct": found["distinct"], "mean_seconds": seconds / found["distinct"]}
 
 
 def write_page() -> None:

@@ -18,6 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,6 +34,8 @@ from pruner_zero.tensor_file import TensorFile, write_tensors
 
 HERE = Path(__file__).parent
 Tensors = dict[str, Tensor]
+Pack = Callable[[Tensor], tuple[Tensor, Tensor]]
+Unpack = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,23 @@ def read_dense(path: Path) -> Tensors:
     return {name: file.read(name) for name in file}
 
 
-def write_bitmask(path: Path, tensors: Tensors) -> None:
+def pack_semi(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Two of each four of a 2:4 `tensor`, and their places, four to a byte."""
+    groups = tensor.reshape(-1, 4)
+    places = (groups != 0).to(torch.uint8).topk(2, dim=1).indices.sort(dim=1).values
+    two = places.to(torch.uint8).view(-1, 4)
+    bits = two[:, 0] | two[:, 1] << 2 | two[:, 2] << 4 | two[:, 3] << 6
+    return groups.gather(1, places), bits
+
+
+def unpack_semi(values: Tensor, bits: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """What `pack_semi` was given."""
+    places = torch.stack([bits >> shift & 3 for shift in (0, 2, 4, 6)], dim=1).view(-1, 2)
+    whole = torch.zeros(2 * len(values), 2, dtype=values.dtype).view(-1, 4)
+    return whole.scatter_(1, places.long(), values).view(shape)
+
+
+def write_packed(pack: Pack, path: Path, tensors: Tensors) -> None:
     """Every tensor packed, its shape in its name."""
     parts = {}
     for name, tensor in tensors.items():
@@ -74,40 +93,14 @@ def write_bitmask(path: Path, tensors: Tensors) -> None:
     write_tensors(path, parts)
 
 
-def read_bitmask(path: Path) -> Tensors:
-    """What `write_bitmask` was given."""
+def read_packed(unpack: Unpack, path: Path) -> Tensors:
+    """What `write_packed` was given."""
     file, found = TensorFile(path), {}
     for key in file:
         name, kind, *shape = key.split("|")
         if kind == "v":
             values, bits = file.read(key), file.read(f"{name}|b")
             found[name] = unpack(values, bits, tuple(json.loads(shape[0])))
-    return found
-
-
-def write_semi(path: Path, tensors: Tensors) -> None:
-    """Two of each four, and four places to a byte."""
-    parts = {}
-    for name, tensor in tensors.items():
-        groups = tensor.reshape(-1, 4)
-        places = (groups != 0).to(torch.uint8).topk(2, dim=1).indices.sort(dim=1).values
-        parts[f"{name}|v|{json.dumps(tensor.shape)}"] = groups.gather(1, places)
-        two = places.to(torch.uint8).view(-1, 4)
-        parts[f"{name}|b"] = two[:, 0] | two[:, 1] << 2 | two[:, 2] << 4 | two[:, 3] << 6
-    write_tensors(path, parts)
-
-
-def read_semi(path: Path) -> Tensors:
-    """What `write_semi` was given."""
-    file, found = TensorFile(path), {}
-    for key in file:
-        name, kind, *shape = key.split("|")
-        if kind == "v":
-            values, two = file.read(key), file.read(f"{name}|b")
-            places = torch.stack([two >> shift & 3 for shift in (0, 2, 4, 6)], dim=1).view(-1, 2)
-            whole = torch.zeros(2 * len(values), 2, dtype=values.dtype).view(-1, 4)
-            whole.scatter_(1, places.long(), values)
-            found[name] = whole.view(json.loads(shape[0]))
     return found
 
 
@@ -133,8 +126,8 @@ def through(inner: Form, *command: str) -> Form:
 
 
 DENSE = Form("dense", write_tensors, read_dense)
-BITMASK = Form("bitmask", write_bitmask, read_bitmask)
-SEMI = Form("2:4", write_semi, read_semi)
+BITMASK = Form("bitmask", partial(write_packed, pack), partial(read_packed, unpack))
+SEMI = Form("2:4", partial(write_packed, pack_semi), partial(read_packed, unpack_semi))
 ZSTD, GZIP = ("zstd", "-q", "-3"), ("gzip", "-6")
 
 

@@ -198,15 +198,16 @@ def write_page() -> None:
         " (`Racing.share`).",
         "- The published evolution pays the full judgement for each of its 50 random trees first;"
         " its six minutes were gone before, or just after, the last of them. `default` had two to"
-        " three minutes more."
-        " Best so far of the runs `pieces`, by `python benchmarks/curves.py`:",
+        " three minutes more; random search had six of its twenty, and is"
+        " about level with it so far on seed 0."
+        " Best so far, beside random search and the published one,"
+        " by `python benchmarks/curves.py`:",
         "",
         "![Loss of the best so far by minutes, a panel a seed](search-curves.svg)",
         "",
-        "- The runs `pieces` had 8 to 18 minutes of a core that was shared, those at 50 % less than"
-        " half of what the runs before them had. At 50 % their winners are no better: 46.9, 45.8"
-        " and 45.2 on the first 12 windows against 45.1, 44.6 and 44.6; what pieces give"
-        " fixed metrics is in [gradients.md](gradients.md).",
+        "- The runs `pieces` had fewer minutes, of a core that was shared, than those before them,"
+        " so the tables do not tell what pieces are worth; what they give fixed metrics is in"
+        " [gradients.md](gradients.md).",
         "- The table 2-4-any-pieces was read when seed 0 had run for 7 minutes; it then went on to"
         " 18 for the row above, and that winner was not read on the test text.",
         "- The machine was shared: seconds are upper bounds, and a run on quiet cores sees more"

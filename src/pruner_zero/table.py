@@ -1,6 +1,7 @@
 """Results as tables: text where they are printed, HTML in a notebook, a frame for pandas."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ MOST_SHOWN = 40
 _LONGEST = 120
 
 
-class Tabular:
+class Tabular(ABC):
     """A result that is a table.
 
     shown: the columns that people see, in their order, all where empty; one that no row fills
@@ -24,13 +25,13 @@ class Tabular:
 
     shown: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def to_rows(self) -> Sequence[Mapping[str, Any]]:
         """All rows, each a value by column; a row may lack some."""
-        raise NotImplementedError
 
+    @abstractmethod
     def caption(self) -> str:
         """One line about the whole."""
-        raise NotImplementedError
 
     def to_pandas(self) -> Any:
         """All rows and columns as a `pandas.DataFrame`.

@@ -43,8 +43,8 @@ def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
     """The windows that G sums over: `windows` (n, tokens) cut into pieces of `seqlen` tokens.
 
     More gradients to square from the same tokens, each of less context: that helps some metrics
-    and not others (ours; benchmarks/gradients.md). Whole windows where None, as in
-    the papers. `seqlen` divides the tokens of a window.
+    and not others (ours; benchmarks/gradients.md). Whole windows where None, as in the papers.
+    `seqlen` divides the tokens of a window.
     """
     return windows if seqlen is None else windows.reshape(-1, seqlen)
 

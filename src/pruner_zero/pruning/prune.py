@@ -37,8 +37,9 @@ from pruner_zero.settings import read_settings
 from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 
-# Settings that an interrupted run may be taken up without.
+# What decides the statistics and is told by a name of its own where it changed.
 _NAMED = {"model", "windows", "torch"}
+# Settings that an interrupted run may be taken up without.
 _PLACE = {"memory", "device", "pruning_workers", "ray_address", "ray_resources", "save_mask"}
 
 

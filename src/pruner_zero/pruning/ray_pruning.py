@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Matrix
@@ -88,6 +88,8 @@ class RayPruner:
 
     def _take(self, answer: Any, matrix: Matrix) -> MatrixRecord:
         """Write what a task made of `matrix` into the model."""
+        weight: Tensor
+        record: MatrixRecord
         try:
             weight, record = unpack(self.ray.get(answer))
         except self.cluster.died as error:
@@ -100,7 +102,7 @@ class RayPruner:
                 raise error.cause from None
             raise
         matrix.weight.copy_(weight)
-        return record  # type: ignore[no-any-return]
+        return record
 
 
 def _alone(job: Job) -> Job:

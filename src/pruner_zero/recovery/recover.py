@@ -212,7 +212,7 @@ class _Work:
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must share with this one to be taken up."""
-        settings = self.settings.model_dump(mode="json", exclude={"checkpoint_minutes", "device"})
+        settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
             "the model's weights": self.origin["model_sha256"],
