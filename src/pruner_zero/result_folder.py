@@ -23,12 +23,21 @@ class Checkpoint(Protocol):
         """The journal behind it."""
 
 
+# Says that the result of a run is whole: where it is no longer beside this, it has been moved.
+_RESULT, _WHOLE = "result", "whole"
+
 C = TypeVar("C", bound=Checkpoint)
 R = TypeVar("R")
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise PrunerZeroError where `folder` cannot become the result."""
+    """Raise PrunerZeroError where `folder` cannot become the result.
+
+    What a run that was killed right after its end has left beside `folder` goes.
+    """
+    partial = _partial(folder)
+    if (partial / _WHOLE).exists() and not (partial / _RESULT).exists():
+        _discard(partial)
     if folder.exists() and not folder.is_dir():
         raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
     if folder.is_mount():
@@ -52,7 +61,7 @@ def build_folder(
     does the same, and what the work raises; `output` is then as it was, and what the
     checkpoint holds stays for the next call.
     """
-    partial = output.with_name(output.name + ".partial")
+    partial = _partial(output)
     with locked(partial):
         checkpoint = checkpoint_in(partial)
         try:
@@ -63,13 +72,26 @@ def build_folder(
             if not checkpoint.steps.lines:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        staged = partial / "result"
+        staged = partial / _RESULT
+        (partial / _WHOLE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         write(result, checkpoint, staged)
+        write_atomic(partial / _WHOLE, "")
         _move(staged, output, partial)
-        checkpoint.steps.discard()
-        shutil.rmtree(partial, ignore_errors=True)
+        _discard(partial)
     return result
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(output.name + ".partial")
+
+
+def _discard(partial: Path) -> None:
+    """Delete what a finished run leaves, and last of all what says that it is finished."""
+    for left in partial.glob("*"):
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+    shutil.rmtree(partial, ignore_errors=True)
 
 
 def take_up(

@@ -183,7 +183,11 @@ def journal(parent: Path) -> tuple[str, int] | None:
         ("gradients", "cache/*/gradients.partial/journal.jsonl"),
     ):
         for file in parent.glob(pattern):
-            steps = file.read_bytes().count(b"\n") - 1
+            try:
+                steps = file.read_bytes().count(b"\n") - 1
+            except FileNotFoundError:
+                # It was finished just now.
+                continue
             if steps > 0 or place != "blocks":
                 return place, steps
     return None
@@ -228,6 +232,8 @@ def test_a_kill_after_every_step_changes_no_byte(
             time.sleep(0.0005)
         else:
             assert process.end() == 0, process.err.read_text()
+    # The last kill may have come when only the traces of its work were left: they go now.
+    assert run(killed).end() == 2
     assert contents(killed / "out") == whole
     assert {place for place, _ in seen} == passes, seen
     assert len(seen) >= 2 * len(passes), seen

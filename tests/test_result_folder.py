@@ -1,0 +1,78 @@
+"""A result folder is whole or not there, and what a finished run left beside it goes."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pruner_zero import result_folder
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.result_folder import build_folder, check_output
+from pruner_zero.steps import Steps
+
+
+class Work:
+    """A run of one step."""
+
+    def __init__(self, folder: Path) -> None:
+        self.steps = Steps(folder / "blocks", "run")
+
+
+def build(output: Path) -> None:
+    def run(work: Work) -> None:
+        if not work.steps.lines:
+            work.steps.append({"step": 1}, {})
+
+    def write(_result: None, _work: Work, staged: Path) -> None:
+        staged.mkdir()
+        (staged / "weights").write_text("all of them")
+
+    build_folder(output, False, Work, run, write)
+
+
+def killed_at(name: str, action: Callable[[], None]) -> None:
+    """Do it in a process that is killed when it calls this function of the module."""
+    child = os.fork()
+    if child == 0:
+        setattr(result_folder, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        action()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def test_a_finished_run_leaves_its_result_alone(tmp_path: Path) -> None:
+    build(tmp_path / "out")
+    assert (tmp_path / "out" / "weights").read_text() == "all of them"
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_run_leaves_that_is_killed_right_after_its_end_goes(tmp_path: Path) -> None:
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    killed_at("_discard", lambda: build(output))
+    assert (output / "weights").read_text() == "all of them"
+    assert partial.exists()
+    with pytest.raises(PrunerZeroError, match="is not empty"):
+        check_output(output, overwrite=False)
+    assert not partial.exists()
+
+
+def test_a_run_that_is_killed_before_its_result_has_moved_goes_on(tmp_path: Path) -> None:
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    killed_at("_move", lambda: build(output))
+    assert not output.exists()
+    check_output(output, overwrite=False)
+    assert (partial / "result" / "weights").exists()
+    assert len(Work(partial).steps.lines) == 1
+    build(output)
+    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_unfinished_run_beside_an_older_result_stays(tmp_path: Path) -> None:
+    output, partial = tmp_path / "out", tmp_path / "out.partial"
+    output.mkdir()
+    (output / "weights").write_text("older")
+    Work(partial).steps.append({"step": 1}, {})
+    check_output(output, overwrite=True)
+    assert len(Work(partial).steps.lines) == 1
