@@ -1,7 +1,10 @@
 """Where this program keeps what it can compute again."""
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import mkdtemp
 
 
 def default_cache() -> Path:
@@ -10,3 +13,25 @@ def default_cache() -> Path:
     if own:
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pruner-zero"
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """`folder`, which `make` fills where it is missing: whole or not there, whoever else does it.
+
+    Raises what `make` raises, and OSError.
+    """
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
+    try:
+        make(partial)
+        try:
+            os.replace(partial, folder)
+        except OSError:
+            # Whoever was faster made the same.
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder

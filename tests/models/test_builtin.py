@@ -120,7 +120,7 @@ def test_two_that_convert_at_once_end_with_one_copy(
             load_converted(gguf, "other")
         replace(source, target)
 
-    monkeypatch.setattr("pruner_zero.models.builtin.os.replace", late)
+    monkeypatch.setattr("pruner_zero.cache.os.replace", late)
     expected = load_model(gguf).fingerprint()
     assert load_converted(gguf, "tiny").fingerprint() == expected
     assert len(list(cache.iterdir())) == 1

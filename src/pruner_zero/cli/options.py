@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
-MODEL = "A hub id, a folder, a .gguf file, or builtin:smollm2-135m."
+MODEL = (
+    "A hub id, a folder, a .gguf file, builtin:smollm2-135m, or pickled: and one of the first two."
+)
 TEXT = "A corpus (wikitext2, c4, ptb, builtin:pydoc) or a .txt, .raw, .jsonl or .parquet file."
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL, show_default=False)]

@@ -1,14 +1,13 @@
 """The built-in models: a GGUF file in a Python package, converted once and then kept."""
 
 import importlib.util
-import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
-from tempfile import mkdtemp
 
 import transformers
 
-from pruner_zero.cache import default_cache
+from pruner_zero.cache import default_cache, made_once
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.files import sha256
 from pruner_zero.models.language_model import Dtype, LanguageModel
@@ -65,27 +64,13 @@ def _copy_of(gguf: Path, name: str) -> Path:
     """The place of the saved copy, which is there unless it could not be made."""
     key = f"{sha256(gguf)[:20]}-transformers-{transformers.__version__}"
     copy = default_cache() / "models" / key
-    if not copy.is_dir():
-        _keep(_from_gguf(gguf, name), copy)
+    with suppress(OSError, PrunerZeroError):
+        made_once(copy, lambda partial: save_model(_from_gguf(gguf, name), partial))
     return copy
 
 
 def _from_gguf(gguf: Path, name: str, dtype: Dtype = "auto") -> LanguageModel:
     return read_model(gguf.parent, name, dtype, gguf_file=gguf.name, local_files_only=True)
-
-
-def _keep(language_model: LanguageModel, folder: Path) -> None:
-    """Save to `folder` so that it is whole or not there, whoever else does the same."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
-    except OSError:
-        return
-    try:
-        save_model(language_model, partial)
-        os.replace(partial, folder)
-    except (OSError, PrunerZeroError):
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _installed(name: str) -> Path:

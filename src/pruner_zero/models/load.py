@@ -12,6 +12,7 @@ from pruner_zero.hub import hub_reachable
 from pruner_zero.models.builtin import builtin_folder, load_builtin
 from pruner_zero.models.language_model import Dtype, LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
+from pruner_zero.models.pickled import BESIDE, PICKLED, converted_folder
 from pruner_zero.models.placement import place_model
 from pruner_zero.models.read import read_model, readable
 from pruner_zero.models.shards import weight_files
@@ -22,7 +23,8 @@ def load_model(source: str | Path, dtype: Dtype = "auto", device: str = "auto") 
 
     source: a hub id, a folder, a `.gguf` file or `builtin:smollm2-135m`. dtype: that of the
     weights; "auto" keeps the checkpoint's. device: what `find_devices` takes. Only safetensors
-    and GGUF weights are read. Raises PrunerZeroError naming what to change.
+    and GGUF weights are read, pickled ones where `pickled:` stands before the hub id or folder.
+    Raises PrunerZeroError naming what to change.
     """
     devices = find_devices(device)
     loaded = _read(str(source), dtype)
@@ -33,6 +35,8 @@ def load_model(source: str | Path, dtype: Dtype = "auto", device: str = "auto") 
 def _read(name: str, dtype: Dtype) -> LanguageModel:
     if name.startswith("builtin:"):
         return load_builtin(name, dtype)
+    if name.startswith(PICKLED):
+        return read_model(_pickled_folder(name), name, dtype, local_files_only=True)
     path = Path(name)
     if name.strip() and path.is_dir():
         _check_folder(path)
@@ -66,6 +70,8 @@ def model_folder(source: str | Path) -> Path:
     name = str(source)
     if name.startswith("builtin:"):
         return builtin_folder(name)
+    if name.startswith(PICKLED):
+        return _pickled_folder(name)
     path = Path(name)
     if name.strip() and path.is_dir():
         _check_folder(path)
@@ -75,11 +81,7 @@ def model_folder(source: str | Path) -> Path:
             f"{name} is one GGUF file, which --offload cannot read block by block: "
             "give the folder of a model saved as safetensors, or leave out --offload"
         )
-    _check_hub_id(name)
-    offline = is_offline_mode() or not hub_reachable()
-    with readable(name):
-        files = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
+    return _fetched(name, "*.safetensors")
 
 
 def as_language_model(
@@ -106,20 +108,43 @@ def as_language_model(
     return model
 
 
+def _pickled_folder(name: str) -> Path:
+    """The folder of the copy as safetensors of what `name` asks for."""
+    source = name.removeprefix(PICKLED)
+    path = Path(source)
+    if not (source.strip() and path.is_dir()):
+        path = _fetched(source, "*.bin")
+    _check_config(path)
+    return converted_folder(path)
+
+
+def _fetched(name: str, weights: str) -> Path:
+    """The folder in the hub's cache of the model `name`, with the files `weights`."""
+    _check_hub_id(name)
+    offline = is_offline_mode() or not hub_reachable()
+    with readable(name):
+        files = [*BESIDE, weights]
+        return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
+
+
 def _check_folder(path: Path) -> None:
-    if not (path / "config.json").is_file():
-        raise PrunerZeroError(f"{path} has no config.json: give the folder of a saved model")
+    _check_config(path)
     if not any(path.glob("*.safetensors")):
         raise PrunerZeroError(
-            f"{path} has no .safetensors weights, and pickled ones are not read: "
-            "save the model again with save_pretrained"
+            f"{path} has no .safetensors weights, and pickled ones are read only where asked "
+            f"for by name: give pickled:{path}, or save the model again with save_pretrained"
         )
+    weight_files(path)
+
+
+def _check_config(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise PrunerZeroError(f"{path} has no config.json: give the folder of a saved model")
     if (path / "adapter_config.json").is_file():
         # transformers would load what that file names, from wherever it points to.
         raise PrunerZeroError(
             f"{path} holds an adapter (adapter_config.json): merge it into its model and save that"
         )
-    weight_files(path)
 
 
 def _check_hub_id(name: str) -> None:

@@ -1,0 +1,104 @@
+"""Models whose weights are pickled, read only where asked for by name: `pickled:MODEL`.
+
+A pickle can carry code. It is read by torch's restricted reader, which makes tensors and runs
+nothing, and saved once as safetensors, which everything else then works on.
+"""
+
+import hashlib
+import json
+import pickle
+import shutil
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruner_zero.cache import default_cache, made_once
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import sha256, writing
+from pruner_zero.models.shards import INDEX
+from pruner_zero.tensor_file import write_tensors
+
+PICKLED = "pickled:"
+# What a model folder holds beside its weights.
+BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
+_WEIGHTS = "pytorch_model.bin"
+_INDEX = f"{_WEIGHTS}.index.json"
+
+
+def converted_folder(folder: Path) -> Path:
+    """The copy in the cache of the model saved in `folder`, its pickled weights as safetensors.
+
+    Made where it is missing; the SHA-256 of all its files names it. Raises PrunerZeroError
+    where there are no pickled weights, where they are damaged or hold anything but tensors, and
+    where the copy cannot be written.
+    """
+    weights = _weight_files(folder)
+    beside = sorted({path for pattern in BESIDE for path in folder.glob(pattern)})
+    digest = hashlib.sha256()
+    for path in (*weights, *beside):
+        digest.update(f"{path.relative_to(folder)} {sha256(path)}\n".encode())
+
+    def convert(copy: Path) -> None:
+        for path in beside:
+            if path.name not in {INDEX, _INDEX}:
+                shutil.copyfile(path, copy / path.name)
+        weight_map: dict[str, str] = {}
+        for number, path in enumerate(weights, 1):
+            tensors, name = _read(path), f"model-{number:05d}.safetensors"
+            write_tensors(copy / name, tensors, {"format": "pt"})
+            weight_map.update(dict.fromkeys(tensors, name))
+        (copy / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+    copy = default_cache() / "models" / f"{digest.hexdigest()[:20]}-pickled"
+    with writing(copy):
+        return made_once(copy, convert)
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    try:
+        names = set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
+        paths = [folder / name for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PrunerZeroError(
+            f"{folder} has neither {_WEIGHTS} nor a readable {_INDEX}: give it without '{PICKLED}'"
+        ) from error
+    for path in paths:
+        if path.parent != folder or not path.is_file():
+            raise PrunerZeroError(
+                f"{folder / _INDEX} names {path.name[:200]!r}, which is no file in the folder: "
+                "fetch the model again"
+            )
+    return paths
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors in one file, mapped rather than read where its format allows."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            state: Any = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
+            )
+    except pickle.UnpicklingError as error:
+        raise PrunerZeroError(
+            f"{path} is damaged or holds more than tensors, which is never run: "
+            "get its weights as safetensors"
+        ) from error
+    except Exception as error:
+        # Garbage can make the reader fail in any way.
+        line = " ".join(str(error).split())[:200]
+        raise PrunerZeroError(f"{path} is damaged ({line}): fetch it again") from error
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(one, Tensor) and one.layout == torch.strided
+        for name, one in state.items()
+    ):
+        raise PrunerZeroError(
+            f"{path} is not a model's state, a tensor by each name: get it as safetensors"
+        )
+    return {name: tensor.detach().contiguous() for name, tensor in state.items()}
