@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Shape, format, parse
-from pruner_zero.search.generate import random_expression, random_published_tree
+from pruner_zero.search.generate import random_expression, random_product, random_published_tree
 from pruner_zero.search.space import PUBLISHED_SPACE, SearchSpace
 from tests.metric.strategies import lightly
 from tests.search.spaces import SPACES
@@ -75,3 +75,30 @@ def test_published_trees_are_the_released_generators() -> None:
     assert max(used.values()) < 1.2 * min(used.values())
     only_inputs = sum(tree.terminals == {"X"} for tree in trees) / len(trees)
     assert only_inputs == pytest.approx(0.19, abs=0.02)
+
+
+@lightly
+@given(seeds, spaces)
+def test_a_product_scores_weights_and_is_allowed(seed: int, space: SearchSpace) -> None:
+    expression = random_product(np.random.default_rng(seed), space)
+    assert expression.shape is Shape.MATRIX
+    assert space.allows(expression) is None
+    assert parse(format(expression)) == expression
+
+
+def test_a_product_names_each_leaf_once_and_every_normalisation_occurs() -> None:
+    generator, space = np.random.default_rng(0), SearchSpace()
+    drawn = [random_product(generator, space) for _ in range(500)]
+    used = sum((one.operator_counts() for one in drawn), Counter[str]())
+    normalisations = {"row_share", "column_share", "row_normalize", "column_normalize", "mms"}
+    assert set(used) == {"mul", "power", *normalisations}
+    for one in drawn:
+        assert one.operator_counts()["mul"] == len(one.terminals) - 1 >= 1
+    assert {len(one.terminals) for one in drawn} == {2, 3}
+    assert len(set(drawn)) > 400
+
+
+def test_without_a_product_any_expression_will_do() -> None:
+    space = SearchSpace(operators=("add", "sqrt"))
+    drawn = random_product(np.random.default_rng(0), space)
+    assert set(drawn.operator_counts()) <= {"add", "sqrt"}

@@ -100,11 +100,22 @@ def test_a_run_in_which_the_closed_form_ranks_nothing_tries_half_of_a_batch(
         fake.values[str(parse(text))] = 1.0 + 1e-3 * (place % 7)
     everyone = Racing(near=10, few_share=1, margin=0)
     archive.commit(judge(batch(known), archive, Losses(fake), everyone), 1.0)
-    later = [f"G * X^{1 + place / 50:.2f}" for place in range(20)]
+    forms = ("G * X^{}", "G + X^{}", "max(G, X^{})", "W * G * X^{}")
+    later = [form.format(1 + place / 50) for place in range(5) for form in forms]
     fake.values |= {str(parse(text)): 1.0 for text in later}
     fake.asked.clear()
     judge(batch(later, len(known)), archive, Losses(fake), Racing(few_share=0.01, margin=0))
     assert 4 <= len(fake.on("few")) <= 10
+
+
+def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> None:
+    """Of eight places, two are for powers of the best; then come those of other kinds."""
+    texts = [f"W * X^{1 + place / 50:.2f}" for place in range(12)]
+    texts += ["W * G", "W * sqrt(X)", "W * G * X", "W + X", "max(W, X)", "W * exp(X)"]
+    texts = [str(parse(text)) for text in texts]
+    fake = Fake({text: float(place) for place, text in enumerate(texts)})
+    judge(batch(texts), archive, fake, Racing(near=100, few_share=8 / 18, margin=0))
+    assert fake.on("few") == [*texts[:2], *texts[12:]]
 
 
 def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> None:

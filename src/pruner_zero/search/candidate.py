@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from pruner_zero.metric import Expression
+from pruner_zero.metric import Call, Expression, Terminal
 from pruner_zero.sparsity import Scope
 
 
@@ -23,6 +23,15 @@ class Candidate:
     parents: tuple[int, ...] = ()
     operation: str = "random"
     offsets: tuple[float, ...] = ()
+
+    @property
+    def kind(self) -> frozenset[str]:
+        """What the expression is made of: the names of its leaves and operators."""
+        return frozenset(
+            node.operator.name if isinstance(node, Call) else str(node)
+            for node in self.expression.walk()
+            if isinstance(node, Call | Terminal)
+        )
 
 
 @dataclass(frozen=True)

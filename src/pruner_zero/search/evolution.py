@@ -12,7 +12,7 @@ from pruner_zero.errors import did_you_mean
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.search.batch import BatchAlgorithm, Proposal, Result
 from pruner_zero.search.candidate import Candidate, Evaluation
-from pruner_zero.search.generate import random_expression
+from pruner_zero.search.generate import random_expression, random_product
 from pruner_zero.search.population import Diversity, Population, best_first
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.search.variation import MUTATIONS, crossover
@@ -37,7 +37,8 @@ class EvolutionSettings(Settings):
 
     initial, batch: candidates of the first and of every later batch. population: members for
     each scope. diversity: see `Population`; islands: how many per scope where it says so, and
-    every `exchange` batches the best of each goes to the next. depth: levels of random trees.
+    every `exchange` batches the best of each goes to the next. depth: levels of random trees;
+    products: the share of random expressions that are products (`random_product`) instead.
     tournament: contestants. parsimony: which values count as equal (`Population.tournament`).
     elite: members that never leave. spread: so many of the best of each scope are tried in
     every other one as soon as they are among them. immigrants, migrants, crossover: shares of
@@ -54,6 +55,7 @@ class EvolutionSettings(Settings):
     islands: int = Field(3, ge=1)
     exchange: int = Field(5, ge=1)
     depth: tuple[int, int] = (2, 4)
+    products: float = Field(0.5, ge=0, le=1)
     tournament: int = Field(6, ge=1)
     parsimony: float = Field(0.02, ge=0)
     elite: int = Field(8, ge=0)
@@ -169,7 +171,10 @@ class Evolution(BatchAlgorithm):
                             yield Proposal(candidate.expression, scope, parents, "migrate")
 
     def _random(self, scope: Scope, operation: str) -> Proposal:
-        expression = random_expression(self.generator, self.space, depth=self.settings.depth)
+        if self.generator.random() < self.settings.products:
+            expression = random_product(self.generator, self.space)
+        else:
+            expression = random_expression(self.generator, self.space, depth=self.settings.depth)
         return Proposal(expression, scope, operation=operation)
 
     def _child(self, niche: Population) -> Proposal | None:

@@ -20,6 +20,9 @@ _TRIES = 1000
 # The chance that a grown path ends where it need not.
 _LEAF = 0.3
 
+# The chance that a factor of a product is normalised.
+_NORMALISED = 0.3
+
 
 def random_expression(
     generator: Generator,
@@ -48,6 +51,52 @@ def random_expression(
         f"no expression of {depth[0]} to {depth[1]} levels found within max_size "
         f"{space.max_size} and max_depth {space.max_depth}: allow more"
     )
+
+
+def random_product(generator: Generator, space: SearchSpace) -> Expression:
+    """A random product of powers of different leaves, some of them normalised first.
+
+    Only the order of scores matters, and much of it is how much each of W, G and X counts
+    beside the others: that is what exponents of a product say. Each leaf may be normalised and
+    raised to a power, and so may what is multiplied already. Falls back to `random_expression`
+    where the space does not allow a product. Source: ours.
+    """
+    matrices, others = space.leaves[Shape.MATRIX], space.leaves[Shape.ROW]
+    for _ in range(_TRIES if "mul" in space.operators else 0):
+        first = matrices[generator.integers(len(matrices))]
+        rest = [name for name in (*matrices, *others) if name != first]
+        generator.shuffle(rest)
+        expression = _factor(generator, space, first)
+        for name in rest[: generator.integers(1, 3)]:
+            expression = Call(OPERATORS["mul"], (expression, _factor(generator, space, name)))
+            if generator.random() < _NORMALISED / 2:
+                expression = _normalised(generator, space, expression)
+        if expression.operands and space.allows(expression) is None:
+            return expression
+    return random_expression(generator, space, depth=(2, 4))
+
+
+def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:
+    factor: Expression = Terminal(name)
+    if generator.random() < _NORMALISED:
+        factor = _normalised(generator, space, factor)
+    if "power" in space.operators and space.exponents and generator.random() < 0.5:
+        factor = apply_operator(generator, space, OPERATORS["power"], factor)
+    return factor
+
+
+def _normalised(generator: Generator, space: SearchSpace, expression: Expression) -> Expression:
+    """The expression relative to its row, its column or all; itself where nothing does that."""
+    operators = [
+        form.operator
+        for form in space.forms[expression.shape]
+        if form.operands == (expression.shape,)
+        and form.operator.reach != "element"
+        and form.operator.sign != "any"
+    ]
+    if not operators:
+        return expression
+    return Call(operators[generator.integers(len(operators))], (expression,))
 
 
 def random_constant(generator: Generator) -> Constant:

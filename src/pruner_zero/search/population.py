@@ -8,7 +8,6 @@ from typing import Literal
 import numpy as np
 from numpy.random import Generator
 
-from pruner_zero.metric import Call, Terminal
 from pruner_zero.search.batch import Result
 from pruner_zero.search.candidate import Candidate
 from pruner_zero.sparsity import Scope
@@ -68,8 +67,8 @@ class Population:
             crowd: Counter[frozenset[str]] = Counter()
             rank: dict[int, int] = {}
             for one in self.members:
-                rank[one[0].number] = crowd[kind(one)]
-                crowd[kind(one)] += 1
+                rank[one[0].number] = crowd[one[0].kind]
+                crowd[one[0].kind] += 1
             # The n-th best of its kind leaves before the (n−1)-th of any; n above a fair share.
             room = max(2, self.capacity // 8)
             rest.sort(key=lambda one: rank[one[0].number] < room)
@@ -95,15 +94,6 @@ class Population:
 def size(result: Result) -> int:
     """The nodes of its expression."""
     return result[0].expression.size
-
-
-def kind(result: Result) -> frozenset[str]:
-    """What the expression is made of: the names of its leaves and operators."""
-    return frozenset(
-        node.operator.name if isinstance(node, Call) else str(node)
-        for node in result[0].expression.walk()
-        if isinstance(node, Call | Terminal)
-    )
 
 
 def best_first(members: Iterable[Result]) -> Sequence[Result]:

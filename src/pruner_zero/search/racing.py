@@ -1,6 +1,7 @@
 """Rungs: every candidate is judged cheaply, and only the promising ones dearly."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -41,6 +42,8 @@ class Racing:
 
 
 _HALF, _LEAST_TRUST = 0.5, 0.1
+# Of a batch, the places on a few windows are for so many kinds at least.
+_KINDS = 4
 
 _RANK: Mapping[str, int] = {rung: rank for rank, rung in enumerate(RUNGS)}
 
@@ -146,17 +149,23 @@ def _promising(
     """Those that run on a few windows: the best by expectation, and the best by closed form.
 
     The second, a third of them at least, see to it that what losses taught of some relatives
-    does not decide alone.
+    does not decide alone; and no kind (`Candidate.kind`) gets more than a part of the places, so
+    that variants of the best do not take all of them.
     """
     alive = [entry for entry in entries if entry.alive]
     most = math.ceil(racing.share(trust) * len(alive))
+    room = math.ceil(most / _KINDS)
     chosen: dict[int, _Entry] = {}
+    kinds: Counter[frozenset[str]] = Counter()
     for count, value in ((most - most // 3, _expected), (most, _closed)):
         lowest = min((*map(value, alive), *_before(archive, value)), default=math.inf)
         near = [entry for entry in alive if value(entry) <= lowest + racing.reach(trust)]
         for entry in sorted(near, key=value):
-            if len(chosen) < count:
-                chosen[entry.candidate.number] = entry
+            candidate = entry.candidate
+            full = len(chosen) >= count or (kinds[candidate.kind] >= room and not candidate.offsets)
+            if candidate.number not in chosen and not full:
+                chosen[candidate.number] = entry
+                kinds[candidate.kind] += 1
     return list(chosen.values())
 
 

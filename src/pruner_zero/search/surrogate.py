@@ -23,7 +23,9 @@ class Surrogate:
     A candidate that ran on windows is expected at the error that such a loss usually goes with.
     One that did not is expected at its own error, moved by a part of what was found out about
     its parents: where the closed form is blind, relatives err alike. trust: how well the closed
-    form may rank what ran on windows, from 0, not at all, to 1. Source: ours.
+    form may rank what ran on windows, from 0, not at all, to 1. So much of a difference between
+    errors is expected to be one, as far as errors go that were tried: a candidate that nothing
+    is known of but its error is, where that says little, one like the others. Source: ours.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
@@ -36,26 +38,48 @@ class Surrogate:
         points = np.array(pairs[-_MEMORY:]).reshape(-1, 2)
         self.line = _line(points)
         self.trust = _trust(points)
+        self._middle, self._highest = _middle_and_highest(points)
+        self._lessons: dict[int, float] = {}
 
     def expect(self, candidate: Candidate, results: Mapping[str, float]) -> float | None:
         """What `candidate` is expected at; None where it has no closed-form error."""
         if "reconstruction" not in results:
             return None
-        closed = results["reconstruction"]
+        alone = self._alone(results["reconstruction"])
+        return alone + self._lesson(candidate, results)
+
+    def _alone(self, closed: float) -> float:
+        """What a candidate of this error is expected at that nothing else is known of."""
+        known = min(closed, self._highest)
+        return self._middle + self.trust * (known - self._middle) + (closed - known)
+
+    def _lesson(self, candidate: Candidate, results: Mapping[str, float]) -> float:
+        """How much more is expected of a candidate than of any with the same error."""
         if "few" in results and self.line is not None:
             slope, intercept = self.line
-            return intercept + slope * results["few"]
+            return intercept + slope * results["few"] - self._alone(results["reconstruction"])
         found = [self._taught(parent) for parent in candidate.parents]
-        return closed + (_INHERITED * sum(found) / len(found) if found else 0.0)
+        return _INHERITED * sum(found) / len(found) if found else 0.0
 
     def _taught(self, number: int) -> float:
-        """How far the expectation of an earlier candidate lies from its closed-form error."""
-        evaluation = self.records[number].evaluation
-        if evaluation.same_as is not None:
-            return self._taught(evaluation.same_as)
-        if evaluation.expected is None:
-            return 0.0
-        return evaluation.expected - evaluation.results["reconstruction"]
+        """The lesson of an earlier candidate, which its children inherit a part of."""
+        if number not in self._lessons:
+            record = self.records[number]
+            evaluation = record.evaluation
+            if evaluation.same_as is not None:
+                self._lessons[number] = self._taught(evaluation.same_as)
+            elif "reconstruction" in evaluation.results:
+                self._lessons[number] = self._lesson(record.candidate, evaluation.results)
+            else:
+                self._lessons[number] = 0.0
+        return self._lessons[number]
+
+
+def _middle_and_highest(points: NDArray[np.float64]) -> tuple[float, float]:
+    """Of the closed-form errors that were tried; zeros where they are too few for a doubt."""
+    if len(points) < _PAIRS:
+        return 0.0, 0.0
+    return float(np.median(points[:, 1])), float(np.max(points[:, 1]))
 
 
 def _trust(points: NDArray[np.float64]) -> float:
