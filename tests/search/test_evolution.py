@@ -94,7 +94,7 @@ def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> N
 def test_the_best_of_a_scope_are_tried_in_every_other_one_at_once() -> None:
     algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40, products=0, spread=1))
     first = algorithm.ask()
-    best = next(one for one in first if one.scope == "block")
+    best = max((one for one in first if one.scope == "block"), key=lambda one: one.expression.size)
     algorithm.tell([(one, Evaluation(1, float(one is not best))) for one in first])
     moved = [one for one in algorithm.ask() if one.parents == (best.number,)]
     assert {"row", "matrix", "global"} <= {
