@@ -6,16 +6,21 @@ from pydantic import Field
 
 from pruner_zero.metric import Metric
 from pruner_zero.search.batch import BatchAlgorithm, Proposal, Result
-from pruner_zero.search.generate import random_expression
+from pruner_zero.search.generate import random_expression, random_product
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.settings import Settings
 
 
 class RandomSettings(Settings):
-    """Random search. batch: candidates asked at once. depth: fewest and most levels."""
+    """Random search, by default among what our evolution begins with.
+
+    batch: candidates asked at once. depth: fewest and most levels of random trees. products:
+    the share of products among them (`random_product`).
+    """
 
     batch: int = Field(48, ge=1)
-    depth: tuple[int, int] = (2, 5)
+    depth: tuple[int, int] = (2, 4)
+    products: float = Field(0.5, ge=0, le=1)
     keep: int = Field(50, ge=1)
 
 
@@ -45,6 +50,8 @@ class RandomSearch(BatchAlgorithm):
 
     def _random(self) -> Proposal:
         scope = self.space.scopes[self.generator.integers(len(self.space.scopes))]
+        if self.generator.random() < self.settings.products:
+            return Proposal(random_product(self.generator, self.space), scope)
         expression = random_expression(self.generator, self.space, depth=self.settings.depth)
         return Proposal(expression, scope)
 
