@@ -118,6 +118,33 @@ def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> 
     assert fake.on("few") == [*texts[:2], *texts[12:]]
 
 
+@pytest.mark.parametrize(("luck", "climb"), [(0.5, TEXTS[3:6]), (0.0, TEXTS[3:4])])
+def test_one_that_may_still_become_the_best_is_run_on_all_windows(
+    luck: float, climb: tuple[str, ...], archive: Archive
+) -> None:
+    """Where few windows and all differ by luck, a loss on few that is a little higher is no end."""
+    by_text = {str(parse(text)): place for place, text in enumerate(TEXTS)}
+
+    class Lucky(Fake):
+        def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+            for task, outcome in zip(tasks := list(tasks), super().map(tasks), strict=True):
+                place = by_text[task.expression]
+                if task.rung == "few":
+                    yield replace(outcome, value=5 + 0.1 * (place % 3))
+                elif task.rung == "all":
+                    further = -luck * (-1) ** place
+                    yield replace(outcome, value=6 + 0.1 * (place % 3) + further)
+                else:
+                    yield outcome
+
+    fake = Lucky(dict.fromkeys(by_text, 1.0))
+    everything = Racing(near=10, few_share=1, margin=1)
+    archive.commit(judge(batch(TEXTS[:3]), archive, fake, everything), 0.0)
+    fake.asked.clear()
+    judge(batch(TEXTS[3:6], first=3), archive, fake, Racing(near=10, few_share=1, margin=0.005))
+    assert fake.on("all") == list(climb)
+
+
 def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> None:
     first = judge(
         batch(TEXTS[:4]), archive, Fake(values()), Racing(near=10, few_share=1, margin=10)

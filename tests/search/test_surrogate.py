@@ -9,9 +9,14 @@ from pruner_zero.search.surrogate import Surrogate
 
 
 def record(
-    number: int, closed: float, loss: float | None = None, parents: tuple[int, ...] = ()
+    number: int,
+    closed: float,
+    loss: float | None = None,
+    parents: tuple[int, ...] = (),
+    whole: float | None = None,
 ) -> Record:
-    results = {"reconstruction": closed} | ({} if loss is None else {"few": loss})
+    given = {"reconstruction": closed, "few": loss, "all": whole}
+    results = {name: value for name, value in given.items() if value is not None}
     candidate = Candidate(number, parse("W"), "row", parents)
     return Record(candidate, Evaluation(1, closed, results), "W")
 
@@ -38,6 +43,16 @@ def test_a_loss_stands_for_the_error_it_usually_goes_with() -> None:
     # The closed form promised 5, but the loss is that of candidates at 14.5.
     found = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
     assert found == pytest.approx(14.5)
+
+
+def test_the_loss_on_all_windows_says_more_than_that_on_a_few() -> None:
+    line = [
+        record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place, whole=5 + 0.1 * place)
+        for place in range(10)
+    ]
+    surrogate = Surrogate(line)
+    lucky = {"reconstruction": 5.0, "few": 4.2, "all": 5.5}
+    assert surrogate.expect(child(), lucky) == pytest.approx(14.5)
 
 
 def test_one_that_disappoints_moves_no_other() -> None:

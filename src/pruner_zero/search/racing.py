@@ -1,6 +1,7 @@
 """Rungs: every candidate is judged cheaply, and only the promising ones dearly."""
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,11 +21,12 @@ class Racing:
     A candidate goes from the closed-form error to the loss on a few windows when it is at most
     `near` above the lowest of the run so far, by its expectation (`Surrogate`) or by the error
     itself, and among the best `few_share` of its batch; and from there to the whole search text
-    when its loss is at most `margin`, in nats, above the lowest on those windows. All are judged
-    on the same windows, so that a difference is the metrics' and not the text's. Both bounds
-    widen as the run finds that the closed form does not rank like the loss (`Surrogate.trust`).
-    direct: every distinct candidate is judged on the whole search text, as the published search
-    does.
+    when its loss is at most `margin`, in nats, above the lowest on those windows, or may well
+    become the lowest on all, as far as the two differed for others. All are judged
+    on the same windows, so that a difference is the metrics' and not the text's. The first two
+    bounds widen as the run finds that the closed form does not rank like the loss
+    (`Surrogate.trust`). direct: every distinct candidate is judged on the whole search text, as
+    the published search does.
     """
 
     near: float = 0.3
@@ -44,6 +46,8 @@ class Racing:
 _HALF, _LEAST_TRUST = 0.5, 0.1
 # Of a batch, the places on a few windows are for so many kinds at least.
 _KINDS = 4
+# From so many on, how much losses on few and on all windows differ is known.
+_FINALISTS = 3
 
 _RANK: Mapping[str, int] = {rung: rank for rank, rung in enumerate(RUNGS)}
 
@@ -170,10 +174,19 @@ def _promising(
 
 
 def _near_the_best(entries: Sequence[_Entry], archive: Archive, margin: float) -> list[_Entry]:
-    """Those whose loss on the few windows is at most `margin` above the lowest of the run."""
+    """Those whose loss on the few windows is near the lowest, or may end up the lowest on all."""
     now = [entry for entry in entries if entry.alive]
-    lowest = min((*map(_loss, now), *_before(archive, _loss)), default=math.inf)
-    return [entry for entry in now if _loss(entry) <= lowest + margin]
+    limit = margin + min((*map(_loss, now), *_before(archive, _loss)), default=math.inf)
+    whole = [
+        (one["few"], one["all"])
+        for one in (record.evaluation.results for record in archive.distinct())
+        if {"few", "all"} <= one.keys()
+    ]
+    if len(whole) >= _FINALISTS:
+        further = [everything - few for few, everything in whole]
+        best = min(everything for _, everything in whole)
+        limit = max(limit, best - statistics.mean(further) + statistics.stdev(further))
+    return [entry for entry in now if _loss(entry) <= limit]
 
 
 Judged = _Entry | Evaluation

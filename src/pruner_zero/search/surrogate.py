@@ -20,7 +20,8 @@ _INHERITED = 0.7
 class Surrogate:
     """Expectations on the scale of the closed-form error, lower is better.
 
-    A candidate that ran on windows is expected at the error that such a loss usually goes with.
+    A candidate that ran on windows is expected at the error that such a loss usually goes with;
+    the more windows, the less of it is luck.
     One that did not is expected at its own error, moved by a part of what was found out about
     its parents: where the closed form is blind, relatives err alike. trust: how well the closed
     form may rank what ran on windows, from 0, not at all, to 1. So much of a difference between
@@ -30,10 +31,13 @@ class Surrogate:
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
+        found = [record.evaluation.results for record in records]
+        further = [one["all"] - one["few"] for one in found if {"few", "all"} <= one.keys()]
+        self._further = sum(further) / len(further) if further else 0.0
         pairs = [
-            (results["few"], results["reconstruction"])
-            for results in (record.evaluation.results for record in records)
-            if {"few", "reconstruction"} <= results.keys()
+            (self._loss(one), one["reconstruction"])
+            for one in found
+            if {"few", "reconstruction"} <= one.keys()
         ]
         points = np.array(pairs[-_MEMORY:]).reshape(-1, 2)
         self.line = _line(points)
@@ -53,11 +57,15 @@ class Surrogate:
         known = min(closed, self._highest)
         return self._middle + self.trust * (known - self._middle) + (closed - known)
 
+    def _loss(self, results: Mapping[str, float]) -> float:
+        """The loss on the few windows, as that on all of them has it where it is known."""
+        return results["all"] - self._further if "all" in results else results["few"]
+
     def _lesson(self, candidate: Candidate, results: Mapping[str, float]) -> float:
         """How much more is expected of a candidate than of any with the same error."""
         if "few" in results and self.line is not None:
             slope, intercept = self.line
-            return intercept + slope * results["few"] - self._alone(results["reconstruction"])
+            return intercept + slope * self._loss(results) - self._alone(results["reconstruction"])
         found = [self._taught(parent) for parent in candidate.parents]
         return _INHERITED * sum(found) / len(found) if found else 0.0
 
