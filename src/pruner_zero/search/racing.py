@@ -30,7 +30,7 @@ class Racing:
     """
 
     near: float = 0.3
-    few_share: float = 0.08
+    few_share: float = 0.15
     margin: float = 0.005
     direct: bool = False
 
@@ -174,8 +174,11 @@ def _promising(
 
 
 def _near_the_best(entries: Sequence[_Entry], archive: Archive, margin: float) -> list[_Entry]:
-    """Those whose loss on the few windows is near the lowest, or may end up the lowest on all."""
-    now = [entry for entry in entries if entry.alive]
+    """Those whose loss on the few windows is near the lowest, or may end up the lowest on all.
+
+    How much the two differ is known from those that ran on all, and the first few do for that.
+    """
+    now = sorted((entry for entry in entries if entry.alive), key=_loss)
     limit = margin + min((*map(_loss, now), *_before(archive, _loss)), default=math.inf)
     whole = [
         (one["few"], one["all"])
@@ -186,7 +189,8 @@ def _near_the_best(entries: Sequence[_Entry], archive: Archive, margin: float) -
         further = [everything - few for few, everything in whole]
         best = min(everything for _, everything in whole)
         limit = max(limit, best - statistics.mean(further) + statistics.stdev(further))
-    return [entry for entry in now if _loss(entry) <= limit]
+    missing = max(0, _FINALISTS - len(whole))
+    return [entry for place, entry in enumerate(now) if place < missing or _loss(entry) <= limit]
 
 
 Judged = _Entry | Evaluation

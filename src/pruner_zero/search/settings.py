@@ -58,7 +58,7 @@ class SearchSettings(CalibrationSettings):
     search_windows: Annotated[int, Field(ge=1)] = 12
     few_windows: Annotated[int, Field(ge=1)] = 2
     near: Annotated[float, Field(ge=0)] = 0.3
-    few_share: Annotated[float, Field(gt=0, le=1)] = 0.08
+    few_share: Annotated[float, Field(gt=0, le=1)] = 0.15
     margin: Annotated[float, Field(ge=0)] = 0.005
     judge_dtype: JudgeDtype = "auto"
     sampled_weights: Annotated[int, Field(ge=1)] = 8_000_000
