@@ -3,8 +3,8 @@
     python benchmarks/curves.py
 
 Draws benchmarks/search-curves.svg from the summaries that benchmarks/search.py left: a column a
-seed, a row for each kind of statistics. Seeds have windows of their own and G is another in each
-row, so losses compare inside a panel alone. Needs the extra `plots`.
+seed. Seeds have windows of their own, so losses compare inside a panel alone. Needs the extra
+`plots`.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pruner_zero.files import write_atomic
 HERE = Path(__file__).parent
 COLORS = {"default": "#0b5cad", "published": "#b3541e", "random": "#7a8591"}
 # By how the names of the runs end.
-ROWS = {"": "G of whole windows", "-pieces": "G of pieces of 128"}
+ROWS = {"-products": "G of whole windows"}
 
 
 def main() -> None:

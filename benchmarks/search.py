@@ -24,6 +24,8 @@ from pruner_zero.search.archive import JOURNAL
 
 HERE = Path(__file__).parent
 CLASSICS = ("dense", "magnitude", "wanda", "gblm", "ria", "pruner-zero", "sparsegpt")
+# How the names of the runs of the search as it is now end.
+CURRENT = "-products"
 BY_HAND = "W * G^0.5 * X^0.25@global"
 
 
@@ -166,54 +168,60 @@ def write_page() -> None:
         "",
     ]
     files = sorted((HERE / "results").glob("search-[0-9]*.json"))
+    now = [file for file in files if CURRENT in file.stem]
+    before = [file for file in files if file not in now]
     lines += [
-        "## The runs",
+        "Of the search as it is now, `--label products`: half of the random expressions are"
+        " products, variants of one metric do not take all places on windows, and more candidates"
+        " run on all windows where a few say little.",
         "",
-        "| run | options | minutes | candidates | distinct | few | all | loss on the search text"
-        " after 2.5, 5, 10, 20 minutes | seconds a distinct candidate | × cheaper | winner |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for file in files:
-        if not file.stem.endswith("-test"):
-            lines.append(_run_row(file))
-    lines += [
+        *_runs(now),
         "",
         "*× cheaper*: the mean cost of masking all matrices and running 16 windows, reckoned from"
         " the run's own 12, over the mean cost of a distinct candidate. Losses of different seeds"
         " are on different windows. `few` and `all`: how many ran on two windows, on all.",
-    ]
-    for file in files:
-        if file.stem.endswith("-test"):
-            lines += ["", *_test_table(file)]
-    lines += [
+        *(line for file in now for line in _test_table(file)),
         "",
-        "## Read with care",
-        "",
-        "- The settings, versions and commit of each run stand in its result file. The runs at 50 %"
-        " were made before losses moved what is expected of a candidate's relatives (`Surrogate`);"
-        " those at 2:4 with it, because there the closed-form error hardly tells good metrics"
-        " apart ([agreement of the rungs](results/analysis-2-4-any-default-0.json); at 50 % it"
-        " [does](results/analysis-50-any-default-0.json)). Those with `--label again` are later and"
-        " try more candidates on text where the closed form does not rank them"
-        " (`Racing.share`).",
-        "- The published evolution pays the full judgement for each of its 50 random trees first;"
-        " its six minutes were gone before, or just after, the last of them. `default` had two to"
-        " three minutes more; random search had six of its twenty, and is"
-        " about level with it so far on seed 0."
-        " Best so far, beside random search and the published one,"
-        " by `python benchmarks/curves.py`:",
+        "Best so far, beside random search and the published evolution, by"
+        " `python benchmarks/curves.py`:",
         "",
         "![Loss of the best so far by minutes, a panel a seed](search-curves.svg)",
         "",
+        "## Earlier runs",
+        "",
+        "Of the search before that, and of the published evolution, which is as it was.",
+        "",
+        *_runs(before),
+        *(line for file in before for line in _test_table(file)),
+        "",
+        "## Read with care",
+        "",
+        "- The settings, versions and commit of each run stand in its result file.",
+        "- The published evolution pays the full judgement for each of its 50 random trees first;"
+        " its six minutes were gone before, or just after, the last of them.",
+        "- Of the earlier runs, those at 50 % without a label were made before losses moved what is"
+        " expected of a candidate's relatives (`Surrogate`), those with `--label again` with more"
+        " candidates on text where the closed form does not rank them (`Racing.share`). At 2:4"
+        " it hardly does ([agreement of the rungs](results/analysis-2-4-any-default-0.json); at"
+        " 50 % it [does](results/analysis-50-any-default-0.json)). Random search had six minutes"
+        " and no products then; it was about level on seed 0.",
         "- The runs `pieces` had fewer minutes, of a core that was shared, than those before them,"
         " so the tables do not tell what pieces are worth; what they give fixed metrics is in"
-        " [gradients.md](gradients.md).",
-        "- The table 2-4-any-pieces was read when seed 0 had run for 7 minutes; it then went on to"
-        " 18 for the row above, and that winner was not read on the test text.",
+        " [gradients.md](gradients.md). The table 2-4-any-pieces was read when seed 0 had run for"
+        " 7 minutes; it then went on to 18, and that winner was not read on the test text.",
         "- The machine was shared: seconds are upper bounds, and a run on quiet cores sees more"
         " candidates in its minutes.",
     ]
     (HERE / "search.md").write_text("\n".join([*lines, ""]))
+
+
+def _runs(files: list[Path]) -> list[str]:
+    return [
+        "| run | options | minutes | candidates | distinct | few | all | loss on the search text"
+        " after 2.5, 5, 10, 20 minutes | seconds a distinct candidate | × cheaper | winner |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+        *(_run_row(file) for file in files if not file.stem.endswith("-test")),
+    ]
 
 
 def _run_row(file: Path) -> str:
@@ -261,8 +269,11 @@ def _options(settings: dict[str, Any], name: str) -> str:
 
 
 def _test_table(file: Path) -> list[str]:
+    if not file.stem.endswith("-test"):
+        return []
     table = json.loads(file.read_text())
     lines = [
+        "",
         f"## {file.stem.removeprefix('search-').removesuffix('-test')}, on the test text",
         "",
         "| method | first 12 windows | 24 windows | expression |",
