@@ -20,8 +20,8 @@ from pruner_zero.files import write_atomic
 
 HERE = Path(__file__).parent
 COLORS = {"default": "#0b5cad", "published": "#b3541e", "random": "#7a8591"}
-# By how the names of the runs end.
-ROWS = {"-products": "G of whole windows"}
+# How the names of the runs end. The published evolution is as it was when it ran on G of pieces.
+LABELS = {"default": "-products", "random": "-products", "published": "-pieces"}
 
 
 def main() -> None:
@@ -29,18 +29,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     given = parser.parse_args()
-    figure = Figure(figsize=(2.6 * len(given.seeds), 2.2 * len(ROWS)), layout="constrained")
-    panels = figure.subplots(len(ROWS), len(given.seeds), squeeze=False)
-    for (label, told), row in zip(ROWS.items(), panels, strict=True):
-        for seed, axes in zip(given.seeds, row, strict=True):
-            for algorithm in COLORS:
-                draw(axes, algorithm, f"{seed}{label}")
-            axes.set_title(f"seed {seed}, {told}", fontsize=7)
-            axes.set_xlabel("minutes", fontsize=8)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.tick_params(labelsize=7)
-            axes.legend(fontsize=7, frameon=False)
-        row[0].set_ylabel("loss on the search text, nats", fontsize=7)
+    figure = Figure(figsize=(2.6 * len(given.seeds), 2.4), layout="constrained")
+    panels = figure.subplots(1, len(given.seeds), squeeze=False)[0]
+    for seed, axes in zip(given.seeds, panels, strict=True):
+        for algorithm, label in LABELS.items():
+            draw(axes, algorithm, f"{seed}{label}")
+        axes.set_title(f"seed {seed}", fontsize=8)
+        axes.set_xlabel("minutes", fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=7, frameon=False)
+    panels[0].set_ylabel("loss on the search text, nats", fontsize=7)
     data = BytesIO()
     with rc_context({"svg.hashsalt": "pruner-zero"}):
         figure.savefig(data, format="svg", facecolor="white", metadata={"Date": None})
