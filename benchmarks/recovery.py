@@ -109,8 +109,8 @@ def write_page(rows: list[dict[str, Any]]) -> None:
         "Made by `python benchmarks/recovery.py --calibration wiki.valid.raw --text"
         " wiki.test.raw` with the options in each row: pruned and fine-tuned on WikiText-2"
         " validation, perplexity on the first 12 windows of test. *closed*: the part of the gap"
-        " in loss between pruned and dense that is gone. The dense model was not fine-tuned: part of"
-        " what is gained is that the pruned one has now seen this kind of text."
+        " in loss between pruned and dense that is gone. The dense model was not fine-tuned: a part"
+        " of what is gained is that the pruned one has now seen this kind of text."
         " [Result file](results/recovery.json).",
         "",
         "| zeros | method | mode | minutes × threads | pruned | recovered | dense | closed |"
