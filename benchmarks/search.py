@@ -202,8 +202,8 @@ def write_page() -> None:
         " of pieces.",
         "- Random search draws from what the default begins with. In its six minutes it is ahead of"
         " it on seed 0 (3.901 and 3.909), behind on seed 1 (4.028 and 3.981), level on seed 2"
-        " (3.712 and 3.709): at 50 % the gain of evolution over a good generator and good rungs is small,"
-        " and comes later. How random search fares at 2:4 was not tried.",
+        " (3.712 and 3.709): at 50 % the gain of evolution over a good generator and good rungs is"
+        " small, and comes later. How random search fares at 2:4 was not tried.",
         "- Of the earlier runs, those at 50 % without a label were made before losses moved what is"
         " expected of a candidate's relatives (`Surrogate`), those with `--label again` with more"
         " candidates on text where the closed form does not rank them (`Racing.share`). At 2:4"
