@@ -9,6 +9,7 @@ seed. Seeds have windows of their own, so losses compare inside a panel alone. N
 
 import argparse
 import json
+import math
 from io import BytesIO
 from pathlib import Path
 
@@ -32,8 +33,9 @@ def main() -> None:
     figure = Figure(figsize=(2.6 * len(given.seeds), 2.4), layout="constrained")
     panels = figure.subplots(1, len(given.seeds), squeeze=False)[0]
     for seed, axes in zip(given.seeds, panels, strict=True):
-        for algorithm, label in LABELS.items():
-            draw(axes, algorithm, f"{seed}{label}")
+        losses = [draw(axes, name, f"{seed}{label}") for name, label in LABELS.items()]
+        # Where a curve begins above, what matters would not show.
+        axes.set_ylim(min(losses) - 0.02, min(losses) + 0.35)
         axes.set_title(f"seed {seed}", fontsize=8)
         axes.set_xlabel("minutes", fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
@@ -48,13 +50,14 @@ def main() -> None:
     write_atomic(HERE / "search-curves.svg", text + "\n")
 
 
-def draw(axes: Axes, algorithm: str, run: str) -> None:
-    """One run as steps, up to where it ended; none where it has not judged a batch."""
+def draw(axes: Axes, algorithm: str, run: str) -> float:
+    """One run as steps, up to where it ended; the lowest loss, infinite where it judged none."""
     file = HERE / "results" / f"search-50-any-{algorithm}-{run}.json"
     curve = json.loads(file.read_text())["curve"] if file.exists() else []
+    minutes, losses = [one["seconds"] / 60 for one in curve], [one["loss"] for one in curve]
     if curve:
-        minutes, losses = [one["seconds"] / 60 for one in curve], [one["loss"] for one in curve]
         axes.step(minutes, losses, where="post", color=COLORS[algorithm], label=algorithm)
+    return min(losses, default=math.inf)
 
 
 if __name__ == "__main__":
