@@ -161,7 +161,7 @@ def test_a_shard_index(trick: Any, how: list[object], folder: Path, refused: Ref
     weights = dict.fromkeys(TensorFile(outside), named)
     (folder / INDEX).write_text(json.dumps({"weight_map": weights, "metadata": {}}))
     line = refused(folder, *how)
-    assert "no safetensors file inside the folder" in line or "a readable model" in line
+    assert "no .safetensors file inside the folder" in line or "a readable model" in line
     assert "save the model again" in line
 
 

@@ -77,19 +77,27 @@ def test_the_folder_itself_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_it_is_pruned_as_any_other(offload: bool, text_file: Path, tmp_path: Path) -> None:
-    saved(tmp_path / "model")
-    prune(
-        f"pickled:{tmp_path / 'model'}",
-        metric="wanda",
-        sparsity=0.5,
-        calibration=text_file,
-        windows=2,
-        seqlen=16,
-        offload=offload,
-        output=tmp_path / "out",
-    )
-    assert load_model(tmp_path / "out").fingerprint()
+def test_it_is_pruned_as_the_same_weights_in_safetensors(
+    offload: bool, text_file: Path, tmp_path: Path
+) -> None:
+    saved(tmp_path / "pickled")
+    model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
+    save_model(model, tmp_path / "plain")
+    found = []
+    for number, source in enumerate((tmp_path / "plain", f"pickled:{tmp_path / 'pickled'}")):
+        output = tmp_path / f"out-{number}"
+        prune(
+            source,
+            metric="wanda",
+            sparsity=0.5,
+            calibration=text_file,
+            windows=2,
+            seqlen=16,
+            offload=offload,
+            output=output,
+        )
+        found.append(load_model(output).fingerprint())
+    assert found[0] == found[1] != model.fingerprint()
 
 
 def garbled(folder: Path) -> None:
@@ -118,6 +126,16 @@ def no_configuration(folder: Path) -> None:
     (folder / "config.json").unlink()
 
 
+def a_garbled_configuration(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+def a_shard_gone(folder: Path) -> None:
+    (folder / "pytorch_model.bin").unlink()
+    weight_map = {"model.norm.weight": "pytorch_model-1.bin"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+
+
 def an_index_that_points_outside(folder: Path) -> None:
     (folder / "pytorch_model.bin").rename(folder.parent / "elsewhere.bin")
     weight_map = {"model.norm.weight": "../elsewhere.bin"}
@@ -127,13 +145,15 @@ def an_index_that_points_outside(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
+        (a_garbled_configuration, "cannot be loaded: "),
+        (a_shard_gone, "cannot be loaded: "),
         (garbled, "is damaged"),
         (truncated, "is damaged"),
         (a_whole_module, "holds more than tensors, which is never run"),
         (a_checkpoint_of_training, "is not a model's state"),
-        (gone, "give it without 'pickled:'"),
+        (gone, "has neither pytorch_model.bin nor a readable"),
         (no_configuration, "has no config.json"),
-        (an_index_that_points_outside, "is no file in the folder"),
+        (an_index_that_points_outside, "is no .bin file inside the folder"),
     ],
 )
 @pytest.mark.parametrize("load", [load_model, load_offloaded])
@@ -152,7 +172,7 @@ def test_what_is_wrong_is_said_in_one_line(
     [
         ("pickled:", "the name of the model is empty"),
         ("pickled:./nowhere", "./nowhere does not exist"),
-        ("pickled:builtin:smollm2-135m", "builtin:smollm2-135m cannot be loaded"),
+        ("pickled:builtin:smollm2-135m", "builtin:smollm2-135m is no local folder"),
     ],
 )
 def test_what_is_no_model_is_refused(name: str, words: str) -> None:

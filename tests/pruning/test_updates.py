@@ -1,5 +1,7 @@
 """What follows a mask: refined, swept, swept anew or solved, towards which outputs, with notes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -185,8 +187,8 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
         assert record.damping == pytest.approx(0.1)
         assert record.note == "damping raised to 0.1 for the Cholesky factor"
 
-    def hurried(*arguments: Tensor, **options: object) -> object:
-        return exact_update(*arguments, **options, max_iterations=1)  # type: ignore[arg-type]
+    def hurried(*arguments: Any, **options: Any) -> object:
+        return exact_update(*arguments, **options, max_iterations=1)
 
     monkeypatch.setattr("pruner_zero.pruning.scoring.exact_update", hurried)
     weight, known = example()

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 
 from pruner_zero.metric import NAMED, Call, Expression, call, parse
 from pruner_zero.report.relative import nearest_relative, tree_distance
+from pruner_zero.sparsity import Scope
 from tests.metric.strategies import expressions
 
 CHAINS = {"add", "mul", "min", "max"}
@@ -97,8 +98,8 @@ def test_distances_that_one_can_count(one: str, other: str, distance: int) -> No
         ("W * G", "row", "wanda", 1),
     ],
 )
-def test_the_nearest(text: str, scope: str, name: str, distance: int) -> None:
-    relative = nearest_relative(parse(text), scope)  # type: ignore[arg-type]
+def test_the_nearest(text: str, scope: Scope, name: str, distance: int) -> None:
+    relative = nearest_relative(parse(text), scope)
     assert relative is not None
     assert (relative.metric.name, relative.distance) == (name, distance)
 

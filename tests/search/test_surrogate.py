@@ -117,3 +117,8 @@ def test_trust_is_how_well_the_closed_form_may_rank_what_ran_on_windows() -> Non
     assert Surrogate(against[:3]).trust == 1, "too few to tell"
     assert 0.05 < Surrogate(blind).trust < 0.3
     assert Surrogate(blind).trust < Surrogate(blind[:15]).trust, "doubt needs evidence"
+
+
+def test_a_lineage_of_any_length_is_followed() -> None:
+    records = [record(number, 8.0, parents=(number - 1,) * bool(number)) for number in range(5000)]
+    assert expected(Surrogate(records), child(4999)) == 10

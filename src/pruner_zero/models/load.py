@@ -115,14 +115,15 @@ def _pickled_folder(name: str) -> Path:
     if not (source.strip() and path.is_dir()):
         path = _fetched(source, "*.bin")
     _check_config(path)
-    return converted_folder(path)
+    with readable(name, local=True):
+        return converted_folder(path)
 
 
 def _fetched(name: str, weights: str) -> Path:
     """The folder in the hub's cache of the model `name`, with the files `weights`."""
     _check_hub_id(name)
     offline = is_offline_mode() or not hub_reachable()
-    with readable(name):
+    with readable(name, local=False):
         files = [*BESIDE, weights]
         return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from pruner_zero.cache import default_cache, made_once
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256, writing
-from pruner_zero.models.shards import INDEX
+from pruner_zero.models.shards import INDEX, weight_files
 from pruner_zero.tensor_file import write_tensors
 
 PICKLED = "pickled:"
@@ -37,7 +37,7 @@ def converted_folder(folder: Path) -> Path:
     where there are no pickled weights, where they are damaged or hold anything but tensors, and
     where the copy cannot be written.
     """
-    weights = _weight_files(folder)
+    weights = weight_files(folder, _WEIGHTS, _INDEX)
     beside = sorted({path for pattern in BESIDE for path in folder.glob(pattern)})
     digest = hashlib.sha256()
     for path in (*weights, *beside):
@@ -57,25 +57,6 @@ def converted_folder(folder: Path) -> Path:
     copy = default_cache() / "models" / f"{digest.hexdigest()[:20]}-pickled"
     with writing(copy):
         return made_once(copy, convert)
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    if (folder / _WEIGHTS).is_file():
-        return [folder / _WEIGHTS]
-    try:
-        names = set(json.loads((folder / _INDEX).read_text())["weight_map"].values())
-        paths = [folder / name for name in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PrunerZeroError(
-            f"{folder} has neither {_WEIGHTS} nor a readable {_INDEX}: give it without '{PICKLED}'"
-        ) from error
-    for path in paths:
-        if path.parent != folder or not path.is_file():
-            raise PrunerZeroError(
-                f"{folder / _INDEX} names {path.name[:200]!r}, which is no file in the folder: "
-                "fetch the model again"
-            )
-    return paths
 
 
 def _read(path: Path) -> dict[str, Tensor]:

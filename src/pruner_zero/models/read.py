@@ -41,7 +41,7 @@ def read_model(
     if gguf_file is not None:
         options["gguf_file"] = gguf_file
     placement = {} if weights else {"device_map": {"": "meta"}}
-    with readable(name), quiet():
+    with readable(name, local=Path(folder).exists()), quiet():
         config = AutoConfig.from_pretrained(folder, **options)
         _check_causal(config, name)
         if not weights and getattr(config, "quantization_config", None) is not None:
@@ -122,8 +122,11 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def readable(name: str) -> Iterator[None]:
-    """Turn what goes wrong while reading `name` into one line that says what to do."""
+def readable(name: str, *, local: bool) -> Iterator[None]:
+    """Turn what goes wrong while reading `name` into one line that says what to do.
+
+    local: it is read from this machine, so that the hub has no part in it.
+    """
     try:
         yield
     except PrunerZeroError:
@@ -136,7 +139,7 @@ def readable(name: str) -> Iterator[None]:
         # A foreign file can make its readers fail in any way: garbage in a GGUF ends in
         # struct.error, IndexError or AttributeError.
         line = _one_line(error)
-        if not Path(name).exists() and not name.startswith("builtin:"):
+        if not local:
             raise PrunerZeroError(
                 f"{name} is no local folder and the Hugging Face hub did not provide it: "
                 f"give a folder, a .gguf file or builtin:smollm2-135m ({line[:160]})"

@@ -107,25 +107,26 @@ class Shards:
         return torch.empty(file.shape(stored), dtype=dtype, device="meta")
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers would load from `folder`.
+def weight_files(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> list[Path]:
+    """The files that transformers would load from `folder`, saved as `weights` or by `index`.
 
     Raises PrunerZeroError where there are none, or its index points outside the folder.
     """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
+    if (folder / weights).is_file():
+        return [folder / weights]
     try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        names = set(json.loads((folder / index).read_text())["weight_map"].values())
         paths = [Path(name) for name in sorted(names)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PrunerZeroError(
-            f"{folder} has neither {WEIGHTS} nor a readable {INDEX}: save the model again"
+            f"{folder} has neither {weights} nor a readable {index}: save the model again"
         ) from error
+    suffix = Path(weights).suffix
     for path in paths:
-        # Elsewhere may be someone else's file, and what is no safetensors file a pickled one.
-        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
+        # Elsewhere may be someone else's file, and of another suffix a pickled one.
+        if path.is_absolute() or ".." in path.parts or path.suffix != suffix:
             raise PrunerZeroError(
-                f"{folder / INDEX} names {str(path)[:200]!r}, which is no safetensors file inside "
+                f"{folder / index} names {str(path)[:200]!r}, which is no {suffix} file inside "
                 "the folder: save the model again"
             )
     return [folder / path for path in paths]

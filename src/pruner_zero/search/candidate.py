@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pruner_zero.metric import Call, Expression, Terminal
 from pruner_zero.sparsity import Scope
 
+Kind = tuple[frozenset[str], tuple[float, ...]]
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -25,13 +27,14 @@ class Candidate:
     offsets: tuple[float, ...] = ()
 
     @property
-    def kind(self) -> frozenset[str]:
-        """What the expression is made of: the names of its leaves and operators."""
-        return frozenset(
+    def kind(self) -> Kind:
+        """What it is made of: the names of leaves and operators, and its offsets."""
+        names = frozenset(
             node.operator.name if isinstance(node, Call) else str(node)
             for node in self.expression.walk()
             if isinstance(node, Call | Terminal)
         )
+        return names, self.offsets
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pruner_zero.errors import did_you_mean
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.search.batch import BatchAlgorithm, Proposal, Result
 from pruner_zero.search.candidate import Candidate, Evaluation
-from pruner_zero.search.generate import random_expression, random_product
+from pruner_zero.search.generate import random_start
 from pruner_zero.search.population import Diversity, Population, best_first
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.search.variation import MUTATIONS, crossover
@@ -171,10 +171,8 @@ class Evolution(BatchAlgorithm):
                             yield Proposal(candidate.expression, scope, parents, "migrate")
 
     def _random(self, scope: Scope, operation: str) -> Proposal:
-        if self.generator.random() < self.settings.products:
-            expression = random_product(self.generator, self.space)
-        else:
-            expression = random_expression(self.generator, self.space, depth=self.settings.depth)
+        settings = self.settings
+        expression = random_start(self.generator, self.space, settings.depth, settings.products)
         return Proposal(expression, scope, operation=operation)
 
     def _child(self, niche: Population) -> Proposal | None:

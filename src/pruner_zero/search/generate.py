@@ -53,13 +53,27 @@ def random_expression(
     )
 
 
-def random_product(generator: Generator, space: SearchSpace) -> Expression:
+def random_start(
+    generator: Generator, space: SearchSpace, depth: tuple[int, int], products: float
+) -> Expression:
+    """What searches begin with: a `random_product` with chance `products`, else a random tree.
+
+    Raises what `random_expression` raises.
+    """
+    if generator.random() < products:
+        return random_product(generator, space, depth)
+    return random_expression(generator, space, depth=depth)
+
+
+def random_product(
+    generator: Generator, space: SearchSpace, depth: tuple[int, int] = (2, 4)
+) -> Expression:
     """A random product of powers of different leaves, some of them normalised first.
 
     Only the order of scores matters, and much of it is how much each of W, G and X counts
     beside the others: that is what exponents of a product say. Each leaf may be normalised and
-    raised to a power, and so may what is multiplied already. Falls back to `random_expression`
-    where the space does not allow a product. Source: ours.
+    raised to a power, and what is multiplied already may be normalised. A `random_expression` of
+    this `depth` where the space does not allow a product. Source: ours.
     """
     matrices, others = space.leaves[Shape.MATRIX], space.leaves[Shape.ROW]
     for _ in range(_TRIES if "mul" in space.operators else 0):
@@ -73,7 +87,7 @@ def random_product(generator: Generator, space: SearchSpace) -> Expression:
                 expression = _normalised(generator, space, expression)
         if expression.operands and space.allows(expression) is None:
             return expression
-    return random_expression(generator, space, depth=(2, 4))
+    return random_expression(generator, space, depth=depth)
 
 
 def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.random import Generator
 
 from pruner_zero.search.batch import Result
-from pruner_zero.search.candidate import Candidate
+from pruner_zero.search.candidate import Candidate, Kind
 from pruner_zero.sparsity import Scope
 
 Diversity = Literal["age", "niche", "islands"]
@@ -64,7 +64,7 @@ class Population:
         if self.diversity == "age":
             return sorted(one[0].number for one in rest)
         if self.diversity == "niche":
-            crowd: Counter[frozenset[str]] = Counter()
+            crowd: Counter[Kind] = Counter()
             rank: dict[int, int] = {}
             for one in self.members:
                 rank[one[0].number] = crowd[one[0].kind]

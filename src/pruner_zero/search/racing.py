@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from pruner_zero.metric import canonical, masks
 from pruner_zero.search.archive import Archive, Record
-from pruner_zero.search.candidate import Candidate, Evaluation
+from pruner_zero.search.candidate import Candidate, Evaluation, Kind
 from pruner_zero.search.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.search.executor import Executor
 from pruner_zero.search.surrogate import Surrogate
@@ -22,11 +22,11 @@ class Racing:
     `near` above the lowest of the run so far, by its expectation (`Surrogate`) or by the error
     itself, and among the best `few_share` of its batch; and from there to the whole search text
     when its loss is at most `margin`, in nats, above the lowest on those windows, or may well
-    become the lowest on all, as far as the two differed for others. All are judged
-    on the same windows, so that a difference is the metrics' and not the text's. The first two
-    bounds widen as the run finds that the closed form does not rank like the loss
-    (`Surrogate.trust`). direct: every distinct candidate is judged on the whole search text, as
-    the published search does.
+    become the lowest on all, by how much the two differed for others. All are judged on the same
+    windows, so that a difference is the metrics' and not the text's. The first two bounds widen
+    as the run finds that the closed form does not rank like the loss (`Surrogate.trust`).
+    direct: every distinct candidate is judged on the whole search text, as the published search
+    does.
     """
 
     near: float = 0.3
@@ -98,7 +98,7 @@ def judge(
             entry.expect(surrogate)
         near = _promising(entries, archive, racing, surrogate.trust)
         _climb("few", near, archive, executor)
-        near = _near_the_best(near, archive, racing.margin)
+        near = _near_the_best(near, archive, racing.margin, surrogate.further)
         _climb("all", near, archive, executor)
     earlier = list(archive.records)
     for entry in entries:
@@ -160,36 +160,31 @@ def _promising(
     most = math.ceil(racing.share(trust) * len(alive))
     room = math.ceil(most / _KINDS)
     chosen: dict[int, _Entry] = {}
-    kinds: Counter[frozenset[str]] = Counter()
+    kinds: Counter[Kind] = Counter()
     for count, value in ((most - most // 3, _expected), (most, _closed)):
         lowest = min((*map(value, alive), *_before(archive, value)), default=math.inf)
         near = [entry for entry in alive if value(entry) <= lowest + racing.reach(trust)]
         for entry in sorted(near, key=value):
-            candidate = entry.candidate
-            full = len(chosen) >= count or (kinds[candidate.kind] >= room and not candidate.offsets)
-            if candidate.number not in chosen and not full:
-                chosen[candidate.number] = entry
-                kinds[candidate.kind] += 1
+            number, kind = entry.candidate.number, entry.candidate.kind
+            if number not in chosen and len(chosen) < count and kinds[kind] < room:
+                chosen[number] = entry
+                kinds[kind] += 1
     return list(chosen.values())
 
 
-def _near_the_best(entries: Sequence[_Entry], archive: Archive, margin: float) -> list[_Entry]:
+def _near_the_best(
+    entries: Sequence[_Entry], archive: Archive, margin: float, further: Sequence[float]
+) -> list[_Entry]:
     """Those whose loss on the few windows is near the lowest, or may end up the lowest on all.
 
-    How much the two differ is known from those that ran on all, and the first few do for that.
+    further: how far the one lay above the other so far; the first few run on all to tell.
     """
     now = sorted((entry for entry in entries if entry.alive), key=_loss)
     limit = margin + min((*map(_loss, now), *_before(archive, _loss)), default=math.inf)
-    whole = [
-        (one["few"], one["all"])
-        for one in (record.evaluation.results for record in archive.distinct())
-        if {"few", "all"} <= one.keys()
-    ]
-    if len(whole) >= _FINALISTS:
-        further = [everything - few for few, everything in whole]
-        best = min(everything for _, everything in whole)
-        limit = max(limit, best - statistics.mean(further) + statistics.stdev(further))
-    missing = max(0, _FINALISTS - len(whole))
+    if len(further) >= _FINALISTS:
+        usual, spread = statistics.mean(further), statistics.stdev(further)
+        limit = max(limit, min(_before(archive, _whole_loss)) - usual + spread)
+    missing = max(0, _FINALISTS - len(further))
     return [entry for place, entry in enumerate(now) if place < missing or _loss(entry) <= limit]
 
 
@@ -206,6 +201,10 @@ def _closed(judged: Judged) -> float:
 
 def _loss(judged: Judged) -> float:
     return judged.results.get("few", math.inf)
+
+
+def _whole_loss(judged: Judged) -> float:
+    return judged.results.get("all", math.inf)
 
 
 def _before(archive: Archive, value: Callable[[Judged], float]) -> list[float]:

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pruner_zero.metric import Metric
 from pruner_zero.search.batch import BatchAlgorithm, Proposal, Result
-from pruner_zero.search.generate import random_expression, random_product
+from pruner_zero.search.generate import random_start
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.settings import Settings
 
@@ -50,9 +50,8 @@ class RandomSearch(BatchAlgorithm):
 
     def _random(self) -> Proposal:
         scope = self.space.scopes[self.generator.integers(len(self.space.scopes))]
-        if self.generator.random() < self.settings.products:
-            return Proposal(random_product(self.generator, self.space), scope)
-        expression = random_expression(self.generator, self.space, depth=self.settings.depth)
+        settings = self.settings
+        expression = random_start(self.generator, self.space, settings.depth, settings.products)
         return Proposal(expression, scope)
 
     def learn(self, results: Sequence[Result]) -> None:

@@ -20,20 +20,19 @@ _INHERITED = 0.7
 class Surrogate:
     """Expectations on the scale of the closed-form error, lower is better.
 
-    A candidate that ran on windows is expected at the error that such a loss usually goes with;
-    the more windows, the less of it is luck.
+    A candidate that ran on windows is expected at the error that such a loss usually goes with.
     One that did not is expected at its own error, moved by a part of what was found out about
     its parents: where the closed form is blind, relatives err alike. trust: how well the closed
-    form may rank what ran on windows, from 0, not at all, to 1. So much of a difference between
-    errors is expected to be one, as far as errors go that were tried: a candidate that nothing
-    is known of but its error is, where that says little, one like the others. Source: ours.
+    form may rank what ran on windows, from 0, not at all, to 1; differences between errors count
+    for so much, up to the highest that ran. further: how far the loss on all windows lay above
+    that on few, in nats, one for each that ran on both. Source: ours.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
         found = [record.evaluation.results for record in records]
-        further = [one["all"] - one["few"] for one in found if {"few", "all"} <= one.keys()]
-        self._further = sum(further) / len(further) if further else 0.0
+        self.further = [one["all"] - one["few"] for one in found if {"few", "all"} <= one.keys()]
+        self._usual = sum(self.further) / len(self.further) if self.further else 0.0
         pairs = [
             (self._loss(one), one["reconstruction"])
             for one in found
@@ -43,7 +42,10 @@ class Surrogate:
         self.line = _line(points)
         self.trust = _trust(points)
         self._middle, self._highest = _middle_and_highest(points)
-        self._lessons: dict[int, float] = {}
+        self._lessons: list[float] = []
+        # Parents come before their children.
+        for record in records:
+            self._lessons.append(self._taught(record))
 
     def expect(self, candidate: Candidate, results: Mapping[str, float]) -> float | None:
         """What `candidate` is expected at; None where it has no closed-form error."""
@@ -59,28 +61,24 @@ class Surrogate:
 
     def _loss(self, results: Mapping[str, float]) -> float:
         """The loss on the few windows, as that on all of them has it where it is known."""
-        return results["all"] - self._further if "all" in results else results["few"]
+        return results["all"] - self._usual if "all" in results else results["few"]
 
     def _lesson(self, candidate: Candidate, results: Mapping[str, float]) -> float:
         """How much more is expected of a candidate than of any with the same error."""
         if "few" in results and self.line is not None:
             slope, intercept = self.line
             return intercept + slope * self._loss(results) - self._alone(results["reconstruction"])
-        found = [self._taught(parent) for parent in candidate.parents]
+        found = [self._lessons[parent] for parent in candidate.parents]
         return _INHERITED * sum(found) / len(found) if found else 0.0
 
-    def _taught(self, number: int) -> float:
+    def _taught(self, record: Record) -> float:
         """The lesson of an earlier candidate, which its children inherit a part of."""
-        if number not in self._lessons:
-            record = self.records[number]
-            evaluation = record.evaluation
-            if evaluation.same_as is not None:
-                self._lessons[number] = self._taught(evaluation.same_as)
-            elif "reconstruction" in evaluation.results:
-                self._lessons[number] = self._lesson(record.candidate, evaluation.results)
-            else:
-                self._lessons[number] = 0.0
-        return self._lessons[number]
+        evaluation = record.evaluation
+        if evaluation.same_as is not None:
+            return self._lessons[evaluation.same_as]
+        if "reconstruction" not in evaluation.results:
+            return 0.0
+        return self._lesson(record.candidate, evaluation.results)
 
 
 def _middle_and_highest(points: NDArray[np.float64]) -> tuple[float, float]:
