@@ -2,9 +2,10 @@
 
     python benchmarks/agreement.py --run runs/50-any-default-0
 
-The best 20 candidates of a finished run, in the order of the search (the dearest rung that each
-reached, then its value), are pruned in full and measured on 16 windows of the search text that
-the search has not seen. Writes benchmarks/results/agreement-*.json as it goes, and agreement.md.
+The best 20 candidates of a finished run, by what the search knows of their loss on all of its
+windows (measured, or that on a few windows and the usual difference), are pruned in full and
+measured on all of its windows, and on 16 windows of the search text that it has not seen. Writes
+benchmarks/results/agreement-*.json as it goes, and agreement.md.
 """
 
 import argparse
@@ -54,29 +55,41 @@ def main() -> None:
     more = settings.model_copy(update={"search_windows": settings.search_windows + FRESH})
     windows, judged = search_windows(more, text, load_corpus(settings.search_text), model.tokenizer)
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
+    seen = judged.tokens[: settings.search_windows]
     fresh = judged.tokens[settings.search_windows :]
     write_atomic(file, json.dumps(found, indent=2) + "\n")
-    known = {row["number"] for row in found["rows"]}
+    measured = {row["number"]: row for row in found["rows"]}
     for line in progress.track(best, "candidates", len(best)):
-        if line["number"] in known:
-            continue
-        start = time.monotonic()
-        losses = evaluator.masked.losses(parse(line["expression"]), line["scope"], fresh)
-        row = {name: line[name] for name in ("number", "expression", "scope", "rung", "value")}
-        seconds = round(time.monotonic() - start, 1)
-        found["rows"].append({**row, "loss": statistics.mean(losses), "seconds": seconds})
+        row = {name: line[name] for name in ("number", "expression", "scope", "rung", "known")}
+        row |= {"seen": line["results"].get("all")} | measured.get(line["number"], {})
+        metric, start = parse(line["expression"]), time.monotonic()
+        if "fresh" not in row:
+            row["fresh"] = statistics.mean(evaluator.masked.losses(metric, line["scope"], fresh))
+            row["seconds"] = round(time.monotonic() - start, 1)
+        if row["seen"] is None:
+            row["seen"] = statistics.mean(evaluator.masked.losses(metric, line["scope"], seen))
+        measured[line["number"]] = row
+        found["rows"] = [measured[one["number"]] for one in best if one["number"] in measured]
         write_atomic(file, json.dumps(found, indent=2) + "\n")
     write_page()
 
 
 def ranked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The distinct candidates of a journal that ran on text, best first."""
+    """The distinct candidates of a journal that ran on text, best first, each with `known`.
+
+    known: the loss on all windows of the search, or the one on a few of them plus how far the
+    one lies from the other in the mean of those that have both.
+    """
     judged = [
         line
         for line in lines
         if line["kind"] == "candidate" and line["same_as"] is None and line["rung"] >= 2
     ]
-    return sorted(judged, key=lambda line: (-line["rung"], line["value"]))
+    both = [line["results"] for line in judged if "all" in line["results"]]
+    usual = statistics.mean(one["all"] - one["few"] for one in both)
+    for line in judged:
+        line["known"] = line["results"].get("all", line["results"]["few"] + usual)
+    return sorted(judged, key=lambda line: float(line["known"]))
 
 
 def cost(run: Path) -> dict[str, float]:
@@ -92,34 +105,39 @@ def write_page() -> None:
         "# Whether the search ranks like the full evaluation",
         "",
         "Made by `python benchmarks/agreement.py --run RUN`: the best 20 candidates of a search on"
-        " SmolLM2-135M ([search.md](search.md)), in the order of the search, pruned in full and"
-        f" measured on {FRESH} windows of the search text that it has not seen. τ: Kendall's, of"
-        " the search's order with the loss on those windows. × cheaper: seconds of the full"
-        " evaluation over the mean seconds of a distinct candidate in the search.",
+        " SmolLM2-135M ([search.md](search.md)), ordered by what the search knows of their loss on"
+        " all of its windows: measured, or the loss on a few windows plus the mean difference of"
+        " those that have both. Each is pruned in full and measured on all of those windows and on"
+        f" {FRESH} windows of the search text that the search has not seen. τ: Kendall's, of the"
+        " search's order with the loss. Apart: how far the second and the last of the 20 are from"
+        " the first on unseen windows, in nats. × cheaper: seconds of the full evaluation over the"
+        " mean seconds of a distinct candidate in the search.",
         "",
-        "| run | candidates | on all windows | τ | τ of those on all windows | × cheaper |",
-        "|---|---|---|---|---|---|",
+        "| run | candidates | on all windows | τ, windows of the search | τ, unseen windows"
+        " | apart | × cheaper |",
+        "|---|---|---|---|---|---|---|",
     ]
     for file in sorted((HERE / "results").glob("agreement-*.json")):
         found = json.loads(file.read_text())
         rows = found["rows"]
-        whole = [row for row in rows if RUNGS[row["rung"]] == "all"]
         full = statistics.mean(row["seconds"] for row in rows)
+        losses = sorted(row["fresh"] for row in rows)
         cells = [
             f"[{file.stem.removeprefix('agreement-')}](results/{file.name})",
             str(len(rows)),
-            str(len(whole)),
-            f"{agreement(rows):.2f}",
-            f"{agreement(whole):.2f}",
+            str(sum(RUNGS[row["rung"]] == "all" for row in rows)),
+            f"{agreement(rows, 'seen'):.2f}",
+            f"{agreement(rows, 'fresh'):.2f}",
+            f"{losses[1] - losses[0]:.3f}, {losses[-1] - losses[0]:.3f}",
             f"{full / found['run']['mean_seconds']:.0f}",
         ]
         page.append("| " + " | ".join(cells) + " |")
     (HERE / "agreement.md").write_text("\n".join([*page, ""]))
 
 
-def agreement(rows: list[dict[str, Any]]) -> float:
-    """Kendall's τ of the order of `rows` with their losses on fresh windows."""
-    return kendall(range(len(rows)), [row["loss"] for row in rows])
+def agreement(rows: list[dict[str, Any]], windows: str) -> float:
+    """Kendall's τ of the order of `rows` with their losses on `windows`, seen or fresh."""
+    return kendall(range(len(rows)), [row[windows] for row in rows])
 
 
 if __name__ == "__main__":

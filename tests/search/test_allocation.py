@@ -86,6 +86,25 @@ def test_the_first_candidate_prunes_all_alike() -> None:
     assert set(layout().allocation(first.offsets, 0.5).sparsity.values()) == {0.5}
 
 
+def test_shares_of_a_metric_over_the_whole_model_are_where_its_offsets_start(
+    build: Build,
+) -> None:
+    evaluator = build("llama", allocation="evolved", metric="W * X", scope="global")
+    found, names = evaluator.layout, [one.name for one in evaluator.masked.matrices]
+    first = AllocationEvolution(parse("W * X"), "global", found, 0).ask()[0]
+    assert (first.scope, first.operation) == ("matrix", "global")
+    shares = found.allocation(first.offsets, 0.5)
+    masks = list(evaluator.masked.masks(first.expression, "global"))
+    chosen = [1 - float(mask.float().mean()) for mask in masks]
+    assert max(chosen) - min(chosen) > 0.05
+    assert [shares.sparsity[name] for name in names] == pytest.approx(chosen, abs=1e-6)
+    own = evaluator.masked.masks(first.expression, "matrix", found.shares(shares, 0.5, "matrix"))
+    assert all(torch.equal(one, other) for one, other in zip(masks, own, strict=True))
+    assert evaluator.run(Task(0, "all", "W * X", "matrix", first.offsets)).losses == (
+        evaluator.run(Task(1, "all", "W * X", "global")).losses
+    )
+
+
 def test_no_offsets_are_asked_twice_and_constants_are_none() -> None:
     results = told(evolution(), 12)
     offsets = [candidate.offsets for candidate, _ in results]
@@ -235,8 +254,7 @@ def test_killed_and_resumed_the_archive_and_the_shares_are_the_same(
     ("changed", "line"),
     [
         ({"metric": None}, "--allocation evolved needs the metric it is for: give --metric"),
-        ({"metric": "wanda@global"}, "shares are evolved for scope row, block, matrix"),
-        ({"metric": "wanda@owl"}, "shares are evolved for scope row, block, matrix"),
+        ({"metric": "wanda@owl"}, "leave its @owl out"),
         ({"metric": "wanda+obs"}, "give METRIC[@SCOPE] alone, and its update as --update"),
         ({"metric": "wanda+refine"}, "give METRIC[@SCOPE] alone, and its update as --update"),
         ({"metric": "wnada"}, "did you mean 'wanda'?"),

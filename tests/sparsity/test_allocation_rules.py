@@ -248,3 +248,26 @@ def test_what_cannot_be_allocated_is_refused() -> None:
     kinds = dict.fromkeys(sizes, "k")
     with pytest.raises(PrunerZeroError, match="finite"):
         from_offsets([0.0, math.inf], {"k": 0.0}, blocks, kinds, sizes, 0.5)
+
+
+@given(st.data(), st.integers(1, 4), st.floats(-3, 3))
+def test_shares_to_start_from_stay_where_offsets_are_zero_and_are_moved_by_them(
+    data: st.DataObject, number: int, offset: float
+) -> None:
+    blocks, sizes = blocks_of(number), uneven_sizes(number)
+    kinds = {name: name.rsplit(".", 1)[-1] for name in sizes}
+    none = dict.fromkeys(KINDS, 0.0)
+    start = {name: data.draw(st.floats(0, 0.99), label=name) for name in sizes}
+    total = Allocation(start).total(sizes)
+    kept = from_offsets([0.0] * number, none, blocks, kinds, sizes, total, start=start)
+    assert list(kept.sparsity.values()) == pytest.approx(list(start.values()), abs=1e-7)
+    moved = from_offsets([offset] * number, none, blocks, kinds, sizes, total, start=start)
+    assert list(moved.sparsity.values()) == pytest.approx(list(start.values()), abs=1e-7)
+    first = KINDS[0]
+    pushed = from_offsets(
+        [0.0] * number, none | {first: abs(offset)}, blocks, kinds, sizes, total, start=start
+    )
+    assert pushed.total(sizes) == pytest.approx(total, abs=1e-9)
+    for name, share in pushed.sparsity.items():
+        change = share - start[name]
+        assert change >= -1e-7 if kinds[name] == first else change <= 1e-7

@@ -40,10 +40,11 @@ class AllocationSettings(Settings):
 class AllocationEvolution(BatchAlgorithm):
     """Offsets under one metric, the best μ of all so far and λ children of them in turn.
 
-    The first candidate is the uniform allocation, others of the first batch are smooth over the
-    depth, with noise. A child has some offsets moved, all blocks moved smoothly, all offsets
-    stretched, or lies on the line through two parents. Steps are drawn log-uniformly, so that
-    coarse and fine ones are always tried. Source: ours; a (μ + λ) evolution strategy.
+    The first candidate has no offsets, others of the first batch are smooth over the depth, with
+    noise. A child has some offsets moved, all blocks moved smoothly, all offsets stretched, or
+    lies on the line through two parents. Steps are drawn log-uniformly, so that coarse and fine
+    ones are always tried. Under a metric of global scope offsets start from the shares that it
+    chooses by itself, within matrices from then on. Source: ours; a (μ + λ) evolution strategy.
     """
 
     def __init__(
@@ -56,7 +57,9 @@ class AllocationEvolution(BatchAlgorithm):
     ) -> None:
         super().__init__(SearchSpace(scopes=(scope,)), seed)
         self.settings = settings or AllocationSettings()
-        self.expression, self.scope, self.depth = expression, scope, layout.depth
+        self.expression, self.depth = expression, layout.depth
+        self.scope: Scope = "matrix" if scope == "global" else scope
+        self.first = "global" if scope == "global" else "uniform"
         self.count = layout.depth + len(layout.kind_names)
         self._members: list[Result] = []
         self._asked: set[tuple[float, ...]] = set()
@@ -66,10 +69,10 @@ class AllocationEvolution(BatchAlgorithm):
         return self._members
 
     def start(self) -> list[Proposal]:
-        """The uniform allocation, then random ones."""
-        uniform = self._proposal(np.zeros(self.count), (), "uniform")
-        self.is_new(uniform)
-        return [uniform, *self.fill(self.settings.initial - 1, self._random)]
+        """No offsets, then random ones."""
+        first = self._proposal(np.zeros(self.count), (), self.first)
+        self.is_new(first)
+        return [first, *self.fill(self.settings.initial - 1, self._random)]
 
     def propose(self) -> list[Proposal]:
         """Children of the best, or random ones where none works."""

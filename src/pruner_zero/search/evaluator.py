@@ -70,7 +70,8 @@ class Evaluator:
     probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
     the closed-form error. masked: the model. windows: (n, tokens) of the search text, of
     which the rung "few" sees the first `few`. allocation: how much of each matrix is pruned
-    by every candidate; where None, what its offsets say, or all alike. time_limit: seconds after
+    by every candidate; where None, what its offsets say, from the shares `start` or from all
+    alike; all alike where it has none. time_limit: seconds after
     which a candidate is rejected, looked at between matrices and windows: for where nobody
     beside it could stop it.
     """
@@ -82,12 +83,13 @@ class Evaluator:
     few: int
     pattern: Pattern
     allocation: Allocation | None = None
+    start: Mapping[str, float] | None = None
     time_limit: float = math.inf
 
     @cached_property
     def layout(self) -> Layout:
         """What offsets stand for in this model."""
-        return Layout.of(self.masked.matrices)
+        return Layout.of(self.masked.matrices, self.start)
 
     def run(self, task: Task) -> Outcome:
         """Judge one candidate on one rung; a metric that fails is rejected with its reason."""

@@ -12,21 +12,24 @@ class Layout:
     """What offsets stand for: the block, the kind and the shape (out, in) of each matrix.
 
     A candidate's offsets are logits, those of the blocks in order, then those of the kinds.
-    The experts of a mixture are of one kind.
+    The experts of a mixture are of one kind. start: the share of each matrix where all offsets
+    are zero; None: all alike.
     """
 
     blocks: Mapping[str, int]
     kinds: Mapping[str, str]
     shapes: Mapping[str, tuple[int, int]]
+    start: Mapping[str, float] | None = None
 
     @classmethod
-    def of(cls, matrices: Sequence[Matrix]) -> "Layout":
+    def of(cls, matrices: Sequence[Matrix], start: Mapping[str, float] | None = None) -> "Layout":
         """The layout of the matrices of a model that are pruned."""
         order = sorted({one.block for one in matrices})
         return cls(
             {one.name: order.index(one.block) for one in matrices},
             {one.name: one.common_kind for one in matrices},
             {one.name: (one.weight.shape[0], one.weight.shape[1]) for one in matrices},
+            start,
         )
 
     @property
@@ -44,7 +47,9 @@ class Layout:
         depth = self.depth
         kinds = dict(zip(self.kind_names, offsets[depth:], strict=True))
         sizes = {name: rows * columns for name, (rows, columns) in self.shapes.items()}
-        return from_offsets(offsets[:depth], kinds, self.blocks, self.kinds, sizes, sparsity)
+        return from_offsets(
+            offsets[:depth], kinds, self.blocks, self.kinds, sizes, sparsity, start=self.start
+        )
 
     def shares(self, allocation: Allocation, sparsity: float, scope: Scope) -> Mapping[str, float]:
         """The shares as `prune` obeys them, by name: their total exact in groups of `scope`.

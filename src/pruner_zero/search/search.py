@@ -116,8 +116,9 @@ def search(
     PrunerZeroError, naming what to change.
 
     With allocation="evolved" and a `metric`, it is not a metric that is searched but the share
-    of each matrix that this one prunes; the best shares are in `best_allocation.json`, which
-    `prune` reads as its allocation, and `search` too, which then finds the metric for them.
+    of each matrix that this one prunes, beginning with those it chooses by itself where its scope
+    is global; the best are in `best_allocation.json`, which `prune` reads as its allocation, and
+    `search` too, which then finds the metric for them.
     """
     given = {
         **settings,
@@ -142,7 +143,7 @@ def search(
     def observe(status: Status) -> None:
         if checked.allocation == "evolved" and status.hall_of_fame.best:
             offsets = status.hall_of_fame.best.candidate.offsets
-            shares = layout.allocation(offsets, checked.zeros.sparsity)
+            shares = evaluator.layout.allocation(offsets, checked.zeros.sparsity)
             write_atomic(folder / ALLOCATION, shares.to_json())
         observer(status)
 

@@ -121,11 +121,8 @@ class SearchSettings(CalibrationSettings):
             raise ValueError(
                 f"--metric {self.metric}: give METRIC[@SCOPE] alone, and its update as --update"
             )
-        if method.allocation != "uniform" or method.scope == "global":
-            raise ValueError(
-                f"--metric {self.metric}: shares are evolved for scope row, block, matrix or "
-                "cumulative, from none"
-            )
+        if method.allocation != "uniform":
+            raise ValueError(f"--metric {self.metric}: leave its @{method.allocation} out")
 
     @property
     def sharing(self) -> str | None:

@@ -16,6 +16,9 @@ BOUNDS = (0.0, 0.99)
 # Beyond this, a logit's share is 0 or 1 in float64.
 _LARGEST_LOGIT = 750.0
 
+# Logits are taken of shares at least so far from 0 and 1.
+_SMALLEST_SHARE = 1e-9
+
 
 def uniform(sizes: Mapping[str, int], sparsity: float) -> Allocation:
     """The same share for every matrix. Raises PrunerZeroError outside [0, 1)."""
@@ -110,12 +113,14 @@ def from_offsets(
     sizes: Mapping[str, int],
     sparsity: float,
     bounds: tuple[float, float] = BOUNDS,
+    start: Mapping[str, float] | None = None,
 ) -> Allocation:
     """Shares from one free number for each block and one for each kind of matrix.
 
-    share = logistic(c + block offset + kind offset), clipped to `bounds`, where c is bisected so
-    that the mean weighted by size is `sparsity`. Offsets are logits: zeros give the uniform
-    allocation, any finite values give a valid one, and a constant added to all changes nothing.
+    share = logistic(c + logit start + block offset + kind offset), clipped to `bounds`, where c is
+    bisected so that the mean weighted by size is `sparsity`. Offsets are logits: zeros give the
+    shares `start`, of each matrix in [0, 1], or the uniform allocation where there are none; any
+    finite values give a valid one, and a constant added to all changes nothing.
     `blocks` and `kinds` of each matrix; `sizes` its weights.
     Raises PrunerZeroError for offsets that are not finite and a sparsity outside the bounds.
     Source: ours.
@@ -124,6 +129,10 @@ def from_offsets(
     offsets = np.array([block_offsets[blocks[name]] + kind_offsets[kinds[name]] for name in sizes])
     if not np.isfinite(offsets).all():
         raise PrunerZeroError("the offsets of an allocation must be finite numbers")
+    if start is not None:
+        first = np.array([start[name] for name in sizes])
+        first = first.clip(_SMALLEST_SHARE, 1 - _SMALLEST_SHARE)
+        offsets += np.log(first) - np.log1p(-first)
 
     def shares_at(constant: float) -> Shares:
         logits = (constant + offsets).clip(-_LARGEST_LOGIT, _LARGEST_LOGIT)
