@@ -1,5 +1,6 @@
 """Methods as users write them: a metric, its comparison group, an update."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.pruning import parse_method, split_methods
+from pruner_zero.sparsity import Allocation
 
 
 def refusal(text: str, **options: Any) -> str:
@@ -27,6 +29,24 @@ def test_the_scope_comes_from_the_text_then_the_setting_then_the_file(tmp_path: 
     assert parse_method(str(file), sparsity=0.5, scope="block").scope == "block"
     assert parse_method(f"{file}@global", sparsity=0.5, scope="block").scope == "global"
     assert parse_method(str(file), pattern="2:4").scope is None
+
+
+def test_shares_of_a_file_are_named_beside_a_scope_or_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "a@b"
+    folder.mkdir()
+    tree, shares = folder / "tree.json", folder / "shares.json"
+    tree.write_text(json.dumps({**Metric.of("wanda").to_tree(), "scope": "matrix"}))
+    shares.write_text('{"sparsity": {"a": 0.25, "b": 0.75}}')
+    method = parse_method(f"W * G@{shares}@matrix+exact", sparsity=0.5)
+    assert (method.scope, method.update) == ("matrix", "exact")
+    assert method.allocation == Allocation({"a": 0.25, "b": 0.75})
+    method = parse_method(f"{tree}@{shares}", sparsity=0.5)
+    assert (str(method.metric.expression), method.scope) == ("W * X", "matrix")
+    assert method.allocation == Allocation({"a": 0.25, "b": 0.75})
+    with pytest.raises(PrunerZeroError, match="keep one scope and one allocation"):
+        parse_method(f"wanda@owl@{shares}", sparsity=0.5)
+    with pytest.raises(PrunerZeroError, match=r"missing\.json"):
+        parse_method(f"wanda@{tmp_path}/missing.json", sparsity=0.5)
 
 
 def test_sparsegpt_is_its_score_in_blocks_with_its_update() -> None:

@@ -38,7 +38,8 @@ def parse_method(
 ) -> Method:
     """Read `METRIC[@SCOPE][@ALLOCATION][+refine][+asymmetric][+obs|+obs-iter|+exact]`.
 
-    METRIC is a name, an expression or a tree file, ALLOCATION one of `ALLOCATION_RULES`.
+    METRIC is a name, an expression or a tree file, ALLOCATION one of `ALLOCATION_RULES` or a
+    .json file of shares.
 
     `sparsegpt` stands for its score in blocks of columns with its update; another update in
     its place keeps the mask that its sweep chooses. A scope in the text wins over `scope`,
@@ -156,12 +157,11 @@ def _split_groups(body: str) -> tuple[str, str | None, str | None]:
     """The text without its `@…` parts, the scope and the allocation among them."""
     scope = rule = None
     while True:
-        before, at, after = body.rpartition("@")
-        part = after.strip()
-        if not at or not re.fullmatch(r"[A-Za-z]+", part):
+        before, part = _last_part(body)
+        if part is None:
             return body, scope, rule
-        body = before.rstrip()
-        known = part in ALLOCATION_RULES
+        body = before
+        known = part in ALLOCATION_RULES or part.endswith(".json")
         if (rule if known else scope) is not None:
             raise PrunerZeroError(f"'@{part}' is one too many: keep one scope and one allocation")
         if known:
@@ -171,3 +171,16 @@ def _split_groups(body: str) -> tuple[str, str | None, str | None]:
         else:
             near = did_you_mean(part, (*SCOPES, *ALLOCATION_RULES))
             raise PrunerZeroError(f"unknown scope '{part}': {near}")
+
+
+def _last_part(body: str) -> tuple[str, str | None]:
+    """What stands before the last `@…` part, and that part: a word or a file of shares."""
+    ats = [place for place, character in enumerate(body) if character == "@"]
+    for place in ats:
+        # From the left, since names of folders may hold an @ too.
+        part = body[place + 1 :].strip()
+        if part.endswith(".json") and Path(part).is_file():
+            return body[:place].rstrip(), part
+    before, _, after = body.rpartition("@")
+    word = re.fullmatch(r"[A-Za-z]+", after.strip()) if ats else None
+    return (before.rstrip(), word[0]) if word else (body, None)

@@ -1,0 +1,144 @@
+"""How much of each matrix: shares evolved from those that a metric chooses, beside them.
+
+    OMP_NUM_THREADS=1 python benchmarks/shares.py --calibration wiki.valid.raw \
+        --text wiki.test.raw --search search-50-any-default-0-products --minutes 12
+
+The winner of a finished search at a share (benchmarks/search.py) goes on as it did, on the same
+windows: first its metric, now the offsets of blocks and kinds of matrices. Then both are pruned
+by and measured on the test text in one table, as they are and with what makes up for a mask.
+Writes benchmarks/results/shares-*.json, one run each, and shares.md.
+"""
+
+import argparse
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from pruner_zero import compare, search
+from pruner_zero.cli.progress import LineProgress
+from pruner_zero.cli.search import Display
+from pruner_zero.files import write_atomic
+from search import summary, winner
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def main() -> None:
+    """Evolve shares, if that was not done, and measure the rows that are missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="builtin:smollm2-135m")
+    parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
+    parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
+    parser.add_argument("--search", required=True, help="name of a result of benchmarks/search.py")
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--windows-eval", type=int, default=24)
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--finish", nargs="*", default=["", "+asymmetric+exact"])
+    given = parser.parse_args()
+    found = RESULTS / f"{given.search}.json"
+    seed = json.loads(found.read_text())["run"]["settings"]["seed"]
+    metric = winner(found)
+    name = f"shares-{given.search.removeprefix('search-')}"
+    folder, file = given.runs / name, RESULTS / f"{name}.json"
+    report: dict[str, Any] = {"metric": metric, "rows": []}
+    if file.exists():
+        report = json.loads(file.read_text())
+    if "shares" not in report:
+        with Display() as display:
+            result = search(
+                given.model,
+                calibration=given.calibration,
+                search_text=given.calibration,
+                output=folder,
+                progress=LineProgress(),
+                observer=display,
+                seed=seed,
+                sparsity=given.sparsity,
+                allocation="evolved",
+                metric=metric,
+                minutes=given.minutes,
+                workers=1,
+            )
+        shares = json.loads((folder / "best_allocation.json").read_text())
+        found_so = summary(folder, result.stopped)
+        report |= {"search": found_so, "first": first(folder), "shares": shares}
+        write_atomic(file, json.dumps(report, indent=2) + "\n")
+    shares_file = given.runs / f"{name}.json"
+    shares_file.write_text(json.dumps(report["shares"]))
+    expression = metric.rpartition("@")[0]
+    for finish in given.finish:
+        for label, method in (
+            (f"{metric}{finish}", f"{metric}{finish}"),
+            (f"{expression}@matrix@EVOLVED{finish}", f"{expression}@matrix@{shares_file}{finish}"),
+        ):
+            if any(row["label"] == label for row in report["rows"]):
+                continue
+            table = compare(
+                given.model,
+                [method],
+                calibration=given.calibration,
+                text=given.text,
+                output=given.runs / f"{name}-table.json",
+                sparsity=given.sparsity,
+                mode="sequential" if finish else "one-shot",
+                windows_eval=given.windows_eval,
+                progress=LineProgress(),
+            )
+            row = table.rows[0] | {"method": label, "expression": expression}
+            report["rows"].append({"label": label, **row})
+            write_atomic(file, json.dumps(report, indent=2) + "\n")
+            write_page()
+    write_page()
+
+
+def first(folder: Path) -> float | None:
+    """The loss on all windows of the shares that the metric chose, where they came so far."""
+    for line in (folder / "journal.jsonl").read_text().splitlines():
+        one = json.loads(line)
+        if one["kind"] == "outcome" and one["number"] == 0 and one["rung"] == "all":
+            return float(one["value"])
+    return None
+
+
+def write_page() -> None:
+    """Write shares.md from the result files that are there."""
+    lines = [
+        "# Shares evolved from those that a metric chooses, on SmolLM2-135M",
+        "",
+        "Made by `OMP_NUM_THREADS=1 python benchmarks/shares.py --calibration wiki.valid.raw --text"
+        " wiki.test.raw --search NAME`: the winner of a search over the whole model at 50 %"
+        " ([search.md](search.md)); then `search --allocation evolved --metric METRIC@global`, on"
+        " the same windows of WikiText-2 validation. `EVOLVED` are the shares it found. Perplexity"
+        " on WikiText-2 test; rows with an update are sequential, the others one-shot.",
+    ]
+    for file in sorted(RESULTS.glob("shares-*.json")):
+        report = json.loads(file.read_text())
+        lines += ["", f"## {file.stem.removeprefix('shares-')}", "", *_table(report)]
+    (HERE / "shares.md").write_text("\n".join([*lines, ""]))
+
+
+def _table(report: dict[str, Any]) -> list[str]:
+    found = report["search"]
+    curve = found["curve"]
+    lines = [
+        f"{found['distinct']} distinct candidates in {curve[-1]['seconds'] / 60:.0f} minutes of one"
+        f" core; loss on all windows of the search: {report['first']:.4f} with the shares of the"
+        f" metric, {found['best_loss']:.4f} with the best.",
+        "",
+        "| method | first 12 windows | 24 windows | seconds |",
+        "|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        losses = row["losses"]
+        start = math.exp(sum(losses[:12]) / 12)
+        lines.append(
+            f"| `{row['label']}` | {start:.2f} | {row['perplexity']:.2f} | {row['seconds']:.0f} |"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    main()
