@@ -8,7 +8,7 @@ import pytest
 
 from pruner_zero.report.read import read_result
 from pruner_zero.report.summary import summary
-from tests.report.conftest import ROWS, write_comparison, write_prune, write_search
+from tests.report.conftest import ROWS, Judged, write_comparison, write_prune, write_search
 
 
 def told(path: Path, *others: Path) -> str:
@@ -43,13 +43,31 @@ def test_a_comparison_of_something_else_says_nothing_of_it(
 
 @pytest.mark.parametrize(
     "change",
-    [{"scope": "row"}, {"update": "obs"}, {"perplexity": None}, {"method": "mine+refine"}],
+    [
+        {"scope": "row"},
+        {"update": "obs"},
+        {"perplexity": None},
+        {"method": "mine+refine"},
+        {"allocation": "owl"},
+        {"allocation": "as given"},
+    ],
 )
 def test_a_row_that_prunes_otherwise_is_not_its_own(
     change: dict[str, Any], run: Path, tmp_path: Path
 ) -> None:
     rows = [{**row, **change} if row["method"] == "mine" else row for row in ROWS]
     assert told(run, write_comparison(tmp_path / "other.json", rows)) == told(run)
+
+
+def test_shares_that_were_evolved_are_beside_a_row_that_was_given_shares(tmp_path: Path) -> None:
+    results = {"reconstruction": 1.0, "few": 4.0, "all": 3.8}
+    judged: list[Judged] = [("W * X", "matrix", results)]
+    run = write_search(tmp_path / "run", judged, allocation="evolved", metric="wanda@global")
+    own = {**ROWS[1], "expression": "W * X", "scope": "matrix", "perplexity": 55.0}
+    even = write_comparison(tmp_path / "even.json", [own])
+    assert told(run, even) == told(run)
+    shared = write_comparison(tmp_path / "shared.json", [own | {"allocation": "as given"}])
+    assert told(run, shared).endswith("on `test.txt` its perplexity is 55.00.")
 
 
 def test_a_search_under_a_pattern_names_no_group(tmp_path: Path) -> None:

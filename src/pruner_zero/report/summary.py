@@ -68,13 +68,19 @@ def _search(run: SearchRun, comparisons: Sequence[ComparisonRun]) -> Markup:
 
 
 def row_of(best: Record, run: SearchRun, table: ComparisonRun) -> Mapping[str, Any] | None:
-    """The measured row of a comparison at the same zeros that prunes as `best` does."""
+    """The measured row of a comparison at the same zeros that prunes as `best` does.
+
+    Of shares that are not uniform a row only says that they were given.
+    """
+    own_shares = run.settings.get("allocation", "uniform")
+    shares = "uniform" if own_shares == "uniform" else "as given"
     same = ("model", "sparsity", "pattern")
     if any(run.settings.get(name) != table.settings.get(name) for name in same):
         return None
     for row in table.rows:
         masked_alone = row.get("update") == "none" and "+refine" not in row["method"]
-        if row["perplexity"] is None or not masked_alone:
+        alone = masked_alone and row.get("allocation", "uniform") == shares
+        if row["perplexity"] is None or not alone:
             continue
         scope: Scope = row.get("scope") or "row"
         alike = canonical(parse(row["expression"]), scope) == canonical(
