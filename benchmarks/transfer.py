@@ -1,23 +1,23 @@
 """What a winner of a search is worth where it was not searched: other sparsities, another text.
 
-    python benchmarks/transfer.py --search search-50-any-default-0-pieces \
+    python benchmarks/transfer.py --search search-50-any-default-0-products \
         --calibration wiki.valid.raw --text wiki.test.raw
 
 Writes one JSON a table to benchmarks/results/transfer-*.json and transfer.md from all of them.
-Finished tables are kept; --again measures them anew.
+Rows are kept: the winner of another search is one more in each table.
 """
 
 import argparse
 import json
-from functools import partial
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
+from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
 from search import winner
-from tables import measure_once
 
 HERE = Path(__file__).parent
 KNOWN = ("wanda", "ria", "pruner-zero", "W * G^0.5 * X^0.25@global")
@@ -39,7 +39,7 @@ TITLES = {
 
 
 def main() -> None:
-    """Measure the tables that are missing and write the page."""
+    """Measure the rows that are missing and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--search", required=True, help="name of a summary of benchmarks/search.py")
     parser.add_argument("--model", default="builtin:smollm2-135m")
@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
     parser.add_argument("--tables", nargs="*", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--windows-eval", type=int, default=12)
-    parser.add_argument("--again", action="store_true", help="measure finished tables anew")
     given = parser.parse_args()
     model = load_model(given.model)
     found = HERE / "results" / f"{given.search}.json"
@@ -58,19 +57,30 @@ def main() -> None:
             one.removesuffix("@global") if "pattern" in TABLES[name] else one
             for one in (*KNOWN, winner(found))
         ]
-        measure = partial(
-            compare,
-            model,
-            methods,
-            calibration=given.calibration,
-            mode="one-shot",
-            gradient_seqlen=pieces,
-            windows_eval=given.windows_eval,
-            progress=LineProgress(),
-            **{"text": given.text, **TABLES[name]},
-        )
-        output = HERE / "results" / f"transfer-{name}.json"
-        measure_once(output, given.again, measure)
+        file = HERE / "results" / f"transfer-{name}.json"
+        table: dict[str, Any] = {"rows": []}
+        if file.exists():
+            table = json.loads(file.read_text())
+        measured = {row["method"] for row in table["rows"]}
+        for method in methods:
+            if method in measured:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                found_so = compare(
+                    model,
+                    [method],
+                    calibration=given.calibration,
+                    output=Path(folder) / "table.json",
+                    mode="one-shot",
+                    gradient_seqlen=pieces,
+                    windows_eval=given.windows_eval,
+                    progress=LineProgress(),
+                    **{"text": given.text, **TABLES[name]},
+                )
+            own = {"winner": method == methods[-1], "gradient_seqlen": pieces}
+            table["rows"].append(found_so.rows[0] | own)
+            table["provenance"] = found_so.provenance
+            write_atomic(file, json.dumps(table, indent=2) + "\n")
     write_page()
 
 
@@ -79,10 +89,11 @@ def write_page() -> None:
     lines = [
         "# A winner where it was not searched",
         "",
-        "Made by `python benchmarks/transfer.py --search search-50-any-default-0-pieces"
-        " --calibration wiki.valid.raw --text wiki.test.raw`: SmolLM2-135M, one-shot, the metric"
-        " that a search at 50 % found ([search.md](search.md)), beside known ones; perplexity on"
-        " WikiText-2 test, in the last table on the built-in text.",
+        "Made by `python benchmarks/transfer.py --search search-50-any-default-0-products"
+        " --calibration wiki.valid.raw --text wiki.test.raw`, and by the same of `-pieces`, an"
+        " earlier search: SmolLM2-135M, one-shot, the metrics that searches at 50 % found"
+        " ([search.md](search.md)), beside known ones; perplexity on WikiText-2 test, in the last"
+        " table on the built-in text. G of pieces: windows cut into pieces of so many tokens.",
     ]
     for name in TABLES:
         file = HERE / "results" / f"transfer-{name}.json"
@@ -95,14 +106,19 @@ def write_page() -> None:
             "",
             f"{windows} windows (`--windows-eval {windows}`).",
             "",
-            "| metric | group | perplexity |",
-            "|---|---|---|",
+            "| metric | group | G of pieces | perplexity |",
+            "|---|---|---|---|",
         ]
         for row in table["rows"]:
             value = (
                 f"{row['perplexity']:.2f}" if row["perplexity"] else row.get("error", "overflow")
             )
-            lines.append(f"| `{row['expression']}` | {row['scope'] or 'N:M'} | {value} |")
+            pieces = (row["gradient_seqlen"] or "whole") if "G" in row["expression"] else ""
+            mark = "**" if row["winner"] else ""
+            lines.append(
+                f"| {mark}`{row['expression']}`{mark} | {row['scope'] or 'N:M'} | {pieces}"
+                f" | {value} |"
+            )
     (HERE / "transfer.md").write_text("\n".join([*lines, ""]))
 
 
