@@ -152,7 +152,9 @@ def _measurement(
     tree_file = method.endswith(".json")
     if tree_file:
         method = f"{expression}@{scope}" if scope else expression
-    if (pieces := settings.get("gradient_seqlen")) and re.search(r"\bG\b", expression):
+    # A table that took rows at several lengths says it in the row.
+    pieces = row.get("gradient_seqlen", settings.get("gradient_seqlen"))
+    if pieces and re.search(r"\bG\b", expression):
         method += f" --gradient-seqlen {pieces}"
     losses = tuple(row.get("losses", ()))
     # Under N:M no scope is told, and a search there has nominal rows.
