@@ -67,6 +67,10 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"sparsity": 0.7},
         ("sparsegpt", "EVOLVED+asymmetric+exact", "sparsegpt+asymmetric+exact"),
     ),
+    "mixed-4": (
+        {"pattern": "mixed:4"},
+        ("sparsegpt", "sparsegpt+asymmetric+exact"),
+    ),
     "4-8": (
         {"pattern": "4:8"},
         ("sparsegpt", "EVOLVED+asymmetric+exact", "sparsegpt+asymmetric+exact"),
