@@ -137,7 +137,7 @@ def evolved(table: str) -> tuple[str, int | None]:
     found = json.loads((RESULTS / f"search-{name}.json").read_text())
     best = next(row for row in found["hall_of_fame"] if row["best"])
     scope = "" if "-" in table else f"@{best['scope']}"
-    return f"{best['expression']}{scope}", found["run"]["settings"]["gradient_seqlen"]
+    return f"{best['expression']}{scope}", found["run"]["settings"].get("gradient_seqlen")
 
 
 def write_page() -> None:
