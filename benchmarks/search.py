@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--label", default="", help="ends the names of the runs and results")
     parser.add_argument("--only-search", action="store_true", help="leave the table for later")
+    parser.add_argument("--finish", default="", help="ends every method of the table: +refine")
+    parser.add_argument("--beside", nargs="*", default=list(CLASSICS), help="known methods there")
     parser.add_argument("--only-test", action="store_true", help="take the runs as they are")
     given = parser.parse_args()
     zeros: dict[str, Any] = (
@@ -85,8 +87,9 @@ def main() -> None:
     if given.only_search:
         return
     winners = dict.fromkeys(winner(file) for file in files)
-    by_hand = [] if given.pattern else [BY_HAND]
-    test(given, f"{name}{label}", zeros, [*winners, *by_hand, *CLASSICS])
+    by_hand = [] if given.pattern or given.finish else [BY_HAND]
+    methods = [f"{method}{given.finish}" for method in (*winners, *by_hand, *given.beside)]
+    test(given, f"{name}{label}{given.finish.replace('+', '-')}", zeros, methods)
     write_page()
 
 
