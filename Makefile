@@ -16,13 +16,15 @@ $(BIN)/.installed: pyproject.toml
 # One small set of calibration windows for all three, so that its statistics are collected once.
 CALIBRATION := --calibration builtin:pydoc --windows 8 --seed 0
 
+BEST := runs/demo/search/best.json
+
 demo: $(BIN)/.installed
 	$(BIN)/pruner-zero search $(MODEL) --sparsity 0.5 $(CALIBRATION) --search-text builtin:pydoc \
 		--search-windows 6 --minutes 5 -o runs/demo/search
-	$(BIN)/pruner-zero prune $(MODEL) --metric runs/demo/search/best.json --sparsity 0.5 \
-		--mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
+	$(BIN)/pruner-zero prune $(MODEL) --metric $(BEST) --refine \
+		--sparsity 0.5 --mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
 	$(BIN)/pruner-zero compare $(MODEL) \
-		--methods 'dense,magnitude,wanda,pruner-zero,sparsegpt,runs/demo/search/best.json' \
+		--methods "dense,magnitude,wanda,pruner-zero,sparsegpt,$(BEST),$(BEST)+refine" \
 		--sparsity 0.5 --mode one-shot $(CALIBRATION) --text builtin:pydoc --windows-eval 6 \
 		-o runs/demo/compare.json
 	$(BIN)/pruner-zero report runs/demo/search runs/demo/model runs/demo/compare.json \
