@@ -144,6 +144,10 @@ def test_matrices_that_compete_cannot_be_pruned_one_after_the_other() -> None:
     with pytest.raises(PrunerZeroError, match="choose --mode one-shot or another --scope"):
         method.mode("sequential")
     assert parse_method("wanda", sparsity=0.5).mode("auto") == "sequential"
+    for follows in ("+refine", "+obs"):
+        method = parse_method(f"wanda@global{follows}", sparsity=0.5)
+        assert method.mode("auto") == method.mode("sequential") == "sequential"
+        assert method.mode("one-shot") == "one-shot"
 
 
 def test_either_a_share_or_a_pattern_decides_how_much() -> None:

@@ -244,6 +244,32 @@ def swept_plainly(weight: Tensor, x: Tensor) -> Tensor:
     return swept
 
 
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+def test_masks_over_the_whole_model_are_refined_in_either_order(
+    mode: Mode, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, plain, masked = (language_model("llama") for _ in range(3))
+    prune_model(masked, windows, parse_method("wanda@global", sparsity=0.5), new_store(masked))
+    masks = {place.name: place.weight != 0 for place in places(masked.model)}
+    method = parse_method("wanda@global+refine", sparsity=0.5)
+    prune_model(ours, windows, method, new_store(ours), mode=mode)
+    every = places(plain.model)
+    dense = [inputs(plain.model, windows.tokens, index) for index in range(2)]
+    for index in range(2):
+        tokens = (
+            inputs(plain.model, windows.tokens, index) if mode == "sequential" else dense[index]
+        )
+        for place in every:
+            if place.block == index:
+                x, chosen = tokens[place.name], masks[place.name]
+                refined = refine_mask(place.weight, x.T @ x, chosen, Unstructured(0.5, "row"))
+                assert torch.equal(refined.sum(1), chosen.sum(1))
+                place.weight.mul_(refined)
+    assert any((place.weight != 0).ne(masks[place.name]).any() for place in every)
+    for mine, theirs in zip(places(ours.model), every, strict=True):
+        assert (mine.weight != theirs.weight).float().mean() < 0.01, mine.name
+
+
 def test_refinement_and_least_squares_of_a_whole_model(
     windows: Windows, new_store: OpenStore
 ) -> None:

@@ -89,7 +89,7 @@ ModeText = Annotated[
     typer.Option(
         "--mode",
         help="sequential: each block sees the pruned ones before it; one-shot: all statistics "
-        "from the dense model. [default: sequential, one-shot for --scope global]",
+        "from the dense model. [default: sequential, one-shot for --scope global alone]",
         show_default=False,
     ),
 ]

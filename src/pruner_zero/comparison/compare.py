@@ -226,7 +226,7 @@ class _Table:
 
     def mode(self, method: Method) -> Order:
         """The order asked for, unless the method has only one."""
-        bound = method.asymmetric or (method.scope == "global" and method.update == "none")
+        bound = method.asymmetric or method.at_once
         return method.mode("auto" if bound else self.settings.mode)
 
     def row(self, name: str, method: Method | None) -> dict[str, Any]:

@@ -161,19 +161,24 @@ class Method:
             return self.kinds | before
         return (self.scoring_kinds if self.scope == "global" else self.kinds & {"G"}) | before
 
+    @property
+    def at_once(self) -> bool:
+        """Whether all matrices compete and nothing follows that could see pruned blocks."""
+        return self.scope == "global" and self.update == "none" and not self.refine
+
     def mode(self, asked: Mode) -> Order:
         """The order of work: sequential unless all matrices compete with each other.
 
-        Where they do, an update can still be sequential: the mask is the dense model's, and the
-        weights that stay are corrected block by block. Raises PrunerZeroError where an order
-        was asked for and cannot be.
+        Where they do, what follows can still be sequential: the mask is the dense model's, and
+        its swaps or the weights that stay are chosen block by block. Raises PrunerZeroError where
+        an order was asked for and cannot be.
         """
         if self.asymmetric and asked == "one-shot":
             raise PrunerZeroError(
                 f"{self.name} makes up for what earlier blocks lost, which only --mode sequential "
                 "sees: choose it, or leave out +asymmetric"
             )
-        if self.scope != "global" or self.update != "none":
+        if not self.at_once:
             return "one-shot" if asked == "one-shot" else "sequential"
         if asked == "sequential":
             raise PrunerZeroError(
