@@ -161,16 +161,16 @@ def write_page() -> None:
     lines = [
         "# What follows a mask, on SmolLM2-135M",
         "",
-        "Made by `python benchmarks/updates.py --calibration wiki.valid.raw --text wiki.test.raw`:"
-        " calibrated on 24 random windows of 1024 tokens of WikiText-2 validation (seed 0), blocks"
-        " in order unless said, perplexity on the test text. *against*: below (−) or above the"
-        " SparseGPT of the same table, on the first 12 windows. `EVOLVED` is the winner of a search"
-        " with seed 0 ([search.md](search.md)): `products` at 2:4 for N:M, on G of pieces of"
-        " 128 tokens, the earlier `again` at 50 % for the rest. Seconds are those of pruning, with the"
-        " statistics of every block; those of the dense model, which all rows share, come before."
-        " Dense: 25.9 on the first 12 windows. How far `asymmetric` aims at the dense outputs was"
-        " chosen on validation text ([asymmetry.md](asymmetry.md)). The machine was shared: seconds"
-        " are upper bounds.",
+        "Made by `python benchmarks/updates.py --calibration wiki.valid.raw --text"
+        " wiki.test.raw`: calibrated on 24 random windows of 1024 tokens of WikiText-2"
+        " validation (seed 0), blocks in order unless said, perplexity on the test text."
+        " *against*: below (−) or above the SparseGPT of the same table, on the first 12"
+        " windows. `EVOLVED` is the winner of a search with seed 0 ([search.md](search.md)):"
+        " `products` at 2:4 for N:M, on G of pieces of 128 tokens, the earlier `again` at 50 %"
+        " for the rest. Seconds are those of pruning, with the statistics of every block; those"
+        " of the dense model, which all rows share, come before. Dense: 25.9 on the first 12"
+        " windows. How far `asymmetric` aims at the dense outputs was chosen on validation text"
+        " ([asymmetry.md](asymmetry.md)). The machine was shared: seconds are upper bounds.",
     ]
     for file in sorted(RESULTS.glob("updates-*.json")):
         lines += ["", *_table(file)]
