@@ -351,7 +351,9 @@ def test_paths_in_trees(
 @pytest.mark.fault(
     "an expression of 100 MB: an argument, a setting, a tree file", "refused in one line, at once"
 )
-@pytest.mark.parametrize("part", ["W+", "abs(", "-", "WX", " ", "1", "W@row+", "[{", "\n"])
+@pytest.mark.parametrize(
+    "part", ["W+", "abs(", "-", "WX", " ", "1", "W@row+", "@a.json", "[{", "\n"]
+)
 def test_long_expressions(
     part: str, llama_folder: Path, text_file: Path, refused: Refused, tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 """Methods as users write them: a metric, its comparison group, an update."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,13 @@ def test_shares_of_a_file_are_named_beside_a_scope_or_alone(tmp_path: Path) -> N
     assert method.allocation == Allocation({"a": 0.25, "b": 0.75})
     with pytest.raises(PrunerZeroError, match="keep one scope and one allocation"):
         parse_method(f"wanda@owl@{shares}", sparsity=0.5)
+    for text in ("W" + "@" * 1_000_000 + ".json", "wanda@" + "a" * 1000 + ".json"):
+        started = time.monotonic()
+        with pytest.raises(PrunerZeroError):
+            parse_method(text, sparsity=0.5)
+        assert time.monotonic() - started < 10
+    with pytest.raises(PrunerZeroError, match="neither a rule nor a file"):
+        parse_method("wanda", sparsity=0.5, allocation="a" * 1000)
     with pytest.raises(PrunerZeroError, match=r"missing\.json"):
         parse_method(f"wanda@{tmp_path}/missing.json", sparsity=0.5)
 

@@ -1,6 +1,7 @@
 """How a method is written: `METRIC[@SCOPE][@ALLOCATION][+STEPS]`."""
 
 import re
+from os.path import isfile
 from pathlib import Path
 from typing import cast
 
@@ -23,6 +24,9 @@ from pruner_zero.sparsity import (
     parse_pattern,
     read_allocation,
 )
+
+# No file has a longer path; an expression may have a hundred million characters.
+_LONGEST_PATH = 4096
 
 
 def parse_method(
@@ -125,7 +129,7 @@ def _allocation(text: str | None) -> AllocationRule | Allocation:
         return "uniform"
     if text in ALLOCATION_RULES:
         return text
-    if Path(text).is_file():
+    if isfile(text):
         return read_allocation(Path(text))
     if text == "evolved":
         raise PrunerZeroError(
@@ -175,12 +179,12 @@ def _split_groups(body: str) -> tuple[str, str | None, str | None]:
 
 def _last_part(body: str) -> tuple[str, str | None]:
     """What stands before the last `@…` part, and that part: a word or a file of shares."""
-    ats = [place for place, character in enumerate(body) if character == "@"]
-    for place in ats:
+    if body.rstrip().endswith(".json"):
         # From the left, since names of folders may hold an @ too.
-        part = body[place + 1 :].strip()
-        if part.endswith(".json") and Path(part).is_file():
-            return body[:place].rstrip(), part
-    before, _, after = body.rpartition("@")
-    word = re.fullmatch(r"[A-Za-z]+", after.strip()) if ats else None
+        for place in range(max(0, len(body) - _LONGEST_PATH), len(body)):
+            part = body[place + 1 :].strip()
+            if body[place] == "@" and isfile(part):
+                return body[:place].rstrip(), part
+    before, at, after = body.rpartition("@")
+    word = re.fullmatch(r"[A-Za-z]+", after.strip()) if at else None
     return (before.rstrip(), word[0]) if word else (body, None)

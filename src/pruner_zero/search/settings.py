@@ -1,6 +1,7 @@
 """What `search` can be told."""
 
 from functools import cached_property
+from os.path import isfile
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
@@ -145,7 +146,7 @@ class SearchSettings(CalibrationSettings):
         """What a file says of how much of each matrix is pruned, read once; None without one."""
         if self.allocation in _ALLOCATIONS:
             return None
-        if not Path(self.allocation).is_file():
+        if not isfile(self.allocation):
             near = did_you_mean(self.allocation, _ALLOCATIONS)
             raise PrunerZeroError(
                 f"--allocation {self.allocation} is neither a file nor known to search: {near}"
