@@ -254,7 +254,7 @@ def test_killed_and_resumed_the_archive_and_the_shares_are_the_same(
     ("changed", "line"),
     [
         ({"metric": None}, "--allocation evolved needs the metric it is for: give --metric"),
-        ({"metric": "wanda@owl"}, "leave its @owl out"),
+        ({"metric": "wanda@owl"}, "wanda@owl: leave its allocation out"),
         ({"metric": "wanda+obs"}, "give METRIC[@SCOPE] alone, and its update as --update"),
         ({"metric": "wanda+refine"}, "give METRIC[@SCOPE] alone, and its update as --update"),
         ({"metric": "wnada"}, "did you mean 'wanda'?"),

@@ -70,10 +70,9 @@ class Evaluator:
     probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
     the closed-form error. masked: the model. windows: (n, tokens) of the search text, of
     which the rung "few" sees the first `few`. allocation: how much of each matrix is pruned
-    by every candidate; where None, what its offsets say, from the shares `start` or from all
-    alike; all alike where it has none. time_limit: seconds after
-    which a candidate is rejected, looked at between matrices and windows: for where nobody
-    beside it could stop it.
+    by every candidate; where None, what its offsets say, beginning with the shares `start` (None:
+    all alike), or all alike where it has none. time_limit: seconds after which a candidate is
+    rejected, looked at between matrices and windows: for where nobody beside it could stop it.
     """
 
     probe: Sequence[SampledMatrix]

@@ -123,7 +123,7 @@ class SearchSettings(CalibrationSettings):
                 f"--metric {self.metric}: give METRIC[@SCOPE] alone, and its update as --update"
             )
         if method.allocation != "uniform":
-            raise ValueError(f"--metric {self.metric}: leave its @{method.allocation} out")
+            raise ValueError(f"--metric {self.metric}: leave its allocation out")
 
     @property
     def sharing(self) -> str | None:
