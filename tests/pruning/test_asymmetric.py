@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import find_matrices
+from pruner_zero.models import LanguageModel, find_matrices
 from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
@@ -60,6 +60,30 @@ def test_the_weights_solve_the_problem_that_was_set(windows: Windows, new_store:
     torch.testing.assert_close(row[support], expected, rtol=0.02, atol=0.02)
 
 
+def test_swaps_aim_at_the_dense_outputs_too_and_leave_the_weights_that_stay(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    dense, model, plain = (language_model("llama") for _ in range(3))
+    method = parse_method("wanda+refine+asymmetric", sparsity=0.5)
+    prune_model(model, windows, method, new_store(model))
+    prune_model(plain, windows, parse_method("wanda+refine", sparsity=0.5), new_store(plain))
+    for one, other in zip(places(model.model), places(dense.model), strict=True):
+        kept = one.weight != 0
+        assert torch.equal(one.weight, other.weight * kept)
+        assert (kept.sum(1) == kept.shape[1] // 2).all()
+    name = next(one.name for one in places(model.model) if one.block == 1)
+    weight = next(one.weight for one in places(dense.model) if one.name == name)
+    seen, aimed = (inputs(one.model, windows.tokens, 1)[name] for one in (model, dense))
+    target = weight.double() @ ((aimed.double() + 3 * seen.double()) / 4).T
+
+    def apart(masked: LanguageModel) -> float:
+        own = next(one.weight for one in places(masked.model) if one.name == name)
+        return float((target - own.double() @ seen.double().T).square().sum())
+
+    # The first block is the same for both, so the inputs are too.
+    assert apart(model) < apart(plain)
+
+
 def test_a_mask_over_all_matrices_can_be_updated_block_by_block(
     windows: Windows, new_store: OpenStore
 ) -> None:
@@ -76,7 +100,7 @@ def test_a_mask_over_all_matrices_can_be_updated_block_by_block(
 
 
 def test_what_cannot_be_is_refused() -> None:
-    with pytest.raises(PrunerZeroError, match=r"add \+obs or \+exact"):
+    with pytest.raises(PrunerZeroError, match=r"add \+obs, \+exact or \+refine"):
         parse_method("wanda+asymmetric", sparsity=0.5)
     method = parse_method("wanda+asymmetric+exact", sparsity=0.5)
     with pytest.raises(PrunerZeroError, match="--mode sequential"):

@@ -48,7 +48,8 @@ Asymmetric = Annotated[
     bool | None,
     typer.Option(
         "--asymmetric",
-        help="Updates aim at what the dense model puts out, making up for earlier blocks too. "
+        help="Updates, or swaps without one, aim at what the dense model puts out, making up for "
+        "earlier blocks too. "
         "[default: as the metric says]",
         show_default=False,
     ),

@@ -35,8 +35,9 @@ class Method:
     update: "none" keeps the remaining weights; "obs" corrects them by SparseGPT's sweep,
     "obs-iter" by a sweep that scores each block of columns anew and chooses its mask,
     "exact" by least squares. refine: the mask is improved by swaps before the update.
-    asymmetric: updates aim part of the way at the outputs of the dense model on its own inputs,
-    the rest at those of the dense weights on the inputs that the pruned model gives them.
+    asymmetric: updates, or swaps where no update follows, aim part of the way at the outputs of
+    the dense model on its own inputs, the rest at those of the dense weights on the inputs that
+    the pruned model gives them.
     allocation: how much of each matrix is pruned, by a rule or as given. Under N:M the rule
     "error" chooses N for each matrix, and the N of the pattern is their mean.
     Raises PrunerZeroError where these do not go together.
@@ -51,9 +52,10 @@ class Method:
     allocation: AllocationRule | Allocation = "uniform"
 
     def __post_init__(self) -> None:
-        if self.asymmetric and self.update == "none":
+        if self.asymmetric and self.update == "none" and not self.refine:
             raise PrunerZeroError(
-                f"{self.name} aims an update at the dense outputs but has none: add +obs or +exact"
+                f"{self.name} aims at the dense outputs but has nothing to aim: "
+                "add +obs, +exact or +refine"
             )
         if self.allocation != "uniform" and self.scope == "global":
             raise PrunerZeroError(
@@ -127,10 +129,10 @@ class Method:
             given = isinstance(self.allocation, Allocation)
             by = "a file" if given else f"the rule {self.allocation}"
             parts.append(f"the share of each matrix given by {by}")
+        aim = " towards the dense model's outputs" if self.asymmetric else ""
         if self.refine:
-            parts.append("the mask refined by swaps")
+            parts.append(f"the mask refined by swaps{'' if self.update != 'none' else aim}")
         if self.update != "none":
-            aim = " towards the dense model's outputs" if self.asymmetric else ""
             parts.append(f"the remaining weights corrected {_UPDATES[self.update]}{aim}")
         return "".join(f", {part}" for part in parts)
 

@@ -171,7 +171,9 @@ def _improve(
         swept = sweep(None, scorer)
         mask = swept.mask
     if method.refine:
-        mask, swept = refine_mask(weight, gram, mask, method.pattern, name=name), None
+        aimed_at = cross if method.update == "none" else None
+        mask = refine_mask(weight, gram, mask, method.pattern, cross=aimed_at, name=name)
+        swept = None
     if method.update == "none":
         return _zero(matrix, mask)
     notes = []

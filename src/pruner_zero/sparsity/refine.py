@@ -25,53 +25,65 @@ def refine_mask(
     mask: Tensor,
     pattern: Pattern,
     *,
+    cross: Tensor | None = None,
     rounds: int = 100,
     name: str = "matrix",
 ) -> Tensor:
     """The mask after swaps that lower each row's error δ·C·δᵀ, δ the weights it removes.
 
     `weight` and `mask` (out, in), True is kept; `gram` (in, in) = C = XᵀX or any positive
-    multiple; float32 inside. A swap revives p and prunes q of the same row, under N:M of the
-    same group, so every row and group keeps its zeros (and blocks of columns only in sum). Its
-    effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq − 2·w_p·w_q·C_pq, with r = δ·C, is
-    exact. In a round each row takes the best pair, again and again, among the 16 weights of
-    either side (N:M: the 16 pairs) that gain most on their own. Ends when no row improves, or
-    after `rounds`. No row ends with a larger error.
+    multiple; float32 inside. cross (in, in) = X_denseᵀ·X, the same multiple: rows are to come close
+    to W·X_denseᵀ, what they put out on other inputs, and the error is δ·C·δᵀ + 2·δ·Dᵀ, besides
+    what no mask changes, with D = W·(cross − C); D is zero without. A swap revives p and prunes q
+    of the same row, under N:M of the same group, so every row and group keeps its zeros (and
+    blocks of columns only in sum). Its effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq
+    − 2·w_p·w_q·C_pq, with r = δ·C + D, is exact. In a round each row takes the best pair, again and
+    again, among the 16 weights of either side (N:M: the 16 pairs) that gain most on their own.
+    Ends when no row improves, or after `rounds`. No row ends with a larger error.
     Raises PrunerZeroError naming `name` where anything is not finite.
     Source: ours; DSnoT (Zhang 2024) swaps by an expectation of the error, this by the error.
     """
-    check_operands(weight, gram, name, mask=mask)
+    check_operands(weight, gram, name, cross=cross, mask=mask)
     if isinstance(pattern, SemiStructured):
         check_width(weight.shape[1], pattern, name)
     W, C = weight.detach().float(), gram.detach().float()
+    drift = None if cross is None else W @ (cross.detach().float() - C)
     refined = mask.clone()
     for first in range(0, len(W), _ROWS):
         rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
-        known = _errors(W[rows], refined[rows], C)
+        known = _errors(W[rows], refined[rows], C, _of(drift, rows))
         for _ in range(rounds):
             trial = _swap(W[rows], C, refined[rows], known, pattern)
-            tried = _errors(W[rows], trial, C)
+            tried = _errors(W[rows], trial, C, _of(drift, rows))
             better = tried.error < known.error
             rows = rows[better]
             if not len(rows):
                 break
             refined[rows] = trial[better]
-            known = _Errors(tried.gradient[better], tried.error[better])
+            known = _Errors(tried.gradient[better], tried.error[better], tried.own[better])
     return refined
 
 
 @dataclass(frozen=True)
 class _Errors:
-    """Of masked rows: the gradient r = δ·C (rows, in) and the error δ·C·δᵀ (rows)."""
+    """Of masked rows: the gradient r (rows, in), the error, and its part δ·C·δᵀ (rows)."""
 
     gradient: Tensor
     error: Tensor
+    own: Tensor
 
 
-def _errors(W: Tensor, mask: Tensor, C: Tensor) -> _Errors:
+def _errors(W: Tensor, mask: Tensor, C: Tensor, drift: Tensor | None) -> _Errors:
     removed = W.masked_fill(mask, 0.0)
     gradient = removed @ C
-    return _Errors(gradient, (removed * gradient).sum(1))
+    own = (removed * gradient).sum(1)
+    if drift is None:
+        return _Errors(gradient, own, own)
+    return _Errors(gradient + drift, own + 2 * (removed * drift).sum(1), own)
+
+
+def _of(matrix: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if matrix is None else matrix[rows]
 
 
 def _swap(W: Tensor, C: Tensor, mask: Tensor, known: _Errors, pattern: Pattern) -> Tensor:
@@ -87,7 +99,7 @@ def _swap(W: Tensor, C: Tensor, mask: Tensor, known: _Errors, pattern: Pattern) 
         allowed = torch.ones(len(revived[0]), len(pruned[0]), dtype=torch.bool, device=W.device)
     # A row with fewer zeros, or kept weights, than candidates lists some of the other side.
     possible = (~mask.gather(1, revived))[:, :, None] & mask.gather(1, pruned)[:, None, :]
-    return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, known.error)
+    return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, known.own)
 
 
 def _lowest(change: Tensor) -> Tensor:
