@@ -1,4 +1,4 @@
-"""How far an asymmetric update should aim at the dense model's outputs.
+"""How far asymmetric updates and swaps should aim at the dense model's outputs.
 
     python benchmarks/asymmetry.py --calibration wiki.valid.raw
 
@@ -19,8 +19,10 @@ from pruner_zero.pruning import scoring
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "asymmetry.json"
-STRENGTHS = (0.0, 0.125, 0.25, 0.375, 0.5, 1.0)
-METHOD = "wanda+asymmetric+obs"
+METHODS = {
+    "wanda+asymmetric+obs": (0.0, 0.125, 0.25, 0.375, 0.5, 1.0),
+    "wanda+refine+asymmetric": (0.25, 0.5, 0.0, 0.375, 0.75),
+}
 
 
 def main() -> None:
@@ -28,18 +30,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
+    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
     given = parser.parse_args()
     model = load_model(given.model)
     lines = Path(given.calibration).read_text().splitlines(keepends=True)
     half, taken = len(lines) // 2, scoring.ASYMMETRY
     report: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
-    for strength in STRENGTHS:
-        if any(row["strength"] == strength for row in report["rows"]):
+    cases = [(method, strength) for method in given.methods for strength in METHODS[method]]
+    for method, strength in cases:
+        if any((row["method"], row["strength"]) == (method, strength) for row in report["rows"]):
             continue
         scoring.ASYMMETRY = strength
         found = compare(
             model,
-            [METHOD],
+            [method],
             calibration=lines[:half],
             text=lines[half:],
             sparsity=0.5,
@@ -51,25 +55,30 @@ def main() -> None:
         report["rows"].append({"strength": strength, **found.rows[0]})
         report["provenance"] = found.provenance
         write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+        write_page(report, taken)
     write_page(report, taken)
 
 
 def write_page(report: dict[str, Any], taken: float) -> None:
     """Write asymmetry.md."""
     page = [
-        "# How far an update should aim at the dense outputs",
+        "# How far updates and swaps should aim at the dense outputs",
         "",
         "Made by `python benchmarks/asymmetry.py --calibration wiki.valid.raw`: SmolLM2-135M at"
-        f" 50 %, `{METHOD}`, calibrated on 8 windows of 512 tokens of the first half of WikiText-2"
-        " validation, measured on 16 windows of its second half. *strength*: 0 aims at what the"
-        " dense weights give on the inputs of the pruned model, 1 at what the dense model gives on"
-        f" its own. `prune` takes {taken:g}. [Result file](results/asymmetry.json).",
+        " 50 %, calibrated on 8 windows of 512 tokens of the first half of WikiText-2 validation,"
+        " measured on 16 windows of its second half. *strength*: 0 aims at what the dense weights"
+        " give on the inputs of the pruned model, 1 at what the dense model gives on its own."
+        f" `prune` takes {taken:g}. [Result file](results/asymmetry.json).",
         "",
-        "| strength | perplexity |",
-        "|---|---|",
+        "| method | strength | perplexity |",
+        "|---|---|---|",
     ]
-    rows = sorted(report["rows"], key=lambda row: float(row["strength"]))
-    page += [f"| {row['strength']:g} | {row['perplexity']:.2f} |" for row in rows]
+    for method in METHODS:
+        rows = [row for row in report["rows"] if row["method"] == method]
+        page += [
+            f"| `{method}` | {row['strength']:g} | {row['perplexity']:.2f} |"
+            for row in sorted(rows, key=lambda row: float(row["strength"]))
+        ]
     (HERE / "asymmetry.md").write_text("\n".join([*page, ""]))
 
 
