@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 FILE = HERE / "results" / "asymmetry.json"
 METHODS = {
     "wanda+asymmetric+obs": (0.0, 0.125, 0.25, 0.375, 0.5, 1.0),
-    "wanda+refine+asymmetric": (0.25, 0.5, 0.0, 0.375, 0.75),
+    "wanda+refine+asymmetric": (0.0, 0.25, 0.5),
 }
 
 
