@@ -26,9 +26,9 @@ from pruner_zero.sparsity import (
     sparsegpt,
 )
 
-# How far asymmetric updates and swaps aim from a matrix's own outputs towards the dense model's. All the way
-# diverges on real models: what pruning has lost is no function of the inputs that are left, and
-# what is fitted to it adds up block after block (benchmarks/asymmetry.md).
+# How far asymmetric updates and swaps aim from a matrix's own outputs towards the dense model's.
+# All the way diverges on real models: what pruning has lost is no function of the inputs that are
+# left, and what is fitted to it adds up block after block (benchmarks/asymmetry.md).
 ASYMMETRY = 0.25
 
 
