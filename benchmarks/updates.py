@@ -183,9 +183,11 @@ def _table(file: Path) -> list[str]:
     found = json.loads(file.read_text())
     rows = found["rows"]
     base = next((_first(row) for row in rows if row["label"] == "sparsegpt"), None)
-    title = file.stem.removeprefix("updates-").replace("-pydoc", ", built-in text")
+    name = file.stem.removeprefix("updates-")
+    zeros = name.removesuffix("-pydoc")
+    title = zeros.replace("-", ":") if "-" in zeros else f"{zeros} %"
     lines = [
-        f"## {title.replace('-', ':')}{'' if '-' in title else ' %'}",
+        f"## {title}{', on the built-in text' if name != zeros else ''}",
         "",
         "| method | first 12 windows | against | 24 windows | seconds | peak GiB |",
         "|---|---|---|---|---|---|",
