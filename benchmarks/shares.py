@@ -63,8 +63,10 @@ def main() -> None:
                 workers=1,
             )
         shares = json.loads((folder / "best_allocation.json").read_text())
-        found_so = summary(folder, result.stopped)
-        report |= {"search": found_so, "first": first(folder), "shares": shares}
+        # The first candidate need not have come so far as all windows.
+        first = result.records[0].evaluation.results.get("all")
+        own = summary(folder, result.stopped)
+        report |= {"search": own, "first": first, "shares": shares}
         write_atomic(file, json.dumps(report, indent=2) + "\n")
     shares_file = given.runs / f"{name}.json"
     shares_file.write_text(json.dumps(report["shares"]))
@@ -81,26 +83,16 @@ def main() -> None:
                 [method],
                 calibration=given.calibration,
                 text=given.text,
-                output=given.runs / f"{name}-table.json",
                 sparsity=given.sparsity,
                 mode="sequential" if finish else "one-shot",
                 windows_eval=given.windows_eval,
                 progress=LineProgress(),
             )
-            row = table.rows[0] | {"method": label, "expression": expression}
-            report["rows"].append({"label": label, **row})
+            report["rows"].append({"label": label, **table.rows[0], "method": label})
+            report["provenance"] = table.provenance
             write_atomic(file, json.dumps(report, indent=2) + "\n")
             write_page()
     write_page()
-
-
-def first(folder: Path) -> float | None:
-    """The loss on all windows of the shares that the metric chose, where they came so far."""
-    for line in (folder / "journal.jsonl").read_text().splitlines():
-        one = json.loads(line)
-        if one["kind"] == "outcome" and one["number"] == 0 and one["rung"] == "all":
-            return float(one["value"])
-    return None
 
 
 def write_page() -> None:
@@ -128,8 +120,8 @@ def _table(report: dict[str, Any]) -> list[str]:
     curve = found["curve"]
     lines = [
         f"{found['distinct']} distinct candidates in {curve[-1]['seconds'] / 60:.0f} minutes of one"
-        f" core; loss on all windows of the search: {report['first']:.4f} with the shares of the"
-        f" metric, {found['best_loss']:.4f} with the best.",
+        f" core; loss on all windows of the search: {shown(report['first'])} with the shares of the"
+        f" metric, {shown(found['best_loss'])} with the best.",
         "",
         "| method | first 12 windows | 24 windows | seconds |",
         "|---|---|---|---|",
@@ -141,14 +133,17 @@ def _table(report: dict[str, Any]) -> list[str]:
             f"| `{row['label']}` | {start:.2f} | {row['perplexity']:.2f} | {row['seconds']:.0f} |"
         )
     values = [row["perplexity"] for row in report["rows"]]
-    gains = [math.exp(report["first"] - found["best_loss"])]
-    gains += [before / after for before, after in zip(values[::2], values[1::2], strict=False)]
+    gains = [before / after for before, after in zip(values[::2], values[1::2], strict=False)]
+    if report["first"] is not None:
+        gains.insert(0, math.exp(report["first"] - found["best_loss"]))
     told = ", then ".join(f"{100 * (1 - 1 / gain):.1f} %" for gain in gains)
-    lines += [
-        "",
-        f"Perplexity gained by the shares, on the search's windows, then on test: {told}.",
-    ]
-    return lines
+    where = "on test" if report["first"] is None else "on the windows of the search, then on test"
+    return [*lines, "", f"Perplexity gained, {where}: {told}."]
+
+
+def shown(loss: float | None) -> str:
+    """A loss, or that there is none."""
+    return "none" if loss is None else f"{loss:.4f}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ Rows are kept: the winner of another search is one more in each table.
 
 import argparse
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -65,21 +64,19 @@ def main() -> None:
         for method in methods:
             if method in measured:
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                found_so = compare(
-                    model,
-                    [method],
-                    calibration=given.calibration,
-                    output=Path(folder) / "table.json",
-                    mode="one-shot",
-                    gradient_seqlen=pieces,
-                    windows_eval=given.windows_eval,
-                    progress=LineProgress(),
-                    **{"text": given.text, **TABLES[name]},
-                )
+            measured_now = compare(
+                model,
+                [method],
+                calibration=given.calibration,
+                mode="one-shot",
+                gradient_seqlen=pieces,
+                windows_eval=given.windows_eval,
+                progress=LineProgress(),
+                **{"text": given.text, **TABLES[name]},
+            )
             own = {"winner": method == methods[-1], "gradient_seqlen": pieces}
-            table["rows"].append(found_so.rows[0] | own)
-            table["provenance"] = found_so.provenance
+            table["rows"].append(measured_now.rows[0] | own)
+            table["provenance"] = measured_now.provenance
             write_atomic(file, json.dumps(table, indent=2) + "\n")
     write_page()
 

@@ -11,7 +11,6 @@ updates.md is written from all of them.
 import argparse
 import json
 import math
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -123,22 +122,20 @@ def main() -> None:
             kept = [row for row in table["rows"] if row["label"] != label]
             if any(row["label"] == label and row["method"] == method for row in table["rows"]):
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                found = compare(
-                    model,
-                    [method],
-                    calibration=given.calibration,
-                    text=text,
-                    output=Path(folder) / "table.json",
-                    windows=24,
-                    seqlen=1024,
-                    gradient_seqlen=gradient_seqlen,
-                    seed=0,
-                    mode="one-shot" if label.endswith(ONE_SHOT) else "sequential",
-                    windows_eval=given.windows_eval,
-                    progress=LineProgress(),
-                    **zeros,
-                )
+            found = compare(
+                model,
+                [method],
+                calibration=given.calibration,
+                text=text,
+                windows=24,
+                seqlen=1024,
+                gradient_seqlen=gradient_seqlen,
+                seed=0,
+                mode="one-shot" if label.endswith(ONE_SHOT) else "sequential",
+                windows_eval=given.windows_eval,
+                progress=LineProgress(),
+                **zeros,
+            )
             table["rows"] = [*kept, *({"label": label, **row} for row in found.rows)]
             table["provenance"] = found.provenance
             write_atomic(file, json.dumps(table, indent=2) + "\n")

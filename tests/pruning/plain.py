@@ -4,7 +4,7 @@ It knows the three architectures by name and shares no code with the rooms it ch
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,6 +96,21 @@ def inputs(model: nn.Module, windows: Tensor, index: int) -> dict[str, Tensor]:
     for handle in handles:
         handle.remove()
     return {name: torch.cat(parts) for name, parts in seen.items()}
+
+
+def in_order(model: nn.Module, tokens: Tensor, mode: str) -> Iterator[tuple[Place, Tensor]]:
+    """Each matrix with what enters it (tokens, in), block after block.
+
+    Sequential: as the blocks before it are by then, changed by whoever takes the matrices;
+    one-shot: as all were at the beginning.
+    """
+    depth = len(blocks_of(model)[1])
+    dense = [inputs(model, tokens, index) for index in range(depth)]
+    for index in range(depth):
+        found = inputs(model, tokens, index) if mode == "sequential" else dense[index]
+        for place in places(model):
+            if place.block == index:
+                yield place, found[place.name]
 
 
 def gradients(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from tests.pruning.plain import (
     blocks_of,
     gradients,
     group_zeros,
+    in_order,
     inputs,
     places,
     prune_plainly,
@@ -135,23 +136,15 @@ def test_sparsegpt_is_the_column_by_column_textbook(
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
     prune_model(ours, windows, parse_method("sparsegpt", sparsity=0.5), new_store(ours), mode=mode)
-    every = places(plain.model)
-    dense = [inputs(plain.model, windows.tokens, index) for index in range(2)]
-    for index in range(2):
-        tokens = (
-            inputs(plain.model, windows.tokens, index) if mode == "sequential" else dense[index]
+    for place, x in in_order(plain.model, windows.tokens, mode):
+        swept, _ = sparsegpt_choosing(
+            place.weight,
+            2 / len(windows) * x.T @ x,
+            128,
+            lambda scores, _column: keep_matrices([scores], 0.5)[0],
         )
-        for place in every:
-            if place.block == index:
-                x = tokens[place.name]
-                swept, _ = sparsegpt_choosing(
-                    place.weight,
-                    2 / len(windows) * x.T @ x,
-                    128,
-                    lambda scores, _column: keep_matrices([scores], 0.5)[0],
-                )
-                place.weight.copy_(swept)
-    for mine, theirs in zip(places(ours.model), every, strict=True):
+        place.weight.copy_(swept)
+    for mine, theirs in zip(places(ours.model), places(plain.model), strict=True):
         torch.testing.assert_close(mine.weight, theirs.weight, atol=1e-4, rtol=1e-4)
         assert torch.equal(mine.weight == 0, theirs.weight == 0), mine.name
 

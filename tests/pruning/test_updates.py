@@ -24,7 +24,7 @@ from pruner_zero.sparsity import (
 )
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
-from tests.pruning.plain import inputs, places
+from tests.pruning.plain import in_order, inputs, places
 from tests.sparsity.reference import damped, error_under, keep_groups, sparsegpt_choosing
 from tests.sparsity.test_update import layer
 
@@ -217,16 +217,9 @@ def test_a_whole_model_is_swept_by_a_metric_of_its_own_choice(
     prune_model(
         ours, windows, parse_method("wanda+obs-iter", pattern="2:4"), new_store(ours), mode=mode
     )
-    every = places(plain.model)
-    dense = [inputs(plain.model, windows.tokens, index) for index in range(2)]
-    for index in range(2):
-        tokens = (
-            inputs(plain.model, windows.tokens, index) if mode == "sequential" else dense[index]
-        )
-        for place in every:
-            if place.block == index:
-                place.weight.copy_(swept_plainly(place.weight, tokens[place.name]))
-    for mine, theirs in zip(places(ours.model), every, strict=True):
+    for place, x in in_order(plain.model, windows.tokens, mode):
+        place.weight.copy_(swept_plainly(place.weight, x))
+    for mine, theirs in zip(places(ours.model), places(plain.model), strict=True):
         torch.testing.assert_close(mine.weight, theirs.weight, atol=1e-4, rtol=1e-4)
         assert torch.equal(mine.weight == 0, theirs.weight == 0), mine.name
 
@@ -253,21 +246,15 @@ def test_masks_over_the_whole_model_are_refined_in_either_order(
     masks = {place.name: place.weight != 0 for place in places(masked.model)}
     method = parse_method("wanda@global+refine", sparsity=0.5)
     prune_model(ours, windows, method, new_store(ours), mode=mode)
+    for place, x in in_order(plain.model, windows.tokens, mode):
+        chosen = masks[place.name]
+        refined = refine_mask(place.weight, x.T @ x, chosen, Unstructured(0.5, "row"))
+        assert torch.equal(refined.sum(1), chosen.sum(1))
+        place.weight.mul_(refined)
     every = places(plain.model)
-    dense = [inputs(plain.model, windows.tokens, index) for index in range(2)]
-    for index in range(2):
-        tokens = (
-            inputs(plain.model, windows.tokens, index) if mode == "sequential" else dense[index]
-        )
-        for place in every:
-            if place.block == index:
-                x, chosen = tokens[place.name], masks[place.name]
-                refined = refine_mask(place.weight, x.T @ x, chosen, Unstructured(0.5, "row"))
-                assert torch.equal(refined.sum(1), chosen.sum(1))
-                place.weight.mul_(refined)
     assert any((place.weight != 0).ne(masks[place.name]).any() for place in every)
     for mine, theirs in zip(places(ours.model), every, strict=True):
-        assert (mine.weight != theirs.weight).float().mean() < 0.01, mine.name
+        assert torch.equal(mine.weight, theirs.weight), mine.name
 
 
 def test_refinement_and_least_squares_of_a_whole_model(

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruner_zero.metric import Expression, Shape, format, parse
+from pruner_zero.metric import Call, Expression, Shape, format, parse
 from pruner_zero.search.generate import random_expression, random_published_tree
 from pruner_zero.search.space import PUBLISHED_SPACE, SearchSpace, positions
 from pruner_zero.search.variation import (
@@ -176,4 +176,4 @@ def test_node_mutation_keeps_the_form_of_the_tree(seed: int, probability: float 
 
 
 def label(node: Expression) -> str:
-    return str(node).split("(")[0] if not node.operands else node.operator.name  # type: ignore[attr-defined]
+    return node.operator.name if isinstance(node, Call) else str(node)

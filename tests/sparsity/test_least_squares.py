@@ -1,5 +1,6 @@
 """Least squares under a mask: what NumPy's solver finds row by row, never worse than a sweep."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -92,9 +93,11 @@ def test_the_dense_outputs_can_be_the_target(rows: int, columns: int, seed: int)
 @pytest.mark.parametrize("pattern", [Unstructured(0.6), SemiStructured(2, 4)])
 @pytest.mark.parametrize("make", [layer, loud_layer])
 def test_no_sweep_and_no_plain_mask_leaves_a_smaller_error(
-    make: object, pattern: Unstructured | SemiStructured, seed: int
+    make: Callable[[int, int, int], tuple[Tensor, Tensor]],
+    pattern: Unstructured | SemiStructured,
+    seed: int,
 ) -> None:
-    weight, gram = make(24, 160, seed)  # type: ignore[operator]
+    weight, gram = make(24, 160, seed)
     mask = keep_mask(weight.abs() * gram.diagonal().sqrt(), pattern)
     H = reference.damped(gram)
     result = exact_update(weight, gram, mask)
