@@ -1,12 +1,13 @@
-"""How much of each matrix: shares evolved from those that a metric chooses, beside them.
+"""How much of each matrix: shares evolved for a metric, and together with it.
 
     OMP_NUM_THREADS=1 python benchmarks/shares.py --calibration wiki.valid.raw \
-        --text wiki.test.raw --search search-50-any-default-0-products --minutes 12
+        --text wiki.test.raw --search search-50-any-default-0-products --minutes 12 [--together]
 
 The winner of a finished search at a share (benchmarks/search.py) goes on as it did, on the same
-windows: first its metric, now the offsets of blocks and kinds of matrices. Then both are pruned
-by and measured on the test text in one table, as they are and with what makes up for a mask.
-Writes benchmarks/results/shares-*.json, one run each, and shares.md.
+windows: first its metric, now the offsets of blocks and kinds of matrices. With --together there is
+another search from scratch instead, of that seed and on those windows, of metrics with their
+shares. Then both are pruned by and measured on the test text in one table, as they are and with
+what makes up for a mask. Writes benchmarks/results/shares-*.json, one run each, and shares.md.
 """
 
 import argparse
@@ -23,6 +24,8 @@ from search import summary, winner
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
+TOGETHER = "-together"
+SHARES = "EVOLVED"
 
 
 def main() -> None:
@@ -32,16 +35,16 @@ def main() -> None:
     parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
     parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
     parser.add_argument("--search", required=True, help="name of a result of benchmarks/search.py")
+    parser.add_argument("--together", action="store_true", help="metrics with shares, from scratch")
     parser.add_argument("--sparsity", type=float, default=0.5)
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--windows-eval", type=int, default=24)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     parser.add_argument("--finish", nargs="*", default=["", "+asymmetric+exact"])
     given = parser.parse_args()
-    found = RESULTS / f"{given.search}.json"
-    seed = json.loads(found.read_text())["run"]["settings"]["seed"]
-    metric = winner(found)
-    name = f"shares-{given.search.removeprefix('search-')}"
+    before = json.loads((RESULTS / f"{given.search}.json").read_text())
+    metric = winner(RESULTS / f"{given.search}.json")
+    name = f"shares-{given.search.removeprefix('search-')}{TOGETHER if given.together else ''}"
     folder, file = given.runs / name, RESULTS / f"{name}.json"
     report: dict[str, Any] = {"metric": metric, "rows": []}
     if file.exists():
@@ -55,32 +58,37 @@ def main() -> None:
                 output=folder,
                 progress=LineProgress(),
                 observer=display,
-                seed=seed,
+                seed=before["run"]["settings"]["seed"],
                 sparsity=given.sparsity,
                 allocation="evolved",
-                metric=metric,
+                metric=None if given.together else metric,
                 minutes=given.minutes,
                 workers=1,
             )
-        shares = json.loads((folder / "best_allocation.json").read_text())
+        found, shares = folder / "best_allocation.json", None
+        if found.exists():
+            shares = json.loads(found.read_text())
         # The first candidate need not have come so far as all windows.
         first = result.records[0].evaluation.results.get("all")
+        if given.together:
+            first = before["best_loss"]
         own = summary(folder, result.stopped)
         report |= {"search": own, "first": first, "shares": shares}
         write_atomic(file, json.dumps(report, indent=2) + "\n")
-    shares_file = given.runs / f"{name}.json"
-    shares_file.write_text(json.dumps(report["shares"]))
-    expression = metric.rpartition("@")[0]
+    best = next(row for row in report["search"]["hall_of_fame"] if row["best"])
+    labels = methods = f"{best['expression']}@{best['scope']}"
+    if report["shares"] is not None:
+        evolved = f"{best['expression']}@{best['scope'].replace('global', 'matrix')}"
+        shares_file = given.runs / f"{name}.json"
+        shares_file.write_text(json.dumps(report["shares"]))
+        labels, methods = f"{evolved}@{SHARES}", f"{evolved}@{shares_file}"
     for finish in given.finish:
-        for label, method in (
-            (f"{metric}{finish}", f"{metric}{finish}"),
-            (f"{expression}@matrix@EVOLVED{finish}", f"{expression}@matrix@{shares_file}{finish}"),
-        ):
-            if any(row["label"] == label for row in report["rows"]):
+        for label, method in ((metric, metric), (labels, methods)):
+            if any(row["label"] == f"{label}{finish}" for row in report["rows"]):
                 continue
             table = compare(
                 given.model,
-                [method],
+                [f"{method}{finish}"],
                 calibration=given.calibration,
                 text=given.text,
                 sparsity=given.sparsity,
@@ -88,7 +96,8 @@ def main() -> None:
                 windows_eval=given.windows_eval,
                 progress=LineProgress(),
             )
-            report["rows"].append({"label": label, **table.rows[0], "method": label})
+            row = {**table.rows[0], "method": f"{label}{finish}"}
+            report["rows"].append({"label": f"{label}{finish}", **row})
             report["provenance"] = table.provenance
             write_atomic(file, json.dumps(report, indent=2) + "\n")
             write_page()
@@ -98,13 +107,16 @@ def main() -> None:
 def write_page() -> None:
     """Write shares.md from the result files that are there."""
     lines = [
-        "# Shares evolved from those that a metric chooses, on SmolLM2-135M",
+        "# How much of each matrix: shares evolved, on SmolLM2-135M",
         "",
         "Made by `OMP_NUM_THREADS=1 python benchmarks/shares.py --calibration wiki.valid.raw --text"
         " wiki.test.raw --search NAME`: the winner of a search over the whole model at 50 %"
         " ([search.md](search.md)); then `search --allocation evolved --metric METRIC@global`, on"
-        " the same windows of WikiText-2 validation. `EVOLVED` are the shares it found. Perplexity"
-        " on WikiText-2 test; rows with an update are sequential, the others one-shot.",
+        " the same windows of WikiText-2 validation. `together`, with `--together`: beside that"
+        " winner, the best of another search from scratch, `search --allocation evolved`, of the"
+        " same seed and on the same windows, that evolves metrics with their shares. `EVOLVED` are"
+        " the shares it found. Perplexity on WikiText-2 test; rows with an update are sequential,"
+        " the others one-shot.",
         "",
         "Twelve windows are few for one number a block and a kind of matrix: what is gained on them"
         " is more than what is gained on another text. Give such a search more `--search-windows`.",
@@ -117,11 +129,12 @@ def write_page() -> None:
 
 def _table(report: dict[str, Any]) -> list[str]:
     found = report["search"]
-    curve = found["curve"]
+    curve, together = found["curve"], found["run"]["settings"]["metric"] is None
+    of_first = "by metrics alone" if together else "with the shares of the metric"
     lines = [
         f"{found['distinct']} distinct candidates in {curve[-1]['seconds'] / 60:.0f} minutes of one"
-        f" core; loss on all windows of the search: {shown(report['first'])} with the shares of the"
-        f" metric, {shown(found['best_loss'])} with the best.",
+        f" core; loss on all windows of the search: {shown(report['first'])} {of_first},"
+        f" {shown(found['best_loss'])} with the best.",
         "",
         "| method | first 12 windows | 24 windows | seconds |",
         "|---|---|---|---|",

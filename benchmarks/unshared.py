@@ -24,6 +24,7 @@ from pruner_zero.search.batch import BatchAlgorithm, Proposal
 from pruner_zero.search.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
 from pruner_zero.search.executor import Executor, SerialExecutor
 from pruner_zero.search.masked_model import MaskedModel
+from pruner_zero.search.masking import Moved, Shares
 from pruner_zero.search.search import Status, run
 from pruner_zero.search.settings import SearchSettings
 from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
@@ -74,7 +75,7 @@ class Copying(MaskedModel):
         expression: Expression,
         scope: Scope,
         windows: Tensor,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> list[float]:
         """As `MaskedModel.losses`."""
@@ -103,7 +104,7 @@ class Resampling(Clocked):
         self,
         expression: Expression,
         scope: Scope,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> float:
         """As `Evaluator.reconstruction`."""

@@ -124,9 +124,14 @@ def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
     compared = options(commands.compare_with(updated))
     assert compared["--methods"][0].endswith(f"{run / 'best.json'}+exact")
     evolved = replace(found, settings={**found.settings, "allocation": "evolved"})
+    assert "--allocation" not in options(commands.prune_with(evolved))
+    shares = run / "best_allocation.json"
+    shares.write_text("{}")
     told = options(commands.prune_with(evolved))
     assert told["--metric"] == [str(run / "best.json")]
-    assert told["--allocation"] == [str(run / "best_allocation.json")]
+    assert told["--allocation"] == [str(shares)]
+    compared = options(commands.compare_with(evolved))
+    assert compared["--methods"][0].endswith(f",{run / 'best.json'}@{shares}")
 
 
 def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> None:

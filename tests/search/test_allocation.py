@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,23 +87,27 @@ def test_the_first_candidate_prunes_all_alike() -> None:
     assert set(layout().allocation(first.offsets, 0.5).sparsity.values()) == {0.5}
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_shares_of_a_metric_over_the_whole_model_are_where_its_offsets_start(
-    build: Build,
+    build: Build, architecture: str
 ) -> None:
-    evaluator = build("llama", allocation="evolved", metric="W * X", scope="global")
-    found, names = evaluator.layout, [one.name for one in evaluator.masked.matrices]
-    first = AllocationEvolution(parse("W * X"), "global", found, 0).ask()[0]
-    assert (first.scope, first.operation) == ("matrix", "global")
-    shares = found.allocation(first.offsets, 0.5)
+    evaluator = build(architecture, allocation="evolved", metric="W * X", scope="global")
+    names = [one.name for one in evaluator.masked.matrices]
+    first, second, *_ = AllocationEvolution(parse("W * X"), "global", evaluator.layout, 0).ask()
+    assert (first.scope, first.applied_scope, first.operation) == ("global", "matrix", "start")
     masks = list(evaluator.masked.masks(first.expression, "global"))
     chosen = [1 - float(mask.float().mean()) for mask in masks]
     assert max(chosen) - min(chosen) > 0.05
+    shares = evaluator.allocation_of(first)
+    assert shares is not None
     assert [shares.sparsity[name] for name in names] == pytest.approx(chosen, abs=1e-6)
-    own = evaluator.masked.masks(first.expression, "matrix", found.shares(shares, 0.5, "matrix"))
-    assert all(torch.equal(one, other) for one, other in zip(masks, own, strict=True))
-    assert evaluator.run(Task(0, "all", "W * X", "matrix", first.offsets)).losses == (
-        evaluator.run(Task(1, "all", "W * X", "global")).losses
-    )
+    whole = evaluator.run(Task(1, "all", "W * X", "global"))
+    assert evaluator.run(Task(0, "all", "W * X", "global", first.offsets)).losses == whole.losses
+    moved = evaluator.allocation_of(second)
+    assert moved is not None
+    inside = replace(evaluator, allocation=moved).run(Task(2, "all", "W * X", "matrix"))
+    assert evaluator.run(Task(3, "all", "W * X", "global", second.offsets)).losses == inside.losses
+    assert inside.losses != whole.losses
 
 
 def test_no_offsets_are_asked_twice_and_constants_are_none() -> None:
@@ -253,15 +258,16 @@ def test_killed_and_resumed_the_archive_and_the_shares_are_the_same(
 @pytest.mark.parametrize(
     ("changed", "line"),
     [
-        ({"metric": None}, "--allocation evolved needs the metric it is for: give --metric"),
         ({"metric": "wanda@owl"}, "wanda@owl: leave its allocation out"),
         ({"metric": "wanda+obs"}, "give METRIC[@SCOPE] alone, and its update as --update"),
         ({"metric": "wanda+refine"}, "give METRIC[@SCOPE] alone, and its update as --update"),
         ({"metric": "wnada"}, "did you mean 'wanda'?"),
         ({"allocation": "uniform"}, "--metric belongs to --allocation evolved"),
         ({"sparsity": None, "pattern": "2:4"}, "for N:M, `prune --pattern mixed:M`"),
-        ({"algorithm": "random"}, "leave out algorithm, space and seed metrics"),
+        ({"algorithm": "random"}, "--allocation evolved goes with no --algorithm random"),
+        ({"seed_metrics": ["wanda"]}, "--metric wanda@matrix is not searched for: leave out"),
         ({"algorithm_settings": {"population": 4}}, "no setting 'population'"),
+        ({"metric": None, "algorithm_settings": {"parents": 4}}, "no setting 'parents'"),
         ({"allocation": "evolve", "metric": None}, "did you mean 'evolved'?"),
     ],
 )

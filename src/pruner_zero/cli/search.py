@@ -49,12 +49,12 @@ def search(
         str | None,
         typer.Option(
             help="How much of each matrix candidates prune: uniform, or a JSON file of shares. "
-            "evolved: search that for --metric, in place of a metric. [default: uniform]"
+            "evolved: search that too, or with --metric nothing else. [default: uniform]"
         ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option(help="The metric that --allocation evolved is for, METRIC[@SCOPE]."),
+        typer.Option(help="The one metric that --allocation evolved is for, METRIC[@SCOPE]."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     evaluations: Annotated[
@@ -182,6 +182,7 @@ def search(
     print(f"{result.folder}: stopped, {result.stopped}; {len(result.records)} candidates")
     for row in result.hall_of_fame.to_json():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
+        mark = f"with its own shares {mark}" if "offsets" in row else mark
         print(
             f"{row['complexity']:>3} {row['perplexity']:>10.2f}  "
             f"{row['expression']} @{row['scope']} {mark}"

@@ -73,8 +73,9 @@ def compare_with(run: SearchRun) -> str:
     """
     text = str(run.settings.get("search_text"))
     found = prune_options(run.path, run.settings)
+    shares = f"@{found['allocation']}" if "allocation" in found else ""
     update = f"+{found['update']}" if "update" in found else ""
-    methods = f"{CLASSICS},{found['metric']}{update}"
+    methods = f"{CLASSICS},{found['metric']}{shares}{update}"
     asked = _calibration(run) | {
         "methods": methods,
         "text": text if text in NAMES else "TEXT",

@@ -1,50 +1,38 @@
-"""Evolving how much of each matrix is pruned: one number a block and one a kind of matrix."""
+"""Evolving how much of each matrix is pruned: under one metric, or together with the metric."""
 
 from collections.abc import Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from pruner_zero.metric import Expression
+from pruner_zero.metric import Expression, Metric
 from pruner_zero.search.batch import BatchAlgorithm, Proposal, Result
-from pruner_zero.search.evolution import on_one_scale
+from pruner_zero.search.evolution import Evolution, EvolutionSettings, on_one_scale
 from pruner_zero.search.layout import Layout
-from pruner_zero.search.population import best_first
+from pruner_zero.search.offsets import Offsets, OffsetSettings, OffsetVariation
+from pruner_zero.search.population import Population, best_first
 from pruner_zero.search.space import SearchSpace
-from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 
-Genes = NDArray[np.float64]
 
-# Finer differences between offsets, in logits, are none.
-_DECIMALS = 4
-
-
-class AllocationSettings(Settings):
-    """The evolution of allocations.
+class AllocationSettings(OffsetSettings):
+    """The evolution of allocations, beside what offsets are drawn from.
 
     initial, batch: candidates of the first and of every later batch. parents: so many of the
-    best have children. crossover: the share of children with two parents. spread, step: the
-    standard deviation, in logits, of first offsets, and the range that of a change is drawn from.
+    best have children. crossover: the share of children with two parents.
     """
 
     initial: int = Field(48, ge=1)
     batch: int = Field(24, ge=1)
     parents: int = Field(16, ge=2)
     crossover: float = Field(0.3, ge=0, le=1)
-    spread: float = Field(0.4, gt=0)
-    step: tuple[float, float] = (0.03, 0.5)
 
 
 class AllocationEvolution(BatchAlgorithm):
     """Offsets under one metric, the best μ of all so far and λ children of them in turn.
 
-    The first candidate has no offsets, others of the first batch are smooth over the depth, with
-    noise. A child has some offsets moved, all blocks moved smoothly, all offsets stretched, or
-    lies on the line through two parents. Steps are drawn log-uniformly, so that coarse and fine
-    ones are always tried. Under a metric of global scope offsets start from the shares that it
-    chooses by itself, within matrices from then on. Source: ours; a (μ + λ) evolution strategy.
+    The first candidate moves nothing, others of the first batch are random. Under a metric of
+    global scope offsets move the shares that it chooses by itself.
+    Source: ours; a (μ + λ) evolution strategy.
     """
 
     def __init__(
@@ -57,12 +45,9 @@ class AllocationEvolution(BatchAlgorithm):
     ) -> None:
         super().__init__(SearchSpace(scopes=(scope,)), seed)
         self.settings = settings or AllocationSettings()
-        self.expression, self.depth = expression, layout.depth
-        self.scope: Scope = "matrix" if scope == "global" else scope
-        self.first = "global" if scope == "global" else "uniform"
-        self.count = layout.depth + len(layout.kind_names)
+        self.expression, self.scope = expression, scope
+        self.variation = OffsetVariation(layout, self.settings)
         self._members: list[Result] = []
-        self._asked: set[tuple[float, ...]] = set()
 
     @property
     def population(self) -> Sequence[Result]:
@@ -70,7 +55,7 @@ class AllocationEvolution(BatchAlgorithm):
 
     def start(self) -> list[Proposal]:
         """No offsets, then random ones."""
-        first = self._proposal(np.zeros(self.count), (), self.first)
+        first = self._proposal(self.variation.none, (), "start")
         self.is_new(first)
         return [first, *self.fill(self.settings.initial - 1, self._random)]
 
@@ -83,56 +68,75 @@ class AllocationEvolution(BatchAlgorithm):
         news = [(candidate, on_one_scale(one)) for candidate, one in results if one.counts]
         self._members = list(best_first([*self._members, *news]))[: self.settings.parents]
 
-    def is_new(self, proposal: Proposal) -> bool:
-        """Whether these offsets were never asked; they count as asked from now on."""
-        if proposal.offsets in self._asked:
-            self.avoided["identical"] += 1
-            return False
-        self._asked.add(proposal.offsets)
-        return True
-
     def _random(self) -> Proposal:
-        spread = self.settings.spread
-        genes = self.generator.normal(0, spread, self.count)
-        genes[: self.depth] *= 0.3
-        genes[: self.depth] += self._curve(spread)
-        return self._proposal(genes, (), "random")
+        return self._proposal(self.variation.random(self.generator), (), "random")
 
     def _child(self) -> Proposal:
-        mother, genes = self._parent()
-        if self.generator.random() < self.settings.crossover and len(self._members) > 1:
-            father, other = self._parent()
-            genes = genes + self.generator.uniform(-0.5, 1.5) * (other - genes)
-            return self._proposal(genes, (mother, father), "crossover")
-        low, high = np.log(self.settings.step)
-        step = float(np.exp(self.generator.uniform(low, high)))
-        operation = ("nudge", "curve", "stretch")[self.generator.choice(3, p=(0.6, 0.25, 0.15))]
-        if operation == "nudge":
-            moved = self.generator.random(self.count) < self.generator.choice((0.05, 0.2, 1.0))
-            moved[self.generator.integers(self.count)] = True
-            genes[moved] += self.generator.normal(0, step, int(moved.sum()))
-        elif operation == "curve":
-            genes[: self.depth] += self._curve(step)
-        else:
-            genes *= np.exp(self.generator.normal(0, step))
-        return self._proposal(genes, (mother,), operation)
+        generator, (mother, offsets) = self.generator, self._parent()
+        if generator.random() < self.settings.crossover and len(self._members) > 1:
+            father, others = self._parent()
+            between = self.variation.crossover(generator, offsets, others)
+            return self._proposal(between, (mother, father), "crossover")
+        operation, moved = self.variation.mutate(generator, offsets)
+        return self._proposal(moved, (mother,), operation)
 
-    def _parent(self) -> tuple[int, Genes]:
-        """The better of two of the members, which are sorted, and a copy of its offsets."""
+    def _parent(self) -> tuple[int, Offsets]:
+        """The better of two of the members, which are sorted."""
         candidate, _ = self._members[self.generator.integers(len(self._members), size=2).min()]
-        return candidate.number, np.array(candidate.offsets)
+        return candidate.number, candidate.offsets
 
-    def _curve(self, step: float) -> Genes:
-        """A slope and a bow over the depth of the model, of random height."""
-        place = np.linspace(-1, 1, self.depth)
-        slope, bow = self.generator.normal(0, step, 2)
-        curve: Genes = slope * place + bow * (1.5 * place**2 - 0.5)
-        return curve
-
-    def _proposal(self, genes: Genes, parents: tuple[int, ...], operation: str) -> Proposal:
-        blocks, kinds = genes[: self.depth], genes[self.depth :]
-        # A constant added to all blocks or all kinds changes no share.
-        centred = np.concatenate([blocks - blocks.mean(), kinds - kinds.mean()])
-        # Adding 0 makes −0.0 plain.
-        offsets = tuple((centred.round(_DECIMALS) + 0.0).tolist())
+    def _proposal(self, offsets: Offsets, parents: tuple[int, ...], operation: str) -> Proposal:
         return Proposal(self.expression, self.scope, parents, operation, offsets)
+
+
+class JointSettings(EvolutionSettings):
+    """The evolution of metrics with their allocations.
+
+    shared: the part of random candidates that begin with random offsets, the others have none.
+    moved: the part of children that keep their mother's expression and have other offsets.
+    offsets: what those are drawn from.
+    """
+
+    shared: float = Field(0.25, ge=0, le=1)
+    moved: float = Field(0.3, ge=0, le=1)
+    offsets: OffsetSettings = OffsetSettings()
+
+
+class JointEvolution(Evolution):
+    """Metrics as `Evolution` finds them, each with offsets that its children inherit.
+
+    Under a global scope offsets move the shares that the metric chooses by itself; a metric that
+    moves to another scope leaves its offsets behind. Source: ours.
+    """
+
+    settings: JointSettings
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        layout: Layout,
+        settings: JointSettings | None = None,
+        seed_metrics: Sequence[Metric] = (),
+    ) -> None:
+        super().__init__(space, seed, settings or JointSettings(), seed_metrics)
+        self.variation = OffsetVariation(layout, self.settings.offsets)
+
+    def _random(self, scope: Scope, operation: str) -> Proposal:
+        found = super()._random(scope, operation)
+        if self.generator.random() < self.settings.shared:
+            return found._replace(offsets=self.variation.random(self.generator))
+        return found
+
+    def _child(self, niche: Population) -> Proposal | None:
+        if not niche.members or self.generator.random() >= self.settings.moved:
+            return super()._child(niche)
+        mother, _ = self._parent(niche)
+        father, _ = self._parent(niche)
+        offsets = mother.offsets or self.variation.none
+        if father.offsets not in (mother.offsets, ()) and self.generator.random() < 0.5:
+            offsets = self.variation.crossover(self.generator, offsets, father.offsets)
+            parents = (mother.number, father.number)
+            return Proposal(mother.expression, niche.scope, parents, "blend", offsets)
+        operation, offsets = self.variation.mutate(self.generator, offsets)
+        return Proposal(mother.expression, niche.scope, (mother.number,), operation, offsets)

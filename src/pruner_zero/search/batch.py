@@ -45,7 +45,7 @@ class BatchAlgorithm(ABC):
         self._seeds = _planted(seed_metrics, space)
         self._open: tuple[Candidate, ...] = ()
         self._count = 0
-        self._known: dict[str, set[tuple[Expression, Scope]]] = {
+        self._known: dict[str, set[tuple[Expression, Scope, tuple[float, ...]]]] = {
             "identical": set(),
             "opposing": set(),
             "canonical": set(),
@@ -101,20 +101,21 @@ class BatchAlgorithm(ABC):
 
     def is_new(self, proposal: Proposal) -> bool:
         """Whether it can mask and was never asked; it counts as asked from now on."""
-        expression, scope = proposal.expression, proposal.scope
-        if (expression, scope) in self._known["identical"]:
+        expression, scope, offsets = proposal.expression, proposal.scope, proposal.offsets
+        if (expression, scope, offsets) in self._known["identical"]:
             self.avoided["identical"] += 1
             return False
-        self._known["identical"].add((expression, scope))
+        self._known["identical"].add((expression, scope, offsets))
         form = canonical(expression, scope)
         # What `masks` says, without working out the canonical form twice.
         if form.shape is not Shape.MATRIX:
             self.avoided["no mask"] += 1
             return False
         forms = {"canonical": form, "opposing": simplify_opposing(expression)}
-        seen = [level for level, one in forms.items() if (one, scope) in self._known[level]]
-        for level, one in forms.items():
-            self._known[level].add((one, scope))
+        marks = {level: (one, scope, offsets) for level, one in forms.items()}
+        seen = [level for level, mark in marks.items() if mark in self._known[level]]
+        for level, mark in marks.items():
+            self._known[level].add(mark)
         # The paper's simplification is no proof of equal masks (it takes sqrt(sqr(x)) for x):
         # it is only credited with what the canonical form confirms.
         if "canonical" in seen:

@@ -156,19 +156,7 @@ def build_evaluator(
         settings.few_windows,
         settings.zeros,
         settings.shares,
-        _shares_of_global(settings, masked),
     )
-
-
-def _shares_of_global(settings: SearchSettings, masked: MaskedModel) -> dict[str, float] | None:
-    """The share of each matrix that a metric of global scope prunes, where shares are evolved."""
-    if settings.allocation != "evolved" or settings.method.scope != "global":
-        return None
-    masks = masked.masks(settings.method.metric.expression, "global")
-    return {
-        one.name: 1 - int(mask.sum()) / mask.numel()
-        for one, mask in zip(masked.matrices, masks, strict=True)
-    }
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:

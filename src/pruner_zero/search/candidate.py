@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pruner_zero.metric import Call, Expression, Terminal
 from pruner_zero.sparsity import Scope
 
-Kind = tuple[frozenset[str], tuple[float, ...]]
+Kind = frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class Candidate:
 
     number: its place in the order of submission, from 0, which also names it as a parent.
     operation: how it was made, such as "random", "crossover", "grow". offsets: how much of each
-    matrix is pruned, as `Layout` reads it; empty where all are pruned alike.
+    matrix is pruned, as `Layout` reads it; empty where all are pruned alike, or as a global
+    scope has it.
     """
 
     number: int
@@ -28,13 +29,17 @@ class Candidate:
 
     @property
     def kind(self) -> Kind:
-        """What it is made of: the names of leaves and operators, and its offsets."""
-        names = frozenset(
+        """What it is made of: the names of leaves and operators."""
+        return frozenset(
             node.operator.name if isinstance(node, Call) else str(node)
             for node in self.expression.walk()
             if isinstance(node, Call | Terminal)
         )
-        return names, self.offsets
+
+    @property
+    def applied_scope(self) -> Scope:
+        """Which weights compete once the share of each matrix is settled."""
+        return "matrix" if self.offsets and self.scope == "global" else self.scope
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -14,8 +14,10 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Expression, parse
+from pruner_zero.search.candidate import Candidate
 from pruner_zero.search.layout import Layout
 from pruner_zero.search.masked_model import MaskedModel
+from pruner_zero.search.masking import Moved, Shares, pruned_shares
 from pruner_zero.search.sample import SampledMatrix, closed_form_error, sampled_masks
 from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.sparsity import Allocation, Pattern, Scope
@@ -70,9 +72,9 @@ class Evaluator:
     probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
     the closed-form error. masked: the model. windows: (n, tokens) of the search text, of
     which the rung "few" sees the first `few`. allocation: how much of each matrix is pruned
-    by every candidate; where None, what its offsets say, beginning with the shares `start` (None:
-    all alike), or all alike where it has none. time_limit: seconds after which a candidate is
-    rejected, looked at between matrices and windows: for where nobody beside it could stop it.
+    by every candidate; where None, what its offsets say, if it has any. time_limit: seconds after
+    which a candidate is rejected, looked at between matrices and windows: for where nobody beside
+    it could stop it.
     """
 
     probe: Sequence[SampledMatrix]
@@ -82,13 +84,22 @@ class Evaluator:
     few: int
     pattern: Pattern
     allocation: Allocation | None = None
-    start: Mapping[str, float] | None = None
     time_limit: float = math.inf
 
     @cached_property
     def layout(self) -> Layout:
         """What offsets stand for in this model."""
-        return Layout.of(self.masked.matrices, self.start)
+        return Layout.of(self.masked.matrices)
+
+    def allocation_of(self, candidate: Candidate) -> Allocation | None:
+        """How much of each matrix a candidate with offsets prunes; None for one without."""
+        if not candidate.offsets:
+            return None
+        start = None
+        if candidate.scope == "global":
+            names = [matrix.name for matrix in self.masked.matrices]
+            start = pruned_shares(names, self.masked.masks(candidate.expression, "global"))
+        return self.layout.allocation(candidate.offsets, self.pattern.sparsity, start)
 
     def run(self, task: Task) -> Outcome:
         """Judge one candidate on one rung; a metric that fails is rejected with its reason."""
@@ -119,19 +130,25 @@ class Evaluator:
             return {"reason": "the loss of the pruned model is not finite"}
         return {"value": mean, "losses": tuple(losses)}
 
-    def _shares(self, task: Task) -> Mapping[str, float] | None:
-        allocation, sparsity = self.allocation, self.pattern.sparsity
-        if allocation is None and not task.offsets:
+    def _shares(self, task: Task) -> Shares | Moved | None:
+        layout, offsets, sparsity = self.layout, task.offsets, self.pattern.sparsity
+        if self.allocation is not None:
+            return layout.shares(self.allocation, sparsity, task.scope)
+        if not offsets:
             return None
-        if allocation is None:
-            allocation = self.layout.allocation(task.offsets, sparsity)
-        return self.layout.shares(allocation, sparsity, task.scope)
+        if task.scope != "global":
+            return layout.shares(layout.allocation(offsets, sparsity), sparsity, task.scope)
+
+        def moved(own: Shares) -> Shares:
+            return layout.shares(layout.allocation(offsets, sparsity, own), sparsity, "matrix")
+
+        return moved
 
     def fingerprint(
         self,
         expression: Expression,
         scope: Scope,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> str:
         """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
@@ -143,7 +160,7 @@ class Evaluator:
         self,
         expression: Expression,
         scope: Scope,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> float:
         """The closed-form error on the sampled rows; shares: as in `choose_masks`."""

@@ -188,10 +188,12 @@ class Evolution(BatchAlgorithm):
         if chance > 1 - settings.crossover:
             father, _ = self._parent(niche)
             child = crossover(self.generator, mother.expression, father.expression, self.space)
-            parents = (mother.number, father.number)
-            return Proposal(child, niche.scope, parents, "crossover") if child else None
-        name, child = self._mutated(mother.expression)
-        return Proposal(child, niche.scope, (mother.number,), name) if child else None
+            parents: tuple[int, ...] = (mother.number, father.number)
+            name = "crossover"
+        else:
+            parents = (mother.number,)
+            name, child = self._mutated(mother.expression)
+        return Proposal(child, niche.scope, parents, name, mother.offsets) if child else None
 
     def _parent(self, niche: Population) -> Result:
         return niche.tournament(self.generator, self.settings.tournament, self.settings.parsimony)

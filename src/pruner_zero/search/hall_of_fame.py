@@ -88,6 +88,7 @@ class HallOfFame(Tabular):
                 "perplexity": math.exp(min(record.evaluation.value, 700)),
                 "expression": str(record.candidate.expression),
                 "scope": record.candidate.scope,
+                **({"offsets": list(offsets)} if (offsets := record.candidate.offsets) else {}),
                 "number": record.candidate.number,
                 "knee": record is self.knee,
                 "best": record is self.best,
@@ -107,10 +108,10 @@ def metric_of(record: Record | None) -> Metric:
     """The metric of a record, with its scope. Raises PrunerZeroError where there is none."""
     if record is None:
         raise PrunerZeroError("the search found no metric that works: give it a larger budget")
-    return Metric(record.candidate.expression, scope=record.candidate.scope)
+    return Metric(record.candidate.expression, scope=record.candidate.applied_scope)
 
 
 def tree(record: Record) -> dict[str, Any]:
     """The metric in the released tree form, with its comparison group as `scope` at the root."""
     candidate = record.candidate
-    return {**to_tree(candidate.expression), "scope": candidate.scope}
+    return {**to_tree(candidate.expression), "scope": candidate.applied_scope}

@@ -12,24 +12,21 @@ class Layout:
     """What offsets stand for: the block, the kind and the shape (out, in) of each matrix.
 
     A candidate's offsets are logits, those of the blocks in order, then those of the kinds.
-    The experts of a mixture are of one kind. start: the share of each matrix where all offsets
-    are zero; None: all alike.
+    The experts of a mixture are of one kind.
     """
 
     blocks: Mapping[str, int]
     kinds: Mapping[str, str]
     shapes: Mapping[str, tuple[int, int]]
-    start: Mapping[str, float] | None = None
 
     @classmethod
-    def of(cls, matrices: Sequence[Matrix], start: Mapping[str, float] | None = None) -> "Layout":
+    def of(cls, matrices: Sequence[Matrix]) -> "Layout":
         """The layout of the matrices of a model that are pruned."""
         order = sorted({one.block for one in matrices})
         return cls(
             {one.name: order.index(one.block) for one in matrices},
             {one.name: one.common_kind for one in matrices},
             {one.name: (one.weight.shape[0], one.weight.shape[1]) for one in matrices},
-            start,
         )
 
     @property
@@ -42,13 +39,21 @@ class Layout:
         """Which kinds the offsets after those of the blocks are of."""
         return list(dict.fromkeys(self.kinds.values()))
 
-    def allocation(self, offsets: Sequence[float], sparsity: float) -> Allocation:
-        """The shares that `offsets` mean, their mean `sparsity`: see `from_offsets`."""
+    def allocation(
+        self,
+        offsets: Sequence[float],
+        sparsity: float,
+        start: Mapping[str, float] | None = None,
+    ) -> Allocation:
+        """The shares that `offsets` mean, their mean `sparsity`: see `from_offsets`.
+
+        start: the share of each matrix where all offsets are zero; None: all alike.
+        """
         depth = self.depth
         kinds = dict(zip(self.kind_names, offsets[depth:], strict=True))
         sizes = {name: rows * columns for name, (rows, columns) in self.shapes.items()}
         return from_offsets(
-            offsets[:depth], kinds, self.blocks, self.kinds, sizes, sparsity, start=self.start
+            offsets[:depth], kinds, self.blocks, self.kinds, sizes, sparsity, start=start
         )
 
     def shares(self, allocation: Allocation, sparsity: float, scope: Scope) -> Mapping[str, float]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
-from pruner_zero.search.masking import choose_masks
+from pruner_zero.search.masking import Moved, Shares, choose_masks
 from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.sparsity import Pattern, Scope, exact_update, sparsegpt
 
@@ -53,12 +53,12 @@ class MaskedModel:
         self,
         expression: Expression,
         scope: Scope,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> Iterator[nn.Module]:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
 
-        shares: the sparsity of each matrix by name, where they are not pruned alike.
+        shares: as in `choose_masks`.
         Exact, as `prune` masks and updates. The dense weights are back afterwards. Raises
         ScoreError, and PrunerZeroError where an update cannot be solved for or over the limit.
         """
@@ -90,7 +90,7 @@ class MaskedModel:
         self,
         expression: Expression,
         scope: Scope,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
@@ -104,7 +104,7 @@ class MaskedModel:
         expression: Expression,
         scope: Scope,
         windows: Tensor,
-        shares: Mapping[str, float] | None = None,
+        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> list[float]:
         """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats."""

@@ -1,6 +1,6 @@
 """The masks a candidate gives to many matrices, as `prune` would choose them."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -14,6 +14,11 @@ from pruner_zero.sparsity import (
     keep_masks_global,
 )
 
+# The sparsity of each matrix by name.
+Shares = Mapping[str, float]
+# From the shares that a global scope chooses by itself to those that are to be.
+Moved = Callable[[Shares], Shares]
+
 
 def choose_masks(
     terminals: Iterable[Mapping[str, Tensor]],
@@ -21,33 +26,67 @@ def choose_masks(
     scope: Scope,
     pattern: Pattern,
     names: Sequence[str],
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | Moved | None = None,
 ) -> Iterator[Tensor]:
     """The masks (out, in), True = kept, of all matrices, in order.
 
     terminals: of each matrix, fp32. Under an N:M `pattern` the scope decides nothing. shares:
-    the sparsity of each matrix by name, in place of the pattern's, for no global scope. A
-    matrix that calibration never reached goes by magnitude and competes with no other.
-    Raises ScoreError where the expression cannot score a matrix.
+    in place of the pattern's; under a global scope, what becomes of those that it chooses by
+    itself, within matrices then. A matrix that calibration never reached goes by magnitude and
+    competes with no other. Raises ScoreError where the expression cannot score a matrix.
     """
-    if isinstance(pattern, SemiStructured) or scope != "global":
-        own = pattern if isinstance(pattern, SemiStructured) else _within(pattern, scope)
-        for name, statistics in zip(names, terminals, strict=True):
-            scores = reached_score(expression, statistics)
-            groups = own if shares is None else Unstructured(shares[name], scope)
-            yield keep_mask(statistics["W"] if scores is None else scores, groups, name)
+    if not isinstance(pattern, SemiStructured) and scope == "global":
+        if isinstance(shares, Mapping):
+            raise ValueError("under a global scope, say how its own shares are moved")
+        yield from _choose_globally(terminals, expression, pattern, names, shares)
         return
-    alone: dict[int, Tensor] = {}
-    competing: dict[str, Tensor] = {}
-    for index, (name, statistics) in enumerate(zip(names, terminals, strict=True)):
+    if callable(shares):
+        raise ValueError("only a global scope has shares of its own to move")
+    for name, statistics in zip(names, terminals, strict=True):
         scores = reached_score(expression, statistics)
-        if scores is None:
-            alone[index] = keep_mask(statistics["W"], _within(pattern, "matrix"), name)
+        groups: Pattern = pattern
+        if isinstance(pattern, Unstructured):
+            groups = Unstructured(pattern.sparsity if shares is None else shares[name], scope)
+        yield keep_mask(statistics["W"] if scores is None else scores, groups, name)
+
+
+def _choose_globally(
+    terminals: Iterable[Mapping[str, Tensor]],
+    expression: Expression,
+    pattern: Unstructured,
+    names: Sequence[str],
+    moved: Moved | None,
+) -> Iterator[Tensor]:
+    scores: dict[str, Tensor] = {}
+    alone: dict[str, Tensor] = {}
+    for name, statistics in zip(names, terminals, strict=True):
+        found = reached_score(expression, statistics)
+        if found is None:
+            alone[name] = statistics["W"]
         else:
-            competing[name] = scores
-    masks = iter(keep_masks_global(list(competing.values()), pattern.sparsity, list(competing)))
-    for index in range(len(names)):
-        yield alone[index] if index in alone else next(masks)
+            scores[name] = found
+    masks = dict(
+        zip(
+            scores,
+            keep_masks_global(list(scores.values()), pattern.sparsity, list(scores)),
+            strict=True,
+        )
+    )
+    for name, weight in alone.items():
+        masks[name] = keep_mask(weight, Unstructured(pattern.sparsity, "matrix"), name)
+    if moved is None:
+        yield from (masks[name] for name in names)
+        return
+    shares = moved(pruned_shares(names, (masks[name] for name in names)))
+    for name in names:
+        yield keep_mask({**scores, **alone}[name], Unstructured(shares[name], "matrix"), name)
+
+
+def pruned_shares(names: Iterable[str], masks: Iterable[Tensor]) -> Shares:
+    """How much of each matrix the masks of the same order prune."""
+    return {
+        name: 1 - int(mask.sum()) / mask.numel() for name, mask in zip(names, masks, strict=True)
+    }
 
 
 def reached_score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor | None:
@@ -64,7 +103,3 @@ def reached_score(expression: Expression, terminals: Mapping[str, Tensor]) -> Te
         if silent:
             return None
         raise
-
-
-def _within(pattern: Unstructured, scope: Scope) -> Unstructured:
-    return Unstructured(pattern.sparsity, scope)

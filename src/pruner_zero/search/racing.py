@@ -158,7 +158,8 @@ def _promising(
     """
     alive = [entry for entry in entries if entry.alive]
     most = math.ceil(racing.share(trust) * len(alive))
-    room = math.ceil(most / _KINDS)
+    # Where all are of one kind, as when shares are evolved, that has all places.
+    room = math.ceil(most / min(_KINDS, len({one.candidate.kind for one in alive}) or 1))
     chosen: dict[int, _Entry] = {}
     kinds: Counter[Kind] = Counter()
     for count, value in ((most - most // 3, _expected), (most, _closed)):

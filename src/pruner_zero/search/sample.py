@@ -1,14 +1,14 @@
 """A spread of rows of every matrix: enough to judge a metric without running the model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pruner_zero.metric import Expression
-from pruner_zero.search.masking import choose_masks
+from pruner_zero.search.masking import Moved, Shares, choose_masks
 from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.sparsity import Pattern, Preparation, Scope, exact_update
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
@@ -94,13 +94,13 @@ def sampled_masks(
     expression: Expression,
     scope: Scope,
     pattern: Pattern,
-    shares: Mapping[str, float] | None = None,
+    shares: Shares | Moved | None = None,
     limit: TimeLimit = UNLIMITED,
 ) -> list[Tensor]:
     """The masks (rows, in) of all sampled matrices, as if they were the whole model.
 
-    shares: the sparsity of each matrix by name, where they are not pruned alike. Raises
-    ScoreError where the expression cannot score one of them, PrunerZeroError over the limit.
+    shares: as in `choose_masks`. Raises ScoreError where the expression cannot score one of
+    them, PrunerZeroError over the limit.
     """
     terminals = (one.terminals for one in limit.steps(sample))
     names = [one.name for one in sample]

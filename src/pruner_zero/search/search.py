@@ -18,9 +18,15 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.pruning import corpus_name, model_name
 from pruner_zero.search.algorithm import Algorithm, make_algorithm
-from pruner_zero.search.allocation import AllocationEvolution, AllocationSettings
+from pruner_zero.search.allocation import (
+    AllocationEvolution,
+    AllocationSettings,
+    JointEvolution,
+    JointSettings,
+)
 from pruner_zero.search.archive import Archive, Record
 from pruner_zero.search.build import build_evaluator, judging_dtype, search_windows
+from pruner_zero.search.candidate import Candidate
 from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.executor import EXECUTORS, Executor
 from pruner_zero.search.hall_of_fame import HallOfFame, metric_of
@@ -115,10 +121,11 @@ def search(
     interruption (KeyboardInterrupt) ends the search with everything kept. Raises
     PrunerZeroError, naming what to change.
 
-    With allocation="evolved" and a `metric`, it is not a metric that is searched but the share
-    of each matrix that this one prunes, beginning with those it chooses by itself where its scope
-    is global; the best are in `best_allocation.json`, which `prune` reads as its allocation, and
-    `search` too, which then finds the metric for them.
+    With allocation="evolved" how much of each matrix goes is searched too, together with the
+    metric, or alone for the `metric` that is given. Under a global scope that begins with what a
+    metric chooses by itself. The shares of the best are in `best_allocation.json`, which `prune`
+    reads as its allocation, and `search` too, which then finds the metric for them; there is no
+    such file where the best has none of its own.
     """
     given = {
         **settings,
@@ -140,11 +147,14 @@ def search(
         layout.shares(checked.shares, checked.zeros.sparsity, "row")
     algorithm = _algorithm(checked, layout)
 
+    shares_of: Candidate | None = None
+
     def observe(status: Status) -> None:
-        if checked.allocation == "evolved" and status.hall_of_fame.best:
-            offsets = status.hall_of_fame.best.candidate.offsets
-            shares = evaluator.layout.allocation(offsets, checked.zeros.sparsity)
-            write_atomic(folder / ALLOCATION, shares.to_json())
+        nonlocal shares_of
+        best = status.hall_of_fame.best
+        if checked.allocation == "evolved" and best and best.candidate != shares_of:
+            shares_of = best.candidate
+            write_shares(folder / ALLOCATION, shares_of, evaluator)
         observer(status)
 
     with locked(folder):
@@ -196,13 +206,32 @@ def prune_options(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     if settings.get("update", "none") != "none":
         found["update"] = settings["update"]
     shares = settings.get("allocation", "uniform")
-    if shares != "uniform":
-        found["allocation"] = str(folder / ALLOCATION) if shares == "evolved" else shares
+    if shares == "evolved" and (folder / ALLOCATION).exists():
+        found["allocation"] = str(folder / ALLOCATION)
+    elif shares not in ("uniform", "evolved"):
+        found["allocation"] = shares
     return found
 
 
+def write_shares(file: Path, best: Candidate, evaluator: Evaluator) -> None:
+    """Bring `file` up to the shares of the best candidate; it is gone where that has none."""
+    shares = evaluator.allocation_of(best)
+    if shares is None:
+        file.unlink(missing_ok=True)
+    else:
+        write_atomic(file, shares.to_json())
+
+
 def _algorithm(settings: SearchSettings, layout: Layout) -> Algorithm:
-    """What asks for candidates: metrics, or shares for one metric."""
+    """What asks for candidates: metrics, shares for one metric, or both together."""
+    if settings.allocation == "evolved" and settings.metric is None:
+        return JointEvolution(
+            settings.search_space,
+            settings.seed,
+            layout,
+            read_settings(JointSettings, settings.algorithm_settings),
+            [Metric.of(text) for text in settings.seed_metrics],
+        )
     if settings.allocation == "evolved":
         method = settings.method
         own = read_settings(AllocationSettings, settings.algorithm_settings)

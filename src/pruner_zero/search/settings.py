@@ -110,12 +110,13 @@ class SearchSettings(CalibrationSettings):
         return self
 
     def _check_evolved(self) -> None:
+        if self.algorithm != "default":
+            raise ValueError(f"--allocation evolved goes with no --algorithm {self.algorithm}")
         if self.metric is None:
-            raise ValueError("--allocation evolved needs the metric it is for: give --metric")
-        if self.space or self.seed_metrics or self.algorithm != "default":
+            return
+        if self.space or self.seed_metrics:
             raise ValueError(
-                "--allocation evolved searches no metric: leave out algorithm, space and "
-                "seed metrics"
+                f"--metric {self.metric} is not searched for: leave out space and seed metrics"
             )
         method = self.method
         if method.refine or method.asymmetric or method.update != self.update:
@@ -166,9 +167,10 @@ class SearchSettings(CalibrationSettings):
     @property
     def terminals(self) -> frozenset[str]:
         """What candidates may look at; and G, by which errors of matrices are compared."""
-        if self.allocation == "evolved":
-            return self.method.metric.needs | {"G"}
-        return frozenset(self.search_space.terminals)
+        own = frozenset(self.search_space.terminals)
+        if self.metric is not None:
+            own = self.method.metric.needs
+        return own | {"G"} if self.allocation == "evolved" else own
 
     @property
     def search_space(self) -> SearchSpace:
