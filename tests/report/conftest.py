@@ -51,7 +51,11 @@ def windows(text: str) -> dict[str, Any]:
 
 
 def write_search(
-    folder: Path, judged: Sequence[Judged] = JUDGED, batch: int = 2, **settings: Any
+    folder: Path,
+    judged: Sequence[Judged] = JUDGED,
+    batch: int = 2,
+    offsets: tuple[float, ...] = (),
+    **settings: Any,
 ) -> Path:
     """A run folder whose candidates are `judged`, a batch of so many every ten seconds."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -61,7 +65,7 @@ def write_search(
     for number, (text, scope, results) in enumerate(judged):
         value = list(results.values())[-1] if results else float("inf")
         evaluation = Evaluation(len(results), value, results, None if results else "constant")
-        candidate = Candidate(number, parse(text), scope)
+        candidate = Candidate(number, parse(text), scope, offsets=offsets)
         lines.append(Record(candidate, evaluation, text).to_json())
         if (number + 1) % batch == 0 or number + 1 == len(judged):
             lines.append({"kind": "batch", "elapsed": 10.0 * math.ceil((number + 1) / batch)})

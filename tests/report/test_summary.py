@@ -59,15 +59,35 @@ def test_a_row_that_prunes_otherwise_is_not_its_own(
     assert told(run, write_comparison(tmp_path / "other.json", rows)) == told(run)
 
 
-def test_shares_that_were_evolved_are_beside_a_row_that_was_given_shares(tmp_path: Path) -> None:
-    results = {"reconstruction": 1.0, "few": 4.0, "all": 3.8}
-    judged: list[Judged] = [("W * X", "matrix", results)]
-    run = write_search(tmp_path / "run", judged, allocation="evolved", metric="wanda@global")
+EVOLVED: list[Judged] = [("W * X", "global", {"reconstruction": 1.0, "few": 4.0, "all": 3.8})]
+
+
+@pytest.mark.parametrize("metric", ["wanda@global", None])
+def test_shares_that_were_evolved_are_beside_a_row_that_was_given_shares(
+    metric: str | None, tmp_path: Path
+) -> None:
+    run = write_search(
+        tmp_path / "run", EVOLVED, offsets=(0.5, -0.5), allocation="evolved", metric=metric
+    )
+    tried, winner = ("metrics", "`W * X`") if metric is None else ("allocations", "number 0 under")
+    assert told(run).startswith(f"Of 1 {tried} tried for `models/tiny` at 50% zeros, {winner}")
+    assert "compared within matrices with shares of its own," in told(run)
     own = {**ROWS[1], "expression": "W * X", "scope": "matrix", "perplexity": 55.0}
     even = write_comparison(tmp_path / "even.json", [own])
     assert told(run, even) == told(run)
     shared = write_comparison(tmp_path / "shared.json", [own | {"allocation": "as given"}])
     assert told(run, shared).endswith("on `test.txt` its perplexity is 55.00.")
+
+
+def test_a_metric_that_was_evolved_with_shares_and_has_none_is_beside_a_plain_row(
+    tmp_path: Path,
+) -> None:
+    run = write_search(tmp_path / "run", EVOLVED, allocation="evolved")
+    own = {**ROWS[1], "expression": "W * X", "scope": "global", "perplexity": 55.0}
+    even = write_comparison(tmp_path / "even.json", [own])
+    assert told(run, even).endswith("on `test.txt` its perplexity is 55.00.")
+    shared = write_comparison(tmp_path / "shared.json", [own | {"allocation": "as given"}])
+    assert told(run, shared) == told(run)
 
 
 def test_a_search_under_a_pattern_names_no_group(tmp_path: Path) -> None:

@@ -52,9 +52,12 @@ def _search(run: SearchRun, comparisons: Sequence[ComparisonRun]) -> Markup:
     asked = _at(run.settings)
     if best is None:
         return Markup("No metric that works has been found {} yet.").format(asked)
-    scope = "" if run.settings.get("pattern") else f", compared {_COMPETE[best.candidate.scope]},"
+    compete = _COMPETE[best.candidate.applied_scope]
+    if best.candidate.offsets:
+        compete += " with shares of its own"
+    scope = "" if run.settings.get("pattern") else f", compared {compete},"
     tried, winner = "metrics", _code(best.candidate.expression)
-    if run.settings.get("allocation") == "evolved":
+    if run.settings.get("metric") is not None:
         tried = "allocations"
         winner = Markup("number {:,} under {}").format(best.candidate.number, winner)
     found = Markup("Of {:,} {} tried {}, {}{} prunes best: {}").format(
@@ -73,7 +76,8 @@ def row_of(best: Record, run: SearchRun, table: ComparisonRun) -> Mapping[str, A
     Of shares that are not uniform a row only says that they were given.
     """
     own_shares = run.settings.get("allocation", "uniform")
-    shares = "uniform" if own_shares == "uniform" else "as given"
+    alike = own_shares == "uniform" or (own_shares == "evolved" and not best.candidate.offsets)
+    shares = "uniform" if alike else "as given"
     same = ("model", "sparsity", "pattern")
     if any(run.settings.get(name) != table.settings.get(name) for name in same):
         return None
@@ -83,10 +87,10 @@ def row_of(best: Record, run: SearchRun, table: ComparisonRun) -> Mapping[str, A
         if row["perplexity"] is None or not alone:
             continue
         scope: Scope = row.get("scope") or "row"
-        alike = canonical(parse(row["expression"]), scope) == canonical(
+        same_masks = canonical(parse(row["expression"]), scope) == canonical(
             best.candidate.expression, scope
         )
-        if alike and (row.get("scope") is None or scope == best.candidate.scope):
+        if same_masks and (row.get("scope") is None or scope == best.candidate.applied_scope):
             return row
     return None
 
