@@ -8,7 +8,7 @@ from pruner_zero.sparsity.pattern import Pattern, SemiStructured, check_width
 from pruner_zero.sparsity.update import add_damping, inverse_cholesky
 
 # How far solutions go that only compare two masks; the last one goes as far as any.
-_TOLERANCE = 1e-2
+_TOLERANCE = 0.05
 
 # Rows in work at once list every place of a row as pruned and as revived.
 _ROWS = 2048
