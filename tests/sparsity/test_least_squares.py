@@ -72,6 +72,23 @@ def test_each_row_is_what_a_least_squares_solver_finds(
     assert not torch.signbit(result.weight[~mask]).any()
 
 
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_start_near_the_solution_only_saves_iterations(elsewhere: bool) -> None:
+    weight, gram = loud_layer(20, 96)
+    cross = gram + gram.diag().diag() if elsewhere else None
+    mask = random_mask(20, 96, 0.5)
+    plain = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
+    near = plain.weight + 0.01 * torch.randn(20, 96, generator=torch.Generator().manual_seed(1))
+    again = exact_update(weight, gram, mask, cross=cross, start=near, tolerance=1e-5)
+    assert again.iterations < plain.iterations
+    assert again.converged
+    assert_close(again.weight, plain.weight)
+    assert not again.weight[~mask].any()
+    there = exact_update(weight, gram, mask, cross=cross, start=plain.weight)
+    assert there.iterations == 0
+    assert torch.equal(there.weight, plain.weight)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.integers(1, 6), st.integers(2, 24), seeds)
 def test_the_dense_outputs_can_be_the_target(rows: int, columns: int, seed: int) -> None:

@@ -142,16 +142,17 @@ def plan_memory(
     base: int = 0,
     budget: int | None = None,
     solves: bool = False,
+    swaps: bool = False,
     asymmetric: bool = False,
     allocation: Collection[Kind] = (),
 ) -> MemoryPlan:
     """The peak of an offloaded run, an upper bound in bytes, and where its activations go.
 
     kinds: the statistics of the method; base: what the process takes already. solves: weights
-    are refined or solved for; asymmetric: the dense model's activations are kept too.
-    allocation: the dense model's statistics that decide how much of each matrix is pruned. With
-    a budget that allows it, activations stay in memory. Raises PrunerZeroError naming the
-    smallest budget that would do. Source: ours.
+    are refined or solved for; swaps: both in turn; asymmetric: the dense model's activations are
+    kept too. allocation: the dense model's statistics that decide how much of each matrix is
+    pruned. With a budget that allows it, activations stay in memory. Raises PrunerZeroError
+    naming the smallest budget that would do. Source: ours.
     """
     window = seqlen * sizes.hidden * sizes.itemsize
     all_windows = windows * window
@@ -164,6 +165,9 @@ def plan_memory(
     if solves:
         # Residual, direction, product and the best so far, beside the factors of the rows.
         steps["pruning"] += 6 * FP32 * sizes.matrix
+    if swaps:
+        # The target and the best so far; scores, and both sides of every swap, sorted.
+        steps["pruning"] += 10 * FP32 * sizes.matrix
     if asymmetric:
         steps["pruning"] += FP32 * (sizes.gram + sizes.matrix)
 

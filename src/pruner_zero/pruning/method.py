@@ -34,7 +34,8 @@ class Method:
 
     update: "none" keeps the remaining weights; "obs" corrects them by SparseGPT's sweep,
     "obs-iter" by a sweep that scores each block of columns anew and chooses its mask,
-    "exact" by least squares. refine: the mask is improved by swaps before the update.
+    "exact" by least squares. refine: the mask is improved by swaps, before the update or, where
+    that is exact, in turn with it.
     asymmetric: updates, or swaps where no update follows, aim part of the way at the outputs of
     the dense model on its own inputs, the rest at those of the dense weights on the inputs that
     the pruned model gives them.

@@ -142,6 +142,7 @@ def _plan(
         base=resident_bytes(),
         budget=None if settings.memory is None else parse_memory(settings.memory),
         solves=method.refine or method.update == "exact",
+        swaps=method.refine and method.update == "exact",
         asymmetric=method.asymmetric,
         allocation=method.allocation_kinds,
     )

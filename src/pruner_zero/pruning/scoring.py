@@ -22,6 +22,7 @@ from pruner_zero.sparsity import (
     hessian_diagonal,
     keep_mask,
     refine_mask,
+    refine_solved,
     retarget,
     sparsegpt,
 )
@@ -170,7 +171,7 @@ def _improve(
         scorer = None if by_own_score else sweep_scorer(matrix, statistics, method.metric, damping)
         swept = sweep(None, scorer)
         mask = swept.mask
-    if method.refine:
+    if method.refine and method.update != "exact":
         aimed_at = cross if method.update == "none" else None
         mask = refine_mask(weight, gram, mask, method.pattern, cross=aimed_at, name=name)
         swept = None
@@ -178,7 +179,12 @@ def _improve(
         return _zero(matrix, mask)
     notes = []
     if method.update == "exact":
-        solved = exact_update(weight, gram, mask, damping=damping, cross=cross, name=name)
+        if method.refine:
+            mask, solved = refine_solved(
+                weight, gram, mask, method.pattern, damping=damping, cross=cross, name=name
+            )
+        else:
+            solved = exact_update(weight, gram, mask, damping=damping, cross=cross, name=name)
         updated, used = solved.weight, solved.damping
         if not solved.converged:
             notes.append(

@@ -32,6 +32,7 @@ from pruner_zero.sparsity.pattern import (
     pruned_count,
 )
 from pruner_zero.sparsity.refine import refine_mask
+from pruner_zero.sparsity.refine_solved import refine_solved
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask
 from pruner_zero.sparsity.spectrum import TailStart, tail_exponent
 from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold, keep_masks_global
@@ -79,6 +80,7 @@ __all__ = [
     "pruned_count",
     "read_allocation",
     "refine_mask",
+    "refine_solved",
     "retarget",
     "sparsegpt",
     "tail_exponent",

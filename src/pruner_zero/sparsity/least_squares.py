@@ -66,6 +66,7 @@ def exact_update(
     cross: Tensor | None = None,
     tolerance: float = 1e-3,
     max_iterations: int = 200,
+    start: Tensor | None = None,
     preparation: Preparation | None = None,
     name: str = "matrix",
 ) -> LeastSquaresResult:
@@ -76,8 +77,9 @@ def exact_update(
     multiple, the outputs on the inputs of the dense model are the target:
     |w·X_denseᵀ − w'·Xᵀ|² + λ·|w' − w|² is minimised, λ the damping in absolute terms, so that
     H_SS·w'_S = (w·(cross + λI))_S on the kept columns S. Weights of channels that were never
-    active become 0. Iterates until each row's residual is at most `tolerance` of its first, or
-    `max_iterations`, which the result tells. No row is left worse than plain masking leaves it.
+    active become 0. Iterates until each row's residual is at most `tolerance` of that of plain
+    masking, or `max_iterations`, which the result tells. start (out, in): weights to begin with, in
+    place of the masked ones. No row is left worse than it begins.
     preparation: of this `gram`, where it is known; it brings its damping.
     Raises PrunerZeroError naming `name` where anything is not finite, and when no damping up
     to 1 makes the gram positive definite.
@@ -92,22 +94,28 @@ def exact_update(
     W = weight.detach().float()
     alive = gram.diagonal() != 0
     support = (mask & alive).float()
-    start = W * support
-    first = (W * alive - start) @ H
+    masked = W * support
+    plain = (W * alive - masked) @ H
     if cross is not None:
-        first += W @ (cross.float() - gram.float())
-    first *= support
+        plain += W @ (cross.float() - gram.float())
+    plain *= support
     floor = damping * gram.diagonal().float().mean()
     precondition = _preconditioner(H, known.factor, support, floor)
+    whole = _dot(plain, precondition(plain))
+    first = plain
+    if start is not None:
+        start = start.detach().float() * support
+        first = plain - ((start - masked) @ H) * support
+        masked = start
 
     step, iterations = _conjugate_gradients(
-        H, first, support, precondition, tolerance, max_iterations
+        H, first, support, precondition, tolerance**2 * whole, max_iterations
     )
     residual = first - (step @ H) * support
     # Twice what the error fell by; a row that rounding has made worse goes back to its start.
     fell = (step * (first + residual)).sum(1, keepdim=True) >= 0
-    result = torch.where(fell, start + step, start).masked_fill_(support == 0, 0.0)
-    left = _ratio(_dot(residual, precondition(residual)), _dot(first, precondition(first)))
+    result = torch.where(fell, masked + step, masked).masked_fill_(support == 0, 0.0)
+    left = _ratio(_dot(residual, precondition(residual)), whole)
     relative = float(left.max().clamp_min(0).sqrt())
     if not result.isfinite().all():
         raise PrunerZeroError(
@@ -121,18 +129,17 @@ def _conjugate_gradients(
     residual: Tensor,
     support: Tensor,
     precondition: Callable[[Tensor], Tensor],
-    tolerance: float,
+    goal: Tensor,
     max_iterations: int,
 ) -> tuple[Tensor, int]:
-    """Solve H_SS·step = residual for every row, until all of them are down to the tolerance.
+    """Solve H_SS·step = residual for every row, until the norms of all are down to `goal`.
 
-    `residual` (out, in) and all that follows from it are zero outside `support`.
+    `residual` (out, in) and all that follows from it are zero outside `support`; goal (out, 1).
     """
     step = torch.zeros_like(residual)
     residual = residual.clone()
     direction = z = precondition(residual)
     now = _dot(residual, z)
-    goal = tolerance**2 * now
     for iteration in range(max_iterations):
         if (now <= goal).all():
             return step, iteration

@@ -1,0 +1,206 @@
+"""Swaps judged by solving anew: smaller errors, towards the best of all masks, the same counts."""
+
+import sys
+from itertools import combinations, pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity import (
+    Pattern,
+    SemiStructured,
+    Unstructured,
+    exact_update,
+    keep_mask,
+    refine_mask,
+    refine_solved,
+)
+from tests.sparsity import reference
+from tests.sparsity.test_least_squares import lstsq
+from tests.sparsity.test_update import layer
+
+PATTERNS = [Unstructured(0.5), Unstructured(0.7, "matrix"), SemiStructured(2, 4)]
+
+
+def problem(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, the Gram matrix of inputs, and their product with other inputs."""
+    weight, _ = layer(rows, columns, seed)
+    generator = torch.Generator().manual_seed(seed)
+    mixed = torch.randn(columns, columns, generator=generator)
+    dense = torch.randn(4 * columns, columns, generator=generator) @ mixed
+    x = dense + 0.3 * torch.randn(dense.shape, generator=generator) @ mixed
+    return weight, x.T @ x, dense.T @ x
+
+
+def errors(weight: Tensor, gram: Tensor, cross: Tensor | None, pruned: Tensor) -> Tensor:
+    """What solving lowers, of every row, in float64: w'Hw' − 2w'·(W(cross + λI))."""
+    H = reference.damped(gram)
+    aimed = H if cross is None else H + cross.double() - gram.double()
+    return (pruned.double() * (pruned.double() @ H - 2 * weight.double() @ aimed)).sum(1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(0, 2**31), st.sampled_from(PATTERNS), st.booleans())
+def test_no_row_ends_worse_than_solving_under_its_mask(
+    rows: int, seed: int, pattern: Pattern, elsewhere: bool
+) -> None:
+    weight, gram, other = problem(rows, 16, seed)
+    cross = other if elsewhere else None
+    mask = keep_mask(weight.abs(), pattern)
+    refined, result = refine_solved(weight, gram, mask, pattern, cross=cross)
+    assert torch.equal(refined.sum(1), mask.sum(1))
+    if isinstance(pattern, SemiStructured):
+        assert (refined.view(rows, -1, pattern.m).sum(2) == pattern.m - pattern.n).all()
+    before = errors(weight, gram, cross, exact_update(weight, gram, mask, cross=cross).weight)
+    after = errors(weight, gram, cross, result.weight)
+    assert (after <= before + 1e-5 * before.abs()).all()
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_weights_are_the_solution_under_the_mask_that_is_left(
+    pattern: Pattern, elsewhere: bool
+) -> None:
+    weight, gram, other = problem(30, 32, 0)
+    cross = other if elsewhere else None
+    mask = keep_mask(weight.abs(), pattern)
+    refined, result = refine_solved(weight, gram, mask, pattern, cross=cross)
+    assert not torch.equal(refined, mask)
+    H = reference.damped(gram)
+    root = torch.linalg.cholesky(H, upper=True)
+    aimed = H if cross is None else H + cross.double() - gram.double()
+    goal = torch.linalg.solve_triangular(root.T, (weight.double() @ aimed).T, upper=False).T
+    expected = lstsq(weight, root, refined, goal)
+    assert float((result.weight - expected).abs().max()) < 3e-3 * float(expected.abs().max())
+    assert torch.equal(result.weight.masked_fill(refined, 0.0), torch.zeros_like(weight))
+    assert result.converged
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.6), SemiStructured(2, 4)])
+def test_it_lowers_what_swaps_before_solving_leave(pattern: Pattern) -> None:
+    weight, gram, _ = problem(64, 128, 0)
+    mask = keep_mask(weight.abs(), pattern)
+
+    def error(pruned: Tensor) -> float:
+        removed = (weight - pruned).double()
+        return float((removed @ reference.damped(gram) * removed).sum())
+
+    before = error(exact_update(weight, gram, refine_mask(weight, gram, mask, pattern)).weight)
+    found = [error(refine_solved(weight, gram, mask, pattern, turns=n)[1].weight) for n in range(9)]
+    plain = error(exact_update(weight, gram, mask).weight)
+    assert found[0] == pytest.approx(plain, rel=1e-4)
+    # Equal but for how far the last solution goes.
+    assert all(new <= old * 1.0001 for old, new in pairwise(found))
+    assert found[8] < 0.9 * before
+
+
+def one_turn(weight: Tensor, H: Tensor, kept: Tensor, group: int) -> Tensor:
+    """The mask of one row after a turn, pair by pair, or as it was where that does not help."""
+
+    def solved(mask: Tensor) -> tuple[Tensor, Tensor]:
+        own = torch.zeros_like(weight)
+        own[mask] = torch.linalg.solve(H[mask][:, mask], (H @ weight)[mask])
+        return own, (own - weight) @ H @ (own - weight)
+
+    own, before = solved(kept)
+    curvature = (H.diagonal() / torch.linalg.inv(H).diagonal()).sqrt()
+    cost, gain = own.square() * curvature, (H @ (weight - own)).square() / curvature
+    trial = kept.clone()
+    for start in range(0, len(weight), group):
+        places = torch.arange(start, start + group)
+        pruned = sorted(places[kept[places]].tolist(), key=lambda j: float(cost[j]))
+        revived = sorted(places[~kept[places]].tolist(), key=lambda j: -float(gain[j]))
+        pairs = list(zip(pruned, revived, strict=False))
+        for q, p in pairs[:1] if group < len(weight) else pairs:
+            if gain[p] > cost[q]:
+                trial[p], trial[q] = True, False
+    return trial if solved(trial)[1] < before else kept
+
+
+@pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4)])
+def test_a_turn_swaps_what_both_estimates_say(pattern: Pattern) -> None:
+    weight, gram, _ = problem(30, 24, 0)
+    mask = keep_mask(weight.abs(), pattern)
+    refined, _ = refine_solved(weight, gram, mask, pattern, turns=1)
+    group = pattern.m if isinstance(pattern, SemiStructured) else 24
+    H = reference.damped(gram)
+    rows = zip(weight.double(), mask, strict=True)
+    expected = torch.stack([one_turn(row, H, kept, group) for row, kept in rows])
+    assert torch.equal(refined, expected)
+    assert (refined != mask).any(1).sum() > 8
+
+
+def test_it_goes_more_than_half_way_to_the_best_of_all_masks() -> None:
+    weight, gram, _ = problem(40, 8, 3)
+    mask = keep_mask(weight.abs(), Unstructured(0.5))
+    H = reference.damped(gram)
+    best = torch.full((40,), torch.inf, dtype=torch.float64)
+    for kept in combinations(range(8), 4):
+        every = torch.zeros(40, 8, dtype=torch.bool)
+        every[:, list(kept)] = True
+        solved = exact_update(weight, gram, every, tolerance=1e-6).weight
+        best = best.minimum(errors(weight, gram, None, solved))
+    whole = -(weight.double() @ H * weight.double()).sum(1)
+    start = errors(weight, gram, None, exact_update(weight, gram, mask).weight)
+    end = errors(weight, gram, None, refine_solved(weight, gram, mask, Unstructured(0.5))[1].weight)
+    assert (start - whole).sum() > 1.5 * (best - whole).sum()
+    assert (end - best).sum() < 0.5 * (start - best).sum()
+
+
+def test_a_mask_that_no_swap_would_help_stays() -> None:
+    weight, _ = layer(8, 32)
+    gram = torch.diag(torch.rand(32, generator=torch.Generator().manual_seed(0)) + 0.1)
+    best = keep_mask(weight**2 * gram.diagonal(), Unstructured(0.5))
+    refined, result = refine_solved(weight, gram, best, Unstructured(0.5))
+    assert torch.equal(refined, best)
+    assert torch.equal(result.weight, exact_update(weight, gram, best).weight)
+
+
+def test_channels_that_were_never_active_end_up_pruned() -> None:
+    weight, gram, _ = problem(10, 16, 0)
+    gram[:, :4] = 0.0
+    gram[:4] = 0.0
+    mask = torch.arange(16).expand(10, 16) < 8
+    refined, result = refine_solved(weight, gram, mask, Unstructured(0.5))
+    assert not refined[:, :4].any()
+    assert result.weight.isfinite().all()
+
+
+def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gram, cross = problem(20, 40, 0)
+    mask = keep_mask(weight.abs(), Unstructured(0.5))
+    whole, _ = refine_solved(weight, gram, mask, Unstructured(0.5), cross=cross)
+    monkeypatch.setattr(sys.modules[refine_solved.__module__], "_ROWS", 7)
+    parts, _ = refine_solved(weight, gram, mask, Unstructured(0.5), cross=cross)
+    assert (parts == whole).all(1).sum() >= 18
+
+
+def test_arguments_are_left_alone_and_any_width_of_numbers_will_do() -> None:
+    weight, gram, cross = problem(8, 32, 0)
+    mask = keep_mask(weight.abs(), SemiStructured(2, 4))
+    copies = [one.clone() for one in (weight, gram, mask, cross)]
+    refine_solved(weight.bfloat16(), gram, mask, SemiStructured(2, 4), cross=cross)
+    refine_solved(weight, gram, mask, SemiStructured(2, 4), cross=cross)
+    assert all(map(torch.equal, (weight, gram, mask, cross), copies))
+
+
+def test_damping_that_did_not_hold_is_raised_and_told() -> None:
+    weight, gram, _ = problem(4, 12, 0)
+    low = gram - 0.05 * gram.diagonal().mean() * torch.eye(12)
+    eigenvalue = torch.linalg.eigvalsh(low)[0]
+    assert eigenvalue < -0.01 * low.diagonal().mean()
+    mask = keep_mask(weight.abs(), Unstructured(0.5))
+    assert refine_solved(weight, low, mask, Unstructured(0.5))[1].damping == 0.1
+
+
+def test_nonsense_names_the_matrix() -> None:
+    weight, gram, _ = problem(4, 12, 0)
+    mask = keep_mask(weight.abs(), Unstructured(0.5))
+    with pytest.raises(PrunerZeroError, match="o_proj"):
+        refine_solved(weight / 0, gram, mask, Unstructured(0.5), name="o_proj")
+    with pytest.raises(PrunerZeroError, match="o_proj"):
+        refine_solved(weight, gram, mask, Unstructured(0.5), cross=gram / 0, name="o_proj")
