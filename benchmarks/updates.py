@@ -45,6 +45,7 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "wanda+refine",
             "wanda+refine+asymmetric",
             "wanda+refine+asymmetric+exact",
+            "sparsegpt+refine+asymmetric+exact",
             "wanda@error",
             "wanda@owl",
             "wanda+obs",
@@ -62,6 +63,8 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "EVOLVED+asymmetric+obs-iter",
             "wanda+obs-iter",
             "wanda+refine+asymmetric+exact",
+            "sparsegpt+refine+asymmetric+exact",
+            "EVOLVED+refine+asymmetric+exact",
             "wanda",
             "wanda+refine",
         ),
@@ -90,7 +93,12 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     ),
     "4-8": (
         {"pattern": "4:8"},
-        ("sparsegpt", "EVOLVED+asymmetric+exact", "sparsegpt+asymmetric+exact"),
+        (
+            "sparsegpt",
+            "EVOLVED+asymmetric+exact",
+            "sparsegpt+asymmetric+exact",
+            "sparsegpt+refine+asymmetric+exact",
+        ),
     ),
 }
 
