@@ -18,8 +18,8 @@ from pruner_zero.sparsity import (
     exact_update,
     hessian_diagonal,
     keep_mask,
+    refine_exact,
     refine_mask,
-    refine_solved,
     retarget,
     sparsegpt,
 )
@@ -78,7 +78,7 @@ def test_each_step_is_what_the_room_of_masks_does(pattern: Pattern) -> None:
         "wanda+obs": swept(mask),
         "wanda+refine+obs": swept(refined),
         "wanda+exact": exact_update(weight, gram, mask).weight,
-        "wanda+refine+exact": refine_solved(weight, gram, mask, pattern)[1].weight,
+        "wanda+refine+exact": refine_exact(weight, gram, mask, pattern)[1].weight,
         "wanda+obs-iter": sparsegpt(
             weight, gram, pattern, scorer=lambda W, due: W[:, due].abs() * X[:, due]
         ).weight,

@@ -21,8 +21,8 @@ from pruner_zero.sparsity import (
     exact_update,
     hessian_diagonal,
     keep_mask,
+    refine_exact,
     refine_mask,
-    refine_solved,
     retarget,
     sparsegpt,
 )
@@ -180,7 +180,7 @@ def _improve(
     notes = []
     if method.update == "exact":
         if method.refine:
-            mask, solved = refine_solved(
+            mask, solved = refine_exact(
                 weight, gram, mask, method.pattern, damping=damping, cross=cross, name=name
             )
         else:

@@ -15,6 +15,7 @@ from pruner_zero.sparsity.allocation_rules import (
     owl,
     uniform,
 )
+from pruner_zero.sparsity.exact_swaps import refine_exact
 from pruner_zero.sparsity.least_squares import (
     LeastSquaresResult,
     Preparation,
@@ -32,7 +33,6 @@ from pruner_zero.sparsity.pattern import (
     pruned_count,
 )
 from pruner_zero.sparsity.refine import refine_mask
-from pruner_zero.sparsity.refine_solved import refine_solved
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask
 from pruner_zero.sparsity.spectrum import TailStart, tail_exponent
 from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold, keep_masks_global
@@ -79,8 +79,8 @@ __all__ = [
     "prepare",
     "pruned_count",
     "read_allocation",
+    "refine_exact",
     "refine_mask",
-    "refine_solved",
     "retarget",
     "sparsegpt",
     "tail_exponent",

@@ -14,7 +14,7 @@ _TOLERANCE = 0.05
 _ROWS = 2048
 
 
-def refine_solved(
+def refine_exact(
     weight: Tensor,
     gram: Tensor,
     mask: Tensor,
