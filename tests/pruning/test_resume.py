@@ -22,7 +22,7 @@ RUNS = {
     "sequential": ["--metric", "gblm", "--sparsity", "0.5"],
     "sparsegpt": ["--metric", "sparsegpt", "--pattern", "2:4"],
     # What it aims at comes from blocks that are pruned by then, and so do its shares.
-    "asymmetric": ["--metric", "wanda@error+asymmetric+exact", "--sparsity", "0.5"],
+    "asymmetric": ["--metric", "wanda@error+refine+asymmetric+exact", "--sparsity", "0.5"],
     "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],
 }
