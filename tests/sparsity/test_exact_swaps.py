@@ -97,41 +97,52 @@ def test_it_lowers_what_swaps_before_solving_leave(pattern: Pattern) -> None:
     assert found[8] < 0.9 * before
 
 
-def one_turn(weight: Tensor, H: Tensor, kept: Tensor, group: int) -> Tensor:
-    """The mask of one row after a turn, pair by pair, or as it was where that does not help."""
+def in_turns(weight: Tensor, H: Tensor, kept: Tensor, group: int, turns: int) -> Tensor:
+    """The mask of one row, pair by pair: after a turn that did not help, half as many."""
 
-    def solved(mask: Tensor) -> tuple[Tensor, Tensor]:
+    def solved(mask: Tensor) -> tuple[Tensor, float]:
         own = torch.zeros_like(weight)
         own[mask] = torch.linalg.solve(H[mask][:, mask], (H @ weight)[mask])
-        return own, (own - weight) @ H @ (own - weight)
+        return own, float((own - weight) @ H @ (own - weight))
 
-    own, before = solved(kept)
     curvature = (H.diagonal() / torch.linalg.inv(H).diagonal()).sqrt()
-    cost, gain = own.square() * curvature, (H @ (weight - own)).square() / curvature
-    trial = kept.clone()
-    for start in range(0, len(weight), group):
-        places = torch.arange(start, start + group)
-        pruned = sorted(places[kept[places]].tolist(), key=lambda j: float(cost[j]))
-        revived = sorted(places[~kept[places]].tolist(), key=lambda j: -float(gain[j]))
-        pairs = list(zip(pruned, revived, strict=False))
-        for q, p in pairs[:1] if group < len(weight) else pairs:
-            if gain[p] > cost[q]:
-                trial[p], trial[q] = True, False
-    return trial if solved(trial)[1] < before else kept
+    most = len(weight)
+    for _ in range(turns):
+        own, before = solved(kept)
+        cost, gain = own.square() * curvature, (H @ (weight - own)).square() / curvature
+        pairs = []
+        for start in range(0, len(weight), group):
+            places = torch.arange(start, start + group)
+            pruned = sorted(places[kept[places]].tolist(), key=lambda j: float(cost[j]))
+            revived = sorted(places[~kept[places]].tolist(), key=lambda j: -float(gain[j]))
+            own_pairs = list(zip(pruned, revived, strict=False))
+            pairs += own_pairs[:1] if group < len(weight) else own_pairs
+        pairs = [(q, p) for q, p in pairs if gain[p] > cost[q]]
+        pairs = sorted(pairs, key=lambda pair: float(cost[pair[0]] - gain[pair[1]]))[:most]
+        trial = kept.clone()
+        for q, p in pairs:
+            trial[p], trial[q] = True, False
+        most = len(weight)
+        if solved(trial)[1] < before:
+            kept = trial
+        else:
+            most = len(pairs) // 2
+    return kept
 
 
+@pytest.mark.parametrize("turns", [1, 2, 5])
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4)])
 def test_a_turn_swaps_what_both_estimates_say(
-    pattern: Pattern, monkeypatch: pytest.MonkeyPatch
+    pattern: Pattern, turns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pruner_zero.sparsity.exact_swaps._TOLERANCE", 1e-5)
     weight, gram, _ = problem(30, 24, 0)
     mask = keep_mask(weight.abs(), pattern)
-    refined, _ = refine_exact(weight, gram, mask, pattern, turns=1)
+    refined, _ = refine_exact(weight, gram, mask, pattern, turns=turns)
     group = pattern.m if isinstance(pattern, SemiStructured) else 24
     H = reference.damped(gram)
     rows = zip(weight.double(), mask, strict=True)
-    expected = torch.stack([one_turn(row, H, kept, group) for row, kept in rows])
+    expected = torch.stack([in_turns(row, H, kept, group, turns) for row, kept in rows])
     assert torch.equal(refined, expected)
     assert (refined != mask).any(1).sum() > 8
 
@@ -162,11 +173,13 @@ def test_a_mask_that_no_swap_would_help_stays() -> None:
     assert torch.equal(result.weight, exact_update(weight, gram, best).weight)
 
 
-def test_channels_that_were_never_active_end_up_pruned() -> None:
+@pytest.mark.parametrize("kept_first", [False, True])
+def test_channels_that_were_never_active_end_up_pruned(kept_first: bool) -> None:
     weight, gram, _ = problem(10, 16, 0)
+    weight[:, :4] *= 1000
     gram[:, :4] = 0.0
     gram[:4] = 0.0
-    mask = torch.arange(16).expand(10, 16) < 8
+    mask = (torch.arange(16).expand(10, 16) < 8) == kept_first
     refined, result = refine_exact(weight, gram, mask, Unstructured(0.5))
     assert not refined[:, :4].any()
     assert result.weight.isfinite().all()
