@@ -45,7 +45,6 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "wanda+refine",
             "wanda+refine+asymmetric",
             "wanda+refine+asymmetric+exact",
-            "sparsegpt+refine+asymmetric+exact",
             "wanda@error",
             "wanda@owl",
             "wanda+obs",
@@ -98,6 +97,7 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric+exact",
             "sparsegpt+refine+asymmetric+exact",
+            "wanda+refine+asymmetric+exact",
         ),
     ),
 }
