@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings import Settings, read_settings
@@ -17,6 +17,12 @@ class Recipe(Settings):
     eggs: Annotated[int, Field(ge=1)] = 2
     spices: tuple[str, ...] = ()
     baking_time: int | None = None
+
+    @model_validator(mode="after")
+    def _sweet_enough(self) -> "Recipe":
+        if self.eggs > 10 * self.sugar:
+            raise ValueError("Give more --sugar for so many --eggs")
+        return self
 
 
 def refusal(tmp_path: Path, yaml: str, **given: object) -> str:
@@ -59,6 +65,10 @@ def test_a_wrong_value_names_its_option_and_what_it_accepts(tmp_path: Path) -> N
     )
     assert "--spices is 7" in refusal(tmp_path, "sugar: 1\nspices: [cloves, 7]\n")
     assert "--baking-time is 'long'" in refusal(tmp_path, "sugar: 1\nbaking_time: long\n")
+
+
+def test_what_does_not_go_together_is_told_without_all_that_was_given(tmp_path: Path) -> None:
+    assert refusal(tmp_path, "sugar: 0.1\n") == "give more --sugar for so many --eggs"
 
 
 def test_an_endless_value_is_cut(tmp_path: Path) -> None:

@@ -54,12 +54,13 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 def _first_line(error: ValidationError, kind: type[Settings]) -> str:
     first = error.errors()[0]
-    key = str(first["loc"][0]) if first["loc"] else "settings"
-    option = "--" + key.replace("_", "-")
+    key = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"no setting '{key}': {did_you_mean(key.replace('-', '_'), kind.model_fields)}"
     if first["type"] == "missing":
         return f"the setting '{key}' is missing: give it, or write it in the --config file"
     message = first["msg"].removeprefix("Value error, ").replace("valid tuple", "list")
     message = message[0].lower() + message[1:]
-    return f"{option} is {_shorten.repr(first['input']):.80}: {message}"
+    if not key:
+        return message
+    return f"--{key.replace('_', '-')} is {_shorten.repr(first['input']):.80}: {message}"
