@@ -142,3 +142,8 @@ def test_the_sizes_of_a_model_are_counted(tmp_path: Path) -> None:
     # Experts are stored one by one and held as one parameter.
     mixture = sizes_of(load_offloaded(save_tiny(tmp_path / "moe", "mixtral")))
     assert mixture.block > mixture.weights - mixture.outside - mixture.block // 2
+
+
+def test_swaps_that_are_solved_for_take_more_than_either() -> None:
+    solved, swapped = (plan(kinds=SPARSEGPT, solves=True, swaps=swaps) for swaps in (False, True))
+    assert swapped.peak > solved.peak + 4 * 10 * LARGE.matrix

@@ -20,11 +20,11 @@ from pruner_zero.search.archive import JOURNAL
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.search.evaluator import Task
 from pruner_zero.search.layout import Layout
-from pruner_zero.search.search import SearchResult, Status
+from pruner_zero.search.search import SearchResult
 from pruner_zero.sparsity import Scope, read_allocation
 from tests.processes import Forked
 from tests.search.conftest import Build
-from tests.search.test_search import journal, run
+from tests.search.test_search import journal, run, same_however_it_ran
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -212,17 +212,9 @@ def test_workers_change_nothing_and_an_interruption_resumes(
     evolved: tuple[Path, SearchResult], llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     folder, _ = evolved
-    run(llama_folder, tmp_path / "two", text_file, workers=2, **SHARES)
-    assert journal(tmp_path / "two") == journal(folder)
-
-    def interrupt(status: Status) -> None:
-        if status.batch == 2:
-            raise KeyboardInterrupt
-
-    run(llama_folder, tmp_path / "stopped", text_file, observer=interrupt, **SHARES)
-    assert (tmp_path / "stopped" / "best_allocation.json").exists()
-    run(llama_folder, tmp_path / "stopped", text_file, **SHARES)
-    assert journal(tmp_path / "stopped") == journal(folder)
+    same_however_it_ran(llama_folder, text_file, folder, tmp_path, **SHARES)
+    shares = (folder / "best_allocation.json").read_bytes()
+    assert (tmp_path / "stopped" / "best_allocation.json").read_bytes() == shares
 
 
 def written(output: Path) -> int:

@@ -15,18 +15,18 @@ from pruner_zero.search.archive import read_records
 from pruner_zero.search.candidate import Candidate, Evaluation
 from pruner_zero.search.evaluator import Evaluator
 from pruner_zero.search.offsets import OffsetSettings, OffsetVariation
-from pruner_zero.search.search import SearchResult, Status, write_shares
+from pruner_zero.search.search import SearchResult, write_shares
 from pruner_zero.search.space import SearchSpace
 from pruner_zero.text import load_corpus, random_windows
 from tests.search.conftest import Build
 from tests.search.synthetic import by_rank
 from tests.search.test_allocation import far, layout
-from tests.search.test_search import journal, run
+from tests.search.test_search import run, same_however_it_ran
 
 JOINT: dict[str, Any] = {
     "allocation": "evolved",
     "algorithm_settings": {"initial": 32, "batch": 24, "shared": 0.5, "moved": 0.5},
-    "evaluations": 80,
+    "evaluations": 120,
 }
 
 
@@ -123,16 +123,7 @@ def test_workers_change_nothing_and_an_interruption_resumes(
     assert not all(offsets)
     kept = [one.candidate for one in read_records(folder)]
     assert kept == [one.candidate for one in result.records]
-    run(llama_folder, tmp_path / "two", text_file, workers=2, **JOINT)
-    assert journal(tmp_path / "two") == journal(folder)
-
-    def interrupt(status: Status) -> None:
-        if status.batch == 2:
-            raise KeyboardInterrupt
-
-    run(llama_folder, tmp_path / "stopped", text_file, observer=interrupt, **JOINT)
-    run(llama_folder, tmp_path / "stopped", text_file, **JOINT)
-    assert journal(tmp_path / "stopped") == journal(folder)
+    same_however_it_ran(llama_folder, text_file, folder, tmp_path, **JOINT)
 
 
 @pytest.mark.parametrize("scope", ["global", "row"])

@@ -34,6 +34,21 @@ def run(folder: Path, output: Path, text: Path, **changed: Any) -> SearchResult:
     return search(folder, calibration=text, search_text=text, output=output, **given)
 
 
+def same_however_it_ran(model: Path, text: Path, whole: Path, tmp: Path, **settings: Any) -> None:
+    """Two workers, or an interruption and a second start, write the journal of the run `whole`."""
+    run(model, tmp / "two", text, workers=2, **settings)
+    assert journal(tmp / "two") == journal(whole)
+
+    def interrupt(status: Status) -> None:
+        if status.batch == 2:
+            raise KeyboardInterrupt
+
+    run(model, tmp / "stopped", text, observer=interrupt, **settings)
+    assert journal(tmp / "stopped") != journal(whole)
+    run(model, tmp / "stopped", text, **settings)
+    assert journal(tmp / "stopped") == journal(whole)
+
+
 def journal(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's journal without what time decides."""
     lines = [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]

@@ -128,8 +128,10 @@ def test_no_sweep_and_no_plain_mask_leaves_a_smaller_error(
 
 
 @pytest.mark.parametrize("make", [layer, loud_layer])
-def test_the_gradient_on_the_kept_weights_is_zero(make: object) -> None:
-    weight, gram = make(16, 200)  # type: ignore[operator]
+def test_the_gradient_on_the_kept_weights_is_zero(
+    make: Callable[[int, int], tuple[Tensor, Tensor]],
+) -> None:
+    weight, gram = make(16, 200)
     mask = random_mask(16, 200, 0.5)
     H = reference.damped(gram)
     result = exact_update(weight, gram, mask, tolerance=1e-5)

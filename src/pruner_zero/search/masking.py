@@ -78,8 +78,9 @@ def _choose_globally(
         yield from (masks[name] for name in names)
         return
     shares = moved(pruned_shares(names, (masks[name] for name in names)))
+    ranked = scores | alone
     for name in names:
-        yield keep_mask({**scores, **alone}[name], Unstructured(shares[name], "matrix"), name)
+        yield keep_mask(ranked[name], Unstructured(shares[name], "matrix"), name)
 
 
 def pruned_shares(names: Iterable[str], masks: Iterable[Tensor]) -> Shares:

@@ -28,14 +28,15 @@ def refine_exact(
     """The mask after swaps that lower each row's error *after* least squares, and that solution.
 
     `weight`, `mask` (out, in), `gram`, `cross` (in, in) and `damping` are those of `exact_update`.
-    With w the solution under the mask so far and r the negative gradient there, to prune a kept
-    weight costs about w_q²·c_q and to revive a pruned one gains about r_p²/c_p. c is the curvature
-    of the error along one weight while others make up for it: H_jj where none does, 1/[H⁻¹]_jj
-    where all do, of which the geometric mean is taken. In a turn each row swaps the pairs that seem
-    to gain (N:M: one a group at most) and is solved anew from where it is; one whose error did not
-    fall keeps the mask it had and swaps the better half of them in the next turn. Ends after
-    `turns`, or where no row has a pair left. Every row and N:M group keeps its zeros, and no row
-    ends with a larger error than `exact_update` leaves under `mask`.
+    With w the solution under the mask so far and r half the negative gradient there, to prune a
+    kept weight costs about w_q²·c_q and to revive a pruned one gains about r_p²/c_p. c is the
+    curvature of the error along one weight while others make up for it: H_jj where none does,
+    1/[H⁻¹]_jj where all do, of which the geometric mean is taken. In a turn each row swaps the
+    pairs that seem to gain (N:M: one a group at most) and is solved anew from where it is; one
+    whose error did not fall keeps the mask it had and swaps the better half of them in the next
+    turn. Ends after `turns`, or where no row has a pair left. Every row and N:M group keeps its
+    zeros, and no row ends with a larger error than `exact_update` leaves under `mask`, but for how
+    far the solutions go that compare masks: to a twentieth of the first residual.
     Raises what `exact_update` raises, and PrunerZeroError where the pattern does not fit.
     Source: ours; the two estimates are those of optimal brain surgery (Hassibi & Stork 1993).
     """

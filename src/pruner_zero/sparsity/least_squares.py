@@ -94,8 +94,8 @@ def exact_update(
     W = weight.detach().float()
     alive = gram.diagonal() != 0
     support = (mask & alive).float()
-    masked = W * support
-    plain = (W * alive - masked) @ H
+    begin = W * support
+    plain = (W * alive - begin) @ H
     if cross is not None:
         plain += W @ (cross.float() - gram.float())
     plain *= support
@@ -104,9 +104,8 @@ def exact_update(
     whole = _dot(plain, precondition(plain))
     first = plain
     if start is not None:
-        start = start.detach().float() * support
-        first = plain - ((start - masked) @ H) * support
-        masked = start
+        masked, begin = begin, start.detach().float() * support
+        first = plain - ((begin - masked) @ H) * support
 
     step, iterations = _conjugate_gradients(
         H, first, support, precondition, tolerance**2 * whole, max_iterations
@@ -114,7 +113,7 @@ def exact_update(
     residual = first - (step @ H) * support
     # Twice what the error fell by; a row that rounding has made worse goes back to its start.
     fell = (step * (first + residual)).sum(1, keepdim=True) >= 0
-    result = torch.where(fell, masked + step, masked).masked_fill_(support == 0, 0.0)
+    result = torch.where(fell, begin + step, begin).masked_fill_(support == 0, 0.0)
     left = _ratio(_dot(residual, precondition(residual)), whole)
     relative = float(left.max().clamp_min(0).sqrt())
     if not result.isfinite().all():
