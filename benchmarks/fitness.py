@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pruner_zero.analysis.statistics import kendall
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import append_line, read_lines, write_atomic
@@ -31,7 +32,6 @@ from pruner_zero.search.build import build_evaluator, search_windows
 from pruner_zero.search.generate import random_expression
 from pruner_zero.search.sample import closed_form_error, sampled_masks
 from pruner_zero.search.settings import SearchSettings
-from pruner_zero.search.statistics import kendall
 from pruner_zero.text import load_corpus
 
 HERE = Path(__file__).parent

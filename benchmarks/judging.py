@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from pruner_zero.analysis.statistics import kendall
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.metric import NAMED, parse
@@ -22,7 +23,6 @@ from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.search.build import build_evaluator, search_windows
 from pruner_zero.search.settings import SearchSettings
-from pruner_zero.search.statistics import kendall
 from pruner_zero.sparsity import Scope
 from pruner_zero.text import load_corpus
 

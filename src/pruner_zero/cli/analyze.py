@@ -13,9 +13,9 @@ from pruner_zero.cli.tables import print_table
 from pruner_zero.errors import PrunerZeroError
 
 if TYPE_CHECKING:
-    from pruner_zero.search.analysis import Analysis
-    from pruner_zero.search.lineage import Ancestor
-    from pruner_zero.search.statistics import Estimate
+    from pruner_zero.analysis.analysis import Analysis
+    from pruner_zero.analysis.lineage import Ancestor
+    from pruner_zero.analysis.statistics import Estimate
 
 
 def analyze(
@@ -28,9 +28,9 @@ def analyze(
     as_json: options.AsJson = False,
 ) -> None:
     """Explain RUN: what good metrics share, whether the cheap rungs agree, the best one's past."""
+    from pruner_zero.analysis.analysis import analyze as explain
+    from pruner_zero.analysis.analysis import read_seconds
     from pruner_zero.files import check_writable, write_atomic
-    from pruner_zero.search.analysis import analyze as explain
-    from pruner_zero.search.analysis import read_seconds
     from pruner_zero.search.archive import read_avoided, read_records
 
     if output is not None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from pruner_zero.analysis.correlations import Agreement, agreements
+from pruner_zero.analysis.statistics import Estimate
 from pruner_zero.metric import parse
 from pruner_zero.metric.grammar import excerpt
 from pruner_zero.pruning import MatrixRecord, total_sparsity
@@ -16,9 +18,7 @@ from pruner_zero.report import curves, figures
 from pruner_zero.report.portrait import Portrait, portrait
 from pruner_zero.report.read import ComparisonRun, PruneRun, SearchRun
 from pruner_zero.search.archive import Record
-from pruner_zero.search.correlations import Agreement, agreements
 from pruner_zero.search.hall_of_fame import HallOfFame, complexity
-from pruner_zero.search.statistics import Estimate
 
 _LONGEST = 300
 

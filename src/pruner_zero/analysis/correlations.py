@@ -8,11 +8,11 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import NDArray
 
+from pruner_zero.analysis.features import Structure
+from pruner_zero.analysis.principles import FEWEST_LOSSES
+from pruner_zero.analysis.statistics import Estimate, bootstrap, kendalls, ranks, spearmans
 from pruner_zero.search.archive import Record
 from pruner_zero.search.evaluator import RUNGS, Rung
-from pruner_zero.search.features import Structure
-from pruner_zero.search.principles import FEWEST_LOSSES
-from pruner_zero.search.statistics import Estimate, bootstrap, kendalls, ranks, spearmans
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pruner_zero.search.features import PRODUCTS, RESCALING, TRANSCENDENTAL, Structure
-from pruner_zero.search.statistics import Estimate, interval, ratio_draws, ratios
+from pruner_zero.analysis.features import PRODUCTS, RESCALING, TRANSCENDENTAL, Structure
+from pruner_zero.analysis.statistics import Estimate, interval, ratio_draws, ratios
 
 Verdict = Literal["held", "not held", "too little data"]
 Trait = Callable[[Structure], bool]

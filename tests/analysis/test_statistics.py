@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pruner_zero.search.statistics import (
+from pruner_zero.analysis.statistics import (
     Array,
     Resampled,
     bootstrap,

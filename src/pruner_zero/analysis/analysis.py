@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.search.archive import Record, read_journal
-from pruner_zero.search.correlations import (
+from pruner_zero.analysis.correlations import (
     DEAREST,
     Agreement,
     Correlation,
@@ -21,16 +19,14 @@ from pruner_zero.search.correlations import (
     has,
     loss_rung,
 )
-from pruner_zero.search.evaluator import RUNGS
-from pruner_zero.search.features import Structure, structure
-from pruner_zero.search.hall_of_fame import HallOfFame
-from pruner_zero.search.lineage import Lineage, lineage
-from pruner_zero.search.principles import (
+from pruner_zero.analysis.features import Structure, structure
+from pruner_zero.analysis.lineage import Lineage, lineage
+from pruner_zero.analysis.principles import (
     FEWEST_BEST,
     Principle,
     principles_of,
 )
-from pruner_zero.search.statistics import (
+from pruner_zero.analysis.statistics import (
     Estimate,
     holm,
     hypergeometric_p,
@@ -38,6 +34,10 @@ from pruner_zero.search.statistics import (
     ratio_draws,
     ratios,
 )
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.search.archive import Record, read_journal
+from pruner_zero.search.evaluator import RUNGS
+from pruner_zero.search.hall_of_fame import HallOfFame
 from pruner_zero.table import Tabular
 
 
