@@ -167,7 +167,8 @@ def write_page() -> None:
         " --workers 1` with the options in each row, the tables at the end by `--only-test` with"
         " the same. Statistics from 24 windows of 1024 tokens of the first"
         " half of WikiText-2 validation, candidates judged on windows of its second half; the"
-        " test text is read once, after the searches. Each run had one core.",
+        " test text is read once, after the searches. Each run had one core. The terminal `H` of"
+        " these result files is called `D` today.",
         "",
     ]
     files = sorted((HERE / "results").glob("search-[0-9]*.json"))

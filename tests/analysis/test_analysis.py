@@ -161,7 +161,7 @@ def test_terminals_that_cannot_matter_do_not_count() -> None:
         ("abs(W * W) * G", "row", {"W": 1, "G": 0.5}),
         ("sqrt(X) * W", "row", {"W": 1, "X": 0.5}),
         ("log(W)", "row", {"W": 1}),
-        ("sqr(W) / sqr(H)", "row", {"W": 1, "H": -1}),
+        ("sqr(W) / sqr(D)", "row", {"W": 1, "D": -1}),
         ("W * mms(G)", "row", {}),
         ("W + G", "row", {}),
         ("neg(W)", "row", {}),
@@ -196,7 +196,7 @@ def test_features_correlate_as_planted() -> None:
     correlation = next(one for one in found.correlations if one.feature == "exponent of X")
     assert correlation.n == 30
     # What does not vary is left out.
-    assert "uses H" not in {one.feature for one in found.correlations}
+    assert "uses D" not in {one.feature for one in found.correlations}
 
 
 def test_closed_form_errors_are_compared_within_a_scope() -> None:

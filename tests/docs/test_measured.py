@@ -61,7 +61,7 @@ def results(tmp_path: Path) -> Path:
         row("dense", 20, scope=None, expression=""),
         row("wanda", 60),
         row("magnitude", 400, expression="W"),
-        row("sparsegpt", 50, update="obs", expression="sqr(W) / sqr(H)"),
+        row("sparsegpt", 50, update="obs", expression="sqr(W) / sqr(D)"),
     )
     return tmp_path
 

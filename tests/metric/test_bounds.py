@@ -59,7 +59,7 @@ def test_bounds_are_as_narrow_as_the_operands_allow(
         ("min(W, G)", "min(W, 2)"),
         ("zsn(W)", "zsn(2 * 3)"),
         ("row_share(X)", "column_share(X)"),
-        ("1 / H", "1 / X"),
+        ("1 / D", "1 / X"),
         ("2 ^ 19", "2 ^ 126"),
         ("2 ^ -19", "2 ^ -126"),
         ("2 ^ 19", "2 ^ 2000"),

@@ -197,7 +197,7 @@ PER_ROW = [
         "W * X + X * W",
         "0 - (0 - W * X)",
     ],
-    [NAMED["sparsegpt-score"].text, "W / H", "S * S * H^-2", "div(W, H) / H"],
+    [NAMED["sparsegpt-score"].text, "W / D", "S * S * D^-2", "div(W, D) / D"],
     [NAMED["gblm"].text, "W * (X + G)", "X * W + W * G", "2 * (G + X) * row_share(W)"],
     [NAMED["ria"].text, "sqrt(X) * (column_share(abs(S)) + row_share(W))"],
     ["W", "sqr(W)", "W + W", "min(W, W)", "max(W, -1)", "W * W / 2", "W + small(G)", "W^1"],
@@ -340,7 +340,7 @@ def test_a_form_beyond_the_limits_is_the_expression_itself() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "sqr(row_share(H / -H)) + W",
+        "sqr(row_share(D / -D)) + W",
         "zsn(W - W + X) * W",
         "abs(column_share(X - W + W)) * G",
         "log(1e154 * 1e154) * W",

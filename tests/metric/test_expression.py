@@ -23,7 +23,7 @@ from tests.metric.strategies import (
     terminals,
 )
 
-W, G, X, H, S = (Terminal(name) for name in "WGXHS")
+W, G, X, D, S = (Terminal(name) for name in "WGXDS")
 
 
 def test_what_an_expression_knows_about_itself() -> None:

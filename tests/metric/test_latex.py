@@ -18,7 +18,7 @@ from tests.metric.strategies import expressions, lightly
         ("log(W)", r"\ln\left(W + 0.001\right)"),
         ("exp(W)", r"e^{\min\left(W, 100\right)}"),
         ("tanh(W)", r"\tanh(W)"),
-        ("sqr(W) / sqr(H)", r"\frac{W^{2}}{H^{2}}"),
+        ("sqr(W) / sqr(D)", r"\frac{W^{2}}{D^{2}}"),
         ("sqr(W + G)", r"(W + G)^{2}"),
         ("sqr(sqr(W))", r"\left(W^{2}\right)^{2}"),
         ("sqr(-W)", r"(-W)^{2}"),

@@ -12,11 +12,11 @@ from tests.metric.strategies import lightly, matrices, terminals_of
 from tests.metric.test_tree_json import RELEASED
 
 
-def pruner_zero(W: Tensor, G: Tensor, X: Tensor, H: Tensor, S: Tensor) -> Tensor:
+def pruner_zero(W: Tensor, G: Tensor, X: Tensor, D: Tensor, S: Tensor) -> Tensor:
     return (W * W).abs() * ((G - G.min()) / (G.max() - G.min()))
 
 
-def z_pruner(W: Tensor, G: Tensor, X: Tensor, H: Tensor, S: Tensor) -> Tensor:
+def z_pruner(W: Tensor, G: Tensor, X: Tensor, D: Tensor, S: Tensor) -> Tensor:
     by_row = S / S.norm(dim=1, keepdim=True)
     by_column = S / S.norm(dim=0, keepdim=True)
     z_row = (by_row - by_row.mean()) / by_row.std()
@@ -28,11 +28,11 @@ def z_pruner(W: Tensor, G: Tensor, X: Tensor, H: Tensor, S: Tensor) -> Tensor:
 
 
 FORMULAS: dict[str, Callable[..., Tensor]] = {
-    "magnitude": lambda W, G, X, H, S: W,
-    "wanda": lambda W, G, X, H, S: W * X,
-    "gblm": lambda W, G, X, H, S: W * X + W * G,
-    "ria": lambda W, G, X, H, S: (W / W.sum(1, keepdim=True) + W / W.sum(0)) * X.sqrt(),
-    "sparsegpt-score": lambda W, G, X, H, S: W**2 / H**2,
+    "magnitude": lambda W, G, X, D, S: W,
+    "wanda": lambda W, G, X, D, S: W * X,
+    "gblm": lambda W, G, X, D, S: W * X + W * G,
+    "ria": lambda W, G, X, D, S: (W / W.sum(1, keepdim=True) + W / W.sum(0)) * X.sqrt(),
+    "sparsegpt-score": lambda W, G, X, D, S: W**2 / D**2,
     "pruner-zero": pruner_zero,
     "z-pruner": z_pruner,
 }

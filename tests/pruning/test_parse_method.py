@@ -73,7 +73,7 @@ def test_the_sweep_chooses_by_formula_not_by_name(tmp_path: Path) -> None:
     file = tmp_path / "tree.json"
     file.write_text('{"data": "W", "name": "sparsegpt-score"}')
     assert not parse_method(f"{file}+obs", sparsity=0.5).chooses_while_updating
-    assert parse_method("sqr(W) / sqr(H)+obs", sparsity=0.5).chooses_while_updating
+    assert parse_method("sqr(W) / sqr(D)+obs", sparsity=0.5).chooses_while_updating
 
 
 def test_spaces_do_not_matter() -> None:

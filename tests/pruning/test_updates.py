@@ -121,7 +121,7 @@ def test_a_known_mask_is_where_it_starts(text: str) -> None:
     assert torch.equal(left == 0, ~mask) == ("refine" not in text)
 
 
-@pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / H", "S * S * X"])
+@pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / D", "S * S * X"])
 def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> None:
     weight, known = example(8, 256)
     assert known.gram is not None
@@ -135,7 +135,7 @@ def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> N
             "S": moved,
             "G": known.G,
             "X": known.X,
-            "H": hessian_diagonal(known.gram),
+            "D": hessian_diagonal(known.gram),
         }
     )
     for due in (slice(0, 4), slice(4, 8), slice(124, 128), slice(128, 256)):

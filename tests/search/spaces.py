@@ -4,7 +4,7 @@ from pruner_zero.metric import OPERATORS
 from pruner_zero.search.space import SearchSpace
 
 WIDE = SearchSpace(
-    terminals=("W", "G", "X", "H", "S"),
+    terminals=("W", "G", "X", "D", "S"),
     operators=tuple(OPERATORS),
     constants=True,
     max_size=25,

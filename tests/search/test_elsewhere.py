@@ -38,7 +38,7 @@ def outcomes(judge: Evaluator, expression: str, scope: Any) -> list[Outcome]:
     [
         ("W * X", "row", {}),
         ("mms(W * G)", "global", {}),
-        ("quotient(W, H)", "matrix", {"update": "exact"}),
+        ("quotient(W, D)", "matrix", {"update": "exact"}),
         ("W * X", "cumulative", {"update": "obs"}),
         ("W * X", "row", {"pattern": "2:4", "sparsity": None}),
     ],
@@ -46,7 +46,7 @@ def outcomes(judge: Evaluator, expression: str, scope: Any) -> list[Outcome]:
 def test_every_rung_says_elsewhere_what_it_says_here(
     expression: str, scope: str, settings: dict[str, Any], prose: str, tmp_path: Path
 ) -> None:
-    space = {"terminals": ["W", "G", "X", "H"]}
+    space = {"terminals": ["W", "G", "X", "D"]}
     here = evaluator(prose, tmp_path / "here", space=space, **settings)
     expected = outcomes(here, expression, scope)
     with elsewhere():

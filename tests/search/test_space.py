@@ -28,7 +28,7 @@ def test_the_default_space_admits(text: str) -> None:
     [
         ("X", "its shape is row, not matrix"),
         ("small(W)", "its shape is scalar, not matrix"),
-        ("W * H", "terminal H is not allowed"),
+        ("W * D", "terminal D is not allowed"),
         ("tanh(W)", "operator tanh is not allowed"),
         ("W * 2", "constants are not allowed"),
         ("W^0.37", "exponent 0.37 is not allowed"),
@@ -51,12 +51,12 @@ def test_the_default_space_refuses(text: str, reason: str) -> None:
 
 def test_what_is_refused_by_default_can_be_had() -> None:
     wide = SearchSpace(
-        terminals=("W", "G", "X", "H", "S"),
+        terminals=("W", "G", "X", "D", "S"),
         operators=("mul", "tanh", "small", "power", "sub"),
         constants=True,
         max_nesting=(),
     )
-    for text in ("S * H", "tanh(tanh(W))", "W * 2", "small(W) * W", "(W^2)^2"):
+    for text in ("S * D", "tanh(tanh(W))", "W * 2", "small(W) * W", "(W^2)^2"):
         assert wide.allows(parse(text)) is None
 
 
@@ -111,7 +111,7 @@ def test_positions_leave_exponents_out() -> None:
         ({"operators": ("mul", "sqr_root")}, "unknown operator 'sqr_root'"),
         ({"operators": ("mul", "ads")}, "did you mean 'add'?"),
         ({"terminals": ("W", "Y")}, "unknown terminal 'Y'"),
-        ({"terminals": ("X", "H")}, "one of W, G, S"),
+        ({"terminals": ("X", "D")}, "one of W, G, S"),
         ({"terminals": ("W", "W")}, "occurs twice"),
         ({"scopes": ("row", "row")}, "named twice"),
         ({"scopes": ()}, "at least 1"),

@@ -168,7 +168,7 @@ def _check_followed(matrices: Sequence[Matrix], recorder: _Recorder) -> None:
         if whole and not any(matrix.name in recorder.sums.owner for matrix in experts):
             raise PrunerZeroError(
                 f"the inputs of {name} cannot be observed, its model multiplies it in a way that "
-                "is not known here: choose a metric without X and without H, and no update"
+                "is not known here: choose a metric without X and without D, and no update"
             )
 
 

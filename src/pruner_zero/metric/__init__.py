@@ -1,4 +1,4 @@
-"""The language of pruning metrics: expressions over W, G, X, H and S.
+"""The language of pruning metrics: expressions over W, G, X, D and S.
 
 >>> from pruner_zero.metric import Metric
 >>> str(Metric.of("pruner-zero"))

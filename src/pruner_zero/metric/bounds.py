@@ -13,7 +13,7 @@ _HIGHEST_GROWTH = 8.0
 _LOWEST_EXPONENT = 1 / 16
 # fp32's exp overflows at 88.7 and is zero below -103.
 _EXP_LIMIT = 80.0
-# Stands for "above zero": H cannot vanish, since the Hessian is damped.
+# Stands for "above zero": D cannot vanish, since the Hessian is damped.
 _POSITIVE = 1e-30
 _LARGEST = sys.float_info.max
 
@@ -41,7 +41,7 @@ def is_tame(value: float) -> bool:
 
 
 def facts(expression: Expression, known: dict[Expression, Facts]) -> Facts:
-    """The facts of an expression, given that W, G, X and H are never negative.
+    """The facts of an expression, given that W, G, X and D are never negative.
 
     `known` is the memory of earlier calls. Source: ours, interval arithmetic.
     """
@@ -60,7 +60,7 @@ def _facts(expression: Expression, known: dict[Expression, Facts]) -> tuple[floa
     if isinstance(expression, Constant):
         return expression.value, expression.value, 0.0
     if isinstance(expression, Terminal):
-        positive = _POSITIVE if expression.name == "H" else 0.0
+        positive = _POSITIVE if expression.name == "D" else 0.0
         return positive if expression.nonnegative else -math.inf, math.inf, 1.0
     assert isinstance(expression, Call)
     x = facts(expression.operands[0], known)

@@ -25,7 +25,7 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
 
     Expressions with equal forms give equal masks when weights are compared within `scope`
     (N:M patterns count as row), in exact arithmetic and for finite scores; fp32 rounding can
-    still tie close values. W, G, X and H are taken as not negative, H as positive, S as W with
+    still tie close values. W, G, X and D are taken as not negative, D as positive, S as W with
     a sign. What fp32 may overflow, underflow or round away is not merged with what it holds:
     high powers, extreme numbers, unbounded exp and tanh, a logarithm or an offset of high
     products. Factors are reordered, though, and beside a quotient by zero (1e38) the order can
@@ -87,7 +87,7 @@ def _without_outermost(normal: Normal, form: Expression) -> Expression:
         return form
     largest = max(factors.values())
     if largest < 0:
-        # 1 / H falls where H grows.
+        # 1 / D falls where D grows.
         sign, largest = -sign, min(factors.values())
     scaled = normal.product(1, {base: exponent / largest for base, exponent in factors.items()})
     if not normal.facts(core).tame or not normal.facts(scaled).tame:

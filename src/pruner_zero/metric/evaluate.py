@@ -27,7 +27,7 @@ def evaluate(
 ) -> Tensor:
     """The value of the expression at every weight: fp32, (out, in), contiguous, its own memory.
 
-    terminals: W, G, S of shape (out, in); X, H of shape (1, in); any dtype, computed in fp32.
+    terminals: W, G, S of shape (out, in); X, D of shape (1, in); any dtype, computed in fp32.
     shape: (out, in), by default that of the first of W, G, S that is given.
     Every distinct subtree is computed once and freed after its last use; inputs stay untouched.
     Raises ScoreError for missing terminals and wrong shapes; the values can be non-finite.

@@ -157,14 +157,14 @@ class Expression:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Terminal(Expression):
-    """A statistic of one weight matrix, fp32: W, G, S are (out, in), X and H are (1, in).
+    """A statistic of one weight matrix, fp32: W, G, S are (out, in), X and D are (1, in).
 
     W: absolute weight.
     G: sqrt(Σ_n (100·g_n)²) over calibration windows n, g_n the gradient of the mean
         next-token loss.
     X: L2 norm of each input channel, sqrt(mean over samples of Σ_tokens x²), as Wanda uses it.
-    H: the diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian
-        2XᵀX/n, so that sqr(W) / sqr(H) is SparseGPT's score.
+    D: the diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian
+        2XᵀX/n, so that sqr(W) / sqr(D) is SparseGPT's score.
     S: signed weight; the only one that can be negative.
     Raises PrunerZeroError for any other name.
     """

@@ -44,7 +44,7 @@ _ALL = (
     ),
     NamedMetric(
         "sparsegpt-score",
-        "sqr(W) / sqr(H)",
+        "sqr(W) / sqr(D)",
         "the layer error that removing the weight causes after the best update of the rest",
         "Frantar & Alistarh 2023, SparseGPT, arXiv 2301.00774",
     ),

@@ -28,10 +28,10 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             Shape.ROW,
             "L2 norm of each input channel: sqrt(mean over samples of Σ_tokens x²)",
         ),
-        "H": Statistic(
+        "D": Statistic(
             Shape.ROW,
             "diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian "
-            "2XᵀX/n, so that sqr(W) / sqr(H) is SparseGPT's score",
+            "2XᵀX/n, so that sqr(W) / sqr(D) is SparseGPT's score",
         ),
         "S": Statistic(Shape.MATRIX, "signed weight", nonnegative=False),
     }

@@ -148,7 +148,7 @@ class Method:
         """The statistics that the metric looks at."""
         needs = self.metric.needs
         kinds: set[Kind] = {kind for kind in ("G", "X") if kind in needs}
-        return frozenset(kinds | ({"gram"} if "H" in needs else set()))
+        return frozenset(kinds | ({"gram"} if "D" in needs else set()))
 
     @property
     def allocation_kinds(self) -> frozenset[Kind]:

@@ -82,15 +82,15 @@ def _terminals(
         terminals["G"] = statistics.G
     if "X" in metric.needs and statistics.X is not None:
         terminals["X"] = statistics.X
-    if "H" in metric.needs and statistics.gram is not None:
-        terminals["H"] = hessian_diagonal(statistics.gram, damping, name=matrix.name)
+    if "D" in metric.needs and statistics.gram is not None:
+        terminals["D"] = hessian_diagonal(statistics.gram, damping, name=matrix.name)
     return terminals
 
 
 def sweep_scorer(matrix: Matrix, statistics: Statistics, metric: Metric, damping: float) -> Scorer:
     """The metric as the sweep asks for it: of some columns, by the weights as updated so far.
 
-    G, X and H stay what calibration found. A metric whose operators look beyond a column
+    G, X and D stay what calibration found. A metric whose operators look beyond a column
     sees the whole matrix, which is scored anew for every 128 columns only.
     """
     known = _terminals(matrix, statistics, metric, damping)

@@ -117,10 +117,10 @@ def build_evaluator(
         for matrix in own:
             gram = read["gram"][matrix.name]
             found = {str(kind): read[kind][matrix.name] for kind in kinds - {"gram"}}
-            if "H" in terminals:
+            if "D" in terminals:
                 if gram.data_ptr() not in factors:
                     factors[gram.data_ptr()] = hessian_diagonal(gram, settings.damping)
-                found["H"] = factors[gram.data_ptr()]
+                found["D"] = factors[gram.data_ptr()]
             statistics[matrix.name] = found
             dense = matrix.weight.detach()
             rows = max(LEAST_ROWS, round(share * len(dense)))

@@ -13,8 +13,8 @@ from pruner_zero.metric import Expression, Metric, to_tree
 from pruner_zero.search.archive import Record
 from pruner_zero.table import Tabular
 
-# What a statistic costs beside a node: G a backward pass, X a forward pass, H and its factor.
-STATISTIC_COMPLEXITY = {"G": 3, "X": 1, "H": 2}
+# What a statistic costs beside a node: G a backward pass, X a forward pass, D and its factor.
+STATISTIC_COMPLEXITY = {"G": 3, "X": 1, "D": 2}
 
 
 def complexity(expression: Expression) -> int:

@@ -23,7 +23,7 @@ class MaskedModel:
 
     dense: by parameter name, in any dtype; scores and masks come from them, while `model`
     may be of another dtype, in which the losses are computed.
-    statistics: by matrix name, the terminals G (out, in), X and H (1, in), fp32.
+    statistics: by matrix name, the terminals G (out, in), X and D (1, in), fp32.
     update: how the weights that stay make up for the others, as in `prune` where all
     statistics are the dense model's; grams: by matrix name, XᵀX (in, in), fp32, of the matrices
     that are updated. One that calibration never reached has nothing to be corrected by.

@@ -22,7 +22,7 @@ _SOLVED_ROWS, _TOLERANCE, _MOST_ITERATIONS = 16, 0.03, 20
 class SampledMatrix:
     """Some rows of one matrix with its statistics, fp32, and what pruning them costs.
 
-    weight: (rows, in) signed. terminals: W, G, S (rows, in), X, H (1, in), those collected.
+    weight: (rows, in) signed. terminals: W, G, S (rows, in), X, D (1, in), those collected.
     gram: (in, in), shared between matrices with the same input; in bfloat16 the layer errors
     are computed in it. norms: (rows,), `w C wᵀ`.
     sensitivity: (rows,), see `output_sensitivity`; None where G was not collected. share: how
@@ -76,7 +76,7 @@ def _spread(total: int, count: int) -> Tensor:
 def sample_matrix(
     name: str, dense: Tensor, statistics: dict[str, Tensor], gram: Tensor, rows: int
 ) -> SampledMatrix:
-    """`rows` evenly spread rows of a dense (out, in) matrix with its terminals G, X, H."""
+    """`rows` evenly spread rows of a dense (out, in) matrix with its terminals G, X, D."""
     outputs = dense.shape[0]
     index = _spread(outputs, rows).to(dense.device)
     weight = dense[index].float()

@@ -207,11 +207,11 @@ def inverse_cholesky(
 
 
 def hessian_diagonal(gram: Tensor, damping: float = 0.01, *, name: str = "matrix") -> Tensor:
-    """The terminal `H`: the diagonal of the upper Cholesky factor of the damped inverse.
+    """The terminal `D`: the diagonal of the upper Cholesky factor of the damped inverse.
 
     `gram` (in, in) = XᵀX or a positive multiple c of it, which divides the result by √c;
     (1, in) float32, positive. Damping is 1 % of the mean diagonal unless `damping` says
-    otherwise, raised as in `inverse_cholesky`. SparseGPT's score is W² / H². A channel that
+    otherwise, raised as in `inverse_cholesky`. SparseGPT's score is W² / D². A channel that
     was never active gets what the damping alone leaves, the largest value, so that its weights
     go first as SparseGPT's zeroed ones do. Raises what `inverse_cholesky` raises.
     Source: Frantar & Alistarh 2023 (2301.00774), section 3.
