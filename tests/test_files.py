@@ -12,8 +12,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import (
@@ -21,8 +19,6 @@ from pruner_zero.files import (
     check_writable,
     locked,
     read_lines,
-    save_tensors,
-    sha256,
     write_atomic,
     writing,
 )
@@ -67,13 +63,6 @@ def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_save_tensors_tells_the_hash_of_what_lies_there(tmp_path: Path) -> None:
-    digest = save_tensors(tmp_path / "t.safetensors", {"a": torch.arange(3)}, {"key": "value"})
-    assert digest == sha256(tmp_path / "t.safetensors")
-    assert load_file(tmp_path / "t.safetensors")["a"].tolist() == [0, 1, 2]
-    assert os.listdir(tmp_path) == ["t.safetensors"]
-
-
 @pytest.fixture
 def limited_files() -> object:
     """No file may grow beyond 20 kB: what a full disk does to a write, without one."""
@@ -92,8 +81,6 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(tmp_path: Path) -> None:
     write_atomic(file, "old")
     with pytest.raises(PrunerZeroError, match=r"a\.json cannot be written \(no space left"):
         write_atomic(file, "x" * 50_000)
-    with pytest.raises(PrunerZeroError, match=r"t\.safetensors cannot be written \(no space left"):
-        save_tensors(tmp_path / "t.safetensors", {"a": torch.zeros(50_000)})
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.json"]
 

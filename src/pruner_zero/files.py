@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from pruner_zero.errors import PrunerZeroError
 
@@ -67,15 +65,6 @@ def write_atomic(path: Path, data: bytes | str) -> None:
     """
     with writing(path), _committing(path) as partial, open(partial, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
-
-
-def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> str:
-    """Write a safetensors file as `write_atomic` does and return its SHA-256."""
-    with writing(path), _committing(path) as partial:
-        save_file(dict(tensors), partial, metadata=dict(metadata) if metadata else None)
-        return sha256(partial)
 
 
 def sha256(path: Path) -> str:

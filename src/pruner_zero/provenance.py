@@ -18,7 +18,12 @@ from pruner_zero.version import __version__
 
 
 def provenance() -> dict[str, Any]:
-    """Versions of everything that can change a number, the git commit, and the machine."""
+    """Versions of everything that can change a number, the git commit, and the machine.
+
+    Where this process has used GPUs, their names and the CUDA version are in it.
+    """
+    gpus = _gpus_in_use()
+    names = [torch.cuda.get_device_name(index) for index in gpus]
     return {
         "pruner_zero": __version__,
         "git": _git_commit(),
@@ -26,29 +31,53 @@ def provenance() -> dict[str, Any]:
         **{name: metadata.version(name) for name in ("torch", "transformers", "numpy")},
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
+        **({"gpus": names, "cuda": torch.version.cuda} if gpus else {}),
     }
 
 
 @dataclass
 class Cost:
-    """What a piece of work took: wall seconds, and the peak resident memory in bytes."""
+    """What a piece of work took.
+
+    seconds: wall time, after all work queued on GPUs has finished. peak_rss_bytes: the peak
+    resident main memory. peak_gpu_bytes: the peak memory that torch allocated on a GPU, of
+    several the highest; None where the process has used none.
+    """
 
     seconds: float = 0.0
     peak_rss_bytes: int = 0
+    peak_gpu_bytes: int | None = None
+
+    def to_json(self) -> dict[str, float | int]:
+        """All fields as JSON values, without the GPU's where none was used."""
+        gpu = {} if self.peak_gpu_bytes is None else {"peak_gpu_bytes": self.peak_gpu_bytes}
+        return {"seconds": self.seconds, "peak_rss_bytes": self.peak_rss_bytes, **gpu}
 
 
 @contextmanager
 def measured() -> Iterator[Cost]:
-    """Measure the work inside; the peak is its own where the system can reset it (Linux)."""
+    """Measure the work inside.
+
+    The peak of main memory is that of the work alone where the system can reset it (Linux);
+    elsewhere it is that of the process so far.
+    """
     cost = Cost()
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+    for index in _gpus_in_use():
+        torch.cuda.synchronize(index)
+        torch.cuda.reset_peak_memory_stats(index)
     start = time.monotonic()
     try:
         yield cost
     finally:
+        gpus = _gpus_in_use()
+        for index in gpus:
+            # CUDA kernels run asynchronously: without this the clock stops before they end.
+            torch.cuda.synchronize(index)
         cost.seconds = round(time.monotonic() - start, 2)
         cost.peak_rss_bytes = peak_rss_bytes()
+        cost.peak_gpu_bytes = max(map(torch.cuda.max_memory_allocated, gpus), default=None)
 
 
 def peak_rss_bytes() -> int:
@@ -59,6 +88,16 @@ def peak_rss_bytes() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _gpus_in_use() -> list[int]:
+    """The indices of the CUDA devices on which this process holds memory.
+
+    To ask or synchronise another one would initialise CUDA on it, which takes memory there.
+    """
+    if not torch.cuda.is_initialized():
+        return []
+    return [i for i in range(torch.cuda.device_count()) if torch.cuda.memory_reserved(i)]
 
 
 def _git_commit() -> str | None:

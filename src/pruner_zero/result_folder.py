@@ -120,8 +120,7 @@ def write_cost(folder: Path, cost: Cost, started: Mapping[str, int]) -> None:
     """Write timing.json: what this process took, and (as `started` names it) where it began."""
     timing = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": cost.seconds,
-        "peak_rss_bytes": cost.peak_rss_bytes,
+        **cost.to_json(),
         **started,
     }
     write_atomic(folder / "timing.json", json.dumps(timing, indent=2) + "\n")

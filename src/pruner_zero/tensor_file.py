@@ -196,7 +196,7 @@ def write_tensors(
 ) -> str:
     """Write a safetensors file without a copy of its tensors; return its SHA-256.
 
-    As `save_tensors` it is whole or not there. Raises PrunerZeroError.
+    As with `write_atomic`, a reader sees all of it or none. Raises PrunerZeroError.
     """
     # Wide dtypes first: each tensor then lies where its dtype may.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))

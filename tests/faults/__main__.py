@@ -23,8 +23,8 @@ HEAD = """# Faults
 
 Written by `python -m tests.faults {arguments}`; not to be edited by hand.
 
-Every fault is really made: processes are killed, writes refused by the system, bits flipped. Lost
-means that what must hold did not.
+On the CPU. Every fault is really made: processes are killed, writes refused by the system, bits
+flipped. Lost means that what must hold did not.
 
 | what was done | what must hold | tried | lost |
 |---|---|---:|---:|

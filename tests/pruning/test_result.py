@@ -40,6 +40,35 @@ def pruned(
     )
 
 
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+@pytest.mark.parametrize("offload", [False, True])
+def test_every_file_has_the_permissions_of_the_umask(
+    umask: int, offload: bool, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    before = os.umask(umask)
+    try:
+        prune(
+            llama_folder,
+            "wanda",
+            calibration=text_file,
+            output=tmp_path / "out",
+            sparsity=0.5,
+            offload=offload,
+            **SMALL,
+        )
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert {"config.json", "pruning.json", "timing.json"} <= {path.name for path in files}
+    assert any(path.suffix == ".safetensors" for path in files)
+    wrong = {
+        path.name: oct(path.stat().st_mode)
+        for path in files
+        if path.stat().st_mode & 0o777 != 0o666 & ~umask
+    }
+    assert not wrong
+
+
 def folder_of(result: PruneResult) -> Path:
     assert result.output is not None
     return result.output

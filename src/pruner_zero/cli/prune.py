@@ -169,7 +169,6 @@ def _print(result: "PruneResult | MaskedResult", origin: dict[str, Any] | None) 
     summary = {
         "output": str(result.output),
         "sparsity": result.sparsity,
-        "seconds": result.cost.seconds,
-        "peak_rss_bytes": result.cost.peak_rss_bytes,
+        **result.cost.to_json(),
     }
     print(json.dumps({**summary, **origin}))

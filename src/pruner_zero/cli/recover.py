@@ -141,8 +141,7 @@ def recover(
             "loss_after": result.loss_after,
             "kept_step": result.kept_step,
             "steps": result.curve[-1].step,
-            "seconds": result.cost.seconds,
-            "peak_rss_bytes": result.cost.peak_rss_bytes,
+            **result.cost.to_json(),
             "settings": result.settings.model_dump(mode="json"),
         }
         print(json.dumps(summary))

@@ -64,7 +64,16 @@ class Comparison(Tabular):
     what the method was read as.
     """
 
-    shown = ("method", "mode", "perplexity", "sparsity", "seconds", "peak_rss_bytes", "error")
+    shown = (
+        "method",
+        "mode",
+        "perplexity",
+        "sparsity",
+        "seconds",
+        "peak_rss_bytes",
+        "peak_gpu_bytes",
+        "error",
+    )
 
     rows: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -188,8 +197,7 @@ class _Table:
                 "settings": self.settings.model_dump(mode="json"),
                 "calibration": self.windows.describe(),
                 "evaluation": self.test.describe(),
-                "calibration_seconds": calibration.seconds,
-                "calibration_peak_rss_bytes": calibration.peak_rss_bytes,
+                **{f"calibration_{key}": value for key, value in calibration.to_json().items()},
             },
         )
         with _restoring(matrices) as restore:
@@ -232,8 +240,8 @@ class _Table:
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
         """Prune by one method and measure; what fails is told in the row instead.
 
-        seconds and peak_rss_bytes are those of pruning alone: the statistics, which all
-        methods share, and the perplexity are not in them.
+        Seconds and peak memory are those of pruning alone: the statistics, which all methods
+        share, and the perplexity are not in them.
         """
         self.progress.note(f"{name} …")
         row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": None}
@@ -255,7 +263,7 @@ class _Table:
             row |= {"loss": loss.loss, "losses": list(loss.losses)}
             notes = [f"{record.name}: {record.note}" for record in records if record.note]
             row |= {"notes": notes} if notes else {}
-        return {**row, "seconds": cost.seconds, "peak_rss_bytes": cost.peak_rss_bytes}
+        return {**row, **cost.to_json()}
 
     def prune(self, method: Method) -> list[MatrixRecord]:
         return prune_model(

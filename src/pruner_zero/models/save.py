@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from stat import S_IMODE
 
 from pruner_zero.files import writing
 from pruner_zero.models.language_model import LanguageModel
@@ -23,6 +24,10 @@ def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5
     with writing(folder), quiet():
         folder.mkdir(parents=True, exist_ok=True)
         language_model.model.save_pretrained(folder, max_shard_size=shard_size)
+        # safetensors makes its files readable by their owner alone, whatever the umask.
+        usual = S_IMODE((folder / "config.json").stat().st_mode)
+        for path in folder.glob("*.safetensors"):
+            path.chmod(usual)
         if language_model.tokenizer is not None:
             language_model.tokenizer.save_pretrained(folder)
 

@@ -7,8 +7,8 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pruner_zero.files import save_tensors
 from pruner_zero.steps import Run, Steps
+from pruner_zero.tensor_file import write_tensors
 
 Tensors = Mapping[str, Tensor]
 
@@ -54,6 +54,6 @@ class Checkpoint:
         for kind, (tensors, step) in wanted.items():
             names[kind] = f"{kind}-{step:08d}.safetensors"
             if before.get(kind) != names[kind]:
-                files[names[kind]] = save_tensors(self.folder / names[kind], tensors)
+                files[names[kind]] = write_tensors(self.folder / names[kind], tensors)
         gone = set(before.values()) - set(names.values())
         self.steps.append({"state": dict(state), "tensors": names}, files, sorted(gone))
