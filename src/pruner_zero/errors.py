@@ -1,4 +1,4 @@
-"""The one error a user is meant to read, and the helper that names a near spelling."""
+"""The error that users read, and helpers that write its message."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -10,6 +10,12 @@ class PrunerZeroError(Exception):
     The command line prints the message and exits with code 2. Everything else that
     is raised is a defect of this program and keeps its traceback.
     """
+
+
+def one_line(error: BaseException | str, longest: int = 200) -> str:
+    """What an error says on one line of at most `longest` characters, else the name of its type."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line[:longest]
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -16,7 +16,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 
 T = TypeVar("T")
 
@@ -87,9 +87,8 @@ class Registry(Mapping[str, T]):
             value: Any = entry.load()
         except Exception as error:
             # Whatever a foreign package raises as it is imported.
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise PrunerZeroError(
-                f"{whose} cannot be imported ({reason:.200}): mend or uninstall the package"
+                f"{whose} cannot be imported ({one_line(error)}): mend or uninstall the package"
             ) from error
         if not (callable(value) if self.of is object else isinstance(value, self.of)):
             wanted = "callable" if self.of is object else f"of type {self.of.__name__}"

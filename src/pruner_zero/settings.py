@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
 
 
 class Settings(BaseModel):
@@ -45,8 +45,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise PrunerZeroError(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise PrunerZeroError(f"{file} is not valid YAML: {reason}") from error
+        raise PrunerZeroError(f"{file} is not valid YAML: {one_line(error)}") from error
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise PrunerZeroError(f"{file} must hold settings as `name: value` lines")
     return values

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 import typer
 
 from pruner_zero.cli import analyze, compare, evaluate, metric, prune, recover, report, search
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.version import __version__
 
 INTERRUPTED = 130
@@ -97,8 +97,8 @@ def _end_usage(error: Any) -> NoReturn:
 
 
 def _end(line: str, code: int) -> NoReturn:
-    line = " ".join(line.split())
-    # What a file or a name holds shall not speak to the terminal.
+    line = one_line(line, longest=10_000)
+    # Control characters in the name of a file must not reach the terminal.
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
     print("".join(shown), file=sys.stderr)
     sys.exit(code)

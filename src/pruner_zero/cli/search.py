@@ -1,7 +1,6 @@
 """`pruner-zero search`: evolve the metric that suits a model."""
 
 import json
-import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -223,8 +222,8 @@ def _line(status: "Status") -> str:
     best = status.hall_of_fame.best
     text = "none"
     if best:
-        perplexity = math.exp(min(best.evaluation.value, 700))
-        text = f"{perplexity:.2f} {best.candidate.expression} @{best.candidate.scope}"
+        candidate = best.candidate
+        text = f"{best.evaluation.perplexity:.2f} {candidate.expression} @{candidate.scope}"
     return (
         f"batch {status.batch}: {status.elapsed / 60:.1f} min of {status.budget}, "
         f"{len(status.records)} candidates ({status.per_minute:.0f}/min; rejected {rejected}, "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, check_tokens, next_token_loss
+from pruner_zero.models import LanguageModel, check_tokens, next_token_loss, to_perplexity
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.table import Tabular
 from pruner_zero.text import Windows
@@ -35,7 +35,7 @@ class Perplexity(Tabular):
     @property
     def perplexity(self) -> float:
         """`exp(loss)`, infinite where that overflows."""
-        return math.exp(self.loss) if self.loss < 700 else math.inf
+        return to_perplexity(self.loss)
 
     def caption(self) -> str:
         """The number, and what it is of."""

@@ -17,7 +17,7 @@ from pruner_zero.models.language_model import (
     fingerprint,
 )
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
-from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.loss import next_token_loss, to_perplexity
 from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.placement import place_model, spread_blocks
 from pruner_zero.models.save import save_model, save_offloaded
@@ -57,4 +57,5 @@ __all__ = [
     "save_model",
     "save_offloaded",
     "spread_blocks",
+    "to_perplexity",
 ]

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.cache import default_cache, made_once
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.files import sha256, writing
 from pruner_zero.models.shards import INDEX, weight_files
 from pruner_zero.tensor_file import write_tensors
@@ -73,8 +73,7 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         # Garbage can make the reader fail in any way.
-        line = " ".join(str(error).split())[:200]
-        raise PrunerZeroError(f"{path} is damaged ({line}): fetch it again") from error
+        raise PrunerZeroError(f"{path} is damaged ({one_line(error)}): fetch it again") from error
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(one, Tensor) and one.layout == torch.strided
         for name, one in state.items()

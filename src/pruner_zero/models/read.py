@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.models.language_model import Dtype, LanguageModel
 
 
@@ -133,19 +133,14 @@ def readable(name: str, *, local: bool) -> Iterator[None]:
         raise
     except SafetensorError as error:
         raise PrunerZeroError(
-            f"the weights of {name} are damaged ({_one_line(error)}): fetch them again"
+            f"the weights of {name} are damaged ({one_line(error)}): fetch them again"
         ) from error
     except Exception as error:
         # A foreign file can make its readers fail in any way: garbage in a GGUF ends in
         # struct.error, IndexError or AttributeError.
-        line = _one_line(error)
         if not local:
             raise PrunerZeroError(
                 f"{name} is no local folder and the Hugging Face hub did not provide it: "
-                f"give a folder, a .gguf file or builtin:smollm2-135m ({line[:160]})"
+                f"give a folder, a .gguf file or builtin:smollm2-135m ({one_line(error, 160)})"
             ) from error
-        raise PrunerZeroError(f"{name} cannot be loaded: {line[:300]}") from error
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        raise PrunerZeroError(f"{name} cannot be loaded: {one_line(error, 300)}") from error

@@ -150,11 +150,6 @@ def best_row(run: ComparisonRun) -> Mapping[str, Any] | None:
     return min(measured, key=lambda row: float(row["perplexity"]), default=None)
 
 
-def perplexity(record: Record) -> float:
-    """That of a loss in nats a token."""
-    return math.exp(min(record.evaluation.value, 700))
-
-
 def _portrait(record: Record | None, run: SearchRun) -> Portrait | None:
     if record is None:
         return None
@@ -174,7 +169,7 @@ def _hall(hall: HallOfFame) -> Table:
                 ", ".join(name),
                 str(complexity(record.candidate.expression)),
                 f"{record.evaluation.value:.4f}",
-                f"{perplexity(record):,.2f}" if loss else "",
+                f"{record.evaluation.perplexity:,.2f}" if loss else "",
             )
         )
     header = ("metric", "group", "", "complexity", "loss", "perplexity")

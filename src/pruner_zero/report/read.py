@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.metric import ParseError, parse
 from pruner_zero.pruning import MatrixRecord
 from pruner_zero.search.archive import JOURNAL, Record, read_journal, read_records, read_run
@@ -71,9 +71,9 @@ def read_result(path: Path) -> Result:
     try:
         return reader(path)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ParseError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        reason = one_line(f"{type(error).__name__}: {error}", longest=120)
         raise PrunerZeroError(
-            f"{path} is damaged or of another version ({reason:.120}): restore it"
+            f"{path} is damaged or of another version ({reason}): restore it"
         ) from error
 
 

@@ -1,6 +1,5 @@
 """Each result in one sentence."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -163,7 +162,7 @@ def _value(best: Record) -> str:
     if rung == "reconstruction":
         return f"its closed-form error is {value:.4g}"
     where = "the search text" if rung == "all" else "a few windows of the search text"
-    return f"perplexity {math.exp(min(value, 700)):,.2f} on {where}"
+    return f"perplexity {best.evaluation.perplexity:,.2f} on {where}"
 
 
 def _text(table: ComparisonRun) -> Markup:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pruner_zero.metric import Call, Expression, Terminal
+from pruner_zero.models import to_perplexity
 from pruner_zero.sparsity import Scope
 
 Kind = frozenset[str]
@@ -66,6 +67,11 @@ class Evaluation:
     def key(self) -> tuple[int, float]:
         """Sorts candidates, best first: a dearer rung was only reached by beating others."""
         return (-self.rung, self.value if math.isfinite(self.value) else math.inf)
+
+    @property
+    def perplexity(self) -> float:
+        """That of the value, where its rung judges by the loss of the pruned model."""
+        return to_perplexity(self.value)
 
     @property
     def counts(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ class HallOfFame(Tabular):
             {
                 "complexity": complexity(record.candidate.expression),
                 "loss": record.evaluation.value,
-                "perplexity": math.exp(min(record.evaluation.value, 700)),
+                # JSON has no number for one that overflows.
+                "perplexity": min(record.evaluation.perplexity, sys.float_info.max),
                 "expression": str(record.candidate.expression),
                 "scope": record.candidate.scope,
                 **({"offsets": list(offsets)} if (offsets := record.candidate.offsets) else {}),
