@@ -7,7 +7,15 @@ import pytest
 import torch
 
 import pruner_zero
-from pruner_zero.devices import CPU, Devices, find_devices, present_devices, where_float64_is
+from pruner_zero.devices import (
+    CPU,
+    Devices,
+    find_devices,
+    is_out_of_memory,
+    naming_out_of_memory,
+    present_devices,
+    where_float64_is,
+)
 from pruner_zero.errors import PrunerZeroError
 
 SOURCE = Path(pruner_zero.__file__).parent
@@ -61,3 +69,45 @@ def test_only_one_module_asks_the_machine_for_devices() -> None:
     asks = re.compile(r"\.cuda\(|torch\.cuda|torch\.mps|torch\.backends|torch\.accelerator")
     found = {path.name for path in SOURCE.rglob("*.py") if asks.search(path.read_text())}
     assert found == {"devices.py"}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB)"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 4 bytes."),
+        OSError(12, "Cannot allocate memory"),
+    ],
+)
+def test_a_failed_allocation_is_told_from_its_type_or_its_words(error: Exception) -> None:
+    assert is_out_of_memory(error)
+    with (
+        pytest.raises(PrunerZeroError, match=r"^out of memory: choose fewer --windows$"),
+        naming_out_of_memory("choose fewer --windows"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
+        RuntimeError("Cannot pin memory of a sparse tensor"),
+        ValueError("out of memory"),
+    ],
+)
+def test_no_other_error_is_taken_for_a_failed_allocation(error: Exception) -> None:
+    assert not is_out_of_memory(error)
+    with pytest.raises(type(error)), naming_out_of_memory("choose fewer --windows"):
+        raise error
+
+
+def test_what_the_allocator_of_torch_raises_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as failed:
+        torch.empty(2**50)
+    assert is_out_of_memory(failed.value)

@@ -1,6 +1,7 @@
 """The devices that tensors can be on: the one module that asks this machine what it has."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 
 CPU = torch.device("cpu")
+
+_OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,31 @@ def present_devices() -> list[torch.device]:
 def free_bytes(device: torch.device) -> int:
     """How much memory of a cuda device nobody has taken."""
     return torch.cuda.mem_get_info(device)[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether `error` says that an allocation failed, in main memory or on a device.
+
+    Only CUDA's error has a type of its own. The CPU allocator, MPS and the operating system raise
+    a RuntimeError or an OSError whose text says so.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    message = str(error).lower()
+    return isinstance(error, RuntimeError | OSError) and any(
+        words in message for words in _OUT_OF_MEMORY
+    )
+
+
+@contextmanager
+def naming_out_of_memory(change: str) -> Iterator[None]:
+    """Turn a failed allocation into a PrunerZeroError that names what to `change`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise PrunerZeroError(f"out of memory: {change}") from error
 
 
 def has_fast_bfloat16(device: torch.device = CPU) -> bool:

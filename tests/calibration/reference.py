@@ -95,8 +95,8 @@ def _between(module: Any, expert: int, share: Tensor) -> Tensor:
     return product
 
 
-def plain_gradients(model: PreTrainedModel, windows: Tensor, power: int) -> dict[str, Tensor]:
-    """`(Σ_n |100·g_n|^power)^(1/power)` of every parameter, fp64, laid out as it is stored."""
+def plain_gradients(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
+    """`sqrt(Σ_n (100·g_n)²)` of every parameter, fp64, laid out as it is stored."""
     sums = {
         name: torch.zeros_like(parameter, dtype=torch.double)
         for name, parameter in model.named_parameters()
@@ -107,6 +107,6 @@ def plain_gradients(model: PreTrainedModel, windows: Tensor, power: int) -> dict
         (-chances[torch.arange(len(window) - 1), window[1:]].mean()).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
-                sums[name] += (100 * parameter.grad.double()).abs() ** power
+                sums[name] += (100 * parameter.grad.double()).square()
     model.zero_grad()
-    return {name: total ** (1 / power) for name, total in sums.items()}
+    return {name: total.sqrt() for name, total in sums.items()}

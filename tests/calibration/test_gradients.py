@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration import GradientNorm, collect_gradients
+from pruner_zero.calibration import collect_gradients
 from pruner_zero.models import find_matrices
 from tests.calibration.reference import plain_gradients
 from tests.text.refusals import refusal
@@ -20,18 +20,15 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 STORED_IN_OUT = {False: ("gpt2",), True: ("gpt_oss", "llama4")}
 
 
-def gradients(
-    model: PreTrainedModel, windows: Tensor, norm: GradientNorm = "l2"
-) -> dict[str, Tensor]:
-    return collect_gradients(model, find_matrices(model), windows, norm=norm)
+def gradients(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
+    return collect_gradients(model, find_matrices(model), windows)
 
 
 @every_architecture
-@pytest.mark.parametrize(("norm", "power"), [("l2", 2), ("l1", 1)])
-def test_g_is_what_a_plain_loop_adds_up(architecture: str, norm: GradientNorm, power: int) -> None:
+def test_g_is_what_a_plain_loop_adds_up(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows()
-    expected = plain_gradients(model, windows, power)
-    found = gradients(model, windows, norm)
+    expected = plain_gradients(model, windows)
+    found = gradients(model, windows)
     for matrix in find_matrices(model):
         G = found[matrix.name]
         assert G.shape == matrix.weight.shape
@@ -45,17 +42,9 @@ def test_g_is_what_a_plain_loop_adds_up(architecture: str, norm: GradientNorm, p
         torch.testing.assert_close(G, reference.float(), rtol=1e-4, atol=1e-5 * scale)
 
 
-@pytest.mark.parametrize("norm", ["l2", "l1"])
-def test_the_order_of_windows_changes_nothing(norm: GradientNorm) -> None:
+def test_the_order_of_windows_changes_nothing() -> None:
     model, windows = tiny_model("llama"), tiny_windows(4)
-    one, other = gradients(model, windows, norm), gradients(model, windows.flip(0), norm)
-    for name in one:
-        torch.testing.assert_close(one[name], other[name])
-
-
-def test_one_window_gives_the_same_g_in_both_norms() -> None:
-    model, windows = tiny_model("gpt2"), tiny_windows(1)
-    one, other = gradients(model, windows, "l2"), gradients(model, windows, "l1")
+    one, other = gradients(model, windows), gradients(model, windows.flip(0))
     for name in one:
         torch.testing.assert_close(one[name], other[name])
 

@@ -57,7 +57,6 @@ def test_a_metric_that_is_none(metric: str, words: str, refused: Callable[..., s
         ((*HALF, "--mode", "seqential"), "--mode is 'seqential': input should be 'auto', 'sequ"),
         ((*HALF, "--scope", "rows"), "--scope is 'rows': input should be 'row', 'block'"),
         ((*HALF, "--dtype", "float8"), "--dtype is 'float8': input should be 'auto', 'float32'"),
-        ((*HALF, "--gradient-norm", "l3"), "--gradient-norm is 'l3'"),
         (
             (*HALF, "--seqlen", "10", "--gradient-seqlen", "4"),
             "--gradient-seqlen is 4: choose one that divides the 10 tokens",

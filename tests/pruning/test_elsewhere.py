@@ -9,9 +9,7 @@ from torch import Tensor
 
 from pruner_zero import prune
 from pruner_zero.devices import CPU
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices, load_model, offloaded
-from pruner_zero.pruning import PruneSettings
 from tests.elsewhere import HERE, THERE, Elsewhere, elsewhere
 from tests.models.test_placement import place_block_after_block
 from tests.pruning.conftest import language_model
@@ -126,12 +124,3 @@ def test_a_model_on_disk_is_read_to_the_device_block_by_block(
         for folder in (tmp_path / "there", tmp_path / "here")
     )
     check_close(found, expected)
-
-
-def test_matrices_that_others_prune_are_in_main_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pruner_zero.devices.present_devices", lambda: [HERE, CPU])
-    given: dict[str, Any] = {"model": "m", "calibration": "c", "sparsity": 0.5}
-    assert PruneSettings(**given).placed_on == "auto"
-    assert PruneSettings(**given, pruning_workers=2).placed_on == "cpu"
-    with pytest.raises(PrunerZeroError, match=r"^--pruning-workers share the model in main memory"):
-        PruneSettings(**given, pruning_workers=2, device=str(HERE))

@@ -13,7 +13,6 @@ from transformers import AutoModelForCausalLM
 from pruner_zero import PrunerZeroError, load_model, prune
 from pruner_zero.models import LanguageModel, save_model
 from pruner_zero.models.shards import INDEX
-from pruner_zero.progress import Progress
 from pruner_zero.pruning import PruneResult
 from tests.conftest import save_tiny
 from tests.processes import Forked
@@ -85,9 +84,9 @@ def test_the_result_is_that_of_the_run_in_memory(
     other: dict[str, Any] = {"offload": True, "cache": tmp_path / "cache-2"}
     offloaded = prune(model, output=tmp_path / "offloaded", **other, **given)
     assert_same_result(plain, offloaded)
-    # With statistics that are there already, and with activations in memory.
-    other = {"offload": True, "cache": tmp_path / "cache-1", "memory": "900GiB"}
-    assert_same_result(plain, prune(model, output=tmp_path / "rich", **other, **given))
+    # With statistics that are there already.
+    other = {"offload": True, "cache": tmp_path / "cache-1"}
+    assert_same_result(plain, prune(model, output=tmp_path / "cached", **other, **given))
 
 
 def test_experts_that_no_token_reaches_end_as_they_do_in_memory(
@@ -105,24 +104,6 @@ def test_experts_that_no_token_reaches_end_as_they_do_in_memory(
         assert_same_result(plain, offloaded)
 
 
-class Listening(Progress):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
-
-
-def test_the_plan_is_told_before_the_work(text_file: Path, tmp_path: Path) -> None:
-    model, notes = saved(tmp_path / "model", "llama"), Listening()
-    given: dict[str, Any] = {"calibration": text_file, "sparsity": 0.5, "offload": True, **SMALL}
-    prune(model, output=tmp_path / "out", progress=notes, **given)
-    assert notes.lines[0].startswith("--offload: up to ")
-    assert "activations on disk" in notes.lines[0]
-    prune(model, output=tmp_path / "rich", progress=notes, memory="900GiB", **given)
-    assert "activations in memory" in notes.lines[-1]
-
-
 def test_the_result_is_in_shards_with_an_index(text_file: Path, tmp_path: Path) -> None:
     model = saved(tmp_path / "model", "llama", torch.bfloat16)
     output = tmp_path / "out"
@@ -138,24 +119,6 @@ def test_the_result_is_in_shards_with_an_index(text_file: Path, tmp_path: Path) 
 
 
 # What is refused, before any work.
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ({"memory": "1MiB", "offload": True}, "give at least --memory"),
-        ({"memory": "lots", "offload": True}, "write a size such as 6GiB"),
-        ({"memory": "6GiB"}, "add --offload"),
-    ],
-)
-def test_a_memory_that_cannot_be_is_refused(
-    given: dict[str, Any], words: str, text_file: Path, tmp_path: Path
-) -> None:
-    model = saved(tmp_path / "model", "llama")
-    output = tmp_path / "out"
-    with pytest.raises(PrunerZeroError, match=words):
-        prune(model, output=output, calibration=text_file, sparsity=0.5, **given, **SMALL)
-    assert os.listdir(tmp_path) == ["model"]
 
 
 def test_a_model_object_cannot_be_offloaded(text_file: Path, tmp_path: Path) -> None:
@@ -240,28 +203,3 @@ def test_a_kill_after_every_step_changes_no_byte(
     assert not (killed / "out.partial").exists()
     for store in (undisturbed, killed):
         assert not list(store.glob("cache/*/*.partial"))
-
-
-def test_more_memory_may_be_given_on_the_way(text_file: Path, tmp_path: Path) -> None:
-    model = saved(tmp_path / "model", "llama")
-    given: dict[str, Any] = {"calibration": text_file, "sparsity": 0.5, "offload": True, **SMALL}
-
-    class Stopping(Progress):
-        def track(self, items: Any, label: str, total: int | None = None) -> Any:
-            for count, item in enumerate(items):
-                if label == "pruning" and count == 2:
-                    raise KeyboardInterrupt
-                yield item
-
-    for first, second in ((None, "900GiB"), ("900GiB", None)):
-        output = tmp_path / f"out-{first}"
-        with pytest.raises(KeyboardInterrupt):
-            prune(model, output=output, progress=Stopping(), memory=first, **given)
-        notes = Listening()
-        prune(model, output=output, progress=notes, memory=second, **given)
-        assert any("going on after block 2" in line for line in notes.lines)
-    del given["offload"]
-    prune(model, output=tmp_path / "plain", **given)
-    expected = load_model(tmp_path / "plain").fingerprint()
-    assert load_model(tmp_path / "out-None").fingerprint() == expected
-    assert load_model(tmp_path / "out-900GiB").fingerprint() == expected

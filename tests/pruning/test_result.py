@@ -116,20 +116,14 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "exclude": [],
         "dtype": "auto",
         "device": "auto",
-        "gradient_norm": "l2",
         "gradient_seqlen": None,
         "damping": 0.01,
         "offload": False,
-        "memory": None,
         "update": None,
         "refine": False,
         "asymmetric": False,
         "allocation": None,
         "save_mask": False,
-        "calibration_workers": None,
-        "pruning_workers": None,
-        "ray_address": None,
-        "ray_resources": {},
     }
     assert found["calibration"]["text_sha256"] == sha256(text_file)
     dense = AutoModelForCausalLM.from_pretrained(llama_folder)

@@ -67,7 +67,7 @@ def test_elsewhere_one_worker_judges_unless_more_are_asked_for(prose: str, tmp_p
 
 @pytest.mark.parametrize(
     "sharing",
-    [{"workers": 2}, {"executor": "processes"}, {"executor": "ray"}, {"calibration_workers": 2}],
+    [{"workers": 2}, {"executor": "processes"}, {"executor": "ray"}],
 )
 def test_processes_that_share_the_model_have_it_in_main_memory(
     sharing: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -2,17 +2,14 @@
 
 from pruner_zero.cache import default_cache
 from pruner_zero.calibration.calibrate import calibrate, open_store
-from pruner_zero.calibration.gradients import GradientNorm, collect_gradients
+from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.input_sums import InputStatistics
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import store_gradients
-from pruner_zero.calibration.ray_shares import CalibrationWorkers
 from pruner_zero.calibration.store import Kind, StatisticsStore
 from pruner_zero.calibration.window_file import WindowFile
 
 __all__ = [
-    "CalibrationWorkers",
-    "GradientNorm",
     "InputStatistics",
     "Kind",
     "StatisticsStore",

@@ -1,29 +1,22 @@
 """Statistics of the dense model, each kind collected once and only when something needs it."""
 
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from pruner_zero.cache import default_cache
-from pruner_zero.calibration.gradients import (
-    GradientNorm,
-    collect_gradients,
-    gradient_windows,
-)
+from pruner_zero.calibration.gradients import collect_gradients, gradient_windows
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import (
     open_steps,
     store_gradients,
     write_gradients,
 )
-from pruner_zero.calibration.ray_shares import CalibrationWorkers, ray_shares
-from pruner_zero.calibration.shares import share_gradients, share_inputs
 from pruner_zero.calibration.store import Kind, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
 from pruner_zero.models import (
     Activations,
@@ -42,7 +35,6 @@ def open_store(
     language_model: LanguageModel,
     windows: Windows,
     *,
-    norm: GradientNorm = "l2",
     gradient_seqlen: int | None = None,
     folder: Path | None = None,
 ) -> StatisticsStore:
@@ -55,7 +47,6 @@ def open_store(
         "model": language_model.fingerprint(),
         "windows": windows.sha256,
         "shape": list(windows.tokens.shape),
-        "gradient_norm": norm,
         "torch": torch.__version__,
         "format": 1,
     }
@@ -70,9 +61,7 @@ def calibrate(
     kinds: Iterable[Kind],
     store: StatisticsStore,
     *,
-    norm: GradientNorm = "l2",
     gradient_seqlen: int | None = None,
-    workers: CalibrationWorkers | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Fill `store` with the `kinds` of statistics it lacks, of the dense model, for every matrix.
@@ -80,10 +69,8 @@ def calibrate(
     G costs a backward pass over the windows, cut as `gradient_windows` says; X and gram together
     one forward pass, block by block. With an offloaded model both go on where an interrupted call
     stood.
-    With `workers` each of them takes a share of the windows. The statistics are the same up
-    to how fp32 rounds a sum of as many parts, so they are kept under the same key.
-    Raises what `collect_gradients` raises, and PrunerZeroError on a full disk,
-    where another process fills the same store, or where workers cannot be had or keep dying.
+    Raises what `collect_gradients` raises, and PrunerZeroError on a full disk or where another
+    process fills the same store.
     """
     check_tokens(language_model.model, windows.tokens)
     wanted = frozenset(kinds)
@@ -91,56 +78,25 @@ def calibrate(
         return
     with locked(store.folder):
         missing = {kind for kind in wanted if not store.has(kind)}
-        if workers is not None:
-            _calibrate_in_shares(
-                language_model, windows, missing, store, norm, gradient_seqlen, workers, progress
-            )
-            return
         if "G" in missing:
             pieces = gradient_windows(windows.tokens, gradient_seqlen)
-            _calibrate_gradients(language_model, pieces, store, norm, progress)
+            _calibrate_gradients(language_model, pieces, store, progress)
         if missing & {"X", "gram"}:
             _calibrate_inputs(language_model, windows, store, "gram" in missing, progress)
-
-
-def _calibrate_in_shares(
-    language_model: LanguageModel,
-    windows: Windows,
-    missing: Collection[Kind],
-    store: StatisticsStore,
-    norm: GradientNorm,
-    gradient_seqlen: int | None,
-    workers: CalibrationWorkers,
-    progress: Progress,
-) -> None:
-    if isinstance(language_model, OffloadedModel):
-        raise PrunerZeroError(
-            "--calibration-workers give each worker the whole model, and --offload leaves it on "
-            "disk: choose one of them"
-        )
-    model = language_model.model
-    with ray_shares(model, windows.tokens, workers) as shares:
-        if "G" in missing:
-            share_gradients(
-                model, shares, store, norm=norm, seqlen=gradient_seqlen, progress=progress
-            )
-        if "X" in missing or "gram" in missing:
-            share_inputs(model, shares, store, gram="gram" in missing, progress=progress)
 
 
 def _calibrate_gradients(
     language_model: LanguageModel,
     windows: Tensor,
     store: StatisticsStore,
-    norm: GradientNorm,
     progress: Progress,
 ) -> None:
     if isinstance(language_model, OffloadedModel):
-        store_gradients(language_model, windows, store, norm=norm, progress=progress)
+        store_gradients(language_model, windows, store, progress=progress)
         return
     model = language_model.model
     matrices = find_matrices(model)
-    found = collect_gradients(model, matrices, windows, norm=norm, progress=progress)
+    found = collect_gradients(model, matrices, windows, progress=progress)
     digests = {}
     for block in range(len(find_blocks(model))):
         own = {matrix.name: found.pop(matrix.name) for matrix in matrices if matrix.block == block}

@@ -1,8 +1,7 @@
 """How the loss answers to each weight: the statistic G, by backward."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +9,6 @@ from torch import Tensor, nn
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Matrix, next_token_loss
 from pruner_zero.progress import SILENT, Progress
-
-GradientNorm = Literal["l2", "l1"]
 
 GRADIENT_SCALE = 100.0
 
@@ -21,18 +18,17 @@ def collect_gradients(
     matrices: Sequence[Matrix],
     windows: Tensor,
     *,
-    norm: GradientNorm = "l2",
     progress: Progress = SILENT,
 ) -> dict[str, Tensor]:
     """G of every matrix over `windows` (n, tokens), fp32, by matrix name, each (out, in).
 
-    "l2": `sqrt(Σ_n (100·g_n)²)`, "l1": `Σ_n |100·g_n|`, g_n the gradient of the mean
-    next-token loss of window n (GBLM-Pruner, 2311.04902; Pruner-Zero, 2406.02924).
+    `sqrt(Σ_n (100·g_n)²)`, g_n the gradient of the mean next-token loss of window n
+    (GBLM-Pruner, 2311.04902; Pruner-Zero, 2406.02924).
     Raises PrunerZeroError on float16 weights, whose gradients vanish, and on a gradient that
     is not finite.
     """
     check_gradients(matrices)
-    sums = GradientSums(matrices, norm)
+    sums = GradientSums(matrices)
     with sums.collecting(model):
         for window in progress.track(windows, "gradients", len(windows)):
             next_token_loss(model, window[None]).backward()
@@ -52,9 +48,8 @@ def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
 class GradientSums:
     """G of `matrices`, in the making: a sum over windows for each parameter that holds them."""
 
-    def __init__(self, matrices: Sequence[Matrix], norm: GradientNorm) -> None:
+    def __init__(self, matrices: Sequence[Matrix]) -> None:
         self.matrices = matrices
-        self.norm = norm
         self.parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
         self.sums = {
             name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
@@ -79,16 +74,10 @@ class GradientSums:
                 stack.callback(handle.remove)
             yield
 
-    def add(self, sums: Mapping[str, Tensor]) -> None:
-        """Fold in the `sums` of other windows, by parameter name."""
-        for name, total in self.sums.items():
-            total += sums[name]
-
     def result(self) -> dict[str, Tensor]:
         """G by matrix name; nothing can be folded in any more. Raises PrunerZeroError on NaN."""
-        if self.norm == "l2":
-            for total in self.sums.values():
-                total.sqrt_()
+        for total in self.sums.values():
+            total.sqrt_()
         found = {
             matrix.name: matrix.view(self.sums[matrix.parameter_name]) for matrix in self.matrices
         }
@@ -103,7 +92,7 @@ class GradientSums:
     def _fold(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad.float().mul_(GRADIENT_SCALE)
-        self.sums[name] += gradient.square_() if self.norm == "l2" else gradient.abs_()
+        self.sums[name] += gradient.square_()
         parameter.grad = None
 
 

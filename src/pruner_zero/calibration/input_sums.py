@@ -26,7 +26,7 @@ class InputStatistics:
 
 @dataclass
 class InputSums:
-    """What was summed over some windows, fp32; windows elsewhere can be added.
+    """What was summed over some windows, fp32.
 
     owner: for each matrix that a token reached, the one under whose name its sums are:
     matrices that are fed the very same tensor share them. squares: (1, in), `Σ_tokens x²`.
@@ -41,23 +41,6 @@ class InputSums:
     grams: dict[str, Tensor] = field(default_factory=dict)
     crosses: dict[str, Tensor] = field(default_factory=dict)
     uncrossed: set[str] = field(default_factory=set)
-
-    def plus(self, other: "InputSums") -> "InputSums":
-        """The sums over these windows and, after them, those of `other`: new tensors.
-
-        Without crosses, which are of a model that is pruned block by block.
-        """
-        first: dict[tuple[str | None, str | None], str] = {}
-        found = InputSums(self.gram)
-        for name in self.owner | other.owner:
-            # Two matrices share a sum where they do in both; an expert may be reached in one.
-            pair = (self.owner.get(name), other.owner.get(name))
-            found.owner[name] = first.setdefault(pair, name)
-        for (one, another), name in first.items():
-            found.squares[name] = _added(self.squares, one, other.squares, another)
-            if self.gram:
-                found.grams[name] = _added(self.grams, one, other.grams, another)
-        return found
 
     def statistics(self, matrices: Sequence[Matrix], windows: int) -> dict[str, InputStatistics]:
         """The statistics by matrix name, over as many `windows` as were summed. It uses up grams.
@@ -88,11 +71,3 @@ class InputSums:
             routed = owner in self.uncrossed or matrix.expert is not None
             cross = None if routed else cross.mul_(2 / windows)
         return InputStatistics((self.squares[owner] / windows).sqrt(), gram, cross)
-
-
-def _added(
-    ones: dict[str, Tensor], one: str | None, others: dict[str, Tensor], other: str | None
-) -> Tensor:
-    if one is None or other is None:
-        return (ones[one] if one is not None else others[other or ""]).clone()
-    return ones[one] + others[other]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from pruner_zero.calibration.gradients import (
-    GradientNorm,
     GradientSums,
     check_gradients,
     only_these_learn,
@@ -42,7 +41,6 @@ def store_gradients(
     windows: Tensor,
     store: StatisticsStore,
     *,
-    norm: GradientNorm = "l2",
     progress: Progress = SILENT,
 ) -> None:
     """Fill `store` with G of every matrix over `windows` (n, tokens): what `collect_gradients`
@@ -51,7 +49,7 @@ def store_gradients(
     It goes on after the last finished block of an interrupted call on the same store. On disk
     it needs the inputs of all blocks besides G. Raises what `collect_gradients` raises.
     """
-    _Pass(language_model, windows, store, norm, progress).run()
+    _Pass(language_model, windows, store, progress).run()
 
 
 class _Pass:
@@ -62,13 +60,11 @@ class _Pass:
         language_model: LanguageModel,
         windows: Tensor,
         store: StatisticsStore,
-        norm: GradientNorm,
         progress: Progress,
     ) -> None:
         self.language_model = language_model
         self.windows = windows
         self.store = store
-        self.norm = norm
         self.progress = progress
         self.depth = len(find_blocks(language_model.model))
         self.matrices = find_matrices(language_model.model)
@@ -131,7 +127,7 @@ class _Pass:
         outgoing = self._file("gradients", index) if index else None
         with self.language_model.block(index) as block, ExitStack() as stack:
             # Only now are the parameters where their gradients will be.
-            sums = GradientSums(own, self.norm)
+            sums = GradientSums(own)
             stack.enter_context(sums.collecting(block))
             for hidden, gradient, arguments in zip(
                 inputs, incoming, calls.arguments[index], strict=True

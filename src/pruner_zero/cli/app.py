@@ -67,7 +67,10 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        if _out_of_memory(error):
+        # Imported late: it brings torch, which a command line that is only read does not need.
+        from pruner_zero.devices import is_out_of_memory
+
+        if is_out_of_memory(error):
             _end("error: out of memory: choose fewer --windows or --workers, or --offload", 2)
         if not hasattr(error, "format_message"):
             raise
@@ -77,13 +80,6 @@ def main() -> NoReturn:
         resumes = ": the same command goes on where this one stopped"
         _end("interrupted" + (resumes if sys.argv[1:2] in (["prune"], ["recover"]) else ""), code)
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Python's own, and torch's, which is a RuntimeError that says so."""
-    words = ("out of memory", "allocate memory", "not enough memory")
-    told = isinstance(error, RuntimeError) and any(one in str(error).lower() for one in words)
-    return told or isinstance(error, MemoryError)
 
 
 def _end_usage(error: Any) -> NoReturn:

@@ -42,13 +42,8 @@ def compare(
     exclude: options.Exclude = None,
     dtype: options.DtypeText = None,
     device: options.DeviceText = None,
-    gradient_norm: options.GradientNormText = None,
     gradient_seqlen: options.GradientSeqlen = None,
     damping: options.Damping = None,
-    calibration_workers: options.CalibrationWorkers = None,
-    pruning_workers: options.PruningWorkers = None,
-    ray_address: options.RayAddress = None,
-    ray_resources: options.RayResources = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="JSON file for the table.")
     ] = None,
@@ -80,13 +75,8 @@ def compare(
         exclude=exclude,
         dtype=dtype,
         device=device,
-        gradient_norm=gradient_norm,
         gradient_seqlen=gradient_seqlen,
         damping=damping,
-        calibration_workers=calibration_workers,
-        pruning_workers=pruning_workers,
-        ray_address=ray_address,
-        ray_resources=ray_resources,
     )
     if as_json:
         print(json.dumps(result.to_json()))

@@ -118,10 +118,6 @@ DeviceText = Annotated[
         show_default=False,
     ),
 ]
-GradientNormText = Annotated[
-    str | None,
-    typer.Option("--gradient-norm", help="l2 or l1. [default: l2]", show_default=False),
-]
 GradientSeqlen = Annotated[
     int | None,
     typer.Option(
@@ -133,23 +129,6 @@ GradientSeqlen = Annotated[
 Damping = Annotated[
     float | None,
     typer.Option(help="Share of the Hessian's mean diagonal. [default: 0.01]", show_default=False),
-]
-CalibrationWorkers = Annotated[
-    int | None,
-    typer.Option(
-        "--calibration-workers",
-        help="Collect the dense model's statistics on so many Ray actors, each with a share of "
-        "the windows. [default: in this process]",
-        show_default=False,
-    ),
-]
-PruningWorkers = Annotated[
-    int | None,
-    typer.Option(
-        "--pruning-workers",
-        help="Prune so many matrices at a time by Ray tasks. [default: one, in this process]",
-        show_default=False,
-    ),
 ]
 RayAddress = Annotated[
     str | None,

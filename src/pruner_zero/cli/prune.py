@@ -43,25 +43,13 @@ def prune(
     exclude: options.Exclude = None,
     dtype: options.DtypeText = None,
     device: options.DeviceText = None,
-    gradient_norm: options.GradientNormText = None,
     gradient_seqlen: options.GradientSeqlen = None,
     damping: options.Damping = None,
-    calibration_workers: options.CalibrationWorkers = None,
-    pruning_workers: options.PruningWorkers = None,
-    ray_address: options.RayAddress = None,
-    ray_resources: options.RayResources = None,
     offload: Annotated[
         bool | None,
         typer.Option(
             "--offload",
             help="Leave the model on disk and read it block by block.",
-            show_default=False,
-        ),
-    ] = None,
-    memory: Annotated[
-        str | None,
-        typer.Option(
-            help="What an offloaded run may take, such as 6GiB; its plan is printed.",
             show_default=False,
         ),
     ] = None,
@@ -107,15 +95,9 @@ def prune(
         "exclude": exclude,
         "dtype": dtype,
         "device": device,
-        "gradient_norm": gradient_norm,
         "gradient_seqlen": gradient_seqlen,
         "damping": damping,
-        "calibration_workers": calibration_workers,
-        "pruning_workers": pruning_workers,
-        "ray_address": ray_address,
-        "ray_resources": ray_resources,
         "offload": offload,
-        "memory": memory,
         "save_mask": save_mask,
     }
     if mask is not None:

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, field_validator
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
-from pruner_zero.devices import CPU
+from pruner_zero.devices import CPU, naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
 from pruner_zero.files import check_writable, write_atomic, writing
@@ -24,7 +24,6 @@ from pruner_zero.pruning import (
     Method,
     MethodSettings,
     Order,
-    Pruner,
     check_plan,
     corpus_name,
     model_name,
@@ -95,6 +94,7 @@ class Comparison(Tabular):
         return {"rows": self.rows, "provenance": self.provenance}
 
 
+@naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
 def compare(
     model: str | Path | LanguageModel | Any = None,
     methods: str | Sequence[str] | None = None,
@@ -141,7 +141,7 @@ def compare(
         checked.text if text is None else text, role="test", progress=progress
     )
     language_model = as_language_model(
-        checked.model if model is None else model, tokenizer, checked.dtype, checked.placed_on
+        checked.model if model is None else model, tokenizer, checked.dtype, checked.device
     )
     windows = random_windows(
         calibration_corpus,
@@ -159,13 +159,11 @@ def compare(
     store = open_store(
         language_model,
         windows,
-        norm=checked.gradient_norm,
         gradient_seqlen=checked.gradient_seqlen,
         folder=Path(cache) if cache is not None else None,
     )
-    with checked.pruner() as pruner:
-        table = _Table(checked, language_model, windows, test, store, pruner, progress)
-        return table.fill(chosen, file)
+    table = _Table(checked, language_model, windows, test, store, progress)
+    return table.fill(chosen, file)
 
 
 def check_file(file: Path) -> None:
@@ -182,7 +180,6 @@ class _Table:
     windows: Windows
     test: Windows
     store: StatisticsStore
-    pruner: Pruner
     progress: Progress
 
     def fill(self, methods: dict[str, Method | None], output: Path | None) -> Comparison:
@@ -226,9 +223,7 @@ class _Table:
                     self.windows,
                     kinds,
                     self.store,
-                    norm=self.settings.gradient_norm,
                     gradient_seqlen=self.settings.gradient_seqlen,
-                    workers=self.settings.workers_of_calibration,
                     progress=self.progress,
                 )
 
@@ -273,7 +268,6 @@ class _Table:
             self.store,
             mode=self.mode(method),
             selection=self.settings.selection,
-            pruner=self.pruner,
             progress=self.progress,
         )
 

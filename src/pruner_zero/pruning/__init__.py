@@ -8,7 +8,6 @@ from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.scoring import Pruner
 from pruner_zero.pruning.settings import (
     CalibrationSettings,
     MethodSettings,
@@ -27,7 +26,6 @@ __all__ = [
     "Order",
     "PruneResult",
     "PruneSettings",
-    "Pruner",
     "Selection",
     "apply_masks",
     "check_plan",

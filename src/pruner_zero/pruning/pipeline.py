@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import (
-    CalibrationWorkers,
-    GradientNorm,
     InputStatistics,
     Kind,
     StatisticsStore,
@@ -38,10 +36,8 @@ from pruner_zero.pruning.method import Method, Mode
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.scoring import (
     Job,
-    Pruner,
     Statistics,
     check_shapes,
-    prune_here,
     score_matrix,
 )
 from pruner_zero.sparsity import Allocation, GlobalThreshold, global_threshold
@@ -58,7 +54,6 @@ class Selection:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     damping: float = 0.01
-    gradient_norm: GradientNorm = "l2"
     gradient_seqlen: int | None = None
 
 
@@ -90,9 +85,6 @@ def prune_model(
     selection: Selection = Selection(),
     matrices: Sequence[Matrix] | None = None,
     checkpoint: Checkpoint | None = None,
-    activations_on_disk: bool = False,
-    workers: CalibrationWorkers | None = None,
-    pruner: Pruner = prune_here,
     progress: Progress = SILENT,
 ) -> list[MatrixRecord]:
     """Prune the model in place and tell what was done to each matrix.
@@ -101,10 +93,8 @@ def prune_model(
     Wanda and SparseGPT do; G is always of the dense model. One-shot: everything is
     calibrated on the dense model. `store` keeps the dense statistics; `checkpoint` makes
     each finished block durable, and is the only place where the result of an offloaded model
-    is. matrices: what `check_plan` gave, where it was called before. activations_on_disk:
-    keep what one block hands to the next in the checkpoint alone. workers: who collects the
-    dense statistics, this process where None. pruner: who prunes the matrices, those of one block
-    at a time where blocks depend on each other. Raises PrunerZeroError.
+    is. matrices: what `check_plan` gave, where it was called before. An offloaded model's
+    activations between two blocks are kept in the checkpoint alone. Raises PrunerZeroError.
     """
     order = method.mode(mode)
     if isinstance(language_model, OffloadedModel) and checkpoint is None:
@@ -116,9 +106,7 @@ def prune_model(
         windows,
         method.dense_kinds(order),
         store,
-        norm=selection.gradient_norm,
         gradient_seqlen=selection.gradient_seqlen,
-        workers=workers,
         progress=progress,
     )
     run = _Run(
@@ -131,8 +119,7 @@ def prune_model(
         progress,
         checkpoint,
         propagated=order == "sequential" and bool(method.kinds & {"X", "gram"}),
-        on_disk=activations_on_disk and checkpoint is not None,
-        pruner=pruner,
+        on_disk=isinstance(language_model, OffloadedModel),
     )
     scores = run.global_scores() if method.scope == "global" else None
     records = run.blocks(scores, run.shares())
@@ -165,7 +152,6 @@ class _Run:
     checkpoint: Checkpoint | None
     propagated: bool
     on_disk: bool
-    pruner: Pruner
 
     def global_scores(self) -> _GlobalScores:
         """The scores of all matrices, and where they part."""
@@ -223,14 +209,14 @@ class _Run:
         if self.checkpoint and not isinstance(self.language_model, OffloadedModel):
             self.checkpoint.restore(self.matrices)
         rest = [matrix for matrix in self.matrices if matrix.block >= first]
-        pruned = self.pruner(self.jobs(rest, {}, scores, methods))
+        pruned = map(Job.run, self.jobs(rest, {}, scores, methods))
         for index in self.progress.track(range(first, self.depth), "pruning", self.depth - first):
             own = self.own(index)
             arguments = calls.arguments[index] if calls else []
             with self.language_model.block(index) as block:
                 if hidden is not None:
                     found, dense = self.observe(block, index, hidden, arguments, dense)
-                    pruned = self.pruner(self.jobs(own, found, scores, methods))
+                    pruned = map(Job.run, self.jobs(own, found, scores, methods))
                 done = self.take(pruned, len(own))
                 if hidden is not None:
                     outputs = self.place(index)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.calibration import StatisticsStore, open_store
+from pruner_zero.devices import naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.models import (
@@ -23,12 +24,6 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.masks import FOLDER, save_masks
-from pruner_zero.pruning.memory_plan import (
-    parse_memory,
-    plan_memory,
-    resident_bytes,
-    sizes_of,
-)
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import PruneSettings, corpus_name, model_name
@@ -40,9 +35,10 @@ from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
 # What decides the statistics and is told by a name of its own where it changed.
 _NAMED = {"model", "windows", "torch"}
 # Settings that an interrupted run may be taken up without.
-_PLACE = {"memory", "device", "pruning_workers", "ray_address", "ray_resources", "save_mask"}
+_PLACE = {"device", "save_mask"}
 
 
+@naming_out_of_memory("choose fewer --windows, a shorter --seqlen, or --offload")
 def prune(
     model: str | Path | LanguageModel | Any = None,
     metric: str | Metric | None = None,
@@ -65,8 +61,8 @@ def prune(
     over which arguments win. cache: the folder that keeps statistics for the next run, the
     user's where None.
 
-    offload=True leaves the model on disk and reads it block by block, in the `memory`
-    that is given; the result is the same. It needs an `output`, and a model that is not an
+    offload=True leaves the model on disk and reads it block by block, which keeps
+    its memory small; the result is the same. It needs an `output`, and a model that is not an
     object.
 
     The work goes on in `OUTPUT.partial` and moves to `output` once it is whole; the same
@@ -95,25 +91,23 @@ def prune(
         progress=progress,
     )
     language_model = (
-        load_offloaded(checked.model, checked.dtype, checked.placed_on)
+        load_offloaded(checked.model, checked.dtype, checked.device)
         if checked.offload
         else as_language_model(
-            checked.model if model is None else model, tokenizer, checked.dtype, checked.placed_on
+            checked.model if model is None else model, tokenizer, checked.dtype, checked.device
         )
     )
     windows = random_windows(
         corpus, language_model.tokenizer, checked.windows, checked.seqlen, checked.seed
     )
-    on_disk = _plan(language_model, windows, checked, progress)
     matrices = check_plan(language_model, windows, checked.method, checked.selection)
     store = open_store(
         language_model,
         windows,
-        norm=checked.gradient_norm,
         gradient_seqlen=checked.gradient_seqlen,
         folder=Path(cache) if cache is not None else None,
     )
-    work = _Work(checked, language_model, windows, store, matrices, on_disk, progress)
+    work = _Work(checked, language_model, windows, store, matrices, progress)
     return work.save(folder, overwrite) if folder else work.run(None)
 
 
@@ -127,29 +121,6 @@ def _check_offload(model: Any, output: Path | None) -> None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
 
 
-def _plan(
-    language_model: LanguageModel, windows: Windows, settings: PruneSettings, progress: Progress
-) -> bool:
-    """Tell what an offloaded run will take; whether its activations are kept on disk."""
-    if not isinstance(language_model, OffloadedModel):
-        return False
-    method = settings.method
-    plan = plan_memory(
-        sizes_of(language_model),
-        method.kinds,
-        method.mode(settings.mode),
-        *windows.tokens.shape,
-        base=resident_bytes(),
-        budget=None if settings.memory is None else parse_memory(settings.memory),
-        solves=method.refine or method.update == "exact",
-        swaps=method.refine and method.update == "exact",
-        asymmetric=method.asymmetric,
-        allocation=method.allocation_kinds,
-    )
-    progress.note(str(plan))
-    return plan.activations_on_disk
-
-
 def _given(settings: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if value is not None}
 
@@ -161,13 +132,12 @@ class _Work:
     windows: Windows
     store: StatisticsStore
     matrices: Sequence[Matrix]
-    activations_on_disk: bool
     progress: Progress
 
     def run(self, checkpoint: Checkpoint | None) -> PruneResult:
         """Prune in memory, block by block, from where the checkpoint stands."""
         method, mode = self.settings.method, self.settings.method.mode(self.settings.mode)
-        with measured() as cost, self.settings.pruner() as pruner:
+        with measured() as cost:
             records = prune_model(
                 self.language_model,
                 self.windows,
@@ -177,9 +147,6 @@ class _Work:
                 selection=self.settings.selection,
                 matrices=self.matrices,
                 checkpoint=checkpoint,
-                activations_on_disk=self.activations_on_disk,
-                workers=self.settings.workers_of_calibration,
-                pruner=pruner,
                 progress=self.progress,
             )
         return PruneResult(
@@ -235,7 +202,7 @@ class _Work:
         """What an unfinished run must share with this one to be taken up."""
         shares = self.settings.method.allocation
         known = self.store.settings
-        # Memory, who prunes, where, and what is written beside change at most how sums round.
+        # The device and what is written beside change at most how sums round.
         settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},

@@ -1,6 +1,6 @@
 """From the statistics of a matrix to its scores and to its pruned weights."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -237,15 +237,6 @@ class Job:
         method = self.method
         record = prune_matrix(self.matrix, self.statistics, method, self.damping, self.mask)
         return replace(record, pattern=str(method.pattern) if method.mixed else None)
-
-
-# Runs jobs wherever it likes; their records in the order of the jobs, which are made when needed.
-Pruner = Callable[[Iterable[Job]], Iterator[MatrixRecord]]
-
-
-def prune_here(jobs: Iterable[Job]) -> Iterator[MatrixRecord]:
-    """One job after the other in this process, each when its record is asked for."""
-    return map(Job.run, jobs)
 
 
 def check_shapes(matrices: Sequence[Matrix], method: Method) -> None:

@@ -18,7 +18,7 @@ from pruner_zero.text.corpus import NAMES
 # Settings that the verbs take as options; the others go through --config.
 _SHARED = (
     *("calibration", "sparsity", "pattern", "scope", "windows", "seqlen", "seed"),
-    *("include", "exclude", "dtype", "device", "gradient_norm", "gradient_seqlen"),
+    *("include", "exclude", "dtype", "device", "gradient_seqlen"),
 )
 OPTIONS: Mapping[str, tuple[str, ...]] = {
     "search": (
@@ -28,7 +28,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         *("update", "allocation", "metric"),
     ),
     "prune": (
-        *("metric", "refine", "update", "asymmetric", "allocation", "offload", "memory", "mode"),
+        *("metric", "refine", "update", "asymmetric", "allocation", "offload", "mode"),
         *("save_mask", "damping", *_SHARED),
     ),
     "compare": ("methods", "text", "windows_eval", "mode", "damping", *_SHARED),

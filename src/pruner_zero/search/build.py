@@ -84,7 +84,6 @@ def build_evaluator(
     store = open_store(
         language_model,
         calibration,
-        norm=settings.gradient_norm,
         gradient_seqlen=settings.gradient_seqlen,
         folder=cache,
     )
@@ -93,9 +92,7 @@ def build_evaluator(
         calibration,
         kinds,
         store,
-        norm=settings.gradient_norm,
         gradient_seqlen=settings.gradient_seqlen,
-        workers=settings.workers_of_calibration,
         progress=progress,
     )
     dtype = judging_dtype(language_model.model, settings)

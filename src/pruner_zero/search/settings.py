@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
+from pruner_zero.devices import CPU, find_devices
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.pruning import CalibrationSettings, Method, parse_method
 from pruner_zero.search.algorithm import ALGORITHMS
@@ -44,7 +45,8 @@ class SearchSettings(CalibrationSettings):
     judge_dtype: of the forward passes; "auto" is bfloat16 where the processor multiplies it
     natively (benchmarks/judging.md). time_limit: seconds that one judgement of a candidate may
     take before it is rejected. Workers are stopped then; with the serial executor the clock is
-    looked at between matrices and windows.
+    looked at between matrices and windows. ray_address, ray_resources: of the executor "ray", as
+    `RayExecutor` takes them.
     """
 
     search_text: str
@@ -71,6 +73,8 @@ class SearchSettings(CalibrationSettings):
     patience: Annotated[int, Field(ge=1)] | None = None
     workers: Annotated[int, Field(ge=1)] | None = None
     executor: str | None = None
+    ray_address: str | None = None
+    ray_resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
     time_limit: Annotated[float, Field(gt=0)] = 600.0
 
     @field_validator("executor")
@@ -79,6 +83,25 @@ class SearchSettings(CalibrationSettings):
         if name not in (None, "ray") and name not in EXECUTORS:
             raise ValueError(f"no executor: {did_you_mean(str(name), ('ray', *EXECUTORS))}")
         return name
+
+    @field_validator("ray_resources", mode="before")
+    @classmethod
+    def _amounts(cls, given: Any) -> Any:
+        """The command line gives `name=amount` texts."""
+        if not isinstance(given, list | tuple):
+            return given
+        if not all(isinstance(text, str) and text.count("=") == 1 for text in given):
+            raise ValueError("give each as name=amount, such as num_gpus=1")
+        return dict(text.split("=") for text in given)
+
+    @model_validator(mode="after")
+    def _check_device(self) -> Self:
+        if self.sharing and find_devices(self.placed_on).first != CPU:
+            raise PrunerZeroError(
+                f"{self.sharing} share the model in main memory, and --device {self.device} has "
+                "it elsewhere: choose one of them"
+            )
+        return self
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
@@ -128,12 +151,15 @@ class SearchSettings(CalibrationSettings):
 
     @property
     def sharing(self) -> str | None:
-        """Processes that judge candidates share the model as those that calibrate do."""
-        if self.executor == "serial":
-            return super().sharing
+        """The option by which several processes judge candidates; None where one process does."""
         if self.executor is not None:
-            return f"--executor {self.executor}"
-        return "--workers" if (self.workers or 1) > 1 else super().sharing
+            return None if self.executor == "serial" else f"--executor {self.executor}"
+        return "--workers" if (self.workers or 1) > 1 else None
+
+    @property
+    def placed_on(self) -> str:
+        """`device`, where "auto" is the CPU for a model that several processes share."""
+        return "cpu" if self.sharing and self.device == "auto" else self.device
 
     @property
     def zeros(self) -> Pattern:
@@ -209,7 +235,7 @@ class SearchSettings(CalibrationSettings):
         return told
 
 
-OPTIONAL = ("update", "allocation", "metric", "calibration_workers")
+OPTIONAL = ("update", "allocation", "metric")
 LIMITS = {
     "minutes",
     "evaluations",
