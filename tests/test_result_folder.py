@@ -9,21 +9,21 @@ import pytest
 
 from pruner_zero import result_folder
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.journal import Journal
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.steps import Steps
 
 
 class Work:
     """A run of one step."""
 
     def __init__(self, folder: Path) -> None:
-        self.steps = Steps(folder / "blocks", "run")
+        self.journal = Journal(folder / "blocks", "run")
 
 
 def build(output: Path) -> None:
     def run(work: Work) -> None:
-        if not work.steps.lines:
-            work.steps.append({"step": 1}, {})
+        if not work.journal.lines:
+            work.journal.append({"step": 1}, {})
 
     def write(_result: None, _work: Work, staged: Path) -> None:
         staged.mkdir()
@@ -64,7 +64,7 @@ def test_a_run_that_is_killed_before_its_result_has_moved_goes_on(tmp_path: Path
     assert not output.exists()
     check_output(output, overwrite=False)
     assert (partial / "result" / "weights").exists()
-    assert len(Work(partial).steps.lines) == 1
+    assert len(Work(partial).journal.lines) == 1
     build(output)
     assert [one.name for one in tmp_path.iterdir()] == ["out"]
 
@@ -73,6 +73,6 @@ def test_an_unfinished_run_beside_an_older_result_stays(tmp_path: Path) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     output.mkdir()
     (output / "weights").write_text("older")
-    Work(partial).steps.append({"step": 1}, {})
+    Work(partial).journal.append({"step": 1}, {})
     check_output(output, overwrite=True)
-    assert len(Work(partial).steps.lines) == 1
+    assert len(Work(partial).journal.lines) == 1

@@ -11,15 +11,15 @@ from typing import Any, Protocol, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import check_writable, locked, write_atomic, writing
+from pruner_zero.journal import Journal, Run
 from pruner_zero.provenance import Cost
-from pruner_zero.steps import Run, Steps
 
 
 class Checkpoint(Protocol):
     """What is durable of an unfinished run."""
 
     @property
-    def steps(self) -> Steps:
+    def journal(self) -> Journal:
         """The journal behind it."""
 
 
@@ -69,7 +69,7 @@ def build_folder(
             check_output(output, overwrite)
             result = run(checkpoint)
         except PrunerZeroError:
-            if not checkpoint.steps.lines:
+            if not checkpoint.journal.lines:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         staged = partial / _RESULT

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.journal import JOURNAL
 from pruner_zero.models import (
     LanguageModel,
     OffloadedModel,
@@ -17,7 +18,6 @@ from pruner_zero.models import (
     load_offloaded,
     save_model,
 )
-from pruner_zero.steps import JOURNAL
 from pruner_zero.text import Corpus, Windows, random_windows
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

@@ -11,13 +11,14 @@ from pruner_zero.cache import default_cache
 from pruner_zero.calibration.gradients import collect_gradients, gradient_windows
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import (
-    open_steps,
+    open_journal,
     store_gradients,
     write_gradients,
 )
 from pruner_zero.calibration.store import Kind, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.files import locked
+from pruner_zero.journal import Journal
 from pruner_zero.models import (
     Activations,
     LanguageModel,
@@ -27,7 +28,6 @@ from pruner_zero.models import (
     find_matrices,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.steps import Steps
 from pruner_zero.text import Windows
 
 
@@ -115,19 +115,19 @@ def _calibrate_inputs(
     model = language_model.model
     matrices = find_matrices(model)
     kinds: list[Kind] = ["X", "gram"] if gram else ["X"]
-    steps = None
+    journal = None
     if isinstance(language_model, OffloadedModel):
-        steps = open_steps(store.folder / "inputs.partial", {**store.settings, "kinds": kinds})
-    first = len(steps.lines) if steps else 0
+        journal = open_journal(store.folder / "inputs.partial", {**store.settings, "kinds": kinds})
+    first = len(journal.lines) if journal else 0
 
     def activations(block: int) -> Activations:
-        return WindowFile(_inputs_of(steps, block), len(windows)) if steps else []
+        return WindowFile(_inputs_of(journal, block), len(windows)) if journal else []
 
     nothing: deque[Tensor] = deque(maxlen=0)
     calls = language_model.block_calls(windows.tokens, nothing if first else activations(0))
-    hidden = WindowFile.open(_inputs_of(steps, first)) if steps and first else calls.hidden
+    hidden = WindowFile.open(_inputs_of(journal, first)) if journal and first else calls.hidden
     digests = {kind: dict[int, str]() for kind in kinds}
-    for line in steps.lines if steps else []:
+    for line in journal.lines if journal else []:
         for kind in kinds:
             digests[kind][line["block"]] = line[kind]
     depth = len(find_blocks(model))
@@ -146,22 +146,22 @@ def _calibrate_inputs(
         for kind in kinds:
             found = {name: getattr(one, kind) for name, one in statistics.items()}
             digests[kind][index] = store.write(kind, index, found)
-        if steps and isinstance(outputs, WindowFile):
+        if journal and isinstance(outputs, WindowFile):
             files = {f"../{store.file(kind, index).name}": digests[kind][index] for kind in kinds}
-            steps.append(
+            journal.append(
                 {"block": index, **{kind: digests[kind][index] for kind in kinds}},
                 {**files, outputs.path.name: outputs.sha256},
-                [_inputs_of(steps, index).name],
+                [_inputs_of(journal, index).name],
             )
         hidden = outputs
         # Lest this block's statistics outlive it.
         del statistics, found
     for kind in kinds:
         store.commit(kind, digests[kind])
-    if steps:
-        steps.discard()
+    if journal:
+        journal.discard()
 
 
-def _inputs_of(steps: Steps | None, block: int) -> Path:
-    assert steps is not None
-    return steps.folder / f"hidden-{block:04d}.safetensors"
+def _inputs_of(journal: Journal | None, block: int) -> Path:
+    assert journal is not None
+    return journal.folder / f"hidden-{block:04d}.safetensors"

@@ -23,6 +23,7 @@ from pruner_zero.calibration.gradients import (
 from pruner_zero.calibration.store import StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.journal import Journal
 from pruner_zero.models import (
     BlockCalls,
     LanguageModel,
@@ -33,7 +34,6 @@ from pruner_zero.models import (
     run_block,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.steps import Steps
 
 
 def store_gradients(
@@ -72,29 +72,29 @@ class _Pass:
         check_gradients(self.matrices)
 
     def run(self) -> None:
-        steps = open_steps(self.folder, self.store.settings)
-        done = len(steps.lines)
+        journal = open_journal(self.folder, self.store.settings)
+        done = len(journal.lines)
         if done:
             self.progress.note(f"going on with the gradients after step {done} in {self.folder}")
         calls = self._calls(keep=done == 0)
         for index in self.progress.track(range(done, self.depth), "forward"):
-            self._forward(steps, calls, index)
-        if len(steps.lines) == self.depth:
-            self._loss(steps, calls)
-        finished = len(steps.lines) - self.depth - 1
+            self._forward(journal, calls, index)
+        if len(journal.lines) == self.depth:
+            self._loss(journal, calls)
+        finished = len(journal.lines) - self.depth - 1
         order = range(self.depth - 1 - finished, -1, -1)
         for index in self.progress.track(order, "gradients"):
-            self._backward(steps, calls, index)
-        digests = {line["block"]: line["G"] for line in reversed(steps.lines) if "G" in line}
+            self._backward(journal, calls, index)
+        digests = {line["block"]: line["G"] for line in reversed(journal.lines) if "G" in line}
         self.store.commit("G", digests)
-        steps.discard()
+        journal.discard()
 
     def _calls(self, keep: bool) -> BlockCalls:
         nothing: deque[Tensor] = deque(maxlen=0)
         inputs = self._file("inputs", 0) if keep else nothing
         return self.language_model.block_calls(self.windows, inputs)
 
-    def _forward(self, steps: Steps, calls: BlockCalls, index: int) -> None:
+    def _forward(self, journal: Journal, calls: BlockCalls, index: int) -> None:
         inputs = calls.hidden if index == 0 else self._opened("inputs", index)
         outputs = self._file("inputs", index + 1)
         with torch.no_grad(), self.language_model.block(index) as block:
@@ -104,9 +104,9 @@ class _Pass:
         if index == 0:
             assert isinstance(inputs, WindowFile)
             files[inputs.path.name] = inputs.sha256
-        steps.append({"block": index}, files)
+        journal.append({"block": index}, files)
 
-    def _loss(self, steps: Steps, calls: BlockCalls) -> None:
+    def _loss(self, journal: Journal, calls: BlockCalls) -> None:
         outputs = self._opened("inputs", self.depth)
         gradients = self._file("gradients", self.depth)
         model = self.language_model.model
@@ -119,9 +119,9 @@ class _Pass:
                     next_token_loss(model, window[None]).backward()
                 assert hidden.grad is not None
                 gradients.append(hidden.grad)
-        steps.append({"loss": True}, {gradients.path.name: gradients.sha256}, [outputs.path.name])
+        journal.append({"loss": True}, {gradients.path.name: gradients.sha256}, [outputs.path.name])
 
-    def _backward(self, steps: Steps, calls: BlockCalls, index: int) -> None:
+    def _backward(self, journal: Journal, calls: BlockCalls, index: int) -> None:
         own = [matrix for matrix in self.matrices if matrix.block == index]
         inputs, incoming = self._opened("inputs", index), self._opened("gradients", index + 1)
         outgoing = self._file("gradients", index) if index else None
@@ -143,7 +143,7 @@ class _Pass:
         files = {f"../{self.store.file('G', index).name}": digest}
         if outgoing is not None:
             files[outgoing.path.name] = outgoing.sha256
-        steps.append({"block": index, "G": digest}, files, [inputs.path.name, incoming.path.name])
+        journal.append({"block": index, "G": digest}, files, [inputs.path.name, incoming.path.name])
 
     def _file(self, kind: str, index: int) -> WindowFile:
         return WindowFile(self._path(kind, index), len(self.windows))
@@ -165,11 +165,11 @@ def write_gradients(
     return store.write("G", block, found)
 
 
-def open_steps(folder: Path, settings: Mapping[str, Any]) -> Steps:
+def open_journal(folder: Path, settings: Mapping[str, Any]) -> Journal:
     """The steps of an interrupted pass over a dense model; none where they are damaged."""
     run = cache_key(settings)
     try:
-        return Steps(folder, run)
+        return Journal(folder, run)
     except PrunerZeroError:
         shutil.rmtree(folder, ignore_errors=True)
-    return Steps(folder, run)
+    return Journal(folder, run)

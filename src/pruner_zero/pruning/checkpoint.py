@@ -6,9 +6,9 @@ from pathlib import Path
 from torch import Tensor
 
 from pruner_zero.calibration import WindowFile
+from pruner_zero.journal import JOURNAL, Journal, Run
 from pruner_zero.models import Activations, Matrix
 from pruner_zero.pruning.record import MatrixRecord
-from pruner_zero.steps import JOURNAL, Run, Steps
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
 __all__ = ["JOURNAL", "Checkpoint"]
@@ -23,21 +23,21 @@ class Checkpoint:
 
     def __init__(self, folder: Path, run: Run) -> None:
         self.folder = folder
-        self.steps = Steps(folder, run)
+        self.journal = Journal(folder, run)
 
     @property
     def finished(self) -> int:
         """How many blocks are done."""
-        return len(self.steps.lines)
+        return len(self.journal.lines)
 
     def records(self) -> list[MatrixRecord]:
         """What was done to the matrices of the finished blocks."""
-        lines = self.steps.lines
+        lines = self.journal.lines
         return [MatrixRecord.from_json(one) for line in lines for one in line["records"]]
 
     def weights(self) -> list[Path]:
         """The files that hold the finished blocks' weights, in order."""
-        return [self.folder / line["weights"] for line in self.steps.lines]
+        return [self.folder / line["weights"] for line in self.journal.lines]
 
     def restore(self, matrices: Sequence[Matrix]) -> None:
         """Put the finished blocks' weights back into a model that is in memory."""
@@ -49,7 +49,7 @@ class Checkpoint:
 
     def hidden(self) -> WindowFile | None:
         """The input of the next block, where the run keeps it."""
-        name = self.steps.lines[-1]["hidden"] if self.steps.lines else None
+        name = self.journal.lines[-1]["hidden"] if self.journal.lines else None
         return WindowFile.open(self.folder / name) if name else None
 
     def activations(self, block: int, windows: int) -> WindowFile:
@@ -83,7 +83,7 @@ class Checkpoint:
             "hidden": hidden.path.name if isinstance(hidden, WindowFile) else None,
             "records": [record.to_json() for record in records],
         }
-        self.steps.append(line, files, [self._hidden(block - 1).name])
+        self.journal.append(line, files, [self._hidden(block - 1).name])
 
     def _hidden(self, block: int) -> Path:
         name = f"hidden-{block:04d}" if block >= 0 else "hidden-first"

@@ -7,7 +7,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pruner_zero.steps import Run, Steps
+from pruner_zero.journal import Journal, Run
 from pruner_zero.tensor_file import write_tensors
 
 Tensors = Mapping[str, Tensor]
@@ -22,16 +22,16 @@ class Checkpoint:
 
     def __init__(self, folder: Path, run: Run) -> None:
         self.folder = folder
-        self.steps = Steps(folder, run)
+        self.journal = Journal(folder, run)
 
     @property
     def last(self) -> dict[str, Any] | None:
         """The last state that was committed, None where there is none."""
-        return self.steps.lines[-1]["state"] if self.steps.lines else None
+        return self.journal.lines[-1]["state"] if self.journal.lines else None
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
         """The tensors of the last state: "weights", "moments" or "best"; empty where none are."""
-        name = self.steps.lines[-1]["tensors"].get(kind)
+        name = self.journal.lines[-1]["tensors"].get(kind)
         return load_file(self.folder / name) if name else {}
 
     def commit(
@@ -46,7 +46,7 @@ class Checkpoint:
 
         best: the weights of step `best_step`, written only where they are new.
         """
-        before: dict[str, str] = self.steps.lines[-1]["tensors"] if self.steps.lines else {}
+        before: dict[str, str] = self.journal.lines[-1]["tensors"] if self.journal.lines else {}
         wanted = {"weights": (weights, state["step"]), "moments": (moments, state["step"])}
         if best is not None:
             wanted["best"] = (best, best_step)
@@ -56,4 +56,4 @@ class Checkpoint:
             if before.get(kind) != names[kind]:
                 files[names[kind]] = write_tensors(self.folder / names[kind], tensors)
         gone = set(before.values()) - set(names.values())
-        self.steps.append({"state": dict(state), "tensors": names}, files, sorted(gone))
+        self.journal.append({"state": dict(state), "tensors": names}, files, sorted(gone))

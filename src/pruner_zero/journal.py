@@ -14,7 +14,7 @@ JOURNAL = "journal.jsonl"
 Run = str | Mapping[str, str]
 
 
-class Steps:
+class Journal:
     """Finished steps under `folder`: a journal, and the files that its lines stand on.
 
     A step counts once its line is on disk; the files it names are written before, and carry

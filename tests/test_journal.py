@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.files import sha256
-from pruner_zero.steps import JOURNAL, Steps
+from pruner_zero.journal import JOURNAL, Journal
 from tests.text.refusals import refusal
 
 
@@ -15,61 +15,61 @@ def file(folder: Path, name: str, text: str = "data") -> dict[str, str]:
 
 
 def test_steps_are_found_again(tmp_path: Path) -> None:
-    steps = Steps(tmp_path, "run")
-    assert steps.lines == []
-    steps.append({"block": 0}, file(tmp_path, "a"))
-    steps.append({"block": 1}, file(tmp_path, "b"))
-    assert [line["block"] for line in Steps(tmp_path, "run").lines] == [0, 1]
+    journal = Journal(tmp_path, "run")
+    assert journal.lines == []
+    journal.append({"block": 0}, file(tmp_path, "a"))
+    journal.append({"block": 1}, file(tmp_path, "b"))
+    assert [line["block"] for line in Journal(tmp_path, "run").lines] == [0, 1]
 
 
 def test_what_a_later_step_does_not_need_goes_and_is_not_missed(tmp_path: Path) -> None:
-    steps = Steps(tmp_path, "run")
-    steps.append({}, file(tmp_path, "a"))
-    steps.append({}, file(tmp_path, "b"), ["a", "never there"])
+    journal = Journal(tmp_path, "run")
+    journal.append({}, file(tmp_path, "a"))
+    journal.append({}, file(tmp_path, "b"), ["a", "never there"])
     assert not (tmp_path / "a").exists()
-    assert len(Steps(tmp_path, "run").lines) == 2
+    assert len(Journal(tmp_path, "run").lines) == 2
 
 
 def test_a_file_that_was_to_go_may_still_be_there(tmp_path: Path) -> None:
     # Killed between the journal's line and the deletion.
-    steps = Steps(tmp_path, "run")
-    steps.append({}, file(tmp_path, "a"))
-    steps.append({}, {}, ["a"])
+    journal = Journal(tmp_path, "run")
+    journal.append({}, file(tmp_path, "a"))
+    journal.append({}, {}, ["a"])
     file(tmp_path, "a", "half")
-    assert len(Steps(tmp_path, "run").lines) == 2
+    assert len(Journal(tmp_path, "run").lines) == 2
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_file_is_named(damage: str, tmp_path: Path) -> None:
-    Steps(tmp_path, "run").append({}, file(tmp_path, "a"))
+    Journal(tmp_path, "run").append({}, file(tmp_path, "a"))
     if damage == "changed":
         (tmp_path / "a").write_text("date")
     else:
         (tmp_path / "a").unlink()
-    assert f"{tmp_path / 'a'} is damaged" in refusal(lambda: Steps(tmp_path, "run"))
+    assert f"{tmp_path / 'a'} is damaged" in refusal(lambda: Journal(tmp_path, "run"))
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_changed_line_is_noticed(tmp_path: Path) -> None:
-    Steps(tmp_path, "run").append({"block": 1}, {})
+    Journal(tmp_path, "run").append({"block": 1}, {})
     journal = tmp_path / JOURNAL
     journal.write_text(journal.read_text().replace('"block": 1', '"block": 2'))
-    assert "is damaged" in refusal(lambda: Steps(tmp_path, "run"))
+    assert "is damaged" in refusal(lambda: Journal(tmp_path, "run"))
 
 
 def test_what_differs_between_two_runs_is_named(tmp_path: Path) -> None:
-    Steps(tmp_path, {"--seed": "0", "the text": "a", "--mode": "x"}).append({}, {})
+    Journal(tmp_path, {"--seed": "0", "the text": "a", "--mode": "x"}).append({}, {})
     other = {"--seed": "1", "the text": "b", "--mode": "x"}
-    line = refusal(lambda: Steps(tmp_path, other))
+    line = refusal(lambda: Journal(tmp_path, other))
     assert "with other settings (--seed, the text changed): finish that run" in line
-    assert len(Steps(tmp_path, {"--mode": "x", "the text": "a", "--seed": "0"}).lines) == 1
+    assert len(Journal(tmp_path, {"--mode": "x", "the text": "a", "--seed": "0"}).lines) == 1
 
 
 def test_another_run_is_refused_once_it_has_a_step(tmp_path: Path) -> None:
-    Steps(tmp_path, "run")
-    steps = Steps(tmp_path, "other")
-    steps.append({}, {})
-    assert "other settings" in refusal(lambda: Steps(tmp_path, "run"))
-    steps.discard()
-    assert Steps(tmp_path, "run").lines == []
+    Journal(tmp_path, "run")
+    journal = Journal(tmp_path, "other")
+    journal.append({}, {})
+    assert "other settings" in refusal(lambda: Journal(tmp_path, "run"))
+    journal.discard()
+    assert Journal(tmp_path, "run").lines == []
