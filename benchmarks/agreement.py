@@ -19,13 +19,13 @@ import torch
 
 from pruner_zero.analysis.statistics import kendall
 from pruner_zero.cli.progress import LineProgress
+from pruner_zero.evolution.archive import JOURNAL
+from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.evaluator import RUNGS
+from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.files import read_lines, write_atomic
 from pruner_zero.metric import parse
 from pruner_zero.models import load_model
-from pruner_zero.search.archive import JOURNAL
-from pruner_zero.search.build import build_evaluator, search_windows
-from pruner_zero.search.evaluator import RUNGS
-from pruner_zero.search.settings import SearchSettings
 from pruner_zero.text import load_corpus
 from search import summary
 

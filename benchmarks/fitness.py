@@ -25,13 +25,13 @@ from torch.nn import functional
 from pruner_zero.analysis.statistics import kendall
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.generate import random_expression
+from pruner_zero.evolution.row_sample import closed_form_error, sampled_masks
+from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
-from pruner_zero.search.build import build_evaluator, search_windows
-from pruner_zero.search.generate import random_expression
-from pruner_zero.search.sample import closed_form_error, sampled_masks
-from pruner_zero.search.settings import SearchSettings
 from pruner_zero.text import load_corpus
 
 HERE = Path(__file__).parent

@@ -17,12 +17,12 @@ import torch
 
 from pruner_zero.analysis.statistics import kendall
 from pruner_zero.cli.progress import LineProgress
+from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.files import write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
-from pruner_zero.search.build import build_evaluator, search_windows
-from pruner_zero.search.settings import SearchSettings
 from pruner_zero.sparsity import Scope
 from pruner_zero.text import load_corpus
 

@@ -18,9 +18,9 @@ from typing import Any
 from pruner_zero import compare, search
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.cli.search import Display
+from pruner_zero.evolution.archive import JOURNAL
 from pruner_zero.files import read_lines, write_atomic
 from pruner_zero.models import load_model
-from pruner_zero.search.archive import JOURNAL
 
 HERE = Path(__file__).parent
 CLASSICS = ("dense", "magnitude", "wanda", "gblm", "ria", "pruner-zero", "sparsegpt")

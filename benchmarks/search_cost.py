@@ -28,12 +28,12 @@ from typing import Any, cast
 import torch
 
 import pruner_zero
+from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Rung, Task
+from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
-from pruner_zero.search.build import build_evaluator, search_windows
-from pruner_zero.search.evaluator import RUNGS, Evaluator, Rung, Task
-from pruner_zero.search.settings import SearchSettings
 from pruner_zero.sparsity import Scope
 from pruner_zero.text import load_corpus
 from search_cost_page import write_page

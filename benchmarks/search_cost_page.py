@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.search.evaluator import RUNGS
+from pruner_zero.evolution.evaluator import RUNGS
 from unshared import SHARED
 
 HERE = Path(__file__).parent

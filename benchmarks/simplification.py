@@ -18,15 +18,15 @@ import torch
 
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.evaluator import Evaluator
+from pruner_zero.evolution.generate import random_expression
+from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.files import write_atomic
 from pruner_zero.metric import Expression, canonical, masks, simplify_opposing
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
-from pruner_zero.search.build import build_evaluator, search_windows
-from pruner_zero.search.evaluator import Evaluator
-from pruner_zero.search.generate import random_expression
-from pruner_zero.search.settings import SearchSettings
-from pruner_zero.search.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.text import load_corpus
 
 HERE = Path(__file__).parent

@@ -15,19 +15,19 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from pruner_zero.evolution.algorithm import make_algorithm
+from pruner_zero.evolution.archive import JOURNAL, Archive, Record
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
+from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
+from pruner_zero.evolution.executor import Executor, SerialExecutor
+from pruner_zero.evolution.masked_model import MaskedModel
+from pruner_zero.evolution.masking import Moved, Shares
+from pruner_zero.evolution.run import Status, run
+from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.files import read_lines
 from pruner_zero.metric import Call, Constant, Expression, Terminal, canonical
 from pruner_zero.models import find_matrices, next_token_loss
-from pruner_zero.search.algorithm import make_algorithm
-from pruner_zero.search.archive import JOURNAL, Archive, Record
-from pruner_zero.search.batch import BatchAlgorithm, Proposal
-from pruner_zero.search.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
-from pruner_zero.search.executor import Executor, SerialExecutor
-from pruner_zero.search.masked_model import MaskedModel
-from pruner_zero.search.masking import Moved, Shares
-from pruner_zero.search.search import Status, run
-from pruner_zero.search.settings import SearchSettings
-from pruner_zero.search.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.sparsity import Scope
 from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
 

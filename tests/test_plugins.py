@@ -15,10 +15,10 @@ import torch
 
 from pruner_zero import plugins
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.run import make_executor
+from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import EXTENDED, NAMED, OPERATORS, PUBLISHED, Metric, parse
-from pruner_zero.search.search import make_executor
-from pruner_zero.search.settings import SearchSettings
-from pruner_zero.search.space import SearchSpace
 from pruner_zero.testing import NamedMetricSuite, Numbering, OperatorSuite, TextSourceSuite
 from pruner_zero.text import load_corpus
 from pruner_zero.text.source import SOURCES

@@ -15,7 +15,7 @@ from pruner_zero.settings import Settings
 SETTINGS = {
     "prune": ("pruner_zero.pruning.settings", "PruneSettings"),
     "compare": ("pruner_zero.comparison.compare", "CompareSettings"),
-    "search": ("pruner_zero.search.settings", "SearchSettings"),
+    "search": ("pruner_zero.evolution.settings", "SearchSettings"),
     "recover": ("pruner_zero.recovery.settings", "RecoverSettings"),
 }
 

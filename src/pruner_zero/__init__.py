@@ -9,12 +9,12 @@ from pruner_zero.version import __version__
 if TYPE_CHECKING:
     from pruner_zero.comparison import compare
     from pruner_zero.evaluation import evaluate
+    from pruner_zero.evolution import search
     from pruner_zero.metric import Metric
     from pruner_zero.models import load_model
     from pruner_zero.pruning import prune
     from pruner_zero.recovery import recover
     from pruner_zero.report import Study
-    from pruner_zero.search import search
 
 _ROOMS = {
     "Metric": "metric",
@@ -24,7 +24,7 @@ _ROOMS = {
     "load_model": "models",
     "prune": "pruning",
     "recover": "recovery",
-    "search": "search",
+    "search": "evolution",
 }
 
 __all__ = [

@@ -14,10 +14,10 @@ from pruner_zero.analysis.analysis import Analysis, Share, analyze, read_seconds
 from pruner_zero.analysis.features import exponents, structure
 from pruner_zero.analysis.lineage import lineage
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.archive import Archive, Record
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.evaluator import RUNGS, Outcome
 from pruner_zero.metric import canonical, parse
-from pruner_zero.search.archive import Archive, Record
-from pruner_zero.search.candidate import Candidate, Evaluation
-from pruner_zero.search.evaluator import RUNGS, Outcome
 from pruner_zero.sparsity import Scope
 
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.cli.app import main
+from pruner_zero.evolution.archive import Archive, Record
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.evaluator import Outcome
 from pruner_zero.metric import canonical, parse
-from pruner_zero.search.archive import Archive, Record
-from pruner_zero.search.candidate import Candidate, Evaluation
-from pruner_zero.search.evaluator import Outcome
 from pruner_zero.sparsity import Scope
 
 TEXTS: tuple[tuple[str, Scope], ...] = (

@@ -12,8 +12,8 @@ import torch
 
 from pruner_zero.cli import prune
 from pruner_zero.devices import CPU
-from pruner_zero.search.evaluator import Evaluator, Task
-from pruner_zero.search.sample import sample_matrix
+from pruner_zero.evolution.evaluator import Evaluator, Task
+from pruner_zero.evolution.row_sample import sample_matrix
 from pruner_zero.sparsity import Unstructured
 from tests.faults.verbs import one_line, run
 

@@ -7,11 +7,11 @@ from typing import Any, cast
 
 import pytest
 
-from pruner_zero.search.evaluator import Evaluator
-from pruner_zero.search.executor import ProcessExecutor
+from pruner_zero.evolution.evaluator import Evaluator
+from pruner_zero.evolution.executor import ProcessExecutor
+from tests.evolution.executor_suite import Scripted, ended, script
 from tests.faults.verbs import Verb, halted, one_line, run, undisturbed
 from tests.processes import Forked
-from tests.search.executor_suite import Scripted, ended, script
 
 
 @pytest.mark.fault(

@@ -17,10 +17,10 @@ import pytest
 
 from pruner_zero.cli.app import INTERRUPTED, main
 from tests.cli.conftest import Outcome
+from tests.evolution.test_run import TINY, journal
 from tests.processes import Forked
 from tests.pruning.test_resume import contents
 from tests.recovery.test_resume import untimed
-from tests.search.test_search import TINY, journal
 
 Arguments = list[object]
 

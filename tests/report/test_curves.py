@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from pruner_zero.evolution.archive import Record
 from pruner_zero.report import curves
 from pruner_zero.report.read import SearchRun, read_result
-from pruner_zero.search.archive import Record
 from tests.report.conftest import JUDGED, Judged, write_search
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from pruner_zero import compare, prune
+from pruner_zero.evolution import read_records, search
 from pruner_zero.report import report
-from pruner_zero.search import read_records, search
 from tests.cli.conftest import Cli, cli
 from tests.report.html import Page
 

@@ -6,8 +6,8 @@ import pytest
 
 from pruner_zero import PrunerZeroError, Study
 from pruner_zero.analysis import analyze
+from pruner_zero.evolution import read_records
 from pruner_zero.report.read import read_result
-from pruner_zero.search import read_records
 from tests.report.conftest import JUDGED, write_search
 
 

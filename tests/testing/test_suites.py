@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from pruner_zero.evolution.evaluator import Outcome, Task
+from pruner_zero.evolution.executor import Executor, ProcessExecutor, SerialExecutor
 from pruner_zero.metric import NAMED, OPERATORS, NamedMetric, Operator
-from pruner_zero.search.evaluator import Outcome, Task
-from pruner_zero.search.executor import Executor, ProcessExecutor, SerialExecutor
 from pruner_zero.testing import ExecutorSuite, NamedMetricSuite, OperatorSuite, TextSourceSuite
 from pruner_zero.text import Role, TextSource
 from pruner_zero.text.source import SOURCES

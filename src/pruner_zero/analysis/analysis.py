@@ -35,9 +35,9 @@ from pruner_zero.analysis.statistics import (
     ratios,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.search.archive import Record, read_journal
-from pruner_zero.search.evaluator import RUNGS
-from pruner_zero.search.hall_of_fame import HallOfFame
+from pruner_zero.evolution.archive import Record, read_journal
+from pruner_zero.evolution.evaluator import RUNGS
+from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.table import Tabular
 
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from pruner_zero.analysis.features import Structure
 from pruner_zero.analysis.principles import FEWEST_LOSSES
 from pruner_zero.analysis.statistics import Estimate, bootstrap, kendalls, ranks, spearmans
-from pruner_zero.search.archive import Record
-from pruner_zero.search.evaluator import RUNGS, Rung
+from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.evaluator import RUNGS, Rung
 
 Array = NDArray[np.float64]
 

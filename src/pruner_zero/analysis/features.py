@@ -3,10 +3,10 @@
 import math
 from dataclasses import dataclass
 
+from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.metric import OPERATORS, TERMINALS, Expression, Terminal, parse
 from pruner_zero.metric.normal import Normal
-from pruner_zero.search.archive import Record
-from pruner_zero.search.hall_of_fame import complexity
 
 # Operators that see a whole row, column or matrix to put its values on one scale.
 RESCALING = frozenset(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pruner_zero.search.archive import Record
+from pruner_zero.evolution.archive import Record
 
 GENERATIONS = 12
 

@@ -30,8 +30,8 @@ def analyze(
     """Explain RUN: what good metrics share, whether the cheap rungs agree, the best one's past."""
     from pruner_zero.analysis.analysis import analyze as explain
     from pruner_zero.analysis.analysis import read_seconds
+    from pruner_zero.evolution.archive import read_avoided, read_records
     from pruner_zero.files import check_writable, write_atomic
-    from pruner_zero.search.archive import read_avoided, read_records
 
     if output is not None:
         check_writable(output)
@@ -147,7 +147,7 @@ def _print_lineage(found: "Analysis") -> None:
 
 
 def _line(one: "Ancestor") -> str:
-    from pruner_zero.search.evaluator import RUNGS
+    from pruner_zero.evolution.evaluator import RUNGS
 
     value = f"{one.value:.4f} on '{RUNGS[one.rung]}'" if one.rung else "rejected"
     remarks = [

@@ -15,7 +15,7 @@ from pruner_zero.cli.progress import progress
 from pruner_zero.errors import PrunerZeroError
 
 if TYPE_CHECKING:
-    from pruner_zero.search.search import Status
+    from pruner_zero.evolution.run import Status
 
 
 def search(
@@ -106,8 +106,8 @@ def search(
     as_json: options.AsJson = False,
 ) -> None:
     """Evolve a metric for MODEL. Interrupted, `--resume RUN` goes on where it stopped."""
-    from pruner_zero.search.search import prune_options
-    from pruner_zero.search.search import search as run
+    from pruner_zero.evolution.run import prune_options
+    from pruner_zero.evolution.run import search as run
 
     given: dict[str, Any] = {
         "sparsity": sparsity,

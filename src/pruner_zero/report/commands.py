@@ -8,10 +8,10 @@ from typing import Any
 import yaml
 
 from pruner_zero.comparison.compare import CLASSICS, CompareSettings
+from pruner_zero.evolution.run import prune_options
+from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.pruning import PruneSettings
 from pruner_zero.report.read import PruneRun, Result, SearchRun
-from pruner_zero.search.search import prune_options
-from pruner_zero.search.settings import SearchSettings
 from pruner_zero.settings import Settings
 from pruner_zero.text.corpus import NAMES
 

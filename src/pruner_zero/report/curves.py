@@ -3,11 +3,11 @@
 import math
 from dataclasses import dataclass
 
+from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.evaluator import RUNGS
+from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity
 from pruner_zero.report.read import SearchRun
 from pruner_zero.report.svg import Point
-from pruner_zero.search.archive import Record
-from pruner_zero.search.evaluator import RUNGS
-from pruner_zero.search.hall_of_fame import HallOfFame, complexity
 
 # More dots than this hide each other and make the page heavy.
 MOST_DOTS = 800

@@ -11,14 +11,14 @@ from markupsafe import Markup
 
 from pruner_zero.analysis.correlations import Agreement, agreements
 from pruner_zero.analysis.statistics import Estimate
+from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity
 from pruner_zero.metric import parse
 from pruner_zero.metric.grammar import excerpt
 from pruner_zero.pruning import MatrixRecord, total_sparsity
 from pruner_zero.report import curves, figures
 from pruner_zero.report.portrait import Portrait, portrait
 from pruner_zero.report.read import ComparisonRun, PruneRun, SearchRun
-from pruner_zero.search.archive import Record
-from pruner_zero.search.hall_of_fame import HallOfFame, complexity
 
 _LONGEST = 300
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
+from pruner_zero.evolution.archive import JOURNAL, Record, read_journal, read_records, read_run
 from pruner_zero.metric import ParseError, parse
 from pruner_zero.pruning import MatrixRecord
-from pruner_zero.search.archive import JOURNAL, Record, read_journal, read_records, read_run
 
 _HASHES = ("calibration_tokens", "search_tokens", "model_weights")
 RUN, PRUNING, TIMING = "run.json", "pruning.json", "timing.json"

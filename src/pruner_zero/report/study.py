@@ -8,13 +8,13 @@ from typing import Any
 from pruner_zero.analysis import Analysis, analyze
 from pruner_zero.analysis.analysis import read_seconds
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution import HallOfFame
+from pruner_zero.evolution.archive import Record, read_avoided
+from pruner_zero.evolution.hall_of_fame import complexity, metric_of
+from pruner_zero.evolution.run import prune_options
 from pruner_zero.metric import Metric
 from pruner_zero.report.read import SearchRun, read_result
 from pruner_zero.report.report import report
-from pruner_zero.search import HallOfFame
-from pruner_zero.search.archive import Record, read_avoided
-from pruner_zero.search.hall_of_fame import complexity, metric_of
-from pruner_zero.search.search import prune_options
 from pruner_zero.table import Tabular
 
 

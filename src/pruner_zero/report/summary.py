@@ -5,15 +5,15 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.evaluator import RUNGS
+from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression, canonical, parse
 from pruner_zero.metric.canonical import Scope
 from pruner_zero.metric.grammar import excerpt
 from pruner_zero.report.curves import judged_alike
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result, SearchRun
-from pruner_zero.search.archive import Record
-from pruner_zero.search.evaluator import RUNGS
-from pruner_zero.search.hall_of_fame import HallOfFame
 
 _LONGEST = 200
 _COMPETE = {

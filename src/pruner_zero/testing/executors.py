@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from pruner_zero.devices import CPU
-from pruner_zero.search.evaluator import Outcome, Task
-from pruner_zero.search.executor import Executor
+from pruner_zero.evolution.evaluator import Outcome, Task
+from pruner_zero.evolution.executor import Executor
 
 # Tasks that may be taken from the source ahead of the outcome that is waited for.
 MOST_AHEAD = 64

@@ -1,0 +1,192 @@
+"""From settings to an evaluator: model, statistics and windows brought into memory once."""
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.devices import has_fast_bfloat16
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.evaluator import Evaluator
+from pruner_zero.evolution.masked_model import MaskedModel
+from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix
+from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.models import (
+    LanguageModel,
+    Matrix,
+    check_weights,
+    find_matrices,
+)
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.sparsity import Preparation, check_width, hessian_diagonal, prepare
+from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
+
+# The probe: this many matrices, spread over the model, this many rows of each.
+PROBE_MATRICES = 12
+PROBE_ROWS = 8
+# Fewer rows of a matrix say too little of it, however large the model.
+LEAST_ROWS = 8
+
+
+def search_windows(
+    settings: SearchSettings, calibration: Corpus, search: Corpus, tokenizer: Tokenizer
+) -> tuple[Windows, Windows]:
+    """The calibration windows and the windows that candidates are judged on.
+
+    Where both come from one text, statistics are collected on its first half and candidates
+    are judged on its second, so that no gradient has seen what it is judged by.
+    """
+    if calibration.sha256 == search.sha256:
+        middle = len(calibration.text) // 2
+        calibration = replace(calibration, text=calibration.text[:middle])
+        search = replace(search, text=search.text[middle:])
+    own = random_windows(
+        calibration,
+        tokenizer,
+        settings.windows,
+        settings.seqlen,
+        settings.seed,
+    )
+    judged = random_windows(
+        search,
+        tokenizer,
+        settings.search_windows,
+        settings.seqlen,
+        settings.seed,
+    )
+    return own, judged
+
+
+def build_evaluator(
+    language_model: LanguageModel,
+    settings: SearchSettings,
+    calibration: Windows,
+    judged: Windows,
+    *,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
+) -> Evaluator:
+    """Collect what statistics the search space needs and bring everything into memory.
+
+    Raises PrunerZeroError for all that can be known to be wrong before the search.
+    """
+    matrices = find_matrices(language_model.model, settings.include, settings.exclude)
+    for matrix in matrices:
+        check_width(matrix.weight.shape[1], settings.zeros, matrix.name)
+    check_weights(matrices)
+    terminals = settings.terminals
+    kinds: set[Kind] = {"X", "gram"}
+    if "G" in terminals:
+        kinds.add("G")
+    store = open_store(
+        language_model,
+        calibration,
+        gradient_seqlen=settings.gradient_seqlen,
+        folder=cache,
+    )
+    calibrate(
+        language_model,
+        calibration,
+        kinds,
+        store,
+        gradient_seqlen=settings.gradient_seqlen,
+        progress=progress,
+    )
+    dtype = judging_dtype(language_model.model, settings)
+    # Not in float16, where sums over tokens overflow.
+    narrows = dtype == torch.bfloat16 and settings.update == "none"
+    narrow_dtype = torch.bfloat16 if narrows else torch.float32
+    statistics: dict[str, dict[str, Tensor]] = {}
+    sample: list[SampledMatrix] = []
+    grams: dict[str, Tensor] = {}
+    blocks = sorted({matrix.block for matrix in matrices})
+    # The same share of every matrix, so that the sample's global threshold is the model's.
+    share = min(1.0, settings.sampled_weights / sum(one.weight.numel() for one in matrices))
+    for block in progress.track(blocks, "statistics", len(blocks)):
+        own = [matrix for matrix in matrices if matrix.block == block]
+        read = _read(store, block, kinds, own[0].weight.device)
+        factors: dict[int, Tensor] = {}
+        narrowed: dict[int, Tensor] = {}
+        prepared: dict[int, Preparation] = {}
+        for matrix in own:
+            gram = read["gram"][matrix.name]
+            found = {str(kind): read[kind][matrix.name] for kind in kinds - {"gram"}}
+            if "D" in terminals:
+                if gram.data_ptr() not in factors:
+                    factors[gram.data_ptr()] = hessian_diagonal(gram, settings.damping)
+                found["D"] = factors[gram.data_ptr()]
+            statistics[matrix.name] = found
+            dense = matrix.weight.detach()
+            rows = max(LEAST_ROWS, round(share * len(dense)))
+            sampled = sample_matrix(matrix.name, dense, found, gram, rows)
+            narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))
+            if settings.update != "none" and gram.any():
+                grams[matrix.name] = narrow
+                if gram.data_ptr() not in prepared:
+                    prepared[gram.data_ptr()] = prepare(gram, settings.damping, name=matrix.name)
+            preparation = prepared.get(gram.data_ptr())
+            sample.append(replace(sampled, gram=narrow, preparation=preparation))
+    _check_alive(sample)
+    weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
+    # Candidates are put on a copy, so that the model stays whole whatever happens to a worker.
+    copy = deepcopy(language_model.model).to(dtype)
+    copied = find_matrices(copy, settings.include, settings.exclude)
+    masked = MaskedModel(
+        copy,
+        copied,
+        weights,
+        statistics,
+        settings.zeros,
+        settings.update,
+        grams,
+        settings.damping,
+    )
+    probe = _probe(matrices, sample)
+    return Evaluator(
+        probe,
+        sample,
+        masked,
+        judged.tokens,
+        settings.few_windows,
+        settings.zeros,
+        settings.shares,
+    )
+
+
+def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
+    """What the forward passes of candidates are computed in."""
+    weight = next(model.parameters())
+    own = weight.dtype
+    if settings.judge_dtype == "auto":
+        fast = own == torch.float32 and has_fast_bfloat16(weight.device)
+        return torch.bfloat16 if fast else own
+    return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
+
+
+def _read(
+    store: StatisticsStore, block: int, kinds: set[Kind], device: torch.device
+) -> dict[Kind, dict[str, Tensor]]:
+    return {kind: store.read(kind, block, device=device) for kind in sorted(kinds)}
+
+
+def _check_alive(sample: list[SampledMatrix]) -> None:
+    silent = [one.name for one in sample if not one.terminals.get("X", torch.ones(1)).any()]
+    if len(silent) == len(sample):
+        raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
+
+
+def _probe(matrices: list[Matrix], sample: list[SampledMatrix]) -> list[SampledMatrix]:
+    """A few rows of matrices spread over depth and kind."""
+    index = torch.linspace(0, len(sample) - 1, min(PROBE_MATRICES, len(sample))).round().long()
+    probe = []
+    for place in index.tolist():
+        matrix, whole = matrices[place], sample[place]
+        statistics = {
+            name: value for name, value in whole.terminals.items() if name not in ("W", "S")
+        }
+        weight = whole.weight
+        probe.append(sample_matrix(matrix.name, weight, statistics, whole.gram, PROBE_ROWS))
+    return probe

@@ -1,0 +1,177 @@
+"""Random expressions: ours, asked for by shape, and those of the released generator."""
+
+from numpy.random import Generator
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
+from pruner_zero.metric import (
+    OPERATORS,
+    PUBLISHED,
+    Call,
+    Constant,
+    Expression,
+    Operator,
+    Shape,
+    Terminal,
+)
+
+_TRIES = 1000
+
+# The chance that a grown path ends where it need not.
+_LEAF = 0.3
+
+# The chance that a factor of a product is normalised.
+_NORMALISED = 0.3
+
+
+def random_expression(
+    generator: Generator,
+    space: SearchSpace,
+    shape: Shape = Shape.MATRIX,
+    depth: tuple[int, int] = (2, 5),
+) -> Expression:
+    """A random expression of the asked shape that the space allows.
+
+    Ramped half and half: a limit of levels is drawn from `depth`, and whether every path
+    reaches it (full) or may end earlier, below the root (grow). Every subtree is asked for by
+    its shape, so that no expression is born that cannot give a score per weight.
+    Raises PrunerZeroError where the space has no such expression.
+    Source: Koza's ramped half and half; typing ours.
+    """
+    least = space.least_depth.get(shape)
+    if least is None:
+        raise PrunerZeroError(f"no {shape.name.lower()} can be made of these terminals")
+    for _ in range(_TRIES):
+        levels = int(generator.integers(max(least, depth[0]), max(least, *depth) + 1))
+        full = bool(generator.random() < 0.5)
+        expression = _subtree(generator, space, shape, min(levels, space.max_depth), full, root=1)
+        if space.allows(expression, shape) is None:
+            return expression
+    raise PrunerZeroError(
+        f"no expression of {depth[0]} to {depth[1]} levels found within max_size "
+        f"{space.max_size} and max_depth {space.max_depth}: allow more"
+    )
+
+
+def random_start(
+    generator: Generator, space: SearchSpace, depth: tuple[int, int], products: float
+) -> Expression:
+    """What searches begin with: a `random_product` with chance `products`, else a random tree.
+
+    Raises what `random_expression` raises.
+    """
+    if generator.random() < products:
+        return random_product(generator, space, depth)
+    return random_expression(generator, space, depth=depth)
+
+
+def random_product(
+    generator: Generator, space: SearchSpace, depth: tuple[int, int] = (2, 4)
+) -> Expression:
+    """A random product of powers of different leaves, some of them normalised first.
+
+    Only the order of scores matters, and much of it is how much each of W, G and X counts
+    beside the others: that is what exponents of a product say. Each leaf may be normalised and
+    raised to a power, and what is multiplied already may be normalised. A `random_expression` of
+    this `depth` where the space does not allow a product. Source: ours.
+    """
+    matrices, others = space.leaves[Shape.MATRIX], space.leaves[Shape.ROW]
+    for _ in range(_TRIES if "mul" in space.operators else 0):
+        first = matrices[generator.integers(len(matrices))]
+        rest = [name for name in (*matrices, *others) if name != first]
+        generator.shuffle(rest)
+        expression = _factor(generator, space, first)
+        for name in rest[: generator.integers(1, 3)]:
+            expression = Call(OPERATORS["mul"], (expression, _factor(generator, space, name)))
+            if generator.random() < _NORMALISED / 2:
+                expression = _normalised(generator, space, expression)
+        if expression.operands and space.allows(expression) is None:
+            return expression
+    return random_expression(generator, space, depth=depth)
+
+
+def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:
+    factor: Expression = Terminal(name)
+    if generator.random() < _NORMALISED:
+        factor = _normalised(generator, space, factor)
+    if "power" in space.operators and space.exponents and generator.random() < 0.5:
+        factor = apply_operator(generator, space, OPERATORS["power"], factor)
+    return factor
+
+
+def _normalised(generator: Generator, space: SearchSpace, expression: Expression) -> Expression:
+    """The expression relative to its row, its column or all; itself where nothing does that."""
+    operators = [
+        form.operator
+        for form in space.forms[expression.shape]
+        if form.operands == (expression.shape,)
+        and form.operator.reach != "element"
+        and form.operator.sign != "any"
+    ]
+    if not operators:
+        return expression
+    return Call(operators[generator.integers(len(operators))], (expression,))
+
+
+def random_constant(generator: Generator) -> Constant:
+    """A number with two significant digits, log-uniform between 0.01 and 100."""
+    return Constant(float(f"{10 ** generator.uniform(-2, 2):.2g}"))
+
+
+def random_exponent(generator: Generator, space: SearchSpace) -> Constant:
+    """One of the exponents that a power is born with."""
+    return Constant(space.exponents[generator.integers(len(space.exponents))])
+
+
+def random_published_tree(
+    generator: Generator, min_depth: int = 3, max_depth: int = 5
+) -> Expression:
+    """A random tree as the released generator makes it, without regard to shapes.
+
+    Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones; from
+    there grow ends a path with every second node, full goes on to the limit, which is drawn
+    from min_depth … max_depth; leaves are W, G, X alike. About a fifth contain only X.
+    Source: Dong 2024, released code (gptree), tinyGP's ramped start.
+    """
+    limit = int(generator.integers(min_depth, max_depth + 1))
+    grow = bool(generator.random() < 0.5)
+
+    def tree(level: int) -> Expression:
+        inner = level < min_depth or (
+            level < limit and (not grow or bool(generator.random() < 0.5))
+        )
+        if not inner or level >= limit:
+            names = PUBLISHED_SPACE.terminals
+            return Terminal(names[generator.integers(len(names))])
+        operator = OPERATORS[PUBLISHED[generator.integers(len(PUBLISHED))]]
+        return Call(operator, tuple(tree(level + 1) for _ in range(operator.arity)))
+
+    return tree(1)
+
+
+def apply_operator(
+    generator: Generator, space: SearchSpace, operator: Operator, *operands: Expression
+) -> Call:
+    """The operator on its operands; a power draws its exponent."""
+    if operator.name == "power":
+        return Call(operator, (*operands, random_exponent(generator, space)))
+    return Call(operator, operands)
+
+
+def _subtree(
+    generator: Generator, space: SearchSpace, shape: Shape, levels: int, full: bool, root: int = 0
+) -> Expression:
+    choices = space.choices[shape, levels]
+    leaves = space.leaves[shape]
+    numbers = space.constants and shape is Shape.SCALAR
+    wants_leaf = not full and not root and bool(generator.random() < _LEAF)
+    if (leaves or numbers) and (not choices or wants_leaf):
+        if numbers and (not leaves or generator.random() < 0.5):
+            return random_constant(generator)
+        return Terminal(leaves[generator.integers(len(leaves))])
+    # Unary and binary operators alike often, then operators alike often, then shapes.
+    operators = choices[generator.integers(len(choices))]
+    forms = operators[generator.integers(len(operators))]
+    form = forms[generator.integers(len(forms))]
+    operands = [_subtree(generator, space, operand, levels - 1, full) for operand in form.operands]
+    return apply_operator(generator, space, form.operator, *operands)

@@ -1,0 +1,119 @@
+"""The best metric of every complexity: what a search hands to people."""
+
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.archive import Record
+from pruner_zero.files import write_atomic
+from pruner_zero.metric import Expression, Metric, to_tree
+from pruner_zero.table import Tabular
+
+# What a statistic costs beside a node: G a backward pass, X a forward pass, D and its factor.
+STATISTIC_COMPLEXITY = {"G": 3, "X": 1, "D": 2}
+
+
+def complexity(expression: Expression) -> int:
+    """Nodes of the expression, and what the statistics it needs cost to collect. Source: ours."""
+    return expression.size + sum(STATISTIC_COMPLEXITY.get(name, 0) for name in expression.terminals)
+
+
+@dataclass(frozen=True, repr=False)
+class HallOfFame(Tabular):
+    """The Pareto front of complexity and loss, simplest first, among the highest rung reached."""
+
+    shown = ("complexity", "loss", "perplexity", "expression", "scope", "knee", "best")
+
+    front: tuple[Record, ...]
+
+    @classmethod
+    def of(cls, records: Sequence[Record]) -> "HallOfFame":
+        """The front of `records`. On equal complexity and loss the earlier candidate stays."""
+        distinct = [record for record in records if record.evaluation.counts]
+        top = max((record.evaluation.rung for record in distinct), default=0)
+        candidates = sorted(
+            (record for record in distinct if record.evaluation.rung == top),
+            key=lambda one: (
+                complexity(one.candidate.expression),
+                one.evaluation.value,
+                one.candidate.number,
+            ),
+        )
+        front: list[Record] = []
+        for record in candidates:
+            if not front or record.evaluation.value < front[-1].evaluation.value:
+                front.append(record)
+        return cls(tuple(front))
+
+    @property
+    def best(self) -> Record | None:
+        """The lowest loss of all."""
+        return self.front[-1] if self.front else None
+
+    @property
+    def knee(self) -> Record | None:
+        """The metric farthest below the line from the simplest to the best: most for its nodes."""
+        if not self.front:
+            return None
+        first, last = self.front[0], self.front[-1]
+        width = complexity(last.candidate.expression) - complexity(first.candidate.expression)
+        height = first.evaluation.value - last.evaluation.value
+
+        def below(record: Record) -> float:
+            if not width or not height or not math.isfinite(height):
+                return 0.0
+            along = complexity(record.candidate.expression) - complexity(first.candidate.expression)
+            return (first.evaluation.value - record.evaluation.value) / height - along / width
+
+        return max(self.front, key=below)
+
+    def caption(self) -> str:
+        """How many metrics are on the front."""
+        return f"{len(self.front)} metrics, the best of each complexity"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """As `to_json`."""
+        return self.to_json()
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A row a metric, simplest first."""
+        return [
+            {
+                "complexity": complexity(record.candidate.expression),
+                "loss": record.evaluation.value,
+                # JSON has no number for one that overflows.
+                "perplexity": min(record.evaluation.perplexity, sys.float_info.max),
+                "expression": str(record.candidate.expression),
+                "scope": record.candidate.scope,
+                **({"offsets": list(offsets)} if (offsets := record.candidate.offsets) else {}),
+                "number": record.candidate.number,
+                "knee": record is self.knee,
+                "best": record is self.best,
+            }
+            for record in self.front
+        ]
+
+    def write(self, folder: Path) -> None:
+        """Write hall_of_fame.json, best.json and knee.json (trees with their scope) to `folder`."""
+        write_atomic(folder / "hall_of_fame.json", json.dumps(self.to_json(), indent=2) + "\n")
+        for name, record in (("best", self.best), ("knee", self.knee)):
+            if record is not None:
+                write_atomic(folder / f"{name}.json", json.dumps(tree(record), indent=2) + "\n")
+
+
+def metric_of(record: Record | None) -> Metric:
+    """The metric of a record, with its scope. Raises PrunerZeroError where there is none."""
+    if record is None:
+        raise PrunerZeroError("the search found no metric that works: give it a larger budget")
+    return Metric(record.candidate.expression, scope=record.candidate.applied_scope)
+
+
+def tree(record: Record) -> dict[str, Any]:
+    """The metric in the released tree form, with its comparison group as `scope` at the root."""
+    candidate = record.candidate
+    return {**to_tree(candidate.expression), "scope": candidate.applied_scope}

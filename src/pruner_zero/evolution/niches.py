@@ -1,0 +1,251 @@
+"""Our evolution: one population per comparison group, sharing what each of them finds."""
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pruner_zero.errors import did_you_mean
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.generate import random_start
+from pruner_zero.evolution.population import Diversity, Population, best_first
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.variation import MUTATIONS, crossover
+from pruner_zero.metric import Expression, Metric
+from pruner_zero.settings import Settings
+from pruner_zero.sparsity import Scope
+
+_WEIGHTS = {
+    "grow": 2.0,
+    "shrink": 1.0,
+    "hoist": 0.5,
+    "replace": 1.0,
+    "swap": 0.5,
+    "operator": 1.5,
+    "exponent": 3.0,
+    "terminal": 1.0,
+    "constant": 1.0,
+}
+
+
+class EvolutionSettings(Settings):
+    """Our evolution.
+
+    initial, batch: candidates of the first and of every later batch. population: members for
+    each scope. diversity: see `Population`; islands: how many per scope where it says so, and
+    every `exchange` batches the best of each goes to the next. depth: levels of random trees;
+    products: the share of random expressions that are products (`random_product`) instead.
+    tournament: contestants. parsimony: which values count as equal (`Population.tournament`).
+    elite: members that never leave. spread: so many of the best of each scope are tried in
+    every other one as soon as they are among them. immigrants, migrants, crossover: shares of
+    the children that are random, that come from another scope, and that have two parents; the
+    rest are mutations, drawn by `mutations` (name to weight), a second one following with
+    chance `twice`. even: the share of a batch that is split evenly over the scopes; the rest
+    goes by their part in the best tenth of the last `memory` results.
+    """
+
+    initial: int = Field(192, ge=1)
+    batch: int = Field(48, ge=1)
+    population: int = Field(48, ge=2)
+    diversity: Diversity = "niche"
+    islands: int = Field(3, ge=1)
+    exchange: int = Field(5, ge=1)
+    depth: tuple[int, int] = (2, 4)
+    products: float = Field(0.5, ge=0, le=1)
+    tournament: int = Field(6, ge=1)
+    parsimony: float = Field(0.02, ge=0)
+    elite: int = Field(8, ge=0)
+    spread: int = Field(3, ge=0)
+    immigrants: float = Field(0.05, ge=0, le=1)
+    migrants: float = Field(0.1, ge=0, le=1)
+    crossover: float = Field(0.25, ge=0, le=1)
+    twice: float = Field(0.5, ge=0, le=1)
+    mutations: Mapping[str, float] = _WEIGHTS
+    even: float = Field(0.5, ge=0, le=1)
+    memory: int = Field(240, ge=1)
+
+    @field_validator("mutations")
+    @classmethod
+    def _known_mutations(cls, weights: Mapping[str, float]) -> Mapping[str, float]:
+        for name, weight in weights.items():
+            if name not in MUTATIONS:
+                raise ValueError(f"unknown mutation '{name}': {did_you_mean(name, MUTATIONS)}")
+            if not weight >= 0:
+                raise ValueError(f"the weight of {name} must not be negative")
+        if not any(weights.values()):
+            raise ValueError("give at least one mutation a weight above 0")
+        return weights
+
+    @model_validator(mode="after")
+    def _shares_leave_room(self) -> Self:
+        if self.immigrants + self.migrants + self.crossover > 1:
+            raise ValueError("immigrants, migrants and crossover together are more than 1")
+        return self
+
+
+class Evolution(BatchAlgorithm):
+    """Tournament selection in niches, one (or several islands) per comparison group.
+
+    A niche competes only within itself, so that no scope crowds out another; good expressions
+    migrate between them, and successful niches get more of each batch. Random start.
+    Source: ours; regularised evolution (Real 2019) for `age`, size-fair crossover (Langdon).
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        settings: EvolutionSettings | None = None,
+        seed_metrics: Sequence[Metric] = (),
+    ) -> None:
+        super().__init__(space, seed, seed_metrics)
+        self.settings = settings = settings or EvolutionSettings()
+        islands = settings.islands if settings.diversity == "islands" else 1
+        capacity = max(2, settings.population // islands)
+        self.niches = [
+            Population(scope, capacity, settings.elite // islands, settings.diversity)
+            for scope in space.scopes
+            for _ in range(islands)
+        ]
+        self._home: dict[int, Population] = {}
+        self._recent: deque[Result] = deque(maxlen=settings.memory)
+        self._batches = 0
+        self._tried: set[int] = set()
+        weights = {name: float(settings.mutations.get(name, 0)) for name in MUTATIONS}
+        self._mutations = [name for name, weight in weights.items() if weight]
+        self._chances = [weights[name] / sum(weights.values()) for name in self._mutations]
+
+    @property
+    def population(self) -> Sequence[Result]:
+        return best_first(one for niche in self.niches for one in niche.members)
+
+    def start(self) -> list[Proposal]:
+        """Random expressions, evenly over the scopes, the small ones first."""
+        scopes, count = self.space.scopes, self.settings.initial
+        found = [
+            proposal
+            for index, scope in enumerate(scopes)
+            for proposal in self.fill(
+                len(range(index, count, len(scopes))), partial(self._random, scope, "random")
+            )
+        ]
+        return sorted(found, key=lambda proposal: proposal.expression.size)
+
+    def propose(self) -> list[Proposal]:
+        """The best in every other scope, then children for every niche, or immigrants at least."""
+        return [*filter(self.is_new, self._spread())] + [
+            proposal
+            for niche, share in zip(self.niches, self._shares(), strict=True)
+            for proposal in self.fill(
+                share,
+                partial(self._child, niche),
+                partial(self._random, niche.scope, "immigrant"),
+            )
+        ]
+
+    def learn(self, results: Sequence[Result]) -> None:
+        """Every result joins its niche: that of its first parent, unless it changed the scope."""
+        results = [(candidate, on_one_scale(one)) for candidate, one in results]
+        for candidate, _ in results:
+            self._home[candidate.number] = self._find_home(candidate)
+        for niche in self.niches:
+            niche.add(one for one in results if self._home[one[0].number] is niche)
+        self._recent.extend(one for one in results if one[1].counts)
+        self._batches += 1
+        if self._batches % self.settings.exchange == 0:
+            self._exchange()
+
+    def _spread(self) -> Iterator[Proposal]:
+        """The best of each niche that were not yet tried elsewhere, in every other scope."""
+        for niche in self.niches:
+            for candidate, _ in niche.members[: self.settings.spread]:
+                if candidate.number not in self._tried:
+                    self._tried.add(candidate.number)
+                    for scope in self.space.scopes:
+                        if scope != niche.scope:
+                            parents = (candidate.number,)
+                            yield Proposal(candidate.expression, scope, parents, "migrate")
+
+    def _random(self, scope: Scope, operation: str) -> Proposal:
+        settings = self.settings
+        expression = random_start(self.generator, self.space, settings.depth, settings.products)
+        return Proposal(expression, scope, operation=operation)
+
+    def _child(self, niche: Population) -> Proposal | None:
+        settings, chance = self.settings, self.generator.random()
+        if not niche.members or chance < settings.immigrants:
+            return self._random(niche.scope, "immigrant")
+        if chance < settings.immigrants + settings.migrants:
+            abroad = [one for one in self.niches if one.scope != niche.scope and one.members]
+            if abroad:
+                parent, _ = self._parent(abroad[self.generator.integers(len(abroad))])
+                return Proposal(parent.expression, niche.scope, (parent.number,), "migrate")
+        mother, _ = self._parent(niche)
+        if chance > 1 - settings.crossover:
+            father, _ = self._parent(niche)
+            child = crossover(self.generator, mother.expression, father.expression, self.space)
+            parents: tuple[int, ...] = (mother.number, father.number)
+            name = "crossover"
+        else:
+            parents = (mother.number,)
+            name, child = self._mutated(mother.expression)
+        return Proposal(child, niche.scope, parents, name, mother.offsets) if child else None
+
+    def _parent(self, niche: Population) -> Result:
+        return niche.tournament(self.generator, self.settings.tournament, self.settings.parsimony)
+
+    def _mutated(self, expression: Expression) -> tuple[str, Expression | None]:
+        """The expression after one mutation or two, named by the first."""
+        name = self._mutations[self.generator.choice(len(self._mutations), p=self._chances)]
+        child = MUTATIONS[name](self.generator, expression, self.space)
+        if child is not None and self.generator.random() < self.settings.twice:
+            other = self._mutations[self.generator.choice(len(self._mutations), p=self._chances)]
+            child = MUTATIONS[other](self.generator, child, self.space) or child
+        return name, child
+
+    def _shares(self) -> list[int]:
+        """How many of a batch each niche gets."""
+        best = sorted(self._recent, key=lambda one: one[1].key)[: -(-len(self._recent) // 10)]
+        success = Counter(candidate.scope for candidate, _ in best)
+        count, even = len(self.niches), self.settings.even if best else 1.0
+        islands = count // len(self.space.scopes)
+        exact = [
+            self.settings.batch
+            * (even / count + (1 - even) * success[niche.scope] / max(1, len(best)) / islands)
+            for niche in self.niches
+        ]
+        shares = [int(share) for share in exact]
+        # What rounding left goes to the largest remainders, the first of equal ones.
+        order = sorted(range(count), key=lambda index: shares[index] - exact[index])
+        for index in order[: self.settings.batch - sum(shares)]:
+            shares[index] += 1
+        return shares
+
+    def _find_home(self, candidate: Candidate) -> Population:
+        if candidate.parents:
+            niche = self._home[candidate.parents[0]]
+            if niche.scope == candidate.scope:
+                return niche
+        islands = [niche for niche in self.niches if niche.scope == candidate.scope]
+        return islands[candidate.number % len(islands)]
+
+    def _exchange(self) -> None:
+        """The best of each island goes to the next one of the same scope."""
+        for scope in self.space.scopes:
+            islands = [niche for niche in self.niches if niche.scope == scope and niche.members]
+            if len(islands) > 1:
+                best = [niche.members[0] for niche in islands]
+                for one, niche in zip(best, [*islands[1:], islands[0]], strict=True):
+                    if one not in niche.members:
+                        niche.add([one])
+
+
+def on_one_scale(evaluation: Evaluation) -> Evaluation:
+    """The evaluation with a value that can be compared, whatever rung it reached."""
+    if evaluation.expected is None:
+        return evaluation
+    return replace(evaluation, rung=1, value=evaluation.expected)

@@ -1,0 +1,60 @@
+"""Random search, to compare with: typed random expressions, none of them twice."""
+
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
+from pruner_zero.evolution.generate import random_start
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.metric import Metric
+from pruner_zero.settings import Settings
+
+
+class RandomSettings(Settings):
+    """Random search, by default among what our evolution begins with.
+
+    batch: candidates asked at once. depth: fewest and most levels of random trees. products:
+    the share of products among them (`random_product`).
+    """
+
+    batch: int = Field(48, ge=1)
+    depth: tuple[int, int] = (2, 4)
+    products: float = Field(0.5, ge=0, le=1)
+    keep: int = Field(50, ge=1)
+
+
+class RandomSearch(BatchAlgorithm):
+    """Random expressions under random scopes; `population` holds the best so far."""
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        settings: RandomSettings | None = None,
+        seed_metrics: Sequence[Metric] = (),
+    ) -> None:
+        super().__init__(space, seed, seed_metrics)
+        self.settings = settings or RandomSettings()
+        self._best: list[Result] = []
+
+    @property
+    def population(self) -> Sequence[Result]:
+        return self._best
+
+    def start(self) -> list[Proposal]:
+        return self.propose()
+
+    def propose(self) -> list[Proposal]:
+        return self.fill(self.settings.batch, self._random)
+
+    def _random(self) -> Proposal:
+        scope = self.space.scopes[self.generator.integers(len(self.space.scopes))]
+        settings = self.settings
+        expression = random_start(self.generator, self.space, settings.depth, settings.products)
+        return Proposal(expression, scope)
+
+    def learn(self, results: Sequence[Result]) -> None:
+        counted = [result for result in results if result[1].counts]
+        self._best = sorted([*self._best, *counted], key=lambda result: result[1].key)
+        del self._best[self.settings.keep :]

@@ -1,0 +1,51 @@
+"""A tiny model ready to be searched on."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.evaluator import Evaluator
+from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.models import LanguageModel
+from pruner_zero.text import load_corpus
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+Build = Callable[..., Evaluator]
+
+
+def tiny_settings(**changed: Any) -> SearchSettings:
+    """Settings of a search that takes seconds on a tiny model."""
+    given: dict[str, Any] = {
+        "model": "tiny",
+        "calibration": "words",
+        "search_text": "words",
+        "sparsity": 0.5,
+        "windows": 4,
+        "seqlen": 16,
+        "search_windows": 3,
+        "few_windows": 1,
+        "evaluations": 40,
+        "sampled_weights": 8,
+        "judge_dtype": "float32",
+    }
+    return SearchSettings(**{**given, **changed})
+
+
+@pytest.fixture
+def build(prose: str, tmp_path: Path) -> Build:
+    """Builds the evaluator of a tiny model for changed settings."""
+
+    def make(architecture: str = "llama", **changed: Any) -> Evaluator:
+        settings = tiny_settings(**changed)
+        language_model = LanguageModel(tiny_model(architecture), tiny_tokenizer(), "tiny")
+        corpus = load_corpus([prose])
+        windows, judged = search_windows(settings, corpus, corpus, language_model.tokenizer)
+        return build_evaluator(language_model, settings, windows, judged, cache=tmp_path)
+
+    torch.set_num_threads(1)
+    return make

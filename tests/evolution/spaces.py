@@ -1,0 +1,17 @@
+"""Search spaces of different kinds, for property tests."""
+
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.metric import OPERATORS
+
+WIDE = SearchSpace(
+    terminals=("W", "G", "X", "D", "S"),
+    operators=tuple(OPERATORS),
+    constants=True,
+    max_size=25,
+)
+SPACES = (
+    SearchSpace(),
+    WIDE,
+    SearchSpace(operators=("mul", "power"), exponent_step=0),
+    SearchSpace(terminals=("G", "X"), operators=("mul", "add", "sqrt", "row_share"), max_size=9),
+)

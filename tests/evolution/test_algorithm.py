@@ -1,0 +1,164 @@
+"""What every algorithm owes its driver: order, numbers, determinism, resumption by replay."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import pytest
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.algorithm import ALGORITHMS, Algorithm, make_algorithm
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.metric import Metric, canonical
+from tests.evolution.synthetic import by_rank, run
+
+FITNESS = by_rank("W * G^0.5 * X^0.25")
+
+SMALL = {
+    "default": {"initial": 20, "batch": 12, "population": 8, "exchange": 2},
+    "published": {"population": 12, "parents": 4},
+    "random": {"batch": 12},
+}
+every = pytest.mark.parametrize("name", sorted(ALGORITHMS))
+
+
+def small(name: str, seed: int = 3, metrics: Sequence[Metric] = ()) -> Algorithm:
+    return make_algorithm(name, None, seed, SMALL[name], metrics)
+
+
+def judged(batch: Sequence[Candidate]) -> list[tuple[Candidate, Evaluation]]:
+    return [(candidate, FITNESS(candidate)) for candidate in batch]
+
+
+@every
+def test_candidates_are_numbered_over_the_whole_run(name: str) -> None:
+    told = run(small(name), FITNESS, 60)
+    assert [candidate.number for candidate, _ in told] == list(range(len(told)))
+    for candidate, _ in told:
+        assert all(parent < candidate.number for parent in candidate.parents)
+
+
+@every
+def test_every_candidate_belongs_to_the_space(name: str) -> None:
+    algorithm, space = small(name), ALGORITHMS[name].space
+    for candidate, _ in run(algorithm, FITNESS, 120):
+        assert candidate.scope in space.scopes
+        if name != "published":
+            assert space.allows(candidate.expression) is None
+
+
+@every
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(name: str) -> None:
+    once, again = (run(small(name), FITNESS, 60) for _ in range(2))
+    assert once == again
+    assert run(small(name, seed=4), FITNESS, 60) != once
+
+
+@every
+def test_replaying_what_was_told_restores_the_run_wherever_it_broke(name: str) -> None:
+    undisturbed, journal = small(name), []
+    for _ in range(7):
+        batch = judged(undisturbed.ask())
+        undisturbed.tell(batch)
+        journal.append(batch)
+    for broken in range(7):
+        resumed = small(name)
+        for batch in journal[:broken]:
+            assert resumed.ask() == [candidate for candidate, _ in batch]
+            resumed.tell(batch)
+        for batch in journal[broken:]:
+            assert resumed.ask() == [candidate for candidate, _ in batch]
+            resumed.tell(batch)
+        assert resumed.population == undisturbed.population
+        assert resumed.avoided == undisturbed.avoided
+
+
+@pytest.mark.slow
+def test_the_run_does_not_hang_on_the_hashes_of_the_process() -> None:
+    program = (
+        "from tests.evolution.test_algorithm import *\n"
+        "for name in sorted(ALGORITHMS):\n"
+        "    for candidate, _ in run(small(name), FITNESS, 100):\n"
+        "        print(candidate.expression, candidate.scope, candidate.parents)\n"
+    )
+    printed = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "PYTHONHASHSEED": salt},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for salt in ("1", "2")
+    }
+    assert len(printed) == 1
+
+
+@every
+def test_only_the_whole_batch_in_its_order_is_accepted(name: str) -> None:
+    algorithm = small(name)
+    batch = judged(algorithm.ask())
+    for wrong in (batch[1:], batch[::-1], [*batch, batch[0]], []):
+        with pytest.raises(ValueError, match="in this order"):
+            algorithm.tell(wrong)
+    with pytest.raises(ValueError, match="results of the last batch first"):
+        algorithm.ask()
+    algorithm.tell(batch)
+    with pytest.raises(ValueError, match="in this order"):
+        algorithm.tell(batch)
+
+
+@every
+def test_the_population_is_sorted_and_holds_nothing_that_was_rejected(name: str) -> None:
+    algorithm = small(name)
+    run(algorithm, FITNESS, 150)
+    keys = [evaluation.key for _, evaluation in algorithm.population]
+    assert keys == sorted(keys)
+    assert all(evaluation.counts for _, evaluation in algorithm.population)
+
+
+@every
+def test_a_run_in_which_everything_is_rejected_goes_on(name: str) -> None:
+    algorithm = small(name)
+    refused = run(algorithm, lambda _: Evaluation(0, float("inf"), reason="no"), 60)
+    assert len(refused) >= 60
+
+
+@every
+def test_known_metrics_open_the_first_batch(name: str) -> None:
+    metrics = [Metric.of("wanda"), Metric(Metric.of("W * G").expression, scope="row")]
+    first = small(name, metrics=metrics).ask()
+    planted = [candidate for candidate in first if candidate.operation == "seed"]
+    scopes = 1 if name == "published" else 4
+    assert first[: len(planted)] == planted
+    assert [str(candidate.expression) for candidate in planted] == ["W * X"] * scopes + ["W * G"]
+    assert not any(candidate.operation == "seed" for candidate in small(name).ask())
+
+
+@pytest.mark.parametrize("name", ["default", "random"])
+def test_nothing_that_must_give_the_same_mask_is_asked_twice(name: str) -> None:
+    algorithm = small(name)
+    asked = [candidate for candidate, _ in run(algorithm, FITNESS, 300)]
+    forms = {(canonical(one.expression, one.scope), one.scope) for one in asked}
+    assert len(forms) == len(asked)
+    assert algorithm.avoided["identical"] > 0
+    assert algorithm.avoided["canonical"] > 0
+
+
+@pytest.mark.parametrize("name", ["default", "random"])
+def test_an_exhausted_space_ends_in_an_empty_batch(name: str) -> None:
+    space = SearchSpace(terminals=("W", "X"), operators=("mul", "add"), scopes=("row",), max_size=3)
+    algorithm = make_algorithm(name, space, 0)
+    told = run(algorithm, FITNESS, 1000)
+    assert 2 <= len(told) <= 6
+    assert algorithm.ask() == []
+
+
+def test_unknown_names_and_settings_are_refused() -> None:
+    with pytest.raises(PrunerZeroError, match="did you mean 'default'"):
+        make_algorithm("defualt", None, 0)
+    with pytest.raises(PrunerZeroError, match="no setting 'population_size'"):
+        make_algorithm("default", None, 0, {"population_size": 3})
+    with pytest.raises(PrunerZeroError, match="takes EvolutionSettings, not PublishedSettings"):
+        make_algorithm("default", None, 0, ALGORITHMS["published"].settings())

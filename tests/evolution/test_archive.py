@@ -1,0 +1,121 @@
+"""The journal is the run: what is in it is kept, what is not never happened."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.archive import JOURNAL, Archive, Record, read_journal, read_records
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.evaluator import Outcome
+from pruner_zero.metric import parse
+
+
+def record(number: int, text: str = "W * X", value: float = 1.0, rung: int = 3) -> Record:
+    candidate = Candidate(number, parse(text), "row", (0,) if number else (), "grow")
+    results = {"all": value} if rung == 3 else {}
+    return Record(candidate, Evaluation(rung, value, results, seconds=0.5), text)
+
+
+def test_records_and_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.remember(Outcome(0, "few", value=1.25, losses=(1.0, 1.5), seconds=0.1))
+    archive.remember(Outcome(1, "probe", reason="scores are constant"))
+    rejected = Record(
+        Candidate(1, parse("W - W"), "global", (), "random"),
+        Evaluation(0, float("inf"), {}, "scores are constant"),
+        "0",
+    )
+    archive.commit([record(0), rejected], elapsed=3.0)
+    again = Archive(tmp_path, {"seed": 0})
+    assert again.known(0, "few") == Outcome(0, "few", 1.25, losses=(1.0, 1.5), seconds=0.1)
+    assert again.known(1, "probe") == Outcome(1, "probe", reason="scores are constant")
+    assert again.known(0, "all") is None
+    assert again.elapsed == 3.0
+    assert read_records(tmp_path) == [record(0), rejected]
+
+
+def test_a_replayed_run_writes_nothing_twice(tmp_path: Path) -> None:
+    for _ in range(2):
+        archive = Archive(tmp_path, {"seed": 0})
+        archive.remember(Outcome(0, "all", value=1.0))
+        archive.commit([record(0)], elapsed=1.0)
+    lines = (tmp_path / JOURNAL).read_text().splitlines()
+    assert len(lines) == 4
+
+
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
+def test_a_torn_last_line_is_as_if_it_had_not_been_written(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.remember(Outcome(0, "all", value=1.0))
+    journal = tmp_path / JOURNAL
+    whole = journal.read_bytes()
+    journal.write_bytes(whole + b'{"kind": "outcome", "number": 1, "ru')
+    again = Archive(tmp_path, {"seed": 0})
+    assert again.known(0, "all") is not None
+    again.remember(Outcome(1, "all", value=2.0))
+    assert journal.read_bytes().startswith(whole)
+    assert Archive(tmp_path, {"seed": 0}).known(1, "all") == Outcome(1, "all", value=2.0)
+
+
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
+def test_any_flipped_bit_of_any_line_is_refused(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.remember(Outcome(0, "all", value=1.25, seconds=0.1))
+    archive.commit([record(0)], elapsed=1.0)
+    journal = tmp_path / JOURNAL
+    whole = journal.read_bytes()
+    # The last byte ends the last line, which counts as torn without it.
+    for place in range(8 * (len(whole) - 1)):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        journal.write_bytes(data)
+        with pytest.raises(PrunerZeroError, match=r"line \d of .* is damaged: restore the file"):
+            read_journal(tmp_path)
+
+
+def test_a_run_from_before_lines_had_checksums_goes_on(tmp_path: Path) -> None:
+    Archive(tmp_path, {"seed": 0}).commit([record(0)], elapsed=1.0)
+    journal = tmp_path / JOURNAL
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    old = [{key: value for key, value in line.items() if key != "sha256"} for line in lines]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in old))
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.commit([record(0)], elapsed=1.0)
+    archive.commit([record(1, "W")], elapsed=2.0)
+    assert [one.candidate.number for one in read_records(tmp_path)] == [0, 1]
+    assert Archive(tmp_path, {"seed": 0}).batches_written == 2
+
+
+def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path: Path) -> None:
+    Archive(tmp_path, {"seed": 0, "sparsity": 0.5})
+    with pytest.raises(PrunerZeroError, match="seed differ"):
+        Archive(tmp_path, {"seed": 1, "sparsity": 0.5})
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PrunerZeroError, match="holds no search"):
+        read_records(tmp_path)
+
+
+def test_the_first_of_equal_candidates_is_the_one_that_counts(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {})
+    assert archive.twin("W", "row", 0) is None
+    assert archive.twin("W", "row", 3) == 0
+    assert archive.twin("W", "global", 4) is None
+    assert archive.same_mask("abc", 1) is None
+    assert archive.same_mask("abc", 1) is None
+    assert archive.same_mask("abc", 7) == 1
+
+
+def test_best_first_and_on_equal_values_the_smaller(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {})
+    batch = [
+        record(0, "W * X", 1.0),
+        record(1, "W", 1.0),
+        record(2, "G", 0.5, rung=2),
+        record(3, "W * G", 0.9),
+    ]
+    archive.commit(batch, elapsed=0.0)
+    assert [one.candidate.number for one in archive.best(4)] == [3, 1, 0, 2]

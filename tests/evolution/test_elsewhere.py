@@ -1,0 +1,81 @@
+"""Candidates judged where the model is: the same masks and losses as in main memory."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero.devices import CPU
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
+from pruner_zero.evolution.executor import SerialExecutor
+from pruner_zero.evolution.run import make_executor
+from pruner_zero.models import LanguageModel
+from pruner_zero.text import load_corpus
+from tests.elsewhere import HERE, elsewhere
+from tests.evolution.conftest import tiny_settings
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+
+def evaluator(prose: str, cache: Path, **changed: Any) -> Evaluator:
+    settings = tiny_settings(**changed)
+    model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
+    if cache.name == "elsewhere":
+        model.model.to(HERE)
+    corpus = load_corpus([prose])
+    windows, judged = search_windows(settings, corpus, corpus, model.tokenizer)
+    return build_evaluator(model, settings, windows, judged, cache=cache)
+
+
+def outcomes(judge: Evaluator, expression: str, scope: Any) -> list[Outcome]:
+    return [judge.run(Task(0, rung, expression, scope)) for rung in RUNGS]
+
+
+@pytest.mark.parametrize(
+    ("expression", "scope", "settings"),
+    [
+        ("W * X", "row", {}),
+        ("mms(W * G)", "global", {}),
+        ("quotient(W, D)", "matrix", {"update": "exact"}),
+        ("W * X", "cumulative", {"update": "obs"}),
+        ("W * X", "row", {"pattern": "2:4", "sparsity": None}),
+    ],
+)
+def test_every_rung_says_elsewhere_what_it_says_here(
+    expression: str, scope: str, settings: dict[str, Any], prose: str, tmp_path: Path
+) -> None:
+    space = {"terminals": ["W", "G", "X", "D"]}
+    here = evaluator(prose, tmp_path / "here", space=space, **settings)
+    expected = outcomes(here, expression, scope)
+    with elsewhere():
+        there = evaluator(prose, tmp_path / "elsewhere", space=space, **settings)
+        assert there.masked.device == HERE
+        found = outcomes(there, expression, scope)
+    assert found[0].fingerprint == expected[0].fingerprint
+    for one, other in zip(found[1:], expected[1:], strict=True):
+        assert one.reason is None
+        assert one.value == pytest.approx(other.value, rel=1e-3)
+
+
+def test_elsewhere_one_worker_judges_unless_more_are_asked_for(prose: str, tmp_path: Path) -> None:
+    with elsewhere():
+        judge = evaluator(prose, tmp_path / "elsewhere")
+        assert isinstance(make_executor(tiny_settings(), judge), SerialExecutor)
+
+
+@pytest.mark.parametrize(
+    "sharing",
+    [{"workers": 2}, {"executor": "processes"}, {"executor": "ray"}],
+)
+def test_processes_that_share_the_model_have_it_in_main_memory(
+    sharing: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.devices.present_devices", lambda: [HERE, CPU])
+    assert tiny_settings().placed_on == "auto"
+    assert tiny_settings(**sharing).placed_on == "cpu"
+    assert tiny_settings(**sharing, device="cpu").placed_on == "cpu"
+    option = "--" + next(iter(sharing)).replace("_", "-")
+    with pytest.raises(PrunerZeroError, match=f"^{option}.* share the model in main memory"):
+        tiny_settings(**sharing, device=str(HERE))

@@ -1,0 +1,79 @@
+"""A candidate's masks on the model: the same as pruning, and gone afterwards."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pruner_zero.metric import ScoreError, parse
+from pruner_zero.models import find_matrices, next_token_loss
+from pruner_zero.pruning import prune
+from pruner_zero.sparsity import Scope
+from tests.evolution.conftest import Build
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+@pytest.mark.parametrize("scope", ["row", "block", "matrix", "global"])
+def test_the_masked_model_is_the_pruned_model(
+    build: Build, prose: str, tmp_path: Path, architecture: str, scope: Scope
+) -> None:
+    masked = build(architecture).masked
+    expected = tiny_model(architecture)
+    half = prose[: len(prose) // 2]
+    prune(
+        expected,
+        "W * X * G^0.5",
+        tokenizer=tiny_tokenizer(),
+        calibration=[half],
+        sparsity=0.5,
+        scope=scope,
+        mode="one-shot",
+        windows=4,
+        seqlen=16,
+        cache=tmp_path / "other",
+    )
+    wanted = {matrix.name: matrix.weight.clone() for matrix in find_matrices(expected)}
+    with masked.masked(parse("W * X * G^0.5"), scope):
+        for matrix in masked.matrices:
+            assert torch.equal(matrix.weight, wanted[matrix.name]), matrix.name
+
+
+def test_the_dense_weights_are_back_bit_for_bit_even_after_a_failure(build: Build) -> None:
+    masked = build().masked
+    before = {matrix.name: matrix.weight.clone() for matrix in masked.matrices}
+    with pytest.raises(ScoreError), masked.masked(parse("exp(W / (W - W))"), "row"):
+        pass
+    with pytest.raises(KeyError), masked.masked(parse("W"), "global"):
+        raise KeyError
+    for matrix in masked.matrices:
+        assert torch.equal(matrix.weight, before[matrix.name])
+
+
+def test_losses_are_those_of_the_pruned_model_window_by_window(build: Build) -> None:
+    evaluator = build()
+    windows = evaluator.windows
+    losses = evaluator.masked.losses(parse("W * X"), "row", windows)
+    with evaluator.masked.masked(parse("W * X"), "row") as model, torch.no_grad():
+        assert losses == [float(next_token_loss(model, window[None])) for window in windows]
+    with torch.no_grad():
+        dense = [float(next_token_loss(evaluator.masked.model, one[None])) for one in windows]
+    assert losses != dense
+
+
+def test_judging_in_bfloat16_keeps_the_masks_of_the_weights_as_they_are(build: Build) -> None:
+    exact, fast = build().masked, build(judge_dtype="bfloat16").masked
+    expression = parse("W * X * G^0.5")
+    with exact.masked(expression, "global"), fast.masked(expression, "global"):
+        for one, other in zip(exact.matrices, fast.matrices, strict=True):
+            assert other.weight.dtype == torch.bfloat16
+            assert torch.equal(other.weight, one.weight.bfloat16())
+
+
+def test_the_model_that_is_searched_on_is_never_touched(build: Build) -> None:
+    masked = build().masked
+    with masked.masked(parse("W"), "row"):
+        for matrix in masked.matrices:
+            assert masked.dense[matrix.parameter_name].all()
+            assert not matrix.weight.all()

@@ -1,0 +1,214 @@
+"""Our evolution: niches, migration, parsimony, and what it finds on hidden targets."""
+
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.niches import Evolution, EvolutionSettings
+from pruner_zero.evolution.population import Diversity, Population
+from pruner_zero.evolution.random_search import RandomSearch, RandomSettings
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.metric import parse
+from tests.evolution.synthetic import EXACT, Fitness, best, by_loss, by_rank, run
+
+SCHEMES: tuple[Diversity, ...] = ("age", "niche", "islands")
+
+
+def result(number: int, text: str, value: float, rung: int = 1) -> tuple[Candidate, Evaluation]:
+    return Candidate(number, parse(text), "row"), Evaluation(rung, value)
+
+
+def numbers(population: Population) -> list[int]:
+    return [candidate.number for candidate, _ in population.members]
+
+
+def test_the_oldest_leave_under_age_but_not_the_front() -> None:
+    population = Population("row", 3, 2, "age")
+    population.add([result(0, "W", 0.5), result(1, "W * X", 0.1), result(2, "W * G", 0.3)])
+    population.add([result(3, "G * X", 0.9)])
+    assert numbers(population) == [1, 0, 3]
+
+
+def test_the_worst_leave_under_islands() -> None:
+    population = Population("row", 3, 2, "islands")
+    population.add([result(0, "W", 0.5), result(1, "W * X", 0.1), result(2, "W * G", 0.3)])
+    population.add([result(3, "G * X", 0.9)])
+    assert numbers(population) == [1, 2, 0]
+
+
+def test_a_crowded_kind_gives_way_under_niche() -> None:
+    population = Population("row", 4, 0, "niche")
+    kin = ["W^0.5 * X", "W^1.5 * X", "W^2.0 * X", "W^3.0 * X"]
+    population.add(result(number, f"{text}^0.5", 0.1 * number) for number, text in enumerate(kin))
+    population.add([result(4, "W + G", 0.9), result(5, "W - G", 0.8)])
+    assert numbers(population) == [0, 1, 5, 4]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_front_of_value_and_size_survives(scheme: Diversity) -> None:
+    population = Population("row", 4, 2, scheme)
+    population.add([result(0, "W * G * X", 0.1), result(1, "W", 0.7)])
+    for number in range(2, 20):
+        population.add([result(number, f"W * G^{number / 20} * X", 0.2 + number / 100)])
+    assert {0, 1} <= set(numbers(population))
+    assert len(population.members) == 4
+
+
+def test_rejected_and_repeated_candidates_do_not_join() -> None:
+    population = Population("row", 4, 0, "age")
+    repeated = Evaluation(1, 0.5, same_as=0, level="fingerprint")
+    population.add([result(0, "W * G", 0.5), result(1, "G", float("inf"), rung=0)])
+    population.add([(Candidate(2, parse("W * G * X"), "row"), repeated)])
+    assert numbers(population) == [0]
+    population.add([(Candidate(3, parse("W"), "row"), repeated)])
+    assert population.members == [(Candidate(3, parse("W"), "row"), Evaluation(1, 0.5))]
+
+
+def test_a_tournament_prefers_the_smaller_of_nearly_equal_ones() -> None:
+    population = Population("row", 9, 0, "age")
+    population.add([result(0, "W * G * X", 0.100), result(1, "W", 0.101), result(2, "G", 1.0)])
+    generator = np.random.default_rng(0)
+    winners = [population.tournament(generator, 50, share)[0].number for share in (0.0, 0.9, 5.0)]
+    assert winners == [0, 0, 1] or winners == [0, 1, 1]
+    assert population.tournament(generator, 50, 0.0)[0].number == 0
+
+
+def test_a_dearer_rung_wins_a_tournament_whatever_the_value() -> None:
+    population = Population("row", 9, 0, "age")
+    population.add([result(0, "W", 0.1), result(1, "W * G * X", 3.5, rung=3)])
+    assert population.tournament(np.random.default_rng(0), 50, 1.0)[0].number == 1
+
+
+def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> None:
+    first = Evolution(SearchSpace(), seed=0).ask()
+    sizes = [candidate.expression.size for candidate in first]
+    assert sizes == sorted(sizes)
+    assert {candidate.operation for candidate in first} == {"random"}
+    counts = [sum(one.scope == scope for one in first) for scope in SearchSpace().scopes]
+    assert counts == [48, 48, 48, 48]
+
+
+def test_the_best_of_a_scope_are_tried_in_every_other_one_at_once() -> None:
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40, products=0, spread=1))
+    first = algorithm.ask()
+    best = max((one for one in first if one.scope == "block"), key=lambda one: one.expression.size)
+    algorithm.tell([(one, Evaluation(1, float(one is not best))) for one in first])
+    moved = [one for one in algorithm.ask() if one.parents == (best.number,)]
+    assert {"row", "matrix", "global"} <= {
+        one.scope for one in moved if one.expression == best.expression
+    }
+
+
+def test_candidates_of_all_rungs_are_compared_by_what_is_expected_of_them() -> None:
+    algorithm = Evolution(SearchSpace(scopes=("row",)), 0, EvolutionSettings(initial=20))
+    first = algorithm.ask()
+    told = [
+        (one, Evaluation(1 + place % 3, 9.0, expected=float(-place)))
+        for place, one in enumerate(first)
+    ]
+    algorithm.tell(told)
+    assert [one.number for one, _ in algorithm.population] == [one.number for one in first][::-1]
+
+
+def test_successful_scopes_get_more_and_the_others_a_minimum() -> None:
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(batch=40, even=0.4))
+
+    def fitness(candidate: Candidate) -> Evaluation:
+        return Evaluation(1, candidate.number / 1e4 + (candidate.scope != "matrix"))
+
+    batches = []
+    for _ in range(4):
+        batch = algorithm.ask()
+        algorithm.tell([(candidate, fitness(candidate)) for candidate in batch])
+        batches.append({s: sum(one.scope == s for one in batch) for s in SearchSpace().scopes})
+    assert batches[-1] == {"row": 4, "block": 4, "matrix": 28, "global": 4}
+
+
+def test_what_is_good_under_one_scope_is_tried_under_the_others() -> None:
+    told = run(Evolution(SearchSpace(), 0), by_loss("W * G"), 400)
+    migrants = [candidate for candidate, _ in told if candidate.operation == "migrate"]
+    assert migrants
+    for migrant in migrants:
+        origin = told[migrant.parents[0]][0]
+        assert origin.expression == migrant.expression
+        assert origin.scope != migrant.scope
+
+
+def test_without_other_scopes_nothing_migrates() -> None:
+    told = run(Evolution(SearchSpace(scopes=("row",)), 0), by_rank("W * G"), 200)
+    assert not any(candidate.operation == "migrate" for candidate, _ in told)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_no_niche_outgrows_its_share(scheme: Diversity) -> None:
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(diversity=scheme, population=12))
+    run(algorithm, by_loss("W * G"), 300)
+    for scope in SearchSpace().scopes:
+        members = [one for one in algorithm.population if one[0].scope == scope]
+        assert 6 <= len(members) <= 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mutations": {"growth": 1}}, "did you mean 'grow'"),
+        ({"mutations": {"grow": -1}}, "must not be negative"),
+        ({"mutations": {"grow": 0}}, "at least one"),
+        ({"crossover": 0.9, "migrants": 0.3}, "together are more than 1"),
+        ({"diversity": "none"}, "'age', 'niche' or 'islands'"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        EvolutionSettings(**settings)
+
+
+def test_a_mutation_without_weight_is_never_used() -> None:
+    settings = {"mutations": {"grow": 1.0}, "crossover": 0.0, "immigrants": 0.0, "twice": 0.0}
+    told = run(make_algorithm("default", None, 0, settings), by_loss("W * G"), 200)
+    assert {one.operation for one, _ in told} <= {"random", "grow", "migrate", "immigrant"}
+
+
+def medians(space: SearchSpace, fitness: Fitness, evaluations: int, seeds: int) -> list[float]:
+    """The median over seeds of the best value, of our evolution and of random search.
+
+    Both from trees alone: the hidden products would be among the random ones by luck.
+    """
+    algorithms: tuple[Callable[[int], Algorithm], ...] = (
+        lambda seed: Evolution(space, seed, EvolutionSettings(products=0)),
+        lambda seed: RandomSearch(space, seed, RandomSettings(products=0)),
+    )
+    return [
+        median(
+            best(run(algorithm(seed), fitness, evaluations, EXACT))[1].value
+            for seed in range(seeds)
+        )
+        for algorithm in algorithms
+    ]
+
+
+def test_it_finds_the_hidden_ranking_that_random_search_misses() -> None:
+    operators = ("mul", "add", "sub", "max", "power", "sqrt", "sqr", "log", "row_share")
+    space = SearchSpace(scopes=("row",), operators=operators)
+    ours, random = medians(space, by_rank("W * G^0.5 * X^0.25"), evaluations=1000, seeds=5)
+    assert ours <= EXACT < 0.1 * random
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("scope", "target"),
+    [
+        ("row", "W * G^0.5 * X^0.25"),
+        ("matrix", "row_share(W) * X^0.5 + column_share(W) * G"),
+        ("row", "(row_share(W) + column_share(W)) * X^0.5"),
+    ],
+)
+def test_it_beats_random_search_on_hidden_targets(scope: str, target: str) -> None:
+    space = SearchSpace(scopes=(scope,))
+    ours, random = medians(space, by_rank(target), evaluations=2000, seeds=5)
+    assert ours < 0.6 * random

@@ -1,0 +1,213 @@
+"""Who climbs: cheap rungs for all, dear ones for the few that earned them."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pruner_zero.evolution.archive import Archive
+from pruner_zero.evolution.candidate import Candidate
+from pruner_zero.evolution.evaluator import Outcome, Task
+from pruner_zero.evolution.racing import Racing, judge
+from pruner_zero.metric import parse
+
+TEXTS = ("W * X", "W", "W * G", "G", "W * X * G", "W * G^0.5", "G * X", "W * X^0.5", "W + X")
+
+
+class Fake:
+    """Judges by a table: the closed-form error of a text; its loss is ten times that."""
+
+    def __init__(self, values: dict[str, float], fingerprints: dict[str, str] | None = None):
+        self.values = values
+        self.fingerprints = fingerprints or {}
+        self.asked: list[tuple[str, str]] = []
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            self.asked.append((task.rung, task.expression))
+            if task.rung == "probe":
+                mark = self.fingerprints.get(task.expression, task.expression)
+                yield Outcome(task.number, "probe", fingerprint=mark)
+            elif self.values[task.expression] < 0:
+                yield Outcome(task.number, task.rung, reason="non-finite scores")
+            else:
+                times = 1 if task.rung == "reconstruction" else 10
+                yield Outcome(task.number, task.rung, value=times * self.values[task.expression])
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+    def on(self, rung: str) -> list[str]:
+        return [text for asked, text in self.asked if asked == rung]
+
+
+class Losses:
+    """As `fake`, with losses that have nothing to do with the closed-form error."""
+
+    def __init__(self, fake: Fake):
+        self.fake = fake
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for outcome in self.fake.map(tasks):
+            loss = 4 + (outcome.number * 17 % 41) / 41
+            yield replace(outcome, value=loss) if outcome.rung == "few" else outcome
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+
+def batch(texts: Iterable[str], first: int = 0) -> list[Candidate]:
+    return [Candidate(first + at, parse(text), "row") for at, text in enumerate(texts)]
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    return Archive(tmp_path, {})
+
+
+def values() -> dict[str, float]:
+    return {text: float(place) for place, text in enumerate(TEXTS)}
+
+
+def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> None:
+    fake = Fake(values())
+    records = judge(batch(TEXTS), archive, fake, Racing(near=10, few_share=0.4, margin=10))
+    assert fake.on("reconstruction") == list(TEXTS)
+    assert fake.on("few") == list(TEXTS[:4])
+    assert fake.on("all") == list(TEXTS[:3]), "three at least, to learn how few and all differ"
+    assert [one.evaluation.rung for one in records] == [3, 3, 3, 2, *[1] * 5]
+    assert records[3].evaluation.results == {"reconstruction": 3.0, "few": 30.0}
+
+
+def test_more_run_on_windows_where_the_closed_form_does_not_rank_them(archive: Archive) -> None:
+    """Half a batch at most, and from further above the lowest; as set where it can be trusted."""
+    racing = Racing(near=0.3, few_share=0.1)
+    assert racing.share(1.0) == pytest.approx(0.1)
+    assert racing.reach(1.0) == 0.3
+    assert racing.share(0.0) == 0.5
+    assert racing.reach(0.0) == pytest.approx(3.0)
+    assert Racing(few_share=0.8).share(0.0) == 0.8
+
+
+def test_a_run_in_which_the_closed_form_ranks_nothing_tries_half_of_a_batch(
+    archive: Archive,
+) -> None:
+    """Judged alike by it, forty have losses of their own: the next batch runs on windows."""
+    fake = Fake({})
+    known = [f"W * X^{1 + place / 50:.2f}" for place in range(40)]
+    for place, text in enumerate(known):
+        fake.values[str(parse(text))] = 1.0 + 1e-3 * (place % 7)
+    everyone = Racing(near=10, few_share=1, margin=0)
+    archive.commit(judge(batch(known), archive, Losses(fake), everyone), 1.0)
+    forms = ("G * X^{}", "G + X^{}", "max(G, X^{})", "W * G * X^{}")
+    later = [form.format(1 + place / 50) for place in range(5) for form in forms]
+    fake.values |= {str(parse(text)): 1.0 for text in later}
+    fake.asked.clear()
+    judge(batch(later, len(known)), archive, Losses(fake), Racing(few_share=0.01, margin=0))
+    assert 4 <= len(fake.on("few")) <= 10
+
+
+def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> None:
+    """Of eight places, two are for powers of the best; then come those of other kinds."""
+    texts = [f"W * X^{1 + place / 50:.2f}" for place in range(12)]
+    texts += ["W * G", "W * sqrt(X)", "W * G * X", "W + X", "max(W, X)", "W * exp(X)"]
+    texts = [str(parse(text)) for text in texts]
+    fake = Fake({text: float(place) for place, text in enumerate(texts)})
+    judge(batch(texts), archive, fake, Racing(near=100, few_share=8 / 18, margin=0))
+    assert fake.on("few") == [*texts[:2], *texts[12:]]
+
+
+@pytest.mark.parametrize(("luck", "climb"), [(0.5, TEXTS[3:6]), (0.0, TEXTS[3:4])])
+def test_one_that_may_still_become_the_best_is_run_on_all_windows(
+    luck: float, climb: tuple[str, ...], archive: Archive
+) -> None:
+    """Where few windows and all differ by luck, a loss on few that is a little higher is no end."""
+    by_text = {str(parse(text)): place for place, text in enumerate(TEXTS)}
+
+    class Lucky(Fake):
+        def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+            for task, outcome in zip(tasks := list(tasks), super().map(tasks), strict=True):
+                place = by_text[task.expression]
+                if task.rung == "few":
+                    yield replace(outcome, value=5 + 0.1 * (place % 3))
+                elif task.rung == "all":
+                    further = -luck * (-1) ** place
+                    yield replace(outcome, value=6 + 0.1 * (place % 3) + further)
+                else:
+                    yield outcome
+
+    fake = Lucky(dict.fromkeys(by_text, 1.0))
+    everything = Racing(near=10, few_share=1, margin=1)
+    archive.commit(judge(batch(TEXTS[:3]), archive, fake, everything), 0.0)
+    fake.asked.clear()
+    judge(batch(TEXTS[3:6], first=3), archive, fake, Racing(near=10, few_share=1, margin=0.005))
+    assert fake.on("all") == list(climb)
+
+
+def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> None:
+    first = judge(
+        batch(TEXTS[:4]), archive, Fake(values()), Racing(near=10, few_share=1, margin=10)
+    )
+    archive.commit(first, 0.0)
+    fake = Fake(values())
+    judge(batch(TEXTS[4:], first=4), archive, fake, Racing(near=10, few_share=1, margin=10))
+    assert fake.on("few") == list(TEXTS[4:])
+    assert fake.on("all") == []
+
+
+def test_a_batch_far_from_the_best_closed_form_runs_no_window(archive: Archive) -> None:
+    first = judge(batch(TEXTS[:2]), archive, Fake(values()), Racing(near=0.5, few_share=1))
+    assert [one.evaluation.rung for one in first] == [3, 1]
+    archive.commit(first, 0.0)
+    fake = Fake(values())
+    judge(batch(TEXTS[2:], first=2), archive, fake, Racing(near=0.5, few_share=1))
+    assert fake.on("reconstruction") == list(TEXTS[2:])
+    assert fake.on("few") == []
+
+
+def test_an_equal_canonical_form_is_never_judged_twice(archive: Archive) -> None:
+    fake = Fake({"W * X": 1.0})
+    records = judge(batch(["W * X", "sqr(W * X)"]), archive, fake, Racing())
+    assert fake.on("probe") == ["W * X"]
+    assert records[1].evaluation.same_as == 0
+    assert records[1].evaluation.level == "canonical"
+    assert records[1].evaluation.value == records[0].evaluation.value
+    assert not records[1].evaluation.counts
+
+
+def test_an_equal_mask_on_the_probe_is_never_judged_further(archive: Archive) -> None:
+    fake = Fake({"W": 1.0, "W * X": 1.0}, {"W": "same", "W * X": "same"})
+    records = judge(batch(["W", "W * X"]), archive, fake, Racing())
+    assert fake.on("reconstruction") == ["W"]
+    assert (records[1].evaluation.same_as, records[1].evaluation.level) == (0, "fingerprint")
+
+
+def test_what_masks_nothing_is_rejected_before_any_work(archive: Archive) -> None:
+    fake = Fake({})
+    (record,) = judge(batch(["W - W"]), archive, fake, Racing())
+    assert record.evaluation.rung == 0
+    assert record.evaluation.reason
+    assert fake.asked == []
+
+
+def test_a_rejection_ends_the_climb_with_its_reason(archive: Archive) -> None:
+    fake = Fake({"W": -1.0, "G": 1.0})
+    records = judge(batch(["W", "G"]), archive, fake, Racing(few_share=1))
+    assert (records[0].evaluation.rung, records[0].evaluation.reason) == (0, "non-finite scores")
+    assert fake.on("few") == ["G"]
+
+
+def test_direct_judging_skips_the_cheap_rungs(archive: Archive) -> None:
+    fake = Fake(values())
+    records = judge(batch(TEXTS[:3]), archive, fake, Racing(direct=True))
+    assert fake.on("all") == list(TEXTS[:3])
+    assert fake.on("reconstruction") == fake.on("few") == []
+    assert [one.evaluation.rung for one in records] == [3, 3, 3]
+
+
+def test_known_outcomes_are_not_asked_for_again(tmp_path: Path) -> None:
+    judge(batch(TEXTS), Archive(tmp_path, {}), Fake(values()), Racing())
+    fake = Fake(values())
+    judge(batch(TEXTS), Archive(tmp_path, {}), fake, Racing())
+    assert fake.asked == []

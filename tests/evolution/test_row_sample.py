@@ -1,0 +1,114 @@
+"""The closed-form rungs: on all rows they are the formulas, on some rows an estimate of them."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.evolution.row_sample import (
+    SampledMatrix,
+    closed_form_error,
+    sample_matrix,
+    sampled_masks,
+)
+from pruner_zero.metric import parse
+from pruner_zero.sparsity import Scope, SemiStructured, Unstructured
+
+
+def matrices(rows: int) -> tuple[list[SampledMatrix], list[Tensor], list[Tensor]]:
+    """Two matrices sampled at `rows` rows, their dense weights and Gram matrices."""
+    generator = torch.Generator().manual_seed(0)
+    sample, dense, grams = [], [], []
+    for index, (outputs, inputs) in enumerate([(12, 8), (20, 16)]):
+        weight = torch.randn(outputs, inputs, generator=generator)
+        tokens = torch.randn(64, inputs, generator=generator)
+        gram = tokens.T @ tokens
+        statistics = {
+            "X": gram.diagonal().sqrt()[None],
+            "G": torch.rand(outputs, inputs, generator=generator),
+        }
+        sample.append(sample_matrix(f"m{index}", weight, statistics, gram, rows))
+        dense.append(weight)
+        grams.append(gram)
+    return sample, dense, grams
+
+
+def pruned_rank(values: Tensor, share: float) -> Tensor:
+    """A plain stable sort: True where a weight of a flat group is kept."""
+    keep = torch.ones_like(values, dtype=torch.bool)
+    keep[values.sort(stable=True).indices[: math.floor(len(values) * share)]] = False
+    return keep
+
+
+@pytest.mark.parametrize("scope", ["row", "matrix", "global"])
+def test_on_all_rows_the_masks_are_those_of_the_whole_model(scope: Scope) -> None:
+    sample, dense, grams = matrices(rows=100)
+    masks = sampled_masks(sample, parse("W * X"), scope, Unstructured(0.5))
+    scores = [
+        weight.abs() * gram.diagonal().sqrt() for weight, gram in zip(dense, grams, strict=True)
+    ]
+    if scope == "global":
+        flat = pruned_rank(torch.cat([one.flatten() for one in scores]), 0.5)
+        wanted = list(flat.split([one.numel() for one in scores]))
+    elif scope == "matrix":
+        wanted = [pruned_rank(one.flatten(), 0.5) for one in scores]
+    else:
+        wanted = [torch.cat([pruned_rank(row, 0.5) for row in one]) for one in scores]
+    for mask, expected in zip(masks, wanted, strict=True):
+        assert torch.equal(mask.flatten(), expected)
+
+
+def test_an_nm_pattern_is_its_own_group_whatever_the_scope() -> None:
+    sample, _, _ = matrices(rows=100)
+    row = sampled_masks(sample, parse("W * X"), "row", SemiStructured(2, 4))
+    everything = sampled_masks(sample, parse("W * X"), "global", SemiStructured(2, 4))
+    for one, other in zip(row, everything, strict=True):
+        assert torch.equal(one, other)
+        assert (one.view(-1, 4).sum(1) == 2).all()
+
+
+def test_the_closed_form_error_weighs_rows_by_gradient_and_matrices_by_what_they_lose() -> None:
+    sample, dense, grams = matrices(rows=100)
+    masks = sampled_masks(sample, parse("W"), "global", Unstructured(0.5))
+    total = 0.0
+    for one, weight, gram, mask in zip(sample, dense, grams, masks, strict=True):
+        removed = weight * ~mask
+        lost = torch.trace(removed @ gram @ removed.T) / torch.trace(weight @ gram @ weight.T)
+        felt = 0.0
+        for row in range(weight.shape[0]):
+            energy = one.terminals["G"][row].square().sum() / gram.diagonal().sum()
+            felt += float(energy * (removed[row] @ gram @ removed[row]))
+        total += felt / float(1 - lost) ** 8
+    assert closed_form_error(sample, masks) == pytest.approx(math.log(total), rel=1e-5)
+
+
+def test_without_gradients_the_closed_form_error_is_the_share_of_the_output_that_is_lost() -> None:
+    sample, dense, grams = matrices(rows=100)
+    blind = [replace(one, sensitivity=None) for one in sample]
+    masks = sampled_masks(blind, parse("W"), "row", Unstructured(0.5))
+    total = 0.0
+    for weight, gram, mask in zip(dense, grams, masks, strict=True):
+        removed = weight * ~mask
+        lost = torch.trace(removed @ gram @ removed.T) / torch.trace(weight @ gram @ weight.T)
+        total += float(lost) / (1 - float(lost)) ** 8
+    assert closed_form_error(blind, masks) == pytest.approx(math.log(total), rel=1e-5)
+
+
+def test_a_matrix_that_is_pruned_away_costs_much_but_not_endlessly() -> None:
+    sample, dense, _ = matrices(rows=100)
+    gone = [torch.zeros_like(weight, dtype=torch.bool) for weight in dense]
+    half = sampled_masks(sample, parse("W"), "row", Unstructured(0.5))
+    errors = [closed_form_error(sample, masks) for masks in (half, [gone[0], half[1]], gone)]
+    assert errors == sorted(errors)
+    assert math.isfinite(errors[-1])
+
+
+def test_some_rows_stand_for_all_of_them() -> None:
+    sample, dense, _ = matrices(rows=5)
+    assert [one.weight.shape[0] for one in sample] == [5, 5]
+    assert [one.share for one in sample] == [12 / 5, 20 / 5]
+    assert torch.equal(sample[0].weight[0], dense[0][0])
+    assert torch.equal(sample[0].weight[-1], dense[0][-1])
+    assert sample[0].terminals["G"].shape == (5, 8)

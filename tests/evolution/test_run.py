@@ -1,0 +1,281 @@
+"""A whole search: deterministic, resumable, stoppable, and its result is obeyed."""
+
+import json
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.archive import JOURNAL, read_records
+from pruner_zero.evolution.run import SearchResult, Status, search
+from pruner_zero.metric import Metric
+from pruner_zero.pruning import prune
+from tests.conftest import save_tiny
+from tests.processes import Forked
+from tests.text.refusals import refusal
+
+TINY: dict[str, Any] = {
+    "sparsity": 0.5,
+    "windows": 4,
+    "seqlen": 16,
+    "search_windows": 3,
+    "few_windows": 1,
+    "sampled_weights": 8,
+    "workers": 1,
+    "algorithm_settings": {"initial": 24, "batch": 16},
+}
+
+
+def run(folder: Path, output: Path, text: Path, **changed: Any) -> SearchResult:
+    given = {**TINY, "evaluations": 40, **changed}
+    return search(folder, calibration=text, search_text=text, output=output, **given)
+
+
+def same_however_it_ran(model: Path, text: Path, whole: Path, tmp: Path, **settings: Any) -> None:
+    """Two workers, or an interruption and a second start, write the journal of the run `whole`."""
+    run(model, tmp / "two", text, workers=2, **settings)
+    assert journal(tmp / "two") == journal(whole)
+
+    def interrupt(status: Status) -> None:
+        if status.batch == 2:
+            raise KeyboardInterrupt
+
+    run(model, tmp / "stopped", text, observer=interrupt, **settings)
+    assert journal(tmp / "stopped") != journal(whole)
+    run(model, tmp / "stopped", text, **settings)
+    assert journal(tmp / "stopped") == journal(whole)
+
+
+def journal(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's journal without what time decides."""
+    lines = [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]
+    timed = ("seconds", "elapsed", "sha256")
+    return [{k: v for k, v in line.items() if k not in timed} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    llama_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A finished run that nothing disturbed."""
+    output = tmp_path_factory.mktemp("runs") / "undisturbed"
+    run(llama_folder, output, text_file)
+    return output
+
+
+def test_a_run_leaves_its_archive_and_its_best_in_the_released_form(undisturbed: Path) -> None:
+    names = {path.name for path in undisturbed.iterdir()}
+    wanted = {JOURNAL, "hall_of_fame.json", "best.json", "knee.json", "run.json"}
+    assert wanted <= names
+    tree = json.loads((undisturbed / "best.json").read_text())
+    assert tree["scope"] in ("row", "block", "matrix", "global")
+    front = json.loads((undisturbed / "hall_of_fame.json").read_text())
+    assert [row["complexity"] for row in front] == sorted({row["complexity"] for row in front})
+    losses = [row["loss"] for row in front]
+    assert losses == sorted(losses, reverse=True)
+    records = read_records(undisturbed)
+    assert [one.candidate.number for one in records] == list(range(len(records)))
+    dearest = [one for one in records if one.evaluation.rung == 3 and one.evaluation.counts]
+    assert losses[-1] == min(one.evaluation.value for one in dearest)
+
+
+def test_the_best_tree_is_obeyed_with_its_scope(
+    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    metric = Metric.of(undisturbed / "best.json")
+    result = prune(
+        llama_folder,
+        str(undisturbed / "best.json"),
+        calibration=text_file,
+        sparsity=0.5,
+        windows=2,
+        seqlen=16,
+        output=tmp_path / "pruned",
+    )
+    assert result.settings.method.scope == metric.scope
+    assert result.sparsity == pytest.approx(0.5, abs=0.01)
+
+
+def test_two_workers_leave_the_same_archive(
+    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    run(llama_folder, tmp_path / "run", text_file, workers=2)
+    assert journal(tmp_path / "run") == journal(undisturbed)
+
+
+def test_another_seed_searches_elsewhere(
+    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    run(llama_folder, tmp_path / "run", text_file, seed=1)
+    assert journal(tmp_path / "run") != journal(undisturbed)
+
+
+@pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_and_resumed_the_archive_is_the_same(
+    kills: int, undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    config = tmp_path / "config.yaml"
+    config.write_text(json.dumps({**TINY, "evaluations": 40}))
+    first = ["search", llama_folder, "--calibration", text_file, "--search-text", text_file]
+    first += ["--config", config, "-o", output]
+    generator = random.Random(kills)
+    for number in range(kills):
+        arguments = ["search", "--resume", output] if (output / "run.json").exists() else first
+        process = Forked(*arguments, log=tmp_path / f"{number}")
+        before = (output / JOURNAL).stat().st_size if (output / JOURNAL).exists() else 0
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.process.is_alive():
+            if (output / JOURNAL).exists() and (output / JOURNAL).stat().st_size > before:
+                break
+            time.sleep(0.005)
+        time.sleep(generator.random() * 0.6)
+        process.kill()
+    last = Forked("search", "--resume", output, log=tmp_path / "last")
+    assert last.end() == 0, last.err.read_text()
+    assert journal(output) == journal(undisturbed)
+    for name in ("hall_of_fame.json", "best.json"):
+        assert (output / name).read_bytes() == (undisturbed / name).read_bytes()
+
+
+@pytest.mark.fault("Ctrl-C")
+def test_an_interruption_keeps_everything_and_resumes(
+    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    def interrupt(status: Status) -> None:
+        if status.batch == 1:
+            raise KeyboardInterrupt
+
+    stopped = run(llama_folder, tmp_path / "run", text_file, observer=interrupt)
+    assert stopped.stopped == "interrupted"
+    assert (tmp_path / "run" / "best.json").exists()
+    assert run(llama_folder, tmp_path / "run", text_file).stopped.endswith("evaluated")
+    assert journal(tmp_path / "run") == journal(undisturbed)
+
+
+@pytest.mark.fault("the model, a text or the configuration changes under an unfinished run")
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("model", "model_weights"),
+        ("calibration", "calibration_tokens"),
+        ("search text", "search_tokens"),
+        ("configuration", "few_windows"),
+    ],
+)
+def test_what_changed_under_an_unfinished_run_is_named(
+    what: str, named: str, text_file: Path, tmp_path: Path
+) -> None:
+    model, output = save_tiny(tmp_path / "model"), tmp_path / "run"
+    own, judged = tmp_path / "own.txt", tmp_path / "judged.txt"
+    own.write_text(text_file.read_text())
+    # Of its own: one text for both would be halved.
+    judged.write_text(text_file.read_text().upper())
+    given = {**TINY, "evaluations": 12, "calibration": own, "search_text": judged}
+    search(model, output=output, **given)
+    before = journal(output)
+    if what == "model":
+        save_tiny(model, seed=1)
+    elif what == "configuration":
+        given["few_windows"] = 2
+    else:
+        changed = own if what == "calibration" else judged
+        changed.write_text(text_file.read_text()[::-1])
+    line = refusal(lambda: search(model, output=output, **given))
+    assert f"holds a run of other settings: {named} differ; choose another folder" in line
+    assert journal(output) == before
+
+
+def test_a_larger_budget_goes_on_where_the_smaller_ended(
+    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    run(llama_folder, tmp_path / "run", text_file, evaluations=20)
+    assert len(journal(tmp_path / "run")) < len(journal(undisturbed))
+    run(llama_folder, tmp_path / "run", text_file, evaluations=40)
+    assert journal(tmp_path / "run") == journal(undisturbed)
+
+
+@pytest.mark.parametrize("algorithm", ["published", "random"])
+def test_the_other_algorithms_run_too(
+    algorithm: str, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    small = {"published": {"population": 8, "parents": 4}, "random": {"batch": 16}}
+    result = run(
+        llama_folder,
+        tmp_path / "run",
+        text_file,
+        algorithm=algorithm,
+        evaluations=12,
+        algorithm_settings={} if algorithm == "published" else small[algorithm],
+    )
+    assert result.hall_of_fame.best is not None
+    if algorithm == "published":
+        scopes = {one.candidate.scope for one in result.records}
+        assert scopes == {"row"}
+
+
+def test_a_pattern_has_no_scopes_to_search(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    result = run(
+        llama_folder, tmp_path / "run", text_file, sparsity=None, pattern="2:4", evaluations=12
+    )
+    assert {one.candidate.scope for one in result.records} == {"row"}
+
+
+def test_a_search_space_that_has_nothing_more_to_offer_ends_the_search(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    result = run(
+        llama_folder,
+        tmp_path / "run",
+        text_file,
+        evaluations=1000,
+        scope="row",
+        space={"terminals": ("W", "X"), "operators": ("mul",), "max_size": 3},
+    )
+    assert result.stopped == "the search space is exhausted"
+    assert 0 < len(result.records) < 10
+
+
+def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    result = run(
+        llama_folder,
+        tmp_path / "run",
+        text_file,
+        seed_metrics=("wanda",),
+        evaluations=5,
+        scope="row",
+    )
+    assert "W * X" in {str(one.candidate.expression) for one in result.records[:24]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "line"),
+    [
+        ({"evaluations": None}, "give a budget: --minutes 30 or --evaluations 1000"),
+        ({"sparsity": None}, "give either --sparsity, such as 0.5, or --pattern, such as 2:4"),
+        ({"algorithm": "genetic"}, "--algorithm is 'genetic'"),
+        ({"evolutions": 3}, "no setting 'evolutions': did you mean 'evaluations'?"),
+        ({"pattern": "2:5", "sparsity": None}, "not divisible by 5"),
+    ],
+)
+def test_bad_settings_are_one_clear_line_and_write_no_run(
+    changed: dict[str, Any], line: str, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PrunerZeroError) as refusal:
+        run(llama_folder, tmp_path / "run", text_file, **changed)
+    assert line in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_folder_with_other_things_is_refused(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(PrunerZeroError, match="not empty and holds no run"):
+        run(llama_folder, tmp_path, text_file)

@@ -1,0 +1,125 @@
+"""What a search space admits, and the reasons it gives for what it refuses."""
+
+import pytest
+from pydantic import ValidationError
+
+from pruner_zero.evolution.space import PUBLISHED_SPACE, Nesting, SearchSpace, positions
+from pruner_zero.metric import PUBLISHED, Shape, parse
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "W",
+        "W * X",
+        "W * G^0.5 * X^0.25",
+        "W * X + W * G",
+        "(row_share(W) + column_share(W)) * X^0.5",
+        "W^0.85 / row_normalize(X)",
+        "exp(mms(W)) + log(G)",
+    ],
+)
+def test_the_default_space_admits(text: str) -> None:
+    assert SearchSpace().allows(parse(text)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("X", "its shape is row, not matrix"),
+        ("small(W)", "its shape is scalar, not matrix"),
+        ("W * D", "terminal D is not allowed"),
+        ("tanh(W)", "operator tanh is not allowed"),
+        ("W * 2", "constants are not allowed"),
+        ("W^0.37", "exponent 0.37 is not allowed"),
+        ("W^5", "exponent 5.0 is not allowed"),
+        ("(W^2)^2", "more than 1 of power, sqr, pow, sqrt directly nested"),
+        ("sqrt(W^3)", "more than 1 of power, sqr, pow, sqrt directly nested"),
+        ("mms(W + zsn(G))", "more than 1 of mms, zsn nested"),
+        ("exp(exp(W))", "more than 1 of exp, log, tanh nested"),
+        ("exp(W + log(G))", "more than 1 of exp, log, tanh nested"),
+        ("W * abs(G)", "abs changes nothing here"),
+        ("W - (G - G)", "sub of two equal operands"),
+        ("W * column_share(X)", "column_share of a row is constant"),
+        ("row_share(W * " + " * ".join("GXGXGXG") + ")", "16 nodes are more than 15"),
+        ("W + (G + (W + (X + (G + (W + X)))))", "7 levels are more than 6"),
+    ],
+)
+def test_the_default_space_refuses(text: str, reason: str) -> None:
+    assert SearchSpace(max_size=15).allows(parse(text)) == reason
+
+
+def test_what_is_refused_by_default_can_be_had() -> None:
+    wide = SearchSpace(
+        terminals=("W", "G", "X", "D", "S"),
+        operators=("mul", "tanh", "small", "power", "sub"),
+        constants=True,
+        max_nesting=(),
+    )
+    for text in ("S * D", "tanh(tanh(W))", "W * 2", "small(W) * W", "(W^2)^2"):
+        assert wide.allows(parse(text)) is None
+
+
+def test_powers_may_follow_each_other_with_something_between() -> None:
+    assert SearchSpace().allows(parse("(W * G^0.5)^1.5")) is None
+    strict = SearchSpace(max_nesting=(Nesting(operators=("power",), most=1),))
+    assert strict.allows(parse("(W * G^0.5)^1.5")) == "more than 1 of power nested"
+
+
+def test_without_a_grid_only_the_listed_exponents_are_allowed() -> None:
+    space = SearchSpace(exponents=(0.5, 0.37), exponent_step=0)
+    assert space.allows(parse("W^0.37")) is None
+    assert space.allows(parse("W^0.25")) == "exponent 0.25 is not allowed"
+
+
+def test_shapes_that_can_be_made() -> None:
+    assert SearchSpace().least_depth == {Shape.MATRIX: 1, Shape.ROW: 1}
+    space = SearchSpace(terminals=("W",), operators=("small", "mul"))
+    assert space.least_depth == {Shape.MATRIX: 1, Shape.SCALAR: 2}
+    assert all(form.operator.name in ("small", "mul") for form in space.forms[Shape.SCALAR])
+
+
+def test_the_published_space_is_the_released_one() -> None:
+    assert set(PUBLISHED_SPACE.operators) == set(PUBLISHED)
+    assert PUBLISHED_SPACE.terminals == ("W", "G", "X")
+    for text in ("abs(W * W) * mms(G)", "skp(abs(W)) - W", "exp(exp(W))"):
+        assert PUBLISHED_SPACE.allows(parse(text)) is None
+
+
+def test_a_changed_copy_forgets_what_the_old_terminals_gave() -> None:
+    space = SearchSpace()
+    assert Shape.ROW in space.least_depth
+    assert Shape.ROW not in space.model_copy(update={"terminals": ("W", "G")}).least_depth
+
+
+def test_positions_leave_exponents_out() -> None:
+    found = [(index, str(node)) for index, node in positions(parse("W^0.5 * (X + G^2)"))]
+    assert found == [
+        (0, "W^0.5 * (X + G^2.0)"),
+        (1, "W^0.5"),
+        (2, "W"),
+        (4, "X + G^2.0"),
+        (5, "X"),
+        (6, "G^2.0"),
+        (7, "G"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"operators": ("mul", "sqr_root")}, "unknown operator 'sqr_root'"),
+        ({"operators": ("mul", "ads")}, "did you mean 'add'?"),
+        ({"terminals": ("W", "Y")}, "unknown terminal 'Y'"),
+        ({"terminals": ("X", "D")}, "one of W, G, S"),
+        ({"terminals": ("W", "W")}, "occurs twice"),
+        ({"scopes": ("row", "row")}, "named twice"),
+        ({"scopes": ()}, "at least 1"),
+        ({"scopes": ("column",)}, "'row', 'block'"),
+        ({"exponents": (0.5, -1)}, "above 0"),
+        ({"size": 3}, "Extra inputs"),
+    ],
+)
+def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValidationError, match=message.replace("?", r"\?")):
+        SearchSpace(**settings)

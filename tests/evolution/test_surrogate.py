@@ -1,0 +1,124 @@
+"""Expectations: what losses teach of a candidate and of its relatives."""
+
+import pytest
+
+from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.surrogate import Surrogate
+from pruner_zero.metric import parse
+
+
+def record(
+    number: int,
+    closed: float,
+    loss: float | None = None,
+    parents: tuple[int, ...] = (),
+    whole: float | None = None,
+) -> Record:
+    given = {"reconstruction": closed, "few": loss, "all": whole}
+    results = {name: value for name, value in given.items() if value is not None}
+    candidate = Candidate(number, parse("W"), "row", parents)
+    return Record(candidate, Evaluation(1, closed, results), "W")
+
+
+def child(*parents: int) -> Candidate:
+    return Candidate(99, parse("W"), "row", parents)
+
+
+def expected(surrogate: Surrogate, candidate: Candidate, closed: float = 10.0) -> float:
+    found = surrogate.expect(candidate, {"reconstruction": closed})
+    assert found is not None
+    return found
+
+
+def test_without_losses_the_closed_form_is_all_there_is() -> None:
+    surrogate = Surrogate([record(0, 7.0)])
+    assert surrogate.expect(child(0), {"reconstruction": 6.5}) == 6.5
+    assert surrogate.expect(child(), {}) is None
+
+
+def test_a_loss_stands_for_the_error_it_usually_goes_with() -> None:
+    line = [record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(10)]
+    surrogate = Surrogate(line)
+    # The closed form promised 5, but the loss is that of candidates at 14.5.
+    found = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
+    assert found == pytest.approx(14.5)
+
+
+def test_the_loss_on_all_windows_says_more_than_that_on_a_few() -> None:
+    line = [
+        record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place, whole=5 + 0.1 * place)
+        for place in range(10)
+    ]
+    surrogate = Surrogate(line)
+    lucky = {"reconstruction": 5.0, "few": 4.2, "all": 5.5}
+    assert surrogate.expect(child(), lucky) == pytest.approx(14.5)
+
+
+def test_one_that_disappoints_moves_no_other() -> None:
+    line = [record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(10)]
+    surrogate = Surrogate([*line, record(10, 12.0, 40.0)])
+    found = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
+    assert found == pytest.approx(14.5, abs=0.1)
+
+
+def test_losses_count_even_where_the_closed_form_sees_no_difference() -> None:
+    blind = [record(place, 8.0, 5 + 0.1 * (place % 5)) for place in range(20)]
+    surrogate = Surrogate(blind)
+    better, worse = (
+        surrogate.expect(child(), {"reconstruction": 8.0, "few": loss}) for loss in (4.9, 5.6)
+    )
+    assert better is not None
+    assert worse is not None
+    assert better < 7.9
+    assert worse > 8.1
+
+
+def test_children_inherit_a_part_of_what_was_learned_of_their_parents() -> None:
+    # The closed form and the loss agree but for the first, which is a nat better than thought.
+    line = [record(place, 1 + 2 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(1, 20)]
+    better, usual = record(0, 11.0, 4.5), record(20, 9.0)
+    same = Record(better.candidate, Evaluation(1, 8.0, same_as=0), "W")
+    surrogate = Surrogate([better, *line, usual, same])
+    stranger = expected(surrogate, child())
+    assert expected(surrogate, child(20)) == stranger
+    own, twin = expected(surrogate, child(0)), expected(surrogate, child(21))
+    assert own == twin == pytest.approx(stranger - 0.7, abs=0.2)
+    assert expected(surrogate, child(0, 20)) == pytest.approx((own + stranger) / 2)
+
+
+def test_grandchildren_inherit_less() -> None:
+    line = [record(place, 1 + 2 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(1, 20)]
+    records = [record(0, 11.0, 4.5), *line, record(20, 11.0, parents=(0,))]
+    surrogate = Surrogate(records)
+    stranger = expected(surrogate, child())
+    learned = [stranger - expected(surrogate, child(parent)) for parent in (0, 20)]
+    assert learned[1] == pytest.approx(0.7 * learned[0])
+
+
+def test_differences_count_for_less_where_the_closed_form_says_little() -> None:
+    """But what lies above all that was tried is still as far above them."""
+    blind = [record(place, 8 + place % 5, 4 + 0.1 * (place // 5)) for place in range(50)]
+    surrogate = Surrogate(blind)
+    low, middle, high, above = (
+        expected(surrogate, child(), closed) for closed in (8.0, 10.0, 12.0, 14.0)
+    )
+    assert middle == 10
+    assert 0 < middle - low < 0.6
+    assert above - high == pytest.approx(2)
+
+
+def test_trust_is_how_well_the_closed_form_may_rank_what_ran_on_windows() -> None:
+    alike = [record(place, place, 4 + 0.1 * place) for place in range(10)]
+    against = [record(place, -place, 4 + 0.1 * place) for place in range(40)]
+    blind = [record(place, place % 5, 4 + 0.1 * (place // 5)) for place in range(50)]
+    assert Surrogate(alike).trust == 1
+    assert Surrogate(against).trust == 0
+    assert Surrogate(against[:3]).trust == 1, "too few to tell"
+    assert 0.05 < Surrogate(blind).trust < 0.3
+    assert Surrogate(blind).trust < Surrogate(blind[:15]).trust, "doubt needs evidence"
+
+
+def test_a_lineage_of_any_length_is_followed() -> None:
+    records = [record(number, 8.0, parents=(number - 1,) * bool(number)) for number in range(5000)]
+    assert expected(Surrogate(records), child(4999)) == 10

@@ -1,0 +1,143 @@
+"""Candidates judged by what is left after an update: as pruning does it, and cheaply foretold."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.evaluator import Task
+from pruner_zero.evolution.masked_model import Update
+from pruner_zero.evolution.row_sample import SampledMatrix, closed_form_error
+from pruner_zero.metric import parse
+from pruner_zero.models import find_matrices
+from pruner_zero.pruning import prune
+from pruner_zero.sparsity import Scope
+from tests.evolution.conftest import Build, tiny_settings
+from tests.evolution.test_run import journal, run
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+METRIC = "W * X * G^0.5"
+
+
+@pytest.mark.parametrize("update", ["obs", "exact"])
+@pytest.mark.parametrize(
+    ("architecture", "scope", "pattern"),
+    [
+        ("llama", "row", None),
+        ("llama", "global", None),
+        ("llama", "row", "2:4"),
+        ("gpt2", "block", None),
+        ("mixtral", "matrix", None),
+    ],
+)
+def test_the_model_that_is_judged_is_the_one_that_pruning_leaves(
+    build: Build,
+    prose: str,
+    tmp_path: Path,
+    update: Update,
+    architecture: str,
+    scope: Scope,
+    pattern: str | None,
+) -> None:
+    zeros: dict[str, Any] = {"sparsity": None if pattern else 0.5, "pattern": pattern}
+    masked = build(architecture, update=update, **zeros).masked
+    expected = tiny_model(architecture)
+    prune(
+        expected,
+        METRIC,
+        tokenizer=tiny_tokenizer(),
+        calibration=[prose[: len(prose) // 2]],
+        scope=scope,
+        update=update,
+        mode="one-shot",
+        windows=4,
+        seqlen=16,
+        cache=tmp_path / "other",
+        **zeros,
+    )
+    before = {matrix.name: matrix.weight.clone() for matrix in masked.matrices}
+    wanted = {matrix.name: matrix.weight for matrix in find_matrices(expected)}
+    with masked.masked(parse(METRIC), scope):
+        for matrix in masked.matrices:
+            assert torch.equal(matrix.weight, wanted[matrix.name]), matrix.name
+    for matrix in masked.matrices:
+        assert torch.equal(matrix.weight, before[matrix.name])
+
+
+def test_an_expert_that_no_token_chose_is_masked_and_left_alone(build: Build) -> None:
+    masked = build("mixtral", update="exact", windows=1, seqlen=2).masked
+    unreached = {one.name for one in masked.matrices} - set(masked.grams)
+    assert unreached
+    with masked.masked(parse("W * X"), "row"):
+        for matrix in masked.matrices:
+            if matrix.name in unreached:
+                dense = matrix.view(masked.dense[matrix.parameter_name])
+                left = matrix.weight != 0
+                assert left.any()
+                assert torch.equal(matrix.weight[left], dense[left])
+
+
+def least_error(one: SampledMatrix, mask: Tensor) -> tuple[float, float]:
+    """Row by row by NumPy's solver: the errors weighed by sensitivity, and their plain sum."""
+    gram = one.gram.double().numpy()
+    H = gram + 0.01 * gram.diagonal().mean() * np.eye(len(gram))
+    felt = lost = 0.0
+    for row, kept in enumerate(mask.numpy()):
+        weight = one.weight[row].double().numpy()
+        solved = np.zeros_like(weight)
+        solved[kept] = np.linalg.solve(H[np.ix_(kept, kept)], (H @ weight)[kept])
+        error = (weight - solved) @ gram @ (weight - solved)
+        assert one.sensitivity is not None
+        felt += one.share * float(one.sensitivity[row]) * error
+        lost += error
+    return felt, lost
+
+
+@pytest.mark.parametrize("update", ["obs", "exact"])
+def test_the_closed_form_is_the_error_that_least_squares_leave(
+    build: Build, update: Update
+) -> None:
+    # Sampled at 8 rows a matrix, all of which are solved for.
+    evaluator = build(update=update)
+    masks = [one.weight.abs() > one.weight.abs().median() for one in evaluator.sample]
+    total = 0.0
+    for one, mask in zip(evaluator.sample, masks, strict=True):
+        felt, lost = least_error(one, mask)
+        total += felt / (1 - lost / float(one.norms.sum())) ** 8
+    assert closed_form_error(evaluator.sample, masks) == pytest.approx(math.log(total), abs=0.02)
+    assert closed_form_error(build().sample, masks) > math.log(total) + 0.1
+
+
+def test_sixteen_rows_stand_for_all_the_sampled_ones(build: Build) -> None:
+    some, more = build(update="exact"), build(update="exact", sampled_weights=10**6)
+    assert {len(one.weight) for one in more.sample} == {16, 32, 48}
+    found = [one.run(Task(0, "reconstruction", "W * X", "row")).value for one in (some, more)]
+    assert found[0] == pytest.approx(found[1], abs=0.5)
+    assert found[0] != found[1]
+
+
+def test_the_update_decides_what_is_found_and_workers_do_not(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    small = {"evaluations": 20}
+    run(llama_folder, tmp_path / "none", text_file, **small)
+    run(llama_folder, tmp_path / "one", text_file, update="obs", **small)
+    run(llama_folder, tmp_path / "two", text_file, update="obs", workers=2, **small)
+    assert journal(tmp_path / "one") == journal(tmp_path / "two")
+    assert journal(tmp_path / "one")[1:] != journal(tmp_path / "none")[1:]
+    with pytest.raises(PrunerZeroError, match="holds a run of other settings: update differ"):
+        run(llama_folder, tmp_path / "one", text_file, update="exact", **small)
+    with pytest.raises(PrunerZeroError, match="holds a run of other settings: update differ"):
+        run(llama_folder, tmp_path / "one", text_file, **small)
+
+
+def test_a_run_without_update_is_the_run_of_versions_that_knew_none() -> None:
+    plain = tiny_settings().identity()
+    assert not {"update", "allocation", "metric", "tree"} & set(plain)
+    assert {**plain, "update": "obs"} == tiny_settings(update="obs").identity()

@@ -1,0 +1,179 @@
+"""Variation keeps expressions inside the space, and every operation does what its name says."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.evolution.generate import random_expression, random_published_tree
+from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
+from pruner_zero.evolution.variation import (
+    MUTATIONS,
+    crossover,
+    node_mutation,
+    published_crossover,
+)
+from pruner_zero.metric import Call, Expression, Shape, format, parse
+from tests.evolution.spaces import SPACES, WIDE
+from tests.metric.strategies import lightly
+
+seeds = st.integers(0, 2**32)
+spaces = st.sampled_from(SPACES)
+RANGE = range(60)
+
+
+def children(name: str, text: str, space: SearchSpace | None = None) -> set[str]:
+    """What the mutation makes of the expression under many generators."""
+    made = (
+        MUTATIONS[name](np.random.default_rng(seed), parse(text), space or SearchSpace())
+        for seed in RANGE
+    )
+    return {str(child) for child in made if child is not None}
+
+
+def check_child(child: Expression | None, space: SearchSpace) -> None:
+    if child is not None:
+        assert child.shape is Shape.MATRIX
+        assert space.allows(child) is None
+        assert parse(format(child)) == child
+
+
+@lightly
+@given(seeds, spaces, st.sampled_from(sorted(MUTATIONS)))
+def test_mutants_stay_inside_the_space(seed: int, space: SearchSpace, name: str) -> None:
+    generator = np.random.default_rng(seed)
+    expression = random_expression(generator, space)
+    child = MUTATIONS[name](generator, expression, space)
+    check_child(child, space)
+    assert child != expression
+
+
+@lightly
+@given(seeds, spaces)
+def test_crossed_children_stay_inside_the_space(seed: int, space: SearchSpace) -> None:
+    generator = np.random.default_rng(seed)
+    mother, father = (random_expression(generator, space) for _ in range(2))
+    check_child(crossover(generator, mother, father, space), space)
+
+
+@pytest.mark.parametrize("name", sorted(MUTATIONS))
+def test_the_generator_alone_decides(name: str) -> None:
+    expression = parse("0.5 * row_share(W) * X^0.5 + column_share(W - S) * G")
+    once, again = (
+        [MUTATIONS[name](np.random.default_rng(seed), expression, WIDE) for seed in RANGE]
+        for _ in range(2)
+    )
+    assert once == again
+    assert any(child is not None for child in once)
+
+
+def test_crossover_exchanges_parts_of_a_shape_and_size() -> None:
+    mother, father = parse("W * X"), parse("row_share(G) + sqrt(X)")
+    made = {
+        str(crossover(np.random.default_rng(seed), mother, father, SearchSpace())) for seed in RANGE
+    }
+    assert made == {
+        "G * X",
+        "row_share(G) * X",
+        "W * sqrt(X)",
+        "G",
+        "row_share(G)",
+        "row_share(G) + sqrt(X)",
+    }
+
+
+def test_grow_keeps_what_was_there() -> None:
+    for text in children("grow", "W * X"):
+        child = parse(text)
+        assert child.size > 3
+        assert child.leaf_counts()["W"] + child.leaf_counts()["X"] >= 1
+
+
+def test_shrink_puts_an_operand_in_place_of_its_operator() -> None:
+    assert children("shrink", "sqrt(W) * X^0.5 - G") == {
+        "W * X^0.5 - G",
+        "sqrt(W) * X - G",
+        "sqrt(W) - G",
+        "X^0.5 - G",
+        "sqrt(W) * X^0.5",
+        "G",
+    }
+
+
+def test_hoist_makes_a_part_the_whole() -> None:
+    assert children("hoist", "sqrt(W) * X^0.5 - G") == {"W", "sqrt(W)", "sqrt(W) * X^0.5", "G"}
+
+
+def test_replace_leaves_the_rest_alone() -> None:
+    for text in children("replace", "(W - G) * (G / X)"):
+        child = parse(text)
+        kept = {"W", "G", "X", "W - G", "G / X"} & {str(node) for node in child.walk()}
+        assert kept or child.operator_counts()["mul"] == 0
+
+
+def test_swap_exchanges_siblings_where_the_order_matters() -> None:
+    assert children("swap", "W - G") == {"G - W"}
+    assert children("swap", "W * X") == set()
+    assert "G * X - W" in children("swap", "W * X - G")
+
+
+def test_operator_keeps_arity_and_operands() -> None:
+    for text in children("operator", "sqrt(W) * X"):
+        child = parse(text)
+        assert child.leaf_counts()["W"] == child.leaf_counts()["X"] == 1
+        assert [type(node) for _, node in positions(child)] == [
+            type(node) for _, node in positions(parse("sqrt(W) * X"))
+        ]
+    assert {"W^0.333 * X", "sqrt(W) + X", "mms(W) * X"} <= children("operator", "sqrt(W) * X")
+
+
+def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
+    made = children("exponent", "W^0.1 * G")
+    moved = {parse(text).at(1) for text in made if text.startswith("W^") and text.endswith(" * G")}
+    assert {"W^0.15", "W^0.2"} <= {str(one) for one in moved}
+    assert any("G^" in text for text in made)
+    assert any(text.startswith("(W^0.1 * G)^") for text in made)
+    assert {"W^0.55", "W^0.45"} <= children("exponent", "sqrt(W)")
+    assert children("exponent", "W", SearchSpace(operators=("mul", "sqrt"))) == set()
+
+
+def test_terminal_changes_one_leaf_and_keeps_a_matrix() -> None:
+    assert children("terminal", "W * X") == {"G * X", "W * W", "W * G"}
+
+
+def test_constants_change_only_where_there_are_any() -> None:
+    made = children("constant", "0.5 * W", WIDE)
+    assert len(made) > 20
+    assert all(parse(text).leaf_counts()["W"] == 1 for text in made)
+    assert children("constant", "W^0.5", WIDE) == set()
+    assert children("constant", "0.5 * W") == set()
+
+
+@lightly
+@given(seeds)
+def test_published_children_stay_within_the_limits(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    mother, father = (random_published_tree(generator) for _ in range(2))
+    child = published_crossover(generator, mother, father, PUBLISHED_SPACE)
+    if child is not None:
+        assert child.size <= 31
+        assert child.depth <= 5
+        assert child.terminals <= mother.terminals | father.terminals
+
+
+@lightly
+@given(seeds, st.sampled_from([None, 0.0, 0.5, 1.0]))
+def test_node_mutation_keeps_the_form_of_the_tree(seed: int, probability: float | None) -> None:
+    generator = np.random.default_rng(seed)
+    tree = random_published_tree(generator)
+    mutant = node_mutation(generator, tree, PUBLISHED_SPACE, probability)
+    pairs = list(zip(tree.walk(), mutant.walk(), strict=True))
+    assert all(len(old.operands) == len(new.operands) for old, new in pairs)
+    if probability == 0:
+        assert mutant == tree
+    if probability is None:
+        assert sum(label(old) != label(new) for old, new in pairs) <= 1
+
+
+def label(node: Expression) -> str:
+    return node.operator.name if isinstance(node, Call) else str(node)
