@@ -16,7 +16,7 @@ SETTINGS = {
     "prune": ("pruner_zero.pruning.settings", "PruneSettings"),
     "compare": ("pruner_zero.comparison.compare", "CompareSettings"),
     "search": ("pruner_zero.evolution.settings", "SearchSettings"),
-    "recover": ("pruner_zero.recovery.settings", "RecoverSettings"),
+    "recover": ("pruner_zero.settings.recover", "RecoverSettings"),
 }
 
 

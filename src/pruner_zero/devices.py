@@ -3,10 +3,9 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import AfterValidator
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
@@ -55,13 +54,16 @@ def find_devices(asked: str = "auto", present: Sequence[torch.device] | None = N
     return Devices(tuple(chosen), spread=len(names) > 1)
 
 
-def _check(asked: str) -> str:
-    find_devices(asked)
-    return asked
-
-
-# A setting, refused where this machine has no such device.
-Device = Annotated[str, AfterValidator(_check)]
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Compute with `count` CPU threads inside; None leaves the number as it is."""
+    before = torch.get_num_threads()
+    if count is not None:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def present_devices() -> list[torch.device]:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.recovery.schedule import Budget, rate
-from pruner_zero.recovery.settings import Schedule
+from pruner_zero.settings.recover import Schedule
 
 schedules = pytest.mark.parametrize("schedule", ["cosine", "linear"])
 

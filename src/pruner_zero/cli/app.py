@@ -16,10 +16,9 @@ INTERRUPTED = 130
 app = typer.Typer(
     help="Evolve, explain and apply pruning metrics for large language models.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    # Rich would take what stands in brackets, such as [@SCOPE], for its markup.
-    rich_markup_mode=None,
+    # Panels need it; what stands in brackets, such as [@SCOPE], is escaped where it is declared.
+    rich_markup_mode="rich",
 )
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
@@ -63,7 +62,8 @@ def main() -> NoReturn:
         # Typer may turn the first into the second.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
-        # Whoever read has enough; Python's own flush at the end shall not stumble over it.
+        # The reader of the pipe has closed it. Python flushes stdout once more when it exits,
+        # which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:

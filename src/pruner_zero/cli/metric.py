@@ -9,7 +9,7 @@ from pruner_zero.cli.options import AsJson
 from pruner_zero.cli.tables import print_table
 
 app = typer.Typer(
-    help="Show, list and convert metrics.", no_args_is_help=True, rich_markup_mode=None
+    help="Show, list and convert metrics.", no_args_is_help=True, rich_markup_mode="rich"
 )
 
 Spec = Annotated[

@@ -145,12 +145,40 @@ RayResources = Annotated[
         help="What a Ray worker needs, NAME=AMOUNT, e.g. num_cpus=2 or num_gpus=1; repeatable.",
     ),
 ]
+OutputFolder = Annotated[
+    Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
+]
+FILES = "Files and output"
+Overwrite = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Replace what is in the output folder.", rich_help_panel=FILES
+    ),
+]
+Quiet = Annotated[
+    bool,
+    typer.Option(
+        "--quiet", help="Print the result and errors only, no progress.", rich_help_panel=FILES
+    ),
+]
 Cache = Annotated[
     Path | None,
-    typer.Option(help="Folder for statistics. [default: ~/.cache/pruner-zero]", show_default=False),
+    typer.Option(
+        help="Folder for statistics of the dense model. \\[default: $PRUNER_ZERO_CACHE, else "
+        "~/.cache/pruner-zero]",
+        show_default=False,
+        rich_help_panel=FILES,
+    ),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(help="YAML file with the same settings; options win.", show_default=False),
+    typer.Option(
+        help="YAML file of settings, the options with `_` for `-`; options win over it.",
+        show_default=False,
+        rich_help_panel=FILES,
+    ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value for machines.")]
+AsJson = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as one JSON value.", rich_help_panel=FILES),
+]

@@ -7,13 +7,13 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from pruner_zero.devices import Device
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Dtype, LanguageModel
 from pruner_zero.pruning.method import Method, Mode, Update
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import Selection
 from pruner_zero.settings import Settings
+from pruner_zero.settings.model import Device
 from pruner_zero.sparsity import Scope
 from pruner_zero.text import Corpus
 

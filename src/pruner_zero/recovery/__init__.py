@@ -2,7 +2,7 @@
 
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.result import RecoverResult
-from pruner_zero.recovery.settings import RecoverSettings
 from pruner_zero.recovery.train import Point
+from pruner_zero.settings import RecoverSettings
 
 __all__ = ["Point", "RecoverResult", "RecoverSettings", "recover"]

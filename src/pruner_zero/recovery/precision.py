@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from pruner_zero.devices import has_fast_bfloat16
-from pruner_zero.recovery.settings import RecoverSettings
+from pruner_zero.settings import RecoverSettings
 
 
 @contextmanager

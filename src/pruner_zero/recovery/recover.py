@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from pruner_zero.devices import torch_threads
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
@@ -25,7 +26,6 @@ from pruner_zero.recovery.lora import MaskedAdapters
 from pruner_zero.recovery.loss import check_teacher
 from pruner_zero.recovery.precision import compute_dtype, float32_weights
 from pruner_zero.recovery.result import RecoverResult
-from pruner_zero.recovery.settings import RecoverSettings
 from pruner_zero.recovery.train import Training
 from pruner_zero.recovery.trainable import (
     KeptWeights,
@@ -36,11 +36,11 @@ from pruner_zero.recovery.trainable import (
 )
 from pruner_zero.recovery.windows import split_windows
 from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
-from pruner_zero.settings import read_settings
+from pruner_zero.settings import RecoverSettings, read_settings
 from pruner_zero.text import Corpus, Windows, load_corpus
 
 # Settings that an interrupted run may be taken up without.
-_PLACE = {"checkpoint_minutes", "device"}
+_PLACE = {"checkpoint_minutes", "device", "threads"}
 
 
 def recover(
@@ -95,7 +95,8 @@ def recover(
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
     work = _Work(checked, pruned, matrices, masks, windows, validation, dense, origin, progress)
-    return work.save(folder, overwrite) if folder else work.run(None)
+    with torch_threads(checked.threads):
+        return work.save(folder, overwrite) if folder else work.run(None)
 
 
 def _load_teacher(

@@ -10,8 +10,8 @@ from typing import Any
 from pruner_zero.files import write_atomic, writing
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
-from pruner_zero.recovery.settings import RecoverSettings
 from pruner_zero.recovery.train import Point
+from pruner_zero.settings import RecoverSettings
 from pruner_zero.table import Tabular
 
 # What prune wrote of the model stays true of it.

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from pruner_zero.recovery.settings import Schedule
+from pruner_zero.settings.recover import Schedule
 
 # The warmup begins here: a first step at no rate at all would be lost.
 FIRST_RATE = 0.1

@@ -17,9 +17,9 @@ from pruner_zero.progress import Progress
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.loss import distillation_loss
 from pruner_zero.recovery.schedule import Budget, rate
-from pruner_zero.recovery.settings import RecoverSettings
 from pruner_zero.recovery.trainable import Trainable
 from pruner_zero.recovery.windows import in_training_order
+from pruner_zero.settings import RecoverSettings
 from pruner_zero.text import Windows
 
 # A budget of minutes makes for few steps; the longer memory of 0.999 would outlast them.

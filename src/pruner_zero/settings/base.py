@@ -1,9 +1,10 @@
-"""Reading settings: from YAML, from keywords, refused with one line where they are wrong."""
+"""The base of all settings, and how they are read: from YAML and from keywords."""
 
 import reprlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -12,12 +13,35 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
 
 
 class Settings(BaseModel):
-    """The base of every verb's settings: unknown keys forbidden, values fixed once read."""
+    """The base of every verb's settings: unknown keys forbidden, values fixed once read.
+
+    A field with its type, default and description is the only place where an option is stated;
+    `options_of` makes the command line's options from it. panel: the panel of `--help` in which
+    the fields that a class declares are listed.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    panel: ClassVar[str] = "Options"
 
 
-# Aliases let a few lines of YAML stand for more text than any memory holds.
+@dataclass(frozen=True)
+class Cli:
+    """How the command line shows a field, as a part of its `Annotated` type.
+
+    panel: the panel of `--help`, where it is not that of the class. metavar: the word for the
+    value. default: the words for what is taken where the field is None. argument: whether it is
+    given by its position.
+    """
+
+    panel: str | None = None
+    metavar: str | None = None
+    default: str | None = None
+    argument: bool = False
+
+
+MAIN = Cli(panel="Options")
+
+# YAML aliases let a few lines stand for more text than fits in memory.
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = _shorten.maxlong = 200
 

@@ -1,0 +1,69 @@
+"""Typer's parameters, made from the fields of settings."""
+
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from pruner_zero.settings import ModelSettings, Option, Settings, options_of
+
+
+def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command so that every setting of `kind` is a parameter of it.
+
+    The command's own parameters come before the settings of the panels, its `settings` receives
+    those that were given on the command line, by name. Typer reads the signature made here.
+    """
+    options = options_of(kind)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [p for p in signature(command).parameters.values() if p.name not in options]
+        own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own if p.name != "settings"]
+
+        @wraps(command)
+        def call(**given: Any) -> None:
+            settings = {name: given.pop(name) for name in options}
+            given["settings"] = {
+                name: value for name, value in settings.items() if value not in (None, [])
+            }
+            command(**given)
+
+        made = [_parameter(option) for option in sorted(options.values(), key=_place)]
+        call.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
+            parameters=[*made, *own]
+        )
+        return call
+
+    return decorate
+
+
+def _place(option: Option) -> int:
+    """The panel that most runs need comes first, the one of the machine last."""
+    return {Settings.panel: 0, ModelSettings.panel: 2}.get(option.panel, 1)
+
+
+def _parameter(option: Option) -> Parameter:
+    shown: dict[str, Any] = {
+        # Rich would take what stands in brackets, such as [@SCOPE], for markup.
+        "help": escape(option.full_help),
+        "metavar": option.metavar,
+        "show_default": False,
+    }
+    if option.argument:
+        declared = typer.Argument(**shown)
+    else:
+        names = [option.flag] + [f"--no-{option.flag[2:]}"] * (option.type is bool)
+        panel = None if option.panel == Settings.panel else option.panel
+        if option.choices:
+            shown["autocompletion"] = lambda: list(option.choices)
+        declared = typer.Option("/".join(names), rich_help_panel=panel, **shown)
+    kind = list[option.type] if option.repeatable else option.type  # type: ignore[name-defined]
+    return Parameter(
+        option.name,
+        Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, declared],
+    )

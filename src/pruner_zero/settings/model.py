@@ -1,0 +1,43 @@
+"""Settings of all verbs that load a model: which one, and what this machine computes it on."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator, Field
+
+from pruner_zero.settings.base import Cli, Settings
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+TEXT_HELP = "a corpus (wikitext2, c4, ptb, builtin:pydoc) or a .txt, .raw, .jsonl or .parquet file."
+
+
+def _check_device(asked: str) -> str:
+    # Imported here, because it asks torch what this machine has.
+    from pruner_zero.devices import find_devices
+
+    find_devices(asked)
+    return asked
+
+
+# A device that this machine has.
+Device = Annotated[str, AfterValidator(_check_device), Cli(metavar="DEVICE")]
+
+
+class ModelSettings(Settings):
+    """Which model, and how it is loaded."""
+
+    panel: ClassVar[str] = "Machine"
+
+    model: Annotated[str, Cli(panel="Options", metavar="MODEL", argument=True)] = Field(
+        description="A hub id, a folder, a .gguf file, builtin:smollm2-135m, or a hub id or folder "
+        "after `pickled:`. May be given in --config instead."
+    )
+    dtype: Dtype = Field("auto", description="Type of the weights; auto keeps the checkpoint's.")
+    device: Device = Field(
+        "auto",
+        description="auto (the fastest), cpu, mps, cuda, cuda:1, or a list such as cuda:0,cuda:1 "
+        "over which the blocks are spread.",
+    )
+    threads: Annotated[int | None, Cli(default="as many as torch chooses")] = Field(
+        None, ge=1, description="CPU threads that torch computes with."
+    )

@@ -1,0 +1,109 @@
+"""Command-line options, made from the fields of settings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from inspect import get_annotations
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from pruner_zero.settings.base import Cli, Settings
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option: that of the field `name`.
+
+    type: bool for a switch, else what a value is read as. choices: the values of a field that
+    takes one of a few. default: its words, None where there is none.
+    """
+
+    name: str
+    type: type
+    help: str
+    panel: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    default: str | None = None
+    repeatable: bool = False
+    argument: bool = False
+
+    @property
+    def flag(self) -> str:
+        """The option as it is typed, such as --search-text."""
+        return f"--{self.name.replace('_', '-')}"
+
+    @property
+    def full_help(self) -> str:
+        """The help with the choices and the default."""
+        tail = f" [default: {self.default}]" if self.default else ""
+        return f"{self.help}{' Repeatable.' if self.repeatable else ''}{tail}"
+
+    def words(self, value: Any) -> list[str]:
+        """The words of a command line that set this option to `value`, in its JSON form."""
+        if self.type is bool:
+            return [self.flag if value else f"--no{self.flag[1:]}"]
+        if isinstance(value, dict):
+            value = [f"{name}={amount:g}" for name, amount in value.items()]
+        values = value if isinstance(value, list | tuple) else [value]
+        return [word for one in values for word in (self.flag, str(one))]
+
+
+def options_of(kind: type[Settings]) -> dict[str, Option]:
+    """The options of a verb by field; fields that hold nested settings have none."""
+    return {option.name: option for option in _options(kind)}
+
+
+def _options(kind: type[Settings]) -> Iterator[Option]:
+    for name, field in kind.model_fields.items():
+        form = _form(field.annotation)
+        if form is None:
+            continue
+        value_type, choices, repeatable = form
+        shown = Cli()
+        for metadata in field.metadata:
+            shown = metadata if isinstance(metadata, Cli) else shown
+        yield Option(
+            name,
+            value_type,
+            field.description or "",
+            shown.panel or _panel(kind, name),
+            shown.metavar or ("|".join(choices) or None),
+            choices,
+            shown.default or _default(field),
+            repeatable,
+            shown.argument,
+        )
+
+
+def _form(annotation: Any) -> tuple[type, tuple[str, ...], bool] | None:
+    """The type of a value, its choices, and whether several are given; None: no option."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _form(arguments[0])
+    if origin in (Union, UnionType):
+        forms = [_form(part) for part in arguments if part is not NoneType]
+        if None in forms or not forms:
+            return None
+        choices = tuple(choice for form in forms if form for choice in form[1])
+        return forms[0] and (forms[0][0], choices, forms[0][2])
+    if origin is Literal:
+        return str, arguments, False
+    if origin is tuple or annotation == dict[str, float]:
+        return str, (), True
+    return (annotation, (), False) if annotation in (bool, int, float, str) else None
+
+
+def _panel(kind: type[Settings], name: str) -> str:
+    """The panel of the class that declares the field."""
+    declaring = next(base for base in kind.__mro__ if name in get_annotations(base))
+    panel: str = vars(declaring).get("panel", Settings.panel)
+    return panel
+
+
+def _default(field: FieldInfo) -> str | None:
+    value = field.get_default(call_default_factory=True)
+    if field.is_required() or value is None or isinstance(value, bool | tuple | dict):
+        return None
+    return f"{value:g}" if isinstance(value, float) else str(value)

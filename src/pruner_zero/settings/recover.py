@@ -1,0 +1,87 @@
+"""What `recover` can be told."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from pruner_zero.settings.base import MAIN, Cli
+from pruner_zero.settings.model import TEXT_HELP, ModelSettings
+
+TuningMode = Literal["full", "lora"]
+Schedule = Literal["cosine", "linear"]
+
+DEFAULT_MINUTES = 10.0
+DEFAULT_LEARNING_RATE = {"full": 2e-4, "lora": 1e-3}
+
+
+class RecoverSettings(ModelSettings):
+    """All that decides the result of `recover`.
+
+    The weights are loaded and saved in `dtype` and trained in float32. A run with a budget of
+    steps alone repeats byte for byte on one thread; a run with a budget of minutes does not.
+    """
+
+    panel: ClassVar[str] = "Training"
+
+    text: Annotated[str, MAIN] = Field(
+        description=f"Text to train on, of which the last tenth is for validation: {TEXT_HELP}"
+    )
+    minutes: Annotated[
+        float | None, Cli(panel="Options", default=f"{DEFAULT_MINUTES:g} without --steps")
+    ] = Field(None, gt=0, description="Stop after this many minutes.")
+    steps: Annotated[int | None, MAIN] = Field(
+        None, ge=1, description="Stop after this many optimizer steps."
+    )
+    mode: Annotated[TuningMode, MAIN] = Field(
+        "full",
+        description="full: train every weight that pruning kept; lora: train low-rank adapters "
+        "under the mask and merge them at the end.",
+    )
+    teacher: Annotated[str | None, MAIN] = Field(
+        None, description="The dense model, for distillation from its logits."
+    )
+    teacher_share: float = Field(
+        0.5, gt=0, le=1, description="Weight of the distillation loss; the rest is the text's loss."
+    )
+    learning_rate: Annotated[float, Cli(default="2e-4 for full, 1e-3 for lora")] = Field(
+        gt=0, description="Highest learning rate."
+    )
+    schedule: Schedule = Field(
+        "cosine", description="Curve along which the learning rate falls to 0."
+    )
+    warmup: float = Field(
+        0.05, ge=0, lt=1, description="Share of the budget in which the learning rate rises."
+    )
+    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
+    clip: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
+    norms: bool = Field(False, description="Train the weights of norm layers and the biases too.")
+    rank: int = Field(16, ge=1, description="Rank of the LoRA adapters, with --mode lora.")
+    alpha: float = Field(
+        32.0, gt=0, description="The adapters' product is scaled by alpha/rank, with --mode lora."
+    )
+    batch: int = Field(2, ge=1, description="Windows in an optimizer step.")
+    seqlen: int = Field(512, ge=2, description="Tokens in a window.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the window order and the adapters.")
+    validations: int = Field(
+        10, ge=1, description="How many times the validation loss is measured over the budget."
+    )
+    validation_windows: int = Field(8, ge=1, description="Windows in a validation.")
+    keep: Literal["best", "last"] = Field(
+        "best",
+        description="Which weights to save: those of the lowest validation loss or the last.",
+    )
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Type of matrix products; auto is bfloat16 where it is native."
+    )
+    checkpoint_minutes: float = Field(2.0, ge=0, description="Minutes between two checkpoints.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        resolved = {key: value for key, value in given.items() if value is not None}
+        if "minutes" not in resolved and "steps" not in resolved:
+            resolved["minutes"] = DEFAULT_MINUTES
+        rate = DEFAULT_LEARNING_RATE.get(str(resolved.get("mode", "full")), 1.0)
+        return {"learning_rate": rate, **resolved}
