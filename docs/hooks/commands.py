@@ -26,23 +26,26 @@ def verbs() -> list[str]:
 
 
 def command(name: str) -> str:
-    """The help of one command as Markdown: usage, arguments and options, settings of --config."""
+    """The help of one command as Markdown: usage, a table for each panel, settings of --config."""
     found = dict(_walk(typer.main.get_command(app), ()))
     node = found[name]
     context: Any = None
     for part in ("pruner-zero", *name.split()):
         context = typer.Context(node, info_name=part, parent=context)
     lines = [_text(node.help or ""), "", "```text", _usage(node, name, context), "```", ""]
-    lines += ["| option | meaning |", "|---|---|"]
+    panels: dict[str, list[str]] = {}
     for parameter in node.params:
         record = parameter.get_help_record(context)
         if record is None:
-            names, meaning = parameter.make_metavar(context), getattr(parameter, "help", None)
-        else:
-            names, meaning = record
-        lines.append(f"| `{_cell(names)}` | {_text(_cell(meaning or ''))} |")
+            record = (parameter.make_metavar(context), getattr(parameter, "help", None) or "")
+        # Brackets are escaped, since Typer reads help as Rich's markup.
+        names, meaning = (_cell(text.replace("\\[", "[")) for text in record)
+        row = f"| `{names}` | {_text(meaning)} |"
+        panels.setdefault(getattr(parameter, "rich_help_panel", None) or "Options", []).append(row)
+    for panel, rows in panels.items():
+        lines += [f"| {panel} | |", "|---|---|", *rows, ""]
     if name in SETTINGS:
-        lines += ["", *_settings(name, {parameter.name for parameter in node.params})]
+        lines += _settings(name, {parameter.name for parameter in node.params})
     return "\n".join(lines)
 
 

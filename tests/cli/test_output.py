@@ -196,7 +196,7 @@ def test_metric_list_names_all_there_is(cli: Cli) -> None:
 def test_help_keeps_what_stands_in_brackets(cli: Cli) -> None:
     outcome = cli("prune", "--help")
     assert outcome.code == 0
-    text = " ".join(outcome.out.split())
+    text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][@ALLOCATION][+STEPS]" in text
     assert "[default: 24]" in text
     assert "[default: wanda]" in text

@@ -30,14 +30,17 @@ def test_every_command_has_its_place() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_command_is_described_as_its_help_describes_it(verb: str, cli: Cli) -> None:
+def test_a_command_is_described_as_its_help_describes_it(
+    verb: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     outcome = cli(*verb.split(), "--help")
     assert outcome.code == 0
     page = commands.command(verb)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", outcome.out)) - {"--help"}
     told = set(re.findall(r"^\| `[^`]*?(--[a-z][a-z-]*)", page, re.MULTILINE))
     assert told <= options
-    declared = {name for name in options if re.search(rf"^ +(-\w, )?{name}\b", outcome.out, re.M)}
+    declared = {name for name in options if re.search(rf"^│ [* ] *{name}\b", outcome.out, re.M)}
     assert told == declared
 
 
