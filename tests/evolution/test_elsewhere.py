@@ -39,7 +39,7 @@ def outcomes(judge: Evaluator, expression: str, scope: Any) -> list[Outcome]:
         ("W * X", "row", {}),
         ("mms(W * G)", "global", {}),
         ("quotient(W, D)", "matrix", {"update": "exact"}),
-        ("W * X", "cumulative", {"update": "obs"}),
+        ("W * X", "block", {"update": "obs"}),
         ("W * X", "row", {"pattern": "2:4", "sparsity": None}),
     ],
 )

@@ -15,7 +15,7 @@ from pruner_zero.sparsity.layer_error import output_sensitivity, pruning_cost, r
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
 
-RULES = ("owl", "alphapruning", "error")
+RULES = ("owl", "error")
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
@@ -31,7 +31,7 @@ def test_every_rule_prunes_the_same_total_in_other_places(
         assert len({round(one.zeros / math.prod(one.shape), 3) for one in records}) > 1
 
 
-@pytest.mark.parametrize("rule", ["owl", "alphapruning", "error", "file"])
+@pytest.mark.parametrize("rule", ["owl", "error", "file"])
 @pytest.mark.parametrize("metric", ["magnitude", "wanda", "pruner-zero", "sparsegpt"])
 def test_each_rule_collects_what_it_looks_at(
     rule: str, metric: str, windows: Windows, new_store: OpenStore, tmp_path: Path

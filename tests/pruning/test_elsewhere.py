@@ -29,12 +29,10 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "all matrices at once": {"metric": "W * G", "scope": "global"},
     "one matrix at once": {"metric": "wanda", "scope": "matrix"},
-    "cumulative shares": {"metric": "wanda", "scope": "cumulative"},
     "swaps and least squares": {"metric": "wanda", "refine": True, "update": "exact"},
     "swaps within groups": {"metric": "wanda", "refine": True, "pattern": "2:4", "sparsity": None},
     "aims at the dense outputs": {"metric": "wanda", "update": "obs", "asymmetric": True},
     "shares by outliers": {"metric": "wanda", "allocation": "owl"},
-    "shares by spectra": {"metric": "magnitude", "allocation": "alphapruning"},
     "shares by error": {"metric": "wanda", "allocation": "error"},
 }
 

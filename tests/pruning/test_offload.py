@@ -35,7 +35,7 @@ RUNS: dict[str, dict[str, Any]] = {
     "asymmetric": {"metric": "wanda@owl+refine+asymmetric+exact", "sparsity": 0.5},
     "global-obs": {"metric": "wanda@global+obs", "sparsity": 0.4},
     "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
-    "mixed": {"metric": "wanda+obs", "pattern": "mixed:4"},
+    "n-of-m": {"metric": "wanda+obs", "pattern": "2:4"},
 }
 
 

@@ -121,7 +121,7 @@ def test_the_sweep_chooses_by_any_metric_inside_rows_blocks_and_groups() -> None
     assert parse_method("wanda@block+obs-iter", sparsity=0.5).chooses_while_updating
     assert parse_method("wanda+obs-iter", pattern="2:4").chooses_while_updating
     assert parse_method("sparsegpt+exact", sparsity=0.5).chooses_while_updating
-    for scope in ("matrix", "global", "cumulative"):
+    for scope in ("matrix", "global"):
         assert "set scope to row or block, or choose +obs" in refusal(
             f"wanda@{scope}+obs-iter", sparsity=0.5
         )
@@ -196,29 +196,7 @@ def test_an_empty_name_in_the_list_is_refused(text: str) -> None:
         split_methods(text)
 
 
-def test_mixed_is_half_of_each_m_with_an_n_for_each_matrix() -> None:
-    method = parse_method("wanda+exact", pattern="mixed:4")
-    assert method == parse_method("wanda+exact", pattern="2:4", allocation="error")
-    assert method.mixed
-    assert (method.scope, method.pattern.sparsity, method.zeros) == (None, 0.5, "mixed:4")
-    assert method.dense_kinds("sequential") == {"X", "G", "gram"}
-    other = parse_method("wanda@error", pattern="3:8")
-    assert (other.mixed, other.zeros) == (True, "3:8 on average")
-    plain = parse_method("wanda", pattern="2:4")
-    assert (plain.mixed, plain.zeros) == (False, "2:4")
-
-
-@pytest.mark.parametrize(
-    ("text", "options", "line"),
-    [
-        ("wanda", {"pattern": "mixed:5"}, "choose an even M from 4 on"),
-        ("wanda", {"pattern": "mixed:2"}, "choose an even M from 4 on"),
-        ("wanda", {"pattern": "mixed"}, "write N:M such as 2:4"),
-        ("wanda@global", {"pattern": "mixed:4"}, "leave out scope 'global'"),
-        ("wanda@owl", {"pattern": "mixed:4"}, "allocates by error: leave out the allocation owl"),
-        ("wanda@owl", {"pattern": "2:4"}, "let N differ by error, as --pattern mixed:4 does"),
-        ("wanda", {"pattern": "mixed:4", "sparsity": 0.5}, "give either --sparsity"),
-    ],
-)
-def test_what_mixed_does_not_go_with(text: str, options: dict[str, object], line: str) -> None:
-    assert line in refusal(text, **options)
+def test_n_of_m_takes_no_allocation() -> None:
+    assert "allocates sparsity, but every group of M has N zeros" in refusal(
+        "wanda@owl", pattern="2:4"
+    )

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,24 +47,6 @@ def keep_blocks(scores: Tensor, sparsity: float, width: int = 128) -> Tensor:
     """Blocks of `width` columns, all rows in one group."""
     blocks = scores.split(width, dim=1)
     return torch.cat([keep_matrices([block], sparsity)[0] for block in blocks], dim=1)
-
-
-def keep_cumulative(scores: Tensor, sparsity: float) -> Tensor:
-    """One weight after the other, the row whose next running share is lowest loses it."""
-    values = scores.double().numpy()
-    orders = [sorted(range(len(row)), key=row.__getitem__) for row in values.tolist()]
-    keep = np.ones(values.shape, dtype=bool)
-    shares = []
-    for row, order in zip(values, orders, strict=True):
-        running = np.cumsum(row[order])
-        shares.append(running / running[-1] if running[-1] > 0 else running)
-    taken = [0] * len(orders)
-    for _ in range(zeros_in(values.size, sparsity)):
-        open_rows = [i for i, order in enumerate(orders) if taken[i] < len(order)]
-        row_index = min(open_rows, key=lambda i: shares[i][taken[i]])
-        keep[row_index, orders[row_index][taken[row_index]]] = False
-        taken[row_index] += 1
-    return torch.from_numpy(keep)
 
 
 def damped(gram: Tensor, damping: float = 0.01) -> Tensor:

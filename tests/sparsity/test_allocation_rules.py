@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import (
     Allocation,
-    alphapruning,
     from_offsets,
     outlier_share,
     owl,
@@ -22,7 +21,6 @@ KINDS = ("q_proj", "up_proj", "down_proj")
 
 sparsities = st.floats(0.05, 0.95)
 outliers = st.lists(st.floats(0, 0.2), min_size=1, max_size=5)
-exponents = st.lists(st.floats(1.1, 9), min_size=1, max_size=5)
 offsets = st.floats(-40, 40)
 
 
@@ -111,62 +109,10 @@ def test_owl_keeps_total_bounds_and_order(
     assert max(shares) - min(shares) <= 2 * limit + 1e-12
 
 
-@settings(deadline=None)
-@given(exponents, st.floats(0.3, 0.6), st.floats(0, 0.5))
-def test_alphapruning_is_the_released_formula(
-    found: list[float], sparsity: float, spread: float
-) -> None:
-    number = len(found)
-    blocks, sizes = blocks_of(number), uneven_sizes(number)
-    # Different inside a block, and not alike in all blocks: only their mean may count.
-    shift = dict(zip(KINDS, (-0.5, 0.2, 0.4), strict=True))
-    alphas = {
-        name: found[block] + (-1) ** block * shift[name.rsplit(".")[-1]]
-        for name, block in blocks.items()
-    }
-    allocation = alphapruning(alphas, blocks, sizes, sparsity, spread=spread)
-    means = np.array(
-        [np.mean([alphas[name] for name in blocks if blocks[name] == b]) for b in range(number)]
-    )
-    s1, s2 = 1 - spread, 1 + spread
-    if means.max() > means.min():
-        ratio = (means - means.min()) / (means.max() - means.min()) * (s2 - s1) + s1
-    else:
-        ratio = np.ones(number)
-    block_sizes = np.zeros(number)
-    for name, size in sizes.items():
-        block_sizes[blocks[name]] += size
-    ratio = ratio * (block_sizes.sum() * sparsity / (block_sizes * ratio).sum())
-    if ratio.max() <= 0.99:
-        np.testing.assert_allclose(one_per_block(allocation, number), ratio, atol=1e-12)
-
-
-@settings(deadline=None)
-@given(exponents, sparsities, st.floats(0, 0.99))
-def test_alphapruning_keeps_total_bounds_and_order(
-    found: list[float], sparsity: float, spread: float
-) -> None:
-    number = len(found)
-    blocks, sizes = blocks_of(number), uneven_sizes(number)
-    alphas = {name: found[block] for name, block in blocks.items()}
-    bounds = (0.01, 0.96)
-    allocation = alphapruning(alphas, blocks, sizes, sparsity, spread=spread, bounds=bounds)
-    shares = one_per_block(allocation, number)
-    assert allocation.total(sizes) == pytest.approx(sparsity, abs=1e-12)
-    assert all(0.01 <= share <= 0.96 for share in shares)
-    for index in range(number):
-        for other in range(number):
-            if found[index] < found[other] - 1e-9:
-                assert shares[index] <= shares[other]
-
-
 def test_equal_blocks_are_pruned_alike() -> None:
     blocks, sizes = blocks_of(3), uneven_sizes(3)
-    for allocation in (
-        owl(dict.fromkeys(range(3), 0.02), blocks, sizes, 0.6),
-        alphapruning(dict.fromkeys(sizes, 3.5), blocks, sizes, 0.6),
-    ):
-        assert list(allocation.sparsity.values()) == pytest.approx([0.6] * len(sizes), abs=1e-14)
+    allocation = owl(dict.fromkeys(range(3), 0.02), blocks, sizes, 0.6)
+    assert list(allocation.sparsity.values()) == pytest.approx([0.6] * len(sizes), abs=1e-14)
 
 
 @settings(deadline=None)
@@ -234,15 +180,11 @@ def test_offsets_reach_the_bounds_themselves() -> None:
 
 def test_what_cannot_be_allocated_is_refused() -> None:
     blocks, sizes = blocks_of(2), uneven_sizes(2)
-    shares, alphas = {0: 0.1, 1: 0.2}, dict.fromkeys(sizes, 2.0)
+    shares = {0: 0.1, 1: 0.2}
     with pytest.raises(PrunerZeroError, match=r"sparsity 0.3 is outside .* bounds \[0.4, 0.9\]"):
         owl(shares, blocks, sizes, 0.3, bounds=(0.4, 0.9))
-    with pytest.raises(PrunerZeroError, match="low ≤ high < 1"):
-        alphapruning(alphas, blocks, sizes, 0.5, bounds=(0.0, 1.0))
     with pytest.raises(PrunerZeroError, match=r"limit of OWL is -0.1"):
         owl(shares, blocks, sizes, 0.5, limit=-0.1)
-    with pytest.raises(PrunerZeroError, match=r"spread of AlphaPruning is 1.0, outside"):
-        alphapruning(alphas, blocks, sizes, 0.5, spread=1.0)
     with pytest.raises(PrunerZeroError, match="not all finite"):
         owl({0: 0.1, 1: math.nan}, blocks, sizes, 0.5)
     kinds = dict.fromkeys(sizes, "k")

@@ -76,7 +76,6 @@ def test_n_of_m_must_leave_and_prune_some(n: int, m: int) -> None:
         (Unstructured(0.625, "matrix"), "62.5% per matrix"),
         (Unstructured(0.7, "block"), "70% per block"),
         (Unstructured(0.29, "global"), "29% global"),
-        (Unstructured(0.5, "cumulative"), "50% cumulative"),
     ],
 )
 def test_str(pattern: Pattern, text: str) -> None:

@@ -137,29 +137,7 @@ def test_ranks_in_wide_groups_do_not_wrap() -> None:
     assert torch.equal(mask, reference.keep_groups(scores, 300, 20))
 
 
-@settings(max_examples=400, deadline=None)
-@given(sides, sides, seeds, sparsities, dtypes)
-def test_cumulative(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
-    scores = finite(random_scores((out, width), seed).abs(), dtype)
-    mask = keep_mask(scores, Unstructured(sparsity, "cumulative"))
-    assert torch.equal(mask, reference.keep_cumulative(scores, sparsity))
-    assert (~mask).sum() == reference.zeros_in(scores.numel(), sparsity)
-
-
-def test_cumulative_is_what_bisecting_alpha_finds() -> None:
-    scores = random_scores((16, 64), 0).abs()
-    mask = keep_mask(scores, Unstructured(0.5, "cumulative"))
-    ascending = scores.sort(1).values.double()
-    share = ascending.cumsum(1) / ascending.sum(1, keepdim=True)
-    low, high = 0.0, 1.0
-    for _ in range(60):
-        alpha = (low + high) / 2
-        low, high = (alpha, high) if (share <= alpha).sum() < 16 * 64 // 2 else (low, alpha)
-    assert (~mask).sum(1).tolist() == (share <= high).sum(1).tolist()
-    assert len(zeros_per_row(mask)) > 1
-
-
-@pytest.mark.parametrize("scope", ["row", "block", "matrix", "cumulative"])
+@pytest.mark.parametrize("scope", ["row", "block", "matrix"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 7), (7, 1), (0, 4), (4, 0)])
 @pytest.mark.parametrize("sparsity", [0.0, 0.5])
 def test_tiny_shapes(scope: Scope, shape: tuple[int, int], sparsity: float) -> None:
@@ -289,12 +267,6 @@ def test_non_finite_scores_name_the_matrix_among_all() -> None:
 def test_huge_scores_are_finite() -> None:
     scores = torch.full((2, 4), HUGE)
     assert keep_mask(scores, Unstructured(0.5)).sum() == 4
-
-
-def test_cumulative_refuses_negative_scores() -> None:
-    scores = torch.tensor([[1.0, -1.0]])
-    with pytest.raises(PrunerZeroError, match="q_proj are negative"):
-        keep_mask(scores, Unstructured(0.5, "cumulative"), "q_proj")
 
 
 def test_widths_that_m_does_not_divide_are_refused() -> None:

@@ -22,8 +22,7 @@ PatternText = Annotated[
     str | None,
     typer.Option(
         "--pattern",
-        help="N:M, N zeros in each M weights, e.g. 2:4; for prune and compare also mixed:M, half "
-        "of all weights with an N for each matrix.",
+        help="N:M, N zeros in each M weights, e.g. 2:4.",
         show_default=False,
     ),
 ]
@@ -31,7 +30,7 @@ ScopeText = Annotated[
     str | None,
     typer.Option(
         "--scope",
-        help="Which weights compete: row, block (128 columns), matrix, global, cumulative. "
+        help="Which weights compete: row, block (128 columns), matrix, global. "
         "[default: the metric's own, else row]",
         show_default=False,
     ),
@@ -58,7 +57,7 @@ AllocationText = Annotated[
     str | None,
     typer.Option(
         "--allocation",
-        help="How much of each matrix is pruned: uniform, owl, alphapruning, error, or a JSON "
+        help="How much of each matrix is pruned: uniform, owl, error, or a JSON "
         "file of shares. [default: as the metric says, else uniform]",
         show_default=False,
     ),

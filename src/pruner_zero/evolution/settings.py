@@ -116,8 +116,8 @@ class SearchSettings(CalibrationSettings):
             )
         if self.allocation != "uniform" and self.pattern is not None:
             raise ValueError(
-                f"--allocation {self.allocation} shares out a --sparsity: for N:M, "
-                "`prune --pattern mixed:M`"
+                f"--allocation {self.allocation} shares out a --sparsity: leave it "
+                "out with --pattern"
             )
         if self.allocation == "evolved":
             self._check_evolved()

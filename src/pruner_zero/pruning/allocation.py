@@ -11,16 +11,12 @@ from pruner_zero.pruning.scoring import Statistics, score_matrix
 from pruner_zero.sparsity import (
     Allocation,
     Pattern,
-    SemiStructured,
     Unstructured,
-    alphapruning,
     by_error,
     exact,
     keep_mask,
-    mixed_n,
     outlier_share,
     owl,
-    tail_exponent,
     uniform,
 )
 from pruner_zero.sparsity.layer_error import output_sensitivity, pruning_cost, row_errors
@@ -34,7 +30,7 @@ _ROWS = 64
 class Allocator:
     """Looks at one block of the dense model after the other, then shares out the zeros.
 
-    Rules: "owl" and "alphapruning" as published, with the released defaults; "error" prunes
+    Rules: "owl" as published, with the released defaults; "error" prunes
     every further weight where its `pruning_cost` under the method's own masks is least (ours).
     """
 
@@ -43,7 +39,6 @@ class Allocator:
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     outliers: dict[int, float] = field(default_factory=dict)
-    exponents: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[float]] = field(default_factory=dict)
 
     @torch.no_grad()
@@ -60,8 +55,6 @@ class Allocator:
             known = statistics[matrix.name]
             if rule == "owl" and known.X is not None:
                 scores.append(weight.abs() * known.X)
-            elif rule == "alphapruning":
-                self.exponents[matrix.name] = tail_exponent(weight, name=matrix.name)
             elif rule == "error":
                 self.curves[matrix.name] = self._curve(matrix, known)
         if scores:
@@ -73,10 +66,7 @@ class Allocator:
         Raises PrunerZeroError where a given allocation is not of these matrices.
         """
         groups = self.method.pattern
-        if isinstance(groups, SemiStructured):
-            sizes = {name: rows * columns for name, (rows, columns) in self.shapes.items()}
-            chosen = mixed_n(self.curves, sizes, groups.m, groups.sparsity)
-            return {name: SemiStructured(n, groups.m) for name, n in chosen.items()}
+        assert isinstance(groups, Unstructured)
         shares = self._allocation(groups).sparsity
         return {name: Unstructured(share, groups.scope) for name, share in shares.items()}
 
@@ -87,8 +77,6 @@ class Allocator:
             shares = rule
         elif rule == "owl":
             shares = owl(self.outliers, self.blocks, sizes, sparsity)
-        elif rule == "alphapruning":
-            shares = alphapruning(self.exponents, self.blocks, sizes, sparsity)
         elif rule == "error":
             curves = {name: dict(zip(_GRID, own, strict=True)) for name, own in self.curves.items()}
             shares = by_error(curves, sizes, sparsity)
@@ -96,16 +84,10 @@ class Allocator:
             shares = uniform(sizes, sparsity)
         return exact(shares, self.shapes, sparsity, "row" if groups.scope == "row" else "matrix")
 
-    def _grid(self) -> list[Pattern]:
-        """The patterns at which a matrix's error is measured: every N of an M, or a few shares."""
-        groups = self.method.pattern
-        if isinstance(groups, SemiStructured):
-            return [SemiStructured(n, groups.m) for n in range(1, groups.m)]
-        return [Unstructured(share, groups.scope) for share in _GRID]
-
     def _curve(self, matrix: Matrix, known: Statistics) -> list[float]:
-        """What pruning the matrix costs at each pattern of the grid."""
+        """What pruning the matrix costs at each sparsity of the grid."""
         assert known.gram is not None
+        assert self.method.scope is not None
         weight = matrix.weight.float()
         scores = score_matrix(matrix, known, self.method.metric, self.damping)
         if scores is None:
@@ -115,7 +97,8 @@ class Allocator:
         sensitivity = None if known.G is None else output_sensitivity(known.G[rows], known.gram)
         norms = row_errors(weight[rows], known.gram)
         costs = []
-        for pattern in self._grid():
+        for share in _GRID:
+            pattern = Unstructured(share, self.method.scope)
             mask = keep_mask(scores, pattern, matrix.name)[rows]
             errors = row_errors(weight[rows].masked_fill(mask, 0), known.gram)
             costs.append(pruning_cost(errors, norms, sensitivity, len(weight) / count))

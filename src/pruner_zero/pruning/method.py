@@ -6,10 +6,10 @@ from typing import Any, Literal, get_args
 from pruner_zero.calibration import Kind
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
-from pruner_zero.sparsity import Allocation, Pattern, Scope, SemiStructured, Unstructured
+from pruner_zero.sparsity import Allocation, Pattern, Scope, Unstructured
 
 Update = Literal["none", "obs", "obs-iter", "exact"]
-AllocationRule = Literal["uniform", "owl", "alphapruning", "error"]
+AllocationRule = Literal["uniform", "owl", "error"]
 Mode = Literal["auto", "sequential", "one-shot"]
 Order = Literal["sequential", "one-shot"]
 
@@ -39,8 +39,7 @@ class Method:
     asymmetric: updates, or swaps where no update follows, aim part of the way at the outputs of
     the dense model on its own inputs, the rest at those of the dense weights on the inputs that
     the pruned model gives them.
-    allocation: how much of each matrix is pruned, by a rule or as given. Under N:M the rule
-    "error" chooses N for each matrix, and the N of the pattern is their mean.
+    allocation: how much of each matrix is pruned, by a rule or as given.
     Raises PrunerZeroError where these do not go together.
     """
 
@@ -63,10 +62,10 @@ class Method:
                 f"{self.name} allocates sparsity, but all matrices compete: "
                 "choose scope row, block or matrix, or leave out the allocation"
             )
-        if self.allocation not in ("uniform", "error") and self.scope is None:
+        if self.allocation != "uniform" and self.scope is None:
             raise PrunerZeroError(
                 f"{self.name} allocates sparsity, but every group of M has N zeros: leave out "
-                "the allocation, or let N differ by error, as --pattern mixed:4 does"
+                "the allocation"
             )
         if self.update == "obs-iter" and self.scope not in ("row", "block", None):
             raise PrunerZeroError(
@@ -78,19 +77,6 @@ class Method:
     def scope(self) -> Scope | None:
         """The comparison group, None under an N:M pattern, which is its own group."""
         return self.pattern.scope if isinstance(self.pattern, Unstructured) else None
-
-    @property
-    def mixed(self) -> bool:
-        """Whether each matrix has an N of its own."""
-        return self.scope is None and self.allocation == "error"
-
-    @property
-    def zeros(self) -> str:
-        """The pattern of the whole model in words, such as 2:4, mixed:4 or 50% per row."""
-        if not self.mixed or not isinstance(self.pattern, SemiStructured):
-            return str(self.pattern)
-        n, m = self.pattern.n, self.pattern.m
-        return f"mixed:{m}" if 2 * n == m else f"{n}:{m} on average"
 
     @property
     def sweeps_by_own_score(self) -> bool:
@@ -113,7 +99,7 @@ class Method:
         """The groups and the steps around the metric, as JSON values."""
         given = isinstance(self.allocation, Allocation)
         return {
-            "pattern": self.zeros,
+            "pattern": str(self.pattern),
             "scope": self.scope,
             "allocation": "as given" if given else self.allocation,
             "refine": self.refine,
@@ -124,9 +110,7 @@ class Method:
     def describe_steps(self) -> str:
         """What follows the metric's choice, as the end of a sentence; empty for a mask alone."""
         parts = []
-        if self.mixed:
-            parts.append("N of each matrix chosen by the error it causes")
-        elif self.allocation != "uniform":
+        if self.allocation != "uniform":
             given = isinstance(self.allocation, Allocation)
             by = "a file" if given else f"the rule {self.allocation}"
             parts.append(f"the share of each matrix given by {by}")

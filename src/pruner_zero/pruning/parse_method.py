@@ -50,8 +50,7 @@ def parse_method(
     which wins over one in the tree file; without any it is "row". `update`, `refine`,
     `asymmetric` and `allocation`, which may also be a file, say what the text leaves open.
     Exactly one of sparsity in [0, 1) and pattern such as "2:4", whose groups lie inside rows
-    and leave no other scope. The pattern "mixed:4" is 2:4 with the allocation "error": N
-    differs from matrix to matrix, half of all weights go. Raises PrunerZeroError.
+    and leave no other scope. Raises PrunerZeroError.
     """
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
@@ -62,25 +61,19 @@ def parse_method(
             f"{name} names its update: leave out --update {update}, or +{own_update}"
         )
     body, own_scope, own_rule = _split_groups(rest)
-    asked_rule = own_rule or allocation
     metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
     update = own_update or update or ("obs" if body == SPARSEGPT else "none")
     refine = refine or "refine" in flags
     asymmetric = asymmetric or "asymmetric" in flags
     asked = own_scope or scope
+    shares = _allocation(own_rule or allocation)
     if pattern is not None:
-        groups, own_pattern_rule = _groups(pattern)
-        if own_pattern_rule is not None and asked_rule not in (None, own_pattern_rule):
-            raise PrunerZeroError(
-                f"--pattern {pattern} allocates by error: leave out the allocation {asked_rule}"
-            )
-        shares = _allocation(own_pattern_rule or asked_rule)
+        groups = _groups(pattern)
         if asked not in (None, "row"):
             raise PrunerZeroError(
                 f"{name} at {groups}: its groups lie inside rows, so leave out scope '{asked}'"
             )
         return Method(name, metric, groups, update, refine, asymmetric, shares)
-    shares = _allocation(asked_rule)
     fallback = "block" if body == SPARSEGPT else "row"
     chosen = cast(Scope, asked or metric.scope or fallback)
     zeros = Unstructured(sparsity or 0.0, chosen)
@@ -105,22 +98,14 @@ def split_methods(text: str) -> list[str]:
     return methods
 
 
-def _groups(text: str) -> tuple[SemiStructured, AllocationRule | None]:
-    """The N:M that `text` names, and the rule of allocation that it brings."""
-    if found := re.fullmatch(r"mixed\s*:\s*(\d+)", text.strip()):
-        m = int(found[1])
-        if m < 4 or m % 2:
-            raise PrunerZeroError(
-                f"--pattern {text} leaves half of each M weights on average: choose an even M "
-                "from 4 on, such as mixed:4"
-            )
-        return SemiStructured(m // 2, m), "error"
+def _groups(text: str) -> SemiStructured:
+    """The N:M pattern that `text` names."""
     groups = parse_pattern(text)
     if isinstance(groups, Unstructured):
         raise PrunerZeroError(
             f"--pattern is '{text}': write N:M such as 2:4, or give a share as --sparsity"
         )
-    return groups, None
+    return groups
 
 
 def _allocation(text: str | None) -> AllocationRule | Allocation:

@@ -12,8 +12,7 @@ class MatrixRecord:
     """One pruned matrix: how many of its weights are zero, and what had to be done about it.
 
     damping: the share of the mean diagonal added to the Hessian, where an update was made.
-    note: a fallback that was taken, for the user to know. pattern: the matrix's own N:M, where
-    N differs from matrix to matrix.
+    note: a fallback that was taken, for the user to know.
     """
 
     name: str
@@ -22,7 +21,6 @@ class MatrixRecord:
     zeros: int
     damping: float | None = None
     note: str | None = None
-    pattern: str | None = None
 
     @property
     def kind(self) -> str:
@@ -35,18 +33,15 @@ class MatrixRecord:
         return self.zeros / (self.shape[0] * self.shape[1])
 
     def to_json(self) -> dict[str, Any]:
-        """The sparsity and all fields, the pattern where there is one, as JSON values."""
-        fields = asdict(self)
-        if self.pattern is None:
-            del fields["pattern"]
-        return {**fields, "shape": list(self.shape), "sparsity": round(self.sparsity, 6)}
+        """The sparsity and all fields as JSON values."""
+        return {**asdict(self), "shape": list(self.shape), "sparsity": round(self.sparsity, 6)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MatrixRecord":
         """Read back what `to_json` wrote."""
         fields = {key: value[key] for key in ("name", "block", "zeros", "damping", "note")}
         shape = (value["shape"][0], value["shape"][1])
-        return cls(shape=shape, pattern=value.get("pattern"), **fields)
+        return cls(shape=shape, **fields)
 
 
 def total_sparsity(records: Sequence[MatrixRecord]) -> float:

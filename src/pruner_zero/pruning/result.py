@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class PruneResult(Tabular):
     `output` is the folder, None where nothing was saved.
     """
 
-    shown = ("name", "shape", "zeros", "sparsity", "pattern", "damping", "note")
+    shown = ("name", "shape", "zeros", "sparsity", "damping", "note")
 
     language_model: LanguageModel
     settings: PruneSettings
@@ -88,8 +88,6 @@ def model_card(result: PruneResult) -> str:
         kinds[record.kind].append(record)
     rows = [f"| `{kind}` | {len(own)} | {total_sparsity(own):.2%} |" for kind, own in kinds.items()]
     notes = [f"- `{one.name}`: {one.note}" for one in result.records if one.note]
-    chosen = Counter(one.pattern for one in result.records if one.pattern)
-    groups = ", ".join(f"{one} in {count} matrices" for one, count in sorted(chosen.items()))
     partly = settings.include or settings.exclude
     which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
     # The hub reads base_model as one of its own names, which a local path is not.
@@ -103,7 +101,7 @@ def model_card(result: PruneResult) -> str:
         "",
         f"# {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros",
         "",
-        f"{which} {'were' if partly else 'was'} pruned ({method.zeros}, {result.mode})"
+        f"{which} {'were' if partly else 'was'} pruned ({method.pattern}, {result.mode})"
         f" by the metric `{method.metric.expression}`{method.describe_steps()}."
         " Nothing was retrained.",
         "",
@@ -114,7 +112,6 @@ def model_card(result: PruneResult) -> str:
         "| matrices | count | zeros |",
         "|---|---|---|",
         *rows,
-        *(["", f"Zeros in each group: {groups}."] if groups else []),
         *(["", "## Remarks", "", *notes] if notes else []),
         "",
         "## Provenance",

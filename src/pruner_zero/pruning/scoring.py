@@ -1,7 +1,7 @@
 """From the statistics of a matrix to its scores and to its pruned weights."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -234,9 +234,7 @@ class Job:
 
     def run(self) -> MatrixRecord:
         """Prune the matrix in place. Raises PrunerZeroError naming it."""
-        method = self.method
-        record = prune_matrix(self.matrix, self.statistics, method, self.damping, self.mask)
-        return replace(record, pattern=str(method.pattern) if method.mixed else None)
+        return prune_matrix(self.matrix, self.statistics, self.method, self.damping, self.mask)
 
 
 def check_shapes(matrices: Sequence[Matrix], method: Method) -> None:

@@ -7,9 +7,8 @@ from pruner_zero.sparsity.allocation import (
     exact,
     read_allocation,
 )
-from pruner_zero.sparsity.allocation_error import by_error, mixed_n
+from pruner_zero.sparsity.allocation_error import by_error
 from pruner_zero.sparsity.allocation_rules import (
-    alphapruning,
     from_offsets,
     outlier_share,
     owl,
@@ -34,7 +33,6 @@ from pruner_zero.sparsity.pattern import (
 )
 from pruner_zero.sparsity.refine import refine_mask
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask
-from pruner_zero.sparsity.spectrum import TailStart, tail_exponent
 from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold, keep_masks_global
 from pruner_zero.sparsity.update import (
     Scorer,
@@ -58,9 +56,7 @@ __all__ = [
     "Scorer",
     "SemiStructured",
     "SparseGPTResult",
-    "TailStart",
     "Unstructured",
-    "alphapruning",
     "by_error",
     "check_width",
     "counts",
@@ -72,7 +68,6 @@ __all__ = [
     "inverse_cholesky",
     "keep_mask",
     "keep_masks_global",
-    "mixed_n",
     "outlier_share",
     "owl",
     "parse_pattern",
@@ -83,6 +78,5 @@ __all__ = [
     "refine_mask",
     "retarget",
     "sparsegpt",
-    "tail_exponent",
     "uniform",
 ]

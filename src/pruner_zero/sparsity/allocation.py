@@ -155,7 +155,7 @@ def exact(
 ) -> Allocation:
     """The allocation whose shares, given to `keep_mask`, leave exactly the zeros of `counts`.
 
-    `granularity` is the mask's scope: `row`, or `matrix`, which `cumulative` rounds like.
+    `granularity` is the mask's scope: `row` or `matrix`.
     Raises what `counts` raises. Source: ours.
     """
     zeros = counts(allocation, shapes, sparsity, granularity)

@@ -1,8 +1,6 @@
 """Layer-wise sparsity by measured error: every further weight is pruned where it costs least."""
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -12,12 +10,6 @@ from pruner_zero.sparsity.allocation import Allocation
 from pruner_zero.sparsity.allocation_rules import BOUNDS, check_bounds
 
 Point = tuple[float, float]
-# What one more zero in each group of a matrix costs for each weight, and which matrix.
-Step = tuple[float, str]
-
-# How far from the greedy choice an exact total is looked for: in steps of each size, and in
-# how many of the cheapest totals on the way.
-_REACH, _TOTALS = 16, 4096
 
 
 def by_error(
@@ -62,93 +54,6 @@ def by_error(
             f"{sparsity:g}: measure errors at higher sparsities"
         )
     return Allocation({name: min(share, high) for name, share in shares.items()})
-
-
-def mixed_n(
-    errors: Mapping[str, Sequence[float]],
-    sizes: Mapping[str, int],
-    m: int,
-    share: float,
-    *,
-    importance: Mapping[str, float] | None = None,
-) -> dict[str, int]:
-    """N of the pattern N:`m` for each matrix, with the least summed error at a mean `share`.
-
-    `errors[name][n − 1]` is the error at n:m for n = 1 … m − 1. N = 0 and N = M are no patterns
-    and never chosen: a matrix that must stay dense is excluded instead. `sizes`, `importance` as
-    in `by_error`. All begin at N = 1; then one step of N after the other is taken by ascending
-    error per weight on the convex lower envelope, as long as it does not lead beyond `share` of
-    all weights. Where sizes differ, steps are exchanged between them for the least error at
-    exactly `share`; where none of the exchanges tried is exact and m · `share` is a whole number,
-    it is the N of all. So the total is exact for a whole m · `share`; for others it is never
-    above, and below by less than the smallest step, size / m, that is still open. Matrices of
-    equal size with convex errors get the optimum.
-    Raises PrunerZeroError for errors that are not finite and a share outside [1/m, (m − 1)/m].
-    Source: ours.
-    """
-    if not Fraction(1, m) <= Fraction(str(share)) <= Fraction(m - 1, m):
-        raise PrunerZeroError(
-            f"a mean sparsity of {share:g} is out of reach of N:{m}: "
-            f"choose one from {1 / m:.4g} to {(m - 1) / m:.4g}"
-        )
-    steps: list[Step] = []
-    for name, size in sizes.items():
-        if len(errors[name]) != m - 1:
-            raise ValueError(f"{name} has {len(errors[name])} errors, not one for each N < {m}")
-        weight = 1.0 if importance is None else importance[name]
-        _check_finite(errors[name], name)
-        hull = _envelope([(n, error) for n, error in enumerate(errors[name], 1)])
-        steps += [
-            (weight * (y1 - y0) / ((x1 - x0) * size), name)
-            for (x0, y0), (x1, y1) in pairwise(hull)
-            for _ in range(round(x1 - x0))
-        ]
-    mean = Fraction(str(share)) * m
-    room = (mean - 1) * sum(sizes.values())
-    by_size: dict[int, list[Step]] = defaultdict(list)
-    taken: dict[int, int] = defaultdict(int)
-    for step in sorted(steps, key=lambda step: step[0]):
-        size = sizes[step[1]]
-        by_size[size].append(step)
-        if size <= room:
-            taken[size] += 1
-            room -= size
-    if len(by_size) > 1:
-        exact = _exchanged(by_size, taken, room)
-        if exact is None and room and mean.denominator == 1:
-            return dict.fromkeys(sizes, int(mean))
-        taken = exact or taken
-    chosen = dict.fromkeys(sizes, 1)
-    for size, own in by_size.items():
-        for _, name in own[: taken[size]]:
-            chosen[name] += 1
-    return chosen
-
-
-def _exchanged(
-    by_size: Mapping[int, Sequence[Step]], taken: Mapping[int, int], room: Fraction
-) -> dict[int, int] | None:
-    """How many steps of each size leave no room at the least error, near those `taken`.
-
-    The steps of each size are in the order in which they are taken. None where no counts
-    that were tried leave none.
-    """
-    totals: dict[Fraction, tuple[float, dict[int, int]]] = {room: (0.0, {})}
-    for size, own in sorted(by_size.items(), reverse=True):
-        here, costs = taken[size], [cost * size for cost, _ in own]
-        near = range(max(0, here - _REACH), min(len(own), here + _REACH) + 1)
-        changes = {count: sum(costs[here:count]) - sum(costs[count:here]) for count in near}
-        grown: dict[Fraction, tuple[float, dict[int, int]]] = {}
-        for left, (cost, counts) in totals.items():
-            for count, change in changes.items():
-                rest = left - (count - here) * size
-                if rest not in grown or cost + change < grown[rest][0]:
-                    grown[rest] = (cost + change, {**counts, size: count})
-        cheapest = sorted(grown.items(), key=lambda one: one[1][0])
-        totals = dict(cheapest[:_TOTALS]) | {
-            rest: grown[rest] for rest in (Fraction(0),) if rest in grown
-        }
-    return totals[Fraction(0)][1] if Fraction(0) in totals else None
 
 
 def _between(curve: Mapping[float, float], low: float, high: float, name: str) -> list[Point]:

@@ -67,44 +67,6 @@ def owl(
     return _with_mean(-spared, sizes, sparsity, bounds)
 
 
-def alphapruning(
-    alphas: Mapping[str, float],
-    blocks: Mapping[str, int],
-    sizes: Mapping[str, int],
-    sparsity: float,
-    *,
-    spread: float = 0.3,
-    bounds: tuple[float, float] = BOUNDS,
-) -> Allocation:
-    """AlphaPruning: the heavier the tail of a block's spectra, the less of it is pruned.
-
-    `alphas` of each matrix (`tail_exponent`), `blocks` the block of each matrix, `sizes` its
-    weights. A block's exponent is the plain mean over its matrices. As released, the exponents
-    are mapped linearly from [lowest, highest] onto [1 − `spread`, 1 + `spread`] and multiplied
-    by the one factor that makes the total exact; all matrices of a block get the same share.
-    The released scripts set the spread (ε) at 70 % to 0.5 for magnitude, 0.3 for Wanda and 0.2
-    for SparseGPT. Ours: shares outside `bounds` are clipped while the total is kept. Blocks
-    with equal exponents give the uniform allocation.
-    Raises PrunerZeroError for a spread outside [0, 1) and a sparsity outside the bounds.
-    Source: Lu et al. 2024 (2410.10912), section 3.
-    """
-    check_bounds(sparsity, bounds)
-    if not 0 <= spread < 1:
-        raise PrunerZeroError(
-            f"the spread of AlphaPruning is {spread}, outside [0, 1): set it to 0.3 or near"
-        )
-    of_block: dict[int, list[float]] = {}
-    for name in sizes:
-        of_block.setdefault(blocks[name], []).append(alphas[name])
-    means = {block: float(np.mean(values)) for block, values in of_block.items()}
-    ratios = 1 - spread + 2 * spread * _unit([means[blocks[name]] for name in sizes])
-    # Under this factor every share has reached the upper bound.
-    largest = 1.0 / float(ratios.min())
-    weights = _weights(sizes)
-    shares = at_mean(lambda factor: (factor * ratios).clip(*bounds), weights, sparsity, 0, largest)
-    return _allocation(sizes, shares)
-
-
 def from_offsets(
     block_offsets: Sequence[float],
     kind_offsets: Mapping[str, float],

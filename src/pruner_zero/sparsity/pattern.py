@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 
-Scope = Literal["row", "block", "matrix", "global", "cumulative"]
+Scope = Literal["row", "block", "matrix", "global"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
@@ -18,7 +18,6 @@ _WORDS: dict[Scope, str] = {
     "block": "per block",
     "matrix": "per matrix",
     "global": "global",
-    "cumulative": "cumulative",
 }
 
 
@@ -37,9 +36,8 @@ class Unstructured:
     """The lowest scores of every comparison group are pruned, wherever they lie.
 
     `sparsity` is the pruned share, in [0, 1). `scope` names the group: a `row` of the matrix
-    (Wanda), a `block` of 128 columns of all rows (SparseGPT), the `matrix` (magnitude), all
-    matrices of the model (`global`), or the matrix through the share of each row's score sum
-    (`cumulative`, Wanda's appendix). Raises PrunerZeroError for values outside these.
+    (Wanda), a `block` of 128 columns of all rows (SparseGPT), the `matrix` (magnitude), or all
+    matrices of the model (`global`). Raises PrunerZeroError for values outside these.
     """
 
     sparsity: float

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruner_zero.devices import where_float64_is
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.pattern import (
     Pattern,
     SemiStructured,
@@ -32,13 +30,9 @@ def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
     `scores` (out, in) in float32, bfloat16 or float16, any layout and device; the mask is bool
     of the same shape. Every group of n weights gets exactly floor(n · sparsity) zeros and ties
     go to the lowest row, then column: the mask of a stable ascending sort of each group.
-    The `cumulative` scope prunes the scores whose running share of their row's sum is lowest,
-    floor(n · sparsity) in the matrix: the limit of bisecting Wanda's α, made exact. Equal
-    shares go to the lowest row, then the lowest score.
-    Raises PrunerZeroError naming `name` for non-finite scores, for negative ones under
-    `cumulative`, and for widths that M does not divide; ValueError for the `global` scope,
-    which takes all matrices (`keep_masks_global`).
-    Source: Wanda (2306.11695), section 3 and appendix; SparseGPT (2301.00774) for blocks and
+    Raises PrunerZeroError naming `name` for non-finite scores and for widths that M does not
+    divide; ValueError for the `global` scope, which takes all matrices (`keep_masks_global`).
+    Source: Wanda (2306.11695), section 3; SparseGPT (2301.00774) for blocks and
     N:M; the selection is ours.
     """
     scores = comparable(scores, name)
@@ -52,8 +46,6 @@ def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
             return _keep_blocks(scores, pattern.sparsity)
         case "matrix":
             return keep_masks_global([scores], pattern.sparsity, [name])[0]
-        case "cumulative":
-            return _keep_cumulative(scores, pattern.sparsity, name)
         case "global":
             raise ValueError("the global scope compares all matrices: use keep_masks_global")
 
@@ -110,27 +102,6 @@ def _keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
         for block in scores.split(BLOCK_COLUMNS, dim=1)
     ]
     return torch.cat(masks, dim=1)
-
-
-def _keep_cumulative(scores: Tensor, sparsity: float, name: str) -> Tensor:
-    """The mask of Wanda's cumulative variant.
-
-    Bisecting α prunes every weight whose running share is at most α. The α at which the
-    matrix holds floor(n · sparsity) zeros is the share of that rank, so it is selected.
-    """
-    if (scores < 0).any():
-        raise PrunerZeroError(
-            f"scores of {name} are negative in places: the cumulative scope needs a metric "
-            "that is never negative, or choose another scope"
-        )
-    ascending, order = scores.sort(dim=1, stable=True)
-    share = where_float64_is(ascending).double().cumsum(1)
-    # A row of zeros has nothing to lose: its shares are 0 and go first.
-    share /= share[:, -1:].clamp_min(torch.finfo(share.dtype).tiny)
-    pruned = pruned_count(scores.numel(), sparsity)
-    counts = (~keep_highest(share.view(1, -1), pruned)).view(share.shape).sum(1, keepdim=True)
-    stays = torch.arange(scores.shape[1], device=scores.device) >= counts.to(scores.device)
-    return torch.empty_like(stays).scatter_(1, order, stays)
 
 
 def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
