@@ -86,7 +86,7 @@ def test_every_matrix_of_every_block_has_every_statistic(architecture: str, tmp_
         assert G.keys() == X.keys() == gram.keys() == {matrix.name for matrix in own}
         for matrix in own:
             width = matrix.weight.shape[1]
-            assert torch.equal(G[matrix.name], gradients[matrix.name])
+            assert torch.equal(G[matrix.name], gradients[matrix.name]["G"])
             torch.testing.assert_close(
                 X[matrix.name], inputs.X(matrix.name, width, 3), rtol=1e-4, atol=1e-5
             )
@@ -144,8 +144,8 @@ def test_what_is_damaged_is_computed_again_and_nothing_else(
         file.unlink()
     else:
         (store.folder / f"{kind}.json").unlink()
-    work = Work(language_model.model)
-    done = work.of(lambda: calibrate(language_model, text, KINDS, store))
+    work, later = Work(language_model.model), StatisticsStore(store.folder, store.settings)
+    done = work.of(lambda: calibrate(language_model, text, KINDS, later))
     assert (done["backwards"] > 0) == (kind == "G")
     assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == whole
 
@@ -184,13 +184,13 @@ def test_g_of_pieces_has_its_own_folder_and_is_that_of_short_windows(tmp_path: P
     language_model, text = tiny(), windows(seqlen=12)
     store = open_store(language_model, text, gradient_seqlen=4, folder=tmp_path)
     assert store.folder != open_store(language_model, text, folder=tmp_path).folder
-    calibrate(language_model, text, ["G", "X"], store, gradient_seqlen=4)
+    calibrate(language_model, text, ["G", "X"], store)
     matrices = find_matrices(language_model.model)
     cut = torch.cat(
         [window[start : start + 4][None] for window in text.tokens for start in (0, 4, 8)]
     )
     expected = collect_gradients(language_model.model, matrices, cut)
-    assert all(torch.equal(G, expected[name]) for name, G in store.read("G", 1).items())
+    assert all(torch.equal(G, expected[name]["G"]) for name, G in store.read("G", 1).items())
     whole = open_store(language_model, text, folder=tmp_path)
     calibrate(language_model, text, ["X"], whole)
     assert all(torch.equal(X, whole.read("X", 1)[name]) for name, X in store.read("X", 1).items())
@@ -227,7 +227,7 @@ def test_a_store_that_another_process_fills_is_left_to_it(tmp_path: Path) -> Non
         message = refusal(lambda: calibrate(language_model, text, ["X"], store))
         assert str(store.folder) in message
     calibrate(language_model, text, ["X"], store)
-    with locked(store.folder):  # what is there needs nobody's leave
+    with locked(store.folder):  # what is there can be used meanwhile
         calibrate(language_model, text, ["X"], store)
 
 

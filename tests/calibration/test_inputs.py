@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration import InputStatistics, collect_inputs
+from pruner_zero.calibration import Kind, MatrixStatistics, collect_inputs
 from pruner_zero.models import Matrix, find_blocks, find_matrices, record_block_calls, run_block
 from tests.calibration.reference import plain_inputs
 from tests.text.refusals import refusal
@@ -17,51 +17,49 @@ every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
 def block_by_block(
-    model: PreTrainedModel, windows: Tensor, gram: bool = False
-) -> Iterator[tuple[list[Matrix], dict[str, InputStatistics]]]:
+    model: PreTrainedModel, windows: Tensor, *kinds: Kind
+) -> Iterator[tuple[list[Matrix], dict[str, MatrixStatistics]]]:
     calls = record_block_calls(model, windows)
     hidden = calls.hidden
     for index, block in enumerate(find_blocks(model)):
         own = [matrix for matrix in find_matrices(model) if matrix.block == index]
-        sums, hidden = collect_inputs(block, own, hidden, calls.arguments[index], gram=gram)
-        yield own, sums.statistics(own, len(windows))
+        found, hidden = collect_inputs(block, own, hidden, calls.arguments[index], kinds)
+        yield own, found
 
 
 @every_architecture
 def test_x_and_gram_are_those_of_the_inputs_written_down(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows(3)
     inputs = plain_inputs(model, windows)
-    for own, found in block_by_block(model, windows, gram=True):
+    for own, found in block_by_block(model, windows, "gram"):
         assert list(found) == [matrix.name for matrix in own]
         for matrix in own:
             width = matrix.weight.shape[1]
             one = found[matrix.name]
-            assert one.gram is not None
-            assert one.X.shape == (1, width)
-            assert one.X.dtype == one.gram.dtype == torch.float32
+            assert one["X"].shape == (1, width)
+            assert one["X"].dtype == one["gram"].dtype == torch.float32
             expected = inputs.X(matrix.name, width, len(windows))
-            torch.testing.assert_close(one.X, expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(one["X"], expected, rtol=1e-4, atol=1e-5)
             expected = inputs.gram(matrix.name, width, len(windows))
-            torch.testing.assert_close(one.gram, expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(one["gram"], expected, rtol=1e-4, atol=1e-4)
 
 
 @every_architecture
 def test_gram_is_symmetric_and_its_diagonal_is_twice_x_squared(architecture: str) -> None:
-    for _, found in block_by_block(tiny_model(architecture), tiny_windows(2), gram=True):
+    for _, found in block_by_block(tiny_model(architecture), tiny_windows(2), "gram"):
         for one in found.values():
-            assert one.gram is not None
-            torch.testing.assert_close(one.gram, one.gram.T)
-            torch.testing.assert_close(one.gram.diagonal(), 2 * one.X[0].square())
+            torch.testing.assert_close(one["gram"], one["gram"].T)
+            torch.testing.assert_close(one["gram"].diagonal(), 2 * one["X"][0].square())
 
 
 @every_architecture
 def test_x_does_not_depend_on_whether_gram_is_asked_for(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows(2)
-    with_gram = block_by_block(model, windows, gram=True)
+    with_gram = block_by_block(model, windows, "gram")
     for (_, one), (_, other) in zip(block_by_block(model, windows), with_gram, strict=True):
         for name in one:
-            assert one[name].gram is None
-            assert torch.equal(one[name].X, other[name].X)
+            assert "gram" not in one[name]
+            assert torch.equal(one[name]["X"], other[name]["X"])
 
 
 @every_architecture
@@ -94,16 +92,16 @@ def test_matrices_that_are_fed_the_same_share_one_tensor(
     architecture: str, together: tuple[str, ...]
 ) -> None:
     # A Gram matrix of 8192 channels weighs 256 MB; there are seven matrices in a block.
-    for _, found in block_by_block(tiny_model(architecture), tiny_windows(), gram=True):
+    for _, found in block_by_block(tiny_model(architecture), tiny_windows(), "gram"):
         shared = [one for name, one in found.items() if name.endswith(together)]
-        grams = {one.gram.data_ptr() for one in shared if one.gram is not None}
-        assert len({one.X.data_ptr() for one in shared}) == 1
+        grams = {one["gram"].data_ptr() for one in shared}
+        assert len({one["X"].data_ptr() for one in shared}) == 1
         assert len(grams) == 1
 
 
 def test_matrices_that_are_fed_differently_share_nothing() -> None:
     for _, found in block_by_block(tiny_model("llama"), tiny_windows()):
-        distinct = {one.X.data_ptr() for one in found.values()}
+        distinct = {one["X"].data_ptr() for one in found.values()}
         assert len(distinct) == 4  # attention, its output, the gated layer, its output
 
 
@@ -111,15 +109,14 @@ def test_matrices_that_are_fed_differently_share_nothing() -> None:
 def test_an_expert_that_no_token_reaches_has_x_zero(architecture: str) -> None:
     model = tiny_model(architecture)
     windows = tiny_windows(1, 2)  # two tokens with at most two experts each
-    *_, (own, found) = block_by_block(model, windows, gram=True)
+    *_, (own, found) = block_by_block(model, windows, "gram")
     experts = [matrix for matrix in own if matrix.expert is not None]
-    silent = [matrix for matrix in experts if not found[matrix.name].X.any()]
+    silent = [matrix for matrix in experts if not found[matrix.name]["X"].any()]
     assert 2 * (EXPERTS - 4) <= len(silent) < len(experts)
     for matrix in silent:
         one, width = found[matrix.name], matrix.weight.shape[1]
-        assert one.gram is not None
-        assert one.X.shape == (1, width)
-        assert torch.equal(one.gram, torch.zeros(width, width))
+        assert one["X"].shape == (1, width)
+        assert torch.equal(one["gram"], torch.zeros(width, width))
 
 
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
@@ -136,8 +133,7 @@ def test_some_experts_of_a_mixture_can_be_asked_for(architecture: str) -> None:
     calls = record_block_calls(model, windows)
     hidden = [run_block(find_blocks(model)[0], calls.hidden[0], calls.arguments[0][0])]
     wanted = find_matrices(model, include=["*.1.*experts.down_proj[5]"])
-    sums, _ = collect_inputs(find_blocks(model)[1], wanted, hidden, calls.arguments[1])
-    found = sums.statistics(wanted, 1)
+    found, _ = collect_inputs(find_blocks(model)[1], wanted, hidden, calls.arguments[1])
     assert list(found) == [wanted[0].name]
 
 
@@ -151,12 +147,12 @@ def test_no_hook_stays(architecture: str) -> None:
 def test_bfloat16_inputs_are_summed_in_fp32() -> None:
     model, windows = tiny_model("llama").bfloat16(), tiny_windows(8)
     inputs = plain_inputs(model, windows)
-    for own, found in block_by_block(model, windows, gram=True):
+    for own, found in block_by_block(model, windows, "gram"):
         for matrix in own:
             width = matrix.weight.shape[1]
             expected = inputs.X(matrix.name, width, len(windows))
-            assert found[matrix.name].X.dtype == torch.float32
-            torch.testing.assert_close(found[matrix.name].X, expected, rtol=1e-5, atol=1e-6)
+            assert found[matrix.name]["X"].dtype == torch.float32
+            torch.testing.assert_close(found[matrix.name]["X"], expected, rtol=1e-5, atol=1e-6)
 
 
 class OddMixture(nn.Module):

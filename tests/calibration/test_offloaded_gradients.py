@@ -70,8 +70,8 @@ def test_pieces_of_windows(windows: Windows, tmp_path: Path) -> None:
     loaded, offloaded = load_model(folder), load_offloaded(folder)
     one = open_store(loaded, windows, gradient_seqlen=pieces, folder=tmp_path / "loaded")
     other = open_store(offloaded, windows, gradient_seqlen=pieces, folder=tmp_path / "offloaded")
-    calibrate(loaded, windows, KINDS, one, gradient_seqlen=pieces)
-    calibrate(offloaded, windows, KINDS, other, gradient_seqlen=pieces)
+    calibrate(loaded, windows, KINDS, one)
+    calibrate(offloaded, windows, KINDS, other)
     assert_equal_stores(one, other)
 
 

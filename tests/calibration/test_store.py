@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from pruner_zero.calibration import StatisticsStore
 from pruner_zero.calibration.store import cache_key
+from pruner_zero.files import sha256
 from tests.full_disk import full_disk
 from tests.text.refusals import refusal
 
@@ -23,7 +24,7 @@ BLOCKS = {
 def store(tmp_path: Path) -> StatisticsStore:
     """A store that holds X of two blocks."""
     store = StatisticsStore(tmp_path / "store", {"model": "tiny"})
-    store.commit("X", {block: store.write("X", block, own) for block, own in BLOCKS.items()})
+    store.commit({"X": {block: store.write("X", block, own) for block, own in BLOCKS.items()}})
     return store
 
 
@@ -59,7 +60,7 @@ def test_the_same_statistics_are_the_same_bytes(store: StatisticsStore, tmp_path
 
 
 def test_the_settings_stand_beside_the_statistics(store: StatisticsStore) -> None:
-    store.commit("G", {})
+    store.commit({"G": {}})
     assert json.loads((store.folder / "settings.json").read_text()) == {"model": "tiny"}
 
 
@@ -71,6 +72,31 @@ def test_a_kind_that_was_never_written_is_absent(store: StatisticsStore) -> None
 def test_a_kind_that_was_not_finished_is_absent(store: StatisticsStore) -> None:
     store.write("G", 0, BLOCKS[0])
     assert not store.has("G")
+
+
+def present(store: StatisticsStore) -> bool:
+    """Whether a later process finds X."""
+    return StatisticsStore(store.folder).has("X")
+
+
+def test_a_file_is_hashed_once_by_a_store_and_never_by_the_one_that_wrote_it(
+    store: StatisticsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr("pruner_zero.calibration.store.sha256", counted)
+    assert store.has("X")
+    assert hashed == []
+    again = StatisticsStore(store.folder)
+    assert again.has("X")
+    assert again.has("X")
+    assert hashed == ["X-0000.safetensors", "X-0001.safetensors"]
+    again.write("X", 0, BLOCKS[1])
+    assert not again.has("X")
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a file of the statistics cache")
@@ -86,17 +112,17 @@ def test_any_flipped_byte_of_a_file_makes_its_kind_absent(
             continue
         data[place] ^= 1
         path.write_bytes(data)
-        assert not store.has("X"), place
+        assert not present(store), place
         data[place] ^= 1
     path.write_bytes(data)
-    assert store.has("X")
+    assert present(store)
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a file of the statistics cache")
 @pytest.mark.parametrize("name", ["X.json", "X-0000.safetensors", "X-0001.safetensors"])
 def test_a_missing_file_makes_its_kind_absent(store: StatisticsStore, name: str) -> None:
     (store.folder / name).unlink()
-    assert not store.has("X")
+    assert not present(store)
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a file of the statistics cache")
@@ -107,7 +133,7 @@ def test_a_manifest_that_is_no_manifest_makes_its_kind_absent(
     store: StatisticsStore, text: str
 ) -> None:
     (store.folder / "X.json").write_bytes(text.encode(errors="surrogateescape"))
-    assert not store.has("X")
+    assert not present(store)
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", None])

@@ -9,6 +9,7 @@ import torch
 
 from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune
 from pruner_zero.comparison import CLASSICS
+from pruner_zero.files import sha256
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
 from pruner_zero.pruning.settings import CalibrationSettings
@@ -54,6 +55,30 @@ def test_the_classics_in_one_table(
     assert origin["torch"] == torch.__version__
     assert repr(table).startswith("perplexity per token on 3 windows of 24 tokens of ")
     assert list(table.to_pandas()["method"]) == CLASSICS.split(",")
+
+
+def test_cached_statistics_are_hashed_once_before_the_first_method_is_timed(
+    mine: LanguageModel, texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = ["gblm", "pruner-zero", "wanda", "sparsegpt"]
+    given: dict[str, Any] = {"sparsity": 0.5, "mode": "one-shot", "cache": tmp_path, **SIZES}
+    compare(mine, methods, **given, **texts)
+    events: list[str] = []
+
+    def counted(path: Path) -> str:
+        events.append(path.name)
+        return sha256(path)
+
+    class Listening(Progress):
+        def note(self, line: str) -> None:
+            events.append(line)
+
+    monkeypatch.setattr("pruner_zero.calibration.store.sha256", counted)
+    compare(mine, methods, progress=Listening(), **given, **texts)
+    files = sorted(path.name for path in tmp_path.glob("*/*.safetensors"))
+    assert files
+    assert sorted(events[: len(files)]) == files
+    assert not [event for event in events[len(files) :] if event.endswith(".safetensors")]
 
 
 def test_each_row_is_what_prune_and_evaluate_give(

@@ -120,18 +120,18 @@ def test_statistics_are_where_their_block_is_and_those_of_one_device(architectur
         hidden, found = calls.hidden, {}
         for index, block in enumerate(find_blocks(model)):
             own = [matrix for matrix in find_matrices(model) if matrix.block == index]
-            sums, hidden = collect_inputs(block, own, hidden, calls.arguments[index], gram=True)
-            statistics = sums.statistics(own, len(windows))
+            statistics, hidden = collect_inputs(
+                block, own, hidden, calls.arguments[index], ["gram"]
+            )
             for matrix in own:
                 one = statistics[matrix.name]
-                assert one.gram is not None
-                assert one.gram.device == one.X.device == matrix.weight.device
-                found[matrix.name] = torch.cat([one.X, one.gram]).cpu()
+                assert one["gram"].device == one["X"].device == matrix.weight.device
+                found[matrix.name] = torch.cat([one["X"], one["gram"]]).cpu()
         return found
 
     def gradients() -> dict[str, Tensor]:
         found = collect_gradients(model, find_matrices(model), windows)
-        return {name: G.cpu() for name, G in found.items()}
+        return {name: one["G"].cpu() for name, one in found.items()}
 
     expected = {"X": inputs(), "G": gradients()}
     with elsewhere():

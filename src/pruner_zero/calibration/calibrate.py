@@ -10,15 +10,11 @@ from torch import Tensor
 from pruner_zero.cache import default_cache
 from pruner_zero.calibration.gradients import collect_gradients, gradient_windows
 from pruner_zero.calibration.inputs import collect_inputs
-from pruner_zero.calibration.offloaded_gradients import (
-    open_journal,
-    store_gradients,
-    write_gradients,
-)
-from pruner_zero.calibration.store import Kind, StatisticsStore, cache_key
+from pruner_zero.calibration.offloaded_gradients import OffloadedGradients, open_journal
+from pruner_zero.calibration.statistics import Kind, gradient_kinds, input_kinds
+from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.files import locked
-from pruner_zero.journal import Journal
 from pruner_zero.models import (
     Activations,
     LanguageModel,
@@ -40,8 +36,8 @@ def open_store(
 ) -> StatisticsStore:
     """The store for this model, these windows and settings, under `folder` (default: the cache).
 
-    What the key is made of: all weights and the configuration
-    of the model, all tokens, how G is made of them and the version of torch.
+    Its key is made of all weights and the configuration of the model, all tokens,
+    `gradient_seqlen` (see `gradient_windows`) and the version of torch.
     """
     settings = {
         "model": language_model.fingerprint(),
@@ -61,16 +57,15 @@ def calibrate(
     kinds: Iterable[Kind],
     store: StatisticsStore,
     *,
-    gradient_seqlen: int | None = None,
     progress: Progress = SILENT,
 ) -> None:
     """Fill `store` with the `kinds` of statistics it lacks, of the dense model, for every matrix.
 
-    G costs a backward pass over the windows, cut as `gradient_windows` says; X and gram together
-    one forward pass, block by block. With an offloaded model both go on where an interrupted call
-    stood.
-    Raises what `collect_gradients` raises, and PrunerZeroError on a full disk or where another
-    process fills the same store.
+    store: what `open_store` gave for this model and these windows. Statistics of gradients cost a
+    backward pass over the windows, all others together one forward pass, block by block. An
+    offloaded model is read block by block for both, and an interrupted call goes on where it
+    stood. Raises what `collect_gradients` and `collect_inputs` raise, and PrunerZeroError on a
+    full disk or where another process fills the same store.
     """
     check_tokens(language_model.model, windows.tokens)
     wanted = frozenset(kinds)
@@ -78,90 +73,88 @@ def calibrate(
         return
     with locked(store.folder):
         missing = {kind for kind in wanted if not store.has(kind)}
-        if "G" in missing:
-            pieces = gradient_windows(windows.tokens, gradient_seqlen)
-            _calibrate_gradients(language_model, pieces, store, progress)
-        if missing & {"X", "gram"}:
-            _calibrate_inputs(language_model, windows, store, "gram" in missing, progress)
+        if gradient_kinds(missing):
+            _backward(language_model, windows.tokens, missing, store, progress)
+        if input_kinds(missing):
+            _forward(language_model, windows.tokens, missing, store, progress)
 
 
-def _calibrate_gradients(
+def _backward(
     language_model: LanguageModel,
     windows: Tensor,
+    kinds: Iterable[Kind],
     store: StatisticsStore,
     progress: Progress,
 ) -> None:
+    """Collect the statistics of gradients among `kinds`."""
+    statistics = gradient_kinds(kinds)
+    windows = gradient_windows(windows, store.settings.get("gradient_seqlen"))
     if isinstance(language_model, OffloadedModel):
-        store_gradients(language_model, windows, store, progress=progress)
+        passage = OffloadedGradients(language_model, windows, statistics, store, progress)
+        store.commit(passage.run())
+        passage.journal.discard()
         return
     model = language_model.model
     matrices = find_matrices(model)
-    found = collect_gradients(model, matrices, windows, progress=progress)
-    digests = {}
+    results = collect_gradients(model, matrices, windows, statistics, progress=progress)
+    digests: Digests = {kind: {} for kind in statistics}
     for block in range(len(find_blocks(model))):
-        own = {matrix.name: found.pop(matrix.name) for matrix in matrices if matrix.block == block}
-        digests[block] = write_gradients(store, block, own, progress)
-    store.commit("G", digests)
+        names = [matrix.name for matrix in matrices if matrix.block == block]
+        # Taken out of `results`, so that the tensors are freed block by block.
+        of_block = {name: results.pop(name) for name in names}
+        for kind, digest in store.write_block(block, of_block, statistics, progress).items():
+            digests[kind][block] = digest
+    store.commit(digests)
 
 
-def _calibrate_inputs(
+def _forward(
     language_model: LanguageModel,
-    windows: Windows,
+    windows: Tensor,
+    kinds: Iterable[Kind],
     store: StatisticsStore,
-    gram: bool,
     progress: Progress,
 ) -> None:
-    """Run the dense model once; an offloaded one from where an interrupted call stood."""
+    """Collect the statistics of inputs among `kinds`, and X, in one pass over the blocks.
+
+    An offloaded model's activations between two blocks are on disk, beside a journal from which
+    an interrupted pass goes on; those of a model in memory are in memory.
+    """
     model = language_model.model
-    matrices = find_matrices(model)
-    kinds: list[Kind] = ["X", "gram"] if gram else ["X"]
+    matrices, depth = find_matrices(model), len(find_blocks(model))
+    statistics = input_kinds({"X", *kinds})
     journal = None
     if isinstance(language_model, OffloadedModel):
-        journal = open_journal(store.folder / "inputs.partial", {**store.settings, "kinds": kinds})
-    first = len(journal.lines) if journal else 0
+        settings = {**store.settings, "kinds": list(statistics)}
+        journal = open_journal(store.folder / "inputs.partial", settings)
+    written: list[dict[Kind, str]] = [line["digests"] for line in journal.lines] if journal else []
+    first = len(written)
 
-    def activations(block: int) -> Activations:
-        return WindowFile(_inputs_of(journal, block), len(windows)) if journal else []
+    def path(block: int) -> Path:
+        assert journal is not None
+        return journal.folder / f"hidden-{block:04d}.safetensors"
 
-    nothing: deque[Tensor] = deque(maxlen=0)
-    calls = language_model.block_calls(windows.tokens, nothing if first else activations(0))
-    hidden = WindowFile.open(_inputs_of(journal, first)) if journal and first else calls.hidden
-    digests = {kind: dict[int, str]() for kind in kinds}
-    for line in journal.lines if journal else []:
-        for kind in kinds:
-            digests[kind][line["block"]] = line[kind]
-    depth = len(find_blocks(model))
+    def place(block: int) -> Activations:
+        return WindowFile(path(block), len(windows)) if journal else []
+
+    discarded: deque[Tensor] = deque(maxlen=0)
+    calls = language_model.block_calls(windows, discarded if first else place(0))
+    hidden = WindowFile.open(path(first)) if first else calls.hidden
     for index in progress.track(range(first, depth), "activations", depth - first):
-        own = [matrix for matrix in matrices if matrix.block == index]
+        of_block = [matrix for matrix in matrices if matrix.block == index]
+        arguments, outputs = calls.arguments[index], place(index + 1)
         with language_model.block(index) as block:
-            sums, outputs = collect_inputs(
-                block,
-                own,
-                hidden,
-                calls.arguments[index],
-                gram=gram,
-                outputs=activations(index + 1),
+            results, _ = collect_inputs(
+                block, of_block, hidden, arguments, statistics, outputs=outputs
             )
-        statistics = sums.statistics(own, len(windows))
-        for kind in kinds:
-            found = {name: getattr(one, kind) for name, one in statistics.items()}
-            digests[kind][index] = store.write(kind, index, found)
+        digests = store.write_block(index, results, statistics, progress)
+        # Not kept until the next block's statistics are there, which are as large.
+        del results
+        written.append(digests)
         if journal and isinstance(outputs, WindowFile):
-            files = {f"../{store.file(kind, index).name}": digests[kind][index] for kind in kinds}
-            journal.append(
-                {"block": index, **{kind: digests[kind][index] for kind in kinds}},
-                {**files, outputs.path.name: outputs.sha256},
-                [_inputs_of(journal, index).name],
-            )
+            files = {f"../{store.file(kind, index).name}": digests[kind] for kind in digests}
+            files[outputs.path.name] = outputs.sha256
+            journal.append({"digests": digests}, files, [path(index).name])
         hidden = outputs
-        # Lest this block's statistics outlive it.
-        del statistics, found
-    for kind in kinds:
-        store.commit(kind, digests[kind])
+    store.commit({kind: dict(enumerate(line[kind] for line in written)) for kind in statistics})
     if journal:
         journal.discard()
-
-
-def _inputs_of(journal: Journal | None, block: int) -> Path:
-    assert journal is not None
-    return journal.folder / f"hidden-{block:04d}.safetensors"

@@ -1,34 +1,38 @@
-"""How the loss answers to each weight: the statistic G, by backward."""
+"""Backward: the statistics of the gradients of weights, for a model that is in memory."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.calibration.statistics import (
+    GRADIENT_SCALE,
+    GradientStatistic,
+    Kind,
+    MatrixStatistics,
+    gradient_kinds,
+)
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Matrix, next_token_loss
 from pruner_zero.progress import SILENT, Progress
-
-GRADIENT_SCALE = 100.0
 
 
 def collect_gradients(
     model: nn.Module,
     matrices: Sequence[Matrix],
     windows: Tensor,
+    kinds: Iterable[Kind] = ("G",),
     *,
     progress: Progress = SILENT,
-) -> dict[str, Tensor]:
-    """G of every matrix over `windows` (n, tokens), fp32, by matrix name, each (out, in).
+) -> dict[str, MatrixStatistics]:
+    """Statistics of the gradients over `windows` (n, tokens), by matrix name.
 
-    `sqrt(Σ_n (100·g_n)²)`, g_n the gradient of the mean next-token loss of window n
-    (GBLM-Pruner, 2311.04902; Pruner-Zero, 2406.02924).
     Raises PrunerZeroError on float16 weights, whose gradients vanish, and on a gradient that
     is not finite.
     """
     check_gradients(matrices)
-    sums = GradientSums(matrices)
+    sums = GradientSums(matrices, gradient_kinds(kinds))
     with sums.collecting(model):
         for window in progress.track(windows, "gradients", len(windows)):
             next_token_loss(model, window[None]).backward()
@@ -36,31 +40,37 @@ def collect_gradients(
 
 
 def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
-    """The windows that G sums over: `windows` (n, tokens) cut into pieces of `seqlen` tokens.
+    """The windows that gradients are taken of: `windows` (n, tokens) in pieces of `seqlen` tokens.
 
-    More gradients to square from the same tokens, each of less context: that helps some metrics
-    and not others (ours; benchmarks/gradients.md). Whole windows where None, as in the papers.
-    `seqlen` divides the tokens of a window.
+    Pieces give more gradients to square from the same tokens, each of less context: that helps
+    some metrics and not others (ours; benchmarks/gradients.md). Whole windows where None, as in
+    the papers. `seqlen` divides the tokens of a window.
     """
     return windows if seqlen is None else windows.reshape(-1, seqlen)
 
 
 class GradientSums:
-    """G of `matrices`, in the making: a sum over windows for each parameter that holds them."""
+    """Sums over windows of the gradients of `matrices`, one for each parameter and statistic."""
 
-    def __init__(self, matrices: Sequence[Matrix]) -> None:
+    def __init__(
+        self, matrices: Sequence[Matrix], statistics: Mapping[Kind, GradientStatistic]
+    ) -> None:
         self.matrices = matrices
+        self.statistics = statistics
         self.parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
         self.sums = {
-            name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
-            for name, p in self.parameters.items()
+            kind: {
+                name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
+                for name, p in self.parameters.items()
+            }
+            for kind in statistics
         }
 
     @contextmanager
     def collecting(self, module: nn.Module) -> Iterator[None]:
-        """Fold in what every backward through `module`, which holds all the matrices, brings.
+        """Fold in the gradients of every backward pass through `module`, which has all matrices.
 
-        A gradient is freed as soon as backward has it.
+        A gradient is freed as soon as it is folded in.
         """
         with (
             torch.enable_grad(),
@@ -74,26 +84,30 @@ class GradientSums:
                 stack.callback(handle.remove)
             yield
 
-    def result(self) -> dict[str, Tensor]:
-        """G by matrix name; nothing can be folded in any more. Raises PrunerZeroError on NaN."""
-        for total in self.sums.values():
-            total.sqrt_()
-        found = {
-            matrix.name: matrix.view(self.sums[matrix.parameter_name]) for matrix in self.matrices
-        }
-        for name, G in found.items():
-            if not torch.isfinite(G).all():
-                raise PrunerZeroError(
-                    f"the gradient of {name} is not finite: check the weights "
-                    "or choose --dtype float32"
-                )
-        return found
+    def result(self) -> dict[str, MatrixStatistics]:
+        """The statistics by matrix name; the sums are used up. Raises PrunerZeroError on NaN."""
+        results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in self.matrices}
+        for kind, statistic in self.statistics.items():
+            for total in self.sums[kind].values():
+                statistic.value(total)
+            for matrix in self.matrices:
+                value = matrix.view(self.sums[kind][matrix.parameter_name])
+                if not torch.isfinite(value).all():
+                    raise PrunerZeroError(
+                        f"the gradient of {matrix.name} is not finite: check the weights "
+                        "or choose --dtype float32"
+                    )
+                results[matrix.name][kind] = value
+        return results
 
     def _fold(self, name: str, parameter: Tensor) -> None:
         assert parameter.grad is not None
         gradient = parameter.grad.float().mul_(GRADIENT_SCALE)
-        self.sums[name] += gradient.square_()
         parameter.grad = None
+        *others, last = self.statistics
+        for kind in others:
+            self.statistics[kind].add(self.sums[kind][name], gradient.clone())
+        self.statistics[last].add(self.sums[last][name], gradient)
 
 
 def check_gradients(matrices: Sequence[Matrix]) -> None:

@@ -1,73 +1,105 @@
 """Sums over the tokens that enter the matrices of one block, and the statistics they make."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from pruner_zero.calibration.statistics import InputStatistic, Kind, MatrixStatistics
 from pruner_zero.models import Matrix
-
-
-@dataclass(frozen=True)
-class InputStatistics:
-    """Statistics of the input of one matrix over all calibration windows, fp32.
-
-    X: (1, in), `sqrt(mean over windows of Σ_tokens x²)`, Wanda's norm (2306.11695, eq. 1).
-    gram: (in, in), `2XᵀX / windows`, SparseGPT's Hessian (2301.00774), where it was asked for.
-    cross: (in, in), `2X_denseᵀX / windows`, X_dense what the dense model gives at the same
-    tokens, where that is known.
-    """
-
-    X: Tensor
-    gram: Tensor | None = None
-    cross: Tensor | None = None
 
 
 @dataclass
 class InputSums:
-    """What was summed over some windows, fp32.
+    """Sums over the windows seen so far, fp32.
 
-    owner: for each matrix that a token reached, the one under whose name its sums are:
-    matrices that are fed the very same tensor share them. squares: (1, in), `Σ_tokens x²`.
-    grams: (in, in), `XᵀX`, where asked for. crosses: (in, in), `X_denseᵀX`.
-    uncrossed: inputs whose tokens are not those of the dense model: an expert's are its
-    router's choice.
+    statistics: what is collected, by kind. owner: for each matrix that a token reached, the name
+    of the matrix that holds its sums: matrices that are fed the very same tensor share them.
+    sums: by kind and owner. crosses: (in, in), `X_denseᵀX` by owner. uncrossed: owners whose
+    tokens are not those of the dense model, as those of an expert that its router chose.
     """
 
-    gram: bool
+    statistics: Mapping[Kind, InputStatistic]
     owner: dict[str, str] = field(default_factory=dict)
-    squares: dict[str, Tensor] = field(default_factory=dict)
-    grams: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[Kind, dict[str, Tensor]] = field(default_factory=dict)
     crosses: dict[str, Tensor] = field(default_factory=dict)
     uncrossed: set[str] = field(default_factory=set)
+    _last: tuple[Tensor, str] | None = None
+    _dense: dict[str, Tensor] | None = None
+    _is_dense: bool = False
 
-    def statistics(self, matrices: Sequence[Matrix], windows: int) -> dict[str, InputStatistics]:
-        """The statistics by matrix name, over as many `windows` as were summed. It uses up grams.
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Keep the inputs seen meanwhile as the dense model's, for the cross with the next ones."""
+        self._dense, self._is_dense = {}, True
+        yield
+        self._is_dense, self._last = False, None
 
-        A matrix that no token reached (an expert that was never chosen) has X = 0.
+    def add(self, name: str, inputs: Tensor) -> None:
+        """Fold in what enters the matrix `name`: inputs (…, in), any dtype."""
+        if name not in self.owner:
+            shared = self._last is not None and self._last[0] is inputs
+            self.owner[name] = self.owner[self._last[1]] if shared and self._last else name
+        self._last = (inputs, name)
+        if self.owner[name] != name:
+            return
+        tokens = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if self._is_dense and self._dense is not None:
+            self._dense[name] = tokens
+            return
+        for kind, statistic in self.statistics.items():
+            sums = self.sums.setdefault(kind, {})
+            if name not in sums:
+                sums[name] = tokens.new_zeros(statistic.shape(tokens.shape[1]))
+            statistic.add(sums[name], tokens)
+        if self._dense is not None:
+            self._cross(name, tokens)
+
+    def end_window(self) -> None:
+        """Let go of the inputs of the window: those of the next one are other tensors."""
+        self._last = self._dense = None
+
+    def result(self, matrices: Sequence[Matrix], windows: int) -> dict[str, MatrixStatistics]:
+        """The statistics by matrix name over that many `windows`; the sums are used up.
+
+        A matrix that no token reached (an expert that was never chosen) has zeros.
         """
-        results: dict[str, InputStatistics] = {}
-        found = {}
+        by_owner: dict[str, MatrixStatistics] = {}
+        results = {}
         for matrix in matrices:
             owner = self.owner.get(matrix.name)
             if owner is None:
-                found[matrix.name] = self._unreached(matrix)
+                results[matrix.name] = self._zeros(matrix)
                 continue
-            if owner not in results:
-                results[owner] = self._result(owner, matrix, windows)
-            found[matrix.name] = results[owner]
-        return found
+            if owner not in by_owner:
+                by_owner[owner] = self._values(owner, matrix, windows)
+            results[matrix.name] = by_owner[owner]
+        return results
 
-    def _unreached(self, matrix: Matrix) -> InputStatistics:
+    def _cross(self, name: str, tokens: Tensor) -> None:
+        dense = self._dense.pop(name, None) if self._dense else None
+        if dense is None or dense.shape != tokens.shape:
+            self.uncrossed.add(name)
+            return
+        if name not in self.crosses:
+            self.crosses[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
+        self.crosses[name].addmm_(dense.T, tokens)
+
+    def _zeros(self, matrix: Matrix) -> MatrixStatistics:
         width, device = matrix.weight.shape[1], matrix.weight.device
-        gram = torch.zeros(width, width, device=device) if self.gram else None
-        return InputStatistics(torch.zeros(1, width, device=device), gram)
+        return {
+            kind: statistic.value(torch.zeros(statistic.shape(width), device=device), 1)
+            for kind, statistic in self.statistics.items()
+        }
 
-    def _result(self, owner: str, matrix: Matrix, windows: int) -> InputStatistics:
-        gram = self.grams.pop(owner).mul_(2 / windows) if self.gram else None
+    def _values(self, owner: str, matrix: Matrix, windows: int) -> MatrixStatistics:
+        values = {
+            kind: statistic.value(self.sums[kind].pop(owner), windows)
+            for kind, statistic in self.statistics.items()
+        }
         cross = self.crosses.pop(owner, None)
-        if cross is not None:
-            routed = owner in self.uncrossed or matrix.expert is not None
-            cross = None if routed else cross.mul_(2 / windows)
-        return InputStatistics((self.squares[owner] / windows).sqrt(), gram, cross)
+        if cross is not None and owner not in self.uncrossed and matrix.expert is None:
+            values["cross"] = cross.mul_(2 / windows)
+        return values

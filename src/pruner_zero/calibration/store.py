@@ -5,17 +5,20 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256 as new_sha256
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from pruner_zero.calibration.statistics import Kind, MatrixStatistics, gradient_kinds
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256, write_atomic, writing
+from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
-Kind = Literal["G", "X", "gram"]
+# Checksums of files by kind and block.
+Digests = dict[Kind, dict[int, str]]
 
 
 def cache_key(settings: Mapping[str, Any]) -> str:
@@ -27,31 +30,41 @@ def cache_key(settings: Mapping[str, Any]) -> str:
 class StatisticsStore:
     """Statistics of a dense model under `folder`, written block by block.
 
-    A kind counts as present once it was written for all blocks; what is damaged or
-    incomplete is absent, and so is collected again.
+    A kind is present once it was written for all blocks. One that is damaged or incomplete is
+    absent, and so is collected again. settings: what the statistics were made with.
     """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    _verified: set[Kind] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
 
     def has(self, kind: Kind) -> bool:
-        """Whether `kind` is there for every block, each file with its checksum."""
-        digests = self._digests(kind)
-        blocks = range(len(digests))
-        return bool(digests) and all(
-            (path := self.file(kind, block)).is_file() and sha256(path) == digests.get(path.name)
-            for block in blocks
-        )
+        """Whether `kind` is there for every block, each file with its checksum.
+
+        Files are hashed the first time that a kind is found to be present, and never again by
+        this store: hashing all of them takes long, and what has been verified or was written by
+        this store need not be checked again.
+        """
+        if kind not in self._verified:
+            digests = self._digests(kind)
+            paths = [self.file(kind, block) for block in range(len(digests))]
+            if not digests or not all(
+                path.is_file() and sha256(path) == digests.get(path.name) for path in paths
+            ):
+                return False
+            self._verified.add(kind)
+        return True
 
     def write(self, kind: Kind, block: int, tensors: Mapping[str, Tensor]) -> str:
-        """Store the statistics of one block by matrix name; return the file's checksum.
+        """Write one statistic of one block, by matrix name; return the file's checksum.
 
         Matrices that share one tensor share it on disk too.
         """
+        self._verified.discard(kind)
         owners: dict[int, str] = {}
         aliases = {
             name: owners.setdefault(tensor.data_ptr(), name) for name, tensor in tensors.items()
@@ -59,13 +72,37 @@ class StatisticsStore:
         unique = {name: tensors[name] for name in set(aliases.values())}
         return write_tensors(self.file(kind, block), unique, {"aliases": json.dumps(aliases)})
 
-    def commit(self, kind: Kind, digests: Mapping[int, str]) -> None:
-        """Declare `kind` complete: the checksum of each block's file, and what it was made with."""
+    def write_block(
+        self,
+        block: int,
+        statistics: Mapping[str, MatrixStatistics],
+        kinds: Collection[Kind],
+        progress: Progress = SILENT,
+    ) -> dict[Kind, str]:
+        """Write `kinds` of statistics of one block, given by matrix name; checksums by kind.
+
+        A note tells of matrices that no gradient reached.
+        """
+        digests = {}
+        for kind in kinds:
+            tensors = {name: values[kind] for name, values in statistics.items()}
+            if gradient_kinds([kind]):
+                silent = [name for name, tensor in tensors.items() if not tensor.any()]
+                if silent:
+                    progress.note(f"no gradient reaches {', '.join(silent)}: {kind} is zero there")
+            digests[kind] = self.write(kind, block, tensors)
+        return digests
+
+    def commit(self, digests: Digests) -> None:
+        """Declare kinds complete, by the checksum of each block's file."""
         if self.settings:
             text = json.dumps(self.settings, indent=2, sort_keys=True)
             write_atomic(self.folder / "settings.json", text + "\n")
-        names = {self.file(kind, block).name: digest for block, digest in digests.items()}
-        write_atomic(self.folder / f"{kind}.json", json.dumps(names, indent=2) + "\n")
+        for kind, by_block in digests.items():
+            names = {self.file(kind, block).name: digest for block, digest in by_block.items()}
+            write_atomic(self.folder / f"{kind}.json", json.dumps(names, indent=2) + "\n")
+            if by_block:
+                self._verified.add(kind)
 
     def read(
         self,

@@ -223,7 +223,6 @@ class _Table:
                     self.windows,
                     kinds,
                     self.store,
-                    gradient_seqlen=self.settings.gradient_seqlen,
                     progress=self.progress,
                 )
 

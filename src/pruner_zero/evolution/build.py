@@ -92,7 +92,6 @@ def build_evaluator(
         calibration,
         kinds,
         store,
-        gradient_seqlen=settings.gradient_seqlen,
         progress=progress,
     )
     dtype = judging_dtype(language_model.model, settings)

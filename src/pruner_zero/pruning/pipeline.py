@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import (
-    InputStatistics,
     Kind,
+    MatrixStatistics,
     StatisticsStore,
     calibrate,
     collect_inputs,
+    input_kinds,
 )
 from pruner_zero.models import (
     Activations,
@@ -54,7 +55,6 @@ class Selection:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     damping: float = 0.01
-    gradient_seqlen: int | None = None
 
 
 def check_plan(
@@ -106,7 +106,6 @@ def prune_model(
         windows,
         method.dense_kinds(order),
         store,
-        gradient_seqlen=selection.gradient_seqlen,
         progress=progress,
     )
     run = _Run(
@@ -118,7 +117,7 @@ def prune_model(
         selection,
         progress,
         checkpoint,
-        propagated=order == "sequential" and bool(method.kinds & {"X", "gram"}),
+        propagated=order == "sequential" and bool(input_kinds(method.kinds)),
         on_disk=isinstance(language_model, OffloadedModel),
     )
     scores = run.global_scores() if method.scope == "global" else None
@@ -235,7 +234,7 @@ class _Run:
         hidden: Activations,
         arguments: Sequence[Arguments],
         dense: Activations | None,
-    ) -> tuple[dict[str, InputStatistics], Activations | None]:
+    ) -> tuple[dict[str, MatrixStatistics], Activations | None]:
         """What enters the matrices of one loaded block, and what the dense model hands on."""
         own = self.own(index)
         nothing: deque[Tensor] = deque(maxlen=0)
@@ -244,17 +243,17 @@ class _Run:
             if dense is not None and further is not None:
                 _run_windows(block, dense, arguments, further)
             return {}, further
-        sums, _ = collect_inputs(
+        found, _ = collect_inputs(
             block,
             own,
             hidden,
             arguments,
-            gram="gram" in self.method.kinds,
+            self.method.kinds,
             outputs=nothing,
             dense=dense,
             dense_outputs=further,
         )
-        return sums.statistics(own, len(arguments)), further
+        return found, further
 
     def take(self, pruned: Iterator[MatrixRecord], count: int) -> list[MatrixRecord]:
         """The records of the next matrices, those of one loaded block."""
@@ -268,7 +267,7 @@ class _Run:
     def jobs(
         self,
         matrices: Iterable[Matrix],
-        found: dict[str, InputStatistics],
+        found: dict[str, MatrixStatistics],
         scores: _GlobalScores | None,
         methods: dict[str, Method],
     ) -> Iterator[Job]:
@@ -279,15 +278,15 @@ class _Run:
     def job(
         self,
         matrix: Matrix,
-        found: dict[str, InputStatistics],
+        found: dict[str, MatrixStatistics],
         scores: _GlobalScores | None,
         method: Method,
     ) -> Job:
         """How to prune one matrix; what was found of it is given away."""
-        known = self.statistics(matrix, self.method.kinds - ({"X", "gram"} if found else set()))
+        kinds = self.method.kinds
+        known = self.statistics(matrix, kinds - input_kinds(kinds).keys() if found else kinds)
         if found:
-            fresh = found.pop(matrix.name)
-            known = Statistics(fresh.X, known.G, fresh.gram, fresh.cross)
+            known = replace(known, **found.pop(matrix.name))
         mask = self.mask(matrix, scores) if scores else None
         return Job(matrix, known, method, self.selection.damping, mask)
 

@@ -51,7 +51,7 @@ class CalibrationSettings(Settings):
     @property
     def selection(self) -> Selection:
         """The part that the pipeline takes as it is."""
-        return Selection(self.include, self.exclude, self.damping, self.gradient_seqlen)
+        return Selection(self.include, self.exclude, self.damping)
 
 
 class MethodSettings(CalibrationSettings):

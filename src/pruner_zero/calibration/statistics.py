@@ -1,0 +1,91 @@
+"""Every kind of statistic that calibration collects of a weight matrix, each defined once.
+
+A new kind is one entry of `STATISTICS`. The passes over the model, the store on disk and the
+pipelines handle kinds by name and know nothing else about them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from torch import Tensor
+
+# A name of `STATISTICS`.
+Kind = str
+
+# The statistics of one matrix by kind, fp32. Beside those of `STATISTICS`, "cross" (in, in) is
+# `2·X_denseᵀX / windows`, X_dense the input that the dense model gives the matrix at the same
+# tokens: it exists only where a model that is being pruned runs beside the dense one.
+MatrixStatistics = dict[Kind, Tensor]
+
+GRADIENT_SCALE = 100.0
+
+
+@dataclass(frozen=True)
+class InputStatistic:
+    """A statistic of the tokens that enter a matrix, collected by a forward pass.
+
+    shape: of its sum for a matrix with that many input channels. add: folds tokens (n, in), fp32,
+    into the sum in place. value: the statistic from the sum over that many windows; it may
+    overwrite the sum.
+    """
+
+    shape: Callable[[int], tuple[int, int]]
+    add: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class GradientStatistic:
+    """A statistic of the gradients of a weight matrix, collected by a backward pass.
+
+    add: folds the gradient (out, in) of one window's mean next-token loss, fp32 and times
+    `GRADIENT_SCALE`, into the sum in place; it may overwrite the gradient. value: the statistic
+    (out, in) from the sum, which it overwrites.
+    """
+
+    add: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor], Tensor]
+
+
+STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType(
+    {
+        # (out, in), `sqrt(Σ_n (100·g_n)²)` over windows n (GBLM-Pruner, 2311.04902).
+        "G": GradientStatistic(
+            add=lambda total, gradient: total.add_(gradient.square_()),
+            value=lambda total: total.sqrt_(),
+        ),
+        # (1, in), `sqrt(mean over windows of Σ_tokens x²)` (Wanda, 2306.11695, eq. 1).
+        "X": InputStatistic(
+            shape=lambda width: (1, width),
+            add=lambda total, tokens: total.add_(tokens.square().sum(0, keepdim=True)),
+            value=lambda total, windows: (total / windows).sqrt(),
+        ),
+        # (in, in), `2·XᵀX / windows`, SparseGPT's Hessian (2301.00774).
+        "gram": InputStatistic(
+            shape=lambda width: (width, width),
+            add=lambda total, tokens: total.addmm_(tokens.T, tokens),
+            value=lambda total, windows: total.mul_(2 / windows),
+        ),
+    }
+)
+
+
+def input_kinds(kinds: Iterable[Kind]) -> dict[Kind, InputStatistic]:
+    """The statistics among `kinds` that a forward pass collects, in the order of `STATISTICS`."""
+    wanted = frozenset(kinds)
+    return {
+        kind: statistic
+        for kind, statistic in STATISTICS.items()
+        if kind in wanted and isinstance(statistic, InputStatistic)
+    }
+
+
+def gradient_kinds(kinds: Iterable[Kind]) -> dict[Kind, GradientStatistic]:
+    """The statistics among `kinds` that a backward pass collects, in the order of `STATISTICS`."""
+    wanted = frozenset(kinds)
+    return {
+        kind: statistic
+        for kind, statistic in STATISTICS.items()
+        if kind in wanted and isinstance(statistic, GradientStatistic)
+    }

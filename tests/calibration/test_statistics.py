@@ -1,0 +1,70 @@
+"""One entry makes a new statistic: every pass collects it, and the store keeps it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.calibration import GradientStatistic, InputStatistic, calibrate, open_store
+from pruner_zero.calibration.statistics import STATISTICS
+from pruner_zero.models import LanguageModel, find_matrices, load_model, load_offloaded, save_model
+from pruner_zero.text import Corpus, random_windows
+from tests.calibration.reference import plain_gradients, plain_inputs
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+
+def add_moments(total: Tensor, tokens: Tensor) -> Tensor:
+    return total.add_(torch.stack([torch.ones_like(tokens), tokens, tokens.square()]).sum(1))
+
+
+def deviation(total: Tensor, windows: int) -> Tensor:
+    count, mean, square = total[0].clamp(min=1), total[1], total[2]
+    return (square / count - (mean / count).square()).clamp(min=0).sqrt()[None]
+
+
+NEW = {
+    "deviation": InputStatistic(lambda width: (3, width), add_moments, deviation),
+    "largest": GradientStatistic(
+        lambda total, gradient: torch.maximum(total, gradient.abs(), out=total),
+        lambda total: total,
+    ),
+}
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+def test_a_new_statistic_is_collected_in_memory_and_from_disk(
+    architecture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pruner_zero.calibration.statistics.STATISTICS", {**STATISTICS, **NEW})
+    model = tiny_model(architecture)
+    save_model(LanguageModel(model, tiny_tokenizer(), architecture), tmp_path / "model", "30KB")
+    corpus = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
+    windows = random_windows(corpus, tiny_tokenizer(), 3, 11, 0)
+    stores = []
+    for load in (load_model, load_offloaded):
+        language_model = load(tmp_path / "model")
+        store = open_store(language_model, windows, folder=tmp_path / load.__name__)
+        calibrate(language_model, windows, [*NEW, "G"], store)
+        stores.append(store)
+    inputs, gradients = plain_inputs(model, windows.tokens), []
+    for window in windows.tokens:
+        gradients.append(plain_gradients(model, window[None]))
+    for matrix in find_matrices(model):
+        values = [
+            {kind: store.read(kind, matrix.block)[matrix.name] for kind in (*NEW, "G")}
+            for store in stores
+        ]
+        for kind in values[0]:
+            assert torch.equal(values[0][kind], values[1][kind])
+        rows = inputs.rows.get(matrix.name, [])
+        if rows and sum(map(len, rows)):
+            expected = torch.cat(rows).std(0, correction=0, keepdim=True).float()
+            torch.testing.assert_close(values[0]["deviation"], expected, rtol=1e-3, atol=1e-4)
+        else:
+            assert not values[0]["deviation"].any()
+        largest = torch.stack([of_window[matrix.parameter_name] for of_window in gradients])
+        expected = largest.amax(0).float()
+        expected = expected if matrix.expert is None else expected[matrix.expert]
+        torch.testing.assert_close(values[0]["largest"], expected, rtol=1e-3, atol=1e-4)
