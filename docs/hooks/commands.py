@@ -13,8 +13,8 @@ from pruner_zero.settings import Settings
 
 # Where the settings of the verbs that take --config are.
 SETTINGS = {
-    "prune": ("pruner_zero.pruning.settings", "PruneSettings"),
-    "compare": ("pruner_zero.comparison.compare", "CompareSettings"),
+    "prune": ("pruner_zero.settings.prune", "PruneSettings"),
+    "compare": ("pruner_zero.settings.compare", "CompareSettings"),
     "search": ("pruner_zero.evolution.settings", "SearchSettings"),
     "recover": ("pruner_zero.settings.recover", "RecoverSettings"),
 }

@@ -203,7 +203,7 @@ def test_the_best_shares_are_better_than_none_and_pruning_obeys_them(
         seqlen=16,
         output=tmp_path / "pruned",
     )
-    assert (pruned.settings.method.scope, pruned.sparsity) == ("matrix", 0.5)
+    assert (pruned.method.scope, pruned.sparsity) == ("matrix", 0.5)
     for record in pruned.records:
         assert record.sparsity == pytest.approx(shares[record.name], abs=0.01)
 

@@ -151,7 +151,7 @@ def test_pruning_by_the_files_leaves_the_model_that_was_judged(
         windows=4,
         seqlen=16,
     )
-    assert pruned.settings.method.scope == best.candidate.applied_scope
+    assert pruned.method.scope == best.candidate.applied_scope
     tokenizer = load_model(str(llama_folder)).tokenizer
     judged = random_windows(load_corpus([second]), tokenizer, 3, 16, 0).tokens
     with torch.no_grad():

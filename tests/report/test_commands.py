@@ -1,13 +1,11 @@
 """The commands of a report: options that exist, values that come back, results that repeat."""
 
-import inspect
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import yaml
 
 from pruner_zero.cli import compare as compare_verb
@@ -37,11 +35,6 @@ def search_run(folder: Path, **settings: Any) -> SearchRun:
     run = read_result(write_search(folder, **settings))
     assert isinstance(run, SearchRun)
     return run
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_option_is_one_of_the_verb(verb: str) -> None:
-    assert set(commands.OPTIONS[verb]) <= set(inspect.signature(VERBS[verb]).parameters)
 
 
 def test_a_search_again(run: Path) -> None:

@@ -14,7 +14,8 @@ from pruner_zero.evolution.executor import EXECUTORS
 from pruner_zero.evolution.masked_model import Update
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.pruning import CalibrationSettings, Method, parse_method
+from pruner_zero.pruning import Method, parse_method
+from pruner_zero.settings import CalibrationSettings, ModelSettings, SparsitySettings
 from pruner_zero.sparsity import (
     Allocation,
     Pattern,
@@ -30,7 +31,7 @@ _ALLOCATIONS = ("uniform", "evolved")
 JudgeDtype = Literal["auto", "float32", "bfloat16"]
 
 
-class SearchSettings(CalibrationSettings):
+class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
     """All that decides what a search finds, when it stops, and how it is run.
 
     The budget and how the work is spread (`LIMITS`) do not change what is found up to
@@ -49,6 +50,7 @@ class SearchSettings(CalibrationSettings):
     `RayExecutor` takes them.
     """
 
+    calibration: str
     search_text: str
     scope: Scope | Literal["any"] | None = None
     update: Update = "none"
