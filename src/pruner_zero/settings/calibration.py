@@ -81,7 +81,7 @@ class MethodSettings(CalibrationSettings, SparsitySettings):
     mode: Annotated[Mode, Cli(default="sequential, one-shot for a plain mask of scope global")] = (
         Field(
             "auto",
-            description="sequential: statistics of each block come from the pruned blocks before it; "
+            description="sequential: statistics of each block come from pruned blocks before it; "
             "one-shot: all statistics come from the dense model.",
         )
     )
