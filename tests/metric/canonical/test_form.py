@@ -21,12 +21,10 @@ from pruner_zero.metric import (
     Shape,
     Terminal,
     call,
-    canonical,
-    masks,
     parse,
     score,
 )
-from pruner_zero.metric.canonical import Scope
+from pruner_zero.metric.canonical import Scope, canonical, masks
 from pruner_zero.sparsity import SCOPES
 from tests.metric.strategies import (
     expressions,
@@ -284,11 +282,13 @@ def test_offsets_of_a_matrix_are_visible_only_across_matrices() -> None:
     assert forms["global"] == parse(f"mms({text})")
 
 
-def test_an_operator_of_a_plug_in_keeps_its_operands(monkeypatch: pytest.MonkeyPatch) -> None:
-    mean = Operator("mean", 2, lambda x, y: (x + y) / 2, "element", "always", "keeps", 1)
+def test_operands_of_a_plug_in_are_ordered_where_it_commutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mean = Operator("mean", 2, lambda x, y: (x + y) / 2, commutative=True)
     monkeypatch.setattr("pruner_zero.metric.expression.OPERATORS", {**OPERATORS, "mean": mean})
     W, G = Terminal("W"), Terminal("G")
-    assert canonical(call("mean", W + W, G), "row") == call("mean", 2 * W, G)
+    assert canonical(call("mean", W + W, G), "row") == call("mean", G, 2 * W)
 
 
 def test_the_forms_read_well() -> None:
