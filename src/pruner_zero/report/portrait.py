@@ -18,7 +18,6 @@ GROUPS = {
     "block": "weights compete within blocks of 128 columns",
     "matrix": "weights compete within their matrix",
     "global": "all weights of the model compete",
-    "cumulative": "each row keeps the same share of its score",
 }
 
 

@@ -21,7 +21,6 @@ _COMPETE = {
     "block": "within blocks of columns",
     "matrix": "within matrices",
     "global": "across the whole model",
-    "cumulative": "within rows, by shares of the score",
 }
 
 _UPDATES = {

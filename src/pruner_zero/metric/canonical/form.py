@@ -8,7 +8,7 @@ from pruner_zero.metric.canonical.normal import FINE_GROWTH, Normal, Over
 from pruner_zero.metric.expression import Call, Expression
 from pruner_zero.metric.operators import Shape
 
-Scope = Literal["row", "block", "matrix", "global", "cumulative"]
+Scope = Literal["row", "block", "matrix", "global"]
 
 # Over what a factor or an offset must be constant to be invisible in a comparison.
 _OVER: dict[Scope, Over] = {
@@ -16,7 +16,6 @@ _OVER: dict[Scope, Over] = {
     "block": "matrix",
     "matrix": "matrix",
     "global": "global",
-    "cumulative": "row",
 }
 
 
@@ -35,8 +34,7 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     common factors in front, what a statistic does not see left out (mms(2 * G + 1)). Outside,
     what cannot change the order goes: strictly increasing functions, positive factors and
     offsets that are constant over the group; products of powers get 1 as largest exponent.
-    Under cumulative only positive factors constant along each row go, since it compares
-    shares of a row's sum. An expression constant over every group becomes 0.
+    An expression constant over every group becomes 0.
     The form is itself canonical. Where it would break a size limit the expression is returned.
     Raises PrunerZeroError for an unknown scope. Source: ours.
     """
@@ -47,8 +45,6 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     normal, over = Normal(), _OVER[scope]
     try:
         form = normal.of(expression)
-        if scope == "cumulative":
-            return normal.scaled(form, over)
         while True:
             inner = _without_outermost(normal, normal.affine(form, over))
             if inner == form:
