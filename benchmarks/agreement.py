@@ -53,7 +53,9 @@ def main() -> None:
     model, text = load_model(settings.model), load_corpus(settings.calibration)
     # Windows of one seed are drawn in one order: the first are those that the search had.
     more = settings.model_copy(update={"search_windows": settings.search_windows + FRESH})
-    windows, judged = search_windows(more, text, load_corpus(settings.search_text), model.tokenizer)
+    windows, judged = search_windows(
+        more, text, load_corpus(settings.search_text or text), model.tokenizer
+    )
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     seen = judged.tokens[: settings.search_windows]
     fresh = judged.tokens[settings.search_windows :]

@@ -19,15 +19,12 @@ from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
-from pruner_zero.evolution.executor import Executor, SerialExecutor
 from pruner_zero.evolution.masked_model import MaskedModel
-from pruner_zero.evolution.masking import Moved, Shares
-from pruner_zero.evolution.run import Status, run
+from pruner_zero.evolution.run import Status, run_batches
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.evolution.time_limit import UNLIMITED, TimeLimit
+from pruner_zero.execution import UNLIMITED, Executor, SerialExecutor, TimeLimit
 from pruner_zero.files import read_lines
-from pruner_zero.metric import Call, Constant, Expression, Terminal
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric import Call, Constant, Expression, Terminal, canonical
 from pruner_zero.models import find_matrices, next_token_loss
 from pruner_zero.sparsity import Scope
 from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
@@ -37,8 +34,7 @@ TIMED = ("seconds", "elapsed", "sha256")
 SHARED = {
     "subexpressions": "a subtree that occurs twice in a formula is computed once; off: each time",
     "canonical forms": "a proposal with the canonical form of an earlier one is not asked; off: it"
-    " runs on the probe rows, and only where its mask there is a new one on the rungs that the"
-    " earlier one reached",
+    " is judged on the rungs the earlier one reached",
     "fingerprints": "a candidate with the mask of an earlier one on the probe rows goes no"
     " further; off: it is judged on the rungs the earlier one reached",
     "sample": "norms and sensitivities of the sampled rows are computed once for all candidates;"
@@ -77,13 +73,12 @@ class Copying(MaskedModel):
         expression: Expression,
         scope: Scope,
         windows: Tensor,
-        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> list[float]:
         """As `MaskedModel.losses`."""
         model = deepcopy(self.model)
         matrices = {matrix.name: matrix for matrix in find_matrices(model)}
-        masks = self.masks(expression, scope, shares, limit)
+        masks = self.masks(expression, scope, limit)
         for matrix, mask in zip(self.matrices, masks, strict=True):
             matrices[matrix.name].weight.masked_fill_(~mask, 0)
         return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]
@@ -92,43 +87,24 @@ class Copying(MaskedModel):
 class Clocked(Evaluator):
     """Tells processor time."""
 
-    def run(self, task: Task) -> Outcome:
+    def run(self, task: Task, limit: TimeLimit = UNLIMITED) -> Outcome:
         """As `Evaluator.run`."""
         start = time.process_time()
-        outcome = super().run(task)
+        outcome = super().run(task, limit)
         return replace(outcome, seconds=round(time.process_time() - start, 4))
-
-
-class Remembering(SerialExecutor):
-    """Keeps the fingerprints of all masks on the probe rows."""
-
-    def __init__(self, evaluator: Evaluator) -> None:
-        super().__init__(evaluator)
-        self.fingerprints: set[str] = set()
-
-    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        """As `SerialExecutor.map`."""
-        for outcome in super().map(tasks):
-            if outcome.fingerprint is not None:
-                self.fingerprints.add(outcome.fingerprint)
-            yield outcome
 
 
 class Resampling(Clocked):
     """Computes what the closed form compares with for every candidate, and throws it away."""
 
     def reconstruction(
-        self,
-        expression: Expression,
-        scope: Scope,
-        shares: Shares | Moved | None = None,
-        limit: TimeLimit = UNLIMITED,
+        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
     ) -> float:
         """As `Evaluator.reconstruction`."""
         for one in self.sample:
             row_errors(one.weight, one.gram.float())
             output_sensitivity(one.terminals["G"], one.gram)
-        return super().reconstruction(expression, scope, shares, limit)
+        return super().reconstruction(expression, scope, limit)
 
 
 def evaluate_plainly(
@@ -163,7 +139,7 @@ def search(
             settings.algorithm, settings.search_space, settings.seed, settings.algorithm_settings
         ),
     )
-    executor = Remembering(evaluator)
+    executor = SerialExecutor(evaluator)
     avoided: list[Proposal] = []
     rejection: list[float] = []
     again: Counter[str] = Counter()
@@ -180,8 +156,7 @@ def search(
     def observe(status: Status) -> None:
         nonlocal seen
         if "canonical forms" in off:
-            known = frozenset() if "fingerprints" in off else frozenset(executor.fingerprints)
-            again.update(_judge_avoided(avoided, status.records, executor, known))
+            again.update(_judge_avoided(avoided, status.records, executor))
         if "fingerprints" in off:
             again.update(_judge_twins(status.records[seen:], status.records, executor))
         avoided.clear()
@@ -196,49 +171,43 @@ def search(
         plainly if "subexpressions" in off else nullcontext(),
     ):
         start = time.process_time()
-        run(algorithm, archive, executor, settings, folder, observe)
+        run_batches(algorithm, archive, executor, settings, folder, observe)
         seconds = time.process_time() - start
     return Searched(seconds, read_lines(folder / JOURNAL), rejection, again)
 
 
 def _judge_avoided(
-    avoided: Sequence[Proposal],
-    records: Sequence[Record],
-    executor: Executor,
-    known: frozenset[str],
+    avoided: Sequence[Proposal], records: Sequence[Record], executor: Executor[Task, Outcome]
 ) -> Iterator[Rung]:
-    """Judge proposals that were not asked; a fingerprint among the `known` ones ends it."""
     first = {(one.canonical, one.candidate.scope): one for one in reversed(records)}
     for proposal in avoided:
         form = str(canonical(proposal.expression, proposal.scope))
         twin = first.get((form, proposal.scope))
-        task = Task(0, "probe", str(proposal.expression), proposal.scope)
-        for outcome in executor.map([task]):
-            yield outcome.rung
-            if outcome.reason is None and outcome.fingerprint not in known:
-                yield from _judge(proposal, twin, records, executor)
+        yield from _judge(proposal, twin, records, executor)
 
 
 def _judge_twins(
-    new: Sequence[Record], records: Sequence[Record], executor: Executor
+    new: Sequence[Record], records: Sequence[Record], executor: Executor[Task, Outcome]
 ) -> Iterator[Rung]:
     for record in new:
         twin = record.evaluation.same_as
         if twin is not None:
-            yield from _judge(record.candidate, records[twin], records, executor)
+            # Its probe it has had.
+            yield from _judge(record.candidate, records[twin], records, executor, RUNGS[1:])
 
 
 def _judge(
     one: Any,
     twin: Record | None,
     records: Sequence[Record],
-    executor: Executor,
+    executor: Executor[Task, Outcome],
+    among: Sequence[Rung] = RUNGS,
 ) -> Iterator[Rung]:
-    """Judge a formula on the rungs after the probe that its twin reached; results are dropped."""
+    """Judge a formula on the rungs that its twin reached; what is found is thrown away."""
     while twin is not None and twin.evaluation.same_as is not None:
         twin = records[twin.evaluation.same_as]
-    reached = twin.evaluation.results if twin else {}
-    tasks = [Task(0, rung, str(one.expression), one.scope) for rung in RUNGS if rung in reached]
+    reached = {"probe", *(twin.evaluation.results if twin else ())}
+    tasks = [Task(0, rung, str(one.expression), one.scope) for rung in among if rung in reached]
     yield from (outcome.rung for outcome in executor.map(tasks))
 
 

@@ -15,11 +15,12 @@ import torch
 
 from pruner_zero import plugins
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.run import make_executor
+from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.execution import make_executor
 from pruner_zero.metric import EXTENDED, NAMED, OPERATORS, PUBLISHED, Metric, parse
-from pruner_zero.testing import NamedMetricSuite, Numbering, OperatorSuite, TextSourceSuite
+from pruner_zero.testing import Doubling, NamedMetricSuite, OperatorSuite, TextSourceSuite
 from pruner_zero.text import load_corpus
 from pruner_zero.text.source import SOURCES
 
@@ -57,7 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 OPERATOR = """
 from pruner_zero.metric import Operator
-half = Operator("half", 1, lambda x: x / 2, factor=0.5)
+half = Operator("half", 1, lambda x: x / 2, "element", "always", "keeps", 1, "extended")
 """
 
 
@@ -133,8 +134,8 @@ def test_expressions_of_built_in_names_look_for_no_plug_in(
 def test_an_executor_is_made_with_what_the_search_was_told(install: Install) -> None:
     code = (
         "class Mine:\n"
-        "    def __init__(self, evaluator, workers, threads, time_limit):\n"
-        "        self.given = (workers, threads, time_limit)\n"
+        "    def __init__(self, work, workers):\n"
+        "        self.given = (workers.count, workers.threads, workers.time_limit)\n"
     )
     install("plug_run", "executors", {"mine": "Mine"}, code)
     settings = SearchSettings(
@@ -147,8 +148,25 @@ def test_an_executor_is_made_with_what_the_search_was_told(install: Install) -> 
         workers=3,
         threads=2,
     )
-    executor: Any = make_executor(settings, Numbering())  # type: ignore[arg-type]
+    executor: Any = make_executor(settings.executor, Doubling(), settings.spread)
     assert executor.given == (3, 2, 600.0)
+
+
+def test_a_search_algorithm_is_made_by_its_name(install: Install) -> None:
+    code = (
+        "from pruner_zero.evolution.algorithm import AlgorithmKind\n"
+        "from pruner_zero.evolution.random_search import RandomSearch, RandomSettings\n"
+        "from pruner_zero.evolution.space import SearchSpace\n"
+        "mine = AlgorithmKind(RandomSearch, RandomSettings, SearchSpace(max_size=5))\n"
+    )
+    install("plug_find", "algorithms", {"mine": "mine"}, code)
+    given: dict[str, Any] = {"model": "m", "calibration": "c", "sparsity": 0.5, "evaluations": 1}
+    settings = SearchSettings(**given, algorithm="mine", algorithm_settings={"batch": 7})
+    assert settings.search_space.max_size == 5
+    algorithm = make_algorithm(settings.algorithm, None, 0, settings.algorithm_settings)
+    assert len(algorithm.ask()) == 7
+    with pytest.raises(ValueError, match="did you mean 'default'"):
+        SearchSettings(**given, algorithm="defualt")
 
 
 def test_what_the_example_package_declares_serves_and_conforms(

@@ -10,15 +10,14 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.analysis.analysis import Analysis, Share, analyze, read_seconds
+from pruner_zero.analysis.analysis import Analysis, Share, analyze
 from pruner_zero.analysis.features import exponents, structure
 from pruner_zero.analysis.lineage import lineage
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import Archive, Record
+from pruner_zero.evolution.archive import Archive, Record, SearchJournal
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import RUNGS, Outcome
-from pruner_zero.metric import parse
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric import canonical, parse
 from pruner_zero.sparsity import Scope
 
 
@@ -91,8 +90,10 @@ def test_a_tiny_run_gives_a_sensible_answer(size: int) -> None:
 
 
 def test_nothing_but_rejections() -> None:
-    found = analyze([record(0, reason="out of memory"), record(1, reason="out of memory")])
-    assert found.counts.rejected == {"out of memory": 2}
+    found = analyze(
+        [record(0, reason="scores are constant"), record(1, reason="scores are constant")]
+    )
+    assert found.counts.rejected == {"scores are constant": 2}
     assert found.counts.distinct == 0
     assert found.lineage is None
 
@@ -349,9 +350,9 @@ def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
 
 
 def test_seconds_come_from_the_journal(tmp_path: Path) -> None:
-    assert read_seconds(tmp_path) == {}
+    assert SearchJournal(tmp_path).seconds == {}
     archive = Archive(tmp_path, {})
     archive.remember(Outcome(0, "probe", fingerprint="a", seconds=0.5))
-    archive.remember(Outcome(1, "probe", reason="out of memory", seconds=0.25))
+    archive.remember(Outcome(1, "probe", reason="scores are constant", seconds=0.25))
     archive.remember(Outcome(0, "reconstruction", 1.0, seconds=2.0))
-    assert read_seconds(tmp_path) == {"probe": [0.5, 0.25], "reconstruction": [2.0]}
+    assert SearchJournal(tmp_path).seconds == {"probe": [0.5, 0.25], "reconstruction": [2.0]}

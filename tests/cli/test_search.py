@@ -23,22 +23,3 @@ def test_the_command_that_prunes_names_the_update(
     assert found.code == 0, found
     last = found.out.splitlines()[-1]
     assert last.endswith(f"--metric {output / 'best.json'} --update exact …")
-
-
-def test_the_command_that_prunes_names_the_shares(
-    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
-    texts = ["--calibration", text_file, "--search-text", text_file, "--sparsity", 0.5]
-    config, output = tmp_path / "config.yaml", tmp_path / "run"
-    config.write_text("algorithm_settings: {initial: 8, batch: 8}\n")
-    shares = ["--allocation", "evolved", "--metric", "magnitude"]
-    files = ["--config", config, "-o", output]
-    found = cli("search", llama_folder, *texts, *SIZES, *shares, *files)
-    assert found.code == 0, found
-    best, allocation = output / "best.json", output / "best_allocation.json"
-    last = found.out.splitlines()[-1]
-    assert last.endswith(f"--metric {best} --allocation {allocation} …")
-    found = cli("analyze", output, "--json")
-    assert found.code == 0, found
-    found = cli("report", output, "-o", tmp_path / "report.html")
-    assert found.code == 0, found

@@ -11,14 +11,13 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import ALGORITHMS, Algorithm, make_algorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.metric import Metric
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric import Metric, canonical
 from tests.evolution.synthetic import by_rank, run
 
 FITNESS = by_rank("W * G^0.5 * X^0.25")
 
 SMALL = {
-    "default": {"initial": 20, "batch": 12, "population": 8, "exchange": 2},
+    "default": {"initial": 20, "batch": 12, "population": 8},
     "published": {"population": 12, "parents": 4},
     "random": {"batch": 12},
 }
@@ -161,5 +160,3 @@ def test_unknown_names_and_settings_are_refused() -> None:
         make_algorithm("defualt", None, 0)
     with pytest.raises(PrunerZeroError, match="no setting 'population_size'"):
         make_algorithm("default", None, 0, {"population_size": 3})
-    with pytest.raises(PrunerZeroError, match="takes EvolutionSettings, not PublishedSettings"):
-        make_algorithm("default", None, 0, ALGORITHMS["published"].settings())

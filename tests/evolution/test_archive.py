@@ -1,12 +1,11 @@
 """The journal is the run: what is in it is kept, what is not never happened."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import JOURNAL, Archive, Record, read_journal, read_records
+from pruner_zero.evolution.archive import JOURNAL, Archive, Record, SearchJournal
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome
 from pruner_zero.metric import parse
@@ -33,7 +32,7 @@ def test_records_and_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
     assert again.known(1, "probe") == Outcome(1, "probe", reason="scores are constant")
     assert again.known(0, "all") is None
     assert again.elapsed == 3.0
-    assert read_records(tmp_path) == [record(0), rejected]
+    assert SearchJournal(tmp_path).records == (record(0), rejected)
 
 
 def test_a_replayed_run_writes_nothing_twice(tmp_path: Path) -> None:
@@ -72,20 +71,7 @@ def test_any_flipped_bit_of_any_line_is_refused(tmp_path: Path) -> None:
         data[place // 8] ^= 1 << place % 8
         journal.write_bytes(data)
         with pytest.raises(PrunerZeroError, match=r"line \d of .* is damaged: restore the file"):
-            read_journal(tmp_path)
-
-
-def test_a_run_from_before_lines_had_checksums_goes_on(tmp_path: Path) -> None:
-    Archive(tmp_path, {"seed": 0}).commit([record(0)], elapsed=1.0)
-    journal = tmp_path / JOURNAL
-    lines = [json.loads(line) for line in journal.read_text().splitlines()]
-    old = [{key: value for key, value in line.items() if key != "sha256"} for line in lines]
-    journal.write_text("".join(json.dumps(line) + "\n" for line in old))
-    archive = Archive(tmp_path, {"seed": 0})
-    archive.commit([record(0)], elapsed=1.0)
-    archive.commit([record(1, "W")], elapsed=2.0)
-    assert [one.candidate.number for one in read_records(tmp_path)] == [0, 1]
-    assert Archive(tmp_path, {"seed": 0}).batches_written == 2
+            SearchJournal(tmp_path)
 
 
 def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path: Path) -> None:
@@ -96,7 +82,7 @@ def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path: Path) 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PrunerZeroError, match="holds no search"):
-        read_records(tmp_path)
+        SearchJournal.of(tmp_path)
 
 
 def test_the_first_of_equal_candidates_is_the_one_that_counts(tmp_path: Path) -> None:
@@ -107,15 +93,3 @@ def test_the_first_of_equal_candidates_is_the_one_that_counts(tmp_path: Path) ->
     assert archive.same_mask("abc", 1) is None
     assert archive.same_mask("abc", 1) is None
     assert archive.same_mask("abc", 7) == 1
-
-
-def test_best_first_and_on_equal_values_the_smaller(tmp_path: Path) -> None:
-    archive = Archive(tmp_path, {})
-    batch = [
-        record(0, "W * X", 1.0),
-        record(1, "W", 1.0),
-        record(2, "G", 0.5, rung=2),
-        record(3, "W * G", 0.9),
-    ]
-    archive.commit(batch, elapsed=0.0)
-    assert [one.candidate.number for one in archive.best(4)] == [3, 1, 0, 2]

@@ -9,8 +9,7 @@ from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
-from pruner_zero.evolution.executor import SerialExecutor
-from pruner_zero.evolution.run import make_executor
+from pruner_zero.execution import SerialExecutor, Workers, make_executor
 from pruner_zero.models import LanguageModel
 from pruner_zero.text import load_corpus
 from tests.elsewhere import HERE, elsewhere
@@ -62,7 +61,10 @@ def test_every_rung_says_elsewhere_what_it_says_here(
 def test_elsewhere_one_worker_judges_unless_more_are_asked_for(prose: str, tmp_path: Path) -> None:
     with elsewhere():
         judge = evaluator(prose, tmp_path / "elsewhere")
-        assert isinstance(make_executor(tiny_settings(), judge), SerialExecutor)
+        assert isinstance(
+            make_executor(None, judge, Workers(), shareable=judge.masked.device == CPU),
+            SerialExecutor,
+        )
 
 
 @pytest.mark.parametrize(

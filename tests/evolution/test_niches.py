@@ -1,4 +1,4 @@
-"""Our evolution: niches, migration, parsimony, and what it finds on hidden targets."""
+"""The default algorithm: niches, migration, parsimony, and what it finds on hidden targets."""
 
 from collections.abc import Callable
 from statistics import median
@@ -10,13 +10,11 @@ from pydantic import ValidationError
 from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.niches import Evolution, EvolutionSettings
-from pruner_zero.evolution.population import Diversity, Population
+from pruner_zero.evolution.population import Population
 from pruner_zero.evolution.random_search import RandomSearch, RandomSettings
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import parse
 from tests.evolution.synthetic import EXACT, Fitness, best, by_loss, by_rank, run
-
-SCHEMES: tuple[Diversity, ...] = ("age", "niche", "islands")
 
 
 def result(number: int, text: str, value: float, rung: int = 1) -> tuple[Candidate, Evaluation]:
@@ -27,31 +25,23 @@ def numbers(population: Population) -> list[int]:
     return [candidate.number for candidate, _ in population.members]
 
 
-def test_the_oldest_leave_under_age_but_not_the_front() -> None:
-    population = Population("row", 3, 2, "age")
-    population.add([result(0, "W", 0.5), result(1, "W * X", 0.1), result(2, "W * G", 0.3)])
-    population.add([result(3, "G * X", 0.9)])
-    assert numbers(population) == [1, 0, 3]
-
-
-def test_the_worst_leave_under_islands() -> None:
-    population = Population("row", 3, 2, "islands")
+def test_the_worst_leave() -> None:
+    population = Population("row", 3, 2)
     population.add([result(0, "W", 0.5), result(1, "W * X", 0.1), result(2, "W * G", 0.3)])
     population.add([result(3, "G * X", 0.9)])
     assert numbers(population) == [1, 2, 0]
 
 
-def test_a_crowded_kind_gives_way_under_niche() -> None:
-    population = Population("row", 4, 0, "niche")
+def test_a_crowded_kind_gives_way() -> None:
+    population = Population("row", 4, 0)
     kin = ["W^0.5 * X", "W^1.5 * X", "W^2.0 * X", "W^3.0 * X"]
     population.add(result(number, f"{text}^0.5", 0.1 * number) for number, text in enumerate(kin))
     population.add([result(4, "W + G", 0.9), result(5, "W - G", 0.8)])
     assert numbers(population) == [0, 1, 5, 4]
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_front_of_value_and_size_survives(scheme: Diversity) -> None:
-    population = Population("row", 4, 2, scheme)
+def test_the_front_of_value_and_size_survives() -> None:
+    population = Population("row", 4, 2)
     population.add([result(0, "W * G * X", 0.1), result(1, "W", 0.7)])
     for number in range(2, 20):
         population.add([result(number, f"W * G^{number / 20} * X", 0.2 + number / 100)])
@@ -60,7 +50,7 @@ def test_the_front_of_value_and_size_survives(scheme: Diversity) -> None:
 
 
 def test_rejected_and_repeated_candidates_do_not_join() -> None:
-    population = Population("row", 4, 0, "age")
+    population = Population("row", 4, 0)
     repeated = Evaluation(1, 0.5, same_as=0, level="fingerprint")
     population.add([result(0, "W * G", 0.5), result(1, "G", float("inf"), rung=0)])
     population.add([(Candidate(2, parse("W * G * X"), "row"), repeated)])
@@ -70,7 +60,7 @@ def test_rejected_and_repeated_candidates_do_not_join() -> None:
 
 
 def test_a_tournament_prefers_the_smaller_of_nearly_equal_ones() -> None:
-    population = Population("row", 9, 0, "age")
+    population = Population("row", 9, 0)
     population.add([result(0, "W * G * X", 0.100), result(1, "W", 0.101), result(2, "G", 1.0)])
     generator = np.random.default_rng(0)
     winners = [population.tournament(generator, 50, share)[0].number for share in (0.0, 0.9, 5.0)]
@@ -78,8 +68,8 @@ def test_a_tournament_prefers_the_smaller_of_nearly_equal_ones() -> None:
     assert population.tournament(generator, 50, 0.0)[0].number == 0
 
 
-def test_a_dearer_rung_wins_a_tournament_whatever_the_value() -> None:
-    population = Population("row", 9, 0, "age")
+def test_a_higher_rung_wins_a_tournament_whatever_the_value() -> None:
+    population = Population("row", 9, 0)
     population.add([result(0, "W", 0.1), result(1, "W * G * X", 3.5, rung=3)])
     assert population.tournament(np.random.default_rng(0), 50, 1.0)[0].number == 1
 
@@ -144,9 +134,8 @@ def test_without_other_scopes_nothing_migrates() -> None:
     assert not any(candidate.operation == "migrate" for candidate, _ in told)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-def test_no_niche_outgrows_its_share(scheme: Diversity) -> None:
-    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(diversity=scheme, population=12))
+def test_no_niche_outgrows_its_share() -> None:
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(population=12))
     run(algorithm, by_loss("W * G"), 300)
     for scope in SearchSpace().scopes:
         members = [one for one in algorithm.population if one[0].scope == scope]
@@ -160,7 +149,6 @@ def test_no_niche_outgrows_its_share(scheme: Diversity) -> None:
         ({"mutations": {"grow": -1}}, "must not be negative"),
         ({"mutations": {"grow": 0}}, "at least one"),
         ({"crossover": 0.9, "migrants": 0.3}, "together are more than 1"),
-        ({"diversity": "none"}, "'age', 'niche' or 'islands'"),
     ],
 )
 def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import JOURNAL, read_records
+from pruner_zero.evolution.archive import JOURNAL, SearchJournal
 from pruner_zero.evolution.run import SearchResult, Status, search
 from pruner_zero.metric import Metric
 from pruner_zero.pruning import prune
@@ -76,7 +76,7 @@ def test_a_run_leaves_its_archive_and_its_best_in_the_released_form(undisturbed:
     assert [row["complexity"] for row in front] == sorted({row["complexity"] for row in front})
     losses = [row["loss"] for row in front]
     assert losses == sorted(losses, reverse=True)
-    records = read_records(undisturbed)
+    records = SearchJournal(undisturbed).records
     assert [one.candidate.number for one in records] == list(range(len(records)))
     dearest = [one for one in records if one.evaluation.rung == 3 and one.evaluation.counts]
     assert losses[-1] == min(one.evaluation.value for one in dearest)
@@ -95,7 +95,7 @@ def test_the_best_tree_is_obeyed_with_its_scope(
         seqlen=16,
         output=tmp_path / "pruned",
     )
-    assert result.method.scope == metric.scope
+    assert result.settings.method.scope == metric.scope
     assert result.sparsity == pytest.approx(0.5, abs=0.01)
 
 

@@ -1,4 +1,4 @@
-"""Memory that the system refuses: a candidate is rejected, a command ends with one line."""
+"""Memory that the system refuses: the search or the command ends with one line."""
 
 import resource
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import torch
 
 from pruner_zero.cli import prune
 from pruner_zero.devices import CPU
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator, Task
 from pruner_zero.evolution.row_sample import sample_matrix
 from pruner_zero.sparsity import Unstructured
@@ -35,7 +36,7 @@ def short_of_memory(room: int) -> Iterator[None]:
 
 @pytest.mark.fault(
     "a candidate asks for more memory than there is",
-    "it is rejected with that reason; the next one is judged",
+    "the search ends with one line; a resumed one judges the candidate again",
 )
 @pytest.mark.parametrize("expression", ["sqr(W) * X + W", "mms(W) * X", "row_share(W) * X"])
 def test_a_candidate(expression: str) -> None:
@@ -45,9 +46,11 @@ def test_a_candidate(expression: str) -> None:
     tokens = torch.zeros(1, 2, dtype=torch.int64)
     evaluator = Evaluator([matrix], [matrix], masked, tokens, 1, Unstructured(0.5, "row"))
     task = Task(0, "probe", expression, "row")
-    with short_of_memory(WIDTH * WIDTH * 4):
-        outcome = evaluator.run(task)
-    assert (outcome.reason, outcome.fingerprint) == ("out of memory", None)
+    with (
+        short_of_memory(WIDTH * WIDTH * 4),
+        pytest.raises(PrunerZeroError, match="out of memory at candidate 0"),
+    ):
+        evaluator.run(task)
     assert evaluator.run(task).fingerprint
 
 

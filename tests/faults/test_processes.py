@@ -3,13 +3,12 @@
 import os
 import signal
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
-from pruner_zero.evolution.evaluator import Evaluator
-from pruner_zero.evolution.executor import ProcessExecutor
-from tests.evolution.executor_suite import Scripted, ended, script
+from pruner_zero.execution import ProcessExecutor, Workers
+from tests.execution.worker_suite import Scripted, ended, script
 from tests.faults.verbs import Verb, halted, one_line, run, undisturbed
 from tests.processes import Forked
 
@@ -37,7 +36,7 @@ def test_the_second_is_refused(verb: Verb, tmp_path: Path) -> None:
 def held_search(folder: str, log: str) -> None:
     """A search whose worker is busy for ever."""
     Path(log).write_text(str(os.getpid()))
-    executor = ProcessExecutor(cast(Evaluator, Scripted(Path(folder))), 1)
+    executor = ProcessExecutor(Scripted(Path(folder)), Workers(1))
     list(executor.map(script("hang")))
 
 

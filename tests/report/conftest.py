@@ -54,7 +54,6 @@ def write_search(
     folder: Path,
     judged: Sequence[Judged] = JUDGED,
     batch: int = 2,
-    offsets: tuple[float, ...] = (),
     **settings: Any,
 ) -> Path:
     """A run folder whose candidates are `judged`, a batch of so many every ten seconds."""
@@ -65,10 +64,11 @@ def write_search(
     for number, (text, scope, results) in enumerate(judged):
         value = list(results.values())[-1] if results else float("inf")
         evaluation = Evaluation(len(results), value, results, None if results else "constant")
-        candidate = Candidate(number, parse(text), scope, offsets=offsets)
+        candidate = Candidate(number, parse(text), scope)
         lines.append(Record(candidate, evaluation, text).to_json())
         if (number + 1) % batch == 0 or number + 1 == len(judged):
-            lines.append({"kind": "batch", "elapsed": 10.0 * math.ceil((number + 1) / batch)})
+            elapsed = 10.0 * math.ceil((number + 1) / batch)
+            lines.append({"kind": "batch", "elapsed": elapsed, "avoided": {}})
     # At once: an archive that is synced line by line takes long for thousands.
     with open(folder / JOURNAL, "a") as file:
         file.writelines(json.dumps(with_checksum(line)) + "\n" for line in lines)

@@ -1,11 +1,13 @@
 """The commands of a report: options that exist, values that come back, results that repeat."""
 
+import inspect
 import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from pruner_zero.cli import compare as compare_verb
@@ -37,6 +39,11 @@ def search_run(folder: Path, **settings: Any) -> SearchRun:
     return run
 
 
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_option_is_one_of_the_verb(verb: str) -> None:
+    assert set(commands.OPTIONS[verb]) <= set(inspect.signature(VERBS[verb]).parameters)
+
+
 def test_a_search_again(run: Path) -> None:
     command = commands.repeat(read_result(run))
     assert command.startswith("pruner-zero search models/tiny --")
@@ -61,13 +68,12 @@ def test_what_has_no_option_stands_in_a_file_of_settings(tmp_path: Path) -> None
     file, _, line = command.partition("END\npruner-zero")
     assert file.startswith("cat > settings.yaml <<'END'\n")
     written = yaml.safe_load(file.split("\n", 1)[1])
-    assert written == {"algorithm_settings": {"batch": 16}}
+    assert written == {"algorithm_settings": {"batch": 16}, "few_share": 0.3}
     words = shlex.split("pruner-zero" + line)
     assert words[:3] == ["pruner-zero", "search", "a model's; rm -rf *"]
     found = options("pruner-zero" + line)
     assert found["--include"] == ["*.q", "*.k"]
-    assert (found["--seed"], found["--few-share"]) == (["3"], ["0.3"])
-    assert found["--config"] == ["settings.yaml"]
+    assert (found["--seed"], found["--config"]) == (["3"], ["settings.yaml"])
 
 
 def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
@@ -80,7 +86,7 @@ def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
 def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:
     told = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
     command = commands.repeat(read_result(write_prune(tmp_path, settings=told)))
-    assert "--calibration words.txt --refine" in command
+    assert "--refine --calibration words.txt" in command
     assert "offload" not in command
 
 
@@ -117,15 +123,6 @@ def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
     assert options(commands.prune_with(updated))["--update"] == ["exact"]
     compared = options(commands.compare_with(updated))
     assert compared["--methods"][0].endswith(f"{run / 'best.json'}+exact")
-    evolved = replace(found, settings={**found.settings, "allocation": "evolved"})
-    assert "--allocation" not in options(commands.prune_with(evolved))
-    shares = run / "best_allocation.json"
-    shares.write_text("{}")
-    told = options(commands.prune_with(evolved))
-    assert told["--metric"] == [str(run / "best.json")]
-    assert told["--allocation"] == [str(shares)]
-    compared = options(commands.compare_with(evolved))
-    assert compared["--methods"][0].endswith(f",{run / 'best.json'}@{shares}")
 
 
 def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from pruner_zero import PrunerZeroError, Study
 from pruner_zero.analysis import analyze
-from pruner_zero.evolution import read_records
+from pruner_zero.evolution import SearchJournal
 from pruner_zero.report.read import read_result
 from tests.report.conftest import JUDGED, write_search
 
@@ -31,7 +31,7 @@ def test_every_candidate_is_a_row(run: Path) -> None:
 
 def test_its_analysis_is_that_of_the_command(run: Path) -> None:
     assert Study.open(run).analysis().counts.candidates == len(JUDGED)
-    assert Study.open(run).analysis(0.5).shares == analyze(read_records(run), 0.5).shares
+    assert Study.open(run).analysis(0.5).shares == analyze(SearchJournal(run).records, 0.5).shares
     assert {"low", "high", "p"} <= set(Study.open(run).analysis().to_pandas().columns)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from pruner_zero.report.read import read_result
 from pruner_zero.report.summary import summary
-from tests.report.conftest import ROWS, Judged, write_comparison, write_prune, write_search
+from tests.report.conftest import ROWS, write_comparison, write_prune, write_search
 
 
 def told(path: Path, *others: Path) -> str:
@@ -57,37 +57,6 @@ def test_a_row_that_prunes_otherwise_is_not_its_own(
 ) -> None:
     rows = [{**row, **change} if row["method"] == "mine" else row for row in ROWS]
     assert told(run, write_comparison(tmp_path / "other.json", rows)) == told(run)
-
-
-EVOLVED: list[Judged] = [("W * X", "global", {"reconstruction": 1.0, "few": 4.0, "all": 3.8})]
-
-
-@pytest.mark.parametrize("metric", ["wanda@global", None])
-def test_shares_that_were_evolved_are_beside_a_row_that_was_given_shares(
-    metric: str | None, tmp_path: Path
-) -> None:
-    run = write_search(
-        tmp_path / "run", EVOLVED, offsets=(0.5, -0.5), allocation="evolved", metric=metric
-    )
-    tried, winner = ("metrics", "`W * X`") if metric is None else ("allocations", "number 0 under")
-    assert told(run).startswith(f"Of 1 {tried} tried for `models/tiny` at 50% zeros, {winner}")
-    assert "compared within matrices with shares of its own," in told(run)
-    own = {**ROWS[1], "expression": "W * X", "scope": "matrix", "perplexity": 55.0}
-    even = write_comparison(tmp_path / "even.json", [own])
-    assert told(run, even) == told(run)
-    shared = write_comparison(tmp_path / "shared.json", [own | {"allocation": "as given"}])
-    assert told(run, shared).endswith("on `test.txt` its perplexity is 55.00.")
-
-
-def test_a_metric_that_was_evolved_with_shares_and_has_none_is_beside_a_plain_row(
-    tmp_path: Path,
-) -> None:
-    run = write_search(tmp_path / "run", EVOLVED, allocation="evolved")
-    own = {**ROWS[1], "expression": "W * X", "scope": "global", "perplexity": 55.0}
-    even = write_comparison(tmp_path / "even.json", [own])
-    assert told(run, even).endswith("on `test.txt` its perplexity is 55.00.")
-    shared = write_comparison(tmp_path / "shared.json", [own | {"allocation": "as given"}])
-    assert told(run, shared) == told(run)
 
 
 def test_a_search_under_a_pattern_names_no_group(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -35,7 +34,7 @@ from pruner_zero.analysis.statistics import (
     ratios,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.archive import Record, read_journal
+from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.table import Tabular
@@ -138,8 +137,8 @@ def analyze(
 ) -> Analysis:
     """Explain a search, finished or not, from its records; few or none give a short answer.
 
-    top: the share of candidates that count as good. seconds: what each rung took, as
-    `read_seconds` gives it. avoided: `read_avoided`'s. seed: decides the intervals' resamples.
+    top: the share of candidates that count as good. seconds, avoided: as
+    `SearchJournal` has them. seed: decides the intervals' resamples.
     Raises PrunerZeroError for a share outside 0 … 1.
     """
     if not 0 < top < 1:
@@ -171,15 +170,6 @@ def analyze(
         tuple(principles_of(best, others, *(sizes or [(Estimate(), losses)])[0], generator)),
         lineage(winner, records) if winner else None,
     )
-
-
-def read_seconds(folder: Path) -> dict[str, list[float]]:
-    """What each judgement of a run took, by rung; nothing where there is no run."""
-    found: dict[str, list[float]] = {}
-    for line in read_journal(folder):
-        if line.get("kind") == "outcome":
-            found.setdefault(line["rung"], []).append(line.get("seconds", 0.0))
-    return found
 
 
 def _counts(

@@ -29,15 +29,15 @@ def analyze(
 ) -> None:
     """Explain RUN: what good metrics share, whether the cheap rungs agree, the best one's past."""
     from pruner_zero.analysis.analysis import analyze as explain
-    from pruner_zero.analysis.analysis import read_seconds
-    from pruner_zero.evolution.archive import read_avoided, read_records
+    from pruner_zero.evolution.archive import SearchJournal
     from pruner_zero.files import check_writable, write_atomic
 
     if output is not None:
         check_writable(output)
     if not run.is_dir():
         raise PrunerZeroError(f"{run} holds no search: give the folder that search wrote")
-    found = explain(read_records(run), top, read_seconds(run), read_avoided(run))
+    journal = SearchJournal.of(run)
+    found = explain(journal.records, top, journal.seconds, journal.avoided)
     if output is not None:
         write_atomic(output, json.dumps(found.to_json(), indent=2, allow_nan=False) + "\n")
     if as_json:

@@ -29,7 +29,11 @@ def search(
     calibration: options.Calibration = None,
     search_text: Annotated[
         str | None,
-        typer.Option(help=f"Text that candidates are judged on. {options.TEXT}"),
+        typer.Option(
+            help=f"Text that candidates are judged on. {options.TEXT} "
+            "[default: the second half of the calibration text]",
+            show_default=False,
+        ),
     ] = None,
     sparsity: options.Sparsity = None,
     pattern: options.PatternText = None,
@@ -43,17 +47,6 @@ def search(
             help="Judge candidates after an update of the weights that stay: none; obs, "
             "SparseGPT's sweep; exact, least squares. [default: none]"
         ),
-    ] = None,
-    allocation: Annotated[
-        str | None,
-        typer.Option(
-            help="How much of each matrix candidates prune: uniform, or a JSON file of shares. "
-            "evolved: search that too, or with --metric nothing else. [default: uniform]"
-        ),
-    ] = None,
-    metric: Annotated[
-        str | None,
-        typer.Option(help="The one metric that --allocation evolved is for, METRIC[@SCOPE]."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so many minutes.")] = None,
     evaluations: Annotated[
@@ -114,8 +107,6 @@ def search(
         "pattern": pattern,
         "scope": scope,
         "update": update,
-        "allocation": allocation,
-        "metric": metric,
         "minutes": minutes,
         "evaluations": evaluations,
         "target_loss": target_loss,
@@ -177,7 +168,6 @@ def search(
     print(f"{result.folder}: stopped, {result.stopped}; {len(result.records)} candidates")
     for row in result.hall_of_fame.to_json():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
-        mark = f"with its own shares {mark}" if "offsets" in row else mark
         print(
             f"{row['complexity']:>3} {row['perplexity']:>10.2f}  "
             f"{row['expression']} @{row['scope']} {mark}"

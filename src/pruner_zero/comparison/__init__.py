@@ -1,6 +1,5 @@
 """Comparing methods on one model, in one run."""
 
-from pruner_zero.comparison.compare import Comparison, compare
-from pruner_zero.settings import CLASSICS, CompareSettings
+from pruner_zero.comparison.compare import CLASSICS, CompareSettings, Comparison, compare
 
 __all__ = ["CLASSICS", "CompareSettings", "Comparison", "compare"]

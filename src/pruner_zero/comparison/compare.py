@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, field_validator
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.devices import CPU, naming_out_of_memory
@@ -21,23 +22,36 @@ from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
     MatrixRecord,
     Method,
+    MethodSettings,
     Order,
-    calibration_corpus,
-    calibration_windows,
     check_plan,
     corpus_name,
     model_name,
-    parse_method,
     prune_model,
-    selection_of,
     split_methods,
     total_sparsity,
 )
-from pruner_zero.settings import CompareSettings, read_settings
+from pruner_zero.settings import read_settings
 from pruner_zero.table import Tabular
-from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus
+from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus, random_windows
 
 DENSE = "dense"
+CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
+
+
+class CompareSettings(MethodSettings):
+    """All that decides the result of `compare`."""
+
+    methods: str = CLASSICS
+    text: str
+    windows_eval: Annotated[int, Field(ge=1)] | None = None
+
+    @field_validator("methods", mode="before")
+    @classmethod
+    def _joined(cls, methods: Any) -> Any:
+        """A list, as YAML and Python write it, is one text like the command line's."""
+        listed = isinstance(methods, (list, tuple)) and all(isinstance(m, str) for m in methods)
+        return ",".join(methods) if listed else methods
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,20 +126,16 @@ def compare(
     }
     checked = read_settings(CompareSettings, given, config)
     chosen = {
-        name: None
-        if name == DENSE
-        else parse_method(
-            name, sparsity=checked.sparsity, pattern=checked.pattern, scope=checked.scope
-        )
+        name: None if name == DENSE else checked.parse(name)
         for name in split_methods(checked.methods)
     }
     file = Path(output) if output is not None else None
     if file:
         check_file(file)
-    corpus = calibration_corpus(
+    calibration_corpus = load_corpus(
         checked.calibration if calibration is None else calibration,
-        [method for method in chosen.values() if method],
-        progress,
+        role="calibration",
+        progress=progress,
     )
     test_corpus = load_corpus(
         checked.text if text is None else text, role="test", progress=progress
@@ -133,13 +143,19 @@ def compare(
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, checked.dtype, checked.device
     )
-    windows = calibration_windows(corpus, language_model.tokenizer, checked)
+    windows = random_windows(
+        calibration_corpus,
+        language_model.tokenizer,
+        checked.windows,
+        checked.seqlen,
+        checked.seed,
+    )
     test = consecutive_windows(
         test_corpus, language_model.tokenizer, checked.seqlen, checked.windows_eval
     )
     for method in chosen.values():
         if method:
-            check_plan(language_model, windows, method, selection_of(checked))
+            check_plan(language_model, windows, method, checked.selection)
     store = open_store(
         language_model,
         windows,
@@ -250,7 +266,7 @@ class _Table:
             method,
             self.store,
             mode=self.mode(method),
-            selection=selection_of(self.settings),
+            selection=self.settings.selection,
             progress=self.progress,
         )
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any, Protocol
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
@@ -12,20 +11,21 @@ from pruner_zero.evolution.published import Published, PublishedSettings
 from pruner_zero.evolution.random_search import RandomSearch, RandomSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.metric import Metric
+from pruner_zero.plugins import Registry
 from pruner_zero.settings import Settings, read_settings
 
 
 class Algorithm(Protocol):
     """Asks for candidates to be judged and learns from the results, batch by batch.
 
-    The state is a function of the seed and of what was told: to resume, replay both.
+    Its state depends on the seed and the results alone: a resumed run replays them.
     """
 
     def ask(self) -> list[Candidate]:
-        """The next batch, numbered on over the whole run; empty where nothing new is found."""
+        """The next batch, numbered over the whole run; empty where nothing new is found."""
 
     def tell(self, results: Sequence[tuple[Candidate, Evaluation]]) -> None:
-        """The whole batch in the order of submission. Raises ValueError otherwise."""
+        """Learn the results of a whole batch, in its order. Raises ValueError for any other."""
 
     @property
     def population(self) -> Sequence[tuple[Candidate, Evaluation]]:
@@ -33,24 +33,29 @@ class Algorithm(Protocol):
 
     @property
     def avoided(self) -> Mapping[str, int]:
-        """How many proposals were dropped without being asked, by what gave them away."""
+        """How many proposals were dropped without being asked, by the reason."""
 
 
 @dataclass(frozen=True)
-class Kind:
-    """An algorithm as the registry knows it: how to make one, its settings, its space."""
+class AlgorithmKind:
+    """How an algorithm is made: its constructor, its settings, and its default space.
 
-    build: Callable[..., Algorithm]
+    build: takes the space, the seed, the settings and known metrics to begin with.
+    """
+
+    build: Callable[[SearchSpace, int, Any, Sequence[Metric]], Algorithm]
     settings: type[Settings]
     space: SearchSpace
 
 
-ALGORITHMS: Mapping[str, Kind] = MappingProxyType(
+ALGORITHMS: Registry[AlgorithmKind] = Registry(
+    "algorithms",
+    AlgorithmKind,
     {
-        "default": Kind(Evolution, EvolutionSettings, SearchSpace()),
-        "published": Kind(Published, PublishedSettings, PUBLISHED_SPACE),
-        "random": Kind(RandomSearch, RandomSettings, SearchSpace()),
-    }
+        "default": AlgorithmKind(Evolution, EvolutionSettings, SearchSpace()),
+        "published": AlgorithmKind(Published, PublishedSettings, PUBLISHED_SPACE),
+        "random": AlgorithmKind(RandomSearch, RandomSettings, SearchSpace()),
+    },
 )
 
 
@@ -58,22 +63,17 @@ def make_algorithm(
     name: str,
     space: SearchSpace | None,
     seed: int,
-    settings: Settings | Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
     seed_metrics: Sequence[Metric] = (),
 ) -> Algorithm:
-    """The algorithm of that name, in its own space where none is given.
+    """The algorithm of that name, in its default space where none is given.
 
-    settings: those of the algorithm, or a mapping of some of them. seed_metrics: known metrics
-    that open the first batch, each under its own scope, or under all where it names none.
+    settings: some of the algorithm's settings. seed_metrics: known metrics that open the first
+    batch, each under its own scope, or under all scopes where it names none.
     Raises PrunerZeroError for unknown names and settings.
     """
     if name not in ALGORITHMS:
         raise PrunerZeroError(f"unknown algorithm '{name}': {did_you_mean(name, ALGORITHMS)}")
     kind = ALGORITHMS[name]
-    if not isinstance(settings, kind.settings):
-        if isinstance(settings, Settings):
-            raise PrunerZeroError(
-                f"algorithm '{name}' takes {kind.settings.__name__}, not {type(settings).__name__}"
-            )
-        settings = read_settings(kind.settings, settings or {})
-    return kind.build(space or kind.space, seed, settings, seed_metrics)
+    checked = read_settings(kind.settings, settings or {})
+    return kind.build(space or kind.space, seed, checked, seed_metrics)

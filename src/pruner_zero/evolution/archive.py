@@ -1,8 +1,9 @@
-"""Everything a search did, in an append-only journal from which all else follows."""
+"""The append-only journal of a search, from which everything else follows."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,16 +20,15 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class Record:
-    """A candidate with what became known of it and the canonical form it was compared by."""
+    """A candidate with its evaluation and the canonical form by which it was compared."""
 
     candidate: Candidate
     evaluation: Evaluation
     canonical: str
 
     def to_json(self) -> dict[str, Any]:
-        """One journal line."""
+        """The record as a line of the journal."""
         candidate, evaluation = self.candidate, self.evaluation
-        offsets = {"offsets": list(candidate.offsets)} if candidate.offsets else {}
         return {
             "kind": "candidate",
             "number": candidate.number,
@@ -45,7 +45,6 @@ class Record:
             "level": evaluation.level,
             "seconds": round(evaluation.seconds, 4),
             "expected": evaluation.expected,
-            **offsets,
         }
 
     @classmethod
@@ -57,59 +56,125 @@ class Record:
             cast(Scope, line["scope"]),
             tuple(line["parents"]),
             line["operation"],
-            tuple(line.get("offsets", ())),
         )
         value = float("inf") if line["value"] is None else line["value"]
-        names = ("rung", "results", "reason", "same_as", "level", "seconds")
-        known = {name: line[name] for name in names}
-        evaluation = Evaluation(value=value, expected=line.get("expected"), **known)
+        names = ("rung", "results", "reason", "same_as", "level", "seconds", "expected")
+        evaluation = Evaluation(value=value, **{name: line[name] for name in names})
         return cls(candidate, evaluation, line["canonical"])
 
 
-class Archive:
-    """The records of one run under `folder`, and the outcomes of rungs not yet in a record.
+class SearchJournal:
+    """The journal of the search in `folder`, read and verified once.
 
-    The order of the journal's lines is decided by the seed alone. A run that is resumed asks
-    for everything again from the beginning; what the journal knows is taken from it, and
-    lines that are there are not written twice. Raises PrunerZeroError where the journal
-    belongs to other settings or is damaged.
+    Its first line holds the settings; then follow the outcome of every rung, the record of every
+    candidate, and a line for every batch. There are no lines where there is no search. Raises
+    PrunerZeroError naming the first line that does not match its checksum.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / JOURNAL
+        self.lines = read_lines(self.path)
+        for number, line in enumerate(self.lines, 1):
+            if not is_intact(line):
+                raise PrunerZeroError(
+                    f"line {number} of {self.path} is damaged: restore the file, or delete that "
+                    "line and all after it, whose work is then done again"
+                )
+
+    @classmethod
+    def of(cls, folder: Path) -> "SearchJournal":
+        """The journal of a search. Raises PrunerZeroError where `folder` holds none."""
+        journal = cls(folder)
+        if not journal.lines:
+            raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
+        return journal
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What identifies the search: its settings and hashes of the model and the texts."""
+        settings: dict[str, Any] = self.lines[0]["settings"]
+        return settings
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """The records of all candidates, in the order of their numbers."""
+        return tuple(Record.from_json(line) for line in self._of("candidate"))
+
+    @cached_property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """The outcome of every judgement of a candidate on a rung."""
+        return tuple(Outcome.from_json(line) for line in self._of("outcome"))
+
+    @property
+    def seconds(self) -> dict[str, list[float]]:
+        """The seconds of each judgement, by rung."""
+        seconds: dict[str, list[float]] = {}
+        for outcome in self.outcomes:
+            seconds.setdefault(outcome.rung, []).append(outcome.seconds)
+        return seconds
+
+    @property
+    def batches(self) -> list[tuple[int, float]]:
+        """After each batch, the number of candidates and the seconds since the search began."""
+        batches: list[tuple[int, float]] = []
+        candidates = 0
+        for line in self.lines:
+            candidates += line["kind"] == "candidate"
+            if line["kind"] == "batch":
+                batches.append((candidates, float(line["elapsed"])))
+        return batches
+
+    @property
+    def avoided(self) -> dict[str, int]:
+        """How many proposals were dropped without being asked, by the reason."""
+        batches = self._of("batch")
+        return dict(batches[-1]["avoided"]) if batches else {}
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        """Write one line and wait until it is on disk. The values read before do not change."""
+        append_line(self.path, with_checksum(line))
+
+    def _of(self, kind: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["kind"] == kind]
+
+
+class Archive:
+    """The state of a search under `folder`: its records, and outcomes that are in no record yet.
+
+    The seed alone decides the order of the journal's lines. A resumed search asks for everything
+    again from the beginning, takes from the journal the outcomes that it holds, and does not
+    write a line twice. Raises PrunerZeroError where the journal belongs to other settings or is
+    damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self.path = folder / JOURNAL
         self.records: list[Record] = []
         self.saved: Counter[str] = Counter()
-        lines = read_journal(folder)
-        header = {"kind": "run", "format": FORMAT, "settings": settings}
-        # A run that was begun before lines had checksums goes on without them.
-        self._checked = not lines or CHECKSUM in lines[0]
-        if not lines:
-            self._append(header)
-        elif {**lines[0], CHECKSUM: None} != {**header, CHECKSUM: None}:
-            raise PrunerZeroError(
-                f"{folder} holds a run of other settings: {_difference(lines[0], header)}"
-            )
-        self._outcomes = {
-            (line["number"], line["rung"]): Outcome.from_json(line)
-            for line in lines
-            if line["kind"] == "outcome"
-        }
-        self._written = sum(line["kind"] == "candidate" for line in lines)
-        self.elapsed = max((line.get("elapsed", 0.0) for line in lines), default=0.0)
-        self.batches_written = sum(line["kind"] == "batch" for line in lines)
         self.batches = 0
+        journal = self._journal = SearchJournal(folder)
+        header = {"kind": "run", "format": FORMAT, "settings": settings}
+        if not journal.lines:
+            journal.append(header)
+        elif {**journal.lines[0], CHECKSUM: None} != {**header, CHECKSUM: None}:
+            raise PrunerZeroError(
+                f"{folder} holds a run of other settings: {_difference(journal.lines[0], header)}"
+            )
+        self._outcomes = {(one.number, one.rung): one for one in journal.outcomes}
+        self._written = len(journal.records)
+        self.batches_written = len(journal.batches)
+        self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
         self._canonical: dict[tuple[str, str], int] = {}
         self._fingerprints: dict[str, int] = {}
 
     def known(self, number: int, rung: Rung) -> Outcome | None:
-        """The outcome that an earlier process left, if it did."""
+        """The outcome that an earlier process of the search wrote, if it did."""
         return self._outcomes.get((number, rung))
 
     def remember(self, outcome: Outcome) -> None:
-        """Make one outcome durable, unless it is already."""
+        """Write one outcome to the journal, unless it is there."""
         if (outcome.number, outcome.rung) not in self._outcomes:
             self._outcomes[outcome.number, outcome.rung] = outcome
-            self._append({"kind": "outcome", **outcome.to_json()})
+            self._journal.append({"kind": "outcome", **outcome.to_json()})
 
     def twin(self, canonical: str, scope: str, number: int) -> int | None:
         """The earlier candidate of this canonical form and scope; else `number` becomes it."""
@@ -124,82 +189,25 @@ class Archive:
     def commit(
         self, records: Sequence[Record], elapsed: float, avoided: Mapping[str, int] = {}
     ) -> None:
-        """Add a whole batch; elapsed: seconds since the run began, over all its processes.
+        """Add a whole batch; elapsed: seconds since the search began, over all its processes.
 
-        avoided: proposals that simplification has spared so far, by what gave them away.
+        avoided: the proposals dropped so far without being asked, by the reason.
         """
         for record in records:
             if len(self.records) >= self._written:
-                self._append(record.to_json())
+                self._journal.append(record.to_json())
             self.records.append(record)
             if record.evaluation.level:
                 self.saved[record.evaluation.level] += 1
         self.batches += 1
         if self.batches > self.batches_written:
             line = {"kind": "batch", "elapsed": round(elapsed, 2), "avoided": dict(avoided)}
-            self._append(line)
+            self._journal.append(line)
             self.elapsed = elapsed
 
-    def evaluation(self, number: int) -> Evaluation:
-        """What is known of candidate `number`."""
-        return self.records[number].evaluation
-
     def distinct(self) -> Iterator[Record]:
-        """The records with a result of their own, in order of submission."""
+        """The records with a result of their own, in the order of their numbers."""
         return (record for record in self.records if record.evaluation.counts)
-
-    def best(self, count: int = 1, scope: str | None = None) -> list[Record]:
-        """The best records, best first; on equal values the smaller, then the earlier one."""
-        own = (one for one in self.distinct() if scope in (None, one.candidate.scope))
-        return sorted(own, key=_order)[:count]
-
-    def _append(self, line: dict[str, Any]) -> None:
-        append_line(self.path, with_checksum(line) if self._checked else line)
-
-
-def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The lines of the journal under `folder`, each as it was written; none where there is none.
-
-    Raises PrunerZeroError naming the first line that does not fit its checksum. Journals from
-    before lines had one are taken as they are.
-    """
-    lines = read_lines(folder / JOURNAL)
-    if any(CHECKSUM in line for line in lines):
-        for number, line in enumerate(lines, 1):
-            if not is_intact(line):
-                raise PrunerZeroError(
-                    f"line {number} of {folder / JOURNAL} is damaged: restore the file, or delete "
-                    "that line and all after it, whose work is then done again"
-                )
-    return lines
-
-
-def read_records(folder: Path) -> list[Record]:
-    """All records of a run, finished or not. Raises PrunerZeroError where there is no run."""
-    lines = read_journal(folder)
-    if not lines:
-        raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
-    return [Record.from_json(line) for line in lines if line["kind"] == "candidate"]
-
-
-def read_avoided(folder: Path) -> dict[str, int]:
-    """Proposals that simplification spared a run, by what gave them away."""
-    lines = [line for line in read_journal(folder) if line["kind"] == "batch"]
-    return dict(lines[-1].get("avoided", {})) if lines else {}
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The settings that a run was started with."""
-    lines = read_journal(folder)
-    if not lines:
-        raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
-    settings: dict[str, Any] = lines[0]["settings"]
-    return settings
-
-
-def _order(record: Record) -> tuple[tuple[int, float], int, int]:
-    candidate = record.candidate
-    return record.evaluation.key, candidate.expression.size, candidate.number
 
 
 def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:

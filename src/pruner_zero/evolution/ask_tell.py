@@ -1,4 +1,4 @@
-"""What all algorithms share: numbering, the order of ask and tell, no candidate asked twice."""
+"""What all algorithms share: ask and tell in turn, numbered candidates, none asked twice."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -9,13 +9,12 @@ import numpy as np
 
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.metric import Expression, Metric, Shape, simplify_opposing
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric import Expression, Metric, Shape, canonical, simplify_opposing
 from pruner_zero.sparsity import Scope
 
 Result = tuple[Candidate, Evaluation]
 
-# So many draws in a row without anything new: the source is dry.
+# After so many draws in a row without a new proposal, a source counts as exhausted.
 _TRIES = 100
 
 
@@ -26,15 +25,14 @@ class Proposal(NamedTuple):
     scope: Scope
     parents: tuple[int, ...] = ()
     operation: str = "random"
-    offsets: tuple[float, ...] = ()
 
 
 class BatchAlgorithm(ABC):
-    """An algorithm that asks a batch, waits for all its results, and asks the next.
+    """An algorithm that asks for a batch, is told all its results, and asks for the next.
 
-    Its state depends on the seed and on what was told, so that replaying the asks and tells
-    of a run restores it. avoided: how many proposals were dropped without being asked, by what
-    gave them away: "no mask" (nothing to rank by), "identical" (the same tree), "opposing"
+    Its state depends on the seed and on the results alone, so that replaying the asks and tells
+    of a run restores it. avoided: how many proposals were dropped without being asked, by the
+    reason: "no mask" (every weight has the same score), "identical" (the same tree), "opposing"
     (the same after the paper's simplification) or "canonical" (the same in canonical form).
     Source: ours.
     """
@@ -46,14 +44,14 @@ class BatchAlgorithm(ABC):
         self._seeds = _planted(seed_metrics, space)
         self._open: tuple[Candidate, ...] = ()
         self._count = 0
-        self._known: dict[str, set[tuple[Expression, Scope, tuple[float, ...]]]] = {
+        self._known: dict[str, set[tuple[Expression, Scope]]] = {
             "identical": set(),
             "opposing": set(),
             "canonical": set(),
         }
 
     def ask(self) -> list[Candidate]:
-        """The next batch, numbered on from the last; an empty one where nothing new was found.
+        """The next batch, numbered on from the last; empty where nothing new was found.
 
         Raises ValueError while the results of the last batch are missing.
         """
@@ -70,7 +68,7 @@ class BatchAlgorithm(ABC):
         return list(self._open)
 
     def tell(self, results: Sequence[Result]) -> None:
-        """What became known of the whole batch, in the order of submission.
+        """Learn the results of the whole batch, in the order of submission.
 
         Raises ValueError, and learns nothing, where the candidates are not those of the batch.
         """
@@ -102,40 +100,39 @@ class BatchAlgorithm(ABC):
 
     def is_new(self, proposal: Proposal) -> bool:
         """Whether it can mask and was never asked; it counts as asked from now on."""
-        expression, scope, offsets = proposal.expression, proposal.scope, proposal.offsets
-        if (expression, scope, offsets) in self._known["identical"]:
+        expression, scope = proposal.expression, proposal.scope
+        if (expression, scope) in self._known["identical"]:
             self.avoided["identical"] += 1
             return False
-        self._known["identical"].add((expression, scope, offsets))
+        self._known["identical"].add((expression, scope))
         form = canonical(expression, scope)
-        # What `masks` says, without working out the canonical form twice.
+        # This is the test of `masks`, without computing the canonical form twice.
         if form.shape is not Shape.MATRIX:
             self.avoided["no mask"] += 1
             return False
         forms = {"canonical": form, "opposing": simplify_opposing(expression)}
-        marks = {level: (one, scope, offsets) for level, one in forms.items()}
-        seen = [level for level, mark in marks.items() if mark in self._known[level]]
-        for level, mark in marks.items():
-            self._known[level].add(mark)
-        # The paper's simplification is no proof of equal masks (it takes sqrt(sqr(x)) for x):
-        # it is only credited with what the canonical form confirms.
+        seen = [level for level, known in forms.items() if (known, scope) in self._known[level]]
+        for level, known in forms.items():
+            self._known[level].add((known, scope))
+        # The paper's simplification is no proof of equal masks (it takes sqrt(sqr(x)) for x): a
+        # proposal is counted under it only where the canonical form is known too.
         if "canonical" in seen:
             self.avoided[seen[-1]] += 1
         return "canonical" not in seen
 
     def fill(self, count: int, *draws: Callable[[], Proposal | None]) -> list[Proposal]:
-        """So many new proposals of the first of `draws` that still gives any; fewer in the end."""
-        found: list[Proposal] = []
+        """`count` new proposals from `draws`, the next one where one is exhausted; else fewer."""
+        proposals: list[Proposal] = []
         for draw in draws:
             tries = _TRIES
-            while len(found) < count and tries:
+            while len(proposals) < count and tries:
                 proposal = draw()
                 if proposal is not None and self.is_new(proposal):
-                    found.append(proposal)
+                    proposals.append(proposal)
                     tries = _TRIES
                 else:
                     tries -= 1
-        return found
+        return proposals
 
 
 def _planted(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:

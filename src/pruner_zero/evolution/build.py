@@ -77,7 +77,7 @@ def build_evaluator(
     for matrix in matrices:
         check_width(matrix.weight.shape[1], settings.zeros, matrix.name)
     check_weights(matrices)
-    terminals = settings.terminals
+    terminals = settings.search_space.terminals
     kinds: set[Kind] = {"X", "gram"}
     if "G" in terminals:
         kinds.add("G")
@@ -151,7 +151,6 @@ def build_evaluator(
         judged.tokens,
         settings.few_windows,
         settings.zeros,
-        settings.shares,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a search passes around: candidates and what became known of them."""
+"""The values of a search: candidates and their evaluations."""
 
 import math
 from collections.abc import Mapping
@@ -13,12 +13,10 @@ Kind = frozenset[str]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A metric to be judged: an expression, which weights compete under it, where it comes from.
+    """A metric to be judged: an expression, its comparison group, and where it comes from.
 
-    number: its place in the order of submission, from 0, which also names it as a parent.
-    operation: how it was made, such as "random", "crossover", "grow". offsets: how much of each
-    matrix is pruned, as `Layout` reads it; empty where all are pruned alike, or as a global
-    scope has it.
+    number: its place in the order of submission, from 0. parents: their numbers. operation: how
+    it was made, such as "random", "crossover", "grow".
     """
 
     number: int
@@ -26,32 +24,26 @@ class Candidate:
     scope: Scope
     parents: tuple[int, ...] = ()
     operation: str = "random"
-    offsets: tuple[float, ...] = ()
 
     @property
     def kind(self) -> Kind:
-        """What it is made of: the names of leaves and operators."""
+        """The names of its leaves and operators."""
         return frozenset(
             node.operator.name if isinstance(node, Call) else str(node)
             for node in self.expression.walk()
             if isinstance(node, Call | Terminal)
         )
 
-    @property
-    def applied_scope(self) -> Scope:
-        """Which weights compete once the share of each matrix is settled."""
-        return "matrix" if self.offsets and self.scope == "global" else self.scope
-
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is known of a candidate: the last rung it was judged on, and its value there.
+    """The highest rung that a candidate was judged on, and its value there.
 
-    rung: 0 where it was rejected, else 1 for the cheapest, more for a dearer one. value:
-    lower is better, comparable only between candidates judged on the same rung. results:
-    the value on every rung passed, by name. same_as: the earlier candidate whose mask is
-    the same, found by `level` ("canonical" or "fingerprint") and not evaluated again.
-    expected: one number for candidates of all rungs, see `Surrogate`.
+    rung: 0 where it was rejected, 1 for the closed form, up to 3 for all windows. value: lower
+    is better, comparable only between candidates of the same rung. results: the value on every
+    rung that gave one, by name. same_as: the earlier candidate with the same mask, found by
+    `level` ("canonical" or "fingerprint"); such a candidate is not evaluated again. expected: a
+    number that can be compared between all rungs, see `Surrogate`.
     """
 
     rung: int
@@ -65,7 +57,7 @@ class Evaluation:
 
     @property
     def key(self) -> tuple[int, float]:
-        """Sorts candidates, best first: a dearer rung was only reached by beating others."""
+        """Sorts candidates, best first: a higher rung was only reached by beating others."""
         return (-self.rung, self.value if math.isfinite(self.value) else math.inf)
 
     @property
@@ -75,5 +67,5 @@ class Evaluation:
 
     @property
     def counts(self) -> bool:
-        """Whether it is a result of its own: neither rejected nor the same as an earlier one."""
+        """Whether the result is the candidate's own: neither rejected nor that of a twin."""
         return self.rung > 0 and self.same_as is None

@@ -1,4 +1,4 @@
-"""The best metric of every complexity: what a search hands to people."""
+"""The hall of fame: the best metric of every complexity."""
 
 import json
 import math
@@ -11,13 +11,16 @@ from typing import Any
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
 from pruner_zero.files import write_atomic
-from pruner_zero.metric import TERMINALS, Expression, Metric, to_tree
+from pruner_zero.metric import Expression, Metric, to_tree
 from pruner_zero.table import Tabular
+
+# What a statistic costs beside a node: G a backward pass, X a forward pass, D and its factor.
+STATISTIC_COMPLEXITY = {"G": 3, "X": 1, "D": 2}
 
 
 def complexity(expression: Expression) -> int:
     """Nodes of the expression, and what the statistics it needs cost to collect. Source: ours."""
-    return expression.size + sum(TERMINALS[name].cost for name in expression.terminals)
+    return expression.size + sum(STATISTIC_COMPLEXITY.get(name, 0) for name in expression.terminals)
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +90,6 @@ class HallOfFame(Tabular):
                 "perplexity": min(record.evaluation.perplexity, sys.float_info.max),
                 "expression": str(record.candidate.expression),
                 "scope": record.candidate.scope,
-                **({"offsets": list(offsets)} if (offsets := record.candidate.offsets) else {}),
                 "number": record.candidate.number,
                 "knee": record is self.knee,
                 "best": record is self.best,
@@ -107,10 +109,10 @@ def metric_of(record: Record | None) -> Metric:
     """The metric of a record, with its scope. Raises PrunerZeroError where there is none."""
     if record is None:
         raise PrunerZeroError("the search found no metric that works: give it a larger budget")
-    return Metric(record.candidate.expression, scope=record.candidate.applied_scope)
+    return Metric(record.candidate.expression, scope=record.candidate.scope)
 
 
 def tree(record: Record) -> dict[str, Any]:
     """The metric in the released tree form, with its comparison group as `scope` at the root."""
     candidate = record.candidate
-    return {**to_tree(candidate.expression), "scope": candidate.applied_scope}
+    return {**to_tree(candidate.expression), "scope": candidate.scope}

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.evolution.masking import Moved, Shares, choose_masks
-from pruner_zero.evolution.time_limit import UNLIMITED, TimeLimit
+from pruner_zero.evolution.masking import choose_masks
+from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
 from pruner_zero.sparsity import Pattern, Scope, exact_update, sparsegpt
@@ -53,18 +53,16 @@ class MaskedModel:
         self,
         expression: Expression,
         scope: Scope,
-        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> Iterator[nn.Module]:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
 
-        shares: as in `choose_masks`.
         Exact, as `prune` masks and updates. The dense weights are back afterwards. Raises
         ScoreError, and PrunerZeroError where an update cannot be solved for or over the limit.
         """
         try:
             with torch.no_grad():
-                masks = self.masks(expression, scope, shares, limit)
+                masks = self.masks(expression, scope, limit)
                 for matrix, mask in zip(self.matrices, limit.steps(masks), strict=True):
                     self._prune(matrix, mask)
             yield self.model
@@ -90,13 +88,12 @@ class MaskedModel:
         self,
         expression: Expression,
         scope: Scope,
-        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
         terminals = map(self.terminals, limit.steps(self.matrices))
         names = [matrix.name for matrix in self.matrices]
-        return choose_masks(terminals, expression, scope, self.pattern, names, shares)
+        return choose_masks(terminals, expression, scope, self.pattern, names)
 
     @torch.no_grad()
     def losses(
@@ -104,9 +101,8 @@ class MaskedModel:
         expression: Expression,
         scope: Scope,
         windows: Tensor,
-        shares: Shares | Moved | None = None,
         limit: TimeLimit = UNLIMITED,
     ) -> list[float]:
         """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats."""
-        with self.masked(expression, scope, shares, limit) as model:
+        with self.masked(expression, scope, limit) as model:
             return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]

@@ -1,4 +1,4 @@
-"""Our evolution: one population per comparison group, sharing what each of them finds."""
+"""The default algorithm: one population per comparison group, which exchange expressions."""
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,9 +10,9 @@ from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.errors import did_you_mean
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
-from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.candidate import Evaluation
 from pruner_zero.evolution.generate import random_start
-from pruner_zero.evolution.population import Diversity, Population, best_first
+from pruner_zero.evolution.population import Population, best_first
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.variation import MUTATIONS, crossover
 from pruner_zero.metric import Expression, Metric
@@ -33,27 +33,23 @@ _WEIGHTS = {
 
 
 class EvolutionSettings(Settings):
-    """Our evolution.
+    """Settings of the default algorithm.
 
     initial, batch: candidates of the first and of every later batch. population: members for
-    each scope. diversity: see `Population`; islands: how many per scope where it says so, and
-    every `exchange` batches the best of each goes to the next. depth: levels of random trees;
-    products: the share of random expressions that are products (`random_product`) instead.
-    tournament: contestants. parsimony: which values count as equal (`Population.tournament`).
-    elite: members that never leave. spread: so many of the best of each scope are tried in
-    every other one as soon as they are among them. immigrants, migrants, crossover: shares of
-    the children that are random, that come from another scope, and that have two parents; the
-    rest are mutations, drawn by `mutations` (name to weight), a second one following with
-    chance `twice`. even: the share of a batch that is split evenly over the scopes; the rest
-    goes by their part in the best tenth of the last `memory` results.
+    each scope. depth: fewest and most levels of random trees; products: the share of random
+    expressions that are products (`random_product`) instead. tournament: contestants of a
+    tournament. parsimony: which values count as equal (`Population.tournament`). elite: members
+    that never leave. spread: so many of the best of each scope are tried in every other scope as
+    soon as they are among them. immigrants, migrants, crossover: shares of the children that are
+    random, that come from another scope, and that have two parents; the rest are mutations,
+    drawn by `mutations` (name to weight), followed by a second one with chance `twice`. even:
+    the share of a batch that is split evenly over the scopes; the rest is split by the scopes'
+    part in the best tenth of the last `memory` results.
     """
 
     initial: int = Field(192, ge=1)
     batch: int = Field(48, ge=1)
     population: int = Field(48, ge=2)
-    diversity: Diversity = "niche"
-    islands: int = Field(3, ge=1)
-    exchange: int = Field(5, ge=1)
     depth: tuple[int, int] = (2, 4)
     products: float = Field(0.5, ge=0, le=1)
     tournament: int = Field(6, ge=1)
@@ -88,11 +84,11 @@ class EvolutionSettings(Settings):
 
 
 class Evolution(BatchAlgorithm):
-    """Tournament selection in niches, one (or several islands) per comparison group.
+    """Tournament selection in niches, one for each comparison group.
 
-    A niche competes only within itself, so that no scope crowds out another; good expressions
-    migrate between them, and successful niches get more of each batch. Random start.
-    Source: ours; regularised evolution (Real 2019) for `age`, size-fair crossover (Langdon).
+    Members of a niche compete only with each other, so that no scope crowds out another. Good
+    expressions migrate between niches, and successful niches get more of each batch. The first
+    batch is random. Source: ours, with size-fair crossover (Langdon 2000).
     """
 
     def __init__(
@@ -104,16 +100,10 @@ class Evolution(BatchAlgorithm):
     ) -> None:
         super().__init__(space, seed, seed_metrics)
         self.settings = settings = settings or EvolutionSettings()
-        islands = settings.islands if settings.diversity == "islands" else 1
-        capacity = max(2, settings.population // islands)
         self.niches = [
-            Population(scope, capacity, settings.elite // islands, settings.diversity)
-            for scope in space.scopes
-            for _ in range(islands)
+            Population(scope, settings.population, settings.elite) for scope in space.scopes
         ]
-        self._home: dict[int, Population] = {}
         self._recent: deque[Result] = deque(maxlen=settings.memory)
-        self._batches = 0
         self._tried: set[int] = set()
         weights = {name: float(settings.mutations.get(name, 0)) for name in MUTATIONS}
         self._mutations = [name for name, weight in weights.items() if weight]
@@ -121,22 +111,22 @@ class Evolution(BatchAlgorithm):
 
     @property
     def population(self) -> Sequence[Result]:
-        return best_first(one for niche in self.niches for one in niche.members)
+        return best_first(member for niche in self.niches for member in niche.members)
 
     def start(self) -> list[Proposal]:
         """Random expressions, evenly over the scopes, the small ones first."""
         scopes, count = self.space.scopes, self.settings.initial
-        found = [
+        proposals = [
             proposal
             for index, scope in enumerate(scopes)
             for proposal in self.fill(
                 len(range(index, count, len(scopes))), partial(self._random, scope, "random")
             )
         ]
-        return sorted(found, key=lambda proposal: proposal.expression.size)
+        return sorted(proposals, key=lambda proposal: proposal.expression.size)
 
     def propose(self) -> list[Proposal]:
-        """The best in every other scope, then children for every niche, or immigrants at least."""
+        """The best in every other scope, then children for every niche, or else immigrants."""
         return [*filter(self.is_new, self._spread())] + [
             proposal
             for niche, share in zip(self.niches, self._shares(), strict=True)
@@ -148,19 +138,14 @@ class Evolution(BatchAlgorithm):
         ]
 
     def learn(self, results: Sequence[Result]) -> None:
-        """Every result joins its niche: that of its first parent, unless it changed the scope."""
-        results = [(candidate, on_one_scale(one)) for candidate, one in results]
-        for candidate, _ in results:
-            self._home[candidate.number] = self._find_home(candidate)
+        """Every result joins the niche of its scope."""
+        results = [(candidate, on_one_scale(evaluation)) for candidate, evaluation in results]
         for niche in self.niches:
-            niche.add(one for one in results if self._home[one[0].number] is niche)
-        self._recent.extend(one for one in results if one[1].counts)
-        self._batches += 1
-        if self._batches % self.settings.exchange == 0:
-            self._exchange()
+            niche.add(result for result in results if result[0].scope == niche.scope)
+        self._recent.extend(result for result in results if result[1].counts)
 
     def _spread(self) -> Iterator[Proposal]:
-        """The best of each niche that were not yet tried elsewhere, in every other scope."""
+        """The best of each niche that were not tried elsewhere yet, in every other scope."""
         for niche in self.niches:
             for candidate, _ in niche.members[: self.settings.spread]:
                 if candidate.number not in self._tried:
@@ -180,9 +165,9 @@ class Evolution(BatchAlgorithm):
         if not niche.members or chance < settings.immigrants:
             return self._random(niche.scope, "immigrant")
         if chance < settings.immigrants + settings.migrants:
-            abroad = [one for one in self.niches if one.scope != niche.scope and one.members]
-            if abroad:
-                parent, _ = self._parent(abroad[self.generator.integers(len(abroad))])
+            others = [other for other in self.niches if other is not niche and other.members]
+            if others:
+                parent, _ = self._parent(others[self.generator.integers(len(others))])
                 return Proposal(parent.expression, niche.scope, (parent.number,), "migrate")
         mother, _ = self._parent(niche)
         if chance > 1 - settings.crossover:
@@ -193,7 +178,7 @@ class Evolution(BatchAlgorithm):
         else:
             parents = (mother.number,)
             name, child = self._mutated(mother.expression)
-        return Proposal(child, niche.scope, parents, name, mother.offsets) if child else None
+        return Proposal(child, niche.scope, parents, name) if child else None
 
     def _parent(self, niche: Population) -> Result:
         return niche.tournament(self.generator, self.settings.tournament, self.settings.parsimony)
@@ -209,43 +194,25 @@ class Evolution(BatchAlgorithm):
 
     def _shares(self) -> list[int]:
         """How many of a batch each niche gets."""
-        best = sorted(self._recent, key=lambda one: one[1].key)[: -(-len(self._recent) // 10)]
+        best = sorted(self._recent, key=lambda result: result[1].key)
+        best = best[: -(-len(best) // 10)]
         success = Counter(candidate.scope for candidate, _ in best)
         count, even = len(self.niches), self.settings.even if best else 1.0
-        islands = count // len(self.space.scopes)
         exact = [
             self.settings.batch
-            * (even / count + (1 - even) * success[niche.scope] / max(1, len(best)) / islands)
+            * (even / count + (1 - even) * success[niche.scope] / max(1, len(best)))
             for niche in self.niches
         ]
         shares = [int(share) for share in exact]
-        # What rounding left goes to the largest remainders, the first of equal ones.
+        # The rest after rounding goes to the largest remainders, on ties to the first niche.
         order = sorted(range(count), key=lambda index: shares[index] - exact[index])
         for index in order[: self.settings.batch - sum(shares)]:
             shares[index] += 1
         return shares
 
-    def _find_home(self, candidate: Candidate) -> Population:
-        if candidate.parents:
-            niche = self._home[candidate.parents[0]]
-            if niche.scope == candidate.scope:
-                return niche
-        islands = [niche for niche in self.niches if niche.scope == candidate.scope]
-        return islands[candidate.number % len(islands)]
-
-    def _exchange(self) -> None:
-        """The best of each island goes to the next one of the same scope."""
-        for scope in self.space.scopes:
-            islands = [niche for niche in self.niches if niche.scope == scope and niche.members]
-            if len(islands) > 1:
-                best = [niche.members[0] for niche in islands]
-                for one, niche in zip(best, [*islands[1:], islands[0]], strict=True):
-                    if one not in niche.members:
-                        niche.add([one])
-
 
 def on_one_scale(evaluation: Evaluation) -> Evaluation:
-    """The evaluation with a value that can be compared, whatever rung it reached."""
+    """The evaluation with its expected value, which can be compared between all rungs."""
     if evaluation.expected is None:
         return evaluation
     return replace(evaluation, rung=1, value=evaluation.expected)

@@ -1,4 +1,4 @@
-"""Rungs: every candidate is judged cheaply, and only the promising ones dearly."""
+"""Rungs: every candidate is judged cheaply, and only promising ones on the expensive rungs."""
 
 import math
 import statistics
@@ -9,24 +9,24 @@ from dataclasses import dataclass, field, replace
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation, Kind
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
-from pruner_zero.evolution.executor import Executor
 from pruner_zero.evolution.surrogate import Surrogate
-from pruner_zero.metric.canonical import canonical, masks
+from pruner_zero.execution import Executor
+from pruner_zero.metric import canonical, masks
 
 
 @dataclass(frozen=True)
 class Racing:
-    """How many candidates climb.
+    """Which candidates are judged on the next rung.
 
-    A candidate goes from the closed-form error to the loss on a few windows when it is at most
-    `near` above the lowest of the run so far, by its expectation (`Surrogate`) or by the error
-    itself, and among the best `few_share` of its batch; and from there to the whole search text
-    when its loss is at most `margin`, in nats, above the lowest on those windows, or may well
-    become the lowest on all, by how much the two differed for others. All are judged on the same
-    windows, so that a difference is the metrics' and not the text's. The first two bounds widen
-    as the run finds that the closed form does not rank like the loss (`Surrogate.trust`).
-    direct: every distinct candidate is judged on the whole search text, as the published search
-    does.
+    From the closed-form error to the loss on a few windows: those at most `near` above the
+    lowest of the run so far, by their expectation (`Surrogate`) or by the error itself, and
+    among the best `few_share` of their batch. From there to all search windows: those whose loss
+    is at most `margin`, in nats, above the lowest on the few windows, or may become the lowest on
+    all, judged by how much the two losses differed for other candidates. All candidates are
+    judged on the same windows, so that differences are those of the metrics. `near` and
+    `few_share` widen as the run finds that the closed form does not rank like the loss
+    (`Surrogate.trust`). direct: every distinct candidate is judged on all search windows, as the
+    published search does.
     """
 
     near: float = 0.3
@@ -35,18 +35,18 @@ class Racing:
     direct: bool = False
 
     def share(self, trust: float) -> float:
-        """The part of a batch that runs on a few windows: up to half where trust is 0."""
+        """The share of a batch that runs on a few windows: up to half where trust is 0."""
         return self.few_share + max(0.0, _HALF - self.few_share) * (1 - trust) ** 2
 
     def reach(self, trust: float) -> float:
-        """How far above the lowest a candidate may lie to do so."""
+        """How far above the lowest a candidate that runs on a few windows may lie."""
         return self.near / max(trust, _LEAST_TRUST)
 
 
 _HALF, _LEAST_TRUST = 0.5, 0.1
-# Of a batch, the places on a few windows are for so many kinds at least.
+# The candidates of a batch that run on a few windows are of at least so many kinds.
 _KINDS = 4
-# From so many on, how much losses on few and on all windows differ is known.
+# So many candidates judged on all windows tell how much losses on few and on all windows differ.
 _FINALISTS = 3
 
 _RANK: Mapping[str, int] = {rung: rank for rank, rung in enumerate(RUNGS)}
@@ -73,19 +73,20 @@ class _Entry:
 
 
 def judge(
-    batch: Sequence[Candidate], archive: Archive, executor: Executor, racing: Racing
+    batch: Sequence[Candidate], archive: Archive, executor: Executor[Task, Outcome], racing: Racing
 ) -> list[Record]:
-    """Judge one batch rung by rung; the records are in order of submission, not yet committed.
+    """Judge one batch rung by rung. The records are in the order of submission, not committed.
 
-    All decisions are made here from outcomes in order of submission, so they are the same
-    for any executor, and for a run that was interrupted.
+    All decisions are made here, from outcomes in the order of submission, so that they are the
+    same for any executor and for a run that was interrupted.
     """
-    entries = [_Entry(one, str(canonical(one.expression, one.scope))) for one in batch]
-    # Of offsets none are asked twice, and small ones do not show in the few rows of the probe.
-    alike = [entry for entry in entries if not entry.candidate.offsets]
-    for entry in alike:
+    entries = [
+        _Entry(candidate, str(canonical(candidate.expression, candidate.scope)))
+        for candidate in batch
+    ]
+    for entry in entries:
         _check_statically(entry, archive)
-    for entry, outcome in _climb("probe", alike, archive, executor):
+    for entry, outcome in _climb("probe", entries, archive, executor):
         if outcome.fingerprint is not None:
             entry.same_as = archive.same_mask(outcome.fingerprint, entry.candidate.number)
             entry.level = "fingerprint" if entry.same_as is not None else None
@@ -125,14 +126,17 @@ def _check_statically(entry: _Entry, archive: Archive) -> None:
 
 
 def _climb(
-    rung: Rung, entries: Sequence[_Entry], archive: Archive, executor: Executor
+    rung: Rung,
+    entries: Sequence[_Entry],
+    archive: Archive,
+    executor: Executor[Task, Outcome],
 ) -> list[tuple[_Entry, Outcome]]:
     alive = [entry for entry in entries if entry.alive]
     known = {entry.candidate.number: archive.known(entry.candidate.number, rung) for entry in alive}
     tasks = [
-        Task(one.number, rung, str(one.expression), one.scope, one.offsets)
-        for one in (entry.candidate for entry in alive)
-        if known[one.number] is None
+        Task(candidate.number, rung, str(candidate.expression), candidate.scope)
+        for candidate in (entry.candidate for entry in alive)
+        if known[candidate.number] is None
     ]
     fresh = executor.map(tasks)
     judged = []
@@ -152,14 +156,14 @@ def _promising(
 ) -> list[_Entry]:
     """Those that run on a few windows: the best by expectation, and the best by closed form.
 
-    The second, a third of them at least, see to it that what losses taught of some relatives
-    does not decide alone; and no kind (`Candidate.kind`) gets more than a part of the places, so
-    that variants of the best do not take all of them.
+    At least a third are the best by the closed form, so that losses of related candidates do not
+    decide alone. No kind (`Candidate.kind`) gets more than its part of the places, so that
+    variants of the best do not take all of them.
     """
     alive = [entry for entry in entries if entry.alive]
     most = math.ceil(racing.share(trust) * len(alive))
-    # Where all are of one kind, as when shares are evolved, that has all places.
-    room = math.ceil(most / min(_KINDS, len({one.candidate.kind for one in alive}) or 1))
+    # Where all candidates are of one kind, that kind has all places.
+    room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
     chosen: dict[int, _Entry] = {}
     kinds: Counter[Kind] = Counter()
     for count, value in ((most - most // 3, _expected), (most, _closed)):
@@ -176,9 +180,10 @@ def _promising(
 def _near_the_best(
     entries: Sequence[_Entry], archive: Archive, margin: float, further: Sequence[float]
 ) -> list[_Entry]:
-    """Those whose loss on the few windows is near the lowest, or may end up the lowest on all.
+    """Those whose loss on the few windows is near the lowest, or may become the lowest on all.
 
-    further: how far the one lay above the other so far; the first few run on all to tell.
+    further: the differences between losses on all and on few windows so far. The first few
+    candidates of a run are judged on all windows, so that there are such differences.
     """
     now = sorted((entry for entry in entries if entry.alive), key=_loss)
     limit = margin + min((*map(_loss, now), *_before(archive, _loss)), default=math.inf)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruner_zero.evolution.masking import Moved, Shares, choose_masks
-from pruner_zero.evolution.time_limit import UNLIMITED, TimeLimit
+from pruner_zero.evolution.masking import choose_masks
+from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.sparsity import Pattern, Preparation, Scope, exact_update
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
@@ -94,17 +94,16 @@ def sampled_masks(
     expression: Expression,
     scope: Scope,
     pattern: Pattern,
-    shares: Shares | Moved | None = None,
     limit: TimeLimit = UNLIMITED,
 ) -> list[Tensor]:
     """The masks (rows, in) of all sampled matrices, as if they were the whole model.
 
-    shares: as in `choose_masks`. Raises ScoreError where the expression cannot score one of
+    Raises ScoreError where the expression cannot score one of
     them, PrunerZeroError over the limit.
     """
     terminals = (one.terminals for one in limit.steps(sample))
     names = [one.name for one in sample]
-    return list(choose_masks(terminals, expression, scope, pattern, names, shares))
+    return list(choose_masks(terminals, expression, scope, pattern, names))
 
 
 def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:

@@ -1,35 +1,28 @@
-"""`search`: find the metric that suits a model at a sparsity."""
+"""`search`: find the metric that prunes a model best at a sparsity."""
 
 import json
-import os
+import math
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
-from pruner_zero.evolution.allocation import (
-    AllocationEvolution,
-    AllocationSettings,
-    JointEvolution,
-    JointSettings,
-)
-from pruner_zero.evolution.archive import Archive, Record
+from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.build import build_evaluator, judging_dtype, search_windows
-from pruner_zero.evolution.candidate import Candidate
-from pruner_zero.evolution.evaluator import Evaluator
-from pruner_zero.evolution.executor import EXECUTORS, Executor
+from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import HallOfFame, metric_of
-from pruner_zero.evolution.layout import Layout
 from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.execution import Executor, make_executor
 from pruner_zero.files import locked, write_atomic
 from pruner_zero.metric import Metric
-from pruner_zero.models import LanguageModel, as_language_model, find_matrices
+from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.pruning import corpus_name, model_name
@@ -38,7 +31,6 @@ from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, load_corpus
 
 INTERRUPTED = "interrupted"
-ALLOCATION = "best_allocation.json"
 
 
 @dataclass(frozen=True)
@@ -49,12 +41,12 @@ class Status:
     elapsed: float
     records: Sequence[Record]
     hall_of_fame: HallOfFame
-    saved: dict[str, int]
+    saved: Mapping[str, int]
     budget: str
 
     @property
     def by_rung(self) -> list[int]:
-        """How many candidates ended on each rung, rejected ones first."""
+        """How many distinct candidates ended on each rung, rejected ones first."""
         counts = [0, 0, 0, 0]
         for record in self.records:
             if record.evaluation.same_as is None:
@@ -63,7 +55,7 @@ class Status:
 
     @property
     def per_minute(self) -> float:
-        """Candidates a minute, duplicates and rejected ones included."""
+        """Candidates per minute, including duplicates and rejected ones."""
         return 60 * len(self.records) / self.elapsed if self.elapsed else 0.0
 
 
@@ -76,14 +68,18 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, repr=False)
 class SearchResult(Tabular):
-    """A finished (or stopped) search: every record, and the front of them."""
+    """A search that ended: its folder, why it stopped, and the records of all candidates."""
 
     shown = HallOfFame.shown
 
-    records: Sequence[Record]
-    hall_of_fame: HallOfFame
     folder: Path
     stopped: str
+    records: tuple[Record, ...]
+
+    @cached_property
+    def hall_of_fame(self) -> HallOfFame:
+        """The best metric of every complexity."""
+        return HallOfFame.of(self.records)
 
     @property
     def best(self) -> Metric:
@@ -91,7 +87,7 @@ class SearchResult(Tabular):
         return metric_of(self.hall_of_fame.best)
 
     def caption(self) -> str:
-        """Where it is, why it stopped, how many candidates there were."""
+        """The folder, why the search stopped, and the number of candidates."""
         return f"{self.folder}: stopped, {self.stopped}; {len(self.records)} candidates"
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -102,9 +98,9 @@ class SearchResult(Tabular):
 def search(
     model: str | Path | LanguageModel | Any,
     *,
+    output: str | Path,
     calibration: str | Path | Corpus | Iterable[str] | None = None,
     search_text: str | Path | Corpus | Iterable[str] | None = None,
-    output: str | Path,
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
@@ -112,20 +108,16 @@ def search(
     observer: Observer = lambda status: None,
     **settings: Any,
 ) -> SearchResult:
-    """Search the metric under which pruning `model` costs least, into the run folder `output`.
+    """Search for the metric under which pruning `model` costs least, into the folder `output`.
 
-    calibration: the text of the statistics; search_text: the text candidates are judged on.
-    settings: the remaining fields of `SearchSettings`, at least a sparsity or pattern and a
-    budget; config: a YAML file of them. Where `output` holds an unfinished run of the same
-    settings it goes on; the archive ends as if it had never been interrupted. An
-    interruption (KeyboardInterrupt) ends the search with everything kept. Raises
-    PrunerZeroError, naming what to change.
+    calibration: the text of the statistics. search_text: the text that candidates are judged on;
+    where it is left out, or is the same text, statistics are collected on the first half of the
+    calibration text and candidates judged on the second half. settings: the other fields of
+    `SearchSettings`, at least a sparsity or pattern and a budget; config: a YAML file of them.
 
-    With allocation="evolved" how much of each matrix goes is searched too, together with the
-    metric, or alone for the `metric` that is given. Under a global scope that begins with what a
-    metric chooses by itself. The shares of the best are in `best_allocation.json`, which `prune`
-    reads as its allocation, and `search` too, which then finds the metric for them; there is no
-    such file where the best has none of its own.
+    Where `output` holds an unfinished run of the same settings it goes on, and the archive ends
+    as if it had never been interrupted. An interruption (KeyboardInterrupt) ends the search and
+    keeps everything. Raises PrunerZeroError, naming what to change.
     """
     given = {
         **settings,
@@ -136,206 +128,118 @@ def search(
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)
     _check_folder(folder)
-    own = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
-    judged = load_corpus(search_text or checked.search_text, role="search", progress=progress)
+    corpus = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
+    text = search_text or checked.search_text
+    judged_on = load_corpus(text, role="search", progress=progress) if text else corpus
     language_model = as_language_model(model, tokenizer, checked.dtype, checked.placed_on)
-    windows, search_on = search_windows(checked, own, judged, language_model.tokenizer)
-    matrices = find_matrices(language_model.model, checked.include, checked.exclude)
-    layout = Layout.of(matrices)
-    if checked.shares is not None:
-        # What is wrong with them is told before any work.
-        layout.shares(checked.shares, checked.zeros.sparsity, "row")
-    algorithm = _algorithm(checked, layout)
-
-    shares_of: Candidate | None = None
-
-    def observe(status: Status) -> None:
-        nonlocal shares_of
-        best = status.hall_of_fame.best
-        if checked.allocation == "evolved" and best and best.candidate != shares_of:
-            shares_of = best.candidate
-            write_shares(folder / ALLOCATION, shares_of, evaluator)
-        observer(status)
-
+    windows, judged = search_windows(checked, corpus, judged_on, language_model.tokenizer)
+    algorithm = make_algorithm(
+        checked.algorithm,
+        checked.search_space,
+        checked.seed,
+        checked.algorithm_settings,
+        [Metric.of(text) for text in checked.seed_metrics],
+    )
     with locked(folder):
         identity = {
             **checked.identity(),
             "judge_dtype": str(judging_dtype(language_model.model, checked)),
             "calibration_tokens": windows.sha256,
-            "search_tokens": search_on.sha256,
+            "search_tokens": judged.sha256,
             "model_weights": language_model.fingerprint(),
         }
         archive = Archive(folder, identity)
-        write_atomic(
-            folder / "run.json",
-            json.dumps(
-                {
-                    "settings": checked.model_dump(mode="json"),
-                    "calibration": windows.describe(),
-                    "search": search_on.describe(),
-                    "provenance": {**provenance(), "device": str(language_model.device)},
-                },
-                indent=2,
-            )
-            + "\n",
-        )
+        description = {
+            "settings": checked.model_dump(mode="json"),
+            "calibration": windows.describe(),
+            "search": judged.describe(),
+            "provenance": {**provenance(), "device": str(language_model.device)},
+        }
+        write_atomic(folder / "run.json", json.dumps(description, indent=2) + "\n")
         evaluator = build_evaluator(
             language_model,
             checked,
             windows,
-            search_on,
+            judged,
             cache=Path(cache) if cache is not None else None,
             progress=progress,
         )
-        executor = make_executor(checked, evaluator)
+        # Only tensors in main memory can be shared between processes.
+        shareable = evaluator.masked.device == CPU
+        executor = make_executor(checked.executor, evaluator, checked.spread, shareable=shareable)
         try:
-            stopped = run(algorithm, archive, executor, checked, folder, observe)
+            stopped = run_batches(algorithm, archive, executor, checked, folder, observer)
         except KeyboardInterrupt:
             stopped = INTERRUPTED
         finally:
             executor.close()
-    return SearchResult(archive.records, HallOfFame.of(archive.records), folder, stopped)
+    return SearchResult(folder, stopped, tuple(archive.records))
 
 
 def prune_options(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """How `prune` applies what the run in `folder` found, by setting: its metric, update, shares.
+    """The settings with which `prune` applies the best metric of the run in `folder`.
 
-    settings: those of the run, as it keeps them.
+    settings: those of the run. A metric that was judged with a weight update needs it too.
     """
-    found = {"metric": str(folder / "best.json")}
-    if settings.get("update", "none") != "none":
-        found["update"] = settings["update"]
-    shares = settings.get("allocation", "uniform")
-    if shares == "evolved" and (folder / ALLOCATION).exists():
-        found["allocation"] = str(folder / ALLOCATION)
-    elif shares not in ("uniform", "evolved"):
-        found["allocation"] = shares
-    return found
+    chosen = {"metric": str(folder / "best.json")}
+    if settings["update"] != "none":
+        chosen["update"] = settings["update"]
+    return chosen
 
 
-def write_shares(file: Path, best: Candidate, evaluator: Evaluator) -> None:
-    """Bring `file` up to the shares of the best candidate; it is gone where that has none."""
-    shares = evaluator.allocation_of(best)
-    if shares is None:
-        file.unlink(missing_ok=True)
-    else:
-        write_atomic(file, shares.to_json())
-
-
-def _algorithm(settings: SearchSettings, layout: Layout) -> Algorithm:
-    """What asks for candidates: metrics, shares for one metric, or both together."""
-    if settings.allocation == "evolved" and settings.metric is None:
-        return JointEvolution(
-            settings.search_space,
-            settings.seed,
-            layout,
-            read_settings(JointSettings, settings.algorithm_settings),
-            [Metric.of(text) for text in settings.seed_metrics],
-        )
-    if settings.allocation == "evolved":
-        method = settings.method
-        own = read_settings(AllocationSettings, settings.algorithm_settings)
-        return AllocationEvolution(
-            method.metric.expression, method.scope or "row", layout, settings.seed, own
-        )
-    return make_algorithm(
-        settings.algorithm,
-        settings.search_space,
-        settings.seed,
-        settings.algorithm_settings,
-        [Metric.of(text) for text in settings.seed_metrics],
-    )
-
-
-def run(
+def run_batches(
     algorithm: Algorithm,
     archive: Archive,
-    executor: Executor,
+    executor: Executor[Task, Outcome],
     settings: SearchSettings,
     folder: Path,
     observer: Observer,
 ) -> str:
     """Ask, judge, tell, until a budget is spent; return why it stopped."""
     start = time.monotonic() - archive.elapsed
-    best_batch, best_key = 0, (0, float("inf"))
+    best_batch, best_key = 0, (0, math.inf)
     while True:
         batch = algorithm.ask()
         if not batch:
             return "the search space is exhausted"
         records = judge(batch, archive, executor, settings.racing)
-        algorithm.tell([(one.candidate, one.evaluation) for one in records])
+        algorithm.tell([(record.candidate, record.evaluation) for record in records])
         archive.commit(records, time.monotonic() - start, algorithm.avoided)
         hall = HallOfFame.of(archive.records)
         hall.write(folder)
-        elapsed = max(archive.elapsed, 0.0)
-        observer(
-            Status(
-                archive.batches,
-                elapsed,
-                archive.records,
-                hall,
-                dict(archive.saved + Counter(algorithm.avoided)),
-                _budget(settings),
-            )
+        saved = archive.saved + Counter(algorithm.avoided)
+        status = Status(
+            archive.batches, archive.elapsed, archive.records, hall, saved, settings.budget
         )
+        observer(status)
         if hall.best and hall.best.evaluation.key < best_key:
             best_batch, best_key = archive.batches, hall.best.evaluation.key
-        reason = _stops(settings, archive, hall, elapsed, archive.batches - best_batch)
+        reason = _stops(settings, status, archive.batches - best_batch)
+        # The batches of an earlier process are replayed to the end.
         if reason and archive.batches >= archive.batches_written:
             return reason
 
 
-def make_executor(settings: SearchSettings, evaluator: Evaluator) -> Executor:
-    """The executor that the settings ask for; processes where there is more than one worker."""
-    if settings.executor == "ray":
-        from pruner_zero.evolution.ray_executor import RayExecutor
-
-        return RayExecutor(
-            evaluator,
-            settings.workers,
-            settings.threads,
-            settings.time_limit,
-            address=settings.ray_address,
-            resources=settings.ray_resources,
-        )
-    # Elsewhere than in main memory the model is not shared: one worker has it there.
-    here = evaluator.masked.device == CPU
-    cores = (os.cpu_count() or 1) if here else 1
-    workers = settings.workers or max(1, cores // settings.threads)
-    name = settings.executor or ("processes" if workers > 1 else "serial")
-    return EXECUTORS[name](evaluator, workers, settings.threads, settings.time_limit)
-
-
-def _stops(
-    settings: SearchSettings, archive: Archive, hall: HallOfFame, elapsed: float, stale: int
-) -> str | None:
-    distinct = sum(1 for _ in archive.distinct())
+def _stops(settings: SearchSettings, status: Status, stale: int) -> str | None:
+    """Why the search stops now; stale: batches since the last better metric."""
+    distinct = sum(record.evaluation.counts for record in status.records)
     if settings.evaluations is not None and distinct >= settings.evaluations:
         return f"{distinct} distinct candidates evaluated"
-    if settings.minutes is not None and elapsed >= 60 * settings.minutes:
+    if settings.minutes is not None and status.elapsed >= 60 * settings.minutes:
         return f"{settings.minutes:g} minutes spent"
-    if settings.target_loss is not None and hall.best:
-        best = hall.best.evaluation
-        if best.rung == 3 and best.value <= settings.target_loss:
-            return f"target loss {settings.target_loss:g} reached"
+    best = status.hall_of_fame.best
+    loss = best.evaluation.value if best and best.evaluation.rung == 3 else math.inf
+    if settings.target_loss is not None and loss <= settings.target_loss:
+        return f"target loss {settings.target_loss:g} reached"
     if settings.patience is not None and stale >= settings.patience:
         return f"no better metric in {stale} batches"
     return None
 
 
-def _budget(settings: SearchSettings) -> str:
-    parts = [
-        f"{settings.minutes:g} min" if settings.minutes is not None else None,
-        f"{settings.evaluations} evaluations" if settings.evaluations is not None else None,
-    ]
-    return " or ".join(part for part in parts if part)
-
-
 def _check_folder(folder: Path) -> None:
     if folder.is_file():
         raise PrunerZeroError(f"{folder} is a file: choose another folder for the run")
-    known = {"journal.jsonl", ".lock"}
     if folder.is_dir():
-        there = {path.name for path in folder.iterdir()}
-        if there and not there & known:
+        names = {path.name for path in folder.iterdir()}
+        if names and not names & {JOURNAL, ".lock"}:
             raise PrunerZeroError(f"{folder} is not empty and holds no run: choose another folder")

@@ -1,8 +1,5 @@
-"""What `search` can be told."""
+"""The settings of `search`."""
 
-from functools import cached_property
-from os.path import isfile
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import Field, field_validator, model_validator
@@ -10,53 +7,37 @@ from pydantic import Field, field_validator, model_validator
 from pruner_zero.devices import CPU, find_devices
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.algorithm import ALGORITHMS
-from pruner_zero.evolution.executor import EXECUTORS
 from pruner_zero.evolution.masked_model import Update
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.pruning import Method, parse_method
-from pruner_zero.settings import CalibrationSettings, ModelSettings, SparsitySettings
-from pruner_zero.sparsity import (
-    Allocation,
-    Pattern,
-    Scope,
-    SemiStructured,
-    Unstructured,
-    parse_pattern,
-    read_allocation,
-)
+from pruner_zero.execution import EXECUTORS, Workers
+from pruner_zero.pruning import CalibrationSettings
+from pruner_zero.sparsity import Pattern, Scope, SemiStructured, Unstructured, parse_pattern
 
-AlgorithmName = Literal["default", "published", "random"]
-_ALLOCATIONS = ("uniform", "evolved")
 JudgeDtype = Literal["auto", "float32", "bfloat16"]
 
 
-class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
-    """All that decides what a search finds, when it stops, and how it is run.
+class SearchSettings(CalibrationSettings):
+    """Everything that decides what a search finds, when it stops, and how it is run.
 
-    The budget and how the work is spread (`LIMITS`) do not change what is found up to
-    there; everything else does, and a run can only be resumed with the same.
+    A run can only be resumed with the same settings, except for the budget and the way the work
+    is spread (`LIMITS`), which do not change what is found within the budget.
 
-    near, few_share, margin: which candidates climb, see `Racing`. search_windows, few_windows:
-    windows of the dearest rung, and how many of them the one before it has. sampled_weights:
-    how many weights the closed-form error looks at, in rows of every matrix. update: candidates
-    are judged by what is left after the weights that stay were updated so. allocation: how much
-    of each matrix candidates prune, "uniform" or a file; or "evolved", which searches it for
-    `metric` in place of a metric, the algorithm's settings then being `AllocationSettings`.
-    judge_dtype: of the forward passes; "auto" is bfloat16 where the processor multiplies it
-    natively (benchmarks/judging.md). time_limit: seconds that one judgement of a candidate may
-    take before it is rejected. Workers are stopped then; with the serial executor the clock is
-    looked at between matrices and windows. ray_address, ray_resources: of the executor "ray", as
-    `RayExecutor` takes them.
+    search_text: the text that candidates are judged on; by default the second half of the
+    calibration text, of which statistics then see the first half only. near, few_share, margin:
+    see `Racing`. search_windows, few_windows: how many windows the two expensive rungs use.
+    sampled_weights: how many weights the closed-form error uses, in rows of every matrix.
+    update: the weight update that follows the mask before a candidate is judged. judge_dtype: of
+    the forward passes; "auto" is bfloat16 where the processor multiplies it natively
+    (benchmarks/judging.md). time_limit: seconds that one judgement of a candidate may take
+    before it is rejected. A worker is stopped then; the serial executor checks the time between
+    matrices and windows. ray_address, ray_resources: as `RayExecutor` takes them.
     """
 
-    calibration: str
-    search_text: str
+    search_text: str | None = None
     scope: Scope | Literal["any"] | None = None
     update: Update = "none"
-    allocation: str = "uniform"
-    metric: str | None = None
-    algorithm: AlgorithmName = "default"
+    algorithm: str = "default"
     algorithm_settings: dict[str, Any] = Field(default_factory=dict)
     space: SearchSpace | None = None
     seed_metrics: tuple[str, ...] = ()
@@ -82,8 +63,15 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
     @field_validator("executor")
     @classmethod
     def _known_executor(cls, name: str | None) -> str | None:
-        if name not in (None, "ray") and name not in EXECUTORS:
-            raise ValueError(f"no executor: {did_you_mean(str(name), ('ray', *EXECUTORS))}")
+        if name is not None and name not in EXECUTORS:
+            raise ValueError(f"no executor: {did_you_mean(name, EXECUTORS)}")
+        return name
+
+    @field_validator("algorithm")
+    @classmethod
+    def _known_algorithm(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(f"no algorithm: {did_you_mean(name, ALGORITHMS)}")
         return name
 
     @field_validator("ray_resources", mode="before")
@@ -116,40 +104,7 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
                 f"--pattern is '{self.pattern}': a search takes N:M such as 2:4, or a share as "
                 "--sparsity"
             )
-        if self.allocation != "uniform" and self.pattern is not None:
-            raise ValueError(
-                f"--allocation {self.allocation} shares out a --sparsity: leave it "
-                "out with --pattern"
-            )
-        if self.allocation == "evolved":
-            self._check_evolved()
-        elif self.metric is not None:
-            raise ValueError(
-                "--metric belongs to --allocation evolved: add it, or see --seed-metrics"
-            )
-        if self.shares is not None and not self.search_space.scopes:
-            raise ValueError(
-                f"--allocation {self.allocation} leaves no global scope, where all matrices "
-                "compete: choose another scope or leave it out"
-            )
         return self
-
-    def _check_evolved(self) -> None:
-        if self.algorithm != "default":
-            raise ValueError(f"--allocation evolved goes with no --algorithm {self.algorithm}")
-        if self.metric is None:
-            return
-        if self.space or self.seed_metrics:
-            raise ValueError(
-                f"--metric {self.metric} is not searched for: leave out space and seed metrics"
-            )
-        method = self.method
-        if method.refine or method.asymmetric or method.update != self.update:
-            raise ValueError(
-                f"--metric {self.metric}: give METRIC[@SCOPE] alone, and its update as --update"
-            )
-        if method.allocation != "uniform":
-            raise ValueError(f"--metric {self.metric}: leave its allocation out")
 
     @property
     def sharing(self) -> str | None:
@@ -165,46 +120,16 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
 
     @property
     def zeros(self) -> Pattern:
-        """The pattern that candidates are judged under; each brings its own scope."""
+        """The pattern that candidates are judged under; the scope is the candidate's."""
         if self.pattern is not None:
             return parse_pattern(self.pattern)
         return Unstructured(self.sparsity or 0.0)
 
-    @cached_property
-    def shares(self) -> Allocation | None:
-        """What a file says of how much of each matrix is pruned, read once; None without one."""
-        if self.allocation in _ALLOCATIONS:
-            return None
-        if not isfile(self.allocation):
-            near = did_you_mean(self.allocation, _ALLOCATIONS)
-            raise PrunerZeroError(
-                f"--allocation {self.allocation} is neither a file nor known to search: {near}"
-            )
-        return read_allocation(Path(self.allocation))
-
-    @cached_property
-    def method(self) -> Method:
-        """The metric and scope under which shares are evolved, read once."""
-        return parse_method(
-            self.metric or "",
-            sparsity=self.sparsity,
-            scope=None if self.scope == "any" else self.scope,
-            update=None if self.update == "none" else self.update,
-        )
-
-    @property
-    def terminals(self) -> frozenset[str]:
-        """What candidates may look at; and G, by which errors of matrices are compared."""
-        own = frozenset(self.search_space.terminals)
-        if self.metric is not None:
-            own = self.method.metric.needs
-        return own | {"G"} if self.allocation == "evolved" else own
-
     @property
     def search_space(self) -> SearchSpace:
-        """The space of the algorithm or the one given, with the comparison groups asked for.
+        """The given space, or that of the algorithm, with the comparison groups asked for.
 
-        N:M groups are their own; there the scope decides nothing.
+        Under N:M weights compete in groups of M, and the scope has no effect.
         """
         space = self.space or ALGORITHMS[self.algorithm].space
         if self.pattern is not None:
@@ -212,32 +137,32 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
         scopes = space.scopes
         if self.scope not in (None, "any"):
             scopes = (cast(Scope, self.scope),)
-        if self.shares is not None:
-            scopes = tuple(scope for scope in scopes if scope != "global")
         return space.model_copy(update={"scopes": scopes})
 
     @property
     def racing(self) -> Racing:
-        """How many candidates climb. The published search judges each one fully."""
+        """Which candidates climb. The published search judges every one on all windows."""
         return Racing(self.near, self.few_share, self.margin, direct=self.algorithm == "published")
 
+    @property
+    def budget(self) -> str:
+        """The budget in words, such as "30 min or 1000 evaluations"."""
+        minutes = None if self.minutes is None else f"{self.minutes:g} min"
+        evaluations = None if self.evaluations is None else f"{self.evaluations} evaluations"
+        return " or ".join(part for part in (minutes, evaluations) if part)
+
+    @property
+    def spread(self) -> Workers:
+        """How the judging of candidates is spread."""
+        return Workers(
+            self.workers, self.threads, self.time_limit, self.ray_address, self.ray_resources
+        )
+
     def identity(self) -> dict[str, Any]:
-        """What a resumed run must share with the run it resumes.
-
-        What it does without is left out: runs from before that was there can go on.
-        """
-        told = self.model_dump(mode="json", exclude=LIMITS)
-        for name in OPTIONAL:
-            if told[name] == type(self).model_fields[name].default:
-                del told[name]
-        if self.metric is not None:
-            told["tree"] = self.method.metric.to_tree()
-        if self.shares is not None:
-            told["shares"] = dict(self.shares.sparsity)
-        return told
+        """The settings that a resumed run must share with the run that it resumes."""
+        return self.model_dump(mode="json", exclude=LIMITS)
 
 
-OPTIONAL = ("update", "allocation", "metric")
 LIMITS = {
     "minutes",
     "evaluations",

@@ -7,27 +7,33 @@ from typing import Any
 
 import yaml
 
+from pruner_zero.comparison.compare import CLASSICS, CompareSettings
 from pruner_zero.evolution.run import prune_options
 from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.pruning import PruneSettings
 from pruner_zero.report.read import PruneRun, Result, SearchRun
-from pruner_zero.settings import (
-    CLASSICS,
-    CalibrationSettings,
-    CompareSettings,
-    ModelSettings,
-    PruneSettings,
-    Settings,
-    SparsitySettings,
-    options_of,
-)
+from pruner_zero.settings import Settings
 from pruner_zero.text.corpus import NAMES
 
-# Settings of a search that pruning by its result shares; threads are those of a search's workers.
+# Settings that the verbs take as options; the others go through --config.
 _SHARED = (
-    *(ModelSettings.model_fields.keys() - {"threads"}),
-    *CalibrationSettings.model_fields,
-    *SparsitySettings.model_fields,
+    *("calibration", "sparsity", "pattern", "scope", "windows", "seqlen", "seed"),
+    *("include", "exclude", "dtype", "device", "gradient_seqlen"),
 )
+OPTIONS: Mapping[str, tuple[str, ...]] = {
+    "search": (
+        *("search_text", "minutes", "evaluations", "target_loss", "patience", "algorithm"),
+        *("seed_metrics", "search_windows", "workers", "threads", "executor", "time_limit"),
+        *_SHARED,
+        "update",
+    ),
+    "prune": (
+        *("metric", "refine", "update", "asymmetric", "allocation", "offload", "mode"),
+        *("save_mask", "damping", *_SHARED),
+    ),
+    "compare": ("methods", "text", "windows_eval", "mode", "damping", *_SHARED),
+}
+_CALIBRATION = (*_SHARED, "damping")
 _STRINGS = "(strings)"
 
 
@@ -67,9 +73,8 @@ def compare_with(run: SearchRun) -> str:
     """
     text = str(run.settings.get("search_text"))
     found = prune_options(run.path, run.settings)
-    shares = f"@{found['allocation']}" if "allocation" in found else ""
     update = f"+{found['update']}" if "update" in found else ""
-    methods = f"{CLASSICS},{found['metric']}{shares}{update}"
+    methods = f"{CLASSICS},{found['metric']}{update}"
     asked = _calibration(run) | {
         "methods": methods,
         "text": text if text in NAMES else "TEXT",
@@ -84,7 +89,8 @@ def report_on(paths: Iterable[Path]) -> str:
 
 def _calibration(run: SearchRun) -> dict[str, Any]:
     """The settings that pruning shares with the search; the comparison group is the metric's."""
-    return {name: run.settings[name] for name in _SHARED if name in run.settings}
+    names = ("model", *(name for name in _CALIBRATION if name != "scope"))
+    return {name: run.settings[name] for name in names if name in run.settings}
 
 
 def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: Path) -> str:
@@ -95,9 +101,11 @@ def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: 
         if name in fields and value != _plain(fields[name].get_default(call_default_factory=True))
     }
     words = ["pruner-zero", verb, str(given.pop("model", "MODEL"))]
-    for name, option in options_of(kind).items():
+    for name in OPTIONS[verb]:
         value = given.pop(name, None)
-        words += [] if value is None else option.words(value)
+        option = f"--{name.replace('_', '-')}"
+        for one in value if isinstance(value, list | tuple) else [value]:
+            words += [] if one is None else [option] if one is True else [option, str(one)]
     unknown = [ascii(name) for name in asked if name not in fields]
     file = f"# unknown to this version, left out: {', '.join(unknown)}\n" if unknown else ""
     if given:

@@ -153,19 +153,19 @@ def best_row(run: ComparisonRun) -> Mapping[str, Any] | None:
 def _portrait(record: Record | None, run: SearchRun) -> Portrait | None:
     if record is None:
         return None
-    scope = None if run.settings.get("pattern") else record.candidate.applied_scope
+    scope = None if run.settings.get("pattern") else record.candidate.scope
     return portrait(record.candidate.expression, scope)
 
 
 def _hall(hall: HallOfFame) -> Table:
     rows = []
     for record in hall.front:
-        loss, scope = record.evaluation.rung > 1, record.candidate.applied_scope
+        loss, scope = record.evaluation.rung > 1, record.candidate.scope
         name = [word for word in ("knee", "best") if getattr(hall, word) is record]
         rows.append(
             (
                 excerpt(record.candidate.expression, _LONGEST),
-                f"{scope}, own shares" if record.candidate.offsets else scope,
+                scope,
                 ", ".join(name),
                 str(complexity(record.candidate.expression)),
                 f"{record.evaluation.value:.4f}",

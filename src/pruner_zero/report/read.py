@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.evolution.archive import JOURNAL, Record, read_journal, read_records, read_run
+from pruner_zero.evolution.archive import JOURNAL, Record, SearchJournal
 from pruner_zero.metric import ParseError, parse
 from pruner_zero.pruning import MatrixRecord
 
@@ -94,16 +94,12 @@ def _reader(path: Path) -> Callable[[Path], Result]:
 
 def _read_search(path: Path) -> SearchRun:
     told = _read_json(path / RUN) if (path / RUN).is_file() else {}
-    batches, candidates = [], 0
-    for line in read_journal(path):
-        candidates += line["kind"] == "candidate"
-        if line["kind"] == "batch":
-            batches.append((candidates, float(line["elapsed"])))
+    journal = SearchJournal.of(path)
     return SearchRun(
         path,
-        told.get("settings") or _asked(read_run(path)),
-        tuple(read_records(path)),
-        tuple(batches),
+        told.get("settings") or _asked(journal.settings),
+        journal.records,
+        tuple(journal.batches),
         {name: told[name] for name in ("calibration", "search") if name in told},
         told.get("provenance", {}),
     )
@@ -124,7 +120,7 @@ def _read_prune(path: Path) -> PruneRun:
         str(told["update"]),
         float(told["sparsity"]),
         tuple(MatrixRecord.from_json(one) for one in told["matrices"]),
-        {"calibration": told["calibration"]} if told["calibration"] else {},
+        {"calibration": told["calibration"]},
         told["provenance"],
         _read_json(path / TIMING) if (path / TIMING).is_file() else {},
     )

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.analysis import Analysis, analyze
-from pruner_zero.analysis.analysis import read_seconds
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import HallOfFame
-from pruner_zero.evolution.archive import Record, read_avoided
+from pruner_zero.evolution.archive import Record, SearchJournal
 from pruner_zero.evolution.hall_of_fame import complexity, metric_of
 from pruner_zero.evolution.run import prune_options
 from pruner_zero.metric import Metric
@@ -89,8 +88,8 @@ class Study(Tabular):
 
     def analysis(self, top: float = 0.1) -> Analysis:
         """What the search teaches, as `pruner-zero analyze` tells it; see `analyze` for `top`."""
-        seconds, avoided = read_seconds(self.folder), read_avoided(self.folder)
-        return analyze(self.run.records, top, seconds, avoided)
+        journal = SearchJournal.of(self.folder)
+        return analyze(self.run.records, top, journal.seconds, journal.avoided)
 
     def report(self, output: str | Path | None = None) -> Path:
         """Write the page about it, `report.html` in its folder where `output` is None."""

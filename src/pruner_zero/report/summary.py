@@ -9,8 +9,8 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.markup import clean, element
-from pruner_zero.metric import Expression, parse
-from pruner_zero.metric.canonical import Scope, canonical
+from pruner_zero.metric import Expression, canonical, parse
+from pruner_zero.metric.canonical import Scope
 from pruner_zero.metric.grammar import excerpt
 from pruner_zero.report.curves import judged_alike
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result, SearchRun
@@ -21,6 +21,7 @@ _COMPETE = {
     "block": "within blocks of columns",
     "matrix": "within matrices",
     "global": "across the whole model",
+    "cumulative": "within rows, by shares of the score",
 }
 
 _UPDATES = {
@@ -50,16 +51,11 @@ def _search(run: SearchRun, comparisons: Sequence[ComparisonRun]) -> Markup:
     asked = _at(run.settings)
     if best is None:
         return Markup("No metric that works has been found {} yet.").format(asked)
-    compete = _COMPETE[best.candidate.applied_scope]
-    if best.candidate.offsets:
-        compete += " with shares of its own"
+    compete = _COMPETE[best.candidate.scope]
     scope = "" if run.settings.get("pattern") else f", compared {compete},"
-    tried, winner = "metrics", _code(best.candidate.expression)
-    if run.settings.get("metric") is not None:
-        tried = "allocations"
-        winner = Markup("number {:,} under {}").format(best.candidate.number, winner)
-    found = Markup("Of {:,} {} tried {}, {}{} prunes best: {}").format(
-        len(run.records), tried, asked, winner, scope, _value(best)
+    winner = _code(best.candidate.expression)
+    found = Markup("Of {:,} metrics tried {}, {}{} prunes best: {}").format(
+        len(run.records), asked, winner, scope, _value(best)
     )
     for comparison in comparisons:
         row = row_of(best, run, comparison)
@@ -69,26 +65,20 @@ def _search(run: SearchRun, comparisons: Sequence[ComparisonRun]) -> Markup:
 
 
 def row_of(best: Record, run: SearchRun, table: ComparisonRun) -> Mapping[str, Any] | None:
-    """The measured row of a comparison at the same zeros that prunes as `best` does.
-
-    Of shares that are not uniform a row only says that they were given.
-    """
-    own_shares = run.settings.get("allocation", "uniform")
-    alike = own_shares == "uniform" or (own_shares == "evolved" and not best.candidate.offsets)
-    shares = "uniform" if alike else "as given"
+    """The measured row of a comparison at the same zeros that prunes as `best` does."""
     same = ("model", "sparsity", "pattern")
     if any(run.settings.get(name) != table.settings.get(name) for name in same):
         return None
     for row in table.rows:
         masked_alone = row.get("update") == "none" and "+refine" not in row["method"]
-        alone = masked_alone and row.get("allocation", "uniform") == shares
+        alone = masked_alone and row.get("allocation", "uniform") == "uniform"
         if row["perplexity"] is None or not alone:
             continue
         scope: Scope = row.get("scope") or "row"
         same_masks = canonical(parse(row["expression"]), scope) == canonical(
             best.candidate.expression, scope
         )
-        if same_masks and (row.get("scope") is None or scope == best.candidate.applied_scope):
+        if same_masks and (row.get("scope") is None or scope == best.candidate.scope):
             return row
     return None
 

@@ -6,9 +6,9 @@ class TestSoftsign(OperatorSuite):
     operator = SOFTSIGN
 """
 
-from pruner_zero.testing.executors import ExecutorSuite, Numbering
+from pruner_zero.testing.executors import Doubling, ExecutorSuite
 from pruner_zero.testing.metrics import NamedMetricSuite
 from pruner_zero.testing.operators import OperatorSuite
 from pruner_zero.testing.texts import TextSourceSuite
 
-__all__ = ["ExecutorSuite", "NamedMetricSuite", "Numbering", "OperatorSuite", "TextSourceSuite"]
+__all__ = ["Doubling", "ExecutorSuite", "NamedMetricSuite", "OperatorSuite", "TextSourceSuite"]

@@ -1,75 +1,88 @@
-"""What an executor promises: every outcome once, in the order of submission."""
+"""The promises of an executor: every result once, in the order of submission."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count, islice
-from types import SimpleNamespace
 from typing import Any
 
-from pruner_zero.devices import CPU
-from pruner_zero.evolution.evaluator import Outcome, Task
-from pruner_zero.evolution.executor import Executor
+from pruner_zero.execution import Executor, TimeLimit, Work
 
-# Tasks that may be taken from the source ahead of the outcome that is waited for.
+# Tasks that may be taken from the source ahead of the result that is waited for.
 MOST_AHEAD = 64
 
 
-class Numbering:
-    """Stands in for an evaluator, in this process or another: a task's value is its number."""
+class Doubling:
+    """The work of the suite: a task is a number, and its result the double of it."""
 
-    masked: Any = SimpleNamespace(matrices=(), device=CPU)
+    def set_up(self) -> None:
+        """Nothing to copy."""
 
-    def run(self, task: Task) -> Outcome:
-        """The number as the value; a task of the expression `refused` is rejected."""
-        if task.expression == "refused":
-            return Outcome(task.number, task.rung, reason="refused")
-        return Outcome(task.number, task.rung, value=float(task.number))
+    def run(self, task: int, limit: TimeLimit) -> int | str:
+        """The double of a number. Raises ValueError for a negative one."""
+        del limit
+        if task < 0:
+            raise ValueError("a defect")
+        return 2 * task
+
+    def reject(self, task: int, reason: str) -> int | str:
+        """The reason."""
+        return f"{task}: {reason}"
 
 
 class ExecutorSuite:
-    """Holds for any executor. A subclass gives `start`."""
+    """Tests that any executor must pass. A subclass implements `start`."""
 
     @abstractmethod
-    def start(self, evaluator: Any) -> Executor:
+    def start(self, work: Work[Any, Any]) -> Executor[Any, Any]:
         """The executor under test, with two workers where it has any."""
 
-    def test_outcomes_come_in_the_order_of_submission(self) -> None:
-        numbers = [3, 0, 7, 1, 2]
-        outcomes = self._run(lambda executor: list(executor.map(map(_task, numbers))))
-        assert [one.number for one in outcomes] == numbers
-        assert [one.value for one in outcomes] == [float(number) for number in numbers]
-
-    def test_a_rejection_is_an_outcome_like_any_other(self) -> None:
-        tasks = [_task(0), _task(1, "refused"), _task(2)]
-        outcomes = self._run(lambda executor: list(executor.map(tasks)))
-        assert [one.reason for one in outcomes] == [None, "refused", None]
+    def test_results_come_in_the_order_of_submission(self) -> None:
+        with self._started() as executor:
+            assert list(executor.map([3, 0, 7, 1, 2])) == [6, 0, 14, 2, 4]
 
     def test_batches_follow_each_other_and_may_be_empty(self) -> None:
-        def batches(executor: Executor) -> list[list[int]]:
-            given: list[list[int]] = [[], [0, 1], [], [5, 4]]
-            return [[one.number for one in executor.map(map(_task, one))] for one in given]
-
-        assert self._run(batches) == [[], [0, 1], [], [5, 4]]
+        batches: list[list[int]] = [[], [0, 1], [], [5, 4]]
+        with self._started() as executor:
+            assert [list(executor.map(batch)) for batch in batches] == [[], [0, 2], [], [10, 8]]
 
     def test_an_endless_source_is_not_read_to_its_end(self) -> None:
         taken: list[int] = []
 
-        def endless() -> Iterator[Task]:
+        def endless() -> Iterator[int]:
             for number in count():
                 taken.append(number)
-                yield _task(number)
+                yield number
 
-        outcomes = self._run(lambda executor: list(islice(executor.map(endless()), 10)))
-        assert [one.number for one in outcomes] == list(range(10))
+        with self._started() as executor:
+            assert list(islice(executor.map(endless()), 10)) == list(range(0, 20, 2))
         assert len(taken) <= 10 + MOST_AHEAD
 
-    def _run(self, use: Callable[[Executor], Any]) -> Any:
-        executor = self.start(Numbering())
-        try:
-            return use(executor)
-        finally:
+    def test_a_batch_that_is_given_up_leaves_nothing_to_the_next(self) -> None:
+        with self._started() as executor:
+            given_up = executor.map(range(5))
+            assert next(given_up) == 0
+            del given_up
+            assert list(executor.map(range(7, 13))) == list(range(14, 26, 2))
+
+    def test_an_error_of_a_task_is_raised_as_it_is(self) -> None:
+        with self._started() as executor:
+            raised = ""
+            try:
+                list(executor.map([1, -1, 2]))
+            except ValueError as error:
+                raised = str(error)
+            assert raised == "a defect"
+
+    def test_closing_twice_is_closing_once(self) -> None:
+        with self._started() as executor:
+            assert list(executor.map([1])) == [2]
             executor.close()
 
-
-def _task(number: int, expression: str = "W") -> Task:
-    return Task(number, "few", expression, "row")
+    @contextmanager
+    def _started(self) -> Iterator[Executor[Any, Any]]:
+        executor = self.start(Doubling())
+        try:
+            yield executor
+        finally:
+            executor.close()

@@ -1,43 +1,35 @@
-"""A Ray cluster: joined or started, asked what it holds, left as it was found."""
+"""A Ray cluster: joined or started, asked for its resources, left as it was found."""
 
 import math
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 
 # Seconds a cluster has to answer.
 CONNECT_TIMEOUT = 10.0
 
 
 class RayCluster:
-    """A connection to Ray, for actors, or tasks, that all need the same.
+    """A connection to Ray for actors that all need the same resources.
 
     address: of a cluster, else $RAY_ADDRESS, else an instance on this machine; a Ray that is
-    initialised already is used and left as it is. needed: the resources of each actor,
-    `num_cpus`, `num_gpus`, and any the cluster names itself; actors: how many an instance on
-    this machine has to hold. user, instead: what wants Ray, and what goes without it. Raises
-    PrunerZeroError where Ray is not installed or no cluster answers.
+    initialised already is used and left as it is. needed: the resources of each actor:
+    `num_cpus`, `num_gpus`, and any name of the cluster's own. actors: how many an instance on
+    this machine has to hold. Raises PrunerZeroError where Ray is not installed or no cluster
+    answers.
     """
 
-    def __init__(
-        self,
-        address: str | None,
-        needed: Mapping[str, float],
-        actors: int,
-        *,
-        user: str,
-        instead: str,
-    ) -> None:
-        self.ray = _import_ray(user, instead)
+    def __init__(self, address: str | None, needed: Mapping[str, float], actors: int) -> None:
+        self.ray = _import_ray()
         self.needed = needed
         self.started = not self.ray.is_initialized()
         if self.started:
             self._connect(address, needed.get("num_cpus", 0) * actors)
         errors = self.ray.exceptions
-        # What the answers of an actor raise when it has died.
+        # What the calls of an actor raise when the actor has died.
         self.died: tuple[type[BaseException], ...] = (
             errors.RayActorError,
             errors.WorkerCrashedError,
@@ -46,17 +38,17 @@ class RayCluster:
             errors.ObjectLostError,
         )
 
-    def remote(self, kind: Callable[..., Any], **options: Any) -> Any:
-        """`kind` as actors, or as tasks, with what each of them needs. Raises PrunerZeroError."""
-        own = {name: amount for name, amount in self.needed.items() if name in _NAMES}
+    def remote(self, kind: type) -> Any:
+        """`kind` as actors, with the resources that each needs. Raises PrunerZeroError."""
+        named = {name: amount for name, amount in self.needed.items() if name in _NAMES}
         others = {name: amount for name, amount in self.needed.items() if name not in _NAMES}
         try:
-            return self.ray.remote(kind).options(**own, resources=others, **options)
+            return self.ray.remote(kind).options(**named, resources=others)
         except ValueError as error:
-            raise PrunerZeroError(f"--ray-resources: {_one_line(error)}") from error
+            raise PrunerZeroError(f"--ray-resources: {one_line(error)}") from error
 
     def actors_that_fit(self) -> int:
-        """How many actors the nodes hold as they are. Raises PrunerZeroError where none."""
+        """How many actors the cluster holds. Raises PrunerZeroError where it holds none."""
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         shares = [
             [
@@ -66,7 +58,7 @@ class RayCluster:
             ]
             for node in nodes
         ]
-        fit = int(sum(min(own, default=1) for own in shares))
+        fit = int(sum(min(amounts, default=1) for amounts in shares))
         if not fit:
             asked = ", ".join(f"{name}={amount:g}" for name, amount in self.needed.items())
             raise PrunerZeroError(
@@ -85,7 +77,7 @@ class RayCluster:
         address = address or os.environ.get("RAY_ADDRESS") or "local"
         given: dict[str, Any] = {}
         if address == "local":
-            # CPUs are a count to share out: as many as are asked for, at least those there are.
+            # Ray only counts CPUs: as many as the actors need, at least those of the machine.
             given = {"num_cpus": max(math.ceil(cpus), os.cpu_count() or 1)}
             given["include_dashboard"] = False
         try:
@@ -94,30 +86,27 @@ class RayCluster:
         except (OSError, RuntimeError, ValueError) as error:
             raise PrunerZeroError(
                 f"no Ray cluster can be used at {address}: start one (ray start --head), or give "
-                f"another --ray-address ({_one_line(error)})"
+                f"another --ray-address ({one_line(error)})"
             ) from error
 
 
-# What Ray calls in its options and in its nodes' resources.
+# The names in Ray's options, and in the resources of its nodes.
 _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 
 
 def _knock(address: str) -> None:
-    """Raises OSError where nothing listens at `host:port`: Ray itself would try for minutes."""
+    """Raise OSError where nothing listens at `host:port`; Ray itself would try for minutes."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if host:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
 
 
-def _one_line(error: Exception) -> str:
-    return f"{' '.join(str(error).split()):.200}"
-
-
-def _import_ray(user: str, instead: str) -> Any:
+def _import_ray() -> Any:
     try:
         import ray
     except ImportError as error:
         raise PrunerZeroError(
-            f"{user} needs Ray: pip install 'pruner-zero[ray]', or {instead}"
+            "--executor ray needs Ray: pip install 'pruner-zero[ray]', or choose --executor "
+            "processes"
         ) from error
     return ray

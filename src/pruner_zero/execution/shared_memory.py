@@ -1,4 +1,4 @@
-"""Values full of tensors as bytes that other processes map, so that they are in memory once."""
+"""Values that hold tensors, packed so that several processes share one copy of the tensors."""
 
 import io
 import mmap
@@ -13,18 +13,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pruner_zero.devices import CPU
+
 Bytes = NDArray[np.uint8]
 Packed = tuple[bytes, list[Bytes]]
 
-# Where products round alike, wherever the tensors lie.
+# Products round alike wherever a tensor begins at a multiple of this many bytes.
 _ALIGNMENT = 64
 
 
 class PackedFile:
-    """A packed value in a file without a name, which goes with the last process that has it.
+    """A packed value in an unnamed file, which is freed when the last process closes it.
 
-    It travels to a child process as one open file, however many tensors there are; the tensors
-    that a child reads from it are shared with all others, and only to be read.
+    A child process gets it as one open file, however many tensors there are. The tensors that it
+    reads are mapped from the file, so that all processes share them: they must not be written to.
     """
 
     def __init__(self, value: Any) -> None:
@@ -38,7 +40,7 @@ class PackedFile:
         self.file.flush()
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a child that is being started, the only way that an open file can travel."""
+        """The state for a child that is being started: only then can an open file be passed on."""
         descriptor = reduction.DupFd(self.file.fileno())
         return {"stream": self.stream, "spans": self.spans, "descriptor": descriptor}
 
@@ -56,9 +58,9 @@ class PackedFile:
 
 
 def pack(value: Any) -> Packed:
-    """`value` pickled, with the bytes of its tensors apart, which can be shared uncopied.
+    """`value` pickled, with the bytes of its tensors in arrays that can be shared without a copy.
 
-    Strides stay as they are, since sums depend on the order in which they are taken.
+    Strides are kept, since sums depend on the order in which they are taken.
     """
     stream = io.BytesIO()
     buffers: list[pickle.PickleBuffer] = []
@@ -66,12 +68,15 @@ def pack(value: Any) -> Packed:
     return stream.getvalue(), [np.frombuffer(buffer.raw(), np.uint8) for buffer in buffers]
 
 
-def unpack(packed: Packed) -> Any:
-    """What `pack` was given. Its tensors lie in the arrays: they are only to be read."""
+def unpack(packed: Packed, device: torch.device = CPU) -> Any:
+    """What `pack` was given, with its tensors on `device`.
+
+    On the CPU the tensors lie in the arrays of `packed` and must not be written to.
+    """
     stream, arrays = packed
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given buffer is not writable")
-        return pickle.loads(stream, buffers=arrays)
+        return _Unpickler(stream, arrays, device).load()
 
 
 class _Pickler(pickle.Pickler):
@@ -90,8 +95,27 @@ class _Pickler(pickle.Pickler):
         return _tensor, (array, value.dtype, *layout)
 
 
-def _tensor(
-    array: Bytes, dtype: torch.dtype, size: torch.Size, stride: tuple[int, ...], offset: int
-) -> Tensor:
-    whole = torch.frombuffer(array, dtype=dtype, count=array.nbytes // dtype.itemsize)
-    return whole.as_strided(size, stride, offset)
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: bytes, arrays: list[Bytes], device: torch.device) -> None:
+        super().__init__(io.BytesIO(stream), buffers=arrays)
+        self.device = device
+        self.storages: dict[int, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The classes of a pickle; tensors are made here, since only this object has the device."""
+        if (module, name) == (__name__, _tensor.__name__):
+            return self.tensor
+        return super().find_class(module, name)
+
+    def tensor(self, array: Bytes, dtype: torch.dtype, *layout: Any) -> Tensor:
+        """A tensor in the storage that `array` holds, which is moved to the device once."""
+        address = array.ctypes.data
+        if address not in self.storages:
+            self.storages[address] = torch.frombuffer(array, dtype=torch.uint8).to(self.device)
+        storage = self.storages[address]
+        whole = storage[: storage.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
+        return whole.as_strided(*layout)
+
+
+def _tensor() -> None:
+    """Stands in the pickle for `_Unpickler.tensor`."""

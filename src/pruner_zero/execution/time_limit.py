@@ -1,4 +1,4 @@
-"""How long a candidate may take where nobody beside it could stop it."""
+"""A time limit that work in the main process checks by itself, since nothing can stop it there."""
 
 import math
 import time
@@ -13,13 +13,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TimeLimit:
-    """Ends work between two of its steps once its seconds are over; no step is cut in itself."""
+    """Ends work between two of its steps once `seconds` are over; a step is never cut short."""
 
     seconds: float = math.inf
     since: float = field(default_factory=time.monotonic)
 
     def steps(self, items: Iterable[T]) -> Iterator[T]:
-        """The items, one for each step. Raises PrunerZeroError before one that comes too late."""
+        """Yield the items. Raises PrunerZeroError before an item that begins after the limit."""
         for item in items:
             if time.monotonic() - self.since >= self.seconds:
                 raise PrunerZeroError(over_time(self.seconds))
@@ -27,7 +27,7 @@ class TimeLimit:
 
 
 def over_time(seconds: float) -> str:
-    """The reason for which a candidate is rejected."""
+    """The reason with which a task over the limit is rejected."""
     return f"took longer than the time limit of {seconds:g} s"
 
 

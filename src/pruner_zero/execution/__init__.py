@@ -1,0 +1,20 @@
+"""One way to spread work: in this process, over processes beside it, or over a Ray cluster."""
+
+from pruner_zero.execution.executor import Executor, SerialExecutor, Work, Workers
+from pruner_zero.execution.processes import ProcessExecutor
+from pruner_zero.execution.registry import EXECUTORS, make_executor
+from pruner_zero.execution.time_limit import UNLIMITED, TimeLimit
+from pruner_zero.execution.workers import WorkerExecutor
+
+__all__ = [
+    "EXECUTORS",
+    "UNLIMITED",
+    "Executor",
+    "ProcessExecutor",
+    "SerialExecutor",
+    "TimeLimit",
+    "Work",
+    "WorkerExecutor",
+    "Workers",
+    "make_executor",
+]

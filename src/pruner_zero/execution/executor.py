@@ -1,0 +1,89 @@
+"""What an executor is: tasks go in, their results come out in the same order."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from pruner_zero.execution.time_limit import TimeLimit
+
+T = TypeVar("T")
+R = TypeVar("R")
+Task = TypeVar("Task", contravariant=True)
+Result = TypeVar("Result", covariant=True)
+
+
+class Work(Protocol[Task, Result]):
+    """What is done with every task. It is pickled, and each worker has a copy of it."""
+
+    def set_up(self) -> None:
+        """Called once in each worker before its first task.
+
+        The tensors that a worker gets are shared with the other workers and must not be written
+        to: those that tasks change are copied here. Not called in the process of the search.
+        """
+
+    def run(self, task: Task, limit: TimeLimit) -> Result:
+        """The result of one task. An error that it raises ends the whole run."""
+
+    def reject(self, task: Task, reason: str) -> Result:
+        """The result of a task that took too long or whose worker died twice."""
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Over how many workers work is spread, and what each of them has.
+
+    count: how many; None for one a core, or as many as the Ray cluster holds. threads: of each.
+    time_limit: seconds that a task may take. ray_address, ray_resources: as `RayExecutor` takes
+    them.
+    """
+
+    count: int | None = None
+    threads: int = 1
+    time_limit: float = 600.0
+    ray_address: str | None = None
+    ray_resources: Mapping[str, float] = field(default_factory=dict)
+
+
+class Executor(Protocol[Task, Result]):
+    """Runs tasks and yields their results in the order of submission.
+
+    The same tasks give the same results for any executor and any number of workers. A task whose
+    worker dies is run again once. A task that takes longer than the time limit, or whose worker
+    dies twice, is rejected with the reason; no other task is.
+    """
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Result]:
+        """The results of `tasks` in their order, each as soon as it and those before it exist."""
+
+    def close(self) -> None:
+        """Stop the workers."""
+
+
+class SerialExecutor(Executor[T, R]):
+    """One task after the other in this process, with a fixed number of threads.
+
+    The time limit is checked by the work itself, between its steps.
+    """
+
+    def __init__(self, work: Work[T, R], workers: Workers | None = None) -> None:
+        self.work = work
+        self.workers = workers or Workers(time_limit=float("inf"))
+
+    def map(self, tasks: Iterable[T]) -> Iterator[R]:
+        """Run each task when its result is asked for."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.workers.threads)
+        try:
+            for task in tasks:
+                yield self.work.run(task, TimeLimit(self.workers.time_limit))
+        finally:
+            torch.set_num_threads(before)
+
+    def close(self) -> None:
+        """There are no workers to stop."""
+
+
+AnyWork = Work[Any, Any]

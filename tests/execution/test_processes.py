@@ -1,0 +1,103 @@
+"""In this process or in others beside it, the same promises."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.execution import (
+    Executor,
+    ProcessExecutor,
+    SerialExecutor,
+    Work,
+    Workers,
+    make_executor,
+)
+from pruner_zero.testing import Doubling, ExecutorSuite
+from tests.execution.worker_suite import (
+    Scripted,
+    Start,
+    WorkerSuite,
+    opened,
+    script,
+    scripted,
+)
+
+__all__ = ["opened", "scripted"]
+
+
+class TestSerial(ExecutorSuite):
+    def start(self, work: Work[Any, Any]) -> Executor[Any, Any]:
+        return SerialExecutor(work)
+
+
+class TestProcesses(WorkerSuite):
+    @pytest.fixture(params=[1, 2, 4])
+    def begin(
+        self,
+        request: pytest.FixtureRequest,
+        opened: Callable[[Executor[Any, Any]], Executor[Any, Any]],
+    ) -> Start:
+        def make(work: Work[Any, Any], time_limit: float = 600.0) -> Executor[Any, Any]:
+            workers = Workers(request.param, time_limit=time_limit)
+            return opened(ProcessExecutor(work, workers))
+
+        return make
+
+
+@pytest.mark.fault("a candidate asks for more memory than there is")
+def test_a_worker_that_the_system_kills_twice_at_a_task_ends_the_run(scripted: Scripted) -> None:
+    executor = ProcessExecutor(scripted, Workers(2))
+    try:
+        assert list(executor.map(script("killed once", "slow"))) == [0, 1]
+        with pytest.raises(PrunerZeroError, match="memory runs out: choose fewer --workers"):
+            list(executor.map(script("work", "work", "killed")))
+    finally:
+        executor.close()
+
+
+@pytest.mark.fault("a worker dies: once, twice on one candidate, while idle, with its machine")
+def test_workers_that_cannot_start_end_the_run_with_a_clear_line() -> None:
+    executor: Executor[int, Any] = ProcessExecutor(DeadOnArrival(), Workers(2))
+    try:
+        with pytest.raises(PrunerZeroError, match="fewer --workers") as refusal:
+            list(executor.map([1]))
+        assert "\n" not in str(refusal.value)
+    finally:
+        executor.close()
+
+
+class DeadOnArrival(Doubling):
+    """Ends the process that unpickles it, as too little memory does."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (1,)
+
+
+def test_a_closed_executor_takes_no_more_tasks() -> None:
+    executor: Executor[int, Any] = ProcessExecutor(Doubling(), Workers(1))
+    executor.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        next(executor.map([1]))
+
+
+@pytest.mark.parametrize(
+    ("count", "shareable", "kind"),
+    [
+        (1, True, SerialExecutor),
+        (2, True, ProcessExecutor),
+        (None, False, SerialExecutor),
+        (2, False, ProcessExecutor),
+    ],
+)
+def test_several_workers_are_processes_where_they_can_share_memory(
+    count: int | None, shareable: bool, kind: type
+) -> None:
+    executor = make_executor(None, Doubling(), Workers(count), shareable=shareable)
+    try:
+        assert type(executor) is kind
+        assert list(executor.map([1, 2])) == [2, 4]
+    finally:
+        executor.close()
