@@ -155,7 +155,7 @@ def short_search() -> tuple[SearchSettings, Evaluator]:
         seqlen=128,
         search_windows=4,
         few_windows=1,
-        evaluations=16,
+        evaluations=60,
         include=("*.layers.[0-4].*",),
         sampled_weights=1_300_000,
         algorithm_settings={"initial": 14, "batch": 8},

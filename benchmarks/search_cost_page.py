@@ -151,6 +151,13 @@ def _sharing_part(found: dict[str, Any]) -> list[str]:
     lines += ["", *(f"- {name}: {told}." for name, told in SHARED.items())]
     lines += [
         "",
+        "Beside fingerprints, canonical forms save no time: every duplicate that they spare would"
+        " have been stopped by its fingerprint on the probe, which takes milliseconds. (This table"
+        " once said 0.77, because duplicates were judged on all rungs of their twins.) They keep"
+        " places in a batch for candidates that are new, and serve the analysis and the report.",
+    ]
+    lines += [
+        "",
         "Not separable with the same archive:",
         "",
         "- Forward passes in bfloat16: losses differ from the fourth decimal on; what they save"

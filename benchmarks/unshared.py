@@ -24,7 +24,8 @@ from pruner_zero.evolution.run import Status, run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.execution import UNLIMITED, Executor, SerialExecutor, TimeLimit
 from pruner_zero.files import read_lines
-from pruner_zero.metric import Call, Constant, Expression, Terminal, canonical
+from pruner_zero.metric import Call, Constant, Expression, Terminal
+from pruner_zero.metric.canonical import canonical
 from pruner_zero.models import find_matrices, next_token_loss
 from pruner_zero.sparsity import Scope
 from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
@@ -34,7 +35,8 @@ TIMED = ("seconds", "elapsed", "sha256")
 SHARED = {
     "subexpressions": "a subtree that occurs twice in a formula is computed once; off: each time",
     "canonical forms": "a proposal with the canonical form of an earlier one is not asked; off: it"
-    " is judged on the rungs the earlier one reached",
+    " runs on the probe rows, and only where its mask there is a new one on the rungs that the"
+    " earlier one reached",
     "fingerprints": "a candidate with the mask of an earlier one on the probe rows goes no"
     " further; off: it is judged on the rungs the earlier one reached",
     "sample": "norms and sensitivities of the sampled rows are computed once for all candidates;"
@@ -94,6 +96,21 @@ class Clocked(Evaluator):
         return replace(outcome, seconds=round(time.process_time() - start, 4))
 
 
+class Remembering(SerialExecutor[Task, Outcome]):
+    """Keeps the fingerprints of all masks on the probe rows."""
+
+    def __init__(self, evaluator: Evaluator) -> None:
+        super().__init__(evaluator)
+        self.fingerprints: set[str] = set()
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        """As `SerialExecutor.map`."""
+        for outcome in super().map(tasks):
+            if outcome.fingerprint is not None:
+                self.fingerprints.add(outcome.fingerprint)
+            yield outcome
+
+
 class Resampling(Clocked):
     """Computes what the closed form compares with for every candidate, and throws it away."""
 
@@ -139,7 +156,7 @@ def search(
             settings.algorithm, settings.search_space, settings.seed, settings.algorithm_settings
         ),
     )
-    executor = SerialExecutor(evaluator)
+    executor = Remembering(evaluator)
     avoided: list[Proposal] = []
     rejection: list[float] = []
     again: Counter[str] = Counter()
@@ -156,7 +173,8 @@ def search(
     def observe(status: Status) -> None:
         nonlocal seen
         if "canonical forms" in off:
-            again.update(_judge_avoided(avoided, status.records, executor))
+            known = frozenset() if "fingerprints" in off else frozenset(executor.fingerprints)
+            again.update(_judge_avoided(avoided, status.records, executor, known))
         if "fingerprints" in off:
             again.update(_judge_twins(status.records[seen:], status.records, executor))
         avoided.clear()
@@ -177,13 +195,21 @@ def search(
 
 
 def _judge_avoided(
-    avoided: Sequence[Proposal], records: Sequence[Record], executor: Executor[Task, Outcome]
+    avoided: Sequence[Proposal],
+    records: Sequence[Record],
+    executor: Executor[Task, Outcome],
+    known: frozenset[str],
 ) -> Iterator[Rung]:
+    """Judge proposals that were not asked; a fingerprint among the `known` ones ends it."""
     first = {(one.canonical, one.candidate.scope): one for one in reversed(records)}
     for proposal in avoided:
         form = str(canonical(proposal.expression, proposal.scope))
         twin = first.get((form, proposal.scope))
-        yield from _judge(proposal, twin, records, executor)
+        task = Task(0, "probe", str(proposal.expression), proposal.scope)
+        for outcome in executor.map([task]):
+            yield outcome.rung
+            if outcome.reason is None and outcome.fingerprint not in known:
+                yield from _judge(proposal, twin, records, executor)
 
 
 def _judge_twins(
@@ -192,8 +218,7 @@ def _judge_twins(
     for record in new:
         twin = record.evaluation.same_as
         if twin is not None:
-            # Its probe it has had.
-            yield from _judge(record.candidate, records[twin], records, executor, RUNGS[1:])
+            yield from _judge(record.candidate, records[twin], records, executor)
 
 
 def _judge(
@@ -201,13 +226,12 @@ def _judge(
     twin: Record | None,
     records: Sequence[Record],
     executor: Executor[Task, Outcome],
-    among: Sequence[Rung] = RUNGS,
 ) -> Iterator[Rung]:
-    """Judge a formula on the rungs that its twin reached; what is found is thrown away."""
+    """Judge a formula on the rungs after the probe that its twin reached; results are dropped."""
     while twin is not None and twin.evaluation.same_as is not None:
         twin = records[twin.evaluation.same_as]
-    reached = {"probe", *(twin.evaluation.results if twin else ())}
-    tasks = [Task(0, rung, str(one.expression), one.scope) for rung in among if rung in reached]
+    reached = twin.evaluation.results if twin else {}
+    tasks = [Task(0, rung, str(one.expression), one.scope) for rung in RUNGS if rung in reached]
     yield from (outcome.rung for outcome in executor.map(tasks))
 
 

@@ -58,7 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 OPERATOR = """
 from pruner_zero.metric import Operator
-half = Operator("half", 1, lambda x: x / 2, "element", "always", "keeps", 1, "extended")
+half = Operator("half", 1, lambda x: x / 2, factor=0.5)
 """
 
 

@@ -72,6 +72,13 @@ def test_a_row_names_only_rooms_above_it_and_none_in_vain(room: str) -> None:
     assert room == "cli" or ROOMS[room] <= USED[room]
 
 
+def test_the_language_does_not_depend_on_its_canonical_forms() -> None:
+    inner = SOURCE / "metric" / "canonical"
+    outside = (SOURCE / "metric").glob("*.py")
+    assert inner.is_dir()
+    assert not [path.name for path in outside if "metric.canonical" in path.read_text()]
+
+
 def test_the_root_imports_no_room() -> None:
     assert USED[""] == set()
 

@@ -7,14 +7,14 @@ from typing import Any
 import typer
 
 from pruner_zero.cli.app import app
-from pruner_zero.metric import NAMED, OPERATORS, TERMINALS, parse
-from pruner_zero.metric.mathml import to_mathml
+from pruner_zero.metric import NAMED, OPERATORS, PUBLISHED, TERMINALS, parse
+from pruner_zero.metric.latex import to_mathml
 from pruner_zero.settings import Settings
 
 # Where the settings of the verbs that take --config are.
 SETTINGS = {
-    "prune": ("pruner_zero.pruning.settings", "PruneSettings"),
-    "compare": ("pruner_zero.comparison.compare", "CompareSettings"),
+    "prune": ("pruner_zero.settings.prune", "PruneSettings"),
+    "compare": ("pruner_zero.settings.compare", "CompareSettings"),
     "search": ("pruner_zero.evolution.settings", "SearchSettings"),
     "recover": ("pruner_zero.settings.recover", "RecoverSettings"),
 }
@@ -64,11 +64,12 @@ def operators() -> str:
         "|---|---|---|---|---|",
     ]
     for name, one in OPERATORS.items():
+        group = "published" if name in PUBLISHED else "extended"
         reach = {"element": "–"}.get(one.reach, one.reach)
         grows = {"nonnegative": "where that is not negative", "never": "not claimed"}
         lines.append(
             f"| `{name}` | {one.arity} | {reach} | {grows.get(one.increasing, one.increasing)}"
-            f" | {one.group} |"
+            f" | {group} |"
         )
     return "\n".join(lines)
 

@@ -17,7 +17,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Archive, Record, SearchJournal
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import RUNGS, Outcome
-from pruner_zero.metric import canonical, parse
+from pruner_zero.metric import parse
+from pruner_zero.metric.canonical import canonical
 from pruner_zero.sparsity import Scope
 
 

@@ -10,7 +10,8 @@ from pruner_zero.cli.app import main
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome
-from pruner_zero.metric import canonical, parse
+from pruner_zero.metric import parse
+from pruner_zero.metric.canonical import canonical
 from pruner_zero.sparsity import Scope
 
 TEXTS: tuple[tuple[str, Scope], ...] = (

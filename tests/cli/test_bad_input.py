@@ -115,7 +115,9 @@ def test_texts_that_do_not_serve(refused: Callable[..., str], tmp_path: Path) ->
     assert "has 9 tokens, fewer than one window of 16" in refused(*HALF, text=short)
     assert "there is no file 'none.txt'" in refused(*HALF, text="none.txt")
     assert "did you mean 'wikitext2'?" in refused(*HALF, text="wikitxt2")
-    assert "the setting 'calibration' is missing" in refused(*HALF, text=None)
+    assert "wanda needs statistics of the model on a text: give --calibration" in refused(
+        *HALF, text=None
+    )
 
 
 def test_models_that_are_none(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import pruner_zero
 from pruner_zero.metric import NAMED, OPERATORS, TERMINALS, Metric
@@ -202,6 +203,54 @@ def test_help_keeps_what_stands_in_brackets(cli: Cli) -> None:
     assert "[default: wanda]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):
         assert verb in cli("--help").out
+
+
+def test_a_metric_over_the_weights_alone_needs_no_text(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    options = ["prune", llama_folder, "--metric", "magnitude", *HALF, "--json"]
+    told = one_value(cli(*options, "-o", tmp_path / "without"))
+    assert told["settings"]["calibration"] is None
+    one_value(cli(*options, "--calibration", text_file, "--seqlen", 16, "-o", tmp_path / "with"))
+    without, given = (tmp_path / name / "model.safetensors" for name in ("without", "with"))
+    assert without.read_bytes() == given.read_bytes()
+    assert json.loads((tmp_path / "without" / "pruning.json").read_text())["calibration"] == {}
+    assert "there was no calibration" in (tmp_path / "without" / "README.md").read_text()
+    report = cli("report", tmp_path / "without", "-o", tmp_path / "page.html")
+    assert report.code == 0, report
+
+
+def test_quiet_leaves_the_result_alone(
+    cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
+) -> None:
+    methods = ["--methods", "dense,magnitude", "--text", text_file]
+    loud = cli("compare", llama_folder, *texts, *HALF, *methods)
+    quiet = cli("compare", llama_folder, *texts, *HALF, *methods, "--quiet")
+    assert "magnitude …" in loud.err
+    assert (quiet.code, quiet.err) == (0, "")
+    assert quiet.out.splitlines()[0] == loud.out.splitlines()[0]
+
+
+def test_threads_are_set_for_the_run_alone(
+    cli: Cli, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    before = torch.get_num_threads()
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    cli("prune", llama_folder, "--metric", "magnitude", *HALF, "--threads", 3, "-o", tmp_path / "o")
+    assert asked == [3, before]
+
+
+def test_a_shell_completes_options_and_their_values() -> None:
+    words = {"_PRUNER_ZERO_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
+    for typed, completed in (("prune m --refi", "--refine"), ("prune m --dtype", "--dtype")):
+        found = subprocess.run(
+            [Path(sys.executable).with_name("pruner-zero")],
+            env={**os.environ, **words, "COMP_WORDS": f"pruner-zero {typed}"},
+            capture_output=True,
+            text=True,
+        )
+        assert completed in found.stdout.split(), found
 
 
 def test_version_and_no_arguments(cli: Cli) -> None:

@@ -12,7 +12,7 @@ from pruner_zero.comparison import CLASSICS
 from pruner_zero.files import sha256
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
-from pruner_zero.pruning.settings import CalibrationSettings
+from pruner_zero.settings import CalibrationSettings
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -11,7 +11,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import ALGORITHMS, Algorithm, make_algorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.metric import Metric, canonical
+from pruner_zero.metric import Metric
+from pruner_zero.metric.canonical import canonical
 from tests.evolution.synthetic import by_rank, run
 
 FITNESS = by_rank("W * G^0.5 * X^0.25")

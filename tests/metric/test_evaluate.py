@@ -114,7 +114,7 @@ def test_every_distinct_subtree_is_computed_once() -> None:
         applied.append(x)
         return 2 * x
 
-    operator = Operator("twice", 1, twice, "element", "always", "keeps", 1)
+    operator = Operator("twice", 1, twice, factor=2.0)
     built_anew = [Call(operator, (W * W,)) for _ in range(3)]
     result = evaluate(built_anew[0] + built_anew[1] * built_anew[2], {"W": torch.full((2, 2), 3.0)})
     assert len(applied) == 1
@@ -132,7 +132,7 @@ def test_intermediate_values_are_freed_after_their_last_use() -> None:
         most = max(most, len(alive))
         return result
 
-    operator = Operator("step", 1, step, "element", "always", "keeps", 1)
+    operator = Operator("step", 1, step, increasing="always", sign="keeps")
     chain: Expression = W
     for _ in range(40):
         chain = Call(operator, (chain,))

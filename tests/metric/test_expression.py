@@ -115,7 +115,7 @@ def test_a_node_outside_the_tree() -> None:
 
 
 def test_nodes_are_found_below_every_operand_of_a_plug_in() -> None:
-    clip = Operator("clip", 3, torch.clamp, "element", "never", "any", 1)
+    clip = Operator("clip", 3, torch.clamp, degree=1)
     tree = Call(clip, (W, X, G))
     assert [tree.at(index) for index in range(4)] == [tree, W, X, G]
     assert tree.replace(2, G) == Call(clip, (W, G, G))
@@ -193,7 +193,7 @@ def test_what_cannot_be_built(build: object, message: str) -> None:
 def test_calls_keep_the_facts_of_their_operator() -> None:
     squared = call("sqr", W)
     assert isinstance(squared, Call)
-    assert (squared.increasing, squared.degree, squared.exponent) == ("nonnegative", 2, None)
+    assert (squared.increasing, squared.degree, squared.exponent) == ("nonnegative", 2, 2)
     root = W**0.5
     assert isinstance(root, Call)
     assert (root.increasing, root.degree, root.exponent) == ("nonnegative", 0.5, 0.5)

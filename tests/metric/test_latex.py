@@ -1,9 +1,11 @@
-"""Expressions as mathematics."""
+"""Expressions as formulas: LaTeX, and the MathML made from it."""
+
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 from hypothesis import given
 
-from pruner_zero.metric import Expression, parse, to_latex
+from pruner_zero.metric import NAMED, Expression, parse, to_latex, to_mathml
 from tests.metric.strategies import expressions, lightly
 
 
@@ -17,7 +19,7 @@ from tests.metric.strategies import expressions, lightly
         ("log(S)", r"\ln\left(\left|S\right| + 0.001\right)"),
         ("log(W)", r"\ln\left(W + 0.001\right)"),
         ("exp(W)", r"e^{\min\left(W, 100\right)}"),
-        ("tanh(W)", r"\tanh(W)"),
+        ("tanh(W)", r"\operatorname{tanh}(W)"),
         ("sqr(W) / sqr(D)", r"\frac{W^{2}}{D^{2}}"),
         ("sqr(W + G)", r"(W + G)^{2}"),
         ("sqr(sqr(W))", r"\left(W^{2}\right)^{2}"),
@@ -26,15 +28,19 @@ from tests.metric.strategies import expressions, lightly
         ("X^0.5", "X^{0.5}"),
         ("S^0.5", r"\left|S\right|^{0.5}"),
         ("(W / X)^-1", r"\left(\frac{W}{X}\right)^{-1}"),
-        ("div(W, X)", r"\frac{W}{\lVert X\rVert_F}"),
+        ("div(W, X)", r"\frac{W}{\left\lVert X\right\rVert_F}"),
         ("W - (G - X)", "W - (G - X)"),
         ("W - G - X", "W - G - X"),
         ("W * (G + 1)", r"W \cdot (G + 1)"),
         ("-(W * X)", r"-\left(W \cdot X\right)"),
-        ("W * -2", r"W \cdot -2"),
+        ("W * -2", r"W \cdot (-2)"),
+        ("-2 * W", r"-2 \cdot W"),
+        ("W - -G", r"W - (-G)"),
+        ("(W + G) * X", r"(W + G) \cdot X"),
+        ("W * (G / X)", r"W \cdot \frac{G}{X}"),
         ("1e-05 * W", r"1 \cdot 10^{-5} \cdot W"),
         ("skp(W) * X", r"W \cdot X"),
-        ("max(W, G)", r"\max(W, G)"),
+        ("max(W, G)", r"\operatorname{max}(W, G)"),
         ("row_share(W)", r"\operatorname{row\,share}(W)"),
     ],
 )
@@ -49,3 +55,66 @@ def test_braces_and_delimiters_are_balanced(expression: Expression) -> None:
     assert latex.count("{") == latex.count("}")
     assert latex.count(r"\left") == latex.count(r"\right")
     assert "\n" not in latex
+
+
+MATHML = "{http://www.w3.org/1998/Math/MathML}"
+
+
+def spoken(element: ElementTree.Element) -> str:
+    """The formula in plain characters, with what is set above or below in braces."""
+    inside = [spoken(child) for child in element]
+    match element.tag.removeprefix(MATHML):
+        case "mfrac":
+            return f"{{{inside[0]}}}/{{{inside[1]}}}"
+        case "msup":
+            return f"{inside[0]}^{{{inside[1]}}}"
+        case "msub":
+            return f"{inside[0]}_{{{inside[1]}}}"
+        case "msqrt":
+            return f"√{{{''.join(inside)}}}"
+    return (element.text or "") + "".join(inside)
+
+
+@pytest.mark.parametrize(
+    ("text", "formula"),
+    [
+        ("W * X + W * G", "W·X+W·G"),
+        ("(W + X) * G", "(W+X)·G"),
+        ("W - (X - G)", "W−(X−G)"),
+        ("W / (X + G)", "{W}/{X+G}"),
+        ("div(W, X)", "{W}/{‖X‖_{F}}"),
+        ("sqr(W * X)", "(W·X)^{2}"),
+        ("S^0.5", "|S|^{0.5}"),
+        ("sqrt(S)", "√{|S|}"),
+        ("log(W)", "ln(W+0.001)"),
+        ("exp(W)", "e^{min(W,100)}"),
+        ("abs(W * W) * mms(G)", "|W·W|·mms(G)"),
+        ("row_share(W)", "row\u00a0share(W)"),
+        ("max(W, X)", "max(W,X)"),
+        ("neg(W + X)", "−(W+X)"),
+        ("W * (-2)", "W·(−2)"),
+        ("W + 1e-30", "W+1·10^{−30}"),
+    ],
+)
+def test_the_formula_that_browsers_show(text: str, formula: str) -> None:
+    assert spoken(ElementTree.fromstring(to_mathml(parse(text)))) == formula
+
+
+@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("display", ["block", "inline"])
+def test_known_metrics_are_well_formed_formulas(name: str, display: str) -> None:
+    text = to_mathml(parse(NAMED[name].text), display)
+    math = ElementTree.fromstring(text)
+    assert math.get("display") == display
+    assert "\\" not in spoken(math), "a LaTeX command is left over"
+    assert "merror" not in text
+
+
+@lightly
+@given(expressions())
+def test_every_formula_is_well_formed(expression: Expression) -> None:
+    math = ElementTree.fromstring(to_mathml(expression))
+    for element in math.iter():
+        wanted = {"mfrac": 2, "msup": 2, "msub": 2}.get(element.tag.removeprefix(MATHML))
+        assert wanted in (None, len(element))
+    assert "\\" not in spoken(math)

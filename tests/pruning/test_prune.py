@@ -56,12 +56,12 @@ def test_a_metric_object_keeps_its_scope_unless_told_otherwise(prose: str) -> No
     metric = Metric(Metric.of("W * G").expression, scope="global")
     given: dict[str, Any] = {"calibration": [prose], **SMALL}
     result = prune(language_model("llama"), metric, sparsity=0.5, **given)
-    assert result.settings.method.scope == "global"
+    assert result.method.scope == "global"
     assert result.mode == "one-shot"
     result = prune(language_model("llama"), metric, sparsity=0.5, scope="matrix", **given)
-    assert result.settings.method.scope == "matrix"
+    assert result.method.scope == "matrix"
     result = prune(language_model("llama"), metric, pattern="2:4", **given)
-    assert result.settings.method.scope is None
+    assert result.method.scope is None
 
 
 def test_the_settings_may_all_come_from_yaml(

@@ -108,6 +108,7 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "windows": 3,
         "seqlen": 24,
         "seed": 0,
+        "threads": None,
         "sparsity": 0.4,
         "pattern": None,
         "scope": "matrix",

@@ -5,18 +5,23 @@ from dataclasses import dataclass
 
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import complexity
-from pruner_zero.metric import OPERATORS, TERMINALS, Expression, Terminal, parse
-from pruner_zero.metric.normal import Normal
+from pruner_zero.metric import OPERATORS, TERMINALS, Expression, Operator, Terminal, parse
+from pruner_zero.metric.canonical import Normal
 
-# Operators that see a whole row, column or matrix to put its values on one scale.
-RESCALING = frozenset(
-    name
-    for name, operator in OPERATORS.items()
-    if operator.reach != "element" and operator.shape_rule != "scalar"
-)
-MATRIX_RESCALING = frozenset(name for name in RESCALING if OPERATORS[name].reach == "matrix")
-PRODUCTS = frozenset({"mul", "sqr", "pow", "abs"})
-TRANSCENDENTAL = frozenset({"exp", "log", "tanh"})
+
+def rescales(operator: Operator) -> bool:
+    """Whether it looks at a whole row, column or matrix to put its values on one scale."""
+    return operator.reach != "element" and operator.shape_rule != "scalar"
+
+
+def multiplies(operator: Operator) -> bool:
+    """Whether it is a product of magnitudes: mul, sqr, pow, abs."""
+    return operator.degree == 2 or operator.exponent == 1
+
+
+def transcendental(operator: Operator) -> bool:
+    """Whether it is a function such as exp, log and tanh."""
+    return operator.kind == "transcendental"
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ def structure(record: Record) -> Structure:
     """The facts of a record."""
     expression, form = record.candidate.expression, parse(record.canonical)
     leaves, operators = expression.leaf_counts(), frozenset(expression.operator_counts())
+    facts = [OPERATORS[name] for name in operators]
+    scales = [operator.reach for operator in facts if rescales(operator)]
     powers = exponents(form)
     features = {
         "size": expression.size,
@@ -46,9 +53,9 @@ def structure(record: Record) -> Structure:
         **{f"number of {name}": leaves[name] for name in TERMINALS},
         **{f"uses {name}": name in form.terminals for name in TERMINALS},
         "statistics used": len(form.terminals),
-        "whole-matrix rescaling": bool(operators & MATRIX_RESCALING),
-        "row or column rescaling": bool(operators & (RESCALING - MATRIX_RESCALING)),
-        "exp, log or tanh": bool(operators & TRANSCENDENTAL),
+        "whole-matrix rescaling": "matrix" in scales,
+        "row or column rescaling": "row" in scales or "column" in scales,
+        "exp, log or tanh": any(map(transcendental, facts)),
         "sum in canonical form": any(name in form.operator_counts() for name in ("add", "sub")),
         "product of powers": bool(powers),
         **{

@@ -8,8 +8,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pruner_zero.analysis.features import PRODUCTS, RESCALING, TRANSCENDENTAL, Structure
+from pruner_zero.analysis.features import Structure, multiplies, rescales, transcendental
 from pruner_zero.analysis.statistics import Estimate, interval, ratio_draws, ratios
+from pruner_zero.metric import OPERATORS, Operator
 
 Verdict = Literal["held", "not held", "too little data"]
 Trait = Callable[[Structure], bool]
@@ -54,6 +55,7 @@ def principles_of(
     among all. Sources: the principles that this project's brief ascribes to Dong 2024
     (arXiv 2406.02924); the measures are ours.
     """
+    rescaling = sorted(name for name, operator in OPERATORS.items() if rescales(operator))
     return [
         _simpler(size, losses),
         _by_ratios(
@@ -66,8 +68,8 @@ def principles_of(
         ),
         _by_ratios(
             "operators that put values on one scale belong in good metrics",
-            "over-representation of metrics with one of " + ", ".join(sorted(RESCALING)),
-            [_uses(RESCALING)],
+            f"over-representation of metrics with one of {', '.join(rescaling)}",
+            [_uses(rescales)],
             ("a rescaling operator",),
             lambda found: found[:, 0],
             (best, others, generator),
@@ -75,7 +77,7 @@ def principles_of(
         _by_ratios(
             "plain products of magnitudes do better than exp, log or tanh of them",
             "over-representation of mul, sqr, pow or abs over that of exp, log or tanh",
-            [_uses(PRODUCTS), _uses(TRANSCENDENTAL)],
+            [_uses(multiplies), _uses(transcendental)],
             ("mul, sqr, pow or abs", "exp, log or tanh"),
             lambda found: found[:, 0] / found[:, 1],
             (best, others, generator),
@@ -148,5 +150,5 @@ def _needs(terminal: str) -> Trait:
     return lambda one: terminal in one.terminals
 
 
-def _uses(operators: frozenset[str]) -> Trait:
-    return lambda one: not operators.isdisjoint(one.operators)
+def _uses(kind: Callable[[Operator], bool]) -> Trait:
+    return lambda structure: any(kind(OPERATORS[name]) for name in structure.operators)

@@ -1,83 +1,28 @@
 """`pruner-zero compare`: one table of methods, one run."""
 
 import json
-from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from pruner_zero.cli import options
+from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.progress import progress
 from pruner_zero.cli.tables import print_table
+from pruner_zero.settings import CompareSettings
 
 
+@with_settings(CompareSettings)
 def compare(
-    model: options.ModelOrConfig = None,
-    methods: Annotated[
-        str | None,
-        typer.Option(
-            help="Comma-separated names, expressions or tree files, each "
-            "METRIC[@SCOPE][@ALLOCATION][+STEPS]; `dense` and `sparsegpt` among them. "
-            "[default: the classics]",
-            show_default=False,
-        ),
-    ] = None,
-    calibration: options.Calibration = None,
-    text: Annotated[
-        str | None,
-        typer.Option(help=f"Text to measure on. {options.TEXT}", show_default=False),
-    ] = None,
-    sparsity: options.Sparsity = None,
-    pattern: options.PatternText = None,
-    scope: options.ScopeText = None,
-    windows: options.Windows = None,
-    windows_eval: Annotated[
-        int | None,
-        typer.Option(help="Windows to measure on. [default: all]", show_default=False),
-    ] = None,
-    seqlen: options.Seqlen = None,
-    seed: options.Seed = None,
-    mode: options.ModeText = None,
-    include: options.Include = None,
-    exclude: options.Exclude = None,
-    dtype: options.DtypeText = None,
-    device: options.DeviceText = None,
-    gradient_seqlen: options.GradientSeqlen = None,
-    damping: options.Damping = None,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="JSON file for the table.")
-    ] = None,
+    settings: dict[str, Any],
+    output: options.OutputFile = None,
     cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Prune MODEL by each method from the same statistics and print their perplexities."""
     from pruner_zero.comparison import compare as run
 
-    result = run(
-        model,
-        methods,
-        calibration=calibration,
-        text=text,
-        output=output,
-        cache=cache,
-        config=config,
-        progress=progress(),
-        sparsity=sparsity,
-        pattern=pattern,
-        scope=scope,
-        windows=windows,
-        windows_eval=windows_eval,
-        seqlen=seqlen,
-        seed=seed,
-        mode=mode,
-        include=include,
-        exclude=exclude,
-        dtype=dtype,
-        device=device,
-        gradient_seqlen=gradient_seqlen,
-        damping=damping,
-    )
+    result = run(output=output, cache=cache, config=config, progress=progress(quiet), **settings)
     if as_json:
         print(json.dumps(result.to_json()))
         return

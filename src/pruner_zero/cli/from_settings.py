@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import Parameter, signature
+from inspect import Parameter, get_annotations, signature
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +17,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
     The command's own parameters come before the settings of the panels, its `settings` receives
     those that were given on the command line, by name. Typer reads the signature made here.
     """
-    options = options_of(kind)
+    options, verb = options_of(kind), get_annotations(kind)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in signature(command).parameters.values() if p.name not in options]
@@ -31,7 +31,8 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
             }
             command(**given)
 
-        made = [_parameter(option) for option in sorted(options.values(), key=_place)]
+        verb_first = sorted(options.values(), key=lambda option: option.name not in verb)
+        made = [_parameter(option) for option in sorted(verb_first, key=_place)]
         call.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
             parameters=[*made, *own]
         )
@@ -55,11 +56,10 @@ def _parameter(option: Option) -> Parameter:
     if option.argument:
         declared = typer.Argument(**shown)
     else:
-        names = [option.flag] + [f"--no-{option.flag[2:]}"] * (option.type is bool)
         panel = None if option.panel == Settings.panel else option.panel
         if option.choices:
             shown["autocompletion"] = lambda: list(option.choices)
-        declared = typer.Option("/".join(names), rich_help_panel=panel, **shown)
+        declared = typer.Option(option.flag, rich_help_panel=panel, **shown)
     kind = list[option.type] if option.repeatable else option.type  # type: ignore[name-defined]
     return Parameter(
         option.name,

@@ -53,10 +53,10 @@ def show(metric: Spec, as_json: AsJson = False) -> None:
 @app.command("list")
 def list_metrics(as_json: AsJson = False) -> None:
     """The known metrics, and the operators and terminals that expressions are made of."""
-    from pruner_zero.metric import NAMED, OPERATORS, TERMINALS
+    from pruner_zero.metric import EXTENDED, NAMED, PUBLISHED, TERMINALS
 
     if as_json:
-        operators = {name: operator.group for name, operator in OPERATORS.items()}
+        operators = dict.fromkeys(PUBLISHED, "published") | dict.fromkeys(EXTENDED, "extended")
         metrics = {name: one.text for name, one in NAMED.items()}
         print(
             json.dumps({"metrics": metrics, "operators": operators, "terminals": list(TERMINALS)})
@@ -64,9 +64,8 @@ def list_metrics(as_json: AsJson = False) -> None:
         return
     rows = [(name, one.citation, one.text) for name, one in NAMED.items()]
     print_table(("name", "source", "expression"), rows, left=3)
-    for group in ("published", "extended"):
-        names = [name for name, operator in OPERATORS.items() if operator.group == group]
-        print(f"{group} operators: {' '.join(names)}")
+    print(f"published operators: {' '.join(PUBLISHED)}")
+    print(f"extended operators: {' '.join(EXTENDED)}")
     print(f"terminals: {' '.join(TERMINALS)}, and numbers")
 
 

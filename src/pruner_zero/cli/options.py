@@ -147,6 +147,10 @@ RayResources = Annotated[
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
 ]
+OutputFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="JSON file for the result.", show_default=False),
+]
 FILES = "Files and output"
 Overwrite = Annotated[
     bool,

@@ -6,10 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, field_validator
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.devices import CPU, naming_out_of_memory
@@ -22,36 +21,23 @@ from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
     MatrixRecord,
     Method,
-    MethodSettings,
     Order,
+    calibration_corpus,
+    calibration_windows,
     check_plan,
     corpus_name,
     model_name,
+    parse_method,
     prune_model,
+    selection_of,
     split_methods,
     total_sparsity,
 )
-from pruner_zero.settings import read_settings
+from pruner_zero.settings import CompareSettings, read_settings
 from pruner_zero.table import Tabular
-from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus, random_windows
+from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus
 
 DENSE = "dense"
-CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
-
-
-class CompareSettings(MethodSettings):
-    """All that decides the result of `compare`."""
-
-    methods: str = CLASSICS
-    text: str
-    windows_eval: Annotated[int, Field(ge=1)] | None = None
-
-    @field_validator("methods", mode="before")
-    @classmethod
-    def _joined(cls, methods: Any) -> Any:
-        """A list, as YAML and Python write it, is one text like the command line's."""
-        listed = isinstance(methods, (list, tuple)) and all(isinstance(m, str) for m in methods)
-        return ",".join(methods) if listed else methods
 
 
 @dataclass(frozen=True, repr=False)
@@ -126,16 +112,20 @@ def compare(
     }
     checked = read_settings(CompareSettings, given, config)
     chosen = {
-        name: None if name == DENSE else checked.parse(name)
+        name: None
+        if name == DENSE
+        else parse_method(
+            name, sparsity=checked.sparsity, pattern=checked.pattern, scope=checked.scope
+        )
         for name in split_methods(checked.methods)
     }
     file = Path(output) if output is not None else None
     if file:
         check_file(file)
-    calibration_corpus = load_corpus(
+    corpus = calibration_corpus(
         checked.calibration if calibration is None else calibration,
-        role="calibration",
-        progress=progress,
+        [method for method in chosen.values() if method],
+        progress,
     )
     test_corpus = load_corpus(
         checked.text if text is None else text, role="test", progress=progress
@@ -143,19 +133,13 @@ def compare(
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, checked.dtype, checked.device
     )
-    windows = random_windows(
-        calibration_corpus,
-        language_model.tokenizer,
-        checked.windows,
-        checked.seqlen,
-        checked.seed,
-    )
+    windows = calibration_windows(corpus, language_model.tokenizer, checked)
     test = consecutive_windows(
         test_corpus, language_model.tokenizer, checked.seqlen, checked.windows_eval
     )
     for method in chosen.values():
         if method:
-            check_plan(language_model, windows, method, checked.selection)
+            check_plan(language_model, windows, method, selection_of(checked))
     store = open_store(
         language_model,
         windows,
@@ -266,7 +250,7 @@ class _Table:
             method,
             self.store,
             mode=self.mode(method),
-            selection=self.settings.selection,
+            selection=selection_of(self.settings),
             progress=self.progress,
         )
 

@@ -153,7 +153,7 @@ def apply_operator(
     generator: Generator, space: SearchSpace, operator: Operator, *operands: Expression
 ) -> Call:
     """The operator on its operands; a power draws its exponent."""
-    if operator.name == "power":
+    if operator.exponent == "operand":
         return Call(operator, (*operands, random_exponent(generator, space)))
     return Call(operator, operands)
 

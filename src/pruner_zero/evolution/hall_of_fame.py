@@ -11,16 +11,13 @@ from typing import Any
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
 from pruner_zero.files import write_atomic
-from pruner_zero.metric import Expression, Metric, to_tree
+from pruner_zero.metric import TERMINALS, Expression, Metric, to_tree
 from pruner_zero.table import Tabular
-
-# What a statistic costs beside a node: G a backward pass, X a forward pass, D and its factor.
-STATISTIC_COMPLEXITY = {"G": 3, "X": 1, "D": 2}
 
 
 def complexity(expression: Expression) -> int:
     """Nodes of the expression, and what the statistics it needs cost to collect. Source: ours."""
-    return expression.size + sum(STATISTIC_COMPLEXITY.get(name, 0) for name in expression.terminals)
+    return expression.size + sum(TERMINALS[name].cost for name in expression.terminals)
 
 
 @dataclass(frozen=True, repr=False)

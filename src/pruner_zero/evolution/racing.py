@@ -11,7 +11,7 @@ from pruner_zero.evolution.candidate import Candidate, Evaluation, Kind
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.surrogate import Surrogate
 from pruner_zero.execution import Executor
-from pruner_zero.metric import canonical, masks
+from pruner_zero.metric.canonical import canonical, masks
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from pruner_zero.evolution.masked_model import Update
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
-from pruner_zero.pruning import CalibrationSettings
+from pruner_zero.settings import CalibrationSettings, ModelSettings, SparsitySettings
 from pruner_zero.sparsity import Pattern, Scope, SemiStructured, Unstructured, parse_pattern
 
 JudgeDtype = Literal["auto", "float32", "bfloat16"]
 
 
-class SearchSettings(CalibrationSettings):
+class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
     """Everything that decides what a search finds, when it stops, and how it is run.
 
     A run can only be resumed with the same settings, except for the budget and the way the work
@@ -34,6 +34,7 @@ class SearchSettings(CalibrationSettings):
     matrices and windows. ray_address, ray_resources: as `RayExecutor` takes them.
     """
 
+    calibration: str
     search_text: str | None = None
     scope: Scope | Literal["any"] | None = None
     update: Update = "none"

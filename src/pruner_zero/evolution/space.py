@@ -19,31 +19,27 @@ from pruner_zero.metric import (
     Shape,
     Terminal,
 )
+from pruner_zero.metric.operators import Kind
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 
-POWERS = ("power", "sqr", "pow", "sqrt")
-
-# Of two equal operands these give a constant, one of them, or a multiple of it.
-_WASTED_ON_TWINS = ("add", "sub", "quotient", "min", "max", "div")
-
 
 class Nesting(Settings):
-    """How often some operators may lie above one another.
+    """How often operators of one kind may lie above one another.
 
-    operators: the operators that are counted together.
+    kind: that of the operators which are counted together; see `Operator.kind`.
     most: at most so many of them on a path from the root to a leaf.
     direct: count unbroken runs of them only, parent above child.
     """
 
-    operators: tuple[str, ...]
+    kind: Kind
     most: int = Field(1, ge=0)
     direct: bool = False
 
     def _longest(self, node: Expression) -> tuple[int, int]:
         """The most of the operators on a path from here, and the longest run that starts here."""
         below = [self._longest(operand) for operand in node.operands]
-        counted = isinstance(node, Call) and node.operator.name in self.operators
+        counted = isinstance(node, Call) and node.operator.kind == self.kind
         most = max((one for one, _ in below), default=0)
         run = max((one for _, one in below), default=0) + 1 if counted else 0
         if self.direct:
@@ -86,12 +82,10 @@ class SearchSpace(Settings):
     max_size: int = Field(15, ge=1)
     max_depth: int = Field(6, ge=1)
     max_nesting: tuple[Nesting, ...] = (
-        Nesting(operators=POWERS, direct=True),
-        Nesting(operators=("mms", "zsn")),
-        Nesting(operators=("exp", "log", "tanh")),
-        Nesting(
-            operators=("row_share", "column_share", "row_normalize", "column_normalize"), most=2
-        ),
+        Nesting(kind="power", direct=True),
+        Nesting(kind="matrix rescaling"),
+        Nesting(kind="transcendental"),
+        Nesting(kind="row or column rescaling", most=2),
     )
     idle: bool = False
 
@@ -146,7 +140,7 @@ class SearchSpace(Settings):
         for rule in self.max_nesting:
             if rule.broken_by(expression):
                 how = "directly " if rule.direct else ""
-                return f"more than {rule.most} of {', '.join(rule.operators)} {how}nested"
+                return f"more than {rule.most} of kind '{rule.kind}' {how}nested"
         return None
 
     def _refuses(self, node: Expression) -> str | None:
@@ -157,8 +151,9 @@ class SearchSpace(Settings):
         assert isinstance(node, Call)
         if node.operator.name not in self.operators:
             return f"operator {node.operator.name} is not allowed"
-        if node.exponent is not None and not self.allows_exponent(node.exponent):
-            return f"exponent {node.exponent} is not allowed"
+        exponent = node.exponent if node.operator.exponent == "operand" else None
+        if exponent is not None and not self.allows_exponent(exponent):
+            return f"exponent {exponent} is not allowed"
         return None if self.idle else _idle(node)
 
     def allows_exponent(self, exponent: float) -> bool:
@@ -221,12 +216,12 @@ class SearchSpace(Settings):
     def _forms_over(self, shapes: tuple[Shape, ...]) -> Iterator[tuple[Shape, Form]]:
         for name in self.operators:
             operator = OPERATORS[name]
-            if name == "power" and not self.exponents:
+            powers = operator.exponent == "operand"
+            if powers and not self.exponents:
                 continue
-            arity = 1 if name == "power" else operator.arity
-            for operands in product(shapes, repeat=arity):
+            for operands in product(shapes, repeat=operator.expressions):
                 if not _constant(operator, operands):
-                    whole = (*operands, Shape.SCALAR) if name == "power" else operands
+                    whole = (*operands, Shape.SCALAR) if powers else operands
                     yield operator.shape(*whole), Form(operator, operands)
 
 
@@ -244,7 +239,7 @@ def positions(expression: Expression) -> Iterator[tuple[int, Expression]]:
     for index, node in enumerate(expression.walk()):
         if index in exponents:
             continue
-        if isinstance(node, Call) and node.exponent is not None:
+        if isinstance(node, Call) and node.operator.exponent == "operand":
             exponents.add(index + node.size - 1)
         yield index, node
 
@@ -259,12 +254,12 @@ def _constant(operator: Operator, operands: tuple[Shape, ...]) -> bool:
 
 def _idle(node: Call) -> str | None:
     """Why the node cannot matter, where it cannot."""
-    name, operands = node.operator.name, node.operands
-    if _constant(node.operator, tuple(operand.shape for operand in operands)):
+    operator, operands, name = node.operator, node.operands, node.operator.name
+    if _constant(operator, tuple(operand.shape for operand in operands)):
         return f"{name} of a {operands[-1].shape.name.lower()} is constant"
-    if name == "skp" or (name == "abs" and operands[0].nonnegative):
+    if operator.factor == 1 or (operator.exponent == 1 and operands[0].nonnegative):
         return f"{name} changes nothing here"
-    if name in _WASTED_ON_TWINS and operands[0] == operands[1]:
+    if operator.twins and operands[0] == operands[-1]:
         return f"{name} of two equal operands"
     return None
 

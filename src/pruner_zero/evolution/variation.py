@@ -13,7 +13,7 @@ from pruner_zero.evolution.generate import (
     random_exponent,
     random_expression,
 )
-from pruner_zero.evolution.space import POWERS, SearchSpace, positions
+from pruner_zero.evolution.space import SearchSpace, positions
 from pruner_zero.metric import (
     OPERATORS,
     Call,
@@ -27,8 +27,6 @@ Mutation = Callable[[Generator, Expression, SearchSpace], Expression | None]
 T = TypeVar("T")
 
 _TRIES = 20
-_COMMUTATIVE = ("add", "mul", "min", "max")
-_POWER_OF = {"sqr": 2.0, "pow": 2.0, "sqrt": 0.5}
 
 
 def crossover(
@@ -110,7 +108,7 @@ def swap(generator: Generator, expression: Expression, space: SearchSpace) -> Ex
     alike = {
         (index + 1, index + 1 + node.operands[0].size)
         for index, node in _calls(expression)
-        if node.operator.name in _COMMUTATIVE
+        if node.operator.commutative
     }
     pairs = [
         ((i, left), (j, right))
@@ -136,7 +134,8 @@ def operator(generator: Generator, expression: Expression, space: SearchSpace) -
         others = [
             OPERATORS[name]
             for name in space.operators
-            if name != node.operator.name and _arity(name) == _arity(node.operator.name)
+            if name != node.operator.name
+            and OPERATORS[name].expressions == node.operator.expressions
         ]
         if not others:
             return None
@@ -156,8 +155,9 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
 
     def one() -> Expression | None:
         index, node = _pick(generator, list(positions(expression)))
-        if isinstance(node, Call) and node.operator.name in POWERS:
-            moved = _moved(generator, _exponent(node), space)
+        if isinstance(node, Call) and node.operator.kind == "power":
+            assert node.exponent is not None
+            moved = _moved(generator, node.exponent, space)
             return expression.replace(index, node.operands[0] ** moved)
         if not space.exponents:
             return None
@@ -239,7 +239,11 @@ def node_mutation(
     for index, _ in chosen:
         node = expression.at(index)
         if isinstance(node, Call):
-            alike = [name for name in space.operators if _arity(name) == len(_operands(node))]
+            alike = [
+                name
+                for name in space.operators
+                if OPERATORS[name].expressions == node.operator.expressions
+            ]
             symbol = OPERATORS[_pick(generator, alike)] if alike else node.operator
             new: Expression = apply_operator(generator, space, symbol, *_operands(node))
         else:
@@ -273,15 +277,7 @@ def _calls(expression: Expression) -> list[tuple[int, Call]]:
 
 def _operands(node: Call) -> list[Expression]:
     """The operands without a power's exponent."""
-    return list(node.operands[: _arity(node.operator.name)])
-
-
-def _arity(name: str) -> int:
-    return 1 if name == "power" else OPERATORS[name].arity
-
-
-def _exponent(node: Call) -> float:
-    return node.exponent if node.exponent is not None else _POWER_OF[node.operator.name]
+    return list(node.operands[: node.operator.expressions])
 
 
 def _moved(generator: Generator, exponent: float, space: SearchSpace) -> float:

@@ -5,7 +5,6 @@
 'abs(W * W) * mms(G)'
 """
 
-from pruner_zero.metric.canonical import canonical, masks
 from pruner_zero.metric.evaluate import ScoreError, evaluate, score
 from pruner_zero.metric.expression import (
     MAX_DEPTH,
@@ -17,8 +16,7 @@ from pruner_zero.metric.expression import (
     call,
 )
 from pruner_zero.metric.grammar import ParseError, format, parse
-from pruner_zero.metric.latex import to_latex
-from pruner_zero.metric.mathml import to_mathml
+from pruner_zero.metric.latex import to_latex, to_mathml
 from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.named import NAMED, NamedMetric
 from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
@@ -46,13 +44,11 @@ __all__ = [
     "Statistic",
     "Terminal",
     "call",
-    "canonical",
     "dumps",
     "evaluate",
     "format",
     "from_tree",
     "loads",
-    "masks",
     "parse",
     "score",
     "simplify_opposing",

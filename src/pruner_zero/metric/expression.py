@@ -102,7 +102,7 @@ class Expression:
         # Hashes of strings differ between processes: build anew instead of copying the cache.
         return type(self), self._key()
 
-    # Grammar, LaTeX and MathML are written on top of this module, hence the imports inside.
+    # The grammar and formulas are built on this module, so they are imported inside.
     def __str__(self) -> str:
         from pruner_zero.metric.grammar import format
 
@@ -119,7 +119,7 @@ class Expression:
     def _repr_html_(self) -> str:
         from pruner_zero.markup import element
         from pruner_zero.metric.grammar import excerpt
-        from pruner_zero.metric.mathml import to_mathml
+        from pruner_zero.metric.latex import to_mathml
 
         formula = element("div", to_mathml(self, "inline"))
         return element("div", formula, element("code", excerpt(self, 200)))
@@ -157,15 +157,9 @@ class Expression:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Terminal(Expression):
-    """A statistic of one weight matrix, fp32: W, G, S are (out, in), X and D are (1, in).
+    """A statistic of one weight matrix, in fp32.
 
-    W: absolute weight.
-    G: sqrt(Σ_n (100·g_n)²) over calibration windows n, g_n the gradient of the mean
-        next-token loss.
-    X: L2 norm of each input channel, sqrt(mean over samples of Σ_tokens x²), as Wanda uses it.
-    D: the diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian
-        2XᵀX/n, so that sqr(W) / sqr(D) is SparseGPT's score.
-    S: signed weight; the only one that can be negative.
+    name: one of TERMINALS, which says what each stands for and what shape it has.
     Raises PrunerZeroError for any other name.
     """
 
@@ -182,7 +176,7 @@ class Terminal(Expression):
         self._remember(
             _hash=hash(("Terminal", self.name)),
             depth=1,
-            nonnegative=statistic.nonnegative,
+            nonnegative=statistic.sign != "any",
             operands=(),
             shape=statistic.shape,
             size=1,
@@ -244,7 +238,7 @@ class Call(Expression):
             raise PrunerZeroError(
                 f"{operator.name} takes {operator.arity} operand{plural}, not {len(operands)}"
             )
-        if operator.name == "power" and not isinstance(operands[1], Constant):
+        if operator.exponent == "operand" and not isinstance(operands[-1], Constant):
             raise PrunerZeroError("the exponent of a power must be a number")
         depth = 1 + max(operand.depth for operand in operands)
         size = 1 + sum(operand.size for operand in operands)
@@ -264,23 +258,24 @@ class Call(Expression):
 
     @property
     def exponent(self) -> float | None:
-        """The exponent where this is a power, else None."""
-        if self.operator.name != "power":
-            return None
-        exponent = self.operands[1]
-        assert isinstance(exponent, Constant)
-        return exponent.value
+        """The exponent where this is |x|^exponent, else None."""
+        exponent = self.operator.exponent
+        if exponent != "operand":
+            return exponent
+        number = self.operands[-1]
+        assert isinstance(number, Constant)
+        return number.value
 
     @property
     def increasing(self) -> Increasing:
-        """The operator's fact of that name, and a power's: for exponents above zero."""
+        """The operator's fact of that name; a power increases where its exponent is above 0."""
         if self.exponent is None:
             return self.operator.increasing
         return "nonnegative" if self.exponent > 0 else "never"
 
     @property
     def degree(self) -> float | None:
-        """The operator's fact of that name; of a power, the exponent (its base alone scaled)."""
+        """The operator's fact of that name; a power's is its exponent, where its base is scaled."""
         return self.operator.degree if self.exponent is None else self.exponent
 
     def _key(self) -> tuple[Operator, tuple[Expression, ...]]:

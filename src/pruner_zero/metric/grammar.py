@@ -21,14 +21,17 @@ from pruner_zero.metric.expression import (
     Terminal,
     call,
 )
-from pruner_zero.metric.operators import OPERATORS
+from pruner_zero.metric.operators import ATOM, OPERATORS, POWER, SIGN, SUM
 from pruner_zero.metric.terminals import TERMINALS
 
 MAX_LENGTH = 100_000
 
-_INFIX = {"+": ("add", 1), "-": ("sub", 1), "*": ("mul", 2), "/": ("quotient", 2)}
-_SYMBOLS = {name: (symbol, level) for symbol, (name, level) in _INFIX.items()}
-_NEGATION, _POWER, _OPERAND = 3, 4, 5
+# The operator of each infix symbol, and how tightly it binds.
+_INFIX = {
+    operator.infix[0]: (operator.name, operator.infix[1])
+    for operator in OPERATORS.values()
+    if operator.infix
+}
 
 _TOKEN = re.compile(
     r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
@@ -76,24 +79,24 @@ def _format(expression: Expression) -> tuple[str, int]:
     """The text and how tightly its outermost operator binds."""
     if not isinstance(expression, Call):
         if isinstance(expression, Constant):
-            return repr(expression.value), _OPERAND if expression.value >= 0 else _NEGATION
+            return repr(expression.value), ATOM if expression.value >= 0 else SIGN
         assert isinstance(expression, Terminal)
-        return expression.name, _OPERAND
+        return expression.name, ATOM
     name, operands = expression.operator.name, expression.operands
-    if name in _SYMBOLS:
-        symbol, level = _SYMBOLS[name]
+    if expression.operator.infix:
+        symbol, level = expression.operator.infix
         # Equal levels group to the left, so only a right operand needs parentheses for them.
         return f"{_within(operands[0], level)} {symbol} {_within(operands[1], level + 1)}", level
     if name == "power":
-        return f"{_within(operands[0], _OPERAND)}^{_format(operands[1])[0]}", _POWER
+        return f"{_within(operands[0], ATOM)}^{_format(operands[1])[0]}", POWER
     if name == "neg" and not isinstance(operands[0], Constant):
-        return f"-{_within(operands[0], _NEGATION)}", _NEGATION
-    return f"{name}({', '.join(_format(operand)[0] for operand in operands)})", _OPERAND
+        return f"-{_within(operands[0], SIGN)}", SIGN
+    return f"{name}({', '.join(_format(operand)[0] for operand in operands)})", ATOM
 
 
 def _within(expression: Expression, level: int) -> str:
-    text, own = _format(expression)
-    return text if own >= level else f"({text})"
+    text, binds = _format(expression)
+    return text if binds >= level else f"({text})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class _Parser:
         self.nesting = 0
 
     def whole(self) -> Expression:
-        expression = self.binary(1)
+        expression = self.binary(SUM)
         if self.token.kind != "end":
             raise ParseError(f"expected an operator before {self.shown()}", self.token.column)
         return expression
@@ -220,7 +223,7 @@ class _Parser:
             )
         opening = self.take()
         self.deeper(opening)
-        expression = self.binary(1)
+        expression = self.binary(SUM)
         self.expect(")", opening)
         self.nesting -= 1
         return expression
@@ -240,10 +243,10 @@ class _Parser:
         self.deeper(opening)
         operands = []
         if self.token.text != ")":
-            operands.append(self.binary(1))
+            operands.append(self.binary(SUM))
             while self.token.text == ",":
                 self.take()
-                operands.append(self.binary(1))
+                operands.append(self.binary(SUM))
         self.expect(")", opening)
         self.nesting -= 1
         return self.call(name.text, name.column, *operands)

@@ -1,10 +1,17 @@
-"""Expressions as mathematics in LaTeX."""
+"""Expressions as formulas: LaTeX, and the MathML that browsers show."""
 
-from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
+import re
 
-_SUM, _PRODUCT, _SIGN, _SCRIPT, _ATOM = range(1, 6)
-_INFIX = {"add": (" + ", _SUM), "sub": (" - ", _SUM), "mul": (r" \cdot ", _PRODUCT)}
-_FUNCTIONS = {"tanh": r"\tanh", "min": r"\min", "max": r"\max"}
+from markupsafe import Markup
+
+from pruner_zero.metric.expression import Call, Constant, Expression
+from pruner_zero.metric.operators import ATOM, PRODUCT, SIGN
+
+# An operand in an operator's template, with the bars and parentheses that it may need.
+_OPERAND = re.compile(
+    r"(?P<bars>\|)?(?P<parentheses>\()?#(?P<place>[12])(?(parentheses)\))(?(bars)\|)"
+)
+_NAME = re.compile(r"\\operatorname\{([^}]*)\}")
 
 
 def to_latex(expression: Expression) -> str:
@@ -16,64 +23,52 @@ def to_latex(expression: Expression) -> str:
     return _latex(expression)[0]
 
 
+def to_mathml(expression: Expression, display: str = "block") -> Markup:
+    """The formula of `to_latex` as a <math> element.
+
+    display: block or inline.
+    """
+    from latex2mathml.converter import convert
+
+    # latex2mathml sets the letters of an operator's name as a product of italic variables.
+    latex = _NAME.sub(lambda name: rf"\text{{{name[1]}}}".replace(r"\,", " "), to_latex(expression))
+    return Markup(convert(latex, display=display))
+
+
 def _latex(expression: Expression) -> tuple[str, int]:
     """The LaTeX and how tightly its outermost operator binds."""
     if isinstance(expression, Constant):
         return _number(expression.value)
-    if isinstance(expression, Terminal):
-        return expression.name, _ATOM
-    assert isinstance(expression, Call)
-    name, operands = expression.operator.name, expression.operands
-    first, last = operands[0], operands[-1]
-    match name:
-        case "add" | "sub" | "mul":
-            symbol, level = _INFIX[name]
-            return _within(first, level) + symbol + _within(last, level + 1), level
-        case "quotient":
-            return rf"\frac{{{to_latex(first)}}}{{{to_latex(last)}}}", _SCRIPT
-        case "div":
-            return rf"\frac{{{to_latex(first)}}}{{\lVert {to_latex(last)}\rVert_F}}", _SCRIPT
-        case "neg":
-            return f"-{_within(first, _SCRIPT)}", _SIGN
-        case "sqr" | "pow":
-            return f"{_within(first, _ATOM)}^{{2}}", _SCRIPT
-        case "power":
-            base = _within(first, _ATOM) if first.nonnegative else _bars(first)
-            return f"{base}^{{{to_latex(last)}}}", _SCRIPT
-        case "abs":
-            return _bars(first), _ATOM
-        case "sqrt":
-            return rf"\sqrt{{{_magnitude(first)}}}", _ATOM
-        case "log":
-            return rf"\ln\left({_magnitude(first)} + 0.001\right)", _ATOM
-        case "exp":
-            return rf"e^{{\min\left({to_latex(first)}, 100\right)}}", _SCRIPT
-        case "skp":
-            return _latex(first)
-    function = _FUNCTIONS.get(name, rf"\operatorname{{{name.replace('_', chr(92) + ',')}}}")
-    return function + _parentheses(", ".join(to_latex(operand) for operand in operands)), _ATOM
+    if not isinstance(expression, Call):
+        return str(expression), ATOM
+    operator, operands = expression.operator, expression.operands
+    if operator.factor == 1:
+        return _latex(operands[0])
+    if operator.latex is None:
+        name = operator.name.replace("_", r"\,")
+        inside = ", ".join(map(to_latex, operands))
+        return rf"\operatorname{{{name}}}" + _parentheses(inside), ATOM
+    template, level = operator.latex
 
+    def filled(match: re.Match[str]) -> str:
+        place = int(match["place"]) - 1
+        latex, binds = _latex(operands[place])
+        if match["bars"] and not operands[place].nonnegative:
+            return rf"\left|{latex}\right|"
+        # Operators of the same level group to the left, and no two signs stand side by side.
+        loose = binds < level or (binds in (level, SIGN) and not (operator.infix and place == 0))
+        return _parentheses(latex) if match["parentheses"] and loose else latex
 
-def _within(expression: Expression, level: int) -> str:
-    latex, own = _latex(expression)
-    return latex if own >= level else _parentheses(latex)
+    return _OPERAND.sub(filled, template), level
 
 
 def _parentheses(latex: str) -> str:
     return rf"\left({latex}\right)" if "\\" in latex or "^" in latex else f"({latex})"
 
 
-def _bars(expression: Expression) -> str:
-    return rf"\left|{to_latex(expression)}\right|"
-
-
-def _magnitude(expression: Expression) -> str:
-    return to_latex(expression) if expression.nonnegative else _bars(expression)
-
-
 def _number(value: float) -> tuple[str, int]:
     digits, _, exponent = repr(value).removesuffix(".0").partition("e")
-    level = _SIGN if value < 0 else _ATOM
+    level = SIGN if value < 0 else ATOM
     if not exponent:
         return digits, level
-    return rf"{digits} \cdot 10^{{{int(exponent)}}}", min(level, _PRODUCT)
+    return rf"{digits} \cdot 10^{{{int(exponent)}}}", min(level, PRODUCT)

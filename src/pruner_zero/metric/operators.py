@@ -1,10 +1,15 @@
-"""What an expression can do with tensors: the operators, their numerics and their facts."""
+"""The operators: what expressions compute, and all that is known of each.
+
+A new operator is one entry of `_PUBLISHED` or `_EXTENDED` and nothing else: simplification, text,
+formulas, the search and the analysis read its facts here.
+"""
 
 import math
+import operator
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from enum import Enum
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -14,6 +19,11 @@ from pruner_zero.plugins import Registry
 Reach = Literal["element", "row", "column", "matrix"]
 Increasing = Literal["always", "nonnegative", "never"]
 Sign = Literal["nonnegative", "keeps", "any"]
+Parity = Literal["odd", "even", "complement"]
+Kind = Literal["power", "matrix rescaling", "row or column rescaling", "transcendental", "other"]
+
+# How tightly notation binds, in text and in formulas.
+SUM, PRODUCT, SIGN, POWER, ATOM = range(1, 6)
 
 _TINY = torch.finfo(torch.float32).tiny
 
@@ -38,31 +48,97 @@ class Shape(Enum):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Operator:
-    """One operator: its numerics `apply` (2-D tensors to a 2-D tensor) and its facts.
+    """One operator: its numerics and everything else the program has to know about it.
 
-    Statistics are taken over the operand's own tensor, before it is broadcast. The facts hold
-    in exact arithmetic for finite results; fp32 rounding can still tie close values.
+    All facts hold in exact arithmetic for finite results; fp32 rounding can still tie close
+    values. A fact that is left out is not claimed, which is always safe. What is stated by
+    `exponent`, `factor` and `rescaling` (degree, sign, parity, increasing) needs no repetition.
 
-    reach: over which entries statistics are taken to compute one entry.
+    name: as the language writes it, such as row_share.
+    arity: number of operands, 1 or 2.
+    apply: the numerics, a pure function of 2-D tensors to a 2-D tensor.
+    reach: over which entries of an operand, before it is broadcast, statistics are taken to
+        compute one entry.
+    shape_rule: the result has the broadcast shape of the operands, the first one's, or (1, 1).
     increasing: the result grows strictly with the first operand while the others keep their
         values, among entries that share the reach: always, where the operand is nonnegative,
         or never (not claimed).
     sign: the result is nonnegative, keeps the operands' sign (all nonnegative gives
         nonnegative), or any.
     degree: f(c·x, c·y) = c^degree · f(x, y) for every positive c constant over the reach.
-    saturates: the operand from which `increasing` ends: exp's clamp, fp32 tanh's 1.
+    parity: f(-x) is -f(x) (odd), f(x) (even) or 1 - f(x) (complement).
+    exponent: f(x) = |x|^exponent, or f(x, number) = |x|^number where it is "operand".
+    factor: f(x) = factor · x.
+    rescaling: f(x) = a·x, where a > 0 is taken over the magnitudes within the reach (scale), or
+        f(x) = a·x + b, where a > 0 and b are taken over the reach (affine). A factor c > 0 that
+        is constant over the reach makes no difference, nor does an offset where it is affine.
+    commutative: f(x, y) = f(y, x).
+    twins: f(x, x) is worth nothing: a constant, x, or a multiple of x.
+    inverse: the name of the operator that undoes this one, as the paper's simplification sees it.
+    saturates: in fp32, the magnitude of the operand up to which an increasing result stays
+        finite, nonzero and distinct; infinite where it always does.
+    range: the lowest and the highest result of all.
+    bounds: interval arithmetic, where other facts do not say it: the bounds of the result for
+        those of the operands, which know + - * / **, minimum and maximum.
+    infix: the symbol between the operands in text, if any, and how tightly it binds.
+    latex: the formula, and how tightly it binds; else the name with its operands in parentheses.
+        #1 and #2 are the operands, (#1) gets parentheses where the operand binds less tightly,
+        |#1| gets bars where the operand may be negative.
     """
 
     name: str
     arity: int
     apply: Callable[..., Tensor]
-    reach: Reach
-    increasing: Increasing
-    sign: Sign
-    degree: float | None
-    group: Literal["published", "extended"] = "published"
+    _: KW_ONLY
+    reach: Reach = "element"
     shape_rule: Literal["join", "first", "scalar"] = "join"
-    saturates: float = math.inf
+    increasing: Increasing = "never"
+    sign: Sign = "any"
+    degree: float | None = None
+    parity: Parity | None = None
+    exponent: float | Literal["operand"] | None = None
+    factor: float | None = None
+    rescaling: Literal["scale", "affine"] | None = None
+    commutative: bool = False
+    twins: bool = False
+    inverse: str | None = None
+    saturates: float = 0.0
+    range: tuple[float, float] = (-math.inf, math.inf)
+    bounds: Callable[..., Any] | None = None
+    infix: tuple[str, int] | None = None
+    latex: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.exponent, int | float):
+            self._imply(degree=self.exponent, sign="nonnegative", parity="even")
+            self._imply(increasing="nonnegative" if self.exponent > 0 else "never")
+        if self.factor is not None:
+            self._imply(degree=1.0, parity="odd")
+            if self.factor > 0:
+                self._imply(sign="keeps", increasing="always")
+        if self.rescaling is not None:
+            self._imply(degree=0.0, increasing="always")
+        if self.rescaling == "scale":
+            self._imply(sign="keeps", parity="odd")
+
+    def _imply(self, **facts: object) -> None:
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def kind(self) -> Kind:
+        """What operators that it makes little sense to nest have in common."""
+        if self.exponent not in (None, 1.0):
+            return "power"
+        if self.rescaling is not None:
+            return "matrix rescaling" if self.reach == "matrix" else "row or column rescaling"
+        curved = self.arity == 1 and self.reach == "element" and self.degree is None
+        return "transcendental" if curved else "other"
+
+    @property
+    def expressions(self) -> int:
+        """How many of the operands are expressions; an exponent is a number."""
+        return self.arity - (self.exponent == "operand")
 
     def shape(self, *operands: Shape) -> Shape:
         """The form of the result for operands of these forms."""
@@ -153,37 +229,158 @@ def _small(x: Tensor) -> Tensor:
     return (magnitude < 0.1 * magnitude.mean()).to(x.dtype).mean().reshape(1, 1)
 
 
-_ALL = (
-    # Numerics as released with Pruner-Zero (Dong 2024, arXiv 2406.02924):
-    # name, arity, apply, reach, increasing, sign, degree
-    Operator("sqr", 1, _square, "element", "nonnegative", "nonnegative", 2),
-    Operator("neg", 1, torch.neg, "element", "never", "any", 1),
-    Operator("abs", 1, torch.abs, "element", "nonnegative", "nonnegative", 1),
-    Operator("log", 1, _log, "element", "nonnegative", "any", None),
-    Operator("exp", 1, _exp, "element", "always", "nonnegative", None, saturates=100.0),
-    Operator("sqrt", 1, _sqrt, "element", "nonnegative", "nonnegative", 0.5),
-    Operator("tanh", 1, torch.tanh, "element", "always", "keeps", None, saturates=9.0),
-    Operator("pow", 1, _square, "element", "nonnegative", "nonnegative", 2),
-    Operator("skp", 1, _identity, "element", "always", "keeps", 1),
-    Operator("mms", 1, _min_max_scale, "matrix", "always", "nonnegative", 0),
-    Operator("zsn", 1, _standardize, "matrix", "always", "any", 0),
-    Operator("add", 2, torch.add, "element", "always", "keeps", 1),
-    Operator("sub", 2, torch.sub, "element", "always", "any", 1),
-    Operator("mul", 2, torch.mul, "element", "never", "keeps", 2),
-    Operator("div", 2, _divide_by_norm, "matrix", "always", "keeps", 0, shape_rule="first"),
-    # Ours, so that every known metric is an expression:
-    Operator("quotient", 2, _quotient, "element", "never", "keeps", 0, "extended"),
-    # The facts of a power hang on its exponent: Call.increasing and Call.degree know them.
-    Operator("power", 2, _power, "element", "never", "nonnegative", None, "extended"),
-    Operator("min", 2, torch.minimum, "element", "never", "keeps", 1, "extended"),
-    Operator("max", 2, torch.maximum, "element", "never", "keeps", 1, "extended"),
-    Operator("row_share", 1, _row_share, "row", "always", "keeps", 0, "extended"),
-    Operator("column_share", 1, _column_share, "column", "always", "keeps", 0, "extended"),
-    Operator("row_normalize", 1, _row_normalize, "row", "always", "keeps", 0, "extended"),
-    Operator("column_normalize", 1, _column_normalize, "column", "always", "keeps", 0, "extended"),
-    Operator("small", 1, _small, "matrix", "never", "nonnegative", 0, "extended", "scalar"),
+# Numerics as released with Pruner-Zero (Dong 2024, arXiv 2406.02924).
+_PUBLISHED = (
+    Operator("sqr", 1, _square, exponent=2.0, latex=("(#1)^{2}", POWER)),
+    Operator("neg", 1, torch.neg, factor=-1.0, inverse="neg", latex=("-(#1)", SIGN)),
+    Operator("abs", 1, torch.abs, exponent=1.0, latex=(r"\left|#1\right|", ATOM)),
+    Operator(
+        "log",
+        1,
+        _log,
+        increasing="nonnegative",
+        parity="even",
+        saturates=math.inf,
+        inverse="exp",
+        latex=(r"\ln\left(|#1| + 0.001\right)", ATOM),
+    ),
+    Operator(
+        "exp",
+        1,
+        _exp,
+        increasing="always",
+        sign="nonnegative",
+        saturates=80.0,
+        inverse="log",
+        latex=(r"e^{\min\left(#1, 100\right)}", POWER),
+    ),
+    Operator("sqrt", 1, _sqrt, exponent=0.5, inverse="sqr", latex=(r"\sqrt{|#1|}", ATOM)),
+    Operator("tanh", 1, torch.tanh, increasing="always", sign="keeps", parity="odd", saturates=9.0),
+    Operator("pow", 1, _square, exponent=2.0, inverse="sqrt", latex=("(#1)^{2}", POWER)),
+    Operator("skp", 1, _identity, factor=1.0),
+    Operator(
+        "mms",
+        1,
+        _min_max_scale,
+        reach="matrix",
+        sign="nonnegative",
+        parity="complement",
+        rescaling="affine",
+        range=(0.0, 1.0),
+    ),
+    Operator("zsn", 1, _standardize, reach="matrix", parity="odd", rescaling="affine"),
+    Operator(
+        "add",
+        2,
+        torch.add,
+        increasing="always",
+        sign="keeps",
+        degree=1,
+        commutative=True,
+        twins=True,
+        bounds=operator.add,
+        infix=("+", SUM),
+        latex=("(#1) + (#2)", SUM),
+    ),
+    Operator(
+        "sub",
+        2,
+        torch.sub,
+        increasing="always",
+        degree=1,
+        twins=True,
+        bounds=operator.sub,
+        infix=("-", SUM),
+        latex=("(#1) - (#2)", SUM),
+    ),
+    Operator(
+        "mul",
+        2,
+        torch.mul,
+        sign="keeps",
+        degree=2,
+        commutative=True,
+        bounds=operator.mul,
+        infix=("*", PRODUCT),
+        latex=(r"(#1) \cdot (#2)", PRODUCT),
+    ),
+    Operator(
+        "div",
+        2,
+        _divide_by_norm,
+        reach="matrix",
+        shape_rule="first",
+        increasing="always",
+        sign="keeps",
+        degree=0,
+        twins=True,
+        bounds=lambda x, y: x.over_norm(y),
+        latex=(r"\frac{#1}{\left\lVert #2\right\rVert_F}", POWER),
+    ),
 )
 
-OPERATORS = Registry("operators", Operator, {one.name: one for one in _ALL})
-PUBLISHED = tuple(one.name for one in _ALL if one.group == "published")
-EXTENDED = tuple(one.name for one in _ALL if one.group == "extended")
+# Ours, so that every known metric is an expression.
+_EXTENDED = (
+    Operator(
+        "quotient",
+        2,
+        _quotient,
+        sign="keeps",
+        degree=0,
+        twins=True,
+        bounds=operator.truediv,
+        infix=("/", PRODUCT),
+        latex=(r"\frac{#1}{#2}", POWER),
+    ),
+    Operator(
+        "power", 2, _power, sign="nonnegative", exponent="operand", latex=("|(#1)|^{#2}", POWER)
+    ),
+    Operator(
+        "min",
+        2,
+        torch.minimum,
+        sign="keeps",
+        degree=1,
+        commutative=True,
+        twins=True,
+        bounds=lambda x, y: x.minimum(y),
+    ),
+    Operator(
+        "max",
+        2,
+        torch.maximum,
+        sign="keeps",
+        degree=1,
+        commutative=True,
+        twins=True,
+        bounds=lambda x, y: x.maximum(y),
+    ),
+    Operator("row_share", 1, _row_share, reach="row", rescaling="scale", range=(-1.0, 1.0)),
+    Operator(
+        "column_share", 1, _column_share, reach="column", rescaling="scale", range=(-1.0, 1.0)
+    ),
+    Operator("row_normalize", 1, _row_normalize, reach="row", rescaling="scale", range=(-1.0, 1.0)),
+    Operator(
+        "column_normalize",
+        1,
+        _column_normalize,
+        reach="column",
+        rescaling="scale",
+        range=(-1.0, 1.0),
+    ),
+    Operator(
+        "small",
+        1,
+        _small,
+        reach="matrix",
+        shape_rule="scalar",
+        sign="nonnegative",
+        degree=0,
+        parity="even",
+        range=(0.0, 1.0),
+    ),
+)
+
+OPERATORS = Registry("operators", Operator, {each.name: each for each in _PUBLISHED + _EXTENDED})
+PUBLISHED = tuple(each.name for each in _PUBLISHED)
+EXTENDED = tuple(each.name for each in _EXTENDED)

@@ -1,15 +1,7 @@
 """The paper's simplification: operations that oppose each other vanish."""
 
 from pruner_zero.metric.expression import Call, Expression
-
-_OPPOSING = {
-    "exp": ("log",),
-    "log": ("exp",),
-    "neg": ("neg",),
-    "pow": ("sqrt",),
-    "sqr": ("sqrt",),
-    "sqrt": ("pow", "sqr"),
-}
+from pruner_zero.metric.operators import Operator
 
 
 def simplify_opposing(expression: Expression) -> Expression:
@@ -17,19 +9,23 @@ def simplify_opposing(expression: Expression) -> Expression:
 
     exp of log and log of exp, sqr or pow of sqrt and sqrt of either, and neg of neg leave
     their operand; skp always does. Repeated until no such pair is left, so it is idempotent;
-    the result never has more nodes. It reads names only and may change values, and masks with
-    them: log adds 0.001, and both roots and logarithms take magnitudes, so sqrt(sqr(S)) is
-    |S| but becomes S. `canonical` keeps the mask.
+    the result never has more nodes. It may change values, and masks with them: log adds 0.001,
+    and both roots and logarithms take magnitudes, so sqrt(sqr(S)) is |S| but becomes S.
+    `canonical` keeps the mask.
     Source: Dong 2024 (Pruner-Zero, arXiv 2406.02924), its opposing-operation simplification.
     """
     if not isinstance(expression, Call):
         return expression
-    # From the leaves up, once: an operand is free of pairs before its parent is looked at, and
-    # what a vanished pair leaves meets the next parent in turn.
+    # One pass from the leaves up is enough: the operands are free of pairs before their parent
+    # is looked at.
     operands = tuple(simplify_opposing(operand) for operand in expression.operands)
-    name, first = expression.operator.name, operands[0]
-    if name == "skp":
+    first = operands[0]
+    if expression.operator.factor == 1:
         return first
-    if isinstance(first, Call) and first.operator.name in _OPPOSING.get(name, ()):
+    if isinstance(first, Call) and _oppose(expression.operator, first.operator):
         return first.operands[0]
     return expression if operands == expression.operands else Call(expression.operator, operands)
+
+
+def _oppose(outer: Operator, inner: Operator) -> bool:
+    return outer.inverse == inner.name or inner.inverse == outer.name

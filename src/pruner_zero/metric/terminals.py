@@ -1,19 +1,28 @@
-"""What an expression can ask for: the statistics of one weight matrix."""
+"""The terminals of expressions: statistics of one weight matrix, and what is known of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal
 
 from pruner_zero.metric.operators import Shape
 
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """What a terminal stands for: the form, the meaning, and whether it is never negative."""
+    """What a terminal stands for.
+
+    shape: its form beside a weight matrix of shape (out, in).
+    sign: positive (never zero), nonnegative, or any.
+    cost: what collecting it costs, in nodes of an expression, for the complexity of a metric.
+    magnitude: the terminal that is its magnitude, if it can be negative.
+    """
 
     shape: Shape
     meaning: str
-    nonnegative: bool = True
+    sign: Literal["positive", "nonnegative", "any"] = "nonnegative"
+    cost: int = 0
+    magnitude: str | None = None
 
 
 TERMINALS: Mapping[str, Statistic] = MappingProxyType(
@@ -23,16 +32,20 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             Shape.MATRIX,
             "sqrt(Σ_n (100·g_n)²) over calibration windows n, g_n the gradient of the mean "
             "next-token loss",
+            cost=3,
         ),
         "X": Statistic(
             Shape.ROW,
             "L2 norm of each input channel: sqrt(mean over samples of Σ_tokens x²)",
+            cost=1,
         ),
         "D": Statistic(
             Shape.ROW,
             "diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian "
             "2XᵀX/n, so that sqr(W) / sqr(D) is SparseGPT's score",
+            sign="positive",
+            cost=2,
         ),
-        "S": Statistic(Shape.MATRIX, "signed weight", nonnegative=False),
+        "S": Statistic(Shape.MATRIX, "signed weight", sign="any", magnitude="W"),
     }
 )

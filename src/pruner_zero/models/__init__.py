@@ -1,5 +1,6 @@
 """Language models: loading, their decoder blocks and prunable matrices, running, saving."""
 
+from pruner_zero.choices import Dtype
 from pruner_zero.models.blocks import (
     Activations,
     Arguments,
@@ -10,7 +11,6 @@ from pruner_zero.models.blocks import (
 )
 from pruner_zero.models.builtin import BUILTIN_MODELS
 from pruner_zero.models.language_model import (
-    Dtype,
     LanguageModel,
     check_dtype,
     check_tokens,

@@ -8,9 +8,10 @@ from pathlib import Path
 import transformers
 
 from pruner_zero.cache import default_cache, made_once
+from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.files import sha256
-from pruner_zero.models.language_model import Dtype, LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import read_model
 from pruner_zero.models.save import save_model
 

@@ -5,17 +5,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.models.blocks import Activations, BlockCalls, record_block_calls
 from pruner_zero.models.structure import Matrix, find_blocks
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 # What a configuration says about where and how it was saved, and not about what is computed.
 _NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
@@ -97,6 +96,8 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
     A token needs a row in the embedding, and a position one in a learned table of positions
     (GPT-2, OPT); rotary models have no such limit.
     """
+    if not len(tokens):
+        return
     embedding = model.get_input_embeddings()
     rows = embedding.weight.shape[0]
     largest = int(tokens.max())

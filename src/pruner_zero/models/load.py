@@ -6,11 +6,12 @@ from typing import Any
 from huggingface_hub import is_offline_mode, snapshot_download
 from transformers import PreTrainedModel
 
+from pruner_zero.choices import Dtype
 from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.hub import hub_reachable
 from pruner_zero.models.builtin import builtin_folder, load_builtin
-from pruner_zero.models.language_model import Dtype, LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
 from pruner_zero.models.pickled import BESIDE, PICKLED, converted_folder
 from pruner_zero.models.placement import place_model

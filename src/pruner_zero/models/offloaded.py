@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU
 from pruner_zero.models.blocks import Activations, BlockCalls
-from pruner_zero.models.language_model import Dtype, LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import quiet, read_model
 from pruner_zero.models.shards import Shards
 from pruner_zero.models.structure import Matrix, find_blocks

@@ -15,8 +15,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
 
+from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.models.language_model import Dtype, LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 
 
 def read_model(

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pruner_zero.calibration import Kind
+from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.sparsity import Allocation, Pattern, Scope, Unstructured
 
 Update = Literal["none", "obs", "obs-iter", "exact"]
 AllocationRule = Literal["uniform", "owl", "error"]
-Mode = Literal["auto", "sequential", "one-shot"]
 Order = Literal["sequential", "one-shot"]
 
 SPARSEGPT = "sparsegpt"

@@ -16,6 +16,7 @@ from pruner_zero.calibration import (
     collect_inputs,
     input_kinds,
 )
+from pruner_zero.choices import Mode
 from pruner_zero.models import (
     Activations,
     Arguments,
@@ -33,7 +34,7 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.allocation import Allocator
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.method import Method, Mode
+from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.scoring import (
     Job,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.calibration import StatisticsStore, open_store
-from pruner_zero.devices import naming_out_of_memory
+from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.models import (
@@ -24,18 +24,26 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.masks import FOLDER, save_masks
+from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.settings import PruneSettings, corpus_name, model_name
+from pruner_zero.pruning.settings import (
+    calibration_corpus,
+    calibration_windows,
+    corpus_name,
+    method_of,
+    model_name,
+    selection_of,
+)
 from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
-from pruner_zero.settings import read_settings
+from pruner_zero.settings import PruneSettings, read_settings
 from pruner_zero.sparsity import Allocation
-from pruner_zero.text import Corpus, Windows, load_corpus, random_windows
+from pruner_zero.text import Corpus, Windows
 
 # What decides the statistics and is told by a name of its own where it changed.
 _NAMED = {"model", "windows", "torch"}
 # Settings that an interrupted run may be taken up without.
-_PLACE = {"device", "save_mask"}
+_PLACE = {"device", "save_mask", "threads"}
 
 
 @naming_out_of_memory("choose fewer --windows, a shorter --seqlen, or --offload")
@@ -56,7 +64,8 @@ def prune(
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is then
     pruned in place; None where `config` names it. metric: a name, an expression, a tree
-    file or a `Metric`. calibration: what `load_corpus` takes. settings: the remaining fields
+    file or a `Metric`. calibration: what `load_corpus` takes; None where the method needs no
+    statistics, as magnitude. settings: the remaining fields
     of `PruneSettings`, such as sparsity=0.5 or pattern="2:4"; config: a YAML file of them,
     over which arguments win. cache: the folder that keeps statistics for the next run, the
     user's where None.
@@ -78,6 +87,7 @@ def prune(
         "calibration": corpus_name(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
+    method = method_of(checked)
     folder = Path(os.path.abspath(output)) if output is not None else None
     if folder:
         check_output(folder, overwrite)
@@ -85,11 +95,8 @@ def prune(
         _check_offload(model, folder)
     if checked.save_mask and folder is None:
         raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
-    corpus = load_corpus(
-        checked.calibration if calibration is None else calibration,
-        role="calibration",
-        progress=progress,
-    )
+    text = checked.calibration if calibration is None else calibration
+    corpus = calibration_corpus(text, [method], progress)
     language_model = (
         load_offloaded(checked.model, checked.dtype, checked.device)
         if checked.offload
@@ -97,18 +104,17 @@ def prune(
             checked.model if model is None else model, tokenizer, checked.dtype, checked.device
         )
     )
-    windows = random_windows(
-        corpus, language_model.tokenizer, checked.windows, checked.seqlen, checked.seed
-    )
-    matrices = check_plan(language_model, windows, checked.method, checked.selection)
+    windows = calibration_windows(corpus, language_model.tokenizer, checked)
+    matrices = check_plan(language_model, windows, method, selection_of(checked))
     store = open_store(
         language_model,
         windows,
         gradient_seqlen=checked.gradient_seqlen,
         folder=Path(cache) if cache is not None else None,
     )
-    work = _Work(checked, language_model, windows, store, matrices, progress)
-    return work.save(folder, overwrite) if folder else work.run(None)
+    work = _Work(checked, method, language_model, windows, store, matrices, progress)
+    with torch_threads(checked.threads):
+        return work.save(folder, overwrite) if folder else work.run(None)
 
 
 def _check_offload(model: Any, output: Path | None) -> None:
@@ -128,6 +134,7 @@ def _given(settings: dict[str, Any]) -> dict[str, Any]:
 @dataclass(frozen=True)
 class _Work:
     settings: PruneSettings
+    method: Method
     language_model: LanguageModel
     windows: Windows
     store: StatisticsStore
@@ -136,15 +143,15 @@ class _Work:
 
     def run(self, checkpoint: Checkpoint | None) -> PruneResult:
         """Prune in memory, block by block, from where the checkpoint stands."""
-        method, mode = self.settings.method, self.settings.method.mode(self.settings.mode)
+        mode = self.method.mode(self.settings.mode)
         with measured() as cost:
             records = prune_model(
                 self.language_model,
                 self.windows,
-                method,
+                self.method,
                 self.store,
                 mode=mode,
-                selection=self.settings.selection,
+                selection=selection_of(self.settings),
                 matrices=self.matrices,
                 checkpoint=checkpoint,
                 progress=self.progress,
@@ -152,9 +159,10 @@ class _Work:
         return PruneResult(
             self.language_model,
             self.settings,
+            self.method,
             mode,
             records,
-            self.windows.describe(),
+            self.windows.describe() if len(self.windows) else {},
             {
                 **provenance(),
                 "device": str(self.language_model.device),
@@ -200,13 +208,13 @@ class _Work:
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must share with this one to be taken up."""
-        shares = self.settings.method.allocation
+        shares = self.method.allocation
         known = self.store.settings
         # The device and what is written beside change at most how sums round.
         settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
-            "the metric": self.settings.method.metric.to_json(),
+            "the metric": self.method.metric.to_json(),
             "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
             "the model's weights": known["model"],
             "the calibration tokens": known["windows"],

@@ -11,8 +11,9 @@ from typing import Any
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
+from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
-from pruner_zero.pruning.settings import PruneSettings
+from pruner_zero.settings import PruneSettings
 from pruner_zero.table import Tabular
 
 
@@ -20,14 +21,15 @@ from pruner_zero.table import Tabular
 class PruneResult(Tabular):
     """A pruned model and everything needed to trust and repeat it.
 
-    `calibration` describes the windows, `cost` the wall time and memory of this process;
-    `output` is the folder, None where nothing was saved.
+    `calibration` describes the windows, empty where there were none, `cost` the wall time and
+    memory of this process; `output` is the folder, None where nothing was saved.
     """
 
     shown = ("name", "shape", "zeros", "sparsity", "damping", "note")
 
     language_model: LanguageModel
     settings: PruneSettings
+    method: Method
     mode: str
     records: Sequence[MatrixRecord]
     calibration: dict[str, Any]
@@ -45,7 +47,7 @@ class PruneResult(Tabular):
         where = f"{self.output}: " if self.output else ""
         return (
             f"{where}{self.sparsity:.2%} of the weights of {len(self.records)} matrices are zero, "
-            f"by {self.settings.method.metric}"
+            f"by {self.method.metric}"
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -54,7 +56,7 @@ class PruneResult(Tabular):
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
-        method = self.settings.method
+        method = self.method
         return {
             "settings": {
                 **self.settings.model_dump(mode="json"),
@@ -71,7 +73,7 @@ class PruneResult(Tabular):
 
     def write(self, folder: Path) -> None:
         """Write metric.json, pruning.json and the model card README.md to `folder`."""
-        method = self.settings.method
+        method = self.method
         tree = json.loads(method.metric.to_json())
         if method.scope:
             tree["scope"] = method.scope
@@ -82,7 +84,7 @@ class PruneResult(Tabular):
 
 def model_card(result: PruneResult) -> str:
     """The model card of a pruned model, in Markdown with the hub's header."""
-    settings, method = result.settings, result.settings.method
+    settings, method = result.settings, result.method
     kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
         kinds[record.kind].append(record)
@@ -116,9 +118,18 @@ def model_card(result: PruneResult) -> str:
         "",
         "## Provenance",
         "",
-        f"Calibrated on {result.calibration['windows']} windows of {result.calibration['seqlen']}"
-        f" tokens of `{result.calibration['text']}`, seed {settings.seed}. Settings, versions and"
-        " the zeros of every matrix are in `pruning.json`, the metric in `metric.json`.",
+        f"{_calibrated(result)} Settings, versions and the zeros of every matrix are in "
+        "`pruning.json`, the metric in `metric.json`.",
         "",
     ]
     return "\n".join(parts)
+
+
+def _calibrated(result: PruneResult) -> str:
+    windows = result.calibration
+    if not windows:
+        return "The metric looks at the weights alone: there was no calibration."
+    return (
+        f"Calibrated on {windows['windows']} windows of {windows['seqlen']} tokens of "
+        f"`{windows['text']}`, seed {result.settings.seed}."
+    )

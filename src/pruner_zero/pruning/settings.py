@@ -1,97 +1,68 @@
-"""What `prune` can be told."""
+"""From settings to values: the method, the calibration text, and names for objects."""
 
 from collections.abc import Iterable
-from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
-
-from pydantic import Field, model_validator
+from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Dtype, LanguageModel
-from pruner_zero.pruning.method import Method, Mode, Update
+from pruner_zero.models import LanguageModel
+from pruner_zero.progress import Progress
+from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import Selection
-from pruner_zero.settings import Settings
-from pruner_zero.settings.model import Device
-from pruner_zero.sparsity import Scope
-from pruner_zero.text import Corpus
+from pruner_zero.settings import CalibrationSettings, MethodSettings, PruneSettings
+from pruner_zero.text import Corpus, Tokenizer, Windows, load_corpus, no_windows, random_windows
 
 
-class CalibrationSettings(Settings):
-    """What statistics are collected on, and how; shared by the verbs that calibrate.
+def method_of(settings: PruneSettings) -> Method:
+    """The method that metric, sparsity or pattern, scope and the steps describe.
 
-    gradient_seqlen: tokens of the pieces that windows are cut into for G, see `gradient_windows`.
-    device: what `find_devices` takes.
+    Raises PrunerZeroError.
     """
+    return parse_method(
+        settings.metric,
+        sparsity=settings.sparsity,
+        pattern=settings.pattern,
+        scope=settings.scope,
+        update=settings.update,
+        refine=settings.refine,
+        asymmetric=settings.asymmetric,
+        allocation=settings.allocation,
+    )
 
-    model: str
-    calibration: str
-    windows: Annotated[int, Field(ge=1)] = 24
-    seqlen: Annotated[int, Field(ge=2)] = 1024
-    seed: Annotated[int, Field(ge=0)] = 0
-    sparsity: float | None = None
-    pattern: str | None = None
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    dtype: Dtype = "auto"
-    device: Device = "auto"
-    gradient_seqlen: Annotated[int, Field(ge=2)] | None = None
-    damping: Annotated[float, Field(gt=0, le=1)] = 0.01
 
-    @model_validator(mode="after")
-    def _check_pieces(self) -> Self:
-        if self.gradient_seqlen is not None and self.seqlen % self.gradient_seqlen:
+def calibration_corpus(
+    text: str | Path | Corpus | Iterable[str] | None,
+    methods: Iterable[Method],
+    progress: Progress,
+) -> Corpus | None:
+    """The calibration text; None where none is given and no method looks at statistics.
+
+    Raises PrunerZeroError where a method does.
+    """
+    if text is not None:
+        return load_corpus(text, role="calibration", progress=progress)
+    for method in methods:
+        if method.kinds | method.allocation_kinds:
             raise PrunerZeroError(
-                f"--gradient-seqlen is {self.gradient_seqlen}: choose one that divides the "
-                f"{self.seqlen} tokens of a window (--seqlen)"
+                f"{method.name} needs statistics of the model on a text: give --calibration, such "
+                "as --calibration builtin:pydoc"
             )
-        return self
-
-    @property
-    def selection(self) -> Selection:
-        """The part that the pipeline takes as it is."""
-        return Selection(self.include, self.exclude, self.damping)
+    return None
 
 
-class MethodSettings(CalibrationSettings):
-    """What methods have in common wherever they are applied."""
-
-    scope: Scope | None = None
-    mode: Mode = "auto"
-
-    def parse(self, method: str) -> Method:
-        """Read a method at this sparsity. Raises PrunerZeroError."""
-        return parse_method(method, sparsity=self.sparsity, pattern=self.pattern, scope=self.scope)
+def calibration_windows(
+    corpus: Corpus | None, tokenizer: Tokenizer, settings: CalibrationSettings
+) -> Windows:
+    """The windows that statistics are collected on, none without a text."""
+    if corpus is None:
+        return no_windows()
+    return random_windows(corpus, tokenizer, settings.windows, settings.seqlen, settings.seed)
 
 
-class PruneSettings(MethodSettings):
-    """All that decides the result of `prune`."""
-
-    metric: str = "wanda"
-    offload: bool = False
-    update: Update | None = None
-    refine: bool = False
-    asymmetric: bool = False
-    allocation: str | None = None
-    save_mask: bool = False
-
-    @cached_property
-    def method(self) -> Method:
-        """The method that metric, sparsity or pattern, scope and the steps describe.
-
-        Read once: a tree file that changes during the run changes nothing.
-        """
-        return parse_method(
-            self.metric,
-            sparsity=self.sparsity,
-            pattern=self.pattern,
-            scope=self.scope,
-            update=self.update,
-            refine=self.refine,
-            asymmetric=self.asymmetric,
-            allocation=self.allocation,
-        )
+def selection_of(settings: MethodSettings) -> Selection:
+    """The part that the pipeline takes as it is."""
+    return Selection(settings.include, settings.exclude, settings.damping)
 
 
 def model_name(model: str | Path | LanguageModel | Any) -> str | None:

@@ -7,33 +7,27 @@ from typing import Any
 
 import yaml
 
-from pruner_zero.comparison.compare import CLASSICS, CompareSettings
 from pruner_zero.evolution.run import prune_options
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.pruning import PruneSettings
 from pruner_zero.report.read import PruneRun, Result, SearchRun
-from pruner_zero.settings import Settings
+from pruner_zero.settings import (
+    CLASSICS,
+    CalibrationSettings,
+    CompareSettings,
+    ModelSettings,
+    PruneSettings,
+    Settings,
+    SparsitySettings,
+    options_of,
+)
 from pruner_zero.text.corpus import NAMES
 
-# Settings that the verbs take as options; the others go through --config.
+# Settings of a search that pruning by its result shares; threads are those of a search's workers.
 _SHARED = (
-    *("calibration", "sparsity", "pattern", "scope", "windows", "seqlen", "seed"),
-    *("include", "exclude", "dtype", "device", "gradient_seqlen"),
+    *(ModelSettings.model_fields.keys() - {"threads"}),
+    *CalibrationSettings.model_fields,
+    *SparsitySettings.model_fields,
 )
-OPTIONS: Mapping[str, tuple[str, ...]] = {
-    "search": (
-        *("search_text", "minutes", "evaluations", "target_loss", "patience", "algorithm"),
-        *("seed_metrics", "search_windows", "workers", "threads", "executor", "time_limit"),
-        *_SHARED,
-        "update",
-    ),
-    "prune": (
-        *("metric", "refine", "update", "asymmetric", "allocation", "offload", "mode"),
-        *("save_mask", "damping", *_SHARED),
-    ),
-    "compare": ("methods", "text", "windows_eval", "mode", "damping", *_SHARED),
-}
-_CALIBRATION = (*_SHARED, "damping")
 _STRINGS = "(strings)"
 
 
@@ -89,8 +83,7 @@ def report_on(paths: Iterable[Path]) -> str:
 
 def _calibration(run: SearchRun) -> dict[str, Any]:
     """The settings that pruning shares with the search; the comparison group is the metric's."""
-    names = ("model", *(name for name in _CALIBRATION if name != "scope"))
-    return {name: run.settings[name] for name in names if name in run.settings}
+    return {name: run.settings[name] for name in _SHARED if name in run.settings}
 
 
 def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: Path) -> str:
@@ -101,11 +94,9 @@ def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: 
         if name in fields and value != _plain(fields[name].get_default(call_default_factory=True))
     }
     words = ["pruner-zero", verb, str(given.pop("model", "MODEL"))]
-    for name in OPTIONS[verb]:
+    for name, option in options_of(kind).items():
         value = given.pop(name, None)
-        option = f"--{name.replace('_', '-')}"
-        for one in value if isinstance(value, list | tuple) else [value]:
-            words += [] if one is None else [option] if one is True else [option, str(one)]
+        words += [] if value is None else option.words(value)
     unknown = [ascii(name) for name in asked if name not in fields]
     file = f"# unknown to this version, left out: {', '.join(unknown)}\n" if unknown else ""
     if given:

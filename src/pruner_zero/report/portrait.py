@@ -5,8 +5,8 @@ from typing import cast, get_args
 
 from markupsafe import Markup
 
-from pruner_zero.metric import Expression, canonical, to_latex, to_mathml
-from pruner_zero.metric.canonical import Scope
+from pruner_zero.metric import Expression, to_latex, to_mathml
+from pruner_zero.metric.canonical import Scope, canonical
 from pruner_zero.report.relative import MAX_SIZE, nearest_relative
 from pruner_zero.report.tree import draw_tree
 
@@ -18,7 +18,6 @@ GROUPS = {
     "block": "weights compete within blocks of 128 columns",
     "matrix": "weights compete within their matrix",
     "global": "all weights of the model compete",
-    "cumulative": "each row keeps the same share of its score",
 }
 
 

@@ -120,7 +120,7 @@ def _read_prune(path: Path) -> PruneRun:
         str(told["update"]),
         float(told["sparsity"]),
         tuple(MatrixRecord.from_json(one) for one in told["matrices"]),
-        {"calibration": told["calibration"]},
+        {"calibration": told["calibration"]} if told["calibration"] else {},
         told["provenance"],
         _read_json(path / TIMING) if (path / TIMING).is_file() else {},
     )

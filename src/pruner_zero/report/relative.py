@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from pruner_zero.metric import NAMED, Call, Expression, NamedMetric, canonical, parse
-from pruner_zero.metric.canonical import Scope
+from pruner_zero.metric import NAMED, Call, Expression, NamedMetric, parse
+from pruner_zero.metric.canonical import Scope, canonical
 
 # Beyond this many nodes nothing known is near, and the distance takes long.
 MAX_SIZE = 200

@@ -9,8 +9,8 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.markup import clean, element
-from pruner_zero.metric import Expression, canonical, parse
-from pruner_zero.metric.canonical import Scope
+from pruner_zero.metric import Expression, parse
+from pruner_zero.metric.canonical import Scope, canonical
 from pruner_zero.metric.grammar import excerpt
 from pruner_zero.report.curves import judged_alike
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result, SearchRun
@@ -21,7 +21,6 @@ _COMPETE = {
     "block": "within blocks of columns",
     "matrix": "within matrices",
     "global": "across the whole model",
-    "cumulative": "within rows, by shares of the score",
 }
 
 _UPDATES = {

@@ -8,7 +8,7 @@ from pruner_zero.markup import element
 from pruner_zero.metric import Call, Expression
 from pruner_zero.report.svg import Point, figure
 
-_SYMBOLS = {"add": "+", "sub": "−", "mul": "×", "quotient": "÷", "div": "÷ ‖·‖"}
+_SIGNS = str.maketrans("-*/", "−×÷")
 
 
 def draw_tree(label: str, expression: Expression) -> Markup:
@@ -76,5 +76,6 @@ def _width(node: Expression) -> float:
 
 def _name(node: Expression) -> str:
     if isinstance(node, Call):
-        return _SYMBOLS.get(node.operator.name, node.operator.name)
+        infix = node.operator.infix
+        return infix[0].translate(_SIGNS) if infix else node.operator.name
     return str(node).removesuffix(".0")

@@ -4,17 +4,28 @@ Nothing here imports torch, so that `--help` and shell completion answer at once
 """
 
 from pruner_zero.settings.base import MAIN, Cli, Settings, read_settings
+from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings, SparsitySettings
+from pruner_zero.settings.compare import CLASSICS, CompareSettings
+from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.options import Option, options_of
+from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.recover import RecoverSettings
 
 __all__ = [
+    "CLASSICS",
     "MAIN",
+    "CalibrationSettings",
     "Cli",
+    "CompareSettings",
+    "EvaluateSettings",
+    "MethodSettings",
     "ModelSettings",
     "Option",
+    "PruneSettings",
     "RecoverSettings",
     "Settings",
+    "SparsitySettings",
     "options_of",
     "read_settings",
 ]

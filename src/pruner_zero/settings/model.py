@@ -1,12 +1,11 @@
 """Settings of all verbs that load a model: which one, and what this machine computes it on."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field
 
+from pruner_zero.choices import Dtype
 from pruner_zero.settings.base import Cli, Settings
-
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 TEXT_HELP = "a corpus (wikitext2, c4, ptb, builtin:pydoc) or a .txt, .raw, .jsonl or .parquet file."
 

@@ -37,13 +37,17 @@ class Option:
     @property
     def full_help(self) -> str:
         """The help with the choices and the default."""
-        tail = f" [default: {self.default}]" if self.default else ""
-        return f"{self.help}{' Repeatable.' if self.repeatable else ''}{tail}"
+        parts = [self.help]
+        if not all(choice in self.help for choice in self.choices):
+            parts.append(f"One of {', '.join(self.choices)}.")
+        parts += ["Repeatable."] if self.repeatable else []
+        parts += [f"[default: {self.default}]"] if self.default else []
+        return " ".join(parts)
 
     def words(self, value: Any) -> list[str]:
         """The words of a command line that set this option to `value`, in its JSON form."""
         if self.type is bool:
-            return [self.flag if value else f"--no{self.flag[1:]}"]
+            return [self.flag] if value else []
         if isinstance(value, dict):
             value = [f"{name}={amount:g}" for name, amount in value.items()]
         values = value if isinstance(value, list | tuple) else [value]
@@ -69,7 +73,7 @@ def _options(kind: type[Settings]) -> Iterator[Option]:
             value_type,
             field.description or "",
             shown.panel or _panel(kind, name),
-            shown.metavar or ("|".join(choices) or None),
+            shown.metavar or (name.upper() if choices else None),
             choices,
             shown.default or _default(field),
             repeatable,

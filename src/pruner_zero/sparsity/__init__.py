@@ -1,5 +1,6 @@
 """Scores → mask → weights: patterns, exact selection, better masks, updates under a mask."""
 
+from pruner_zero.choices import Scope
 from pruner_zero.sparsity.allocation import (
     Allocation,
     Granularity,
@@ -24,7 +25,6 @@ from pruner_zero.sparsity.least_squares import (
 from pruner_zero.sparsity.pattern import (
     SCOPES,
     Pattern,
-    Scope,
     SemiStructured,
     Unstructured,
     check_width,

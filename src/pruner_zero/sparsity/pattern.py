@@ -5,11 +5,10 @@ import re
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import get_args
 
+from pruner_zero.choices import Scope
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-
-Scope = Literal["row", "block", "matrix", "global"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 

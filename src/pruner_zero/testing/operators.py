@@ -1,5 +1,6 @@
-"""What an operator promises: its shape, its facts, and that it is found by its name."""
+"""What an operator promises: its shape, every fact it states, and that its name finds it."""
 
+import math
 import pickle
 from itertools import product
 
@@ -8,19 +9,23 @@ from torch import Tensor
 
 from pruner_zero.metric import (
     OPERATORS,
+    Call,
+    Constant,
     Expression,
     Operator,
     Shape,
     Terminal,
-    call,
     parse,
     to_latex,
+    to_mathml,
 )
 from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric.canonical.bounds import Bounds
 from pruner_zero.metric.tree_json import dumps, loads
 
 SIZES = ((2, 5), (4, 3), (3, 3))
 SEEDS = range(5)
+EXPONENT = 1.5
 
 
 class OperatorSuite:
@@ -35,26 +40,30 @@ class OperatorSuite:
     def test_it_is_found_by_its_name(self) -> None:
         assert self.operator.arity in (1, 2)
         assert OPERATORS[self.operator.name] is self.operator
+        assert self.operator.inverse is None or self.operator.inverse in OPERATORS
 
     def test_it_stays_itself_on_the_way_to_another_process(self) -> None:
         assert pickle.loads(pickle.dumps(self.operator)) is self.operator
 
     def test_expressions_with_it_are_written_and_read_without_loss(self) -> None:
-        expression = self._expression()
+        expression = self._call()
         assert parse(str(expression)) == expression
         assert loads(dumps(expression)) == expression
         assert to_latex(expression)
+        assert "<math" in to_mathml(expression)
         assert canonical(expression, "row").terminals <= expression.terminals
 
     def test_the_shape_rule_predicts_the_shape_of_the_result(self) -> None:
-        for forms in product(Shape, repeat=self.operator.arity):
-            result = self.operator.apply(*[_random(form.sizes((3, 4)), 0) for form in forms])
-            assert tuple(result.shape) == self.operator.shape(*forms).sizes((3, 4)), forms
+        for forms in product(Shape, repeat=self.operator.expressions):
+            operands = [_random(form.sizes((3, 4)), 0) for form in forms]
+            result = self.operator.apply(*self._with_exponent(operands))
+            expected = self.operator.shape(*forms).sizes((3, 4))
+            assert tuple(result.shape) == expected, forms
 
     def test_it_keeps_the_dtype_and_leaves_its_operands_alone(self) -> None:
         for dtype in (torch.float32, torch.float64):
-            operands = [one.to(dtype) for one in self._operands((3, 4), 0)]
-            before = [one.clone() for one in operands]
+            operands = [operand.to(dtype) for operand in self._operands((3, 4), 0)]
+            before = [operand.clone() for operand in operands]
             first = self.operator.apply(*operands)
             assert first.dtype == dtype
             assert all(map(torch.equal, operands, before))
@@ -74,11 +83,11 @@ class OperatorSuite:
             torch.testing.assert_close(before[rows, columns], after[rows, columns])
 
     def test_the_order_of_the_first_operand_is_kept_where_increasing_says_so(self) -> None:
-        if self.operator.increasing == "never":
+        increasing = self._call().increasing
+        if increasing == "never":
             return
-        nonnegative = self.operator.increasing == "nonnegative"
         for sizes, seed in product(SIZES, SEEDS):
-            first, *others = self._operands(sizes, seed, nonnegative)
+            first, *others = self._operands(sizes, seed, increasing == "nonnegative")
             # Entries are compared with each other, so the other operands are the same for all.
             if self.operator.reach != "matrix":
                 others = [other[:1, :1] for other in others]
@@ -86,34 +95,129 @@ class OperatorSuite:
             for x, y in zip(self._groups(first), self._groups(result), strict=True):
                 assert (y[x.argsort()].diff() > 0).all(), "claims to be increasing"
 
+    def test_in_fp32_an_increasing_result_stays_distinct_until_it_saturates(self) -> None:
+        operator = self.operator
+        if operator.arity > 1 or operator.increasing == "never" or not operator.saturates:
+            return
+        limit = min(operator.saturates, 1e6)
+        lowest = 0.0 if operator.increasing == "nonnegative" else -limit
+        for x in torch.linspace(lowest, limit, 21).split(11):
+            y = operator.apply(x[None])[0]
+            assert y.isfinite().all()
+            assert (y.diff() > 0).all(), f"claims to be distinct up to {operator.saturates}"
+
     def test_the_sign_of_the_result(self) -> None:
         if self.operator.sign == "any":
             return
-        for sizes, seed in product(SIZES, SEEDS):
-            operands = self._operands(sizes, seed, self.operator.sign == "keeps")
+        for operands in self._samples(self.operator.sign == "keeps"):
             assert (self.operator.apply(*operands) >= 0).all(), f"claims {self.operator.sign}"
 
     def test_a_positive_factor_comes_out_as_the_degree_says(self) -> None:
-        degree = self.operator.degree
+        degree = self._call().degree
         if degree is None:
             return
         for sizes, seed in product(SIZES, SEEDS):
-            within = {
-                "element": sizes,
-                "row": (sizes[0], 1),
-                "column": (1, sizes[1]),
-                "matrix": (1, 1),
-            }[self.operator.reach]
-            factor = 0.5 + _random(within, seed + 5).abs()
+            factor = self._over_the_reach(sizes, seed)
             operands = self._operands(sizes, seed)
-            scaled = self.operator.apply(*[factor * one for one in operands])
-            torch.testing.assert_close(scaled, factor**degree * self.operator.apply(*operands))
+            expressions = operands[: self.operator.expressions]
+            scaled = self._with_exponent([factor * operand for operand in expressions])
+            expected = factor**degree * self.operator.apply(*operands)
+            torch.testing.assert_close(self.operator.apply(*scaled), expected)
+
+    def test_the_parity(self) -> None:
+        if self.operator.parity is None:
+            return
+        for first, *others in self._samples():
+            result = self.operator.apply(first, *others)
+            expected = {"odd": -result, "even": result, "complement": 1 - result}
+            negated = self.operator.apply(-first, *others)
+            torch.testing.assert_close(negated, expected[self.operator.parity])
+
+    def test_a_power_or_a_multiple_is_one(self) -> None:
+        exponent, factor = self._call().exponent, self.operator.factor
+        for first, *others in self._samples():
+            result = self.operator.apply(first, *others)
+            if exponent is not None:
+                torch.testing.assert_close(result, first.abs() ** exponent)
+            if factor is not None:
+                torch.testing.assert_close(result, factor * first)
+
+    def test_a_rescaling_is_one(self) -> None:
+        rescaling = self.operator.rescaling
+        if rescaling is None:
+            return
+        for sizes, seed in product(SIZES, SEEDS):
+            (x,) = self._operands(sizes, seed)
+            y = self.operator.apply(x)
+            offset = self._over_the_reach(sizes, seed + 1) if rescaling == "affine" else 0.0
+            moved = self._over_the_reach(sizes, seed) * x + offset
+            torch.testing.assert_close(self.operator.apply(moved), y)
+            if rescaling == "scale":
+                torch.testing.assert_close(self.operator.apply(x.abs()), y.abs())
+            for inputs, results in zip(self._groups(x), self._groups(y), strict=True):
+                if rescaling == "affine":
+                    inputs, results = inputs.diff(), results.diff()
+                ratios = results / inputs
+                assert (ratios > 0).all()
+                torch.testing.assert_close(ratios, ratios[:1].expand_as(ratios))
+
+    def test_the_order_of_operands_does_not_matter_where_it_commutes(self) -> None:
+        if not self.operator.commutative:
+            return
+        for operands in self._samples():
+            result = self.operator.apply(*operands)
+            torch.testing.assert_close(self.operator.apply(*reversed(operands)), result)
+
+    def test_twins_are_worth_nothing_where_it_says_so(self) -> None:
+        if not self.operator.twins:
+            return
+        for first, *_ in self._samples():
+            result = self.operator.apply(first, first)
+            ratio = result / first
+            constant = torch.allclose(result, result[:1, :1])
+            assert constant or torch.allclose(ratio, ratio[:1, :1])
+
+    def test_results_lie_within_the_stated_range_and_bounds(self) -> None:
+        low, high = self.operator.range
+        for operands in self._samples():
+            result = self.operator.apply(*operands).nan_to_num(low if math.isfinite(low) else 0)
+            assert ((low <= result) & (result <= high)).all(), f"claims {self.operator.range}"
+            if self.operator.bounds is None:
+                continue
+            ends = [Bounds(float(x.min()), float(x.max()), 1.0) for x in operands]
+            told = self.operator.bounds(*ends)
+            slack = 1e-9 * (1 + result.abs().max())
+            assert told.low - slack <= result.min(), "claims a higher lower bound"
+            assert result.max() <= told.high + slack, "claims a lower upper bound"
+
+    def _samples(self, nonnegative: bool = False) -> list[list[Tensor]]:
+        """Random operands of several sizes, far from zero and near it."""
+        return [
+            [operand * scale if place == 0 else operand for place, operand in enumerate(operands)]
+            for sizes, seed, scale in product(SIZES, SEEDS, (1.0, 0.01))
+            for operands in [self._operands(sizes, seed, nonnegative)]
+        ]
 
     def _operands(
         self, sizes: tuple[int, int], seed: int, nonnegative: bool = False
     ) -> list[Tensor]:
-        places = range(self.operator.arity)
-        return [_random(sizes, seed + place, nonnegative) for place in places]
+        places = range(self.operator.expressions)
+        return self._with_exponent([_random(sizes, seed + place, nonnegative) for place in places])
+
+    def _with_exponent(self, operands: list[Tensor]) -> list[Tensor]:
+        if self.operator.exponent != "operand":
+            return operands
+        return [*operands, torch.tensor([[EXPONENT]], dtype=operands[0].dtype)]
+
+    def _over_the_reach(self, sizes: tuple[int, int], seed: int) -> Tensor:
+        """Positive numbers that are constant over the reach."""
+        within = {
+            "element": sizes,
+            "row": (sizes[0], 1),
+            "column": (1, sizes[1]),
+            "matrix": (1, 1),
+        }[self.operator.reach]
+        return 0.5 + _random(within, seed + 5, nonnegative=True)
 
     def _groups(self, x: Tensor) -> list[Tensor]:
         """The entries that are comparable with each other under the reach."""
@@ -121,9 +225,12 @@ class OperatorSuite:
             return list(x)
         return list(x.T) if self.operator.reach == "column" else [x.flatten()]
 
-    def _expression(self) -> Expression:
-        leaves = [Terminal(name) for name in ("W", "G", "S")]
-        return call(self.operator.name, *leaves[: self.operator.arity])
+    def _call(self) -> Call:
+        leaves: list[Expression] = [Terminal(name) for name in ("W", "G")]
+        operands = leaves[: self.operator.expressions]
+        if self.operator.exponent == "operand":
+            operands.append(Constant(EXPONENT))
+        return Call(self.operator, tuple(operands))
 
 
 def _random(sizes: tuple[int, int], seed: int, nonnegative: bool = False) -> Tensor:

@@ -3,7 +3,13 @@
 from pruner_zero.text.corpus import NAMES, Corpus, load_corpus
 from pruner_zero.text.role import ROLES, Role
 from pruner_zero.text.source import TextSource
-from pruner_zero.text.windows import Tokenizer, Windows, consecutive_windows, random_windows
+from pruner_zero.text.windows import (
+    Tokenizer,
+    Windows,
+    consecutive_windows,
+    no_windows,
+    random_windows,
+)
 
 __all__ = [
     "NAMES",
@@ -15,5 +21,6 @@ __all__ = [
     "Windows",
     "consecutive_windows",
     "load_corpus",
+    "no_windows",
     "random_windows",
 ]

@@ -68,6 +68,11 @@ class Windows:
         }
 
 
+def no_windows() -> Windows:
+    """An empty set of windows, for methods that look at no text."""
+    return Windows(torch.empty(0, 0, dtype=torch.int64), "none", "", "none", 0, "random")
+
+
 def random_windows(
     corpus: Corpus, tokenizer: Tokenizer, windows: int, seqlen: int, seed: int
 ) -> Windows:

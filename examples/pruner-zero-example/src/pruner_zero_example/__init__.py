@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from pruner_zero.metric import NamedMetric, Operator
+from pruner_zero.metric.operators import POWER
 from pruner_zero.text import Role, TextSource
 
 
@@ -12,7 +13,16 @@ def _softsign(x: Tensor) -> Tensor:
     return x / (1 + x.abs())
 
 
-SOFTSIGN = Operator("softsign", 1, _softsign, "element", "always", "keeps", None, "extended")
+SOFTSIGN = Operator(
+    "softsign",
+    1,
+    _softsign,
+    increasing="always",
+    sign="keeps",
+    parity="odd",
+    saturates=1000.0,
+    latex=(r"\frac{#1}{1 + \left|#1\right|}", POWER),
+)
 
 SOFTSIGN_WANDA = NamedMetric(
     "softsign-wanda",

@@ -4,16 +4,15 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
-from pruner_zero.metric.bounds import Facts, facts, is_tame
+from pruner_zero.metric.canonical.bounds import Bounds
+from pruner_zero.metric.canonical.facts import bounds, is_tame
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
+from pruner_zero.metric.terminals import TERMINALS
 
 Factors = dict[Expression, float]
 Terms = dict[Expression, float]
 
 ZERO, ONE = Constant(0.0), Constant(1.0)
-
-# Operators that keep a minus sign: f(-x) = -f(x).
-ODD = ("tanh", "row_share", "row_normalize", "column_share", "column_normalize")
 
 _LARGEST_EXPONENT = 32.0
 
@@ -31,13 +30,14 @@ class Algebra:
     def __init__(self) -> None:
         self._factors: dict[Expression, tuple[float, Factors]] = {}
         self._terms: dict[Expression, tuple[Terms, float]] = {}
-        self._facts: dict[Expression, Facts] = {}
+        self._bounds: dict[Expression, Bounds] = {}
         self._keys: dict[Expression, tuple[int, str]] = {}
         # Bases whose operands are not in normal form.
         self.kept: set[Expression] = set()
 
-    def facts(self, form: Expression) -> Facts:
-        return facts(form, self._facts)
+    def bounds(self, form: Expression) -> Bounds:
+        """The bounds of a form's values."""
+        return bounds(form, self._bounds)
 
     def factors(self, form: Expression) -> tuple[float, Factors]:
         """A normal form as its coefficient and bases with exponents."""
@@ -88,7 +88,7 @@ class Algebra:
             self.include(factors, Constant(coefficient), 1.0)
             coefficient = 1.0
         if ZERO in factors:
-            factors = {base: e for base, e in factors.items() if not self.facts(base).tame}
+            factors = {base: e for base, e in factors.items() if not self.bounds(base).tame}
             if len(factors) == 1:
                 return ZERO
             coefficient, factors[ZERO] = 1.0, 1.0
@@ -108,12 +108,12 @@ class Algebra:
         if exponent == 1 or (form == ZERO and exponent > 0):
             return form
         usual = 1 / _LARGEST_EXPONENT <= abs(exponent) <= _LARGEST_EXPONENT
-        if not usual or not self.facts(form).tame:
+        if not usual or not self.bounds(form).tame:
             return call("power", form, Constant(exponent))
         coefficient, bases = self.factors(form)
         factors = Factors()
         for base, inner in bases.items():
-            if exponent > 0 or self.facts(base).low > 0:
+            if exponent > 0 or self.bounds(base).low > 0:
                 factors[base] = inner * exponent
             else:
                 factors[call("power", base, Constant(-1))] = inner * -exponent
@@ -121,7 +121,7 @@ class Algebra:
 
     def absolute(self, form: Expression) -> Expression:
         coefficient, bases = self.factors(form)
-        if coefficient > 0 and all(self.facts(base).low >= 0 for base in bases):
+        if coefficient > 0 and all(self.bounds(base).low >= 0 for base in bases):
             return form
         factors = Factors()
         for base, exponent in bases.items():
@@ -136,7 +136,7 @@ class Algebra:
     def reciprocal(self, form: Expression) -> Expression:
         """1 / form, with the quotient's guard at zero unless form is known to be positive."""
         coefficient, factors = self.factors(form)
-        found = self.facts(self.product(1, factors))
+        found = self.bounds(self.product(1, factors))
         if found.low > 0 and found.tame:
             return self.product(1 / coefficient, {b: -e for b, e in factors.items()})
         # The guard looks at the sign, zero being positive: the sign stays inside.
@@ -183,7 +183,7 @@ class Algebra:
         if not all(is_tame(c / lead) for c in (*(c for _, c in pairs), constant) if c):
             lead = math.copysign(1.0, lead)
         form = self._monic(pairs, constant, lead)
-        if self.facts(form).high <= 0:
+        if self.bounds(form).high <= 0:
             lead = -lead
             form = self._monic(pairs, constant, lead)
         return self.product(lead, {form: 1.0})
@@ -201,7 +201,7 @@ class Algebra:
 
     def include(self, factors: Factors, base: Expression, exponent: float) -> None:
         """Multiply by one more factor, in place; a negative base twice is its magnitude squared."""
-        if base in factors and self.facts(base).low < 0:
+        if base in factors and self.bounds(base).low < 0:
             del factors[base]
             for one, inner in self.factors(self._magnitude(base))[1].items():
                 self.include(factors, one, 2 * inner)
@@ -210,13 +210,13 @@ class Algebra:
 
     def _magnitude(self, base: Expression) -> Expression:
         """|base| of a single base, which has no coefficient; the base itself if never negative."""
-        if self.facts(base).low >= 0:
+        if self.bounds(base).low >= 0:
             return base
         if isinstance(base, Terminal):
-            return Terminal("W")
+            return Terminal(TERMINALS[base.name].magnitude or base.name)
         if base in self.kept:
             return call("abs", base)
-        if called(base, *ODD):
+        if _keeps_magnitudes(base):
             operand = base.operands[0]
             inner = self.absolute(operand)
             # Statistics depend on the form they are taken over.
@@ -272,6 +272,15 @@ class Algebra:
                 key = 1, str(form)
             self._keys[form] = key
         return key
+
+
+def _keeps_magnitudes(form: Expression) -> TypeGuard[Call]:
+    """Whether |f(x)| is f(|x|)."""
+    if not isinstance(form, Call) or form.operator.arity > 1:
+        return False
+    operator = form.operator
+    odd = operator.parity == "odd" and operator.sign == "keeps" and operator.reach == "element"
+    return odd or operator.rescaling == "scale"
 
 
 def called(form: Expression, *names: str) -> TypeGuard[Call]:

@@ -21,12 +21,10 @@ from pruner_zero.metric import (
     Shape,
     Terminal,
     call,
-    canonical,
-    masks,
     parse,
     score,
 )
-from pruner_zero.metric.canonical import Scope
+from pruner_zero.metric.canonical import Scope, canonical, masks
 from pruner_zero.sparsity import SCOPES
 from tests.metric.strategies import (
     expressions,
@@ -83,10 +81,6 @@ def grouped(matrices: list[Tensor], scope: Scope) -> list[Tensor]:
         return [row for matrix in matrices for row in matrix]
     if scope == "global":
         return [torch.cat([matrix.flatten() for matrix in matrices])]
-    if scope == "cumulative":
-        # What is compared: every score's share of its row's sum.
-        shares = [matrix / matrix.sum(1, keepdim=True) for matrix in matrices]
-        return [share.flatten() for share in shares]
     return [matrix.flatten() for matrix in matrices]
 
 
@@ -104,9 +98,6 @@ def assert_same_order(one: Expression, other: Expression, scope: Scope, seed: in
     given = [doubles(4, seed), doubles(3, seed + 1, scale=1.7)]
     exact = [values(one, tensors) for tensors in given]
     usable = all(matrix.isfinite().all() and matrix.abs().max() < 1e100 for matrix in exact)
-    if scope == "cumulative":
-        # Negative scores are refused there.
-        usable = usable and all((m >= 0).all() and (m.sum(1) > 0).all() for m in exact)
     if not usable:
         return
     rounds = [
@@ -227,9 +218,6 @@ def test_classes_per_row_stay_apart() -> None:
         ("global", "3 * sqr(W) + 1", "W"),
         ("global", "W + log(2)", "W"),
         ("global", "log(W * X)", "W * X"),
-        ("cumulative", "3 * row_share(W * X)", "W * X"),
-        ("cumulative", "div(W, G)", "W"),
-        ("cumulative", "W * W", "sqr(S)"),
     ],
 )
 def test_equal_masks_in_other_scopes_that_are_found(scope: Scope, one: str, other: str) -> None:
@@ -268,9 +256,6 @@ def test_equal_masks_in_other_scopes_that_are_found(scope: Scope, one: str, othe
         ("global", "mms(W)", "W"),
         ("global", "div(W, G)", "W"),
         ("global", "W + small(G)", "W"),
-        ("cumulative", "sqr(W)", "W"),
-        ("cumulative", "W + 1", "W"),
-        ("cumulative", "mms(W)", "W"),
     ],
 )
 def test_what_can_differ_is_not_merged(scope: Scope, one: str, other: str) -> None:
@@ -284,11 +269,13 @@ def test_offsets_of_a_matrix_are_visible_only_across_matrices() -> None:
     assert forms["global"] == parse(f"mms({text})")
 
 
-def test_an_operator_of_a_plug_in_keeps_its_operands(monkeypatch: pytest.MonkeyPatch) -> None:
-    mean = Operator("mean", 2, lambda x, y: (x + y) / 2, "element", "always", "keeps", 1)
+def test_operands_of_a_plug_in_are_ordered_where_it_commutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mean = Operator("mean", 2, lambda x, y: (x + y) / 2, commutative=True)
     monkeypatch.setattr("pruner_zero.metric.expression.OPERATORS", {**OPERATORS, "mean": mean})
     W, G = Terminal("W"), Terminal("G")
-    assert canonical(call("mean", W + W, G), "row") == call("mean", 2 * W, G)
+    assert canonical(call("mean", W + W, G), "row") == call("mean", G, 2 * W)
 
 
 def test_the_forms_read_well() -> None:
@@ -310,7 +297,6 @@ def test_the_forms_read_well() -> None:
         ("W - S + S - W + X", "matrix", False),
         ("min(W, 0)", "global", False),
         ("small(W) + 2", "global", False),
-        ("mms(W) + 1", "cumulative", True),
         ("3", "row", False),
     ],
 )

@@ -2,23 +2,20 @@
 
 import math
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 
-from pruner_zero.metric.algebra import ONE, ZERO, Algebra, Factors, called, rounded, tree
-from pruner_zero.metric.bounds import is_tame
+from pruner_zero.metric.canonical.algebra import ONE, ZERO, Algebra, Factors, called, rounded, tree
+from pruner_zero.metric.canonical.facts import is_tame
 from pruner_zero.metric.expression import Call, Constant, Expression, call
-from pruner_zero.metric.operators import OPERATORS, Shape
+from pruner_zero.metric.operators import Operator, Shape
 
 Over = Literal["row", "column", "matrix", "global"]
 
 # fp32 rounds away what stands beside a larger offset, or has a higher growth beside any.
 FINE_GROWTH = 2.0
 _LARGEST_OFFSET = 10.0
-
-_SHARES = ("row_share", "row_normalize", "column_share", "column_normalize")
-_EXPONENTS = {"sqr": 2.0, "pow": 2.0, "sqrt": 0.5}
 
 
 class Normal(Algebra):
@@ -42,33 +39,29 @@ class Normal(Algebra):
         return form
 
     def _rewritten(self, expression: Call) -> Expression:
-        name, reach = expression.operator.name, expression.operator.reach
-        if name in ("add", "sub"):
+        operator = expression.operator
+        if operator.name in ("add", "sub"):
             # All terms at once: parts of a sum could find a common factor that it lacks.
             return self.add((sign, self.of(term)) for sign, term in _summands(expression))
         operands = [self.of(operand) for operand in expression.operands]
         before = [operand.shape for operand in expression.operands]
-        if reach != "element" and before != [operand.shape for operand in operands]:
+        if operator.reach != "element" and before != [operand.shape for operand in operands]:
             # Statistics over W - W + X count each entry of X once a row: leave it so.
             self.kept.add(expression)
             return expression
-        return self.apply(name, *operands)
+        return self._apply(operator, *operands)
 
-    def apply(self, name: str, *operands: Expression) -> Expression:
+    def _apply(self, operator: Operator, *operands: Expression) -> Expression:
         """The normal form of an operator applied to normal forms."""
         x, y = operands[0], operands[-1]
-        match name:
-            case "skp":
-                return x
-            case "neg":
-                return self.times(-1, x)
-            case "abs":
-                return self.absolute(x)
-            case "sqr" | "pow" | "sqrt":
-                return self.power(x, _EXPONENTS[name])
-            case "power":
-                assert isinstance(y, Constant)
-                return self.power(x, y.value)
+        if operator.factor is not None:
+            return self.times(operator.factor, x)
+        if operator.exponent == "operand":
+            assert isinstance(y, Constant)
+            return self.power(x, y.value)
+        if operator.exponent is not None:
+            return self.power(x, operator.exponent)
+        match operator.name:
             case "mul":
                 return self.multiply(x, y)
             case "quotient":
@@ -81,27 +74,25 @@ class Normal(Algebra):
                 norm = call("div", ONE, self.product(1, factors))
                 return self.times(1 / scale, self.multiply(x, norm))
             case "min" | "max":
-                return self._extreme(name, x, y)
-        if len(operands) > 1:
-            # An operator of a plug-in, which stays as it is.
-            return call(name, *operands)
-        match name:
-            case "log" | "small":
-                x = self.absolute(x)
-                sign, core = 1.0, x if name == "log" else self.scaled(x, "matrix")
-            case "mms" | "zsn":
-                sign, core = self.signed(self.affine(x, "matrix"))
-            case "row_share" | "row_normalize":
-                sign, core = self.signed(self.scaled(x, "row"))
-            case "column_share" | "column_normalize":
-                sign, core = self.signed(self.scaled(x, "column"))
-            case "tanh":
-                sign, core = self.signed(x)
-            case _:
-                sign, core = 1.0, x
-        value = self._folded(name, core) or call(name, core)
-        if name == "mms" and sign < 0:
-            # Upside down: min and max change places.
+                return self._extreme(operator.name, x, y)
+        if operator.arity > 1:
+            ordered = sorted(operands, key=self.key) if operator.commutative else operands
+            return Call(operator, tuple(ordered))
+        return self._of_one(operator, x)
+
+    def _of_one(self, operator: Operator, x: Expression) -> Expression:
+        """The normal form of an operator of one operand, without what the operator ignores."""
+        if operator.parity == "even":
+            x = self.absolute(x)
+        if operator.reach != "element" and operator.rescaling == "affine":
+            x = self.affine(x, operator.reach)
+        elif operator.reach != "element" and operator.degree == 0:
+            x = self.scaled(x, operator.reach)
+        sign = 1.0
+        if operator.parity in ("odd", "complement"):
+            sign, x = self.signed(x)
+        value = self._folded(operator, x) or Call(operator, (x,))
+        if operator.parity == "complement" and sign < 0:
             return self.add([(1.0, ONE), (-1.0, value)])
         return self.times(sign, value)
 
@@ -110,10 +101,10 @@ class Normal(Algebra):
         coefficient, bases = self.factors(form)
         sign, factors = math.copysign(1.0, coefficient), Factors()
         for base, exponent in bases.items():
-            found = self.facts(base)
+            found = self.bounds(base)
             if is_constant(base, over) and found.low > 0 and found.tame:
                 continue
-            if not (called(base, *_SHARES) and found.tame and _shares(base, over)):
+            if not (found.tame and _rescales(base, over, "scale")):
                 self.include(factors, base, exponent)
                 continue
             inner = self.scaled(self._operand(base), over)
@@ -130,18 +121,18 @@ class Normal(Algebra):
         while True:
             rest = self.scaled(self._without_offset(form, over), over)
             sign, core = self.signed(rest)
-            if called(core, "mms", "zsn") and over in ("row", "matrix") and self.facts(core).tame:
+            if _rescales(core, over, "affine") and self.bounds(core).tame:
                 rest = self.times(sign, self._operand(core))
             if rest == form:
                 return form
             form = rest
 
-    def _folded(self, name: str, form: Expression) -> Constant | None:
+    def _folded(self, operator: Operator, form: Expression) -> Constant | None:
         """An operator's value of a number, where it has one."""
         if not isinstance(form, Constant) or (form != ZERO and not is_tame(form.value)):
             return None
         number = torch.tensor([[form.value]], dtype=torch.float64)
-        value = OPERATORS[name].apply(number).item()
+        value = operator.apply(number).item()
         return Constant(rounded(value)) if math.isfinite(value) else None
 
     def _operand(self, base: Call) -> Expression:
@@ -155,14 +146,14 @@ class Normal(Algebra):
         if not kept:
             return ZERO
         rest = self.total(kept, 0.0)
-        lost = abs(constant) > _LARGEST_OFFSET or self.facts(rest).growth > FINE_GROWTH
+        lost = abs(constant) > _LARGEST_OFFSET or self.bounds(rest).growth > FINE_GROWTH
         return form if lost else rest
 
     def _is_offset(self, term: Expression, coefficient: float, over: Over) -> bool:
-        low, high, _ = self.facts(term)
-        known = self.facts(term).tame or called(term, "small")
-        bound = abs(coefficient) * max(-low, high)
-        return known and is_constant(term, over) and bound <= _LARGEST_OFFSET
+        known = self.bounds(term)
+        scalar = isinstance(term, Call) and term.operator.shape_rule == "scalar"
+        bound = abs(coefficient) * known.magnitudes[1]
+        return (known.tame or scalar) and is_constant(term, over) and bound <= _LARGEST_OFFSET
 
     def _extreme(self, name: str, *forms: Expression) -> Expression:
         """The least or greatest, flattened, without what can never be it."""
@@ -177,8 +168,8 @@ class Normal(Algebra):
                     found.add(one)
         kept = sorted(found, key=self.key)
         for one in tuple(kept):
-            mine = self.facts(one)
-            others = [self.facts(other) for other in kept if other is not one]
+            mine = self.bounds(one)
+            others = [self.bounds(other) for other in kept if other is not one]
             beyond = (
                 any(other.high <= mine.low for other in others)
                 if name == "min"
@@ -191,39 +182,41 @@ class Normal(Algebra):
 
 def is_constant(form: Expression, over: Over) -> bool:
     """Whether the form has one value over every row, column, matrix, or the whole model."""
-    outputs, inputs = form.shape.value
+    return not form.terminals if over == "global" else _is_one(form.shape, over)
+
+
+def _is_one(shape: Shape, over: Over) -> bool:
+    """Whether a value of this shape is one number over every row, column or matrix."""
+    outputs, inputs = shape.value
     match over:
         case "row":
             return not inputs
         case "column":
             return not outputs
         case "matrix":
-            return form.shape is Shape.SCALAR
-        case "global":
-            return not form.terminals
+            return shape is Shape.SCALAR
+    return False
 
 
-def _shares(base: Call, over: Over) -> bool:
-    """Whether it divides its operand by a norm that is constant over the group."""
+def _rescales(base: Expression, over: Over, how: str) -> TypeGuard[Call]:
+    """Whether it rescales its operand by statistics that are constant over the group."""
+    if not isinstance(base, Call) or base.operator.rescaling != how:
+        return False
     outputs, inputs = base.operands[0].shape.value
-    rows = base.operator.reach == "row"
-    divisor = Shape((outputs, False)) if rows else Shape((False, inputs))
-    if over == "row":
-        return not divisor.value[1]
-    if over == "column":
-        return not divisor.value[0]
-    return over == "matrix" and divisor is Shape.SCALAR
+    reach = base.operator.reach
+    statistic = Shape((outputs and reach == "row", inputs and reach == "column"))
+    return _is_one(statistic, over)
 
 
 def _summands(expression: Expression) -> Iterator[tuple[float, Expression]]:
     """The terms of a sum with their signs."""
     pending = [(1.0, expression)]
     while pending:
-        sign, one = pending.pop()
-        if called(one, "add", "sub"):
-            pending.append((sign if one.operator.name == "add" else -sign, one.operands[1]))
-            pending.append((sign, one.operands[0]))
-        elif called(one, "neg", "skp"):
-            pending.append((-sign if one.operator.name == "neg" else sign, one.operands[0]))
+        sign, term = pending.pop()
+        if called(term, "add", "sub"):
+            pending.append((sign if term.operator.name == "add" else -sign, term.operands[1]))
+            pending.append((sign, term.operands[0]))
+        elif called(term, "neg", "skp"):
+            pending.append((-sign if term.operator.name == "neg" else sign, term.operands[0]))
         else:
-            yield sign, one
+            yield sign, term

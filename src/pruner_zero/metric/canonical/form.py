@@ -3,12 +3,12 @@
 from typing import Literal, get_args
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric.algebra import ONE
+from pruner_zero.metric.canonical.algebra import ONE
+from pruner_zero.metric.canonical.normal import FINE_GROWTH, Normal, Over
 from pruner_zero.metric.expression import Call, Expression
-from pruner_zero.metric.normal import FINE_GROWTH, Normal, Over
 from pruner_zero.metric.operators import Shape
 
-Scope = Literal["row", "block", "matrix", "global", "cumulative"]
+Scope = Literal["row", "block", "matrix", "global"]
 
 # Over what a factor or an offset must be constant to be invisible in a comparison.
 _OVER: dict[Scope, Over] = {
@@ -16,7 +16,6 @@ _OVER: dict[Scope, Over] = {
     "block": "matrix",
     "matrix": "matrix",
     "global": "global",
-    "cumulative": "row",
 }
 
 
@@ -35,8 +34,7 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     common factors in front, what a statistic does not see left out (mms(2 * G + 1)). Outside,
     what cannot change the order goes: strictly increasing functions, positive factors and
     offsets that are constant over the group; products of powers get 1 as largest exponent.
-    Under cumulative only positive factors constant along each row go, since it compares
-    shares of a row's sum. An expression constant over every group becomes 0.
+    An expression constant over every group becomes 0.
     The form is itself canonical. Where it would break a size limit the expression is returned.
     Raises PrunerZeroError for an unknown scope. Source: ours.
     """
@@ -47,8 +45,6 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     normal, over = Normal(), _OVER[scope]
     try:
         form = normal.of(expression)
-        if scope == "cumulative":
-            return normal.scaled(form, over)
         while True:
             inner = _without_outermost(normal, normal.affine(form, over))
             if inner == form:
@@ -75,21 +71,26 @@ def _without_outermost(normal: Normal, form: Expression) -> Expression:
     factors = normal.factors(core)[1]
     if isinstance(core, Call) and len(factors) == 1:
         x = core.operands[0]
-        # log takes magnitudes, and its operand is written as one; exp and tanh are tame only
-        # where they are bounded.
-        fine = normal.facts(x).growth <= FINE_GROWTH
-        if fine and core.operator.name in ("log", "exp", "tanh") and normal.facts(core).tame:
+        if _increases(normal, core) and normal.bounds(x).growth <= FINE_GROWTH:
             return normal.times(sign, x)
         if core.operator.name == "quotient" and x == ONE:
             y = core.operands[1]
-            return normal.times(-sign, y) if normal.facts(y).low >= 0 else form
-    if not factors or any(normal.facts(base).low < 0 for base in factors):
+            return normal.times(-sign, y) if normal.bounds(y).low >= 0 else form
+    if not factors or any(normal.bounds(base).low < 0 for base in factors):
         return form
     largest = max(factors.values())
     if largest < 0:
         # 1 / D falls where D grows.
         sign, largest = -sign, min(factors.values())
     scaled = normal.product(1, {base: exponent / largest for base, exponent in factors.items()})
-    if not normal.facts(core).tame or not normal.facts(scaled).tame:
+    if not normal.bounds(core).tame or not normal.bounds(scaled).tame:
         return form
     return normal.times(sign, scaled)
+
+
+def _increases(normal: Normal, form: Call) -> bool:
+    """Whether it is a strictly increasing function of single entries, in fp32 too."""
+    operator, low = form.operator, normal.bounds(form.operands[0]).low
+    if operator.arity > 1 or operator.reach != "element" or not normal.bounds(form).tame:
+        return False
+    return operator.increasing == "always" or (operator.increasing == "nonnegative" and low >= 0)

@@ -1,0 +1,7 @@
+"""Words that settings and rooms share, each stated once; nothing here imports torch."""
+
+from typing import Literal
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Scope = Literal["row", "block", "matrix", "global"]
+Mode = Literal["auto", "sequential", "one-shot"]

@@ -1,0 +1,87 @@
+"""Settings of the verbs that prune: what is pruned, and on which text statistics are collected."""
+
+from typing import Annotated, ClassVar, Self
+
+from pydantic import Field, model_validator
+
+from pruner_zero.choices import Mode, Scope
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.settings.base import MAIN, Cli, Settings
+from pruner_zero.settings.model import TEXT_HELP
+
+
+class CalibrationSettings(Settings):
+    """Which statistics are collected, and on which text."""
+
+    panel: ClassVar[str] = "Calibration"
+
+    calibration: Annotated[str | None, MAIN] = Field(
+        None,
+        description=f"Text that statistics are collected on: {TEXT_HELP} Metrics over the weights "
+        "alone, such as magnitude, need none.",
+    )
+    windows: Annotated[int, MAIN] = Field(24, ge=1, description="Calibration windows.")
+    seqlen: int = Field(1024, ge=2, description="Tokens in a window.")
+    seed: int = Field(0, ge=0, description="Seed of the random choice of windows.")
+    gradient_seqlen: Annotated[int | None, Cli(default="whole windows")] = Field(
+        None,
+        ge=2,
+        description="Tokens in the pieces that windows are cut into for gradients: a backward "
+        "pass over less text takes less memory.",
+    )
+    damping: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Added to the diagonal of the Hessian before it is inverted, as a share of "
+        "the diagonal's mean. Raised where the inversion fails.",
+    )
+
+    @model_validator(mode="after")
+    def _check_pieces(self) -> Self:
+        if self.gradient_seqlen is not None and self.seqlen % self.gradient_seqlen:
+            raise PrunerZeroError(
+                f"--gradient-seqlen is {self.gradient_seqlen}: choose one that divides the "
+                f"{self.seqlen} tokens of a window (--seqlen)"
+            )
+        return self
+
+
+class SparsitySettings(Settings):
+    """How many weights of which matrices become zero."""
+
+    panel: ClassVar[str] = "What is pruned"
+
+    sparsity: Annotated[float | None, MAIN] = Field(
+        None, description="Share of the weights that become zero, such as 0.5; or give --pattern."
+    )
+    pattern: Annotated[str | None, Cli(panel="Options", metavar="N:M")] = Field(
+        None, description="N zeros in every M neighbouring weights of a row, such as 2:4."
+    )
+    include: Annotated[tuple[str, ...], Cli(metavar="PATTERN")] = Field(
+        (), description="Prune only matrices whose name matches, such as '*.mlp.*'."
+    )
+    exclude: Annotated[tuple[str, ...], Cli(metavar="PATTERN")] = Field(
+        (), description="Leave matrices whose name matches as they are."
+    )
+
+
+class MethodSettings(CalibrationSettings, SparsitySettings):
+    """What holds for every method of a run; the text of a method may set its own scope."""
+
+    panel: ClassVar[str] = CalibrationSettings.panel
+
+    scope: Annotated[Scope | None, Cli(panel="Options", default="the metric's own, else row")] = (
+        Field(
+            None,
+            description="Weights that are compared with each other: those of a row, of a block of "
+            "128 columns, of a matrix, or of the whole model (global).",
+        )
+    )
+    mode: Annotated[Mode, Cli(default="sequential, one-shot for a plain mask of scope global")] = (
+        Field(
+            "auto",
+            description="sequential: statistics of each block come from pruned blocks before it; "
+            "one-shot: all statistics come from the dense model.",
+        )
+    )

@@ -1,0 +1,51 @@
+"""What `evaluate` can be told."""
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field, field_validator
+
+from pruner_zero.settings.base import MAIN, Cli
+from pruner_zero.settings.model import TEXT_HELP, ModelSettings
+
+
+class EvaluateSettings(ModelSettings):
+    """All that decides the result of `evaluate`; names of tasks' settings are lm-eval's."""
+
+    panel: ClassVar[str] = "Tasks"
+
+    text: Annotated[str | None, MAIN] = Field(
+        None, description=f"Text that perplexity is measured on: {TEXT_HELP}"
+    )
+    seqlen: Annotated[int, MAIN] = Field(1024, ge=2, description="Tokens in a window of the text.")
+    windows: Annotated[int | None, Cli(panel="Options", default="all")] = Field(
+        None, ge=1, description="Only the first windows of the text."
+    )
+    batch_size: Annotated[int, MAIN] = Field(
+        1, ge=1, description="Windows of the text, or requests of tasks, in a forward pass."
+    )
+    tasks: Annotated[str | None, Cli(panel="Options", metavar="TASK,…")] = Field(
+        None, description="Tasks of lm-eval with commas between them, such as arc_easy,boolq."
+    )
+    num_fewshot: Annotated[int | None, Cli(default="the task's own")] = Field(
+        None, ge=0, description="Examples before each question."
+    )
+    limit: Annotated[int | None, Cli(default="all")] = Field(
+        None, ge=1, description="Only the first questions of each task."
+    )
+    include_path: Annotated[str | None, Cli(metavar="FOLDER")] = Field(
+        None, description="Folder of task files (.yaml), which override lm-eval's own."
+    )
+    apply_chat_template: bool = Field(
+        False, description="Ask the questions in the tokenizer's chat format."
+    )
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _joined(cls, tasks: Any) -> Any:
+        """A list, as YAML and Python write it, is one text like the command line's."""
+        return ",".join(map(str, tasks)) if isinstance(tasks, list | tuple) else tasks
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks as a list, empty where none are asked for."""
+        return [name.strip() for name in self.tasks.split(",")] if self.tasks is not None else []

@@ -1,0 +1,76 @@
+"""Every option of the command line is a field of the settings with its description."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import pruner_zero
+from pruner_zero import settings
+from pruner_zero.settings import Option, Settings, options_of
+
+VERBS = [
+    kind
+    for name in settings.__all__
+    if isinstance(kind := getattr(settings, name), type)
+    and issubclass(kind, Settings)
+    and "model" in kind.model_fields
+    and kind.__name__ != "ModelSettings"
+]
+SOURCE = Path(pruner_zero.__file__).parent
+MOST_PARAMETERS = 12
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    for path in SOURCE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                yield f"{path.relative_to(SOURCE)}: {node.name}", node
+
+
+def test_no_function_has_more_than_twelve_parameters() -> None:
+    counts = {
+        name: len(node.args.posonlyargs + node.args.args + node.args.kwonlyargs)
+        for name, node in functions()
+    }
+    large = {name for name, count in counts.items() if count > MOST_PARAMETERS}
+    assert large <= {
+        "cli/evaluate.py: evaluate",
+        "cli/search.py: search",
+        "evaluation/evaluate.py: evaluate",
+    }
+
+
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_every_field_is_described_in_whole_sentences(kind: type[Settings]) -> None:
+    assert VERBS
+    for name, field in kind.model_fields.items():
+        assert field.description, name
+        assert field.description[-1] == ".", name
+
+
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_a_dozen_options_come_first(kind: type[Settings]) -> None:
+    first = [o.name for o in options_of(kind).values() if o.panel == Settings.panel]
+    assert 4 <= len(first) <= 12
+    assert "model" in first
+
+
+def test_words_set_an_option_as_a_shell_would() -> None:
+    options = options_of(settings.PruneSettings)
+    assert options["sparsity"].words(0.5) == ["--sparsity", "0.5"]
+    assert options["refine"].words(True) == ["--refine"]
+    assert options["refine"].words(False) == []
+    assert options["include"].words(["a", "b"]) == ["--include", "a", "--include", "b"]
+
+
+def test_help_has_choices_and_default_unless_the_description_has_them() -> None:
+    options: dict[str, Option] = options_of(settings.PruneSettings)
+    assert options["dtype"].full_help.endswith(
+        "One of auto, float32, bfloat16, float16. [default: auto]"
+    )
+    assert "One of" not in options["update"].full_help
+    assert "[default: the metric's own, else none]" in options["update"].full_help
+    assert "Repeatable." in options["include"].full_help
+    assert options["windows"].full_help == "Calibration windows. [default: 24]"
