@@ -1,4 +1,4 @@
-"""Where this program keeps what it can compute again."""
+"""The folder for files that can be computed again."""
 
 import os
 import shutil
@@ -9,16 +9,16 @@ from tempfile import mkdtemp
 
 def default_cache() -> Path:
     """The cache folder: $PRUNER_ZERO_CACHE, or `pruner-zero` in the user's cache folder."""
-    own = os.environ.get("PRUNER_ZERO_CACHE")
-    if own:
-        return Path(own)
+    chosen = os.environ.get("PRUNER_ZERO_CACHE")
+    if chosen:
+        return Path(chosen)
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pruner-zero"
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, which `make` fills where it is missing: whole or not there, whoever else does it.
+    """`folder`, filled by `make` if it does not exist, and then renamed into place.
 
-    Raises what `make` raises, and OSError.
+    Several processes may do so at once. Raises what `make` raises, and OSError.
     """
     if folder.is_dir():
         return folder
@@ -29,7 +29,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         try:
             os.replace(partial, folder)
         except OSError:
-            # Whoever was faster made the same.
+            # Another process was faster, with the same content.
             if not folder.is_dir():
                 raise
     finally:

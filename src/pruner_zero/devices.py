@@ -1,4 +1,4 @@
-"""The devices that tensors can be on: the one module that asks this machine what it has."""
+"""The devices that tensors can be on, and their memory. No other module asks what there is."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,9 +17,10 @@ _OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_
 
 @dataclass(frozen=True)
 class Devices:
-    """Where a model may be, the first of them best.
+    """The devices that a model may be placed on, the preferred one first.
 
-    spread: over all of them, where they were listed one by one; else on as few as hold it.
+    spread: its blocks go to all of them, because they were listed one by one; otherwise they go
+    to as few as have room for them.
     """
 
     every: tuple[torch.device, ...] = (CPU,)
@@ -27,15 +28,15 @@ class Devices:
 
     @property
     def first(self) -> torch.device:
-        """Where all goes that is in one piece."""
+        """The device for everything that is not split over devices."""
         return self.every[0]
 
 
 def find_devices(asked: str = "auto", present: Sequence[torch.device] | None = None) -> Devices:
     """The devices that `asked` names: auto, cpu, mps, cuda, cuda:1, or a list cuda:0,cuda:1.
 
-    auto: every cuda device, else mps, else the CPU. present: what there is to choose from,
-    this machine's where None. Raises PrunerZeroError naming them where there is no such device.
+    auto: every cuda device, else mps, else the CPU. present: the devices to choose from, those of
+    this machine where None. Raises PrunerZeroError naming them where `asked` is not among them.
     """
     present = present_devices() if present is None else present
     names = asked.split(",")
@@ -43,14 +44,14 @@ def find_devices(asked: str = "auto", present: Sequence[torch.device] | None = N
         names = [present[0].type]
     chosen: dict[torch.device, None] = {}
     for name in names:
-        own = [one for one in present if name.strip() in (str(one), one.type)]
-        if not own or (len(names) > 1 and own[0].type != "cuda"):
-            here = ", ".join(str(one) for one in present)
+        matching = [device for device in present if name.strip() in (str(device), device.type)]
+        if not matching or (len(names) > 1 and matching[0].type != "cuda"):
+            here = ", ".join(str(device) for device in present)
             raise PrunerZeroError(
                 f"--device is '{asked}', and this machine has {here}: give auto, one of these, or "
                 "several of cuda with commas between them"
             )
-        chosen |= dict.fromkeys(own)
+        chosen |= dict.fromkeys(matching)
     return Devices(tuple(chosen), spread=len(names) > 1)
 
 
@@ -68,14 +69,14 @@ def torch_threads(count: int | None) -> Iterator[None]:
 
 def present_devices() -> list[torch.device]:
     """All devices of this machine, the fastest kind first: every cuda, mps, the CPU."""
-    found = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    devices = [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
-        found.append(torch.device("mps"))
-    return [*found, CPU]
+        devices.append(torch.device("mps"))
+    return [*devices, CPU]
 
 
 def free_bytes(device: torch.device) -> int:
-    """How much memory of a cuda device nobody has taken."""
+    """The free memory of a cuda device, in bytes."""
     return torch.cuda.mem_get_info(device)[0]
 
 
@@ -109,10 +110,11 @@ def has_fast_bfloat16(device: torch.device = CPU) -> bool:
     if device.type == "cuda":
         native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return native
-    known: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(known.get("avx512_bf16") or known.get("amx_bf16"))
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
+    return device.type == "cpu" and bool(fast)
 
 
 def where_float64_is(tensor: Tensor) -> Tensor:
-    """`tensor`, on the CPU where it comes from a device that has no float64."""
+    """`tensor`, moved to the CPU if its device has no float64."""
     return tensor.cpu() if tensor.device.type == "mps" else tensor

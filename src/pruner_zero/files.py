@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, checksums, locks."""
+"""Atomic writes, checksums, lines of journals, and locks of folders."""
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from pruner_zero.errors import PrunerZeroError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What `_committing` and `TensorWriter` call a file that is not whole yet.
+# The names under which `_committing` and `TensorWriter` write a file that is not complete yet.
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 CHECKSUM = "sha256"
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -24,14 +24,14 @@ _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn whatever the system has against writing `path` into one clear line.
+    """Turn an error of the system while `path` is written into a PrunerZeroError.
 
     Raises PrunerZeroError for a full disk or quota, a refused write, and every other OSError.
     """
     try:
         yield
     except (OSError, SafetensorError) as error:
-        # safetensors tells the system's error only in words: "... (os error 28)".
+        # safetensors gives the system's error only in words: "... (os error 28)".
         number = re.search(r"os error (\d+)", str(error))
         code = int(number[1]) if number else getattr(error, "errno", None)
         if code is None:
@@ -48,7 +48,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_writable(path: Path) -> None:
-    """Raise PrunerZeroError where `path` cannot come to be, before any work is spent on it."""
+    """Raise PrunerZeroError if `path` cannot be created; called before any work is spent on it."""
     folder = path.parent
     while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
@@ -59,7 +59,7 @@ def check_writable(path: Path) -> None:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Write `data` to `path` so that a reader, or a crash, sees the old file or the new one.
+    """Write `data` to `path`: readers, and a crash at any time, find the old file or the new one.
 
     Raises PrunerZeroError where it cannot be written; the old file is then still there.
     """
@@ -75,10 +75,10 @@ def sha256(path: Path) -> str:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold `folder`, made where it is missing, for this process alone.
+    """Lock `folder`, created if missing, for this process alone.
 
-    What a killed holder left half written there goes. The holder may delete the folder.
-    Raises PrunerZeroError where another process holds it.
+    Files that a killed process left half written are deleted. The folder may be deleted while it
+    is locked. Raises PrunerZeroError where another process has the lock.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,7 @@ def locked(folder: Path) -> Iterator[None]:
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A holder that deleted the folder just now has left a lock that holds nothing.
+            # If the folder was deleted and created again just now, this lock is of a deleted file.
             held = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock"))
         except OSError:
             held = False
@@ -101,13 +101,13 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def with_checksum(line: Mapping[str, Any]) -> dict[str, Any]:
-    """A journal line with the SHA-256 of its JSON text, keys sorted, under CHECKSUM."""
+    """A journal line and, under CHECKSUM, the SHA-256 of its JSON text with sorted keys."""
     text = json.dumps(line, sort_keys=True)
     return {**line, CHECKSUM: hashlib.sha256(text.encode()).hexdigest()}
 
 
 def is_intact(line: Mapping[str, Any]) -> bool:
-    """Whether a line that was read back is as `with_checksum` gave it."""
+    """Whether a line that was read back still matches the checksum that `with_checksum` added."""
     return line == with_checksum({key: line[key] for key in line if key != CHECKSUM})
 
 
@@ -131,7 +131,7 @@ def append_line(path: Path, value: object) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The JSON lines of a journal; nothing where it does not exist; a torn last line is dropped.
+    """The JSON lines of a journal, without a torn last line; an empty list where there is no file.
 
     Raises PrunerZeroError where an earlier line is not a JSON object.
     """
@@ -153,9 +153,9 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @contextmanager
 def _committing(path: Path) -> Iterator[Path]:
-    """A name beside `path` to write to; it becomes `path` once it is on disk, or goes away.
+    """A path beside `path` to write to; it is synced and renamed to `path`, or deleted on an error.
 
-    The name is this process's own, so that two that write the same file do not meet.
+    The name contains the process id, so that two processes never write to the same file.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
@@ -170,7 +170,7 @@ def _committing(path: Path) -> Iterator[Path]:
 
 
 def _sync_names(folder: Path) -> None:
-    """Wait until the names in `folder` are on disk; a file's own fsync does not cover them."""
+    """Sync the directory itself: a file's fsync does not put its name on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -10,16 +10,16 @@ from pruner_zero.files import append_line, is_intact, read_lines, sha256, with_c
 
 JOURNAL = "journal.jsonl"
 
-# What identifies a run: one text, or what decides it by the names that people know.
+# What identifies a run: one text, or everything that decides its result, by names for messages.
 Run = str | Mapping[str, str]
 
 
 class Journal:
-    """Finished steps under `folder`: a journal, and the files that its lines stand on.
+    """Finished steps under `folder`: one line for each, and the files that later steps read.
 
-    A step counts once its line is on disk; the files it names are written before, and carry
-    their checksums there. `run` identifies the settings. Raises PrunerZeroError for a folder
-    that belongs to other settings, naming what changed, and for a damaged one.
+    A step is finished once its line is on disk. The files that the line names are written before
+    it, and the line has their checksums. `run` identifies the settings. Raises PrunerZeroError for
+    a folder that belongs to other settings, naming what changed, and for a damaged one.
     """
 
     def __init__(self, folder: Path, run: Run) -> None:
@@ -37,7 +37,7 @@ class Journal:
                     f"({_changed(lines[0].get('run'), run)} changed): finish that run, or discard "
                     "it with --overwrite"
                 )
-            # It was stopped before its first step, so nothing is lost with it.
+            # That run was stopped before its first step, so there is nothing to lose.
             (folder / JOURNAL).unlink()
             lines = []
         if not lines:
@@ -48,10 +48,10 @@ class Journal:
     def append(
         self, values: Mapping[str, Any], files: Mapping[str, str], unneeded: Iterable[str] = ()
     ) -> None:
-        """Make one more step durable.
+        """Record one more finished step.
 
-        files: those it stands on, written already, by name under the folder with their
-        SHA-256. unneeded: names of earlier files that go now.
+        files: those that the next steps read, already written: SHA-256 by name under the folder.
+        unneeded: names of earlier files, which are deleted now.
         """
         gone = list(unneeded)
         line = with_checksum({**values, "files": dict(files), "unneeded": gone})
@@ -61,7 +61,7 @@ class Journal:
             (self.folder / name).unlink(missing_ok=True)
 
     def discard(self) -> None:
-        """Forget the run: its journal goes first, so that no half of it can be taken up again."""
+        """Delete the run, its journal first, so that a half-deleted run cannot be resumed."""
         (self.folder / JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -85,7 +85,7 @@ class Journal:
 
 
 def _changed(before: object, now: Run) -> str:
-    """The names under which two runs differ."""
+    """The names of what differs between two runs, for a message."""
     if not isinstance(before, Mapping) or isinstance(now, str):
         return "the program or all of it"
     return ", ".join(name for name in {**now, **before} if before.get(name) != now.get(name))

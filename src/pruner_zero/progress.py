@@ -1,4 +1,4 @@
-"""How long steps tell that they go on, without knowing about terminals."""
+"""How long-running code reports progress, without knowledge of terminals."""
 
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -7,7 +7,7 @@ T = TypeVar("T")
 
 
 class Progress:
-    """Receives the steps of long work and its remarks; this base class keeps silent.
+    """Receives the progress and the notes of long-running code; this base class ignores them.
 
     Library code calls it; the command line passes one that draws bars or prints lines.
     """
@@ -18,7 +18,7 @@ class Progress:
         yield from items
 
     def note(self, line: str) -> None:
-        """A remark worth a line, such as a fallback that was taken."""
+        """Show one line, such as one that tells of a fallback."""
         del line
 
 

@@ -1,4 +1,4 @@
-"""A result folder that is built up beside its place and moves there once it is whole."""
+"""A result folder is built beside its final path and renamed to it when it is complete."""
 
 import json
 import os
@@ -16,27 +16,28 @@ from pruner_zero.provenance import Cost
 
 
 class Checkpoint(Protocol):
-    """What is durable of an unfinished run."""
+    """What an unfinished run has written to disk."""
 
     @property
     def journal(self) -> Journal:
-        """The journal behind it."""
+        """The journal of its finished steps."""
 
 
-# Says that the result of a run is whole: where it is no longer beside this, it has been moved.
-_RESULT, _WHOLE = "result", "whole"
+# In the folder of an unfinished run: the result, and a marker file that says it is complete. A
+# marker without a result means that the result has been moved to its final path.
+_RESULT, _COMPLETE = "result", "complete"
 
 C = TypeVar("C", bound=Checkpoint)
 R = TypeVar("R")
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise PrunerZeroError where `folder` cannot become the result.
+    """Raise PrunerZeroError if the result cannot be put at `folder`.
 
-    What a run that was killed right after its end has left beside `folder` goes.
+    Files that a run left beside `folder`, killed after it had moved its result, are deleted.
     """
     partial = _partial(folder)
-    if (partial / _WHOLE).exists() and not (partial / _RESULT).exists():
+    if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
         _discard(partial)
     if folder.exists() and not folder.is_dir():
         raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
@@ -56,16 +57,16 @@ def build_folder(
 ) -> R:
     """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
 
-    checkpoint_in: opens what an earlier run left under a folder. run: the work, from there.
-    write: puts its result into a new folder. Raises PrunerZeroError where another process
-    does the same, and what the work raises; `output` is then as it was, and what the
-    checkpoint holds stays for the next call.
+    checkpoint_in: opens the checkpoint of an earlier run in a folder, or begins one. run: does the
+    work from that checkpoint on. write: writes the result to a new folder. Raises PrunerZeroError
+    where another process works on the same output, and what `run` raises; `output` is then
+    unchanged, and the checkpoint stays for the next call.
     """
     partial = _partial(output)
     with locked(partial):
         checkpoint = checkpoint_in(partial)
         try:
-            # Again, now that no other process can finish it meanwhile.
+            # Checked again under the lock, since another process may have finished before it.
             check_output(output, overwrite)
             result = run(checkpoint)
         except PrunerZeroError:
@@ -73,10 +74,10 @@ def build_folder(
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         staged = partial / _RESULT
-        (partial / _WHOLE).unlink(missing_ok=True)
+        (partial / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         write(result, checkpoint, staged)
-        write_atomic(partial / _WHOLE, "")
+        write_atomic(partial / _COMPLETE, "")
         _move(staged, output, partial)
         _discard(partial)
     return result
@@ -87,7 +88,7 @@ def _partial(output: Path) -> Path:
 
 
 def _discard(partial: Path) -> None:
-    """Delete what a finished run leaves, and last of all what says that it is finished."""
+    """Delete the folder of a finished run, its marker file last."""
     for left in partial.glob("*"):
         if left.is_dir():
             shutil.rmtree(left, ignore_errors=True)
@@ -97,10 +98,10 @@ def _discard(partial: Path) -> None:
 def take_up(
     kind: Callable[[Path, Run], C], folder: Path, identity: Mapping[str, Any], overwrite: bool
 ) -> C:
-    """The unfinished run of this `identity` under `folder`; one of another gives way if told.
+    """Open the unfinished run of this `identity` under `folder`, or begin it.
 
-    identity: what decides the run, by the names that people know. Raises PrunerZeroError,
-    naming what changed, where there is another and `overwrite` is false.
+    identity: everything that decides the result, by names for messages. A run of another identity
+    is deleted if `overwrite` is true. Otherwise raises PrunerZeroError naming what changed.
     """
     run = {name: _digest(value) for name, value in identity.items()}
     try:
@@ -117,7 +118,7 @@ def _digest(value: object) -> str:
 
 
 def write_cost(folder: Path, cost: Cost, started: Mapping[str, int]) -> None:
-    """Write timing.json: what this process took, and (as `started` names it) where it began."""
+    """Write timing.json: the cost of this process, and the step at which it started."""
     timing = {
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **cost.to_json(),
@@ -127,7 +128,7 @@ def write_cost(folder: Path, cost: Cost, started: Mapping[str, int]) -> None:
 
 
 def _move(staged: Path, output: Path, partial: Path) -> None:
-    """Put `staged` in the place of `output`; where that fails, `output` is as it was."""
+    """Replace `output` by `staged`; if that fails, `output` is put back."""
     replaced = partial / f"replaced-{datetime.now(UTC):%Y%m%d%H%M%S%f}"
     with writing(output):
         if os.path.lexists(output):

@@ -1,4 +1,4 @@
-"""Activations between two blocks on disk, a tensor a window."""
+"""Activations between two blocks on disk, one tensor for each window."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ _NAME = "hidden"
 
 
 class WindowFile(Sequence[Tensor]):
-    """One (1, tokens, width) tensor for each window, of which none is in memory.
+    """One (1, tokens, width) tensor for each window; none of them stays in memory.
 
-    It is written once, by as many calls of `append` as there are windows, and exists under
-    its name after the last; `sha256` is then known. Raises PrunerZeroError where it cannot
-    be written, or read back.
+    The file is written by as many calls of `append` as there are windows. After the last call it
+    exists at `path`, and `sha256` is set. Raises PrunerZeroError where it cannot be written or
+    read.
     """
 
     def __init__(self, path: Path, windows: int) -> None:
@@ -29,7 +29,7 @@ class WindowFile(Sequence[Tensor]):
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """The file that was written to `path` before."""
+        """Open a file that was written before."""
         reader = TensorFile(path)
         file = cls(path, reader.shape(_NAME)[0])
         file._written, file._reader = file._windows, reader
@@ -37,13 +37,13 @@ class WindowFile(Sequence[Tensor]):
 
     @classmethod
     def of(cls, path: Path, tensors: Sequence[Tensor]) -> Self:
-        """A new file at `path` that holds `tensors`."""
+        """Write `tensors` to a new file at `path`."""
         file = cls(path, len(tensors))
         file.extend(tensors)
         return file
 
     def append(self, tensor: Tensor) -> None:
-        """The output of the next window."""
+        """Write the output for the next window."""
         if self._writer is None:
             layout = {_NAME: (tensor.dtype, (self._windows, *tensor.shape[1:]))}
             self._writer = TensorWriter(self.path, layout)
@@ -54,7 +54,7 @@ class WindowFile(Sequence[Tensor]):
             self._writer, self._reader = None, TensorFile(self.path)
 
     def extend(self, tensors: Iterable[Tensor]) -> None:
-        """The outputs of the next windows."""
+        """Write the outputs for the next windows."""
         for tensor in tensors:
             self.append(tensor)
 
@@ -66,13 +66,13 @@ class WindowFile(Sequence[Tensor]):
     @overload
     def __getitem__(self, index: slice) -> list[Tensor]: ...
     def __getitem__(self, index: Any) -> Any:
-        """The tensor of a window, in memory of its own that is aligned as a computed one's.
+        """The tensor of a window, copied to newly allocated memory.
 
-        Products may round differently where memory is aligned differently, and a resumed run
-        is to end with the same bytes.
+        Newly allocated memory has the alignment of computed tensors. Matrix products may round
+        differently with another alignment, and a resumed run must end with the same bytes.
         """
         if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+            return [self[place] for place in range(*index.indices(len(self)))]
         if not 0 <= index < len(self) or self._reader is None:
             raise IndexError(index)
         return self._reader.read(_NAME, index)

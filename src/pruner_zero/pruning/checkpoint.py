@@ -1,4 +1,4 @@
-"""An unfinished run on disk, so that an interruption costs at most one block."""
+"""The checkpoint of an unfinished run: an interruption costs at most one block."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +15,9 @@ __all__ = ["JOURNAL", "Checkpoint"]
 
 
 class Checkpoint:
-    """Finished blocks under `folder`: a journal, one file of weights a block, and the activations.
+    """Finished blocks under `folder`: a journal, a file of weights for each, and the activations.
 
-    A block counts once its journal line is on disk. `run` identifies the settings. Raises
+    A block is finished once its journal line is on disk. `run` identifies the settings. Raises
     PrunerZeroError for a folder that belongs to other settings and for a damaged one.
     """
 
@@ -27,20 +27,20 @@ class Checkpoint:
 
     @property
     def finished(self) -> int:
-        """How many blocks are done."""
+        """The number of finished blocks."""
         return len(self.journal.lines)
 
     def records(self) -> list[MatrixRecord]:
-        """What was done to the matrices of the finished blocks."""
+        """The records of all matrices of the finished blocks."""
         lines = self.journal.lines
         return [MatrixRecord.from_json(one) for line in lines for one in line["records"]]
 
     def weights(self) -> list[Path]:
-        """The files that hold the finished blocks' weights, in order."""
+        """The files of the finished blocks' weights, in order."""
         return [self.folder / line["weights"] for line in self.journal.lines]
 
     def restore(self, matrices: Sequence[Matrix]) -> None:
-        """Put the finished blocks' weights back into a model that is in memory."""
+        """Copy the finished blocks' weights into a model that is in memory."""
         parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
         for path in self.weights():
             file = TensorFile(path)
@@ -48,16 +48,16 @@ class Checkpoint:
                 parameters[name].data.copy_(file.read(name))
 
     def hidden(self) -> WindowFile | None:
-        """The input of the next block, where the run keeps it."""
+        """The input of the next block; None where the run does not propagate activations."""
         name = self.journal.lines[-1]["hidden"] if self.journal.lines else None
         return WindowFile.open(self.folder / name) if name else None
 
     def activations(self, block: int, windows: int) -> WindowFile:
-        """A new place on disk for the output of `block`, that of the embeddings being −1."""
+        """A new file for the output of `block`; −1 stands for the embeddings."""
         return WindowFile(self._hidden(block), windows)
 
     def dense_activations(self, block: int, windows: int) -> WindowFile:
-        """A new place on disk for what the dense model hands on; that of earlier blocks goes."""
+        """A new file for the dense model's output of `block`; older files are deleted."""
         for path in self.folder.glob("dense-*.safetensors"):
             if path.name != f"dense-{block - 1:04d}.safetensors":
                 path.unlink(missing_ok=True)
@@ -69,7 +69,7 @@ class Checkpoint:
         records: Sequence[MatrixRecord],
         hidden: Activations | None,
     ) -> None:
-        """Make one more block durable: its weights, and the input of the block after it."""
+        """Record a finished block: its weights, and `hidden`, the input of the next block."""
         block = self.finished
         path = self.folder / f"weights-{block:04d}.safetensors"
         files = {path.name: write_tensors(path, weights, {"format": "pt"})}
