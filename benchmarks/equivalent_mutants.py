@@ -4,7 +4,7 @@
 # why that is no business of tests.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
-        "metric/normal.Normal.scaled",
+        "metric/canonical/normal.Normal.scaled",
         "sign *= math.copysign(1.0, coefficient)",
         "sign /= math.copysign(1.0, coefficient)",
     ): "to divide by 1 or -1 is to multiply by it",
@@ -51,7 +51,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "near = get_close_matches(name, names, n=2, cutoff=0.0)",
     ): "only the first is shown",
     (
-        "metric/canonical._without_outermost",
+        "metric/canonical/form._without_outermost",
         "if largest < 0:",
         "if largest <= 0:",
     ): "no factor has the exponent 0",

@@ -41,9 +41,10 @@ RESULT = HERE / "results/mutation.json"
 
 # A module → the tests that mirror it.
 MODULES = {
-    "metric/canonical": "canonical",
-    "metric/normal": "canonical",
-    "metric/bounds": "bounds",
+    "metric/canonical/form": "form",
+    "metric/canonical/normal": "form",
+    "metric/canonical/facts": "facts",
+    "metric/canonical/bounds": "facts",
     "metric/evaluate": "evaluate",
     "metric/operators": "operators",
     "metric/simplify": "simplify",
@@ -135,7 +136,7 @@ def judged(source: Path, tests: Iterable[Path]) -> tuple[str, str]:
 
 def verdict(source: Path, module: str, explained: bool) -> tuple[str, str]:
     """The mirror's verdict; where that finds nothing and we know no reason, the room's."""
-    room = ROOT / "tests" / module.partition("/")[0]
+    room = ROOT / "tests" / module.rpartition("/")[0]
     mirror = room / f"test_{MODULES[module]}.py"
     outcome, by = judged(source, [mirror])
     if outcome == "survived" and not explained:
@@ -280,12 +281,12 @@ def main() -> None:
         )
         compileall.compile_dir(source, quiet=1)
         chosen = given.module or list(MODULES)
-        for room in sorted({module.partition("/")[0] for module in chosen}):
+        for room in sorted({module.rpartition("/")[0] for module in chosen}):
             outcome, by = judged(source, sorted((ROOT / "tests" / room).glob("test_*.py")))
             if outcome != "survived":
                 raise SystemExit(f"tests/{room} fails without a fault, in {by or outcome}: mend it")
         for module in chosen:
-            room, name = module.split("/")
+            room, _, name = module.rpartition("/")
             for stale in (source / "pruner_zero" / room / "__pycache__").glob(f"{name}.*"):
                 stale.unlink()
             try_module(module, source, known, given)

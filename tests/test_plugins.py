@@ -10,16 +10,31 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pruner_zero import plugins
+from pruner_zero.analysis.features import rescales, transcendental
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.variation import MUTATIONS
 from pruner_zero.execution import make_executor
-from pruner_zero.metric import EXTENDED, NAMED, OPERATORS, PUBLISHED, Metric, parse
+from pruner_zero.metric import (
+    EXTENDED,
+    NAMED,
+    OPERATORS,
+    PUBLISHED,
+    Metric,
+    parse,
+    simplify_opposing,
+    to_latex,
+    to_mathml,
+)
+from pruner_zero.metric.canonical import canonical
+from pruner_zero.report.tree import draw_tree
 from pruner_zero.testing import Doubling, NamedMetricSuite, OperatorSuite, TextSourceSuite
 from pruner_zero.text import load_corpus
 from pruner_zero.text.source import SOURCES
@@ -78,6 +93,83 @@ def test_an_operator_serves_wherever_it_is_named(install: Install) -> None:
     assert pickle.loads(pickle.dumps(metric)) == metric
     space = SearchSpace(operators=("mul", "half"))
     assert space.allows(metric.expression) is None
+
+
+FACTS = """
+import torch
+from pruner_zero.metric import Operator
+from pruner_zero.metric.operators import POWER
+soft = Operator("soft", 1, lambda x: x / (1 + x.abs()), increasing="always", sign="keeps",
+    parity="odd", saturates=1000.0, latex=(r"\\frac{#1}{1 + |#1|}", POWER))
+both = Operator("both", 2, torch.hypot, sign="nonnegative", degree=1, commutative=True, twins=True)
+lift = Operator("lift", 1, lambda x: x - x.min(), reach="matrix", increasing="always")
+share = Operator("share", 1, lambda x: x / x.abs().sum(), reach="matrix", rescaling="scale")
+cube = Operator("cube", 1, lambda x: x.abs() ** 3, exponent=3)
+root = Operator("root", 1, lambda x: x.abs() ** (1 / 3), exponent=1 / 3, inverse="cube")
+"""
+
+
+@pytest.fixture
+def facts(install: Install) -> None:
+    names = ("soft", "both", "lift", "share", "cube", "root")
+    install("plug_facts", "operators", {name: name for name in names}, FACTS)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("both(W * X, G)", "both(G, X * W)"),
+        ("soft(-S) * W", "-soft(S) * W"),
+        ("abs(soft(S)) * X", "soft(W) * X"),
+        ("soft(mms(W * X))", "W * X"),
+        ("share(W) * X", "W * X"),
+        ("share(3 * W) + G", "share(W) + G"),
+        ("cube(W * X)", "W * X"),
+        ("cube(W) * G", "W * root(G)"),
+    ],
+)
+def test_an_operator_that_states_its_facts_is_simplified(text: str, same: str, facts: None) -> None:
+    assert canonical(parse(text), "row") == canonical(parse(same), "row")
+
+
+def test_an_operator_that_states_no_fact_is_left_alone(facts: None) -> None:
+    assert canonical(parse("lift(2 * W) * X"), "row") == parse("X * lift(2 * W)")
+
+
+def test_an_operator_is_shown_as_it_says_or_as_a_call(facts: None) -> None:
+    soft, both = parse("soft(S) * W"), parse("both(W, G)")
+    assert (str(soft), str(both)) == ("soft(S) * W", "both(W, G)")
+    assert to_latex(soft) == r"\frac{S}{1 + \left|S\right|} \cdot W"
+    assert to_latex(both) == r"\operatorname{both}(W, G)"
+    assert "<mfrac>" in to_mathml(soft)
+    assert ">both</mtext>" in to_mathml(both)
+    assert ">both</text>" in draw_tree("a tree", both)
+
+
+def test_an_operator_is_varied_like_a_built_in_one(facts: None) -> None:
+    generator = np.random.default_rng(0)
+    space = SearchSpace(operators=("mul", "power", "log", "soft", "both", "share", "cube"))
+    assert OPERATORS["soft"].kind == "transcendental"
+    assert space.allows(parse("soft(W * log(G))")) == "more than 1 of kind 'transcendental' nested"
+    assert space.allows(parse("cube(W^0.5)")) == "more than 1 of kind 'power' directly nested"
+    assert space.allows(parse("both(W, W)")) == "both of two equal operands"
+    assert space.allows(parse("share(soft(W)) * X")) is None
+    # Exchanging the operands of what commutes is no child.
+    assert MUTATIONS["swap"](generator, parse("both(W, G)"), space) is None
+    children = {
+        str(MUTATIONS[name](generator, parse("cube(W) * both(G, X)"), space))
+        for name in ("operator", "exponent")
+        for _ in range(100)
+    }
+    assert {"cube(W) * (G * X)", "log(W) * both(G, X)"} <= children
+    assert any(child.startswith("W^3.") for child in children), "a cube is a power"
+    assert simplify_opposing(parse("root(cube(W))")) == parse("W")
+
+
+def test_an_operator_is_analysed_like_a_built_in_one(facts: None) -> None:
+    assert transcendental(OPERATORS["soft"])
+    assert rescales(OPERATORS["share"])
+    assert not rescales(OPERATORS["both"])
 
 
 def test_what_is_not_named_sees_no_plug_in(install: Install) -> None:
@@ -212,4 +304,4 @@ def test_the_example_package_is_installed_and_its_own_tests_pass(tmp_path: Path)
         text=True,
     )
     assert own.returncode == 0, own.stdout
-    assert "15 passed" in own.stdout
+    assert "22 passed" in own.stdout

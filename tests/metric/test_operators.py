@@ -16,6 +16,17 @@ from pruner_zero.metric import (
     Shape,
     Terminal,
 )
+from pruner_zero.testing import OperatorSuite
+
+CLAIMS = [name for name in dir(OperatorSuite) if name.startswith("test_")]
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_what_every_operator_states_holds(name: str, claim: str) -> None:
+    suite = OperatorSuite()
+    suite.operator = OPERATORS[name]
+    getattr(suite, claim)()
 
 
 def test_the_registry_holds_both_sets_and_cannot_change() -> None:

@@ -29,14 +29,6 @@ def failing(suite: Any) -> set[str]:
     return failed
 
 
-@pytest.mark.parametrize("name", OPERATORS)
-def test_every_built_in_operator_passes(name: str) -> None:
-    suite = OperatorSuite()
-    suite.operator = OPERATORS[name]
-    for test in claims_of(suite).values():
-        test()
-
-
 @pytest.mark.parametrize("name", NAMED)
 def test_every_named_metric_passes(name: str) -> None:
     suite = NamedMetricSuite()
