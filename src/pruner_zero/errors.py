@@ -18,6 +18,12 @@ def one_line(error: BaseException | str, longest: int = 200) -> str:
     return line[:longest]
 
 
+def excerpt(text: object, width: int = 80) -> str:
+    """A text on one line, cut to `width` characters, to fit into a message or a table."""
+    line = str(text).replace("\n", "\\n")
+    return line if len(line) <= width else line[: width - 1] + "…"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The words to append to an error about an unknown `name`: a near one, or all known ones."""
     known = sorted(known)

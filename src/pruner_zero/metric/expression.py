@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.metric.operators import OPERATORS, Increasing, Operator, Shape
 from pruner_zero.metric.terminals import TERMINALS
 
@@ -118,7 +118,6 @@ class Expression:
 
     def _repr_html_(self) -> str:
         from pruner_zero.markup import element
-        from pruner_zero.metric.grammar import excerpt
         from pruner_zero.metric.latex import to_mathml
 
         formula = element("div", to_mathml(self, "inline"))

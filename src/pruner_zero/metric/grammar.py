@@ -6,21 +6,15 @@
     power   = operand ["^" ["-"] number]
     operand = number | terminal | operator "(" sum {"," sum} ")" | "(" sum ")"
 
-`+ - * / ^` and unary minus are the operators add, sub, mul, quotient, power and neg.
+The infix symbols are those of the operators; `^` is power and unary minus is neg.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import NamedTuple
 
-from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric.expression import (
-    MAX_DEPTH,
-    Call,
-    Constant,
-    Expression,
-    Terminal,
-    call,
-)
+from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
+from pruner_zero.metric.expression import MAX_DEPTH, Call, Constant, Expression, Terminal, call
 from pruner_zero.metric.operators import ATOM, OPERATORS, POWER, SIGN, SUM
 from pruner_zero.metric.terminals import TERMINALS
 
@@ -69,29 +63,23 @@ def format(expression: Expression) -> str:
     return _format(expression)[0]
 
 
-def excerpt(text: object, width: int = 80) -> str:
-    """The text of an expression or a word, cut to fit into an error message."""
-    line = str(text).replace("\n", "\\n")
-    return line if len(line) <= width else line[: width - 1] + "…"
-
-
 def _format(expression: Expression) -> tuple[str, int]:
     """The text and how tightly its outermost operator binds."""
-    if not isinstance(expression, Call):
-        if isinstance(expression, Constant):
-            return repr(expression.value), ATOM if expression.value >= 0 else SIGN
-        assert isinstance(expression, Terminal)
+    if isinstance(expression, Constant):
+        return repr(expression.value), ATOM if expression.value >= 0 else SIGN
+    if isinstance(expression, Terminal):
         return expression.name, ATOM
-    name, operands = expression.operator.name, expression.operands
-    if expression.operator.infix:
-        symbol, level = expression.operator.infix
+    assert isinstance(expression, Call)
+    operator, operands = expression.operator, expression.operands
+    if operator.infix:
+        symbol, level = operator.infix
         # Equal levels group to the left, so only a right operand needs parentheses for them.
         return f"{_within(operands[0], level)} {symbol} {_within(operands[1], level + 1)}", level
-    if name == "power":
+    if operator.exponent == "operand":
         return f"{_within(operands[0], ATOM)}^{_format(operands[1])[0]}", POWER
-    if name == "neg" and not isinstance(operands[0], Constant):
+    if operator.name == "neg" and not isinstance(operands[0], Constant):
         return f"-{_within(operands[0], SIGN)}", SIGN
-    return f"{name}({', '.join(_format(operand)[0] for operand in operands)})", ATOM
+    return f"{operator.name}({', '.join(map(format, operands))})", ATOM
 
 
 def _within(expression: Expression, level: int) -> str:
@@ -99,8 +87,7 @@ def _within(expression: Expression, level: int) -> str:
     return text if binds >= level else f"({text})"
 
 
-@dataclass(frozen=True, slots=True)
-class _Token:
+class _Token(NamedTuple):
     kind: str
     text: str
     column: int
@@ -112,26 +99,19 @@ def _tokens(text: str) -> list[_Token]:
         match = _TOKEN.match(text, position)
         if match is None:
             raise ParseError(f"unexpected character {text[position]!a}", position + 1)
-        kind = match.lastgroup or ""
-        if kind != "space":
-            tokens.append(_Token(kind, match.group(), position + 1))
+        if match.lastgroup != "space":
+            tokens.append(_Token(match.lastgroup or "", match.group(), position + 1))
         position = match.end()
     return [*tokens, _Token("end", "", len(text) + 1)]
 
 
 class _Parser:
-    """Precedence climbing over a list of tokens."""
+    """Precedence climbing over a list of tokens: a method for each rule of the grammar."""
 
     def __init__(self, tokens: list[_Token]) -> None:
         self.tokens = tokens
         self.position = 0
         self.nesting = 0
-
-    def whole(self) -> Expression:
-        expression = self.binary(SUM)
-        if self.token.kind != "end":
-            raise ParseError(f"expected an operator before {self.shown()}", self.token.column)
-        return expression
 
     @property
     def token(self) -> _Token:
@@ -145,32 +125,34 @@ class _Parser:
     def shown(self) -> str:
         return f"'{excerpt(self.token.text, 40)}'" if self.token.text else "the end of the text"
 
-    def expect(self, symbol: str, opening: _Token) -> None:
-        if self.token.text != symbol:
-            raise ParseError(
-                f"expected '{symbol}' before {self.shown()} to close the '(' at column "
-                f"{opening.column}",
-                self.token.column,
-            )
-        self.take()
-
-    def deeper(self, token: _Token) -> None:
+    def nested(self, token: _Token, rule: Callable[[], Expression]) -> Expression:
+        """What `rule` reads one level deeper, after the opening `token`."""
         self.nesting += 1
         if self.nesting > MAX_DEPTH:
             raise ParseError(f"nested deeper than {MAX_DEPTH} levels", token.column)
+        expression = rule()
+        self.nesting -= 1
+        return expression
 
-    def call(self, name: str, column: int, *operands: Expression) -> Expression:
+    def build(self, name: str, column: int, *operands: Expression) -> Expression:
         try:
             return call(name, *operands)
         except PrunerZeroError as error:
             raise ParseError(str(error), column) from None
 
-    def binary(self, minimum: int) -> Expression:
+    def whole(self) -> Expression:
+        expression = self.sum()
+        if self.token.kind != "end":
+            raise ParseError(f"expected an operator before {self.shown()}", self.token.column)
+        return expression
+
+    def sum(self, minimum: int = SUM) -> Expression:
+        """Operands joined by infix symbols that bind at least as tightly as `minimum`."""
         left = self.unary()
         while self.token.text in _INFIX and _INFIX[self.token.text][1] >= minimum:
             token = self.take()
             name, level = _INFIX[token.text]
-            left = self.call(name, token.column, left, self.binary(level + 1))
+            left = self.build(name, token.column, left, self.sum(level + 1))
         return left
 
     def unary(self) -> Expression:
@@ -179,85 +161,76 @@ class _Parser:
         minus = self.take()
         # As in mathematics, -2^2 is minus the power: "^" binds tighter than the sign.
         if self.token.kind == "number" and self.tokens[self.position + 1].text != "^":
-            return self.number(minus)
-        self.deeper(minus)
-        operand = self.unary()
-        self.nesting -= 1
-        return self.call("neg", minus.column, operand)
+            return self.number(negative=True)
+        return self.build("neg", minus.column, self.nested(minus, self.unary))
 
     def power(self) -> Expression:
         base = self.operand()
         if self.token.text != "^":
             return base
         column = self.take().column
-        minus = self.take() if self.token.text == "-" else None
+        negative = self.token.text == "-"
+        if negative:
+            self.take()
         if self.token.kind != "number":
             raise ParseError(
                 f"the exponent of a power must be a number, not {self.shown()}", self.token.column
             )
-        power = self.call("power", column, base, self.number(minus))
+        power = self.build("power", column, base, self.number(negative))
         if self.token.text == "^":
             raise ParseError("put the power before this '^' in parentheses", self.token.column)
         return power
 
-    def number(self, minus: _Token | None) -> Expression:
+    def number(self, negative: bool = False) -> Expression:
         token = self.take()
         value = float(token.text)
         try:
-            return Constant(-value if minus else value)
+            return Constant(-value if negative else value)
         except PrunerZeroError as error:
             raise ParseError(str(error), token.column) from None
 
     def operand(self) -> Expression:
-        if self.token.kind == "number":
-            return self.number(None)
-        if self.token.kind == "name":
-            return self.named()
+        token = self.token
+        if token.kind == "number":
+            return self.number()
+        if token.kind == "name":
+            return self.named(self.take())
         before = self.tokens[self.position - 1]
-        if before.text == self.token.text == "*" and before.column == self.token.column - 1:
+        if before.text == token.text == "*" and before.column == token.column - 1:
             raise ParseError("write ^ for a power, not **", before.column)
-        if self.token.text != "(":
+        if token.text != "(":
             raise ParseError(
-                f"expected a terminal, a number or an operator before {self.shown()}",
-                self.token.column,
+                f"expected a terminal, a number or an operator before {self.shown()}", token.column
             )
-        opening = self.take()
-        self.deeper(opening)
-        expression = self.binary(SUM)
-        self.expect(")", opening)
-        self.nesting -= 1
+        expression = self.nested(self.take(), self.sum)
+        self.close(token)
         return expression
 
-    def named(self) -> Expression:
-        name = self.take()
-        if self.token.text != "(":
-            return self.terminal(name)
-        if name.text in TERMINALS:
-            raise ParseError(f"{name.text} is a terminal and takes no operands", name.column)
-        if name.text not in OPERATORS:
-            short = excerpt(name.text, 40)
-            raise ParseError(
-                f"unknown operator '{short}': {did_you_mean(short, OPERATORS)}", name.column
-            )
-        opening = self.take()
-        self.deeper(opening)
-        operands = []
+    def close(self, opening: _Token) -> None:
         if self.token.text != ")":
-            operands.append(self.binary(SUM))
-            while self.token.text == ",":
-                self.take()
-                operands.append(self.binary(SUM))
-        self.expect(")", opening)
-        self.nesting -= 1
-        return self.call(name.text, name.column, *operands)
-
-    def terminal(self, name: _Token) -> Terminal:
-        if name.text in TERMINALS:
-            return Terminal(name.text)
-        if name.text in OPERATORS:
             raise ParseError(
-                f"{name.text} is an operator: put its operands in parentheses", name.column
+                f"expected ')' before {self.shown()} to close the '(' at column {opening.column}",
+                self.token.column,
             )
-        short = excerpt(name.text, 40)
-        known = [*TERMINALS, *OPERATORS]
-        raise ParseError(f"unknown name '{short}': {did_you_mean(short, known)}", name.column)
+        self.take()
+
+    def named(self, name: _Token) -> Expression:
+        """A terminal, or an operator with its operands."""
+        word, called = excerpt(name.text, 40), self.token.text == "("
+        if name.text in TERMINALS:
+            if called:
+                raise ParseError(f"{word} is a terminal and takes no operands", name.column)
+            return Terminal(name.text)
+        if name.text not in OPERATORS:
+            kind, known = ("operator", OPERATORS) if called else ("name", [*TERMINALS, *OPERATORS])
+            raise ParseError(f"unknown {kind} '{word}': {did_you_mean(word, known)}", name.column)
+        if not called:
+            raise ParseError(f"{word} is an operator: put its operands in parentheses", name.column)
+        opening, operands = self.take(), []
+        if self.token.text != ")":
+            operands.append(self.nested(opening, self.sum))
+        while operands and self.token.text == ",":
+            self.take()
+            operands.append(self.nested(opening, self.sum))
+        self.close(opening)
+        return self.build(name.text, name.column, *operands)

@@ -11,11 +11,11 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor
 
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.markup import element
 from pruner_zero.metric.evaluate import score
 from pruner_zero.metric.expression import Expression
-from pruner_zero.metric.grammar import ParseError, excerpt, parse
+from pruner_zero.metric.grammar import ParseError, parse
 from pruner_zero.metric.latex import to_latex
 from pruner_zero.metric.named import NAMED
 from pruner_zero.metric.operators import Shape

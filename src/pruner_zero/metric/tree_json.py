@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.metric.expression import (
     MAX_DEPTH,
     MAX_SIZE,
@@ -14,7 +14,6 @@ from pruner_zero.metric.expression import (
     Terminal,
     call,
 )
-from pruner_zero.metric.grammar import excerpt
 from pruner_zero.metric.operators import OPERATORS
 from pruner_zero.metric.terminals import TERMINALS
 

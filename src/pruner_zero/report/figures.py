@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from pruner_zero.errors import excerpt
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import HallOfFame
-from pruner_zero.metric.grammar import excerpt
 from pruner_zero.pruning import MatrixRecord, total_sparsity
 from pruner_zero.report import curves
 from pruner_zero.report.heat_map import heat_map

@@ -11,10 +11,10 @@ from markupsafe import Markup
 
 from pruner_zero.analysis.correlations import Agreement, agreements
 from pruner_zero.analysis.statistics import Estimate
+from pruner_zero.errors import excerpt
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity
 from pruner_zero.metric import parse
-from pruner_zero.metric.grammar import excerpt
 from pruner_zero.pruning import MatrixRecord, total_sparsity
 from pruner_zero.report import curves, figures
 from pruner_zero.report.portrait import Portrait, portrait

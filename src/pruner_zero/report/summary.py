@@ -5,13 +5,13 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pruner_zero.errors import excerpt
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression, parse
 from pruner_zero.metric.canonical import Scope, canonical
-from pruner_zero.metric.grammar import excerpt
 from pruner_zero.report.curves import judged_alike
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result, SearchRun
 
