@@ -17,9 +17,13 @@ from tests.text.refusals import refusal
 def every_kind() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(7, 5, generator=generator) * 50
-    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.uint8, torch.bool)
+    dtypes = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.complex64)
+    integers = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+    unsigned = (torch.uint64, torch.uint32, torch.uint16)
+    narrow = (torch.float8_e4m3fn, torch.float8_e5m2)
     return {
-        **{str(dtype): values.to(dtype) for dtype in dtypes},
+        **{str(dtype): values.to(dtype) for dtype in (*dtypes, *integers, *narrow)},
+        **{str(dtype): values.abs().to(dtype) for dtype in unsigned},
         "turned": values.T,
         "none": torch.empty(0, 4),
         "scalar": torch.tensor(2.5),

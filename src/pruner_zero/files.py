@@ -127,7 +127,7 @@ def append_line(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
         if not end:
-            _sync_names(path.parent)
+            sync_names(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -166,10 +166,10 @@ def _committing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_names(path.parent)
+    sync_names(path.parent)
 
 
-def _sync_names(folder: Path) -> None:
+def sync_names(folder: Path) -> None:
     """Sync the directory itself: a file's fsync does not put its name on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

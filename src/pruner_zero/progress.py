@@ -10,7 +10,10 @@ class Progress:
     """Receives the progress and the notes of long-running code; this base class ignores them.
 
     Library code calls it; the command line passes one that draws bars or prints lines.
+    bars: whether it draws bars on stderr, so that another library's bars may be drawn too.
     """
+
+    bars = False
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
         """Yield `items` one by one, counting them under `label`."""

@@ -1,8 +1,7 @@
 """Safetensors files read and written one tensor at a time, so that no file is ever in memory.
 
-The library's own reader maps the file, whose pages then count as memory of the process for as
-long as it is open, and its writer wants a second copy of everything. The format itself is plain:
-the length of a JSON header (8 bytes), the header, the tensors one after the other.
+Reading is safetensors' own. Its writer wants a second copy of all tensors at once; the format is
+plain enough to stream: the length of a JSON header (8 bytes), the header, the tensors in turn.
 """
 
 import hashlib
@@ -10,92 +9,84 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import writing
+from pruner_zero.errors import PrunerZeroError, one_line
+from pruner_zero.files import sync_names, writing
 
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.complex64: "C64",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# The library's own limit. A sparse file can claim any length, and would fill the memory with it.
-_LONGEST_HEADER = 100_000_000
-_MALFORMED = (ValueError, TypeError, AttributeError, KeyError, RecursionError, OverflowError)
 
 
 class TensorFile:
     """The tensors of one safetensors file, read on demand into memory of their own.
 
-    Raises PrunerZeroError where the file is not whole or not of this format.
+    The file is mapped only while a tensor is read: the pages of a mapped file count as memory of
+    the process. Raises PrunerZeroError where the file is not whole or not of this format.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            with open(path, "rb") as file:
-                length = int.from_bytes(file.read(8), "little")
-                size = os.fstat(file.fileno()).st_size
-                if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-                    raise ValueError("its header does not fit in it")
-                header = json.loads(file.read(length))
-            self.metadata: dict[str, str] = header.pop("__metadata__", None) or {}
-            self._start = 8 + length
-            self._entries = {name: _Entry(**entry) for name, entry in header.items()}
-            for name, entry in self._entries.items():
-                entry.check(name, size - self._start)
-        except (*_MALFORMED, OSError) as error:
-            raise PrunerZeroError(
-                f"{path} is damaged ({' '.join(str(error).split())}): fetch or make it again"
-            ) from error
+        with self._opened() as file:
+            self.metadata: dict[str, str] = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            self._shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._entries)
+        return iter(self._shapes)
 
     @property
     def nbytes(self) -> int:
         """The bytes of all tensors together."""
-        return sum(entry.stop - entry.start for entry in self._entries.values())
+        with open(self.path, "rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+            return os.fstat(file.fileno()).st_size - 8 - header
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one tensor."""
-        return self._entries[name].shape
-
-    def dtype(self, name: str) -> torch.dtype:
-        """The dtype of one tensor."""
-        return self._entries[name].dtype
+        return self._shapes[name]
 
     def read(self, name: str, row: int | None = None) -> Tensor:
         """One tensor, or its part (1, …) at `row` of the first dimension."""
-        entry = self._entries[name]
-        shape = entry.shape if row is None else (1, *entry.shape[1:])
-        tensor = torch.empty(shape, dtype=entry.dtype)
-        buffer = memoryview(_bytes(tensor))
-        with open(self.path, "rb", buffering=0) as file:
-            file.seek(self._start + entry.start + (row or 0) * len(buffer))
-            while buffer:
-                read = file.readinto(buffer)
-                if not read:
-                    raise PrunerZeroError(f"{self.path} is damaged: fetch or make it again")
-                buffer = buffer[read:]
-        return tensor
+        with self._opened() as file:
+            if row is None:
+                tensor: Tensor = file.get_tensor(name)
+            else:
+                tensor = file.get_slice(name)[row : row + 1]
+            return tensor.clone()
+
+    @contextmanager
+    def _opened(self) -> Iterator[Any]:
+        try:
+            with safe_open(self.path, "pt") as file:
+                yield file
+        except (SafetensorError, OSError) as error:
+            raise PrunerZeroError(
+                f"{self.path} is damaged ({one_line(error)}): fetch or make it again"
+            ) from error
 
 
 class TensorWriter:
@@ -175,11 +166,7 @@ class TensorWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._partial, self.path)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_names(self.path.parent)
 
     def _write(self, data: bytes | memoryview) -> None:
         try:
@@ -205,21 +192,6 @@ def write_tensors(
         for name in order:
             writer.write(tensors[name])
     return writer.sha256
-
-
-class _Entry:
-    def __init__(self, dtype: str, shape: list[int], data_offsets: list[int]) -> None:
-        if dtype not in _DTYPES:
-            raise ValueError(f"its dtype {dtype} is not known")
-        self.dtype = _DTYPES[dtype]
-        self.shape = tuple(int(one) for one in shape)
-        self.start, self.stop = data_offsets
-
-    def check(self, name: str, size: int) -> None:
-        expected = math.prod(self.shape) * self.dtype.itemsize
-        fits = self.stop - self.start == expected and 0 <= self.start <= self.stop <= size
-        if not fits or min(self.shape, default=0) < 0:
-            raise ValueError(f"{name} does not fit in it")
 
 
 def _bytes(tensor: Tensor) -> Any:

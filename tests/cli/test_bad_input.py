@@ -194,7 +194,7 @@ def test_yaml_that_is_wrong(refused: Callable[..., str], tmp_path: Path) -> None
         (["prune", "model"], "Missing option '--output'"),
         (["prune", "model", "-o", "out", "--sparsety", "0.5"], "No such option: --sparsety"),
         (["prune", "-o", "out", *HALF], "the setting 'model' is missing"),
-        (["evaluate"], "Missing argument 'MODEL'"),
+        (["evaluate"], "the setting 'model' is missing"),
         (["metric", "shwo", "W"], "No such command 'shwo'"),
         (["prune", "model", "another", "-o", "out"], "unexpected extra argument"),
     ],
@@ -206,11 +206,11 @@ def test_commands_that_cannot_be_read(arguments: list[str], words: str, cli: Cli
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--windows", "0"], "--windows is 0: choose at least 1"),
-        (["--seqlen", "1"], "--seqlen is 1: choose at least 2"),
+        (["--windows", "0"], "--windows is 0: input should be greater than or equal to 1"),
+        (["--seqlen", "1"], "--seqlen is 1: input should be greater than or equal to 2"),
         (["--seqlen", "9999"], "fewer than one window of 9999"),
         (["--windows", "9999", "--seqlen", "16"], "windows of 16 and not 9999"),
-        (["--dtype", "flaot32"], "no dtype 'flaot32': did you mean 'float32'?"),
+        (["--dtype", "flaot32"], "--dtype is 'flaot32': input should be 'auto', 'float32'"),
     ],
 )
 def test_evaluate_refuses_alike(

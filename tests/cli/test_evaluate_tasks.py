@@ -14,36 +14,20 @@ def arguments(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
     (tmp_path / "tasks").mkdir()
     folder = write_task(tmp_path / "tasks")
-    return ["evaluate", llama_folder, "--tasks", "kinds", "--task-folder", folder]
+    return ["evaluate", llama_folder, "--tasks", "kinds", "--include-path", folder]
 
 
-def test_the_table_has_acc_and_acc_norm_side_by_side_with_their_errors(
+def test_the_table_has_each_metric_beside_its_standard_error(
     cli: Cli, arguments: list[object]
 ) -> None:
-    found = json.loads(cli(*arguments, "--json").out)["tasks"]["kinds"]
+    (found,) = json.loads(cli(*arguments, "--json").out)["tasks"]
     outcome = cli(*arguments)
     assert outcome.code == 0
     assert outcome.out.isascii()
     header, row, remark = outcome.out.splitlines()
-    assert "  ".join(header.split()) == "  ".join(
-        [
-            "task",
-            "version",
-            "fewshot",
-            "documents",
-            "acc",
-            "acc",
-            "stderr",
-            "acc_norm",
-            "acc_norm",
-            "stderr",
-        ]
-    )
-    numbers = [
-        f"{found['scores'][name][part]:.4f}"
-        for name in ("acc", "acc_norm")
-        for part in ("value", "standard_error")
-    ]
+    metrics = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
+    assert header.split() == ["task", "version", "num_fewshot", "documents", *metrics]
+    numbers = [f"{found[name]:.4f}" for name in metrics]
     assert row.split() == ["kinds", "1.5", "0", str(len(QUESTIONS)), *numbers]
     assert remark.startswith("acc takes the choice of the highest log-probability")
 
@@ -55,7 +39,7 @@ def test_a_text_and_tasks_in_one_run(
     text = ["--text", text_file, "--seqlen", 32, "--windows", 2]
     found = json.loads(cli(*arguments, *text, "--limit", 3, "-o", file, "--json").out)
     assert found == json.loads(file.read_text())
-    assert found["tasks"]["kinds"]["documents"] == 3
+    assert found["tasks"][0]["documents"] == 3
     assert found["text"]["windows"] == 2
     alone = json.loads(cli(*arguments[:2], *text, "--json").out)
     assert alone == {key: found[key] for key in ("perplexity", "loss", "losses", "text")}
@@ -66,6 +50,8 @@ def test_a_text_and_tasks_in_one_run(
 
 def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:
     assert cli(*arguments[:2]).error == "give --text to measure perplexity on, --tasks, or both"
-    assert cli(*arguments, "--limit", 0).error == "--limit is 0: give 1 or more"
+    assert cli(*arguments, "--limit", 0).error == (
+        "--limit is 0: input should be greater than or equal to 1"
+    )
     (tmp_path / "file").write_text("")
     assert "is not a folder" in cli(*arguments, "-o", tmp_path / "file" / "out.json").error

@@ -45,6 +45,16 @@ def test_all_windows_where_no_number_is_given(prose: str) -> None:
     assert found.perplexity == pytest.approx(plain(model, prose, 60), rel=1e-5)
 
 
+@pytest.mark.parametrize("batch_size", [3, 20, 64])
+def test_windows_in_a_batch_change_the_result_by_rounding_alone(
+    batch_size: int, prose: str
+) -> None:
+    options: dict[str, Any] = {"seqlen": 60, "windows": 20, "tokenizer": tiny_tokenizer()}
+    alone = evaluate(tiny_model("llama"), [prose], **options)
+    together = evaluate(tiny_model("llama"), [prose], batch_size=batch_size, **options)
+    assert together.losses == pytest.approx(alone.losses, rel=1e-5)
+
+
 def test_a_folder_a_loaded_model_and_an_object_agree(
     llama_folder: Path, text_file: Path, prose: str
 ) -> None:

@@ -4,23 +4,21 @@ import copy
 import json
 import logging
 import math
-import random
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
 
 from pruner_zero import evaluate, load_model
-from pruner_zero.evaluation import Score, TaskResult, TaskScores
-from pruner_zero.evaluation.harness import harness_model
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.evaluation import TaskResult
+from pruner_zero.evaluation.tasks import harness_model
+from pruner_zero.progress import Progress
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
@@ -34,10 +32,9 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @torch.no_grad()
 def log_probability(model: torch.nn.Module, context: str, choice: str) -> float:
-    """The sum of the log-probabilities of the tokens of ` choice` after `context`."""
+    """The sum of the log-probabilities of the tokens of `choice` after `context`."""
     before, after = (
-        tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]
-        for text in (context, f" {choice}")
+        tiny_tokenizer()(text, add_special_tokens=False)["input_ids"] for text in (context, choice)
     )
     logits = model(torch.tensor([before + after])).logits[0].float().log_softmax(-1)
     places = range(len(before) - 1, len(before) + len(after) - 1)
@@ -45,12 +42,16 @@ def log_probability(model: torch.nn.Module, context: str, choice: str) -> float:
 
 
 def plain(
-    model: torch.nn.Module, contexts: Sequence[str], questions: Sequence[dict[str, Any]]
+    model: torch.nn.Module,
+    contexts: Sequence[str],
+    questions: Sequence[dict[str, Any]],
+    separator: str = " ",
 ) -> dict[str, float]:
     """acc and acc_norm: how often the right choice is the most likely, in all or per character."""
     right = {"acc": 0, "acc_norm": 0}
     for context, question in zip(contexts, questions, strict=True):
-        sums = [log_probability(model, context, choice) for choice in question["choices"]]
+        choices = [separator + choice for choice in question["choices"]]
+        sums = [log_probability(model, context, choice) for choice in choices]
         shares = [one / len(choice) for one, choice in zip(sums, question["choices"], strict=True)]
         right["acc"] += sums.index(max(sums)) == question["answer"]
         right["acc_norm"] += shares.index(max(shares)) == question["answer"]
@@ -63,13 +64,13 @@ def standard_error(share: float, count: int) -> float:
 
 
 def ask(folder: Path, **options: Any) -> TaskResult:
-    return evaluate(
-        tiny_model("llama"),
-        tasks="kinds",
-        task_folder=folder,
-        tokenizer=tiny_tokenizer(),
-        **options,
-    )
+    given = {"include_path": folder, "tokenizer": tiny_tokenizer(), **options}
+    result: TaskResult = evaluate(tiny_model("llama"), tasks="kinds", **given)
+    return result
+
+
+def scores(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: row[name] for name in ("acc", "acc_norm")}
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
@@ -77,12 +78,15 @@ def test_the_scores_are_the_plain_computation(tmp_path: Path, batch_size: int) -
     wanted = plain(tiny_model("llama"), [one["question"] for one in QUESTIONS], QUESTIONS)
     # Or one could be taken for the other.
     assert wanted["acc"] != wanted["acc_norm"]
-    (found,) = ask(write_task(tmp_path), batch_size=batch_size).tasks
-    assert (found.task, found.fewshot, found.documents) == ("kinds", 0, len(QUESTIONS))
-    assert list(found.scores) == ["acc", "acc_norm"]
-    for name, score in found.scores.items():
-        assert score.value == pytest.approx(wanted[name])
-        assert score.standard_error == pytest.approx(standard_error(wanted[name], len(QUESTIONS)))
+    (row,) = ask(write_task(tmp_path), batch_size=batch_size).rows
+    assert list(row) == [
+        *("task", "version", "num_fewshot", "documents"),
+        *("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"),
+    ]
+    assert (row["task"], row["num_fewshot"], row["documents"]) == ("kinds", 0, len(QUESTIONS))
+    assert scores(row) == pytest.approx(wanted)
+    for name, value in wanted.items():
+        assert row[f"{name}_stderr"] == pytest.approx(standard_error(value, len(QUESTIONS)))
 
 
 def test_examples_come_before_each_question(tmp_path: Path) -> None:
@@ -93,9 +97,9 @@ def test_examples_come_before_each_question(tmp_path: Path) -> None:
     asked = QUESTIONS[2:]
     folder = write_task(tmp_path, asked, examples=QUESTIONS[:3])
     wanted = plain(tiny_model("llama"), [shown + one["question"] for one in asked], asked)
-    (found,) = ask(folder, fewshot=2).tasks
-    assert found.fewshot == 2
-    assert {name: score.value for name, score in found.scores.items()} == pytest.approx(wanted)
+    (row,) = ask(folder, num_fewshot=2).rows
+    assert row["num_fewshot"] == 2
+    assert scores(row) == pytest.approx(wanted)
     assert wanted != plain(tiny_model("llama"), [one["question"] for one in asked], asked)
 
 
@@ -103,18 +107,49 @@ def test_a_limit_takes_the_first_questions(tmp_path: Path) -> None:
     asked = QUESTIONS[:5]
     wanted = plain(tiny_model("llama"), [one["question"] for one in asked], asked)
     result = ask(write_task(tmp_path), limit=5)
-    assert result.tasks[0].documents == 5
-    assert {name: score.value for name, score in result.tasks[0].scores.items()} == wanted
+    assert result.rows[0]["documents"] == 5
+    assert scores(result.rows[0]) == wanted
     assert result.settings["limit"] == 5
+
+
+def test_questions_are_asked_in_the_chat_template(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    assert "no chat template" in refusal(
+        lambda: ask(write_task(tmp_path), apply_chat_template=True)
+    )
+    tokenizer.chat_template = "{% for m in messages %}Q:{{ m.content }}\nA:{% endfor %}"
+    result = evaluate(
+        tiny_model("llama"),
+        tasks="kinds",
+        include_path=tmp_path,
+        tokenizer=tokenizer,
+        apply_chat_template=True,
+    )
+    asked = [f"Q:{one['question']}\nA:" for one in QUESTIONS]
+    assert scores(result.rows[0]) == plain(tiny_model("llama"), asked, QUESTIONS, separator="")
+
+
+def test_data_files_beside_the_task_file_are_found_from_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "tasks"
+    folder.mkdir()
+    file = write_task(folder) / "kinds.yaml"
+    task = yaml.safe_load(file.read_text())
+    task["dataset_kwargs"] = {"data_files": {"test": "rows.jsonl"}}
+    file.write_text(yaml.safe_dump(task))
+    monkeypatch.chdir(tmp_path)
+    assert ask(Path("tasks")).rows[0]["documents"] == len(QUESTIONS)
+    assert Path.cwd() == tmp_path
 
 
 def test_log_probabilities_are_fp32_for_a_narrow_model(llama_folder: Path) -> None:
     narrow = load_model(llama_folder, "bfloat16")
     pairs = [(one["question"], choice) for one in QUESTIONS for choice in one["choices"]]
     requests = [SimpleNamespace(args=(context, f" {choice}")) for context, choice in pairs]
-    found = [value for value, _ in harness_model(narrow, 1, SILENT).loglikelihood(requests)]
+    found = [value for value, _ in harness_model(narrow, 1).loglikelihood(requests)]
     # One bfloat16 step at a log-probability near -50 is 0.25.
-    wanted = [log_probability(narrow.model, *pair) for pair in pairs]
+    wanted = [log_probability(narrow.model, context, f" {choice}") for context, choice in pairs]
     assert found == pytest.approx(wanted, abs=1e-3)
 
 
@@ -138,8 +173,8 @@ def test_a_perplexity_per_word_is_named_so_and_is_none_per_token(tmp_path: Path)
     )
     model = tiny_model("llama")
     (found,) = evaluate(
-        model, tasks="prose", task_folder=tmp_path, tokenizer=tiny_tokenizer()
-    ).tasks
+        model, tasks="prose", include_path=tmp_path, tokenizer=tiny_tokenizer()
+    ).rows
     total = 0.0
     for one in documents:
         tokens = torch.tensor([[0, *tiny_tokenizer()(one["text"])["input_ids"]]])
@@ -147,85 +182,68 @@ def test_a_perplexity_per_word_is_named_so_and_is_none_per_token(tmp_path: Path)
             logits = model(tokens).logits[0, :-1].float().log_softmax(-1)
         total += float(logits.gather(1, tokens[0, 1:, None]).sum())
     words, length = 4 + 5, sum(len(one["text"]) for one in documents)
-    assert set(found.scores) == {"word_perplexity", "byte_perplexity"}
-    assert found.scores["word_perplexity"].value == pytest.approx(math.exp(-total / words))
-    assert found.scores["byte_perplexity"].value == pytest.approx(math.exp(-total / length))
+    assert found["word_perplexity"] == pytest.approx(math.exp(-total / words))
+    assert found["byte_perplexity"] == pytest.approx(math.exp(-total / length))
 
 
 def test_nothing_is_left_changed(tmp_path: Path) -> None:
-    folder = write_task(tmp_path)
     model, tokenizer = tiny_model("llama"), tiny_tokenizer()
-    before = copy.deepcopy(model.state_dict())
-    random.seed(3)
-    np.random.seed(3)
+    before, handlers = (
+        copy.deepcopy(model.state_dict()),
+        list(logging.getLogger("lm_eval").handlers),
+    )
     torch.manual_seed(3)
-    logger = logging.getLogger("lm_eval")
-    logging_before = (logger.level, logger.propagate, list(logger.handlers))
-    evaluate(model, tasks="kinds", task_folder=folder, tokenizer=tokenizer)
-    drawn = (random.random(), np.random.rand(), torch.rand(()).item())
-    random.seed(3)
-    np.random.seed(3)
+    evaluate(model, tasks="kinds", include_path=write_task(tmp_path), tokenizer=tokenizer)
+    drawn = torch.rand(()).item()
     torch.manual_seed(3)
-    assert drawn == (random.random(), np.random.rand(), torch.rand(()).item())
+    assert drawn == torch.rand(()).item()
     assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
     assert tokenizer.pad_token is None
-    assert (logger.level, logger.propagate, list(logger.handlers)) == logging_before
+    assert logging.getLogger("lm_eval").handlers == handlers
 
 
-def test_it_is_silent_but_for_the_progress(
+class Heard(Progress):
+    """What is tracked, and the remarks."""
+
+    def __init__(self, bars: bool = False) -> None:
+        self.bars = bars
+        self.labels: list[str] = []
+        self.notes: list[str] = []
+
+    def track(self, items: Any, label: str, total: int | None = None) -> Any:
+        self.labels.append(label)
+        return super().track(items, label, total)
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+def test_lm_eval_draws_its_bars_only_where_ours_are_drawn(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    seen: dict[str, int] = {}
-
-    class Counts(Progress):
-        def track(self, items: Any, label: str, total: int | None = None) -> Any:
-            for item in super().track(items, label, total):
-                yield item
-                seen[label] = seen.get(label, 0) + 1
-
-    ask(write_task(tmp_path), progress=Counts())
-    out, err = capfd.readouterr()
-    assert out == err == ""
-    assert seen == {"task data": 1, "requests": sum(len(one["choices"]) for one in QUESTIONS)}
+    folder, heard = write_task(tmp_path), Heard()
+    ask(folder, progress=heard)
+    assert capfd.readouterr() == ("", "")
+    assert heard.labels == ["task data"]
+    ask(folder, progress=Heard(bars=True))
+    assert "loglikelihood" in capfd.readouterr().err
 
 
 def test_a_context_that_is_cut_is_told_once(tmp_path: Path) -> None:
-    notes: list[str] = []
-
-    class Notes(Progress):
-        def note(self, line: str) -> None:
-            notes.append(line)
-
+    heard = Heard()
     long = [{**one, "question": "word " * 20} for one in QUESTIONS]
-    ask(write_task(tmp_path, long), progress=Notes())
-    assert len(notes) == 1
-    assert "maximum length (64)" in notes[0]
-
-
-def test_the_mean_is_over_tasks_and_of_metrics_that_all_have() -> None:
-    def task(name: str, member: bool = False, **scores: float) -> TaskScores:
-        values = {metric: Score(value, 0.1) for metric, value in scores.items()}
-        return TaskScores(name, "1.0", 0, 9, values, member)
-
-    tasks = (
-        task("all", acc=0.5, acc_norm=0.6),
-        task("part", member=True, acc=0.9, acc_norm=0.9),
-        task("boolq", acc=0.7),
-    )
-    result = TaskResult(tasks, {}, {})
-    assert result.metrics == ("acc", "acc_norm")
-    assert result.mean("acc") == pytest.approx(0.6)
-    assert result.mean("acc_norm") is None
-    assert [row.get("acc_norm_stderr") for row in result.to_rows()] == [0.1, 0.1, None]
-    assert repr(result).splitlines()[0] == "3 tasks, a model"
+    ask(write_task(tmp_path, long), progress=heard)
+    (note,) = heard.notes
+    assert "maximum length (64)" in note
 
 
 def test_the_result_is_json(tmp_path: Path) -> None:
     result = ask(write_task(tmp_path), limit=4)
     found = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    assert list(found["tasks"]) == ["kinds"]
-    assert found["tasks"]["kinds"]["version"] == "1.5"
-    assert set(found["tasks"]["kinds"]["scores"]["acc"]) == {"value", "standard_error"}
+    (row,) = found["tasks"]
+    assert (row["task"], row["version"]) == ("kinds", "1.5")
+    assert row == result.to_rows()[0]
+    assert repr(result).startswith("1 tasks, ")
     assert found["settings"]["tasks"] == ["kinds"]
     assert found["provenance"]["lm_eval"]
 
@@ -234,16 +252,15 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_task(tmp_path, examples=QUESTIONS[:3])
 
     def line(tasks: Any = "kinds", **options: Any) -> str:
-        options = {"task_folder": folder, **options}
+        options = {"include_path": folder, **options}
         return refusal(lambda: evaluate("none", tasks=tasks, **options))
 
     assert line("") == "no task is named: give some, such as --tasks arc_easy,boolq"
-    assert line("kinds,kinds") == "a task is named twice in --tasks: name each once"
-    assert line(limit=0) == "--limit is 0: give 1 or more"
-    assert line(fewshot=-1) == "--fewshot is -1: give 0 or more"
-    assert line(task_folder=tmp_path / "no").startswith("there is no folder ")
-    assert line(fewshot=3) == (
-        "task kinds has 3 documents to take examples from: choose --fewshot 2 or less"
+    assert line(limit=0).startswith("--limit is 0: ")
+    assert line(num_fewshot=-1).startswith("--num-fewshot is -1: ")
+    assert line(include_path=tmp_path / "no").startswith("there is no folder ")
+    assert line(num_fewshot=3) == (
+        "task kinds has 3 documents to take examples from: choose --num-fewshot 2 or less"
     )
     assert "give a text to measure perplexity on, or tasks" in refusal(
         lambda: evaluate("none")  # type: ignore[call-overload]
@@ -260,7 +277,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
         model.model.norm.weight[0] = torch.nan
     folder = write_task(tmp_path)
     assert "weights are damaged" in refusal(
-        lambda: evaluate(model, tasks="kinds", task_folder=folder, tokenizer=tiny_tokenizer())
+        lambda: evaluate(model, tasks="kinds", include_path=folder, tokenizer=tiny_tokenizer())
     )
 
 
@@ -274,11 +291,12 @@ def test_a_hub_that_is_away_is_one_quick_line(
     del task["dataset_kwargs"]
     file.write_text(yaml.safe_dump({**task, "dataset_path": "someone/kinds"}))
     started = time.monotonic()
-    line = refusal(lambda: evaluate("none", tasks="kinds", task_folder=tmp_path))
+    line = refusal(lambda: evaluate("none", tasks="kinds", include_path=tmp_path))
     assert time.monotonic() - started < 10
     assert line == (
         "task kinds needs its data from the Hugging Face hub, which cannot be reached: "
-        "give a folder of tasks whose data are local files (--task-folder)"
+        "set HF_HUB_OFFLINE=1 if they are in its cache, or give a folder of tasks whose data are "
+        "local files (--include-path)"
     )
 
 
@@ -286,9 +304,7 @@ def test_a_hub_that_is_away_is_one_quick_line(
 def test_an_unknown_task_names_near_ones(tmp_path: Path) -> None:
     # Slow, for lm-eval reads thousands of files to know its own tasks.
     folder = write_task(tmp_path)
-    line = refusal(lambda: evaluate("none", tasks="arc_esay,kinds", task_folder=folder))
+    line = refusal(lambda: evaluate("none", tasks="arc_esay,kinds", include_path=folder))
     assert line.startswith(f"no task 'arc_esay' in {folder} or lm-eval: did you mean 'arc_easy'")
     line = refusal(lambda: evaluate("none", tasks="zzzzzzzzzz"))
-    assert line == (
-        "no task 'zzzzzzzzzz' in lm-eval: `lm-eval ls tasks` lists them, --task-folder adds yours"
-    )
+    assert line == ("no task 'zzzzzzzzzz' in lm-eval: `lm-eval ls tasks` lists them")

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 from pruner_zero.calibration.input_sums import InputSums
 from pruner_zero.calibration.statistics import Kind, MatrixStatistics, input_kinds
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Activations, Arguments, Matrix, run_block
+from pruner_zero.models import Activations, Arguments, Matrix, experts_one_by_one, run_block
 
 
 def collect_inputs(
@@ -59,7 +59,7 @@ def _observing(block: nn.Module, matrices: Sequence[Matrix], sums: InputSums) ->
                 stack.callback(handle.remove)
         stacked = [matrix for matrix in matrices if matrix.expert is not None]
         if stacked:
-            stack.enter_context(_experts_one_by_one(block))
+            stack.enter_context(experts_one_by_one(block))
             stack.enter_context(_StackedInputs(stacked, sums))
         yield
 
@@ -119,22 +119,3 @@ def _check_observed(matrices: Sequence[Matrix], sums: InputSums) -> None:
                 f"the inputs of {name} cannot be observed, its model multiplies it in a way that "
                 "is not known here: choose a metric without X and without D, and no update"
             )
-
-
-@contextmanager
-def _experts_one_by_one(block: nn.Module) -> Iterator[None]:
-    """Have mixtures run expert by expert, so that each product can be observed."""
-    configs = {
-        id(config): config
-        for module in block.modules()
-        if (config := getattr(module, "config", None)) is not None
-        and hasattr(config, "_experts_implementation")
-    }
-    before = {key: config._experts_implementation for key, config in configs.items()}
-    for config in configs.values():
-        config._experts_implementation = "eager"
-    try:
-        yield
-    finally:
-        for key, config in configs.items():
-            config._experts_implementation = before[key]

@@ -27,6 +27,8 @@ def progress(quiet: bool = False) -> Progress:
 class BarProgress(Progress):
     """One bar for the step at hand; remarks pass above it."""
 
+    bars = True
+
     def __init__(self) -> None:
         self.console = Console(stderr=True)
 

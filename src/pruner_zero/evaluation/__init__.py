@@ -2,14 +2,6 @@
 
 from pruner_zero.evaluation.evaluate import evaluate
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
-from pruner_zero.evaluation.tasks import Score, TaskResult, TaskScores, evaluate_tasks
+from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
 
-__all__ = [
-    "Perplexity",
-    "Score",
-    "TaskResult",
-    "TaskScores",
-    "evaluate",
-    "evaluate_tasks",
-    "perplexity",
-]
+__all__ = ["Perplexity", "TaskResult", "evaluate", "evaluate_tasks", "perplexity"]

@@ -1,91 +1,98 @@
 """`evaluate`: the perplexity of any model on any text, or its scores in tasks, in one call."""
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
-from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
-from pruner_zero.models import Dtype, LanguageModel, as_language_model
+from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.settings import EvaluateSettings, read_settings
 from pruner_zero.text import Corpus, consecutive_windows, load_corpus
+
+Source = str | Path | LanguageModel | Any
+Text = str | Path | Corpus | Iterable[str]
 
 
 @overload
 def evaluate(
-    model: str | Path | LanguageModel | Any,
-    text: str | Path | Corpus | Iterable[str],
+    model: Source,
+    text: Text,
     *,
-    seqlen: int = 1024,
-    windows: int | None = None,
     tokenizer: Any = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
     progress: Progress = SILENT,
+    **settings: Any,
 ) -> Perplexity: ...
 
 
 @overload
 def evaluate(
-    model: str | Path | LanguageModel | Any,
+    model: Source,
     *,
     tasks: str | Sequence[str],
-    fewshot: int | None = None,
-    limit: int | None = None,
-    task_folder: str | Path | None = None,
-    batch_size: int = 1,
     tokenizer: Any = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
     progress: Progress = SILENT,
+    **settings: Any,
 ) -> TaskResult: ...
 
 
 def evaluate(
-    model: str | Path | LanguageModel | Any,
-    text: str | Path | Corpus | Iterable[str] | None = None,
+    model: Source,
+    text: Text | None = None,
     *,
-    seqlen: int = 1024,
-    windows: int | None = None,
     tasks: str | Sequence[str] | None = None,
-    fewshot: int | None = None,
-    limit: int | None = None,
-    task_folder: str | Path | None = None,
-    batch_size: int = 1,
     tokenizer: Any = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
     progress: Progress = SILENT,
+    **settings: Any,
 ) -> Perplexity | TaskResult:
     """How good `model` is: its perplexity on `text`, or its scores in `tasks`.
 
-    model: what `load_model` takes, or a model object with its `tokenizer`. text: a corpus
-    name, file, or strings, of which the first `windows` windows are read, all where None.
-    tasks: names of lm-eval, as a list or comma-separated; see `evaluate_tasks` for the rest.
-    device: as `load_model` and `as_language_model` take it.
-    For both, load the model once and call twice. Raises PrunerZeroError.
+    model: what `load_model` takes, or a model object with its `tokenizer`. text: what
+    `load_corpus` takes. tasks: names of lm-eval, as a list or with commas between them.
+    settings: the remaining fields of `EvaluateSettings`, such as seqlen=2048 or limit=100.
+    For both, load the model once and call twice. Raises PrunerZeroError, naming what to change.
     """
     if (text is None) == (tasks is None):
         raise PrunerZeroError("give a text to measure perplexity on, or tasks: one of them")
-    if tasks is not None:
-        names = [name.strip() for name in tasks.split(",")] if isinstance(tasks, str) else tasks
-        return evaluate_tasks(
-            model,
-            names,
-            fewshot=fewshot,
-            limit=limit,
-            folder=task_folder,
-            batch_size=batch_size,
-            tokenizer=tokenizer,
-            dtype=dtype,
-            device=device,
+    name = str(model) if isinstance(model, str | Path) else "(object)"
+    checked = read_settings(EvaluateSettings, {**settings, "model": name, "tasks": tasks})
+    results = measure(checked, model, text, tokenizer, progress)
+    return next(result for result in results if result is not None)
+
+
+def measure(
+    settings: EvaluateSettings,
+    model: Source,
+    text: Text | None = None,
+    tokenizer: Any = None,
+    progress: Progress = SILENT,
+) -> tuple[Perplexity | None, TaskResult | None]:
+    """The perplexity on `text` and the scores in the settings' tasks; None for what is not asked.
+
+    The model is loaded once, after the text and the tasks. Raises PrunerZeroError.
+    """
+
+    @cache
+    def load() -> LanguageModel:
+        return as_language_model(model, tokenizer, settings.dtype, settings.device)
+
+    corpus = None if text is None else load_corpus(text, role="test", progress=progress)
+    scores = None
+    if settings.tasks is not None:
+        scores = evaluate_tasks(
+            load,
+            settings.task_names,
+            num_fewshot=settings.num_fewshot,
+            limit=settings.limit,
+            include_path=settings.include_path,
+            batch_size=settings.batch_size,
+            apply_chat_template=settings.apply_chat_template,
             progress=progress,
         )
-    assert text is not None
-    find_devices(device)
-    corpus = load_corpus(text, role="test", progress=progress)
-    language_model = as_language_model(model, tokenizer, dtype, device)
-    chosen = consecutive_windows(corpus, language_model.tokenizer, seqlen, windows)
-    return perplexity(language_model, chosen, progress)
+    if corpus is None:
+        return None, scores
+    windows = consecutive_windows(corpus, load().tokenizer, settings.seqlen, settings.windows)
+    return perplexity(load(), windows, progress, settings.batch_size), scores

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, check_tokens, next_token_loss, to_perplexity
+from pruner_zero.models import LanguageModel, check_tokens, next_token_losses, to_perplexity
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.table import Tabular
 from pruner_zero.text import Windows
@@ -58,14 +58,21 @@ class Perplexity(Tabular):
 
 @torch.no_grad()
 def perplexity(
-    language_model: LanguageModel, windows: Windows, progress: Progress = SILENT
+    language_model: LanguageModel,
+    windows: Windows,
+    progress: Progress = SILENT,
+    batch_size: int = 1,
 ) -> Perplexity:
-    """The perplexity of `language_model` on `windows`. Raises PrunerZeroError on NaN logits."""
+    """The perplexity of `language_model` on `windows`.
+
+    batch_size: windows in a forward pass; another one changes the result by rounding alone.
+    Raises PrunerZeroError where a loss is not finite.
+    """
     check_tokens(language_model.model, windows.tokens)
-    losses = [
-        float(next_token_loss(language_model.model, window[None]))
-        for window in progress.track(windows.tokens, "perplexity", len(windows.tokens))
-    ]
+    batches = windows.tokens.split(batch_size)
+    losses: list[float] = []
+    for batch in progress.track(batches, "perplexity", len(batches)):
+        losses += next_token_losses(language_model.model, batch).tolist()
     _check_finite(losses)
     return Perplexity(tuple(losses), windows.describe())
 

@@ -1,236 +1,262 @@
-"""Zero-shot and few-shot tasks through lm-eval: how often a model picks the right answer."""
+"""Zero-shot and few-shot tasks, measured by lm-eval."""
 
+import copy
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import chdir, contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.devices import find_devices
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation.harness import (
-    harness_model,
-    import_lm_eval,
-    load_tasks,
-    quiet,
-    seeded,
-)
-from pruner_zero.models import Dtype, LanguageModel, as_language_model
+from torch.utils import _pytree as pytree
+
+from pruner_zero.errors import PrunerZeroError, one_line
+from pruner_zero.hub import hub_reachable
+from pruner_zero.models import LanguageModel
+from pruner_zero.models.read import quiet
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.table import Tabular
 
-# lm-eval's own for the choice of examples, so that few-shot figures compare with others'.
-SEED = 1234
+# The names under which `datasets` reads local files.
+_FILE_READERS = ("arrow", "csv", "json", "parquet", "text")
+# lm-eval's own seed for the choice of examples, so that few-shot figures compare with others'.
+_SEED = 1234
 # Resamplings for the standard errors that have no closed form; `acc` and `acc_norm` have one.
-RESAMPLINGS = 1000
-
-# Both come first wherever they occur. `acc`: the choice of the highest log-probability is the
-# right one; `acc_norm`: the same with each divided by the choice's length in characters.
-ACCURACIES = ("acc", "acc_norm")
-# lm-eval's plain `perplexity` is that of a whole target, not of a token as in `Perplexity`.
-_RENAMED = {"perplexity": "target_perplexity"}
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric's mean over the documents of a task, and its standard error where known."""
-
-    value: float
-    standard_error: float | None
-
-
-@dataclass(frozen=True)
-class TaskScores:
-    """What a model reached in one task, or in a group of them.
-
-    fewshot: examples before each question, None for a group that mixes numbers.
-    documents: questions asked. scores: by metric, `acc` and `acc_norm` first; one that passes
-    through a filter of lm-eval is named `metric,filter`. member: belongs to a group that is
-    listed too.
-    """
-
-    task: str
-    version: str | None
-    fewshot: int | None
-    documents: int
-    scores: Mapping[str, Score]
-    member: bool = False
+_RESAMPLINGS = 1000
 
 
 @dataclass(frozen=True, repr=False)
 class TaskResult(Tabular):
-    """A model's scores in all tasks, in the order asked for, and where they come from."""
+    """A model's scores in tasks, in the order asked for, and where they come from.
 
-    tasks: tuple[TaskScores, ...]
+    rows: for each task, and each group of tasks, its version, number of examples and of
+    documents, and lm-eval's metrics, each with its standard error as `METRIC_stderr`, None where
+    it has none. A metric that passes through a filter of lm-eval is named `METRIC,FILTER`.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
 
     def caption(self) -> str:
-        """Whose scores they are."""
-        return f"{len(self.tasks)} tasks, {self.settings.get('model', 'a model')}"
+        """How many tasks, and which model."""
+        return f"{len(self.rows)} tasks, {self.settings.get('model', 'a model')}"
 
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A row a task: each metric, and its standard error as `METRIC_stderr`."""
-        return [
-            {
-                "task": task.task,
-                "version": task.version,
-                "fewshot": task.fewshot,
-                "documents": task.documents,
-                **{name: score.value for name, score in task.scores.items()},
-                **{f"{name}_stderr": one.standard_error for name, one in task.scores.items()},
-            }
-            for task in self.tasks
-        ]
-
-    @property
-    def metrics(self) -> tuple[str, ...]:
-        """The names of all metrics that occur, `acc` and `acc_norm` first."""
-        names = {name: None for task in self.tasks for name in task.scores}
-        return tuple(sorted(names, key=_place))
-
-    def mean(self, metric: str) -> float | None:
-        """The plain mean of `metric` over the tasks, groups as one; None where one lacks it."""
-        scores = [task.scores.get(metric) for task in self.tasks if not task.member]
-        values = [score.value for score in scores if score is not None]
-        return sum(values) / len(values) if values and len(values) == len(scores) else None
+    def to_rows(self) -> Sequence[Mapping[str, Any]]:
+        """The rows."""
+        return self.rows
 
     def to_json(self) -> dict[str, Any]:
-        """All scores by task and metric, the settings and the provenance as JSON values."""
+        """`tasks` (the rows), `settings` and `provenance` as JSON values."""
         return {
-            "tasks": {
-                task.task: {
-                    "version": task.version,
-                    "fewshot": task.fewshot,
-                    "documents": task.documents,
-                    "scores": {
-                        name: {
-                            "value": score.value if math.isfinite(score.value) else None,
-                            "standard_error": score.standard_error,
-                        }
-                        for name, score in task.scores.items()
-                    },
-                }
-                for task in self.tasks
-            },
+            "tasks": [dict(row) for row in self.rows],
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
         }
 
 
 def evaluate_tasks(
-    model: str | Path | LanguageModel | Any,
+    load: Callable[[], LanguageModel],
     names: Sequence[str],
     *,
-    fewshot: int | None = None,
+    num_fewshot: int | None = None,
     limit: int | None = None,
-    folder: str | Path | None = None,
+    include_path: str | Path | None = None,
     batch_size: int = 1,
-    tokenizer: Any = None,
-    dtype: Dtype = "auto",
-    device: str = "auto",
+    apply_chat_template: bool = False,
     progress: Progress = SILENT,
 ) -> TaskResult:
-    """The scores of `model` in the tasks, groups and tags `names` of lm-eval.
+    """A model's scores in the tasks, groups and tags `names`, measured by lm-eval.
 
-    fewshot: examples before each question, the task's own number where None. limit: only the
-    first questions of each task. folder: task files (`.yaml`) that come before lm-eval's own,
-    such as ones whose data are local files. batch_size: requests at once. device: as `load_model`
-    takes it. The model, loaded once
-    the tasks are there, is used in place, with fp32 log-probabilities. Raises PrunerZeroError where
-    lm-eval is missing, a task is unknown, its data cannot be had or holds too few examples,
-    and where the model is damaged.
+    load: gives the model, once the tasks are loaded. num_fewshot: examples before each question,
+    the task's own number where None. limit: only the first questions of each task.
+    include_path: a folder of task files (`.yaml`) that override lm-eval's own; data files that
+    they name by a relative path are looked for in the current folder, then in this one.
+    batch_size: requests in a forward pass. apply_chat_template: questions are asked as the
+    tokenizer's chat template writes them. The model is used in place, with log-probabilities in
+    float32.
+    Raises PrunerZeroError where lm-eval is missing, a task is unknown or cannot be run, its data
+    cannot be had or have too few examples, and where log-probabilities are NaN.
     """
-    _check(names, fewshot, limit, batch_size)
-    find_devices(device)
-    harness = import_lm_eval()
-    with quiet(progress), seeded(SEED):
-        loaded = load_tasks(names, Path(folder) if folder is not None else None, progress)
-        for task in loaded["tasks"].values():
-            _set_examples(task, fewshot)
-        language_model = as_language_model(model, tokenizer, dtype, device)
-        found = harness.evaluator.evaluate(
-            harness_model(language_model, batch_size, progress),
-            loaded,
-            limit=limit,
-            bootstrap_iters=RESAMPLINGS,
-            log_samples=False,
-        )
+    if not names or not all(names):
+        raise PrunerZeroError("no task is named: give some, such as --tasks arc_easy,boolq")
+    folder = None if include_path is None else Path(include_path)
+    with _quiet(progress):
+        manager = _manager(names, folder)
+        items: list[Any] = []
+        for name in progress.track(names, "task data", len(names)):
+            loaded = _load(manager, name, folder)
+            group = loaded["groups"].get(name)
+            items += loaded["tasks"].values() if group is None else [group]
+        tasks = manager.load(items)
+        for task in tasks["tasks"].values():
+            _set_examples(task, num_fewshot)
+        language_model = load()
+        if apply_chat_template and not getattr(language_model.tokenizer, "chat_template", None):
+            raise PrunerZeroError(
+                "the tokenizer has no chat template: leave out --apply-chat-template"
+            )
+        try:
+            found = _lm_eval().evaluate(
+                harness_model(language_model, batch_size),
+                tasks,
+                limit=limit,
+                apply_chat_template=apply_chat_template,
+                fewshot_as_multiturn=apply_chat_template,
+                bootstrap_iters=_RESAMPLINGS,
+            )
+        except ValueError as error:
+            raise PrunerZeroError(f"lm-eval cannot run these tasks: {one_line(error)}") from error
+    _check_numbers(found["samples"])
     settings = {
         "model": language_model.name,
         "tasks": list(names),
-        "fewshot": fewshot,
+        "num_fewshot": num_fewshot,
         "limit": limit,
         "batch_size": batch_size,
-        "seed": SEED,
+        "apply_chat_template": apply_chat_template,
     }
-    return TaskResult(_rows(found), settings, {**provenance(), "lm_eval": harness.__version__})
+    versions = {**provenance(), "lm_eval": _lm_eval().__version__}
+    return TaskResult(tuple(_rows(found)), settings, versions)
 
 
-def _check(names: Sequence[str], fewshot: int | None, limit: int | None, batch_size: int) -> None:
-    if not names or not all(names):
-        raise PrunerZeroError("no task is named: give some, such as --tasks arc_easy,boolq")
-    if len(set(names)) < len(names):
-        raise PrunerZeroError("a task is named twice in --tasks: name each once")
-    for option, given, least in (
-        ("--fewshot", fewshot, 0),
-        ("--limit", limit, 1),
-        ("--batch-size", batch_size, 1),
-    ):
-        if given is not None and given < least:
-            raise PrunerZeroError(f"{option} is {given}: give {least} or more")
-
-
-def _set_examples(task: Any, fewshot: int | None) -> None:
-    """Give `task` its number of examples; one whose own number is 0 stays at that.
-
-    Raises PrunerZeroError where there are too few documents besides the one asked about.
-    """
-    own = task.config.num_fewshot
-    task.set_config("num_fewshot", (own or 0) if fewshot is None or own == 0 else fewshot)
-    task.set_fewshot_seed(SEED)
-    wanted = task.config.num_fewshot
-    if wanted and fewshot is not None:
-        there = len(list(task.fewshot_docs() or ()))
-        if wanted >= there:
-            raise PrunerZeroError(
-                f"task {task.config.task} has {there} documents to take examples from: choose "
-                f"--fewshot {max(there - 1, 0)} or less"
-            )
-
-
-def _rows(found: Mapping[str, Any]) -> tuple[TaskScores, ...]:
-    """lm-eval's answer as rows: its keys are `metric,filter` and `metric_stderr,filter`."""
-    groups = found.get("group_subtasks", {})
-    members = {name for inside in groups.values() for name in inside}
-    return tuple(
-        TaskScores(
-            task,
-            None if (version := found["versions"].get(task)) is None else str(version),
-            found["n-shot"].get(task),
-            values["sample_len"],
-            _scores(values),
-            member=task in members,
-        )
-        for task, values in found["results"].items()
+def harness_model(language_model: LanguageModel, batch_size: int) -> Any:
+    """`language_model` as an `HFLM` of lm-eval, with log-probabilities in float32."""
+    return _lm_eval().models.huggingface.HFLM(
+        pretrained=language_model.model,
+        # A copy, because lm-eval gives its tokenizer a padding token.
+        tokenizer=copy.deepcopy(language_model.tokenizer),
+        softmax_dtype="float32",
+        batch_size=batch_size,
     )
 
 
-def _scores(values: Mapping[str, Any]) -> dict[str, Score]:
-    scores = {}
-    for key, value in values.items():
-        metric, comma, filtered = key.partition(",")
-        if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
-            continue
-        error = values.get(f"{metric}_stderr,{filtered}")
-        # lm-eval writes "N/A" where a metric has no standard error.
-        known = float(error) if isinstance(error, int | float) else math.nan
-        metric = _RENAMED.get(metric, metric)
-        name = metric if filtered == "none" else f"{metric},{filtered}"
-        scores[name] = Score(float(value), known if math.isfinite(known) else None)
-    return dict(sorted(scores.items(), key=lambda one: _place(one[0])))
+def _lm_eval() -> Any:
+    try:
+        import lm_eval.models.huggingface
+        import lm_eval.tasks
+    except ImportError as error:
+        raise PrunerZeroError(
+            "tasks need lm-eval: pip install 'pruner-zero[eval]', or measure perplexity on a text"
+        ) from error
+    return lm_eval
 
 
-def _place(metric: str) -> tuple[int, str]:
-    return (ACCURACIES.index(metric) if metric in ACCURACIES else len(ACCURACIES), metric)
+@contextmanager
+def _quiet(progress: Progress) -> Iterator[None]:
+    """Keep lm-eval's bars and warnings off stderr, unless `progress` draws bars there as well.
+
+    A warning that contexts were shortened is passed on as a remark.
+    """
+    if progress.bars:
+        yield
+        return
+    logger = logging.getLogger("lm_eval")
+    with quiet() as written:
+        handler = logging.StreamHandler(written)
+        logger.addHandler(handler)
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+    shortened = [line for line in written.getvalue().splitlines() if "runcat" in line]
+    if shortened:
+        progress.note(f"lm-eval: {shortened[0]}")
+
+
+def _manager(names: Sequence[str], folder: Path | None) -> Any:
+    """The TaskManager that knows `names`."""
+    task_manager = _lm_eval().tasks.TaskManager
+    if folder is not None:
+        if not folder.is_dir():
+            raise PrunerZeroError(f"there is no folder {folder}: give one that holds task files")
+        folder = folder.resolve()
+        manager = task_manager(include_path=str(folder), include_defaults=False)
+        # lm-eval's own task files are thousands: reading them takes seconds.
+        if set(names) <= set(manager.all_subtasks):
+            return manager
+    manager = task_manager(include_path=None if folder is None else str(folder))
+    for name in names:
+        if name not in manager.all_tasks:
+            where = "lm-eval" if folder is None else f"{folder} or lm-eval"
+            near = " or ".join(map(repr, get_close_matches(name, manager.all_tasks)))
+            hint = f"did you mean {near}?" if near else "`lm-eval ls tasks` lists them"
+            raise PrunerZeroError(f"no task '{name}' in {where}: {hint}")
+    return manager
+
+
+def _load(manager: Any, name: str, folder: Path | None) -> Any:
+    """lm-eval's `tasks` and `groups` for one name, with their data."""
+    instead = "give a folder of tasks whose data are local files (--include-path)"
+    reader = (manager.task_index[name].cfg or {}).get("dataset_path")
+    if reader not in _FILE_READERS and not hub_reachable():
+        raise PrunerZeroError(
+            f"task {name} needs its data from the Hugging Face hub, which cannot be reached: "
+            f"set HF_HUB_OFFLINE=1 if they are in its cache, or {instead}"
+        )
+    try:
+        try:
+            return manager.load([name])
+        except FileNotFoundError:
+            if folder is None:
+                raise
+            with chdir(folder):
+                return manager.load([name])
+    except Exception as error:
+        # `datasets` and a task's own code raise errors of any type.
+        raise PrunerZeroError(
+            f"task {name} could not be loaded ({one_line(error)}): correct it, or {instead}"
+        ) from error
+
+
+def _set_examples(task: Any, num_fewshot: int | None) -> None:
+    """Give `task` its number of examples and their seed, as lm-eval's own command does.
+
+    A task that states 0 stays at 0. Raises PrunerZeroError where there are too few documents,
+    of which lm-eval would show fewer than asked for.
+    """
+    stated = task.config.num_fewshot
+    wanted = stated if num_fewshot is None or stated == 0 else num_fewshot
+    task.set_config("num_fewshot", wanted or 0)
+    task.set_fewshot_seed(_SEED)
+    if wanted and wanted >= (available := len(list(task.fewshot_docs() or ()))):
+        raise PrunerZeroError(
+            f"task {task.config.task} has {available} documents to take examples from: choose "
+            f"--num-fewshot {max(available - 1, 0)} or less"
+        )
+
+
+def _check_numbers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    answers = pytree.tree_leaves([sample["resps"] for task in samples.values() for sample in task])
+    if any(isinstance(answer, float) and math.isnan(answer) for answer in answers):
+        raise PrunerZeroError(
+            "the model's log-probabilities are NaN: its weights are damaged or its dtype is too "
+            "narrow, try --dtype float32"
+        )
+
+
+def _rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """lm-eval's results as rows; the keys of metrics are `metric,filter`."""
+    for task, values in found["results"].items():
+        row = {
+            "task": task,
+            "version": str(found["versions"].get(task, "")),
+            "num_fewshot": found["n-shot"].get(task),
+            "documents": values["sample_len"],
+        }
+        for key, value in values.items():
+            metric, comma, filtered = key.partition(",")
+            if not comma or metric.endswith("_stderr"):
+                continue
+            suffix = "" if filtered == "none" else f",{filtered}"
+            row[f"{metric}{suffix}"] = _number(value)
+            row[f"{metric}_stderr{suffix}"] = _number(values.get(f"{metric}_stderr,{filtered}"))
+        yield row
+
+
+def _number(value: object) -> float | None:
+    """A finite number; lm-eval writes "N/A" where a metric has no standard error."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

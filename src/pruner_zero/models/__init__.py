@@ -17,7 +17,7 @@ from pruner_zero.models.language_model import (
     fingerprint,
 )
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
-from pruner_zero.models.loss import next_token_loss, to_perplexity
+from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
 from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.placement import place_model, spread_blocks
 from pruner_zero.models.save import save_model, save_offloaded
@@ -28,6 +28,7 @@ from pruner_zero.models.structure import (
     find_blocks,
     find_matrices,
 )
+from pruner_zero.models.transformers_private import experts_one_by_one
 
 __all__ = [
     "BUILTIN_MODELS",
@@ -44,6 +45,7 @@ __all__ = [
     "check_tokens",
     "check_weights",
     "common_kind",
+    "experts_one_by_one",
     "find_blocks",
     "find_matrices",
     "fingerprint",
@@ -51,6 +53,7 @@ __all__ = [
     "load_model",
     "load_offloaded",
     "next_token_loss",
+    "next_token_losses",
     "place_model",
     "record_block_calls",
     "run_block",

@@ -2,15 +2,26 @@
 
 import math
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 
+def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
+    """The mean next-token cross entropy of each of `windows` (n, tokens): (n,), nats, fp32."""
+    windows = windows.to(next(model.parameters()).device)
+    logits = model(windows, use_cache=False).logits
+    # Window by window, because the float32 copy of the logits is the largest tensor here.
+    losses = [
+        functional.cross_entropy(scores[:-1].float(), window[1:])
+        for scores, window in zip(logits, windows, strict=True)
+    ]
+    return torch.stack(losses)
+
+
 def next_token_loss(model: nn.Module, window: Tensor) -> Tensor:
     """The mean next-token cross entropy of `window` (1, tokens): a scalar, nats, fp32."""
-    window = window.to(next(model.parameters()).device)
-    logits = model(window, use_cache=False).logits[0, :-1].float()
-    return functional.cross_entropy(logits, window[0, 1:])
+    return next_token_losses(model, window)[0]
 
 
 def to_perplexity(loss: float) -> float:

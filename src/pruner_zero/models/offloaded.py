@@ -10,7 +10,6 @@ import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.core_model_loading import revert_weight_conversion
 
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU
@@ -19,6 +18,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import quiet, read_model
 from pruner_zero.models.shards import Shards
 from pruner_zero.models.structure import Matrix, find_blocks
+from pruner_zero.models.transformers_private import as_stored, copy_conversions
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,13 +84,10 @@ class OffloadedModel(LanguageModel):
         return self._as_saved({id(one) for one in every} - inside)
 
     def _as_saved(self, chosen: set[int]) -> dict[str, Tensor]:
-        ignored = set(self.model._keys_to_ignore_on_save or ())
-        persistent = self.model.state_dict().keys() - ignored
         # Of tied parameters, the first name alone, as transformers saves them.
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
-        own = {name: one.data for name, one in named if id(one) in chosen and name in persistent}
-        saved: dict[str, Tensor] = revert_weight_conversion(self.model, own) if own else {}
-        return saved
+        tensors = {name: tensor.data for name, tensor in named if id(tensor) in chosen}
+        return as_stored(self.model, tensors)
 
     def _outside(self) -> list[nn.Parameter]:
         inside = {id(one) for block in find_blocks(self.model) for one in block.parameters()}
@@ -127,7 +124,7 @@ def open_offloaded(
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(bare.config, dtype=bare.dtype)
     model.generation_config = bare.generation_config
-    model._weight_conversions = bare._weight_conversions
+    copy_conversions(bare, model)
     stored = _place(model, bare, shards)
     for own, buffer in list(model.named_buffers(remove_duplicate=False)):
         owner, _, last = own.rpartition(".")

@@ -10,14 +10,11 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
-    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
-)
 
 from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.transformers_private import is_causal
 
 
 def read_model(
@@ -67,31 +64,24 @@ def read_model(
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the bars and advice of transformers off the terminal; errors still come through."""
+def quiet() -> Iterator[StringIO]:
+    """Keep the bars and advice of transformers off the terminal; its errors still come through.
+
+    Yields what is written to stderr in its place.
+    """
     library = logging.getLogger("transformers")
     level = library.level
     library.setLevel(logging.ERROR)
     try:
-        with redirect_stderr(StringIO()):
-            yield
+        with redirect_stderr(StringIO()) as written:
+            yield written
     finally:
         library.setLevel(level)
 
 
 def _check_causal(config: Any, name: str) -> None:
-    architectures = config.architectures or []
-    if architectures:
-        known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-        causal = any(architecture in known for architecture in architectures)
-    else:
-        # BERT and its kin have a causal head too, for when they are told to be a decoder.
-        causal = config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
-            config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-            or getattr(config, "is_decoder", False)
-        )
-    if config.is_encoder_decoder or not causal:
-        kind = architectures[0] if architectures else config.model_type
+    if not is_causal(config):
+        kind = config.architectures[0] if config.architectures else config.model_type
         raise PrunerZeroError(
             f"{name} is a {kind}, not a causal language model: give a decoder-only one"
         )

@@ -51,11 +51,13 @@ def load_masks(folder: str | Path) -> dict[str, Tensor]:
         raise PrunerZeroError(f"{path} holds no masks: give what prune --save-mask wrote")
     shapes = _read_index(path)
     file = TensorFile(path / _BITS)
-    if {name: (file.dtype(name), file.shape(name)) for name in file} != {
-        name: (torch.uint8, _packed(shape)) for name, shape in shapes.items()
-    }:
+    packed = {name: _packed(shape) for name, shape in shapes.items()}
+    if {name: file.shape(name) for name in file} != packed:
         raise _damaged(path / _BITS)
-    return {name: _unpack(file.read(name), columns) for name, (_, columns) in shapes.items()}
+    bits = {name: file.read(name) for name in shapes}
+    if any(tensor.dtype != torch.uint8 for tensor in bits.values()):
+        raise _damaged(path / _BITS)
+    return {name: _unpack(bits[name], columns) for name, (_, columns) in shapes.items()}
 
 
 def _read_index(path: Path) -> dict[str, tuple[int, int]]:

@@ -1,5 +1,6 @@
 """What `evaluate` can be told."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
@@ -44,6 +45,11 @@ class EvaluateSettings(ModelSettings):
     def _joined(cls, tasks: Any) -> Any:
         """A list, as YAML and Python write it, is one text like the command line's."""
         return ",".join(map(str, tasks)) if isinstance(tasks, list | tuple) else tasks
+
+    @field_validator("include_path", mode="before")
+    @classmethod
+    def _as_text(cls, folder: Any) -> Any:
+        return str(folder) if isinstance(folder, Path) else folder
 
     @property
     def task_names(self) -> list[str]:
