@@ -182,8 +182,8 @@ def prune_options(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     settings: those of the run. A metric that was judged with a weight update needs it too.
     """
     chosen = {"metric": str(folder / "best.json")}
-    if settings["update"] != "none":
-        chosen["update"] = settings["update"]
+    if (update := settings.get("update", "none")) != "none":
+        chosen["update"] = update
     return chosen
 
 
