@@ -246,3 +246,15 @@ def test_a_plan_that_fits_no_matrix_is_refused_before_any_work(
 def test_compare_and_prune_share_their_defaults() -> None:
     assert CalibrationSettings.model_fields["windows"].default == 24
     assert CalibrationSettings.model_fields["seqlen"].default == 1024
+
+
+def test_a_failed_allocation_ends_the_table_and_is_no_row(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    def fail(*_: object) -> None:
+        torch.empty(2**50)
+
+    handle = mine.model.model.layers[1].mlp.down_proj.register_forward_pre_hook(fail)
+    with pytest.raises(PrunerZeroError, match=r"^out of memory: choose fewer --windows or"):
+        compare(mine, "dense,wanda", sparsity=0.5, **texts, **SIZES)
+    handle.remove()

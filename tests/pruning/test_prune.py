@@ -127,3 +127,23 @@ def test_the_ends_of_the_range_work(sparsity: float, prose: str) -> None:
         language_model("llama"), sparsity=sparsity, calibration=[prose], seqlen=24, windows=2
     )
     assert result.sparsity == pytest.approx(sparsity, abs=0.04)
+
+
+def test_a_failed_allocation_ends_the_run_with_what_to_change_and_keeps_what_is_done(
+    prose: str, tmp_path: Path
+) -> None:
+    model, output = language_model("llama"), tmp_path / "out"
+    given: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], "output": output, **SMALL}
+    last = model.model.model.layers[1].mlp.down_proj
+    handle = last.register_forward_pre_hook(lambda *_: torch.empty(2**50))
+    words = r"^out of memory: choose fewer --windows, a shorter --seqlen, or --offload$"
+    with pytest.raises(PrunerZeroError, match=words):
+        prune(model, cache=tmp_path / "cache", **given)
+    handle.remove()
+    assert not output.exists()
+    assert (tmp_path / "out.partial").exists()
+    resumed = prune(language_model("llama"), cache=tmp_path / "cache", **given)
+    assert json.loads((output / "timing.json").read_text())["first_block_of_this_process"] == 1
+    whole = language_model("llama")
+    prune(whole, cache=tmp_path / "cache", **{**given, "output": None})
+    assert resumed.language_model.fingerprint() == whole.fingerprint()
