@@ -1,12 +1,12 @@
-"""What other packages add: operators, metrics, texts, executors, found by their entry points.
+"""Registries that other packages add to: operators, metrics, texts, executors, by entry points.
 
 A package declares, in its pyproject.toml,
 
     [project.entry-points."pruner_zero.operators"]
     softsign = "my_package:SOFTSIGN"
 
-and the name can be used wherever a built-in one can. `pruner_zero.testing` holds the tests that
-each such thing must pass.
+and the name can be used wherever a built-in name can. `pruner_zero.testing` has the tests that
+each kind of plug-in must pass.
 """
 
 import re
@@ -20,19 +20,21 @@ from pruner_zero.errors import PrunerZeroError, one_line
 
 T = TypeVar("T")
 
-# No expression, no file with a suffix and no hub id is one.
+# Other texts, such as expressions, files with a suffix and hub ids, are not looked up.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_:-]*")
 
 
 class Registry(Mapping[str, T]):
-    """Names of one kind, read-only: the built-in ones, and those of plug-ins that are asked for.
+    """A read-only mapping from names to values of one kind: built-in ones and plug-ins.
 
-    Iteration and length are those of the built-in names, so that an installed package changes
-    nothing for who does not name it. A name that is not among them is looked up in the entry
-    points of the group `pruner_zero.<kind>`, and imported when its value is asked for.
-    kind: a plural, "operators". of: the type of the values; object where they need only be
-    callable. Looking up raises PrunerZeroError, in one line that names the package,
-    where a plug-in cannot be imported, is none of its kind, or takes a name that is taken.
+    Iteration and length cover the built-in names only, so that an installed package changes
+    nothing for users who do not name it. Any other name is looked up in the entry points of the
+    group `pruner_zero.<kind>`, and imported when its value is asked for.
+
+    kind: a plural, such as "operators".
+    of: the type of the values; object where they need only be callable.
+    A look-up raises PrunerZeroError, in one line that names the package, where a plug-in cannot
+    be imported, is of the wrong type, or uses a name that is taken.
     """
 
     def __init__(self, kind: str, of: type, builtin: Mapping[str, T]) -> None:
@@ -60,8 +62,8 @@ class Registry(Mapping[str, T]):
     @property
     def plugged(self) -> Mapping[str, str]:
         """The names that plug-ins add, and the package that each comes from."""
-        found = _entry_points(f"pruner_zero.{self.kind}")
-        for name, entries in found.items():
+        groups = _entry_points(f"pruner_zero.{self.kind}")
+        for name, entries in groups.items():
             packages = sorted(map(_package, entries))
             if name in self._builtin:
                 raise PrunerZeroError(
@@ -73,7 +75,7 @@ class Registry(Mapping[str, T]):
                     f"the packages {' and '.join(packages)} both add '{name}' to the "
                     f"{self.kind}: uninstall one of them"
                 )
-        return {name: _package(entries[0]) for name, entries in found.items()}
+        return {name: _package(entries[0]) for name, entries in groups.items()}
 
     def _plugged(self, name: object) -> Mapping[str, str]:
         return self.plugged if isinstance(name, str) and _NAME.fullmatch(name) else {}
@@ -86,7 +88,7 @@ class Registry(Mapping[str, T]):
         try:
             value: Any = entry.load()
         except Exception as error:
-            # Whatever a foreign package raises as it is imported.
+            # A package can raise anything while it is imported.
             raise PrunerZeroError(
                 f"{whose} cannot be imported ({one_line(error)}): mend or uninstall the package"
             ) from error
@@ -101,19 +103,19 @@ class Registry(Mapping[str, T]):
 
 
 def forget() -> None:
-    """Look at the installed packages anew, for a process that installs one."""
+    """Read the installed packages again, in a process that has installed one."""
     _entry_points.cache_clear()
 
 
 @cache
 def _entry_points(group: str) -> dict[str, list[EntryPoint]]:
-    """The entry points of a group by name. Reads what packages declare and imports none."""
-    found: dict[str, list[EntryPoint]] = {}
+    """The entry points of a group by name, from the packages' metadata; imports nothing."""
+    by_name: dict[str, list[EntryPoint]] = {}
     for entry in entry_points(group=group):
-        # A package that is found twice on the path, as an editable one may be, is one package.
-        if entry not in found.get(entry.name, []):
-            found.setdefault(entry.name, []).append(entry)
-    return found
+        # An editable package can be on the path twice, and is still one package.
+        if entry not in by_name.get(entry.name, []):
+            by_name.setdefault(entry.name, []).append(entry)
+    return by_name
 
 
 def _package(entry: EntryPoint) -> str:

@@ -1,4 +1,4 @@
-"""Expressions on tensors: the scores of one weight matrix, or the reason there are none."""
+"""Evaluating expressions: the scores of one weight matrix, or the reason there are none."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from pruner_zero.metric.terminals import TERMINALS
 
 
 class ScoreError(PrunerZeroError):
-    """An expression that gives no usable scores for a matrix; `reason` says why in one line."""
+    """The expression gives no usable scores for a matrix; `reason` says why in one line."""
 
     @property
     def reason(self) -> str:
@@ -25,11 +25,11 @@ def evaluate(
     terminals: Mapping[str, Tensor],
     shape: tuple[int, int] | None = None,
 ) -> Tensor:
-    """The value of the expression at every weight: fp32, (out, in), contiguous, its own memory.
+    """The value of the expression at every weight: fp32, (out, in), contiguous, in new memory.
 
-    terminals: W, G, S of shape (out, in); X, D of shape (1, in); any dtype, computed in fp32.
+    terminals: the statistics by name, in the shapes of TERMINALS; of any dtype, used in fp32.
     shape: (out, in), by default that of the first of W, G, S that is given.
-    Every distinct subtree is computed once and freed after its last use; inputs stay untouched.
+    Every distinct subtree is computed once and freed after its last use; inputs are not changed.
     Raises ScoreError for missing terminals and wrong shapes; the values can be non-finite.
     """
     shape = shape or _matrix_shape(terminals)
@@ -61,13 +61,13 @@ def score(
     terminals: Mapping[str, Tensor],
     shape: tuple[int, int] | None = None,
 ) -> Tensor:
-    """`evaluate`, with scores that cannot be ranked rejected.
+    """The result of `evaluate`, if it can be ranked.
 
     Raises ScoreError for missing terminals, wrong shapes, scores that are not finite, and
     scores that are all equal (unless the matrix has a single entry).
     """
     scores = evaluate(expression, terminals, shape)
-    # One pass, without temporaries, settles the usual case: nan and infinities reach an end.
+    # The usual case takes one pass without temporaries: nan and infinities are minima or maxima.
     low, high = scores.aminmax()
     if not torch.isfinite(high - low) and not torch.isfinite(scores).all():
         kinds = {
@@ -75,7 +75,7 @@ def score(
             "+inf": scores.isposinf(),
             "-inf": scores.isneginf(),
         }
-        counts = {kind: int(found.sum()) for kind, found in kinds.items()}
+        counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
         listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         total = sum(counts.values())
         raise ScoreError(f"{total} of {scores.numel()} scores are not finite ({listed})")
@@ -85,7 +85,7 @@ def score(
 
 
 def _uses(expression: Expression) -> Counter[Expression]:
-    """How often the value of each distinct subtree is asked for."""
+    """How often the value of each distinct subtree is used."""
     uses = Counter({expression: 1})
     pending = [expression]
     while pending:

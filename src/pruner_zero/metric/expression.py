@@ -15,7 +15,7 @@ MAX_SIZE = 10_000
 
 
 class Expression:
-    """A node of the tree with everything below it: immutable, hashable, compared by structure.
+    """A node of a tree with everything below it: immutable, hashable, compared by structure.
 
     `operands`, `size` (nodes), `depth` (levels, a leaf is 1), `shape`, `terminals` (names) and
     `nonnegative` (known never to be negative) are computed once, at construction.
@@ -99,7 +99,7 @@ class Expression:
         return self._hash
 
     def __reduce__(self) -> tuple[type["Expression"], tuple[Any, ...]]:
-        # Hashes of strings differ between processes: build anew instead of copying the cache.
+        # Hashes of strings differ between processes: build the node again, with its own hash.
         return type(self), self._key()
 
     # The grammar and formulas are built on this module, so they are imported inside.
@@ -196,7 +196,7 @@ class Constant(Expression):
 
     def __post_init__(self) -> None:
         try:
-            # Adding zero leaves one zero: -0.0 equals 0.0 and would otherwise print differently.
+            # Adding 0.0 turns -0.0 into 0.0: the two are equal and would print differently.
             value = float(self.value) + 0.0
         except OverflowError:
             value = math.inf

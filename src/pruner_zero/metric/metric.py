@@ -1,4 +1,4 @@
-"""A pruning metric as the rest of the program passes it on: an expression, a name, a scope."""
+"""A pruning metric: an expression with its name and the comparison scope it was found in."""
 
 import json
 import os
@@ -31,8 +31,8 @@ _WORD = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 class Metric:
     """An expression that scores every weight, with an optional name and comparison scope.
 
-    scope: which weights compete with each other where the metric was found (row, block,
-        matrix, global); the sparsity room gives it meaning.
+    scope: which weights competed with each other when the metric was found (row, block,
+        matrix, global); `pruner_zero.sparsity` defines the scopes.
     Raises PrunerZeroError where the expression gives no value per weight.
     """
 
@@ -53,7 +53,7 @@ class Metric:
 
     @classmethod
     def of(cls, spec: "Metric | Expression | Mapping[str, Any] | str | Path") -> "Metric":
-        """The metric meant by `spec`.
+        """The metric that `spec` stands for.
 
         spec: a Metric, an Expression, a tree (with optional root keys name and scope), the name
             of a known metric, the path of a JSON tree file, or the text of an expression. Names
@@ -148,5 +148,5 @@ class Metric:
 
     def _repr_html_(self) -> str:
         scope = f"@{self.scope}" if self.scope else ""
-        told = element("div", f"{self.name or ''} {scope}".strip())
-        return Markup(self.expression._repr_html_()) + told
+        caption = element("div", f"{self.name or ''} {scope}".strip())
+        return Markup(self.expression._repr_html_()) + caption

@@ -7,7 +7,10 @@ from pruner_zero.plugins import Registry
 
 @dataclass(frozen=True, slots=True)
 class NamedMetric:
-    """A metric from the literature: its text in this language, what it ranks by, its source."""
+    """A metric from the literature.
+
+    text: in the language of metrics. description: what it ranks weights by. citation: its source.
+    """
 
     name: str
     text: str
@@ -63,4 +66,4 @@ _ALL = (
     ),
 )
 
-NAMED = Registry("metrics", NamedMetric, {one.name: one for one in _ALL})
+NAMED = Registry("metrics", NamedMetric, {metric.name: metric for metric in _ALL})

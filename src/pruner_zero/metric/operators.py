@@ -29,7 +29,7 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 class Shape(Enum):
-    """The form of a value beside a weight matrix: does it vary over (outputs, inputs)?"""
+    """The form of a value that is broadcast to a weight matrix: varies over (outputs, inputs)."""
 
     MATRIX = (True, True)
     ROW = (False, True)
@@ -37,7 +37,7 @@ class Shape(Enum):
     SCALAR = (False, False)
 
     def join(self, other: "Shape") -> "Shape":
-        """The form of two broadcast values together."""
+        """The form of the result when two values are broadcast against each other."""
         return Shape((self.value[0] or other.value[0], self.value[1] or other.value[1]))
 
     def sizes(self, matrix: tuple[int, int]) -> tuple[int, int]:
@@ -149,7 +149,7 @@ class Operator:
         return operands[0].join(operands[1])
 
     def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
-        # Operators compare by identity, which must survive the way to another process.
+        # Operators compare by identity, so another process has to get its registered operator.
         return _registered, (self.name,)
 
 
@@ -184,7 +184,7 @@ def _min_max_scale(x: Tensor) -> Tensor:
 
 def _standardize(x: Tensor) -> Tensor:
     if x.numel() == 1:
-        # The same nan as torch.std of one entry, without its warning.
+        # torch.std of one entry is nan as well, but warns.
         return torch.full_like(x, math.nan)
     return (x - x.mean()) / x.std()
 
@@ -204,7 +204,7 @@ def _power(x: Tensor, exponent: Tensor) -> Tensor:
 
 
 def _over(x: Tensor, total: Tensor) -> Tensor:
-    # A total of zero means that all its entries are zero: their share is 0, not nan.
+    # Where the total is zero all entries are zero: their share is 0, not nan.
     return x / total.masked_fill(total == 0, 1)
 
 

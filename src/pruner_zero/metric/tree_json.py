@@ -68,8 +68,8 @@ class _Reader:
         self.nodes = 0
 
     def read(self, tree: object, path: tuple[str, ...]) -> Expression:
-        # Counted while reading: dictionaries that share subtrees, or contain themselves, would
-        # otherwise unfold without end before an expression could refuse its size.
+        # Counted here, since dictionaries that share subtrees or contain themselves could unfold
+        # without end before an expression refuses its size.
         self.nodes += 1
         if len(path) >= MAX_DEPTH:
             raise PrunerZeroError(f"the tree is nested deeper than {MAX_DEPTH} levels")

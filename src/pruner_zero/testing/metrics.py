@@ -12,9 +12,9 @@ class NamedMetricSuite:
 
     def test_it_is_found_by_its_name(self) -> None:
         assert NAMED[self.metric.name] is self.metric
-        found = Metric.of(self.metric.name)
-        assert found.name == self.metric.name
-        assert found.expression == parse(self.metric.text)
+        metric = Metric.of(self.metric.name)
+        assert metric.name == self.metric.name
+        assert metric.expression == parse(self.metric.text)
 
     def test_it_says_what_it_ranks_by_and_who_says_so(self) -> None:
         for text in (self.metric.description, self.metric.citation):
@@ -25,9 +25,9 @@ class NamedMetricSuite:
         generator = torch.Generator().manual_seed(0)
         signed = torch.randn(6, 5, generator=generator)
         terminals = {
-            name: 0.1 + torch.rand(one.shape.sizes((6, 5)), generator=generator)
-            for name, one in TERMINALS.items()
-            if one.shape in (Shape.MATRIX, Shape.ROW)
+            name: 0.1 + torch.rand(statistic.shape.sizes((6, 5)), generator=generator)
+            for name, statistic in TERMINALS.items()
+            if statistic.shape in (Shape.MATRIX, Shape.ROW)
         }
         scores = Metric.of(self.metric.name).score({**terminals, "S": signed, "W": signed.abs()})
         assert scores.shape == (6, 5)

@@ -1,4 +1,4 @@
-"""Products of powers and sums of products: one way to write each."""
+"""Products of powers and sums of products, each written in one way."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,14 @@ _LARGEST_EXPONENT = 32.0
 
 
 class Algebra:
-    """Combines normal forms into normal forms, and remembers what each is made of.
+    """Combines normal forms into normal forms, and remembers the parts of each.
 
-    Values are equal in exact arithmetic wherever they are finite. A product is a coefficient
-    and bases with exponents: 1 where the base may be negative; below 0 only where it is known
-    to be positive, so that nothing is cancelled that may be zero. A sum is terms with
-    coefficients and a constant. What fp32 may not hold stays closed: it is neither cancelled
-    nor taken apart. Source: ours.
+    A form has the same values as the expression it replaces, in exact arithmetic and wherever
+    they are finite. A product is a coefficient and bases with exponents. A base that may be
+    negative has the exponent 1; only a base that is known to be positive has an exponent below
+    0, so that no base is cancelled that may be zero. A sum is terms with coefficients and a
+    constant. Parts whose values fp32 may not hold are neither cancelled nor taken apart.
+    Source: ours.
     """
 
     def __init__(self) -> None:
@@ -32,7 +33,7 @@ class Algebra:
         self._terms: dict[Expression, tuple[Terms, float]] = {}
         self._bounds: dict[Expression, Bounds] = {}
         self._keys: dict[Expression, tuple[int, str]] = {}
-        # Bases whose operands are not in normal form.
+        # Bases whose operands are not in normal form, see `Normal._rewritten`.
         self.kept: set[Expression] = set()
 
     def bounds(self, form: Expression) -> Bounds:
@@ -66,12 +67,14 @@ class Algebra:
         return {term: coefficient * c for term, c in terms.items()}, coefficient * constant
 
     def times(self, coefficient: float, form: Expression) -> Expression:
+        """The form multiplied by a number."""
         if coefficient == 1:
             return form
         scale, factors = self.factors(form)
         return self.product(coefficient * scale, factors)
 
     def multiply(self, *forms: Expression) -> Expression:
+        """The product of forms."""
         coefficient, factors = 1.0, Factors()
         for form in forms:
             scale, bases = self.factors(form)
@@ -120,6 +123,7 @@ class Algebra:
         return self.product(coefficient**exponent, factors)
 
     def absolute(self, form: Expression) -> Expression:
+        """|form|."""
         coefficient, bases = self.factors(form)
         if coefficient > 0 and all(self.bounds(base).low >= 0 for base in bases):
             return form
@@ -129,17 +133,17 @@ class Algebra:
             if magnitude is base:
                 self.include(factors, base, exponent)
             else:
-                for one, inner in self.factors(magnitude)[1].items():
-                    self.include(factors, one, inner)
+                for part, inner in self.factors(magnitude)[1].items():
+                    self.include(factors, part, inner)
         return self.product(abs(coefficient), factors)
 
     def reciprocal(self, form: Expression) -> Expression:
         """1 / form, with the quotient's guard at zero unless form is known to be positive."""
         coefficient, factors = self.factors(form)
-        found = self.bounds(self.product(1, factors))
-        if found.low > 0 and found.tame:
+        bounds = self.bounds(self.product(1, factors))
+        if bounds.low > 0 and bounds.tame:
             return self.product(1 / coefficient, {b: -e for b, e in factors.items()})
-        # The guard looks at the sign, zero being positive: the sign stays inside.
+        # The guard depends on the sign, and zero counts as positive: the sign stays inside.
         inner = self.product(math.copysign(1.0, coefficient), factors)
         return self.product(1 / abs(coefficient), {call("quotient", ONE, inner): 1.0})
 
@@ -159,14 +163,14 @@ class Algebra:
         if constant and not is_tame(constant):
             opaque: Expression = Constant(constant)
             terms, constant = {**terms, opaque: terms.get(opaque, 0.0) + 1}, 0.0
-        # A vanished term that fp32 may not hold stays, as zero times itself.
+        # A term with the coefficient 0 stays, as a product with 0, where it may not be finite.
         products = [self.times(c, term) for term, c in terms.items()]
-        products = [one for one in products if one != ZERO]
+        products = [term for term in products if term != ZERO]
         if not products:
             return Constant(constant)
         if len(products) == 1 and not constant:
             return products[0]
-        split = [self.factors(one) for one in products]
+        split = [self.factors(term) for term in products]
         shared = set(split[0][1]).intersection(*(factors for _, factors in split))
         if shared and not constant:
             common = {base: min(factors[base] for _, factors in split) for base in shared}
@@ -191,7 +195,7 @@ class Algebra:
     def _monic(
         self, pairs: Sequence[tuple[Expression, float]], constant: float, lead: float
     ) -> Expression:
-        """The sum over the coefficient `lead`, written and remembered."""
+        """The sum divided by the coefficient `lead`, written and remembered."""
         terms = {term: rounded(c / lead) for term, c in pairs}
         constant = rounded(constant / lead)
         parts = [self.times(c, term) for term, c in terms.items()]
@@ -200,16 +204,19 @@ class Algebra:
         return form
 
     def include(self, factors: Factors, base: Expression, exponent: float) -> None:
-        """Multiply by one more factor, in place; a negative base twice is its magnitude squared."""
+        """Multiply `factors` by base^exponent, in place.
+
+        A base that may be negative and occurs twice becomes its squared magnitude.
+        """
         if base in factors and self.bounds(base).low < 0:
             del factors[base]
-            for one, inner in self.factors(self._magnitude(base))[1].items():
-                self.include(factors, one, 2 * inner)
+            for part, inner in self.factors(self._magnitude(base))[1].items():
+                self.include(factors, part, 2 * inner)
         else:
             factors[base] = factors.get(base, 0.0) + exponent
 
     def _magnitude(self, base: Expression) -> Expression:
-        """|base| of a single base, which has no coefficient; the base itself if never negative."""
+        """|base| of a single base without a coefficient; `base` itself if it is never negative."""
         if self.bounds(base).low >= 0:
             return base
         if isinstance(base, Terminal):
@@ -219,7 +226,7 @@ class Algebra:
         if _keeps_magnitudes(base):
             operand = base.operands[0]
             inner = self.absolute(operand)
-            # Statistics depend on the form they are taken over.
+            # Statistics depend on the shape of what they are taken over.
             return (
                 call(base.operator.name, inner)
                 if inner.shape is operand.shape
@@ -230,7 +237,7 @@ class Algebra:
         return call("abs", base)
 
     def _written(self, coefficient: float, factors: Factors) -> Expression:
-        """The product in the language's operators, in one order."""
+        """The product as an expression, its parts in one order."""
         parts: list[Expression] = []
         below: list[Call] = []
         for base, exponent in factors.items():
@@ -250,7 +257,7 @@ class Algebra:
         return call("neg", form) if coefficient == -1 else call("mul", Constant(coefficient), form)
 
     def _sum(self, parts: Sequence[Expression]) -> Expression:
-        """Ordered terms in the language's operators; balanced, since depth is limited."""
+        """The sum of ordered terms as a balanced tree, since depth is limited."""
         if len(parts) == 1:
             return parts[0]
         middle = (len(parts) + 1) // 2
@@ -262,7 +269,7 @@ class Algebra:
         return call("add", left, right)
 
     def key(self, form: Expression) -> tuple[int, str]:
-        """Orders forms: small ones first, then by text. Hashes would differ between processes."""
+        """The sort key of forms: by size, then by text, since hashes differ between processes."""
         key = self._keys.get(form)
         if key is None:
             if isinstance(form, Call):
@@ -284,11 +291,12 @@ def _keeps_magnitudes(form: Expression) -> TypeGuard[Call]:
 
 
 def called(form: Expression, *names: str) -> TypeGuard[Call]:
+    """Whether the form is a call of one of these operators."""
     return isinstance(form, Call) and form.operator.name in names
 
 
 def tree(name: str, parts: Sequence[Expression]) -> Expression:
-    """The parts joined by an associative operator; balanced, since depth is limited."""
+    """The parts joined by an associative operator as a balanced tree, since depth is limited."""
     if len(parts) == 1:
         return parts[0]
     middle = (len(parts) + 1) // 2
@@ -296,5 +304,5 @@ def tree(name: str, parts: Sequence[Expression]) -> Expression:
 
 
 def rounded(value: float) -> float:
-    # Twelve digits, so that 0.1 * 3 is 0.3; scores have seven.
+    """The value with twelve digits, so that 0.1 * 3 is 0.3; fp32 scores have seven."""
     return float(f"{value:.12g}")

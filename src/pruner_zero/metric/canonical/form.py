@@ -10,7 +10,7 @@ from pruner_zero.metric.operators import Shape
 
 Scope = Literal["row", "block", "matrix", "global"]
 
-# Over what a factor or an offset must be constant to be invisible in a comparison.
+# The weights over which a factor or an offset must be constant to leave a comparison unchanged.
 _OVER: dict[Scope, Over] = {
     "row": "row",
     "block": "matrix",
@@ -20,23 +20,23 @@ _OVER: dict[Scope, Over] = {
 
 
 def canonical(expression: Expression, scope: Scope) -> Expression:
-    """The form that expressions with the same mask share, as far as simple rules tell.
+    """The canonical form: expressions with equal forms give equal masks within `scope`.
 
-    Expressions with equal forms give equal masks when weights are compared within `scope`
-    (N:M patterns count as row), in exact arithmetic and for finite scores; fp32 rounding can
-    still tie close values. W, G, X and D are taken as not negative, D as positive, S as W with
-    a sign. What fp32 may overflow, underflow or round away is not merged with what it holds:
-    high powers, extreme numbers, unbounded exp and tanh, a logarithm or an offset of high
-    products. Factors are reordered, though, and beside a quotient by zero (1e38) the order can
-    decide whether fp32 overflows. Unequal forms can still give equal masks.
+    That holds in exact arithmetic and for finite scores; fp32 rounding can still tie close
+    values. Expressions with unequal forms can give equal masks as well. N:M patterns compare
+    within rows. W, G and X are never negative, D is positive, S is W with a sign. Expressions
+    that fp32 may overflow, underflow or round away keep forms of their own: high powers, extreme
+    numbers, unbounded exp and tanh, logarithms and offsets of high products. Factors are
+    reordered all the same; beside a quotient by zero (1e38) their order can decide whether fp32
+    overflows.
 
-    Inside, values are kept: products of powers and sums in one order, constants folded,
-    common factors in front, what a statistic does not see left out (mms(2 * G + 1)). Outside,
-    what cannot change the order goes: strictly increasing functions, positive factors and
-    offsets that are constant over the group; products of powers get 1 as largest exponent.
-    An expression constant over every group becomes 0.
-    The form is itself canonical. Where it would break a size limit the expression is returned.
-    Raises PrunerZeroError for an unknown scope. Source: ours.
+    Rewriting keeps the values of subexpressions: products of powers and sums get one order,
+    constants are folded, common factors come first, and operands lose what their operator
+    ignores, as in mms(2 * G + 1). Then the root loses what cannot change an order: strictly
+    increasing functions, and positive factors and offsets that are constant over the group;
+    products of powers get 1 as their largest exponent. An expression that is constant over every
+    group becomes 0. The form is its own form. If it would break a size limit, the expression is
+    returned instead. Raises PrunerZeroError for an unknown scope. Source: ours.
     """
     if scope not in _OVER:
         raise PrunerZeroError(
@@ -65,8 +65,8 @@ def masks(expression: Expression, scope: Scope) -> bool:
 
 
 def _without_outermost(normal: Normal, form: Expression) -> Expression:
-    """The form less one strictly increasing function, rewritten to keep the order."""
-    # -f(x) is increasing in -x: a function is invisible below a minus as well.
+    """The form without its outermost strictly increasing function, if it has one."""
+    # -f(x) increases in -x, so a minus in front makes no difference.
     sign, core = normal.signed(form)
     factors = normal.factors(core)[1]
     if isinstance(core, Call) and len(factors) == 1:
@@ -80,7 +80,7 @@ def _without_outermost(normal: Normal, form: Expression) -> Expression:
         return form
     largest = max(factors.values())
     if largest < 0:
-        # 1 / D falls where D grows.
+        # 1 / D decreases in D.
         sign, largest = -sign, min(factors.values())
     scaled = normal.product(1, {base: exponent / largest for base, exponent in factors.items()})
     if not normal.bounds(core).tame or not normal.bounds(scaled).tame:
@@ -89,7 +89,7 @@ def _without_outermost(normal: Normal, form: Expression) -> Expression:
 
 
 def _increases(normal: Normal, form: Call) -> bool:
-    """Whether it is a strictly increasing function of single entries, in fp32 too."""
+    """Whether it is a strictly increasing function of single entries, also in fp32."""
     operator, low = form.operator, normal.bounds(form.operands[0]).low
     if operator.arity > 1 or operator.reach != "element" or not normal.bounds(form).tame:
         return False

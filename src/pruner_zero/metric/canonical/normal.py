@@ -1,4 +1,4 @@
-"""Expressions rewritten without changing a value, and what a comparison does not see."""
+"""Normal forms of expressions, and forms up to factors and offsets that a comparison ignores."""
 
 import math
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from pruner_zero.metric.operators import Operator, Shape
 
 Over = Literal["row", "column", "matrix", "global"]
 
-# fp32 rounds away what stands beside a larger offset, or has a higher growth beside any.
+# fp32 rounds small values away beside a larger offset, and those of a higher growth beside any.
 FINE_GROWTH = 2.0
 _LARGEST_OFFSET = 10.0
 
 
 class Normal(Algebra):
-    """Rewrites expressions into normal forms of equal value, and tells what is invisible.
+    """Rewrites expressions into normal forms with the same values.
 
-    What a statistic does not see is left out of its operand, such as the factor and the offset
-    in mms(2 * G + 1). Source: ours.
+    Factors and offsets that an operator ignores are left out of its operand, such as those in
+    mms(2 * G + 1). Source: ours.
     """
 
     def __init__(self) -> None:
@@ -41,12 +41,12 @@ class Normal(Algebra):
     def _rewritten(self, expression: Call) -> Expression:
         operator = expression.operator
         if operator.name in ("add", "sub"):
-            # All terms at once: parts of a sum could find a common factor that it lacks.
+            # All terms at once: a part of the sum may have a common factor that the sum lacks.
             return self.add((sign, self.of(term)) for sign, term in _summands(expression))
         operands = [self.of(operand) for operand in expression.operands]
         before = [operand.shape for operand in expression.operands]
         if operator.reach != "element" and before != [operand.shape for operand in operands]:
-            # Statistics over W - W + X count each entry of X once a row: leave it so.
+            # W - W + X is a matrix and X a row: statistics over the two differ. Keep the operand.
             self.kept.add(expression)
             return expression
         return self._apply(operator, *operands)
@@ -67,7 +67,7 @@ class Normal(Algebra):
             case "quotient":
                 return self.multiply(x, self.reciprocal(y))
             case "div":
-                # The norm is of magnitudes, and one number: x times 1 / ‖y‖.
+                # 1 / ‖y‖ is a number, and the norm depends on magnitudes only.
                 scale, factors = self.factors(self.absolute(y))
                 if not factors:
                     return self.times(1 / scale, x)
@@ -101,10 +101,10 @@ class Normal(Algebra):
         coefficient, bases = self.factors(form)
         sign, factors = math.copysign(1.0, coefficient), Factors()
         for base, exponent in bases.items():
-            found = self.bounds(base)
-            if is_constant(base, over) and found.low > 0 and found.tame:
+            bounds = self.bounds(base)
+            if is_constant(base, over) and bounds.low > 0 and bounds.tame:
                 continue
-            if not (found.tame and _rescales(base, over, "scale")):
+            if not (bounds.tame and _rescales(base, over, "scale")):
                 self.include(factors, base, exponent)
                 continue
             inner = self.scaled(self._operand(base), over)
@@ -112,8 +112,8 @@ class Normal(Algebra):
                 inner = self.power(inner, exponent)
             coefficient, inside = self.factors(inner)
             sign *= math.copysign(1.0, coefficient)
-            for one, power in inside.items():
-                self.include(factors, one, power)
+            for part, power in inside.items():
+                self.include(factors, part, power)
         return self.product(sign, factors)
 
     def affine(self, form: Expression, over: Over) -> Expression:
@@ -150,33 +150,31 @@ class Normal(Algebra):
         return form if lost else rest
 
     def _is_offset(self, term: Expression, coefficient: float, over: Over) -> bool:
-        known = self.bounds(term)
+        bounds = self.bounds(term)
         scalar = isinstance(term, Call) and term.operator.shape_rule == "scalar"
-        bound = abs(coefficient) * known.magnitudes[1]
-        return (known.tame or scalar) and is_constant(term, over) and bound <= _LARGEST_OFFSET
+        largest = abs(coefficient) * bounds.magnitudes[1]
+        return (bounds.tame or scalar) and is_constant(term, over) and largest <= _LARGEST_OFFSET
 
     def _extreme(self, name: str, *forms: Expression) -> Expression:
-        """The least or greatest, flattened, without what can never be it."""
-        found: set[Expression] = set()
-        for form in forms:
-            pending = [form]
-            while pending:
-                one = pending.pop()
-                if called(one, name):
-                    pending.extend(one.operands)
-                else:
-                    found.add(one)
-        kept = sorted(found, key=self.key)
-        for one in tuple(kept):
-            mine = self.bounds(one)
-            others = [self.bounds(other) for other in kept if other is not one]
-            beyond = (
-                any(other.high <= mine.low for other in others)
-                if name == "min"
-                else any(mine.high <= other.low for other in others)
-            )
-            if beyond and (mine.tame or isinstance(one, Constant)):
-                kept.remove(one)
+        """The min or max of forms, flattened, without those that can never be the result."""
+        distinct: set[Expression] = set()
+        pending = [*forms]
+        while pending:
+            form = pending.pop()
+            if called(form, name):
+                pending.extend(form.operands)
+            else:
+                distinct.add(form)
+        kept = sorted(distinct, key=self.key)
+        for form in tuple(kept):
+            bounds = self.bounds(form)
+            others = [self.bounds(other) for other in kept if other is not form]
+            if name == "min":
+                beaten = any(other.high <= bounds.low for other in others)
+            else:
+                beaten = any(other.low >= bounds.high for other in others)
+            if beaten and (bounds.tame or isinstance(form, Constant)):
+                kept.remove(form)
         return tree(name, kept)
 
 
