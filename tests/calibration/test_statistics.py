@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pruner_zero.calibration import GradientStatistic, InputStatistic, calibrate, open_store
 from pruner_zero.calibration.statistics import STATISTICS
+from pruner_zero.metric import TERMINALS, collected_for
 from pruner_zero.models import LanguageModel, find_matrices, load_model, load_offloaded, save_model
 from pruner_zero.text import Corpus, random_windows
 from tests.calibration.reference import plain_gradients, plain_inputs
@@ -68,3 +69,9 @@ def test_a_new_statistic_is_collected_in_memory_and_from_disk(
         expected = largest.amax(0).float()
         expected = expected if matrix.expert is None else expected[matrix.expert]
         torch.testing.assert_close(values[0]["largest"], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_every_terminal_is_of_the_weight_or_of_a_statistic_that_is_collected() -> None:
+    assert collected_for(TERMINALS) == set(STATISTICS)
+    assert collected_for(["W", "S"]) == set()
+    assert collected_for(["W", "X", "D"]) == {"X", "gram"}

@@ -10,6 +10,7 @@ from pruner_zero.calibration.statistics import (
     InputStatistic,
     Kind,
     MatrixStatistics,
+    gradient_kinds,
     input_kinds,
 )
 from pruner_zero.calibration.store import StatisticsStore
@@ -27,6 +28,7 @@ __all__ = [
     "collect_gradients",
     "collect_inputs",
     "default_cache",
+    "gradient_kinds",
     "input_kinds",
     "open_store",
 ]

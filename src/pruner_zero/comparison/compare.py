@@ -10,7 +10,14 @@ from typing import Any
 
 import torch
 
-from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.calibration import (
+    Kind,
+    StatisticsStore,
+    calibrate,
+    gradient_kinds,
+    input_kinds,
+    open_store,
+)
 from pruner_zero.devices import CPU, naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
@@ -198,8 +205,7 @@ class _Table:
         for method in methods:
             if method:
                 needed |= method.dense_kinds(self.mode(method))
-        forward, backward = needed - {"G"}, needed & {"G"}
-        for kinds in (forward, backward):
+        for kinds in (input_kinds(needed), gradient_kinds(needed)):
             # What fails here fails again in the rows that need it, and spares the others.
             with suppress(PrunerZeroError):
                 calibrate(

@@ -14,6 +14,7 @@ from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix
 from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.metric import collected_for
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
@@ -78,9 +79,7 @@ def build_evaluator(
         check_width(matrix.weight.shape[1], settings.zeros, matrix.name)
     check_weights(matrices)
     terminals = settings.search_space.terminals
-    kinds: set[Kind] = {"X", "gram"}
-    if "G" in terminals:
-        kinds.add("G")
+    kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
     store = open_store(
         language_model,
         calibration,

@@ -21,7 +21,7 @@ from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.named import NAMED, NamedMetric
 from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
 from pruner_zero.metric.simplify import simplify_opposing
-from pruner_zero.metric.terminals import TERMINALS, Statistic
+from pruner_zero.metric.terminals import TERMINALS, Statistic, collected_for
 from pruner_zero.metric.tree_json import dumps, from_tree, loads, to_tree
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Statistic",
     "Terminal",
     "call",
+    "collected_for",
     "dumps",
     "evaluate",
     "format",

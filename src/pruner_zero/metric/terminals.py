@@ -1,6 +1,6 @@
 """The terminals of expressions: statistics of one weight matrix, and what is known of each."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
@@ -16,6 +16,8 @@ class Statistic:
     sign: positive (never zero), nonnegative, or any.
     cost: what collecting it costs, in nodes of an expression, for the complexity of a metric.
     magnitude: the terminal that is its magnitude, if it can be negative.
+    collected: the statistic that calibration collects for it, by name; None for a terminal that
+        the weight alone gives. A statistic of the terminal's own name is its value.
     """
 
     shape: Shape
@@ -23,6 +25,7 @@ class Statistic:
     sign: Literal["positive", "nonnegative", "any"] = "nonnegative"
     cost: int = 0
     magnitude: str | None = None
+    collected: str | None = None
 
 
 TERMINALS: Mapping[str, Statistic] = MappingProxyType(
@@ -33,11 +36,13 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             "sqrt(Σ_n (100·g_n)²) over calibration windows n, g_n the gradient of the mean "
             "next-token loss",
             cost=3,
+            collected="G",
         ),
         "X": Statistic(
             Shape.ROW,
             "L2 norm of each input channel: sqrt(mean over samples of Σ_tokens x²)",
             cost=1,
+            collected="X",
         ),
         "D": Statistic(
             Shape.ROW,
@@ -45,7 +50,14 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             "2XᵀX/n, so that sqr(W) / sqr(D) is SparseGPT's score",
             sign="positive",
             cost=2,
+            collected="gram",
         ),
         "S": Statistic(Shape.MATRIX, "signed weight", sign="any", magnitude="W"),
     }
 )
+
+
+def collected_for(names: Iterable[str]) -> frozenset[str]:
+    """The statistics that calibration has to collect for the terminals of these names."""
+    collected = {TERMINALS[name].collected for name in names}
+    return frozenset(statistic for statistic in collected if statistic is not None)

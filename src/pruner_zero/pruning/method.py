@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pruner_zero.calibration import Kind
+from pruner_zero.calibration import Kind, gradient_kinds
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import Metric
+from pruner_zero.metric import Metric, collected_for
 from pruner_zero.sparsity import Allocation, Pattern, Scope, Unstructured
 
 Update = Literal["none", "obs", "obs-iter", "exact"]
@@ -130,9 +130,7 @@ class Method:
     @property
     def scoring_kinds(self) -> frozenset[Kind]:
         """The statistics that the metric looks at."""
-        needs = self.metric.needs
-        kinds: set[Kind] = {kind for kind in ("G", "X") if kind in needs}
-        return frozenset(kinds | ({"gram"} if "D" in needs else set()))
+        return collected_for(self.metric.needs)
 
     @property
     def allocation_kinds(self) -> frozenset[Kind]:
@@ -146,7 +144,9 @@ class Method:
         before = self.allocation_kinds
         if order == "one-shot":
             return self.kinds | before
-        return (self.scoring_kinds if self.scope == "global" else self.kinds & {"G"}) | before
+        return (
+            self.scoring_kinds if self.scope == "global" else frozenset(gradient_kinds(self.kinds))
+        ) | before
 
     @property
     def at_once(self) -> bool:
