@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from scipy.stats import kendalltau
 
-from pruner_zero.analysis.statistics import kendall
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.evolution.archive import JOURNAL
 from pruner_zero.evolution.build import build_evaluator, search_windows
@@ -139,7 +139,8 @@ def write_page() -> None:
 
 def agreement(rows: list[dict[str, Any]], windows: str) -> float:
     """Kendall's τ of the order of `rows` with their losses on `windows`, seen or fresh."""
-    return kendall(range(len(rows)), [row[windows] for row in rows])
+    found = kendalltau(range(len(rows)), [row[windows] for row in rows])
+    return float(found.statistic)
 
 
 if __name__ == "__main__":

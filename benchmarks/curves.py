@@ -3,8 +3,7 @@
     python benchmarks/curves.py
 
 Draws benchmarks/search-curves.svg from the summaries that benchmarks/search.py left: a column a
-seed. Seeds have windows of their own, so losses compare inside a panel alone. Needs the extra
-`plots`.
+seed. Each seed has windows of its own, so losses compare only within a panel.
 """
 
 import argparse
@@ -21,12 +20,12 @@ from pruner_zero.files import write_atomic
 
 HERE = Path(__file__).parent
 COLORS = {"default": "#0b5cad", "published": "#b3541e", "random": "#7a8591"}
-# How the names of the runs end. The published evolution is as it was when it ran on G of pieces.
+# How the names of the runs end. The published evolution ran on gradients of shorter windows.
 LABELS = {"default": "-products", "random": "-products", "published": "-pieces"}
 
 
 def main() -> None:
-    """Draw what is there."""
+    """Draw the runs that there are."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     given = parser.parse_args()
@@ -34,7 +33,7 @@ def main() -> None:
     panels = figure.subplots(1, len(given.seeds), squeeze=False)[0]
     for seed, axes in zip(given.seeds, panels, strict=True):
         losses = [draw(axes, name, f"{seed}{label}") for name, label in LABELS.items()]
-        # Where a curve begins above, what matters would not show.
+        # Curves begin far above, which would flatten the end that matters.
         axes.set_ylim(min(losses) - 0.02, min(losses) + 0.35)
         axes.set_title(f"seed {seed}", fontsize=8)
         axes.set_xlabel("minutes", fontsize=8)
@@ -51,7 +50,7 @@ def main() -> None:
 
 
 def draw(axes: Axes, algorithm: str, run: str) -> float:
-    """One run as steps, up to where it ended; the lowest loss, infinite where it judged none."""
+    """Draw one run as steps; return its lowest loss, infinite where it judged no candidate."""
     file = HERE / "results" / f"search-50-any-{algorithm}-{run}.json"
     curve = json.loads(file.read_text())["curve"] if file.exists() else []
     minutes, losses = [one["seconds"] / 60 for one in curve], [one["loss"] for one in curve]

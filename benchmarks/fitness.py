@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import kendalltau
 from torch import Tensor
 from torch.nn import functional
 
-from pruner_zero.analysis.statistics import kendall
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import build_evaluator, search_windows
@@ -233,7 +233,9 @@ def _row(name: str, judged: list[dict[str, Any]]) -> str:
     for values, losses in predictors:
         middle = sorted(losses)[(len(losses) + 1) // 2 - 1]
         best = [pair for pair in zip(values, losses, strict=True) if pair[1] <= middle]
-        cells.append(f"{kendall(values, losses):.2f} ({kendall(*zip(*best, strict=True)):.2f})")
+        everyone = kendalltau(values, losses).statistic
+        better = kendalltau(*zip(*best, strict=True)).statistic
+        cells.append(f"{everyone:.2f} ({better:.2f})")
     cheap = statistics.median(one["seconds"] for one in judged)
     dear = statistics.median(one["full_seconds"] for one in judged)
     return "| " + " | ".join([*cells, f"{cheap:.2f}; {dear:.0f}"]) + " |"

@@ -7,6 +7,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
 if TYPE_CHECKING:
+    from pruner_zero.analysis import Study
     from pruner_zero.comparison import compare
     from pruner_zero.evaluation import evaluate
     from pruner_zero.evolution import search
@@ -14,11 +15,10 @@ if TYPE_CHECKING:
     from pruner_zero.models import load_model
     from pruner_zero.pruning import prune
     from pruner_zero.recovery import recover
-    from pruner_zero.report import Study
 
 _ROOMS = {
     "Metric": "metric",
-    "Study": "report",
+    "Study": "analysis",
     "compare": "comparison",
     "evaluate": "evaluation",
     "load_model": "models",

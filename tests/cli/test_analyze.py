@@ -64,8 +64,8 @@ def test_tables(
     lines = printed.out.splitlines()
     assert lines[0] == "122 candidates, 120 with a mask of their own (98 of 100)"
     assert lines[1] == "rejected: 1 … of … scores are not finite (… nan)"
-    assert lines[2] == "never asked: 2 canonical, 3 identical"
-    assert lines[3] == "duplicates saved: 1 canonical"
+    assert lines[2] == "never judged: 2 canonical, 3 identical"
+    assert lines[3] == "duplicates: 1 canonical"
     cells = [line.split() for line in lines]
     assert ["probe", "122", "15.2", "0.125"] in cells
     assert any(one[:5] == ["operator", "sqrt", "12", "30", "4.00"] for one in cells)
@@ -98,7 +98,7 @@ def test_a_run_that_has_only_begun(
     printed = capsys.readouterr().out
     assert printed.startswith("0 candidates, 0 with a mask of their own\n")
     assert printed.count("too little data") == 4
-    assert "no metric that works was found" in printed
+    assert "No metric that works was found" in printed
 
 
 @pytest.mark.parametrize("what", ["empty", "file", "missing"])

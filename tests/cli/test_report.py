@@ -27,12 +27,6 @@ def test_a_page_where_one_wants_it(cli: Cli, results: list[Path], tmp_path: Path
     assert page.is_file()
 
 
-def test_plots_beside_the_page(cli: Cli, results: list[Path], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
-    assert cli("report", *results, "--plots", tmp_path / "plots").code == 0
-    assert {file.name for file in (tmp_path / "plots").iterdir()} >= {"front.pdf", "curve.svg"}
-
-
 def test_what_is_no_result_is_one_line(cli: Cli, results: list[Path], tmp_path: Path) -> None:
     missing = tmp_path / "missing"
     error = cli("report", results[0], missing).error
@@ -46,7 +40,6 @@ def test_a_page_that_cannot_be_written_is_one_line(
 ) -> None:
     assert "name a file" in cli("report", results[0], "-o", tmp_path).error
     assert "not a folder" in cli("report", results[0], "-o", results[2] / "page.html").error
-    assert "not a folder" in cli("report", results[0], "--plots", results[2] / "plots").error
 
 
 def test_no_result_at_all(cli: Cli) -> None:

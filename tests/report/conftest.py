@@ -27,6 +27,7 @@ SETTINGS: dict[str, Any] = {
     "seed": 0,
     "evaluations": 4,
 }
+SEARCH = {**SETTINGS, "update": "none"}
 PROVENANCE = {"pruner_zero": "0.1", "git": "abcdef", "torch": "2.13"}
 # Complexity 1, 4, 6 and 10; the second has the knee, the third is beaten by it.
 JUDGED: tuple[Judged, ...] = (
@@ -58,7 +59,7 @@ def write_search(
 ) -> Path:
     """A run folder whose candidates are `judged`, a batch of so many every ten seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**SETTINGS, **settings}
+    told = {**SEARCH, **settings}
     Archive(folder, told)
     lines: list[dict[str, Any]] = []
     for number, (text, scope, results) in enumerate(judged):

@@ -8,11 +8,12 @@ from typing import Any
 
 import yaml
 
+from pruner_zero.analysis import Study
 from pruner_zero.cli import compare as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
 from pruner_zero.report import commands
-from pruner_zero.report.read import SearchRun, read_result
+from pruner_zero.report.read import read_result
 from tests.report.conftest import SETTINGS, write_comparison, write_prune, write_search
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -31,9 +32,9 @@ def options(command: str) -> dict[str, list[str]]:
     return found
 
 
-def search_run(folder: Path, **settings: Any) -> SearchRun:
+def search_run(folder: Path, **settings: Any) -> Study:
     run = read_result(write_search(folder, **settings))
-    assert isinstance(run, SearchRun)
+    assert isinstance(run, Study)
     return run
 
 
@@ -102,7 +103,7 @@ def test_a_prune_and_a_comparison_again(tmp_path: Path) -> None:
 
 def test_what_goes_on_from_a_search(run: Path) -> None:
     found = read_result(run)
-    assert isinstance(found, SearchRun)
+    assert isinstance(found, Study)
     assert options(commands.prune_with(found))["--metric"] == [str(run / "best.json")]
     compared = options(commands.compare_with(found))
     assert compared["--methods"][0].endswith(f",sparsegpt,{run / 'best.json'}")
@@ -112,7 +113,7 @@ def test_what_goes_on_from_a_search(run: Path) -> None:
 
 def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
     found = read_result(run)
-    assert isinstance(found, SearchRun)
+    assert isinstance(found, Study)
     updated = replace(found, settings={**found.settings, "update": "exact"})
     assert options(commands.prune_with(updated))["--update"] == ["exact"]
     compared = options(commands.compare_with(updated))

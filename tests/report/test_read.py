@@ -5,19 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from pruner_zero.analysis import Study
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.report.read import ComparisonRun, PruneRun, SearchRun, read_result
-from tests.report.conftest import JUDGED, PROVENANCE, SETTINGS, write_search
+from pruner_zero.report.read import ComparisonRun, PruneRun, read_result
+from tests.report.conftest import JUDGED, PROVENANCE, SEARCH, write_search
 
 HOLDS = '{"rows": [%s], "provenance": {"settings": {}}}'
 
 
 def test_a_search(run: Path) -> None:
     found = read_result(run)
-    assert isinstance(found, SearchRun)
+    assert isinstance(found, Study)
     assert [str(one.candidate.expression) for one in found.records] == [one[0] for one in JUDGED]
     assert found.batches == ((2, 10.0), (4, 20.0), (5, 30.0))
-    assert found.settings == SETTINGS
+    assert found.settings == SEARCH
     assert found.provenance == PROVENANCE
     assert found.windows["search"]["text"] == "other.txt"
 
@@ -28,10 +29,10 @@ def test_a_search_that_was_cut_off_in_a_batch(run: Path) -> None:
     journal.write_text("".join(lines[:-1]) + '{"kind": "bat')
     (run / "run.json").unlink()
     found = read_result(run)
-    assert isinstance(found, SearchRun)
+    assert isinstance(found, Study)
     assert len(found.records) == 5
     assert found.batches == ((2, 10.0), (4, 20.0))
-    assert found.settings == SETTINGS
+    assert found.settings == SEARCH
     assert found.provenance == {}
 
 
@@ -126,5 +127,5 @@ def test_a_damaged_record_of_pruning_is_one_line(key: str, pruned: Path) -> None
 
 def test_an_empty_search_is_a_search(tmp_path: Path) -> None:
     found = read_result(write_search(tmp_path, judged=()))
-    assert isinstance(found, SearchRun)
+    assert isinstance(found, Study)
     assert (found.records, found.batches) == ((), ())

@@ -37,9 +37,3 @@ def test_nothing_to_report_on() -> None:
 def test_a_page_in_the_place_of_a_folder_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(PrunerZeroError, match="is a folder: name a file"):
         report(run, tmp_path)
-
-
-def test_plots_need_a_search(pruned: Path, tmp_path: Path) -> None:
-    with pytest.raises(PrunerZeroError, match="--plots draws searches"):
-        report(pruned, plots=tmp_path / "plots")
-    assert not (pruned / "report.html").exists()

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from pruner_zero.analysis.correlations import (
-    DEAREST,
+    VALUE_RUNGS,
     Agreement,
     Correlation,
     agreements,
     correlations,
-    has,
+    has_value,
     loss_rung,
 )
 from pruner_zero.analysis.features import Structure, structure
@@ -44,11 +44,11 @@ from pruner_zero.table import Tabular
 class Counts:
     """What became of the candidates.
 
-    distinct: those with a result of their own. rejected: by reason, its numbers left out.
-    avoided: proposals that were never asked, by what gave them away. saved: candidates that
-    have the mask of an earlier one, by the level that saw it. ended: the
-    distinct ones by the dearest rung they reached. seconds: of all candidates together.
-    rung_seconds: (candidates, seconds) by rung, where the run says.
+    distinct: candidates whose mask no earlier one has. rejected: counts by reason, without the
+    numbers in it. avoided: proposals that were never judged, by the test that found them to be
+    duplicates. saved: candidates with the mask of an earlier one, by the test that found them.
+    ended: distinct candidates by the last rung they reached. seconds: of all candidates together.
+    rung_seconds: (candidates, seconds) by rung, where the run has them.
     """
 
     candidates: int
@@ -65,7 +65,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Share:
-    """How often the best use something, beside all distinct candidates.
+    """How often the best candidates use a terminal, operator or scope, beside all distinct ones.
 
     kind: terminal, operator or scope. best, everyone: how many use it. ratio: its share
     among the best over its share among all, with an interval. p: `hypergeometric_p`, two-sided;
@@ -85,13 +85,14 @@ class Share:
 class Analysis(Tabular):
     """What the records of a search say.
 
-    top: the share asked for; best_count: how many are called the best, a `top` share of the
+    top: the share asked for; best_count: how many count as the best, a share `top` of the
     candidates that reached best_rung, which is None where no rung has enough and all count.
-    loss_rung: the dearest rung with enough values, which stands for the loss. correlations:
-    with the values on that rung, and on the closed form, which is not as close to the loss but
-    judges nearly all: those that climbed were chosen by it, which weakens what is seen there.
-    Intervals and p-values take candidates as independent draws. An evolution's are relatives,
-    so they promise too much.
+    loss_rung: the most expensive rung with enough values, which stands for the loss.
+    correlations: with the values on that rung, and with those of the closed form. The closed form
+    is a coarser measure but judges nearly all candidates; the later rungs judge only those it
+    chose, which weakens correlations there. Intervals and p-values take candidates as independent
+    draws. The candidates of an evolution are related, so intervals are too narrow and p-values
+    too small.
     """
 
     shown = ("kind", "name", "best", "everyone", "ratio", "low", "high", "p", "p_adjusted")
@@ -108,7 +109,7 @@ class Analysis(Tabular):
     lineage: Lineage | None
 
     def caption(self) -> str:
-        """How many candidates, and which of them count as good."""
+        """How many candidates there are, and which of them count as the best."""
         where = f"of those judged on '{self.best_rung}'" if self.best_rung else "of all"
         return (
             f"{self.counts.candidates} candidates, {self.counts.distinct} with a mask of their "
@@ -118,12 +119,13 @@ class Analysis(Tabular):
     def to_rows(self) -> list[dict[str, Any]]:
         """The shares, with the interval of each ratio; the other tables are fields."""
         return [
-            {**vars(one), "ratio": one.ratio.value, "low": one.ratio.low, "high": one.ratio.high}
-            for one in self.shares
+            {**vars(share), "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
+            for share in self.shares
+            for ratio in (share.ratio,)
         ]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as JSON values; what is not defined is null."""
+        """The whole analysis as JSON values; numbers that are not defined are null."""
         plain: dict[str, Any] = _plain(asdict(self))
         return plain
 
@@ -135,28 +137,26 @@ def analyze(
     avoided: Mapping[str, int] | None = None,
     seed: int = 0,
 ) -> Analysis:
-    """Explain a search, finished or not, from its records; few or none give a short answer.
+    """Explain a search, finished or not, from its records.
 
-    top: the share of candidates that count as good. seconds, avoided: as
-    `SearchJournal` has them. seed: decides the intervals' resamples.
-    Raises PrunerZeroError for a share outside 0 … 1.
+    top: the share of candidates that count as the best. seconds: what each judgement took, by
+    rung. avoided: proposals that were never judged, by the reason; `Study` reads both. seed:
+    decides the resamples of the intervals. Raises PrunerZeroError for a share outside 0 … 1.
     """
     if not 0 < top < 1:
         raise PrunerZeroError(f"the top share must lie between 0 and 1, not {top:g}: such as 0.1")
     generator = np.random.default_rng(seed)
-    distinct = sorted((one for one in records if one.evaluation.counts), key=_order)
+    distinct = sorted((record for record in records if record.evaluation.counts), key=_order)
     structures = [structure(record) for record in distinct]
     best_rung, best_count = _how_many_best(distinct, top)
     best, others = structures[:best_count], structures[best_count:]
     rung = loss_rung(distinct)
-    found = [
-        one
-        for name in dict.fromkeys((rung, DEAREST[-1]))
-        if name
-        for one in correlations(distinct, structures, name, generator)
-    ]
-    sizes = [(one.kendall, one.n) for one in found if (one.rung, one.feature) == (rung, "size")]
-    losses = sum(has(one, rung) for one in distinct) if rung else 0
+    found: list[Correlation] = []
+    for name in dict.fromkeys((rung, VALUE_RUNGS[-1])):
+        found += correlations(distinct, structures, name, generator) if name else []
+    losses = sum(has_value(record, rung) for record in distinct) if rung else 0
+    sizes = [one.kendall for one in found if (one.rung, one.feature) == (rung, "size")]
+    size = sizes[0] if sizes else Estimate()
     winner = HallOfFame.of(records).best
     return Analysis(
         _counts(records, seconds or {}, avoided or {}),
@@ -167,7 +167,7 @@ def analyze(
         rung,
         tuple(found),
         agreements(distinct, generator),
-        tuple(principles_of(best, others, *(sizes or [(Estimate(), losses)])[0], generator)),
+        tuple(principles_of(best, others, size, losses, generator)),
         lineage(winner, records) if winner else None,
     )
 
@@ -178,9 +178,9 @@ def _counts(
     avoided: Mapping[str, int],
 ) -> Counts:
     evaluations = [record.evaluation for record in records]
-    distinct = sum(one.counts for one in evaluations)
-    total = math.fsum(one.seconds for one in evaluations)
-    reasons = Counter(_kind_of(one.reason) for one in evaluations if one.reason)
+    distinct = sum(evaluation.counts for evaluation in evaluations)
+    total = math.fsum(evaluation.seconds for evaluation in evaluations)
+    reasons = Counter(_without_numbers(one.reason) for one in evaluations if one.reason)
     ended = Counter(one.rung for one in evaluations if one.counts)
     return Counts(
         len(records),
@@ -196,14 +196,14 @@ def _counts(
     )
 
 
-def _kind_of(reason: str) -> str:
-    """A reason without the numbers that differ from candidate to candidate."""
+def _without_numbers(reason: str) -> str:
+    """A reason with `…` for the numbers, which differ from candidate to candidate."""
     return re.sub(r"[+-]?\d[\d.]*(?:e[+-]?\d+)?", "…", reason)
 
 
 def _how_many_best(distinct: Sequence[Record], top: float) -> tuple[str | None, int]:
-    for rung in DEAREST:
-        count = round(top * sum(has(one, rung) for one in distinct))
+    for rung in VALUE_RUNGS:
+        count = round(top * sum(has_value(record, rung) for record in distinct))
         if count >= FEWEST_BEST:
             return rung, count
     return None, min(len(distinct), max(1, round(top * len(distinct))))
@@ -214,16 +214,16 @@ def _shares(
 ) -> tuple[Share, ...]:
     used = [
         {
-            *(("terminal", name) for name in one.terminals),
-            *(("operator", name) for name in one.operators),
-            ("scope", one.scope),
+            *(("terminal", name) for name in facts.terminals),
+            *(("operator", name) for name in facts.operators),
+            ("scope", facts.scope),
         }
-        for one in (*best, *others)
+        for facts in (*best, *others)
     ]
     traits = sorted(set().union(*used))
     if not traits:
         return ()
-    table = np.array([[trait in one for trait in traits] for one in used], dtype=float)
+    table = np.array([[trait in facts for trait in traits] for facts in used], dtype=float)
     chosen, rest = table[: len(best)], table[len(best) :]
     draws = ratio_draws(chosen, rest, generator)
     found = ratios(chosen, rest)
@@ -246,7 +246,7 @@ def _shares(
         for index, trait in enumerate(traits)
     ]
     kinds = ("terminal", "operator", "scope")
-    return tuple(sorted(shares, key=lambda one: (kinds.index(one.kind), -one.ratio.value)))
+    return tuple(sorted(shares, key=lambda share: (kinds.index(share.kind), -share.ratio.value)))
 
 
 def _order(record: Record) -> tuple[tuple[int, float], int, int]:
@@ -256,7 +256,7 @@ def _order(record: Record) -> tuple[tuple[int, float], int, int]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {key: _plain(one) for key, one in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""What goes with the loss, and whether the cheap rungs rank as the dear ones do."""
+"""What goes with the loss, and whether the cheap rungs rank as the expensive ones do."""
 
 import math
 from collections.abc import Sequence
@@ -7,19 +7,20 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import rankdata
 
 from pruner_zero.analysis.features import Structure
 from pruner_zero.analysis.principles import FEWEST_LOSSES
-from pruner_zero.analysis.statistics import Estimate, bootstrap, kendalls, ranks, spearmans
+from pruner_zero.analysis.statistics import Estimate, rank_correlations
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS, Rung
 
 Array = NDArray[np.float64]
 
-# The rungs that give a value, dearest first.
-DEAREST: tuple[Rung, ...] = tuple(reversed(RUNGS[1:]))
+# The rungs that give a value, the most expensive one first.
+VALUE_RUNGS: tuple[Rung, ...] = tuple(reversed(RUNGS[1:]))
 
-_BEST_OF_DEARER = 20
+_BEST = 20
 _FEWEST_PAIRS = 3
 
 
@@ -36,26 +37,37 @@ class Correlation:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How alike two rungs rank the candidates that have both, all or those of a group."""
+    """How alike two rungs rank the n candidates that have both.
+
+    among: "all" of them, those of a scope, or the best 20 on the expensive rung.
+    """
 
     cheap: str
-    dear: str
+    expensive: str
     among: str
     n: int
     kendall: Estimate
     spearman: Estimate
 
+    header = ("cheap", "expensive", "among", "n", "Kendall", "95 %", "Spearman", "95 %")
 
-def has(record: Record, rung: str) -> bool:
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row of a table below `header`."""
+        names = self.cheap, self.expensive, self.among, str(self.n)
+        return *names, *self.kendall.cells, *self.spearman.cells
+
+
+def has_value(record: Record, rung: str) -> bool:
     """Whether a candidate has a value on this rung."""
     return math.isfinite(record.evaluation.results.get(rung, math.nan))
 
 
 def loss_rung(records: Sequence[Record]) -> str | None:
-    """The dearest rung with enough values, else the one with the most; None without any."""
-    values = {rung: sum(has(one, rung) for one in records) for rung in DEAREST}
-    enough = [rung for rung in DEAREST if values[rung] >= FEWEST_LOSSES]
-    rung = enough[0] if enough else max(DEAREST, key=values.__getitem__)
+    """The most expensive rung with enough values, else the one with the most; None without any."""
+    values = {rung: sum(has_value(record, rung) for record in records) for rung in VALUE_RUNGS}
+    enough = [rung for rung in VALUE_RUNGS if values[rung] >= FEWEST_LOSSES]
+    rung = enough[0] if enough else max(VALUE_RUNGS, key=values.__getitem__)
     return rung if values[rung] else None
 
 
@@ -65,64 +77,67 @@ def correlations(
     rung: str,
     generator: np.random.Generator,
 ) -> list[Correlation]:
-    """Every feature that varies among the candidates with a value on `rung`, against it.
+    """Every feature that varies among the candidates with a value on `rung`, against that value.
 
     structures: those of the records, in their order.
     """
     judged = [
-        (one, facts.features)
-        for one, facts in zip(records, structures, strict=True)
-        if has(one, rung)
+        (record, facts.features)
+        for record, facts in zip(records, structures, strict=True)
+        if has_value(record, rung)
     ]
-    losses = _comparable([one for one, _ in judged], rung)
+    losses = _comparable([record for record, _ in judged], rung)
     found = []
     for name in judged[0][1] if judged else ():
         values = np.array([features[name] for _, features in judged])
-        there = ~np.isnan(values)
-        values, own = values[there], losses[there]
-        if len(np.unique(values)) > 1:
-            by_both = [bootstrap(one, values, own, generator) for one in (kendalls, spearmans)]
-            found.append(Correlation(rung, name, len(values), *by_both))
+        applies = ~np.isnan(values)
+        if len(np.unique(values[applies])) > 1:
+            both = rank_correlations(values[applies], losses[applies], generator)
+            found.append(Correlation(rung, name, int(applies.sum()), *both))
     return found
 
 
 def _comparable(records: Sequence[Record], rung: str) -> Array:
     """The values on a rung; the closed form's as ranks within each scope, from 0 to 1.
 
-    Its errors have another meaning in another scope.
+    The errors of the closed form do not compare between scopes.
     """
-    values = np.array([one.evaluation.results[rung] for one in records], dtype=float)
+    values = np.array([record.evaluation.results[rung] for record in records], dtype=float)
     if rung != "reconstruction":
         return values
-    scopes = np.array([one.candidate.scope for one in records])
+    scopes = np.array([record.candidate.scope for record in records])
     for scope in np.unique(scopes):
-        own = scopes == scope
-        values[own] = (ranks(values[own]) - 0.5) / own.sum()
+        alike = scopes == scope
+        values[alike] = (rankdata(values[alike]) - 0.5) / alike.sum()
     return values
 
 
 def agreements(records: Sequence[Record], generator: np.random.Generator) -> tuple[Agreement, ...]:
-    """How every two rungs agree: over all that have both, each scope's, the best 20 of the dearer.
+    """How alike every two rungs rank the candidates.
 
-    The closed form's errors have another meaning in another scope, so that its agreement over
+    Over all candidates that have both, those of each scope, and the best 20 on the expensive
+    rung. The errors of the closed form do not compare between scopes, so that its agreement over
     all is lower than within scopes.
     """
     found = []
-    for dear, cheap in combinations(DEAREST, 2):
-        both = [one for one in records if has(one, cheap) and has(one, dear)]
+    for expensive, cheap in combinations(VALUE_RUNGS, 2):
+        both = [one for one in records if has_value(one, cheap) and has_value(one, expensive)]
         groups = {"all": both}
-        scopes = sorted({one.candidate.scope for one in both})
+        scopes = sorted({record.candidate.scope for record in both})
         if len(scopes) > 1:
             groups |= {
                 f"scope {scope}": [one for one in both if one.candidate.scope == scope]
                 for scope in scopes
             }
-        if len(both) > _BEST_OF_DEARER:
-            ordered = sorted(both, key=lambda one: one.evaluation.results[dear])
-            groups[f"best {_BEST_OF_DEARER}"] = ordered[:_BEST_OF_DEARER]
+        if len(both) > _BEST:
+            ordered = sorted(both, key=lambda record: record.evaluation.results[expensive])
+            groups[f"best {_BEST}"] = ordered[:_BEST]
         for among, group in groups.items():
             if len(group) >= _FEWEST_PAIRS:
-                x, y = ([one.evaluation.results[rung] for one in group] for rung in (cheap, dear))
-                by_both = [bootstrap(one, x, y, generator) for one in (kendalls, spearmans)]
-                found.append(Agreement(cheap, dear, among, len(group), *by_both))
+                x, y = (
+                    [record.evaluation.results[rung] for record in group]
+                    for rung in (cheap, expensive)
+                )
+                pair = rank_correlations(x, y, generator)
+                found.append(Agreement(cheap, expensive, among, len(group), *pair))
     return tuple(found)

@@ -1,4 +1,4 @@
-"""What a metric is made of: the facts that an analysis relates to the loss."""
+"""The features of a metric that an analysis relates to the loss."""
 
 import math
 from dataclasses import dataclass
@@ -26,11 +26,10 @@ def transcendental(operator: Operator) -> bool:
 
 @dataclass(frozen=True)
 class Structure:
-    """One candidate's facts.
+    """The features of a candidate.
 
-    terminals: those of the canonical form, the others cannot matter to the mask. operators:
-    those of the expression as it was written. features: numbers by name, nan where one does
-    not apply.
+    terminals: those of the canonical form; no other can change the mask. operators: those of the
+    expression as it was written. features: numbers by name, nan where one does not apply.
     """
 
     terminals: frozenset[str]
@@ -40,7 +39,7 @@ class Structure:
 
 
 def structure(record: Record) -> Structure:
-    """The facts of a record."""
+    """The features of a record."""
     expression, form = record.candidate.expression, parse(record.canonical)
     leaves, operators = expression.leaf_counts(), frozenset(expression.operator_counts())
     facts = [OPERATORS[name] for name in operators]
@@ -74,8 +73,8 @@ def structure(record: Record) -> Structure:
 def exponents(form: Expression) -> dict[str, float]:
     """The exponent of each terminal where a canonical form is a product of powers, else nothing.
 
-    Canonical forms have 1 as their largest exponent, so these are relative. A product with a
-    minus sign ranks upside down and is none.
+    The largest exponent of a canonical form is 1, so these are relative. A product with a
+    negative factor has none here: it ranks in the opposite order.
     """
     normal = Normal()
     coefficient, factors = normal.factors(normal.of(form))

@@ -1,4 +1,4 @@
-"""The principles that are stated of good pruning metrics, put to the test on a run."""
+"""The principles of good pruning metrics that the paper states, tested on a search."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -26,9 +26,9 @@ PAPER = "Dong 2024 (Pruner-Zero, arXiv 2406.02924), in this project's words"
 class Principle:
     """A statement, the number that decides it, and the verdict.
 
-    It is held where the whole 95 % interval of `estimate` lies above `neutral`, not held
-    otherwise; `remark` says whether the data speaks against it or not at all. n: how many
-    candidates the estimate rests on, the good ones or those with a loss.
+    verdict: held where the whole 95 % interval of `estimate` lies above `neutral`, else not held;
+    `remark` says then whether the data contradicts the statement or leaves it open. n: how many
+    candidates the estimate rests on, the best ones or those with a loss.
     """
 
     statement: str
@@ -48,12 +48,12 @@ def principles_of(
     losses: int,
     generator: np.random.Generator,
 ) -> list[Principle]:
-    """The four principles on the good candidates and all `others`.
+    """The four principles, tested on the best candidates beside all `others`.
 
-    size: Kendall's τ of size and loss over so many `losses`. The measures of the others are
-    quotients of over-representation: a trait's share among the good ones over its share
-    among all. Sources: the principles that this project's brief ascribes to Dong 2024
-    (arXiv 2406.02924); the measures are ours.
+    size: Kendall's τ of size and loss over `losses` candidates. The other principles are measured
+    by quotients of over-representation: the share of a trait among the best candidates over its
+    share among all. Sources: the principles are those of Dong 2024 (arXiv 2406.02924); the
+    measures are ours.
     """
     rescaling = sorted(name for name, operator in OPERATORS.items() if rescales(operator))
     return [
@@ -63,7 +63,7 @@ def principles_of(
             "over-representation of W or of G, the lower, over that of X",
             [_needs("W"), _needs("G"), _needs("X")],
             ("W", "G", "X"),
-            lambda found: np.minimum(found[:, 0], found[:, 1]) / found[:, 2],
+            lambda ratio: np.minimum(ratio[:, 0], ratio[:, 1]) / ratio[:, 2],
             (best, others, generator),
         ),
         _by_ratios(
@@ -71,7 +71,7 @@ def principles_of(
             f"over-representation of metrics with one of {', '.join(rescaling)}",
             [_uses(rescales)],
             ("a rescaling operator",),
-            lambda found: found[:, 0],
+            lambda ratio: ratio[:, 0],
             (best, others, generator),
         ),
         _by_ratios(
@@ -79,7 +79,7 @@ def principles_of(
             "over-representation of mul, sqr, pow or abs over that of exp, log or tanh",
             [_uses(multiplies), _uses(transcendental)],
             ("mul, sqr, pow or abs", "exp, log or tanh"),
-            lambda found: found[:, 0] / found[:, 1],
+            lambda ratio: ratio[:, 0] / ratio[:, 1],
             (best, others, generator),
         ),
     ]
@@ -107,7 +107,7 @@ def _by_ratios(
     """A principle that compares how over-represented some traits are."""
     best, others, generator = data
     good, rest = (
-        np.array([[trait(one) for trait in traits] for one in group], dtype=float)
+        np.array([[trait(facts) for trait in traits] for facts in group], dtype=float)
         for group in (best, others)
     )
     lacking = _lacking(good, rest, names)
@@ -116,20 +116,20 @@ def _by_ratios(
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(combine(ratios(good, rest)[np.newaxis])[0])
     draws = combine(ratio_draws(good, rest, generator))
-    # Where no good metric has what is divided by, the plain quotient says nothing.
+    # The plain quotient is not finite where none of the best has the trait in the denominator.
     estimate = interval(value if math.isfinite(value) else float(np.median(draws)), draws)
     return _judged(statement, measure, estimate, 1.0, len(best), "")
 
 
 def _lacking(good: Array, rest: Array, names: Sequence[str]) -> str:
-    """What the data lacks to tell the traits apart, or nothing."""
+    """What the data lacks to tell the traits apart; empty where it has enough."""
     if min(len(good), len(rest)) < FEWEST_BEST:
-        return f"{len(good)} good metrics and {len(rest)} others, {FEWEST_BEST} each are needed"
+        return f"{len(good)} good metrics and {len(rest)} others, {FEWEST_BEST} of each are needed"
     everyone = np.concatenate([good, rest])
     for name, column in zip(names, everyone.T, strict=True):
         if not column.any():
             return f"no metric has {name}"
-    return "every metric is alike in this" if np.all(everyone == everyone[0]) else ""
+    return "all metrics are alike in this" if np.all(everyone == everyone[0]) else ""
 
 
 def _judged(
@@ -147,7 +147,7 @@ def _judged(
 
 
 def _needs(terminal: str) -> Trait:
-    return lambda one: terminal in one.terminals
+    return lambda facts: terminal in facts.terminals
 
 
 def _uses(kind: Callable[[Operator], bool]) -> Trait:

@@ -24,12 +24,8 @@ def report(
             show_default=False,
         ),
     ] = None,
-    plots: Annotated[
-        Path | None,
-        typer.Option(help="Folder for static plots as PDF, SVG and PNG.", show_default=False),
-    ] = None,
 ) -> None:
-    """Write one self-contained HTML page about RUNs: result, figures, tables, provenance."""
+    """Write one self-contained HTML page about RUNs: results, figures, tables, provenance."""
     from pruner_zero.report import report as write
 
-    print(write(runs, output, plots=plots))
+    print(write(runs, output))

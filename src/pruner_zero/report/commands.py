@@ -7,9 +7,10 @@ from typing import Any
 
 import yaml
 
+from pruner_zero.analysis import Study
 from pruner_zero.evolution.run import prune_options
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.report.read import PruneRun, Result, SearchRun
+from pruner_zero.report.read import PruneRun, Result
 from pruner_zero.settings import (
     CLASSICS,
     CalibrationSettings,
@@ -36,7 +37,7 @@ def repeat(result: Result) -> str:
 
     Where the command line has no option for a setting, a file of settings comes before it.
     """
-    if isinstance(result, SearchRun):
+    if isinstance(result, Study):
         return _command("search", SearchSettings, result.settings, _beside(result.path))
     if isinstance(result, PruneRun):
         return _command("prune", PruneSettings, result.settings, _beside(result.path))
@@ -48,18 +49,18 @@ def repeatable(result: Result) -> bool:
     return _STRINGS not in result.settings.values()
 
 
-def prune_with(run: SearchRun) -> str:
+def prune_with(run: Study) -> str:
     """The command that prunes with the best of a search, updated as the search judged it."""
     asked = _calibration(run) | prune_options(run.path, run.settings)
     return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
 
 
-def analyze(run: SearchRun) -> str:
+def analyze(run: Study) -> str:
     """The command that tells what a search teaches."""
     return shlex.join(["pruner-zero", "analyze", str(run.path)])
 
 
-def compare_with(run: SearchRun) -> str:
+def compare_with(run: Study) -> str:
     """The command that compares the best metric of a search with the classics.
 
     The text is the search's where that is a corpus with parts of its own, of which compare
@@ -81,7 +82,7 @@ def report_on(paths: Iterable[Path]) -> str:
     return shlex.join(["pruner-zero", "report", *map(str, paths)])
 
 
-def _calibration(run: SearchRun) -> dict[str, Any]:
+def _calibration(run: Study) -> dict[str, Any]:
     """The settings that pruning shares with the search; the comparison group is the metric's."""
     return {name: run.settings[name] for name in _SHARED if name in run.settings}
 

@@ -1,96 +1,284 @@
-"""The figures of a page, drawn from results."""
+"""The figures of results, drawn with matplotlib: in the page, in notebooks and for papers.
 
+Each function gives a `matplotlib.figure.Figure`, which `savefig` writes in any format.
+"""
+
+import math
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from html import unescape
+from io import StringIO
 
 from markupsafe import Markup
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
+from pruner_zero.analysis import Study
 from pruner_zero.errors import excerpt
 from pruner_zero.evolution.archive import Record
-from pruner_zero.evolution.hall_of_fame import HallOfFame
+from pruner_zero.evolution.evaluator import RUNGS
+from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity
+from pruner_zero.markup import clean, element
 from pruner_zero.pruning import MatrixRecord, total_sparsity
-from pruner_zero.report import curves
-from pruner_zero.report.heat_map import heat_map
-from pruner_zero.report.read import SearchRun
-from pruner_zero.report.svg import Axis, Plot, Point
 
-ALL = "all"
+# The colours of the page on white. In the page each is a variable of its style sheet, which has
+# other values for dark screens.
+_INK, _MUTED, _LINE, _PAPER = "#1b2027", "#57616c", "#d7dce1", "#ffffff"
+_ACCENT, _WARM, _CLOUD = "#0b5cad", "#b0480b", "#a9b2bc"
+_VARIABLES = {
+    _INK: "ink",
+    _MUTED: "muted",
+    _LINE: "line",
+    _PAPER: "paper",
+    _ACCENT: "accent",
+    _WARM: "warm",
+    _CLOUD: "cloud",
+}
+# What begins the gid of an artist whose rest is shown as a tooltip in the page.
+_TOOLTIP = "tooltip: "
+_POINTS, _PIXELS = 72, 96
 
-
-def front(cloud: curves.Cloud) -> Markup:
-    """Complexity and loss of all that was judged, the Pareto front as a line through it."""
-    ends = [record for _, record in _ends(cloud)]
-    best = [curves.place(record) for record in cloud.front]
-    others = [curves.place(record) for record in cloud.others]
-    everyone = best + others
-    plot = Plot(
-        Axis.over("complexity", [point[0] for point in everyone]),
-        Axis.over(curves.LOSSES[cloud.rung], [point[1] for point in everyone], 0.1),
-    )
-    marks = [
-        plot.dot(point, "other", _title(record))
-        for point, record in zip(others, cloud.others, strict=True)
-    ]
-    marks.append(plot.steps(best, "front"))
-    for point, record in zip(best, cloud.front, strict=True):
-        kind = "best" if any(record is one for one in ends) else "on-front"
-        marks.append(plot.dot(point, kind, _title(record), 4.5))
-    marks += [plot.note(curves.place(record), word) for word, record in _ends(cloud)]
-    label = f"Pareto front of complexity and loss: {len(best)} metrics among {cloud.total}"
-    return plot.draw(label, *marks)
+LOSSES = {
+    "reconstruction": "closed-form error",
+    "few": "loss on a few windows, nats a token",
+    "all": "loss on the search text, nats a token",
+}
+# More dots than this hide each other and make the page heavy.
+MOST_DOTS = 800
+_ALL = "all"
 
 
-def best_so_far(run: SearchRun, rung: str) -> tuple[Markup, ...]:
-    """The lowest loss so far by wall time and by evaluations; by time where the run tells it."""
-    by_time, by_evaluations = curves.best_by_time(run), curves.best_by_evaluations(run)
-    drawn = []
-    if by_time:
-        size, unit = curves.time_unit(by_time[-1][0])
-        scaled = [(seconds / size, loss) for seconds, loss in by_time]
-        drawn.append(_curve(scaled, f"wall time, {unit}", rung))
-    drawn.append(_curve(by_evaluations, "distinct candidates", rung))
-    return tuple(drawn)
+def front(study: Study) -> Figure | None:
+    """Complexity and loss of the candidates on the highest rung reached, with the Pareto front.
+
+    At most 800 candidates beside the front are drawn, and none that lie so high that they would
+    flatten the others. None where no candidate was judged.
+    """
+    hall = study.hall_of_fame
+    if not hall.front:
+        return None
+    figure, axes = new_figure()
+    axes.grid(axis="y", color=_LINE)
+    best = [_place(record) for record in hall.front]
+    others = [_place(record) for record in dots(study)]
+    if others:
+        x, y = zip(*others, strict=True)
+        axes.scatter(x, y, s=7, color=_CLOUD, alpha=0.55, linewidths=0)
+    x, y = zip(*best, strict=True)
+    axes.step(x, y, where="post", color=_ACCENT, linewidth=1.5)
+    named = _names(hall)
+    for record, place in zip(hall.front, best, strict=True):
+        color = _WARM if record.candidate.number in named else _ACCENT
+        tooltip = _TOOLTIP + _title(record)
+        axes.plot(*place, "o", markersize=5.5, color=color, gid=tooltip)
+    axes.set_xlabel("complexity")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylabel(LOSSES[_rung(study)])
+    axes.margins(0.08, 0.1)
+    for record, place in zip(hall.front, best, strict=True):
+        if record.candidate.number in named:
+            right = place[0] < sum(axes.get_xlim()) / 4
+            axes.annotate(
+                named[record.candidate.number],
+                place,
+                (7, 5) if right else (-6, -12),
+                textcoords="offset points",
+                ha="left" if right else "right",
+                color=_INK,
+                fontsize=9,
+                fontweight="bold",
+            )
+    return figure
 
 
-def sparsity(records: Sequence[MatrixRecord]) -> Markup:
-    """The share of zeros by kind of matrix and block, and over all of each."""
+def best_by_time(study: Study) -> Figure | None:
+    """The lowest loss so far by wall time; None where no batch is finished or no metric works."""
+    values = {record.candidate.number: record.evaluation.value for record in study.judged}
+    points: list[tuple[float, float]] = []
+    done, best = 0, math.inf
+    size, unit = time_unit(study.elapsed)
+    for candidates, seconds in study.batches:
+        batch = [record.candidate.number for record in study.records[done:candidates]]
+        lowest = min((values[number] for number in batch if number in values), default=math.inf)
+        done = candidates
+        if lowest < best:
+            best = lowest
+            points.append((seconds / size, best))
+    return _curve(points, study.elapsed / size, f"wall time, {unit}", study)
+
+
+def best_by_evaluations(study: Study) -> Figure | None:
+    """The lowest loss so far by the number of distinct candidates; None where no metric works."""
+    judged = {record.candidate.number for record in study.judged}
+    points: list[tuple[float, float]] = []
+    distinct = 0
+    for record in study.records:
+        distinct += record.evaluation.counts
+        value = record.evaluation.value
+        if record.candidate.number in judged and (not points or value < points[-1][1]):
+            points.append((distinct, value))
+    return _curve(points, distinct, "distinct candidates", study)
+
+
+def sparsity(records: Sequence[MatrixRecord]) -> Figure:
+    """The share of zeros by kind of matrix (rows) and block (columns), and over all of each."""
     groups: dict[tuple[str, str], list[MatrixRecord]] = defaultdict(list)
     for record in records:
-        for kind in (record.kind, ALL):
-            for block in (str(record.block), ALL):
+        for kind in (record.kind, _ALL):
+            for block in (str(record.block), _ALL):
                 groups[kind, block].append(record)
-    kinds = [*dict.fromkeys(record.kind for record in records), ALL]
-    blocks = [*map(str, sorted({record.block for record in records})), ALL]
+    kinds = [*dict.fromkeys(record.kind for record in records), _ALL]
+    blocks = [*map(str, sorted({record.block for record in records})), _ALL]
+    shares = {cell: 100 * total_sparsity(group) for cell, group in groups.items()}
+    low, high = min(shares.values()), max(shares.values())
+    width = min(0.6, max(0.13, 8.2 / len(blocks)))
+    names = [clean(excerpt(kind, 40)) for kind in kinds]
+    left = 0.3 + 0.08 * max(map(len, names))
+    figure, axes = new_figure(left + max(2.4, width * len(blocks)), 0.27 * len(kinds) + 0.6)
+    for (kind, block), share in shares.items():
+        strength = 0.08 + 0.82 * ((share - low) / (high - low) if high > low else 0.5)
+        x, y = blocks.index(block), kinds.index(kind)
+        tooltip = f"{_TOOLTIP}{kind}, {block}: {share:.1f} %"
+        corner = (x - 0.47, y - 0.47)
+        axes.add_patch(
+            Rectangle(corner, 0.94, 0.94, color=_ACCENT, alpha=strength, lw=0, gid=tooltip)
+        )
+        if width > 0.2:
+            text = f"{share:.1f}" if width > 0.4 else f"{share:.0f}"
+            color = _PAPER if strength > 0.6 else _INK
+            axes.text(x, y, text, ha="center", va="center", color=color, fontsize=7.5)
+    axes.set_xlim(-0.5, len(blocks) - 0.5)
+    axes.set_ylim(len(kinds) - 0.5, -0.5)
+    every = math.ceil(0.25 / width)
+    places = [*range(0, len(blocks) - every, every), len(blocks) - 1]
+    axes.set_xticks(places, [blocks[place] for place in places])
+    # Names are no formulas, whatever they hold.
+    axes.set_yticks(range(len(kinds)), names, parse_math=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xlabel(f"block ({low:.1f} to {high:.1f} % zeros)")
+    return figure
 
-    def value(row: int, column: int) -> float | None:
-        own = groups.get((kinds[row], blocks[column]))
-        return total_sparsity(own) if own else None
 
-    label = f"Share of zeros by kind of matrix in {len(blocks) - 1} blocks"
-    return heat_map(label, kinds, blocks, value, lambda share: f"{100 * share:.1f} %")
+def new_figure(width: float = 4.8, height: float = 3.1) -> tuple[Figure, Axes]:
+    """A figure of `width` and `height` inches in the style of the page, with its axes."""
+    figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
+    axes = figure.add_subplot(facecolor="none")
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.spines["bottom"].set_color(_MUTED)
+    axes.tick_params(colors=_INK, labelsize=9, left=False)
+    axes.set_axisbelow(True)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.label.set(color=_MUTED, fontsize=9)
+    return figure, axes
 
 
-def _curve(points: Sequence[Point], name: str, rung: str) -> Markup:
-    plot = Plot(
-        Axis.over(name, [0, points[-1][0]], 0.02),
-        Axis.over(curves.LOSSES[rung], [point[1] for point in points], 0.1),
+def to_svg(figure: Figure, label: str) -> Markup:
+    """The figure as an <svg> element for a page.
+
+    label: what the figure shows, for those who do not see it. The same figure gives the same text;
+    colours are variables of the page's style sheet, and words stay text.
+    """
+    for artist in figure.findobj():
+        # Else marks at the edge are cut.
+        artist.set_clip_on(False)
+    file = StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # The label tells the names of marks in this figure from those of others on the page.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
+        figure.savefig(file, format="svg", metadata=nothing)
+    svg = re.sub(r"<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
+    marks = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
+    marks = re.sub(r">\s+<", "><", marks).replace("xlink:href", "href")
+    marks = re.sub(r'<g id="([^"]*)">', _group, marks)
+    for color, name in _VARIABLES.items():
+        marks = marks.replace(color, f"var(--{name})")
+    width, height = (_POINTS * inches for inches in figure.get_size_inches())
+    return drawing(label, width, height, Markup(marks), scale=_PIXELS / _POINTS)
+
+
+def drawing(label: str, width: float, height: float, *marks: Markup, scale: float = 1.0) -> Markup:
+    """An <svg> element of this size around `marks`, shown at `scale`; label: what it shows."""
+    return element(
+        "svg",
+        *marks,
+        role="img",
+        aria_label=label,
+        viewBox=f"0 0 {width:.0f} {height:.0f}",
+        width=f"{width * scale:.0f}",
+        xmlns="http://www.w3.org/2000/svg",
     )
-    marks = [
-        plot.dot(point, "on-front", f"{point[1]:.4f} at {point[0]:.4g}") for point in points[:-1]
+
+
+def dots(study: Study) -> list[Record]:
+    """The candidates that `front` draws beside the Pareto front, evenly chosen where many."""
+    hall = study.hall_of_fame
+    losses = sorted(record.evaluation.value for record in study.judged)
+    limit = max(hall.front[0].evaluation.value, losses[3 * len(losses) // 4])
+    front_numbers = {record.candidate.number for record in hall.front}
+    others = [
+        record
+        for record in study.judged
+        if record.candidate.number not in front_numbers and record.evaluation.value <= limit
     ]
-    label = f"Lowest loss so far by {name}: from {points[0][1]:.4g} to {points[-1][1]:.4g}"
-    return plot.draw(label, plot.steps(points, "front"), *marks)
+    return others[:: math.ceil(len(others) / MOST_DOTS) or 1]
 
 
-def _ends(cloud: curves.Cloud) -> list[tuple[str, Record]]:
-    hall = HallOfFame(cloud.front)
-    if hall.best is None or hall.knee is None or hall.best is hall.knee:
-        return [("best, knee", record) for record in (hall.best,) if record]
-    return [("best", hall.best), ("knee", hall.knee)]
+def time_unit(seconds: float) -> tuple[float, str]:
+    """The unit in which a duration reads well: its seconds and its name."""
+    if seconds >= 3 * 3600:
+        return 3600.0, "hours"
+    return (60.0, "minutes") if seconds >= 180 else (1.0, "seconds")
+
+
+def _curve(
+    points: Sequence[tuple[float, float]], end: float, name: str, study: Study
+) -> Figure | None:
+    if not points:
+        return None
+    figure, axes = new_figure()
+    axes.grid(axis="y", color=_LINE)
+    x, y = zip(*points, (end, points[-1][1]), strict=True)
+    axes.step(x, y, where="post", color=_ACCENT, linewidth=1.5)
+    axes.plot(x[:-1], y[:-1], "o", color=_ACCENT, markersize=4)
+    axes.set_xlim(0, 1.02 * end or None)
+    axes.margins(y=0.1)
+    axes.set_xlabel(name)
+    axes.set_ylabel(LOSSES[_rung(study)])
+    return figure
+
+
+def _place(record: Record) -> tuple[int, float]:
+    return complexity(record.candidate.expression), record.evaluation.value
+
+
+def _rung(study: Study) -> str:
+    return RUNGS[study.judged[0].evaluation.rung]
+
+
+def _names(hall: HallOfFame) -> dict[int, str]:
+    """What stands at the marks of the best metric and the knee, by their number."""
+    names: dict[int, str] = {}
+    for name, record in (("best", hall.best), ("knee", hall.knee)):
+        if record is not None:
+            number = record.candidate.number
+            names[number] = f"{names[number]}, {name}" if number in names else name
+    return names
 
 
 def _title(record: Record) -> str:
-    x, y = curves.place(record)
+    x, y = _place(record)
     candidate = record.candidate
     text = excerpt(candidate.expression, 200)
-    return f"{text} @{candidate.scope}: complexity {x:g}, loss {y:.4f}"
+    return f"{text} @{candidate.scope}: complexity {x}, loss {y:.4f}"
+
+
+def _group(found: re.Match[str]) -> str:
+    """The start of a group of marks, with a tooltip where its name holds one."""
+    name = unescape(found[1])
+    tooltip = element("title", name.removeprefix(_TOOLTIP)) if name.startswith(_TOOLTIP) else ""
+    return f"<g>{tooltip}"

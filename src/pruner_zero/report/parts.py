@@ -1,24 +1,22 @@
-"""The parts of a page, one for each result, ready to be written down."""
+"""The parts of a page, one for each result: its figures, tables and portraits."""
 
-import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from pruner_zero.analysis import Study
 from pruner_zero.analysis.correlations import Agreement, agreements
-from pruner_zero.analysis.statistics import Estimate
 from pruner_zero.errors import excerpt
 from pruner_zero.evolution.archive import Record
-from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord, total_sparsity
-from pruner_zero.report import curves, figures
+from pruner_zero.report import figures
 from pruner_zero.report.portrait import Portrait, portrait
-from pruner_zero.report.read import ComparisonRun, PruneRun, SearchRun
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 
 _LONGEST = 300
 
@@ -27,7 +25,7 @@ _LONGEST = 300
 class Table:
     """Rows of cells; the first `left` columns are flush left, the others numbers.
 
-    marked: the index of a row to stand out.
+    marked: the index of a row that stands out.
     """
 
     header: tuple[str, ...]
@@ -40,7 +38,7 @@ class Table:
 class SearchPart:
     """A search: what was found, and how."""
 
-    run: SearchRun
+    run: Study
     facts: str
     winner: Portrait | None
     knee: Portrait | None
@@ -64,7 +62,7 @@ class PrunePart:
 
 @dataclass(frozen=True)
 class ComparisonPart:
-    """A table of methods, the best of them with its portrait."""
+    """A table of methods, and the best of them."""
 
     run: ComparisonRun
     table: Table
@@ -76,52 +74,63 @@ class ComparisonPart:
 Part = SearchPart | PrunePart | ComparisonPart
 
 
-def search_part(run: SearchRun) -> SearchPart:
-    """What a search has to show; little where it has only begun."""
-    hall = HallOfFame.of(curves.judged_alike(run))
-    cloud = curves.Cloud.of(run)
-    distinct = [record for record in run.records if record.evaluation.counts]
-    seconds = run.batches[-1][1] if run.batches else 0.0
-    facts = f"{len(run.records):,} candidates, {len(distinct):,} with a mask of their own"
-    if run.batches:
-        size, unit = curves.time_unit(seconds)
-        facts += f", in {seconds / size:.3g} {unit}"
+def part(result: Result) -> Part:
+    """The part of the page about `result`; little where a search has only begun."""
+    match result:
+        case Study():
+            return _search(result)
+        case PruneRun():
+            return _prune(result)
+    return _comparison(result)
+
+
+def _search(study: Study) -> SearchPart:
+    hall = study.hall_of_fame
+    distinct = [record for record in study.records if record.evaluation.counts]
+    facts = f"{len(study.records):,} candidates, {len(distinct):,} with a mask of their own"
+    if study.batches:
+        size, unit = figures.time_unit(study.elapsed)
+        facts += f", in {study.elapsed / size:.3g} {unit}"
+    front = figures.front(study)
+    curves = (
+        (figures.best_by_time(study), "Lowest loss so far by wall time"),
+        (figures.best_by_evaluations(study), "Lowest loss so far by distinct candidates"),
+    )
+    label = f"Pareto front of complexity and loss: {len(hall.front)} of {len(study.judged)} metrics"
+    found = agreements(distinct, np.random.default_rng(0))
     return SearchPart(
-        run,
+        study,
         facts,
-        _portrait(hall.best, run),
-        _portrait(hall.knee, run) if hall.knee is not hall.best else None,
-        figures.front(cloud) if cloud else None,
-        _hall(hall),
-        _note(cloud) if cloud else "",
-        figures.best_so_far(run, cloud.rung) if cloud else (),
-        _agreement(agreements(distinct, np.random.default_rng(0))),
+        _portrait(hall.best, study),
+        _portrait(hall.knee, study) if hall.knee is not hall.best else None,
+        figures.to_svg(front, label) if front else None,
+        _hall(study),
+        _note(study) if front else "",
+        tuple(figures.to_svg(curve, label) for curve, label in curves if curve),
+        Table(Agreement.header, tuple(row.cells for row in found), 3),
     )
 
 
-def prune_part(run: PruneRun) -> PrunePart:
-    """What a pruned model has to show."""
+def _prune(run: PruneRun) -> PrunePart:
     kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in run.matrices:
         kinds[record.kind].append(record)
     rows = tuple(
-        (kind, str(len(own)), f"{_weights(own):,}", f"{total_sparsity(own):.2%}")
-        for kind, own in kinds.items()
+        (kind, str(len(records)), f"{_weights(records):,}", f"{total_sparsity(records):.2%}")
+        for kind, records in kinds.items()
     )
-    remarks = tuple(f"{one.name}: {one.note}" for one in run.matrices if one.note)
+    label = "Share of zeros by kind of matrix and block"
     return PrunePart(
         run,
         portrait(parse(run.expression), run.settings.get("scope")),
         Table(("matrices", "count", "weights", "zeros"), rows),
-        figures.sparsity(run.matrices) if run.matrices else None,
-        remarks,
+        figures.to_svg(figures.sparsity(run.matrices), label) if run.matrices else None,
+        tuple(f"{record.name}: {record.note}" for record in run.matrices if record.note),
     )
 
 
-def comparison_part(run: ComparisonRun) -> ComparisonPart:
-    """What a comparison has to show."""
-    best = best_row(run)
-    rows = tuple(_row(row) for row in run.rows)
+def _comparison(run: ComparisonRun) -> ComparisonPart:
+    best = run.ranked[0] if run.ranked else None
     header = ("method", "group", "mode", "perplexity", "zeros", "seconds", "peak memory")
     text = run.windows.get("evaluation", {})
     caption = "Perplexity per token"
@@ -137,71 +146,46 @@ def comparison_part(run: ComparisonRun) -> ComparisonPart:
     ]
     return ComparisonPart(
         run,
-        Table(header, rows, 3, run.rows.index(best) if best else None),
+        Table(header, tuple(map(_row, run.rows)), 3, run.rows.index(best) if best else None),
         f"{caption}. Seconds and memory are those of pruning alone.",
         portrait(parse(best["expression"]), best.get("scope")) if best else None,
         tuple(remarks),
     )
 
 
-def best_row(run: ComparisonRun) -> Mapping[str, Any] | None:
-    """The method of the lowest perplexity among those that prune."""
-    measured = [row for row in run.rows if row["perplexity"] is not None and "expression" in row]
-    return min(measured, key=lambda row: float(row["perplexity"]), default=None)
-
-
-def _portrait(record: Record | None, run: SearchRun) -> Portrait | None:
+def _portrait(record: Record | None, study: Study) -> Portrait | None:
     if record is None:
         return None
-    scope = None if run.settings.get("pattern") else record.candidate.scope
+    scope = None if study.settings.get("pattern") else record.candidate.scope
     return portrait(record.candidate.expression, scope)
 
 
-def _hall(hall: HallOfFame) -> Table:
+def _hall(study: Study) -> Table:
     rows = []
-    for record in hall.front:
-        loss, scope = record.evaluation.rung > 1, record.candidate.scope
-        name = [word for word in ("knee", "best") if getattr(hall, word) is record]
+    for row, record in zip(study.to_rows(), study.hall_of_fame.front, strict=True):
+        named = [name for name in ("knee", "best") if row[name]]
         rows.append(
             (
-                excerpt(record.candidate.expression, _LONGEST),
-                scope,
-                ", ".join(name),
-                str(complexity(record.candidate.expression)),
-                f"{record.evaluation.value:.4f}",
-                f"{record.evaluation.perplexity:,.2f}" if loss else "",
+                excerpt(row["expression"], _LONGEST),
+                row["scope"],
+                ", ".join(named),
+                str(row["complexity"]),
+                f"{row['loss']:.4f}",
+                # The closed form on the first rung is no loss of the model.
+                f"{row['perplexity']:,.2f}" if record.evaluation.rung > 1 else "",
             )
         )
     header = ("metric", "group", "", "complexity", "loss", "perplexity")
     return Table(header, tuple(rows), 3, len(rows) - 1 if rows else None)
 
 
-def _note(cloud: curves.Cloud) -> str:
+def _note(study: Study) -> str:
     note = (
-        f"{cloud.total:,} candidates reached this judgement. Complexity counts the nodes of "
+        f"{len(study.judged):,} candidates reached the last rung. Complexity counts the nodes of "
         "the expression and what its statistics cost to collect."
     )
-    if cloud.above:
-        note += f" {cloud.above:,} worse ones lie above the figure."
-    hidden = cloud.total - cloud.above - len(cloud.front) - len(cloud.others)
-    return note + (f" {hidden:,} of the others are not drawn." if hidden else "")
-
-
-def _agreement(found: Sequence[Agreement]) -> Table:
-    rows = tuple(
-        (one.cheap, one.dear, one.among, str(one.n), *_cells(one.kendall), *_cells(one.spearman))
-        for one in found
-    )
-    header = ("cheap", "dear", "among", "n", "Kendall", "95 %", "Spearman", "95 %")
-    return Table(header, rows, 3)
-
-
-def _cells(estimate: Estimate) -> tuple[str, str]:
-    if math.isnan(estimate.value):
-        return "", ""
-    if math.isnan(estimate.low):
-        return f"{estimate.value:.2f}", ""
-    return f"{estimate.value:.2f}", f"{estimate.low:.2f} … {estimate.high:.2f}"
+    hidden = len(study.judged) - len(study.hall_of_fame.front) - len(figures.dots(study))
+    return note + (f" {hidden:,} others are not drawn, the worst among them." if hidden else "")
 
 
 def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -220,5 +204,5 @@ def _row(row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _weights(records: Sequence[MatrixRecord]) -> int:
+def _weights(records: list[MatrixRecord]) -> int:
     return sum(record.shape[0] * record.shape[1] for record in records)

@@ -6,43 +6,30 @@ from pathlib import Path
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import check_writable, write_atomic, writing
 from pruner_zero.report.page import page
-from pruner_zero.report.plots import write_plots
-from pruner_zero.report.read import SearchRun, read_result
+from pruner_zero.report.read import read_result
 
 FILE = "report.html"
 
 
-def report(
-    inputs: str | Path | Sequence[str | Path],
-    output: str | Path | None = None,
-    *,
-    plots: str | Path | None = None,
-) -> Path:
+def report(inputs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
     """Write one self-contained HTML page about `inputs` and return its path.
 
     inputs: folders that search or prune wrote, files that compare wrote. output: the page;
-    None: report.html in the first folder among the inputs, else beside the first file. plots:
-    a folder for static plots of the searches, which need the extra `plots`. Raises
-    PrunerZeroError for what is no result and for places that cannot be written.
+    None: report.html in the first folder among the inputs, else beside the first file. Raises
+    PrunerZeroError for an input that is no result and for a page that cannot be written.
     """
     given = [inputs] if isinstance(inputs, str | Path) else inputs
     paths = list(dict.fromkeys(map(Path, given)))
     if not paths:
         raise PrunerZeroError("give at least one folder or file of results")
     results = [read_result(path) for path in paths]
-    searches = [result for result in results if isinstance(result, SearchRun)]
-    if plots is not None and not searches:
-        raise PrunerZeroError("--plots draws searches: give the folder of one")
     file = Path(output) if output is not None else _place(paths)
     if file.is_dir():
         raise PrunerZeroError(f"{file} is a folder: name a file for the page")
     check_writable(file)
-    if plots is not None:
-        check_writable(Path(plots) / FILE)
-        write_plots(searches, Path(plots))
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-    # Half a surrogate pair, which a file name can hold, has no UTF-8.
+    # The name of a file can hold half a surrogate pair, which has no UTF-8.
     write_atomic(file, page(results).encode(errors="replace"))
     return file
 

@@ -5,36 +5,33 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pruner_zero.analysis import Study
 from pruner_zero.errors import excerpt
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
-from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression, parse
 from pruner_zero.metric.canonical import Scope, canonical
-from pruner_zero.report.curves import judged_alike
-from pruner_zero.report.read import ComparisonRun, PruneRun, Result, SearchRun
+from pruner_zero.report.portrait import COMPARED
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 
 _LONGEST = 200
-_COMPETE = {
-    "row": "within rows",
-    "block": "within blocks of columns",
-    "matrix": "within matrices",
-    "global": "across the whole model",
-}
 
 _UPDATES = {
     "obs": "SparseGPT's sweep",
-    "obs-iter": "SparseGPT's sweep, which chose them",
+    "obs-iter": "SparseGPT's sweep, which also chose the mask",
     "exact": "least squares",
 }
 
 
 def summary(result: Result, others: Sequence[Result]) -> Markup:
-    """What came out of `result`; a search is also told by a comparison among `others`."""
-    if isinstance(result, SearchRun):
-        return _search(result, [one for one in others if isinstance(one, ComparisonRun)])
-    return _prune(result) if isinstance(result, PruneRun) else _comparison(result)
+    """The result in one sentence; that of a search includes a comparison among `others`."""
+    match result:
+        case Study():
+            return _search(result, [one for one in others if isinstance(one, ComparisonRun)])
+        case PruneRun():
+            return _prune(result)
+    return _comparison(result)
 
 
 def zeros(settings: Mapping[str, Any]) -> str:
@@ -45,77 +42,73 @@ def zeros(settings: Mapping[str, Any]) -> str:
     return f"{100 * share:g}%" if isinstance(share, float | int) else "no"
 
 
-def _search(run: SearchRun, comparisons: Sequence[ComparisonRun]) -> Markup:
-    best = HallOfFame.of(judged_alike(run)).best
-    asked = _at(run.settings)
+def _search(study: Study, comparisons: Sequence[ComparisonRun]) -> Markup:
+    best = study.hall_of_fame.best
+    asked = _at(study.settings)
     if best is None:
         return Markup("No metric that works has been found {} yet.").format(asked)
-    compete = _COMPETE[best.candidate.scope]
-    scope = "" if run.settings.get("pattern") else f", compared {compete},"
-    winner = _code(best.candidate.expression)
-    found = Markup("Of {:,} metrics tried {}, {}{} prunes best: {}").format(
-        len(run.records), asked, winner, scope, _value(best)
+    scope = f", compared {COMPARED[best.candidate.scope]},"
+    sentence = Markup("Of {:,} metrics tried {}, {}{} prunes best: {}").format(
+        len(study.records),
+        asked,
+        _code(best.candidate.expression),
+        "" if study.settings.get("pattern") else scope,
+        _value(best),
     )
     for comparison in comparisons:
-        row = row_of(best, run, comparison)
+        row = _row_of(best, study, comparison)
         if row is not None:
-            return found + Markup("; {}.").format(_beside(row, comparison))
-    return found + Markup(".")
+            return sentence + Markup("; {}.").format(_beside(row, comparison))
+    return sentence + Markup(".")
 
 
-def row_of(best: Record, run: SearchRun, table: ComparisonRun) -> Mapping[str, Any] | None:
-    """The measured row of a comparison at the same zeros that prunes as `best` does."""
+def _row_of(best: Record, study: Study, table: ComparisonRun) -> Mapping[str, Any] | None:
+    """The row of a comparison at the same zeros whose masks are those of `best`, if any."""
     same = ("model", "sparsity", "pattern")
-    if any(run.settings.get(name) != table.settings.get(name) for name in same):
+    if any(study.settings.get(name) != table.settings.get(name) for name in same):
         return None
+    shares = study.settings.get("allocation", "uniform")
     for row in table.rows:
-        masked_alone = row.get("update") == "none" and "+refine" not in row["method"]
-        alone = masked_alone and row.get("allocation", "uniform") == "uniform"
-        if row["perplexity"] is None or not alone:
+        mask_alone = row.get("update") == "none" and "+refine" not in row["method"]
+        same_shares = row.get("allocation", "uniform") == shares == "uniform"
+        if row["perplexity"] is None or not mask_alone or not same_shares:
             continue
         scope: Scope = row.get("scope") or "row"
-        same_masks = canonical(parse(row["expression"]), scope) == canonical(
+        same_form = canonical(parse(row["expression"]), scope) == canonical(
             best.candidate.expression, scope
         )
-        if same_masks and (row.get("scope") is None or scope == best.candidate.scope):
+        if same_form and row.get("scope") in (None, best.candidate.scope):
             return row
     return None
 
 
-def _beside(own: Mapping[str, Any], table: ComparisonRun) -> Markup:
+def _beside(measured: Mapping[str, Any], table: ComparisonRun) -> Markup:
     """The perplexity of a row beside the best of the others and the dense model."""
-    text = Markup("on {} its perplexity is {:,.2f}").format(_text(table), own["perplexity"])
-    others = [
-        row
-        for row in table.rows
-        if row is not own and row["perplexity"] is not None and "expression" in row
-    ]
+    text = Markup("on {} its perplexity is {:,.2f}").format(_text(table), measured["perplexity"])
+    others = [row for row in table.ranked if row is not measured]
     if others:
-        rival = min(others, key=lambda row: float(row["perplexity"]))
-        text += Markup(", that of {} {:,.2f}").format(_code(rival["method"]), rival["perplexity"])
+        text += Markup(", that of {} {:,.2f}").format(
+            _code(others[0]["method"]), others[0]["perplexity"]
+        )
     return text + _dense(table)
 
 
 def _comparison(run: ComparisonRun) -> Markup:
-    ranked = sorted(
-        (row for row in run.rows if row["perplexity"] is not None and "expression" in row),
-        key=lambda row: float(row["perplexity"]),
-    )
-    if not ranked:
+    if not run.ranked:
         return Markup("No method could be measured {}.").format(_at(run.settings))
-    told = Markup("Of {} methods {}, {} has the lowest perplexity on {}, {:,.2f}").format(
+    first, *rest = run.ranked
+    sentence = Markup("Of {} methods {}, {} has the lowest perplexity on {}, {:,.2f}").format(
         sum("expression" in row for row in run.rows),
         _at(run.settings),
-        _code(ranked[0]["method"]),
+        _code(first["method"]),
         _text(run),
-        ranked[0]["perplexity"],
+        first["perplexity"],
     )
-    if len(ranked) > 1:
-        second = ranked[1]
-        told += Markup(", before {} with {:,.2f}").format(
-            _code(second["method"]), second["perplexity"]
+    if rest:
+        sentence += Markup(", before {} with {:,.2f}").format(
+            _code(rest[0]["method"]), rest[0]["perplexity"]
         )
-    return told + _dense(run) + Markup(".")
+    return sentence + _dense(run) + Markup(".")
 
 
 def _prune(run: PruneRun) -> Markup:
@@ -146,9 +139,9 @@ def _at(settings: Mapping[str, Any]) -> Markup:
 
 
 def _value(best: Record) -> str:
-    value, rung = best.evaluation.value, RUNGS[best.evaluation.rung]
+    rung = RUNGS[best.evaluation.rung]
     if rung == "reconstruction":
-        return f"its closed-form error is {value:.4g}"
+        return f"its closed-form error is {best.evaluation.value:.4g}"
     where = "the search text" if rung == "all" else "a few windows of the search text"
     return f"perplexity {best.evaluation.perplexity:,.2f} on {where}"
 

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from pruner_zero.markup import element
 from pruner_zero.metric import Call, Expression
-from pruner_zero.report.svg import Point, figure
+from pruner_zero.report.figures import drawing
 
 _SIGNS = str.maketrans("-*/", "−×÷")
 
@@ -14,10 +14,10 @@ _SIGNS = str.maketrans("-*/", "−×÷")
 def draw_tree(label: str, expression: Expression) -> Markup:
     """The expression as a tree, its root on top."""
     parts: list[Markup] = []
-    known: dict[Expression, _Room] = {}
+    rooms: dict[Expression, _Room] = {}
 
-    def place(node: Expression, x: float, level: int) -> Point:
-        room, y = _room(node, known), level * 54 + 18
+    def place(node: Expression, x: float, level: int) -> tuple[float, float]:
+        room, y = _room(node, rooms), level * 54 + 18
         below = [
             place(operand, x + offset, level + 1)
             for operand, offset in zip(node.operands, room.offsets, strict=True)
@@ -28,32 +28,32 @@ def draw_tree(label: str, expression: Expression) -> Markup:
         parts.append(_node(node, x, y))
         return x, y
 
-    room = _room(expression, known)
+    room = _room(expression, rooms)
     place(expression, room.left, 0)
-    return figure(label, room.left + room.right, (expression.depth - 1) * 54 + 36, *parts)
+    return drawing(label, room.left + room.right, (expression.depth - 1) * 54 + 36, *parts)
 
 
 @dataclass(frozen=True)
 class _Room:
-    """What a node and all below it take to the left and right of it; where its operands stand."""
+    """The width that a node and its operands take on either side; the offsets of its operands."""
 
     left: float
     right: float
     offsets: tuple[float, ...]
 
 
-def _room(node: Expression, known: dict[Expression, _Room]) -> _Room:
-    if node not in known:
+def _room(node: Expression, rooms: dict[Expression, _Room]) -> _Room:
+    if node not in rooms:
         half = _width(node) / 2 + 6
         places, end = [], 0.0
         for operand in node.operands:
-            room = _room(operand, known)
+            room = _room(operand, rooms)
             places.append(end + room.left)
             end += room.left + room.right
         middle = (places[0] + places[-1]) / 2 if places else 0.0
-        offsets = tuple(one - middle for one in places)
-        known[node] = _Room(max(half, middle), max(half, end - middle), offsets)
-    return known[node]
+        offsets = tuple(place - middle for place in places)
+        rooms[node] = _Room(max(half, middle), max(half, end - middle), offsets)
+    return rooms[node]
 
 
 def _node(node: Expression, x: float, y: float) -> Markup:

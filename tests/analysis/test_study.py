@@ -6,9 +6,11 @@ import pytest
 
 from pruner_zero import PrunerZeroError, Study
 from pruner_zero.analysis import analyze
-from pruner_zero.evolution import SearchJournal
-from pruner_zero.report.read import read_result
-from tests.report.conftest import JUDGED, write_search
+from pruner_zero.evolution.archive import Archive
+from pruner_zero.evolution.evaluator import Outcome
+from tests.report.conftest import JUDGED, pruned, run, write_search
+
+__all__ = ["pruned", "run"]
 
 
 def test_it_tells_what_the_search_found(run: Path) -> None:
@@ -16,7 +18,7 @@ def test_it_tells_what_the_search_found(run: Path) -> None:
     assert (str(study.best), study.best.scope) == ("W * G * X", "global")
     assert (str(study.knee), study.knee.scope) == ("W * X", "row")
     assert study.settings["sparsity"] == 0.5
-    assert study.folder == run
+    assert study.path == run
     assert study.prune_options == {"metric": str(run / "best.json")}
     assert [row["expression"] for row in study.to_rows()] == ["W", "W * X", "W * G * X"]
 
@@ -29,15 +31,11 @@ def test_every_candidate_is_a_row(run: Path) -> None:
     assert list(frame["complexity"][:2]) == [1, 4]
 
 
-def test_its_analysis_is_that_of_the_command(run: Path) -> None:
-    assert Study.open(run).analysis().counts.candidates == len(JUDGED)
-    assert Study.open(run).analysis(0.5).shares == analyze(SearchJournal(run).records, 0.5).shares
+def test_its_analysis_is_that_of_the_records(run: Path) -> None:
+    study = Study.open(run)
+    assert study.analysis().counts.candidates == len(JUDGED)
+    assert study.analysis(0.5).shares == analyze(study.records, 0.5).shares
     assert {"low", "high", "p"} <= set(Study.open(run).analysis().to_pandas().columns)
-
-
-def test_its_report_lies_in_its_folder_unless_told_otherwise(run: Path, tmp_path: Path) -> None:
-    assert Study.open(run).report() == run / "report.html"
-    assert Study.open(run).report(tmp_path / "page.html").is_file()
 
 
 def test_it_shows_its_hall_of_fame(run: Path) -> None:
@@ -57,7 +55,19 @@ def test_an_unfinished_search_has_no_best_yet(tmp_path: Path) -> None:
 
 
 def test_what_is_no_search_is_refused(pruned: Path, tmp_path: Path) -> None:
-    assert read_result(pruned)
     for folder in (pruned, tmp_path / "nowhere"):
         with pytest.raises(PrunerZeroError, match=r"holds no search|does not exist"):
             Study.open(folder)
+
+
+def test_what_judgements_took_and_what_was_avoided_come_from_the_journal(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {})
+    archive.remember(Outcome(0, "probe", fingerprint="a", seconds=0.5))
+    archive.remember(Outcome(1, "probe", reason="constant", seconds=0.25))
+    archive.remember(Outcome(0, "reconstruction", 1.0, seconds=2.0))
+    archive.commit([], 3.0, {"identical": 1})
+    archive.commit([], 4.0, {"identical": 2})
+    study = Study.open(tmp_path)
+    assert study.seconds == {"probe": [0.5, 0.25], "reconstruction": [2.0]}
+    assert study.avoided == {"identical": 2}
+    assert (study.batches, study.elapsed) == (((0, 3.0), (0, 4.0)), 4.0)

@@ -1,0 +1,167 @@
+"""A search as its folder holds it, finished or not: what reports, analyses and notebooks read."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pruner_zero.analysis.analysis import Analysis, analyze
+from pruner_zero.errors import PrunerZeroError, one_line
+from pruner_zero.evolution.archive import Record, SearchJournal
+from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity, metric_of
+from pruner_zero.evolution.run import prune_options
+from pruner_zero.metric import Metric, ParseError
+from pruner_zero.table import Tabular
+
+RUN = "run.json"
+# What the first line of a journal holds beside the settings.
+_HASHES = ("calibration_tokens", "search_tokens", "model_weights")
+
+
+@dataclass(frozen=True, repr=False)
+class Candidates(Tabular):
+    """Every candidate of a search, a row each, in the order in which they were submitted."""
+
+    shown = ("number", "expression", "scope", "operation", "rung", "value", "reason", "same_as")
+
+    records: tuple[Record, ...]
+
+    def caption(self) -> str:
+        """How many there are."""
+        return f"{len(self.records)} candidates"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The lines of the journal, with the complexity and the value on each rung beside."""
+        return [_row(record) for record in self.records]
+
+
+@dataclass(frozen=True, repr=False)
+class Study(Tabular):
+    """A search as its folder, `path`, held it when it was opened.
+
+    settings: as asked, defaults filled in. records: every candidate, in order of submission.
+    batches: for each finished batch, the candidates judged until then and the seconds since the
+    run began. seconds: what each judgement took, by rung. avoided: proposals that were never
+    judged, by the reason. windows: where the tokens come from, by their use (calibration,
+    search). provenance: versions and the machine.
+    """
+
+    shown = HallOfFame.shown
+
+    path: Path
+    settings: Mapping[str, Any]
+    records: tuple[Record, ...]
+    batches: tuple[tuple[int, float], ...] = ()
+    seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    avoided: Mapping[str, int] = field(default_factory=dict)
+    windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Study":
+        """Read the search in `folder`. Raises PrunerZeroError where it is missing or damaged."""
+        path = Path(folder)
+        if not path.is_dir():
+            raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
+        with reading(path):
+            return _read(path)
+
+    @cached_property
+    def judged(self) -> tuple[Record, ...]:
+        """The distinct candidates on the highest rung that any reached: their values compare."""
+        distinct = [record for record in self.records if record.evaluation.counts]
+        top = max((record.evaluation.rung for record in distinct), default=0)
+        return tuple(record for record in distinct if record.evaluation.rung == top)
+
+    @cached_property
+    def hall_of_fame(self) -> HallOfFame:
+        """The best metric of every complexity."""
+        return HallOfFame.of(self.judged)
+
+    @property
+    def candidates(self) -> Candidates:
+        """Every candidate with its results, as a table."""
+        return Candidates(self.records)
+
+    @property
+    def best(self) -> Metric:
+        """The metric of the lowest loss, with its scope. Raises PrunerZeroError if none works."""
+        return metric_of(self.hall_of_fame.best)
+
+    @property
+    def knee(self) -> Metric:
+        """The metric that gives most for its complexity. Raises PrunerZeroError if none works."""
+        return metric_of(self.hall_of_fame.knee)
+
+    @property
+    def prune_options(self) -> dict[str, str]:
+        """The keywords with which `prune` applies the best metric as the search judged it."""
+        return prune_options(self.path, self.settings)
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of the search until its last finished batch."""
+        return self.batches[-1][1] if self.batches else 0.0
+
+    def analysis(self, top: float = 0.1) -> Analysis:
+        """What `pruner-zero analyze` prints; see `analyze` for `top`."""
+        return analyze(self.records, top, self.seconds, self.avoided)
+
+    def caption(self) -> str:
+        """The folder, the number of candidates, and how long the search took."""
+        return f"{self.path}: {len(self.records)} candidates in {self.elapsed / 60:.1f} minutes"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """The rows of the hall of fame."""
+        return self.hall_of_fame.to_rows()
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what a damaged result raises as it is read into one PrunerZeroError about `path`."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, ParseError) as error:
+        reason = one_line(f"{type(error).__name__}: {error}", longest=120)
+        raise PrunerZeroError(
+            f"{path} is damaged or of another version ({reason}): restore it"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises PrunerZeroError where it cannot be read or is none."""
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PrunerZeroError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PrunerZeroError(f"{path} is not valid JSON: restore the file") from error
+    if not isinstance(value, dict):
+        raise PrunerZeroError(f"{path} is damaged: it holds no object")
+    return value
+
+
+def _read(folder: Path) -> Study:
+    journal = SearchJournal.of(folder)
+    run = read_json(folder / RUN) if (folder / RUN).is_file() else {}
+    asked = {name: value for name, value in journal.settings.items() if name not in _HASHES}
+    return Study(
+        folder,
+        run.get("settings", asked),
+        journal.records,
+        tuple(journal.batches),
+        journal.seconds,
+        journal.avoided,
+        {name: run[name] for name in ("calibration", "search") if name in run},
+        run.get("provenance", {}),
+    )
+
+
+def _row(record: Record) -> dict[str, Any]:
+    line = record.to_json()
+    del line["kind"]
+    results = line.pop("results")
+    return {**line, "complexity": complexity(record.candidate.expression), **results}
