@@ -58,19 +58,20 @@ def metrics() -> str:
 
 
 def operators() -> str:
-    """The operators with their facts, as a Markdown table."""
+    """The operators with some of their facts, as a Markdown table."""
     lines = [
-        "| operator | operands | statistics over | grows with its first operand | set |",
+        "| operator | formula | statistics over | grows with its first operand | set |",
         "|---|---|---|---|---|",
     ]
-    for name, one in OPERATORS.items():
+    for name, operator in OPERATORS.items():
         group = "published" if name in PUBLISHED else "extended"
-        reach = {"element": "–"}.get(one.reach, one.reach)
-        grows = {"nonnegative": "where that is not negative", "never": "not claimed"}
-        lines.append(
-            f"| `{name}` | {one.arity} | {reach} | {grows.get(one.increasing, one.increasing)}"
-            f" | {group} |"
+        last = "0.5" if operator.exponent == "operand" else "X"
+        example = f"{name}({', '.join(['S', last][: operator.arity])})"
+        reach = {"element": "–"}.get(operator.reach, operator.reach)
+        grows = {"nonnegative": "where that is not negative", "never": "not claimed"}.get(
+            operator.increasing, operator.increasing
         )
+        lines.append(f"| `{name}` | {formula(example)} | {reach} | {grows} | {group} |")
     return "\n".join(lines)
 
 
@@ -85,8 +86,7 @@ def terminals() -> str:
 
 def formula(text: str) -> str:
     """An expression as MathML that fits into a table cell."""
-    math = re.sub(r' alttext="[^"]*"', "", str(to_mathml(parse(text), "inline")))
-    return math.replace("|", "&#124;")
+    return str(to_mathml(parse(text), "inline"))
 
 
 def _walk(node: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:

@@ -1,0 +1,47 @@
+"""A new built-in operator is one entry in one source file, as docs/operator.md says."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+USE = """
+import numpy as np
+from pruner_zero.evolution.generate import random_expression
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.metric import EXTENDED, OPERATORS, parse, to_latex
+from pruner_zero.metric.canonical import canonical
+from pruner_zero.testing import OperatorSuite
+
+suite = OperatorSuite()
+suite.operator = OPERATORS["cube"]
+for claim in dir(suite):
+    if claim.startswith("test_"):
+        getattr(suite, claim)()
+assert "cube" in EXTENDED
+assert to_latex(parse("cube(S + X)")) == r"\\left|S + X\\right|^{3}"
+assert canonical(parse("cube(W) * cube(X)"), "row") == parse("W * X")
+space = SearchSpace(operators=("mul", "cube", "power"))
+drawn = [random_expression(np.random.default_rng(seed), space) for seed in range(20)]
+assert any("cube" in str(expression) for expression in drawn)
+assert "'power' directly nested" in space.allows(parse("cube(cube(W))"))
+"""
+
+
+def test_a_new_operator_is_one_entry_in_one_file(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "operator.md").read_text()
+    entry = re.search(r"```text\n(Operator\(.*?\),)\n```", page, re.DOTALL)
+    assert entry
+    source = shutil.copytree(ROOT / "src", tmp_path / "src")
+    operators = source / "pruner_zero" / "metric" / "operators.py"
+    text = operators.read_text()
+    function = "def _cube(x: Tensor) -> Tensor:\n    return x.abs() ** 3\n\n\n"
+    head, table, rest = text.partition("_EXTENDED = (\n")
+    assert table
+    operators.write_text(f"{head}{function}{table}    {entry[1]}\n{rest}")
+    environment = {**os.environ, "PYTHONPATH": str(source)}
+    subprocess.run([sys.executable, "-c", USE], env=environment, check=True, timeout=120)
