@@ -231,6 +231,18 @@ def test_quiet_leaves_the_result_alone(
     assert quiet.out.splitlines()[0] == loud.out.splitlines()[0]
 
 
+def test_a_plain_mask_is_told_what_would_improve_it(
+    cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
+) -> None:
+    options = ["prune", llama_folder, *texts, *HALF]
+    plain = cli(*options, "-o", tmp_path / "plain", "--json")
+    assert plain.err.splitlines()[-1].startswith("a plain mask: add --refine, or --refine --asym")
+    assert plain.out.count("\n") == 1
+    assert cli(*options, "-o", tmp_path / "quiet", "--quiet").err == ""
+    assert "plain mask" not in cli(*options, "-o", tmp_path / "refined", "--refine").err
+    assert "plain mask" not in cli(*options, "-o", tmp_path / "o", "--metric", "sparsegpt").err
+
+
 def test_threads_are_set_for_the_run_alone(
     cli: Cli, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

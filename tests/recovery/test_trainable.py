@@ -38,7 +38,7 @@ def test_a_quantized_model_is_refused() -> None:
     matrices = find_matrices(language_model.model)
     matrices[0].parameter.requires_grad_(False)
     matrices[0].parameter.data = matrices[0].parameter.data.to(torch.int8)
-    assert "is quantized and cannot learn" in refusal(lambda: read_masks(matrices, "tiny"))
+    assert "is quantized and cannot be trained" in refusal(lambda: read_masks(matrices, "tiny"))
 
 
 def test_kept_weights_come_and_go_without_touching_the_others() -> None:

@@ -1,6 +1,7 @@
 """`pruner-zero prune`: set a share of a model's weights to zero and save a folder that loads."""
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,11 @@ from pruner_zero.settings import PruneSettings, options_of
 if TYPE_CHECKING:
     from pruner_zero.pruning import MaskedResult, PruneResult
 
+# The figures are of benchmarks/updates.md.
+IMPROVEMENT = (
+    "a plain mask: add --refine, or --refine --asymmetric --update exact, for a lower perplexity "
+    "(SmolLM2-135M at 50 %, wanda: 56.5, refined 45.9, with all three 37.3)"
+)
 # Settings that have a meaning beside --mask.
 _BESIDE_MASK = {"model", "dtype"}
 
@@ -57,6 +63,8 @@ def prune(
         **settings,
     )
     _print(result, {"settings": result.settings.model_dump(mode="json")} if as_json else None)
+    if result.method.is_plain_mask and not quiet:
+        print(IMPROVEMENT, file=sys.stderr)
 
 
 def _apply(

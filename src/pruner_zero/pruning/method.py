@@ -79,6 +79,11 @@ class Method:
         return self.pattern.scope if isinstance(self.pattern, Unstructured) else None
 
     @property
+    def is_plain_mask(self) -> bool:
+        """Whether the scores alone choose the mask and the kept weights stay as they are."""
+        return not self.refine and self.update == "none"
+
+    @property
     def sweeps_by_own_score(self) -> bool:
         """Whether the metric is SparseGPT's, which its sweep knows without statistics of ours."""
         return self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression

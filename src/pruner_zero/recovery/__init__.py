@@ -1,4 +1,4 @@
-"""Recovery: fine-tuning that keeps every pruned weight at zero."""
+"""Recovery: fine-tuning of a pruned model that keeps its zeros."""
 
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.result import RecoverResult

@@ -1,4 +1,4 @@
-"""An unfinished recovery on disk, so that an interruption costs minutes at most."""
+"""Checkpoints of an unfinished recovery: after an interruption training goes on from the last."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,9 +14,9 @@ Tensors = Mapping[str, Tensor]
 
 
 class Checkpoint:
-    """The last state of a run under `folder`: a journal, and the tensors that its last line names.
+    """The last state of a run under `folder`: a journal and the tensor files its last line names.
 
-    A state counts once its journal line is on disk. `run` identifies the settings. Raises
+    A state is durable once its journal line is on disk. `run` identifies the settings. Raises
     PrunerZeroError for a folder that belongs to other settings and for a damaged one.
     """
 
@@ -26,7 +26,7 @@ class Checkpoint:
 
     @property
     def last(self) -> dict[str, Any] | None:
-        """The last state that was committed, None where there is none."""
+        """The last committed state, None before the first."""
         return self.journal.lines[-1]["state"] if self.journal.lines else None
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
@@ -42,9 +42,9 @@ class Checkpoint:
         best: Tensors | None,
         best_step: int,
     ) -> None:
-        """Make a state durable; what the one before it stood on alone goes.
+        """Make a state durable, then delete files that only the state before it used.
 
-        best: the weights of step `best_step`, written only where they are new.
+        best: the weights of step `best_step`, written only if they changed.
         """
         before: dict[str, str] = self.journal.lines[-1]["tensors"] if self.journal.lines else {}
         wanted = {"weights": (weights, state["step"]), "moments": (moments, state["step"])}

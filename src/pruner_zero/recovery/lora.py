@@ -1,11 +1,11 @@
-"""LoRA under a pruning mask, so that merging an adapter revives no weight.
+"""LoRA under a pruning mask: merging an adapter leaves every pruned weight at zero.
 
 The ordinary adapter adds B·A·x beside the layer; merged, B·A is dense and every zero is lost. Here
 the mask is part of the adapter, W + mask ∘ (alpha/rank · B·A), in training as in the merged model.
-Such a product has to be made in full before the layer multiplies it, once for each step of the
-optimizer, and its gradient is taken from that of W. PEFT has no place for a mask in its layers and
-would make the product anew for every window, so that this room goes without it; initial values
-and scale are those of its `LoraConfig` (Hu et al. 2021, 2106.09685; the mask is ours).
+The masked product is computed in full once for each step of the optimizer, and the gradients of A
+and B follow from that of W. PEFT's layers take no mask and would compute the product for every
+window, so PEFT is not used; initial values and scale are those of its `LoraConfig` (Hu et al. 2021,
+2106.09685; the mask is ours).
 """
 
 import math
@@ -19,9 +19,9 @@ from pruner_zero.recovery.trainable import with_gradient
 
 
 class MaskedAdapters:
-    """One adapter for each of the `matrices` that lie in one parameter.
+    """One adapter for each of the `matrices` stored in one parameter.
 
-    A is (rank, in) and uniform within ±1/√in at first, B is (out, rank) and zero. mask: that of
+    A is (rank, in), drawn uniformly from ±1/√in; B is (out, rank), zero at first. mask: that of
     the parameter, True = kept.
     """
 
@@ -50,7 +50,7 @@ class MaskedAdapters:
             self.tensors[f"{matrix.name}.lora_B"] = with_gradient(B)
 
     def write(self) -> None:
-        """Merge: what pruning left plus the masked product of each adapter."""
+        """Set each matrix to its pruned weights plus the masked product of its adapter."""
         for matrix in self.matrices:
             A, B = self._adapter(matrix)
             product = (B @ A).mul_(self.scale).mul_(matrix.view(self.mask))

@@ -1,4 +1,4 @@
-"""The loss of a recovery: that of the text, or the divergence from the dense model."""
+"""The distillation loss of a recovery, and the check of its teacher."""
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from pruner_zero.models import LanguageModel
 def distillation_loss(model: nn.Module, teacher: nn.Module, window: Tensor, share: float) -> Tensor:
     """`share` · KL(teacher ‖ model) + (1 − `share`) · next-token loss of `window` (1, tokens).
 
-    A scalar, nats a token, logits in fp32, both over the positions that have a next token.
+    A scalar in nats per token, logits in fp32, over the positions that have a next token.
     """
     window = window.to(next(model.parameters()).device)
     logits = model(window, use_cache=False).logits[0, :-1].float()
@@ -19,14 +19,15 @@ def distillation_loss(model: nn.Module, teacher: nn.Module, window: Tensor, shar
         seen = window.to(next(teacher.parameters()).device)
         target = teacher(seen, use_cache=False).logits[0, :-1].float().log_softmax(-1)
         target = target.to(logits.device)
-    own = logits.log_softmax(-1)
-    divergence = functional.kl_div(own, target, log_target=True, reduction="sum") / len(own)
-    return share * divergence + (1 - share) * functional.nll_loss(own, window[0, 1:])
+    predicted = logits.log_softmax(-1)
+    divergence = functional.kl_div(predicted, target, log_target=True, reduction="sum")
+    text_loss = functional.nll_loss(predicted, window[0, 1:])
+    return share * divergence / len(predicted) + (1 - share) * text_loss
 
 
 def check_teacher(teacher: LanguageModel, student: LanguageModel) -> None:
-    """Raise PrunerZeroError where the two do not speak of the same tokens."""
-    sizes = {one.model.get_output_embeddings().weight.shape[0] for one in (teacher, student)}
+    """Raise PrunerZeroError unless both models have the same vocabulary."""
+    sizes = {m.model.get_output_embeddings().weight.shape[0] for m in (teacher, student)}
     if len(sizes) > 1 or teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
         raise PrunerZeroError(
             f"--teacher {teacher.name} has other tokens than {student.name}: "

@@ -1,4 +1,4 @@
-"""Weights that learn in float32, multiplied in what the processor is fast at."""
+"""Precision of training: weights in float32, matrix products in bfloat16 where it is native."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,9 +12,9 @@ from pruner_zero.settings import RecoverSettings
 
 @contextmanager
 def float32_weights(model: nn.Module) -> Iterator[None]:
-    """All parameters in float32 inside; afterwards each in its own dtype again, rounded."""
+    """Parameters are float32 inside; afterwards each is rounded to its own dtype again."""
     dtypes = [(parameter, parameter.dtype) for parameter in model.parameters()]
-    # Buffers stay as they are: rotary frequencies, for one, are float32 whatever the weights.
+    # Buffers are left alone; rotary frequencies, for example, are always float32.
     for parameter, dtype in dtypes:
         if dtype.is_floating_point:
             parameter.data = parameter.data.float()
@@ -26,7 +26,7 @@ def float32_weights(model: nn.Module) -> Iterator[None]:
 
 
 def compute_dtype(settings: RecoverSettings, device: torch.device) -> torch.dtype:
-    """What matrices are multiplied in: bfloat16 where that is asked for, or native and auto."""
+    """The dtype of matrix products; auto is bfloat16 where `device` multiplies it natively."""
     if settings.compute_dtype == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     return torch.bfloat16 if settings.compute_dtype == "bfloat16" else torch.float32

@@ -1,4 +1,4 @@
-"""`recover`: from a pruned model and a text to a better model with the same zeros."""
+"""`recover`: fine-tune a pruned model on a text, its zeros kept."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -39,7 +39,7 @@ from pruner_zero.result_folder import build_folder, check_output, take_up, write
 from pruner_zero.settings import RecoverSettings, read_settings
 from pruner_zero.text import Corpus, Windows, load_corpus
 
-# Settings that an interrupted run may be taken up without.
+# Settings that may change when an interrupted run is resumed.
 _PLACE = {"checkpoint_minutes", "device", "threads"}
 
 
@@ -55,17 +55,17 @@ def recover(
     progress: Progress = SILENT,
     **settings: Any,
 ) -> RecoverResult:
-    """Fine-tune a pruned model so that every weight that is zero stays zero, and save it.
+    """Fine-tune a pruned model so that every zero weight stays zero, and save it to `output`.
 
-    model: what `load_model` takes, or a model object with its `tokenizer`, which is then
-    changed in place; None where `config` names it. Its zeros are its mask. text: what
-    `load_corpus` takes; its last tenth is held out. teacher: the dense model, to learn from
-    its logits too. settings: the remaining fields of `RecoverSettings`, such as minutes=10 or
-    mode="lora"; config: a YAML file of them, over which arguments win.
+    model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
+    place; None where `config` names it. Its zeros are its mask. text: what `load_corpus` takes;
+    the last tenth is for validation. teacher: the dense model, for distillation. settings: the
+    other fields of `RecoverSettings`, such as minutes=10 or mode="lora". config: a YAML file of
+    settings; arguments win over it.
 
-    The work goes on in `OUTPUT.partial` and moves to `output` once it is whole; the same
-    call after an interruption goes on after the last checkpoint. Raises PrunerZeroError,
-    naming what to change; `output` is then as it was.
+    The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call
+    after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
+    to change; `output` is then unchanged.
     """
     given = {
         **settings,
@@ -122,7 +122,7 @@ class _Work:
     progress: Progress
 
     def run(self, checkpoint: Checkpoint | None) -> RecoverResult:
-        """Train in memory, from where the checkpoint stands."""
+        """Train in memory, from the checkpoint on."""
         model = self.language_model.model
         before = sparsity(self.matrices)
         dtype = compute_dtype(self.settings, model.device)
@@ -156,7 +156,7 @@ class _Work:
         )
 
     def trainables(self) -> list[Trainable]:
-        """What learns, in the order of the model."""
+        """The trained tensors, in the order of the model."""
         settings, found = self.settings, list[Trainable]()
         generator = torch.Generator().manual_seed(settings.seed)
         parameters = parameters_of(self.matrices)
@@ -184,13 +184,13 @@ class _Work:
         return found
 
     def check_zeros(self) -> None:
-        """The promise of this room, held against the weights themselves."""
+        """Raise RuntimeError where a pruned weight is no longer zero."""
         for name, parameter in parameters_of(self.matrices).items():
             if parameter.data[~self.masks[name]].any():
                 raise RuntimeError(f"pruned weights of {name} are no longer zero")
 
     def save(self, output: Path, overwrite: bool) -> RecoverResult:
-        """Train with a checkpoint beside `output`, write the result there, move it into place."""
+        """Train with checkpoints beside `output`, write the result there, rename it to `output`."""
         started = 0
 
         def checkpoint_in(partial: Path) -> Checkpoint:
@@ -212,7 +212,7 @@ class _Work:
         return build_folder(output, overwrite, checkpoint_in, run, write)
 
     def identity(self) -> dict[str, Any]:
-        """What an unfinished run must share with this one to be taken up."""
+        """What an unfinished run must have in common with this one to be resumed."""
         settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},

@@ -1,4 +1,4 @@
-"""The result of a recovery: what was asked, what was learned, and the files that say so."""
+"""The result of a recovery and the files that describe it."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from pruner_zero.recovery.train import Point
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.table import Tabular
 
-# What prune wrote of the model stays true of it.
+# Files of prune that stay true of the recovered model.
 INHERITED = ("pruning.json", "metric.json")
 CARD = "README.md"
 NOT_RETRAINED = "Nothing was retrained."
@@ -22,12 +22,12 @@ NOT_RETRAINED = "Nothing was retrained."
 
 @dataclass(frozen=True, repr=False)
 class RecoverResult(Tabular):
-    """A recovered model and everything needed to trust and repeat it.
+    """A recovered model, its learning curve and where everything comes from.
 
-    kept_step: the step whose weights the model has. trained: how many numbers learned.
+    kept_step: the step whose weights the model has. trained: the number of trained values.
     sparsity_before, sparsity_after: the share of zeros among the prunable weights. training,
-    validation: describe the text. compute_dtype: what matrices were multiplied in. `cost` is
-    that of this process; `output` is the folder, None where nothing was saved.
+    validation: describe the text. compute_dtype: that of matrix products. cost: that of this
+    process. output: the folder, None where nothing was saved.
     """
 
     shown = ("step", "seconds", "tokens", "train_loss", "validation_loss")
@@ -53,11 +53,11 @@ class RecoverResult(Tabular):
 
     @property
     def loss_after(self) -> float:
-        """The validation loss of the weights that were kept."""
-        return next(one.validation_loss for one in self.curve if one.step == self.kept_step)
+        """The validation loss of the saved weights."""
+        return next(p.validation_loss for p in self.curve if p.step == self.kept_step)
 
     def caption(self) -> str:
-        """The held-out loss before and after, and where the model is."""
+        """The validation loss before and after, and the folder."""
         where = f"{self.output}: " if self.output else ""
         return (
             f"{where}{self.sparsity_after:.2%} zeros; loss on held-out text "
@@ -65,11 +65,11 @@ class RecoverResult(Tabular):
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """The learning curve, a row a point."""
+        """The learning curve, one row per point."""
         return [asdict(point) for point in self.curve]
 
     def to_json(self) -> dict[str, Any]:
-        """All but the cost, as JSON values."""
+        """Everything except the cost, as JSON values."""
         return {
             "settings": self.settings.model_dump(mode="json"),
             "compute_dtype": self.compute_dtype,
@@ -87,7 +87,7 @@ class RecoverResult(Tabular):
         }
 
     def write(self, folder: Path) -> None:
-        """Write recovery.json and the model card to `folder`, and what prune told of the model."""
+        """Write recovery.json and the model card to `folder`, and copy the files of prune."""
         write_atomic(folder / "recovery.json", json.dumps(self.to_json(), indent=2) + "\n")
         source = Path(self.settings.model)
         for name in INHERITED:
@@ -98,13 +98,13 @@ class RecoverResult(Tabular):
 
 
 def model_card(result: RecoverResult, pruned: Path) -> str:
-    """The model card, in Markdown: that of the `pruned` model, where it has one, and a chapter."""
+    """The model card in Markdown: that of `pruned`, if it has one, and a section on recovery."""
     settings, last = result.settings, result.curve[-1]
     how = {
-        "full": "all weights that pruning left",
+        "full": "all kept weights",
         "lora": f"a LoRA of rank {settings.rank} under the pruning mask, merged since",
     }[settings.mode]
-    chapter = [
+    section = [
         "## Recovery",
         "",
         f"Fine-tuned ({how}{', norms and biases' if settings.norms else ''}) for {last.step} steps"
@@ -112,7 +112,7 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
         + (f", taught by `{settings.teacher}`" if settings.teacher else "")
         + f". Every pruned weight is still zero ({result.sparsity_after:.2%} of all).",
         "",
-        "| | step | loss on held-out text, nats a token |",
+        "| | step | loss on held-out text, nats per token |",
         "|---|---|---|",
         f"| pruned | 0 | {result.loss_before:.4f} |",
         f"| recovered | {result.kept_step} | {result.loss_after:.4f} |",
@@ -128,4 +128,4 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
         name = Path(settings.model).name
         head = "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n"
         card = f"{head}\n# {name}, recovered after pruning\n"
-    return card.rstrip("\n") + "\n\n" + "\n".join(chapter)
+    return card.rstrip("\n") + "\n\n" + "\n".join(section)

@@ -1,4 +1,4 @@
-"""The training loop: steps within a budget, judged now and then, kept on disk."""
+"""The training loop: optimizer steps within a budget, validations, checkpoints."""
 
 import math
 import time
@@ -22,14 +22,14 @@ from pruner_zero.recovery.windows import in_training_order
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.text import Windows
 
-# A budget of minutes makes for few steps; the longer memory of 0.999 would outlast them.
+# A budget of minutes allows few steps; the usual 0.999 averages over more than that.
 BETAS = (0.9, 0.95)
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
 class Point:
-    """One point of the learning curve: losses in nats a token, seconds and tokens since the start.
+    """A point of the learning curve: losses in nats per token, seconds and tokens since the start.
 
     train_loss: the mean over the steps since the point before, None at the start; with a
     teacher it is the distillation loss. validation_loss: the next-token loss on held-out
@@ -45,7 +45,7 @@ class Point:
 
 @dataclass
 class State:
-    """Where a run stands, all but its tensors.
+    """The state of a run except its tensors.
 
     losses: of the steps since the last point of the curve. validation_seconds, step_seconds:
     how long the last of them took.
@@ -65,16 +65,16 @@ class State:
 
     @property
     def best_step(self) -> int:
-        """The step of the lowest validation loss, the first of equal ones."""
+        """The first step with the lowest validation loss."""
         return min(self.curve, key=lambda point: point.validation_loss).step
 
 
 class Training:
-    """`trainables` of `model` learn from `windows` and are judged by `validation`.
+    """Trains the `trainables` of `model` on `windows` and measures the loss on `validation`.
 
-    Everything is decided by the settings and the step, there is no other random state; the
-    model stays in evaluation mode, without dropout. The weights of `model` are fp32;
-    matrices are multiplied in `dtype`. checkpoint: where the run is kept, and goes on from.
+    The settings and the step number determine everything; there is no other random state. The
+    model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
+    products are computed in `dtype`. checkpoint: where the run is saved and resumed from.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Training:
         self.checkpoint = checkpoint
         seconds = None if settings.minutes is None else settings.minutes * 60
         self.budget = Budget(settings.steps, seconds)
-        self.tensors = {name: one for each in trainables for name, one in each.tensors.items()}
+        self.tensors = {name: tensor for t in trainables for name, tensor in t.tensors.items()}
         self.optimizer = torch.optim.AdamW(
             list(self.tensors.values()),
             settings.learning_rate,
@@ -112,9 +112,9 @@ class Training:
             self._restore(checkpoint, checkpoint.last)
 
     def run(self, progress: Progress) -> int:
-        """Train until the budget is spent; the step whose weights the model has in the end.
+        """Train until the budget is spent; return the step whose weights the model then has.
 
-        Raises PrunerZeroError where the loss stops being finite.
+        Raises PrunerZeroError where the loss is no longer finite.
         """
         state, settings = self.state, self.settings
         start = saved = time.monotonic() - state.seconds
@@ -141,7 +141,7 @@ class Training:
         return state.best_step
 
     def _batches(self, start: float) -> Iterator[list[Tensor]]:
-        """The windows of one step after the other until the budget is spent; one step at least."""
+        """The windows of each step until the budget is spent; at least one step."""
         state, size = self.state, self.settings.batch
         windows = in_training_order(self.windows, self.settings.seed, state.step * size)
         while True:
@@ -152,7 +152,7 @@ class Training:
             yield [next(windows) for _ in range(size)]
 
     def _step(self, batch: Sequence[Tensor]) -> float:
-        """One step of the optimizer on the mean loss of `batch`, which is returned."""
+        """One optimizer step on the mean loss of `batch`, which is returned."""
         state, settings = self.state, self.settings
         for tensor in self.tensors.values():
             assert tensor.grad is not None
@@ -164,7 +164,7 @@ class Training:
             total += float(loss.detach())
         self._check(total)
         torch.nn.utils.clip_grad_norm_(self.tensors.values(), settings.clip)
-        # In the middle of the step, so that neither the first nor the last is without a rate.
+        # At the middle of the step, so that neither the first nor the last has a rate of 0.
         ahead = state.validation_seconds + state.step_seconds / 2
         share = self.budget.share(state.step + 0.5, state.seconds + ahead)
         for group in self.optimizer.param_groups:
@@ -182,7 +182,7 @@ class Training:
             return distillation_loss(self.model, self.teacher, window, share)
 
     def _validation_is_due(self) -> bool:
-        """Whether the budget passed one of the moments that cut it into equal parts."""
+        """Whether the budget passed a boundary of its equal parts since the last validation."""
         last, parts = self.state.curve[-1], self.settings.validations
         now = self.budget.share(self.state.step, self.state.seconds)
         return int(now * parts) > int(self.budget.share(last.step, last.seconds) * parts)
@@ -245,16 +245,17 @@ class Training:
         self._write()
 
     def _write(self) -> None:
-        for one in self.trainables:
-            one.write()
+        for trainable in self.trainables:
+            trainable.write()
 
     @contextmanager
     def _learning(self) -> Iterator[None]:
-        """Let every backward pass add to the gradients of the trained tensors."""
-        parameters = [one.parameter for one in self.trainables]
+        """Inside, every backward pass adds to the gradients of the trained tensors."""
+        parameters = [trainable.parameter for trainable in self.trainables]
         with torch.enable_grad(), only_these_learn(self.model, parameters), ExitStack() as stack:
-            for one in self.trainables:
-                handle = one.parameter.register_post_accumulate_grad_hook(_pull_into(one))
+            for trainable in self.trainables:
+                hook = _pull_into(trainable)
+                handle = trainable.parameter.register_post_accumulate_grad_hook(hook)
                 stack.callback(handle.remove)
             yield
 
@@ -264,11 +265,11 @@ class Training:
         return torch.autocast(next(self.model.parameters()).device.type, self.dtype)
 
 
-def _pull_into(one: Trainable) -> Any:
+def _pull_into(trainable: Trainable) -> Any:
     @torch.no_grad()
     def pull(parameter: Tensor) -> None:
         assert parameter.grad is not None
-        one.pull(parameter.grad)
+        trainable.pull(parameter.grad)
         parameter.grad = None
 
     return pull

@@ -1,4 +1,4 @@
-"""The text of a recovery: what is learned, what is held out, and the order of windows."""
+"""Training and validation windows of a recovery, and the order of training windows."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,28 +16,27 @@ HELD_OUT = 0.1
 def split_windows(
     corpus: Corpus, tokenizer: Tokenizer, seqlen: int, validation_windows: int
 ) -> tuple[Windows, Windows]:
-    """All windows of the text's first nine tenths, and some of its last tenth.
+    """All windows of the text's first nine tenths, and at most `validation_windows` of its last.
 
-    Only the first RANDOM_CHARACTERS characters count, which keeps the tokenizing of a huge
-    text short. At most `validation_windows` windows are held out, fewer where the last tenth
-    has no more. Raises PrunerZeroError where either part is shorter than a window.
+    Only the first RANDOM_CHARACTERS characters are used, which bounds the time of tokenizing.
+    Raises PrunerZeroError where either part is shorter than a window.
     """
     text = corpus.text[:RANDOM_CHARACTERS]
     cut = round(len(text) * (1 - HELD_OUT))
     training = Corpus(f"{corpus.name} (first nine tenths)", text[:cut], corpus.joined)
     held_out = Corpus(f"{corpus.name} (last tenth)", text[cut:], corpus.joined)
-    # The shorter part first: its error is the one that says how much text is needed.
+    # The shorter part first: its error message says how much text is needed.
     validation = consecutive_windows(held_out, tokenizer, seqlen)
     validation = replace(validation, tokens=validation.tokens[:validation_windows])
     return consecutive_windows(training, tokenizer, seqlen), validation
 
 
 def in_training_order(windows: Windows, seed: int, skipped: int = 0) -> Iterator[Tensor]:
-    """Windows (1, seqlen) of the same stream without end, epoch after epoch.
+    """An endless sequence of windows (1, seqlen) of the same stream, epoch after epoch.
 
-    Each epoch cuts the stream anew, from a random offset, and goes through all its windows in
-    random order. `seed` and the place in the sequence decide a window, so that a run goes on
-    from the number of windows it has `skipped`.
+    Each epoch cuts the stream at a random offset and visits its windows in random order. `seed`
+    and the place in the sequence determine a window, so a resumed run passes the number of
+    windows to be `skipped`.
     """
     yield from islice(_epochs(windows.tokens.flatten(), windows.seqlen, seed), skipped, None)
 
