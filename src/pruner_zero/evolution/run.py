@@ -96,7 +96,7 @@ class SearchResult(Tabular):
 
 
 def search(
-    model: str | Path | LanguageModel | Any,
+    model: str | Path | LanguageModel | Any = None,
     *,
     output: str | Path,
     calibration: str | Path | Corpus | Iterable[str] | None = None,
@@ -110,7 +110,7 @@ def search(
 ) -> SearchResult:
     """Search for the metric under which pruning `model` costs least, into the folder `output`.
 
-    calibration: the text of the statistics. search_text: the text that candidates are judged on;
+    model: as `prune` takes it. calibration: the text of the statistics. search_text: the text that candidates are judged on;
     where it is left out, or is the same text, statistics are collected on the first half of the
     calibration text and candidates judged on the second half. settings: the other fields of
     `SearchSettings`, at least a sparsity or pattern and a budget; config: a YAML file of them.
@@ -131,7 +131,9 @@ def search(
     corpus = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
     text = search_text or checked.search_text
     judged_on = load_corpus(text, role="search", progress=progress) if text else corpus
-    language_model = as_language_model(model, tokenizer, checked.dtype, checked.placed_on)
+    language_model = as_language_model(
+        checked.model if model is None else model, tokenizer, checked.dtype, checked.placed_on
+    )
     windows, judged = search_windows(checked, corpus, judged_on, language_model.tokenizer)
     algorithm = make_algorithm(
         checked.algorithm,

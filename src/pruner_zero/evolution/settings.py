@@ -7,59 +7,23 @@ from pydantic import Field, field_validator, model_validator
 from pruner_zero.devices import CPU, find_devices
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.algorithm import ALGORITHMS
-from pruner_zero.evolution.masked_model import Update
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
-from pruner_zero.settings import CalibrationSettings, ModelSettings, SparsitySettings
+from pruner_zero.settings import SearchOptions
 from pruner_zero.sparsity import Pattern, Scope, SemiStructured, Unstructured, parse_pattern
 
-JudgeDtype = Literal["auto", "float32", "bfloat16"]
-
-
-class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
+class SearchSettings(SearchOptions):
     """Everything that decides what a search finds, when it stops, and how it is run.
 
     A run can only be resumed with the same settings, except for the budget and the way the work
-    is spread (`LIMITS`), which do not change what is found within the budget.
-
-    search_text: the text that candidates are judged on; by default the second half of the
-    calibration text, of which statistics then see the first half only. near, few_share, margin:
-    see `Racing`. search_windows, few_windows: how many windows the two expensive rungs use.
-    sampled_weights: how many weights the closed-form error uses, in rows of every matrix.
-    update: the weight update that follows the mask before a candidate is judged. judge_dtype: of
-    the forward passes; "auto" is bfloat16 where the processor multiplies it natively
-    (benchmarks/judging.md). time_limit: seconds that one judgement of a candidate may take
-    before it is rejected. A worker is stopped then; the serial executor checks the time between
-    matrices and windows. ray_address, ray_resources: as `RayExecutor` takes them.
+    is spread (`LIMITS`), which do not change what is found within the budget. near, few_share,
+    margin: see `Racing`. ray_address, ray_resources: as `RayExecutor` takes them.
     """
 
-    calibration: str
-    search_text: str | None = None
-    scope: Scope | Literal["any"] | None = None
-    update: Update = "none"
-    algorithm: str = "default"
-    algorithm_settings: dict[str, Any] = Field(default_factory=dict)
-    space: SearchSpace | None = None
-    seed_metrics: tuple[str, ...] = ()
-    search_windows: Annotated[int, Field(ge=1)] = 12
-    few_windows: Annotated[int, Field(ge=1)] = 2
-    near: Annotated[float, Field(ge=0)] = 0.3
-    few_share: Annotated[float, Field(gt=0, le=1)] = 0.15
-    margin: Annotated[float, Field(ge=0)] = 0.005
-    judge_dtype: JudgeDtype = "auto"
-    sampled_weights: Annotated[int, Field(ge=1)] = 8_000_000
-    threads: Annotated[int, Field(ge=1)] = 1
-
-    minutes: Annotated[float, Field(gt=0)] | None = None
-    evaluations: Annotated[int, Field(ge=1)] | None = None
-    target_loss: float | None = None
-    patience: Annotated[int, Field(ge=1)] | None = None
-    workers: Annotated[int, Field(ge=1)] | None = None
-    executor: str | None = None
-    ray_address: str | None = None
-    ray_resources: dict[str, Annotated[float, Field(ge=0)]] = Field(default_factory=dict)
-    time_limit: Annotated[float, Field(gt=0)] = 600.0
+    space: SearchSpace | None = Field(
+        None, description="Operators, terminals and sizes of candidates; the algorithm's if None."
+    )
 
     @field_validator("executor")
     @classmethod
@@ -75,16 +39,6 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
             raise ValueError(f"no algorithm: {did_you_mean(name, ALGORITHMS)}")
         return name
 
-    @field_validator("ray_resources", mode="before")
-    @classmethod
-    def _amounts(cls, given: Any) -> Any:
-        """The command line gives `name=amount` texts."""
-        if not isinstance(given, list | tuple):
-            return given
-        if not all(isinstance(text, str) and text.count("=") == 1 for text in given):
-            raise ValueError("give each as name=amount, such as num_gpus=1")
-        return dict(text.split("=") for text in given)
-
     @model_validator(mode="after")
     def _check_device(self) -> Self:
         if self.sharing and find_devices(self.placed_on).first != CPU:
@@ -96,8 +50,6 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings):
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
-        if self.minutes is None and self.evaluations is None:
-            raise ValueError("give a budget: --minutes 30 or --evaluations 1000")
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
         if self.pattern is not None and not isinstance(self.zeros, SemiStructured):

@@ -11,6 +11,7 @@ from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.search import SearchOptions
 
 __all__ = [
     "CLASSICS",
@@ -24,6 +25,7 @@ __all__ = [
     "Option",
     "PruneSettings",
     "RecoverSettings",
+    "SearchOptions",
     "Settings",
     "SparsitySettings",
     "options_of",

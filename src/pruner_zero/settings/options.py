@@ -94,7 +94,8 @@ def _form(annotation: Any) -> tuple[type, tuple[str, ...], bool] | None:
         return forms[0] and (forms[0][0], choices, forms[0][2])
     if origin is Literal:
         return str, arguments, False
-    if origin is tuple or annotation == dict[str, float]:
+    amounts = origin is dict and _form(arguments[1]) == (float, (), False)
+    if origin is tuple or amounts:
         return str, (), True
     return (annotation, (), False) if annotation in (bool, int, float, str) else None
 

@@ -1,0 +1,124 @@
+"""What `search` can be told."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pruner_zero.choices import Scope
+from pruner_zero.settings.base import MAIN, Cli
+from pruner_zero.settings.calibration import CalibrationSettings, SparsitySettings
+from pruner_zero.settings.model import TEXT_HELP, ModelSettings
+
+_RUNGS = Cli(panel="Rungs")
+_WORKERS = Cli(panel="Workers")
+
+
+class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
+    """The fields of `SearchSettings`, to which the room of the search adds its registries."""
+
+    panel: ClassVar[str] = "Search"
+
+    calibration: Annotated[str, MAIN] = Field(
+        description=f"Text that statistics are collected on: {TEXT_HELP}"
+    )
+    search_text: Annotated[
+        str | None, Cli(panel="Options", default="the second half of the calibration text")
+    ] = Field(None, description="Text that candidates are judged on, of the same kinds.")
+    minutes: Annotated[float | None, MAIN] = Field(
+        None, gt=0, description="Stop after this many minutes; or give --evaluations."
+    )
+    evaluations: Annotated[int | None, MAIN] = Field(
+        None, ge=1, description="Stop after this many distinct candidates."
+    )
+    scope: Annotated[
+        Scope | Literal["any"] | None,
+        Cli(panel="Options", default="any"),
+    ] = Field(
+        None,
+        description="Weights that are compared with each other: those of a row, of a block of "
+        "128 columns, of a matrix, of the whole model (global), or any, which is then searched.",
+    )
+    seed_metrics: Annotated[tuple[str, ...], Cli(panel="Options", metavar="METRIC")] = Field(
+        (), description="Start with a known metric or an expression among the candidates."
+    )
+    update: Literal["none", "obs", "exact"] = Field(
+        "none",
+        description="Weight update after which candidates are judged: none; obs, SparseGPT's "
+        "sweep; exact, least squares.",
+    )
+    algorithm: str = Field("default", description="default, published, random or a plug-in's.")
+    algorithm_settings: dict[str, Any] = Field(
+        default_factory=dict, description="Settings of the algorithm, by name."
+    )
+    target_loss: float | None = Field(
+        None, description="Stop at this loss on the search text, in nats per token."
+    )
+    patience: int | None = Field(
+        None, ge=1, description="Stop after this many batches without a better metric."
+    )
+    search_windows: int = Field(
+        12, ge=1, description="Windows of the search text on the last rung."
+    )
+    few_windows: Annotated[int, _RUNGS] = Field(
+        2, ge=1, description="Windows of the search text on the rung before the last."
+    )
+    near: Annotated[float, _RUNGS] = Field(
+        0.3,
+        ge=0,
+        description="Candidates climb whose closed-form error is at most this much above the "
+        "best one's, in nats of its logarithm.",
+    )
+    few_share: Annotated[float, _RUNGS] = Field(
+        0.15, gt=0, le=1, description="At most this share of a batch climbs to the few windows."
+    )
+    margin: Annotated[float, _RUNGS] = Field(
+        0.005,
+        ge=0,
+        description="Candidates climb to all windows whose loss on the few is at most this much "
+        "above the best one's, in nats per token.",
+    )
+    judge_dtype: Annotated[Literal["auto", "float32", "bfloat16"], _RUNGS] = Field(
+        "auto", description="Type of the forward passes; auto is bfloat16 where it is native."
+    )
+    sampled_weights: Annotated[int, _RUNGS] = Field(
+        8_000_000, ge=1, description="Weights that the closed-form error is computed on."
+    )
+    workers: Annotated[int | None, Cli(panel="Workers", default="one per core")] = Field(
+        None, ge=1, description="Processes or Ray actors that judge candidates."
+    )
+    threads: Annotated[int, _WORKERS] = Field(
+        1, ge=1, description="CPU threads of each worker."
+    )
+    executor: Annotated[
+        str | None, Cli(panel="Workers", default="processes for several workers, else serial")
+    ] = Field(None, description="serial, processes, ray or a plug-in's.")
+    time_limit: Annotated[float, _WORKERS] = Field(
+        600.0,
+        gt=0,
+        description="Seconds that one judgement may take before its candidate is rejected.",
+    )
+    ray_address: Annotated[
+        str | None, Cli(panel="Workers", default="$RAY_ADDRESS, else this machine")
+    ] = Field(None, description="Address of the Ray cluster, with --executor ray.")
+    ray_resources: Annotated[
+        dict[str, Annotated[float, Field(ge=0)]], Cli(panel="Workers", metavar="NAME=AMOUNT")
+    ] = Field(
+        default_factory=dict,
+        description="Resources that each Ray worker needs, such as num_cpus=2.",
+    )
+
+    @field_validator("ray_resources", mode="before")
+    @classmethod
+    def _amounts(cls, given: Any) -> Any:
+        """The command line gives `name=amount` texts."""
+        if not isinstance(given, list | tuple):
+            return given
+        if not all(isinstance(text, str) and text.count("=") == 1 for text in given):
+            raise ValueError("give each as name=amount, such as num_gpus=1")
+        return dict(text.split("=") for text in given)
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> Self:
+        if self.minutes is None and self.evaluations is None:
+            raise ValueError("give a budget: --minutes 30 or --evaluations 1000")
+        return self
