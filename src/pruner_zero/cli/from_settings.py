@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import wraps
-from inspect import Parameter, get_annotations, signature
+from inspect import Parameter, signature
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +17,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
     The command's own parameters come before the settings of the panels, its `settings` receives
     those that were given on the command line, by name. Typer reads the signature made here.
     """
-    options, verb = options_of(kind), get_annotations(kind)
+    options = options_of(kind)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         own = [p for p in signature(command).parameters.values() if p.name not in options]
@@ -31,8 +31,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
             }
             command(**given)
 
-        verb_first = sorted(options.values(), key=lambda option: option.name not in verb)
-        made = [_parameter(option) for option in sorted(verb_first, key=_place)]
+        made = [_parameter(option) for option in sorted(options.values(), key=_place)]
         call.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
             parameters=[*made, *own]
         )
@@ -41,9 +40,10 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
     return decorate
 
 
-def _place(option: Option) -> int:
+def _place(option: Option) -> tuple[int, bool]:
     """The panel that most runs need comes first, the one of the machine last."""
-    return {Settings.panel: 0, ModelSettings.panel: 2}.get(option.panel, 1)
+    panel = {Settings.panel: 0, ModelSettings.panel: 2}.get(option.panel, 1)
+    return panel, not option.first
 
 
 def _parameter(option: Option) -> Parameter:

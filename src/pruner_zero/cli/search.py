@@ -70,7 +70,6 @@ def search(
     print(f"{result.folder}: stopped, {result.stopped}; {len(result.records)} candidates")
     for row in result.hall_of_fame.to_json():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
-        mark = f"with its own shares {mark}" if "offsets" in row else mark
         print(
             f"{row['complexity']:>3} {row['perplexity']:>10.2f}  "
             f"{row['expression']} @{row['scope']} {mark}"
@@ -78,9 +77,10 @@ def search(
     if result.stopped == "interrupted":
         print(f"go on with it: pruner-zero search --resume {result.folder}")
         raise typer.Exit(130)
-    found = prune_options(result.folder, _stored(result.folder))
-    words = " ".join(f"--{name} {value}" for name, value in found.items())
-    print(f"prune with it: pruner-zero prune {model} {words} …")
+    stored = _stored(result.folder)
+    asked = prune_options(result.folder, stored)
+    words = " ".join(f"--{name} {value}" for name, value in asked.items())
+    print(f"prune with it: pruner-zero prune {stored['model']} {words} …")
 
 
 class Display:

@@ -110,10 +110,11 @@ def search(
 ) -> SearchResult:
     """Search for the metric under which pruning `model` costs least, into the folder `output`.
 
-    model: as `prune` takes it. calibration: the text of the statistics. search_text: the text that candidates are judged on;
-    where it is left out, or is the same text, statistics are collected on the first half of the
-    calibration text and candidates judged on the second half. settings: the other fields of
-    `SearchSettings`, at least a sparsity or pattern and a budget; config: a YAML file of them.
+    model: as `prune` takes it. calibration: the text of the statistics. search_text: the text
+    that candidates are judged on; where it is left out, or is the same text, statistics are
+    collected on the first half of the calibration text and candidates judged on the second half.
+    settings: the other fields of `SearchSettings`, at least a sparsity or pattern and a budget;
+    config: a YAML file of them.
 
     Where `output` holds an unfinished run of the same settings it goes on, and the archive ends
     as if it had never been interrupted. An interruption (KeyboardInterrupt) ends the search and

@@ -1,6 +1,6 @@
 """The settings of `search`."""
 
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Any, Self, cast
 
 from pydantic import Field, field_validator, model_validator
 
@@ -12,6 +12,7 @@ from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.settings import SearchOptions
 from pruner_zero.sparsity import Pattern, Scope, SemiStructured, Unstructured, parse_pattern
+
 
 class SearchSettings(SearchOptions):
     """Everything that decides what a search finds, when it stops, and how it is run.

@@ -30,13 +30,14 @@ class Cli:
 
     panel: the panel of `--help`, where it is not that of the class. metavar: the word for the
     value. default: the words for what is taken where the field is None. argument: whether it is
-    given by its position.
+    given by its position. first: whether it stands before all other options.
     """
 
     panel: str | None = None
     metavar: str | None = None
     default: str | None = None
     argument: bool = False
+    first: bool = False
 
 
 MAIN = Cli(panel="Options")

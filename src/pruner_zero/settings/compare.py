@@ -17,7 +17,7 @@ class CompareSettings(ModelSettings, MethodSettings):
 
     panel: ClassVar[str] = "Evaluation"
 
-    methods: Annotated[str, Cli(panel="Options", metavar="METHOD,…")] = Field(
+    methods: Annotated[str, Cli(panel="Options", metavar="METHOD,…", first=True)] = Field(
         CLASSICS,
         description=f"Methods with commas between them, each {METHOD}; dense is the unpruned "
         "model.",

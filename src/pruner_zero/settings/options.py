@@ -28,6 +28,7 @@ class Option:
     default: str | None = None
     repeatable: bool = False
     argument: bool = False
+    first: bool = False
 
     @property
     def flag(self) -> str:
@@ -78,6 +79,7 @@ def _options(kind: type[Settings]) -> Iterator[Option]:
             shown.default or _default(field),
             repeatable,
             shown.argument,
+            shown.first,
         )
 
 

@@ -16,7 +16,7 @@ class PruneSettings(ModelSettings, MethodSettings):
 
     panel: ClassVar[str] = "What follows the mask"
 
-    metric: Annotated[str, MAIN] = Field(
+    metric: Annotated[str, Cli(panel="Options", first=True)] = Field(
         "wanda",
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
         "list` shows the names, of which sparsegpt brings its own update.",

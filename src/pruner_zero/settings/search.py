@@ -86,9 +86,7 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
     workers: Annotated[int | None, Cli(panel="Workers", default="one per core")] = Field(
         None, ge=1, description="Processes or Ray actors that judge candidates."
     )
-    threads: Annotated[int, _WORKERS] = Field(
-        1, ge=1, description="CPU threads of each worker."
-    )
+    threads: Annotated[int, _WORKERS] = Field(1, ge=1, description="CPU threads of each worker.")
     executor: Annotated[
         str | None, Cli(panel="Workers", default="processes for several workers, else serial")
     ] = Field(None, description="serial, processes, ray or a plug-in's.")
