@@ -1,10 +1,7 @@
 """`pruner-zero evaluate`: the perplexity of a model, and its scores in tasks."""
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
@@ -20,10 +17,7 @@ if TYPE_CHECKING:
 @with_settings(EvaluateSettings)
 def evaluate(
     settings: dict[str, Any],
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="JSON file for the result.", show_default=False),
-    ] = None,
+    output: options.OutputFile = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
