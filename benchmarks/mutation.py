@@ -47,7 +47,7 @@ MODULES = {
     "metric/canonical/bounds": "facts",
     "metric/evaluate": "evaluate",
     "metric/operators": "operators",
-    "metric/simplify": "simplify",
+    "metric/canonical/simplify": "simplify",
     "metric/expression": "expression",
     "sparsity/selection": "selection",
     "sparsity/update": "update",

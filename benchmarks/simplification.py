@@ -24,8 +24,8 @@ from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.files import write_atomic
-from pruner_zero.metric import Expression, simplify_opposing
-from pruner_zero.metric.canonical import canonical, masks
+from pruner_zero.metric import Expression
+from pruner_zero.metric.canonical import canonical, masks, simplify_opposing
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.text import load_corpus

@@ -29,11 +29,10 @@ from pruner_zero.metric import (
     PUBLISHED,
     Metric,
     parse,
-    simplify_opposing,
     to_latex,
     to_mathml,
 )
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric.canonical import canonical, simplify_opposing
 from pruner_zero.report.tree import draw_tree
 from pruner_zero.testing import Doubling, NamedMetricSuite, OperatorSuite, TextSourceSuite
 from pruner_zero.text import load_corpus
@@ -98,7 +97,7 @@ def test_an_operator_serves_wherever_it_is_named(install: Install) -> None:
 FACTS = """
 import torch
 from pruner_zero.metric import Operator
-from pruner_zero.metric.operators import POWER
+from pruner_zero.metric.operator import POWER
 soft = Operator("soft", 1, lambda x: x / (1 + x.abs()), increasing="always", sign="keeps",
     parity="odd", saturates=1000.0, latex=(r"\\frac{#1}{1 + |#1|}", POWER))
 both = Operator("both", 2, torch.hypot, sign="nonnegative", degree=1, commutative=True, twins=True)

@@ -9,8 +9,8 @@ import numpy as np
 
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.metric import Expression, Metric, Shape, simplify_opposing
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric import Expression, Metric, Shape
+from pruner_zero.metric.canonical import canonical, simplify_opposing
 from pruner_zero.sparsity import Scope
 
 Result = tuple[Candidate, Evaluation]

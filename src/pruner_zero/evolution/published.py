@@ -9,7 +9,8 @@ from pruner_zero.evolution.generate import random_published_tree
 from pruner_zero.evolution.population import best_first
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.evolution.variation import node_mutation, published_crossover
-from pruner_zero.metric import Expression, Metric, simplify_opposing
+from pruner_zero.metric import Expression, Metric
+from pruner_zero.metric.canonical import simplify_opposing
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 

@@ -19,7 +19,7 @@ from pruner_zero.metric import (
     Shape,
     Terminal,
 )
-from pruner_zero.metric.operators import Kind
+from pruner_zero.metric.operator import Kind
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 

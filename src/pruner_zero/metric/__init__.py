@@ -19,8 +19,8 @@ from pruner_zero.metric.grammar import ParseError, format, parse
 from pruner_zero.metric.latex import to_latex, to_mathml
 from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.named import NAMED, NamedMetric
-from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
-from pruner_zero.metric.simplify import simplify_opposing
+from pruner_zero.metric.operator import Operator, Shape
+from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED
 from pruner_zero.metric.terminals import TERMINALS, Statistic, collected_for
 from pruner_zero.metric.tree_json import dumps, from_tree, loads, to_tree
 
@@ -52,7 +52,6 @@ __all__ = [
     "loads",
     "parse",
     "score",
-    "simplify_opposing",
     "to_latex",
     "to_mathml",
     "to_tree",

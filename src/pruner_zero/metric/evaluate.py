@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
-from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.operator import Shape
 from pruner_zero.metric.terminals import TERMINALS
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
-from pruner_zero.metric.operators import OPERATORS, Increasing, Operator, Shape
+from pruner_zero.metric.operator import Increasing, Operator, Shape
+from pruner_zero.metric.operators import OPERATORS
 from pruner_zero.metric.terminals import TERMINALS
 
 MAX_DEPTH = 100

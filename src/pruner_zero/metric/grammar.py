@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.metric.expression import MAX_DEPTH, Call, Constant, Expression, Terminal, call
-from pruner_zero.metric.operators import ATOM, OPERATORS, POWER, SIGN, SUM
+from pruner_zero.metric.operator import ATOM, POWER, SIGN, SUM
+from pruner_zero.metric.operators import OPERATORS
 from pruner_zero.metric.terminals import TERMINALS
 
 MAX_LENGTH = 100_000

@@ -18,7 +18,7 @@ from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.grammar import ParseError, parse
 from pruner_zero.metric.latex import to_latex
 from pruner_zero.metric.named import NAMED
-from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.operator import Shape
 from pruner_zero.metric.terminals import TERMINALS
 from pruner_zero.metric.tree_json import from_tree, load_json, to_tree
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.operator import Shape
 
 
 @dataclass(frozen=True, slots=True)

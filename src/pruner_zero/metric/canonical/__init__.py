@@ -1,4 +1,4 @@
-"""Canonical forms: one expression for all that give the same mask.
+"""Symbolic simplification: canonical forms, one for all expressions that give the same mask.
 
 Search, analysis and report use this room to recognise equal metrics; nothing else in `metric/`
 depends on it.
@@ -6,5 +6,6 @@ depends on it.
 
 from pruner_zero.metric.canonical.form import Scope, canonical, masks
 from pruner_zero.metric.canonical.normal import Normal
+from pruner_zero.metric.canonical.simplify import simplify_opposing
 
-__all__ = ["Normal", "Scope", "canonical", "masks"]
+__all__ = ["Normal", "Scope", "canonical", "masks", "simplify_opposing"]

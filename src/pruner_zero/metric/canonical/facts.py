@@ -7,7 +7,7 @@ import torch
 
 from pruner_zero.metric.canonical.bounds import POSITIVE, Bounds
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
-from pruner_zero.metric.operators import Operator, Shape
+from pruner_zero.metric.operator import Operator, Shape
 from pruner_zero.metric.terminals import TERMINALS
 
 _LARGEST = sys.float_info.max

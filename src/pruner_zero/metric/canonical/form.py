@@ -6,7 +6,7 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.canonical.algebra import ONE
 from pruner_zero.metric.canonical.normal import FINE_GROWTH, Normal, Over
 from pruner_zero.metric.expression import Call, Expression
-from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.operator import Shape
 
 Scope = Literal["row", "block", "matrix", "global"]
 

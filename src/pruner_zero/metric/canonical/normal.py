@@ -9,7 +9,7 @@ import torch
 from pruner_zero.metric.canonical.algebra import ONE, ZERO, Algebra, Factors, called, rounded, tree
 from pruner_zero.metric.canonical.facts import is_tame
 from pruner_zero.metric.expression import Call, Constant, Expression, call
-from pruner_zero.metric.operators import Operator, Shape
+from pruner_zero.metric.operator import Operator, Shape
 
 Over = Literal["row", "column", "matrix", "global"]
 

@@ -1,7 +1,7 @@
 """The paper's simplification: operations that oppose each other vanish."""
 
 from pruner_zero.metric.expression import Call, Expression
-from pruner_zero.metric.operators import Operator
+from pruner_zero.metric.operator import Operator
 
 
 def simplify_opposing(expression: Expression) -> Expression:

@@ -1,0 +1,149 @@
+"""The value that describes an operator: its numerics and all that is known of it."""
+
+import math
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
+from enum import Enum
+from typing import Any, Literal
+
+from torch import Tensor
+
+Reach = Literal["element", "row", "column", "matrix"]
+Increasing = Literal["always", "nonnegative", "never"]
+Sign = Literal["nonnegative", "keeps", "any"]
+Parity = Literal["odd", "even", "complement"]
+Kind = Literal["power", "matrix rescaling", "row or column rescaling", "transcendental", "other"]
+
+# How tightly notation binds, in text and in formulas.
+SUM, PRODUCT, SIGN, POWER, ATOM = range(1, 6)
+
+
+class Shape(Enum):
+    """The form of a value that is broadcast to a weight matrix: varies over (outputs, inputs)."""
+
+    MATRIX = (True, True)
+    ROW = (False, True)
+    COLUMN = (True, False)
+    SCALAR = (False, False)
+
+    def join(self, other: "Shape") -> "Shape":
+        """The form of the result when two values are broadcast against each other."""
+        return Shape((self.value[0] or other.value[0], self.value[1] or other.value[1]))
+
+    def sizes(self, matrix: tuple[int, int]) -> tuple[int, int]:
+        """The tensor shape of this form beside a weight `matrix` of shape (out, in)."""
+        outputs, inputs = matrix
+        return (outputs if self.value[0] else 1, inputs if self.value[1] else 1)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Operator:
+    """One operator: its numerics and everything else the program has to know about it.
+
+    All facts hold in exact arithmetic for finite results; fp32 rounding can still tie close
+    values. A fact that is left out is not claimed, which is always safe. What is stated by
+    `exponent`, `factor` and `rescaling` (degree, sign, parity, increasing) needs no repetition.
+
+    name: as the language writes it, such as row_share.
+    arity: number of operands, 1 or 2.
+    apply: the numerics, a pure function of 2-D tensors to a 2-D tensor.
+    reach: over which entries of an operand, before it is broadcast, statistics are taken to
+        compute one entry.
+    shape_rule: the result has the broadcast shape of the operands, the first one's, or (1, 1).
+    increasing: the result grows strictly with the first operand while the others keep their
+        values, among entries that share the reach: always, where the operand is nonnegative,
+        or never (not claimed).
+    sign: the result is nonnegative, keeps the operands' sign (all nonnegative gives
+        nonnegative), or any.
+    degree: f(c·x, c·y) = c^degree · f(x, y) for every positive c constant over the reach.
+    parity: f(-x) is -f(x) (odd), f(x) (even) or 1 - f(x) (complement).
+    exponent: f(x) = |x|^exponent, or f(x, number) = |x|^number where it is "operand".
+    factor: f(x) = factor · x.
+    rescaling: f(x) = a·x, where a > 0 is taken over the magnitudes within the reach (scale), or
+        f(x) = a·x + b, where a > 0 and b are taken over the reach (affine). A factor c > 0 that
+        is constant over the reach makes no difference, nor does an offset where it is affine.
+    commutative: f(x, y) = f(y, x).
+    twins: f(x, x) is worth nothing: a constant, x, or a multiple of x.
+    inverse: the name of the operator that undoes this one, as the paper's simplification sees it.
+    saturates: in fp32, the magnitude of the operand up to which an increasing result stays
+        finite, nonzero and distinct; infinite where it always does.
+    range: the lowest and the highest result of all.
+    bounds: interval arithmetic, where other facts do not say it: the bounds of the result for
+        those of the operands, which know + - * / **, minimum and maximum.
+    infix: the symbol between the operands in text, if any, and how tightly it binds.
+    latex: the formula, and how tightly it binds; else the name with its operands in parentheses.
+        #1 and #2 are the operands, (#1) gets parentheses where the operand binds less tightly,
+        |#1| gets bars where the operand may be negative.
+    """
+
+    name: str
+    arity: int
+    apply: Callable[..., Tensor]
+    _: KW_ONLY
+    reach: Reach = "element"
+    shape_rule: Literal["join", "first", "scalar"] = "join"
+    increasing: Increasing = "never"
+    sign: Sign = "any"
+    degree: float | None = None
+    parity: Parity | None = None
+    exponent: float | Literal["operand"] | None = None
+    factor: float | None = None
+    rescaling: Literal["scale", "affine"] | None = None
+    commutative: bool = False
+    twins: bool = False
+    inverse: str | None = None
+    saturates: float = 0.0
+    range: tuple[float, float] = (-math.inf, math.inf)
+    bounds: Callable[..., Any] | None = None
+    infix: tuple[str, int] | None = None
+    latex: tuple[str, int] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.exponent, int | float):
+            self._imply(degree=self.exponent, sign="nonnegative", parity="even")
+            self._imply(increasing="nonnegative" if self.exponent > 0 else "never")
+        if self.factor is not None:
+            self._imply(degree=1.0, parity="odd")
+            if self.factor > 0:
+                self._imply(sign="keeps", increasing="always")
+        if self.rescaling is not None:
+            self._imply(degree=0.0, increasing="always")
+        if self.rescaling == "scale":
+            self._imply(sign="keeps", parity="odd")
+
+    def _imply(self, **facts: object) -> None:
+        for name, value in facts.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def kind(self) -> Kind:
+        """What operators that it makes little sense to nest have in common."""
+        if self.exponent not in (None, 1.0):
+            return "power"
+        if self.rescaling is not None:
+            return "matrix rescaling" if self.reach == "matrix" else "row or column rescaling"
+        curved = self.arity == 1 and self.reach == "element" and self.degree is None
+        return "transcendental" if curved else "other"
+
+    @property
+    def expressions(self) -> int:
+        """How many of the operands are expressions; an exponent is a number."""
+        return self.arity - (self.exponent == "operand")
+
+    def shape(self, *operands: Shape) -> Shape:
+        """The form of the result for operands of these forms."""
+        if self.shape_rule == "scalar":
+            return Shape.SCALAR
+        if self.shape_rule == "first" or len(operands) == 1:
+            return operands[0]
+        return operands[0].join(operands[1])
+
+    def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
+        # Operators compare by identity, so another process has to get its registered operator.
+        return _registered, (self.name,)
+
+
+def _registered(name: str) -> Operator:
+    from pruner_zero.metric.operators import OPERATORS
+
+    return OPERATORS[name]
