@@ -15,7 +15,7 @@ from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
-from pruner_zero.pruning import scoring
+from pruner_zero.pruning import statistics
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "asymmetry.json"
@@ -34,13 +34,13 @@ def main() -> None:
     given = parser.parse_args()
     model = load_model(given.model)
     lines = Path(given.calibration).read_text().splitlines(keepends=True)
-    half, taken = len(lines) // 2, scoring.ASYMMETRY
+    half, taken = len(lines) // 2, statistics.ASYMMETRY
     report: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {"rows": []}
     cases = [(method, strength) for method in given.methods for strength in METHODS[method]]
     for method, strength in cases:
         if any((row["method"], row["strength"]) == (method, strength) for row in report["rows"]):
             continue
-        scoring.ASYMMETRY = strength
+        statistics.ASYMMETRY = strength
         found = compare(
             model,
             [method],

@@ -157,6 +157,8 @@ def _measurement(
     if pieces and re.search(r"\bG\b", expression):
         method += f" --gradient-seqlen {pieces}"
     losses = tuple(row.get("losses", ()))
+    # Result files from before steps had names hold the update alone.
+    updated = bool({*row.get("steps", [row.get("update", "none")])} - {"refine", "none"})
     # Under N:M no scope is told, and a search there has nominal rows.
     evolved = tree_file or "EVOLVED" in row.get("label", "")
     return Measurement(
@@ -164,7 +166,7 @@ def _measurement(
         method,
         expression,
         row.get("mode", ""),
-        row.get("update", "none") != "none",
+        updated,
         evolved or (expression, scope or "row") in winners,
         row["loss"],
         provenance["evaluation"]["windows"],

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Task
-from pruner_zero.evolution.masked_model import Update
 from pruner_zero.evolution.row_sample import SampledMatrix, closed_form_error
 from pruner_zero.metric import parse
 from pruner_zero.models import find_matrices
@@ -40,7 +39,7 @@ def test_the_model_that_is_judged_is_the_one_that_pruning_leaves(
     build: Build,
     prose: str,
     tmp_path: Path,
-    update: Update,
+    update: str,
     architecture: str,
     scope: Scope,
     pattern: str | None,
@@ -72,7 +71,7 @@ def test_the_model_that_is_judged_is_the_one_that_pruning_leaves(
 
 def test_an_expert_that_no_token_chose_is_masked_and_left_alone(build: Build) -> None:
     masked = build("mixtral", update="exact", windows=1, seqlen=2).masked
-    unreached = {one.name for one in masked.matrices} - set(masked.grams)
+    unreached = {one.name for one in masked.matrices} - set(masked.hessians)
     assert unreached
     with masked.masked(parse("W * X"), "row"):
         for matrix in masked.matrices:
@@ -100,9 +99,7 @@ def least_error(one: SampledMatrix, mask: Tensor) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("update", ["obs", "exact"])
-def test_the_closed_form_is_the_error_that_least_squares_leave(
-    build: Build, update: Update
-) -> None:
+def test_the_closed_form_is_the_error_that_least_squares_leave(build: Build, update: str) -> None:
     # Sampled at 8 rows a matrix, all of which are solved for.
     evaluator = build(update=update)
     masks = [one.weight.abs() > one.weight.abs().median() for one in evaluator.sample]

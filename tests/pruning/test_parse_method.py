@@ -39,7 +39,7 @@ def test_shares_of_a_file_are_named_beside_a_scope_or_alone(tmp_path: Path) -> N
     tree.write_text(json.dumps({**Metric.of("wanda").to_tree(), "scope": "matrix"}))
     shares.write_text('{"sparsity": {"a": 0.25, "b": 0.75}}')
     method = parse_method(f"W * G@{shares}@matrix+exact", sparsity=0.5)
-    assert (method.scope, method.update) == ("matrix", "exact")
+    assert (method.scope, method.steps) == ("matrix", ("exact",))
     assert method.allocation == Allocation({"a": 0.25, "b": 0.75})
     method = parse_method(f"{tree}@{shares}", sparsity=0.5)
     assert (str(method.metric.expression), method.scope) == ("W * X", "matrix")
@@ -59,55 +59,61 @@ def test_shares_of_a_file_are_named_beside_a_scope_or_alone(tmp_path: Path) -> N
 
 def test_sparsegpt_is_its_score_in_blocks_with_its_update() -> None:
     method = parse_method("sparsegpt", sparsity=0.5)
-    assert (method.scope, method.update) == ("block", "obs")
+    assert (method.scope, method.steps) == ("block", ("obs",))
     assert method.metric.name == "sparsegpt-score"
-    assert method.chooses_while_updating
-    assert parse_method("sparsegpt", sparsity=0.5, scope="row").chooses_while_updating
-    assert parse_method("sparsegpt", pattern="2:4").chooses_while_updating
-    assert not parse_method("sparsegpt@matrix", sparsity=0.5).chooses_while_updating
-    assert not parse_method("wanda+obs", sparsity=0.5).chooses_while_updating
-    assert not parse_method("sparsegpt-score", sparsity=0.5).chooses_while_updating
+    assert method.chooser
+    assert parse_method("sparsegpt", sparsity=0.5, scope="row").chooser
+    assert parse_method("sparsegpt", pattern="2:4").chooser
+    assert not parse_method("sparsegpt@matrix", sparsity=0.5).chooser
+    assert not parse_method("wanda+obs", sparsity=0.5).chooser
+    assert not parse_method("sparsegpt-score", sparsity=0.5).chooser
 
 
 def test_the_sweep_chooses_by_formula_not_by_name(tmp_path: Path) -> None:
     file = tmp_path / "tree.json"
     file.write_text('{"data": "W", "name": "sparsegpt-score"}')
-    assert not parse_method(f"{file}+obs", sparsity=0.5).chooses_while_updating
-    assert parse_method("sqr(W) / sqr(D)+obs", sparsity=0.5).chooses_while_updating
+    assert not parse_method(f"{file}+obs", sparsity=0.5).chooser
+    assert parse_method("sqr(W) / sqr(D)+obs", sparsity=0.5).chooser
 
 
 def test_spaces_do_not_matter() -> None:
     method = parse_method(" W * X @ global +obs ", sparsity=0.5)
     assert method.metric == Metric.of("W * X")
-    assert (method.scope, method.update) == ("global", "obs")
+    assert (method.scope, method.steps) == ("global", ("obs",))
 
 
 @pytest.mark.parametrize(
-    ("text", "update", "refine"),
+    ("text", "steps"),
     [
-        ("wanda", "none", False),
-        ("wanda+refine", "none", True),
-        ("wanda@block+refine+obs", "obs", True),
-        ("wanda + obs-iter", "obs-iter", False),
-        ("wanda+exact", "exact", False),
-        ("wanda+exact+refine", "exact", True),
-        ("abs(W) + X+refine+exact", "exact", True),
-        ("sparsegpt+refine", "obs", True),
-        ("sparsegpt@row+exact", "exact", False),
+        ("wanda", ()),
+        ("wanda+refine", ("refine",)),
+        ("wanda@block+refine+obs", ("refine", "obs")),
+        ("wanda + obs-iter", ("obs-iter",)),
+        ("wanda+exact", ("exact",)),
+        ("wanda+exact+refine", ("refine", "exact")),
+        ("abs(W) + X+refine+exact", ("refine", "exact")),
+        ("sparsegpt+refine", ("refine", "obs")),
+        ("sparsegpt@row+exact", ("exact",)),
+        ("wanda+refine+refine", ("refine",)),
     ],
 )
-def test_steps_after_the_mask(text: str, update: str, refine: bool) -> None:
+def test_steps_after_the_mask(text: str, steps: tuple[str, ...]) -> None:
     method = parse_method(text, sparsity=0.5)
-    assert (method.update, method.refine) == (update, refine)
+    assert method.steps == steps
     assert method.name == text
 
 
 def test_settings_say_what_the_text_leaves_open() -> None:
-    method = parse_method("wanda", sparsity=0.5, update="exact", refine=True)
-    assert (method.update, method.refine) == ("exact", True)
-    assert parse_method("wanda+obs", sparsity=0.5, update="obs").update == "obs"
-    assert parse_method("sparsegpt", sparsity=0.5, update="none").update == "none"
-    assert parse_method("sparsegpt", sparsity=0.5, update="exact").update == "exact"
+    def steps(text: str, **options: Any) -> tuple[str, ...]:
+        return parse_method(text, sparsity=0.5, **options).steps
+
+    assert steps("wanda", update="exact", refine=True) == ("refine", "exact")
+    assert steps("wanda+obs", update="obs") == ("obs",)
+    assert steps("sparsegpt", update="none") == ()
+    assert steps("sparsegpt", update="exact") == ("exact",)
+    assert refusal("wanda", sparsity=0.5, update="exacct") == (
+        "--update exacct is unknown: did you mean 'exact'?"
+    )
     assert refusal("wanda+obs", sparsity=0.5, update="exact") == (
         "wanda+obs names its update: leave out --update exact, or +obs"
     )
@@ -117,10 +123,10 @@ def test_settings_say_what_the_text_leaves_open() -> None:
 
 
 def test_the_sweep_chooses_by_any_metric_inside_rows_blocks_and_groups() -> None:
-    assert parse_method("wanda+obs-iter", sparsity=0.5).chooses_while_updating
-    assert parse_method("wanda@block+obs-iter", sparsity=0.5).chooses_while_updating
-    assert parse_method("wanda+obs-iter", pattern="2:4").chooses_while_updating
-    assert parse_method("sparsegpt+exact", sparsity=0.5).chooses_while_updating
+    assert parse_method("wanda+obs-iter", sparsity=0.5).chooser
+    assert parse_method("wanda@block+obs-iter", sparsity=0.5).chooser
+    assert parse_method("wanda+obs-iter", pattern="2:4").chooser
+    assert parse_method("sparsegpt+exact", sparsity=0.5).chooser
     for scope in ("matrix", "global"):
         assert "set scope to row or block, or choose +obs" in refusal(
             f"wanda@{scope}+obs-iter", sparsity=0.5

@@ -10,24 +10,22 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.models import Matrix
 from pruner_zero.pruning import Mode, parse_method, prune_model
-from pruner_zero.pruning.scoring import ASYMMETRY, Statistics, prune_matrix, sweep_scorer
-from pruner_zero.sparsity import (
-    Pattern,
-    SemiStructured,
-    Unstructured,
+from pruner_zero.pruning.scoring import prune_matrix, sweep_scorer
+from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
+from pruner_zero.sparsity import Hessian, Pattern, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.steps import solve
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.plain import in_order, inputs, places
+from tests.sparsity.reference import damped, error_under, keep_groups, sparsegpt_choosing
+from tests.sparsity.steps.kernels import (
     exact_update,
-    hessian_diagonal,
-    keep_mask,
     refine_exact,
     refine_mask,
     retarget,
     sparsegpt,
 )
-from pruner_zero.text import Windows
-from tests.pruning.conftest import OpenStore, language_model
-from tests.pruning.plain import in_order, inputs, places
-from tests.sparsity.reference import damped, error_under, keep_groups, sparsegpt_choosing
-from tests.sparsity.test_update import layer
+from tests.sparsity.steps.test_sweep import layer
 
 
 def matrix_of(weight: Tensor) -> Matrix:
@@ -39,7 +37,13 @@ def example(rows: int = 24, columns: int = 160) -> tuple[Tensor, Statistics]:
     """A weight, and the X, G and gram of inputs that fit together."""
     weight, gram = layer(rows, columns)
     G = torch.rand(rows, columns, generator=torch.Generator().manual_seed(1))
-    return weight, Statistics(gram.diagonal().sqrt()[None], G, gram)
+    return weight, Statistics(gram.diagonal().sqrt()[None], G, Hessian(gram))
+
+
+def gram_of(known: Statistics) -> Tensor:
+    """The Gram matrix, which has been collected."""
+    assert known.hessian is not None
+    return known.hessian.gram
 
 
 def pruned(
@@ -51,9 +55,9 @@ def pruned(
         method = parse_method(text, pattern=str(pattern))
     else:
         method = parse_method(text, sparsity=pattern.sparsity, scope=pattern.scope)
-    record = prune_matrix(matrix, known, method, 0.01, mask)
+    record = prune_matrix(matrix, known, method, mask)
     assert record.zeros == int((matrix.weight == 0).sum())
-    assert record.damping == (None if method.update == "none" else 0.01)
+    assert record.damping == (None if method.steps in ((), ("refine",)) else 0.01)
     return matrix.weight.detach(), record.note
 
 
@@ -63,8 +67,7 @@ PATTERNS = [Unstructured(0.5), Unstructured(0.6, "block"), SemiStructured(2, 4)]
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_each_step_is_what_the_room_of_masks_does(pattern: Pattern) -> None:
     weight, known = example()
-    gram, X = known.gram, known.X
-    assert gram is not None
+    gram, X = gram_of(known), known.X
     assert X is not None
     mask = keep_mask(weight.abs() * X, pattern)
     refined = refine_mask(weight, gram, mask, pattern)
@@ -78,7 +81,7 @@ def test_each_step_is_what_the_room_of_masks_does(pattern: Pattern) -> None:
         "wanda+obs": swept(mask),
         "wanda+refine+obs": swept(refined),
         "wanda+exact": exact_update(weight, gram, mask).weight,
-        "wanda+refine+exact": refine_exact(weight, gram, mask, pattern)[1].weight,
+        "wanda+refine+exact": refine_exact(weight, gram, mask, pattern).weight,
         "wanda+obs-iter": sparsegpt(
             weight, gram, pattern, scorer=lambda W, due: W[:, due].abs() * X[:, due]
         ).weight,
@@ -92,20 +95,18 @@ def test_each_step_is_what_the_room_of_masks_does(pattern: Pattern) -> None:
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_refinement_and_least_squares_take_the_mask_that_a_sweep_chose(pattern: Pattern) -> None:
     weight, known = example()
-    assert known.gram is not None
-    chosen = sparsegpt(weight, known.gram, pattern).mask
+    chosen = sparsegpt(weight, gram_of(known), pattern).mask
     solved, _ = pruned("sparsegpt+exact", weight, known, pattern)
-    assert torch.equal(solved, exact_update(weight, known.gram, chosen).weight)
-    refined = refine_mask(weight, known.gram, chosen, pattern)
+    assert torch.equal(solved, exact_update(weight, gram_of(known), chosen).weight)
+    refined = refine_mask(weight, gram_of(known), chosen, pattern)
     swept, _ = pruned("sparsegpt+refine", weight, known, pattern)
-    assert torch.equal(swept, sparsegpt(weight, known.gram, pattern, mask=refined).weight)
+    assert torch.equal(swept, sparsegpt(weight, gram_of(known), pattern, mask=refined).weight)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_step_lowers_the_error(pattern: Pattern) -> None:
     weight, known = example()
-    assert known.gram is not None
-    H = damped(known.gram)
+    H = damped(gram_of(known))
     steps = ["wanda", "wanda+obs", "wanda+exact", "wanda+refine+exact"]
     errors = [error_under(H, weight - pruned(text, weight, known, pattern)[0]) for text in steps]
     assert errors == sorted(errors, reverse=True)
@@ -124,18 +125,17 @@ def test_a_known_mask_is_where_it_starts(text: str) -> None:
 @pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / D", "S * S * X"])
 def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> None:
     weight, known = example(8, 256)
-    assert known.gram is not None
     assert known.G is not None
     assert known.X is not None
     moved = weight * torch.linspace(0.5, 1.5, 256)
-    score = sweep_scorer(matrix_of(weight), known, Metric.of(metric), 0.01)
+    score = sweep_scorer(matrix_of(weight), known, Metric.of(metric))
     whole = Metric.of(metric).score(
         {
             "W": moved.abs(),
             "S": moved,
             "G": known.G,
             "X": known.X,
-            "D": hessian_diagonal(known.gram),
+            "D": Hessian(gram_of(known)).diagonal,
         }
     )
     for due in (slice(0, 4), slice(4, 8), slice(124, 128), slice(128, 256)):
@@ -144,7 +144,7 @@ def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> N
 
 def test_a_metric_that_looks_beyond_a_column_is_scored_once_for_128() -> None:
     weight, known = example(8, 256)
-    score = sweep_scorer(matrix_of(weight), known, Metric.of("ria"), 0.01)
+    score = sweep_scorer(matrix_of(weight), known, Metric.of("ria"))
     first = score(weight, slice(0, 4))
     assert torch.equal(score(10 * weight * torch.rand(8, 256), slice(0, 4)), first)
     assert not torch.equal(score(weight * torch.rand(8, 256), slice(128, 132)), first)
@@ -164,15 +164,16 @@ def test_updates_aim_at_the_dense_outputs_where_those_are_known(text: str) -> No
     seen = dense + 0.3 * torch.randn(400, 64, generator=generator)
     gram, cross = seen.T @ seen, dense.T @ seen
     X = gram.diagonal().sqrt()[None]
-    aimed, _ = pruned(text, weight, Statistics(X, None, gram, cross), Unstructured(0.5))
-    plain, _ = pruned(text, weight, Statistics(X, None, gram), Unstructured(0.5))
+    aiming = Hessian(gram, torch.lerp(gram, cross, ASYMMETRY))
+    aimed, _ = pruned(text, weight, Statistics(X, None, aiming), Unstructured(0.5))
+    plain, _ = pruned(text, weight, Statistics(X, None, Hessian(gram)), Unstructured(0.5))
 
     def error(left: Tensor) -> float:
         return float((dense @ weight.T - seen @ left.T).square().sum())
 
     assert error(aimed) < 0.995 * error(plain)
     if text == "wanda+obs":
-        target, _ = retarget(weight, gram, torch.lerp(gram, cross, ASYMMETRY))
+        target = retarget(weight, gram, torch.lerp(gram, cross, ASYMMETRY))
         mask = plain != 0
         assert torch.equal(aimed, sparsegpt(target, gram, Unstructured(0.5), mask=mask).weight)
 
@@ -182,16 +183,16 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
 ) -> None:
     weight, _ = layer(4, 8)
     gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
-    known = Statistics(torch.ones(1, 8), None, gram)
+    known = Statistics(torch.ones(1, 8), None, Hessian(gram))
     for text in ("wanda+exact", "wanda+obs", "wanda+obs-iter"):
-        record = prune_matrix(matrix_of(weight), known, parse_method(text, sparsity=0.5), 0.01)
+        record = prune_matrix(matrix_of(weight), known, parse_method(text, sparsity=0.5))
         assert record.damping == pytest.approx(0.1)
         assert record.note == "damping raised to 0.1 for the Cholesky factor"
 
     def hurried(*arguments: Any, **options: Any) -> object:
-        return exact_update(*arguments, **options, max_iterations=1)
+        return solve(*arguments, **options, max_iterations=1)
 
-    monkeypatch.setattr("pruner_zero.pruning.scoring.exact_update", hurried)
+    monkeypatch.setattr("pruner_zero.sparsity.steps.least_squares.solve", hurried)
     weight, known = example()
     _, note = pruned("wanda+exact", weight, known, Unstructured(0.5))
     assert note is not None
@@ -201,9 +202,9 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
 @pytest.mark.parametrize("text", ["magnitude+refine", "wanda+obs-iter", "wanda+exact"])
 def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str) -> None:
     weight, known = example(6, 16)
-    known = Statistics(torch.zeros(1, 16), known.G, torch.zeros(16, 16))
+    known = Statistics(torch.zeros(1, 16), known.G, Hessian(torch.zeros(16, 16)))
     matrix = matrix_of(weight)
-    record = prune_matrix(matrix, known, parse_method(text, sparsity=0.5), 0.01)
+    record = prune_matrix(matrix, known, parse_method(text, sparsity=0.5))
     assert record.note is not None
     assert record.note.endswith("zero: pruned by magnitude")
     mask = keep_groups(weight.abs(), 16, 8)

@@ -95,7 +95,7 @@ def write_prune(folder: Path, blocks: int = 2, **changed: Any) -> Path:
         "settings": {**SETTINGS, "metric": "wanda", "mode": "one-shot", "scope": "row"},
         "expression": "W * X",
         "pattern": "50% per row",
-        "update": "none",
+        "steps": [],
         "sparsity": 0.375,
         "calibration": windows("words.txt"),
         "provenance": PROVENANCE,
@@ -114,7 +114,7 @@ def pruned_row(method: str, expression: str, scope: str, perplexity: float | Non
         "sparsity": 0.5,
         "expression": expression,
         "scope": scope,
-        "update": "none",
+        "steps": [],
         "mode": "one-shot",
     }
 

@@ -45,9 +45,8 @@ def test_a_comparison_of_something_else_says_nothing_of_it(
     "change",
     [
         {"scope": "row"},
-        {"update": "obs"},
+        {"steps": ["obs"]},
         {"perplexity": None},
-        {"method": "mine+refine"},
         {"allocation": "owl"},
         {"allocation": "as given"},
     ],
@@ -78,10 +77,11 @@ def test_a_search_without_result(tmp_path: Path) -> None:
 def test_a_prune(tmp_path: Path) -> None:
     start = "37.50% of the weights in 4 matrices of `models/tiny` are zero, chosen by `W * X`"
     assert told(write_prune(tmp_path / "a")) == f"{start} (50% per row)."
-    assert told(write_prune(tmp_path / "b", update="obs")) == (
-        f"{start} (50% per row), the others corrected by SparseGPT's sweep."
+    assert told(write_prune(tmp_path / "b", steps=["refine", "obs"])) == (
+        f"{start} (50% per row), the mask refined by swaps, "
+        "the remaining weights corrected by SparseGPT's sweep."
     )
-    assert told(write_prune(tmp_path / "c", update="new")).endswith("the others corrected by new.")
+    assert told(write_prune(tmp_path / "c", steps=["new"])).endswith(", the step new.")
 
 
 def test_a_comparison(table: Path, tmp_path: Path) -> None:

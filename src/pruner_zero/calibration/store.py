@@ -1,7 +1,8 @@
 """Statistics on disk: one file a block and kind, checked when read, reused by the next metric."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256 as new_sha256
 from pathlib import Path
@@ -116,15 +117,28 @@ class StatisticsStore:
 
         Raises PrunerZeroError on a broken file.
         """
+        with self._reading(kind, block) as (file, owners):
+            wanted = {name: owners[name] for name in (owners if names is None else names)}
+            unique = {name: file.read(name).to(device) for name in set(wanted.values())}
+        return {name: unique[owner] for name, owner in wanted.items()}
+
+    def owners(self, kind: Kind, block: int) -> dict[str, str]:
+        """For each matrix of one block, the one under whose name their shared tensor is stored.
+
+        Raises PrunerZeroError on a broken file.
+        """
+        with self._reading(kind, block) as (_file, owners):
+            return owners
+
+    @contextmanager
+    def _reading(self, kind: Kind, block: int) -> Iterator[tuple[TensorFile, dict[str, str]]]:
+        """The file of one block and its owners. Raises PrunerZeroError where reading fails."""
         path = self.file(kind, block)
         try:
             file = TensorFile(path)
-            aliases: dict[str, str] = json.loads(file.metadata["aliases"])
-            wanted = {name: aliases[name] for name in (aliases if names is None else names)}
-            unique = {name: file.read(name).to(device) for name in set(wanted.values())}
+            yield file, json.loads(file.metadata["aliases"])
         except Exception as error:
             raise PrunerZeroError(f"{path} is damaged: delete its folder and run again") from error
-        return {name: unique[owner] for name, owner in wanted.items()}
 
     def file(self, kind: Kind, block: int) -> Path:
         """Where the statistics of one block are."""

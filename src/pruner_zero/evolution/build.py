@@ -22,7 +22,7 @@ from pruner_zero.models import (
     find_matrices,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.sparsity import Preparation, check_width, hessian_diagonal, prepare
+from pruner_zero.sparsity import STEPS, Hessian, Layer, check_width
 from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
 
 # The probe: this many matrices, spread over the model, this many rows of each.
@@ -95,38 +95,40 @@ def build_evaluator(
     )
     dtype = judging_dtype(language_model.model, settings)
     # Not in float16, where sums over tokens overflow.
-    narrows = dtype == torch.bfloat16 and settings.update == "none"
+    step = None if settings.update == "none" else STEPS[settings.update]
+    narrows = dtype == torch.bfloat16 and step is None
     narrow_dtype = torch.bfloat16 if narrows else torch.float32
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
-    grams: dict[str, Tensor] = {}
+    hessians: dict[str, Hessian] = {}
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
     share = min(1.0, settings.sampled_weights / sum(one.weight.numel() for one in matrices))
     for block in progress.track(blocks, "statistics", len(blocks)):
         own = [matrix for matrix in matrices if matrix.block == block]
         read = _read(store, block, kinds, own[0].weight.device)
-        factors: dict[int, Tensor] = {}
         narrowed: dict[int, Tensor] = {}
-        prepared: dict[int, Preparation] = {}
+        shared: dict[int, Hessian] = {}
         for matrix in own:
             gram = read["gram"][matrix.name]
+            if gram.data_ptr() not in shared:
+                hessian = Hessian(gram, damping=settings.damping, name=matrix.name)
+                shared[gram.data_ptr()] = hessian
+            hessian = shared[gram.data_ptr()]
             found = {str(kind): read[kind][matrix.name] for kind in kinds - {"gram"}}
             if "D" in terminals:
-                if gram.data_ptr() not in factors:
-                    factors[gram.data_ptr()] = hessian_diagonal(gram, settings.damping)
-                found["D"] = factors[gram.data_ptr()]
+                found["D"] = hessian.diagonal
             statistics[matrix.name] = found
             dense = matrix.weight.detach()
             rows = max(LEAST_ROWS, round(share * len(dense)))
             sampled = sample_matrix(matrix.name, dense, found, gram, rows)
             narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))
-            if settings.update != "none" and gram.any():
-                grams[matrix.name] = narrow
-                if gram.data_ptr() not in prepared:
-                    prepared[gram.data_ptr()] = prepare(gram, settings.damping, name=matrix.name)
-            preparation = prepared.get(gram.data_ptr())
-            sample.append(replace(sampled, gram=narrow, preparation=preparation))
+            sampled = replace(sampled, gram=narrow)
+            if step is not None and gram.any():
+                hessians[matrix.name] = hessian.prepare() if step.damps else hessian
+                layer = Layer(sampled.weight, hessian, settings.zeros, name=matrix.name)
+                sampled = replace(sampled, layer=layer, step=step.name)
+            sample.append(sampled)
     _check_alive(sample)
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates are put on a copy, so that the model stays whole whatever happens to a worker.
@@ -138,9 +140,8 @@ def build_evaluator(
         weights,
         statistics,
         settings.zeros,
-        settings.update,
-        grams,
-        settings.damping,
+        () if step is None else (step.name,),
+        hessians,
     )
     probe = _probe(matrices, sample)
     return Evaluator(

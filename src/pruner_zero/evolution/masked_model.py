@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,7 @@ from pruner_zero.evolution.masking import choose_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
-from pruner_zero.sparsity import Pattern, Scope, exact_update, sparsegpt
-
-Update = Literal["none", "obs", "exact"]
+from pruner_zero.sparsity import Hessian, Layer, Pattern, Scope, plan, run_steps
 
 
 @dataclass(frozen=True)
@@ -24,9 +22,9 @@ class MaskedModel:
     dense: by parameter name, in any dtype; scores and masks come from them, while `model`
     may be of another dtype, in which the losses are computed.
     statistics: by matrix name, the terminals G (out, in), X and D (1, in), fp32.
-    update: how the weights that stay make up for the others, as in `prune` where all
-    statistics are the dense model's; grams: by matrix name, XᵀX (in, in), fp32, of the matrices
-    that are updated. One that calibration never reached has nothing to be corrected by.
+    steps: the names of the steps after the mask, carried out as by `prune` where all statistics are
+    the dense model's; hessians: by matrix name, of the inputs of the matrices that they change. A
+    matrix that calibration never reached has none, and is masked alone.
     """
 
     model: nn.Module
@@ -34,9 +32,8 @@ class MaskedModel:
     dense: dict[str, Tensor]
     statistics: dict[str, dict[str, Tensor]]
     pattern: Pattern
-    update: Update = "none"
-    grams: Mapping[str, Tensor] = field(default_factory=dict)
-    damping: float = 0.01
+    steps: tuple[str, ...] = ()
+    hessians: Mapping[str, Hessian] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -58,31 +55,33 @@ class MaskedModel:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
 
         Exact, as `prune` masks and updates. The dense weights are back afterwards. Raises
-        ScoreError, and PrunerZeroError where an update cannot be solved for or over the limit.
+        ScoreError, and PrunerZeroError where a step fails or over the limit.
         """
         try:
             with torch.no_grad():
                 masks = self.masks(expression, scope, limit)
-                for matrix, mask in zip(self.matrices, limit.steps(masks), strict=True):
-                    self._prune(matrix, mask)
+                pairs = zip(self.matrices, limit.steps(masks), strict=True)
+                for _, group in groupby(pairs, lambda pair: id(self.hessians.get(pair[0].name))):
+                    for matrix, mask in group:
+                        hessian = self.hessians.get(matrix.name)
+                        self._prune(matrix, mask, hessian)
+                    if hessian is not None:
+                        hessian.forget()
             yield self.model
         finally:
             with torch.no_grad():
                 for matrix in self.matrices:
                     matrix.weight.copy_(matrix.view(self.dense[matrix.parameter_name]))
 
-    def _prune(self, matrix: Matrix, mask: Tensor) -> None:
-        """Write what `mask` (out, in) and the update leave of one matrix into the model."""
-        name, damping = matrix.name, self.damping
-        dense, gram = matrix.view(self.dense[matrix.parameter_name]), self.grams.get(name)
-        if gram is None:
-            matrix.weight.masked_fill_(~mask, 0)
-        elif self.update == "exact":
-            solved = exact_update(dense, gram, mask, damping=damping, name=name)
-            matrix.weight.copy_(solved.weight)
-        else:
-            swept = sparsegpt(dense, gram, self.pattern, mask=mask, damping=damping, name=name)
-            matrix.weight.copy_(swept.weight)
+    def _prune(self, matrix: Matrix, mask: Tensor, hessian: Hessian | None) -> None:
+        """Write what `mask` (out, in) and the steps leave of one matrix into the model."""
+        if self.steps and hessian is not None:
+            dense = matrix.view(self.dense[matrix.parameter_name])
+            layer = Layer(dense.float(), hessian, self.pattern, mask, name=matrix.name)
+            result = run_steps(layer, plan(self.steps))
+            mask = result.mask
+            matrix.weight.copy_(result.weight)
+        matrix.weight.masked_fill_(~mask, 0)
 
     def masks(
         self,

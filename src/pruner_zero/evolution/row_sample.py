@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,12 +10,11 @@ from torch import Tensor
 from pruner_zero.evolution.masking import choose_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
-from pruner_zero.sparsity import Pattern, Preparation, Scope, exact_update
+from pruner_zero.sparsity import STEPS, Layer, Pattern, Scope
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
 
-# How closely and for how many rows of a matrix an update is worked out, to tell what it costs:
-# within 0.03 of the gradient the error is within 0.01 % of the least one.
-_SOLVED_ROWS, _TOLERANCE, _MOST_ITERATIONS = 16, 0.03, 20
+# Rows of a matrix for which the steps after the mask are carried out, to estimate what it costs.
+_UPDATED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,8 @@ class SampledMatrix:
     gram: (in, in), shared between matrices with the same input; in bfloat16 the layer errors
     are computed in it. norms: (rows,), `w C wᵀ`.
     sensitivity: (rows,), see `output_sensitivity`; None where G was not collected. share: how
-    many rows of the matrix each sampled row stands for. preparation: for least squares on
-    `gram`, fp32, where an update follows the mask; None where none does, or where calibration
-    never reached the matrix.
+    many rows of the matrix each sampled row stands for. layer: these rows as the step `step` after
+    the mask finds them; None where none follows, or where calibration never reached the matrix.
     """
 
     name: str
@@ -38,31 +36,27 @@ class SampledMatrix:
     norms: Tensor
     sensitivity: Tensor | None
     share: float
-    preparation: Preparation | None = None
+    layer: Layer | None = None
+    step: str | None = None
 
     def errors(self, mask: Tensor) -> Tensor:
         """`δ C δᵀ` of each row (rows,) for the weights δ that `mask` removes: the layer error."""
         return row_errors(self.weight.masked_fill(mask, 0), self.gram)
 
     def cost(self, mask: Tensor) -> float:
-        """What pruning by `mask` (rows, in) costs, after the best update where one follows.
+        """What pruning by `mask` (rows, in) costs, after the step where one follows.
 
-        The update is solved for 16 of the rows, which stand for the others.
+        The step is carried out, or estimated where it has an estimate, on 16 of the rows, which
+        stand for the others.
         """
-        if self.preparation is None:
+        if self.layer is None or self.step is None:
             return pruning_cost(self.errors(mask), self.norms, self.sensitivity, self.share)
-        index = _spread(len(mask), _SOLVED_ROWS).to(mask.device)
+        index = _spread(len(mask), _UPDATED_ROWS).to(mask.device)
         weight = self.weight[index]
-        solved = exact_update(
-            weight,
-            self.gram,
-            mask[index],
-            tolerance=_TOLERANCE,
-            max_iterations=_MOST_ITERATIONS,
-            preparation=self.preparation,
-            name=self.name,
-        )
-        errors = row_errors(weight - solved.weight, self.gram)
+        step = STEPS[self.step]
+        layer = replace(self.layer, dense=weight, mask=mask[index])
+        updated = (step.estimate or step.run)(layer)
+        errors = row_errors(weight - updated.weight.masked_fill(~updated.mask, 0), self.gram)
         sensitivity = None if self.sensitivity is None else self.sensitivity[index]
         share = self.share * len(mask) / len(index)
         return pruning_cost(errors, self.norms[index], sensitivity, share)

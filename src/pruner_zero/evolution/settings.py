@@ -11,7 +11,14 @@ from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.settings import SearchOptions
-from pruner_zero.sparsity import Pattern, Scope, SemiStructured, Unstructured, parse_pattern
+from pruner_zero.sparsity import (
+    STEPS,
+    Pattern,
+    Scope,
+    SemiStructured,
+    Unstructured,
+    parse_pattern,
+)
 
 
 class SearchSettings(SearchOptions):
@@ -25,6 +32,14 @@ class SearchSettings(SearchOptions):
     space: SearchSpace | None = Field(
         None, description="Operators, terminals and sizes of candidates; the algorithm's if None."
     )
+
+    @field_validator("update")
+    @classmethod
+    def _known_update(cls, name: str) -> str:
+        if name == "none" or (name in STEPS and not STEPS[name].chooses_mask):
+            return name
+        fitting = [step.name for step in STEPS.values() if not step.chooses_mask]
+        raise ValueError(f"--update {name} cannot follow a mask: {did_you_mean(name, fitting)}")
 
     @field_validator("executor")
     @classmethod

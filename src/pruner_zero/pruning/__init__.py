@@ -3,7 +3,7 @@
 from pruner_zero.choices import Mode
 from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
 from pruner_zero.pruning.masks import load_masks, save_masks
-from pruner_zero.pruning.method import Method, Order
+from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
 from pruner_zero.pruning.prune import prune
@@ -33,6 +33,7 @@ __all__ = [
     "calibration_windows",
     "check_plan",
     "corpus_name",
+    "describe_steps",
     "load_masks",
     "method_of",
     "model_name",

@@ -7,7 +7,8 @@ import torch
 
 from pruner_zero.models import Matrix
 from pruner_zero.pruning.method import Method
-from pruner_zero.pruning.scoring import Statistics, score_matrix
+from pruner_zero.pruning.scoring import score_matrix
+from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.sparsity import (
     Allocation,
     Pattern,
@@ -35,7 +36,6 @@ class Allocator:
     """
 
     method: Method
-    damping: float = 0.01
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     outliers: dict[int, float] = field(default_factory=dict)
@@ -86,20 +86,21 @@ class Allocator:
 
     def _curve(self, matrix: Matrix, known: Statistics) -> list[float]:
         """What pruning the matrix costs at each sparsity of the grid."""
-        assert known.gram is not None
+        assert known.hessian is not None
         assert self.method.scope is not None
+        gram = known.hessian.gram
         weight = matrix.weight.float()
-        scores = score_matrix(matrix, known, self.method.metric, self.damping)
+        scores = score_matrix(matrix, known, self.method.metric)
         if scores is None:
             scores = weight.abs()
         count = min(_ROWS, len(weight))
         rows = torch.linspace(0, len(weight) - 1, count).round().long().to(weight.device)
-        sensitivity = None if known.G is None else output_sensitivity(known.G[rows], known.gram)
-        norms = row_errors(weight[rows], known.gram)
+        sensitivity = None if known.G is None else output_sensitivity(known.G[rows], gram)
+        norms = row_errors(weight[rows], gram)
         costs = []
         for share in _GRID:
             pattern = Unstructured(share, self.method.scope)
             mask = keep_mask(scores, pattern, matrix.name)[rows]
-            errors = row_errors(weight[rows].masked_fill(mask, 0), known.gram)
+            errors = row_errors(weight[rows].masked_fill(mask, 0), gram)
             costs.append(pruning_cost(errors, norms, sensitivity, len(weight) / count))
         return costs

@@ -1,5 +1,6 @@
-"""What is done to a model: a metric, a pattern of zeros, shares, a better mask, an update."""
+"""What is done to a model: a metric, a pattern of zeros, an allocation, steps after the mask."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -7,9 +8,8 @@ from pruner_zero.calibration import Kind, gradient_kinds
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric, collected_for
-from pruner_zero.sparsity import Allocation, Pattern, Scope, Unstructured
+from pruner_zero.sparsity import STEPS, Allocation, Pattern, Scope, Unstructured, plan
 
-Update = Literal["none", "obs", "obs-iter", "exact"]
 AllocationRule = Literal["uniform", "owl", "error"]
 Order = Literal["sequential", "one-shot"]
 
@@ -17,11 +17,6 @@ SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"
 
 ALLOCATION_RULES: tuple[AllocationRule, ...] = get_args(AllocationRule)
-_UPDATES: dict[Update, str] = {
-    "obs": "by SparseGPT's sweep",
-    "obs-iter": "by SparseGPT's sweep, which chose the mask as it went",
-    "exact": "by least squares",
-}
 _NEEDED_BY_RULE: dict[str, frozenset[Kind]] = {
     "owl": frozenset({"X"}),
     "error": frozenset({"gram", "G"}),
@@ -32,13 +27,10 @@ _NEEDED_BY_RULE: dict[str, frozenset[Kind]] = {
 class Method:
     """One way to prune, named as the user wrote it.
 
-    update: "none" keeps the remaining weights; "obs" corrects them by SparseGPT's sweep,
-    "obs-iter" by a sweep that scores each block of columns anew and chooses its mask,
-    "exact" by least squares. refine: the mask is improved by swaps, before the update or, where
-    that is exact, in turn with it.
-    asymmetric: updates, or swaps where no update follows, aim part of the way at the outputs of
-    the dense model on its own inputs, the rest at those of the dense weights on the inputs that
-    the pruned model gives them.
+    steps: the names of the steps after the mask, of `STEPS`, in the order they run.
+    asymmetric: the last step that can aims part of the way at the outputs of the dense model on its
+    own inputs, the rest at those of the dense weights on the inputs that the pruned model gives
+    them.
     allocation: how much of each matrix is pruned, by a rule or as given.
     Raises PrunerZeroError where these do not go together.
     """
@@ -46,13 +38,12 @@ class Method:
     name: str
     metric: Metric
     pattern: Pattern
-    update: Update = "none"
-    refine: bool = False
+    steps: tuple[str, ...] = ()
     asymmetric: bool = False
     allocation: AllocationRule | Allocation = "uniform"
 
     def __post_init__(self) -> None:
-        if self.asymmetric and self.update == "none" and not self.refine:
+        if self.asymmetric and not any(STEPS[name].aims for name in self.steps):
             raise PrunerZeroError(
                 f"{self.name} aims at the dense outputs but has nothing to aim: "
                 "add +obs, +exact or +refine"
@@ -67,7 +58,7 @@ class Method:
                 f"{self.name} allocates sparsity, but every group of M has N zeros: leave out "
                 "the allocation"
             )
-        if self.update == "obs-iter" and self.scope not in ("row", "block", None):
+        if self._chooses_by_metric and self.scope not in ("row", "block", None):
             raise PrunerZeroError(
                 f"{self.name} chooses one block of columns after the other, but scope "
                 f"'{self.scope}' compares beyond: set scope to row or block, or choose +obs"
@@ -81,24 +72,28 @@ class Method:
     @property
     def is_plain_mask(self) -> bool:
         """Whether the scores alone choose the mask and the kept weights stay as they are."""
-        return not self.refine and self.update == "none"
+        return not self.steps
 
     @property
     def sweeps_by_own_score(self) -> bool:
-        """Whether the metric is SparseGPT's, which its sweep knows without statistics of ours."""
+        """Whether the metric is SparseGPT's, which its sweep computes by itself."""
         return self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression
 
     @property
-    def chooses_while_updating(self) -> bool:
-        """Whether the mask is chosen during the sweep: as SparseGPT does with its own score
-        wherever an update follows, as "obs-iter" does with any."""
-        if self.update == "obs-iter":
-            return True
-        return (
-            self.update != "none"
-            and self.sweeps_by_own_score
-            and self.scope in ("row", "block", None)
-        )
+    def _chooses_by_metric(self) -> str | None:
+        """The step that chooses the mask by the scores of any metric, None without such a step."""
+        return next((name for name in self.steps if STEPS[name].chooses_mask), None)
+
+    @property
+    def chooser(self) -> str | None:
+        """The step that chooses the mask as it goes, None where scores alone choose it.
+
+        SparseGPT's sweep does so with its own score wherever an update follows.
+        """
+        updates = any(STEPS[name].changes == "weights" for name in self.steps)
+        local = self.scope in ("row", "block", None)
+        own = "obs" if updates and self.sweeps_by_own_score and local else None
+        return self._chooses_by_metric or own
 
     def to_json(self) -> dict[str, Any]:
         """The groups and the steps around the metric, as JSON values."""
@@ -107,8 +102,7 @@ class Method:
             "pattern": str(self.pattern),
             "scope": self.scope,
             "allocation": "as given" if given else self.allocation,
-            "refine": self.refine,
-            "update": self.update,
+            "steps": list(self.steps),
             "asymmetric": self.asymmetric,
         }
 
@@ -119,18 +113,14 @@ class Method:
             given = isinstance(self.allocation, Allocation)
             by = "a file" if given else f"the rule {self.allocation}"
             parts.append(f"the share of each matrix given by {by}")
-        aim = " towards the dense model's outputs" if self.asymmetric else ""
-        if self.refine:
-            parts.append(f"the mask refined by swaps{'' if self.update != 'none' else aim}")
-        if self.update != "none":
-            parts.append(f"the remaining weights corrected {_UPDATES[self.update]}{aim}")
+        parts += describe_steps(self.steps, self.asymmetric)
         return "".join(f", {part}" for part in parts)
 
     @property
     def kinds(self) -> frozenset[Kind]:
         """The statistics that have to be collected for it."""
-        improves = self.refine or self.update != "none"
-        return self.scoring_kinds | ({"gram"} if improves else set())
+        needs_gram = any(STEPS[name].needs_gram for name in self.steps)
+        return self.scoring_kinds | ({"gram"} if needs_gram else set())
 
     @property
     def scoring_kinds(self) -> frozenset[Kind]:
@@ -156,7 +146,7 @@ class Method:
     @property
     def at_once(self) -> bool:
         """Whether all matrices compete and nothing follows that could see pruned blocks."""
-        return self.scope == "global" and self.update == "none" and not self.refine
+        return self.scope == "global" and not self.steps
 
     def mode(self, asked: Mode) -> Order:
         """The order of work: sequential unless all matrices compete with each other.
@@ -178,3 +168,18 @@ class Method:
                 "cannot: choose --mode one-shot or another --scope"
             )
         return "one-shot"
+
+
+def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> list[str]:
+    """What the steps of these names do, in words; of an asymmetric method also where they aim.
+
+    Steps are only named where one is of a package that is not installed.
+    """
+    if not all(name in STEPS for name in steps):
+        return [f"the step {name}" for name in steps]
+    run = plan(steps)
+    last = max((place for place, step in enumerate(run) if step.aims), default=-1)
+    aim = " towards the dense model's outputs"
+    return [
+        step.words + (aim if asymmetric and place == last else "") for place, step in enumerate(run)
+    ]

@@ -13,20 +13,23 @@ from pruner_zero.pruning.method import (
     SPARSEGPT_SCORE,
     AllocationRule,
     Method,
-    Update,
 )
 from pruner_zero.sparsity import (
     SCOPES,
+    STEPS,
     Allocation,
     Scope,
     SemiStructured,
     Unstructured,
+    in_order,
     parse_pattern,
     read_allocation,
 )
 
 # No file has a longer path; an expression may have a hundred million characters.
 _LONGEST_PATH = 4096
+
+_STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
 
 
 def parse_method(
@@ -35,15 +38,15 @@ def parse_method(
     sparsity: float | None = None,
     pattern: str | None = None,
     scope: Scope | None = None,
-    update: Update | None = None,
+    update: str | None = None,
     refine: bool = False,
     asymmetric: bool = False,
     allocation: str | None = None,
 ) -> Method:
-    """Read `METRIC[@SCOPE][@ALLOCATION][+refine][+asymmetric][+obs|+obs-iter|+exact]`.
+    """Read `METRIC[@SCOPE][@ALLOCATION][+asymmetric][+STEP]…`.
 
     METRIC is a name, an expression or a tree file, ALLOCATION one of `ALLOCATION_RULES` or a
-    .json file of shares.
+    .json file of shares, STEP a name of `STEPS`.
 
     `sparsegpt` stands for its score in blocks of columns with its update; another update in
     its place keeps the mask that its sweep chooses. A scope in the text wins over `scope`,
@@ -55,16 +58,13 @@ def parse_method(
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     name = text.strip()
-    rest, own_update, flags = _split_steps(name)
-    if own_update and update not in (None, own_update):
-        raise PrunerZeroError(
-            f"{name} names its update: leave out --update {update}, or +{own_update}"
-        )
+    rest, written, aims = _split_steps(name)
     body, own_scope, own_rule = _split_groups(rest)
     metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
-    update = own_update or update or ("obs" if body == SPARSEGPT else "none")
-    refine = refine or "refine" in flags
-    asymmetric = asymmetric or "asymmetric" in flags
+    default = "obs" if body == SPARSEGPT else "none"
+    names = _with_update(name, written, update, default)
+    steps = in_order(["refine", *names] if refine else names)
+    asymmetric = asymmetric or aims
     asked = own_scope or scope
     shares = _allocation(own_rule or allocation)
     if pattern is not None:
@@ -73,11 +73,11 @@ def parse_method(
             raise PrunerZeroError(
                 f"{name} at {groups}: its groups lie inside rows, so leave out scope '{asked}'"
             )
-        return Method(name, metric, groups, update, refine, asymmetric, shares)
+        return Method(name, metric, groups, steps, asymmetric, shares)
     fallback = "block" if body == SPARSEGPT else "row"
     chosen = cast(Scope, asked or metric.scope or fallback)
     zeros = Unstructured(sparsity or 0.0, chosen)
-    return Method(name, metric, zeros, update, refine, asymmetric, shares)
+    return Method(name, metric, zeros, steps, asymmetric, shares)
 
 
 def split_methods(text: str) -> list[str]:
@@ -125,21 +125,36 @@ def _allocation(text: str | None) -> AllocationRule | Allocation:
     )
 
 
-def _split_steps(text: str) -> tuple[str, Update | None, set[str]]:
-    """The text without the steps it ends in, the update among them, and the other steps."""
-    step = re.compile(r"(.*)\+\s*(refine|asymmetric|obs-iter|obs|exact)\s*", re.DOTALL)
-    updates: list[Update] = []
-    flags: set[str] = set()
+def _split_steps(text: str) -> tuple[str, list[str], bool]:
+    """The text without the steps it ends in, their names, and whether +asymmetric is among them."""
+    steps: list[str] = []
+    asymmetric = False
     rest = text
-    while found := step.fullmatch(rest):
-        rest = found[1].rstrip()
-        if found[2] in ("refine", "asymmetric"):
-            flags.add(found[2])
+    while written := _STEP.fullmatch(rest):
+        if written[2] == "asymmetric":
+            asymmetric = True
+        elif written[2] in STEPS:
+            steps.insert(0, written[2])
         else:
-            updates.append(cast(Update, found[2]))
-    if len(updates) > 1:
-        raise PrunerZeroError(f"{text} names {len(updates)} updates: keep one of them")
-    return rest, updates[0] if updates else None, flags
+            break
+        rest = written[1].rstrip()
+    return rest, steps, asymmetric
+
+
+def _with_update(name: str, steps: list[str], option: str | None, default: str) -> list[str]:
+    """The steps that are written, and the update of the option or the default where none is."""
+    if option not in (None, "none") and (option not in STEPS or STEPS[option].option != "update"):
+        known = [name for name, step in STEPS.items() if step.option == "update"]
+        raise PrunerZeroError(f"--update {option} is unknown: {did_you_mean(option, known)}")
+    written = [step for step in steps if STEPS[step].option == "update"]
+    if len(written) > 1:
+        raise PrunerZeroError(f"{name} names {len(written)} updates: keep one of them")
+    if written and option not in (None, written[0]):
+        raise PrunerZeroError(
+            f"{name} names its update: leave out --update {option}, or +{written[0]}"
+        )
+    update = option or default
+    return steps if written or update == "none" else [*steps, update]
 
 
 def _split_groups(body: str) -> tuple[str, str | None, str | None]:

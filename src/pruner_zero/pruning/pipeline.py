@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import (
-    Kind,
-    MatrixStatistics,
     StatisticsStore,
     calibrate,
     collect_inputs,
@@ -38,10 +36,10 @@ from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.scoring import (
     Job,
-    Statistics,
     check_shapes,
     score_matrix,
 )
+from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.sparsity import Allocation, GlobalThreshold, global_threshold
 from pruner_zero.text import Windows
 
@@ -113,13 +111,13 @@ def prune_model(
         language_model,
         windows,
         method,
-        store,
         matrices,
         selection,
         progress,
         checkpoint,
         propagated=order == "sequential" and bool(input_kinds(method.kinds)),
         on_disk=isinstance(language_model, OffloadedModel),
+        statistics=DenseStatistics(store, matrices, selection.damping),
     )
     scores = run.global_scores() if method.scope == "global" else None
     records = run.blocks(scores, run.shares())
@@ -145,13 +143,13 @@ class _Run:
     language_model: LanguageModel
     windows: Windows
     method: Method
-    store: StatisticsStore
     matrices: Sequence[Matrix]
     selection: Selection
     progress: Progress
     checkpoint: Checkpoint | None
     propagated: bool
     on_disk: bool
+    statistics: DenseStatistics
 
     def global_scores(self) -> _GlobalScores:
         """The scores of all matrices, and where they part."""
@@ -175,19 +173,19 @@ class _Run:
 
     def score(self, matrix: Matrix) -> Tensor | None:
         """The scores of a matrix whose block is loaded, by the dense statistics."""
-        known = self.statistics(matrix, self.method.scoring_kinds)
-        return score_matrix(matrix, known, self.method.metric, self.selection.damping)
+        known = self.statistics.read(matrix, self.method.scoring_kinds)
+        return score_matrix(matrix, known, self.method.metric)
 
     def shares(self) -> dict[str, Method]:
         """The method of each matrix where they are not all pruned alike, by name."""
         if self.method.allocation == "uniform":
             return {}
-        allocator = Allocator(self.method, self.selection.damping)
+        allocator = Allocator(self.method)
         kinds = self.method.allocation_kinds
         for index in self.progress.track(range(self.depth), "allocation", self.depth):
             own = self.own(index)
             with self.language_model.block(index):
-                known = {matrix.name: self.statistics(matrix, kinds) for matrix in own}
+                known = {matrix.name: self.statistics.read(matrix, kinds) for matrix in own}
                 allocator.see(index, own, known)
         return {
             name: replace(self.method, pattern=pattern)
@@ -235,7 +233,7 @@ class _Run:
         hidden: Activations,
         arguments: Sequence[Arguments],
         dense: Activations | None,
-    ) -> tuple[dict[str, MatrixStatistics], Activations | None]:
+    ) -> tuple[dict[str, Statistics], Activations | None]:
         """What enters the matrices of one loaded block, and what the dense model hands on."""
         own = self.own(index)
         nothing: deque[Tensor] = deque(maxlen=0)
@@ -254,7 +252,7 @@ class _Run:
             dense=dense,
             dense_outputs=further,
         )
-        return found, further
+        return block_statistics(found, self.selection.damping), further
 
     def take(self, pruned: Iterator[MatrixRecord], count: int) -> list[MatrixRecord]:
         """The records of the next matrices, those of one loaded block."""
@@ -268,7 +266,7 @@ class _Run:
     def jobs(
         self,
         matrices: Iterable[Matrix],
-        found: dict[str, MatrixStatistics],
+        found: dict[str, Statistics],
         scores: _GlobalScores | None,
         methods: dict[str, Method],
     ) -> Iterator[Job]:
@@ -279,17 +277,17 @@ class _Run:
     def job(
         self,
         matrix: Matrix,
-        found: dict[str, MatrixStatistics],
+        found: dict[str, Statistics],
         scores: _GlobalScores | None,
         method: Method,
     ) -> Job:
-        """How to prune one matrix; what was found of it is given away."""
+        """How to prune one matrix; its entry of `found` is removed, to be freed with the job."""
         kinds = self.method.kinds
-        known = self.statistics(matrix, kinds - input_kinds(kinds).keys() if found else kinds)
+        known = self.statistics.read(matrix, kinds - input_kinds(kinds).keys() if found else kinds)
         if found:
-            known = replace(known, **found.pop(matrix.name))
+            known = replace(found.pop(matrix.name), G=known.G)
         mask = self.mask(matrix, scores) if scores else None
-        return Job(matrix, known, method, self.selection.damping, mask)
+        return Job(matrix, known, method, mask)
 
     def mask(self, matrix: Matrix, scores: _GlobalScores) -> Tensor | None:
         """The part of the global mask that lies in `matrix`; None where it has no scores."""
@@ -340,13 +338,6 @@ class _Run:
     def own(self, block: int) -> list[Matrix]:
         """The chosen matrices of one block."""
         return [matrix for matrix in self.matrices if matrix.block == block]
-
-    def statistics(self, matrix: Matrix, kinds: frozenset[Kind] | set[Kind]) -> Statistics:
-        """The dense model's statistics of one matrix, from the store to where the matrix is."""
-        name, block, device = matrix.name, matrix.block, matrix.weight.device
-        return Statistics(
-            **{kind: self.store.read(kind, block, [name], device=device)[name] for kind in kinds}
-        )
 
 
 def _run_windows(

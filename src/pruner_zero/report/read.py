@@ -23,7 +23,7 @@ class PruneRun:
     settings: Mapping[str, Any]
     expression: str
     pattern: str
-    update: str
+    steps: tuple[str, ...]
     sparsity: float
     matrices: tuple[MatrixRecord, ...]
     windows: Mapping[str, Mapping[str, Any]]
@@ -83,7 +83,7 @@ def _read_prune(path: Path) -> PruneRun:
         dict(values["settings"]),
         str(parse(values["expression"])),
         str(values["pattern"]),
-        str(values["update"]),
+        tuple(values["steps"]),
         float(values["sparsity"]),
         tuple(MatrixRecord.from_json(record) for record in values["matrices"]),
         {"calibration": values["calibration"]} if values["calibration"] else {},

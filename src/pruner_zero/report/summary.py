@@ -12,16 +12,11 @@ from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression, parse
 from pruner_zero.metric.canonical import Scope, canonical
+from pruner_zero.pruning import describe_steps
 from pruner_zero.report.portrait import COMPARED
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 
 _LONGEST = 200
-
-_UPDATES = {
-    "obs": "SparseGPT's sweep",
-    "obs-iter": "SparseGPT's sweep, which also chose the mask",
-    "exact": "least squares",
-}
 
 
 def summary(result: Result, others: Sequence[Result]) -> Markup:
@@ -69,7 +64,7 @@ def _row_of(best: Record, study: Study, table: ComparisonRun) -> Mapping[str, An
         return None
     shares = study.settings.get("allocation", "uniform")
     for row in table.rows:
-        mask_alone = row.get("update") == "none" and "+refine" not in row["method"]
+        mask_alone = row.get("steps") == []
         same_shares = row.get("allocation", "uniform") == shares == "uniform"
         if row["perplexity"] is None or not mask_alone or not same_shares:
             continue
@@ -112,8 +107,7 @@ def _comparison(run: ComparisonRun) -> Markup:
 
 
 def _prune(run: PruneRun) -> Markup:
-    means = _UPDATES.get(run.update, run.update)
-    update = "" if run.update == "none" else f", the others corrected by {means}"
+    steps = "".join(f", {words}" for words in describe_steps(run.steps))
     return Markup(
         "{:.2%} of the weights in {:,} matrices of {} are zero, chosen by {} ({}){}."
     ).format(
@@ -122,7 +116,7 @@ def _prune(run: PruneRun) -> Markup:
         _code(run.settings.get("model", "the model")),
         _code(run.expression),
         run.pattern,
-        update,
+        steps,
     )
 
 

@@ -1,6 +1,6 @@
 """What `prune` can be told."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
@@ -27,7 +27,7 @@ class PruneSettings(ModelSettings, MethodSettings):
         "of the layer's outputs.",
     )
     update: Annotated[
-        Literal["none", "obs", "obs-iter", "exact"] | None,
+        str | None,
         Cli(panel="Options", default="the metric's own, else none"),
     ] = Field(
         None,

@@ -41,7 +41,7 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
     seed_metrics: Annotated[tuple[str, ...], Cli(panel="Options", metavar="METRIC")] = Field(
         (), description="Start with a known metric or an expression among the candidates."
     )
-    update: Literal["none", "obs", "exact"] = Field(
+    update: str = Field(
         "none",
         description="Weight update after which candidates are judged: none; obs, SparseGPT's "
         "sweep; exact, least squares.",

@@ -15,13 +15,7 @@ from pruner_zero.sparsity.allocation_rules import (
     owl,
     uniform,
 )
-from pruner_zero.sparsity.exact_swaps import refine_exact
-from pruner_zero.sparsity.least_squares import (
-    LeastSquaresResult,
-    Preparation,
-    exact_update,
-    prepare,
-)
+from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import (
     SCOPES,
     Pattern,
@@ -31,32 +25,42 @@ from pruner_zero.sparsity.pattern import (
     parse_pattern,
     pruned_count,
 )
-from pruner_zero.sparsity.refine import refine_mask
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask
-from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold, keep_masks_global
-from pruner_zero.sparsity.update import (
+from pruner_zero.sparsity.steps import (
+    STEPS,
+    Layer,
     Scorer,
-    SparseGPTResult,
-    hessian_diagonal,
-    inverse_cholesky,
+    Step,
+    Updated,
+    exact_update,
+    in_order,
+    plan,
+    refine_exact,
+    refine_mask,
     retarget,
+    run_steps,
+    solve,
     sparsegpt,
+    used_damping,
 )
+from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold, keep_masks_global
 
 __all__ = [
     "BLOCK_COLUMNS",
     "SCOPES",
+    "STEPS",
     "Allocation",
     "GlobalThreshold",
     "Granularity",
-    "LeastSquaresResult",
+    "Hessian",
+    "Layer",
     "Pattern",
-    "Preparation",
     "Scope",
     "Scorer",
     "SemiStructured",
-    "SparseGPTResult",
+    "Step",
     "Unstructured",
+    "Updated",
     "by_error",
     "check_width",
     "counts",
@@ -64,19 +68,21 @@ __all__ = [
     "exact_update",
     "from_offsets",
     "global_threshold",
-    "hessian_diagonal",
-    "inverse_cholesky",
+    "in_order",
     "keep_mask",
     "keep_masks_global",
     "outlier_share",
     "owl",
     "parse_pattern",
-    "prepare",
+    "plan",
     "pruned_count",
     "read_allocation",
     "refine_exact",
     "refine_mask",
     "retarget",
+    "run_steps",
+    "solve",
     "sparsegpt",
     "uniform",
+    "used_damping",
 ]

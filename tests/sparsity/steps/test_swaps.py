@@ -9,14 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import (
-    Pattern,
-    SemiStructured,
-    Unstructured,
-    keep_mask,
-    refine_mask,
-)
-from tests.sparsity.test_update import layer
+from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
+from tests.sparsity.steps.kernels import refine_mask
+from tests.sparsity.steps.test_sweep import layer
 
 PATTERNS = [
     Unstructured(0.5),
@@ -212,7 +207,7 @@ def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -
     weight, gram = layer(20, 40)
     mask = random_mask(weight, Unstructured(0.5), 0)
     whole = refine_mask(weight, gram, mask, Unstructured(0.5))
-    monkeypatch.setattr("pruner_zero.sparsity.refine._ROWS", 7)
+    monkeypatch.setattr("pruner_zero.sparsity.steps.swaps._ROWS", 7)
     parts = refine_mask(weight, gram, mask, Unstructured(0.5))
     assert sum(errors(weight, gram, parts)) == pytest.approx(
         sum(errors(weight, gram, whole)), rel=1e-3

@@ -1,92 +1,80 @@
 """A better mask for the weights that least squares leaves: swaps, judged by solving anew."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity.least_squares import LeastSquaresResult, exact_update, prepare
-from pruner_zero.sparsity.pattern import Pattern, SemiStructured, check_width
-from pruner_zero.sparsity.update import add_damping, inverse_cholesky
+from pruner_zero.sparsity.pattern import SemiStructured, check_width
+from pruner_zero.sparsity.steps.least_squares import solve
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
-# How far solutions go that only compare two masks; the last one goes as far as any.
+# Tolerance of the solutions that only compare two masks; the last one has `solve`'s own.
 _TOLERANCE = 0.05
 
-# Rows in work at once list every place of a row as pruned and as revived.
+# Rows processed together list every place of a row as pruned and as revived.
 _ROWS = 2048
 
+_TURNS = 12
 
-def refine_exact(
-    weight: Tensor,
-    gram: Tensor,
-    mask: Tensor,
-    pattern: Pattern,
-    *,
-    damping: float = 0.01,
-    cross: Tensor | None = None,
-    turns: int = 12,
-    name: str = "matrix",
-) -> tuple[Tensor, LeastSquaresResult]:
+
+def refine_exact(layer: Layer) -> Updated:
     """The mask after swaps that lower each row's error *after* least squares, and that solution.
 
-    `weight`, `mask` (out, in), `gram`, `cross` (in, in) and `damping` are those of `exact_update`.
     With w the solution under the mask so far and r half the negative gradient there, to prune a
     kept weight costs about w_q²·c_q and to revive a pruned one gains about r_p²/c_p. c is the
     curvature of the error along one weight while others make up for it: H_jj where none does,
     1/[H⁻¹]_jj where all do, of which the geometric mean is taken. In a turn each row swaps the
     pairs that seem to gain (N:M: one a group at most) and is solved anew from where it is; one
     whose error did not fall keeps the mask it had and swaps the better half of them in the next
-    turn. Ends after `turns`, or where no row has a pair left. Every row and N:M group keeps its
-    zeros, and no row ends with a larger error than `exact_update` leaves under `mask`, but for how
-    far the solutions go that compare masks: to a twentieth of the first residual.
-    Raises what `exact_update` raises, and PrunerZeroError where the pattern does not fit.
-    Source: ours; the two estimates are those of optimal brain surgery (Hassibi & Stork 1993).
+    turn. Ends after 12 turns, or where no row has a pair left. Every row and N:M group keeps its
+    zeros. Masks are compared by solutions with a tolerance of 0.05, the last solution has that of
+    `solve`: up to that difference, no row ends with a larger error than `solve` leaves under the
+    given mask. Raises what `solve` raises, and PrunerZeroError where the pattern does not fit.
+    Source: the two estimates are those of optimal brain surgery (Hassibi & Stork 1993), a swap as a
+    step of local search under least squares is that of Hazimeh & Mazumder 2020 (1803.01454); their
+    combination over all rows at once is ours.
     """
+    pattern, hessian = layer.pattern, layer.required_hessian
+    W = layer.dense.detach().float()
+    group = None
     if isinstance(pattern, SemiStructured):
-        check_width(weight.shape[1], pattern, name)
-    known = prepare(gram, damping, name=name)
-    H, C = add_damping(gram, known.damping), gram.detach().float()
-    W = weight.detach().float()
+        check_width(W.shape[1], pattern, layer.name)
+        group = pattern.m
+    H = hessian.damped()
     # Weights of channels that were never active are worth nothing.
-    target = (W * (C.diagonal() != 0)) @ H
-    if cross is not None:
-        target += W @ (cross.float() - C)
-    U, _ = inverse_cholesky(gram, known.damping, name=name)
-    curvature = (H.diagonal() / U.square().sum(0)).sqrt()
+    target = (W * (hessian.gram.diagonal() != 0)) @ H
+    drift = hessian.drift(W)
+    if drift is not None:
+        target += drift
+    curvature = (H.diagonal() / hessian.inverse_factor.square().sum(0)).sqrt()
 
-    def solve(rows: Tensor, mask: Tensor, start: Tensor | None = None) -> Tensor:
-        return exact_update(
-            W[rows],
-            gram,
-            mask,
-            cross=cross,
-            tolerance=_TOLERANCE,
-            start=start,
-            preparation=known,
-            name=name,
-        ).weight
+    def solve_rows(rows: Tensor, mask: Tensor, start: Tensor | None = None) -> Tensor:
+        part = replace(layer, dense=W[rows], mask=mask)
+        return solve(part, tolerance=_TOLERANCE, start=start).weight
 
-    kept, solved = mask.clone(), torch.empty_like(W)
+    kept, solved = layer.required_mask.clone(), torch.empty_like(W)
     for first in range(0, len(W), _ROWS):
         rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
-        solved[rows] = solve(rows, kept[rows])
+        solved[rows] = solve_rows(rows, kept[rows])
         error = _errors(solved[rows], H, target[rows])
         most = torch.full_like(rows, W.shape[1])
-        for _ in range(turns):
+        for _ in range(_TURNS):
             gradient = target[rows] - solved[rows] @ H
-            trial = _swap(solved[rows], gradient, kept[rows], curvature, most, pattern)
+            trial = _swap(solved[rows], gradient, kept[rows], curvature, most, group)
             count = (trial & ~kept[rows]).sum(1)
             moved = count > 0
             rows, trial, count, error = rows[moved], trial[moved], count[moved], error[moved]
             if not len(rows):
                 break
-            anew = solve(rows, trial, solved[rows])
+            anew = solve_rows(rows, trial, solved[rows])
             reached = _errors(anew, H, target[rows])
             lower = reached < error
             kept[rows[lower]], solved[rows[lower]] = trial[lower], anew[lower]
             error = torch.where(lower, reached, error)
             most = torch.where(lower, W.shape[1], count // 2)
-    return kept, exact_update(
-        weight, gram, kept, cross=cross, start=solved, preparation=known, name=name
-    )
+    solution = solve(replace(layer, mask=kept), start=solved)
+    return Updated(solution.weight, kept, solution.note)
 
 
 def _swap(
@@ -95,18 +83,18 @@ def _swap(
     mask: Tensor,
     curvature: Tensor,
     most: Tensor,
-    pattern: Pattern,
+    group: int | None,
 ) -> Tensor:
     """The mask (rows, in) after the swaps of one turn, of every row `most` (rows) at most."""
     cost = (weight.square() * curvature).masked_fill(~mask, torch.inf)
     gain = (gradient.square() / curvature).masked_fill(mask, -torch.inf)
-    if isinstance(pattern, SemiStructured):
-        groups = (len(mask), -1, pattern.m)
+    if group is not None:
+        groups = (len(mask), -1, group)
         least, pruned = cost.view(groups).min(2)
         highest, revived = gain.view(groups).max(2)
-        first = pattern.m * torch.arange(least.shape[1], device=mask.device)
+        first = group * torch.arange(least.shape[1], device=mask.device)
         effect, order = (highest - least).sort(1, descending=True)
-        pruned, revived = (one.add(first).gather(1, order) for one in (pruned, revived))
+        pruned, revived = (place.add(first).gather(1, order) for place in (pruned, revived))
     else:
         least, pruned = cost.sort(1)
         highest, revived = gain.sort(1, descending=True)
@@ -120,3 +108,13 @@ def _swap(
 def _errors(weight: Tensor, H: Tensor, target: Tensor) -> Tensor:
     """Of every row, besides what no weights change: (out)."""
     return (weight * (weight @ H - 2 * target)).sum(1)
+
+
+REFINE_EXACT = Step(
+    "refine+exact",
+    refine_exact,
+    words="swaps in the mask and least squares on the remaining weights taken in turn",
+    help="swaps judged by the error that least squares leaves",
+    aims=True,
+    damps=True,
+)

@@ -1,7 +1,6 @@
 """Least squares under a mask: what NumPy's solver finds row by row, never worse than a sweep."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,17 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import (
-    SemiStructured,
-    Unstructured,
-    exact_update,
-    keep_mask,
-    prepare,
-    retarget,
-    sparsegpt,
-)
+from pruner_zero.sparsity import Hessian, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.steps import solve
 from tests.sparsity import reference
-from tests.sparsity.test_update import assert_close, layer
+from tests.sparsity.steps.kernels import exact_update, layer_of, retarget, sparsegpt
+from tests.sparsity.steps.test_sweep import assert_close, layer
 
 seeds = st.integers(0, 2**31)
 
@@ -193,9 +186,8 @@ def test_few_tokens_little_damping_and_loud_channels_are_solved(
     mask = keep_mask(weight.abs() * gram.diagonal().sqrt(), Unstructured(0.5))
     result = exact_update(weight, gram, mask, damping=damping)
     swept = sparsegpt(weight, gram, Unstructured(0.5), mask=mask, damping=damping)
-    assert result.damping == swept.damping
     assert result.converged
-    H = reference.damped(gram, result.damping)
+    H = reference.damped(gram, Hessian(gram, damping=damping).used_damping)
     best = reference.error_under(H, weight - result.weight)
     assert best <= 1.0001 * reference.error_under(H, weight - swept.weight)
 
@@ -215,7 +207,7 @@ def test_raised_damping_is_told() -> None:
     gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
     mask = random_mask(4, 8, 0.5)
     result = exact_update(weight, gram, mask, tolerance=1e-5)
-    assert result.damping == pytest.approx(0.1)
+    assert Hessian(gram).used_damping == pytest.approx(0.1)
     root = torch.linalg.cholesky(reference.damped(gram, 0.1), upper=True)
     assert_close(result.weight, lstsq(weight, root, mask, weight.double() @ root.T))
 
@@ -267,13 +259,12 @@ def test_retargeted_weights_come_closest_to_the_dense_outputs() -> None:
     seen = dense + 0.3 * torch.randn(200, 30, generator=generator)
     seen[:, 7] = 0.0
     gram, cross = seen.T @ seen, dense.T @ seen
-    target, damping = retarget(weight, gram, cross)
+    target = retarget(weight, gram, cross)
     pull = (0.01 * gram.diagonal().double().mean()).sqrt() * torch.eye(30).double()
     root = torch.cat([seen.double(), pull])
     goal = weight.double() @ torch.cat([dense.double(), pull]).T
     mask = torch.ones(6, 30, dtype=torch.bool)
     expected = lstsq(weight, root, mask, goal).index_fill(1, torch.tensor([7]), 0.0)
-    assert damping == 0.01
     assert_close(target, expected)
     exact = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
     assert_close(exact.weight, expected)
@@ -281,21 +272,10 @@ def test_retargeted_weights_come_closest_to_the_dense_outputs() -> None:
 
 def test_retargeting_to_the_same_inputs_changes_nothing() -> None:
     weight, gram = layer(6, 30)
-    target, _ = retarget(weight, gram, gram)
+    target = retarget(weight, gram, gram)
     assert torch.equal(target, weight)
     with pytest.raises(PrunerZeroError, match="X_denseᵀX of up_proj is not finite"):
         retarget(weight, gram, gram / 0, name="up_proj")
-
-
-def test_what_a_gram_is_prepared_for_once_serves_every_mask() -> None:
-    weight, gram = loud_layer(6, 80)
-    known = prepare(gram, 0.02)
-    assert known.damping == 0.02
-    assert prepare(gram).damping == 0.01
-    for seed in range(3):
-        mask = random_mask(6, 80, 0.5, seed)
-        plain = exact_update(weight, gram, mask, damping=0.02)
-        assert torch.equal(exact_update(weight, gram, mask, preparation=known).weight, plain.weight)
 
 
 def test_a_mask_that_prunes_nothing_has_converged_at_once() -> None:
@@ -304,17 +284,12 @@ def test_a_mask_that_prunes_nothing_has_converged_at_once() -> None:
     assert (result.iterations, result.residual, result.converged) == (0, 0.0, True)
 
 
-def test_up_to_three_inputs_have_no_loud_directions() -> None:
-    for columns, loud in ((1, 0), (3, 0), (4, 1)):
-        assert prepare(layer(2, columns)[1]).factor.shape == (columns, loud)
-
-
-def test_known_loud_directions_save_most_iterations() -> None:
+def test_known_dominant_directions_save_most_iterations() -> None:
     weight, gram = loud_layer(6, 160)
     mask = random_mask(6, 160, 0.5)
-    known = prepare(gram)
-    unknown = replace(known, factor=torch.zeros_like(known.factor))
-    few = exact_update(weight, gram, mask, preparation=known)
-    many = exact_update(weight, gram, mask, preparation=unknown)
+    few = solve(layer_of(weight, gram, mask))
+    without = layer_of(weight, gram, mask)
+    vars(without.hessian)["nystrom"] = torch.zeros(160, 32)
+    many = solve(without)
     assert few.converged
     assert 3 * few.iterations < many.iterations

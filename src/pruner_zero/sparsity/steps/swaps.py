@@ -5,63 +5,58 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity.pattern import Pattern, SemiStructured, check_width
-from pruner_zero.sparsity.update import check_operands
+from pruner_zero.sparsity.pattern import SemiStructured, check_width
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
-# Weights of each side that one round considers in a row; found by measurement: 64 lower the
-# error by another 0.5 % at most and take over twice the time.
+# Weights of each side that one round considers in a row. By measurement, 64 lower the error by
+# another 0.5 % at most and take over twice the time.
 _CANDIDATES = 16
 
-# Rows in work at once hold their candidates' part of the gram, 4 · _CANDIDATES² numbers each.
+# Rows processed together hold their candidates' part of the gram, 4 · _CANDIDATES² numbers each.
 _ROWS = 2048
 
 # A gain below this share of the row's error is within float32's rounding, or not worth a round.
 _LEAST_GAIN = 1e-5
 
+_ROUNDS = 100
 
-def refine_mask(
-    weight: Tensor,
-    gram: Tensor,
-    mask: Tensor,
-    pattern: Pattern,
-    *,
-    cross: Tensor | None = None,
-    rounds: int = 100,
-    name: str = "matrix",
-) -> Tensor:
+
+def refine_mask(layer: Layer) -> Updated:
     """The mask after swaps that lower each row's error δ·C·δᵀ, δ the weights it removes.
 
-    `weight` and `mask` (out, in), True is kept; `gram` (in, in) = C = XᵀX or any positive
-    multiple; float32 inside. cross (in, in) = X_denseᵀ·X, the same multiple: rows are to come close
-    to W·X_denseᵀ, what they put out on other inputs, and the error is δ·C·δᵀ + 2·δ·Dᵀ, besides
-    what no mask changes, with D = W·(cross − C); D is zero without. A swap revives p and prunes q
-    of the same row, under N:M of the same group, so every row and group keeps its zeros (and
-    blocks of columns only in sum). Its effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq
-    − 2·w_p·w_q·C_pq, with r = δ·C + D, is exact. In a round each row takes the best pair, again and
-    again, among the 16 weights of either side (N:M: the 16 pairs) that gain most on their own.
-    Ends when no row improves, or after `rounds`. No row ends with a larger error.
-    Raises PrunerZeroError naming `name` where anything is not finite.
-    Source: ours; DSnoT (Zhang 2024) swaps by an expectation of the error, this by the error.
+    C is the gram; weights stay dense. Where the Hessian has a cross, rows are to come close to
+    W·X_denseᵀ, and the error is δ·C·δᵀ + 2·δ·Dᵀ, besides what no mask changes, with
+    D = W·(cross − C). A swap revives p and prunes q of the same row, under N:M of the same group,
+    so every row and group keeps its zeros (and blocks of columns only in sum). Its effect
+    −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq − 2·w_p·w_q·C_pq, with r = δ·C + D, is exact.
+    In a round each row takes the best pair, again and again, among the 16 weights of either side
+    (N:M: the 16 pairs) that gain most on their own. Ends when no row improves, or after 100 rounds.
+    No row ends with a larger error. Raises PrunerZeroError where the pattern does not fit.
+    Source: SparseSwaps (Zimmer et al. 2025, 2512.10922), which takes the best single swap of a row
+    at a time. Here a round takes several swaps of a row and updates their effects between them from
+    a small part of the gram, and the target can be the dense model's outputs.
     """
-    check_operands(weight, gram, name, cross=cross, mask=mask)
-    if isinstance(pattern, SemiStructured):
-        check_width(weight.shape[1], pattern, name)
-    W, C = weight.detach().float(), gram.detach().float()
-    drift = None if cross is None else W @ (cross.detach().float() - C)
+    W, hessian, mask = layer.dense.detach().float(), layer.required_hessian, layer.required_mask
+    C = hessian.gram
+    group = None
+    if isinstance(layer.pattern, SemiStructured):
+        check_width(W.shape[1], layer.pattern, layer.name)
+        group = layer.pattern.m
+    drift = hessian.drift(W)
     refined = mask.clone()
     for first in range(0, len(W), _ROWS):
         rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
-        known = _errors(W[rows], refined[rows], C, _of(drift, rows))
-        for _ in range(rounds):
-            trial = _swap(W[rows], C, refined[rows], known, pattern)
-            tried = _errors(W[rows], trial, C, _of(drift, rows))
-            better = tried.error < known.error
+        best = _errors(W[rows], refined[rows], C, _of(drift, rows))
+        for _ in range(_ROUNDS):
+            trial = _swap(W[rows], C, refined[rows], best, group)
+            errors = _errors(W[rows], trial, C, _of(drift, rows))
+            better = errors.error < best.error
             rows = rows[better]
             if not len(rows):
                 break
             refined[rows] = trial[better]
-            known = _Errors(tried.gradient[better], tried.error[better], tried.own[better])
-    return refined
+            best = _Errors(errors.gradient[better], errors.error[better], errors.removed[better])
+    return Updated(layer.weight, refined)
 
 
 @dataclass(frozen=True)
@@ -70,28 +65,28 @@ class _Errors:
 
     gradient: Tensor
     error: Tensor
-    own: Tensor
+    removed: Tensor
 
 
 def _errors(W: Tensor, mask: Tensor, C: Tensor, drift: Tensor | None) -> _Errors:
-    removed = W.masked_fill(mask, 0.0)
-    gradient = removed @ C
-    own = (removed * gradient).sum(1)
+    delta = W.masked_fill(mask, 0.0)
+    gradient = delta @ C
+    removed = (delta * gradient).sum(1)
     if drift is None:
-        return _Errors(gradient, own, own)
-    return _Errors(gradient + drift, own + 2 * (removed * drift).sum(1), own)
+        return _Errors(gradient, removed, removed)
+    return _Errors(gradient + drift, removed + 2 * (delta * drift).sum(1), removed)
 
 
 def _of(matrix: Tensor | None, rows: Tensor) -> Tensor | None:
     return None if matrix is None else matrix[rows]
 
 
-def _swap(W: Tensor, C: Tensor, mask: Tensor, known: _Errors, pattern: Pattern) -> Tensor:
-    """The mask (rows, in) after one round of swaps."""
-    drift, own = 2 * W * known.gradient, W * W * C.diagonal()
-    change = torch.where(mask, own + drift, own - drift)
-    if isinstance(pattern, SemiStructured):
-        revived, pruned = _pairs_of_groups(W, C, mask, change, pattern.m)
+def _swap(W: Tensor, C: Tensor, mask: Tensor, errors: _Errors, group: int | None) -> Tensor:
+    """The mask (rows, in) after one round of swaps, inside groups of columns where there are."""
+    slope, square = 2 * W * errors.gradient, W * W * C.diagonal()
+    change = torch.where(mask, square + slope, square - slope)
+    if group is not None:
+        revived, pruned = _pairs_of_groups(W, C, mask, change, group)
         allowed = torch.eye(revived.shape[1], dtype=torch.bool, device=W.device)
     else:
         revived = _lowest(change.masked_fill(mask, torch.inf))
@@ -99,7 +94,7 @@ def _swap(W: Tensor, C: Tensor, mask: Tensor, known: _Errors, pattern: Pattern) 
         allowed = torch.ones(len(revived[0]), len(pruned[0]), dtype=torch.bool, device=W.device)
     # A row with fewer zeros, or kept weights, than candidates lists some of the other side.
     possible = (~mask.gather(1, revived))[:, :, None] & mask.gather(1, pruned)[:, None, :]
-    return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, known.own)
+    return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, errors.removed)
 
 
 def _lowest(change: Tensor) -> Tensor:
@@ -138,8 +133,8 @@ def _best_swaps(
 ) -> Tensor:
     """The mask (rows, in) after each row's best swaps among its candidates, one after the other.
 
-    `revived`, `pruned` (rows, candidates) are columns, `change` (rows, in) what each does to
-    the error alone, `possible` (rows, candidates, candidates) their pairs.
+    revived, pruned: (rows, candidates), columns. change: (rows, in), what flipping each weight does
+    to the error alone. possible: (rows, candidates, candidates), which pairs may be swapped.
     """
     row = torch.arange(len(W), device=W.device)
     u, v = W.gather(1, revived), W.gather(1, pruned)
@@ -158,10 +153,21 @@ def _best_swaps(
         p, q = pair // pruned.shape[1], pair % pruned.shape[1]
         refined[row, revived[row, p]] |= wanted
         refined[row, pruned[row, q]] &= ~wanted
-        # Each later swap also meets what these two have changed.
+        # The effects of later swaps include what these two have changed.
         effect += (to_revived[row, p] + across[row, :, q])[:, :, None]
         effect += (across[row, p] + to_pruned[row, q])[:, None, :]
         effect[row, p] = torch.inf
         effect[row, :, q] = torch.inf
         effect[~wanted] = torch.inf
     return refined
+
+
+REFINE = Step(
+    "refine",
+    refine_mask,
+    words="the mask refined by swaps",
+    help="swaps of pruned and kept weights that lower the layer's error",
+    changes="mask",
+    option="refine",
+    aims=True,
+)

@@ -8,16 +8,15 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import (
+    Hessian,
     Pattern,
     SemiStructured,
     Unstructured,
-    hessian_diagonal,
-    inverse_cholesky,
     keep_mask,
     pruned_count,
-    sparsegpt,
 )
 from tests.sparsity import reference
+from tests.sparsity.steps.kernels import sparsegpt
 
 
 def layer(
@@ -103,7 +102,7 @@ LOCAL_PATTERNS = [Unstructured(0.6, "block"), Unstructured(0.7, "row"), SemiStru
 @pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
 def test_a_scorer_that_gives_the_paper_score_changes_nothing(pattern: Pattern) -> None:
     weight, gram = layer(12, 296)
-    scale = inverse_cholesky(gram)[0].diagonal()
+    scale = Hessian(gram).inverse_factor.diagonal()
     own = sparsegpt(weight, gram, pattern)
     told = sparsegpt(
         weight, gram, pattern, scorer=lambda W, columns: W[:, columns].abs() / scale[columns]
@@ -165,7 +164,6 @@ def test_arguments_are_left_alone() -> None:
     weight, gram = layer(8, 32)
     copies = weight.clone(), gram.clone()
     sparsegpt(weight, gram, Unstructured(0.5, "block"))
-    hessian_diagonal(gram)
     assert torch.equal(weight, copies[0])
     assert torch.equal(gram, copies[1])
 
@@ -218,18 +216,12 @@ def test_channels_that_were_never_active_lose_their_weights() -> None:
     assert torch.equal(kept.weight[:, alive], weight[:, alive])
     chosen = sparsegpt(weight, gram, Unstructured(0.1, "block"))
     assert not chosen.mask[:, [3, 11]].any()
-    terminal = hessian_diagonal(gram)
-    assert set(terminal[0].topk(2).indices.tolist()) == {3, 11}
-    # What the damping alone leaves, in whatever units the gram is.
-    assert_close(terminal[0, [3, 11]], (0.01 * gram.diagonal().mean()).rsqrt().expand(2))
-    assert_close(hessian_diagonal(gram / 1e4), 100 * terminal)
 
 
 def test_an_all_zero_gram_is_harmless() -> None:
     weight, _ = layer(4, 8)
     result = sparsegpt(weight, torch.zeros(8, 8), Unstructured(0.5, "block"))
     assert (result.weight == 0).all()
-    assert hessian_diagonal(torch.zeros(8, 8)).tolist() == [[1.0] * 8]
 
 
 def test_low_precision_weights_are_updated_in_float32() -> None:
@@ -238,53 +230,12 @@ def test_low_precision_weights_are_updated_in_float32() -> None:
     assert result.weight.dtype == torch.float32
 
 
-def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
-    _, gram = layer(1, 60)
-    U, damping = inverse_cholesky(gram)
-    expected = torch.linalg.cholesky(torch.linalg.inv(reference.damped(gram)), upper=True)
-    assert damping == 0.01
-    assert_close(U, expected)
-    assert torch.equal(U, U.triu())
-
-
-def test_the_terminal_is_the_diagonal_of_the_factor() -> None:
-    _, gram = layer(1, 60)
-    terminal = hessian_diagonal(gram)
-    assert terminal.shape == (1, 60)
-    assert_close(terminal[0], inverse_cholesky(gram)[0].diagonal())
-
-
-def test_a_failed_factorisation_raises_the_damping_and_says_so() -> None:
-    weight, _ = layer(4, 8)
-    gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
-    U, damping = inverse_cholesky(gram)
-    assert damping == pytest.approx(0.1)
-    assert_close(U.T @ U, torch.linalg.inv(reference.damped(gram, 0.1)))
-    assert sparsegpt(weight, gram, SemiStructured(2, 4)).damping == damping
-
-
-def test_no_damping_mends_an_indefinite_gram() -> None:
-    gram = torch.full((4, 4), -5.0).fill_diagonal_(1.0)
-    with pytest.raises(PrunerZeroError, match="down_proj is not positive definite even at damping"):
-        hessian_diagonal(gram, name="down_proj")
-
-
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_non_finite_input_is_an_error_at_once(bad: float) -> None:
     weight, gram = layer(4, 8)
-    broken = gram.clone()
-    broken[2, 3] = bad
-    with pytest.raises(PrunerZeroError, match="o_proj is not finite"):
-        inverse_cholesky(broken, name="o_proj")
     weight[1, 1] = bad
     with pytest.raises(PrunerZeroError, match="o_proj are not finite"):
         sparsegpt(weight, gram, Unstructured(0.5, "block"), name="o_proj")
-
-
-@pytest.mark.parametrize("damping", [0.0, -0.1, 2.0, float("nan")])
-def test_damping_has_a_range(damping: float) -> None:
-    with pytest.raises(PrunerZeroError, match="damping"):
-        inverse_cholesky(torch.eye(3), damping)
 
 
 def test_other_misuse() -> None:
@@ -297,5 +248,5 @@ def test_other_misuse() -> None:
 
 def test_masks_of_the_room_fit_the_update() -> None:
     weight, gram = layer(6, 24)
-    mask = keep_mask(weight.abs() / hessian_diagonal(gram), Unstructured(0.5, "matrix"))
+    mask = keep_mask(weight.abs() / Hessian(gram).diagonal, Unstructured(0.5, "matrix"))
     assert torch.equal(sparsegpt(weight, gram, Unstructured(0.5), mask=mask).mask, mask)

@@ -1,0 +1,98 @@
+"""The statistics of matrices as pruning uses them: matrices with one input share one Hessian."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pruner_zero.calibration import Kind, MatrixStatistics, StatisticsStore
+from pruner_zero.models import Matrix
+from pruner_zero.sparsity import Hessian
+
+# How far asymmetric steps aim from a matrix's own outputs towards the dense model's. Aiming all the
+# way diverges on real models: part of what pruning has lost cannot be computed from the inputs that
+# are left, and the errors of fitting it add up block after block (benchmarks/asymmetry.md).
+ASYMMETRY = 0.25
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The statistics of one matrix, each None where it was not collected.
+
+    X: (1, in). G: (out, in). hessian: of the input, one object for all matrices that have the same
+    input; its cross is there where steps aim at the dense outputs.
+    """
+
+    X: Tensor | None = None
+    G: Tensor | None = None
+    hessian: Hessian | None = None
+
+    def silent(self) -> list[str]:
+        """The names of collected statistics that are zero throughout."""
+        gram = None if self.hessian is None else self.hessian.gram
+        collected = {"X": self.X, "G": self.G, "XᵀX": gram}
+        return [name for name, value in collected.items() if value is not None and not value.any()]
+
+
+def block_statistics(
+    collected: dict[str, MatrixStatistics], damping: float
+) -> dict[str, Statistics]:
+    """By matrix name, what was collected of the inputs of one block; `collected` is emptied.
+
+    Matrices that share one `MatrixStatistics` share one Hessian, which `damping` damps.
+    """
+    shared: dict[int, Statistics] = {}
+    statistics = {}
+    for name, values in collected.items():
+        if id(values) not in shared:
+            shared[id(values)] = Statistics(values["X"], None, _hessian(values, damping, name))
+        statistics[name] = shared[id(values)]
+    collected.clear()
+    return statistics
+
+
+def _hessian(values: MatrixStatistics, damping: float, name: str) -> Hessian | None:
+    gram, cross = values.get("gram"), values.get("cross")
+    if gram is None:
+        return None
+    aimed_at = None if cross is None else gram.lerp(cross, ASYMMETRY)
+    return Hessian(gram, aimed_at, damping, name)
+
+
+class DenseStatistics:
+    """Reads the dense model's statistics of `matrices`, one after the other in their order.
+
+    A Hessian is kept until the last matrix with its input has been passed.
+    """
+
+    def __init__(self, store: StatisticsStore, matrices: Sequence[Matrix], damping: float) -> None:
+        self.store = store
+        self.damping = damping
+        self.names: dict[int, list[str]] = {}
+        for matrix in matrices:
+            self.names.setdefault(matrix.block, []).append(matrix.name)
+        self._owners: tuple[int, dict[str, str]] | None = None
+        self._hessians: dict[str, Hessian] = {}
+
+    def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
+        """The statistics `kinds` of one matrix, on its device. Raises PrunerZeroError."""
+        values = {kind: self._read(kind, matrix) for kind in kinds if kind != "gram"}
+        hessian = self._hessian(matrix) if "gram" in kinds else None
+        return Statistics(values.get("X"), values.get("G"), hessian)
+
+    def _read(self, kind: Kind, matrix: Matrix) -> Tensor:
+        name, device = matrix.name, matrix.weight.device
+        return self.store.read(kind, matrix.block, [name], device=device)[name]
+
+    def _hessian(self, matrix: Matrix) -> Hessian:
+        block, name = matrix.block, matrix.name
+        if self._owners is None or self._owners[0] != block:
+            self._owners = block, self.store.owners("gram", block)
+        owners, names = self._owners[1], self.names[block]
+        due = {owners[other] for other in names[names.index(name) :]}
+        self._hessians = {owner: self._hessians[owner] for owner in due & set(self._hessians)}
+        owner = owners[name]
+        if owner not in self._hessians:
+            gram = self._read("gram", matrix)
+            self._hessians[owner] = Hessian(gram, damping=self.damping, name=name)
+        return self._hessians[owner]

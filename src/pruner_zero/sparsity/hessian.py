@@ -1,0 +1,161 @@
+"""The Hessian of one input: XᵀX, damped, and what has been factored of it."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+
+# Rank of the Nyström factor. A few dominant directions of the inputs decide how many iterations
+# conjugate gradients take; by measurement, 16 take a third more iterations, and 64 save fewer
+# iterations than they cost.
+_RANK = 32
+
+_POWER_STEPS = 2
+
+
+@dataclass(frozen=True, eq=False)
+class Hessian:
+    """Second moments of one input, shared by all matrices that have this input.
+
+    gram: (in, in), XᵀX or any positive multiple of it. cross: (in, in), X_denseᵀX in the same
+    multiple, where updates aim at the outputs on other inputs X_dense; None elsewhere.
+    damping: the share of the mean diagonal that is added to the diagonal. Both matrices are held
+    in float32. Factors are computed when they are first asked for and kept with this value.
+    Raises PrunerZeroError naming the matrix `name` where a number is not finite, for a damping
+    outside (0, 1], and, when it is factored, where no damping up to 1 makes it positive definite.
+    Source: Frantar & Alistarh 2023 (2301.00774), section 3.
+    """
+
+    gram: Tensor
+    cross: Tensor | None = None
+    damping: float = 0.01
+    name: str = "matrix"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damping <= 1:
+            raise PrunerZeroError(
+                f"damping {self.damping} is outside (0, 1]: set it to 0.01 or near"
+            )
+        for field, shown in (("gram", "XᵀX"), ("cross", "X_denseᵀX")):
+            product: Tensor | None = getattr(self, field)
+            if product is None:
+                continue
+            if not product.isfinite().all():
+                raise PrunerZeroError(
+                    f"{shown} of {self.name} is not finite: check its calibration inputs, or "
+                    "exclude the matrix"
+                )
+            object.__setattr__(self, field, product.detach().float())
+
+    @property
+    def used_damping(self) -> float:
+        """The damping at which the Cholesky factorisation succeeds.
+
+        A factorisation that fails is repeated with ten times the damping, up to 1.
+        """
+        return self._factored[0]
+
+    @cached_property
+    def diagonal(self) -> Tensor:
+        """The terminal `D`: (1, in) float32, positive, the diagonal of `inverse_factor`.
+
+        A multiple c of the gram divides it by √c. SparseGPT's score is W² / D². A channel that was
+        never active gets what the damping alone leaves, the largest value, so that its weights
+        are pruned first, as SparseGPT zeroes them.
+        """
+        damping, diagonal = self._factored
+        channels = self.gram.diagonal()
+        floor = damping * channels.mean()
+        dead = torch.where(floor > 0, floor.rsqrt(), 1.0)
+        return torch.where(channels == 0, dead, diagonal)[None]
+
+    @cached_property
+    def inverse_factor(self) -> Tensor:
+        """U (in, in), upper triangular, UᵀU = H⁻¹ for H = `damped()`.
+
+        Source: Frantar & Alistarh 2023 (2301.00774), section 3. They invert H and factor the
+        inverse; here H with rows and columns reversed is factored once, and the factor inverted.
+        """
+        L, damping = self._reversed_cholesky()
+        self.__dict__.setdefault("_factored", (damping, _reversed_reciprocal(L)))
+        identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
+        inverse: Tensor = torch.linalg.solve_triangular(L, identity, upper=False)
+        return inverse.flip(0, 1)
+
+    @cached_property
+    def nystrom(self) -> Tensor:
+        """F (in, rank), F·Fᵀ close to H in its dominant directions and, up to rounding, below it.
+
+        Source: Frangella, Tropp & Udell 2021 (2110.02820).
+        """
+        H = self.damped()
+        rank = min(_RANK, len(H) // 4)
+        if not rank:
+            return H[:, :0]
+        generator = torch.Generator().manual_seed(0)
+        Q = torch.randn(len(H), rank, generator=generator).to(H)
+        for _ in range(_POWER_STEPS):
+            Q = torch.linalg.qr(H @ Q)[0]
+        image = H @ Q
+        inner = Q.t() @ image
+        values, vectors = torch.linalg.eigh((inner + inner.t()) / 2)
+        # Directions below float32's rounding of the largest one are left out.
+        resolved = values > rank * torch.finfo(H.dtype).eps * values.max()
+        factor: Tensor = image @ (vectors * torch.where(resolved, values, torch.inf).rsqrt())
+        return factor
+
+    def damped(self) -> Tensor:
+        """H (in, in): the gram with `used_damping` added, and 1 where a channel is all zero."""
+        H = self.gram.clone()
+        diagonal = self.gram.diagonal()
+        H.diagonal().add_(self.used_damping * diagonal.mean()).add_(diagonal == 0)
+        return H
+
+    def drift(self, weight: Tensor) -> Tensor | None:
+        """weight·(cross − gram), (rows, in): what aiming at X_dense adds to the gradient."""
+        return None if self.cross is None else weight @ (self.cross - self.gram)
+
+    def without_cross(self) -> "Hessian":
+        """The same second moments where nothing aims at other outputs; its factors start anew."""
+        return self if self.cross is None else replace(self, cross=None)
+
+    def prepare(self) -> "Hessian":
+        """Compute the small factors now, so that copies in other processes have them."""
+        _ = self.used_damping, self.nystrom
+        return self
+
+    def forget(self) -> None:
+        """Free `inverse_factor`, the one large factor. It is computed again when asked for."""
+        self.__dict__.pop("inverse_factor", None)
+
+    @cached_property
+    def _factored(self) -> tuple[float, Tensor]:
+        """The damping that holds and the diagonal (in,) of `inverse_factor`."""
+        L, damping = self._reversed_cholesky()
+        return damping, _reversed_reciprocal(L)
+
+    def _reversed_cholesky(self) -> tuple[Tensor, float]:
+        """The lower factor of the damped gram with rows and columns reversed, and its damping."""
+        damped = self.gram.flip(0, 1)
+        diagonal = damped.diagonal().clone()
+        damping = self.damping
+        while True:
+            raised = diagonal + damping * diagonal.mean()
+            damped.diagonal().copy_(raised + (diagonal == 0))
+            L, failed = torch.linalg.cholesky_ex(damped)
+            if not failed and L.diagonal().isfinite().all():
+                return L, damping
+            if damping >= 1:
+                raise PrunerZeroError(
+                    f"XᵀX of {self.name} is not positive definite even at damping 1: "
+                    "give more calibration windows, or exclude the matrix"
+                )
+            damping = min(10 * damping, 1.0)
+
+
+def _reversed_reciprocal(L: Tensor) -> Tensor:
+    """The diagonal of U from that of L: U is the inverse of a triangular factor, reversed."""
+    return L.diagonal().flip(0).reciprocal()

@@ -1,0 +1,187 @@
+"""The best weights under a mask: each row's least squares on the columns it keeps."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
+
+# How small the preconditioner's diagonal may be beside its low-rank part, for float32's sake.
+_RANGE = 1e-5
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The solved `weight` (out, in) float32, 0.0 where pruned, and how it was found.
+
+    residual: what is left of the gradient where that of plain masking is 1, the largest of the
+    rows, in a norm whose square measures by how much the error could still fall. converged:
+    whether that came under twice the tolerance, measured anew after the iterations.
+    """
+
+    weight: Tensor
+    iterations: int
+    residual: float
+    converged: bool
+
+    @property
+    def note(self) -> str | None:
+        """What the user should know of a solution that did not converge."""
+        if self.converged:
+            return None
+        return (
+            f"least squares stopped at {self.iterations} iterations with a residual of "
+            f"{self.residual:.1g}"
+        )
+
+
+def exact_update(layer: Layer) -> Updated:
+    """The step `exact`: the weights that `solve` finds under the layer's mask."""
+    solution = solve(layer)
+    return Updated(solution.weight, layer.required_mask, solution.note)
+
+
+def estimate_update(layer: Layer) -> Updated:
+    """Weights near those of `solve`: within 0.03 of the gradient.
+
+    There the error is within 0.01 % of the least one.
+    """
+    return Updated(solve(layer, tolerance=0.03, max_iterations=20).weight, layer.required_mask)
+
+
+def solve(
+    layer: Layer,
+    *,
+    tolerance: float = 1e-3,
+    max_iterations: int = 200,
+    start: Tensor | None = None,
+) -> Solution:
+    """Per row the w' that minimises (w' − w)·H·(w' − w)ᵀ with zeros where the mask is False.
+
+    w are the dense weights, H the damped Hessian. Where the Hessian has a cross, the outputs on the
+    inputs of the dense model are the target: |w·X_denseᵀ − w'·Xᵀ|² + λ·|w' − w|² is minimised, λ
+    the damping in absolute terms, so that H_SS·w'_S = (w·(cross + λI))_S on the kept columns S.
+    Weights of channels that were never active become 0. Iterates until each row's residual is at
+    most `tolerance` of that of plain masking, or `max_iterations`, which the result tells.
+    start: (out, in), weights to begin with, in place of the masked ones. No row ends with a larger
+    error than it begins with. Raises PrunerZeroError naming the layer for a result that is not
+    finite, and what `Hessian` raises.
+    Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem by preconditioned conjugate
+    gradients (Hestenes & Stiefel 1952) with a diagonal preconditioner. Here the preconditioner is
+    Nyström's (Frangella, Tropp & Udell 2021, 2110.02820), cut to each row's support, all rows stop
+    by one tolerance, and the target can be the dense model's outputs. An iteration is one product
+    (out, in) × (in, in).
+    """
+    hessian, mask = layer.required_hessian, layer.required_mask
+    H = hessian.damped()
+    W = layer.dense.detach().float()
+    active = hessian.gram.diagonal() != 0
+    support = (mask & active).float()
+    begin = W * support
+    plain = (W * active - begin) @ H
+    drift = hessian.drift(W)
+    if drift is not None:
+        plain += drift
+    plain *= support
+    precondition = _preconditioner(hessian, H, support)
+    whole = _dot(plain, precondition(plain))
+    first = plain
+    if start is not None:
+        masked, begin = begin, start.detach().float() * support
+        first = plain - ((begin - masked) @ H) * support
+
+    change, iterations = _conjugate_gradients(
+        H, first, support, precondition, tolerance**2 * whole, max_iterations
+    )
+    residual = first - (change @ H) * support
+    # Twice what the error fell by; a row that rounding has made worse goes back to its start.
+    fell = (change * (first + residual)).sum(1, keepdim=True) >= 0
+    result = torch.where(fell, begin + change, begin).masked_fill_(support == 0, 0.0)
+    left = _ratio(_dot(residual, precondition(residual)), whole)
+    relative = float(left.max().clamp_min(0).sqrt())
+    if not result.isfinite().all():
+        raise PrunerZeroError(
+            f"the updated weights of {layer.name} are not finite: raise --damping, or exclude "
+            "the matrix"
+        )
+    return Solution(result, iterations, relative, relative <= 2 * tolerance)
+
+
+def _conjugate_gradients(
+    H: Tensor,
+    residual: Tensor,
+    support: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    goal: Tensor,
+    max_iterations: int,
+) -> tuple[Tensor, int]:
+    """Solve H_SS·change = residual for every row, until the norms of all are down to `goal`.
+
+    `residual` (out, in) and all that follows from it are zero outside `support`; goal (out, 1).
+    """
+    change = torch.zeros_like(residual)
+    residual = residual.clone()
+    direction = z = precondition(residual)
+    now = _dot(residual, z)
+    for iteration in range(max_iterations):
+        if (now <= goal).all():
+            return change, iteration
+        image = (direction @ H).mul_(support)
+        length = _ratio(now, _dot(direction, image))
+        change.addcmul_(length, direction)
+        residual.addcmul_(length, image, value=-1)
+        z = precondition(residual)
+        before, now = now, _dot(residual, z)
+        direction = z + _ratio(now, before) * direction
+    return change, max_iterations
+
+
+def _dot(left: Tensor, right: Tensor) -> Tensor:
+    """Of every row, (out, 1)."""
+    return (left * right).sum(1, keepdim=True)
+
+
+def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """numerator / denominator, 0 where a finished row leaves nothing to divide by."""
+    return torch.where(denominator > 0, numerator / denominator, 0.0)
+
+
+def _preconditioner(hessian: Hessian, H: Tensor, support: Tensor) -> Callable[[Tensor], Tensor]:
+    """An approximate inverse of every row's H_SS, from D + F·Fᵀ ≈ H.
+
+    F (in, rank) is Nyström's factor, D the diagonal of what it leaves, at least the damping; each
+    row's support cuts both, and Woodbury's identity inverts the sum.
+    """
+    F = hessian.nystrom
+    rank = F.shape[1]
+    squares = (F * F).sum(1)
+    floor = hessian.used_damping * hessian.gram.diagonal().mean()
+    floor = floor.maximum(_RANGE * squares.sum())
+    inverse = (H.diagonal() - squares).clamp_min(floor).reciprocal()
+    scaled = F * inverse[:, None]
+    products = (F[:, :, None] * scaled[:, None, :]).view(len(H), rank * rank)
+    inner = (support @ products).view(len(support), rank, rank)
+    inner.diagonal(dim1=1, dim2=2).add_(1)
+    L = torch.linalg.cholesky(inner)
+
+    def apply(residual: Tensor) -> Tensor:
+        low_rank = torch.cholesky_solve((residual @ scaled)[:, :, None], L)[:, :, 0]
+        return (residual * inverse).sub_((low_rank @ scaled.t()).mul_(support))
+
+    return apply
+
+
+EXACT = Step(
+    "exact",
+    exact_update,
+    words="the remaining weights corrected by least squares",
+    help="least squares on the weights that stay",
+    option="update",
+    aims=True,
+    damps=True,
+    estimate=estimate_update,
+)

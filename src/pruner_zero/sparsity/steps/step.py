@@ -1,0 +1,100 @@
+"""What a step after a mask is: from one matrix as it stands to its new weights and mask."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.pattern import Pattern
+
+# (weights (out, in) as updated so far, the columns whose mask is chosen next) → their scores.
+Scorer = Callable[[Tensor, slice], Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One matrix as a step finds it.
+
+    dense: (out, in), the dense weights. hessian: of its input, None where it was not collected; its
+    `cross` is there only where the step is to aim at the dense model's outputs. pattern: what zeros
+    must look like. mask: (out, in) bool, True is kept; None where the step chooses it.
+    scorer: where the step chooses the mask by a metric, the scores of weights as they are updated.
+    updated: (out, in) float32, what the steps before left; None where no step has changed weights.
+    Raises PrunerZeroError naming `name` where a weight is not finite; ValueError for shapes.
+    """
+
+    dense: Tensor
+    hessian: Hessian | None
+    pattern: Pattern
+    mask: Tensor | None = None
+    scorer: Scorer | None = None
+    updated: Tensor | None = None
+    name: str = "matrix"
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.dense.shape)
+        if self.mask is not None and self.mask.shape != shape:
+            raise ValueError(f"mask of {self.name} is {tuple(self.mask.shape)}, its weight {shape}")
+        if not self.dense.isfinite().all():
+            raise PrunerZeroError(f"weights of {self.name} are not finite: exclude the matrix")
+
+    @property
+    def weight(self) -> Tensor:
+        """The weights so far (out, in) float32; those that the mask prunes mean nothing."""
+        return self.dense.detach().float() if self.updated is None else self.updated
+
+    @property
+    def required_mask(self) -> Tensor:
+        """The mask of a step that does not choose it. Raises ValueError where there is none."""
+        if self.mask is None:
+            raise ValueError(f"the mask of {self.name} must be chosen before this step")
+        return self.mask
+
+    @property
+    def required_hessian(self) -> Hessian:
+        """The Hessian of a step that needs it. Raises ValueError where it was not collected."""
+        if self.hessian is None:
+            raise ValueError(f"the step needs the Gram matrix of the inputs of {self.name}")
+        return self.hessian
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What a step leaves: weight (out, in) float32, 0.0 where `mask` (True is kept) prunes.
+
+    note: what the user should know of how it went.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    note: str | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step after a mask, and all that the program says and needs to know of it.
+
+    name: as written after a `+`; two names joined by `+` replace the two steps where both are
+    named. run: the step. words: what it does, for the model card, after "the metric …,".
+    help: what it does in a few words, for `--help` and the reference. changes: a step that changes
+    the mask alone runs before those that change weights. option: the command-line option that names
+    it too. chooses_mask: it chooses the mask itself, by `Layer.scorer`. needs_gram: it needs a
+    `Layer.hessian`. aims: it can aim at the dense model's outputs. damps: it uses the damped
+    Hessian, and the record tells the damping. estimate: a cheaper `run` for the search's
+    closed-form error, close to it for a few rows.
+    """
+
+    name: str
+    run: Callable[[Layer], Updated]
+    words: str
+    help: str
+    changes: Literal["mask", "weights"] = "weights"
+    option: Literal["refine", "update"] | None = None
+    chooses_mask: bool = False
+    needs_gram: bool = True
+    aims: bool = False
+    damps: bool = False
+    estimate: Callable[[Layer], Updated] | None = None

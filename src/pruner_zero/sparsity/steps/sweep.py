@@ -1,0 +1,153 @@
+"""SparseGPT: prune column by column and let the kept weights make up for each loss."""
+
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity.pattern import (
+    Pattern,
+    SemiStructured,
+    Unstructured,
+    check_width,
+    pruned_count,
+)
+from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_highest, keep_n_of_m
+from pruner_zero.sparsity.steps.least_squares import estimate_update
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
+
+# Columns updated one after the other before the rest of the block takes a matrix product.
+_PANEL_COLUMNS = 16
+
+
+def sparsegpt(layer: Layer) -> Updated:
+    """Prune one matrix and spread each removed weight's error over the columns to its right.
+
+    Without a mask, the weights with the lowest scores go: those of the layer's scorer, else
+    |W| / U_jj (whose square is the paper's score) with U the Hessian's inverse factor.
+    Scope `block`: floor(rows · columns · sparsity) of each 128 columns at its start;
+    scope `row`: per row inside the block, counts rounded so that each row ends with
+    floor(in · sparsity) zeros; N:M: per group at its first column, blocks being shortened to
+    whole groups. With a mask, that mask is kept and the pattern decides nothing.
+    Channels that were never active (zero diagonal) get zero weights. Where the Hessian has a
+    cross, the weights that are swept are those of `retarget`. Raises PrunerZeroError for scores
+    that are not finite and for scopes that look beyond a block when no mask is given.
+    Source: Frantar & Alistarh 2023 (2301.00774), algorithm 1.
+    """
+    rows, columns = layer.dense.shape
+    mask, pattern = layer.mask, layer.pattern
+    width, panel, due_columns = BLOCK_COLUMNS, _PANEL_COLUMNS, BLOCK_COLUMNS
+    if mask is None:
+        check_sweep(pattern, columns, layer.name)
+        if isinstance(pattern, SemiStructured):
+            panel = due_columns = pattern.m
+            width = max(panel, width // panel * panel)
+
+    hessian = layer.required_hessian
+    U = hessian.inverse_factor
+    scale = U.diagonal()[:, None]
+    # Transposed, a column is contiguous and an update is one pass over memory.
+    W = retarget(layer).t().clone(memory_format=torch.contiguous_format)
+    W[hessian.gram.diagonal() == 0] = 0.0
+    kept = torch.empty(W.shape, dtype=torch.bool, device=W.device)
+    if mask is not None:
+        kept.copy_(mask.t())
+    errors = torch.empty(min(width, columns), rows, dtype=W.dtype, device=W.device)
+
+    def saliency(due: slice) -> Tensor:
+        """The scores (rows, columns) of the columns that are due."""
+        if layer.scorer is None:
+            return (W[due].abs() / scale[due]).t()
+        scores = layer.scorer(W.t(), due).float()
+        if not scores.isfinite().all():
+            raise PrunerZeroError(
+                f"scores of {layer.name} are not finite: choose another metric or exclude the "
+                "matrix"
+            )
+        return scores
+
+    for start in range(0, columns, width):
+        stop = min(start + width, columns)
+        for left in range(start, stop, panel):
+            right = min(left + panel, stop)
+            group = slice(left, right)
+            W[group].addmm_(U[start:left, group].t(), errors[: left - start], alpha=-1)
+            if mask is None and (left - start) % due_columns == 0:
+                due = slice(left, min(left + due_columns, stop))
+                kept[due] = _keep_columns(saliency(due), pattern, left).t()
+            for j in range(left, right):
+                error = errors[j - start]
+                torch.div(W[j], U[j, j], out=error)
+                error.masked_fill_(kept[j], 0.0)
+                W[j + 1 : right].addr_(U[j, j + 1 : right], error, alpha=-1)
+        W[stop:].addmm_(U[start:stop, stop:].t(), errors[: stop - start], alpha=-1)
+
+    W.masked_fill_(~kept, 0.0)
+    return Updated(W.t().contiguous(), kept.t().contiguous())
+
+
+def check_sweep(pattern: Pattern, columns: int, name: str) -> None:
+    """Raise PrunerZeroError where a sweep of a matrix this wide cannot choose such a mask."""
+    if isinstance(pattern, SemiStructured):
+        check_width(columns, pattern, name)
+    elif pattern.scope not in ("row", "block"):
+        raise PrunerZeroError(
+            f"scope '{pattern.scope}' looks beyond SparseGPT's blocks: "
+            "set scope to block or row, or give a mask"
+        )
+
+
+def _keep_columns(saliency: Tensor, pattern: Pattern, start: int) -> Tensor:
+    """The mask (rows, columns) of some columns, the first one being column `start`."""
+    if isinstance(pattern, SemiStructured):
+        return keep_n_of_m(saliency, pattern.n, pattern.m)
+    assert isinstance(pattern, Unstructured)
+    rows, columns = saliency.shape
+    if pattern.scope == "block":
+        pruned = pruned_count(rows * columns, pattern.sparsity)
+        return keep_highest(saliency.reshape(1, -1), pruned).view(rows, columns)
+    before = pruned_count(start, pattern.sparsity)
+    pruned = pruned_count(start + columns, pattern.sparsity) - before
+    return keep_highest(saliency.contiguous(), pruned)
+
+
+def retarget(layer: Layer) -> Tensor:
+    """The dense weights that, on the pruned model's inputs, come closest to the dense outputs.
+
+    (out, in) float32. They minimise |W·X_denseᵀ − W'·Xᵀ|² + λ·|W' − W|², with
+    λ = damping · mean(diagonal); to sweep them is to sweep the dense weights towards the dense
+    model's outputs. Channels that were never active get zero weights. Without a cross, these are
+    the dense weights.
+    Source: the target is that of GPTAQ (Li et al. 2025, 2504.02692) for quantization and of
+    OSSCAR's sequence (Meng et al. 2024, 2403.12983) for structured pruning. GPTAQ corrects each
+    column's target during the sweep; here the normal equations are solved before it.
+    """
+    W = layer.dense.detach().float()
+    hessian = layer.required_hessian
+    drift = hessian.drift(W)
+    if drift is None:
+        return W
+    U = hessian.inverse_factor
+    return (W + drift @ U.t() @ U).masked_fill(hessian.gram.diagonal() == 0, 0.0)
+
+
+OBS = Step(
+    "obs",
+    sparsegpt,
+    words="the remaining weights corrected by SparseGPT's sweep",
+    help="SparseGPT's sweep over the weights that stay",
+    option="update",
+    aims=True,
+    damps=True,
+    estimate=estimate_update,
+)
+
+OBS_ITER = Step(
+    "obs-iter",
+    sparsegpt,
+    words="the remaining weights corrected by SparseGPT's sweep, which chose the mask as it went",
+    help="the same sweep, which chooses the mask by the metric as it goes",
+    option="update",
+    chooses_mask=True,
+    aims=True,
+    damps=True,
+)

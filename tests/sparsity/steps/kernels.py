@@ -1,0 +1,77 @@
+"""The steps as functions of tensors, their constants at other values where a test asks for it."""
+
+from typing import Any
+from unittest.mock import patch
+
+from torch import Tensor
+
+from pruner_zero.sparsity import Hessian, Layer, Pattern, Scorer, Unstructured, Updated, steps
+from pruner_zero.sparsity.steps import Solution, exact_swaps, swaps, sweep
+
+HALF = Unstructured(0.5)
+
+
+def layer_of(
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor | None = None,
+    pattern: Pattern = HALF,
+    *,
+    cross: Tensor | None = None,
+    damping: float = 0.01,
+    scorer: Scorer | None = None,
+    name: str = "matrix",
+) -> Layer:
+    """A layer with a Hessian of its own."""
+    hessian = Hessian(gram, cross, damping, name)
+    return Layer(weight, hessian, pattern, mask, scorer, name=name)
+
+
+def refine_mask(
+    weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, *, rounds: int = 100, **given: Any
+) -> Tensor:
+    """The mask after at most so many rounds of swaps."""
+    with patch.object(swaps, "_ROUNDS", rounds):
+        return steps.refine_mask(layer_of(weight, gram, mask, pattern, **given)).mask
+
+
+def exact_update(
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    *,
+    cross: Tensor | None = None,
+    damping: float = 0.01,
+    name: str = "matrix",
+    **given: Any,
+) -> Solution:
+    """Least squares under a mask."""
+    layer = layer_of(weight, gram, mask, cross=cross, damping=damping, name=name)
+    return steps.solve(layer, **given)
+
+
+def refine_exact(
+    weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, *, turns: int = 12, **given: Any
+) -> Updated:
+    """Swaps judged by least squares, at most so many turns of them."""
+    with patch.object(exact_swaps, "_TURNS", turns):
+        return steps.refine_exact(layer_of(weight, gram, mask, pattern, **given))
+
+
+def sparsegpt(
+    weight: Tensor,
+    gram: Tensor,
+    pattern: Pattern,
+    *,
+    mask: Tensor | None = None,
+    block_size: int = 128,
+    **given: Any,
+) -> Updated:
+    """SparseGPT's sweep in blocks of so many columns."""
+    with patch.object(sweep, "BLOCK_COLUMNS", block_size):
+        return steps.sparsegpt(layer_of(weight, gram, mask, pattern, **given))
+
+
+def retarget(weight: Tensor, gram: Tensor, cross: Tensor, **given: Any) -> Tensor:
+    """The dense weights aimed at other outputs."""
+    return steps.retarget(layer_of(weight, gram, cross=cross, **given))

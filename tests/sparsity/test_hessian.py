@@ -1,0 +1,132 @@
+"""The Hessian of one input: the textbook's factors, honest damping, each factored once."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity import Hessian
+from tests.sparsity import reference
+from tests.sparsity.steps.test_sweep import assert_close, layer
+
+# Positive definite at damping 0.1, not at 0.01.
+NEARLY_SINGULAR = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
+
+
+def test_the_factor_is_the_cholesky_factor_of_the_inverse() -> None:
+    _, gram = layer(1, 60)
+    hessian = Hessian(gram)
+    expected = torch.linalg.cholesky(torch.linalg.inv(reference.damped(gram)), upper=True)
+    assert hessian.used_damping == 0.01
+    assert_close(hessian.inverse_factor, expected)
+    assert torch.equal(hessian.inverse_factor, hessian.inverse_factor.triu())
+
+
+def test_the_terminal_is_the_diagonal_of_the_factor() -> None:
+    _, gram = layer(1, 60)
+    terminal = Hessian(gram).diagonal
+    assert terminal.shape == (1, 60)
+    assert_close(terminal[0], Hessian(gram).inverse_factor.diagonal())
+
+
+def test_channels_that_were_never_active_get_what_the_damping_leaves() -> None:
+    _, gram = layer(6, 20)
+    gram[:, [3, 11]] = 0.0
+    gram[[3, 11]] = 0.0
+    terminal = Hessian(gram).diagonal
+    assert set(terminal[0].topk(2).indices.tolist()) == {3, 11}
+    assert_close(terminal[0, [3, 11]], (0.01 * gram.diagonal().mean()).rsqrt().expand(2))
+    # In whatever units the gram is.
+    assert_close(Hessian(gram / 1e4).diagonal, 100 * terminal)
+    assert Hessian(torch.zeros(8, 8)).diagonal.tolist() == [[1.0] * 8]
+
+
+def test_a_failed_factorisation_raises_the_damping() -> None:
+    hessian = Hessian(NEARLY_SINGULAR)
+    U = hessian.inverse_factor
+    assert hessian.used_damping == pytest.approx(0.1)
+    assert_close(U.T @ U, torch.linalg.inv(reference.damped(NEARLY_SINGULAR, 0.1)))
+    assert_close(hessian.damped(), reference.damped(NEARLY_SINGULAR, 0.1))
+
+
+def test_no_damping_mends_an_indefinite_gram() -> None:
+    gram = torch.full((4, 4), -5.0).fill_diagonal_(1.0)
+    with pytest.raises(PrunerZeroError, match="down_proj is not positive definite even at damping"):
+        _ = Hessian(gram, name="down_proj").diagonal
+
+
+def test_what_is_not_finite_is_an_error_at_once() -> None:
+    _, gram = layer(4, 8)
+    for bad in (torch.nan, torch.inf):
+        broken = gram.clone()
+        broken[2, 3] = bad
+        with pytest.raises(PrunerZeroError, match="XᵀX of o_proj is not finite"):
+            Hessian(broken, name="o_proj")
+        with pytest.raises(PrunerZeroError, match="X_denseᵀX of o_proj is not finite"):
+            Hessian(gram, broken, name="o_proj")
+
+
+@pytest.mark.parametrize("damping", [0.0, -0.1, 2.0, float("nan")])
+def test_damping_has_a_range(damping: float) -> None:
+    with pytest.raises(PrunerZeroError, match="damping"):
+        Hessian(torch.eye(3), damping=damping)
+
+
+def test_the_nystrom_factor_holds_the_dominant_directions() -> None:
+    _, gram = layer(2, 160)
+    gram += 100 * gram[:, :3] @ gram[:, :3].T / gram[0, 0]
+    hessian = Hessian(gram)
+    F = hessian.nystrom
+    assert F.shape == (160, 32)
+    left = hessian.damped().double() - (F @ F.T).double()
+    eigenvalues = torch.linalg.eigvalsh(hessian.damped().double())
+    assert torch.linalg.eigvalsh(left)[-1] < 2 * eigenvalues[-33]
+    assert torch.linalg.eigvalsh(left)[0] > -1e-4 * eigenvalues[-1]
+
+
+def test_up_to_three_inputs_have_no_dominant_directions() -> None:
+    for columns, rank in ((1, 0), (3, 0), (4, 1)):
+        assert Hessian(layer(2, columns)[1]).nystrom.shape == (columns, rank)
+
+
+def test_everything_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    factor = torch.linalg.cholesky_ex
+
+    def counted(matrix: Tensor, **options: Any) -> Any:
+        calls.append(len(matrix))
+        return factor(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", counted)
+    hessian = Hessian(layer(4, 24)[1])
+    for _ in range(3):
+        _ = hessian.inverse_factor, hessian.used_damping, hessian.diagonal, hessian.nystrom
+    assert calls == [24]
+    before = hessian.inverse_factor
+    hessian.forget()
+    assert torch.equal(hessian.inverse_factor, before)
+    assert calls == [24, 24]
+    hessian = Hessian(layer(4, 24)[1]).prepare()
+    _ = hessian.used_damping, hessian.diagonal, hessian.nystrom
+    assert calls == [24, 24, 24]
+
+
+def test_without_a_cross_nothing_drifts() -> None:
+    weight, gram = layer(4, 24)
+    hessian = Hessian(gram, gram + 1)
+    assert hessian.without_cross().cross is None
+    assert hessian.without_cross().drift(weight) is None
+    drift = hessian.drift(weight)
+    assert drift is not None
+    assert_close(drift, weight.sum(1, keepdim=True).expand(4, 24))
+    assert Hessian(gram).without_cross() is not None
+
+
+def test_the_gram_is_left_alone() -> None:
+    _, gram = layer(4, 24)
+    copy = gram.clone()
+    hessian = Hessian(gram)
+    _ = hessian.inverse_factor, hessian.diagonal, hessian.nystrom, hessian.damped()
+    assert torch.equal(gram, copy)
