@@ -1,0 +1,247 @@
+"""Swaps of a mask beside SparseSwaps' rule: layer error, perplexity and seconds.
+
+    python benchmarks/swaps.py --calibration wiki.valid.raw --text wiki.test.raw
+
+SparseSwaps (Zimmer et al. 2025, 2512.10922) takes the best single swap of every row, one at a time,
+until none helps. That rule is written here on its own. It runs as a step after Wanda's mask, and on
+every matrix it meets, this program's swaps start from the same mask with the same Gram matrix, one
+right after the other, so that both are timed on the machine as it is at that moment.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pruner_zero import compare
+from pruner_zero.cli.progress import LineProgress
+from pruner_zero.files import write_atomic
+from pruner_zero.models import load_model
+from pruner_zero.sparsity import STEPS, Layer, SemiStructured, Updated
+from pruner_zero.sparsity.steps import refine_mask
+
+HERE = Path(__file__).parent
+FILE = HERE / "results" / "swaps.json"
+# A gain below this share of a row's error is none: the same for both rules.
+LEAST_GAIN = 1e-5
+# The block on whose matrices the rule is also timed without bounds.
+PLAIN_BLOCK = 15
+ZEROS: dict[str, dict[str, Any]] = {"2:4": {"pattern": "2:4"}, "50 %": {"sparsity": 0.5}}
+METHODS = ("wanda+single", "wanda+refine", "wanda")
+
+# (W, C, mask, change (rows, in) of the error by flipping each weight) → effect, revive, prune.
+Pair = tuple[Tensor, Tensor, Tensor]
+BestPair = Callable[[Tensor, Tensor, Tensor, Tensor], Pair]
+
+
+def single_swaps(W: Tensor, C: Tensor, mask: Tensor, best_pair: BestPair) -> tuple[Tensor, int]:
+    """SparseSwaps' mask: the best swap of each row until no row has one; and the most swaps.
+
+    W, mask: (rows, in). C: (in, in).
+    """
+    refined = mask.clone()
+    rows = torch.arange(len(W))
+    gradient = W.masked_fill(mask, 0.0) @ C
+    diagonal = C.diagonal()
+    swaps = 0
+    while len(rows):
+        kept, weight = refined[rows], W[rows]
+        delta = weight.masked_fill(kept, 0.0)
+        error = (delta * gradient).sum(1)
+        slope, square = 2 * weight * gradient, weight * weight * diagonal
+        change = torch.where(kept, square + slope, square - slope)
+        effect, revive, prune = best_pair(weight, C, kept, change)
+        wanted = effect < -LEAST_GAIN * error
+        rows, gradient = rows[wanted], gradient[wanted]
+        revive, prune = revive[wanted], prune[wanted]
+        refined[rows, revive] = True
+        refined[rows, prune] = False
+        gradient -= W[rows, revive][:, None] * C[revive]
+        gradient += W[rows, prune][:, None] * C[prune]
+        swaps += bool(len(rows))
+    return refined, swaps
+
+
+def of_all_pairs(W: Tensor, C: Tensor, mask: Tensor, change: Tensor) -> Pair:
+    """Every pair of a pruned and a kept weight of each row, as the paper says it."""
+    results = []
+    chunk = max(1, 2**24 // W.shape[1] ** 2)
+    for w, kept, alone in zip(*(part.split(chunk) for part in (W, mask, change)), strict=True):
+        effect = alone[:, :, None] + alone[:, None, :] - 2 * w[:, :, None] * w[:, None, :] * C
+        effect.masked_fill_(kept[:, :, None] | ~kept[:, None, :], torch.inf)
+        results.append(effect.flatten(1).min(1))
+    place = torch.cat([result.indices for result in results])
+    values = torch.cat([result.values for result in results])
+    return values, place // W.shape[1], place % W.shape[1]
+
+
+def within_groups(m: int) -> BestPair:
+    """Every pair of each group of m columns."""
+
+    def best_pair(W: Tensor, C: Tensor, mask: Tensor, change: Tensor) -> Pair:
+        groups = torch.arange(W.shape[1] // m)
+        inner = C.reshape(len(groups), m, len(groups), m)[groups, :, groups]
+        w, kept, alone = (part.view(len(W), -1, m) for part in (W, mask, change))
+        effect = alone[..., :, None] + alone[..., None, :]
+        effect -= 2 * w[..., :, None] * w[..., None, :] * inner
+        effect.masked_fill_(kept[..., :, None] | ~kept[..., None, :], torch.inf)
+        best, place = effect.flatten(1).min(1)
+        start = place // (m * m) * m
+        return best, start + place % (m * m) // m, start + place % m
+
+    return best_pair
+
+
+def bounded(C: Tensor) -> BestPair:
+    """The pair that `of_all_pairs` finds, without looking at pairs that cannot be the best.
+
+    |2·w_p·w_q·C_pq| is at most 2·ρ_p·s_p·s_q with s = |w|·√C_jj and ρ_p the largest correlation of
+    p with any other channel. The best of the 16 most promising weights of either side bounds the
+    effect from above; a weight whose best conceivable pair is above that is left out.
+    """
+    root = C.diagonal().clamp_min(1e-30).sqrt()
+    correlation = (C / root[:, None] / root).fill_diagonal_(0.0).abs().amax(1)
+
+    def best_pair(W: Tensor, C: Tensor, mask: Tensor, change: Tensor) -> Pair:
+        gain = change.masked_fill(mask, torch.inf)
+        cost = change.masked_fill(~mask, torch.inf)
+        size = W.abs() * root
+        reach = 2 * correlation * size
+        levels = torch.logspace(-3, 0, 24) * float(reach.max())
+        first = _pairs(
+            W, C, gain, cost, *(side.topk(16, 1, False).indices for side in (gain, cost))
+        )
+        limit = first[0]
+        near = []
+        for own, other in ((gain, cost), (cost, gain)):
+            least = torch.stack([(other - level * size).amin(1) for level in levels], 1)
+            # The next level above each weight's reach, for a bound that holds.
+            place = torch.bucketize(reach, levels).clamp_max(len(levels) - 1)
+            bound = own + least.gather(1, place)
+            count = int((bound <= limit[:, None]).sum(1).max().clamp_min(1))
+            near.append(bound.topk(count, 1, largest=False).indices)
+        return _pairs(W, C, gain, cost, *near)
+
+    return best_pair
+
+
+def _pairs(
+    W: Tensor, C: Tensor, gain: Tensor, cost: Tensor, revived: Tensor, pruned: Tensor
+) -> Pair:
+    """The best of the pairs of `revived` and `pruned` (rows, candidates), columns."""
+    results = []
+    chunk = max(1, 2**22 // (revived.shape[1] * pruned.shape[1]))
+    parts = (part.split(chunk) for part in (W, gain, cost, revived, pruned))
+    for w, a, b, p, q in zip(*parts, strict=True):
+        effect = a.gather(1, p)[:, :, None] + b.gather(1, q)[:, None, :]
+        across = w.gather(1, p)[:, :, None] * w.gather(1, q)[:, None, :]
+        effect -= 2 * across * C[p[:, :, None], q[:, None, :]]
+        best, place = effect.flatten(1).min(1)
+        width = q.shape[1]
+        results.append(
+            (
+                best,
+                p.gather(1, (place // width)[:, None])[:, 0],
+                q.gather(1, (place % width)[:, None])[:, 0],
+            )
+        )
+    effect, revive, prune = (torch.cat(part) for part in zip(*results, strict=True))
+    return effect, revive, prune
+
+
+def layer_error(W: Tensor, C: Tensor, mask: Tensor) -> float:
+    """δ·C·δᵀ over all rows."""
+    delta = W.masked_fill(mask, 0.0)
+    return float((delta * (delta @ C)).sum(dtype=torch.float64))
+
+
+def measured(layers: list[dict[str, Any]], save: Callable[[], None]) -> Callable[[Layer], Updated]:
+    """SparseSwaps' rule as a step that also measures both rules on every layer it meets."""
+
+    def run(layer: Layer) -> Updated:
+        W, C, mask = layer.dense.float(), layer.required_hessian.gram, layer.required_mask
+        pattern = layer.pattern
+        row: dict[str, Any] = {"name": layer.name, "shape": list(W.shape)}
+        begin = time.perf_counter()
+        ours = refine_mask(layer).mask
+        row["seconds_ours"] = time.perf_counter() - begin
+        begin = time.perf_counter()
+        semi = isinstance(pattern, SemiStructured)
+        best_pair = within_groups(pattern.m) if isinstance(pattern, SemiStructured) else bounded(C)
+        single, row["swaps"] = single_swaps(W, C, mask, best_pair)
+        row["seconds_single"] = time.perf_counter() - begin
+        if not semi and f".{PLAIN_BLOCK}." in layer.name and W.shape[1] < 1000:
+            begin = time.perf_counter()
+            plain, _ = single_swaps(W, C, mask, of_all_pairs)
+            row["seconds_plain"] = time.perf_counter() - begin
+            row["differ"] = int((plain != single).any(1).sum())
+        row["error"] = {
+            name: layer_error(W, C, chosen)
+            for name, chosen in (("wanda", mask), ("single", single), ("ours", ours))
+        }
+        layers.append(row)
+        save()
+        return Updated(layer.weight, single)
+
+    return run
+
+
+def main() -> None:
+    """Measure the rows that are missing and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default="builtin:smollm2-135m")
+    parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
+    parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    model = load_model(given.model)
+    report: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    builtin = dict(STEPS.items())
+    for method in METHODS:
+        for zeros, options in ZEROS.items():
+            table = report.setdefault(zeros, {"rows": [], "layers": []})
+            if any(row["method"] == method for row in table["rows"]):
+                continue
+            if method == "wanda+single":
+                table["layers"] = []
+                run = measured(table["layers"], lambda: save(report))
+                step = replace(STEPS["refine"], name="single", run=run, option=None)
+                # The registry takes plug-ins from installed packages; a benchmark is none.
+                STEPS._builtin = MappingProxyType({**builtin, "single": step})
+            found = compare(
+                model,
+                [method],
+                calibration=given.calibration,
+                text=given.text,
+                windows=24,
+                seqlen=1024,
+                seed=0,
+                windows_eval=12,
+                progress=LineProgress(),
+                **options,
+            )
+            table["rows"] += found.rows
+            report["provenance"] = found.provenance
+            save(report)
+            write_page(report)
+    write_page(report)
+
+
+def save(report: dict[str, Any]) -> None:
+    """Write the result file."""
+    write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+
+
+def write_page(report: dict[str, Any]) -> None:
+    """Write swaps.md."""
+
+
+if __name__ == "__main__":
+    main()
