@@ -31,8 +31,8 @@ HERE = Path(__file__).parent
 FILE = HERE / "results" / "swaps.json"
 # A gain below this share of a row's error is none: the same for both rules.
 LEAST_GAIN = 1e-5
-# The block on whose matrices the rule is also timed without bounds.
-PLAIN_BLOCK = 15
+# The rule is also timed without bounds on matrices of at most so many rows.
+PLAIN_ROWS = 200
 ZEROS: dict[str, dict[str, Any]] = {"2:4": {"pattern": "2:4"}, "50 %": {"sparsity": 0.5}}
 METHODS = ("wanda+single", "wanda+refine", "wanda")
 
@@ -177,7 +177,7 @@ def measured(layers: list[dict[str, Any]], save: Callable[[], None]) -> Callable
         best_pair = within_groups(pattern.m) if isinstance(pattern, SemiStructured) else bounded(C)
         single, row["swaps"] = single_swaps(W, C, mask, best_pair)
         row["seconds_single"] = time.perf_counter() - begin
-        if not semi and f".{PLAIN_BLOCK}." in layer.name and W.shape[1] < 1000:
+        if not semi and len(W) <= PLAIN_ROWS:
             begin = time.perf_counter()
             plain, _ = single_swaps(W, C, mask, of_all_pairs)
             row["seconds_plain"] = time.perf_counter() - begin
@@ -199,7 +199,9 @@ def main() -> None:
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
     parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
+    parser.add_argument("--blocks", type=int, nargs="*", help="prune these blocks alone")
     given = parser.parse_args()
+    include = [f"*.{block}.*" for block in given.blocks or ()]
     torch.set_num_threads(1)
     model = load_model(given.model)
     report: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
@@ -224,6 +226,7 @@ def main() -> None:
                 seqlen=1024,
                 seed=0,
                 windows_eval=12,
+                include=include,
                 progress=LineProgress(),
                 **options,
             )

@@ -16,7 +16,7 @@ from pruner_zero.metric import parse
 from pruner_zero.models import find_matrices
 from pruner_zero.pruning import prune
 from pruner_zero.sparsity import Scope
-from tests.evolution.conftest import Build, tiny_settings
+from tests.evolution.conftest import Build
 from tests.evolution.test_run import journal, run
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
@@ -132,9 +132,3 @@ def test_the_update_decides_what_is_found_and_workers_do_not(
         run(llama_folder, tmp_path / "one", text_file, update="exact", **small)
     with pytest.raises(PrunerZeroError, match="holds a run of other settings: update differ"):
         run(llama_folder, tmp_path / "one", text_file, **small)
-
-
-def test_a_run_without_update_is_the_run_of_versions_that_knew_none() -> None:
-    plain = tiny_settings().identity()
-    assert not {"update", "allocation", "metric", "tree"} & set(plain)
-    assert {**plain, "update": "obs"} == tiny_settings(update="obs").identity()
