@@ -1,8 +1,10 @@
 """Built-in models: a GGUF is converted once, and the copy says exactly what the file says."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from pruner_zero.models import (
     BUILTIN_MODELS,
     Dtype,
+    LanguageModel,
     builtin,
     find_matrices,
     fingerprint,
@@ -37,10 +40,13 @@ def gguf(tmp_path: Path) -> Path:
 
 
 def forbid_reading_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise AssertionError("the GGUF was read again")
+    read = builtin.read_model
 
-    monkeypatch.setattr(builtin, "_from_gguf", fail)
+    def read_copy(source: Path, name: str, **how: Any) -> LanguageModel:
+        assert source.suffix != ".gguf", "the GGUF was read again"
+        return read(source, name, **how)
+
+    monkeypatch.setattr(builtin, "read_model", read_copy)
 
 
 def test_the_copy_is_the_model_in_the_file(gguf: Path, cache: Path) -> None:
@@ -58,7 +64,7 @@ def test_a_second_load_reads_the_copy_alone(
 ) -> None:
     load_converted(gguf, "tiny")
     forbid_reading_gguf(monkeypatch)
-    loaded = load_converted(gguf, "tiny", "bfloat16")
+    loaded = load_converted(gguf, "tiny", dtype="bfloat16")
     assert loaded.model.dtype == torch.bfloat16
 
 
@@ -135,7 +141,11 @@ def test_a_model_that_is_not_installed_names_the_command(monkeypatch: pytest.Mon
 def test_smollm2_is_a_whole_llama_of_135_million_weights(cache: Path) -> None:
     for dtype in DTYPES:
         copy = load_model(SMOLLM2, dtype)
-        plain = builtin._from_gguf(builtin._installed(SMOLLM2), SMOLLM2, dtype)
+        spec = find_spec(BUILTIN_MODELS[SMOLLM2][0])
+        assert spec is not None
+        assert spec.origin is not None
+        (file,) = Path(spec.origin).parent.glob("*.gguf")
+        plain = load_model(file, dtype)
         assert fingerprint(copy.model) == fingerprint(plain.model)
         assert copy.fingerprint() == plain.fingerprint()
     assert len(find_matrices(copy.model)) == 30 * 7

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,14 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, T5Config
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Dtype, LanguageModel, as_language_model, load_model, save_model
+from pruner_zero.models import (
+    Dtype,
+    LanguageModel,
+    as_language_model,
+    load_model,
+    load_offloaded,
+    save_model,
+)
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
@@ -101,6 +109,53 @@ def test_a_model_object_is_used_in_place() -> None:
 
 def test_a_path_as_language_model_is_loaded(folder: Path) -> None:
     assert as_language_model(folder).name == str(folder)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """A hub cache with two revisions of `someone/tiny`: the fingerprint of each, by its name."""
+    repository = tmp_path / "hub/models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    fingerprints = {}
+    for seed, revision in enumerate(("main", "v2")):
+        commit = str(seed) * 40
+        model = LanguageModel(tiny_model("llama", seed=seed), tiny_tokenizer(), "tiny")
+        save_model(model, repository / "snapshots" / commit)
+        (repository / "refs" / revision).write_text(commit)
+        fingerprints[revision] = model.fingerprint()
+    for module in ("huggingface_hub.constants", "transformers.utils.hub.constants"):
+        monkeypatch.setattr(f"{module}.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("pruner_zero.models.load.hub_reachable", lambda: False)
+    return fingerprints
+
+
+@pytest.mark.parametrize("load", [load_model, load_offloaded, as_language_model])
+def test_a_revision_of_a_hub_model(load: Any, hub: dict[str, str], folder: Path) -> None:
+    assert load("someone/tiny").fingerprint() == hub["main"]
+    assert load("someone/tiny", revision="v2").fingerprint() == hub["v2"]
+    assert "hub did not provide it" in refusal(lambda: load("someone/tiny", revision="v3"))
+    message = refusal(lambda: load(folder, revision="v2"))
+    assert message == f"--revision is for models of the hub, not {folder}: leave it out"
+
+
+@pytest.mark.parametrize("load", [load_model, load_offloaded])
+def test_the_attention_implementation_is_the_one_asked_for(load: Any, folder: Path) -> None:
+    assert load(folder).model.config._attn_implementation == "sdpa"
+    eager = load(folder, attn_implementation="eager")
+    assert eager.model.config._attn_implementation == "eager"
+    assert eager.fingerprint() == load(folder).fingerprint()
+    assert "cannot be loaded" in refusal(lambda: load(folder, attn_implementation="eagre"))
+    assert "cannot be loaded" in refusal(
+        lambda: load(folder, attn_implementation="flash_attention_2")
+    )
+
+
+def test_a_model_object_gets_the_attention_implementation_too() -> None:
+    model = tiny_model("llama")
+    as_language_model(model, tiny_tokenizer(), attn_implementation="eager")
+    assert model.config._attn_implementation == "eager"
+    message = refusal(lambda: as_language_model(model, tiny_tokenizer(), revision="v2"))
+    assert "--revision is for models of the hub" in message
 
 
 # What is wrong, and the words that must tell it.

@@ -180,6 +180,7 @@ def test_a_hub_name_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_built_in_model_is_read_from_its_copy_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert "did you mean" in refusal(lambda: load_offloaded("builtin:smollm2"))
     gguf = tmp_path / "tiny.gguf"
     write_gguf(tiny_model("llama"), gguf)
     monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path / "cache"))
@@ -188,4 +189,3 @@ def test_the_built_in_model_is_read_from_its_copy_in_the_cache(
     offloaded = load_offloaded(name)
     assert offloaded.name == name
     assert offloaded.fingerprint() == load_model(name).fingerprint()
-    assert "did you mean" in refusal(lambda: load_offloaded("builtin:smollm2"))

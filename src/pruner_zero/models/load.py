@@ -10,79 +10,82 @@ from pruner_zero.choices import Dtype
 from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models.builtin import builtin_folder, load_builtin
+from pruner_zero.models.builtin import PREFIX, builtin_folder, load_builtin
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
 from pruner_zero.models.pickled import BESIDE, PICKLED, converted_folder
 from pruner_zero.models.placement import place_model
-from pruner_zero.models.read import read_model, readable
+from pruner_zero.models.read import is_gguf, read_model, readable
 from pruner_zero.models.shards import weight_files
 
 
-def load_model(source: str | Path, dtype: Dtype = "auto", device: str = "auto") -> LanguageModel:
+def load_model(
+    source: str | Path,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
+) -> LanguageModel:
     """Load a decoder-only language model and its tokenizer.
 
-    source: a hub id, a folder, a `.gguf` file or `builtin:smollm2-135m`. dtype: that of the
-    weights; "auto" keeps the checkpoint's. device: what `find_devices` takes. Only safetensors
-    and GGUF weights are read, pickled ones where `pickled:` stands before the hub id or folder.
-    Raises PrunerZeroError naming what to change.
+    source: a hub id, a folder, a `.gguf` file or `builtin:smollm2-135m`. Only safetensors and
+    GGUF weights are read, pickled ones where `pickled:` stands before the hub id or folder.
+    dtype: that of the weights; "auto" keeps the checkpoint's. device: as in `find_devices`.
+    revision: branch, tag or commit of a hub model. attn_implementation: as in transformers,
+    which chooses where it is None. Raises PrunerZeroError, naming what to change.
     """
     devices = find_devices(device)
-    loaded = _read(str(source), dtype)
+    name = str(source)
+    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
+    if name.startswith(PREFIX):
+        _check_no_revision(name, revision)
+        loaded = load_builtin(name, **how)
+    elif path := _local_path(name, revision):
+        loaded = read_model(path, name, **how)
+    else:
+        local_only = _is_offline()
+        loaded = read_model(name, name, revision=revision, local_files_only=local_only, **how)
     place_model(loaded.model, devices)
     return loaded
 
 
-def _read(name: str, dtype: Dtype) -> LanguageModel:
-    if name.startswith("builtin:"):
-        return load_builtin(name, dtype)
-    if name.startswith(PICKLED):
-        return read_model(_pickled_folder(name), name, dtype, local_files_only=True)
-    path = Path(name)
-    if name.strip() and path.is_dir():
-        _check_folder(path)
-        return read_model(name, name, dtype, local_files_only=True)
-    if path.suffix == ".gguf" and path.is_file():
-        return read_model(path.parent, name, dtype, gguf_file=path.name, local_files_only=True)
-    _check_hub_id(name)
-    offline = is_offline_mode() or not hub_reachable()
-    return read_model(name, name, dtype, local_files_only=offline)
-
-
 def load_offloaded(
-    source: str | Path, dtype: Dtype = "auto", device: str = "auto"
+    source: str | Path,
+    dtype: Dtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
 ) -> OffloadedModel:
     """The model `source` with its weights left on disk, to be read block by block.
 
-    source: a folder, a hub id or `builtin:smollm2-135m`. device: where a block is read to, the
-    first that `find_devices` gives. Raises PrunerZeroError as `load_model` does, and for a GGUF
-    file and a quantized checkpoint, which have no weights that could be read one by one.
+    device: where a block is read to, the first that `find_devices` gives. The rest is as in
+    `load_model`. Raises PrunerZeroError as that does, and for a GGUF file or a quantized
+    checkpoint, whose weights cannot be read one by one.
     """
     home = find_devices(device).first
-    return open_offloaded(model_folder(source), str(source), dtype, home)
+    folder = model_folder(source, revision)
+    return open_offloaded(folder, str(source), home, dtype, attn_implementation)
 
 
-def model_folder(source: str | Path) -> Path:
+def model_folder(source: str | Path, revision: str | None = None) -> Path:
     """The local folder that holds the safetensors of the model `source`.
 
     A hub model is fetched, the built-in one converted. Raises PrunerZeroError naming what to
     change; a GGUF file has no such folder.
     """
     name = str(source)
-    if name.startswith("builtin:"):
+    if name.startswith(PREFIX):
+        _check_no_revision(name, revision)
         return builtin_folder(name)
-    if name.startswith(PICKLED):
-        return _pickled_folder(name)
-    path = Path(name)
-    if name.strip() and path.is_dir():
-        _check_folder(path)
-        return path
-    if path.suffix == ".gguf" and path.is_file():
+    path = _local_path(name, revision)
+    if path is None:
+        return _fetched(name, "*.safetensors", revision)
+    if is_gguf(path):
         raise PrunerZeroError(
             f"{name} is one GGUF file, which --offload cannot read block by block: "
             "give the folder of a model saved as safetensors, or leave out --offload"
         )
-    return _fetched(name, "*.safetensors")
+    return path
 
 
 def as_language_model(
@@ -90,47 +93,68 @@ def as_language_model(
     tokenizer: Any = None,
     dtype: Dtype = "auto",
     device: str = "auto",
+    revision: str | None = None,
+    attn_implementation: str | None = None,
 ) -> LanguageModel:
     """`model` itself where it is loaded already, with its `tokenizer`; loaded by name otherwise.
 
     A model object is used in place, in evaluation mode; it stays on the device it is on unless
     another one than "auto" is asked for. Raises PrunerZeroError where a model object comes
-    without a tokenizer.
+    without a tokenizer or with a revision.
     """
-    if isinstance(model, (str, Path)):
-        return load_model(model, dtype, device)
+    if isinstance(model, str | Path):
+        return load_model(model, dtype, device, revision, attn_implementation)
     if not isinstance(model, LanguageModel):
         if tokenizer is None:
             raise PrunerZeroError("a model object needs its tokenizer: pass tokenizer=")
         name = model.name_or_path or type(model).__name__
         model = LanguageModel(model.eval(), tokenizer, name)
+    _check_no_revision("a model object", revision)
+    if attn_implementation is not None:
+        model.model.set_attn_implementation(attn_implementation)
     if device != "auto":
         place_model(model.model, find_devices(device))
     return model
 
 
-def _pickled_folder(name: str) -> Path:
-    """The folder of the copy as safetensors of what `name` asks for."""
+def _local_path(name: str, revision: str | None) -> Path | None:
+    """The folder or GGUF file to read `name` from; None for a hub model that is not pickled."""
     source = name.removeprefix(PICKLED)
     path = Path(source)
-    if not (source.strip() and path.is_dir()):
-        path = _fetched(source, "*.bin")
-    _check_config(path)
-    with readable(name, local=True):
-        return converted_folder(path)
+    if source.strip() and (path.is_dir() or (is_gguf(path) and path.is_file())):
+        _check_no_revision(name, revision)
+    elif source == name:
+        _check_hub_id(name)
+        return None
+    else:
+        path = _fetched(source, "*.bin", revision)
+    if path.is_dir():
+        _check_config(path)
+    if source != name:
+        with readable(name, local=True):
+            return converted_folder(path)
+    if path.is_dir():
+        _check_safetensors(path)
+    return path
 
 
-def _fetched(name: str, weights: str) -> Path:
+def _fetched(name: str, weights: str, revision: str | None) -> Path:
     """The folder in the hub's cache of the model `name`, with the files `weights`."""
     _check_hub_id(name)
-    offline = is_offline_mode() or not hub_reachable()
+    local_only = _is_offline()
     with readable(name, local=False):
-        files = [*BESIDE, weights]
-        return Path(snapshot_download(name, allow_patterns=files, local_files_only=offline))
+        patterns = [*BESIDE, weights]
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, local_files_only=local_only
+        )
+        return Path(folder)
 
 
-def _check_folder(path: Path) -> None:
-    _check_config(path)
+def _is_offline() -> bool:
+    return is_offline_mode() or not hub_reachable()
+
+
+def _check_safetensors(path: Path) -> None:
     if not any(path.glob("*.safetensors")):
         raise PrunerZeroError(
             f"{path} has no .safetensors weights, and pickled ones are read only where asked "
@@ -149,8 +173,13 @@ def _check_config(path: Path) -> None:
         )
 
 
+def _check_no_revision(name: str, revision: str | None) -> None:
+    if revision is not None:
+        raise PrunerZeroError(f"--revision is for models of the hub, not {name}: leave it out")
+
+
 def _check_hub_id(name: str) -> None:
-    """Raise PrunerZeroError where `name` can only have been meant as a path, or as nothing."""
+    """Raise PrunerZeroError where `name` can only have been meant as a path, or is empty."""
     path = Path(name)
     wanted = "give a folder, a .gguf file or a hub id"
     if not name.strip():

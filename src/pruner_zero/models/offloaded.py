@@ -110,7 +110,11 @@ class OffloadedModel(LanguageModel):
 
 
 def open_offloaded(
-    folder: Path, name: str, dtype: Dtype = "auto", device: torch.device = CPU
+    folder: Path,
+    name: str,
+    device: torch.device = CPU,
+    dtype: Dtype = "auto",
+    attn_implementation: str | None = None,
 ) -> OffloadedModel:
     """The model saved in `folder`, known as `name`, with its weights left on disk.
 
@@ -118,11 +122,13 @@ def open_offloaded(
     quantized checkpoint.
     """
     with quiet():
-        checked = read_model(folder, name, dtype, local_files_only=True, weights=False)
+        checked = read_model(folder, name, dtype, attn_implementation, weights=False)
         bare = checked.model
         shards = Shards(folder, bare)
         with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(bare.config, dtype=bare.dtype)
+            model = AutoModelForCausalLM.from_config(
+                bare.config, dtype=bare.dtype, attn_implementation=attn_implementation
+            )
     model.generation_config = bare.generation_config
     copy_conversions(bare, model)
     stored = _place(model, bare, shards)

@@ -18,28 +18,33 @@ from pruner_zero.models.transformers_private import is_causal
 
 
 def read_model(
-    folder: str | Path,
+    source: str | Path,
     name: str,
     dtype: Dtype = "auto",
-    gguf_file: str | None = None,
+    attn_implementation: str | None = None,
     *,
-    local_files_only: bool,
+    revision: str | None = None,
+    local_files_only: bool = True,
     weights: bool = True,
 ) -> LanguageModel:
-    """The model in `folder` (a folder or hub id), in evaluation mode, known as `name`.
+    """The model in `source`, in evaluation mode, known as `name`.
 
-    gguf_file: its file in GGUF, where it is not saved as safetensors. local_files_only: do
-    not ask the hub. weights: False leaves all parameters on the meta device, checked but not
-    read. Raises
-    PrunerZeroError where anything cannot be read, is no causal language model, or lacks
+    source: a folder, a GGUF file or a hub id. revision: of a hub id. local_files_only: do not
+    ask the hub. weights: False leaves all parameters on the meta device, checked but not read.
+    Raises PrunerZeroError where anything cannot be read, is no causal language model, or lacks
     weights: nothing is filled in at random.
     """
-    # Code that comes with a model is not run, nor is the user asked whether to.
-    options: dict[str, Any] = {"local_files_only": local_files_only, "trust_remote_code": False}
-    if gguf_file is not None:
-        options["gguf_file"] = gguf_file
-    placement = {} if weights else {"device_map": {"": "meta"}}
-    with readable(name, local=Path(folder).exists()), quiet():
+    path = Path(source)
+    gguf = is_gguf(path)
+    folder = path.parent if gguf else source
+    options: dict[str, Any] = {
+        "local_files_only": local_files_only,
+        # Code that comes with a model is not run, nor is the user asked whether to.
+        "trust_remote_code": False,
+        **({"gguf_file": path.name} if gguf else {}),
+        **({} if revision is None else {"revision": revision}),
+    }
+    with readable(name, local=path.exists()), quiet():
         config = AutoConfig.from_pretrained(folder, **options)
         _check_causal(config, name)
         if not weights and getattr(config, "quantization_config", None) is not None:
@@ -50,17 +55,23 @@ def read_model(
         model, report = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
-            use_safetensors=None if gguf_file else True,
+            attn_implementation=attn_implementation,
+            device_map=None if weights else {"": "meta"},
+            use_safetensors=None if gguf else True,
             # Reported rather than raised, so that the error below can name the weight.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            **placement,
             **options,
         )
         _check_complete(report, name)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     _forget_quantization(model)
     return LanguageModel(model.eval(), tokenizer, name)
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether `path` names a GGUF file."""
+    return path.suffix == ".gguf"
 
 
 @contextmanager
@@ -126,6 +137,9 @@ def readable(name: str, *, local: bool) -> Iterator[None]:
         raise PrunerZeroError(
             f"the weights of {name} are damaged ({one_line(error)}): fetch them again"
         ) from error
+    except ImportError as error:
+        # Such as an attention implementation whose package is not installed.
+        raise PrunerZeroError(f"{name} cannot be loaded: {one_line(error)}") from error
     except Exception as error:
         # A foreign file can make its readers fail in any way: garbage in a GGUF ends in
         # struct.error, IndexError or AttributeError.
