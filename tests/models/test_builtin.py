@@ -19,6 +19,7 @@ from pruner_zero.models import (
     load_model,
 )
 from pruner_zero.models.builtin import load_converted
+from pruner_zero.models.read import read_model
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny_models import tiny_model
@@ -40,11 +41,9 @@ def gguf(tmp_path: Path) -> Path:
 
 
 def forbid_reading_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = builtin.read_model
-
     def read_copy(source: Path, name: str, **how: Any) -> LanguageModel:
         assert source.suffix != ".gguf", "the GGUF was read again"
-        return read(source, name, **how)
+        return read_model(source, name, **how)
 
     monkeypatch.setattr(builtin, "read_model", read_copy)
 
