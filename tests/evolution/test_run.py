@@ -113,6 +113,25 @@ def test_another_seed_searches_elsewhere(
     assert journal(tmp_path / "run") != journal(undisturbed)
 
 
+def test_without_a_search_text_candidates_are_judged_on_the_other_half(
+    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    search(llama_folder, calibration=text_file, output=tmp_path / "run", evaluations=40, **TINY)
+    given, default = (
+        json.loads((folder / "run.json").read_text()) for folder in (undisturbed, tmp_path / "run")
+    )
+    for use in ("calibration", "search"):
+        assert given[use] == default[use]
+    assert default["calibration"]["text_sha256"] != default["search"]["text_sha256"]
+    assert journal(tmp_path / "run")[1:] == journal(undisturbed)[1:]
+    # Documents can be read only once.
+    documents = iter([text_file.read_text()])
+    result = search(
+        llama_folder, calibration=documents, output=tmp_path / "once", evaluations=12, **TINY
+    )
+    assert result.best is not None
+
+
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_the_archive_is_the_same(

@@ -86,12 +86,6 @@ def test_the_published_space_is_the_released_one() -> None:
         assert PUBLISHED_SPACE.allows(parse(text)) is None
 
 
-def test_a_changed_copy_forgets_what_the_old_terminals_gave() -> None:
-    space = SearchSpace()
-    assert Shape.ROW in space.least_depth
-    assert Shape.ROW not in space.model_copy(update={"terminals": ("W", "G")}).least_depth
-
-
 def test_positions_leave_exponents_out() -> None:
     found = [(index, str(node)) for index, node in positions(parse("W^0.5 * (X + G^2)"))]
     assert found == [

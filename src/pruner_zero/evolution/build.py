@@ -1,4 +1,4 @@
-"""From settings to an evaluator: model, statistics and windows brought into memory once."""
+"""Building the evaluator: model, statistics and windows are brought into memory once."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -28,7 +28,7 @@ from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
 # The probe: this many matrices, spread over the model, this many rows of each.
 PROBE_MATRICES = 12
 PROBE_ROWS = 8
-# Fewer rows of a matrix say too little of it, however large the model.
+# At least so many rows of each matrix, however large the model.
 LEAST_ROWS = 8
 
 
@@ -37,8 +37,8 @@ def search_windows(
 ) -> tuple[Windows, Windows]:
     """The calibration windows and the windows that candidates are judged on.
 
-    Where both come from one text, statistics are collected on its first half and candidates
-    are judged on its second, so that no gradient has seen what it is judged by.
+    Where both texts are the same, statistics are collected on the first half and candidates are
+    judged on the second, so that no gradient has seen the text that candidates are judged on.
     """
     if calibration.sha256 == search.sha256:
         middle = len(calibration.text) // 2
@@ -70,9 +70,9 @@ def build_evaluator(
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Evaluator:
-    """Collect what statistics the search space needs and bring everything into memory.
+    """Collect the statistics that the search space needs and bring everything into memory.
 
-    Raises PrunerZeroError for all that can be known to be wrong before the search.
+    Raises PrunerZeroError for everything that can be found wrong before the search.
     """
     matrices = find_matrices(language_model.model, settings.include, settings.exclude)
     for matrix in matrices:
@@ -131,7 +131,7 @@ def build_evaluator(
             sample.append(sampled)
     _check_alive(sample)
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
-    # Candidates are put on a copy, so that the model stays whole whatever happens to a worker.
+    # Candidates mask a copy, so that the model stays intact whatever happens.
     copy = deepcopy(language_model.model).to(dtype)
     copied = find_matrices(copy, settings.include, settings.exclude)
     masked = MaskedModel(
@@ -155,7 +155,7 @@ def build_evaluator(
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
-    """What the forward passes of candidates are computed in."""
+    """The dtype of the candidates' forward passes."""
     weight = next(model.parameters())
     own = weight.dtype
     if settings.judge_dtype == "auto":

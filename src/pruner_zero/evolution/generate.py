@@ -1,4 +1,4 @@
-"""Random expressions: ours, asked for by shape, and those of the released generator."""
+"""Random expressions: typed by shape, and those of the released generator."""
 
 from numpy.random import Generator
 
@@ -17,7 +17,7 @@ from pruner_zero.metric import (
 
 _TRIES = 1000
 
-# The chance that a grown path ends where it need not.
+# The chance that a path of a grown tree ends before the limit of levels.
 _LEAF = 0.3
 
 # The chance that a factor of a product is normalised.
@@ -30,11 +30,11 @@ def random_expression(
     shape: Shape = Shape.MATRIX,
     depth: tuple[int, int] = (2, 5),
 ) -> Expression:
-    """A random expression of the asked shape that the space allows.
+    """A random expression of the given shape that the space allows.
 
-    Ramped half and half: a limit of levels is drawn from `depth`, and whether every path
-    reaches it (full) or may end earlier, below the root (grow). Every subtree is asked for by
-    its shape, so that no expression is born that cannot give a score per weight.
+    Ramped half and half: the limit of levels is drawn from `depth`, and whether every path
+    reaches it (full) or may end earlier, below the root (grow). Every subtree is generated for
+    its shape, so that every expression gives a score for each weight.
     Raises PrunerZeroError where the space has no such expression.
     Source: Koza's ramped half and half; typing ours.
     """
@@ -56,9 +56,9 @@ def random_expression(
 def random_start(
     generator: Generator, space: SearchSpace, depth: tuple[int, int], products: float
 ) -> Expression:
-    """What searches begin with: a `random_product` with chance `products`, else a random tree.
+    """A `random_product` with chance `products`, else a random tree; the start of a search.
 
-    Raises what `random_expression` raises.
+    Raises PrunerZeroError as `random_expression` does.
     """
     if generator.random() < products:
         return random_product(generator, space, depth)
@@ -70,10 +70,10 @@ def random_product(
 ) -> Expression:
     """A random product of powers of different leaves, some of them normalised first.
 
-    Only the order of scores matters, and much of it is how much each of W, G and X counts
-    beside the others: that is what exponents of a product say. Each leaf may be normalised and
-    raised to a power, and what is multiplied already may be normalised. A `random_expression` of
-    this `depth` where the space does not allow a product. Source: ours.
+    Only the order of scores matters, and it depends mostly on how much each of W, G and X
+    counts, which the exponents of a product express. Each leaf may be normalised and raised to a
+    power, and so may partial products be normalised. Where the space does not allow a product,
+    a `random_expression` of this `depth`. Source: ours.
     """
     matrices, others = space.leaves[Shape.MATRIX], space.leaves[Shape.ROW]
     for _ in range(_TRIES if "mul" in space.operators else 0):
@@ -100,7 +100,7 @@ def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:
 
 
 def _normalised(generator: Generator, space: SearchSpace, expression: Expression) -> Expression:
-    """The expression relative to its row, its column or all; itself where nothing does that."""
+    """The expression normalised by row, column or matrix; unchanged where the space cannot."""
     operators = [
         form.operator
         for form in space.forms[expression.shape]
@@ -119,18 +119,19 @@ def random_constant(generator: Generator) -> Constant:
 
 
 def random_exponent(generator: Generator, space: SearchSpace) -> Constant:
-    """One of the exponents that a power is born with."""
+    """One of the exponents of a new power."""
     return Constant(space.exponents[generator.integers(len(space.exponents))])
 
 
 def random_published_tree(
     generator: Generator, min_depth: int = 3, max_depth: int = 5
 ) -> Expression:
-    """A random tree as the released generator makes it, without regard to shapes.
+    """A random tree as the released generator makes it, regardless of shapes.
 
-    Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones; from
-    there grow ends a path with every second node, full goes on to the limit, which is drawn
-    from min_depth … max_depth; leaves are W, G, X alike. About a fifth contain only X.
+    Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones. Below,
+    grow ends a path at every second node, and full continues to the limit, which is drawn from
+    min_depth … max_depth. Leaves are W, G and X with equal chance. About a fifth of the trees
+    contain only X.
     Source: Dong 2024, released code (gptree), tinyGP's ramped start.
     """
     limit = int(generator.integers(min_depth, max_depth + 1))
@@ -152,7 +153,7 @@ def random_published_tree(
 def apply_operator(
     generator: Generator, space: SearchSpace, operator: Operator, *operands: Expression
 ) -> Call:
-    """The operator on its operands; a power draws its exponent."""
+    """The operator applied to its operands; the exponent of a power is drawn."""
     if operator.exponent == "operand":
         return Call(operator, (*operands, random_exponent(generator, space)))
     return Call(operator, operands)
@@ -169,7 +170,7 @@ def _subtree(
         if numbers and (not leaves or generator.random() < 0.5):
             return random_constant(generator)
         return Terminal(leaves[generator.integers(len(leaves))])
-    # Unary and binary operators alike often, then operators alike often, then shapes.
+    # Drawn evenly: first the arity, then the operator, then the shapes of its operands.
     operators = choices[generator.integers(len(choices))]
     forms = operators[generator.integers(len(operators))]
     form = forms[generator.integers(len(forms))]

@@ -16,7 +16,7 @@ from pruner_zero.table import Tabular
 
 
 def complexity(expression: Expression) -> int:
-    """Nodes of the expression, and what the statistics it needs cost to collect. Source: ours."""
+    """The nodes of the expression, and the cost of the statistics it needs. Source: ours."""
     return expression.size + sum(TERMINALS[name].cost for name in expression.terminals)
 
 
@@ -54,7 +54,7 @@ class HallOfFame(Tabular):
 
     @property
     def knee(self) -> Record | None:
-        """The metric farthest below the line from the simplest to the best: most for its nodes."""
+        """The metric farthest below the line from the simplest to the best: most gain per node."""
         if not self.front:
             return None
         first, last = self.front[0], self.front[-1]

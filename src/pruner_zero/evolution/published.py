@@ -1,4 +1,4 @@
-"""The paper's evolution: one population, steady state, as far as it is described."""
+"""The evolution of the paper, as far as it is described: one population, steady state."""
 
 from collections.abc import Sequence
 
@@ -14,21 +14,20 @@ from pruner_zero.metric.canonical import simplify_opposing
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 
-# Enough to keep some workers busy, few enough that a stopped run loses little.
+# Enough to keep some workers busy, and few enough that a stopped run loses little.
 _FOUNDERS = 10
 
 
 class PublishedSettings(Settings):
-    """The paper's evolution; what the paper leaves open is marked (ours).
+    """Settings of the paper's evolution; choices that the paper leaves open are marked (ours).
 
     population: random trees of min_depth … max_depth levels, asked ten at a time, so that a run
-    which is stopped among them has a result.
-    tournament_share: the part of the population that is drawn (ours: half); parents: so many
-    of its best may have a child. mutation: the chance that a child is mutated; node_mutation:
-    the chance of each of its nodes then, or exactly one node where None (ours).
-    simplify: opposing-operation simplification of every tree. scope: the comparison group,
-    by default the first of the space, which is rows as in the paper.
-    batch: children asked at once; 1 is the paper's steady state.
+    that is stopped before all are judged has a result. tournament_share: the share of the
+    population that is drawn (ours: half); parents: so many of the best drawn may have a child.
+    mutation: the chance that a child is mutated; node_mutation: the chance of each of its nodes
+    then, or exactly one node where None (ours). simplify: opposing-operation simplification of
+    every tree. scope: the comparison group, by default the first of the space, which is the row
+    as in the paper. batch: children asked at once; 1 is the paper's steady state.
     """
 
     population: int = Field(50, ge=2)
@@ -46,9 +45,9 @@ class PublishedSettings(Settings):
 class Published(BatchAlgorithm):
     """Tournament, subtree crossover, node mutation, simplification; the worst leaves.
 
-    Trees are not typed: those that cannot mask are asked as they are, take their place in the
-    population as its worst, and leave first. A child equal to a parent gives way to a fresh
-    tree; nothing else is compared, so that a tree can be asked again, as in the paper.
+    Trees are not typed: those that give no mask are asked too, count as the worst of the
+    population, and leave first. A child equal to a parent is replaced by a random tree. Nothing
+    else is compared, so that a tree can be asked again, as in the paper.
     Source: Dong 2024, arXiv 2406.02924.
     """
 
@@ -76,12 +75,12 @@ class Published(BatchAlgorithm):
         return self._founders() or [self._child() for _ in range(self.settings.batch)]
 
     def learn(self, results: Sequence[Result]) -> None:
-        """The newcomers join, and as many of the worst leave as are too many."""
+        """The results join the population, and the worst beyond its size leave."""
         self._members = list(best_first([*self._members, *results]))
         del self._members[self.settings.population :]
 
     def _founders(self) -> list[Proposal]:
-        """Some more of the first population; none where it is complete."""
+        """More of the first population; none where it is complete."""
         count = min(_FOUNDERS, self.settings.population - self._founded)
         self._founded += count
         return [self._fresh() for _ in range(count)]

@@ -1,4 +1,4 @@
-"""Random search, to compare with: typed random expressions, none of them twice."""
+"""Random search, as a baseline: typed random expressions, none of them twice."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from pruner_zero.settings import Settings
 
 
 class RandomSettings(Settings):
-    """Random search, by default among what our evolution begins with.
+    """Settings of random search; the defaults are those of the default algorithm's first batch.
 
     batch: candidates asked at once. depth: fewest and most levels of random trees. products:
-    the share of products among them (`random_product`).
+    the share of products among the expressions (`random_product`). keep: size of `population`.
     """
 
     batch: int = Field(48, ge=1)

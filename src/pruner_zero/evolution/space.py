@@ -1,9 +1,9 @@
-"""Which expressions a search may try: leaves, operators, limits, comparison groups."""
+"""The space of a search: terminals, operators, limits and comparison groups."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import product
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from pydantic import Field, field_validator
 
@@ -25,11 +25,10 @@ from pruner_zero.sparsity import Scope
 
 
 class Nesting(Settings):
-    """How often operators of one kind may lie above one another.
+    """How often operators of one `kind` (`Operator.kind`) may be nested.
 
-    kind: that of the operators which are counted together; see `Operator.kind`.
-    most: at most so many of them on a path from the root to a leaf.
-    direct: count unbroken runs of them only, parent above child.
+    most: how many of them a path from the root to a leaf may have. direct: count only unbroken
+    runs of them on the path.
     """
 
     kind: Kind
@@ -40,18 +39,19 @@ class Nesting(Settings):
         """The most of the operators on a path from here, and the longest run that starts here."""
         below = [self._longest(operand) for operand in node.operands]
         counted = isinstance(node, Call) and node.operator.kind == self.kind
-        most = max((one for one, _ in below), default=0)
-        run = max((one for _, one in below), default=0) + 1 if counted else 0
+        most = max((count for count, _ in below), default=0)
+        run = max((length for _, length in below), default=0) + 1 if counted else 0
         if self.direct:
             return max(most, run), run
         return most + counted, run
 
     def broken_by(self, expression: Expression) -> bool:
+        """Whether the expression nests more of the operators than allowed."""
         return self._longest(expression)[0] > self.most
 
 
 class Form(NamedTuple):
-    """An operator with the shapes of its operands, a power's exponent left out."""
+    """An operator with the shapes of its operands, without the exponent of a power."""
 
     operator: Operator
     operands: tuple[Shape, ...]
@@ -60,12 +60,11 @@ class Form(NamedTuple):
 class SearchSpace(Settings):
     """The expressions and comparison groups that a search may try.
 
-    terminals, operators: names. constants: numeric leaves too (a power's exponent is none).
-    exponents: those a power is born with; variation moves them by `exponent_step` inside
-    `exponent_range` (a step of 0 keeps to the list). scopes: the comparison groups.
-    max_size: nodes. max_depth: levels. max_nesting: what may lie above one another.
-    idle: keep nodes that cannot matter, such as `abs` of what is never negative or a column's
-    share of a row vector. Source: ours.
+    terminals, operators: names. constants: allow numeric leaves; the exponent of a power is not
+    one. exponents: of a new power; variation moves them by `exponent_step` within
+    `exponent_range`, or draws from the list again where the step is 0. scopes: the comparison
+    groups. max_size: nodes. max_depth: levels. max_nesting: limits of nesting. idle: allow nodes
+    that change nothing, such as `abs` of a non-negative operand. Source: ours.
     """
 
     terminals: tuple[str, ...] = ("W", "G", "X")
@@ -117,17 +116,8 @@ class SearchSpace(Settings):
             raise ValueError("exponents must be above 0")
         return exponents
 
-    def model_copy(
-        self, *, update: Mapping[str, Any] | None = None, deep: bool = False
-    ) -> "SearchSpace":
-        """A copy with some fields changed, without what was worked out from the old ones."""
-        copy = super().model_copy(update=update, deep=deep)
-        for name in ("leaves", "least_depth", "forms", "choices"):
-            copy.__dict__.pop(name, None)
-        return copy
-
     def allows(self, expression: Expression, shape: Shape = Shape.MATRIX) -> str | None:
-        """None where the expression of this shape belongs to the space, else the reason why not."""
+        """None where the space has this expression of this shape, else the reason why not."""
         if expression.shape is not shape:
             return f"its shape is {expression.shape.name.lower()}, not {shape.name.lower()}"
         if expression.size > self.max_size:
@@ -179,7 +169,7 @@ class SearchSpace(Settings):
 
     @cached_property
     def least_depth(self) -> Mapping[Shape, int]:
-        """The fewest levels that give each shape; shapes that cannot be had are missing."""
+        """The fewest levels of an expression of each shape; without the shapes that none has."""
         least = {shape: 1 for shape in Shape if self.leaves[shape]}
         if self.constants:
             least[Shape.SCALAR] = 1
@@ -234,7 +224,7 @@ def _grouped(forms: Iterable[Form]) -> tuple[tuple[tuple[Form, ...], ...], ...]:
 
 
 def positions(expression: Expression) -> Iterator[tuple[int, Expression]]:
-    """Every node with its preorder index, the exponents of powers left out."""
+    """Every node with its preorder index, without the exponents of powers."""
     exponents: set[int] = set()
     for index, node in enumerate(expression.walk()):
         if index in exponents:
@@ -253,7 +243,7 @@ def _constant(operator: Operator, operands: tuple[Shape, ...]) -> bool:
 
 
 def _idle(node: Call) -> str | None:
-    """Why the node cannot matter, where it cannot."""
+    """Why the node changes nothing, or None where it may change something."""
     operator, operands, name = node.operator, node.operands, node.operator.name
     if _constant(operator, tuple(operand.shape for operand in operands)):
         return f"{name} of a {operands[-1].shape.name.lower()} is constant"
@@ -269,11 +259,11 @@ def _check_names(kind: str, names: tuple[str, ...], known: Mapping[str, object])
         if name not in known:
             raise ValueError(f"unknown {kind} '{name}': {did_you_mean(name, known)}")
     if len(set(names)) < len(names):
-        raise ValueError(f"a name occurs twice: each {kind} is drawn alike often")
+        raise ValueError(f"a {kind} occurs twice: name each once")
 
 
-# The released operators and leaves. Five levels are the paper's largest initial tree; it names
-# no limit for children, and without one the trees bloat.
+# The released operators and terminals. Five levels are the paper's largest initial tree. It names
+# no limit for children, but without a limit trees grow without end.
 PUBLISHED_SPACE = SearchSpace(
     operators=PUBLISHED,
     scopes=("row",),

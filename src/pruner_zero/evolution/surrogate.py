@@ -1,4 +1,4 @@
-"""What a closed-form error will turn out to be worth, learned from the losses of the run."""
+"""Corrections of the closed-form error, learned from the losses of the run."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,90 +8,90 @@ from numpy.typing import NDArray
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate
 
-# Losses and closed-form errors that the line between them is drawn through, at least and at most.
+# How many pairs of loss and closed-form error the line is fitted to, at least and at most.
 _PAIRS, _MEMORY = 8, 64
-# How much the closed form rises per nat of loss where the run cannot tell yet, or tells that it
-# does not; measured in benchmarks/fitness.md over all comparison groups.
+# How much the closed form rises per nat of loss, where the run has too few pairs; half of it is
+# the least slope. Measured in benchmarks/fitness.md over all comparison groups.
 _SLOPE = 2.0
-# The part of what a loss taught of a candidate that holds for its children too.
+# The share of the correction of a candidate that its children inherit.
 _INHERITED = 0.7
 
 
 class Surrogate:
-    """Expectations on the scale of the closed-form error, lower is better.
+    """The expected closed-form error of candidates; lower is better.
 
-    A candidate that ran on windows is expected at the error that such a loss usually goes with.
-    One that did not is expected at its own error, moved by a part of what was found out about
-    its parents: where the closed form is blind, relatives err alike. trust: how well the closed
-    form may rank what ran on windows, from 0, not at all, to 1; differences between errors count
-    for so much, up to the highest that ran. further: how far the loss on all windows lay above
-    that on few, in nats, one for each that ran on both. Source: ours.
+    For a candidate that ran on windows, the error that usually comes with its loss. For any
+    other, its own error, corrected by a share of the differences found for its parents: where
+    the closed form is wrong, it is wrong alike for related candidates. trust: how well the closed
+    form may rank candidates that ran on windows, from 0 (not at all) to 1; differences between
+    errors count by this factor, up to the highest error that ran. further: for each candidate
+    that ran on both, how much the loss on all windows exceeds that on few, in nats. Source: ours.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
-        found = [record.evaluation.results for record in records]
-        self.further = [one["all"] - one["few"] for one in found if {"few", "all"} <= one.keys()]
+        results = [record.evaluation.results for record in records]
+        self.further = [one["all"] - one["few"] for one in results if {"few", "all"} <= one.keys()]
         self._usual = sum(self.further) / len(self.further) if self.further else 0.0
         pairs = [
             (self._loss(one), one["reconstruction"])
-            for one in found
+            for one in results
             if {"few", "reconstruction"} <= one.keys()
         ]
         points = np.array(pairs[-_MEMORY:]).reshape(-1, 2)
         self.line = _line(points)
         self.trust = _trust(points)
         self._middle, self._highest = _middle_and_highest(points)
-        self._lessons: list[float] = []
+        self._corrections: list[float] = []
         # Parents come before their children.
         for record in records:
-            self._lessons.append(self._taught(record))
+            self._corrections.append(self._correction_of(record))
 
     def expect(self, candidate: Candidate, results: Mapping[str, float]) -> float | None:
-        """What `candidate` is expected at; None where it has no closed-form error."""
+        """The expected error of `candidate`; None where it has no closed-form error."""
         if "reconstruction" not in results:
             return None
         alone = self._alone(results["reconstruction"])
-        return alone + self._lesson(candidate, results)
+        return alone + self._correction(candidate, results)
 
     def _alone(self, closed: float) -> float:
-        """What a candidate of this error is expected at that nothing else is known of."""
+        """The expected error of a candidate of which only this closed-form error is known."""
         known = min(closed, self._highest)
         return self._middle + self.trust * (known - self._middle) + (closed - known)
 
     def _loss(self, results: Mapping[str, float]) -> float:
-        """The loss on the few windows, as that on all of them has it where it is known."""
+        """The loss on the few windows, estimated from that on all windows where there is one."""
         return results["all"] - self._usual if "all" in results else results["few"]
 
-    def _lesson(self, candidate: Candidate, results: Mapping[str, float]) -> float:
-        """How much more is expected of a candidate than of any with the same error."""
+    def _correction(self, candidate: Candidate, results: Mapping[str, float]) -> float:
+        """The difference between the expected error of a candidate and that of its error alone."""
         if "few" in results and self.line is not None:
             slope, intercept = self.line
             return intercept + slope * self._loss(results) - self._alone(results["reconstruction"])
-        found = [self._lessons[parent] for parent in candidate.parents]
-        return _INHERITED * sum(found) / len(found) if found else 0.0
+        inherited = [self._corrections[parent] for parent in candidate.parents]
+        return _INHERITED * sum(inherited) / len(inherited) if inherited else 0.0
 
-    def _taught(self, record: Record) -> float:
-        """The lesson of an earlier candidate, which its children inherit a part of."""
+    def _correction_of(self, record: Record) -> float:
+        """The correction of an earlier candidate, of which its children inherit a share."""
         evaluation = record.evaluation
         if evaluation.same_as is not None:
-            return self._lessons[evaluation.same_as]
+            return self._corrections[evaluation.same_as]
         if "reconstruction" not in evaluation.results:
             return 0.0
-        return self._lesson(record.candidate, evaluation.results)
+        return self._correction(record.candidate, evaluation.results)
 
 
 def _middle_and_highest(points: NDArray[np.float64]) -> tuple[float, float]:
-    """Of the closed-form errors that were tried; zeros where they are too few for a doubt."""
+    """The median and maximum of the closed-form errors; zeros where there are too few pairs."""
     if len(points) < _PAIRS:
         return 0.0, 0.0
     return float(np.median(points[:, 1])), float(np.max(points[:, 1]))
 
 
 def _trust(points: NDArray[np.float64]) -> float:
-    """The highest Kendall's τ that the closed-form error and the loss may well have, in [0, 1].
+    """The highest plausible Kendall's τ between the closed-form error and the loss, in [0, 1].
 
-    Two standard errors (Kendall 1938) above what is seen: it falls with evidence only.
+    Two standard errors (Kendall 1938) above the observed τ, so that it falls only with evidence.
     """
     count = len(points)
     if count < _PAIRS:
@@ -103,7 +103,7 @@ def _trust(points: NDArray[np.float64]) -> float:
 
 
 def _line(points: NDArray[np.float64]) -> tuple[float, float] | None:
-    """Slope and intercept of the error over the loss, by medians, so that outliers move neither.
+    """Slope and intercept of the error over the loss, by medians, which outliers do not move.
 
     None without points. Source: Theil 1950, Sen 1968.
     """
