@@ -7,10 +7,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
 if TYPE_CHECKING:
-    from pruner_zero.analysis import Study
     from pruner_zero.comparison import compare
     from pruner_zero.evaluation import evaluate
-    from pruner_zero.evolution import search
+    from pruner_zero.evolution import Study, search
     from pruner_zero.metric import Metric
     from pruner_zero.models import load_model
     from pruner_zero.pruning import prune
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 
 _ROOMS = {
     "Metric": "metric",
-    "Study": "analysis",
+    "Study": "evolution",
     "compare": "comparison",
     "evaluate": "evaluation",
     "load_model": "models",

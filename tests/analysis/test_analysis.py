@@ -5,14 +5,17 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pruner_zero.analysis.analysis import Analysis, Share, analyze
+from pruner_zero.analysis import analyze as analyze_study
+from pruner_zero.analysis.analysis import Analysis, Share
 from pruner_zero.analysis.features import exponents, structure
 from pruner_zero.analysis.lineage import lineage
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import RUNGS
@@ -49,6 +52,11 @@ def judged(texts: Sequence[str], losses: Sequence[float] | None = None) -> list[
         record(number, text, {"reconstruction": loss, "few": loss + 1, "all": loss + 2})
         for number, (text, loss) in enumerate(zip(texts, losses, strict=True))
     ]
+
+
+def analyze(records: Sequence[Record], top: float = 0.1, seed: int = 0, **known: Any) -> Analysis:
+    """The analysis of a search that has these records."""
+    return analyze_study(Study(Path("run"), {}, tuple(records), **known), top, seed)
 
 
 def share(analysis: Analysis, name: str) -> Share:
@@ -96,6 +104,12 @@ def test_nothing_but_rejections() -> None:
     assert found.counts.rejected == {"scores are constant": 2}
     assert found.counts.distinct == 0
     assert found.lineage is None
+
+
+def test_the_shares_are_a_table() -> None:
+    found = analyze(judged(["W * X", "W * G"]))
+    assert "what the best 1 (10% of all) use" in repr(found)
+    assert {"name", "ratio", "low", "high", "p"} <= set(found.to_pandas().columns)
 
 
 def test_counts() -> None:

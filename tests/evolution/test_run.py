@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution import Status, Study, search
 from pruner_zero.evolution.archive import JOURNAL, SearchJournal
-from pruner_zero.evolution.run import SearchResult, Status, search
 from pruner_zero.metric import Metric
 from pruner_zero.pruning import prune
 from tests.conftest import save_tiny
@@ -29,7 +29,7 @@ TINY: dict[str, Any] = {
 }
 
 
-def run(folder: Path, output: Path, text: Path, **changed: Any) -> SearchResult:
+def run(folder: Path, output: Path, text: Path, **changed: Any) -> Study:
     given = {**TINY, "evaluations": 40, **changed}
     return search(folder, calibration=text, search_text=text, output=output, **given)
 

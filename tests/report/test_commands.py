@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from pruner_zero.analysis import Study
 from pruner_zero.cli import compare as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
+from pruner_zero.evolution import Study
 from pruner_zero.report import commands
 from pruner_zero.report.read import read_result
 from tests.report.conftest import SETTINGS, write_comparison, write_prune, write_search
@@ -69,13 +69,6 @@ def test_what_has_no_option_stands_in_a_file_of_settings(tmp_path: Path) -> None
     assert found["--include"] == ["*.q", "*.k"]
     assert (found["--seed"], found["--few-share"]) == (["3"], ["0.3"])
     assert found["--config"] == ["settings.yaml"]
-
-
-def test_settings_of_another_version_are_named(tmp_path: Path) -> None:
-    command = commands.repeat(search_run(tmp_path, **{"elite": 3, "odd\nrm": 4}))
-    first, second = command.splitlines()
-    assert first == "# unknown to this version, left out: 'elite', 'odd\\nrm'"
-    assert second.startswith("pruner-zero search models/tiny")
 
 
 def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from pruner_zero.analysis import Study
+from pruner_zero.evolution import Study
 from pruner_zero.pruning import MatrixRecord
 from pruner_zero.report import figures
 from tests.report.conftest import JUDGED, Judged, write_search

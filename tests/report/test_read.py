@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pruner_zero.analysis import Study
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution import Study
 from pruner_zero.report.read import ComparisonRun, PruneRun, read_result
 from tests.report.conftest import JUDGED, PROVENANCE, SEARCH, write_search
 

@@ -1,6 +1,5 @@
-"""What a search teaches: the study of its folder, and what its good metrics share."""
+"""What a search teaches: what its good metrics share, and whether its rungs agree."""
 
 from pruner_zero.analysis.analysis import Analysis, analyze
-from pruner_zero.analysis.study import Candidates, Study
 
-__all__ = ["Analysis", "Candidates", "Study", "analyze"]
+__all__ = ["Analysis", "analyze"]

@@ -36,7 +36,7 @@ from pruner_zero.analysis.statistics import (
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
-from pruner_zero.evolution.hall_of_fame import HallOfFame
+from pruner_zero.evolution.study import Study
 from pruner_zero.table import Tabular
 
 
@@ -130,22 +130,16 @@ class Analysis(Tabular):
         return plain
 
 
-def analyze(
-    records: Sequence[Record],
-    top: float = 0.1,
-    seconds: Mapping[str, Sequence[float]] | None = None,
-    avoided: Mapping[str, int] | None = None,
-    seed: int = 0,
-) -> Analysis:
-    """Explain a search, finished or not, from its records.
+def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
+    """Explain a search, finished or not.
 
-    top: the share of candidates that count as the best. seconds: what each judgement took, by
-    rung. avoided: proposals that were never judged, by the reason; `Study` reads both. seed:
-    decides the resamples of the intervals. Raises PrunerZeroError for a share outside 0 … 1.
+    top: the share of candidates that count as the best. seed: decides the resamples of the
+    intervals. Raises PrunerZeroError for a share outside 0 … 1.
     """
     if not 0 < top < 1:
         raise PrunerZeroError(f"the top share must lie between 0 and 1, not {top:g}: such as 0.1")
     generator = np.random.default_rng(seed)
+    records = study.records
     distinct = sorted((record for record in records if record.evaluation.counts), key=_order)
     structures = [structure(record) for record in distinct]
     best_rung, best_count = _how_many_best(distinct, top)
@@ -157,9 +151,9 @@ def analyze(
     losses = sum(has_value(record, rung) for record in distinct) if rung else 0
     sizes = [one.kendall for one in found if (one.rung, one.feature) == (rung, "size")]
     size = sizes[0] if sizes else Estimate()
-    winner = HallOfFame.of(records).best
+    winner = study.hall_of_fame.best
     return Analysis(
-        _counts(records, seconds or {}, avoided or {}),
+        _counts(study),
         top,
         best_count,
         best_rung,
@@ -172,27 +166,27 @@ def analyze(
     )
 
 
-def _counts(
-    records: Sequence[Record],
-    seconds: Mapping[str, Sequence[float]],
-    avoided: Mapping[str, int],
-) -> Counts:
-    evaluations = [record.evaluation for record in records]
+def _counts(study: Study) -> Counts:
+    evaluations = [record.evaluation for record in study.records]
     distinct = sum(evaluation.counts for evaluation in evaluations)
     total = math.fsum(evaluation.seconds for evaluation in evaluations)
     reasons = Counter(_without_numbers(one.reason) for one in evaluations if one.reason)
     ended = Counter(one.rung for one in evaluations if one.counts)
     return Counts(
-        len(records),
+        len(evaluations),
         distinct,
-        100 * distinct / len(records) if records else math.nan,
+        100 * distinct / len(evaluations) if evaluations else math.nan,
         dict(reasons.most_common()),
-        dict(avoided),
+        dict(study.avoided),
         dict(Counter(one.level for one in evaluations if one.level).most_common()),
         {name: ended[rank] for rank, name in enumerate(RUNGS) if ended[rank]},
         total,
         total / distinct if distinct else math.nan,
-        {rung: (len(seconds[rung]), math.fsum(seconds[rung])) for rung in RUNGS if rung in seconds},
+        {
+            rung: (len(study.seconds[rung]), math.fsum(study.seconds[rung]))
+            for rung in RUNGS
+            if rung in study.seconds
+        },
     )
 
 

@@ -27,12 +27,13 @@ def analyze(
     as_json: options.AsJson = False,
 ) -> None:
     """Explain RUN: what good metrics share, whether the rungs agree, how the best came about."""
-    from pruner_zero.analysis import Study
+    from pruner_zero.analysis import analyze as explain
+    from pruner_zero.evolution import Study
     from pruner_zero.files import check_writable, write_atomic
 
     if output is not None:
         check_writable(output)
-    analysis = Study.open(run).analysis(top)
+    analysis = explain(Study.open(run), top)
     if output is not None:
         write_atomic(output, json.dumps(analysis.to_json(), indent=2, allow_nan=False) + "\n")
     if as_json:

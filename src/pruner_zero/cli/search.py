@@ -37,7 +37,6 @@ def search(
     quiet: options.Quiet = False,
 ) -> None:
     """Evolve a metric for MODEL. Interrupted, `--resume RUN` goes on where it stopped."""
-    from pruner_zero.evolution.run import prune_options
     from pruner_zero.evolution.run import search as run
 
     if resume is not None:
@@ -59,7 +58,7 @@ def search(
         print(
             json.dumps(
                 {
-                    "output": str(result.folder),
+                    "output": str(result.path),
                     "stopped": result.stopped,
                     "candidates": len(result.records),
                     "hall_of_fame": result.hall_of_fame.to_json(),
@@ -67,7 +66,7 @@ def search(
             )
         )
         return
-    print(f"{result.folder}: stopped, {result.stopped}; {len(result.records)} candidates")
+    print(result.caption())
     for row in result.hall_of_fame.to_json():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
         print(
@@ -75,12 +74,10 @@ def search(
             f"{row['expression']} @{row['scope']} {mark}"
         )
     if result.stopped == "interrupted":
-        print(f"go on with it: pruner-zero search --resume {result.folder}")
+        print(f"go on with it: pruner-zero search --resume {result.path}")
         raise typer.Exit(130)
-    stored = _stored(result.folder)
-    asked = prune_options(result.folder, stored)
-    words = " ".join(f"--{name} {value}" for name, value in asked.items())
-    print(f"prune with it: pruner-zero prune {stored['model']} {words} …")
+    words = " ".join(f"--{name} {value}" for name, value in result.prune_options.items())
+    print(f"prune with it: pruner-zero prune {result.settings['model']} {words} …")
 
 
 class Display:

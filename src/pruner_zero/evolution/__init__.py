@@ -2,17 +2,19 @@
 
 from pruner_zero.evolution.archive import Record, SearchJournal
 from pruner_zero.evolution.hall_of_fame import HallOfFame
-from pruner_zero.evolution.run import SearchResult, Status, search
+from pruner_zero.evolution.run import Status, search
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.study import Candidates, Study
 
 __all__ = [
+    "Candidates",
     "HallOfFame",
     "Record",
     "SearchJournal",
-    "SearchResult",
     "SearchSettings",
     "SearchSpace",
     "Status",
+    "Study",
     "search",
 ]

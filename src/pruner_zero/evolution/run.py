@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,9 +15,10 @@ from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.evolution.evaluator import Outcome, Task
-from pruner_zero.evolution.hall_of_fame import HallOfFame, metric_of
+from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.study import RUN, Study
 from pruner_zero.execution import Executor, make_executor
 from pruner_zero.files import locked, write_atomic
 from pruner_zero.metric import Metric
@@ -27,7 +27,6 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.pruning import corpus_name, model_name
 from pruner_zero.settings import read_settings
-from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, load_corpus
 
 INTERRUPTED = "interrupted"
@@ -66,35 +65,6 @@ class Observer(Protocol):
         """Show `status`."""
 
 
-@dataclass(frozen=True, repr=False)
-class SearchResult(Tabular):
-    """A search that ended: its folder, why it stopped, and the records of all candidates."""
-
-    shown = HallOfFame.shown
-
-    folder: Path
-    stopped: str
-    records: tuple[Record, ...]
-
-    @cached_property
-    def hall_of_fame(self) -> HallOfFame:
-        """The best metric of every complexity."""
-        return HallOfFame.of(self.records)
-
-    @property
-    def best(self) -> Metric:
-        """The metric of the lowest loss, with its scope. Raises PrunerZeroError where none is."""
-        return metric_of(self.hall_of_fame.best)
-
-    def caption(self) -> str:
-        """The folder, why the search stopped, and the number of candidates."""
-        return f"{self.folder}: stopped, {self.stopped}; {len(self.records)} candidates"
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """The rows of the hall of fame."""
-        return self.hall_of_fame.to_rows()
-
-
 def search(
     model: str | Path | LanguageModel | Any = None,
     *,
@@ -107,7 +77,7 @@ def search(
     progress: Progress = SILENT,
     observer: Observer = lambda status: None,
     **settings: Any,
-) -> SearchResult:
+) -> Study:
     """Search for the metric under which pruning `model` costs least, into the folder `output`.
 
     model: as `prune` takes it. calibration: the text of the statistics. search_text: the text
@@ -158,7 +128,7 @@ def search(
             "search": judged.describe(),
             "provenance": {**provenance(), "device": str(language_model.device)},
         }
-        write_atomic(folder / "run.json", json.dumps(description, indent=2) + "\n")
+        write_atomic(folder / RUN, json.dumps(description, indent=2) + "\n")
         evaluator = build_evaluator(
             language_model,
             checked,
@@ -176,18 +146,7 @@ def search(
             stopped = INTERRUPTED
         finally:
             executor.close()
-    return SearchResult(folder, stopped, tuple(archive.records))
-
-
-def prune_options(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
-    """The settings with which `prune` applies the best metric of the run in `folder`.
-
-    settings: those of the run. A metric that was judged with a weight update needs it too.
-    """
-    chosen = {"metric": str(folder / "best.json")}
-    if (update := settings.get("update", "none")) != "none":
-        chosen["update"] = update
-    return chosen
+    return Study.open(folder, stopped)
 
 
 def run_batches(

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from pruner_zero.analysis import Study
-from pruner_zero.evolution.run import prune_options
+from pruner_zero.evolution import Study
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.report.read import PruneRun, Result
 from pruner_zero.settings import (
@@ -51,7 +50,7 @@ def repeatable(result: Result) -> bool:
 
 def prune_with(run: Study) -> str:
     """The command that prunes with the best of a search, updated as the search judged it."""
-    asked = _calibration(run) | prune_options(run.path, run.settings)
+    asked = _calibration(run) | run.prune_options
     return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
 
 
@@ -67,7 +66,7 @@ def compare_with(run: Study) -> str:
     takes the test part; else a word to replace.
     """
     text = str(run.settings.get("search_text"))
-    found = prune_options(run.path, run.settings)
+    found = run.prune_options
     update = f"+{found['update']}" if "update" in found else ""
     methods = f"{CLASSICS},{found['metric']}{update}"
     asked = _calibration(run) | {
@@ -98,8 +97,7 @@ def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: 
     for name, option in options_of(kind).items():
         value = given.pop(name, None)
         words += [] if value is None else option.words(value)
-    unknown = [ascii(name) for name in asked if name not in fields]
-    file = f"# unknown to this version, left out: {', '.join(unknown)}\n" if unknown else ""
+    file = ""
     if given:
         words += ["--config", "settings.yaml"]
         settings = yaml.safe_dump(given, default_flow_style=None, allow_unicode=True)

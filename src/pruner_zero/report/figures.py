@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
-from pruner_zero.analysis import Study
 from pruner_zero.errors import excerpt
+from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity

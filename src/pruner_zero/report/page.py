@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from pruner_zero.analysis import Study
+from pruner_zero.evolution import Study
 from pruner_zero.markup import clean
 from pruner_zero.report import commands
 from pruner_zero.report.parts import part

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
-from pruner_zero.analysis import Study
 from pruner_zero.analysis.correlations import Agreement, agreements
 from pruner_zero.errors import excerpt
+from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord, total_sparsity
@@ -34,48 +33,8 @@ class Table:
     marked: int | None = None
 
 
-@dataclass(frozen=True)
-class SearchPart:
-    """A search: what was found, and how."""
-
-    run: Study
-    facts: str
-    winner: Portrait | None
-    knee: Portrait | None
-    front: Markup | None
-    hall: Table
-    note: str
-    curves: tuple[Markup, ...]
-    agreement: Table
-
-
-@dataclass(frozen=True)
-class PrunePart:
-    """A pruned model: its metric and where the zeros are."""
-
-    run: PruneRun
-    metric: Portrait
-    kinds: Table
-    heat_map: Markup | None
-    remarks: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ComparisonPart:
-    """A table of methods, and the best of them."""
-
-    run: ComparisonRun
-    table: Table
-    caption: str
-    best: Portrait | None
-    remarks: tuple[str, ...]
-
-
-Part = SearchPart | PrunePart | ComparisonPart
-
-
-def part(result: Result) -> Part:
-    """The part of the page about `result`; little where a search has only begun."""
+def part(result: Result) -> dict[str, Any]:
+    """What the template `kind` shows of a result, by name; little where a search has only begun."""
     match result:
         case Study():
             return _search(result)
@@ -84,7 +43,7 @@ def part(result: Result) -> Part:
     return _comparison(result)
 
 
-def _search(study: Study) -> SearchPart:
+def _search(study: Study) -> dict[str, Any]:
     hall = study.hall_of_fame
     distinct = [record for record in study.records if record.evaluation.counts]
     facts = f"{len(study.records):,} candidates, {len(distinct):,} with a mask of their own"
@@ -98,20 +57,21 @@ def _search(study: Study) -> SearchPart:
     )
     label = f"Pareto front of complexity and loss: {len(hall.front)} of {len(study.judged)} metrics"
     found = agreements(distinct, np.random.default_rng(0))
-    return SearchPart(
-        study,
-        facts,
-        _portrait(hall.best, study),
-        _portrait(hall.knee, study) if hall.knee is not hall.best else None,
-        figures.to_svg(front, label) if front else None,
-        _hall(study),
-        _note(study) if front else "",
-        tuple(figures.to_svg(curve, label) for curve, label in curves if curve),
-        Table(Agreement.header, tuple(row.cells for row in found), 3),
-    )
+    return {
+        "kind": "search",
+        "run": study,
+        "facts": facts,
+        "winner": _portrait(hall.best, study),
+        "knee": _portrait(hall.knee, study) if hall.knee is not hall.best else None,
+        "front": figures.to_svg(front, label) if front else None,
+        "note": _note(study) if front else "",
+        "hall": _hall(study),
+        "curves": [figures.to_svg(curve, name) for curve, name in curves if curve],
+        "agreement": Table(Agreement.header, tuple(row.cells for row in found), 3),
+    }
 
 
-def _prune(run: PruneRun) -> PrunePart:
+def _prune(run: PruneRun) -> dict[str, Any]:
     kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in run.matrices:
         kinds[record.kind].append(record)
@@ -120,16 +80,17 @@ def _prune(run: PruneRun) -> PrunePart:
         for kind, records in kinds.items()
     )
     label = "Share of zeros by kind of matrix and block"
-    return PrunePart(
-        run,
-        portrait(parse(run.expression), run.settings.get("scope")),
-        Table(("matrices", "count", "weights", "zeros"), rows),
-        figures.to_svg(figures.sparsity(run.matrices), label) if run.matrices else None,
-        tuple(f"{record.name}: {record.note}" for record in run.matrices if record.note),
-    )
+    return {
+        "kind": "prune",
+        "run": run,
+        "metric": portrait(parse(run.expression), run.settings.get("scope")),
+        "kinds": Table(("matrices", "count", "weights", "zeros"), rows),
+        "heat_map": figures.to_svg(figures.sparsity(run.matrices), label) if run.matrices else None,
+        "remarks": [f"{record.name}: {record.note}" for record in run.matrices if record.note],
+    }
 
 
-def _comparison(run: ComparisonRun) -> ComparisonPart:
+def _comparison(run: ComparisonRun) -> dict[str, Any]:
     best = run.ranked[0] if run.ranked else None
     header = ("method", "group", "mode", "perplexity", "zeros", "seconds", "peak memory")
     text = run.windows.get("evaluation", {})
@@ -144,13 +105,15 @@ def _comparison(run: ComparisonRun) -> ComparisonPart:
         for row in run.rows
         for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", []))
     ]
-    return ComparisonPart(
-        run,
-        Table(header, tuple(map(_row, run.rows)), 3, run.rows.index(best) if best else None),
-        f"{caption}. Seconds and memory are those of pruning alone.",
-        portrait(parse(best["expression"]), best.get("scope")) if best else None,
-        tuple(remarks),
-    )
+    marked = run.rows.index(best) if best else None
+    return {
+        "kind": "comparison",
+        "run": run,
+        "table": Table(header, tuple(map(_row, run.rows)), 3, marked),
+        "caption": f"{caption}. Seconds and memory are those of pruning alone.",
+        "best": portrait(parse(best["expression"]), best.get("scope")) if best else None,
+        "remarks": remarks,
+    }
 
 
 def _portrait(record: Record | None, study: Study) -> Portrait | None:

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.analysis import Study
-from pruner_zero.analysis.study import read_json, reading
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import JOURNAL
+from pruner_zero.evolution.study import read_json, reading
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord
 

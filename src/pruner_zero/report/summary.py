@@ -5,8 +5,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from pruner_zero.analysis import Study
 from pruner_zero.errors import excerpt
+from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.markup import clean, element

@@ -1,4 +1,4 @@
-"""A search as its folder holds it, finished or not: what reports, analyses and notebooks read."""
+"""A search as its folder holds it: what `search` returns, and what analyses and reports read."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,11 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.analysis.analysis import Analysis, analyze
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.evolution.archive import Record, SearchJournal
 from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity, metric_of
-from pruner_zero.evolution.run import prune_options
 from pruner_zero.metric import Metric, ParseError
 from pruner_zero.table import Tabular
 
@@ -40,13 +38,14 @@ class Candidates(Tabular):
 
 @dataclass(frozen=True, repr=False)
 class Study(Tabular):
-    """A search as its folder, `path`, held it when it was opened.
+    """A search, finished or not, as its folder `path` held it when it was opened.
 
     settings: as asked, defaults filled in. records: every candidate, in order of submission.
     batches: for each finished batch, the candidates judged until then and the seconds since the
     run began. seconds: what each judgement took, by rung. avoided: proposals that were never
     judged, by the reason. windows: where the tokens come from, by their use (calibration,
-    search). provenance: versions and the machine.
+    search). provenance: versions and the machine. stopped: why the search ended, empty where it
+    was opened from its folder.
     """
 
     shown = HallOfFame.shown
@@ -59,15 +58,16 @@ class Study(Tabular):
     avoided: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    stopped: str = ""
 
     @classmethod
-    def open(cls, folder: str | Path) -> "Study":
+    def open(cls, folder: str | Path, stopped: str = "") -> "Study":
         """Read the search in `folder`. Raises PrunerZeroError where it is missing or damaged."""
         path = Path(folder)
         if not path.is_dir():
             raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
         with reading(path):
-            return _read(path)
+            return _read(path, stopped)
 
     @cached_property
     def judged(self) -> tuple[Record, ...]:
@@ -98,21 +98,25 @@ class Study(Tabular):
 
     @property
     def prune_options(self) -> dict[str, str]:
-        """The keywords with which `prune` applies the best metric as the search judged it."""
-        return prune_options(self.path, self.settings)
+        """The settings with which `prune` applies the best metric as the search judged it.
+
+        A metric that was judged with a weight update needs it too.
+        """
+        chosen = {"metric": str(self.path / "best.json")}
+        if (update := self.settings.get("update", "none")) != "none":
+            chosen["update"] = update
+        return chosen
 
     @property
     def elapsed(self) -> float:
         """Seconds of the search until its last finished batch."""
         return self.batches[-1][1] if self.batches else 0.0
 
-    def analysis(self, top: float = 0.1) -> Analysis:
-        """What `pruner-zero analyze` prints; see `analyze` for `top`."""
-        return analyze(self.records, top, self.seconds, self.avoided)
-
     def caption(self) -> str:
-        """The folder, the number of candidates, and how long the search took."""
-        return f"{self.path}: {len(self.records)} candidates in {self.elapsed / 60:.1f} minutes"
+        """The folder, the number of candidates, how long the search took, and why it stopped."""
+        stopped = f"; stopped, {self.stopped}" if self.stopped else ""
+        minutes = f"{self.elapsed / 60:.1f} minutes"
+        return f"{self.path}: {len(self.records)} candidates in {minutes}{stopped}"
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The rows of the hall of fame."""
@@ -144,7 +148,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _read(folder: Path) -> Study:
+def _read(folder: Path, stopped: str) -> Study:
     journal = SearchJournal.of(folder)
     run = read_json(folder / RUN) if (folder / RUN).is_file() else {}
     asked = {name: value for name, value in journal.settings.items() if name not in _HASHES}
@@ -157,6 +161,7 @@ def _read(folder: Path) -> Study:
         journal.avoided,
         {name: run[name] for name in ("calibration", "search") if name in run},
         run.get("provenance", {}),
+        stopped,
     )
 
 

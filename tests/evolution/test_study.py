@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from pruner_zero import PrunerZeroError, Study
-from pruner_zero.analysis import analyze
 from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.evaluator import Outcome
 from tests.report.conftest import JUDGED, pruned, run, write_search
@@ -31,20 +30,12 @@ def test_every_candidate_is_a_row(run: Path) -> None:
     assert list(frame["complexity"][:2]) == [1, 4]
 
 
-def test_its_analysis_is_that_of_the_records(run: Path) -> None:
-    study = Study.open(run)
-    assert study.analysis().counts.candidates == len(JUDGED)
-    assert study.analysis(0.5).shares == analyze(study.records, 0.5).shares
-    assert {"low", "high", "p"} <= set(Study.open(run).analysis().to_pandas().columns)
-
-
 def test_it_shows_its_hall_of_fame(run: Path) -> None:
     study = Study.open(str(run))
     assert repr(study).startswith(f"{run}: 5 candidates in 0.5 minutes\ncomplexity  loss")
     assert "<td>W * G * X</td>" in study._repr_html_()
     assert repr(study.hall_of_fame).splitlines()[0] == "3 metrics, the best of each complexity"
     assert repr(study.candidates).splitlines()[0] == "5 candidates"
-    assert "what the best 1 (10% of all) use" in repr(study.analysis())
 
 
 def test_an_unfinished_search_has_no_best_yet(tmp_path: Path) -> None:
