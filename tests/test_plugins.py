@@ -148,9 +148,12 @@ def test_an_operator_is_shown_as_it_says_or_as_a_call(facts: None) -> None:
 def test_an_operator_is_varied_like_a_built_in_one(facts: None) -> None:
     generator = np.random.default_rng(0)
     space = SearchSpace(operators=("mul", "power", "log", "soft", "both", "share", "cube"))
-    assert OPERATORS["soft"].kind == "transcendental"
-    assert space.allows(parse("soft(W * log(G))")) == "more than 1 of kind 'transcendental' nested"
-    assert space.allows(parse("cube(W^0.5)")) == "more than 1 of kind 'power' directly nested"
+    assert OPERATORS["soft"].family == "transcendental"
+    assert (
+        space.allows(parse("soft(W * log(G))"))
+        == "more than 1 of the family 'transcendental' nested"
+    )
+    assert space.allows(parse("cube(W^0.5)")) == "more than 1 of the family 'power' directly nested"
     assert space.allows(parse("both(W, W)")) == "both of two equal operands"
     assert space.allows(parse("share(soft(W)) * X")) is None
     # Exchanging the operands of what commutes is no child.

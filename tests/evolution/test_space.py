@@ -33,11 +33,11 @@ def test_the_default_space_admits(text: str) -> None:
         ("W * 2", "constants are not allowed"),
         ("W^0.37", "exponent 0.37 is not allowed"),
         ("W^5", "exponent 5.0 is not allowed"),
-        ("(W^2)^2", "more than 1 of kind 'power' directly nested"),
-        ("sqrt(W^3)", "more than 1 of kind 'power' directly nested"),
-        ("mms(W + zsn(G))", "more than 1 of kind 'matrix rescaling' nested"),
-        ("exp(exp(W))", "more than 1 of kind 'transcendental' nested"),
-        ("exp(W + log(G))", "more than 1 of kind 'transcendental' nested"),
+        ("(W^2)^2", "more than 1 of the family 'power' directly nested"),
+        ("sqrt(W^3)", "more than 1 of the family 'power' directly nested"),
+        ("mms(W + zsn(G))", "more than 1 of the family 'matrix rescaling' nested"),
+        ("exp(exp(W))", "more than 1 of the family 'transcendental' nested"),
+        ("exp(W + log(G))", "more than 1 of the family 'transcendental' nested"),
         ("W * abs(G)", "abs changes nothing here"),
         ("W - (G - G)", "sub of two equal operands"),
         ("W * column_share(X)", "column_share of a row is constant"),
@@ -62,8 +62,8 @@ def test_what_is_refused_by_default_can_be_had() -> None:
 
 def test_powers_may_follow_each_other_with_something_between() -> None:
     assert SearchSpace().allows(parse("(W * G^0.5)^1.5")) is None
-    strict = SearchSpace(max_nesting=(Nesting(kind="power"),))
-    assert strict.allows(parse("(W * G^0.5)^1.5")) == "more than 1 of kind 'power' nested"
+    strict = SearchSpace(max_nesting=(Nesting(family="power"),))
+    assert strict.allows(parse("(W * G^0.5)^1.5")) == "more than 1 of the family 'power' nested"
 
 
 def test_without_a_grid_only_the_listed_exponents_are_allowed() -> None:

@@ -129,7 +129,7 @@ def test_a_power_decreases_under_a_negative_exponent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"),
+    ("name", "family"),
     [
         ("power", "power"),
         ("sqrt", "power"),
@@ -144,8 +144,8 @@ def test_a_power_decreases_under_a_negative_exponent() -> None:
         ("small", "other"),
     ],
 )
-def test_the_kind_follows_from_the_facts(name: str, kind: str) -> None:
-    assert OPERATORS[name].kind == kind
+def test_the_family_follows_from_the_facts(name: str, family: str) -> None:
+    assert OPERATORS[name].family == family
 
 
 def test_what_a_fact_implies_needs_no_statement() -> None:

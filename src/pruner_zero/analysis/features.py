@@ -21,7 +21,7 @@ def multiplies(operator: Operator) -> bool:
 
 def transcendental(operator: Operator) -> bool:
     """Whether it is a function such as exp, log and tanh."""
-    return operator.kind == "transcendental"
+    return operator.family == "transcendental"
 
 
 @dataclass(frozen=True)

@@ -19,26 +19,26 @@ from pruner_zero.metric import (
     Shape,
     Terminal,
 )
-from pruner_zero.metric.operator import Kind
+from pruner_zero.metric.operator import Family
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
 
 
 class Nesting(Settings):
-    """How often operators of one `kind` (`Operator.kind`) may be nested.
+    """How often operators of one `family` (`Operator.family`) may be nested.
 
     most: how many of them a path from the root to a leaf may have. direct: count only unbroken
     runs of them on the path.
     """
 
-    kind: Kind
+    family: Family
     most: int = Field(1, ge=0)
     direct: bool = False
 
     def _longest(self, node: Expression) -> tuple[int, int]:
         """The most of the operators on a path from here, and the longest run that starts here."""
         below = [self._longest(operand) for operand in node.operands]
-        counted = isinstance(node, Call) and node.operator.kind == self.kind
+        counted = isinstance(node, Call) and node.operator.family == self.family
         most = max((count for count, _ in below), default=0)
         run = max((length for _, length in below), default=0) + 1 if counted else 0
         if self.direct:
@@ -81,10 +81,10 @@ class SearchSpace(Settings):
     max_size: int = Field(15, ge=1)
     max_depth: int = Field(6, ge=1)
     max_nesting: tuple[Nesting, ...] = (
-        Nesting(kind="power", direct=True),
-        Nesting(kind="matrix rescaling"),
-        Nesting(kind="transcendental"),
-        Nesting(kind="row or column rescaling", most=2),
+        Nesting(family="power", direct=True),
+        Nesting(family="matrix rescaling"),
+        Nesting(family="transcendental"),
+        Nesting(family="row or column rescaling", most=2),
     )
     idle: bool = False
 
@@ -130,7 +130,7 @@ class SearchSpace(Settings):
         for rule in self.max_nesting:
             if rule.broken_by(expression):
                 how = "directly " if rule.direct else ""
-                return f"more than {rule.most} of kind '{rule.kind}' {how}nested"
+                return f"more than {rule.most} of the family '{rule.family}' {how}nested"
         return None
 
     def _refuses(self, node: Expression) -> str | None:

@@ -165,7 +165,7 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     if "power" not in space.operators:
         return None
     index, node = _pick(generator, list(positions(expression)))
-    if isinstance(node, Call) and node.operator.kind == "power":
+    if isinstance(node, Call) and node.operator.family == "power":
         assert node.exponent is not None
         return expression.replace(
             index, node.operands[0] ** _moved(generator, node.exponent, space)

@@ -12,7 +12,7 @@ Reach = Literal["element", "row", "column", "matrix"]
 Increasing = Literal["always", "nonnegative", "never"]
 Sign = Literal["nonnegative", "keeps", "any"]
 Parity = Literal["odd", "even", "complement"]
-Kind = Literal["power", "matrix rescaling", "row or column rescaling", "transcendental", "other"]
+Family = Literal["power", "matrix rescaling", "row or column rescaling", "transcendental", "other"]
 
 # How tightly notation binds, in text and in formulas.
 SUM, PRODUCT, SIGN, POWER, ATOM = range(1, 6)
@@ -116,7 +116,7 @@ class Operator:
             object.__setattr__(self, name, value)
 
     @property
-    def kind(self) -> Kind:
+    def family(self) -> Family:
         """What operators that it makes little sense to nest have in common."""
         if self.exponent not in (None, 1.0):
             return "power"

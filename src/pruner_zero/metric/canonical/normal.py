@@ -42,7 +42,7 @@ class Normal(Algebra):
         operator = expression.operator
         if operator.name in ("add", "sub"):
             # All terms at once: a part of the sum may have a common factor that the sum lacks.
-            return self.add((sign, self.of(term)) for sign, term in _summands(expression))
+            return self.add((scale, self.of(term)) for scale, term in _summands(expression))
         operands = [self.of(operand) for operand in expression.operands]
         before = [operand.shape for operand in expression.operands]
         if operator.reach != "element" and before != [operand.shape for operand in operands]:
@@ -207,14 +207,14 @@ def _rescales(base: Expression, over: Over, how: str) -> TypeGuard[Call]:
 
 
 def _summands(expression: Expression) -> Iterator[tuple[float, Expression]]:
-    """The terms of a sum with their signs."""
+    """The terms of a sum with their coefficients."""
     pending = [(1.0, expression)]
     while pending:
-        sign, term = pending.pop()
+        scale, term = pending.pop()
         if called(term, "add", "sub"):
-            pending.append((sign if term.operator.name == "add" else -sign, term.operands[1]))
-            pending.append((sign, term.operands[0]))
-        elif called(term, "neg", "skp"):
-            pending.append((-sign if term.operator.name == "neg" else sign, term.operands[0]))
+            pending.append((scale if term.operator.name == "add" else -scale, term.operands[1]))
+            pending.append((scale, term.operands[0]))
+        elif isinstance(term, Call) and term.operator.factor is not None:
+            pending.append((scale * term.operator.factor, term.operands[0]))
         else:
-            yield sign, term
+            yield scale, term
