@@ -6,8 +6,9 @@ from typing import cast, get_args
 
 from markupsafe import Markup
 
+from pruner_zero.choices import Scope
 from pruner_zero.metric import Expression, to_latex, to_mathml
-from pruner_zero.metric.canonical import Scope, canonical
+from pruner_zero.metric.canonical import canonical
 from pruner_zero.report.tree import draw_tree
 
 # Larger trees are too wide for a page.

@@ -5,13 +5,14 @@ from typing import Any
 
 from markupsafe import Markup
 
+from pruner_zero.choices import Scope
 from pruner_zero.errors import excerpt
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression, parse
-from pruner_zero.metric.canonical import Scope, canonical
+from pruner_zero.metric.canonical import canonical
 from pruner_zero.pruning import describe_steps
 from pruner_zero.report.portrait import COMPARED
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result

@@ -9,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pruner_zero.choices import Scope
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import (
     NAMED,
@@ -24,7 +25,7 @@ from pruner_zero.metric import (
     parse,
     score,
 )
-from pruner_zero.metric.canonical import Scope, canonical, masks
+from pruner_zero.metric.canonical import canonical, masks
 from pruner_zero.sparsity import SCOPES
 from tests.metric.strategies import (
     expressions,

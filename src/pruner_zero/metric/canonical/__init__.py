@@ -4,8 +4,8 @@ Search, analysis and report use this room to recognise equal metrics; nothing el
 depends on it.
 """
 
-from pruner_zero.metric.canonical.form import Scope, canonical, masks
+from pruner_zero.metric.canonical.form import canonical, masks
 from pruner_zero.metric.canonical.normal import Normal
 from pruner_zero.metric.canonical.simplify import simplify_opposing
 
-__all__ = ["Normal", "Scope", "canonical", "masks", "simplify_opposing"]
+__all__ = ["Normal", "canonical", "masks", "simplify_opposing"]

@@ -1,14 +1,13 @@
 """One expression for all that give the same mask."""
 
-from typing import Literal, get_args
+from typing import get_args
 
+from pruner_zero.choices import Scope
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.canonical.algebra import ONE
 from pruner_zero.metric.canonical.normal import FINE_GROWTH, Normal, Over
 from pruner_zero.metric.expression import Call, Expression
 from pruner_zero.metric.operator import Shape
-
-Scope = Literal["row", "block", "matrix", "global"]
 
 # The weights over which a factor or an offset must be constant to leave a comparison unchanged.
 _OVER: dict[Scope, Over] = {
