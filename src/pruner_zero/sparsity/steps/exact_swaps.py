@@ -41,13 +41,15 @@ def refine_exact(layer: Layer) -> Updated:
     if isinstance(pattern, SemiStructured):
         check_width(W.shape[1], pattern, layer.name)
         group = pattern.m
+    # Before `damped`, which then need not factor the gram once more for its damping.
+    inverse_diagonal = hessian.inverse_factor.square().sum(0)
     H = hessian.damped()
     # Weights of channels that were never active are worth nothing.
     target = (W * (hessian.gram.diagonal() != 0)) @ H
     drift = hessian.drift(W)
     if drift is not None:
         target += drift
-    curvature = (H.diagonal() / hessian.inverse_factor.square().sum(0)).sqrt()
+    curvature = (H.diagonal() / inverse_diagonal).sqrt()
 
     def solve_rows(rows: Tensor, mask: Tensor, start: Tensor | None = None) -> Tensor:
         part = replace(layer, dense=W[rows], mask=mask)

@@ -1,0 +1,96 @@
+"""Matrices with the same input share one Hessian, which is factored once and freed."""
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.calibration import StatisticsStore, calibrate
+from pruner_zero.models import find_matrices
+from pruner_zero.pruning import Mode, parse_method, prune_model
+from pruner_zero.pruning.statistics import DenseStatistics, block_statistics
+from pruner_zero.sparsity import Hessian
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+
+# Of a block of llama: q, k and v; o; gate and up; down.
+INPUTS = 4
+
+
+@pytest.mark.parametrize("mode", ["sequential", "one-shot"])
+@pytest.mark.parametrize("text", ["wanda+obs", "wanda+exact", "wanda+refine+exact", "sparsegpt"])
+def test_each_input_is_factored_once(
+    mode: Mode,
+    text: str,
+    windows: Windows,
+    new_store: OpenStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls = []
+    factor = torch.linalg.cholesky_ex
+
+    def counted(matrix: Tensor, **options: Any) -> Any:
+        calls.append(len(matrix))
+        return factor(matrix, **options)
+
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", counted)
+    model = language_model("llama", blocks=2)
+    prune_model(model, windows, parse_method(text, sparsity=0.5), new_store(model), mode=mode)
+    assert len(calls) == 2 * INPUTS
+
+
+def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
+    gram = torch.eye(4)
+    shared = {"X": torch.ones(1, 4), "gram": gram, "cross": 5 * gram}
+    collected = {"q": shared, "k": shared, "o": {"X": torch.ones(1, 4), "gram": gram}}
+    statistics = block_statistics(collected, 0.02)
+    assert not collected
+    hessian = statistics["q"].hessian
+    assert hessian is not None
+    assert hessian is statistics["k"].hessian
+    assert hessian is not statistics["o"].hessian
+    assert hessian.damping == 0.02
+    # A quarter of the way to the dense model's outputs.
+    assert hessian.cross is not None
+    assert torch.equal(hessian.cross, 2 * gram)
+    alive = weakref.ref(hessian)
+    del hessian, statistics["q"], shared
+    assert alive() is not None
+    del statistics["k"]
+    gc.collect()
+    assert alive() is None
+
+
+def test_stored_statistics_are_read_once_for_each_input(
+    windows: Windows, new_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = language_model("llama", blocks=2)
+    matrices = find_matrices(model.model)
+    store = new_store(model)
+    calibrate(model, windows, {"X", "gram"}, store)
+    reads: list[str] = []
+    read = StatisticsStore.read
+
+    def counted(self: StatisticsStore, kind: str, *given: Any, **options: Any) -> Any:
+        reads.append(kind)
+        return read(self, kind, *given, **options)
+
+    monkeypatch.setattr(StatisticsStore, "read", counted)
+    dense = DenseStatistics(store, matrices, 0.01)
+    living: list[weakref.ref[Hessian]] = []
+    for matrix in matrices:
+        statistics = dense.read(matrix, ["X", "gram"])
+        assert statistics.G is None
+        assert statistics.X is not None
+        assert statistics.hessian is not None
+        expected = read(store, "gram", matrix.block)[matrix.name]
+        assert torch.equal(statistics.hessian.gram, expected)
+        if all(one() is not statistics.hessian for one in living):
+            living.append(weakref.ref(statistics.hessian))
+        gc.collect()
+        assert sum(one() is not None for one in living) == 1
+    assert reads.count("gram") == 2 * INPUTS
+    assert reads.count("X") == len(matrices)
