@@ -1,4 +1,4 @@
-"""Registries that other packages add to: operators, metrics, texts, executors, by entry points.
+"""Registries that other packages add to: operators, metrics, texts, executors, search algorithms.
 
 A package declares, in its pyproject.toml,
 

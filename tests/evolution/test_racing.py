@@ -1,4 +1,4 @@
-"""Who climbs: cheap rungs for all, dear ones for the few that earned them."""
+"""Which candidates climb: cheap rungs for all, expensive rungs for promising ones."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

@@ -78,8 +78,8 @@ def test_a_run_leaves_its_archive_and_its_best_in_the_released_form(undisturbed:
     assert losses == sorted(losses, reverse=True)
     records = SearchJournal(undisturbed).records
     assert [one.candidate.number for one in records] == list(range(len(records)))
-    dearest = [one for one in records if one.evaluation.rung == 3 and one.evaluation.counts]
-    assert losses[-1] == min(one.evaluation.value for one in dearest)
+    judged = [one for one in records if one.evaluation.rung == 3 and one.evaluation.counts]
+    assert losses[-1] == min(one.evaluation.value for one in judged)
 
 
 def test_the_best_tree_is_obeyed_with_its_scope(

@@ -159,7 +159,7 @@ class Archive:
             raise PrunerZeroError(
                 f"{folder} holds a run of other settings: {_difference(journal.lines[0], header)}"
             )
-        self._outcomes = {(one.number, one.rung): one for one in journal.outcomes}
+        self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0

@@ -76,8 +76,8 @@ class BatchAlgorithm(ABC):
         told = tuple(candidate for candidate, _ in results)
         if told != self._open:
             raise ValueError(
-                f"tell the results of candidates {[one.number for one in self._open]} "
-                f"in this order, not of {[one.number for one in told]}"
+                f"tell the results of candidates {[candidate.number for candidate in self._open]} "
+                f"in this order, not of {[candidate.number for candidate in told]}"
             )
         self._open = ()
         self.learn(results)

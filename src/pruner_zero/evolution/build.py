@@ -44,21 +44,11 @@ def search_windows(
         middle = len(calibration.text) // 2
         calibration = replace(calibration, text=calibration.text[:middle])
         search = replace(search, text=search.text[middle:])
-    own = random_windows(
-        calibration,
-        tokenizer,
-        settings.windows,
-        settings.seqlen,
-        settings.seed,
+    seqlen, seed = settings.seqlen, settings.seed
+    return (
+        random_windows(calibration, tokenizer, settings.windows, seqlen, seed),
+        random_windows(search, tokenizer, settings.search_windows, seqlen, seed),
     )
-    judged = random_windows(
-        search,
-        tokenizer,
-        settings.search_windows,
-        settings.seqlen,
-        settings.seed,
-    )
-    return own, judged
 
 
 def build_evaluator(
@@ -157,10 +147,9 @@ def build_evaluator(
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
     """The dtype of the candidates' forward passes."""
     weight = next(model.parameters())
-    own = weight.dtype
     if settings.judge_dtype == "auto":
-        fast = own == torch.float32 and has_fast_bfloat16(weight.device)
-        return torch.bfloat16 if fast else own
+        fast = weight.dtype == torch.float32 and has_fast_bfloat16(weight.device)
+        return torch.bfloat16 if fast else weight.dtype
     return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
 
 

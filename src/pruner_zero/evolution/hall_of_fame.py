@@ -35,10 +35,10 @@ class HallOfFame(Tabular):
         top = max((record.evaluation.rung for record in distinct), default=0)
         candidates = sorted(
             (record for record in distinct if record.evaluation.rung == top),
-            key=lambda one: (
-                complexity(one.candidate.expression),
-                one.evaluation.value,
-                one.candidate.number,
+            key=lambda record: (
+                complexity(record.candidate.expression),
+                record.evaluation.value,
+                record.candidate.number,
             ),
         )
         front: list[Record] = []

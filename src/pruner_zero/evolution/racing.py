@@ -132,16 +132,18 @@ def _climb(
     executor: Executor[Task, Outcome],
 ) -> list[tuple[_Entry, Outcome]]:
     alive = [entry for entry in entries if entry.alive]
-    known = {entry.candidate.number: archive.known(entry.candidate.number, rung) for entry in alive}
+    earlier = {
+        entry.candidate.number: archive.known(entry.candidate.number, rung) for entry in alive
+    }
     tasks = [
         Task(candidate.number, rung, str(candidate.expression), candidate.scope)
         for candidate in (entry.candidate for entry in alive)
-        if known[candidate.number] is None
+        if earlier[candidate.number] is None
     ]
     fresh = executor.map(tasks)
     judged = []
     for entry in alive:
-        outcome = known[entry.candidate.number] or next(fresh)
+        outcome = earlier[entry.candidate.number] or next(fresh)
         archive.remember(outcome)
         entry.seconds += outcome.seconds
         entry.reason = outcome.reason

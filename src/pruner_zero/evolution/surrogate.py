@@ -31,12 +31,14 @@ class Surrogate:
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
         results = [record.evaluation.results for record in records]
-        self.further = [one["all"] - one["few"] for one in results if {"few", "all"} <= one.keys()]
+        self.further = [
+            values["all"] - values["few"] for values in results if {"few", "all"} <= values.keys()
+        ]
         self._usual = sum(self.further) / len(self.further) if self.further else 0.0
         pairs = [
-            (self._loss(one), one["reconstruction"])
-            for one in results
-            if {"few", "reconstruction"} <= one.keys()
+            (self._loss(values), values["reconstruction"])
+            for values in results
+            if {"few", "reconstruction"} <= values.keys()
         ]
         points = np.array(pairs[-_MEMORY:]).reshape(-1, 2)
         self.line = _line(points)
@@ -56,8 +58,8 @@ class Surrogate:
 
     def _alone(self, closed: float) -> float:
         """The expected error of a candidate of which only this closed-form error is known."""
-        known = min(closed, self._highest)
-        return self._middle + self.trust * (known - self._middle) + (closed - known)
+        inside = min(closed, self._highest)
+        return self._middle + self.trust * (inside - self._middle) + (closed - inside)
 
     def _loss(self, results: Mapping[str, float]) -> float:
         """The loss on the few windows, estimated from that on all windows where there is one."""
