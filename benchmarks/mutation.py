@@ -46,6 +46,7 @@ MODULES = {
     "metric/canonical/facts": "facts",
     "metric/canonical/bounds": "facts",
     "metric/evaluate": "evaluate",
+    "metric/operator": "operators",
     "metric/operators": "operators",
     "metric/canonical/simplify": "simplify",
     "metric/expression": "expression",

@@ -124,9 +124,7 @@ class Resampling(Clocked):
         return super().reconstruction(expression, scope, limit)
 
 
-def evaluate_plainly(
-    expression: Expression, terminals: Mapping[str, Tensor], shape: tuple[int, int] | None = None
-) -> Tensor:
+def evaluate_plainly(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     """`evaluate` with every subtree computed as often as it occurs."""
 
     def value(node: Expression) -> Tensor:
@@ -137,7 +135,7 @@ def evaluate_plainly(
         assert isinstance(node, Call)
         return node.operator.apply(*map(value, node.operands))
 
-    return value(expression).expand(shape or terminals["W"].shape).contiguous()
+    return value(expression).expand(terminals["W"].shape).contiguous()
 
 
 def search(

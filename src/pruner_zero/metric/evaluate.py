@@ -20,19 +20,15 @@ class ScoreError(PrunerZeroError):
         return str(self)
 
 
-def evaluate(
-    expression: Expression,
-    terminals: Mapping[str, Tensor],
-    shape: tuple[int, int] | None = None,
-) -> Tensor:
+def evaluate(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     """The value of the expression at every weight: fp32, (out, in), contiguous, in new memory.
 
     terminals: the statistics by name, in the shapes of TERMINALS; of any dtype, used in fp32.
-    shape: (out, in), by default that of the first of W, G, S that is given.
+        One of W, G, S is among them, whose shape is (out, in).
     Every distinct subtree is computed once and freed after its last use; inputs are not changed.
     Raises ScoreError for missing terminals and wrong shapes; the values can be non-finite.
     """
-    shape = shape or _matrix_shape(terminals)
+    shape = _matrix_shape(terminals)
     _check(expression, terminals, shape)
     device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
     uses = _uses(expression)
@@ -56,17 +52,13 @@ def evaluate(
         return result.clone() if result.untyped_storage().data_ptr() in inputs else result
 
 
-def score(
-    expression: Expression,
-    terminals: Mapping[str, Tensor],
-    shape: tuple[int, int] | None = None,
-) -> Tensor:
+def score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     """The result of `evaluate`, if it can be ranked.
 
     Raises ScoreError for missing terminals, wrong shapes, scores that are not finite, and
     scores that are all equal (unless the matrix has a single entry).
     """
-    scores = evaluate(expression, terminals, shape)
+    scores = evaluate(expression, terminals)
     # The usual case takes one pass without temporaries: nan and infinities are minima or maxima.
     low, high = scores.aminmax()
     if not torch.isfinite(high - low) and not torch.isfinite(scores).all():
@@ -103,7 +95,7 @@ def _matrix_shape(terminals: Mapping[str, Tensor]) -> tuple[int, int]:
             if len(sizes) != 2:
                 raise ScoreError(f"{name} has shape {sizes}, not two dimensions (out, in)")
             return sizes
-    raise ScoreError("none of W, G, S is given, so the shape of the matrix is unknown: pass shape")
+    raise ScoreError("none of W, G, S is given, so the shape of the matrix is unknown")
 
 
 def _check(expression: Expression, terminals: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
