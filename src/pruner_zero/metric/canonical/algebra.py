@@ -228,9 +228,7 @@ class Algebra:
             inner = self.absolute(operand)
             # Statistics depend on the shape of what they are taken over.
             return (
-                call(base.operator.name, inner)
-                if inner.shape is operand.shape
-                else call("abs", base)
+                Call(base.operator, (inner,)) if inner.shape is operand.shape else call("abs", base)
             )
         if called(base, "quotient"):
             return self.reciprocal(self.absolute(base.operands[1]))
