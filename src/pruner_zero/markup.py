@@ -1,19 +1,19 @@
-"""Elements of HTML, SVG and MathML as text in which everything foreign is escaped."""
+"""Elements of HTML and SVG as text, with everything escaped that is not markup."""
 
 import re
 
 from markupsafe import Markup, escape
 
-# What no XML document may hold, not even escaped.
+# Characters that no XML document may contain, not even escaped.
 _FORBIDDEN = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def element(name: str, *children: str, **attributes: object) -> Markup:
-    """The element `name`; children that are no Markup, and all attributes, are escaped.
+    """The element `name`; attributes, and children that are not Markup, are escaped.
 
-    In the names of attributes a last underscore is dropped and the others are hyphens, so that
-    class_ and stroke_width can be said; an attribute of None is left out. Numbers are written
-    with two decimals at most.
+    A trailing underscore of an attribute's name is dropped and other underscores become hyphens:
+    class_ is class and stroke_width is stroke-width. An attribute of None is left out. Numbers
+    have two decimals at most.
     """
     written = Markup("").join(
         Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _text(value))
@@ -24,12 +24,12 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
 
 
 def join(parts: list[Markup] | tuple[str, ...]) -> Markup:
-    """The parts one after the other, escaped unless they are Markup."""
+    """The concatenated parts, each escaped unless it is Markup."""
     return Markup("").join(escape(clean(part)) for part in parts)
 
 
 def clean(text: str) -> str:
-    """The text with what XML forbids (control characters, half pairs) shown as �."""
+    """The text with � for characters that XML forbids: control characters, lone surrogates."""
     if isinstance(text, Markup):
         return text
     return _FORBIDDEN.sub("\ufffd", text)

@@ -1,4 +1,4 @@
-"""Results as tables: text where they are printed, HTML in a notebook, a frame for pandas."""
+"""Results as tables: text where they are printed, HTML in notebooks, frames for pandas."""
 
 import math
 from abc import ABC, abstractmethod
@@ -11,15 +11,15 @@ from markupsafe import Markup
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.markup import element
 
-# More rows than this are counted instead of shown; `to_rows` and `to_pandas` have all.
+# Rows beyond this many are counted instead of shown; `to_rows` and `to_pandas` have all.
 MOST_SHOWN = 40
 _LONGEST = 120
 
 
 class Tabular(ABC):
-    """A result that is a table.
+    """A result that is shown as a table.
 
-    shown: the columns that people see, in their order, all where empty; one that no row fills
+    shown: the names of the columns to show, in order; empty for all. A column without any value
     is left out.
     """
 
@@ -27,11 +27,11 @@ class Tabular(ABC):
 
     @abstractmethod
     def to_rows(self) -> Sequence[Mapping[str, Any]]:
-        """All rows, each a value by column; a row may lack some."""
+        """All rows, each a mapping from columns to values; a row may lack columns."""
 
     @abstractmethod
     def caption(self) -> str:
-        """One line about the whole."""
+        """One line that describes the table."""
 
     def to_pandas(self) -> Any:
         """All rows and columns as a `pandas.DataFrame`.
@@ -64,13 +64,13 @@ class Tabular(ABC):
         return caption + (table if rows else Markup()) + element("div", *more)
 
     def _cells(self) -> tuple[list[str], list[list[str]], list[str]]:
-        """The header and rows to show, and how many rows are not."""
-        every = self.to_rows()
-        chosen = list(islice(every, MOST_SHOWN))
-        known = self.shown or dict.fromkeys(name for row in chosen for name in row)
-        names = [name for name in known if any(row.get(name) is not None for row in chosen)]
+        """The header, the rows to show, and a line that counts the other rows."""
+        all_rows = self.to_rows()
+        chosen = list(islice(all_rows, MOST_SHOWN))
+        columns = self.shown or dict.fromkeys(name for row in chosen for name in row)
+        names = [name for name in columns if any(row.get(name) is not None for row in chosen)]
         rows = [[_cell(row.get(name)) for name in names] for row in chosen]
-        hidden = len(every) - len(chosen)
+        hidden = len(all_rows) - len(chosen)
         return [name.replace("_", " ") for name in names], rows, [f"… {hidden} more"] * (hidden > 0)
 
 

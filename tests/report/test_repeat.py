@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pruner_zero import compare, prune
-from pruner_zero.evolution import SearchJournal, search
+from pruner_zero.evolution import Study, search
 from pruner_zero.report import report
 from tests.cli.conftest import Cli, cli
 from tests.report.html import Page
@@ -48,9 +48,7 @@ def test_the_commands_give_the_same_results(
     Path("settings.yaml").write_text(first.split("\n", 1)[1].split("END\n")[0])
     for command in commands(page):
         assert cli(*command[1:]).code == 0, command
-    assert _known(SearchJournal(Path("run-again")).records) == _known(
-        SearchJournal(Path("run")).records
-    )
+    assert _known(Study.open("run-again").records) == _known(Study.open("run").records)
     for name in ("pruned/pruning.json", "table.json"):
         again = name.replace("pruned/", "pruned-again/").replace("table.", "table-again.")
         assert _result(Path(again)) == _result(Path(name))

@@ -1,6 +1,6 @@
 """The search for better metrics: space, variation, algorithms, rungs, archive, hall of fame."""
 
-from pruner_zero.evolution.archive import Record, SearchJournal
+from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.run import Status, search
 from pruner_zero.evolution.settings import SearchSettings
@@ -11,7 +11,6 @@ __all__ = [
     "Candidates",
     "HallOfFame",
     "Record",
-    "SearchJournal",
     "SearchSettings",
     "SearchSpace",
     "Status",

@@ -125,7 +125,7 @@ class Study(Tabular):
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turns what a damaged result raises as it is read into one PrunerZeroError about `path`."""
+    """Turn the errors that a damaged result raises when it is read into one about `path`."""
     try:
         yield
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ParseError) as error:

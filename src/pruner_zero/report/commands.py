@@ -1,4 +1,4 @@
-"""The commands that make a result again, and those that go on from it."""
+"""The commands that reproduce a result, and those that continue from it."""
 
 import shlex
 from collections.abc import Iterable, Mapping
@@ -32,9 +32,10 @@ _STRINGS = "(strings)"
 
 
 def repeat(result: Result) -> str:
-    """The command that makes `result` again, beside it; settings at their defaults are left out.
+    """The command that reproduces `result`, beside it, without settings that have their defaults.
 
-    Where the command line has no option for a setting, a file of settings comes before it.
+    Where the command line has no option for a setting, the command is preceded by one that writes
+    a settings file.
     """
     if isinstance(result, Study):
         return _command("search", SearchSettings, result.settings, _beside(result.path))
@@ -44,26 +45,26 @@ def repeat(result: Result) -> str:
 
 
 def repeatable(result: Result) -> bool:
-    """Whether the texts have names; strings that Python code gave have none."""
+    """Whether all texts have names that a command can give; strings from Python have none."""
     return _STRINGS not in result.settings.values()
 
 
 def prune_with(run: Study) -> str:
-    """The command that prunes with the best of a search, updated as the search judged it."""
+    """The command that prunes with the best metric of a search as the search judged it."""
     asked = _calibration(run) | run.prune_options
     return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
 
 
 def analyze(run: Study) -> str:
-    """The command that tells what a search teaches."""
+    """The command that explains a search."""
     return shlex.join(["pruner-zero", "analyze", str(run.path)])
 
 
 def compare_with(run: Study) -> str:
     """The command that compares the best metric of a search with the classics.
 
-    The text is the search's where that is a corpus with parts of its own, of which compare
-    takes the test part; else a word to replace.
+    The text is that of the search where it is a built-in corpus, of which `compare` reads the test
+    part; else it is the placeholder TEXT.
     """
     text = str(run.settings.get("search_text"))
     found = run.prune_options

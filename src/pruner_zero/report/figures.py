@@ -5,6 +5,7 @@ Each function gives a `matplotlib.figure.Figure`, which `savefig` writes in any 
 
 import math
 import re
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from html import unescape
@@ -38,7 +39,7 @@ _VARIABLES = {
     _WARM: "warm",
     _CLOUD: "cloud",
 }
-# What begins the gid of an artist whose rest is shown as a tooltip in the page.
+# Prefix of the gid of an artist; the page shows the rest of the gid as its tooltip.
 _TOOLTIP = "tooltip: "
 _POINTS, _PIXELS = 72, 96
 
@@ -47,7 +48,7 @@ LOSSES = {
     "few": "loss on a few windows, nats a token",
     "all": "loss on the search text, nats a token",
 }
-# More dots than this hide each other and make the page heavy.
+# More dots hide each other and make the page large.
 MOST_DOTS = 800
 _ALL = "all"
 
@@ -81,7 +82,7 @@ def front(study: Study) -> Figure | None:
     axes.margins(0.08, 0.1)
     for record, place in zip(hall.front, best, strict=True):
         if record.candidate.number in named:
-            right = place[0] < sum(axes.get_xlim()) / 4
+            right = place[0] < sum(axes.get_xlim()) / 2
             axes.annotate(
                 named[record.candidate.number],
                 place,
@@ -156,7 +157,7 @@ def sparsity(records: Sequence[MatrixRecord]) -> Figure:
     every = math.ceil(0.25 / width)
     places = [*range(0, len(blocks) - every, every), len(blocks) - 1]
     axes.set_xticks(places, [blocks[place] for place in places])
-    # Names are no formulas, whatever they hold.
+    # A dollar sign in a name does not begin a formula.
     axes.set_yticks(range(len(kinds)), names, parse_math=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -184,13 +185,15 @@ def to_svg(figure: Figure, label: str) -> Markup:
     colours are variables of the page's style sheet, and words stay text.
     """
     for artist in figure.findobj():
-        # Else marks at the edge are cut.
+        # Clipping would cut marks at the edge.
         artist.set_clip_on(False)
     file = StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # The label tells the names of marks in this figure from those of others on the page.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}):
-        figure.savefig(file, format="svg", metadata=nothing)
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    # Names of marks are hashes with the label, so that they differ between the figures of a page.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():
+        # The fonts of a browser may have letters that the font for measuring lacks.
+        warnings.filterwarnings("ignore", "Glyph")
+        figure.savefig(file, format="svg", metadata=no_metadata)
     svg = re.sub(r"<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
     marks = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
     marks = re.sub(r">\s+<", "><", marks).replace("xlink:href", "href")
@@ -261,7 +264,7 @@ def _rung(study: Study) -> str:
 
 
 def _names(hall: HallOfFame) -> dict[int, str]:
-    """What stands at the marks of the best metric and the knee, by their number."""
+    """The words at the marks of the best metric and the knee, by the candidate's number."""
     names: dict[int, str] = {}
     for name, record in (("best", hall.best), ("knee", hall.knee)):
         if record is not None:
@@ -278,7 +281,7 @@ def _title(record: Record) -> str:
 
 
 def _group(found: re.Match[str]) -> str:
-    """The start of a group of marks, with a tooltip where its name holds one."""
+    """The start tag of a group of marks, with a tooltip where its name has one."""
     name = unescape(found[1])
     tooltip = element("title", name.removeprefix(_TOOLTIP)) if name.startswith(_TOOLTIP) else ""
     return f"<g>{tooltip}"

@@ -44,13 +44,15 @@ def page(results: Sequence[Result]) -> str:
 
 
 def _commands(results: Sequence[Result]) -> list[tuple[str, str]]:
-    found = [(f"Make {result.path} again", commands.repeat(result)) for result in results]
+    shown = [(f"Reproduce {result.path}", commands.repeat(result)) for result in results]
     for result in results:
         if isinstance(result, Study):
-            found.append((f"Explain {result.path}", commands.analyze(result)))
-            found.append((f"Prune with the best of {result.path}", commands.prune_with(result)))
-    found.append(("Make this page again", commands.report_on([result.path for result in results])))
-    return found
+            shown.append((f"Explain {result.path}", commands.analyze(result)))
+            shown.append(
+                (f"Prune with the best metric of {result.path}", commands.prune_with(result))
+            )
+    shown.append(("Reproduce this page", commands.report_on([result.path for result in results])))
+    return shown
 
 
 def _origin(result: Result) -> list[tuple[str, str]]:
