@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from pruner_zero.errors import PrunerZeroError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# The names under which `_committing` and `TensorWriter` write a file that is not complete yet.
+# The names under which `committing` has a file written that is not complete yet.
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 CHECKSUM = "sha256"
 _REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -63,7 +63,7 @@ def write_atomic(path: Path, data: bytes | str) -> None:
 
     Raises PrunerZeroError where it cannot be written; the old file is then still there.
     """
-    with writing(path), _committing(path) as partial, open(partial, "wb") as file:
+    with writing(path), committing(path) as partial, open(partial, "wb") as file:
         file.write(data.encode() if isinstance(data, str) else data)
 
 
@@ -127,7 +127,7 @@ def append_line(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
         if not end:
-            sync_names(path.parent)
+            _sync_names(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -152,7 +152,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def _committing(path: Path) -> Iterator[Path]:
+def committing(path: Path) -> Iterator[Path]:
     """A path beside `path` to write to; it is synced and renamed to `path`, or deleted on an error.
 
     The name contains the process id, so that two processes never write to the same file.
@@ -166,10 +166,10 @@ def _committing(path: Path) -> Iterator[Path]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    sync_names(path.parent)
+    _sync_names(path.parent)
 
 
-def sync_names(folder: Path) -> None:
+def _sync_names(folder: Path) -> None:
     """Sync the directory itself: a file's fsync does not put its name on disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

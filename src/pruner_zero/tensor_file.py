@@ -9,7 +9,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.files import sync_names, writing
+from pruner_zero.files import committing, writing
 
 _NAMES = {
     torch.float64: "F64",
@@ -90,10 +90,11 @@ class TensorFile:
 
 
 class TensorWriter:
-    """One safetensors file, its tensors given one after the other in the order of `layout`.
+    """One safetensors file, its tensors written one after the other in the order of `layout`.
 
-    The file is there once `close` returns, and not before; leaving a `with` by an error
-    leaves nothing. Raises PrunerZeroError where it cannot be written.
+    layout: dtype and shape by name. The file exists once `close` returns, and not before; an
+    error, also one that leaves the `with`, deletes what was written. `sha256` is that of the
+    finished file. Raises PrunerZeroError where it cannot be written.
     """
 
     def __init__(
@@ -104,8 +105,8 @@ class TensorWriter:
     ) -> None:
         self.path = path
         self.sha256 = ""
-        self._partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
         self._digest = hashlib.sha256()
+        self._stack = ExitStack()
         header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
         end = 0
         for name, (dtype, shape) in layout.items():
@@ -115,40 +116,29 @@ class TensorWriter:
                 "shape": list(shape),
                 "data_offsets": [start, end],
             }
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        # Padded so that the tensors begin where every dtype may.
-        text += b" " * (-len(text) % 8)
-        with writing(path):
-            self._file = open(self._partial, "wb")  # noqa: SIM115
         self._left = end
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        # Padded, because tensors must begin at a multiple of their element size.
+        text += b" " * (-len(text) % 8)
+        with self._undone_on_error():
+            partial = self._stack.enter_context(committing(path))
+            self._file = self._stack.enter_context(open(partial, "wb"))  # noqa: SIM115
         self._write(len(text).to_bytes(8, "little") + text)
 
     def write(self, tensor: Tensor) -> None:
-        """The next tensor of the layout, or a part of it."""
+        """Write the next tensor of the layout, or a part of it."""
         data = memoryview(_bytes(tensor.detach().cpu().contiguous()))
         self._left -= len(data)
         self._write(data)
 
     def close(self) -> str:
         """Wait until the file is on disk under its name; return its SHA-256."""
-        if self._left:
-            self.abandon()
-            raise ValueError(f"{self.path} lacks {self._left} bytes of its layout")
-        try:
-            with writing(self.path):
-                self._commit()
-        except PrunerZeroError:
-            self.abandon()
-            raise
+        with self._undone_on_error():
+            if self._left:
+                raise ValueError(f"{self.path} lacks {self._left} bytes of its layout")
+            self._stack.close()
         self.sha256 = self._digest.hexdigest()
         return self.sha256
-
-    def abandon(self) -> None:
-        """Leave nothing behind."""
-        with suppress(OSError):
-            self._file.close()
-        with suppress(OSError):
-            self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -156,26 +146,26 @@ class TensorWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if kind is None and not self.sha256:
+        if error is not None:
+            self._stack.__exit__(kind, error, error.__traceback__)
+        elif not self.sha256:
             self.close()
-        elif kind is not None:
-            self.abandon()
-
-    def _commit(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._partial, self.path)
-        sync_names(self.path.parent)
 
     def _write(self, data: bytes | memoryview) -> None:
+        with self._undone_on_error():
+            self._file.write(data)
+        self._digest.update(data)
+
+    @contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
         try:
             with writing(self.path):
-                self._file.write(data)
-        except PrunerZeroError:
-            self.abandon()
+                yield
+        except BaseException as error:
+            # An error of closing the file would hide this one, and the file is deleted anyway.
+            with suppress(Exception):
+                self._stack.__exit__(type(error), error, error.__traceback__)
             raise
-        self._digest.update(data)
 
 
 def write_tensors(
@@ -185,7 +175,7 @@ def write_tensors(
 
     As with `write_atomic`, a reader sees all of it or none. Raises PrunerZeroError.
     """
-    # Wide dtypes first: each tensor then lies where its dtype may.
+    # Wide dtypes first, so that every tensor begins at a multiple of its element size.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     layout = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in order}
     with TensorWriter(path, layout, metadata) as writer:
