@@ -7,14 +7,14 @@ from pruner_zero.text.role import Role
 
 SHARES: Mapping[Role, float] = {"calibration": 0.5, "search": 0.25, "test": 0.25}
 
-# Shorter paragraphs ("See also ...") recur everywhere and betray nothing.
+# Shorter paragraphs, such as "See also ...", occur in many topics; they do not tie two together.
 PASSAGE_LENGTH = 80
 
 
 def pydoc_documents(part: Role | None) -> list[str]:
     """The topics of `part` in the order of their names; all topics where it is None.
 
-    The text follows the Python version, as its hash in every report shows.
+    The text differs between versions of Python, and with it the hash in every report.
     Raises PrunerZeroError where the interpreter comes without `pydoc_data`.
     """
     try:
@@ -30,38 +30,40 @@ def pydoc_documents(part: Role | None) -> list[str]:
 def split_topics(topics: Mapping[str, str]) -> dict[Role, list[str]]:
     """Divide `topics` (name → text) about 50 : 25 : 25 by length; names in sorted order.
 
-    Topics quote one another (`specialnames` holds all of `customization`), so those that
-    share a passage stay in one part: what is tested was not calibrated or searched on.
-    The largest family goes first, each to the part that lacks most of its share.
+    Topics quote one another (`specialnames` holds all of `customization`). Topics that share a
+    passage go to the same part, so that nothing is tested on that was calibrated or searched on.
+    Groups of such topics are assigned by decreasing length, each to the part that is furthest
+    below its share.
     """
 
-    def length(family: list[str]) -> int:
-        return sum(len(topics[name]) for name in family)
+    def length(group: list[str]) -> int:
+        return sum(len(topics[name]) for name in group)
 
-    lacking = {part: share * length(list(topics)) for part, share in SHARES.items()}
+    missing = {part: share * length(list(topics)) for part, share in SHARES.items()}
     parts: dict[Role, list[str]] = {part: [] for part in SHARES}
-    for family in sorted(_families(topics), key=lambda family: (-length(family), family)):
-        part = max(lacking, key=lambda part: lacking[part])
-        parts[part] += family
-        lacking[part] -= length(family)
+    for group in sorted(_groups(topics), key=lambda group: (-length(group), group)):
+        part = max(missing, key=lambda part: missing[part])
+        parts[part] += group
+        missing[part] -= length(group)
     return {part: sorted(names) for part, names in parts.items()}
 
 
-def _families(topics: Mapping[str, str]) -> list[list[str]]:
-    families: list[tuple[list[str], set[str]]] = []
+def _groups(topics: Mapping[str, str]) -> list[list[str]]:
+    """The topics in groups: two that share a passage are in the same one."""
+    groups: list[tuple[list[str], set[str]]] = []
     for name in sorted(topics):
         names, passages = [name], passages_of(topics[name])
-        apart = []
-        for family in families:
-            if passages.isdisjoint(family[1]):
-                apart.append(family)
+        others = []
+        for group in groups:
+            if passages.isdisjoint(group[1]):
+                others.append(group)
             else:
-                names, passages = family[0] + names, family[1] | passages
-        families = [*apart, (sorted(names), passages)]
-    return [names for names, _ in families]
+                names, passages = group[0] + names, group[1] | passages
+        groups = [*others, (sorted(names), passages)]
+    return [names for names, _ in groups]
 
 
 def passages_of(text: str) -> set[str]:
-    """The paragraphs of `text` long enough to recognise, without their indentation."""
+    """The paragraphs of `text` longer than PASSAGE_LENGTH, without their indentation."""
     paragraphs = (" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
     return {paragraph for paragraph in paragraphs if len(paragraph) > PASSAGE_LENGTH}

@@ -22,10 +22,11 @@ BLANK_LINE = "\n\n"
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text to cut windows from; `joined` tells how its documents became one stream.
+    """A text to cut windows from.
 
-    `sha256` is that of the UTF-8 text. Raises PrunerZeroError where the text is blank or
-    holds half a surrogate pair, which no tokenizer can read.
+    joined: how its documents became one stream. sha256: that of the UTF-8 text. Raises
+    PrunerZeroError where the text is blank or holds half a surrogate pair, which no tokenizer
+    can read.
     """
 
     name: str
@@ -53,18 +54,18 @@ def load_corpus(
     key: str = "text",
     progress: Progress = SILENT,
 ) -> Corpus:
-    """The corpus that `source` means.
+    """Load the corpus `source`.
 
-    - `builtin:pydoc`, `wikitext2`, `c4`, `ptb`: the part that serves `role`, or the one
-      named after a slash (`wikitext2/test`, `builtin:pydoc/all`). A file of the same name
-      needs `./`. The text sources of plug-ins likewise.
+    - `builtin:pydoc`, `wikitext2`, `c4`, `ptb` or a text source of a plug-in: the part for
+      `role`, or the part named after a slash (`wikitext2/test`, `builtin:pydoc/all`). A file of
+      the same name needs `./`.
     - a `.txt`, `.raw` or `.md` file: its text as it stands.
     - a `.jsonl` or `.parquet` file: the strings under `key`, joined by a blank line.
     - strings: joined by a blank line.
     - a Corpus: itself.
 
-    Files, strings and a Corpus serve every role whole. Raises PrunerZeroError, in one line,
-    for anything that cannot be read.
+    Files, strings and a Corpus are used whole, whatever the role. Raises PrunerZeroError for
+    anything that cannot be read.
     """
     if role not in ROLES:
         raise PrunerZeroError(f"unknown role '{role}': {did_you_mean(role, ROLES)}")
@@ -72,10 +73,8 @@ def load_corpus(
         return source
     if isinstance(source, str):
         name, _, part = source.partition("/")
-        if name in NAMES:
+        if name in NAMES or name in SOURCES:
             return _load_named(name, part or role, progress)
-        if name in SOURCES:
-            return _load_plugged(name, part or role, progress)
         if name.startswith("builtin:"):
             raise PrunerZeroError(f"unknown corpus '{name}': {did_you_mean(name, NAMES)}")
     if isinstance(source, str | Path):
@@ -91,23 +90,19 @@ def _load_named(name: str, part: str, progress: Progress) -> Corpus:
     parts = (*ROLES, "all") if name == PYDOC else ROLES
     if part not in parts:
         raise PrunerZeroError(f"{name} has no part '{part}': {did_you_mean(part, parts)}")
+    role = None if part == "all" else cast(Role, part)
     if name == PYDOC:
-        topics = pydoc_documents(None if part == "all" else cast(Role, part))
-        return _join(f"{name}/{part}", topics, BLANK_LINE)
-    documents = hub_documents(name, cast(Role, part), progress)
-    return _join(f"{name}/{part}", documents, HUB[name].separator)
-
-
-def _load_plugged(name: str, part: str, progress: Progress) -> Corpus:
-    if part not in ROLES:
-        raise PrunerZeroError(f"{name} has no part '{part}': {did_you_mean(part, ROLES)}")
+        return _join(f"{name}/{part}", pydoc_documents(role), BLANK_LINE)
+    assert role is not None
+    if name in HUB:
+        return _join(f"{name}/{part}", hub_documents(name, role, progress), HUB[name].separator)
     source = SOURCES[name]
-    documents = _strings(progress.track(source.documents(part), name))
+    documents = _strings(progress.track(source.documents(role), name))
     return _join(f"{name}/{part}", documents, source.separator)
 
 
 def _load_file(path: Path, key: str) -> Corpus:
-    # os.path answers False where Path.exists raises: a whole text passed as a name.
+    # Where a whole text is passed as a name, Path.exists raises and os.path.exists is False.
     if not os.path.exists(path):
         shown = str(path)[:200]
         raise PrunerZeroError(

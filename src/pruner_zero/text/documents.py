@@ -1,4 +1,4 @@
-"""Documents out of local files, with the place of whatever is wrong in them."""
+"""Documents read from local files; errors name the line or byte that cannot be read."""
 
 import json
 from pathlib import Path
@@ -10,11 +10,10 @@ SUFFIXES = (*STREAMS, ".jsonl", ".parquet")
 
 
 def read_stream(path: Path) -> str:
-    """The UTF-8 text of `path` as it stands, but for line ends and a byte order mark.
+    """The UTF-8 text of `path`, without a byte order mark and with lines that end in "\\n".
 
-    Every line ends in "\\n", whatever system wrote the file, so that it gives the same tokens
-    everywhere. Raises PrunerZeroError where the file cannot be read, or is not UTF-8 (with
-    the offset).
+    Line ends are converted so that the same text gives the same tokens, whatever system wrote
+    it. Raises PrunerZeroError where the file cannot be read or is not UTF-8.
     """
     try:
         text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
@@ -32,7 +31,7 @@ def read_jsonl(path: Path, key: str) -> list[str]:
 
     Raises PrunerZeroError with the line number where a line is not such an object.
     """
-    # Only "\n" ends a line: str.splitlines would also cut at U+2028 inside a string.
+    # Not str.splitlines, which would also cut at U+2028 inside a string.
     lines = enumerate(read_stream(path).split("\n"), start=1)
     return [_text_of(line, key, f"{path}, line {number}") for number, line in lines if line.strip()]
 
@@ -45,7 +44,7 @@ def _text_of(line: str, key: str, place: str) -> str:
             f"{place} is not JSON ({error.msg}, column {error.colno}): mend or remove the line"
         ) from error
     except (ValueError, RecursionError) as error:
-        # A number of more than 4300 digits, or brackets without end.
+        # A number of more than 4300 digits, or brackets nested too deep.
         raise PrunerZeroError(
             f"{place} holds a number too long or brackets too deep: mend or remove the line"
         ) from error

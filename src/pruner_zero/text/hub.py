@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text.role import Role
@@ -13,9 +13,10 @@ from pruner_zero.text.role import Role
 
 @dataclass(frozen=True)
 class Part:
-    """Which documents serve one role: those from `first`, `count` of them, all where None.
+    """The documents of a corpus for one role.
 
-    A part with `file` is streamed: only the beginning of that file travels.
+    split: of the corpus. file: the file to stream, so that only its beginning is fetched; None
+    for the whole split. first, count: which documents, all from `first` where count is None.
     """
 
     split: str
@@ -26,7 +27,11 @@ class Part:
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """Where a corpus lives on the hub, how its documents join, and what replaces it locally."""
+    """A corpus on the hub.
+
+    column: that of the documents. separator: what joins them. local: a file name to suggest
+    where the hub cannot be reached.
+    """
 
     repository: str
     column: str
@@ -55,8 +60,8 @@ HUB: Mapping[str, HubCorpus] = {
         config="wikitext-2-raw-v1",
     ),
     # The papers report perplexity on the first 1100 validation documents, joined by spaces;
-    # the search takes the ones after them. The papers' calibration windows never cross
-    # documents and so come from the long ones only; here they come from one stream.
+    # the search takes the documents after them. The papers cut each calibration window from one
+    # document, and so from long documents only; here windows are cut from the joined stream.
     "c4": HubCorpus(
         "allenai/c4",
         column="text",
@@ -68,8 +73,8 @@ HUB: Mapping[str, HubCorpus] = {
             "test": Part("validation", _C4_VALIDATION, count=1100),
         },
     ),
-    # The repository itself is a script, which `datasets` 4 no longer runs; the hub keeps
-    # its rows as parquet on this branch.
+    # The repository is a script, which `datasets` 4 no longer runs; its rows are kept as parquet
+    # on this branch.
     "ptb": HubCorpus(
         "ptb-text-only/ptb_text_only",
         column="sentence",
@@ -82,10 +87,10 @@ HUB: Mapping[str, HubCorpus] = {
 
 
 def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[str]:
-    """The documents of corpus `name` (a key of HUB) that serve `role`.
+    """The documents of corpus `name` (a key of HUB) for `role`.
 
-    With HF_HUB_OFFLINE set, `datasets` looks in its cache alone. Raises PrunerZeroError
-    where `datasets` is missing, or the hub is away or does not hold what is asked.
+    With HF_HUB_OFFLINE set, `datasets` reads its cache alone. Raises PrunerZeroError where
+    `datasets` is not installed, the hub cannot be reached, or it lacks the corpus.
     """
     corpus = HUB[name]
     instead = f"pass a local file such as {corpus.local}, or builtin:pydoc"
@@ -108,10 +113,9 @@ def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[st
     except ConnectionError as error:
         raise PrunerZeroError(away) from error
     except Exception as error:
-        # `datasets` passes on whatever its storage and transport layers raise.
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # `datasets` lets every error of its storage and transport layers through.
         raise PrunerZeroError(
-            f"{name} could not be loaded from the Hugging Face hub ({reason}): {instead}"
+            f"{name} could not be loaded from the Hugging Face hub ({one_line(error)}): {instead}"
         ) from error
 
 

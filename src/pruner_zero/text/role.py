@@ -1,4 +1,4 @@
-"""What a text is for; the parts of a corpus serve one role each."""
+"""The roles of texts; each part of a corpus has one."""
 
 from typing import Literal, get_args
 

@@ -1,4 +1,4 @@
-"""Texts that other packages add, by name."""
+"""Texts that plug-ins add, by name."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ from pruner_zero.text.role import Role
 class TextSource:
     """A text of a plug-in: `documents` gives those of one role, `separator` joins them.
 
-    The documents of different roles must not overlap, or a search is tested on what it saw.
+    The documents of different roles must not overlap: metrics would be tested on what they were
+    searched on.
     """
 
     name: str

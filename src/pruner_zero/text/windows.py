@@ -10,13 +10,13 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text.corpus import Corpus
 
-# Random windows are drawn from the first this many characters: all of WikiText-2's training
-# text, yet under half a minute of tokenizing where a corpus is huge.
+# Random windows are drawn from this many characters at the beginning of a corpus: more than all
+# of WikiText-2's training text, and under half a minute of tokenizing for a huge corpus.
 RANDOM_CHARACTERS = 2**24
 
 
 class Tokenizer(Protocol):
-    """The part of a transformers tokenizer that windows need."""
+    """What is used of a transformers tokenizer."""
 
     def __call__(
         self, text: str, *, add_special_tokens: bool, verbose: bool
