@@ -1,4 +1,4 @@
-"""Running one decoder block with the real arguments that its model gives it."""
+"""Running one decoder block with the arguments that its model calls it with."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,10 +16,10 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Activations(Protocol):
-    """One (1, tokens, width) tensor a window, appended in turn: a list, or a file on disk."""
+    """One (1, tokens, width) tensor for each window: a list, or a file on disk."""
 
     def append(self, tensor: Tensor, /) -> None:
-        """The tensor of the next window."""
+        """Add the tensor of the next window."""
 
     def __len__(self) -> int: ...
 
@@ -29,16 +29,16 @@ class Activations(Protocol):
 
 
 class _StopForwardError(Exception):
-    """Ends a forward pass early, once what was wanted from it has been seen."""
+    """Ends a forward pass before the rest of the model is computed."""
 
 
 @dataclass(frozen=True)
 class BlockCalls:
-    """What the model hands to its blocks, window by window.
+    """What a model calls its blocks with.
 
-    hidden: the input of the first block, one (1, tokens, width) tensor a window.
-    arguments: for each block, for each window, everything else it is called with.
-    as_tuple: whether blocks give their output inside a tuple.
+    hidden: the input of the first block, a (1, tokens, width) tensor for each window.
+    arguments: by block and window, the other arguments of the call.
+    as_tuple: whether blocks return their output inside a tuple.
     """
 
     hidden: Activations
@@ -49,11 +49,11 @@ class BlockCalls:
 def record_block_calls(
     model: nn.Module, windows: Tensor, hidden: Activations | None = None
 ) -> BlockCalls:
-    """Learn how `model` calls its blocks, without computing any but the first one.
+    """Record how `model` calls its blocks on `windows` (n, tokens) int64.
 
-    windows: (n, tokens) int64. hidden: where the first block's inputs are appended, a new
-    list where None. Blocks are bypassed, so this costs little more than the
-    embedding. Arguments that are the same for every window (masks, positions) are kept once.
+    hidden: where the inputs of the first block are appended; a new list where None. Only the
+    first block is computed, once; the others are replaced by the identity, so this costs little
+    more than the embedding. Arguments equal in all windows (masks, positions) are stored once.
     """
     blocks = find_blocks(model)
     as_tuple = _returns_tuple(model, blocks[0], windows[:1])
@@ -65,8 +65,8 @@ def record_block_calls(
             incoming, rest = _split(args, kwargs)
             if index == 0:
                 hidden.append(incoming)
-            known = arguments[index][0] if arguments[index] else arguments[max(index - 1, 0)]
-            arguments[index].append(_share(rest, known))
+            earlier = arguments[index][0] if arguments[index] else arguments[max(index - 1, 0)]
+            arguments[index].append(_share(rest, earlier))
             if index == len(blocks) - 1:
                 raise _StopForwardError
             return (incoming, None) if as_tuple else incoming
@@ -83,9 +83,9 @@ def record_block_calls(
 
 @contextmanager
 def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterator[None]:
-    """Let `model` run as though its last block gave `hidden`, computing no block.
+    """Within the context, `model` computes no block; every block returns `hidden`.
 
-    as_tuple: as in `BlockCalls`.
+    So the model computes its last norm and its head from `hidden`. as_tuple: as in `BlockCalls`.
     """
 
     def forward(*_args: Any, **_kwargs: Any) -> Any:
@@ -98,9 +98,9 @@ def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterato
 
 
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
-    """The output (1, tokens, width) of `block` for `hidden`, its other arguments replayed.
+    """The output (1, tokens, width) of `block` for `hidden` and recorded `arguments`.
 
-    All of them are taken to where the block is.
+    All of them are moved to the device of the block.
     """
     args, kwargs = take_inputs(block, (hidden, *arguments[0]), arguments[1])
     output = block(*args, **kwargs)
@@ -112,9 +112,9 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
 def take_inputs(
     module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Everything that `module` is called with, on its device: a hook, and what it does."""
+    """The arguments of a call of `module`, moved to its device; usable as a forward pre-hook."""
     device = next(module.parameters()).device
-    # A cache of keys stays as it is: it sees to where they are itself.
+    # A cache of keys and values is no tensor; it stays as it is and moves its tensors itself.
     moved: tuple[tuple[Any, ...], dict[str, Any]] = send_to_device((args, kwargs), device)
     return moved
 
@@ -126,37 +126,30 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Argum
     return rest.pop("hidden_states"), ((), rest)
 
 
-def _share(arguments: Arguments, known: Any) -> Arguments:
-    """`arguments` with every tensor that equals one in `known` replaced by that one."""
-    pool = [leaf for leaf in pytree.tree_leaves(known) if isinstance(leaf, Tensor)]
+def _share(arguments: Arguments, earlier: Any) -> Arguments:
+    """`arguments` with every tensor that equals one in `earlier` replaced by that one."""
+    pool = [leaf for leaf in pytree.tree_leaves(earlier) if isinstance(leaf, Tensor)]
 
     def shared(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return next(
-            (
-                other
-                for other in pool
-                if other is leaf
-                or (
-                    other.shape == leaf.shape
-                    and other.dtype == leaf.dtype
-                    and other.device == leaf.device
-                    and torch.equal(other, leaf)
-                )
-            ),
-            leaf,
-        )
+        return next((other for other in pool if _equal(other, leaf)), leaf)
 
     result: Arguments = pytree.tree_map(shared, arguments)
     return result
 
 
+def _equal(left: Tensor, right: Tensor) -> bool:
+    return left is right or (
+        left.dtype == right.dtype and left.device == right.device and torch.equal(left, right)
+    )
+
+
 def _returns_tuple(model: nn.Module, block: nn.Module, window: Tensor) -> bool:
-    seen: list[bool] = []
+    answers: list[bool] = []
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        seen.append(isinstance(output, tuple))
+        answers.append(isinstance(output, tuple))
         raise _StopForwardError
 
     handle = block.register_forward_hook(hook)
@@ -165,7 +158,7 @@ def _returns_tuple(model: nn.Module, block: nn.Module, window: Tensor) -> bool:
             _run_until_stop(model, window)
     finally:
         handle.remove()
-    return seen[0]
+    return answers[0]
 
 
 def _run_until_stop(model: nn.Module, window: Tensor) -> None:
@@ -178,12 +171,13 @@ def _run_until_stop(model: nn.Module, window: Tensor) -> None:
 
 @contextmanager
 def _forward_replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    own = vars(block).get("forward")
+    # Set on the instance, where an earlier replacement may be, and not on the class.
+    before = vars(block).get("forward")
     vars(block)["forward"] = forward
     try:
         yield
     finally:
-        if own is None:
+        if before is None:
             del vars(block)["forward"]
         else:
-            vars(block)["forward"] = own
+            vars(block)["forward"] = before

@@ -1,4 +1,4 @@
-"""The built-in models: a GGUF file in a Python package, converted once and then kept."""
+"""The built-in models: a GGUF file in a Python package, converted once for the cache."""
 
 import importlib.util
 import shutil
@@ -28,7 +28,7 @@ def load_builtin(name: str, **how: Any) -> LanguageModel:
 
 
 def builtin_folder(name: str) -> Path:
-    """The folder of the built-in model `name`'s copy in the cache, made where it is missing.
+    """The folder in the cache with the safetensors of the built-in model `name`.
 
     Raises PrunerZeroError where the model is unknown or the copy cannot be made.
     """
@@ -57,7 +57,7 @@ def load_converted(gguf: Path, name: str, **how: Any) -> LanguageModel:
 
 
 def _copy_of(gguf: Path, name: str) -> Path:
-    """The place of the saved copy, which is there unless it could not be made."""
+    """The path of the saved copy; it does not exist where the copy could not be made."""
     key = f"{sha256(gguf)[:20]}-transformers-{transformers.__version__}"
     copy = default_cache() / "models" / key
     with suppress(OSError, PrunerZeroError):

@@ -1,4 +1,4 @@
-"""A causal language model with its tokenizer, as every other room takes it."""
+"""A causal language model with its tokenizer: the form in which all rooms take models."""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,13 +16,13 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.models.blocks import Activations, BlockCalls, record_block_calls
 from pruner_zero.models.structure import Matrix, find_blocks
 
-# What a configuration says about where and how it was saved, and not about what is computed.
+# Fields of a configuration that say how it was saved and change nothing that is computed.
 _NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A causal language model in evaluation mode, its tokenizer, and the name it was asked by."""
+    """A causal language model in evaluation mode, its tokenizer, and the name it was loaded by."""
 
     model: PreTrainedModel
     tokenizer: Any
@@ -30,15 +30,15 @@ class LanguageModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the embeddings are and the loss is taken; blocks may be elsewhere too."""
+        """The device of the embeddings, where the loss is computed; blocks may be on others."""
         device: torch.device = self.model.device
         return device
 
     def fingerprint(self) -> str:
-        """The SHA-256 of all weights and of the configuration: what a cache key stands on.
+        """The SHA-256 of all weights and of the configuration, for keys of caches.
 
-        Two models of equal weights that compute differently, by another rotary base say,
-        differ in it; saving and loading keeps it.
+        Models of equal weights that compute differently, such as by another rotary base, have
+        different ones. Saving and loading does not change it.
         """
         config = self.model.config.to_dict()
         computed = {key: value for key, value in config.items() if key not in _NOT_COMPUTED}
@@ -51,19 +51,19 @@ class LanguageModel:
         yield from self.model.state_dict().items()
 
     def block(self, index: int) -> AbstractContextManager[nn.Module]:
-        """One decoder block with its weights in memory, for as long as the context lasts."""
+        """One decoder block, its weights in memory within the context."""
         return nullcontext(find_blocks(self.model)[index])
 
     def outside(self) -> AbstractContextManager[None]:
-        """All that is not in a block (embeddings, last norm, head) in memory, likewise."""
+        """Within the context, what is in no block (embeddings, last norm, head) is in memory."""
         return nullcontext()
 
     def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:
-        """What `record_block_calls` learns of this model."""
+        """What `record_block_calls` records of this model."""
         return record_block_calls(self.model, windows, hidden)
 
     def changed(self, index: int, matrices: Sequence[Matrix]) -> dict[str, Tensor]:
-        """What has to be kept of a loaded block whose `matrices` were changed, by name."""
+        """The tensors to save, by name, of a loaded block whose `matrices` were changed."""
         del index
         return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
 
@@ -83,7 +83,7 @@ def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
 
 
 def check_dtype(text: str) -> Dtype:
-    """`text` as a dtype name. Raises PrunerZeroError naming a near one."""
+    """Return `text` if it is the name of a dtype; raise PrunerZeroError with a near name if not."""
     for dtype in get_args(Dtype):
         if dtype == text:
             return cast(Dtype, dtype)
@@ -93,8 +93,8 @@ def check_dtype(text: str) -> Dtype:
 def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
     """Raise PrunerZeroError where windows `tokens` (n, seqlen) do not fit `model`.
 
-    A token needs a row in the embedding, and a position one in a learned table of positions
-    (GPT-2, OPT); rotary models have no such limit.
+    Every token needs a row of the embedding, and every position a row of the table of positions
+    where a model has learned one (GPT-2, OPT); rotary models have no such limit.
     """
     if not len(tokens):
         return

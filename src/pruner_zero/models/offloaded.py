@@ -1,4 +1,4 @@
-"""A language model that stays on disk: its weights come into memory block by block."""
+"""A language model that stays on disk: its weights are read into memory block by block."""
 
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,12 +23,12 @@ from pruner_zero.models.transformers_private import as_stored, copy_conversions
 
 @dataclass(frozen=True, eq=False)
 class OffloadedModel(LanguageModel):
-    """A language model of which only what a context asks for is in memory.
+    """A language model whose weights are in memory only within the contexts of its methods.
 
-    Each parameter of `model` outside such a context is a placeholder with its shape and
-    dtype and without memory: every element is the same NaN, so that a weight used by mistake
-    is seen. `stored` gives the name in `shards` for each name of a parameter; tied ones
-    share one.
+    Elsewhere, each parameter of `model` is a placeholder with its shape and dtype that takes no
+    memory: all elements are one NaN, so that a use by mistake shows in the result. stored: the
+    name in `shards` by the name of a parameter; tied parameters have the same. home: the device
+    that weights are read to.
     """
 
     shards: Shards
@@ -37,7 +37,7 @@ class OffloadedModel(LanguageModel):
 
     @property
     def device(self) -> torch.device:
-        """Where weights are for as long as a context lasts."""
+        """The device that weights are read to."""
         return self.home
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -49,54 +49,51 @@ class OffloadedModel(LanguageModel):
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """One decoder block with its weights in memory; changes to them end with the context."""
+        """One decoder block, its weights in memory within the context; changes to them are lost."""
         block = find_blocks(self.model)[index]
         with self._loaded(block.parameters()):
             yield block
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """All that is not in a block in memory."""
+        """Within the context, what is in no block is in memory."""
         with self._loaded(self._outside()):
             yield
 
     def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:
-        """What `record_block_calls` learns of this model; its head is not read for that."""
+        """What `record_block_calls` records of this model; the head is not read for it."""
         head = self.model.get_output_embeddings()
         unused = set() if head is None else set(map(id, head.parameters()))
         unused -= set(map(id, self.model.get_input_embeddings().parameters()))
-        needed = [one for one in self._outside() if id(one) not in unused]
+        needed = [parameter for parameter in self._outside() if id(parameter) not in unused]
         with self._loaded(needed), self.block(0):
             return super().block_calls(windows, hidden)
 
     def changed(self, index: int, matrices: Sequence[Matrix]) -> dict[str, Tensor]:
-        """All of a loaded block, under the names and in the layout that it is saved in."""
+        """All of a loaded block, under the names and in the layout in which it is saved."""
         del matrices
-        block = find_blocks(self.model)[index]
-        own = {id(one) for one in [*block.parameters(), *block.buffers()]}
-        return self._as_saved(own)
+        return self._as_stored(_tensor_ids([find_blocks(self.model)[index]]))
 
     def rest(self) -> dict[str, Tensor]:
-        """All that is in no block, as `changed` gives it, inside the `outside` context."""
-        blocks = find_blocks(self.model)
-        inside = {id(one) for block in blocks for one in [*block.parameters(), *block.buffers()]}
-        every = [*self.model.parameters(), *self.model.buffers()]
-        return self._as_saved({id(one) for one in every} - inside)
+        """What is in no block, as `changed` gives it; for use within the `outside` context."""
+        inside = _tensor_ids(find_blocks(self.model))
+        return self._as_stored(_tensor_ids([self.model]) - inside)
 
-    def _as_saved(self, chosen: set[int]) -> dict[str, Tensor]:
+    def _as_stored(self, chosen: set[int]) -> dict[str, Tensor]:
         # Of tied parameters, the first name alone, as transformers saves them.
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
         tensors = {name: tensor.data for name, tensor in named if id(tensor) in chosen}
         return as_stored(self.model, tensors)
 
     def _outside(self) -> list[nn.Parameter]:
-        inside = {id(one) for block in find_blocks(self.model) for one in block.parameters()}
-        return [one for one in self.model.parameters() if id(one) not in inside]
+        inside = _tensor_ids(find_blocks(self.model))
+        return [parameter for parameter in self.model.parameters() if id(parameter) not in inside]
 
     @contextmanager
     def _loaded(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-        names = {id(one): self.stored[name] for name, one in self.model.named_parameters()}
-        wanted = {names[id(one)]: one for one in parameters}
+        """Within the context, `parameters` hold their weights; afterwards placeholders."""
+        names = {id(own): self.stored[name] for name, own in self.model.named_parameters()}
+        wanted = {names[id(parameter)]: parameter for parameter in parameters}
         try:
             for name, tensor in self.shards.read(wanted):
                 wanted[name].data = tensor.to(self.home)
@@ -118,7 +115,7 @@ def open_offloaded(
 ) -> OffloadedModel:
     """The model saved in `folder`, known as `name`, with its weights left on disk.
 
-    device: where they come into memory. Raises PrunerZeroError as `read_model` does, and for a
+    device: that weights are read to. Raises PrunerZeroError as `read_model` does, and for a
     quantized checkpoint.
     """
     with quiet():
@@ -132,14 +129,13 @@ def open_offloaded(
     model.generation_config = bare.generation_config
     copy_conversions(bare, model)
     stored = _place(model, bare, shards)
-    for own, buffer in list(model.named_buffers(remove_duplicate=False)):
-        owner, _, last = own.rpartition(".")
-        setattr(model.get_submodule(owner), last, buffer.to(device))
+    for path, buffer in list(model.named_buffers(remove_duplicate=False)):
+        _set(model, path, buffer.to(device))
     return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored, device)
 
 
 def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dict[str, str]:
-    """Give `model` placeholders and its saved buffers; return the name in `shards` by name."""
+    """Set placeholders and the saved buffers in `model`; return the names in `shards` by name."""
     tied: dict[int, list[str]] = {}
     for name, parameter in bare.named_parameters(remove_duplicate=False):
         tied.setdefault(id(parameter), []).append(name)
@@ -149,8 +145,7 @@ def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dic
         placeholder = nn.Parameter(_placeholder(like), requires_grad=like.requires_grad)
         present = next(name for name in names if name in shards)
         for name in names:
-            owner, _, own = name.rpartition(".")
-            setattr(model.get_submodule(owner), own, placeholder)
+            _set(model, name, placeholder)
             stored[name] = present
     for name, buffer in model.named_buffers():
         if name in shards:
@@ -159,9 +154,22 @@ def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dic
 
 
 def give_back() -> None:
-    """Have the allocator return what was freed; glibc keeps blocks below 32 MiB otherwise."""
+    """Return freed memory to the system; glibc's allocator keeps blocks below 32 MiB otherwise."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def _set(model: nn.Module, path: str, tensor: Tensor) -> None:
+    """Set the parameter or buffer of `model` that has the full name `path`."""
+    owner, _, name = path.rpartition(".")
+    setattr(model.get_submodule(owner), name, tensor)
+
+
+def _tensor_ids(modules: Iterable[nn.Module]) -> set[int]:
+    """The ids of all parameters and buffers of `modules`."""
+    return {
+        id(tensor) for module in modules for tensor in (*module.parameters(), *module.buffers())
+    }
 
 
 def _placeholder(like: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Models whose weights are pickled, read only where asked for by name: `pickled:MODEL`.
+"""Models whose weights are pickled, read only where `pickled:` stands before the name.
 
-A pickle can carry code. It is read by torch's restricted reader, which makes tensors and runs
-nothing, and saved once as safetensors, which everything else then works on.
+A pickle can contain code. It is read by torch's restricted unpickler, which makes tensors and
+runs nothing, and saved once as safetensors, which all other modules then read.
 """
 
 import hashlib
@@ -31,11 +31,11 @@ _INDEX = f"{_WEIGHTS}.index.json"
 
 
 def converted_folder(folder: Path) -> Path:
-    """The copy in the cache of the model saved in `folder`, its pickled weights as safetensors.
+    """A copy of the model saved in `folder`, in the cache, with its weights as safetensors.
 
-    Made where it is missing; the SHA-256 of all its files names it. Raises PrunerZeroError
-    where there are no pickled weights, where they are damaged or hold anything but tensors, and
-    where the copy cannot be written.
+    The copy is made where it is missing; its name is the SHA-256 of all files. Raises
+    PrunerZeroError where there are no pickled weights, where they are damaged or hold anything
+    but tensors, and where the copy cannot be written.
     """
     weights = weight_files(folder, _WEIGHTS, _INDEX)
     beside = sorted({path for pattern in BESIDE for path in folder.glob(pattern)})
@@ -60,7 +60,7 @@ def converted_folder(folder: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, Tensor]:
-    """The tensors in one file, mapped rather than read where its format allows."""
+    """The tensors in one file, memory-mapped where its format allows."""
     try:
         with warnings.catch_warnings(action="ignore"):
             state: Any = torch.load(
@@ -72,11 +72,11 @@ def _read(path: Path) -> dict[str, Tensor]:
             "get its weights as safetensors"
         ) from error
     except Exception as error:
-        # Garbage can make the reader fail in any way.
+        # A damaged file can raise an error of any type in the reader.
         raise PrunerZeroError(f"{path} is damaged ({one_line(error)}): fetch it again") from error
     if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(one, Tensor) and one.layout == torch.strided
-        for name, one in state.items()
+        isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        for name, tensor in state.items()
     ):
         raise PrunerZeroError(
             f"{path} is not a model's state, a tensor by each name: get it as safetensors"

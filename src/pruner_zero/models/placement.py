@@ -1,4 +1,4 @@
-"""Where the parts of a model are: all on one device, or block after block on several."""
+"""Placing a model: all of it on one device, or its blocks one after the other on several."""
 
 from collections.abc import Callable, Sequence
 from itertools import accumulate
@@ -11,11 +11,11 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import take_inputs
 from pruner_zero.models.structure import find_blocks
 
-# How much of a device's free memory weights may take before the next device is asked for some:
+# The share of a device's free memory that weights may take before another device is used:
 # statistics, activations and gradients need as much again.
 _SHARE = 0.5
 
-# How closely the least share of every device that holds a model is looked for.
+# Steps of the bisection for the smallest share of every device at which a model still fits.
 _HALVINGS = 30
 
 
@@ -26,9 +26,9 @@ def place_model(
 ) -> None:
     """Move `model` to `devices`, in place: to one, or its blocks to several, in their order.
 
-    What is in no block goes to the first. Every part takes what it is called with to where it
-    is, so that hidden states move where two blocks are apart. free: how many bytes a device has
-    left. Raises PrunerZeroError where several devices together are too small.
+    What is in no block goes to the first. Forward hooks move the inputs of every part to its
+    device. free: gives the free bytes of a device. Raises PrunerZeroError where several devices
+    together are too small.
     """
     if len(devices.every) == 1:
         model.to(devices.first)
@@ -36,7 +36,7 @@ def place_model(
     blocks = find_blocks(model)
     sizes = [_bytes(block) for block in blocks]
     outside = _bytes(model) - sum(sizes)
-    room = [free(one) + _bytes(model, one) for one in devices.every]
+    room = [free(device) + _bytes(model, device) for device in devices.every]
     if not devices.spread:
         room = room[: devices_needed(outside + sum(sizes), room)]
     homes = [devices.every[index] for index in spread_blocks(sizes, room, outside)]
@@ -45,7 +45,7 @@ def place_model(
         block.to(home)
     for module in model.modules():
         if id(module) not in inside:
-            # What `to` does to a module, but not to those in it; tied parameters stay tied.
+            # As `Module.to`, without its submodules; tied parameters stay tied.
             module._apply(lambda tensor: tensor.to(devices.first), recurse=False)
             if any(True for _ in module.parameters(recurse=False)):
                 _take_inputs_first(module)
@@ -54,17 +54,20 @@ def place_model(
 
 
 def devices_needed(total: int, free: Sequence[int]) -> int:
-    """How many of the devices, from the first, hold `total` bytes and leave half; else all."""
+    """How many devices, from the first on, hold `total` bytes in half of their free memory.
+
+    All of them where they do not suffice.
+    """
     sums = enumerate(accumulate(free), start=1)
     return next((count for count, held in sums if total <= _SHARE * held), len(free))
 
 
 def spread_blocks(blocks: Sequence[int], free: Sequence[int], outside: int = 0) -> list[int]:
-    """The index of the device of each block: contiguous ranges, the fullest device least full.
+    """The index of the device of each block: contiguous ranges that leave the most room.
 
-    blocks: the bytes of each, in order. free: of each device, of which the first holds
-    `outside` bytes besides. Raises PrunerZeroError where the devices cannot hold it all.
-    Source: ours.
+    blocks: bytes of each block, in order. free: bytes of each device. outside: bytes of what is
+    in no block, on the first device. The largest share of a device that is filled is as small as
+    possible, found by bisection. Raises PrunerZeroError where the devices cannot hold it all.
     """
     chosen = _fill(blocks, free, outside)
     if chosen is None:
@@ -75,16 +78,16 @@ def spread_blocks(blocks: Sequence[int], free: Sequence[int], outside: int = 0) 
     low, high = 0.0, 1.0
     for _ in range(_HALVINGS):
         share = (low + high) / 2
-        found = _fill(blocks, [share * one for one in free], outside)
-        if found is None:
+        placed = _fill(blocks, [share * room for room in free], outside)
+        if placed is None:
             low = share
         else:
-            chosen, high = found, share
+            chosen, high = placed, share
     return chosen
 
 
 def _fill(blocks: Sequence[int], room: Sequence[float], outside: int) -> list[int] | None:
-    """Device after device filled as far as its room goes; None where blocks are left over."""
+    """Fill one device after the other; None where blocks are left over."""
     chosen: list[int] = []
     device, left = 0, room[0] - outside
     for size in blocks:
@@ -104,9 +107,9 @@ def _take_inputs_first(module: nn.Module) -> None:
 
 
 def _bytes(module: nn.Module, device: torch.device | None = None) -> int:
-    """What the parameters of `module` take, on `device` alone where one is given."""
+    """The bytes of the parameters of `module`, only those on `device` where one is given."""
     return sum(
-        one.numel() * one.element_size()
-        for one in module.parameters()
-        if device is None or one.device == device
+        parameter.numel() * parameter.element_size()
+        for parameter in module.parameters()
+        if device is None or parameter.device == device
     )

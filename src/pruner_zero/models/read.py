@@ -1,4 +1,4 @@
-"""Reading a checkpoint with transformers, and saying in one line what is wrong with it."""
+"""Reading a checkpoint with transformers; every error in one line that says what to change."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -114,7 +114,7 @@ def _check_complete(report: Mapping[str, Any], name: str) -> None:
 
 
 def _forget_quantization(model: PreTrainedModel) -> None:
-    """A dequantized model is an ordinary one; its saved form must not claim otherwise."""
+    """Mark a dequantized model as an ordinary one, so that it is saved as one."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     for attribute in ("hf_quantizer", "quantization_method"):
@@ -125,9 +125,9 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 @contextmanager
 def readable(name: str, *, local: bool) -> Iterator[None]:
-    """Turn what goes wrong while reading `name` into one line that says what to do.
+    """Turn an error of reading `name` into a PrunerZeroError that says what to do.
 
-    local: it is read from this machine, so that the hub has no part in it.
+    local: whether it is read from this machine, without the hub.
     """
     try:
         yield
@@ -141,8 +141,8 @@ def readable(name: str, *, local: bool) -> Iterator[None]:
         # Such as an attention implementation whose package is not installed.
         raise PrunerZeroError(f"{name} cannot be loaded: {one_line(error)}") from error
     except Exception as error:
-        # A foreign file can make its readers fail in any way: garbage in a GGUF ends in
-        # struct.error, IndexError or AttributeError.
+        # A damaged file can raise an error of any type: a GGUF raises struct.error, IndexError
+        # or AttributeError.
         if not local:
             raise PrunerZeroError(
                 f"{name} is no local folder and the Hugging Face hub did not provide it: "

@@ -33,10 +33,11 @@ def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5
 
 
 def save_offloaded(offloaded: OffloadedModel, blocks: Sequence[Path], folder: Path) -> None:
-    """Write what `save_model` does, each block's weights being those in the files `blocks`.
+    """Write what `save_model` writes, with the weights of the blocks from the files `blocks`.
 
-    Those files (of `OffloadedModel.changed`) become shards of the result without being
-    copied where the file system allows. Raises what `save_model` raises.
+    Each file holds what `OffloadedModel.changed` gave for a block. It becomes a shard of the
+    result by a hard link, or a copy where the file system has none. Raises what `save_model`
+    raises.
     """
     total = len(blocks) + 1
     names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]

@@ -1,6 +1,6 @@
 """Where the decoder blocks of a model are, and which weight matrices in them can be pruned.
 
-They are found by what they are, not by the model's name: blocks are the module list that holds
+They are found by structure, not by the model's name: the blocks are the module list that holds
 most of the parameters, and a prunable matrix is any linear map inside a block.
 """
 
@@ -15,16 +15,16 @@ from transformers.pytorch_utils import Conv1D
 
 from pruner_zero.errors import PrunerZeroError
 
-# Mixtures that keep their experts as (expert, in, out) without an attribute that says so.
+# Mixtures that store their experts as (expert, in, out) and have no attribute `is_transposed`.
 _IN_OUT_STACKS = {"Llama4TextExperts"}
 
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """One prunable weight matrix, seen as (out, in) whatever its storage layout.
+    """One prunable weight matrix, viewed as (out, in) whatever its storage layout.
 
-    `expert` is the index into a parameter that stacks the experts of a mixture;
-    `transposed` says that the storage is (in, out).
+    transposed: whether it is stored as (in, out). expert: its index in a parameter that stacks
+    the experts of a mixture; None for an ordinary matrix.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Matrix:
 
     @property
     def weight(self) -> Tensor:
-        """The weights (out, in) in their own dtype: a view, so writing to it changes the model."""
+        """The weights (out, in) in their own dtype: a view; writing to it changes the model."""
         return self.view(self.parameter.data)
 
     @property
@@ -46,17 +46,17 @@ class Matrix:
 
     @property
     def common_kind(self) -> str:
-        """The kind, the experts of a mixture being one."""
+        """The kind, the same for all experts of a mixture."""
         return common_kind(self.name, self.block)
 
     def view(self, stored: Tensor) -> Tensor:
         """This matrix (out, in) inside a tensor laid out like its parameter, e.g. a gradient."""
-        own = stored if self.expert is None else stored[self.expert]
-        return own.T if self.transposed else own
+        matrix = stored if self.expert is None else stored[self.expert]
+        return matrix.T if self.transposed else matrix
 
 
 def common_kind(name: str, block: int) -> str:
-    """The name of a matrix inside its `block`, the experts of a mixture being one: `up[*]`."""
+    """The name of a matrix inside its `block`; `up[*]` for every expert `up[3]` of a mixture."""
     return re.sub(r"\[\d+\]$", "[*]", name.split(f".{block}.", 1)[-1])
 
 
@@ -84,21 +84,21 @@ def find_matrices(
     Raises PrunerZeroError where nothing remains, or a pattern matches nothing.
     """
     names = {module: name for name, module in model.named_modules()}
-    found = [
+    matrices = [
         matrix
         for index, block in enumerate(find_blocks(model))
         for module in block.modules()
         for matrix in _matrices_of(module, names[module], index)
     ]
     for pattern in (*include, *exclude):
-        if not any(_matches(matrix, pattern) for matrix in found):
-            example = f": the names look like {found[0].name}" if found else ""
+        if not any(_matches(matrix, pattern) for matrix in matrices):
+            example = f": the names look like {matrices[0].name}" if matrices else ""
             raise PrunerZeroError(
                 f"the pattern '{pattern}' matches no matrix of this model{example}"
             )
     kept = [
         matrix
-        for matrix in found
+        for matrix in matrices
         if (not include or any(_matches(matrix, pattern) for pattern in include))
         and not any(_matches(matrix, pattern) for pattern in exclude)
     ]
@@ -120,8 +120,8 @@ def check_weights(matrices: Sequence[Matrix]) -> None:
 
 
 def _matches(matrix: Matrix, pattern: str) -> bool:
-    # The name of an expert ends in brackets, which a shell pattern reads as a set of characters;
-    # a name that was copied from a report has to match itself.
+    # The name of an expert ends in brackets, which in a shell pattern mean a set of characters;
+    # a name copied from a report must match the expert.
     return fnmatchcase(matrix.name, pattern) or fnmatchcase(
         matrix.name, pattern.replace("[", "[[]")
     )
@@ -136,8 +136,8 @@ def _matrices_of(module: nn.Module, name: str, block: int) -> list[Matrix]:
         return []
     in_out = bool(getattr(module, "is_transposed", type(module).__name__ in _IN_OUT_STACKS))
     return [
-        Matrix(f"{name}.{own}[{expert}]", block, stack, f"{name}.{own}", in_out, expert)
-        for own, stack in module.named_parameters(recurse=False)
+        Matrix(f"{name}.{local}[{expert}]", block, stack, f"{name}.{local}", in_out, expert)
+        for local, stack in module.named_parameters(recurse=False)
         if stack.ndim == 3
         for expert in range(stack.shape[0])
     ]
