@@ -104,13 +104,14 @@ both = Operator("both", 2, torch.hypot, sign="nonnegative", degree=1, commutativ
 lift = Operator("lift", 1, lambda x: x - x.min(), reach="matrix", increasing="always")
 share = Operator("share", 1, lambda x: x / x.abs().sum(), reach="matrix", rescaling="scale")
 cube = Operator("cube", 1, lambda x: x.abs() ** 3, exponent=3)
+rise = Operator("rise", 1, lambda x: x * x, increasing="nonnegative", saturates=1000.0)
 root = Operator("root", 1, lambda x: x.abs() ** (1 / 3), exponent=1 / 3, inverse="cube")
 """
 
 
 @pytest.fixture
 def facts(install: Install) -> None:
-    names = ("soft", "both", "lift", "share", "cube", "root")
+    names = ("soft", "both", "lift", "share", "cube", "rise", "root")
     install("plug_facts", "operators", {name: name for name in names}, FACTS)
 
 
@@ -121,6 +122,7 @@ def facts(install: Install) -> None:
         ("soft(-S) * W", "-soft(S) * W"),
         ("abs(soft(S)) * X", "soft(W) * X"),
         ("soft(mms(W * X))", "W * X"),
+        ("rise(mms(W * X))", "W * X"),
         ("share(W) * X", "W * X"),
         ("share(3 * W) + G", "share(W) + G"),
         ("cube(W * X)", "W * X"),
@@ -131,8 +133,14 @@ def test_an_operator_that_states_its_facts_is_simplified(text: str, same: str, f
     assert canonical(parse(text), "row") == canonical(parse(same), "row")
 
 
-def test_an_operator_that_states_no_fact_is_left_alone(facts: None) -> None:
-    assert canonical(parse("lift(2 * W) * X"), "row") == parse("X * lift(2 * W)")
+@pytest.mark.parametrize(
+    "text",
+    ["X * lift(2.0 * W)", "soft(W)", "rise(mms(W) - 0.5)", "rise(-mms(W))", "both(G, lift(-W))"],
+)
+def test_nothing_is_taken_for_granted_that_an_operator_does_not_state(
+    text: str, facts: None
+) -> None:
+    assert canonical(parse(text), "row") == parse(text)
 
 
 def test_an_operator_is_shown_as_it_says_or_as_a_call(facts: None) -> None:
