@@ -62,7 +62,7 @@ def test_tables(
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = printed.out.splitlines()
-    assert lines[0] == "122 candidates, 120 with a mask of their own (98 of 100)"
+    assert lines[0] == "122 candidates, 120 with distinct masks (98 of 100)"
     assert lines[1] == "rejected: 1 … of … scores are not finite (… nan)"
     assert lines[2] == "never judged: 2 canonical, 3 identical"
     assert lines[3] == "duplicates: 1 canonical"
@@ -96,7 +96,7 @@ def test_a_run_that_has_only_begun(
     Archive(tmp_path, {})
     assert call(monkeypatch, tmp_path) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("0 candidates, 0 with a mask of their own\n")
+    assert printed.startswith("0 candidates, 0 with distinct masks\n")
     assert printed.count("too little data") == 4
     assert "No metric that works was found" in printed
 

@@ -1,5 +1,6 @@
 """Figures: what they show of a search and of zeros, and how they become part of a page."""
 
+import warnings
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
@@ -124,6 +125,12 @@ def test_cells_of_many_blocks_are_narrow_and_without_numbers() -> None:
     assert not {"50.0", "25.0", "37.5"} & words(svg)
     assert {"0", "all"} <= words(svg)
     assert float(svg.get("width", 0)) < 1300
+
+
+def test_names_of_matrices_are_words_and_no_formulas() -> None:
+    with warnings.catch_warnings(action="error"):
+        svg = drawn(figures.sparsity([MatrixRecord("层.$x_{$", 0, (4, 8), 16)]))
+    assert "层.$x_{$" in words(svg)
 
 
 def test_equal_shares_are_one_shade() -> None:

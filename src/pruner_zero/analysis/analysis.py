@@ -112,8 +112,8 @@ class Analysis(Tabular):
         """How many candidates there are, and which of them count as the best."""
         where = f"of those judged on '{self.best_rung}'" if self.best_rung else "of all"
         return (
-            f"{self.counts.candidates} candidates, {self.counts.distinct} with a mask of their "
-            f"own; what the best {self.best_count} ({self.top:.0%} {where}) use beside all"
+            f"{self.counts.candidates} candidates, {self.counts.distinct} with distinct masks; "
+            f"what the best {self.best_count} ({self.top:.0%} {where}) use beside all"
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -145,11 +145,11 @@ def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
     best_rung, best_count = _how_many_best(distinct, top)
     best, others = structures[:best_count], structures[best_count:]
     rung = loss_rung(distinct)
-    found: list[Correlation] = []
+    rows: list[Correlation] = []
     for name in dict.fromkeys((rung, VALUE_RUNGS[-1])):
-        found += correlations(distinct, structures, name, generator) if name else []
+        rows += correlations(distinct, structures, name, generator) if name else []
     losses = sum(has_value(record, rung) for record in distinct) if rung else 0
-    sizes = [one.kendall for one in found if (one.rung, one.feature) == (rung, "size")]
+    sizes = [row.kendall for row in rows if (row.rung, row.feature) == (rung, "size")]
     size = sizes[0] if sizes else Estimate()
     winner = study.hall_of_fame.best
     return Analysis(
@@ -159,7 +159,7 @@ def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
         best_rung,
         _shares(best, others, generator),
         rung,
-        tuple(found),
+        tuple(rows),
         agreements(distinct, generator),
         tuple(principles_of(best, others, size, losses, generator)),
         lineage(winner, records) if winner else None,
@@ -170,15 +170,15 @@ def _counts(study: Study) -> Counts:
     evaluations = [record.evaluation for record in study.records]
     distinct = sum(evaluation.counts for evaluation in evaluations)
     total = math.fsum(evaluation.seconds for evaluation in evaluations)
-    reasons = Counter(_without_numbers(one.reason) for one in evaluations if one.reason)
-    ended = Counter(one.rung for one in evaluations if one.counts)
+    reasons = Counter(_without_numbers(each.reason) for each in evaluations if each.reason)
+    ended = Counter(each.rung for each in evaluations if each.counts)
     return Counts(
         len(evaluations),
         distinct,
         100 * distinct / len(evaluations) if evaluations else math.nan,
         dict(reasons.most_common()),
         dict(study.avoided),
-        dict(Counter(one.level for one in evaluations if one.level).most_common()),
+        dict(Counter(each.level for each in evaluations if each.level).most_common()),
         {name: ended[rank] for rank, name in enumerate(RUNGS) if ended[rank]},
         total,
         total / distinct if distinct else math.nan,
@@ -220,7 +220,7 @@ def _shares(
     table = np.array([[trait in facts for trait in traits] for facts in used], dtype=float)
     chosen, rest = table[: len(best)], table[len(best) :]
     draws = ratio_draws(chosen, rest, generator)
-    found = ratios(chosen, rest)
+    values = ratios(chosen, rest)
     among_best = [int(count) for count in chosen.sum(axis=0)]
     among_all = [int(count) for count in table.sum(axis=0)]
     p_values = [
@@ -233,7 +233,7 @@ def _shares(
             *trait,
             among_best[index],
             among_all[index],
-            interval(float(found[index]), draws[:, index]),
+            interval(float(values[index]), draws[:, index]),
             p_values[index],
             adjusted[index],
         )

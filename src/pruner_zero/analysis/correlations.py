@@ -87,14 +87,14 @@ def correlations(
         if has_value(record, rung)
     ]
     losses = _comparable([record for record, _ in judged], rung)
-    found = []
+    rows = []
     for name in judged[0][1] if judged else ():
         values = np.array([features[name] for _, features in judged])
         applies = ~np.isnan(values)
         if len(np.unique(values[applies])) > 1:
             both = rank_correlations(values[applies], losses[applies], generator)
-            found.append(Correlation(rung, name, int(applies.sum()), *both))
-    return found
+            rows.append(Correlation(rung, name, int(applies.sum()), *both))
+    return rows
 
 
 def _comparable(records: Sequence[Record], rung: str) -> Array:
@@ -119,14 +119,18 @@ def agreements(records: Sequence[Record], generator: np.random.Generator) -> tup
     rung. The errors of the closed form do not compare between scopes, so that its agreement over
     all is lower than within scopes.
     """
-    found = []
+    rows = []
     for expensive, cheap in combinations(VALUE_RUNGS, 2):
-        both = [one for one in records if has_value(one, cheap) and has_value(one, expensive)]
+        both = [
+            record
+            for record in records
+            if has_value(record, cheap) and has_value(record, expensive)
+        ]
         groups = {"all": both}
         scopes = sorted({record.candidate.scope for record in both})
         if len(scopes) > 1:
             groups |= {
-                f"scope {scope}": [one for one in both if one.candidate.scope == scope]
+                f"scope {scope}": [record for record in both if record.candidate.scope == scope]
                 for scope in scopes
             }
         if len(both) > _BEST:
@@ -139,5 +143,5 @@ def agreements(records: Sequence[Record], generator: np.random.Generator) -> tup
                     for rung in (cheap, expensive)
                 )
                 pair = rank_correlations(x, y, generator)
-                found.append(Agreement(cheap, expensive, among, len(group), *pair))
-    return tuple(found)
+                rows.append(Agreement(cheap, expensive, among, len(group), *pair))
+    return tuple(rows)

@@ -52,7 +52,8 @@ def rank_correlations(
         raise ValueError(f"x has {len(x)} values and y has {len(y)}: they must be pairs")
     if not len(x) or np.all(x == x[0]) or np.all(y == y[0]):
         return Estimate(), Estimate()
-    kendall, spearman = (float(one(x, y).statistic) for one in (stats.kendalltau, stats.spearmanr))
+    kendall = float(stats.kendalltau(x, y).statistic)
+    spearman = float(stats.spearmanr(x, y).statistic)
     if len(x) < FEWEST_PAIRS:
         return Estimate(kendall), Estimate(spearman)
     drawn = generator.integers(len(x), size=(RESAMPLES, len(x)))
@@ -94,8 +95,8 @@ def ratios(chosen: ArrayLike, others: ArrayLike) -> Array:
     everyone = np.concatenate([chosen, others])
     # Of counts, so that equal shares give exactly 1.
     best, total = chosen.sum(axis=0) * len(everyone), everyone.sum(axis=0) * len(chosen)
-    found: Array = np.divide(best, total, out=np.full(len(total), np.nan), where=total > 0)
-    return found
+    quotients: Array = np.divide(best, total, out=np.full(len(total), np.nan), where=total > 0)
+    return quotients
 
 
 def ratio_draws(
@@ -148,13 +149,13 @@ def kendalls(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
         rows = slice(start, start + _ROWS)
         a, b = (np.sign(np.subtract.outer(values[rows], values)) for values in (x, y))
         concordance += ((single @ (a * b).T.astype(np.float32)) * counts[:, rows]).sum(axis=1)
-    found: Array = concordance / np.sqrt(untied[0] * untied[1])
-    return found
+    tau: Array = concordance / np.sqrt(untied[0] * untied[1])
+    return tau
 
 
 def spearmans(x: Array, y: Array, drawn: NDArray[np.int64]) -> Array:
     """ρ of each row of `drawn`, as `kendalls`: Pearson's correlation of the ranks."""
     x, y = (stats.rankdata(values[drawn], axis=1) for values in (x, y))
     x, y = (values - values.mean(axis=1, keepdims=True) for values in (x, y))
-    found: Array = (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
-    return found
+    rho: Array = (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    return rho

@@ -48,14 +48,14 @@ def analyze(
 
 def _print_counts(analysis: "Analysis") -> None:
     counts = analysis.counts
-    print(f"{counts.candidates} candidates, {counts.distinct} with a mask of their own", end="")
+    print(f"{counts.candidates} candidates, {counts.distinct} with distinct masks", end="")
     print(f" ({counts.distinct_per_100:.0f} of 100)" if counts.candidates else "")
     print(f"rejected: {_listed(counts.rejected)}")
     print(f"never judged: {_listed(counts.avoided)}")
     print(f"duplicates: {_listed(counts.saved)}")
     print(f"last rung reached: {_listed(counts.ended)}")
     if counts.distinct:
-        print(f"{counts.seconds_per_distinct:.2f} s for each with a mask of its own")
+        print(f"{counts.seconds_per_distinct:.2f} s for each distinct mask")
     if counts.rung_seconds:
         rows = [
             (rung, str(n), f"{seconds:.1f}", f"{seconds / n:.3f}")
@@ -102,13 +102,13 @@ def _print_correlations(analysis: "Analysis") -> None:
 def _print_principles(analysis: "Analysis") -> None:
     print(f"\nPrinciples of {analysis.principles[0].source}")
     rows = [
-        (one.statement, one.verdict, *one.estimate.cells, f"{one.neutral:g}", str(one.n))
-        for one in analysis.principles
+        (test.statement, test.verdict, *test.estimate.cells, f"{test.neutral:g}", str(test.n))
+        for test in analysis.principles
     ]
     print_table(("principle", "verdict", "measure", "95 %", "no effect", "n"), rows, left=2)
-    for one in analysis.principles:
-        remark = f" ({one.remark})" if one.remark else ""
-        print(f"{one.statement}: {one.measure}{remark}")
+    for test in analysis.principles:
+        remark = f" ({test.remark})" if test.remark else ""
+        print(f"{test.statement}: {test.measure}{remark}")
     if analysis.shares:
         print(
             "The candidates of an evolution are related: intervals, which take them as "

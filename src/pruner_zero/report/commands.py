@@ -67,9 +67,9 @@ def compare_with(run: Study) -> str:
     part; else it is the placeholder TEXT.
     """
     text = str(run.settings.get("search_text"))
-    found = run.prune_options
-    update = f"+{found['update']}" if "update" in found else ""
-    methods = f"{CLASSICS},{found['metric']}{update}"
+    best = run.prune_options
+    update = f"+{best['update']}" if "update" in best else ""
+    methods = f"{CLASSICS},{best['metric']}{update}"
     asked = _calibration(run) | {
         "methods": methods,
         "text": text if text in NAMES else "TEXT",

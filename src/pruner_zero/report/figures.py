@@ -280,8 +280,8 @@ def _title(record: Record) -> str:
     return f"{text} @{candidate.scope}: complexity {x}, loss {y:.4f}"
 
 
-def _group(found: re.Match[str]) -> str:
+def _group(start: re.Match[str]) -> str:
     """The start tag of a group of marks, with a tooltip where its name has one."""
-    name = unescape(found[1])
+    name = unescape(start[1])
     tooltip = element("title", name.removeprefix(_TOOLTIP)) if name.startswith(_TOOLTIP) else ""
     return f"<g>{tooltip}"

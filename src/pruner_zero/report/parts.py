@@ -46,7 +46,7 @@ def part(result: Result) -> dict[str, Any]:
 def _search(study: Study) -> dict[str, Any]:
     hall = study.hall_of_fame
     distinct = [record for record in study.records if record.evaluation.counts]
-    facts = f"{len(study.records):,} candidates, {len(distinct):,} with a mask of their own"
+    facts = f"{len(study.records):,} candidates, {len(distinct):,} with distinct masks"
     if study.batches:
         size, unit = figures.time_unit(study.elapsed)
         facts += f", in {study.elapsed / size:.3g} {unit}"
@@ -56,7 +56,7 @@ def _search(study: Study) -> dict[str, Any]:
         (figures.best_by_evaluations(study), "Lowest loss so far by distinct candidates"),
     )
     label = f"Pareto front of complexity and loss: {len(hall.front)} of {len(study.judged)} metrics"
-    found = agreements(distinct, np.random.default_rng(0))
+    rows = agreements(distinct, np.random.default_rng(0))
     return {
         "kind": "search",
         "run": study,
@@ -67,7 +67,7 @@ def _search(study: Study) -> dict[str, Any]:
         "note": _note(study) if front else "",
         "hall": _hall(study),
         "curves": [figures.to_svg(curve, name) for curve, name in curves if curve],
-        "agreement": Table(Agreement.header, tuple(row.cells for row in found), 3),
+        "agreement": Table(Agreement.header, tuple(row.cells for row in rows), 3),
     }
 
 
