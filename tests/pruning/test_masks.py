@@ -152,10 +152,10 @@ def test_the_command_tells_it_as_json(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--metric", "wanda"], "--mask says which weights go: leave out --metric"),
-        (["--sparsity", "0.5"], "--mask says which weights go: leave out --sparsity"),
-        (["--seed", "0"], "--mask says which weights go: leave out --seed"),
-        (["--save-mask"], "--mask says which weights go: leave out --save-mask"),
+        (["--metric", "wanda"], "--mask decides which weights are pruned: leave out --metric"),
+        (["--sparsity", "0.5"], "--mask decides which weights are pruned: leave out --sparsity"),
+        (["--seed", "0"], "--mask decides which weights are pruned: leave out --seed"),
+        (["--save-mask"], "--mask decides which weights are pruned: leave out --save-mask"),
     ],
 )
 def test_what_says_nothing_beside_a_mask_is_refused(

@@ -1,4 +1,4 @@
-"""The command line: verbs gathered, errors turned into one line and exit code 2."""
+"""The command line: all commands, and errors printed as one line with exit code 2."""
 
 import os
 import sys
@@ -17,7 +17,7 @@ app = typer.Typer(
     help="Evolve, explain and apply pruning metrics for large language models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # Panels need it; what stands in brackets, such as [@SCOPE], is escaped where it is declared.
+    # For help in panels. Brackets in help texts, such as [@SCOPE], are escaped as Rich requires.
     rich_markup_mode="rich",
 )
 app.command("prune")(prune.prune)
@@ -59,7 +59,7 @@ def main() -> NoReturn:
     except (typer.Abort, KeyboardInterrupt):
         code = INTERRUPTED
     except (BrokenPipeError, SystemExit) as error:
-        # Typer may turn the first into the second.
+        # Typer may turn a BrokenPipeError into a SystemExit.
         if isinstance(error, SystemExit) and not isinstance(error.__context__, BrokenPipeError):
             raise
         # The reader of the pipe has closed it. Python flushes stdout once more when it exits,
@@ -75,7 +75,7 @@ def main() -> NoReturn:
         if not hasattr(error, "format_message"):
             raise
         _end_usage(error)
-    # Newer versions of typer turn the interruption into an exit code themselves.
+    # Newer versions of Typer turn an interruption into an exit code themselves.
     if code == INTERRUPTED:
         resumes = ": the same command goes on where this one stopped"
         _end("interrupted" + (resumes if sys.argv[1:2] in (["prune"], ["recover"]) else ""), code)
@@ -83,7 +83,7 @@ def main() -> NoReturn:
 
 
 def _end_usage(error: Any) -> NoReturn:
-    """One line for a command that typer could not read; help where there was nothing to read."""
+    """Print one line for a command that Typer cannot parse; its help where no command is given."""
     context = getattr(error, "ctx", None)
     if type(error).__name__ == "NoArgsIsHelpError":
         error.show()

@@ -1,4 +1,4 @@
-"""`pruner-zero compare`: one table of methods, one run."""
+"""`pruner-zero compare`: a table of methods and their perplexities."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ def compare(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Prune MODEL by each method from the same statistics and print their perplexities."""
+    """Prune MODEL by each method, from the same statistics, and print the perplexities."""
     from pruner_zero.comparison import compare as run
 
     result = run(output=output, cache=cache, config=config, progress=progress(quiet), **settings)

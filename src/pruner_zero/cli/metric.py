@@ -1,4 +1,4 @@
-"""`pruner-zero metric`: look at the language of metrics."""
+"""`pruner-zero metric`: show, list and convert metrics."""
 
 import json
 from typing import Annotated
@@ -19,7 +19,7 @@ Spec = Annotated[
 
 @app.command("show")
 def show(metric: Spec, as_json: AsJson = False) -> None:
-    """What METRIC is: its formula, its size, and the statistics it needs."""
+    """Show METRIC: its formula, its size, and the statistics it needs."""
     from pruner_zero.metric import NAMED, Metric
 
     found = Metric.of(metric)
@@ -52,7 +52,7 @@ def show(metric: Spec, as_json: AsJson = False) -> None:
 
 @app.command("list")
 def list_metrics(as_json: AsJson = False) -> None:
-    """The known metrics, and the operators and terminals that expressions are made of."""
+    """List the known metrics, and the operators and terminals of expressions."""
     from pruner_zero.metric import EXTENDED, NAMED, PUBLISHED, TERMINALS
 
     if as_json:
@@ -71,7 +71,7 @@ def list_metrics(as_json: AsJson = False) -> None:
 
 @app.command("latex")
 def latex(metric: Spec) -> None:
-    """METRIC as LaTeX."""
+    """Print METRIC as LaTeX."""
     from pruner_zero.metric import Metric
 
     print(Metric.of(metric).latex)
@@ -79,7 +79,7 @@ def latex(metric: Spec) -> None:
 
 @app.command("json")
 def as_tree(metric: Spec) -> None:
-    """METRIC as a tree in the released JSON form, which --metric FILE.json reads."""
+    """Print METRIC as a tree in the released JSON form, which --metric FILE.json reads."""
     from pruner_zero.metric import Metric
 
     print(json.dumps(Metric.of(metric).to_tree(), indent=2))

@@ -1,4 +1,4 @@
-"""Progress for people: bars on a terminal, plain lines elsewhere, all on stderr."""
+"""Progress on stderr: bars on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -18,14 +18,14 @@ from pruner_zero.progress import Progress, T
 
 
 def progress(quiet: bool = False) -> Progress:
-    """The progress that fits where stderr leads to."""
+    """Bars where stderr is a terminal, lines elsewhere, nothing where `quiet`."""
     if quiet:
         return Progress()
     return BarProgress() if sys.stderr.isatty() else LineProgress()
 
 
 class BarProgress(Progress):
-    """One bar for the step at hand; remarks pass above it."""
+    """One bar for the current step, with remarks printed above it."""
 
     bars = True
 
@@ -33,7 +33,7 @@ class BarProgress(Progress):
         self.console = Console(stderr=True)
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Draw a bar that disappears when the step is done."""
+        """Show a bar that disappears at the end of the step."""
         columns = (
             TextColumn("{task.description:<12}"),
             BarColumn(),
@@ -50,12 +50,12 @@ class BarProgress(Progress):
 
 
 class LineProgress(Progress):
-    """A line at most every ten seconds and one at the end of long steps, for logs."""
+    """A line at most every ten seconds, and one at the end of a long step, for logs."""
 
     pause = 10.0
 
     def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
-        """Print the step and, where it is long, how far it is."""
+        """Print how far a long step is."""
         length = _length(items, total)
         of = f"/{length}" if length is not None else ""
         start = spoken = time.monotonic()

@@ -44,14 +44,16 @@ def prune(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Prune MODEL by a metric and save it. Interrupted, the same command goes on."""
+    """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
     from pruner_zero.pruning import prune as run
 
     if mask is not None:
         beside = [options_of(PruneSettings)[name].flag for name in settings.keys() - _BESIDE_MASK]
         beside += ["--config"] if config else []
         if beside:
-            raise PrunerZeroError(f"--mask says which weights go: leave out {min(beside)}")
+            raise PrunerZeroError(
+                f"--mask decides which weights are pruned: leave out {min(beside)}"
+            )
         _apply(mask, output, overwrite, as_json, **settings)
         return
     result = run(
@@ -86,7 +88,7 @@ def _apply(
 
 
 def _print(result: "PruneResult | MaskedResult", origin: dict[str, Any] | None) -> None:
-    """One line, or with its origin a JSON value."""
+    """Print one line; with `origin`, a JSON value of which it is a part."""
     if origin is None:
         print(
             f"{result.output}: {result.sparsity:.2%} of the weights of {len(result.records)} "

@@ -18,7 +18,7 @@ def recover(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Fine-tune the pruned MODEL, its zeros kept. Interrupted, the same command goes on."""
+    """Fine-tune the pruned MODEL, keeping its zeros. The same command continues a stopped run."""
     from pruner_zero.recovery import recover as run
 
     result = run(

@@ -1,4 +1,4 @@
-"""`pruner-zero search`: evolve the metric that suits a model."""
+"""`pruner-zero search`: find the metric that suits a model at a sparsity."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def search(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Evolve a metric for MODEL. Interrupted, `--resume RUN` goes on where it stopped."""
+    """Search for the best metric for MODEL. After an interruption, `--resume RUN` continues it."""
     from pruner_zero.evolution.run import search as run
 
     if resume is not None:
@@ -74,14 +74,14 @@ def search(
             f"{row['expression']} @{row['scope']} {mark}"
         )
     if result.stopped == "interrupted":
-        print(f"go on with it: pruner-zero search --resume {result.path}")
+        print(f"to continue: pruner-zero search --resume {result.path}")
         raise typer.Exit(130)
     words = " ".join(f"--{name} {value}" for name, value in result.prune_options.items())
     print(f"prune with it: pruner-zero prune {result.settings['model']} {words} …")
 
 
 class Display:
-    """What a search shows after each batch: a live table on a terminal, a line elsewhere."""
+    """Shows the search after each batch: a live table on a terminal, a line elsewhere."""
 
     def __init__(self, quiet: bool = False) -> None:
         self.quiet = quiet

@@ -1,4 +1,4 @@
-"""Tables for people: drawn on a terminal, aligned plain text elsewhere."""
+"""Tables: drawn on a terminal, aligned plain text elsewhere."""
 
 import sys
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ from rich.table import Table
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
-    """Print `rows` to stdout; the first `left` columns are flush left, the others right.
+    """Print `rows` to stdout; the first `left` columns are aligned left, the others right.
 
-    Where stdout is no terminal nothing is wrapped or cut, so that a log or a pipe has all of it.
+    Where stdout is not a terminal, nothing is wrapped or cut.
     """
     if sys.stdout.isatty():
         table = Table()

@@ -1,4 +1,4 @@
-"""`compare`: many methods on one model, the same statistics and the same text for all."""
+"""`compare`: the perplexity of a model pruned by several methods, with the same statistics."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from pruner_zero.calibration import (
     input_kinds,
     open_store,
 )
-from pruner_zero.devices import CPU, naming_out_of_memory
+from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
 from pruner_zero.files import check_writable, write_atomic, writing
@@ -32,15 +32,13 @@ from pruner_zero.pruning import (
     calibration_corpus,
     calibration_windows,
     check_plan,
-    corpus_name,
-    model_name,
     parse_method,
     prune_model,
     selection_of,
     split_methods,
     total_sparsity,
 )
-from pruner_zero.settings import CompareSettings, read_settings
+from pruner_zero.settings import CompareSettings, name_of, read_settings
 from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus
 
@@ -49,11 +47,11 @@ DENSE = "dense"
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Tabular):
-    """One table: a row a method, and where all of it comes from.
+    """A table with one row for each method, and its provenance.
 
-    A row holds `method`, `perplexity` (None where it overflows or the method failed, which
-    `error` tells), `sparsity` over the pruned matrices, `seconds` and `peak_rss_bytes`, and
-    what the method was read as.
+    A row holds `method`, `perplexity` (None where it overflows, or where the method failed and
+    `error` has the reason), `sparsity` over the pruned matrices, `seconds`, `peak_rss_bytes` and
+    the parts of the method.
     """
 
     shown = (
@@ -103,19 +101,19 @@ def compare(
 ) -> Comparison:
     """Prune `model` by each method in turn, from the same dense weights, and measure each.
 
-    methods: names, expressions or tree files, each with its own `@SCOPE` if it wants;
-    `dense` is the model as it is. text: what perplexity is measured on. settings: the
-    remaining fields of `CompareSettings`; config: a YAML file of them. The rows are
-    written to `output` as they come. A method that cannot score this model has its reason
-    in the row. A model object gets its weights back. model, calibration, text: None where
-    `config` names them. Raises PrunerZeroError on bad settings.
+    methods: names, expressions or tree files, as a list or with commas between them; `dense` is
+    the unpruned model. text: the text that perplexity is measured on. model, calibration, text:
+    None where `config` names them. settings: the other fields of `CompareSettings`. config: a
+    YAML file of settings; arguments win over it. The table is written to `output` after each
+    row. Where a method cannot score this model, its row has the reason. A model object gets its
+    weights back. Raises PrunerZeroError on wrong settings.
     """
     given = {
         **settings,
-        "model": model_name(model),
+        "model": name_of(model),
         "methods": methods,
-        "calibration": corpus_name(calibration),
-        "text": corpus_name(text),
+        "calibration": name_of(calibration),
+        "text": name_of(text),
     }
     checked = read_settings(CompareSettings, given, config)
     chosen = {
@@ -138,7 +136,7 @@ def compare(
         checked.text if text is None else text, role="test", progress=progress
     )
     language_model = as_language_model(
-        checked.model if model is None else model, tokenizer, checked.dtype, checked.device
+        checked.model if model is None else model, tokenizer, **checked.loading
     )
     windows = calibration_windows(corpus, language_model.tokenizer, checked)
     test = consecutive_windows(
@@ -154,7 +152,8 @@ def compare(
         folder=Path(cache) if cache is not None else None,
     )
     table = _Table(checked, language_model, windows, test, store, progress)
-    return table.fill(chosen, file)
+    with torch_threads(checked.threads):
+        return table.fill(chosen, file)
 
 
 def check_file(file: Path) -> None:
@@ -183,7 +182,7 @@ class _Table:
                 **provenance(),
                 "device": str(self.language_model.device),
                 "settings": self.settings.model_dump(mode="json"),
-                "calibration": self.windows.describe(),
+                "calibration": self.windows.describe() if len(self.windows) else {},
                 "evaluation": self.test.describe(),
                 **{f"calibration_{key}": value for key, value in calibration.to_json().items()},
             },
@@ -206,7 +205,7 @@ class _Table:
             if method:
                 needed |= method.dense_kinds(self.mode(method))
         for kinds in (input_kinds(needed), gradient_kinds(needed)):
-            # What fails here fails again in the rows that need it, and spares the others.
+            # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):
                 calibrate(
                     self.language_model,
@@ -217,12 +216,12 @@ class _Table:
                 )
 
     def mode(self, method: Method) -> Order:
-        """The order asked for, unless the method has only one."""
+        """The mode of the settings, unless the method allows only one."""
         bound = method.asymmetric or method.at_once
         return method.mode("auto" if bound else self.settings.mode)
 
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
-        """Prune by one method and measure; what fails is told in the row instead.
+        """Prune by one method and measure its perplexity; an error goes into the row.
 
         Seconds and peak memory are those of pruning alone: the statistics, which all methods
         share, and the perplexity are not in them.
@@ -239,7 +238,9 @@ class _Table:
             with measured() as cost:
                 records = self.prune(method) if method else []
             row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
-            loss = perplexity(self.language_model, self.test, self.progress)
+            loss = perplexity(
+                self.language_model, self.test, self.progress, self.settings.batch_size
+            )
         except PrunerZeroError as error:
             row["error"] = str(error)
         else:
@@ -263,11 +264,11 @@ class _Table:
 
 @contextmanager
 def _restoring(matrices: Sequence[Matrix]) -> Iterator[Any]:
-    """Give a function that puts the dense weights back; they are back at the end in any case."""
-    # By parameter: the experts of a mixture are many matrices of one.
+    """Yield a function that restores the dense weights, which is also called at the end."""
+    # By parameter, because the experts of a mixture are several matrices of one parameter.
     parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
-    # In main memory, where a model that fills its device has room for them.
-    dense = {name: one.data.to(CPU, copy=True) for name, one in parameters.items()}
+    # In main memory, because a model may fill its device.
+    dense = {name: p.data.to(CPU, copy=True) for name, p in parameters.items()}
 
     def restore() -> None:
         with torch.no_grad():

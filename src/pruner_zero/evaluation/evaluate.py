@@ -5,12 +5,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, overload
 
+from pruner_zero.devices import torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.settings import EvaluateSettings, read_settings
+from pruner_zero.settings import EvaluateSettings, name_of, read_settings
 from pruner_zero.text import Corpus, consecutive_windows, load_corpus
 
 Source = str | Path | LanguageModel | Any
@@ -57,8 +58,8 @@ def evaluate(
     """
     if (text is None) == (tasks is None):
         raise PrunerZeroError("give a text to measure perplexity on, or tasks: one of them")
-    name = str(model) if isinstance(model, str | Path) else "(object)"
-    checked = read_settings(EvaluateSettings, {**settings, "model": name, "tasks": tasks})
+    given = {**settings, "model": name_of(model), "text": name_of(text), "tasks": tasks}
+    checked = read_settings(EvaluateSettings, given)
     results = measure(checked, model, text, tokenizer, progress)
     return next(result for result in results if result is not None)
 
@@ -77,22 +78,23 @@ def measure(
 
     @cache
     def load() -> LanguageModel:
-        return as_language_model(model, tokenizer, settings.dtype, settings.device)
+        return as_language_model(model, tokenizer, **settings.loading)
 
     corpus = None if text is None else load_corpus(text, role="test", progress=progress)
     scores = None
-    if settings.tasks is not None:
-        scores = evaluate_tasks(
-            load,
-            settings.task_names,
-            num_fewshot=settings.num_fewshot,
-            limit=settings.limit,
-            include_path=settings.include_path,
-            batch_size=settings.batch_size,
-            apply_chat_template=settings.apply_chat_template,
-            progress=progress,
-        )
-    if corpus is None:
-        return None, scores
-    windows = consecutive_windows(corpus, load().tokenizer, settings.seqlen, settings.windows)
-    return perplexity(load(), windows, progress, settings.batch_size), scores
+    with torch_threads(settings.threads):
+        if settings.tasks is not None:
+            scores = evaluate_tasks(
+                load,
+                settings.task_names,
+                num_fewshot=settings.num_fewshot,
+                limit=settings.limit,
+                include_path=settings.include_path,
+                batch_size=settings.batch_size,
+                apply_chat_template=settings.apply_chat_template,
+                progress=progress,
+            )
+        if corpus is None:
+            return None, scores
+        windows = consecutive_windows(corpus, load().tokenizer, settings.seqlen, settings.windows)
+        return perplexity(load(), windows, progress, settings.batch_size), scores

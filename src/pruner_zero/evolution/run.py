@@ -25,8 +25,7 @@ from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
-from pruner_zero.pruning import corpus_name, model_name
-from pruner_zero.settings import read_settings
+from pruner_zero.settings import name_of, read_settings
 from pruner_zero.text import Corpus, load_corpus
 
 INTERRUPTED = "interrupted"
@@ -92,9 +91,9 @@ def search(
     """
     given = {
         **settings,
-        "model": model_name(model),
-        "calibration": corpus_name(calibration),
-        "search_text": corpus_name(search_text),
+        "model": name_of(model),
+        "calibration": name_of(calibration),
+        "search_text": name_of(search_text),
     }
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)
@@ -103,7 +102,7 @@ def search(
     text = search_text or checked.search_text
     judged_on = load_corpus(text, role="search", progress=progress) if text else corpus
     language_model = as_language_model(
-        checked.model if model is None else model, tokenizer, checked.dtype, checked.placed_on
+        checked.model if model is None else model, tokenizer, **checked.loading
     )
     windows, judged = search_windows(checked, corpus, judged_on, language_model.tokenizer)
     algorithm = make_algorithm(

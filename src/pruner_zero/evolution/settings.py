@@ -83,6 +83,11 @@ class SearchSettings(SearchOptions):
         return "--workers" if (self.workers or 1) > 1 else None
 
     @property
+    def loading(self) -> dict[str, Any]:
+        """The keyword arguments of `load_model`, of which the device is `placed_on`."""
+        return {**super().loading, "device": self.placed_on}
+
+    @property
     def placed_on(self) -> str:
         """`device`, where "auto" is the CPU for a model that several processes share."""
         return "cpu" if self.sharing and self.device == "auto" else self.device

@@ -12,9 +12,7 @@ from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import (
     calibration_corpus,
     calibration_windows,
-    corpus_name,
     method_of,
-    model_name,
     selection_of,
 )
 from pruner_zero.settings import PruneSettings
@@ -32,11 +30,9 @@ __all__ = [
     "calibration_corpus",
     "calibration_windows",
     "check_plan",
-    "corpus_name",
     "describe_steps",
     "load_masks",
     "method_of",
-    "model_name",
     "parse_method",
     "prune",
     "prune_by_masks",

@@ -30,13 +30,11 @@ from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import (
     calibration_corpus,
     calibration_windows,
-    corpus_name,
     method_of,
-    model_name,
     selection_of,
 )
 from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
-from pruner_zero.settings import PruneSettings, read_settings
+from pruner_zero.settings import PruneSettings, name_of, read_settings
 from pruner_zero.sparsity import Allocation
 from pruner_zero.text import Corpus, Windows
 
@@ -82,9 +80,9 @@ def prune(
         settings = {"scope": metric.scope} | _given(settings)
     given = {
         **settings,
-        "model": model_name(model),
+        "model": name_of(model),
         "metric": None if metric is None else str(metric),
-        "calibration": corpus_name(calibration),
+        "calibration": name_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
     method = method_of(checked)
@@ -98,10 +96,10 @@ def prune(
     text = checked.calibration if calibration is None else calibration
     corpus = calibration_corpus(text, [method], progress)
     language_model = (
-        load_offloaded(checked.model, checked.dtype, checked.device)
+        load_offloaded(checked.model, **checked.loading)
         if checked.offload
         else as_language_model(
-            checked.model if model is None else model, tokenizer, checked.dtype, checked.device
+            checked.model if model is None else model, tokenizer, **checked.loading
         )
     )
     windows = calibration_windows(corpus, language_model.tokenizer, checked)

@@ -1,11 +1,9 @@
-"""From settings to values: the method, the calibration text, and names for objects."""
+"""From settings to values: the method, and the calibration text."""
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import parse_method
@@ -63,18 +61,3 @@ def calibration_windows(
 def selection_of(settings: MethodSettings) -> Selection:
     """The part that the pipeline takes as it is."""
     return Selection(settings.include, settings.exclude, settings.damping)
-
-
-def model_name(model: str | Path | LanguageModel | Any) -> str | None:
-    """How settings name a model that may be an object; None where none is given."""
-    if model is None or isinstance(model, (str, Path)):
-        return None if model is None else str(model)
-    name = model.name if isinstance(model, LanguageModel) else model.name_or_path
-    return name or type(model).__name__
-
-
-def corpus_name(corpus: str | Path | Corpus | Iterable[str] | None) -> str | None:
-    """How settings name a text that may be an object; None where none is given."""
-    if corpus is None or isinstance(corpus, (str, Path)):
-        return None if corpus is None else str(corpus)
-    return corpus.name if isinstance(corpus, Corpus) else "(strings)"

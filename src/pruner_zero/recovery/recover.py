@@ -20,7 +20,6 @@ from pruner_zero.models import (
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
-from pruner_zero.pruning import corpus_name, model_name
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.lora import MaskedAdapters
 from pruner_zero.recovery.loss import check_teacher
@@ -36,7 +35,7 @@ from pruner_zero.recovery.trainable import (
 )
 from pruner_zero.recovery.windows import split_windows
 from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
-from pruner_zero.settings import RecoverSettings, read_settings
+from pruner_zero.settings import RecoverSettings, name_of, read_settings
 from pruner_zero.text import Corpus, Windows, load_corpus
 
 # Settings that may change when an interrupted run is resumed.
@@ -69,9 +68,9 @@ def recover(
     """
     given = {
         **settings,
-        "model": model_name(model),
-        "text": corpus_name(text),
-        "teacher": model_name(teacher),
+        "model": name_of(model),
+        "text": name_of(text),
+        "teacher": name_of(teacher),
     }
     checked = read_settings(RecoverSettings, given, config)
     folder = Path(os.path.abspath(output)) if output is not None else None
@@ -79,7 +78,7 @@ def recover(
         check_output(folder, overwrite)
     corpus = load_corpus(checked.text if text is None else text, progress=progress)
     pruned = as_language_model(
-        checked.model if model is None else model, tokenizer, checked.dtype, checked.device
+        checked.model if model is None else model, tokenizer, **checked.loading
     )
     windows, validation = split_windows(
         corpus, pruned.tokenizer, checked.seqlen, checked.validation_windows

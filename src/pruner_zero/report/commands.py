@@ -12,6 +12,7 @@ from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.report.read import PruneRun, Result
 from pruner_zero.settings import (
     CLASSICS,
+    STRINGS,
     CalibrationSettings,
     CompareSettings,
     ModelSettings,
@@ -28,7 +29,6 @@ _SHARED = (
     *CalibrationSettings.model_fields,
     *SparsitySettings.model_fields,
 )
-_STRINGS = "(strings)"
 
 
 def repeat(result: Result) -> str:
@@ -46,7 +46,7 @@ def repeat(result: Result) -> str:
 
 def repeatable(result: Result) -> bool:
     """Whether all texts have names that a command can give; strings from Python have none."""
-    return _STRINGS not in result.settings.values()
+    return STRINGS not in result.settings.values()
 
 
 def prune_with(run: Study) -> str:

@@ -98,7 +98,8 @@ def _read_comparison(path: Path) -> ComparisonRun:
         raise PrunerZeroError(f"{path} is no comparison: give the .json file that compare wrote")
     origin = dict(values["provenance"])
     settings = dict(origin.pop("settings"))
-    windows = {name: origin.pop(name) for name in ("calibration", "evaluation") if name in origin}
+    described = {name: origin.pop(name, None) for name in ("calibration", "evaluation")}
+    windows = {name: text for name, text in described.items() if text}
     rows = tuple(values["rows"])
     for row in rows:
         _check_row(row)

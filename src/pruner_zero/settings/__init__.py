@@ -3,7 +3,7 @@
 Nothing here imports torch, so that `--help` and shell completion answer at once.
 """
 
-from pruner_zero.settings.base import MAIN, Cli, Settings, read_settings
+from pruner_zero.settings.base import MAIN, STRINGS, Cli, Settings, name_of, read_settings
 from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings, SparsitySettings
 from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.evaluate import EvaluateSettings
@@ -16,6 +16,7 @@ from pruner_zero.settings.search import SearchOptions
 __all__ = [
     "CLASSICS",
     "MAIN",
+    "STRINGS",
     "CalibrationSettings",
     "Cli",
     "CompareSettings",
@@ -28,6 +29,7 @@ __all__ = [
     "SearchOptions",
     "Settings",
     "SparsitySettings",
+    "name_of",
     "options_of",
     "read_settings",
 ]

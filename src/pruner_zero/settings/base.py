@@ -1,7 +1,7 @@
 """The base of all settings, and how they are read: from YAML and from keywords."""
 
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -42,6 +42,22 @@ class Cli:
 
 MAIN = Cli(panel="Options")
 
+
+def name_of(value: object) -> str | None:
+    """How settings name a model or a text that may be an object; None where none is given.
+
+    A path is its text, a loaded model or a `Corpus` its name, and strings are "(strings)".
+    """
+    if value is None or isinstance(value, str | Path):
+        return None if value is None else str(value)
+    name = getattr(value, "name", None) or getattr(value, "name_or_path", None)
+    if name is None and isinstance(value, Iterable):
+        return STRINGS
+    return str(name or type(value).__name__)
+
+
+STRINGS = "(strings)"
+
 # YAML aliases let a few lines stand for more text than fits in memory.
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = _shorten.maxlong = 200
@@ -51,7 +67,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def read_settings(kind: type[S], given: Mapping[str, Any], file: str | Path | None = None) -> S:
-    """Settings of `kind` from a YAML `file` and from `given`, which wins.
+    """Settings of `kind` from a YAML `file` and from `given`, which wins over the file.
 
     Keys whose value is None in `given` count as not given. Raises PrunerZeroError naming
     the option and what it accepts.

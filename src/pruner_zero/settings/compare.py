@@ -29,6 +29,10 @@ class CompareSettings(ModelSettings, MethodSettings):
         None, ge=1, description="Windows of the text that perplexity is measured on."
     )
 
+    batch_size: int = Field(
+        1, ge=1, description="Windows of the text in a forward pass that measures perplexity."
+    )
+
     @field_validator("methods", mode="before")
     @classmethod
     def _joined(cls, methods: Any) -> Any:

@@ -1,6 +1,6 @@
 """Settings of all verbs that load a model: which one, and what this machine computes it on."""
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, Field
 
@@ -37,6 +37,18 @@ class ModelSettings(Settings):
         description="auto (the fastest), cpu, mps, cuda, cuda:1, or a list such as cuda:0,cuda:1 "
         "over which the blocks are spread.",
     )
+    revision: str | None = Field(None, description="Branch, tag or commit of a model from the hub.")
+    attn_implementation: Annotated[
+        str | None, Cli(metavar="NAME", default="as transformers chooses")
+    ] = Field(
+        None, description="Implementation of attention, such as eager, sdpa or flash_attention_2."
+    )
     threads: Annotated[int | None, Cli(default="as many as torch chooses")] = Field(
         None, ge=1, description="CPU threads that torch computes with."
     )
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The keyword arguments of `load_model`."""
+        names = ("dtype", "device", "revision", "attn_implementation")
+        return {name: getattr(self, name) for name in names}
