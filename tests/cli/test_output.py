@@ -253,6 +253,31 @@ def test_threads_are_set_for_the_run_alone(
     assert asked == [3, before]
 
 
+def test_how_a_model_is_loaded_reaches_every_verb(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    texts = ["--calibration", text_file, "--seqlen", 16, "--windows", 2]
+    verbs: list[list[object]] = [
+        ["prune", llama_folder, "--metric", "magnitude", *HALF, "-o", tmp_path / "out"],
+        ["compare", llama_folder, *texts, "--text", text_file, *HALF],
+        ["evaluate", llama_folder, "--text", text_file],
+        ["search", llama_folder, *texts, *HALF, "--evaluations", 3, "-o", tmp_path / "run"],
+        ["recover", llama_folder, "--text", text_file, "-o", tmp_path / "out"],
+    ]
+    for verb in verbs:
+        assert "--revision" in cli(*verb, "--revision", "main").error, verb
+        assert "no-attention" in cli(*verb, "--attn-implementation", "no-attention").error, verb
+
+
+def test_windows_in_a_batch_give_the_same_perplexity(
+    cli: Cli, llama_folder: Path, text_file: Path
+) -> None:
+    options = ["evaluate", llama_folder, "--text", text_file, "--seqlen", 16, "--windows", 5]
+    single = one_value(cli(*options, "--json"))
+    batch = one_value(cli(*options, "--batch-size", 3, "--json"))
+    assert batch["perplexity"] == pytest.approx(single["perplexity"], rel=1e-5)
+
+
 def test_a_shell_completes_options_and_their_values() -> None:
     words = {"_PRUNER_ZERO_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
     for typed, completed in (("prune m --refi", "--refine"), ("prune m --dtype", "--dtype")):

@@ -109,6 +109,8 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "seqlen": 24,
         "seed": 0,
         "threads": None,
+        "revision": None,
+        "attn_implementation": None,
         "sparsity": 0.4,
         "pattern": None,
         "scope": "matrix",
