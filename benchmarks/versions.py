@@ -156,7 +156,11 @@ def time_commands(given: argparse.Namespace, report: dict[str, Any]) -> None:
     runs: list[dict[str, Any]] = report.setdefault("commands", [])
     report["commands_machine"] = machine()
     commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     ).stdout.strip()
     for _ in range(given.rounds):
         clone = given.folder / "clone"
@@ -176,7 +180,11 @@ def time_commands(given: argparse.Namespace, report: dict[str, Any]) -> None:
                     env={**without_python_path(), **cache},
                 )
             runs.append(
-                {"command": f"make {target}", "commit": commit, "seconds": time.monotonic() - started}
+                {
+                    "command": f"make {target}",
+                    "commit": commit,
+                    "seconds": time.monotonic() - started,
+                }
             )
             write(report)
 
@@ -201,7 +209,9 @@ def page(report: dict[str, Any]) -> str:
     text = "# Before and after the redesign\n\nMade by `python benchmarks/versions.py`"
     text += " (`size`, `prune --calibration wiki.valid.raw`, `commands`).\n"
     if size := report.get("size"):
-        text += "\n## Size of the source\n\n| lines, unless said | before | after |\n|---|---|---|\n"
+        text += (
+            "\n## Size of the source\n\n| lines, unless said | before | after |\n|---|---|---|\n"
+        )
         for name, count in size["old"].items():
             text += f"| {name} | {count:,} | {size['new'][name]:,} |\n"
     if runs := report.get("prune"):
