@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pruner_zero.files import write_atomic
 from pruner_zero.models import find_matrices, load_model
-from pruner_zero.sparsity import keep_mask, parse_pattern
+from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
 HERE = Path(__file__).parent
@@ -134,12 +134,15 @@ ZSTD, GZIP = ("zstd", "-q", "-3"), ("gzip", "-6")
 def pruned(weights: str, pattern: str) -> Tensors:
     """The prunable matrices of the built-in model, in bf16, magnitude-pruned."""
     generator = torch.Generator().manual_seed(0)
+    zeros: Pattern = Unstructured(0.5)
+    if ":" in pattern:
+        zeros = SemiStructured.parse(pattern)
     tensors = {}
     for matrix in find_matrices(load_model("builtin:smollm2-135m", "bfloat16").model):
         dense = matrix.weight
         if weights == "normal":
             dense = (0.02 * torch.randn(dense.shape, generator=generator)).bfloat16()
-        keep = keep_mask(dense.float().abs(), parse_pattern(pattern), matrix.name)
+        keep = keep_mask(dense.float().abs(), zeros, matrix.name)
         tensors[matrix.name] = torch.where(keep, dense, 0)
     return tensors
 

@@ -29,7 +29,7 @@ def matrices(rows: int) -> tuple[list[SampledMatrix], list[Tensor], list[Tensor]
             "X": gram.diagonal().sqrt()[None],
             "G": torch.rand(outputs, inputs, generator=generator),
         }
-        sample.append(sample_matrix(f"m{index}", weight, statistics, gram, rows))
+        sample.append(sample_matrix(f"m{index}", 0, weight, statistics, gram, rows))
         dense.append(weight)
         grams.append(gram)
     return sample, dense, grams

@@ -41,7 +41,7 @@ def short_of_memory(room: int) -> Iterator[None]:
 @pytest.mark.parametrize("expression", ["sqr(W) * X + W", "mms(W) * X", "row_share(W) * X"])
 def test_a_candidate(expression: str) -> None:
     weight = torch.rand(WIDTH, WIDTH)
-    matrix = sample_matrix("m", weight, {"X": torch.rand(1, WIDTH)}, torch.eye(WIDTH), WIDTH)
+    matrix = sample_matrix("m", 0, weight, {"X": torch.rand(1, WIDTH)}, torch.eye(WIDTH), WIDTH)
     masked: Any = SimpleNamespace(matrices=(), device=CPU)
     tokens = torch.zeros(1, 2, dtype=torch.int64)
     evaluator = Evaluator([matrix], [matrix], masked, tokens, 1, Unstructured(0.5, "row"))

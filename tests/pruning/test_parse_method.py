@@ -203,6 +203,6 @@ def test_an_empty_name_in_the_list_is_refused(text: str) -> None:
 
 
 def test_n_of_m_takes_no_allocation() -> None:
-    assert "allocates sparsity, but every group of M has N zeros" in refusal(
+    assert "allocates sparsity, but no matrix has its own under 2:4" in refusal(
         "wanda@owl", pattern="2:4"
     )

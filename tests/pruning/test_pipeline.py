@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import find_blocks
-from pruner_zero.pruning import Mode, Selection, parse_method, prune_model, total_sparsity
+from pruner_zero.pruning import Mode, check_plan, parse_method, prune_model, total_sparsity
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
@@ -197,15 +197,10 @@ def test_only_what_is_included_and_not_excluded_changes(
 ) -> None:
     ours = language_model("llama", blocks=3)
     dense = state(ours.model)
-    selection = Selection(include=("*.mlp.*", "*.1.self_attn.*"), exclude=("*.1.mlp.*", "*.2.*"))
-    records = prune_model(
-        ours,
-        windows,
-        parse_method(method, sparsity=0.5),
-        new_store(ours),
-        mode=mode,
-        selection=selection,
-    )
+    chosen = parse_method(method, sparsity=0.5)
+    include, exclude = ("*.mlp.*", "*.1.self_attn.*"), ("*.1.mlp.*", "*.2.*")
+    matrices = check_plan(ours, windows, chosen, include, exclude)
+    records = prune_model(ours, windows, chosen, new_store(ours), mode=mode, matrices=matrices)
     changed = {
         name.removesuffix(".weight")
         for name, tensor in ours.model.state_dict().items()

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.models import Matrix
-from pruner_zero.pruning import Mode, parse_method, prune_model
-from pruner_zero.pruning.scoring import prune_matrix, sweep_scorer
+from pruner_zero.pruning import MatrixRecord, Method, Mode, parse_method, prune_model
+from pruner_zero.pruning.choice import Choice, choose
+from pruner_zero.pruning.prune_matrix import prune_matrix
+from pruner_zero.pruning.scoring import sweep_scorer
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity import Hessian, Pattern, SemiStructured, Unstructured, keep_mask
 from pruner_zero.sparsity.steps import solve
@@ -46,6 +48,16 @@ def gram_of(known: Statistics) -> Tensor:
     return known.hessian.gram
 
 
+def prune_one(
+    matrix: Matrix, known: Statistics, method: Method, mask: Tensor | None = None
+) -> MatrixRecord:
+    """Prune a matrix that competes with no other, under `mask` if there is one."""
+    choice = Choice({} if mask is None else {matrix.name: mask}, {matrix.name})
+    if mask is None:
+        choice = choose([matrix], {matrix.name: known}, method, method.pattern)
+    return prune_matrix(matrix, known, method, method.pattern, choice)
+
+
 def pruned(
     text: str, weight: Tensor, known: Statistics, pattern: Pattern, mask: Tensor | None = None
 ) -> tuple[Tensor, str | None]:
@@ -55,7 +67,7 @@ def pruned(
         method = parse_method(text, pattern=str(pattern))
     else:
         method = parse_method(text, sparsity=pattern.sparsity, scope=pattern.scope)
-    record = prune_matrix(matrix, known, method, mask)
+    record = prune_one(matrix, known, method, mask)
     assert record.zeros == int((matrix.weight == 0).sum())
     assert record.damping == (None if method.steps in ((), ("refine",)) else 0.01)
     return matrix.weight.detach(), record.note
@@ -185,7 +197,7 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
     gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
     known = Statistics(torch.ones(1, 8), None, Hessian(gram))
     for text in ("wanda+exact", "wanda+obs", "wanda+obs-iter"):
-        record = prune_matrix(matrix_of(weight), known, parse_method(text, sparsity=0.5))
+        record = prune_one(matrix_of(weight), known, parse_method(text, sparsity=0.5))
         assert record.damping == pytest.approx(0.1)
         assert record.note == "damping raised to 0.1 for the Cholesky factor"
 
@@ -204,7 +216,7 @@ def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str
     weight, known = example(6, 16)
     known = Statistics(torch.zeros(1, 16), known.G, Hessian(torch.zeros(16, 16)))
     matrix = matrix_of(weight)
-    record = prune_matrix(matrix, known, parse_method(text, sparsity=0.5))
+    record = prune_one(matrix, known, parse_method(text, sparsity=0.5))
     assert record.note is not None
     assert record.note.endswith("zero: pruned by magnitude")
     mask = keep_groups(weight.abs(), 16, 8)

@@ -48,8 +48,7 @@ def sizes_of(shapes: Shapes) -> dict[str, int]:
 @given(st.dictionaries(names, st.floats(0, 1, exclude_max=True), max_size=5))
 def test_json_reads_back(sparsity: dict[str, float]) -> None:
     allocation = Allocation(sparsity)
-    assert Allocation.from_json(allocation.to_json()) == allocation
-    assert json.loads(allocation.to_json()) == {"sparsity": sparsity}
+    assert Allocation.from_json(json.dumps({"sparsity": sparsity})) == allocation
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Masks: bit-equal to a stable sort of every comparison group, ties and all."""
 
-from collections.abc import Iterator, Sequence
-from typing import overload
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -13,11 +12,11 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import (
+    LazyTensors,
     Scope,
     SemiStructured,
     Unstructured,
     keep_mask,
-    keep_masks_global,
 )
 from pruner_zero.sparsity.selection import (
     _thresholds,
@@ -35,6 +34,11 @@ sparsities = st.one_of(
     st.sampled_from([0.0, 0.29, 0.3, 0.5, 0.6, 0.7, 0.99]), st.floats(0, 1, exclude_max=True)
 )
 dtypes = st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16])
+
+
+def chosen_globally(scores: Sequence[Tensor], sparsity: float) -> list[Tensor]:
+    named = {f"matrix {index}": matrix for index, matrix in enumerate(scores)}
+    return list(Unstructured(sparsity, "global").choose(named).values())
 
 
 def random_scores(shape: tuple[int, int], seed: int) -> Tensor:
@@ -115,7 +119,7 @@ def test_global(
         finite(random_scores(shape, seed + index % 2), kind)
         for index, (shape, kind) in enumerate(zip(shapes, kinds, strict=False))
     ]
-    masks = keep_masks_global(scores, sparsity)
+    masks = chosen_globally(scores, sparsity)
     expected = reference.keep_matrices(scores, sparsity)
     assert all(torch.equal(*pair) for pair in zip(masks, expected, strict=True))
 
@@ -193,37 +197,26 @@ def test_both_histogram_kernels_agree(out: int, width: int, seed: int) -> None:
     assert np.array_equal(lower, _histogram_anywhere(scores, fullest))
 
 
-class Recomputed(Sequence[Tensor]):
-    """Matrices that exist only while they are looked at."""
-
-    def __init__(self, seeds: list[int]) -> None:
-        self.seeds = seeds
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Tensor]: ...
-    def __getitem__(self, index: int | slice) -> Tensor | Sequence[Tensor]:
-        if isinstance(index, slice):
-            return Recomputed(self.seeds[index])
-        return random_scores((5, 6), self.seeds[index])
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (self[index] for index in range(len(self)))
-
-
 def test_global_streams_matrices_that_are_computed_on_access() -> None:
-    lazy = Recomputed([1, 2, 3])
-    masks = keep_masks_global(lazy, 0.5)
-    expected = reference.keep_matrices(list(lazy), 0.5)
-    assert all(torch.equal(*pair) for pair in zip(masks, expected, strict=True))
+    def compute(name: str) -> Tensor:
+        return random_scores((5, 6), int(name))
+
+    lazy = LazyTensors(["1", "2", "3"], compute)
+    masks = Unstructured(0.5, "global").choose(lazy)
+    expected = reference.keep_matrices(list(lazy.values()), 0.5)
+    assert all(torch.equal(*pair) for pair in zip(masks.values(), expected, strict=True))
+    # One alone, as a resumed run asks for it.
+    assert torch.equal(masks["3"], expected[2])
 
 
 def test_global_of_nothing_is_nothing() -> None:
-    assert keep_masks_global([], 0.5) == []
+    assert chosen_globally([], 0.5) == []
+
+
+def test_a_matrix_on_its_own_competes_with_itself_under_global() -> None:
+    scores = random_scores((5, 6), 0)
+    expected = keep_mask(scores, Unstructured(0.5, "matrix"))
+    assert torch.equal(keep_mask(scores, Unstructured(0.5, "global")), expected)
 
 
 def test_both_zeros_tie() -> None:
@@ -257,11 +250,9 @@ def test_non_finite_scores_name_the_module(
 
 @pytest.mark.fault("a gradient or a score that is NaN or infinite")
 def test_non_finite_scores_name_the_matrix_among_all() -> None:
-    scores = [torch.ones(2, 2), torch.tensor([[1.0, float("nan")]])]
+    scores = {"q_proj": torch.ones(2, 2), "v_proj": torch.tensor([[1.0, float("nan")]])}
     with pytest.raises(PrunerZeroError, match="v_proj"):
-        keep_masks_global(scores, 0.5, ["q_proj", "v_proj"])
-    with pytest.raises(PrunerZeroError, match="matrix 1"):
-        keep_masks_global(scores, 0.5)
+        Unstructured(0.5, "global").choose(scores)
 
 
 def test_huge_scores_are_finite() -> None:
@@ -275,8 +266,6 @@ def test_widths_that_m_does_not_divide_are_refused() -> None:
 
 
 def test_misuse_is_a_defect_of_the_caller() -> None:
-    with pytest.raises(ValueError, match="keep_masks_global"):
-        keep_mask(torch.ones(2, 2), Unstructured(0.5, "global"))
     with pytest.raises(ValueError, match="not \\(out, in\\)"):
         keep_mask(torch.ones(2), Unstructured(0.5))
     with pytest.raises(TypeError, match="float64"):

@@ -34,7 +34,6 @@ from pruner_zero.pruning import (
     check_plan,
     parse_method,
     prune_model,
-    selection_of,
     split_methods,
     total_sparsity,
 )
@@ -144,7 +143,7 @@ def compare(
     )
     for method in chosen.values():
         if method:
-            check_plan(language_model, windows, method, selection_of(checked))
+            check_plan(language_model, windows, method, checked.include, checked.exclude)
     store = open_store(
         language_model,
         windows,
@@ -251,13 +250,15 @@ class _Table:
         return {**row, **cost.to_json()}
 
     def prune(self, method: Method) -> list[MatrixRecord]:
+        model, settings = self.language_model, self.settings
         return prune_model(
-            self.language_model,
+            model,
             self.windows,
             method,
             self.store,
             mode=self.mode(method),
-            selection=selection_of(self.settings),
+            matrices=find_matrices(model.model, settings.include, settings.exclude),
+            damping=settings.damping,
             progress=self.progress,
         )
 

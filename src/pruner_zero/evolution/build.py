@@ -22,7 +22,7 @@ from pruner_zero.models import (
     find_matrices,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.sparsity import STEPS, Hessian, Layer, check_width
+from pruner_zero.sparsity import STEPS, Hessian, Layer
 from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
 
 # The probe: this many matrices, spread over the model, this many rows of each.
@@ -66,7 +66,7 @@ def build_evaluator(
     """
     matrices = find_matrices(language_model.model, settings.include, settings.exclude)
     for matrix in matrices:
-        check_width(matrix.weight.shape[1], settings.zeros, matrix.name)
+        settings.zeros.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
     check_weights(matrices)
     terminals = settings.search_space.terminals
     kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
@@ -111,7 +111,7 @@ def build_evaluator(
             statistics[matrix.name] = found
             dense = matrix.weight.detach()
             rows = max(LEAST_ROWS, round(share * len(dense)))
-            sampled = sample_matrix(matrix.name, dense, found, gram, rows)
+            sampled = sample_matrix(matrix.name, matrix.block, dense, found, gram, rows)
             narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))
             sampled = replace(sampled, gram=narrow)
             if step is not None and gram.any():
@@ -175,5 +175,7 @@ def _probe(matrices: list[Matrix], sample: list[SampledMatrix]) -> list[SampledM
             name: value for name, value in whole.terminals.items() if name not in ("W", "S")
         }
         weight = whole.weight
-        probe.append(sample_matrix(matrix.name, weight, statistics, whole.gram, PROBE_ROWS))
+        probe.append(
+            sample_matrix(matrix.name, matrix.block, weight, statistics, whole.gram, PROBE_ROWS)
+        )
     return probe

@@ -8,7 +8,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.evolution.masking import choose_masks
+from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
@@ -90,9 +90,14 @@ class MaskedModel:
         limit: TimeLimit = UNLIMITED,
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
-        terminals = map(self.terminals, limit.steps(self.matrices))
-        names = [matrix.name for matrix in self.matrices]
-        return choose_masks(terminals, expression, scope, self.pattern, names)
+        matrices = {matrix.name: matrix for matrix in self.matrices}
+        return candidate_masks(
+            expression,
+            self.pattern.with_scope(scope),
+            {name: matrix.block for name, matrix in matrices.items()},
+            lambda name: self.terminals(matrices[name]),
+            limit,
+        )
 
     @torch.no_grad()
     def losses(

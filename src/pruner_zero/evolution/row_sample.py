@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pruner_zero.evolution.masking import choose_masks
+from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.sparsity import STEPS, Layer, Pattern, Scope
@@ -30,6 +30,7 @@ class SampledMatrix:
     """
 
     name: str
+    block: int
     weight: Tensor
     terminals: dict[str, Tensor]
     gram: Tensor
@@ -68,9 +69,9 @@ def _spread(total: int, count: int) -> Tensor:
 
 
 def sample_matrix(
-    name: str, dense: Tensor, statistics: dict[str, Tensor], gram: Tensor, rows: int
+    name: str, block: int, dense: Tensor, statistics: dict[str, Tensor], gram: Tensor, rows: int
 ) -> SampledMatrix:
-    """`rows` evenly spread rows of a dense (out, in) matrix with its terminals G, X, D."""
+    """`rows` evenly spread rows of a dense (out, in) matrix of a block, with its terminals."""
     outputs = dense.shape[0]
     index = _spread(outputs, rows).to(dense.device)
     weight = dense[index].float()
@@ -80,7 +81,7 @@ def sample_matrix(
     sensitivity = output_sensitivity(own["G"], gram) if "G" in own else None
     norms = row_errors(weight, gram)
     share = outputs / len(index)
-    return SampledMatrix(name, weight, own, gram, norms, sensitivity, share)
+    return SampledMatrix(name, block, weight, own, gram, norms, sensitivity, share)
 
 
 def sampled_masks(
@@ -92,12 +93,18 @@ def sampled_masks(
 ) -> list[Tensor]:
     """The masks (rows, in) of all sampled matrices, as if they were the whole model.
 
-    Raises ScoreError where the expression cannot score one of
-    them, PrunerZeroError over the limit.
+    Raises ScoreError where the expression cannot score one of them, PrunerZeroError over the
+    limit.
     """
-    terminals = (one.terminals for one in limit.steps(sample))
-    names = [one.name for one in sample]
-    return list(choose_masks(terminals, expression, scope, pattern, names))
+    matrices = {matrix.name: matrix for matrix in sample}
+    masks = candidate_masks(
+        expression,
+        pattern.with_scope(scope),
+        {name: matrix.block for name, matrix in matrices.items()},
+        lambda name: matrices[name].terminals,
+        limit,
+    )
+    return list(masks)
 
 
 def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:

@@ -11,14 +11,7 @@ from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.settings import SearchOptions
-from pruner_zero.sparsity import (
-    STEPS,
-    Pattern,
-    Scope,
-    SemiStructured,
-    Unstructured,
-    parse_pattern,
-)
+from pruner_zero.sparsity import STEPS, Pattern, Scope, SemiStructured, Unstructured
 
 
 class SearchSettings(SearchOptions):
@@ -68,11 +61,7 @@ class SearchSettings(SearchOptions):
     def _combine(self) -> Self:
         if (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-        if self.pattern is not None and not isinstance(self.zeros, SemiStructured):
-            raise ValueError(
-                f"--pattern is '{self.pattern}': a search takes N:M such as 2:4, or a share as "
-                "--sparsity"
-            )
+        _ = self.zeros
         return self
 
     @property
@@ -96,7 +85,7 @@ class SearchSettings(SearchOptions):
     def zeros(self) -> Pattern:
         """The pattern that candidates are judged under; the scope is the candidate's."""
         if self.pattern is not None:
-            return parse_pattern(self.pattern)
+            return SemiStructured.parse(self.pattern)
         return Unstructured(self.sparsity or 0.0)
 
     @property

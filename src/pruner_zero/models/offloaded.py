@@ -3,7 +3,7 @@
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ class OffloadedModel(LanguageModel):
     shards: Shards
     stored: dict[str, str]
     home: torch.device = CPU
+    loaded: set[int] = field(default_factory=set, repr=False)
 
     @property
     def device(self) -> torch.device:
@@ -49,7 +50,10 @@ class OffloadedModel(LanguageModel):
 
     @contextmanager
     def block(self, index: int) -> Iterator[nn.Module]:
-        """One decoder block, its weights in memory within the context; changes to them are lost."""
+        """One decoder block, its weights in memory within the context; changes to them are lost.
+
+        Within another context of the same block, its weights are left as they are.
+        """
         block = find_blocks(self.model)[index]
         with self._loaded(block.parameters()):
             yield block
@@ -93,7 +97,10 @@ class OffloadedModel(LanguageModel):
     def _loaded(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Within the context, `parameters` hold their weights; afterwards placeholders."""
         names = {id(own): self.stored[name] for name, own in self.model.named_parameters()}
-        wanted = {names[id(parameter)]: parameter for parameter in parameters}
+        absent = [parameter for parameter in parameters if id(parameter) not in self.loaded]
+        wanted = {names[id(parameter)]: parameter for parameter in absent}
+        self.loaded.update(map(id, absent))
+        del absent
         try:
             for name, tensor in self.shards.read(wanted):
                 wanted[name].data = tensor.to(self.home)
@@ -102,6 +109,7 @@ class OffloadedModel(LanguageModel):
             for parameter in wanted.values():
                 parameter.data = _placeholder(parameter)
                 parameter.grad = None
+                self.loaded.discard(id(parameter))
             wanted.clear()
             give_back()
 

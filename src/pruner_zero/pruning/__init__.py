@@ -5,15 +5,15 @@ from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
 from pruner_zero.pruning.masks import load_masks, save_masks
 from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
-from pruner_zero.pruning.pipeline import Selection, check_plan, prune_model
+from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.scoring import reached_score
 from pruner_zero.pruning.settings import (
     calibration_corpus,
     calibration_windows,
     method_of,
-    selection_of,
 )
 from pruner_zero.settings import PruneSettings
 
@@ -25,7 +25,6 @@ __all__ = [
     "Order",
     "PruneResult",
     "PruneSettings",
-    "Selection",
     "apply_masks",
     "calibration_corpus",
     "calibration_windows",
@@ -37,8 +36,8 @@ __all__ = [
     "prune",
     "prune_by_masks",
     "prune_model",
+    "reached_score",
     "save_masks",
-    "selection_of",
     "split_methods",
     "total_sparsity",
 ]

@@ -11,14 +11,13 @@ from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.sparsity import (
     Allocation,
-    Pattern,
-    Unstructured,
+    Granularity,
+    PerMatrix,
     by_error,
     exact,
     keep_mask,
     outlier_share,
     owl,
-    uniform,
 )
 from pruner_zero.sparsity.layer_error import output_sensitivity, pruning_cost, row_errors
 
@@ -29,17 +28,17 @@ _ROWS = 64
 
 @dataclass
 class Allocator:
-    """Looks at one block of the dense model after the other, then shares out the zeros.
+    """Reads one block of the dense model after the other, then allocates the sparsity.
 
-    Rules: "owl" as published, with the released defaults; "error" prunes
-    every further weight where its `pruning_cost` under the method's own masks is least (ours).
+    Rules: "owl" as published, with the released defaults; "error" prunes every further weight
+    where its `pruning_cost` under the method's own masks is least (ours).
     """
 
     method: Method
     shapes: dict[str, tuple[int, int]] = field(default_factory=dict)
     blocks: dict[str, int] = field(default_factory=dict)
     outliers: dict[int, float] = field(default_factory=dict)
-    curves: dict[str, list[float]] = field(default_factory=dict)
+    curves: dict[str, dict[float, float]] = field(default_factory=dict)
 
     @torch.no_grad()
     def see(
@@ -52,55 +51,47 @@ class Allocator:
             weight = matrix.weight.float()
             self.shapes[matrix.name] = (weight.shape[0], weight.shape[1])
             self.blocks[matrix.name] = block
-            known = statistics[matrix.name]
-            if rule == "owl" and known.X is not None:
-                scores.append(weight.abs() * known.X)
+            dense = statistics[matrix.name]
+            if rule == "owl" and dense.X is not None:
+                scores.append(weight.abs() * dense.X)
             elif rule == "error":
-                self.curves[matrix.name] = self._curve(matrix, known)
+                self.curves[matrix.name] = self._curve(matrix, dense)
         if scores:
             self.outliers[block] = outlier_share(scores)
 
-    def patterns(self) -> dict[str, Pattern]:
-        """The pattern of each matrix by name, their total exact in the method's groups.
+    def pattern(self) -> PerMatrix:
+        """The pattern of each matrix; their zeros together are those of the method's sparsity.
 
         Raises PrunerZeroError where a given allocation is not of these matrices.
         """
-        groups = self.method.pattern
-        assert isinstance(groups, Unstructured)
-        shares = self._allocation(groups).sparsity
-        return {name: Unstructured(share, groups.scope) for name, share in shares.items()}
-
-    def _allocation(self, groups: Unstructured) -> Allocation:
-        rule, sparsity = self.method.allocation, groups.sparsity
+        rule, sparsity = self.method.allocation, self.method.pattern.sparsity
         sizes = {name: rows * columns for name, (rows, columns) in self.shapes.items()}
         if isinstance(rule, Allocation):
             shares = rule
         elif rule == "owl":
             shares = owl(self.outliers, self.blocks, sizes, sparsity)
-        elif rule == "error":
-            curves = {name: dict(zip(_GRID, own, strict=True)) for name, own in self.curves.items()}
-            shares = by_error(curves, sizes, sparsity)
         else:
-            shares = uniform(sizes, sparsity)
-        return exact(shares, self.shapes, sparsity, "row" if groups.scope == "row" else "matrix")
+            shares = by_error(self.curves, sizes, sparsity)
+        granularity: Granularity = "row" if self.method.scope == "row" else "matrix"
+        rounded = exact(shares, self.shapes, sparsity, granularity).sparsity
+        at = self.method.pattern.at
+        return PerMatrix({name: at(share) for name, share in rounded.items()}, sparsity)
 
-    def _curve(self, matrix: Matrix, known: Statistics) -> list[float]:
-        """What pruning the matrix costs at each sparsity of the grid."""
-        assert known.hessian is not None
-        assert self.method.scope is not None
-        gram = known.hessian.gram
+    def _curve(self, matrix: Matrix, dense: Statistics) -> dict[float, float]:
+        """What pruning the matrix costs, by sparsity."""
+        assert dense.hessian is not None
+        gram = dense.hessian.gram
         weight = matrix.weight.float()
-        scores = score_matrix(matrix, known, self.method.metric)
+        scores = score_matrix(matrix, dense, self.method.metric)
         if scores is None:
             scores = weight.abs()
         count = min(_ROWS, len(weight))
         rows = torch.linspace(0, len(weight) - 1, count).round().long().to(weight.device)
-        sensitivity = None if known.G is None else output_sensitivity(known.G[rows], gram)
+        sensitivity = None if dense.G is None else output_sensitivity(dense.G[rows], gram)
         norms = row_errors(weight[rows], gram)
-        costs = []
-        for share in _GRID:
-            pattern = Unstructured(share, self.method.scope)
-            mask = keep_mask(scores, pattern, matrix.name)[rows]
+        costs = {}
+        for sparsity in _GRID:
+            mask = keep_mask(scores, self.method.pattern.at(sparsity), matrix.name)[rows]
             errors = row_errors(weight[rows].masked_fill(mask, 0), gram)
-            costs.append(pruning_cost(errors, norms, sensitivity, len(weight) / count))
+            costs[sparsity] = pruning_cost(errors, norms, sensitivity, len(weight) / count)
         return costs

@@ -8,7 +8,7 @@ from pruner_zero.calibration import Kind, gradient_kinds
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric, collected_for
-from pruner_zero.sparsity import STEPS, Allocation, Pattern, Scope, Unstructured, plan
+from pruner_zero.sparsity import STEPS, Allocation, Pattern, Scope, plan
 
 AllocationRule = Literal["uniform", "owl", "error"]
 Order = Literal["sequential", "one-shot"]
@@ -48,26 +48,21 @@ class Method:
                 f"{self.name} aims at the dense outputs but has nothing to aim: "
                 "add +obs, +exact or +refine"
             )
-        if self.allocation != "uniform" and self.scope == "global":
+        if self.allocation != "uniform" and self.scope not in ("row", "block", "matrix"):
             raise PrunerZeroError(
-                f"{self.name} allocates sparsity, but all matrices compete: "
+                f"{self.name} allocates sparsity, but no matrix has its own under {self.pattern}: "
                 "choose scope row, block or matrix, or leave out the allocation"
             )
-        if self.allocation != "uniform" and self.scope is None:
+        if self._chooses_by_metric and self.pattern.sweep_columns is None:
             raise PrunerZeroError(
-                f"{self.name} allocates sparsity, but every group of M has N zeros: leave out "
-                "the allocation"
-            )
-        if self._chooses_by_metric and self.scope not in ("row", "block", None):
-            raise PrunerZeroError(
-                f"{self.name} chooses one block of columns after the other, but scope "
-                f"'{self.scope}' compares beyond: set scope to row or block, or choose +obs"
+                f"{self.name} chooses the mask of a few columns at a time, but {self.pattern} "
+                "compares more: set scope to row or block, or choose +obs"
             )
 
     @property
     def scope(self) -> Scope | None:
-        """The comparison group, None under an N:M pattern, which is its own group."""
-        return self.pattern.scope if isinstance(self.pattern, Unstructured) else None
+        """The comparison group of an unstructured pattern, None for any other pattern."""
+        return self.pattern.scope
 
     @property
     def is_plain_mask(self) -> bool:
@@ -91,7 +86,7 @@ class Method:
         SparseGPT's sweep does so with its own score wherever an update follows.
         """
         updates = any(STEPS[name].changes == "weights" for name in self.steps)
-        local = self.scope in ("row", "block", None)
+        local = self.pattern.sweep_columns is not None
         own = "obs" if updates and self.sweeps_by_own_score and local else None
         return self._chooses_by_metric or own
 
@@ -139,14 +134,14 @@ class Method:
         before = self.allocation_kinds
         if order == "one-shot":
             return self.kinds | before
-        return (
-            self.scoring_kinds if self.scope == "global" else frozenset(gradient_kinds(self.kinds))
-        ) | before
+        if self.pattern.reach == "model":
+            return self.scoring_kinds | before
+        return frozenset(gradient_kinds(self.kinds)) | before
 
     @property
     def at_once(self) -> bool:
         """Whether all matrices compete and nothing follows that could see pruned blocks."""
-        return self.scope == "global" and not self.steps
+        return self.pattern.reach == "model" and not self.steps
 
     def mode(self, asked: Mode) -> Order:
         """The order of work: sequential unless all matrices compete with each other.

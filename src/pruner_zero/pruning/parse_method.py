@@ -18,11 +18,11 @@ from pruner_zero.sparsity import (
     SCOPES,
     STEPS,
     Allocation,
+    Pattern,
     Scope,
     SemiStructured,
     Unstructured,
     in_order,
-    parse_pattern,
     read_allocation,
 )
 
@@ -36,7 +36,7 @@ def parse_method(
     text: str,
     *,
     sparsity: float | None = None,
-    pattern: str | None = None,
+    pattern: str | Pattern | None = None,
     scope: Scope | None = None,
     update: str | None = None,
     refine: bool = False,
@@ -52,8 +52,8 @@ def parse_method(
     its place keeps the mask that its sweep chooses. A scope in the text wins over `scope`,
     which wins over one in the tree file; without any it is "row". `update`, `refine`,
     `asymmetric` and `allocation`, which may also be a file, say what the text leaves open.
-    Exactly one of sparsity in [0, 1) and pattern such as "2:4", whose groups lie inside rows
-    and leave no other scope. Raises PrunerZeroError.
+    Exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any Pattern
+    and leaves no choice of scope. Raises PrunerZeroError.
     """
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
@@ -68,16 +68,16 @@ def parse_method(
     asked = own_scope or scope
     shares = _allocation(own_rule or allocation)
     if pattern is not None:
-        groups = _groups(pattern)
+        zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
         if asked not in (None, "row"):
             raise PrunerZeroError(
-                f"{name} at {groups}: its groups lie inside rows, so leave out scope '{asked}'"
+                f"{name} at {zeros}: the pattern says what competes, so leave out scope '{asked}'"
             )
-        return Method(name, metric, groups, steps, asymmetric, shares)
+        return Method(name, metric, zeros, steps, asymmetric, shares)
     fallback = "block" if body == SPARSEGPT else "row"
     chosen = cast(Scope, asked or metric.scope or fallback)
-    zeros = Unstructured(sparsity or 0.0, chosen)
-    return Method(name, metric, zeros, steps, asymmetric, shares)
+    unstructured = Unstructured(sparsity or 0.0, chosen)
+    return Method(name, metric, unstructured, steps, asymmetric, shares)
 
 
 def split_methods(text: str) -> list[str]:
@@ -96,16 +96,6 @@ def split_methods(text: str) -> list[str]:
     if not all(methods):
         raise PrunerZeroError(f"an empty name in the list of methods '{text}'")
     return methods
-
-
-def _groups(text: str) -> SemiStructured:
-    """The N:M pattern that `text` names."""
-    groups = parse_pattern(text)
-    if isinstance(groups, Unstructured):
-        raise PrunerZeroError(
-            f"--pattern is '{text}': write N:M such as 2:4, or give a share as --sparsity"
-        )
-    return groups
 
 
 def _allocation(text: str | None) -> AllocationRule | Allocation:

@@ -1,24 +1,18 @@
-"""The order of work: which block is calibrated on what, scored and pruned when."""
+"""The order of work: which block is calibrated on what, scored and pruned when.
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+From the metric to the weights: in `choice.py` `score_matrix` makes scores of weights and
+statistics and the pattern chooses masks by them; `prune_matrix` runs the steps after the mask.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from functools import cached_property
 
 import torch
-from torch import Tensor, nn
 
-from pruner_zero.calibration import (
-    StatisticsStore,
-    calibrate,
-    collect_inputs,
-    input_kinds,
-)
+from pruner_zero.calibration import StatisticsStore, calibrate, input_kinds
 from pruner_zero.choices import Mode
 from pruner_zero.models import (
-    Activations,
-    Arguments,
-    BlockCalls,
     LanguageModel,
     Matrix,
     OffloadedModel,
@@ -27,49 +21,42 @@ from pruner_zero.models import (
     find_blocks,
     find_matrices,
     give_back,
-    run_block,
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.allocation import Allocator
 from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.choice import Choice, choose, choose_for_model
 from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.propagation import Propagation
+from pruner_zero.pruning.prune_matrix import prune_matrix
 from pruner_zero.pruning.record import MatrixRecord
-from pruner_zero.pruning.scoring import (
-    Job,
-    check_shapes,
-    score_matrix,
-)
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
-from pruner_zero.sparsity import Allocation, GlobalThreshold, global_threshold
+from pruner_zero.sparsity import Allocation, Pattern, groups
 from pruner_zero.text import Windows
 
 
-@dataclass(frozen=True)
-class Selection:
-    """Which matrices are pruned, as shell patterns over their names, and how calibration counts.
-
-    damping: the share of the mean diagonal added to the Hessian.
-    """
-
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    damping: float = 0.01
-
-
 def check_plan(
-    language_model: LanguageModel, windows: Windows, method: Method, selection: Selection
+    language_model: LanguageModel,
+    windows: Windows,
+    method: Method,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
 ) -> list[Matrix]:
-    """The matrices that will be pruned. Raises PrunerZeroError for all that can be known before."""
-    matrices = find_matrices(language_model.model, selection.include, selection.exclude)
-    check_shapes(matrices, method)
+    """The matrices that will be pruned, chosen as by `find_matrices`.
+
+    Raises PrunerZeroError for all mistakes that can be seen before any work.
+    """
+    matrices = find_matrices(language_model.model, include, exclude)
+    for matrix in matrices:
+        method.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
     if isinstance(method.allocation, Allocation):
         method.allocation.check([matrix.name for matrix in matrices])
     check_tokens(language_model.model, windows.tokens)
     for index in range(len(find_blocks(language_model.model))):
-        own = [matrix for matrix in matrices if matrix.block == index]
-        if own:
+        of_block = [matrix for matrix in matrices if matrix.block == index]
+        if of_block:
             with language_model.block(index):
-                check_weights(own)
+                check_weights(of_block)
     return matrices
 
 
@@ -81,25 +68,25 @@ def prune_model(
     store: StatisticsStore,
     *,
     mode: Mode = "auto",
-    selection: Selection = Selection(),
     matrices: Sequence[Matrix] | None = None,
+    damping: float = 0.01,
     checkpoint: Checkpoint | None = None,
     progress: Progress = SILENT,
 ) -> list[MatrixRecord]:
-    """Prune the model in place and tell what was done to each matrix.
+    """Prune the model in place; return what was done to each matrix.
 
     Sequential: each block is calibrated on the output of the pruned blocks before it, as
     Wanda and SparseGPT do; G is always of the dense model. One-shot: everything is
-    calibrated on the dense model. `store` keeps the dense statistics; `checkpoint` makes
-    each finished block durable, and is the only place where the result of an offloaded model
-    is. matrices: what `check_plan` gave, where it was called before. An offloaded model's
-    activations between two blocks are kept in the checkpoint alone. Raises PrunerZeroError.
+    calibrated on the dense model. matrices: what `check_plan` returned; all matrices, after the
+    same checks, where None. `store` keeps the dense statistics; damping: the share of the mean
+    diagonal added to Hessians. `checkpoint` makes each finished block durable; it holds the result
+    of an offloaded model, and its activations between two blocks. Raises PrunerZeroError.
     """
     order = method.mode(mode)
     if isinstance(language_model, OffloadedModel) and checkpoint is None:
         raise ValueError("an offloaded model needs a checkpoint to be pruned into")
     if matrices is None:
-        matrices = check_plan(language_model, windows, method, selection)
+        matrices = check_plan(language_model, windows, method)
     calibrate(
         language_model,
         windows,
@@ -112,30 +99,17 @@ def prune_model(
         windows,
         method,
         matrices,
-        selection,
+        DenseStatistics(store, matrices, damping),
+        damping,
         progress,
         checkpoint,
         propagated=order == "sequential" and bool(input_kinds(method.kinds)),
-        on_disk=isinstance(language_model, OffloadedModel),
-        statistics=DenseStatistics(store, matrices, selection.damping),
     )
-    scores = run.global_scores() if method.scope == "global" else None
-    records = run.blocks(scores, run.shares())
+    records = run.blocks()
     for record in records:
         if record.note:
             progress.note(f"{record.name}: {record.note}")
     return records
-
-
-@dataclass(frozen=True)
-class _GlobalScores:
-    """All matrices competing with each other, by dense weights and statistics.
-
-    kept: scores by matrix name where all fit in memory; elsewhere they are computed again.
-    """
-
-    threshold: GlobalThreshold
-    kept: dict[str, Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -144,208 +118,108 @@ class _Run:
     windows: Windows
     method: Method
     matrices: Sequence[Matrix]
-    selection: Selection
+    statistics: DenseStatistics
+    damping: float
     progress: Progress
     checkpoint: Checkpoint | None
     propagated: bool
-    on_disk: bool
-    statistics: DenseStatistics
 
-    def global_scores(self) -> _GlobalScores:
-        """The scores of all matrices, and where they part."""
-        sparsity = self.method.pattern.sparsity
-        if isinstance(self.language_model, OffloadedModel):
-            return _GlobalScores(global_threshold(self.scores, sparsity))
-        kept = dict(self.scores())
-        return _GlobalScores(global_threshold(kept.items, sparsity), kept)
-
-    def scores(self) -> Iterator[tuple[str, Tensor]]:
-        """The scores of one matrix after the other, with their names.
-
-        A matrix that calibration never reached has no score to compete with.
-        """
-        for index in self.progress.track(range(self.depth), "scores"):
-            with self.language_model.block(index):
-                for matrix in self.own(index):
-                    score = self.score(matrix)
-                    if score is not None:
-                        yield matrix.name, score
-
-    def score(self, matrix: Matrix) -> Tensor | None:
-        """The scores of a matrix whose block is loaded, by the dense statistics."""
-        known = self.statistics.read(matrix, self.method.scoring_kinds)
-        return score_matrix(matrix, known, self.method.metric)
-
-    def shares(self) -> dict[str, Method]:
-        """The method of each matrix where they are not all pruned alike, by name."""
-        if self.method.allocation == "uniform":
-            return {}
-        allocator = Allocator(self.method)
-        kinds = self.method.allocation_kinds
-        for index in self.progress.track(range(self.depth), "allocation", self.depth):
-            own = self.own(index)
-            with self.language_model.block(index):
-                known = {matrix.name: self.statistics.read(matrix, kinds) for matrix in own}
-                allocator.see(index, own, known)
-        return {
-            name: replace(self.method, pattern=pattern)
-            for name, pattern in allocator.patterns().items()
-        }
-
-    def blocks(
-        self, scores: _GlobalScores | None, methods: dict[str, Method]
-    ) -> list[MatrixRecord]:
+    def blocks(self) -> list[MatrixRecord]:
         """Prune all blocks that are not finished yet; the records of all."""
-        records: list[MatrixRecord] = []
-        first, hidden, calls, dense = 0, None, None, None
-        if self.checkpoint:
-            first, records = self.checkpoint.finished, self.checkpoint.records()
-        if self.propagated:
-            hidden, calls = self.activations()
-            if self.method.asymmetric:
-                dense = self.dense_activations(first, calls)
-        if self.checkpoint and not isinstance(self.language_model, OffloadedModel):
-            self.checkpoint.restore(self.matrices)
-        rest = [matrix for matrix in self.matrices if matrix.block >= first]
-        pruned = map(Job.run, self.jobs(rest, {}, scores, methods))
+        model, checkpoint = self.language_model, self.checkpoint
+        # Both look at dense weights, so they come before finished blocks are restored.
+        pattern = self.pattern()
+        dense = self.dense_choice(pattern)
+        propagation = self.propagation()
+        if checkpoint and not isinstance(model, OffloadedModel):
+            checkpoint.restore(self.matrices)
+        first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
         for index in self.progress.track(range(first, self.depth), "pruning", self.depth - first):
-            own = self.own(index)
-            arguments = calls.arguments[index] if calls else []
-            with self.language_model.block(index) as block:
-                if hidden is not None:
-                    found, dense = self.observe(block, index, hidden, arguments, dense)
-                    pruned = map(Job.run, self.jobs(own, found, scores, methods))
-                done = self.take(pruned, len(own))
-                if hidden is not None:
-                    outputs = self.place(index)
-                    _run_windows(block, hidden, arguments, outputs)
-                    hidden = outputs
-                if self.checkpoint:
-                    # Named nowhere, lest it outlive the block.
-                    self.checkpoint.commit(self.language_model.changed(index, own), done, hidden)
+            matrices = self.of_block(index)
+            with model.block(index) as block:
+                inputs: dict[str, Statistics] = {}
+                if propagation:
+                    collected = propagation.observe(block, index, matrices, self.method.kinds)
+                    inputs = block_statistics(collected, self.damping)
+                done = list(self.prune(pattern, dense, matrices, inputs))
+                if propagation:
+                    propagation.advance(block, index)
+                if checkpoint:
+                    hidden = propagation.hidden if propagation else None
+                    # Not bound to a name, so that the block's tensors are freed with the block.
+                    checkpoint.commit(model.changed(index, matrices), done, hidden)
             records += done
         return records
 
-    def observe(
-        self,
-        block: nn.Module,
-        index: int,
-        hidden: Activations,
-        arguments: Sequence[Arguments],
-        dense: Activations | None,
-    ) -> tuple[dict[str, Statistics], Activations | None]:
-        """What enters the matrices of one loaded block, and what the dense model hands on."""
-        own = self.own(index)
-        nothing: deque[Tensor] = deque(maxlen=0)
-        further = None if dense is None else self.dense_place(index)
-        if not own:
-            if dense is not None and further is not None:
-                _run_windows(block, dense, arguments, further)
-            return {}, further
-        found, _ = collect_inputs(
-            block,
-            own,
-            hidden,
-            arguments,
-            self.method.kinds,
-            outputs=nothing,
-            dense=dense,
-            dense_outputs=further,
-        )
-        return block_statistics(found, self.selection.damping), further
+    def pattern(self) -> Pattern:
+        """The pattern of the method, with the sparsity that its allocation gives each matrix."""
+        if self.method.allocation == "uniform":
+            return self.method.pattern
+        allocator = Allocator(self.method)
+        kinds = self.method.allocation_kinds
+        for index in self.progress.track(range(self.depth), "allocation", self.depth):
+            matrices = self.of_block(index)
+            with self.language_model.block(index):
+                dense = {matrix.name: self.statistics.read(matrix, kinds) for matrix in matrices}
+                allocator.see(index, matrices, dense)
+        return allocator.pattern()
 
-    def take(self, pruned: Iterator[MatrixRecord], count: int) -> list[MatrixRecord]:
-        """The records of the next matrices, those of one loaded block."""
-        done = []
-        for record in islice(pruned, count):
-            done.append(record)
-            if isinstance(self.language_model, OffloadedModel):
-                give_back()
-        return done
+    def propagation(self) -> Propagation | None:
+        """The activations between blocks, where a block is calibrated on the pruned ones."""
+        if not self.propagated:
+            return None
+        tokens, asymmetric = self.windows.tokens, self.method.asymmetric
+        return Propagation(self.language_model, tokens, self.checkpoint, asymmetric=asymmetric)
 
-    def jobs(
-        self,
-        matrices: Iterable[Matrix],
-        found: dict[str, Statistics],
-        scores: _GlobalScores | None,
-        methods: dict[str, Method],
-    ) -> Iterator[Job]:
-        """How to prune each of `matrices` by what was `found`, else by the dense model."""
-        for matrix in matrices:
-            yield self.job(matrix, found, scores, methods.get(matrix.name, self.method))
+    def dense_choice(self, pattern: Pattern) -> Choice | None:
+        """The masks of all matrices, where the scores of the whole dense model decide."""
+        if pattern.reach != "model":
+            return None
 
-    def job(
+        def read(matrix: Matrix) -> Statistics:
+            return self.statistics.read(matrix, self.method.scoring_kinds)
+
+        model, progress = self.language_model, self.progress
+        return choose_for_model(model, self.matrices, self.method, pattern, read, progress)
+
+    def prune(
         self,
-        matrix: Matrix,
-        found: dict[str, Statistics],
-        scores: _GlobalScores | None,
-        method: Method,
-    ) -> Job:
-        """How to prune one matrix; its entry of `found` is removed, to be freed with the job."""
+        pattern: Pattern,
+        dense: Choice | None,
+        matrices: Sequence[Matrix],
+        inputs: dict[str, Statistics],
+    ) -> Iterator[MatrixRecord]:
+        """Prune the matrices of one loaded block; entries of `inputs` are removed when used.
+
+        dense: the masks where the scores of the dense model have chosen them.
+        """
+        by_name = {matrix.name: matrix for matrix in matrices}
+        blocks = {name: matrix.block for name, matrix in by_name.items()}
+        # All masks of the block, before the first of its weights changes.
+        chosen = None if dense is None else dense.of(blocks)
+        for names in groups(pattern, blocks) if chosen is None else [[name] for name in blocks]:
+            group = [by_name[name] for name in names]
+            statistics = {matrix.name: self.read(matrix, inputs) for matrix in group}
+            choice = chosen or choose(group, statistics, self.method, pattern)
+            for matrix in group:
+                found = statistics.pop(matrix.name)
+                yield prune_matrix(matrix, found, self.method, pattern.of(matrix.name), choice)
+                if isinstance(self.language_model, OffloadedModel):
+                    give_back()
+
+    def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:
+        """The statistics of one matrix: its entry of `inputs`, else those of the dense model."""
         kinds = self.method.kinds
-        known = self.statistics.read(matrix, kinds - input_kinds(kinds).keys() if found else kinds)
-        if found:
-            known = replace(found.pop(matrix.name), G=known.G)
-        mask = self.mask(matrix, scores) if scores else None
-        return Job(matrix, known, method, mask)
+        if not inputs:
+            return self.statistics.read(matrix, kinds)
+        dense = self.statistics.read(matrix, kinds - input_kinds(kinds).keys())
+        return replace(inputs.pop(matrix.name), G=dense.G)
 
-    def mask(self, matrix: Matrix, scores: _GlobalScores) -> Tensor | None:
-        """The part of the global mask that lies in `matrix`; None where it has no scores."""
-        kept = scores.kept
-        score = self.score(matrix) if kept is None else kept.pop(matrix.name, None)
-        return None if score is None else scores.threshold.mask(score, matrix.name)
-
-    def activations(self) -> tuple[Activations, BlockCalls]:
-        """The input of the next block, and how the model calls its blocks."""
-        tokens = self.windows.tokens
-        started = self.checkpoint.hidden() if self.checkpoint else None
-        if started is None:
-            place = self.place(-1)
-            calls = self.language_model.block_calls(tokens, place)
-            return place, calls
-        nothing: deque[Tensor] = deque(maxlen=0)
-        calls = self.language_model.block_calls(tokens, nothing)
-        return started if self.on_disk else list(started), calls
-
-    def dense_activations(self, first: int, calls: BlockCalls) -> Activations:
-        """What the dense model hands to block `first`; its weights are still the dense ones."""
-        dense: Activations = self.dense_place(-1)
-        self.language_model.block_calls(self.windows.tokens, dense)
-        for index in range(first):
-            with self.language_model.block(index) as block:
-                outputs = self.dense_place(index)
-                _run_windows(block, dense, calls.arguments[index], outputs)
-                dense = outputs
-        return dense
-
-    def dense_place(self, index: int) -> Activations:
-        """Where the dense model's output of a block goes, that of the embeddings being −1."""
-        if self.on_disk and self.checkpoint:
-            return self.checkpoint.dense_activations(index, len(self.windows.tokens))
-        return []
-
-    def place(self, index: int) -> Activations:
-        """Where the output of a block goes, that of the embeddings being −1."""
-        if self.on_disk and self.checkpoint:
-            return self.checkpoint.activations(index, len(self.windows.tokens))
-        return []
-
-    @property
+    @cached_property
     def depth(self) -> int:
         """How many blocks there are."""
         return len(find_blocks(self.language_model.model))
 
-    def own(self, block: int) -> list[Matrix]:
+    def of_block(self, block: int) -> list[Matrix]:
         """The chosen matrices of one block."""
         return [matrix for matrix in self.matrices if matrix.block == block]
-
-
-def _run_windows(
-    block: nn.Module,
-    hidden: Activations,
-    arguments: Sequence[Arguments],
-    outputs: Activations,
-) -> None:
-    """Append the output of one loaded block for every window to `outputs`."""
-    for one, rest in zip(hidden, arguments, strict=True):
-        outputs.append(run_block(block, one, rest))

@@ -31,11 +31,10 @@ from pruner_zero.pruning.settings import (
     calibration_corpus,
     calibration_windows,
     method_of,
-    selection_of,
 )
 from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
 from pruner_zero.settings import PruneSettings, name_of, read_settings
-from pruner_zero.sparsity import Allocation
+from pruner_zero.sparsity import Allocation, Pattern
 from pruner_zero.text import Corpus, Windows
 
 # What decides the statistics and is told by a name of its own where it changed.
@@ -63,10 +62,10 @@ def prune(
     model: what `load_model` takes, or a model object with its `tokenizer`, which is then
     pruned in place; None where `config` names it. metric: a name, an expression, a tree
     file or a `Metric`. calibration: what `load_corpus` takes; None where the method needs no
-    statistics, as magnitude. settings: the remaining fields
-    of `PruneSettings`, such as sparsity=0.5 or pattern="2:4"; config: a YAML file of them,
-    over which arguments win. cache: the folder that keeps statistics for the next run, the
-    user's where None.
+    statistics, as magnitude. settings: the remaining fields of `PruneSettings`, such as
+    sparsity=0.5 or pattern="2:4", which may also be a `Pattern`; config: a YAML file of them, over
+    which arguments win. cache: the folder that keeps statistics for the next run, the user's
+    where None.
 
     offload=True leaves the model on disk and reads it block by block, which keeps
     its memory small; the result is the same. It needs an `output`, and a model that is not an
@@ -78,14 +77,16 @@ def prune(
     """
     if isinstance(metric, Metric) and settings.get("pattern") is None:
         settings = {"scope": metric.scope} | _given(settings)
+    pattern = settings.get("pattern")
     given = {
         **settings,
+        "pattern": None if pattern is None else str(pattern),
         "model": name_of(model),
         "metric": None if metric is None else str(metric),
         "calibration": name_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
-    method = method_of(checked)
+    method = method_of(checked, pattern if isinstance(pattern, Pattern) else None)
     folder = Path(os.path.abspath(output)) if output is not None else None
     if folder:
         check_output(folder, overwrite)
@@ -103,7 +104,7 @@ def prune(
         )
     )
     windows = calibration_windows(corpus, language_model.tokenizer, checked)
-    matrices = check_plan(language_model, windows, method, selection_of(checked))
+    matrices = check_plan(language_model, windows, method, checked.include, checked.exclude)
     store = open_store(
         language_model,
         windows,
@@ -149,8 +150,8 @@ class _Work:
                 self.method,
                 self.store,
                 mode=mode,
-                selection=selection_of(self.settings),
                 matrices=self.matrices,
+                damping=self.settings.damping,
                 checkpoint=checkpoint,
                 progress=self.progress,
             )

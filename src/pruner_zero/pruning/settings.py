@@ -7,20 +7,20 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.progress import Progress
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import parse_method
-from pruner_zero.pruning.pipeline import Selection
-from pruner_zero.settings import CalibrationSettings, MethodSettings, PruneSettings
+from pruner_zero.settings import CalibrationSettings, PruneSettings
+from pruner_zero.sparsity import Pattern
 from pruner_zero.text import Corpus, Tokenizer, Windows, load_corpus, no_windows, random_windows
 
 
-def method_of(settings: PruneSettings) -> Method:
+def method_of(settings: PruneSettings, pattern: Pattern | None = None) -> Method:
     """The method that metric, sparsity or pattern, scope and the steps describe.
 
-    Raises PrunerZeroError.
+    pattern: in place of the one that the settings name. Raises PrunerZeroError.
     """
     return parse_method(
         settings.metric,
         sparsity=settings.sparsity,
-        pattern=settings.pattern,
+        pattern=pattern or settings.pattern,
         scope=settings.scope,
         update=settings.update,
         refine=settings.refine,
@@ -56,8 +56,3 @@ def calibration_windows(
     if corpus is None:
         return no_windows()
     return random_windows(corpus, tokenizer, settings.windows, settings.seqlen, settings.seed)
-
-
-def selection_of(settings: MethodSettings) -> Selection:
-    """The part that the pipeline takes as it is."""
-    return Selection(settings.include, settings.exclude, settings.damping)

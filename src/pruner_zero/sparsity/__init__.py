@@ -8,24 +8,25 @@ from pruner_zero.sparsity.allocation import (
     exact,
     read_allocation,
 )
-from pruner_zero.sparsity.allocation_error import by_error
 from pruner_zero.sparsity.allocation_rules import (
-    from_offsets,
+    by_error,
     outlier_share,
     owl,
-    uniform,
 )
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import (
     SCOPES,
+    LazyTensors,
     Pattern,
+    PerMatrix,
+    Reach,
     SemiStructured,
     Unstructured,
-    check_width,
-    parse_pattern,
-    pruned_count,
+    choose_masks,
+    groups,
+    keep_mask,
 )
-from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_mask
+from pruner_zero.sparsity.selection import BLOCK_COLUMNS, pruned_count
 from pruner_zero.sparsity.steps import (
     STEPS,
     Layer,
@@ -43,7 +44,7 @@ from pruner_zero.sparsity.steps import (
     sparsegpt,
     used_damping,
 )
-from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold, keep_masks_global
+from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold
 
 __all__ = [
     "BLOCK_COLUMNS",
@@ -54,7 +55,10 @@ __all__ = [
     "Granularity",
     "Hessian",
     "Layer",
+    "LazyTensors",
     "Pattern",
+    "PerMatrix",
+    "Reach",
     "Scope",
     "Scorer",
     "SemiStructured",
@@ -62,18 +66,16 @@ __all__ = [
     "Unstructured",
     "Updated",
     "by_error",
-    "check_width",
+    "choose_masks",
     "counts",
     "exact",
     "exact_update",
-    "from_offsets",
     "global_threshold",
+    "groups",
     "in_order",
     "keep_mask",
-    "keep_masks_global",
     "outlier_share",
     "owl",
-    "parse_pattern",
     "plan",
     "pruned_count",
     "read_allocation",
@@ -83,6 +85,5 @@ __all__ = [
     "run_steps",
     "solve",
     "sparsegpt",
-    "uniform",
     "used_damping",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity.pattern import pruned_count
+from pruner_zero.sparsity.selection import pruned_count
 
 Granularity = Literal["row", "matrix"]
 Shares = NDArray[np.float64]
@@ -65,13 +65,9 @@ class Allocation:
                 "add it, or exclude the matrix"
             )
 
-    def to_json(self) -> str:
-        """The text of an allocation file: {"sparsity": {name: share}}."""
-        return json.dumps({"sparsity": dict(self.sparsity)}, indent=2) + "\n"
-
     @classmethod
     def from_json(cls, text: str) -> "Allocation":
-        """Read what `to_json` writes. Raises PrunerZeroError for anything else."""
+        """Read an allocation file: {"sparsity": {name: share}}. Raises PrunerZeroError."""
         try:
             stored = json.loads(text)
         except (ValueError, RecursionError) as error:

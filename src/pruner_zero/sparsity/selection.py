@@ -4,50 +4,52 @@ Nothing is sorted where only a threshold is needed. The threshold is the largest
 weights above it stay, and only where equal scores lie on both sides does order matter.
 """
 
+import math
 from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity.pattern import (
-    Pattern,
-    SemiStructured,
-    check_width,
-    pruned_count,
-)
-from pruner_zero.sparsity.threshold import CHUNK, comparable, keep_masks_global
+from pruner_zero.errors import PrunerZeroError
 
 BLOCK_COLUMNS = 128
+
+# A working set that stays in a core's cache, in weights; found by measurement. NumPy runs on
+# it rather than torch, whose threads meet after every operation: on a machine with other
+# work each meeting may cost a time slice.
+CHUNK = 1 << 18
 
 # Above this, M² comparisons cost more than partitioning each group.
 _LARGEST_COMPARED_M = 16
 
 
-def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:
-    """The mask of one matrix: True is kept, False pruned, lowest scores first.
+def pruned_count(weights: int, sparsity: float) -> int:
+    """The zeros a comparison group of `weights` weights gets: floor(weights · sparsity).
 
-    `scores` (out, in) in float32, bfloat16 or float16, any layout and device; the mask is bool
-    of the same shape. Every group of n weights gets exactly floor(n · sparsity) zeros and ties
-    go to the lowest row, then column: the mask of a stable ascending sort of each group.
-    Raises PrunerZeroError naming `name` for non-finite scores and for widths that M does not
-    divide; ValueError for the `global` scope, which takes all matrices (`keep_masks_global`).
-    Source: Wanda (2306.11695), section 3; SparseGPT (2301.00774) for blocks and
-    N:M; the selection is ours.
+    `sparsity` stands for the shortest decimal that names the float, the number the user
+    typed: 100 weights at 0.29 give 29, where the float product 28.999… would give 28.
+    Source: ours.
     """
-    scores = comparable(scores, name)
-    if isinstance(pattern, SemiStructured):
-        check_width(scores.shape[1], pattern, name)
-        return keep_n_of_m(scores, pattern.n, pattern.m)
-    match pattern.scope:
-        case "row":
-            return keep_highest(scores, pruned_count(scores.shape[1], pattern.sparsity))
-        case "block":
-            return _keep_blocks(scores, pattern.sparsity)
-        case "matrix":
-            return keep_masks_global([scores], pattern.sparsity, [name])[0]
-        case "global":
-            raise ValueError("the global scope compares all matrices: use keep_masks_global")
+    return math.floor(weights * Fraction(str(sparsity)))
+
+
+def comparable(scores: Tensor, name: str) -> Tensor:
+    """The scores (out, in) of the matrix `name` as float32, which holds every supported dtype.
+
+    Raises PrunerZeroError for scores that are not finite, ValueError and TypeError for other
+    shapes and dtypes than float32, bfloat16 and float16.
+    """
+    if scores.dim() != 2:
+        raise ValueError(f"scores of {name} have shape {tuple(scores.shape)}, not (out, in)")
+    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"scores of {name} are {scores.dtype}: convert them with .float()")
+    if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
+        raise PrunerZeroError(
+            f"scores of {name} are not finite: choose another metric or exclude the matrix"
+        )
+    return scores.detach().float().contiguous()
 
 
 def keep_highest(rows: Tensor, pruned: int) -> Tensor:
@@ -95,8 +97,11 @@ def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     return keep
 
 
-def _keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
-    """The mask whose groups are 128 consecutive columns of all rows, the last maybe fewer."""
+def keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
+    """The mask whose groups are 128 consecutive columns of all rows, the last maybe fewer.
+
+    `scores` (out, in), finite float32; unchecked. Source: SparseGPT (2301.00774).
+    """
     masks = [
         keep_highest(block.reshape(1, -1), pruned_count(block.numel(), sparsity)).view(block.shape)
         for block in scores.split(BLOCK_COLUMNS, dim=1)

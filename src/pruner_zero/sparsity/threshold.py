@@ -1,6 +1,6 @@
-"""Where scores part when all weights of a model compete, without sorting or joining them."""
+"""The threshold of all scores of a model together, without sorting or joining them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,25 +8,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity.pattern import pruned_count
+from pruner_zero.sparsity.selection import CHUNK, comparable, pruned_count
 
 Counts = NDArray[np.int64]
-
-# A working set that stays in a core's cache, in weights; found by measurement. NumPy runs on
-# it rather than torch, whose threads meet after every operation: on a machine with other
-# work each meeting may cost a time slice.
-CHUNK = 1 << 18
 
 _HALF_KEYS = 1 << 16
 
 
 @dataclass(frozen=True)
 class GlobalThreshold:
-    """The lowest score that may stay when all weights compete with each other.
+    """The largest pruned score where all weights compete with each other.
 
-    value: scores above it stay, those below go. ties: how many of the scores equal to it go
-    in each matrix, its first ones; all of them in a matrix that is not named.
+    value: scores above it are kept, scores below it are pruned. ties: how many of the scores
+    equal to it are pruned in each matrix, the first ones; all of them in a matrix without entry.
     """
 
     value: float
@@ -43,68 +37,37 @@ class GlobalThreshold:
         return keep
 
 
-def global_threshold(
-    stream: Callable[[], Iterable[tuple[str, Tensor]]], sparsity: float
-) -> GlobalThreshold:
-    """The threshold at which exactly floor(n · sparsity) of all n weights go.
+def global_threshold(scores: Mapping[str, Tensor], sparsity: float) -> GlobalThreshold:
+    """The threshold at which exactly floor(n · sparsity) of all n weights are pruned.
 
-    stream: each call yields the name and the scores (out, in) of every matrix, always the
-    same and in the same order, dtypes as in `keep_mask`. It is called twice, and a third time
+    scores: by matrix name, (out, in) of any shapes and devices in float32, bfloat16 or float16.
+    A mapping that computes its values when they are asked for is read twice, and a third time
     where scores equal to the threshold lie on both sides; ties go to the lowest matrix, row,
     column. The threshold comes from two histograms, of the upper and of the lower half of an
     integer key that orders like the float. Raises PrunerZeroError naming the matrix for
     non-finite scores. Source: ours.
     """
     counts = np.zeros(_HALF_KEYS, np.int64)
-    for name, scores in stream():
-        counts += _histogram(comparable(scores, name))
+    for name, values in scores.items():
+        counts += _histogram(comparable(values, name))
     pruned = pruned_count(int(counts.sum()), sparsity)
     if pruned == 0:
         return GlobalThreshold(-torch.inf, {})
     upper, below = _bin_of(counts, pruned)
     counts[:] = 0
-    for _, scores in stream():
-        counts += _histogram(scores.detach(), upper)
+    for values in scores.values():
+        counts += _histogram(values.detach(), upper)
     lower, within = _bin_of(counts, pruned - below)
     left = pruned - below - within
     value = _from_order_key(((upper - _HALF_KEYS // 2) << 16) | lower)
     if left == counts[lower]:
         return GlobalThreshold(value, {})
     ties = {}
-    for name, scores in stream():
-        own = int((scores.detach().float() == value).sum())
-        ties[name] = min(own, left)
+    for name, values in scores.items():
+        equal = int((values.detach().float() == value).sum())
+        ties[name] = min(equal, left)
         left -= ties[name]
     return GlobalThreshold(value, ties)
-
-
-def keep_masks_global(
-    scores: Sequence[Tensor], sparsity: float, names: Sequence[str] | None = None
-) -> list[Tensor]:
-    """The masks of all matrices when all their weights compete with each other.
-
-    `scores`: matrices (out, in) of any shapes and devices, dtypes as in `keep_mask`; a sequence
-    that computes its items on access streams the model. Exactly floor(n · sparsity) of all n
-    weights are pruned; ties go to the lowest matrix, row, column. Raises PrunerZeroError naming
-    the matrix (`names`, each its own) for non-finite scores. Source: ours.
-    """
-    if names is None:
-        names = [f"matrix {index}" for index in range(len(scores))]
-    threshold = global_threshold(lambda: zip(names, scores, strict=True), sparsity)
-    return [threshold.mask(one, name) for name, one in zip(names, scores, strict=True)]
-
-
-def comparable(scores: Tensor, name: str) -> Tensor:
-    """The scores as float32, which holds every supported dtype exactly, once they are finite."""
-    if scores.dim() != 2:
-        raise ValueError(f"scores of {name} have shape {tuple(scores.shape)}, not (out, in)")
-    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"scores of {name} are {scores.dtype}: convert them with .float()")
-    if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
-        raise PrunerZeroError(
-            f"scores of {name} are not finite: choose another metric or exclude the matrix"
-        )
-    return scores.detach().float().contiguous()
 
 
 def _from_order_key(key: int) -> float:
@@ -144,6 +107,6 @@ def _histogram_anywhere(scores: Tensor, upper: int | None = None) -> Counts:
 
 def _bin_of(counts: Counts, rank: int) -> tuple[int, int]:
     """The bin that holds the `rank`-th smallest value (from 1), and the count before it."""
-    reached = counts.cumsum()
-    found = int(reached.searchsorted(rank))
-    return found, int(reached[found] - counts[found])
+    totals = counts.cumsum()
+    index = int(totals.searchsorted(rank))
+    return index, int(totals[index] - counts[index])

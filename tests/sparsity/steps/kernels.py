@@ -6,6 +6,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from pruner_zero.sparsity import Hessian, Layer, Pattern, Scorer, Unstructured, Updated, steps
+from pruner_zero.sparsity import pattern as patterns
 from pruner_zero.sparsity.steps import Solution, exact_swaps, swaps, sweep
 
 HALF = Unstructured(0.5)
@@ -68,7 +69,10 @@ def sparsegpt(
     **given: Any,
 ) -> Updated:
     """SparseGPT's sweep in blocks of so many columns."""
-    with patch.object(sweep, "BLOCK_COLUMNS", block_size):
+    with (
+        patch.object(sweep, "BLOCK_COLUMNS", block_size),
+        patch.object(patterns, "BLOCK_COLUMNS", block_size),
+    ):
         return steps.sparsegpt(layer_of(weight, gram, mask, pattern, **given))
 
 

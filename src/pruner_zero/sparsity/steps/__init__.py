@@ -5,7 +5,7 @@ from pruner_zero.sparsity.steps.least_squares import Solution, exact_update, sol
 from pruner_zero.sparsity.steps.registry import STEPS, in_order, plan, run_steps, used_damping
 from pruner_zero.sparsity.steps.step import Layer, Scorer, Step, Updated
 from pruner_zero.sparsity.steps.swaps import refine_mask
-from pruner_zero.sparsity.steps.sweep import check_sweep, retarget, sparsegpt
+from pruner_zero.sparsity.steps.sweep import retarget, sparsegpt
 
 __all__ = [
     "STEPS",
@@ -14,7 +14,6 @@ __all__ = [
     "Solution",
     "Step",
     "Updated",
-    "check_sweep",
     "exact_update",
     "in_order",
     "plan",

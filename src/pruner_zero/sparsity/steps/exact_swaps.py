@@ -5,7 +5,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity.pattern import SemiStructured, check_width
 from pruner_zero.sparsity.steps.least_squares import solve
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
@@ -37,10 +36,8 @@ def refine_exact(layer: Layer) -> Updated:
     """
     pattern, hessian = layer.pattern, layer.required_hessian
     W = layer.dense.detach().float()
-    group = None
-    if isinstance(pattern, SemiStructured):
-        check_width(W.shape[1], pattern, layer.name)
-        group = pattern.m
+    group = pattern.swap_columns
+    pattern.check(layer.name, (W.shape[0], W.shape[1]))
     # Before `damped`, which then need not factor the gram once more for its damping.
     inverse_diagonal = hessian.inverse_factor.square().sum(0)
     H = hessian.damped()

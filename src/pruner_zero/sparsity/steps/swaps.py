@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity.pattern import SemiStructured, check_width
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
 # Weights of each side that one round considers in a row. By measurement, 64 lower the error by
@@ -38,10 +37,8 @@ def refine_mask(layer: Layer) -> Updated:
     """
     W, hessian, mask = layer.dense.detach().float(), layer.required_hessian, layer.required_mask
     C = hessian.gram
-    group = None
-    if isinstance(layer.pattern, SemiStructured):
-        check_width(W.shape[1], layer.pattern, layer.name)
-        group = layer.pattern.m
+    group = layer.pattern.swap_columns
+    layer.pattern.check(layer.name, (W.shape[0], W.shape[1]))
     drift = hessian.drift(W)
     refined = mask.clone()
     for first in range(0, len(W), _ROWS):

@@ -4,14 +4,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity.pattern import (
-    Pattern,
-    SemiStructured,
-    Unstructured,
-    check_width,
-    pruned_count,
-)
-from pruner_zero.sparsity.selection import BLOCK_COLUMNS, keep_highest, keep_n_of_m
+from pruner_zero.sparsity.selection import BLOCK_COLUMNS
 from pruner_zero.sparsity.steps.least_squares import estimate_update
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
@@ -37,10 +30,15 @@ def sparsegpt(layer: Layer) -> Updated:
     mask, pattern = layer.mask, layer.pattern
     width, panel, due_columns = BLOCK_COLUMNS, _PANEL_COLUMNS, BLOCK_COLUMNS
     if mask is None:
-        check_sweep(pattern, columns, layer.name)
-        if isinstance(pattern, SemiStructured):
-            panel = due_columns = pattern.m
-            width = max(panel, width // panel * panel)
+        pattern.check(layer.name, (rows, columns))
+        if pattern.sweep_columns is None:
+            raise PrunerZeroError(
+                f"pattern {pattern} compares beyond the columns that SparseGPT's sweep sees at a "
+                "time: set scope to block or row, or give a mask"
+            )
+        due_columns = pattern.sweep_columns
+        if due_columns != BLOCK_COLUMNS:
+            panel, width = due_columns, max(due_columns, width // due_columns * due_columns)
 
     hessian = layer.required_hessian
     U = hessian.inverse_factor
@@ -73,7 +71,7 @@ def sparsegpt(layer: Layer) -> Updated:
             W[group].addmm_(U[start:left, group].t(), errors[: left - start], alpha=-1)
             if mask is None and (left - start) % due_columns == 0:
                 due = slice(left, min(left + due_columns, stop))
-                kept[due] = _keep_columns(saliency(due), pattern, left).t()
+                kept[due] = pattern.choose_columns(saliency(due), left).t()
             for j in range(left, right):
                 error = errors[j - start]
                 torch.div(W[j], U[j, j], out=error)
@@ -83,31 +81,6 @@ def sparsegpt(layer: Layer) -> Updated:
 
     W.masked_fill_(~kept, 0.0)
     return Updated(W.t().contiguous(), kept.t().contiguous())
-
-
-def check_sweep(pattern: Pattern, columns: int, name: str) -> None:
-    """Raise PrunerZeroError where a sweep of a matrix this wide cannot choose such a mask."""
-    if isinstance(pattern, SemiStructured):
-        check_width(columns, pattern, name)
-    elif pattern.scope not in ("row", "block"):
-        raise PrunerZeroError(
-            f"scope '{pattern.scope}' looks beyond SparseGPT's blocks: "
-            "set scope to block or row, or give a mask"
-        )
-
-
-def _keep_columns(saliency: Tensor, pattern: Pattern, start: int) -> Tensor:
-    """The mask (rows, columns) of some columns, the first one being column `start`."""
-    if isinstance(pattern, SemiStructured):
-        return keep_n_of_m(saliency, pattern.n, pattern.m)
-    assert isinstance(pattern, Unstructured)
-    rows, columns = saliency.shape
-    if pattern.scope == "block":
-        pruned = pruned_count(rows * columns, pattern.sparsity)
-        return keep_highest(saliency.reshape(1, -1), pruned).view(rows, columns)
-    before = pruned_count(start, pattern.sparsity)
-    pruned = pruned_count(start + columns, pattern.sparsity) - before
-    return keep_highest(saliency.contiguous(), pruned)
 
 
 def retarget(layer: Layer) -> Tensor:

@@ -1,0 +1,123 @@
+"""The masks of matrices: scores by the method's metric, and what its pattern makes of them."""
+
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pruner_zero.models import LanguageModel, Matrix, OffloadedModel
+from pruner_zero.progress import Progress
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.scoring import score_matrix
+from pruner_zero.pruning.statistics import Statistics
+from pruner_zero.sparsity import Pattern, choose_masks
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Masks by matrix name, and the names of the matrices that calibration reached.
+
+    masks: bool (out, in), True = kept. A reached matrix that has none gets it from a step that
+    chooses it.
+    """
+
+    masks: Mapping[str, Tensor]
+    reached: Container[str]
+
+    def of(self, names: Iterable[str]) -> "Choice":
+        """The choice for the matrices `names`, with masks that are computed now."""
+        masks = {name: self.masks[name] for name in names}
+        return Choice(masks, {name for name in masks if name in self.reached})
+
+
+def choose(
+    matrices: Sequence[Matrix],
+    statistics: Mapping[str, Statistics],
+    method: Method,
+    pattern: Pattern,
+) -> Choice:
+    """The choice for one group of matrices, all that the pattern has to see at a time.
+
+    statistics: of each matrix by name. Raises PrunerZeroError naming a matrix that the metric
+    cannot score.
+    """
+    by_name = {matrix.name: matrix for matrix in matrices}
+    scores: dict[str, Tensor] = {}
+    for name, matrix in by_name.items():
+        if method.chooser and method.sweeps_by_own_score and not statistics[name].silent():
+            # The sweep computes this score itself, and sees one matrix at a time.
+            return Choice({}, {name})
+        values = score_matrix(matrix, statistics[name], method.metric)
+        if values is not None:
+            scores[name] = values
+    masks = choose_masks(pattern, by_name, scores, lambda name: by_name[name].weight.float().abs())
+    by_step = scores if method.chooser else ()
+    return Choice({name: masks[name] for name in by_name if name not in by_step}, set(scores))
+
+
+def choose_for_model(
+    language_model: LanguageModel,
+    matrices: Sequence[Matrix],
+    method: Method,
+    pattern: Pattern,
+    read: Callable[[Matrix], Statistics],
+    progress: Progress,
+) -> Choice:
+    """The choice for all matrices, where the pattern has to see the scores of the whole model.
+
+    read: the statistics of one matrix that the metric needs. The scores are kept in memory, those
+    of an offloaded model are computed again whenever they are asked for; masks are computed when
+    they are asked for. Raises PrunerZeroError naming a matrix that the metric cannot score.
+    """
+    by_name = {matrix.name: matrix for matrix in matrices}
+
+    def magnitude(name: str) -> Tensor:
+        with language_model.block(by_name[name].block):
+            return by_name[name].weight.float().abs()
+
+    def score(name: str) -> Tensor | None:
+        with language_model.block(by_name[name].block):
+            return score_matrix(by_name[name], read(by_name[name]), method.metric)
+
+    def names() -> Iterator[str]:
+        blocks = sorted({matrix.block for matrix in matrices})
+        for index in progress.track(blocks, "scores", len(blocks)):
+            with language_model.block(index):
+                yield from (name for name, matrix in by_name.items() if matrix.block == index)
+
+    scores: Mapping[str, Tensor] = _LazyScores(names, score)
+    if not isinstance(language_model, OffloadedModel):
+        scores = dict(scores)
+    return Choice(choose_masks(pattern, by_name, scores, magnitude), scores)
+
+
+class _LazyScores(Mapping[str, Tensor]):
+    """The scores of the matrices that calibration reached, each computed when it is asked for.
+
+    names: yields the names of all matrices, with the weights of each in memory. score: None for a
+    matrix that calibration never reached. Only the last scores are held.
+    """
+
+    def __init__(
+        self, names: Callable[[], Iterator[str]], score: Callable[[str], Tensor | None]
+    ) -> None:
+        self._names, self._score = names, score
+        self._reached: dict[str, bool] = {}
+        self._last: tuple[str, Tensor | None] = ("", None)
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name != self._last[0]:
+            self._last = name, self._score(name)
+            self._reached[name] = self._last[1] is not None
+        if self._last[1] is None:
+            raise KeyError(name)
+        return self._last[1]
+
+    def __contains__(self, name: object) -> bool:
+        return self._reached[name] if name in self._reached else super().__contains__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names() if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

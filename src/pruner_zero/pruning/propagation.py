@@ -1,0 +1,95 @@
+"""What each block passes to the next one while the model is pruned block after block."""
+
+from collections import deque
+from collections.abc import Collection, Sequence
+
+from torch import Tensor, nn
+
+from pruner_zero.calibration import Kind, MatrixStatistics, collect_inputs
+from pruner_zero.models import (
+    Activations,
+    Arguments,
+    LanguageModel,
+    Matrix,
+    OffloadedModel,
+    run_block,
+)
+from pruner_zero.pruning.checkpoint import Checkpoint
+
+
+class Propagation:
+    """The activations between two blocks of the pruned model, by calibration window.
+
+    hidden: the input of the next block. Where `asymmetric`, the input that the dense model has
+    there is kept beside it. An offloaded model keeps both in files of the checkpoint. It goes on
+    after the blocks that the checkpoint holds; until then the weights of `language_model` have
+    to be the dense ones.
+    """
+
+    def __init__(
+        self,
+        language_model: LanguageModel,
+        tokens: Tensor,
+        checkpoint: Checkpoint | None,
+        *,
+        asymmetric: bool,
+    ) -> None:
+        on_disk = isinstance(language_model, OffloadedModel)
+        self._files = checkpoint if on_disk else None
+        self._windows = len(tokens)
+        started = checkpoint.hidden() if checkpoint else None
+        self.hidden: Activations = self._place(-1)
+        if started is not None:
+            self.hidden = started if on_disk else list(started)
+        nothing: deque[Tensor] = deque(maxlen=0)
+        first = self.hidden if started is None else nothing
+        self._arguments = language_model.block_calls(tokens, first).arguments
+        self._dense: Activations | None = None
+        if asymmetric:
+            self._dense = self._dense_place(-1)
+            language_model.block_calls(tokens, self._dense)
+            for index in range(checkpoint.finished if checkpoint else 0):
+                with language_model.block(index) as block:
+                    self._dense = self._run(block, index, self._dense, self._dense_place(index))
+
+    def observe(
+        self, block: nn.Module, index: int, matrices: Sequence[Matrix], kinds: Collection[Kind]
+    ) -> dict[str, MatrixStatistics]:
+        """The statistics `kinds` of the inputs of `matrices` in one loaded, still dense block."""
+        dense_outputs = None if self._dense is None else self._dense_place(index)
+        inputs: dict[str, MatrixStatistics] = {}
+        if matrices:
+            nothing: deque[Tensor] = deque(maxlen=0)
+            inputs, _ = collect_inputs(
+                block,
+                matrices,
+                self.hidden,
+                self._arguments[index],
+                kinds,
+                outputs=nothing,
+                dense=self._dense,
+                dense_outputs=dense_outputs,
+            )
+        elif self._dense is not None and dense_outputs is not None:
+            self._run(block, index, self._dense, dense_outputs)
+        self._dense = dense_outputs
+        return inputs
+
+    def advance(self, block: nn.Module, index: int) -> None:
+        """Run one loaded block that has been pruned; its outputs are the next `hidden`."""
+        self.hidden = self._run(block, index, self.hidden, self._place(index))
+
+    def _run(
+        self, block: nn.Module, index: int, hidden: Activations, outputs: Activations
+    ) -> Activations:
+        arguments: Sequence[Arguments] = self._arguments[index]
+        for window, rest in zip(hidden, arguments, strict=True):
+            outputs.append(run_block(block, window, rest))
+        return outputs
+
+    def _place(self, index: int) -> Activations:
+        """A new place for the outputs of a block; −1 stands for the embeddings."""
+        return self._files.activations(index, self._windows) if self._files else []
+
+    def _dense_place(self, index: int) -> Activations:
+        return self._files.dense_activations(index, self._windows) if self._files else []

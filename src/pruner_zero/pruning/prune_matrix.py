@@ -1,0 +1,49 @@
+"""One matrix of the model from its mask to its pruned weights."""
+
+from torch import Tensor
+
+from pruner_zero.models import Matrix
+from pruner_zero.pruning.choice import Choice
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.record import MatrixRecord
+from pruner_zero.pruning.scoring import sweep_scorer
+from pruner_zero.pruning.statistics import Statistics
+from pruner_zero.sparsity import Layer, Pattern, plan, run_steps, used_damping
+
+
+def prune_matrix(
+    matrix: Matrix, statistics: Statistics, method: Method, pattern: Pattern, choice: Choice
+) -> MatrixRecord:
+    """Run the steps of the method on one matrix of the model, in place, and write the zeros.
+
+    pattern: of this matrix. A matrix that calibration never reached only gets the zeros of its
+    mask: the record's note says so. Raises PrunerZeroError naming the matrix.
+    """
+    mask = choice.masks.get(matrix.name)
+    if matrix.name not in choice.reached:
+        silent = " and ".join(statistics.silent())
+        note = f"calibration left {silent} zero: pruned by magnitude"
+        return _write_zeros(matrix, choice.masks[matrix.name], note=note)
+    chooser = method.chooser if mask is None else None
+    steps = plan(method.steps, chooser)
+    if mask is not None and not steps:
+        return _write_zeros(matrix, mask)
+    by_metric = chooser is not None and not method.sweeps_by_own_score
+    scorer = sweep_scorer(matrix, statistics, method.metric) if by_metric else None
+    weight, hessian = matrix.weight.float(), statistics.hessian
+    layer = Layer(weight, hessian, pattern, mask, scorer, name=matrix.name)
+    result = run_steps(layer, steps)
+    matrix.weight.copy_(result.weight)
+    return _write_zeros(matrix, result.mask, used_damping(hessian, steps), result.note)
+
+
+def _write_zeros(
+    matrix: Matrix, mask: Tensor, damping: float | None = None, note: str | None = None
+) -> MatrixRecord:
+    """Write exact zeros where `mask` prunes, and count all zeros of the matrix."""
+    weight = matrix.weight
+    # A weight that was −0.0, or became it in a narrow dtype, counts as pruned: make it 0.0 too.
+    zero = ~mask | (weight == 0)
+    weight.masked_fill_(zero, 0)
+    shape = (weight.shape[0], weight.shape[1])
+    return MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum()), damping, note)
