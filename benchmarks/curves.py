@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pruner_zero.files import write_atomic
+from pruner_zero.report.figures import style
 
 HERE = Path(__file__).parent
 COLORS = {"default": "#0b5cad", "published": "#b3541e", "random": "#7a8591"}
@@ -29,18 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     given = parser.parse_args()
-    figure = Figure(figsize=(2.6 * len(given.seeds), 2.4), layout="constrained")
+    figure = Figure(figsize=(3.2 * len(given.seeds), 3), layout="constrained")
     panels = figure.subplots(1, len(given.seeds), squeeze=False)[0]
     for seed, axes in zip(given.seeds, panels, strict=True):
         losses = [draw(axes, name, f"{seed}{label}") for name, label in LABELS.items()]
         # Curves begin far above, which would flatten the end that matters.
         axes.set_ylim(min(losses) - 0.02, min(losses) + 0.35)
-        axes.set_title(f"seed {seed}", fontsize=8)
-        axes.set_xlabel("minutes", fontsize=8)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=7)
-        axes.legend(fontsize=7, frameon=False)
-    panels[0].set_ylabel("loss on the search text, nats", fontsize=7)
+        axes.set_title(f"seed {seed}", fontsize=10)
+        axes.set_xlabel("minutes")
+        axes.grid(axis="y", color="#d7dce1")
+        style(axes)
+        axes.legend(fontsize=8, frameon=False)
+    panels[0].set_ylabel("loss on the search text, nats a token")
     data = BytesIO()
     with rc_context({"svg.hashsalt": "pruner-zero"}):
         figure.savefig(data, format="svg", facecolor="white", metadata={"Date": None})

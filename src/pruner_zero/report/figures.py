@@ -169,13 +169,18 @@ def new_figure(width: float = 4.8, height: float = 3.1) -> tuple[Figure, Axes]:
     """A figure of `width` and `height` inches in the style of the page, with its axes."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
+    style(axes)
+    return figure, axes
+
+
+def style(axes: Axes) -> None:
+    """Give axes the style of the page: few lines, muted labels."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_MUTED)
     axes.tick_params(colors=_INK, labelsize=9, left=False)
     axes.set_axisbelow(True)
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(color=_MUTED, fontsize=9)
-    return figure, axes
 
 
 def to_svg(figure: Figure, label: str) -> Markup:
