@@ -31,12 +31,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "key = bits ^ bits >> 32 & 2147483647",
     ): "torch shifts by the width as by one less: the sign is left",
     (
-        "sparsity/refine.refine_mask",
-        "…sor, pattern: Pattern, *, rounds: int=100, name: str='matrix') -> Tensor:",
-        "…sor, pattern: Pattern, *, rounds: int=101, name: str='matrix') -> Tensor:",
+        "sparsity/steps/swaps.",
+        "_ROUNDS = 100",
+        "_ROUNDS = 101",
     ): "a bound on time that rows end long before",
     (
-        "sparsity/refine.",
+        "sparsity/steps/swaps.",
         "_CANDIDATES = 16",
         "_CANDIDATES = 17",
     ): "a measured trade of time against quality; every property holds for others",
@@ -66,12 +66,12 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "chunk = max(2, CHUNK // rows.shape[1])",
     ): "how many rows are in work at once, not what comes out",
     (
-        "sparsity/least_squares.",
+        "sparsity/steps/least_squares.",
         "_RANGE = 1e-05",
         "_RANGE = 2e-05",
     ): "a guard against rounding with room on both sides",
     (
-        "sparsity/refine.",
+        "sparsity/steps/swaps.",
         "_LEAST_GAIN = 1e-05",
         "_LEAST_GAIN = 2e-05",
     ): "where a gain is not worth a round, a choice",

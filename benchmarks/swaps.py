@@ -243,7 +243,85 @@ def save(report: dict[str, Any]) -> None:
 
 
 def write_page(report: dict[str, Any]) -> None:
-    """Write swaps.md."""
+    """Write swaps.md from the result file."""
+    settings = report["provenance"]["settings"]
+    include = settings.get("include") or []
+    pruned = "all blocks"
+    if include:
+        numbers = [pattern.strip("*.") for pattern in include]
+        pruned = f"blocks {', '.join(numbers[:-1])} and {numbers[-1]} alone"
+    lines = [
+        "# Swaps beside SparseSwaps' rule, on SmolLM2-135M",
+        "",
+        "Made by `python benchmarks/swaps.py --calibration wiki.valid.raw --text wiki.test.raw"
+        f"{' --blocks ' + ' '.join(numbers) if include else ''}`: calibrated on 24 random windows"
+        " of 1024 tokens of WikiText-2 validation (seed 0), blocks in order, one thread,"
+        f" perplexity on the first 12 windows of the test text. Pruned: {pruned}.",
+        "",
+        "SparseSwaps ([2512.10922](https://arxiv.org/abs/2512.10922)) takes the best single swap of"
+        " every row, one at a time, until none helps. `+refine` takes several swaps of a row in"
+        " each round, among the 16 most promising weights of either side. Both start from Wanda's"
+        " mask and have the same Gram matrix; on every matrix one runs right after the other.",
+        "",
+        "| zeros | matrices | error after SparseSwaps' rule | after `+refine` | seconds, rule to"
+        " `+refine` | most swaps of a row |",
+        "|---|---|---|---|---|---|",
+    ]
+    for zeros in ZEROS:
+        layers = report.get(zeros, {}).get("layers", [])
+        kinds = {layer["name"].split(".")[-1]: None for layer in layers}
+        for kind in [*kinds, "all"]:
+            own = [layer for layer in layers if kind in ("all", layer["name"].split(".")[-1])]
+            if own:
+                lines.append(f"| {zeros} | {kind} | {_row(own)} |")
+    lines += [
+        "",
+        "Errors are δ·C·δᵀ beside that of Wanda's mask, the mean over matrices. The rule as timed"
+        " looks only at pairs that can be the best of their row: at 50 % by bounds that change"
+        " nothing in the mask.",
+    ]
+    plain = [row for row in report.get("50 %", {}).get("layers", []) if "seconds_plain" in row]
+    if plain:
+        times = sum(row["seconds_plain"] for row in plain) / sum(
+            row["seconds_single"] for row in plain
+        )
+        differ = sum(row["differ"] for row in plain)
+        lines[-1] += (
+            f" Looking at every pair takes {times:.1f} times as long on the {len(plain)} smallest"
+            f" matrices, and {differ} rows of their masks differ."
+        )
+    rows = {
+        (row["method"], zeros): row
+        for zeros in ZEROS
+        for row in report.get(zeros, {}).get("rows", [])
+    }
+    if rows:
+        lines += ["", "| perplexity | 2:4 | 50 % |", "|---|---|---|"]
+        names = {
+            "wanda": "`wanda`",
+            "wanda+single": "SparseSwaps' rule",
+            "wanda+refine": "`wanda+refine`",
+        }
+        for method, shown in names.items():
+            cells = [
+                f"{rows[method, zeros]['perplexity']:.3f}" if (method, zeros) in rows else "–"
+                for zeros in ZEROS
+            ]
+            lines.append(f"| {shown} | {' | '.join(cells)} |")
+    (HERE / "swaps.md").write_text("\n".join([*lines, ""]))
+
+
+def _row(layers: list[dict[str, Any]]) -> str:
+    """The cells of a table row: mean relative errors, the ratio of seconds, the most swaps."""
+    relative = [
+        sum(layer["error"][name] / layer["error"]["wanda"] for layer in layers) / len(layers)
+        for name in ("single", "ours")
+    ]
+    single, ours = (
+        sum(layer[f"seconds_{name}"] for layer in layers) for name in ("single", "ours")
+    )
+    swaps = max(layer["swaps"] for layer in layers)
+    return f"{relative[0]:.4f} | {relative[1]:.4f} | {single / ours:.1f} | {swaps}"
 
 
 if __name__ == "__main__":

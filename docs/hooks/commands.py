@@ -10,6 +10,7 @@ from pruner_zero.cli.app import app
 from pruner_zero.metric import NAMED, OPERATORS, PUBLISHED, TERMINALS, parse
 from pruner_zero.metric.latex import to_mathml
 from pruner_zero.settings import Settings
+from pruner_zero.sparsity import STEPS
 
 # Where the settings of the verbs that take --config are.
 SETTINGS = {
@@ -72,6 +73,16 @@ def operators() -> str:
             operator.increasing, operator.increasing
         )
         lines.append(f"| `{name}` | {formula(example)} | {reach} | {grows} | {group} |")
+    return "\n".join(lines)
+
+
+def steps() -> str:
+    """The steps that can follow a mask, as a Markdown table."""
+    lines = ["| step | what it does | needs | with `+asymmetric` |", "|---|---|---|---|"]
+    for name, step in STEPS.items():
+        needs = "the Gram matrix of the inputs" if step.needs_gram else "–"
+        aims = "aims at the dense model's outputs" if step.aims else "–"
+        lines.append(f"| `+{name}` | {step.help} | {needs} | {aims} |")
     return "\n".join(lines)
 
 

@@ -39,6 +39,7 @@ MARKS: dict[str, Callable[[str], str]] = {
     "command": commands.command,
     "metrics": lambda _: commands.metrics(),
     "operators": lambda _: commands.operators(),
+    "steps": lambda _: commands.steps(),
     "terminals": lambda _: commands.terminals(),
     "formula": commands.formula,
     "include": _include,

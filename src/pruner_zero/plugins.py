@@ -1,4 +1,4 @@
-"""Registries that other packages add to: operators, metrics, texts, executors, search algorithms.
+"""Registries that other packages add to: operators, metrics, steps, texts, executors, algorithms.
 
 A package declares, in its pyproject.toml,
 

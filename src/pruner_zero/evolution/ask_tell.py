@@ -35,7 +35,7 @@ class BatchAlgorithm(ABC):
     of a run restores it. avoided: how many proposals were dropped without being asked, by the
     reason: "no mask" (every weight has the same score), "identical" (the same tree), "opposing"
     (the same after the paper's simplification) or "canonical" (the same in canonical form).
-    Source: ours.
+    Source: the ask-and-tell interface, as in Optuna (Akiba et al. 2019, 1907.10902).
     """
 
     def __init__(self, space: SearchSpace, seed: int, seed_metrics: Sequence[Metric] = ()) -> None:

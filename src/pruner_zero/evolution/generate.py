@@ -36,7 +36,7 @@ def random_expression(
     reaches it (full) or may end earlier, below the root (grow). Every subtree is generated for
     its shape, so that every expression gives a score for each weight.
     Raises PrunerZeroError where the space has no such expression.
-    Source: Koza's ramped half and half; typing ours.
+    Source: ramped half and half (Koza 1992); strongly typed programs (Montana 1995).
     """
     least = space.least_depth.get(shape)
     if least is None:

@@ -88,7 +88,8 @@ class Evolution(BatchAlgorithm):
 
     Members of a niche compete only with each other, so that no scope crowds out another. Good
     expressions migrate between niches, and successful niches get more of each batch. The first
-    batch is random. Source: ours, with size-fair crossover (Langdon 2000).
+    batch is random. Source: islands with migration (Tanese 1989), size-fair crossover (Langdon
+    2000); one niche for each comparison group is ours.
     """
 
     def __init__(

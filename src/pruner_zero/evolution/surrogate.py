@@ -25,7 +25,9 @@ class Surrogate:
     the closed form is wrong, it is wrong alike for related candidates. trust: how well the closed
     form may rank candidates that ran on windows, from 0 (not at all) to 1; differences between
     errors count by this factor, up to the highest error that ran. further: for each candidate
-    that ran on both, how much the loss on all windows exceeds that on few, in nats. Source: ours.
+    that ran on both, how much the loss on all windows exceeds that on few, in nats.
+    Source: fitness inheritance (Smith, Dike & Stegmann 1995); the correction of a closed form is
+    ours.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:

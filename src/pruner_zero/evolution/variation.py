@@ -1,4 +1,4 @@
-"""Children of expressions: crossover and mutations, ours and those of the paper."""
+"""Children of expressions: crossover and mutations, general ones and those of the paper."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -64,7 +64,7 @@ def crossover(
 
     The new subtree has at most twice the nodes of the old one and one more, so that children do
     not outgrow their parents. None where no allowed child was found.
-    Source: Langdon's size-fair crossover; typing ours.
+    Source: size-fair crossover (Langdon 2000); strongly typed programs (Montana 1995).
     """
     gifts = [node for _, node in positions(father)]
 

@@ -5,7 +5,7 @@ the mask is part of the adapter, W + mask ∘ (alpha/rank · B·A), in training 
 The masked product is computed in full once for each step of the optimizer, and the gradients of A
 and B follow from that of W. PEFT's layers take no mask and would compute the product for every
 window, so PEFT is not used; initial values and scale are those of its `LoraConfig` (Hu et al. 2021,
-2106.09685; the mask is ours).
+2106.09685). Source of the masked adapter: MaskLoRA (Zimmer et al. 2023, PERP, 2312.15230).
 """
 
 import math

@@ -32,7 +32,8 @@ class PruneSettings(ModelSettings, MethodSettings):
     ] = Field(
         None,
         description="Change the kept weights to make up for the pruned ones: none; obs, "
-        "SparseGPT's sweep; obs-iter, the sweep, choosing the mask too; exact, least squares.",
+        "SparseGPT's sweep; obs-iter, SparseGPT's sweep, which chooses the mask by the metric; "
+        "exact, least squares.",
     )
     asymmetric: Annotated[bool, MAIN] = Field(
         False,

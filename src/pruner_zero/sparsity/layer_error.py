@@ -36,8 +36,9 @@ def pruning_cost(
     errors, norms, sensitivity (rows,): `δ C δᵀ`, `w C wᵀ` of the dense rows, and
     `output_sensitivity`. e = Σ s_i δ_i C δ_iᵀ, r = Σ δCδᵀ / Σ wCwᵀ the lost share of the output;
     without sensitivity e = r. share: how many rows each given one stands for.
-    Source: ours; a matrix that is pruned away costs far more than its gradient tells
-    (benchmarks/fitness.md).
+    Source: layer errors weighed by the curvature at the output, EigenDamage (Wang et al. 2019,
+    1905.05934); the power is ours: a matrix that is pruned away costs far more than its gradient
+    tells (benchmarks/fitness.md).
     """
     lost = float(errors.sum() / norms.sum().clamp_min(TINY))
     felt = lost if sensitivity is None else share * float(errors @ sensitivity)

@@ -25,7 +25,7 @@ class Algebra:
     negative has the exponent 1; only a base that is known to be positive has an exponent below
     0, so that no base is cancelled that may be zero. A sum is terms with coefficients and a
     constant. Parts whose values fp32 may not hold are neither cancelled nor taken apart.
-    Source: ours.
+    Source: sums of products, as in computer algebra; the care for fp32 is ours.
     """
 
     def __init__(self) -> None:

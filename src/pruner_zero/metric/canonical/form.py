@@ -35,7 +35,8 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     increasing functions, and positive factors and offsets that are constant over the group;
     products of powers get 1 as their largest exponent. An expression that is constant over every
     group becomes 0. The form is its own form. If it would break a size limit, the expression is
-    returned instead. Raises PrunerZeroError for an unknown scope. Source: ours.
+    returned instead. Raises PrunerZeroError for an unknown scope.
+    Source: normal forms of computer algebra; what a ranking ignores is ours.
     """
     if scope not in _OVER:
         raise PrunerZeroError(

@@ -22,7 +22,7 @@ class Normal(Algebra):
     """Rewrites expressions into normal forms with the same values.
 
     Factors and offsets that an operator ignores are left out of its operand, such as those in
-    mms(2 * G + 1). Source: ours.
+    mms(2 * G + 1). Source: normal forms of computer algebra, with rules for these operators.
     """
 
     def __init__(self) -> None:

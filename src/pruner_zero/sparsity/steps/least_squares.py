@@ -70,11 +70,11 @@ def solve(
     start: (out, in), weights to begin with, in place of the masked ones. No row ends with a larger
     error than it begins with. Raises PrunerZeroError naming the layer for a result that is not
     finite, and what `Hessian` raises.
-    Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem by preconditioned conjugate
-    gradients (Hestenes & Stiefel 1952) with a diagonal preconditioner. Here the preconditioner is
-    Nyström's (Frangella, Tropp & Udell 2021, 2110.02820), cut to each row's support, all rows stop
-    by one tolerance, and the target can be the dense model's outputs. An iteration is one product
-    (out, in) × (in, in).
+    Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem for all rows at once by
+    conjugate gradients (Hestenes & Stiefel 1952), preconditioned by the diagonal, with 10
+    iterations. Here the preconditioner is Nyström's (Frangella, Tropp & Udell 2021, 2110.02820) cut
+    to each row's support, rows stop by a tolerance, and the target can be the dense model's
+    outputs. An iteration is one product (out, in) × (in, in).
     """
     hessian, mask = layer.required_hessian, layer.required_mask
     H = hessian.damped()
@@ -179,7 +179,7 @@ EXACT = Step(
     "exact",
     exact_update,
     words="the remaining weights corrected by least squares",
-    help="least squares on the weights that stay",
+    help="least squares",
     option="update",
     aims=True,
     damps=True,

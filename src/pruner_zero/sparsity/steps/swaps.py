@@ -163,7 +163,7 @@ REFINE = Step(
     "refine",
     refine_mask,
     words="the mask refined by swaps",
-    help="swaps of pruned and kept weights that lower the layer's error",
+    help="swaps of a kept and a pruned weight that lower the error of the layer's outputs",
     changes="mask",
     option="refine",
     aims=True,

@@ -90,9 +90,10 @@ def retarget(layer: Layer) -> Tensor:
     λ = damping · mean(diagonal); to sweep them is to sweep the dense weights towards the dense
     model's outputs. Channels that were never active get zero weights. Without a cross, these are
     the dense weights.
-    Source: the target is that of GPTAQ (Li et al. 2025, 2504.02692) for quantization and of
-    OSSCAR's sequence (Meng et al. 2024, 2403.12983) for structured pruning. GPTAQ corrects each
-    column's target during the sweep; here the normal equations are solved before it.
+    Source: the target is that of GPTAQ (Li et al. 2025, 2504.02692) in quantization, and the
+    product of dense and pruned inputs that of OSSCAR's full sequence (Meng et al. 2024, 2403.12983)
+    in structured pruning. GPTAQ corrects the target column by column during the sweep; here the
+    normal equations are solved before it.
     """
     W = layer.dense.detach().float()
     hessian = layer.required_hessian
@@ -107,7 +108,7 @@ OBS = Step(
     "obs",
     sparsegpt,
     words="the remaining weights corrected by SparseGPT's sweep",
-    help="SparseGPT's sweep over the weights that stay",
+    help="SparseGPT's sweep",
     option="update",
     aims=True,
     damps=True,
@@ -118,7 +119,7 @@ OBS_ITER = Step(
     "obs-iter",
     sparsegpt,
     words="the remaining weights corrected by SparseGPT's sweep, which chose the mask as it went",
-    help="the same sweep, which chooses the mask by the metric as it goes",
+    help="SparseGPT's sweep, which chooses the mask by the metric",
     option="update",
     chooses_mask=True,
     aims=True,
