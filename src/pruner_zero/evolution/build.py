@@ -15,13 +15,9 @@ from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
-from pruner_zero.models import (
-    LanguageModel,
-    Matrix,
-    check_weights,
-    find_matrices,
-)
+from pruner_zero.models import LanguageModel, Matrix, check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning import Statistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer
 from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
 
@@ -76,13 +72,7 @@ def build_evaluator(
         gradient_seqlen=settings.gradient_seqlen,
         folder=cache,
     )
-    calibrate(
-        language_model,
-        calibration,
-        kinds,
-        store,
-        progress=progress,
-    )
+    calibrate(language_model, calibration, kinds, store, progress=progress)
     dtype = judging_dtype(language_model.model, settings)
     # Not in float16, where sums over tokens overflow.
     step = None if settings.update == "none" else STEPS[settings.update]
@@ -105,11 +95,11 @@ def build_evaluator(
                 hessian = Hessian(gram, damping=settings.damping, name=matrix.name)
                 shared[gram.data_ptr()] = hessian
             hessian = shared[gram.data_ptr()]
-            found = {str(kind): read[kind][matrix.name] for kind in kinds - {"gram"}}
-            if "D" in terminals:
-                found["D"] = hessian.diagonal
-            statistics[matrix.name] = found
+            collected = Statistics({kind: read[kind][matrix.name] for kind in kinds}, hessian)
             dense = matrix.weight.detach()
+            # W and S are taken from the weights when a candidate is scored.
+            found = collected.terminals({"X", *terminals} - {"W", "S"}, dense)
+            statistics[matrix.name] = found
             rows = max(LEAST_ROWS, round(share * len(dense)))
             sampled = sample_matrix(matrix.name, matrix.block, dense, found, gram, rows)
             narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))

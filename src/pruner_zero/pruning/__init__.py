@@ -15,6 +15,7 @@ from pruner_zero.pruning.settings import (
     calibration_windows,
     method_of,
 )
+from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.settings import PruneSettings
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Order",
     "PruneResult",
     "PruneSettings",
+    "Statistics",
     "apply_masks",
     "calibration_corpus",
     "calibration_windows",

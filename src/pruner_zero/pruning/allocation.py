@@ -52,8 +52,8 @@ class Allocator:
             self.shapes[matrix.name] = (weight.shape[0], weight.shape[1])
             self.blocks[matrix.name] = block
             dense = statistics[matrix.name]
-            if rule == "owl" and dense.X is not None:
-                scores.append(weight.abs() * dense.X)
+            if rule == "owl":
+                scores.append(weight.abs() * dense.values["X"])
             elif rule == "error":
                 self.curves[matrix.name] = self._curve(matrix, dense)
         if scores:
@@ -87,7 +87,8 @@ class Allocator:
             scores = weight.abs()
         count = min(_ROWS, len(weight))
         rows = torch.linspace(0, len(weight) - 1, count).round().long().to(weight.device)
-        sensitivity = None if dense.G is None else output_sensitivity(dense.G[rows], gram)
+        G = dense.values.get("G")
+        sensitivity = None if G is None else output_sensitivity(G[rows], gram)
         norms = row_errors(weight[rows], gram)
         costs = {}
         for sparsity in _GRID:

@@ -87,13 +87,7 @@ def prune_model(
         raise ValueError("an offloaded model needs a checkpoint to be pruned into")
     if matrices is None:
         matrices = check_plan(language_model, windows, method)
-    calibrate(
-        language_model,
-        windows,
-        method.dense_kinds(order),
-        store,
-        progress=progress,
-    )
+    calibrate(language_model, windows, method.dense_kinds(order), store, progress=progress)
     run = _Run(
         language_model,
         windows,
@@ -213,7 +207,8 @@ class _Run:
         if not inputs:
             return self.statistics.read(matrix, kinds)
         dense = self.statistics.read(matrix, kinds - input_kinds(kinds).keys())
-        return replace(inputs.pop(matrix.name), G=dense.G)
+        fresh = inputs.pop(matrix.name)
+        return replace(fresh, values={**fresh.values, **dense.values})
 
     @cached_property
     def depth(self) -> int:

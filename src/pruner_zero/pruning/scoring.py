@@ -4,24 +4,36 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from pruner_zero.calibration import input_kinds
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import Call, Expression, Metric, ScoreError, evaluate, score
+from pruner_zero.metric import (
+    TERMINALS,
+    Call,
+    Expression,
+    Metric,
+    ScoreError,
+    collected_for,
+    evaluate,
+    score,
+)
 from pruner_zero.models import Matrix
 from pruner_zero.pruning.statistics import Statistics
-from pruner_zero.sparsity import (
-    BLOCK_COLUMNS,
-    Scorer,
-)
+from pruner_zero.sparsity import BLOCK_COLUMNS, Scorer
 
 
 def reached_score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor | None:
     """The scores (out, in) of one matrix, fp32; None where calibration never reached the matrix.
 
-    Such a matrix, as an expert that no token chose, has an X of zeros, or a G of zeros from which
-    the expression makes no scores. Raises ScoreError where the metric itself fails.
+    Such a matrix, as an expert that no token chose, has a statistic of its input that is zero
+    throughout, or one of its gradients from which the expression makes no scores. Raises ScoreError
+    where the metric itself fails.
     """
-    silent = [name for name in expression.terminals & {"X", "G"} if not terminals[name].any()]
-    if "X" in silent:
+    silent = [
+        name
+        for name in expression.terminals
+        if TERMINALS[name].collected is not None and not terminals[name].any()
+    ]
+    if input_kinds(collected_for(silent)):
         return None
     try:
         return score(expression, terminals)
@@ -39,32 +51,19 @@ def score_matrix(matrix: Matrix, statistics: Statistics, metric: Metric) -> Tens
     if statistics.hessian is not None and not statistics.hessian.gram.any():
         return None
     try:
-        return reached_score(metric.expression, _terminals(matrix, statistics, metric))
+        terminals = statistics.terminals({"W", *metric.needs}, matrix.weight.float())
+        return reached_score(metric.expression, terminals)
     except ScoreError as error:
         raise PrunerZeroError(f"{metric} cannot score {matrix.name}: {error.reason}") from error
-
-
-def _terminals(matrix: Matrix, statistics: Statistics, metric: Metric) -> dict[str, Tensor]:
-    weight = matrix.weight.float()
-    terminals = {"W": weight.abs()}
-    if "S" in metric.needs:
-        terminals["S"] = weight
-    if "G" in metric.needs and statistics.G is not None:
-        terminals["G"] = statistics.G
-    if "X" in metric.needs and statistics.X is not None:
-        terminals["X"] = statistics.X
-    if "D" in metric.needs and statistics.hessian is not None:
-        terminals["D"] = statistics.hessian.diagonal
-    return terminals
 
 
 def sweep_scorer(matrix: Matrix, statistics: Statistics, metric: Metric) -> Scorer:
     """The metric as the sweep calls it: on some columns, with the weights as updated so far.
 
-    G, X and D stay as calibration collected them. A metric whose operators look beyond a column
+    What calibration collected stays as it is. A metric whose operators look beyond a column
     sees the whole matrix, which is scored anew for every 128 columns only.
     """
-    collected = _terminals(matrix, statistics, metric)
+    collected = statistics.terminals({"W", *metric.needs}, matrix.weight.float())
     local = all(
         node.operator.reach in ("element", "column")
         for node in metric.expression.walk()

@@ -1,11 +1,17 @@
 """The statistics of matrices as pruning uses them: matrices with one input share one Hessian."""
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pruner_zero.calibration import Kind, MatrixStatistics, StatisticsStore
+from pruner_zero.calibration import (
+    Kind,
+    MatrixStatistics,
+    StatisticsStore,
+    gradient_kinds,
+    input_kinds,
+)
 from pruner_zero.models import Matrix
 from pruner_zero.sparsity import Hessian
 
@@ -17,21 +23,35 @@ ASYMMETRY = 0.25
 
 @dataclass(frozen=True)
 class Statistics:
-    """The statistics of one matrix, each None where it was not collected.
+    """The statistics of one matrix that were collected.
 
-    X: (1, in). G: (out, in). hessian: of the input, one object for all matrices that have the same
-    input; its cross is there where steps aim at the dense outputs.
+    values: by kind, all but the Gram matrix, which the Hessian has. hessian: of the input, one
+    object for all matrices that have the same input; its cross is there where steps aim at the
+    dense outputs.
     """
 
-    X: Tensor | None = None
-    G: Tensor | None = None
+    values: MatrixStatistics = field(default_factory=dict)
     hessian: Hessian | None = None
 
+    def terminals(self, names: Iterable[str], weight: Tensor) -> dict[str, Tensor]:
+        """The values of the terminals of these names, fp32.
+
+        weight: (out, in) fp32, signed. A terminal whose statistic was not collected is left out.
+        """
+        wanted = set(names)
+        values = {name: value for name, value in self.values.items() if name in wanted}
+        if "W" in wanted:
+            values["W"] = weight.abs()
+        if "S" in wanted:
+            values["S"] = weight
+        if "D" in wanted and self.hessian is not None:
+            values["D"] = self.hessian.diagonal
+        return values
+
     def silent(self) -> list[str]:
-        """The names of collected statistics that are zero throughout."""
-        gram = None if self.hessian is None else self.hessian.gram
-        collected = {"X": self.X, "G": self.G, "XᵀX": gram}
-        return [name for name, value in collected.items() if value is not None and not value.any()]
+        """The names of the statistics that are zero throughout."""
+        gram = {} if self.hessian is None else {"XᵀX": self.hessian.gram}
+        return [name for name, value in {**self.values, **gram}.items() if not value.any()]
 
 
 def block_statistics(
@@ -45,7 +65,8 @@ def block_statistics(
     statistics = {}
     for name, values in collected.items():
         if id(values) not in shared:
-            shared[id(values)] = Statistics(values["X"], None, _hessian(values, damping, name))
+            rest = {kind: values[kind] for kind in values if kind not in ("gram", "cross")}
+            shared[id(values)] = Statistics(rest, _hessian(values, damping, name))
         statistics[name] = shared[id(values)]
     collected.clear()
     return statistics
@@ -76,9 +97,9 @@ class DenseStatistics:
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
         """The statistics `kinds` of one matrix, on its device. Raises PrunerZeroError."""
-        values = {kind: self._read(kind, matrix) for kind in kinds if kind != "gram"}
-        hessian = self._hessian(matrix) if "gram" in kinds else None
-        return Statistics(values.get("X"), values.get("G"), hessian)
+        ordered = [*input_kinds(kinds), *gradient_kinds(kinds)]
+        values = {kind: self._read(kind, matrix) for kind in ordered if kind != "gram"}
+        return Statistics(values, self._hessian(matrix) if "gram" in kinds else None)
 
     def _read(self, kind: Kind, matrix: Matrix) -> Tensor:
         name, device = matrix.name, matrix.weight.device
