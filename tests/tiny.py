@@ -1,7 +1,20 @@
-"""Small real things for tests: a tokenizer that needs no network."""
+"""Small real things for tests: a tokenizer that needs no network, a hash of a model."""
 
+from hashlib import sha256
+
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+
+def fingerprint(model: nn.Module) -> str:
+    """The SHA-256 of all parameters and buffers of `model` with their names."""
+    digest = sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name}:{tensor.dtype}".encode())
+        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def tiny_tokenizer(model_max_length: int = 16) -> PreTrainedTokenizerFast:

@@ -22,11 +22,11 @@ from pruner_zero.execution import (
 )
 from pruner_zero.execution.shared_memory import pack, unpack
 from pruner_zero.metric import parse
-from pruner_zero.models import fingerprint
 from pruner_zero.settings import read_settings
 from tests.evolution.conftest import Build, tiny_settings
 from tests.evolution.test_run import journal, run
 from tests.text.refusals import refusal
+from tests.tiny import fingerprint
 
 T = TypeVar("T")
 

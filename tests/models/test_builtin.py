@@ -15,13 +15,13 @@ from pruner_zero.models import (
     LanguageModel,
     builtin,
     find_matrices,
-    fingerprint,
     load_model,
 )
 from pruner_zero.models.builtin import load_converted
 from pruner_zero.models.read import read_model
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
+from tests.tiny import fingerprint
 from tests.tiny_models import tiny_model
 
 SMOLLM2 = "builtin:smollm2-135m"

@@ -9,11 +9,10 @@ from pruner_zero.models import (
     check_dtype,
     check_tokens,
     find_matrices,
-    fingerprint,
     next_token_loss,
 )
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import fingerprint, tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, POSITIONS, VOCABULARY, tiny_model, tiny_windows
 
 

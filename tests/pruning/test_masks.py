@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, find_matrices, fingerprint, load_model
+from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.pruning import apply_masks, load_masks, prune, prune_by_masks, save_masks
 from tests.cli.conftest import Cli, cli
 from tests.conftest import save_tiny
 from tests.full_disk import full_disk
 from tests.pruning.conftest import language_model
+from tests.tiny import fingerprint
 from tests.tiny_models import ARCHITECTURES
 
 __all__ = ["cli"]

@@ -191,8 +191,10 @@ def _manager(names: Sequence[str], folder: Path | None) -> Any:
 def _load(manager: Any, name: str, folder: Path | None) -> Any:
     """lm-eval's `tasks` and `groups` for one name, with their data."""
     instead = "give a folder of tasks whose data are local files (--include-path)"
-    reader = (manager.task_index[name].cfg or {}).get("dataset_path")
-    if reader not in _FILE_READERS and not hub_reachable():
+    # None for groups and for tasks written in Python, of which it is not known.
+    data = (manager.task_index[name].cfg or {}).get("dataset_path")
+    local = data is None or data in _FILE_READERS or Path(data).exists()
+    if not local and not hub_reachable():
         raise PrunerZeroError(
             f"task {name} needs its data from the Hugging Face hub, which cannot be reached: "
             f"set HF_HUB_OFFLINE=1 if they are in its cache, or {instead}"

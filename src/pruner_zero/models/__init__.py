@@ -14,7 +14,6 @@ from pruner_zero.models.language_model import (
     LanguageModel,
     check_dtype,
     check_tokens,
-    fingerprint,
 )
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
@@ -48,7 +47,6 @@ __all__ = [
     "experts_one_by_one",
     "find_blocks",
     "find_matrices",
-    "fingerprint",
     "give_back",
     "load_model",
     "load_offloaded",

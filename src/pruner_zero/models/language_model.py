@@ -1,7 +1,7 @@
 """A causal language model with its tokenizer: the form in which all rooms take models."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
@@ -42,9 +42,12 @@ class LanguageModel:
         """
         config = self.model.config.to_dict()
         computed = {key: value for key, value in config.items() if key not in _NOT_COMPUTED}
-        text = json.dumps(computed, sort_keys=True, default=str)
-        weights = _digest(self.weights())
-        return sha256(f"{weights}:{text}".encode()).hexdigest()
+        digest = sha256(json.dumps(computed, sort_keys=True, default=str).encode())
+        for name, tensor in self.weights():
+            digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+            data: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+            digest.update(data)
+        return digest.hexdigest()
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters and buffers with their names, in the order of the state dict."""
@@ -66,20 +69,6 @@ class LanguageModel:
         """The tensors to save, by name, of a loaded block whose `matrices` were changed."""
         del index
         return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
-
-
-def fingerprint(model: nn.Module) -> str:
-    """The SHA-256 of all parameters and buffers of `model` with their names and dtypes."""
-    return _digest(model.state_dict().items())
-
-
-def _digest(weights: Iterable[tuple[str, Tensor]]) -> str:
-    digest = sha256()
-    for name, tensor in weights:
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        data: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        digest.update(data)
-    return digest.hexdigest()
 
 
 def check_dtype(text: str) -> Dtype:
