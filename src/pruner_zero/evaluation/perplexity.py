@@ -1,7 +1,6 @@
 """Perplexity as the pruning literature counts it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +17,8 @@ from pruner_zero.text import Windows
 class Perplexity(Tabular):
     """A model's perplexity on a text: per token, over non-overlapping windows, fp32 logits.
 
-    losses: the mean next-token loss in nats of each window. text: what was read, see
-    `Windows.describe`.
+    losses: the mean next-token loss of each window in nats. text: the description of the
+    windows, from `Windows.describe`.
     """
 
     shown = ("text", "windows", "seqlen", "perplexity", "loss")
@@ -38,9 +37,9 @@ class Perplexity(Tabular):
         return to_perplexity(self.loss)
 
     def caption(self) -> str:
-        """The number, and what it is of."""
-        told = f"{len(self.losses)} windows of {self.text.get('text', 'a text')}"
-        return f"perplexity {self.perplexity:.2f} per token on {told}"
+        """The perplexity with its windows and text."""
+        measured = f"{len(self.losses)} windows of {self.text.get('text', 'a text')}"
+        return f"perplexity {self.perplexity:.2f} per token on {measured}"
 
     def to_rows(self) -> list[dict[str, Any]]:
         """One row: the text with its windows, perplexity and loss."""
@@ -73,13 +72,9 @@ def perplexity(
     losses: list[float] = []
     for batch in progress.track(batches, "perplexity", len(batches)):
         losses += next_token_losses(language_model.model, batch).tolist()
-    _check_finite(losses)
-    return Perplexity(tuple(losses), windows.describe())
-
-
-def _check_finite(losses: Sequence[float]) -> None:
-    if not all(math.isfinite(loss) for loss in losses):
+    if not all(map(math.isfinite, losses)):
         raise PrunerZeroError(
             "the model's loss is not finite: its weights are damaged or its dtype is too narrow, "
             "try --dtype float32"
         )
+    return Perplexity(tuple(losses), windows.describe())

@@ -1,7 +1,7 @@
 """Running one decoder block with the arguments that its model calls it with."""
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -56,15 +56,19 @@ def record_block_calls(
     more than the embedding. Arguments equal in all windows (masks, positions) are stored once.
     """
     blocks = find_blocks(model)
-    as_tuple = _returns_tuple(model, blocks[0], windows[:1])
+    first = blocks[0].forward
+    as_tuple: bool | None = None
     hidden = [] if hidden is None else hidden
     arguments: list[list[Arguments]] = [[] for _ in blocks]
 
     def bypass(index: int) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
+            nonlocal as_tuple
             incoming, rest = _split(args, kwargs)
             if index == 0:
                 hidden.append(incoming)
+            if as_tuple is None:
+                as_tuple = isinstance(first(*args, **kwargs), tuple)
             earlier = arguments[index][0] if arguments[index] else arguments[max(index - 1, 0)]
             arguments[index].append(_share(rest, earlier))
             if index == len(blocks) - 1:
@@ -73,12 +77,15 @@ def record_block_calls(
 
         return forward
 
+    device = next(model.parameters()).device
     with torch.no_grad(), ExitStack() as stack:
         for index, block in enumerate(blocks):
             stack.enter_context(_forward_replaced(block, bypass(index)))
         for window in windows:
-            _run_until_stop(model, window[None])
-    return BlockCalls(hidden, arguments, as_tuple)
+            with suppress(_StopForwardError):
+                model(window[None].to(device), use_cache=False)
+                raise RuntimeError(f"{type(model).__name__} finished without calling its blocks")
+    return BlockCalls(hidden, arguments, bool(as_tuple))
 
 
 @contextmanager
@@ -143,30 +150,6 @@ def _equal(left: Tensor, right: Tensor) -> bool:
     return left is right or (
         left.dtype == right.dtype and left.device == right.device and torch.equal(left, right)
     )
-
-
-def _returns_tuple(model: nn.Module, block: nn.Module, window: Tensor) -> bool:
-    answers: list[bool] = []
-
-    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-        answers.append(isinstance(output, tuple))
-        raise _StopForwardError
-
-    handle = block.register_forward_hook(hook)
-    try:
-        with torch.no_grad():
-            _run_until_stop(model, window)
-    finally:
-        handle.remove()
-    return answers[0]
-
-
-def _run_until_stop(model: nn.Module, window: Tensor) -> None:
-    try:
-        model(window.to(next(model.parameters()).device), use_cache=False)
-    except _StopForwardError:
-        return
-    raise RuntimeError(f"{type(model).__name__} finished without calling its blocks")
 
 
 @contextmanager
