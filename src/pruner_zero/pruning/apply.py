@@ -1,4 +1,4 @@
-"""Pruning by masks that are known: no calibration, no metric."""
+"""Pruning by masks from an earlier run: no calibration, no metric."""
 
 import os
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from pruner_zero.models import Dtype, LanguageModel, as_language_model, find_mat
 from pruner_zero.provenance import Cost, measured
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.masks import FOLDER, check_fit, load_masks, save_masks
+from pruner_zero.pruning.prune_matrix import write_zeros
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.table import Tabular
@@ -20,7 +21,7 @@ from pruner_zero.table import Tabular
 
 @dataclass(frozen=True, repr=False)
 class MaskedResult(Tabular):
-    """A model with the zeros of another: where it is, what became of each matrix, what it took."""
+    """A model pruned by the masks of another: the model, its records, the cost, the folder."""
 
     shown = ("name", "shape", "zeros", "sparsity")
 
@@ -50,23 +51,18 @@ class MaskedResult(Tabular):
 def apply_masks(
     model: LanguageModel | nn.Module, masks: Mapping[str, Tensor] | str | Path
 ) -> list[MatrixRecord]:
-    """Zero, in place, the weights that `masks` prune; what became of each matrix.
+    """Zero, in place, the weights that `masks` prune; return a record of each matrix.
 
     masks: bool (out, in) by matrix name, True = kept, or the folder that `load_masks` reads.
     Matrices without a mask stay as they are. Raises PrunerZeroError, with the model as it was,
     where a mask fits no matrix of the model.
     """
-    known = load_masks(masks) if isinstance(masks, str | Path) else masks
+    by_name = load_masks(masks) if isinstance(masks, str | Path) else masks
     module = model.model if isinstance(model, LanguageModel) else model
-    records = []
-    for matrix in check_fit(find_matrices(module), known):
-        weight = matrix.weight
-        rows, columns = weight.shape
-        zero = ~known[matrix.name].to(weight.device) | (weight == 0)
-        weight.masked_fill_(zero, 0)
-        shape = (rows, columns)
-        records.append(MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum())))
-    return records
+    return [
+        write_zeros(matrix, by_name[matrix.name].to(matrix.weight.device))
+        for matrix in check_fit(find_matrices(module), by_name)
+    ]
 
 
 def prune_by_masks(
@@ -78,21 +74,21 @@ def prune_by_masks(
     tokenizer: Any = None,
     dtype: Dtype = "auto",
 ) -> MaskedResult:
-    """Give `model` the zeros whose masks are in the folder `masks`, and save it to `output`.
+    """Prune `model` by the masks in the folder `masks`, and save it to `output`.
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is then pruned
-    in place. The result has the masks beside it. Raises PrunerZeroError for masks that are
-    damaged or of a model of other shapes, and for an output that cannot be written.
+    in place. The masks are saved with it. Raises PrunerZeroError for masks that are damaged or of
+    a model of other shapes, and for an output that cannot be written.
     """
     folder = Path(os.path.abspath(output))
     check_output(folder, overwrite)
-    known = load_masks(masks)
+    by_name = load_masks(masks)
     language_model = as_language_model(model, tokenizer, dtype)
-    matrices = check_fit(find_matrices(language_model.model), known)
+    matrices = check_fit(find_matrices(language_model.model), by_name)
 
     def run(_: Checkpoint) -> MaskedResult:
         with measured() as cost:
-            records = apply_masks(language_model, known)
+            records = apply_masks(language_model, by_name)
         return MaskedResult(language_model, Path(masks), tuple(records), cost, folder)
 
     def write(result: MaskedResult, _: Checkpoint, staged: Path) -> None:

@@ -1,4 +1,4 @@
-"""Masks on disk: which weights of each pruned matrix were kept, a bit each, with checksums."""
+"""Masks on disk: one bit for each weight of the pruned matrices, 1 = kept, with checksums."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,19 +23,19 @@ def save_masks(language_model: LanguageModel, matrices: Sequence[Matrix], folder
     """Write the masks of pruned `matrices` to `folder`: kept is what is not zero.
 
     A mask (out, in) is stored as bytes (out, ⌈in/8⌉), the first column in the lowest bit, as
-    compressed-tensors packs them; masks.json holds shapes and checksums. Each block is read as
-    its turn comes. Raises PrunerZeroError where the folder cannot be written.
+    compressed-tensors packs them; masks.json holds shapes and checksums. One block of the model
+    is read at a time. Raises PrunerZeroError where the folder cannot be written.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    shapes = {one.name: tuple(one.weight.shape) for one in matrices}
+    shapes = {matrix.name: tuple(matrix.weight.shape) for matrix in matrices}
     layout = {name: (torch.uint8, _packed(shape)) for name, shape in shapes.items()}
-    told = {}
+    entries = {}
     with TensorWriter(folder / _BITS, layout) as writer:
         for name, mask in _masks(language_model, matrices):
             writer.write(torch.from_numpy(np.packbits(mask, axis=1, bitorder="little")))
-            told[name] = {"shape": list(mask.shape), "kept": int(mask.sum())}
-    index = {"format": _FORMAT, "files": {_BITS: writer.sha256}, "matrices": told}
+            entries[name] = {"shape": list(mask.shape), "kept": int(mask.sum())}
+    index = {"format": _FORMAT, "files": {_BITS: writer.sha256}, "matrices": entries}
     write_atomic(folder / _INDEX, json.dumps(with_checksum(index)) + "\n")
 
 
@@ -67,7 +67,7 @@ def _read_index(path: Path) -> dict[str, tuple[int, int]]:
         if not is_intact(index) or index["format"] != _FORMAT:
             raise ValueError
         digest, matrices = index["files"][_BITS], index["matrices"]
-        shapes = {name: (one["shape"][0], one["shape"][1]) for name, one in matrices.items()}
+        shapes = {name: (entry["shape"][0], entry["shape"][1]) for name, entry in matrices.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(path / _INDEX) from error
     if not (path / _BITS).is_file() or sha256(path / _BITS) != digest:
@@ -78,9 +78,9 @@ def _read_index(path: Path) -> dict[str, tuple[int, int]]:
 def _masks(
     language_model: LanguageModel, matrices: Sequence[Matrix]
 ) -> Iterator[tuple[str, np.ndarray[tuple[int, int], np.dtype[np.bool_]]]]:
-    for block, own in groupby(matrices, key=lambda matrix: matrix.block):
+    for block, of_block in groupby(matrices, key=lambda matrix: matrix.block):
         with language_model.block(block):
-            for matrix in own:
+            for matrix in of_block:
                 yield matrix.name, (matrix.weight != 0).cpu().numpy()
 
 
@@ -98,12 +98,12 @@ def _damaged(path: Path) -> PrunerZeroError:
 
 
 def check_fit(matrices: Sequence[Matrix], masks: Mapping[str, Tensor]) -> list[Matrix]:
-    """Those of `matrices` that have a mask. Raises PrunerZeroError where a mask fits none."""
-    known = {matrix.name: matrix for matrix in matrices}
+    """Those of `matrices` that have a mask. Raises PrunerZeroError for a mask without a matrix."""
+    by_name = {matrix.name: matrix for matrix in matrices}
     for name, mask in masks.items():
-        there = known.get(name)
-        if there is None or there.weight.shape != mask.shape or mask.dtype != torch.bool:
-            has = "has no such matrix" if there is None else f"has {tuple(there.weight.shape)}"
+        matrix = by_name.get(name)
+        if matrix is None or matrix.weight.shape != mask.shape or mask.dtype != torch.bool:
+            has = "has no such matrix" if matrix is None else f"has {tuple(matrix.weight.shape)}"
             raise PrunerZeroError(
                 f"the mask of {name} is {str(mask.dtype).removeprefix('torch.')} "
                 f"{tuple(mask.shape)}, but the model {has}: give the masks of a model of this shape"

@@ -113,18 +113,18 @@ class Method:
 
     @property
     def kinds(self) -> frozenset[Kind]:
-        """The statistics that have to be collected for it."""
+        """The statistics that the method needs."""
         needs_gram = any(STEPS[name].needs_gram for name in self.steps)
         return self.scoring_kinds | ({"gram"} if needs_gram else set())
 
     @property
     def scoring_kinds(self) -> frozenset[Kind]:
-        """The statistics that the metric looks at."""
+        """The statistics that the metric needs."""
         return collected_for(self.metric.needs)
 
     @property
     def allocation_kinds(self) -> frozenset[Kind]:
-        """The statistics of the dense model that the allocation looks at."""
+        """The statistics of the dense model that the allocation needs."""
         rule = self.allocation if isinstance(self.allocation, str) else ""
         needed = _NEEDED_BY_RULE.get(rule, frozenset())
         return needed | self.scoring_kinds if rule == "error" else needed
@@ -140,15 +140,15 @@ class Method:
 
     @property
     def at_once(self) -> bool:
-        """Whether all matrices compete and nothing follows that could see pruned blocks."""
+        """Whether the scores of the whole model decide, and no step follows the mask."""
         return self.pattern.reach == "model" and not self.steps
 
     def mode(self, asked: Mode) -> Order:
-        """The order of work: sequential unless all matrices compete with each other.
+        """The order of work: sequential unless the whole model decides and no step follows.
 
-        Where they do, what follows can still be sequential: the mask is the dense model's, and
-        its swaps or the weights that stay are chosen block by block. Raises PrunerZeroError where
-        an order was asked for and cannot be.
+        Steps after a mask that the dense model has decided can be sequential: each block is then
+        calibrated on the pruned blocks before it. Raises PrunerZeroError for an order that is
+        impossible.
         """
         if self.asymmetric and asked == "one-shot":
             raise PrunerZeroError(

@@ -48,10 +48,10 @@ def parse_method(
     METRIC is a name, an expression or a tree file, ALLOCATION one of `ALLOCATION_RULES` or a
     .json file of shares, STEP a name of `STEPS`.
 
-    `sparsegpt` stands for its score in blocks of columns with its update; another update in
-    its place keeps the mask that its sweep chooses. A scope in the text wins over `scope`,
-    which wins over one in the tree file; without any it is "row". `update`, `refine`,
-    `asymmetric` and `allocation`, which may also be a file, say what the text leaves open.
+    `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
+    the mask that its sweep chooses. A scope in the text has precedence over `scope`, and that over
+    the scope in a tree file; the default is "row". `update`, `refine`, `asymmetric` and
+    `allocation`, which may also be a file, hold where the text names none.
     Exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any Pattern
     and leaves no choice of scope. Raises PrunerZeroError.
     """
@@ -99,17 +99,13 @@ def split_methods(text: str) -> list[str]:
 
 
 def _allocation(text: str | None) -> AllocationRule | Allocation:
-    """The rule of this name, or what the file of this name says."""
+    """The rule of this name, or the allocation in the file of this name."""
     if text is None:
         return "uniform"
     if text in ALLOCATION_RULES:
         return text
     if isfile(text):
         return read_allocation(Path(text))
-    if text == "evolved":
-        raise PrunerZeroError(
-            "--allocation evolved is for search, which writes best_allocation.json: give that file"
-        )
     raise PrunerZeroError(
         f"--allocation {text} is neither a rule nor a file: {did_you_mean(text, ALLOCATION_RULES)}"
     )
@@ -148,17 +144,17 @@ def _with_update(name: str, steps: list[str], option: str | None, default: str) 
 
 
 def _split_groups(body: str) -> tuple[str, str | None, str | None]:
-    """The text without its `@…` parts, the scope and the allocation among them."""
+    """The text without its `@…` parts; the scope and the allocation that these name."""
     scope = rule = None
     while True:
         before, part = _last_part(body)
         if part is None:
             return body, scope, rule
         body = before
-        known = part in ALLOCATION_RULES or part.endswith(".json")
-        if (rule if known else scope) is not None:
+        is_rule = part in ALLOCATION_RULES or part.endswith(".json")
+        if (rule if is_rule else scope) is not None:
             raise PrunerZeroError(f"'@{part}' is one too many: keep one scope and one allocation")
-        if known:
+        if is_rule:
             rule = part
         elif part in SCOPES:
             scope = part
@@ -168,9 +164,9 @@ def _split_groups(body: str) -> tuple[str, str | None, str | None]:
 
 
 def _last_part(body: str) -> tuple[str, str | None]:
-    """What stands before the last `@…` part, and that part: a word or a file of shares."""
+    """The text before the last `@…` part, and that part: a word or an allocation file."""
     if body.rstrip().endswith(".json"):
-        # From the left, since names of folders may hold an @ too.
+        # The longest path is tried first, since names of folders may hold an @ too.
         for place in range(max(0, len(body) - _LONGEST_PATH), len(body)):
             part = body[place + 1 :].strip()
             if body[place] == "@" and isfile(part):

@@ -37,9 +37,9 @@ from pruner_zero.settings import PruneSettings, name_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
 from pruner_zero.text import Corpus, Windows
 
-# What decides the statistics and is told by a name of its own where it changed.
+# Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
-# Settings that an interrupted run may be taken up without.
+# Settings that may differ when an interrupted run is resumed.
 _PLACE = {"device", "save_mask", "threads"}
 
 
@@ -71,9 +71,9 @@ def prune(
     its memory small; the result is the same. It needs an `output`, and a model that is not an
     object.
 
-    The work goes on in `OUTPUT.partial` and moves to `output` once it is whole; the same
-    call after an interruption goes on after the last finished block. Raises
-    PrunerZeroError, naming what to change; `output` is then as it was.
+    The result is built up in `OUTPUT.partial` and moved to `output` when it is complete; the same
+    call after an interruption resumes after the last finished block. Raises PrunerZeroError,
+    naming what to change; `output` is then unchanged.
     """
     if isinstance(metric, Metric) and settings.get("pattern") is None:
         settings = {"scope": metric.scope} | _given(settings)
@@ -141,7 +141,7 @@ class _Work:
     progress: Progress
 
     def run(self, checkpoint: Checkpoint | None) -> PruneResult:
-        """Prune in memory, block by block, from where the checkpoint stands."""
+        """Prune block by block, beginning after the last finished block of the checkpoint."""
         mode = self.method.mode(self.settings.mode)
         with measured() as cost:
             records = prune_model(
@@ -198,25 +198,25 @@ class _Work:
         return build_folder(output, overwrite, checkpoint_in, run, write)
 
     def save_masks(self, folder: Path) -> None:
-        """Write the masks of the finished model, which lies in `folder` where it is offloaded."""
-        model, own = self.language_model, self.matrices
+        """Write the masks of the finished model; an offloaded one is read back from `folder`."""
+        model, matrices = self.language_model, self.matrices
         if isinstance(model, OffloadedModel):
             model = load_offloaded(folder, self.settings.dtype)
-            own = find_matrices(model.model, self.settings.include, self.settings.exclude)
-        save_masks(model, own, folder / FOLDER)
+            matrices = find_matrices(model.model, self.settings.include, self.settings.exclude)
+        save_masks(model, matrices, folder / FOLDER)
 
     def identity(self) -> dict[str, Any]:
-        """What an unfinished run must share with this one to be taken up."""
+        """What has to be the same in an unfinished run for it to be resumed by this one."""
         shares = self.method.allocation
-        known = self.store.settings
-        # The device and what is written beside change at most how sums round.
+        statistics = self.store.settings
+        # What is left out changes at most how sums round, or which files are written.
         settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
             **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
             "the metric": self.method.metric.to_json(),
             "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
-            "the model's weights": known["model"],
-            "the calibration tokens": known["windows"],
-            "the version of torch": known["torch"],
-            "the statistics": {name: known[name] for name in known if name not in _NAMED},
+            "the model's weights": statistics["model"],
+            "the calibration tokens": statistics["windows"],
+            "the version of torch": statistics["torch"],
+            "the statistics": {name: statistics[name] for name in statistics if name not in _NAMED},
         }

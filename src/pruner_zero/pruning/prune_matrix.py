@@ -23,21 +23,21 @@ def prune_matrix(
     if matrix.name not in choice.reached:
         silent = " and ".join(statistics.silent())
         note = f"calibration left {silent} zero: pruned by magnitude"
-        return _write_zeros(matrix, choice.masks[matrix.name], note=note)
+        return write_zeros(matrix, choice.masks[matrix.name], note=note)
     chooser = method.chooser if mask is None else None
     steps = plan(method.steps, chooser)
     if mask is not None and not steps:
-        return _write_zeros(matrix, mask)
+        return write_zeros(matrix, mask)
     by_metric = chooser is not None and not method.sweeps_by_own_score
     scorer = sweep_scorer(matrix, statistics, method.metric) if by_metric else None
     weight, hessian = matrix.weight.float(), statistics.hessian
     layer = Layer(weight, hessian, pattern, mask, scorer, name=matrix.name)
     result = run_steps(layer, steps)
     matrix.weight.copy_(result.weight)
-    return _write_zeros(matrix, result.mask, used_damping(hessian, steps), result.note)
+    return write_zeros(matrix, result.mask, used_damping(hessian, steps), result.note)
 
 
-def _write_zeros(
+def write_zeros(
     matrix: Matrix, mask: Tensor, damping: float | None = None, note: str | None = None
 ) -> MatrixRecord:
     """Write exact zeros where `mask` prunes, and count all zeros of the matrix."""

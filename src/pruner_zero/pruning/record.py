@@ -1,4 +1,4 @@
-"""What pruning did to each matrix, and the folder that tells it."""
+"""What pruning did to each matrix."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -9,10 +9,10 @@ from pruner_zero.models import common_kind
 
 @dataclass(frozen=True)
 class MatrixRecord:
-    """One pruned matrix: how many of its weights are zero, and what had to be done about it.
+    """One pruned matrix: how many of its weights are zero, and how it was updated.
 
     damping: the share of the mean diagonal added to the Hessian, where an update was made.
-    note: a fallback that was taken, for the user to know.
+    note: what the user should know of it, such as a fallback.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The result of pruning: what was asked, what was done, and the files that say so."""
+"""The result of pruning: settings, records, and the files written beside the model."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from pruner_zero.table import Tabular
 
 @dataclass(frozen=True, repr=False)
 class PruneResult(Tabular):
-    """A pruned model and everything needed to trust and repeat it.
+    """A pruned model, and everything that is needed to repeat the run.
 
     `calibration` describes the windows, empty where there were none, `cost` the wall time and
     memory of this process; `output` is the folder, None where nothing was saved.
@@ -88,11 +88,14 @@ def model_card(result: PruneResult) -> str:
     kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
         kinds[record.kind].append(record)
-    rows = [f"| `{kind}` | {len(own)} | {total_sparsity(own):.2%} |" for kind, own in kinds.items()]
-    notes = [f"- `{one.name}`: {one.note}" for one in result.records if one.note]
+    rows = [
+        f"| `{kind}` | {len(records)} | {total_sparsity(records):.2%} |"
+        for kind, records in kinds.items()
+    ]
+    notes = [f"- `{record.name}`: {record.note}" for record in result.records if record.note]
     partly = settings.include or settings.exclude
     which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
-    # The hub reads base_model as one of its own names, which a local path is not.
+    # base_model must be a name on the hub, so a local path is left out.
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not Path(settings.model).exists()
     parts = [
         "---",

@@ -1,4 +1,4 @@
-"""How much of each matrix is pruned: a share for every name, and the exact zeros it means."""
+"""How much of each matrix is pruned: a share by name, and the exact number of zeros."""
 
 import json
 import math
@@ -112,9 +112,9 @@ def counts(
     `shapes` (out, in). Every share is rounded down, then those with the largest remainders go
     up by one step while that fits; a step is one weight for `matrix` and one weight of each
     row for `row`. By matrix the total is exact; by row it falls short of exact by less than
-    one step of a matrix that could still have gone up. Every row or matrix keeps a weight,
-    which alone can leave matrices of a few weights short of their share. Shares that do not
-    quite meet the sparsity, as those of a file with few decimals, are first shifted alike.
+    one step of a matrix that could still have gone up. Every row or matrix keeps a weight, so
+    matrices of a few weights can get fewer zeros than their share. Shares that do not quite meet
+    the sparsity, as those of a file with few decimals, are first shifted by one constant.
     Raises PrunerZeroError for other names, and where the allocation's own mean is not
     `sparsity` to within 0.001. Source: the largest-remainder method; its use here is ours.
     """
