@@ -116,7 +116,7 @@ def counts(
     matrices of a few weights can get fewer zeros than their share. Shares that do not quite meet
     the sparsity, as those of a file with few decimals, are first shifted by one constant.
     Raises PrunerZeroError for other names, and where the allocation's own mean is not
-    `sparsity` to within 0.001. Source: the largest-remainder method; its use here is ours.
+    `sparsity` to within 0.001. Source: the largest-remainder method (Hamilton).
     """
     allocation.check(shapes)
     sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
@@ -168,7 +168,7 @@ def at_mean(
     """The shares `shares_at(x)` whose mean, weighted by `sizes`, is `mean`.
 
     `shares_at` must not fall anywhere as x goes from `start` to `stop`, and must reach the
-    mean between them; x is bisected until two neighbouring floats remain. Source: ours.
+    mean between them; x is bisected until two neighbouring floats remain. Source: bisection.
     """
     for _ in range(200):
         middle = (start + stop) / 2

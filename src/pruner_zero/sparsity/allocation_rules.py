@@ -73,7 +73,8 @@ def by_error(
     segments are taken by ascending error per pruned weight, the last one in part: the exact
     optimum over the envelopes, the solution of the Lagrangian. Ties go to the first matrix.
     Raises PrunerZeroError for errors that are not finite and for a sparsity above 0.99 or beyond
-    the curves. Source: ours; the method is the equal-slope rule of rate allocation.
+    the curves. Source: the equal-slope rule (Shoham & Gersho 1988); on layer errors of pruning,
+    SPDY (Frantar & Alistarh 2022, 2201.13096).
     """
     _check(sparsity)
     shares = dict.fromkeys(sizes, 0.0)

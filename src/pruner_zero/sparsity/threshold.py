@@ -45,7 +45,7 @@ def global_threshold(scores: Mapping[str, Tensor], sparsity: float) -> GlobalThr
     where scores equal to the threshold lie on both sides; ties go to the lowest matrix, row,
     column. The threshold comes from two histograms, of the upper and of the lower half of an
     integer key that orders like the float. Raises PrunerZeroError naming the matrix for
-    non-finite scores. Source: ours.
+    non-finite scores. Source: radix selection; its use on floats of many matrices is ours.
     """
     counts = np.zeros(_HALF_KEYS, np.int64)
     for name, values in scores.items():
