@@ -1,4 +1,4 @@
-"""Reference pages from the program itself: what `--help` says, what settings are, what is known."""
+"""Reference pages made from the program: commands, settings, metrics, operators, terminals."""
 
 import importlib
 import re
@@ -15,6 +15,7 @@ from pruner_zero.sparsity import STEPS
 # Where the settings of the verbs that take --config are.
 SETTINGS = {
     "prune": ("pruner_zero.settings.prune", "PruneSettings"),
+    "evaluate": ("pruner_zero.settings.evaluate", "EvaluateSettings"),
     "compare": ("pruner_zero.settings.compare", "CompareSettings"),
     "search": ("pruner_zero.evolution.settings", "SearchSettings"),
     "recover": ("pruner_zero.settings.recover", "RecoverSettings"),

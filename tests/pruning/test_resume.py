@@ -322,7 +322,7 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_same_command_goes_on(
     code, out, err = finish(process)
     assert code == 130
     assert out == ""
-    assert err == "interrupted: the same command goes on where this one stopped\n"
+    assert err == "interrupted: the same command continues this run\n"
     assert not output.exists()
     last = Forked(*command("sequential", output), log=tmp_path / "log")
     assert last.end() == 0

@@ -110,7 +110,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
     assert process.end() == 130
     assert process.out.read_text() == ""
     lines = process.err.read_text().splitlines()
-    assert lines[-1] == "interrupted: the same command goes on where this one stopped"
+    assert lines[-1] == "interrupted: the same command continues this run"
     assert not output.exists()
     reached = steps_on_disk(output)
     assert reached >= 2

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import pruner_zero
-from pruner_zero import settings
+from pruner_zero import PrunerZeroError, settings
 from pruner_zero.settings import Option, Settings, options_of
 
 VERBS = [
@@ -51,6 +51,12 @@ def test_a_dozen_options_come_first(kind: type[Settings]) -> None:
     first = [o.name for o in options_of(kind).values() if o.panel == Settings.panel]
     assert 4 <= len(first) <= 12
     assert "model" in first
+
+
+@pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
+def test_an_unknown_keyword_is_refused_with_a_near_name(kind: type[Settings]) -> None:
+    with pytest.raises(PrunerZeroError, match="no setting 'dtyp': did you mean 'dtype'"):
+        settings.read_settings(kind, {"model": "m", "dtyp": "float32"})
 
 
 def test_words_set_an_option_as_a_shell_would() -> None:

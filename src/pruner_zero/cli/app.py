@@ -77,7 +77,7 @@ def main() -> NoReturn:
         _end_usage(error)
     # Newer versions of Typer turn an interruption into an exit code themselves.
     if code == INTERRUPTED:
-        resumes = ": the same command goes on where this one stopped"
+        resumes = ": the same command continues this run"
         _end("interrupted" + (resumes if sys.argv[1:2] in (["prune"], ["recover"]) else ""), code)
     sys.exit(code if isinstance(code, int) else 0)
 

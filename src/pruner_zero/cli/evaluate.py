@@ -32,7 +32,7 @@ def evaluate(
     if output is not None:
         check_writable(output)
     perplexity, scores = measure(checked, checked.model, checked.text, progress=progress(quiet))
-    found = {
+    values = {
         key: value
         for result in (perplexity, scores)
         if result is not None
@@ -41,9 +41,9 @@ def evaluate(
     if output is not None:
         with writing(output):
             output.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(output, json.dumps(found, indent=2) + "\n")
+        write_atomic(output, json.dumps(values, indent=2) + "\n")
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps(values))
         return
     if scores is not None:
         _print_scores(scores)

@@ -12,16 +12,18 @@ from pruner_zero.settings import ModelSettings, Option, Settings, options_of
 
 
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a command so that every setting of `kind` is a parameter of it.
+    """Decorate a command so that every setting of `kind` becomes a parameter for Typer.
 
-    The command's own parameters come before the settings of the panels, its `settings` receives
-    those that were given on the command line, by name. Typer reads the signature made here.
+    The command receives as `settings` those that were given on the command line, by name.
     """
     options = options_of(kind)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [p for p in signature(command).parameters.values() if p.name not in options]
-        own = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own if p.name != "settings"]
+        others = [
+            parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            for parameter in signature(command).parameters.values()
+            if parameter.name != "settings"
+        ]
 
         @wraps(command)
         def call(**given: Any) -> None:
@@ -33,7 +35,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
 
         made = [_parameter(option) for option in sorted(options.values(), key=_place)]
         call.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
-            parameters=[*made, *own]
+            parameters=[*made, *others]
         )
         return call
 
@@ -41,14 +43,14 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
 
 
 def _place(option: Option) -> tuple[int, bool]:
-    """The panel that most runs need comes first, the one of the machine last."""
+    """Sort key: the panel that most runs need first, the panel of the machine last."""
     panel = {Settings.panel: 0, ModelSettings.panel: 2}.get(option.panel, 1)
     return panel, not option.first
 
 
 def _parameter(option: Option) -> Parameter:
     shown: dict[str, Any] = {
-        # Rich would take what stands in brackets, such as [@SCOPE], for markup.
+        # Escaped, because Rich takes brackets such as [@SCOPE] for markup.
         "help": escape(option.full_help),
         "metavar": option.metavar,
         "show_default": False,

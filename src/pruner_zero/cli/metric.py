@@ -22,22 +22,22 @@ def show(metric: Spec, as_json: AsJson = False) -> None:
     """Show METRIC: its formula, its size, and the statistics it needs."""
     from pruner_zero.metric import NAMED, Metric
 
-    found = Metric.of(metric)
-    expression = found.expression
+    shown = Metric.of(metric)
+    expression = shown.expression
     facts: dict[str, object] = {
-        "expression": str(found),
-        "name": found.name,
-        "scope": found.scope,
+        "expression": str(shown),
+        "name": shown.name,
+        "scope": shown.scope,
         "size": expression.size,
         "depth": expression.depth,
-        "needs": sorted(found.needs),
+        "needs": sorted(shown.needs),
         "leaves": dict(expression.leaf_counts()),
         "operators": dict(expression.operator_counts()),
-        "latex": found.latex,
+        "latex": shown.latex,
     }
-    if found.name is not None and found.name in NAMED:
-        facts["description"] = NAMED[found.name].description
-        facts["source"] = NAMED[found.name].citation
+    if shown.name is not None and shown.name in NAMED:
+        facts["description"] = NAMED[shown.name].description
+        facts["source"] = NAMED[shown.name].citation
     if as_json:
         print(json.dumps(facts))
         return
@@ -57,12 +57,12 @@ def list_metrics(as_json: AsJson = False) -> None:
 
     if as_json:
         operators = dict.fromkeys(PUBLISHED, "published") | dict.fromkeys(EXTENDED, "extended")
-        metrics = {name: one.text for name, one in NAMED.items()}
+        metrics = {name: named.text for name, named in NAMED.items()}
         print(
             json.dumps({"metrics": metrics, "operators": operators, "terminals": list(TERMINALS)})
         )
         return
-    rows = [(name, one.citation, one.text) for name, one in NAMED.items()]
+    rows = [(name, named.citation, named.text) for name, named in NAMED.items()]
     print_table(("name", "source", "expression"), rows, left=3)
     print(f"published operators: {' '.join(PUBLISHED)}")
     print(f"extended operators: {' '.join(EXTENDED)}")

@@ -156,31 +156,31 @@ class _Work:
 
     def trainables(self) -> list[Trainable]:
         """The trained tensors, in the order of the model."""
-        settings, found = self.settings, list[Trainable]()
+        settings, trainables = self.settings, list[Trainable]()
         generator = torch.Generator().manual_seed(settings.seed)
         parameters = parameters_of(self.matrices)
         for name, parameter in parameters.items():
             mask = self.masks[name]
             if settings.mode == "full":
-                found.append(KeptWeights(name, parameter, mask))
+                trainables.append(KeptWeights(name, parameter, mask))
                 continue
-            own = [matrix for matrix in self.matrices if matrix.parameter is parameter]
+            inside = [matrix for matrix in self.matrices if matrix.parameter is parameter]
             adapters = MaskedAdapters(
                 parameter,
                 mask,
-                own,
+                inside,
                 rank=settings.rank,
                 alpha=settings.alpha,
                 generator=generator,
             )
-            found.append(adapters)
+            trainables.append(adapters)
         if settings.norms:
-            found += [
+            trainables += [
                 KeptWeights(name, parameter, torch.ones_like(parameter, dtype=torch.bool))
                 for name, parameter in self.language_model.model.named_parameters()
                 if parameter.ndim == 1 and name not in parameters
             ]
-        return found
+        return trainables
 
     def check_zeros(self) -> None:
         """Raise RuntimeError where a pruned weight is no longer zero."""

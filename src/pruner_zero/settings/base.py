@@ -93,7 +93,8 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 
 
 def _first_line(error: ValidationError, kind: type[Settings]) -> str:
-    first = error.errors()[0]
+    # An unknown name first: a missing setting may be the one that was misspelt.
+    first = min(error.errors(), key=lambda error: error["type"] != "extra_forbidden")
     key = str(first["loc"][0]) if first["loc"] else ""
     if first["type"] == "extra_forbidden":
         return f"no setting '{key}': {did_you_mean(key.replace('-', '_'), kind.model_fields)}"

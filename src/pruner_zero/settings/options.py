@@ -13,10 +13,10 @@ from pruner_zero.settings.base import Cli, Settings
 
 @dataclass(frozen=True)
 class Option:
-    """One option: that of the field `name`.
+    """The command-line option of the field `name`.
 
-    type: bool for a switch, else what a value is read as. choices: the values of a field that
-    takes one of a few. default: its words, None where there is none.
+    type: of a value; bool for a switch. choices: the values that the field accepts, empty where
+    it accepts any of its type. default: the default in words, None where there is none.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Option:
 
     @property
     def full_help(self) -> str:
-        """The help with the choices and the default."""
+        """The help with the choices, unless it names them, and the default."""
         parts = [self.help]
         if not all(choice in self.help for choice in self.choices):
             parts.append(f"One of {', '.join(self.choices)}.")
@@ -52,11 +52,11 @@ class Option:
         if isinstance(value, dict):
             value = [f"{name}={amount:g}" for name, amount in value.items()]
         values = value if isinstance(value, list | tuple) else [value]
-        return [word for one in values for word in (self.flag, str(one))]
+        return [word for item in values for word in (self.flag, str(item))]
 
 
 def options_of(kind: type[Settings]) -> dict[str, Option]:
-    """The options of a verb by field; fields that hold nested settings have none."""
+    """The options of a verb by field; a field of nested settings has no option."""
     return {option.name: option for option in _options(kind)}
 
 
@@ -84,7 +84,7 @@ def _options(kind: type[Settings]) -> Iterator[Option]:
 
 
 def _form(annotation: Any) -> tuple[type, tuple[str, ...], bool] | None:
-    """The type of a value, its choices, and whether several are given; None: no option."""
+    """The type of a value, its choices, and whether the option is repeatable; None: no option."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _form(arguments[0])
