@@ -7,6 +7,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
 if TYPE_CHECKING:
+    from pruner_zero.analysis import analyze
     from pruner_zero.comparison import compare
     from pruner_zero.evaluation import evaluate
     from pruner_zero.evolution import Study, search
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "Metric": "metric",
     "Study": "evolution",
+    "analyze": "analysis",
     "compare": "comparison",
     "evaluate": "evaluation",
     "load_model": "models",
@@ -31,6 +33,7 @@ __all__ = [
     "PrunerZeroError",
     "Study",
     "__version__",
+    "analyze",
     "compare",
     "evaluate",
     "load_model",
