@@ -1,12 +1,11 @@
-"""Whether the Hugging Face hub answers, so that no one waits for retries when it cannot."""
+"""Whether the Hugging Face hub can be reached, asked before its libraries retry for long."""
 
-# Seconds the hub has to answer before it counts as away: its libraries alone would retry for
-# half a minute.
+# Seconds to wait for the hub's answer; its libraries alone would retry for half a minute.
 HUB_TIMEOUT = 3.0
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers; True in offline mode, where the cache answers in its place."""
+    """Whether the hub answers; True in offline mode, where the cache is read instead."""
     from huggingface_hub import constants, get_session, is_offline_mode
 
     if is_offline_mode():
@@ -14,6 +13,6 @@ def hub_reachable() -> bool:
     try:
         get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT)
     except Exception:
-        # Any failure means the same here, and the transport library behind it has changed.
+        # Any error means the same here; its type depends on the transport library.
         return False
     return True

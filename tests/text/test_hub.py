@@ -139,7 +139,7 @@ def test_another_failure_keeps_its_reason(monkeypatch: pytest.MonkeyPatch) -> No
     serve(monkeypatch, fail)
     assert line("ptb") == (
         "ptb could not be loaded from the Hugging Face hub (Dataset scripts are no longer "
-        "supported): pass a local file such as ptb.valid.txt, or builtin:pydoc"
+        "supported but found one): pass a local file such as ptb.valid.txt, or builtin:pydoc"
     )
 
 

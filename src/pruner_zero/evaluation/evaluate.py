@@ -1,4 +1,4 @@
-"""`evaluate`: the perplexity of any model on any text, or its scores in tasks, in one call."""
+"""`evaluate`: the perplexity of a model on a text, or its scores in tasks."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache

@@ -100,7 +100,7 @@ def evaluate_tasks(
                 "the tokenizer has no chat template: leave out --apply-chat-template"
             )
         try:
-            found = _lm_eval().evaluate(
+            results = _lm_eval().evaluate(
                 harness_model(language_model, batch_size),
                 tasks,
                 limit=limit,
@@ -110,7 +110,7 @@ def evaluate_tasks(
             )
         except ValueError as error:
             raise PrunerZeroError(f"lm-eval cannot run these tasks: {one_line(error)}") from error
-    _check_numbers(found["samples"])
+    _check_numbers(results["samples"])
     settings = {
         "model": language_model.name,
         "tasks": list(names),
@@ -120,7 +120,7 @@ def evaluate_tasks(
         "apply_chat_template": apply_chat_template,
     }
     versions = {**provenance(), "lm_eval": _lm_eval().__version__}
-    return TaskResult(tuple(_rows(found)), settings, versions)
+    return TaskResult(tuple(_rows(results)), settings, versions)
 
 
 def harness_model(language_model: LanguageModel, batch_size: int) -> Any:
@@ -191,7 +191,7 @@ def _manager(names: Sequence[str], folder: Path | None) -> Any:
 def _load(manager: Any, name: str, folder: Path | None) -> Any:
     """lm-eval's `tasks` and `groups` for one name, with their data."""
     instead = "give a folder of tasks whose data are local files (--include-path)"
-    # None for groups and for tasks written in Python, of which it is not known.
+    # None for groups and for tasks written in Python, whose data cannot be told before loading.
     data = (manager.task_index[name].cfg or {}).get("dataset_path")
     local = data is None or data in _FILE_READERS or Path(data).exists()
     if not local and not hub_reachable():
@@ -240,13 +240,13 @@ def _check_numbers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         )
 
 
-def _rows(found: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """lm-eval's results as rows; the keys of metrics are `metric,filter`."""
-    for task, values in found["results"].items():
+    for task, values in results["results"].items():
         row = {
             "task": task,
-            "version": str(found["versions"].get(task, "")),
-            "num_fewshot": found["n-shot"].get(task),
+            "version": str(results["versions"].get(task, "")),
+            "num_fewshot": results["n-shot"].get(task),
             "documents": values["sample_len"],
         }
         for key, value in values.items():

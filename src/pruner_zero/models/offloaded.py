@@ -96,7 +96,7 @@ class OffloadedModel(LanguageModel):
     @contextmanager
     def _loaded(self, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
         """Within the context, `parameters` hold their weights; afterwards placeholders."""
-        names = {id(own): self.stored[name] for name, own in self.model.named_parameters()}
+        names = {id(held): self.stored[name] for name, held in self.model.named_parameters()}
         absent = [parameter for parameter in parameters if id(parameter) not in self.loaded]
         wanted = {names[id(parameter)]: parameter for parameter in absent}
         self.loaded.update(map(id, absent))

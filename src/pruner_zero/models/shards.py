@@ -78,7 +78,7 @@ def weight_files(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> li
         ) from error
     suffix = Path(weights).suffix
     for path in paths:
-        # Elsewhere may be someone else's file, and of another suffix a pickled one.
+        # A path outside may be another user's file, and another suffix a pickled file.
         if path.is_absolute() or ".." in path.parts or path.suffix != suffix:
             raise PrunerZeroError(
                 f"{folder / index} names {str(path)[:200]!r}, which is no {suffix} file inside "

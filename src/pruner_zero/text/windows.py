@@ -78,9 +78,9 @@ def random_windows(
 ) -> Windows:
     """`windows` windows at distinct random offsets of the token stream; they may overlap.
 
-    As the papers calibrate. Fewer windows of the same seed are the first of more. Only the
-    first RANDOM_CHARACTERS characters of the corpus are tokenized. Raises PrunerZeroError
-    where the corpus has too few tokens.
+    Used for calibration, as in the papers. With the same seed, fewer windows are the first of
+    more. Only the first RANDOM_CHARACTERS characters of the corpus are tokenized. Raises
+    PrunerZeroError where the corpus has too few tokens.
     """
     _check(windows, seqlen)
     if not 0 <= seed < 2**63:
@@ -100,7 +100,7 @@ def consecutive_windows(
 ) -> Windows:
     """The first `windows` non-overlapping windows, all of them where None; the rest is dropped.
 
-    As the papers measure perplexity. Raises PrunerZeroError where the corpus has too few
+    Used for perplexity, as in the papers. Raises PrunerZeroError where the corpus has too few
     tokens.
     """
     _check(windows, seqlen)
@@ -124,8 +124,8 @@ def _check(windows: int | None, seqlen: int) -> None:
 
 
 def _encode(corpus: Corpus, text: str, tokenizer: Tokenizer, seqlen: int) -> torch.Tensor:
-    # No BOS: the literature's windows are cut from the bare stream. verbose=False withholds
-    # the warning about a text longer than the model's context, which is the point here.
+    # No BOS: in the literature windows are cut from the bare stream. verbose=False suppresses the
+    # warning about a text longer than the model's context, which every corpus is.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < seqlen:
         raise PrunerZeroError(
