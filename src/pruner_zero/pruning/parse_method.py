@@ -129,7 +129,7 @@ def _split_steps(text: str) -> tuple[str, list[str], bool]:
 
 def _with_update(name: str, steps: list[str], option: str | None, default: str) -> list[str]:
     """The steps that are written, and the update of the option or the default where none is."""
-    if option not in (None, "none") and (option not in STEPS or STEPS[option].option != "update"):
+    if option not in (None, "none") and option not in STEPS:
         known = [name for name, step in STEPS.items() if step.option == "update"]
         raise PrunerZeroError(f"--update {option} is unknown: {did_you_mean(option, known)}")
     written = [step for step in steps if STEPS[step].option == "update"]
