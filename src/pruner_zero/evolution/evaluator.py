@@ -94,7 +94,7 @@ class Evaluator:
                 verdict = self._judge(task, expression, limit)
         except PrunerZeroError as error:
             verdict = {"reason": getattr(error, "reason", str(error))}
-        except (MemoryError, RuntimeError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise PrunerZeroError(
