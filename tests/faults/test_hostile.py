@@ -492,4 +492,4 @@ def test_shares(text: str, llama_folder: Path, refused: Refused, tmp_path: Path)
 def test_a_garbled_run(text: str, tmp_path: Path) -> None:
     (tmp_path / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     line = one_line(run("search", "--resume", tmp_path))
-    assert "holds no run to resume" in line or "give a MODEL" in line
+    assert "holds no run to resume" in line or "is missing" in line
