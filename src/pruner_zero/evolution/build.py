@@ -74,8 +74,8 @@ def build_evaluator(
     )
     calibrate(language_model, calibration, kinds, store, progress=progress)
     dtype = judging_dtype(language_model.model, settings)
-    # Not in float16, where sums over tokens overflow.
     step = None if settings.update == "none" else STEPS[settings.update]
+    # Not in float16, where sums over tokens overflow.
     narrows = dtype == torch.bfloat16 and step is None
     narrow_dtype = torch.bfloat16 if narrows else torch.float32
     statistics: dict[str, dict[str, Tensor]] = {}
@@ -83,13 +83,13 @@ def build_evaluator(
     hessians: dict[str, Hessian] = {}
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
-    share = min(1.0, settings.sampled_weights / sum(one.weight.numel() for one in matrices))
+    share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))
     for block in progress.track(blocks, "statistics", len(blocks)):
-        own = [matrix for matrix in matrices if matrix.block == block]
-        read = _read(store, block, kinds, own[0].weight.device)
+        in_block = [matrix for matrix in matrices if matrix.block == block]
+        read = _read(store, block, kinds, in_block[0].weight.device)
         narrowed: dict[int, Tensor] = {}
         shared: dict[int, Hessian] = {}
-        for matrix in own:
+        for matrix in in_block:
             gram = read["gram"][matrix.name]
             if gram.data_ptr() not in shared:
                 hessian = Hessian(gram, damping=settings.damping, name=matrix.name)
@@ -98,10 +98,10 @@ def build_evaluator(
             collected = Statistics({kind: read[kind][matrix.name] for kind in kinds}, hessian)
             dense = matrix.weight.detach()
             # W and S are taken from the weights when a candidate is scored.
-            found = collected.terminals({"X", *terminals} - {"W", "S"}, dense)
-            statistics[matrix.name] = found
+            values = collected.terminals({"X", *terminals} - {"W", "S"}, dense)
+            statistics[matrix.name] = values
             rows = max(LEAST_ROWS, round(share * len(dense)))
-            sampled = sample_matrix(matrix.name, matrix.block, dense, found, gram, rows)
+            sampled = sample_matrix(matrix.name, matrix.block, dense, values, gram, rows)
             narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))
             sampled = replace(sampled, gram=narrow)
             if step is not None and gram.any():
@@ -109,7 +109,7 @@ def build_evaluator(
                 layer = Layer(sampled.weight, hessian, settings.zeros, name=matrix.name)
                 sampled = replace(sampled, layer=layer, step=step.name)
             sample.append(sampled)
-    _check_alive(sample)
+    _check_reached(sample)
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates mask a copy, so that the model stays intact whatever happens.
     copy = deepcopy(language_model.model).to(dtype)
@@ -124,14 +124,7 @@ def build_evaluator(
         hessians,
     )
     probe = _probe(matrices, sample)
-    return Evaluator(
-        probe,
-        sample,
-        masked,
-        judged.tokens,
-        settings.few_windows,
-        settings.zeros,
-    )
+    return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, settings.zeros)
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
@@ -149,9 +142,8 @@ def _read(
     return {kind: store.read(kind, block, device=device) for kind in sorted(kinds)}
 
 
-def _check_alive(sample: list[SampledMatrix]) -> None:
-    silent = [one.name for one in sample if not one.terminals.get("X", torch.ones(1)).any()]
-    if len(silent) == len(sample):
+def _check_reached(sample: list[SampledMatrix]) -> None:
+    if not any(matrix.terminals["X"].any() for matrix in sample):
         raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
 
 
@@ -161,11 +153,10 @@ def _probe(matrices: list[Matrix], sample: list[SampledMatrix]) -> list[SampledM
     probe = []
     for place in index.tolist():
         matrix, whole = matrices[place], sample[place]
-        statistics = {
-            name: value for name, value in whole.terminals.items() if name not in ("W", "S")
-        }
-        weight = whole.weight
+        statistics = {name: whole.terminals[name] for name in whole.terminals.keys() - {"W", "S"}}
         probe.append(
-            sample_matrix(matrix.name, matrix.block, weight, statistics, whole.gram, PROBE_ROWS)
+            sample_matrix(
+                matrix.name, matrix.block, whole.weight, statistics, whole.gram, PROBE_ROWS
+            )
         )
     return probe
