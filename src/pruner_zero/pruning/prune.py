@@ -210,9 +210,8 @@ class _Work:
         shares = self.method.allocation
         statistics = self.store.settings
         # What is left out changes at most how sums round, or which files are written.
-        settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
-            **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
+            **self.settings.by_option(_PLACE),
             "the metric": self.method.metric.to_json(),
             "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
             "the model's weights": statistics["model"],

@@ -212,9 +212,8 @@ class _Work:
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must have in common with this one to be resumed."""
-        settings = self.settings.model_dump(mode="json", exclude=_PLACE)
         return {
-            **{f"--{name.replace('_', '-')}": value for name, value in settings.items()},
+            **self.settings.by_option(_PLACE),
             "the model's weights": self.origin["model_sha256"],
             "the teacher's weights": self.origin["teacher_sha256"],
             "the tokens of the text": [self.windows.sha256, self.validation.sha256],

@@ -23,6 +23,11 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
     panel: ClassVar[str] = "Options"
 
+    def by_option(self, exclude: set[str]) -> dict[str, Any]:
+        """All values in JSON form by option, such as --seed, without the fields in `exclude`."""
+        values = self.model_dump(mode="json", exclude=exclude)
+        return {f"--{name.replace('_', '-')}": value for name, value in values.items()}
+
 
 @dataclass(frozen=True)
 class Cli:
