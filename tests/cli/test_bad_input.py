@@ -47,7 +47,7 @@ def test_a_metric_that_is_none(metric: str, words: str, refused: Callable[..., s
         (("--sparsity", "half"), "--sparsity"),
         (("--pattern", "4:4"), "choose N and M with 0 < N < M"),
         (("--pattern", "5:4"), "choose N and M with 0 < N < M"),
-        (("--pattern", "2-4"), "pattern '2-4' cannot be read: write N:M"),
+        (("--pattern", "2-4"), "--pattern is '2-4': write N:M such as 2:4"),
         (("--pattern", "0.5"), "give a share as --sparsity"),
         (("--pattern", "2:4", "--scope", "matrix"), "leave out scope 'matrix'"),
         (
