@@ -41,11 +41,15 @@ _NAMES = {
 }
 
 
+# How much of a tensor is mapped at a time while it is read.
+_MAPPED_ELEMENTS = 1 << 22
+
+
 class TensorFile:
     """The tensors of one safetensors file, read on demand into memory of their own.
 
-    The file is mapped only while a tensor is read: the pages of a mapped file count as memory of
-    the process. Raises PrunerZeroError where the file is not whole or not of this format.
+    The file is mapped only while a part of a tensor is read: the pages of a mapped file count as
+    memory of the process. Raises PrunerZeroError where the file is not whole or not of this format.
     """
 
     def __init__(self, path: Path) -> None:
@@ -71,12 +75,24 @@ class TensorFile:
 
     def read(self, name: str, row: int | None = None) -> Tensor:
         """One tensor, or its part (1, …) at `row` of the first dimension."""
-        with self._opened() as file:
-            if row is None:
-                tensor: Tensor = file.get_tensor(name)
-            else:
-                tensor = file.get_slice(name)[row : row + 1]
-            return tensor.clone()
+        shape = self._shapes[name]
+        if not math.prod(shape) or not shape:
+            with self._opened() as file:
+                empty: Tensor = file.get_tensor(name)
+                return empty.clone()
+        first, last = (0, shape[0]) if row is None else (row, row + 1)
+        step = max(1, _MAPPED_ELEMENTS // math.prod(shape[1:]))
+        tensor: Tensor | None = None
+        for start in range(first, last, step):
+            # Opened anew for each part, so that the pages of the parts before are unmapped.
+            with self._opened() as file:
+                part = file.get_slice(name)[start : min(start + step, last)]
+                if tensor is None:
+                    tensor = torch.empty((last - first, *shape[1:]), dtype=part.dtype)
+                tensor[start - first : start - first + len(part)] = part
+                del part
+        assert tensor is not None
+        return tensor
 
     @contextmanager
     def _opened(self) -> Iterator[Any]:
