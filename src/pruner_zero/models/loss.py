@@ -21,7 +21,10 @@ def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
 
 def next_token_loss(model: nn.Module, window: Tensor) -> Tensor:
     """The mean next-token cross entropy of `window` (1, tokens): a scalar, nats, fp32."""
-    return next_token_losses(model, window)[0]
+    window = window.to(next(model.parameters()).device)
+    # The model's own logits are not bound to a name: they are freed before the backward pass.
+    logits = model(window, use_cache=False).logits[0, :-1].float()
+    return functional.cross_entropy(logits, window[0, 1:])
 
 
 def to_perplexity(loss: float) -> float:
