@@ -4,11 +4,6 @@
 # why that is no business of tests.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
-        "metric/canonical/normal.Normal.scaled",
-        "sign *= math.copysign(1.0, coefficient)",
-        "sign /= math.copysign(1.0, coefficient)",
-    ): "to divide by 1 or -1 is to multiply by it",
-    (
         "metric/evaluate.score",
         "if not torch.isfinite(high - low) and (not torch.isfinite(scores).all()):",
         "if not torch.isfinite(high + low) and (not torch.isfinite(scores).all()):",
@@ -50,11 +45,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "near = get_close_matches(name, names, n=1, cutoff=0.0)",
         "near = get_close_matches(name, names, n=2, cutoff=0.0)",
     ): "only the first is shown",
-    (
-        "metric/canonical/form._without_outermost",
-        "if largest < 0:",
-        "if largest <= 0:",
-    ): "no factor has the exponent 0",
     (
         "metric/operators._quotient",
         "return x / torch.where(y.abs() < _TINY, guard, y)",

@@ -43,8 +43,7 @@ RESULT = HERE / "results/mutation.json"
 MODULES = {
     "metric/canonical/form": "form",
     "metric/canonical/normal": "form",
-    "metric/canonical/facts": "facts",
-    "metric/canonical/bounds": "facts",
+    "metric/canonical/facts": "form",
     "metric/evaluate": "evaluate",
     "metric/operator": "operators",
     "metric/operators": "operators",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.metric import OPERATORS, TERMINALS, Expression, Operator, Terminal, parse
-from pruner_zero.metric.canonical import Normal
+from pruner_zero.metric.canonical import factors
 
 
 def rescales(operator: Operator) -> bool:
@@ -73,10 +73,12 @@ def structure(record: Record) -> Structure:
 def exponents(form: Expression) -> dict[str, float]:
     """The exponent of each terminal where a canonical form is a product of powers, else nothing.
 
-    The largest exponent of a canonical form is 1, so these are relative. A product with a
-    negative factor has none here: it ranks in the opposite order.
+    They are relative to the largest. A product with a negative factor has none here: it ranks in
+    the opposite order.
     """
-    normal = Normal()
-    coefficient, factors = normal.factors(normal.of(form))
-    powers = {base.name: power for base, power in factors.items() if isinstance(base, Terminal)}
-    return powers if len(powers) == len(factors) and coefficient > 0 else {}
+    coefficient, bases = factors(form)
+    powers = {base.name: power for base, power in bases.items() if isinstance(base, Terminal)}
+    if len(powers) < len(bases) or not powers or coefficient <= 0:
+        return {}
+    largest = abs(max(powers.values()))
+    return {name: power / largest for name, power in powers.items()}

@@ -11,7 +11,8 @@ from pruner_zero.evolution.candidate import Candidate, Evaluation, Kind
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.surrogate import Surrogate
 from pruner_zero.execution import Executor
-from pruner_zero.metric.canonical import canonical, masks
+from pruner_zero.metric import Shape
+from pruner_zero.metric.canonical import canonical
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,7 @@ def judge(
     All decisions are made here, from outcomes in the order of submission, so that they are the
     same for any executor and for a run that was interrupted.
     """
-    entries = [
-        _Entry(candidate, str(canonical(candidate.expression, candidate.scope)))
-        for candidate in batch
-    ]
-    for entry in entries:
-        _check_statically(entry, archive)
+    entries = [_checked(candidate, archive) for candidate in batch]
     for entry, outcome in _climb("probe", entries, archive, executor):
         if outcome.fingerprint is not None:
             entry.same_as = archive.same_mask(outcome.fingerprint, entry.candidate.number)
@@ -116,13 +112,16 @@ def _with_expectation(record: Record, surrogate: Surrogate) -> Record:
     return replace(record, evaluation=replace(evaluation, expected=expected))
 
 
-def _check_statically(entry: _Entry, archive: Archive) -> None:
-    candidate = entry.candidate
-    if not masks(candidate.expression, candidate.scope):
+def _checked(candidate: Candidate, archive: Archive) -> _Entry:
+    """The entry of a candidate, with what its canonical form alone tells."""
+    form = canonical(candidate.expression, candidate.scope)
+    entry = _Entry(candidate, str(form))
+    if form.shape is not Shape.MATRIX:
         entry.reason = f"constant within every {candidate.scope}: it masks nothing"
-        return
+        return entry
     entry.same_as = archive.twin(entry.canonical, candidate.scope, candidate.number)
     entry.level = "canonical" if entry.same_as is not None else None
+    return entry
 
 
 def _climb(

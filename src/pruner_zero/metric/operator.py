@@ -1,17 +1,16 @@
 """The value that describes an operator: its numerics and all that is known of it."""
 
-import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from enum import Enum
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
 Reach = Literal["element", "row", "column", "matrix"]
 Increasing = Literal["always", "nonnegative", "never"]
 Sign = Literal["nonnegative", "keeps", "any"]
-Parity = Literal["odd", "even", "complement"]
+Parity = Literal["odd", "even"]
 Family = Literal["power", "matrix rescaling", "row or column rescaling", "transcendental", "other"]
 
 # How tightly notation binds, in text and in formulas.
@@ -52,11 +51,12 @@ class Operator:
     shape_rule: the result has the broadcast shape of the operands, the first one's, or (1, 1).
     increasing: the result grows strictly with the first operand while the others keep their
         values, among entries that share the reach: always, where the operand is nonnegative,
-        or never (not claimed).
+        or never (not claimed). Not claimed where fp32 rounds the results for operands of up to
+        1e6 to ties, as in exp and tanh.
     sign: the result is nonnegative, keeps the operands' sign (all nonnegative gives
         nonnegative), or any.
     degree: f(c·x, c·y) = c^degree · f(x, y) for every positive c constant over the reach.
-    parity: f(-x) is -f(x) (odd), f(x) (even) or 1 - f(x) (complement).
+    parity: f(-x) is -f(x) (odd) or f(x) (even).
     exponent: f(x) = |x|^exponent, or f(x, number) = |x|^number where it is "operand".
     factor: f(x) = factor · x.
     rescaling: f(x) = a·x, where a > 0 is taken over the magnitudes within the reach (scale), or
@@ -65,11 +65,6 @@ class Operator:
     commutative: f(x, y) = f(y, x).
     twins: f(x, x) is worth nothing: a constant, x, or a multiple of x.
     inverse: the name of the operator that undoes this one, as the paper's simplification sees it.
-    saturates: in fp32, the magnitude of the operand up to which an increasing result stays
-        finite, nonzero and distinct; infinite where it always does.
-    range: the lowest and the highest result of all.
-    bounds: interval arithmetic, where other facts do not say it: the bounds of the result for
-        those of the operands, which know + - * / **, minimum and maximum.
     infix: the symbol between the operands in text, if any, and how tightly it binds.
     latex: the formula, and how tightly it binds; else the name with its operands in parentheses.
         #1 and #2 are the operands, (#1) gets parentheses where the operand binds less tightly,
@@ -92,9 +87,6 @@ class Operator:
     commutative: bool = False
     twins: bool = False
     inverse: str | None = None
-    saturates: float = 0.0
-    range: tuple[float, float] = (-math.inf, math.inf)
-    bounds: Callable[..., Any] | None = None
     infix: tuple[str, int] | None = None
     latex: tuple[str, int] | None = None
 

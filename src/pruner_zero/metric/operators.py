@@ -5,7 +5,6 @@ formulas, the search and the analysis read its facts here.
 """
 
 import math
-import operator
 
 import torch
 from torch import Tensor
@@ -99,7 +98,6 @@ _PUBLISHED = (
         _log,
         increasing="nonnegative",
         parity="even",
-        saturates=math.inf,
         inverse="exp",
         latex=(r"\ln\left(|#1| + 0.001\right)", ATOM),
     ),
@@ -107,14 +105,12 @@ _PUBLISHED = (
         "exp",
         1,
         _exp,
-        increasing="always",
         sign="nonnegative",
-        saturates=80.0,
         inverse="log",
         latex=(r"e^{\min\left(#1, 100\right)}", POWER),
     ),
     Operator("sqrt", 1, _sqrt, exponent=0.5, inverse="sqr", latex=(r"\sqrt{|#1|}", ATOM)),
-    Operator("tanh", 1, torch.tanh, increasing="always", sign="keeps", parity="odd", saturates=9.0),
+    Operator("tanh", 1, torch.tanh, sign="keeps", parity="odd"),
     Operator("pow", 1, _square, exponent=2.0, inverse="sqrt", latex=("(#1)^{2}", POWER)),
     Operator("skp", 1, _identity, factor=1.0),
     Operator(
@@ -123,9 +119,7 @@ _PUBLISHED = (
         _min_max_scale,
         reach="matrix",
         sign="nonnegative",
-        parity="complement",
         rescaling="affine",
-        range=(0.0, 1.0),
     ),
     Operator("zsn", 1, _standardize, reach="matrix", parity="odd", rescaling="affine"),
     Operator(
@@ -137,7 +131,6 @@ _PUBLISHED = (
         degree=1,
         commutative=True,
         twins=True,
-        bounds=operator.add,
         infix=("+", SUM),
         latex=("(#1) + (#2)", SUM),
     ),
@@ -148,7 +141,6 @@ _PUBLISHED = (
         increasing="always",
         degree=1,
         twins=True,
-        bounds=operator.sub,
         infix=("-", SUM),
         latex=("(#1) - (#2)", SUM),
     ),
@@ -159,7 +151,6 @@ _PUBLISHED = (
         sign="keeps",
         degree=2,
         commutative=True,
-        bounds=operator.mul,
         infix=("*", PRODUCT),
         latex=(r"(#1) \cdot (#2)", PRODUCT),
     ),
@@ -173,7 +164,6 @@ _PUBLISHED = (
         sign="keeps",
         degree=0,
         twins=True,
-        bounds=lambda x, y: x.over_norm(y),
         latex=(r"\frac{#1}{\left\lVert #2\right\rVert_F}", POWER),
     ),
 )
@@ -187,7 +177,6 @@ _EXTENDED = (
         sign="keeps",
         degree=0,
         twins=True,
-        bounds=operator.truediv,
         infix=("/", PRODUCT),
         latex=(r"\frac{#1}{#2}", POWER),
     ),
@@ -202,7 +191,6 @@ _EXTENDED = (
         degree=1,
         commutative=True,
         twins=True,
-        bounds=lambda x, y: x.minimum(y),
     ),
     Operator(
         "max",
@@ -212,20 +200,16 @@ _EXTENDED = (
         degree=1,
         commutative=True,
         twins=True,
-        bounds=lambda x, y: x.maximum(y),
     ),
-    Operator("row_share", 1, _row_share, reach="row", rescaling="scale", range=(-1.0, 1.0)),
-    Operator(
-        "column_share", 1, _column_share, reach="column", rescaling="scale", range=(-1.0, 1.0)
-    ),
-    Operator("row_normalize", 1, _row_normalize, reach="row", rescaling="scale", range=(-1.0, 1.0)),
+    Operator("row_share", 1, _row_share, reach="row", rescaling="scale"),
+    Operator("column_share", 1, _column_share, reach="column", rescaling="scale"),
+    Operator("row_normalize", 1, _row_normalize, reach="row", rescaling="scale"),
     Operator(
         "column_normalize",
         1,
         _column_normalize,
         reach="column",
         rescaling="scale",
-        range=(-1.0, 1.0),
     ),
     Operator(
         "small",
@@ -236,7 +220,6 @@ _EXTENDED = (
         sign="nonnegative",
         degree=0,
         parity="even",
-        range=(0.0, 1.0),
     ),
 )
 

@@ -134,10 +134,10 @@ def test_the_order_of_known_metrics_stays(name: str, scope: Scope) -> None:
 
 @often
 @given(expression=anything, scope=scopes)
-def test_the_form_is_its_own_form_and_hardly_larger(expression: Expression, scope: Scope) -> None:
+def test_the_form_is_its_own_form_and_never_larger(expression: Expression, scope: Scope) -> None:
     form = canonical(expression, scope)
     assert canonical(form, scope) == form
-    assert form.size <= 3 * expression.size
+    assert form.size <= expression.size
 
 
 @often
@@ -164,11 +164,11 @@ PER_ROW = [
         "mms(G) * abs(W * W)",
         "W * sqrt(mms(G))",
         "W * mms(G)^0.5",
-        "sqr(W) * mms(3 * G + 1)",
-        "pow(S) * mms(zsn(G))",
-        "exp(mms(abs(W * W) * mms(G)))",
+        "sqr(W) * mms(3 * G)",
+        "pow(S) * mms(G)",
+        "mms(mms(abs(W * W) * mms(G)))",
         "log(W * sqrt(mms(G)))",
-        "zsn(div(W * W, G) * mms(G)) - 2",
+        "zsn(div(W * W * mms(G), G)) - 2",
         "row_share(W * W) * mms(G)",
     ],
     [
@@ -179,23 +179,22 @@ PER_ROW = [
         "3 * W * X",
         "W * X * 2 + 1",
         "abs(S) * X",
-        "W * div(X, X)",
         "row_share(W) * X",
         "row_normalize(W) * row_share(X)",
         "sqrt(W) * X^0.5",
         "neg(neg(skp(W))) * X",
-        "tanh(mms(W * X))",
         "abs(neg(W * X))",
         "W * X + X * W",
         "0 - (0 - W * X)",
     ],
-    [NAMED["sparsegpt-score"].text, "W / D", "S * S * D^-2", "div(W, D) / D"],
-    [NAMED["gblm"].text, "W * (X + G)", "X * W + W * G", "2 * (G + X) * row_share(W)"],
+    [NAMED["sparsegpt-score"].text, "W / D", "S * S * D^-2"],
+    [NAMED["gblm"].text, "X * W + W * G", "G * W - X * -W", "W * X + G * sqrt(W) * sqrt(W)"],
+    ["W * (X + G)", "2 * (G + X) * row_share(W)"],
     [NAMED["ria"].text, "sqrt(X) * (column_share(abs(S)) + row_share(W))"],
-    ["W", "sqr(W)", "W + W", "min(W, W)", "max(W, -1)", "W * W / 2", "W + small(G)", "W^1"],
-    ["neg(W)", "0 - W", "1 - W", "1 / W", "-sqr(W)", "-mms(W)", "mms(-W)"],
-    ["mms(G) * W", "W * mms(G)", "W * mms(mms(G))", "W * (1 - mms(-G))"],
-    ["W * mms(-G)", "W * (1 - mms(G))"],
+    ["W", "sqr(W)", "W + W", "W * W / 2", "W + 2", "W^1"],
+    ["neg(W)", "0 - W", "1 - W", "-sqr(W)", "-mms(W)", "mms(-W)"],
+    ["mms(G) * W", "W * mms(G)", "W * mms(2 * G)"],
+    ["W * mms(-G)", "W * mms(-3 * G)"],
 ]
 
 
@@ -214,8 +213,8 @@ def test_classes_per_row_stay_apart() -> None:
     [
         ("matrix", "mms(W * X)", "W * X"),
         ("block", "div(W, G)", "W"),
-        ("matrix", "zsn(W) + small(G)", "W"),
-        ("matrix", "row_share(X) * W", "X * W"),
+        ("matrix", "zsn(W) + 3", "W"),
+        ("row", "row_share(X) * W", "X * W"),
         ("global", "3 * sqr(W) + 1", "W"),
         ("global", "W + log(2)", "W"),
         ("global", "log(W * X)", "W * X"),
@@ -281,10 +280,11 @@ def test_operands_of_a_plug_in_are_ordered_where_it_commutes(
 
 def test_the_forms_read_well() -> None:
     for text, form in {
-        "abs(W*W) * mms(G)": "W * mms(G)^0.5",
-        "W*X + W*G": "W * (G + X)",
+        "abs(W*W) * mms(G)": "W * sqrt(mms(G))",
+        "sqr(W) * G * X": "W * sqrt(G * X)",
+        "W*X + W*G": "G * W + W * X",
         "1 - sqr(W)": "-W",
-        "X / G * W": "W * X / G",
+        "X / D * W": "W * X / D",
     }.items():
         assert canonical(parse(text), "row") == parse(form)
 
@@ -296,7 +296,6 @@ def test_the_forms_read_well() -> None:
         ("X", "row", False),
         ("W - W", "row", False),
         ("W - S + S - W + X", "matrix", False),
-        ("min(W, 0)", "global", False),
         ("small(W) + 2", "global", False),
         ("3", "row", False),
     ],
@@ -316,11 +315,6 @@ def test_a_form_beyond_the_limits_is_the_expression_itself() -> None:
     for _ in range(99):
         deep = call("min" if deep.depth % 2 else "mul", Terminal("W"), deep)
     assert canonical(deep, "row").depth <= deep.depth
-    grown: Expression = Terminal("S")
-    for _ in range(49):
-        # |zsn(…)|^0.5 has a level more than sqrt(zsn(…)).
-        grown = call("sqrt", call("zsn", grown))
-    assert canonical(grown, "row") is grown
 
 
 @pytest.mark.parametrize("scope", SCOPES)

@@ -20,7 +20,6 @@ SOFTSIGN = Operator(
     increasing="always",
     sign="keeps",
     parity="odd",
-    saturates=1000.0,
     latex=(r"\frac{#1}{1 + \left|#1\right|}", POWER),
 )
 

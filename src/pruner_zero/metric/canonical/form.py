@@ -1,58 +1,61 @@
-"""One expression for all that give the same mask."""
+"""The canonical form: a simple expression that gives the same mask."""
 
+import math
 from typing import get_args
 
 from pruner_zero.choices import Scope
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric.canonical.algebra import ONE
-from pruner_zero.metric.canonical.normal import FINE_GROWTH, Normal, Over
-from pruner_zero.metric.expression import Call, Expression
+from pruner_zero.metric.canonical.facts import growth, is_tame
+from pruner_zero.metric.canonical.normal import (
+    ONE,
+    ZERO,
+    factors,
+    include,
+    normal,
+    product,
+    terms,
+    total,
+)
+from pruner_zero.metric.expression import MAX_DEPTH, Call, Expression
 from pruner_zero.metric.operator import Shape
 
-# The weights over which a factor or an offset must be constant to leave a comparison unchanged.
-_OVER: dict[Scope, Over] = {
-    "row": "row",
-    "block": "matrix",
-    "matrix": "matrix",
-    "global": "global",
-}
+# fp32 rounds small values away beside a larger offset, and those of a higher growth beside any.
+_FINE_GROWTH = 2.0
+_LARGEST_OFFSET = 10.0
 
 
 def canonical(expression: Expression, scope: Scope) -> Expression:
     """The canonical form: expressions with equal forms give equal masks within `scope`.
 
     That holds in exact arithmetic and for finite scores; fp32 rounding can still tie close
-    values. Expressions with unequal forms can give equal masks as well. N:M patterns compare
-    within rows. W, G and X are never negative, D is positive, S is W with a sign. Expressions
-    that fp32 may overflow, underflow or round away keep forms of their own: high powers, extreme
-    numbers, unbounded exp and tanh, logarithms and offsets of high products. Factors are
-    reordered all the same; beside a quotient by zero (1e38) their order can decide whether fp32
-    overflows.
+    values. Expressions with unequal forms can give equal masks as well, such as W * X + W * G
+    and W * (X + G), or mms(G) and mms(G + 1). N:M patterns compare within rows. W, G and X are
+    never negative, D is positive, S is W with a sign. What fp32 may overflow, underflow or round
+    to ties keeps its outermost functions: degrees above 8, extreme numbers, exp and tanh.
 
-    Rewriting keeps the values of subexpressions: products of powers and sums get one order,
-    constants are folded, common factors come first, and operands lose what their operator
-    ignores, as in mms(2 * G + 1). Then the root loses what cannot change an order: strictly
-    increasing functions, and positive factors and offsets that are constant over the group;
-    products of powers get 1 as their largest exponent. An expression that is constant over every
-    group becomes 0. The form is its own form. If it would break a size limit, the expression is
-    returned instead. Raises PrunerZeroError for an unknown scope.
+    Products of powers and sums get one order, numbers are folded, and signs and coefficients are
+    taken out of functions. Then the root loses what cannot change an order: strictly increasing
+    functions, positive factors that are constant over the group, and numbers that are added. A
+    product of powers is scaled so that the largest exponent is 1, or another one where that is
+    shorter. What is constant over every group becomes 0. The form has no more nodes than the
+    expression, and is its own form. Raises PrunerZeroError for an unknown scope.
     Source: normal forms of computer algebra; what a ranking ignores is ours.
     """
-    if scope not in _OVER:
+    if scope not in get_args(Scope):
         raise PrunerZeroError(
             f"unknown scope '{scope}': {did_you_mean(str(scope), get_args(Scope))}"
         )
-    normal, over = Normal(), _OVER[scope]
+    form = expression
     try:
-        form = normal.of(expression)
-        while True:
-            inner = _without_outermost(normal, normal.affine(form, over))
-            if inner == form:
-                return form
-            form = inner
+        for _ in range(MAX_DEPTH):
+            simpler = _without_outermost(normal(form), scope)
+            if simpler == form:
+                break
+            form = simpler
     except PrunerZeroError:
-        # Too deep or too large once rewritten.
-        return expression
+        # Too deep once rewritten, or a number beyond the floats.
+        pass
+    return form
 
 
 def masks(expression: Expression, scope: Scope) -> bool:
@@ -64,33 +67,48 @@ def masks(expression: Expression, scope: Scope) -> bool:
     return canonical(expression, scope).shape is Shape.MATRIX
 
 
-def _without_outermost(normal: Normal, form: Expression) -> Expression:
-    """The form without its outermost strictly increasing function, if it has one."""
-    # -f(x) increases in -x, so a minus in front makes no difference.
-    sign, core = normal.signed(form)
-    factors = normal.factors(core)[1]
-    if isinstance(core, Call) and len(factors) == 1:
-        x = core.operands[0]
-        if _increases(normal, core) and normal.bounds(x).growth <= FINE_GROWTH:
-            return normal.times(sign, x)
-        if core.operator.name == "quotient" and x == ONE:
-            y = core.operands[1]
-            return normal.times(-sign, y) if normal.bounds(y).low >= 0 else form
-    if not factors or any(normal.bounds(base).low < 0 for base in factors):
+def _without_outermost(form: Expression, scope: Scope) -> Expression:
+    """The form without what its root adds that cannot change the order within a group."""
+    outputs, inputs = form.shape.value
+    varies = form.terminals if scope == "global" else inputs or (outputs and scope != "row")
+    if not varies:
+        return ZERO
+    if not is_tame(form):
         return form
-    largest = max(factors.values())
-    if largest < 0:
-        # 1 / D decreases in D.
-        sign, largest = -sign, min(factors.values())
-    scaled = normal.product(1, {base: exponent / largest for base, exponent in factors.items()})
-    if not normal.bounds(core).tame or not normal.bounds(scaled).tame:
-        return form
-    return normal.times(sign, scaled)
+    parts = terms(form)
+    if 0 < abs(parts.pop(ONE, 0.0)) <= _LARGEST_OFFSET and growth(form) <= _FINE_GROWTH:
+        return total(parts)
+    coefficient, bases = factors(form)
+    sign, core = math.copysign(1.0, coefficient), product(1.0, bases)
+    if isinstance(core, Call) and _keeps_order(core, scope):
+        return product(sign, {core.operands[0]: 1.0})
+    inner = dict[Expression, float]()
+    for base, exponent in bases.items():
+        if isinstance(base, Call) and base.operator.rescaling == "scale" and _reaches(base, scope):
+            base = base.operands[0]
+        include(inner, base, exponent)
+    forms = [form, product(sign, inner)]
+    if all(base.nonnegative for base in inner):
+        positive = [exponent for exponent in inner.values() if exponent > 0]
+        for scale in sorted(set(positive or inner.values()), key=abs):
+            powers = {base: exponent / scale for base, exponent in inner.items()}
+            # 1 / D decreases in D.
+            forms.append(product(sign if scale > 0 else -sign, powers))
+    return min(filter(is_tame, reversed(forms)), key=lambda form: form.size)
 
 
-def _increases(normal: Normal, form: Call) -> bool:
-    """Whether it is a strictly increasing function of single entries, also in fp32."""
-    operator, low = form.operator, normal.bounds(form.operands[0]).low
-    if operator.arity > 1 or operator.reach != "element" or not normal.bounds(form).tame:
+def _keeps_order(form: Call, scope: Scope) -> bool:
+    """Whether it is a strictly increasing function of its first operand within every group."""
+    operator, operands = form.operator, form.operands
+    increases = {"always": True, "nonnegative": operands[0].nonnegative, "never": False}
+    if not increases[operator.increasing]:
         return False
-    return operator.increasing == "always" or (operator.increasing == "nonnegative" and low >= 0)
+    if operator.reach == "element":
+        return operator.arity == 1 and growth(operands[0]) <= _FINE_GROWTH
+    return _reaches(form, scope) and all(is_tame(normal(operand)) for operand in operands)
+
+
+def _reaches(form: Call, scope: Scope) -> bool:
+    """Whether the operator's statistics are the same for all weights of every group."""
+    reach = form.operator.reach
+    return scope != "global" and (reach == "matrix" or (reach == "row" and scope == "row"))

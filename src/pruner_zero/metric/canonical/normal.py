@@ -1,220 +1,211 @@
-"""Normal forms of expressions, and forms up to factors and offsets that a comparison ignores."""
+"""Products of powers, sums and calls: read from an expression, and written in one way."""
 
 import math
 from collections.abc import Iterator
-from typing import Literal, TypeGuard
+from functools import partial, reduce
 
 import torch
 
-from pruner_zero.metric.canonical.algebra import ONE, ZERO, Algebra, Factors, called, rounded, tree
-from pruner_zero.metric.canonical.facts import is_tame
-from pruner_zero.metric.expression import Call, Constant, Expression, call
-from pruner_zero.metric.operator import Operator, Shape
+from pruner_zero.metric.canonical.facts import is_moderate, is_positive, is_tame
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
+from pruner_zero.metric.operators import OPERATORS
+from pruner_zero.metric.terminals import TERMINALS
 
-Over = Literal["row", "column", "matrix", "global"]
+ZERO, ONE = Constant(0.0), Constant(1.0)
 
-# fp32 rounds small values away beside a larger offset, and those of a higher growth beside any.
-FINE_GROWTH = 2.0
-_LARGEST_OFFSET = 10.0
+_LARGEST_EXPONENT = 32.0
 
 
-class Normal(Algebra):
-    """Rewrites expressions into normal forms with the same values.
+def normal(expression: Expression) -> Expression:
+    """An expression with the same values and no more nodes, rewritten from the leaves up.
 
-    Factors and offsets that an operator ignores are left out of its operand, such as those in
-    mms(2 * G + 1). Source: normal forms of computer algebra, with rules for these operators.
+    The values are the same in exact arithmetic, wherever they are finite.
+    Source: normal forms of computer algebra, with rules for these operators.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._forms: dict[Expression, Expression] = {}
-
-    def of(self, expression: Expression) -> Expression:
-        """The normal form of any expression."""
-        if not isinstance(expression, Call):
-            return expression
-        form = self._forms.get(expression)
-        if form is None:
-            form = self._forms[expression] = self._rewritten(expression)
-        return form
-
-    def _rewritten(self, expression: Call) -> Expression:
-        operator = expression.operator
-        if operator.name in ("add", "sub"):
-            # All terms at once: a part of the sum may have a common factor that the sum lacks.
-            return self.add((scale, self.of(term)) for scale, term in _summands(expression))
-        operands = [self.of(operand) for operand in expression.operands]
-        before = [operand.shape for operand in expression.operands]
-        if operator.reach != "element" and before != [operand.shape for operand in operands]:
-            # W - W + X is a matrix and X a row: statistics over the two differ. Keep the operand.
-            self.kept.add(expression)
-            return expression
-        return self._apply(operator, *operands)
-
-    def _apply(self, operator: Operator, *operands: Expression) -> Expression:
-        """The normal form of an operator applied to normal forms."""
-        x, y = operands[0], operands[-1]
-        if operator.factor is not None:
-            return self.times(operator.factor, x)
-        if operator.exponent == "operand":
-            assert isinstance(y, Constant)
-            return self.power(x, y.value)
-        if operator.exponent is not None:
-            return self.power(x, operator.exponent)
-        match operator.name:
-            case "mul":
-                return self.multiply(x, y)
-            case "quotient":
-                return self.multiply(x, self.reciprocal(y))
-            case "div":
-                # 1 / ‖y‖ is a number, and the norm depends on magnitudes only.
-                scale, factors = self.factors(self.absolute(y))
-                if not factors:
-                    return self.times(1 / scale, x)
-                norm = call("div", ONE, self.product(1, factors))
-                return self.times(1 / scale, self.multiply(x, norm))
-            case "min" | "max":
-                return self._extreme(operator.name, x, y)
-        if operator.arity > 1:
-            ordered = sorted(operands, key=self.key) if operator.commutative else operands
-            return Call(operator, tuple(ordered))
-        return self._of_one(operator, x)
-
-    def _of_one(self, operator: Operator, x: Expression) -> Expression:
-        """The normal form of an operator of one operand, without what the operator ignores."""
-        if operator.parity == "even":
-            x = self.absolute(x)
-        if operator.reach != "element" and operator.rescaling == "affine":
-            x = self.affine(x, operator.reach)
-        elif operator.reach != "element" and operator.degree == 0:
-            x = self.scaled(x, operator.reach)
-        sign = 1.0
-        if operator.parity in ("odd", "complement"):
-            sign, x = self.signed(x)
-        value = self._folded(operator, x) or Call(operator, (x,))
-        if operator.parity == "complement" and sign < 0:
-            return self.add([(1.0, ONE), (-1.0, value)])
-        return self.times(sign, value)
-
-    def scaled(self, form: Expression, over: Over) -> Expression:
-        """The form up to positive factors that are constant over a row, column or matrix."""
-        coefficient, bases = self.factors(form)
-        sign, factors = math.copysign(1.0, coefficient), Factors()
-        for base, exponent in bases.items():
-            bounds = self.bounds(base)
-            if is_constant(base, over) and bounds.low > 0 and bounds.tame:
-                continue
-            if not (bounds.tame and _rescales(base, over, "scale")):
-                self.include(factors, base, exponent)
-                continue
-            inner = self.scaled(self._operand(base), over)
-            if exponent != 1:
-                inner = self.power(inner, exponent)
-            coefficient, inside = self.factors(inner)
-            sign *= math.copysign(1.0, coefficient)
-            for part, power in inside.items():
-                self.include(factors, part, power)
-        return self.product(sign, factors)
-
-    def affine(self, form: Expression, over: Over) -> Expression:
-        """The form up to positive factors and offsets that are constant over the group."""
-        while True:
-            rest = self.scaled(self._without_offset(form, over), over)
-            sign, core = self.signed(rest)
-            if _rescales(core, over, "affine") and self.bounds(core).tame:
-                rest = self.times(sign, self._operand(core))
-            if rest == form:
-                return form
-            form = rest
-
-    def _folded(self, operator: Operator, form: Expression) -> Constant | None:
-        """An operator's value of a number, where it has one."""
-        if not isinstance(form, Constant) or (form != ZERO and not is_tame(form.value)):
-            return None
-        number = torch.tensor([[form.value]], dtype=torch.float64)
-        value = operator.apply(number).item()
-        return Constant(rounded(value)) if math.isfinite(value) else None
-
-    def _operand(self, base: Call) -> Expression:
-        """The normal form of what a base is computed from."""
-        operand = base.operands[0]
-        return self.of(operand) if base in self.kept else operand
-
-    def _without_offset(self, form: Expression, over: Over) -> Expression:
-        terms, constant = self.terms(form)
-        kept = {term: c for term, c in terms.items() if not self._is_offset(term, c, over)}
-        if not kept:
-            return ZERO
-        rest = self.total(kept, 0.0)
-        lost = abs(constant) > _LARGEST_OFFSET or self.bounds(rest).growth > FINE_GROWTH
-        return form if lost else rest
-
-    def _is_offset(self, term: Expression, coefficient: float, over: Over) -> bool:
-        bounds = self.bounds(term)
-        scalar = isinstance(term, Call) and term.operator.shape_rule == "scalar"
-        largest = abs(coefficient) * bounds.magnitudes[1]
-        return (bounds.tame or scalar) and is_constant(term, over) and largest <= _LARGEST_OFFSET
-
-    def _extreme(self, name: str, *forms: Expression) -> Expression:
-        """The min or max of forms, flattened, without those that can never be the result."""
-        distinct: set[Expression] = set()
-        pending = [*forms]
-        while pending:
-            form = pending.pop()
-            if called(form, name):
-                pending.extend(form.operands)
-            else:
-                distinct.add(form)
-        kept = sorted(distinct, key=self.key)
-        for form in tuple(kept):
-            bounds = self.bounds(form)
-            others = [self.bounds(other) for other in kept if other is not form]
-            if name == "min":
-                beaten = any(other.high <= bounds.low for other in others)
-            else:
-                beaten = any(other.low >= bounds.high for other in others)
-            if beaten and (bounds.tame or isinstance(form, Constant)):
-                kept.remove(form)
-        return tree(name, kept)
+    if not isinstance(expression, Call):
+        return expression
+    operator, operands = expression.operator, tuple(map(normal, expression.operands))
+    same = all(a.shape is b.shape for a, b in zip(operands, expression.operands, strict=True))
+    if operator.reach != "element" and not same:
+        # W - W + X is a matrix and X a row: statistics over the two differ.
+        return expression
+    plain = Call(operator, operands)
+    form: Expression = plain
+    if not plain.terminals:
+        form = _number(plain)
+    elif operator.name in ("add", "sub"):
+        form = total(terms(plain))
+    elif operator.name in ("mul", "quotient") or operator.factor or plain.exponent is not None:
+        form = product(*factors(plain))
+    elif operator.commutative:
+        form = Call(operator, tuple(sorted(operands, key=_order)))
+    elif operator.arity == 1:
+        form = _function(plain)
+    return form if form.size <= plain.size else plain
 
 
-def is_constant(form: Expression, over: Over) -> bool:
-    """Whether the form has one value over every row, column, matrix, or the whole model."""
-    return not form.terminals if over == "global" else _is_one(form.shape, over)
+def _number(form: Call) -> Expression:
+    """The value of an operator of numbers, where fp32 has it."""
+    values = [operand.value for operand in form.operands if isinstance(operand, Constant)]
+    if len(values) == len(form.operands):
+        tensors = [torch.tensor([[value]], dtype=torch.float64) for value in values]
+        values.append(form.operator.apply(*tensors).item())
+        if all(is_moderate(value) or value == 0 for value in values):
+            return Constant(_rounded(values[-1]))
+    return form
 
 
-def _is_one(shape: Shape, over: Over) -> bool:
-    """Whether a value of this shape is one number over every row, column or matrix."""
-    outputs, inputs = shape.value
-    match over:
-        case "row":
-            return not inputs
-        case "column":
-            return not outputs
-        case "matrix":
-            return shape is Shape.SCALAR
-    return False
+def _function(form: Call) -> Expression:
+    """The form with the sign and the coefficient of its operand outside, as far as facts let."""
+    operator = form.operator
+    x = form.operands[0]
+    coefficient, bases = factors(_raised(x, 1.0) if operator.parity == "even" else x)
+    outside, inside = 1.0, coefficient
+    if operator.degree is not None and coefficient:
+        outside, inside = abs(inside) ** operator.degree, math.copysign(1.0, inside)
+    if operator.parity == "odd" and inside < 0:
+        outside, inside = -outside, -inside
+    return product(outside, {Call(operator, (product(inside, bases),)): 1.0})
 
 
-def _rescales(base: Expression, over: Over, how: str) -> TypeGuard[Call]:
-    """Whether it rescales its operand by statistics that are constant over the group."""
-    if not isinstance(base, Call) or base.operator.rescaling != how:
-        return False
-    outputs, inputs = base.operands[0].shape.value
-    reach = base.operator.reach
-    statistic = Shape((outputs and reach == "row", inputs and reach == "column"))
-    return _is_one(statistic, over)
+def factors(form: Expression) -> tuple[float, dict[Expression, float]]:
+    """An expression as a coefficient and bases with exponents.
 
-
-def _summands(expression: Expression) -> Iterator[tuple[float, Expression]]:
-    """The terms of a sum with their coefficients."""
-    pending = [(1.0, expression)]
-    while pending:
-        scale, term = pending.pop()
-        if called(term, "add", "sub"):
-            pending.append((scale if term.operator.name == "add" else -scale, term.operands[1]))
-            pending.append((scale, term.operands[0]))
-        elif isinstance(term, Call) and term.operator.factor is not None:
-            pending.append((scale * term.operator.factor, term.operands[0]))
+    A base that may be negative has the exponent 1; only a base that is known to be positive has
+    an exponent below 0, so that no base is cancelled that may be zero. Powers of what fp32 may
+    not hold are bases of their own.
+    """
+    coefficient, bases = 1.0, dict[Expression, float]()
+    for base, exponent in _factors(form, 1.0, False):
+        if isinstance(base, Constant) and (is_moderate(base.value) or base == ZERO):
+            coefficient *= base.value**exponent
         else:
-            yield scale, term
+            include(bases, base, exponent)
+    return coefficient, bases
+
+
+def _factors(
+    form: Expression, exponent: float, absolute: bool
+) -> Iterator[tuple[Expression, float]]:
+    """The factors of form^exponent, or of |form|^exponent where `absolute`."""
+    if isinstance(form, Call):
+        name, power, x, y = form.operator.name, form.exponent, form.operands[0], form.operands[-1]
+        parts: list[tuple[Expression, float, bool]] = []
+        if form.operator.factor is not None:
+            parts = [(Constant(form.operator.factor), 1, absolute), (x, 1, absolute)]
+        elif name == "mul":
+            parts = [(x, 1, absolute), (y, 1, absolute)]
+        elif name == "quotient" and is_positive(y) and is_tame(y):
+            parts = [(x, 1, absolute), (y, -1, absolute)]
+        elif power == 1 and x.nonnegative:
+            parts = [(x, 1, False)]
+        elif power is not None and is_tame(x) and abs(power) <= _LARGEST_EXPONENT:
+            parts = [(x, power, True)] if power >= 0 or is_positive(x) else []
+        for part, times, magnitude in parts:
+            yield from _factors(part, exponent * times, magnitude)
+        if parts:
+            return
+    yield _magnitude(form) if absolute else form, exponent
+
+
+def include(bases: dict[Expression, float], base: Expression, exponent: float) -> None:
+    """Multiply `bases` by base^exponent, in place.
+
+    A base that may be negative and occurs twice becomes its squared magnitude.
+    """
+    if base in bases and not base.nonnegative:
+        del bases[base]
+        base, exponent = _magnitude(base), 2.0
+    bases[base] = _rounded(bases.get(base, 0.0) + exponent)
+    if not bases[base]:
+        del bases[base]
+
+
+def product(coefficient: float, bases: dict[Expression, float]) -> Expression:
+    """The expression with these factors, in one order."""
+    coefficient = _rounded(coefficient)
+    if coefficient == 0 and all(map(is_tame, bases)):
+        return ZERO
+    above, below = list[Expression](), list[Expression]()
+    for exponent in sorted(set(bases.values())):
+        parts = sorted((base for base in bases if bases[base] == exponent), key=_order)
+        if abs(exponent) != 1:
+            # A power takes the magnitude of its operand anyway.
+            parts = [
+                part.operands[0] if isinstance(part, Call) and part.exponent == 1 else part
+                for part in parts
+            ]
+            whole = _joined("mul", parts)
+            parts = [
+                _raised(part, abs(exponent)) for part in ([whole] if is_tame(whole) else parts)
+            ]
+        (above if exponent > 0 else below).extend(parts)
+    form = _joined("mul", sorted(above, key=_order)) if above else Constant(coefficient)
+    form = call("quotient", form, _joined("mul", below)) if below else form
+    if coefficient == 1 or not above:
+        return form
+    if coefficient != -1:
+        return call("mul", Constant(coefficient), form)
+    if isinstance(form, Call) and form.operator.name == "sub":
+        return call("sub", *reversed(form.operands))
+    return call("neg", form)
+
+
+def terms(form: Expression) -> dict[Expression, float]:
+    """An expression as products with coefficients; that of ONE is a number to add."""
+    found, pending = dict[Expression, float](), [(form, 1.0)]
+    while pending:
+        part, scale = pending.pop()
+        if isinstance(part, Call) and part.operator.name in ("add", "sub"):
+            second = scale if part.operator.name == "add" else -scale
+            pending += [(part.operands[0], scale), (part.operands[1], second)]
+        else:
+            coefficient, bases = factors(part)
+            term = product(1.0, bases)
+            found[term] = _rounded(found.get(term, 0.0) + scale * coefficient)
+    return found
+
+
+def total(parts: dict[Expression, float]) -> Expression:
+    """The expression with these terms, in one order: what is added, then what is subtracted."""
+    plus, minus = list[Expression](), list[Expression]()
+    for term in sorted(parts, key=lambda term: (term == ONE, _order(term))):
+        scale, (inner, bases) = parts[term], factors(term)
+        # A term with the coefficient 0 stays where it may not be finite.
+        if scale or not is_tame(term):
+            (minus if scale < 0 else plus).append(product(abs(scale) * inner, bases))
+    if plus and minus:
+        return call("sub", _joined("add", plus), _joined("add", minus))
+    if minus:
+        return call("neg", _joined("add", minus))
+    return _joined("add", plus) if plus else ZERO
+
+
+def _joined(name: str, parts: list[Expression]) -> Expression:
+    return reduce(partial(call, name), parts)
+
+
+def _raised(base: Expression, exponent: float) -> Expression:
+    """|base|^exponent, by an operator of its own where one is built in."""
+    own = [operator for operator in OPERATORS.values() if operator.exponent == exponent]
+    return Call(own[0], (base,)) if own else call("power", base, Constant(exponent))
+
+
+def _magnitude(base: Expression) -> Expression:
+    """|base|, written as a terminal or a number where there is one."""
+    if base.nonnegative:
+        return base
+    if isinstance(base, Constant):
+        return Constant(-base.value)
+    name = TERMINALS[base.name].magnitude if isinstance(base, Terminal) else None
+    return Terminal(name) if name else _raised(base, 1.0)
+
+
+def _order(form: Expression) -> tuple[int, str]:
+    # Hashes differ between processes, texts do not.
+    return form.size, str(form)
+
+
+def _rounded(value: float) -> float:
+    """The value with twelve digits, so that 0.1 * 3 is 0.3; fp32 scores have seven."""
+    return float(f"{value:.12g}")
