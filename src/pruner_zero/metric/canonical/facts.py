@@ -39,7 +39,7 @@ def growth(expression: Expression) -> float:
     """The degree as a product of statistics; 0 for a single number.
 
     Infinite where fp32 may overflow, underflow or round the values to ties, where they may be
-    nan or all zero, and where no fact of the operator tells. Source: ours.
+    nan or all zero, and where no fact of the operator tells.
     """
     if isinstance(expression, Constant):
         return 0.0 if is_moderate(expression.value) else math.inf
