@@ -30,26 +30,34 @@ def evaluate(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     """
     shape = _matrix_shape(terminals)
     _check(expression, terminals, shape)
-    device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
-    uses = _uses(expression)
-    values: dict[Expression, Tensor] = {}
-
-    def value(node: Expression) -> Tensor:
-        if node not in values:
-            if isinstance(node, Terminal):
-                values[node] = terminals[node.name].to(torch.float32)
-            elif isinstance(node, Constant):
-                values[node] = torch.tensor([[node.value]], dtype=torch.float32).to(device)
-            else:
-                assert isinstance(node, Call)
-                values[node] = node.operator.apply(*[value(operand) for operand in node.operands])
-        uses[node] -= 1
-        return values[node] if uses[node] else values.pop(node)
-
     with torch.no_grad():
-        result = value(expression).expand(shape).contiguous()
+        result = _value(expression, terminals, _uses(expression), {}).expand(shape).contiguous()
         inputs = {tensor.untyped_storage().data_ptr() for tensor in terminals.values()}
         return result.clone() if result.untyped_storage().data_ptr() in inputs else result
+
+
+def _value(
+    node: Expression,
+    terminals: Mapping[str, Tensor],
+    uses: Counter[Expression],
+    values: dict[Expression, Tensor],
+) -> Tensor:
+    """The value of `node`, kept in `values` until its last use.
+
+    No closure, which would refer to itself and keep the terminals until the garbage collector runs.
+    """
+    if node not in values:
+        if isinstance(node, Terminal):
+            values[node] = terminals[node.name].to(torch.float32)
+        elif isinstance(node, Constant):
+            device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
+            values[node] = torch.tensor([[node.value]], dtype=torch.float32).to(device)
+        else:
+            assert isinstance(node, Call)
+            operands = [_value(operand, terminals, uses, values) for operand in node.operands]
+            values[node] = node.operator.apply(*operands)
+    uses[node] -= 1
+    return values[node] if uses[node] else values.pop(node)
 
 
 def score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
