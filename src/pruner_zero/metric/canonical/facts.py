@@ -11,11 +11,6 @@ _HIGHEST_GROWTH = 8.0
 _LOWEST_EXPONENT = 1 / 16
 
 
-def is_moderate(value: float) -> bool:
-    """Whether multiplying by this number keeps values inside fp32's range."""
-    return 1e-6 <= abs(value) <= 1e6
-
-
 def is_tame(expression: Expression) -> bool:
     """Whether fp32 computes the values well, and they are finite and not all zero."""
     return growth(expression) <= _HIGHEST_GROWTH
@@ -42,11 +37,10 @@ def growth(expression: Expression) -> float:
     nan or all zero, and where no fact of the operator tells.
     """
     if isinstance(expression, Constant):
-        return 0.0 if is_moderate(expression.value) else math.inf
+        return 0.0 if 1e-6 <= abs(expression.value) <= 1e6 else math.inf
     if not isinstance(expression, Call):
         return 1.0
     if not expression.terminals:
-        # A number that could not be folded.
         return math.inf
     operator, operands = expression.operator, expression.operands
     parts = [growth(operand) for operand in operands]

@@ -28,16 +28,15 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     """The canonical form: expressions with equal forms give equal masks within `scope`.
 
     That holds in exact arithmetic and for finite scores; fp32 rounding can still tie close
-    values. Expressions with unequal forms can give equal masks as well, such as W * X + W * G
-    and W * (X + G), or mms(G) and mms(G + 1). N:M patterns compare within rows. W, G and X are
-    never negative, D is positive, S is W with a sign. What fp32 may overflow, underflow or round
-    to ties keeps its outermost functions: degrees above 8, extreme numbers, exp and tanh.
+    values. Unequal forms can give equal masks as well, such as W * X + W * G and W * (X + G), or
+    mms(G) and mms(G + 1). N:M patterns compare within rows. W, G and X are never negative, D is
+    positive, S is W with a sign.
 
-    Products of powers and sums get one order, numbers are folded, and signs and coefficients are
-    taken out of functions. Then the root loses what cannot change an order: strictly increasing
-    functions, positive factors that are constant over the group, and numbers that are added. A
-    product of powers is scaled so that the largest exponent is 1, or another one where that is
-    shorter. What is constant over every group becomes 0. The form has no more nodes than the
+    Products of powers and sums get one order, numbers are folded, signs and coefficients leave
+    functions. Then the root loses what cannot change an order: strictly increasing functions,
+    positive factors constant over the group, and added numbers, unless fp32 may overflow or
+    round to ties; one exponent of a product of powers becomes 1, the largest where that is as
+    short. What is constant over every group becomes 0. The form has no more nodes than the
     expression, and is its own form. Raises PrunerZeroError for an unknown scope.
     Source: normal forms of computer algebra; what a ranking ignores is ours.
     """
@@ -59,11 +58,7 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
 
 
 def masks(expression: Expression, scope: Scope) -> bool:
-    """Whether the canonical form still has a value per weight, as far as simple rules tell.
-
-    False where everything that varies over the matrix cancels or is invisible in `scope`.
-    Raises PrunerZeroError for an unknown scope. Source: ours.
-    """
+    """Whether the canonical form still has a value per weight. Raises as `canonical` does."""
     return canonical(expression, scope).shape is Shape.MATRIX
 
 
@@ -92,8 +87,7 @@ def _without_outermost(form: Expression, scope: Scope) -> Expression:
         positive = [exponent for exponent in inner.values() if exponent > 0]
         for scale in sorted(set(positive or inner.values()), key=abs):
             powers = {base: exponent / scale for base, exponent in inner.items()}
-            # 1 / D decreases in D.
-            forms.append(product(sign if scale > 0 else -sign, powers))
+            forms.append(product(sign * math.copysign(1.0, scale), powers))
     return min(filter(is_tame, reversed(forms)), key=lambda form: form.size)
 
 

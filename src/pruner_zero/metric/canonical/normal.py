@@ -6,7 +6,7 @@ from functools import partial, reduce
 
 import torch
 
-from pruner_zero.metric.canonical.facts import is_moderate, is_positive, is_tame
+from pruner_zero.metric.canonical.facts import is_positive, is_tame
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
 from pruner_zero.metric.operators import OPERATORS
 from pruner_zero.metric.terminals import TERMINALS
@@ -31,8 +31,11 @@ def normal(expression: Expression) -> Expression:
         return expression
     plain = Call(operator, operands)
     form: Expression = plain
-    if not plain.terminals:
-        form = _number(plain)
+    numbers = [x.value for x in operands if isinstance(x, Constant) and is_tame(x)]
+    if len(numbers) == operator.arity:
+        tensors = [torch.tensor([[number]], dtype=torch.float64) for number in numbers]
+        value = operator.apply(*tensors).item()
+        form = Constant(_rounded(value)) if 1e-6 <= abs(value) <= 1e6 else plain
     elif operator.name in ("add", "sub"):
         form = total(terms(plain))
     elif operator.name in ("mul", "quotient") or operator.factor or plain.exponent is not None:
@@ -44,21 +47,9 @@ def normal(expression: Expression) -> Expression:
     return form if form.size <= plain.size else plain
 
 
-def _number(form: Call) -> Expression:
-    """The value of an operator of numbers, where fp32 has it."""
-    values = [operand.value for operand in form.operands if isinstance(operand, Constant)]
-    if len(values) == len(form.operands):
-        tensors = [torch.tensor([[value]], dtype=torch.float64) for value in values]
-        values.append(form.operator.apply(*tensors).item())
-        if all(is_moderate(value) or value == 0 for value in values):
-            return Constant(_rounded(values[-1]))
-    return form
-
-
 def _function(form: Call) -> Expression:
     """The form with the sign and the coefficient of its operand outside, as far as facts let."""
-    operator = form.operator
-    x = form.operands[0]
+    operator, x = form.operator, form.operands[0]
     coefficient, bases = factors(_raised(x, 1.0) if operator.parity == "even" else x)
     outside, inside = 1.0, coefficient
     if operator.degree is not None and coefficient:
@@ -77,7 +68,7 @@ def factors(form: Expression) -> tuple[float, dict[Expression, float]]:
     """
     coefficient, bases = 1.0, dict[Expression, float]()
     for base, exponent in _factors(form, 1.0, False):
-        if isinstance(base, Constant) and (is_moderate(base.value) or base == ZERO):
+        if isinstance(base, Constant) and (is_tame(base) or base == ZERO):
             coefficient *= base.value**exponent
         else:
             include(bases, base, exponent)
@@ -130,15 +121,8 @@ def product(coefficient: float, bases: dict[Expression, float]) -> Expression:
     for exponent in sorted(set(bases.values())):
         parts = sorted((base for base in bases if bases[base] == exponent), key=_order)
         if abs(exponent) != 1:
-            # A power takes the magnitude of its operand anyway.
-            parts = [
-                part.operands[0] if isinstance(part, Call) and part.exponent == 1 else part
-                for part in parts
-            ]
             whole = _joined("mul", parts)
-            parts = [
-                _raised(part, abs(exponent)) for part in ([whole] if is_tame(whole) else parts)
-            ]
+            parts = [_raised(p, abs(exponent)) for p in ([whole] if is_tame(whole) else parts)]
         (above if exponent > 0 else below).extend(parts)
     form = _joined("mul", sorted(above, key=_order)) if above else Constant(coefficient)
     form = call("quotient", form, _joined("mul", below)) if below else form
@@ -187,6 +171,8 @@ def _joined(name: str, parts: list[Expression]) -> Expression:
 
 def _raised(base: Expression, exponent: float) -> Expression:
     """|base|^exponent, by an operator of its own where one is built in."""
+    if isinstance(base, Call) and base.exponent == 1:
+        base = base.operands[0]
     own = [operator for operator in OPERATORS.values() if operator.exponent == exponent]
     return Call(own[0], (base,)) if own else call("power", base, Constant(exponent))
 

@@ -7,11 +7,9 @@ from pruner_zero.metric.operator import Operator
 def simplify_opposing(expression: Expression) -> Expression:
     """The expression without its pairs of opposing operations along parent and child.
 
-    exp of log and log of exp, sqr or pow of sqrt and sqrt of either, and neg of neg leave
-    their operand; skp always does. Repeated until no such pair is left, so it is idempotent;
-    the result never has more nodes. It may change values, and masks with them: log adds 0.001,
-    and both roots and logarithms take magnitudes, so sqrt(sqr(S)) is |S| but becomes S.
-    `canonical` keeps the mask.
+    exp of log, sqr or pow of sqrt, both the other way round, and neg of neg leave their operand;
+    skp always does. It is idempotent. It may change masks, which `canonical` keeps: sqrt(sqr(S))
+    is |S| but becomes S.
     Source: Dong 2024 (Pruner-Zero, arXiv 2406.02924), its opposing-operation simplification.
     """
     if not isinstance(expression, Call):
