@@ -35,7 +35,7 @@ def normal(expression: Expression) -> Expression:
     if len(numbers) == operator.arity:
         tensors = [torch.tensor([[number]], dtype=torch.float64) for number in numbers]
         value = operator.apply(*tensors).item()
-        form = Constant(_rounded(value)) if 1e-6 <= abs(value) <= 1e6 else plain
+        form = Constant(_rounded(value)) if 1e-6 <= abs(value) <= 1e6 or not value else plain
     elif operator.name in ("add", "sub"):
         form = total(terms(plain))
     elif operator.name in ("mul", "quotient") or operator.factor or plain.exponent is not None:
