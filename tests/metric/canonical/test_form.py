@@ -304,7 +304,7 @@ def test_what_can_mask(text: str, scope: Scope, expected: bool) -> None:
     assert masks(parse(text), scope) is expected
 
 
-@pytest.mark.parametrize("text", ["3", "W - W", "small(G)", "div(2, G)", "0 * X"])
+@pytest.mark.parametrize("text", ["3", "W - W", "W * (2 - 2)", "small(G)", "div(2, G)", "0 * X"])
 @pytest.mark.parametrize("scope", ["row", "matrix"])
 def test_what_is_constant_over_every_group_becomes_zero(text: str, scope: Scope) -> None:
     assert canonical(parse(text), scope) == Constant(0)
