@@ -243,7 +243,7 @@ def test_rungs_that_agree_and_rungs_that_do_not() -> None:
     ]
     rows = {(one.cheap, one.expensive, one.among): one for one in analyze(records).agreements}
     agreeing = rows["few", "all", "all"]
-    assert (agreeing.n, agreeing.kendall.value, agreeing.spearman.value) == (60, 1, 1)
+    assert (agreeing.n, agreeing.kendall.value) == (60, 1)
     assert (agreeing.kendall.low, agreeing.kendall.high) == pytest.approx((1, 1))
     assert rows["reconstruction", "all", "all"].kendall.value == -1
     assert rows["reconstruction", "few", "scope row"].n == 40
@@ -314,12 +314,11 @@ def test_lineage_of_a_winner() -> None:
     assert [(one.number, one.generation) for one in found.tree] == [
         (4, 0),
         (2, 1),
+        (3, 1),
         (0, 2),
         (1, 2),
-        (3, 1),
-        (1, 2),
     ]
-    winner, twin = found.tree[0], found.tree[4]
+    winner, twin = found.tree[0], found.tree[2]
     assert (winner.operation, winner.expression, winner.scope) == (
         "crossover",
         "W * G * X",
@@ -327,22 +326,19 @@ def test_lineage_of_a_winner() -> None:
     )
     assert (winner.rung, winner.value) == (3, 1.0)
     assert (twin.same_as, twin.value, twin.rung) == (1, 4.0, 1)
-    assert not any(one.repeated for one in found.tree)
+    assert winner.parents == (2, 3)
 
 
-def test_lineage_lists_parents_once_and_ends() -> None:
+def test_lineage_lists_ancestors_once_and_ends() -> None:
     chain = [record(0, results={"few": 0.0})]
     chain += [
         record(n, results={"few": -float(n)}, parents=(n - 1, max(0, n - 2))) for n in range(1, 40)
     ]
     found = lineage(chain[-1], chain, generations=3)
     assert (found.ancestors, found.generations, found.roots) == (39, 20, (0,))
-    assert max(one.generation for one in found.tree) == 3
-    assert len(found.tree) < 15
-    listed = [one.number for one in found.tree if not one.repeated and not one.older]
-    assert len(listed) == len(set(listed))
-    assert any(one.older for one in found.tree)
-    assert len(lineage(chain[-1], chain, generations=100).tree) < 80
+    assert [one.number for one in found.tree] == [39, 38, 37, 36, 35, 34, 33]
+    assert [one.generation for one in found.tree] == [0, 1, 1, 2, 2, 3, 3]
+    assert len(lineage(chain[-1], chain, generations=100).tree) == 40
 
 
 def test_lineage_without_some_parents() -> None:
@@ -358,6 +354,4 @@ def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
     assert analyze(records) == analyze(records)
     one, other = analyze(records, seed=1), analyze(records, seed=2)
     assert one != other
-    assert replace(one, shares=(), correlations=(), agreements=(), principles=()) == replace(
-        other, shares=(), correlations=(), agreements=(), principles=()
-    )
+    assert replace(one, shares=(), principles=()) == replace(other, shares=(), principles=())

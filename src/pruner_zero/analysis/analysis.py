@@ -20,11 +20,7 @@ from pruner_zero.analysis.correlations import (
 )
 from pruner_zero.analysis.features import Structure, structure
 from pruner_zero.analysis.lineage import Lineage, lineage
-from pruner_zero.analysis.principles import (
-    FEWEST_BEST,
-    Principle,
-    principles_of,
-)
+from pruner_zero.analysis.principles import FEWEST_BEST, Principle, principles_of
 from pruner_zero.analysis.statistics import (
     Estimate,
     holm,
@@ -133,8 +129,8 @@ class Analysis(Tabular):
 def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
     """Explain a search, finished or not.
 
-    top: the share of candidates that count as the best. seed: decides the resamples of the
-    intervals. Raises PrunerZeroError for a share outside 0 … 1.
+    top: the share of candidates that count as the best. seed: decides the draws for the intervals
+    of shares. Raises PrunerZeroError for a share outside 0 … 1.
     """
     if not 0 < top < 1:
         raise PrunerZeroError(f"the top share must lie between 0 and 1, not {top:g}: such as 0.1")
@@ -147,7 +143,7 @@ def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
     rung = loss_rung(distinct)
     rows: list[Correlation] = []
     for name in dict.fromkeys((rung, VALUE_RUNGS[-1])):
-        rows += correlations(distinct, structures, name, generator) if name else []
+        rows += correlations(distinct, structures, name) if name else []
     losses = sum(has_value(record, rung) for record in distinct) if rung else 0
     sizes = [row.kendall for row in rows if (row.rung, row.feature) == (rung, "size")]
     size = sizes[0] if sizes else Estimate()
@@ -160,7 +156,7 @@ def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
         _shares(best, others, generator),
         rung,
         tuple(rows),
-        agreements(distinct, generator),
+        agreements(distinct),
         tuple(principles_of(best, others, size, losses, generator)),
         lineage(winner, records) if winner else None,
     )

@@ -11,7 +11,7 @@ from scipy.stats import rankdata
 
 from pruner_zero.analysis.features import Structure
 from pruner_zero.analysis.principles import FEWEST_LOSSES
-from pruner_zero.analysis.statistics import Estimate, rank_correlations
+from pruner_zero.analysis.statistics import Estimate, rank_correlation
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS, Rung
 
@@ -32,7 +32,6 @@ class Correlation:
     feature: str
     n: int
     kendall: Estimate
-    spearman: Estimate
 
 
 @dataclass(frozen=True)
@@ -47,15 +46,13 @@ class Agreement:
     among: str
     n: int
     kendall: Estimate
-    spearman: Estimate
 
-    header = ("cheap", "expensive", "among", "n", "Kendall", "95 %", "Spearman", "95 %")
+    header = ("cheap", "expensive", "among", "n", "Kendall", "95 %")
 
     @property
     def cells(self) -> tuple[str, ...]:
         """A row of a table below `header`."""
-        names = self.cheap, self.expensive, self.among, str(self.n)
-        return *names, *self.kendall.cells, *self.spearman.cells
+        return self.cheap, self.expensive, self.among, str(self.n), *self.kendall.cells
 
 
 def has_value(record: Record, rung: str) -> bool:
@@ -72,10 +69,7 @@ def loss_rung(records: Sequence[Record]) -> str | None:
 
 
 def correlations(
-    records: Sequence[Record],
-    structures: Sequence[Structure],
-    rung: str,
-    generator: np.random.Generator,
+    records: Sequence[Record], structures: Sequence[Structure], rung: str
 ) -> list[Correlation]:
     """Every feature that varies among the candidates with a value on `rung`, against that value.
 
@@ -92,8 +86,8 @@ def correlations(
         values = np.array([features[name] for _, features in judged])
         applies = ~np.isnan(values)
         if len(np.unique(values[applies])) > 1:
-            both = rank_correlations(values[applies], losses[applies], generator)
-            rows.append(Correlation(rung, name, int(applies.sum()), *both))
+            kendall = rank_correlation(values[applies], losses[applies])
+            rows.append(Correlation(rung, name, int(applies.sum()), kendall))
     return rows
 
 
@@ -112,7 +106,7 @@ def _comparable(records: Sequence[Record], rung: str) -> Array:
     return values
 
 
-def agreements(records: Sequence[Record], generator: np.random.Generator) -> tuple[Agreement, ...]:
+def agreements(records: Sequence[Record]) -> tuple[Agreement, ...]:
     """How alike every two rungs rank the candidates.
 
     Over all candidates that have both, those of each scope, and the best 20 on the expensive
@@ -142,6 +136,6 @@ def agreements(records: Sequence[Record], generator: np.random.Generator) -> tup
                     [record.evaluation.results[rung] for record in group]
                     for rung in (cheap, expensive)
                 )
-                pair = rank_correlations(x, y, generator)
-                rows.append(Agreement(cheap, expensive, among, len(group), *pair))
+                kendall = rank_correlation(x, y)
+                rows.append(Agreement(cheap, expensive, among, len(group), kendall))
     return tuple(rows)

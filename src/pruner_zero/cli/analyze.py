@@ -88,11 +88,11 @@ def _print_correlations(analysis: "Analysis") -> None:
     for rung in dict.fromkeys(row.rung for row in analysis.correlations):
         print(f"\nFeatures and the value on '{rung}' (positive: the more of it, the worse)")
         rows = [
-            (row.feature, str(row.n), *row.kendall.cells, *row.spearman.cells)
+            (row.feature, str(row.n), *row.kendall.cells)
             for row in analysis.correlations
             if row.rung == rung
         ]
-        print_table(("feature", "n", "Kendall", "95 %", "Spearman", "95 %"), rows, left=1)
+        print_table(("feature", "n", "Kendall", "95 %"), rows, left=1)
     if analysis.agreements:
         print("\nAgreement of the rungs, over the candidates that have both")
         cells = [row.cells for row in analysis.agreements]
@@ -130,6 +130,8 @@ def _print_lineage(analysis: "Analysis") -> None:
         )
     for ancestor in lineage.tree:
         print("  " * ancestor.generation + _line(ancestor))
+    if missing := lineage.ancestors + 1 - len(lineage.tree):
+        print(f"{missing} older ancestors are not listed")
 
 
 def _line(ancestor: "Ancestor") -> str:
@@ -140,8 +142,7 @@ def _line(ancestor: "Ancestor") -> str:
         f"{ancestor.number} {ancestor.operation}: {ancestor.expression} @{ancestor.scope}, "
         + (f"{ancestor.value:.4f} on '{rung}'" if ancestor.rung else "rejected"),
         f"the mask of {ancestor.same_as}" if ancestor.same_as is not None else "",
-        "parents at another line" if ancestor.repeated else "",
-        f"{ancestor.older} parents not listed" if ancestor.older else "",
+        f"from {', '.join(map(str, ancestor.parents))}" if ancestor.parents else "",
     ]
     return "; ".join(filter(None, remarks))
 

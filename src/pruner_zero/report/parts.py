@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from pruner_zero.analysis.correlations import Agreement, agreements
 from pruner_zero.errors import excerpt
 from pruner_zero.evolution import Study
@@ -56,7 +54,7 @@ def _search(study: Study) -> dict[str, Any]:
         (figures.best_by_evaluations(study), "Lowest loss so far by distinct candidates"),
     )
     label = f"Pareto front of complexity and loss: {len(hall.front)} of {len(study.judged)} metrics"
-    rows = agreements(distinct, np.random.default_rng(0))
+    rows = agreements(distinct)
     return {
         "kind": "search",
         "run": study,
