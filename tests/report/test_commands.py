@@ -121,7 +121,3 @@ def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> Non
 def test_strings_have_no_name(tmp_path: Path) -> None:
     assert commands.repeatable(search_run(tmp_path / "files"))
     assert not commands.repeatable(search_run(tmp_path / "strings", calibration="(strings)"))
-
-
-def test_a_report_again() -> None:
-    assert commands.report_on([Path("a b"), Path("c")]) == "pruner-zero report 'a b' c"

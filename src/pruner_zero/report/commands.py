@@ -1,7 +1,7 @@
 """The commands that reproduce a result, and those that continue from it."""
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import yaml
 
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.report.read import PruneRun, Result
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 from pruner_zero.settings import (
     CLASSICS,
     STRINGS,
@@ -37,11 +37,14 @@ def repeat(result: Result) -> str:
     Where the command line has no option for a setting, the command is preceded by one that writes
     a settings file.
     """
-    if isinstance(result, Study):
-        return _command("search", SearchSettings, result.settings, _beside(result.path))
-    if isinstance(result, PruneRun):
-        return _command("prune", PruneSettings, result.settings, _beside(result.path))
-    return _command("compare", CompareSettings, result.settings, _beside(result.path))
+    path = result.path
+    again = path.with_name(f"{path.stem}-again{path.suffix}")
+    kinds: dict[type[Result], tuple[str, type[Settings]]] = {
+        Study: ("search", SearchSettings),
+        PruneRun: ("prune", PruneSettings),
+        ComparisonRun: ("compare", CompareSettings),
+    }
+    return _command(*kinds[type(result)], result.settings, again)
 
 
 def repeatable(result: Result) -> bool:
@@ -55,11 +58,6 @@ def prune_with(run: Study) -> str:
     return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
 
 
-def analyze(run: Study) -> str:
-    """The command that explains a search."""
-    return shlex.join(["pruner-zero", "analyze", str(run.path)])
-
-
 def compare_with(run: Study) -> str:
     """The command that compares the best metric of a search with the classics.
 
@@ -69,17 +67,11 @@ def compare_with(run: Study) -> str:
     text = str(run.settings.get("search_text"))
     best = run.prune_options
     update = f"+{best['update']}" if "update" in best else ""
-    methods = f"{CLASSICS},{best['metric']}{update}"
     asked = _calibration(run) | {
-        "methods": methods,
+        "methods": f"{CLASSICS},{best['metric']}{update}",
         "text": text if text in NAMES else "TEXT",
     }
     return _command("compare", CompareSettings, asked, run.path / "comparison.json")
-
-
-def report_on(paths: Iterable[Path]) -> str:
-    """The command that makes a report of these results."""
-    return shlex.join(["pruner-zero", "report", *map(str, paths)])
 
 
 def _calibration(run: Study) -> dict[str, Any]:
@@ -89,11 +81,11 @@ def _calibration(run: Study) -> dict[str, Any]:
 
 def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: Path) -> str:
     fields = kind.model_fields
-    given = {
-        name: value
-        for name, value in asked.items()
-        if name in fields and value != _plain(fields[name].get_default(call_default_factory=True))
-    }
+    given = {}
+    for name in filter(fields.__contains__, asked):
+        default = fields[name].get_default(call_default_factory=True)
+        if asked[name] != (list(default) if isinstance(default, tuple) else default):
+            given[name] = asked[name]
     words = ["pruner-zero", verb, str(given.pop("model", "MODEL"))]
     for name, option in options_of(kind).items():
         value = given.pop(name, None)
@@ -102,13 +94,5 @@ def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: 
     if given:
         words += ["--config", "settings.yaml"]
         settings = yaml.safe_dump(given, default_flow_style=None, allow_unicode=True)
-        file += f"cat > settings.yaml <<'END'\n{settings}END\n"
+        file = f"cat > settings.yaml <<'END'\n{settings}END\n"
     return file + shlex.join([*words, "-o", str(output)])
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(f"{path.stem}-again{path.suffix}")
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from html import unescape
 from io import StringIO
+from itertools import accumulate
 
 from markupsafe import Markup
 from matplotlib import rc_context
@@ -98,31 +99,17 @@ def front(study: Study) -> Figure | None:
 
 def best_by_time(study: Study) -> Figure | None:
     """The lowest loss so far by wall time; None where no batch is finished or no metric works."""
-    values = {record.candidate.number: record.evaluation.value for record in study.judged}
-    points: list[tuple[float, float]] = []
-    done, best = 0, math.inf
     size, unit = time_unit(study.elapsed)
+    finished: list[float] = []
     for candidates, seconds in study.batches:
-        batch = [record.candidate.number for record in study.records[done:candidates]]
-        lowest = min((values[number] for number in batch if number in values), default=math.inf)
-        done = candidates
-        if lowest < best:
-            best = lowest
-            points.append((seconds / size, best))
-    return _curve(points, study.elapsed / size, f"wall time, {unit}", study)
+        finished += [seconds / size] * (candidates - len(finished))
+    return _best_so_far(study, finished, study.elapsed / size, f"wall time, {unit}")
 
 
 def best_by_evaluations(study: Study) -> Figure | None:
     """The lowest loss so far by the number of distinct candidates; None where no metric works."""
-    judged = {record.candidate.number for record in study.judged}
-    points: list[tuple[float, float]] = []
-    distinct = 0
-    for record in study.records:
-        distinct += record.evaluation.counts
-        value = record.evaluation.value
-        if record.candidate.number in judged and (not points or value < points[-1][1]):
-            points.append((distinct, value))
-    return _curve(points, distinct, "distinct candidates", study)
+    distinct = list(accumulate(int(record.evaluation.counts) for record in study.records))
+    return _best_so_far(study, distinct, max(distinct, default=0), "distinct candidates")
 
 
 def sparsity(records: Sequence[MatrixRecord]) -> Figure:
@@ -243,16 +230,21 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (60.0, "minutes") if seconds >= 180 else (1.0, "seconds")
 
 
-def _curve(
-    points: Sequence[tuple[float, float]], end: float, name: str, study: Study
-) -> Figure | None:
-    if not points:
+def _best_so_far(study: Study, places: Sequence[float], end: float, name: str) -> Figure | None:
+    """The lowest value by the places of the candidates on an axis called `name`, up to `end`."""
+    judged = {record.candidate.number for record in study.judged}
+    lowest: dict[float, float] = {}
+    best = math.inf
+    # Candidates of an unfinished batch have no place in time.
+    for record, place in zip(study.records, places, strict=False):
+        if record.candidate.number in judged and record.evaluation.value < best:
+            best = lowest[place] = record.evaluation.value
+    if not lowest:
         return None
     figure, axes = new_figure()
     axes.grid(axis="y", color=_LINE)
-    x, y = zip(*points, (end, points[-1][1]), strict=True)
-    axes.step(x, y, where="post", color=_ACCENT, linewidth=1.5)
-    axes.plot(x[:-1], y[:-1], "o", color=_ACCENT, markersize=4)
+    axes.step([*lowest, end], [*lowest.values(), best], where="post", color=_ACCENT, linewidth=1.5)
+    axes.plot(list(lowest), list(lowest.values()), "o", color=_ACCENT, markersize=4)
     axes.set_xlim(0, 1.02 * end or None)
     axes.margins(y=0.1)
     axes.set_xlabel(name)

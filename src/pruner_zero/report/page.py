@@ -1,5 +1,6 @@
 """One self-contained page: text, inline SVG and MathML, without scripts or network."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,23 +48,29 @@ def _commands(results: Sequence[Result]) -> list[tuple[str, str]]:
     shown = [(f"Reproduce {result.path}", commands.repeat(result)) for result in results]
     for result in results:
         if isinstance(result, Study):
-            shown.append((f"Explain {result.path}", commands.analyze(result)))
-            shown.append(
-                (f"Prune with the best metric of {result.path}", commands.prune_with(result))
-            )
-    shown.append(("Reproduce this page", commands.report_on([result.path for result in results])))
-    return shown
+            path = result.path
+            shown += [
+                (f"Explain {path}", shlex.join(["pruner-zero", "analyze", str(path)])),
+                (f"Prune with the best metric of {path}", commands.prune_with(result)),
+            ]
+    paths = [str(result.path) for result in results]
+    return [*shown, ("Reproduce this page", shlex.join(["pruner-zero", "report", *paths]))]
 
 
 def _origin(result: Result) -> list[tuple[str, str]]:
     """What determines a result, as names and values: settings, texts, versions."""
-    rows = [(name.replace("_", " "), value) for name, value in result.settings.items()]
-    for use, windows in result.windows.items():
-        rows += [(f"{use} {name.replace('_', ' ')}", value) for name, value in windows.items()]
-    rows += [(name.replace("_", " "), value) for name, value in result.provenance.items()]
-    if isinstance(result, PruneRun):
-        rows += [(name.replace("_", " "), value) for name, value in result.timing.items()]
-    return [(name, _written(value)) for name, value in rows if value not in (None, [], {}, ())]
+    windows = {
+        f"{use} {name}": value
+        for use, described in result.windows.items()
+        for name, value in described.items()
+    }
+    timing = result.timing if isinstance(result, PruneRun) else {}
+    return [
+        (name.replace("_", " "), _written(value))
+        for facts in (result.settings, windows, result.provenance, timing)
+        for name, value in facts.items()
+        if value not in (None, [], {}, ())
+    ]
 
 
 def _written(value: Any) -> str:

@@ -16,30 +16,30 @@ PRUNING, TIMING = "pruning.json", "timing.json"
 
 
 @dataclass(frozen=True)
-class PruneRun:
-    """A pruned model: its settings, its matrices. timing: of the last process that worked on it."""
-
+class _Saved:
     path: Path
     settings: Mapping[str, Any]
+    windows: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class PruneRun(_Saved):
+    """A pruned model: its settings, its matrices. timing: of the last process that worked on it."""
+
     expression: str
     pattern: str
     steps: tuple[str, ...]
     sparsity: float
     matrices: tuple[MatrixRecord, ...]
-    windows: Mapping[str, Mapping[str, Any]]
-    provenance: Mapping[str, Any]
     timing: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class ComparisonRun:
+class ComparisonRun(_Saved):
     """A table of methods, a row each as `comparison.Comparison` writes them."""
 
-    path: Path
-    settings: Mapping[str, Any]
     rows: tuple[Mapping[str, Any], ...]
-    windows: Mapping[str, Mapping[str, Any]]
-    provenance: Mapping[str, Any]
 
     @property
     def ranked(self) -> list[Mapping[str, Any]]:
@@ -81,13 +81,13 @@ def _read_prune(path: Path) -> PruneRun:
     return PruneRun(
         path,
         dict(values["settings"]),
+        {"calibration": values["calibration"]} if values["calibration"] else {},
+        values["provenance"],
         str(parse(values["expression"])),
         str(values["pattern"]),
         tuple(values["steps"]),
         float(values["sparsity"]),
         tuple(MatrixRecord.from_json(record) for record in values["matrices"]),
-        {"calibration": values["calibration"]} if values["calibration"] else {},
-        values["provenance"],
         read_json(path / TIMING) if (path / TIMING).is_file() else {},
     )
 
@@ -101,17 +101,13 @@ def _read_comparison(path: Path) -> ComparisonRun:
     described = {name: origin.pop(name, None) for name in ("calibration", "evaluation")}
     windows = {name: text for name, text in described.items() if text}
     rows = tuple(values["rows"])
+    # Raise where a row lacks what all have, or holds a wrong type or an invalid metric.
     for row in rows:
-        _check_row(row)
-    return ComparisonRun(path, settings, rows, windows, origin)
-
-
-def _check_row(row: Mapping[str, Any]) -> None:
-    """Raise where a row lacks what all have, or holds a wrong type or an invalid metric."""
-    for number in (row["perplexity"], row["sparsity"], row.get("seconds")):
-        if not isinstance(number, float | int | None):
-            raise TypeError(f"{number!r} is no number")
-    if not isinstance(row["method"], str):
-        raise TypeError(f"{row['method']!r} is no method")
-    if "expression" in row:
-        parse(row["expression"])
+        for number in (row["perplexity"], row["sparsity"], row.get("seconds")):
+            if not isinstance(number, float | int | None):
+                raise TypeError(f"{number!r} is no number")
+        if not isinstance(row["method"], str):
+            raise TypeError(f"{row['method']!r} is no method")
+        if "expression" in row:
+            parse(row["expression"])
+    return ComparisonRun(path, settings, windows, origin, rows)

@@ -24,7 +24,7 @@ def summary(result: Result, others: Sequence[Result]) -> Markup:
     """The result in one sentence; that of a search includes a comparison among `others`."""
     match result:
         case Study():
-            return _search(result, [one for one in others if isinstance(one, ComparisonRun)])
+            return _search(result, [other for other in others if isinstance(other, ComparisonRun)])
         case PruneRun():
             return _prune(result)
     return _comparison(result)
@@ -63,17 +63,15 @@ def _row_of(best: Record, study: Study, table: ComparisonRun) -> Mapping[str, An
     same = ("model", "sparsity", "pattern")
     if any(study.settings.get(name) != table.settings.get(name) for name in same):
         return None
-    shares = study.settings.get("allocation", "uniform")
     for row in table.rows:
-        mask_alone = row.get("steps") == []
-        same_shares = row.get("allocation", "uniform") == shares == "uniform"
-        if row["perplexity"] is None or not mask_alone or not same_shares:
+        mask_alone = row.get("steps") == [] and row.get("allocation", "uniform") == "uniform"
+        if row["perplexity"] is None or not mask_alone:
             continue
         scope: Scope = row.get("scope") or "row"
-        same_form = canonical(parse(row["expression"]), scope) == canonical(
-            best.candidate.expression, scope
-        )
-        if same_form and row.get("scope") in (None, best.candidate.scope):
+        forms = [
+            canonical(each, scope) for each in (parse(row["expression"]), best.candidate.expression)
+        ]
+        if forms[0] == forms[1] and row.get("scope") in (None, best.candidate.scope):
             return row
     return None
 

@@ -14,10 +14,9 @@ _SIGNS = str.maketrans("-*/", "−×÷")
 def draw_tree(label: str, expression: Expression) -> Markup:
     """The expression as a tree, its root on top."""
     parts: list[Markup] = []
-    rooms: dict[Expression, _Room] = {}
 
     def place(node: Expression, x: float, level: int) -> tuple[float, float]:
-        room, y = _room(node, rooms), level * 54 + 18
+        room, y = _room(node), level * 54 + 18
         below = [
             place(operand, x + offset, level + 1)
             for operand, offset in zip(node.operands, room.offsets, strict=True)
@@ -28,7 +27,7 @@ def draw_tree(label: str, expression: Expression) -> Markup:
         parts.append(_node(node, x, y))
         return x, y
 
-    room = _room(expression, rooms)
+    room = _room(expression)
     place(expression, room.left, 0)
     return drawing(label, room.left + room.right, (expression.depth - 1) * 54 + 36, *parts)
 
@@ -42,18 +41,16 @@ class _Room:
     offsets: tuple[float, ...]
 
 
-def _room(node: Expression, rooms: dict[Expression, _Room]) -> _Room:
-    if node not in rooms:
-        half = _width(node) / 2 + 6
-        places, end = [], 0.0
-        for operand in node.operands:
-            room = _room(operand, rooms)
-            places.append(end + room.left)
-            end += room.left + room.right
-        middle = (places[0] + places[-1]) / 2 if places else 0.0
-        offsets = tuple(place - middle for place in places)
-        rooms[node] = _Room(max(half, middle), max(half, end - middle), offsets)
-    return rooms[node]
+def _room(node: Expression) -> _Room:
+    half = _width(node) / 2 + 6
+    places, end = [], 0.0
+    for operand in node.operands:
+        room = _room(operand)
+        places.append(end + room.left)
+        end += room.left + room.right
+    middle = (places[0] + places[-1]) / 2 if places else 0.0
+    offsets = tuple(place - middle for place in places)
+    return _Room(max(half, middle), max(half, end - middle), offsets)
 
 
 def _node(node: Expression, x: float, y: float) -> Markup:
