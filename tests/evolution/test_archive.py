@@ -87,9 +87,9 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_the_first_of_equal_candidates_is_the_one_that_counts(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
-    assert archive.twin("W", "row", 0) is None
-    assert archive.twin("W", "row", 3) == 0
-    assert archive.twin("W", "global", 4) is None
-    assert archive.same_mask("abc", 1) is None
-    assert archive.same_mask("abc", 1) is None
-    assert archive.same_mask("abc", 7) == 1
+    assert archive.first(("W", "row"), 0) is None
+    assert archive.first(("W", "row"), 3) == 0
+    assert archive.first(("W", "global"), 4) is None
+    assert archive.first("abc", 1) is None
+    assert archive.first("abc", 1) is None
+    assert archive.first("abc", 7) == 1

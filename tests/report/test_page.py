@@ -35,7 +35,7 @@ def test_all_kinds_of_results_on_one_page(run: Path, pruned: Path, table: Path) 
     found = written(run, pruned, table)
     check_self_contained(found)
     assert found.html.count("<!doctype html>") == 1
-    assert found.text.count("its perplexity is 50.00") == 1
+    assert found.text.count("has the lowest perplexity on test.txt , 50.00") == 1
     for heading in (
         "The winning metric",
         "Complexity and loss",

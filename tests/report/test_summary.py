@@ -2,18 +2,14 @@
 
 from html import unescape
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from pruner_zero.report.read import read_result
 from pruner_zero.report.summary import summary
 from tests.report.conftest import ROWS, write_comparison, write_prune, write_search
 
 
-def told(path: Path, *others: Path) -> str:
-    results = [read_result(one) for one in (path, *others)]
-    html = unescape(summary(results[0], results))
+def told(path: Path) -> str:
+    html = unescape(summary(read_result(path)))
     return html.replace("<code>", "`").replace("</code>", "`")
 
 
@@ -22,40 +18,6 @@ def test_a_search(run: Path) -> None:
         "Of 5 metrics tried for `models/tiny` at 50% zeros, `W * G * X`, compared across the "
         "whole model, prunes best: perplexity 44.70 on the search text."
     )
-
-
-def test_a_search_beside_a_comparison_that_has_its_metric(run: Path, table: Path) -> None:
-    assert told(run, table).endswith(
-        "perplexity 44.70 on the search text; on `test.txt` its perplexity is 50.00, "
-        "that of `wanda` 60.00; the dense model has 20.00."
-    )
-
-
-@pytest.mark.parametrize(
-    "changed", [{"sparsity": 0.6}, {"model": "another"}, {"pattern": "2:4", "sparsity": None}]
-)
-def test_a_comparison_of_something_else_says_nothing_of_it(
-    changed: dict[str, Any], run: Path, tmp_path: Path
-) -> None:
-    table = write_comparison(tmp_path / "other.json", **changed)
-    assert told(run, table) == told(run)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"scope": "row"},
-        {"steps": ["obs"]},
-        {"perplexity": None},
-        {"allocation": "owl"},
-        {"allocation": "as given"},
-    ],
-)
-def test_a_row_that_prunes_otherwise_is_not_its_own(
-    change: dict[str, Any], run: Path, tmp_path: Path
-) -> None:
-    rows = [{**row, **change} if row["method"] == "mine" else row for row in ROWS]
-    assert told(run, write_comparison(tmp_path / "other.json", rows)) == told(run)
 
 
 def test_a_search_under_a_pattern_names_no_group(tmp_path: Path) -> None:

@@ -49,13 +49,11 @@ class Counts:
 
     candidates: int
     distinct: int
-    distinct_per_100: float
     rejected: Mapping[str, int]
     avoided: Mapping[str, int]
     saved: Mapping[str, int]
     ended: Mapping[str, int]
     seconds: float
-    seconds_per_distinct: float
     rung_seconds: Mapping[str, tuple[int, float]]
 
 
@@ -165,19 +163,16 @@ def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
 def _counts(study: Study) -> Counts:
     evaluations = [record.evaluation for record in study.records]
     distinct = sum(evaluation.counts for evaluation in evaluations)
-    total = math.fsum(evaluation.seconds for evaluation in evaluations)
     reasons = Counter(_without_numbers(each.reason) for each in evaluations if each.reason)
     ended = Counter(each.rung for each in evaluations if each.counts)
     return Counts(
         len(evaluations),
         distinct,
-        100 * distinct / len(evaluations) if evaluations else math.nan,
         dict(reasons.most_common()),
         dict(study.avoided),
         dict(Counter(each.level for each in evaluations if each.level).most_common()),
         {name: ended[rank] for rank, name in enumerate(RUNGS) if ended[rank]},
-        total,
-        total / distinct if distinct else math.nan,
+        math.fsum(evaluation.seconds for evaluation in evaluations),
         {
             rung: (len(study.seconds[rung]), math.fsum(study.seconds[rung]))
             for rung in RUNGS

@@ -1,7 +1,7 @@
 """The principles of good pruning metrics that the paper states, tested on a search."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,69 +56,53 @@ def principles_of(
     measures are ours.
     """
     rescaling = sorted(name for name, operator in OPERATORS.items() if rescales(operator))
-    return [
-        _simpler(size, losses),
-        _by_ratios(
-            "weights and gradients matter more than activations",
-            "over-representation of W or of G, the lower, over that of X",
-            [_needs("W"), _needs("G"), _needs("X")],
-            ("W", "G", "X"),
-            lambda ratio: np.minimum(ratio[:, 0], ratio[:, 1]) / ratio[:, 2],
-            (best, others, generator),
-        ),
-        _by_ratios(
-            "operators that put values on one scale belong in good metrics",
-            f"over-representation of metrics with one of {', '.join(rescaling)}",
-            [_uses(rescales)],
-            ("a rescaling operator",),
-            lambda ratio: ratio[:, 0],
-            (best, others, generator),
-        ),
-        _by_ratios(
-            "plain products of magnitudes do better than exp, log or tanh of them",
-            "over-representation of mul, sqr, pow or abs over that of exp, log or tanh",
-            [_uses(multiplies), _uses(transcendental)],
-            ("mul, sqr, pow or abs", "exp, log or tanh"),
-            lambda ratio: ratio[:, 0] / ratio[:, 1],
-            (best, others, generator),
-        ),
-    ]
-
-
-def _simpler(size: Estimate, losses: int) -> Principle:
     lacking = ""
     if losses < FEWEST_LOSSES:
         lacking = f"{losses} losses, {FEWEST_LOSSES} are needed"
     elif math.isnan(size.value):
         lacking = "all sizes or all losses are equal"
-    return _judged(
-        "simpler trees are better", "Kendall's τ of nodes and loss", size, 0.0, losses, lacking
+    statement, measure = "simpler trees are better", "Kendall's τ of nodes and loss"
+    results = [_judged(statement, measure, size, 0.0, losses, lacking)]
+    by_ratios: Sequence[tuple[str, str, Mapping[str, Trait], Callable[[Array], Array]]] = (
+        (
+            "weights and gradients matter more than activations",
+            "over-representation of W or of G, the lower, over that of X",
+            {name: _needs(name) for name in ("W", "G", "X")},
+            lambda ratio: np.minimum(ratio[:, 0], ratio[:, 1]) / ratio[:, 2],
+        ),
+        (
+            "operators that put values on one scale belong in good metrics",
+            f"over-representation of metrics with one of {', '.join(rescaling)}",
+            {"a rescaling operator": _uses(rescales)},
+            lambda ratio: ratio[:, 0],
+        ),
+        (
+            "plain products of magnitudes do better than exp, log or tanh of them",
+            "over-representation of mul, sqr, pow or abs over that of exp, log or tanh",
+            {"mul, sqr, pow or abs": _uses(multiplies), "exp, log or tanh": _uses(transcendental)},
+            lambda ratio: ratio[:, 0] / ratio[:, 1],
+        ),
     )
+    for statement, measure, traits, combine in by_ratios:
+        good, rest = (
+            np.array([[trait(facts) for trait in traits.values()] for facts in group], dtype=float)
+            for group in (best, others)
+        )
+        lacking = _lacking(good, rest, list(traits))
+        estimate = Estimate() if lacking else _combined(good, rest, combine, generator)
+        results.append(_judged(statement, measure, estimate, 1.0, len(best), lacking))
+    return results
 
 
-def _by_ratios(
-    statement: str,
-    measure: str,
-    traits: Sequence[Trait],
-    names: Sequence[str],
-    combine: Callable[[Array], Array],
-    data: tuple[Sequence[Structure], Sequence[Structure], np.random.Generator],
-) -> Principle:
-    """A principle that compares how over-represented some traits are."""
-    best, others, generator = data
-    good, rest = (
-        np.array([[trait(facts) for trait in traits] for facts in group], dtype=float)
-        for group in (best, others)
-    )
-    lacking = _lacking(good, rest, names)
-    if lacking:
-        return _judged(statement, measure, Estimate(), 1.0, len(best), lacking)
+def _combined(
+    good: Array, rest: Array, combine: Callable[[Array], Array], generator: np.random.Generator
+) -> Estimate:
+    """A function of the over-representation of several traits, with its interval."""
     with np.errstate(divide="ignore", invalid="ignore"):
         value = float(combine(ratios(good, rest)[np.newaxis])[0])
     draws = combine(ratio_draws(good, rest, generator))
     # The plain quotient is not finite where none of the best has the trait in the denominator.
-    estimate = interval(value if math.isfinite(value) else float(np.median(draws)), draws)
-    return _judged(statement, measure, estimate, 1.0, len(best), "")
+    return interval(value if math.isfinite(value) else float(np.median(draws)), draws)
 
 
 def _lacking(good: Array, rest: Array, names: Sequence[str]) -> str:

@@ -49,13 +49,14 @@ def analyze(
 def _print_counts(analysis: "Analysis") -> None:
     counts = analysis.counts
     print(f"{counts.candidates} candidates, {counts.distinct} with distinct masks", end="")
-    print(f" ({counts.distinct_per_100:.0f} of 100)" if counts.candidates else "")
+    share = 100 * counts.distinct / max(1, counts.candidates)
+    print(f" ({share:.0f} of 100)" if counts.candidates else "")
     print(f"rejected: {_listed(counts.rejected)}")
     print(f"never judged: {_listed(counts.avoided)}")
     print(f"duplicates: {_listed(counts.saved)}")
     print(f"last rung reached: {_listed(counts.ended)}")
     if counts.distinct:
-        print(f"{counts.seconds_per_distinct:.2f} s for each distinct mask")
+        print(f"{counts.seconds / counts.distinct:.2f} s for each distinct mask")
     if counts.rung_seconds:
         rows = [
             (rung, str(n), f"{seconds:.1f}", f"{seconds / n:.3f}")

@@ -1,7 +1,7 @@
 """The append-only journal of a search, from which everything else follows."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -163,8 +163,7 @@ class Archive:
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
-        self._canonical: dict[tuple[str, str], int] = {}
-        self._fingerprints: dict[str, int] = {}
+        self._first: dict[Hashable, int] = {}
 
     def known(self, number: int, rung: Rung) -> Outcome | None:
         """The outcome that an earlier process of the search wrote, if it did."""
@@ -176,14 +175,12 @@ class Archive:
             self._outcomes[outcome.number, outcome.rung] = outcome
             self._journal.append({"kind": "outcome", **outcome.to_json()})
 
-    def twin(self, canonical: str, scope: str, number: int) -> int | None:
-        """The earlier candidate of this canonical form and scope; else `number` becomes it."""
-        first = self._canonical.setdefault((canonical, scope), number)
-        return None if first == number else first
+    def first(self, mark: Hashable, number: int) -> int | None:
+        """The earlier candidate with this mark of a mask; else `number` becomes it.
 
-    def same_mask(self, fingerprint: str, number: int) -> int | None:
-        """The earlier candidate with this fingerprint; else `number` becomes it."""
-        first = self._fingerprints.setdefault(fingerprint, number)
+        mark: a fingerprint, or a canonical form with its scope.
+        """
+        first = self._first.setdefault(mark, number)
         return None if first == number else first
 
     def commit(

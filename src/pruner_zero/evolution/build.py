@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.calibration import Kind, calibrate, open_store
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator
@@ -15,7 +15,7 @@ from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
-from pruner_zero.models import LanguageModel, Matrix, check_weights, find_matrices
+from pruner_zero.models import LanguageModel, check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning import Statistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer
@@ -86,7 +86,8 @@ def build_evaluator(
     share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))
     for block in progress.track(blocks, "statistics", len(blocks)):
         in_block = [matrix for matrix in matrices if matrix.block == block]
-        read = _read(store, block, kinds, in_block[0].weight.device)
+        device = in_block[0].weight.device
+        read = {kind: store.read(kind, block, device=device) for kind in sorted(kinds)}
         narrowed: dict[int, Tensor] = {}
         shared: dict[int, Hessian] = {}
         for matrix in in_block:
@@ -109,7 +110,8 @@ def build_evaluator(
                 layer = Layer(sampled.weight, hessian, settings.zeros, name=matrix.name)
                 sampled = replace(sampled, layer=layer, step=step.name)
             sample.append(sampled)
-    _check_reached(sample)
+    if not any(matrix.terminals["X"].any() for matrix in sample):
+        raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates mask a copy, so that the model stays intact whatever happens.
     copy = deepcopy(language_model.model).to(dtype)
@@ -123,8 +125,9 @@ def build_evaluator(
         () if step is None else (step.name,),
         hessians,
     )
-    probe = _probe(matrices, sample)
-    return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, settings.zeros)
+    return Evaluator(
+        _probe(sample), sample, masked, judged.tokens, settings.few_windows, settings.zeros
+    )
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
@@ -136,27 +139,13 @@ def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
     return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
 
 
-def _read(
-    store: StatisticsStore, block: int, kinds: set[Kind], device: torch.device
-) -> dict[Kind, dict[str, Tensor]]:
-    return {kind: store.read(kind, block, device=device) for kind in sorted(kinds)}
-
-
-def _check_reached(sample: list[SampledMatrix]) -> None:
-    if not any(matrix.terminals["X"].any() for matrix in sample):
-        raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
-
-
-def _probe(matrices: list[Matrix], sample: list[SampledMatrix]) -> list[SampledMatrix]:
+def _probe(sample: list[SampledMatrix]) -> list[SampledMatrix]:
     """A few rows of matrices spread over depth and kind."""
     index = torch.linspace(0, len(sample) - 1, min(PROBE_MATRICES, len(sample))).round().long()
-    probe = []
-    for place in index.tolist():
-        matrix, whole = matrices[place], sample[place]
-        statistics = {name: whole.terminals[name] for name in whole.terminals.keys() - {"W", "S"}}
-        probe.append(
-            sample_matrix(
-                matrix.name, matrix.block, whole.weight, statistics, whole.gram, PROBE_ROWS
-            )
+    chosen = [sample[place] for place in index.tolist()]
+    return [
+        sample_matrix(
+            whole.name, whole.block, whole.weight, whole.terminals, whole.gram, PROBE_ROWS
         )
-    return probe
+        for whole in chosen
+    ]

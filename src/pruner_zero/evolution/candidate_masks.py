@@ -1,33 +1,48 @@
 """The masks that a candidate gives to many matrices, chosen as `prune` chooses them."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.pruning import reached_score
-from pruner_zero.sparsity import Pattern, choose_masks, groups
+from pruner_zero.sparsity import Pattern, Scope, choose_masks, groups
+
+
+class _Placed(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def block(self) -> int: ...
+
+
+M = TypeVar("M", bound=_Placed)
 
 
 def candidate_masks(
     expression: Expression,
+    scope: Scope,
     pattern: Pattern,
-    blocks: Mapping[str, int],
-    terminals: Callable[[str], Mapping[str, Tensor]],
+    matrices: Sequence[M],
+    terminals: Callable[[M], Mapping[str, Tensor]],
     limit: TimeLimit = UNLIMITED,
 ) -> Iterator[Tensor]:
     """The masks (out, in), True = kept, of all matrices, in order.
 
-    blocks: by the name of each matrix the number of its block. terminals: those of one matrix by
-    its name, fp32. Raises ScoreError where the expression cannot score a matrix, PrunerZeroError
-    over the time limit.
+    terminals: those of one matrix, fp32. Raises ScoreError where the expression cannot score a
+    matrix, PrunerZeroError over the time limit.
     """
+    by_name = {matrix.name: matrix for matrix in matrices}
+    blocks = {matrix.name: matrix.block for matrix in matrices}
+    pattern = pattern.with_scope(scope)
     for names in groups(pattern, blocks):
         scores: dict[str, Tensor] = {}
         for name in limit.steps(names):
-            values = reached_score(expression, terminals(name))
+            values = reached_score(expression, terminals(by_name[name]))
             if values is not None:
                 scores[name] = values
-        masks = choose_masks(pattern, names, scores, lambda name: terminals(name)["W"])
+        masks = choose_masks(pattern, names, scores, lambda name: terminals(by_name[name])["W"])
         yield from (masks[name] for name in names)

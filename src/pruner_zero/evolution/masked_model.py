@@ -90,13 +90,8 @@ class MaskedModel:
         limit: TimeLimit = UNLIMITED,
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
-        matrices = {matrix.name: matrix for matrix in self.matrices}
         return candidate_masks(
-            expression,
-            self.pattern.with_scope(scope),
-            {name: matrix.block for name, matrix in matrices.items()},
-            lambda name: self.terminals(matrices[name]),
-            limit,
+            expression, scope, self.pattern, self.matrices, self.terminals, limit
         )
 
     @torch.no_grad()

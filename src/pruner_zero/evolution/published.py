@@ -24,10 +24,10 @@ class PublishedSettings(Settings):
     population: random trees of min_depth … max_depth levels, asked ten at a time, so that a run
     that is stopped before all are judged has a result. tournament_share: the share of the
     population that is drawn (ours: half); parents: so many of the best drawn may have a child.
-    mutation: the chance that a child is mutated; node_mutation: the chance of each of its nodes
-    then, or exactly one node where None (ours). simplify: opposing-operation simplification of
-    every tree. scope: the comparison group, by default the first of the space, which is the row
-    as in the paper. batch: children asked at once; 1 is the paper's steady state.
+    mutation: the chance that a child is mutated at one node (ours: exactly one). simplify:
+    opposing-operation simplification of every tree. scope: the comparison group, by default the
+    first of the space, which is the row as in the paper. batch: children asked at once; 1 is the
+    paper's steady state.
     """
 
     population: int = Field(50, ge=2)
@@ -36,7 +36,6 @@ class PublishedSettings(Settings):
     tournament_share: float = Field(0.5, gt=0, le=1)
     parents: int = Field(10, ge=1)
     mutation: float = Field(0.5, ge=0, le=1)
-    node_mutation: float | None = Field(None, ge=0, le=1)
     simplify: bool = True
     scope: Scope | None = None
     batch: int = Field(1, ge=1)
@@ -61,12 +60,12 @@ class Published(BatchAlgorithm):
         self.settings = settings or PublishedSettings()
         self.scope = self.settings.scope or space.scopes[0]
         super().__init__(space.model_copy(update={"scopes": (self.scope,)}), seed, seed_metrics)
-        self._members: list[Result] = []
+        self._members: Sequence[Result] = []
         self._founded = 0
 
     @property
     def population(self) -> Sequence[Result]:
-        return best_first(self._members)
+        return self._members
 
     def start(self) -> list[Proposal]:
         return self._founders()
@@ -76,8 +75,7 @@ class Published(BatchAlgorithm):
 
     def learn(self, results: Sequence[Result]) -> None:
         """The results join the population, and the worst beyond its size leave."""
-        self._members = list(best_first([*self._members, *results]))
-        del self._members[self.settings.population :]
+        self._members = best_first([*self._members, *results])[: self.settings.population]
 
     def _founders(self) -> list[Proposal]:
         """More of the first population; none where it is complete."""
@@ -106,7 +104,7 @@ class Published(BatchAlgorithm):
         )
         operation = "crossover"
         if child is not None and self.generator.random() < settings.mutation:
-            child = node_mutation(self.generator, child, self.space, settings.node_mutation)
+            child = node_mutation(self.generator, child, self.space)
             operation = "mutation"
         if child is not None:
             child = self._simplified(child)

@@ -3,8 +3,9 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation, Kind
@@ -50,27 +51,26 @@ _KINDS = 4
 # So many candidates judged on all windows tell how much losses on few and on all windows differ.
 _FINALISTS = 3
 
-_RANK: Mapping[str, int] = {rung: rank for rank, rung in enumerate(RUNGS)}
-
 
 @dataclass
 class _Entry:
+    """A candidate of the batch, with its evaluation as far as it has climbed."""
+
     candidate: Candidate
     canonical: str
-    results: dict[str, float] = field(default_factory=dict)
-    reason: str | None = None
-    same_as: int | None = None
-    level: str | None = None
-    seconds: float = 0.0
-    expected: float | None = None
+    evaluation: Evaluation
 
     @property
     def alive(self) -> bool:
-        return self.reason is None and self.same_as is None
+        return self.evaluation.reason is None and self.evaluation.same_as is None
 
-    def expect(self, surrogate: Surrogate) -> None:
-        if self.alive:
-            self.expected = surrogate.expect(self.candidate, self.results)
+    def update(self, **changes: Any) -> None:
+        self.evaluation = replace(self.evaluation, **changes)
+
+    def repeats(self, number: int | None, level: str) -> None:
+        """Note the earlier candidate with the same mask, where `level` found one."""
+        if number is not None:
+            self.update(same_as=number, level=level)
 
 
 def judge(
@@ -84,52 +84,48 @@ def judge(
     entries = [_checked(candidate, archive) for candidate in batch]
     for entry, outcome in _climb("probe", entries, archive, executor):
         if outcome.fingerprint is not None:
-            entry.same_as = archive.same_mask(outcome.fingerprint, entry.candidate.number)
-            entry.level = "fingerprint" if entry.same_as is not None else None
+            number = archive.first(outcome.fingerprint, entry.candidate.number)
+            entry.repeats(number, "fingerprint")
     if racing.direct:
         _climb("all", entries, archive, executor)
     else:
         _climb("reconstruction", entries, archive, executor)
         surrogate = Surrogate(archive.records)
         for entry in entries:
-            entry.expect(surrogate)
+            entry.update(expected=surrogate.expect(entry.candidate, entry.evaluation.results))
         near = _promising(entries, archive, racing, surrogate.trust)
         _climb("few", near, archive, executor)
         near = _near_the_best(near, archive, racing.margin, surrogate.further)
         _climb("all", near, archive, executor)
     earlier = list(archive.records)
     for entry in entries:
-        earlier.append(_record(entry, earlier))
+        if (twin := entry.evaluation.same_as) is not None:
+            judged = earlier[twin].evaluation
+            entry.update(rung=judged.rung, value=judged.value)
+        earlier.append(Record(entry.candidate, entry.evaluation, entry.canonical))
     after = Surrogate(earlier)
-    return [_with_expectation(record, after) for record in earlier[len(archive.records) :]]
-
-
-def _with_expectation(record: Record, surrogate: Surrogate) -> Record:
-    evaluation = record.evaluation
-    if not evaluation.counts:
-        return record
-    expected = surrogate.expect(record.candidate, evaluation.results)
-    return replace(record, evaluation=replace(evaluation, expected=expected))
+    for entry in entries:
+        counts, results = entry.evaluation.counts, entry.evaluation.results
+        entry.update(expected=after.expect(entry.candidate, results) if counts else None)
+    return [Record(entry.candidate, entry.evaluation, entry.canonical) for entry in entries]
 
 
 def _checked(candidate: Candidate, archive: Archive) -> _Entry:
     """The entry of a candidate, with what its canonical form alone tells."""
     form = canonical(candidate.expression, candidate.scope)
-    entry = _Entry(candidate, str(form))
+    entry = _Entry(candidate, str(form), Evaluation(0, math.inf))
     if form.shape is not Shape.MATRIX:
-        entry.reason = f"constant within every {candidate.scope}: it masks nothing"
-        return entry
-    entry.same_as = archive.twin(entry.canonical, candidate.scope, candidate.number)
-    entry.level = "canonical" if entry.same_as is not None else None
+        entry.update(reason=f"constant within every {candidate.scope}: it masks nothing")
+    else:
+        number = archive.first((entry.canonical, candidate.scope), candidate.number)
+        entry.repeats(number, "canonical")
     return entry
 
 
 def _climb(
-    rung: Rung,
-    entries: Sequence[_Entry],
-    archive: Archive,
-    executor: Executor[Task, Outcome],
+    rung: Rung, entries: Sequence[_Entry], archive: Archive, executor: Executor[Task, Outcome]
 ) -> list[tuple[_Entry, Outcome]]:
+    """Judge those that are neither rejected nor duplicates; give them with their outcomes."""
     alive = [entry for entry in entries if entry.alive]
     earlier = {
         entry.candidate.number: archive.known(entry.candidate.number, rung) for entry in alive
@@ -144,10 +140,13 @@ def _climb(
     for entry in alive:
         outcome = earlier[entry.candidate.number] or next(fresh)
         archive.remember(outcome)
-        entry.seconds += outcome.seconds
-        entry.reason = outcome.reason
-        if outcome.value is not None:
-            entry.results[rung] = outcome.value
+        evaluation = entry.evaluation
+        entry.update(seconds=evaluation.seconds + outcome.seconds, reason=outcome.reason)
+        if outcome.reason is not None:
+            entry.update(rung=0, value=math.inf)
+        elif outcome.value is not None:
+            results = {**evaluation.results, rung: outcome.value}
+            entry.update(rung=RUNGS.index(rung), value=outcome.value, results=results)
         judged.append((entry, outcome))
     return judged
 
@@ -167,10 +166,11 @@ def _promising(
     room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
     chosen: dict[int, _Entry] = {}
     kinds: Counter[Kind] = Counter()
-    for count, value in ((most - most // 3, _expected), (most, _closed)):
-        lowest = min((*map(value, alive), *_before(archive, value)), default=math.inf)
-        near = [entry for entry in alive if value(entry) <= lowest + racing.reach(trust)]
-        for entry in sorted(near, key=value):
+    for count, value in ((most - most // 3, _expected), (most, _on("reconstruction"))):
+        lowest = min(_values([*alive, *archive.distinct()], value), default=math.inf)
+        limit = lowest + racing.reach(trust)
+        near = [entry for entry in alive if value(entry.evaluation) <= limit]
+        for entry in _sorted(near, value):
             number, kind = entry.candidate.number, entry.candidate.kind
             if number not in chosen and len(chosen) < count and kinds[kind] < room:
                 chosen[number] = entry
@@ -186,53 +186,36 @@ def _near_the_best(
     further: the differences between losses on all and on few windows so far. The first few
     candidates of a run are judged on all windows, so that there are such differences.
     """
-    now = sorted((entry for entry in entries if entry.alive), key=_loss)
-    limit = margin + min((*map(_loss, now), *_before(archive, _loss)), default=math.inf)
+    loss = _on("few")
+    now = _sorted(entries, loss)
+    limit = margin + min(_values([*now, *archive.distinct()], loss), default=math.inf)
     if len(further) >= _FINALISTS:
         usual, spread = statistics.mean(further), statistics.stdev(further)
-        limit = max(limit, min(_before(archive, _whole_loss)) - usual + spread)
+        limit = max(limit, min(_values(archive.distinct(), _on("all"))) - usual + spread)
     missing = max(0, _FINALISTS - len(further))
-    return [entry for place, entry in enumerate(now) if place < missing or _loss(entry) <= limit]
+    return [
+        entry
+        for place, entry in enumerate(now)
+        if place < missing or loss(entry.evaluation) <= limit
+    ]
 
 
-Judged = _Entry | Evaluation
+def _expected(evaluation: Evaluation) -> float:
+    return math.inf if evaluation.expected is None else evaluation.expected
 
 
-def _expected(judged: Judged) -> float:
-    return math.inf if judged.expected is None else judged.expected
+def _on(rung: Rung) -> Callable[[Evaluation], float]:
+    """The value on a rung, infinite where there is none."""
+    return lambda evaluation: evaluation.results.get(rung, math.inf)
 
 
-def _closed(judged: Judged) -> float:
-    return judged.results.get("reconstruction", math.inf)
+def _sorted(entries: Iterable[_Entry], value: Callable[[Evaluation], float]) -> list[_Entry]:
+    """Those that are neither rejected nor duplicates, the lowest value first."""
+    alive = [entry for entry in entries if entry.alive]
+    return sorted(alive, key=lambda entry: value(entry.evaluation))
 
 
-def _loss(judged: Judged) -> float:
-    return judged.results.get("few", math.inf)
-
-
-def _whole_loss(judged: Judged) -> float:
-    return judged.results.get("all", math.inf)
-
-
-def _before(archive: Archive, value: Callable[[Judged], float]) -> list[float]:
-    return [value(record.evaluation) for record in archive.distinct()]
-
-
-def _record(entry: _Entry, earlier: Sequence[Record]) -> Record:
-    rung, value = 0, math.inf
-    if entry.same_as is not None:
-        twin = earlier[entry.same_as].evaluation
-        rung, value = twin.rung, twin.value
-    elif entry.reason is None:
-        highest = max(entry.results, key=_RANK.__getitem__)
-        rung, value = _RANK[highest], entry.results[highest]
-    evaluation = Evaluation(
-        rung,
-        value,
-        entry.results,
-        entry.reason,
-        entry.same_as,
-        entry.level,
-        entry.seconds,
-    )
-    return Record(entry.candidate, evaluation, entry.canonical)
+def _values(
+    judged: Iterable[_Entry | Record], value: Callable[[Evaluation], float]
+) -> Iterator[float]:
+    return (value(each.evaluation) for each in judged)

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
 from pruner_zero.evolution.generate import random_start
+from pruner_zero.evolution.population import best_first
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import Metric
 from pruner_zero.settings import Settings
@@ -36,7 +37,7 @@ class RandomSearch(BatchAlgorithm):
     ) -> None:
         super().__init__(space, seed, seed_metrics)
         self.settings = settings or RandomSettings()
-        self._best: list[Result] = []
+        self._best: Sequence[Result] = []
 
     @property
     def population(self) -> Sequence[Result]:
@@ -56,5 +57,4 @@ class RandomSearch(BatchAlgorithm):
 
     def learn(self, results: Sequence[Result]) -> None:
         counted = [result for result in results if result[1].counts]
-        self._best = sorted([*self._best, *counted], key=lambda result: result[1].key)
-        del self._best[self.settings.keep :]
+        self._best = best_first([*self._best, *counted])[: self.settings.keep]

@@ -96,15 +96,9 @@ def sampled_masks(
     Raises ScoreError where the expression cannot score one of them, PrunerZeroError over the
     limit.
     """
-    matrices = {matrix.name: matrix for matrix in sample}
-    masks = candidate_masks(
-        expression,
-        pattern.with_scope(scope),
-        {name: matrix.block for name, matrix in matrices.items()},
-        lambda name: matrices[name].terminals,
-        limit,
+    return list(
+        candidate_masks(expression, scope, pattern, sample, lambda matrix: matrix.terminals, limit)
     )
-    return list(masks)
 
 
 def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:

@@ -4,10 +4,10 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
@@ -57,11 +57,8 @@ class Status:
         return 60 * len(self.records) / self.elapsed if self.elapsed else 0.0
 
 
-class Observer(Protocol):
-    """Is told of every batch."""
-
-    def __call__(self, status: Status) -> None:
-        """Show `status`."""
+# Is told of every batch.
+Observer = Callable[[Status], None]
 
 
 def search(

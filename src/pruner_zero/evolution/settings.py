@@ -2,7 +2,7 @@
 
 from typing import Any, Self, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pruner_zero.devices import CPU, find_devices
 from pruner_zero.errors import PrunerZeroError, did_you_mean
@@ -34,18 +34,12 @@ class SearchSettings(SearchOptions):
         fitting = [step.name for step in STEPS.values() if not step.chooses_mask]
         raise ValueError(f"--update {name} cannot follow a mask: {did_you_mean(name, fitting)}")
 
-    @field_validator("executor")
+    @field_validator("executor", "algorithm")
     @classmethod
-    def _known_executor(cls, name: str | None) -> str | None:
-        if name is not None and name not in EXECUTORS:
-            raise ValueError(f"no executor: {did_you_mean(name, EXECUTORS)}")
-        return name
-
-    @field_validator("algorithm")
-    @classmethod
-    def _known_algorithm(cls, name: str) -> str:
-        if name not in ALGORITHMS:
-            raise ValueError(f"no algorithm: {did_you_mean(name, ALGORITHMS)}")
+    def _registered(cls, name: str | None, info: ValidationInfo) -> str | None:
+        kinds = EXECUTORS if info.field_name == "executor" else ALGORITHMS
+        if name is not None and name not in kinds:
+            raise ValueError(f"no {info.field_name}: {did_you_mean(name, kinds)}")
         return name
 
     @model_validator(mode="after")

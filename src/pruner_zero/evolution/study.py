@@ -67,7 +67,21 @@ class Study(Tabular):
         if not path.is_dir():
             raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
         with reading(path):
-            return _read(path, stopped)
+            journal = SearchJournal.of(path)
+            run = read_json(path / RUN) if (path / RUN).is_file() else {}
+            header = journal.settings.items()
+            asked = {name: value for name, value in header if name not in _HASHES}
+            return cls(
+                path,
+                run.get("settings", asked),
+                journal.records,
+                tuple(journal.batches),
+                journal.seconds,
+                journal.avoided,
+                {name: run[name] for name in ("calibration", "search") if name in run},
+                run.get("provenance", {}),
+                stopped,
+            )
 
     @cached_property
     def judged(self) -> tuple[Record, ...]:
@@ -146,23 +160,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PrunerZeroError(f"{path} is damaged: it holds no object")
     return value
-
-
-def _read(folder: Path, stopped: str) -> Study:
-    journal = SearchJournal.of(folder)
-    run = read_json(folder / RUN) if (folder / RUN).is_file() else {}
-    asked = {name: value for name, value in journal.settings.items() if name not in _HASHES}
-    return Study(
-        folder,
-        run.get("settings", asked),
-        journal.records,
-        tuple(journal.batches),
-        journal.seconds,
-        journal.avoided,
-        {name: run[name] for name in ("calibration", "search") if name in run},
-        run.get("provenance", {}),
-        stopped,
-    )
 
 
 def _row(record: Record) -> dict[str, Any]:

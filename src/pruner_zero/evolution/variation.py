@@ -15,13 +15,7 @@ from pruner_zero.evolution.generate import (
     random_expression,
 )
 from pruner_zero.evolution.space import SearchSpace, positions
-from pruner_zero.metric import (
-    OPERATORS,
-    Call,
-    Constant,
-    Expression,
-    Terminal,
-)
+from pruner_zero.metric import OPERATORS, Call, Constant, Expression, Terminal
 
 # None where no allowed child was found.
 Child = Expression | None
@@ -221,32 +215,17 @@ def published_crossover(
     return child if child.size <= space.max_size and child.depth <= space.max_depth else None
 
 
-def node_mutation(
-    generator: Generator,
-    expression: Expression,
-    space: SearchSpace,
-    probability: float | None = None,
-) -> Expression:
-    """Nodes take another symbol of the same arity, each with `probability`, or exactly one.
+def node_mutation(generator: Generator, expression: Expression, space: SearchSpace) -> Expression:
+    """One node takes another symbol of the same arity.
 
     The new symbol can be the old one. Source: Dong 2024, which does not say how many nodes.
     """
-    nodes = list(positions(expression))
-    if probability is None:
-        chosen = [_pick(generator, nodes)]
-    else:
-        chosen = [place for place in nodes if generator.random() < probability]
-    # Symbols keep their arity, so that all indices stay valid.
-    for index, _ in chosen:
-        node = expression.at(index)
-        if isinstance(node, Call):
-            alike = _of_arity(space, node)
-            symbol = OPERATORS[_pick(generator, alike)] if alike else node.operator
-            new: Expression = apply_operator(generator, space, symbol, *_operands(node))
-        else:
-            new = Terminal(_pick(generator, list(space.terminals)))
-        expression = expression.replace(index, new)
-    return expression
+    index, node = _pick(generator, list(positions(expression)))
+    if not isinstance(node, Call):
+        return expression.replace(index, Terminal(_pick(generator, list(space.terminals))))
+    alike = _of_arity(space, node)
+    symbol = OPERATORS[_pick(generator, alike)] if alike else node.operator
+    return expression.replace(index, apply_operator(generator, space, symbol, *_operands(node)))
 
 
 def _pick(generator: Generator, choices: Sequence[T]) -> T:

@@ -30,7 +30,7 @@ def page(results: Sequence[Result]) -> str:
     models = dict.fromkeys(str(result.settings.get("model", "")) for result in results)
     context = {
         "title": "Pruning of " + ", ".join(Path(name).name or "a model" for name in models),
-        "summaries": [summary(result, results) for result in results],
+        "summaries": [summary(result) for result in results],
         "parts": [part(result) for result in results],
         "compared": any(isinstance(result, ComparisonRun) for result in results),
         "comparisons": [

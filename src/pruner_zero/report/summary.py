@@ -1,18 +1,16 @@
 """Each result in one sentence."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from markupsafe import Markup
 
-from pruner_zero.choices import Scope
 from pruner_zero.errors import excerpt
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.markup import clean, element
-from pruner_zero.metric import Expression, parse
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric import Expression
 from pruner_zero.pruning import describe_steps
 from pruner_zero.report.portrait import COMPARED
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
@@ -20,11 +18,11 @@ from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 _LONGEST = 200
 
 
-def summary(result: Result, others: Sequence[Result]) -> Markup:
-    """The result in one sentence; that of a search includes a comparison among `others`."""
+def summary(result: Result) -> Markup:
+    """The result in one sentence."""
     match result:
         case Study():
-            return _search(result, [other for other in others if isinstance(other, ComparisonRun)])
+            return _search(result)
         case PruneRun():
             return _prune(result)
     return _comparison(result)
@@ -38,53 +36,19 @@ def zeros(settings: Mapping[str, Any]) -> str:
     return f"{100 * share:g}%" if isinstance(share, float | int) else "no"
 
 
-def _search(study: Study, comparisons: Sequence[ComparisonRun]) -> Markup:
+def _search(study: Study) -> Markup:
     best = study.hall_of_fame.best
     asked = _at(study.settings)
     if best is None:
         return Markup("No metric that works has been found {} yet.").format(asked)
     scope = f", compared {COMPARED[best.candidate.scope]},"
-    sentence = Markup("Of {:,} metrics tried {}, {}{} prunes best: {}").format(
+    return Markup("Of {:,} metrics tried {}, {}{} prunes best: {}.").format(
         len(study.records),
         asked,
         _code(best.candidate.expression),
         "" if study.settings.get("pattern") else scope,
         _value(best),
     )
-    for comparison in comparisons:
-        row = _row_of(best, study, comparison)
-        if row is not None:
-            return sentence + Markup("; {}.").format(_beside(row, comparison))
-    return sentence + Markup(".")
-
-
-def _row_of(best: Record, study: Study, table: ComparisonRun) -> Mapping[str, Any] | None:
-    """The row of a comparison at the same zeros whose masks are those of `best`, if any."""
-    same = ("model", "sparsity", "pattern")
-    if any(study.settings.get(name) != table.settings.get(name) for name in same):
-        return None
-    for row in table.rows:
-        mask_alone = row.get("steps") == [] and row.get("allocation", "uniform") == "uniform"
-        if row["perplexity"] is None or not mask_alone:
-            continue
-        scope: Scope = row.get("scope") or "row"
-        forms = [
-            canonical(each, scope) for each in (parse(row["expression"]), best.candidate.expression)
-        ]
-        if forms[0] == forms[1] and row.get("scope") in (None, best.candidate.scope):
-            return row
-    return None
-
-
-def _beside(measured: Mapping[str, Any], table: ComparisonRun) -> Markup:
-    """The perplexity of a row beside the best of the others and the dense model."""
-    text = Markup("on {} its perplexity is {:,.2f}").format(_text(table), measured["perplexity"])
-    others = [row for row in table.ranked if row is not measured]
-    if others:
-        text += Markup(", that of {} {:,.2f}").format(
-            _code(others[0]["method"]), others[0]["perplexity"]
-        )
-    return text + _dense(table)
 
 
 def _comparison(run: ComparisonRun) -> Markup:
@@ -95,14 +59,17 @@ def _comparison(run: ComparisonRun) -> Markup:
         sum("expression" in row for row in run.rows),
         _at(run.settings),
         _code(first["method"]),
-        _text(run),
+        _code(run.windows.get("evaluation", {}).get("text", "the test text")),
         first["perplexity"],
     )
     if rest:
         sentence += Markup(", before {} with {:,.2f}").format(
             _code(rest[0]["method"]), rest[0]["perplexity"]
         )
-    return sentence + _dense(run) + Markup(".")
+    for row in run.rows:
+        if row["method"] == "dense" and row["perplexity"] is not None:
+            sentence += Markup("; the dense model has {:,.2f}").format(row["perplexity"])
+    return sentence + Markup(".")
 
 
 def _prune(run: PruneRun) -> Markup:
@@ -119,13 +86,6 @@ def _prune(run: PruneRun) -> Markup:
     )
 
 
-def _dense(table: ComparisonRun) -> Markup:
-    for row in table.rows:
-        if row["method"] == "dense" and row["perplexity"] is not None:
-            return Markup("; the dense model has {:,.2f}").format(row["perplexity"])
-    return Markup("")
-
-
 def _at(settings: Mapping[str, Any]) -> Markup:
     model = _code(settings.get("model", "the model"))
     return Markup("for {} at {} zeros").format(model, zeros(settings))
@@ -137,10 +97,6 @@ def _value(best: Record) -> str:
         return f"its closed-form error is {best.evaluation.value:.4g}"
     where = "the search text" if rung == "all" else "a few windows of the search text"
     return f"perplexity {best.evaluation.perplexity:,.2f} on {where}"
-
-
-def _text(table: ComparisonRun) -> Markup:
-    return _code(table.windows.get("evaluation", {}).get("text", "the test text"))
 
 
 def _code(text: Expression | str) -> Markup:
