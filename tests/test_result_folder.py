@@ -1,35 +1,48 @@
 """A result folder is whole or not there, and what a finished run left beside it goes."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from pruner_zero import result_folder
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.journal import Journal
-from pruner_zero.result_folder import build_folder, check_output
+from pruner_zero.provenance import Cost
+from pruner_zero.result_folder import RunCheckpoint, build_folder, check_output
 
 
-class Work:
+class Work(RunCheckpoint):
     """A run of one step."""
 
-    def __init__(self, folder: Path) -> None:
-        self.journal = Journal(folder / "blocks", "run")
+    name, step = "blocks", "block"
+
+
+@dataclass
+class Done:
+    """A result without anything but its cost."""
+
+    cost: Cost
+
+
+def work_in(partial: Path) -> Work:
+    return Work(partial / "blocks", {})
 
 
 def build(output: Path) -> None:
-    def run(work: Work) -> None:
+    def run(work: Work) -> Done:
         if not work.journal.lines:
             work.journal.append({"step": 1}, {})
+        return Done(Cost(seconds=0.5))
 
-    def write(_result: None, _work: Work, staged: Path) -> None:
+    def write(_result: Done, _work: Work, staged: Path) -> None:
         staged.mkdir()
         (staged / "weights").write_text("all of them")
 
-    build_folder(output, False, Work, run, write)
+    build_folder(output, False, Work, {}, run, write)
 
 
 def killed_at(name: str, action: Callable[[], None]) -> None:
@@ -45,6 +58,9 @@ def killed_at(name: str, action: Callable[[], None]) -> None:
 def test_a_finished_run_leaves_its_result_alone(tmp_path: Path) -> None:
     build(tmp_path / "out")
     assert (tmp_path / "out" / "weights").read_text() == "all of them"
+    timing = json.loads((tmp_path / "out" / "timing.json").read_text())
+    assert timing["seconds"] == 0.5
+    assert timing["first_block_of_this_process"] == 0
     assert [one.name for one in tmp_path.iterdir()] == ["out"]
 
 
@@ -64,7 +80,7 @@ def test_a_run_that_is_killed_before_its_result_has_moved_goes_on(tmp_path: Path
     assert not output.exists()
     check_output(output, overwrite=False)
     assert (partial / "result" / "weights").exists()
-    assert len(Work(partial).journal.lines) == 1
+    assert len(work_in(partial).journal.lines) == 1
     build(output)
     assert [one.name for one in tmp_path.iterdir()] == ["out"]
 
@@ -73,6 +89,6 @@ def test_an_unfinished_run_beside_an_older_result_stays(tmp_path: Path) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     output.mkdir()
     (output / "weights").write_text("older")
-    Work(partial).journal.append({"step": 1}, {})
+    work_in(partial).journal.append({"step": 1}, {})
     check_output(output, overwrite=True)
-    assert len(Work(partial).journal.lines) == 1
+    assert len(work_in(partial).journal.lines) == 1

@@ -7,28 +7,50 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import check_writable, locked, write_atomic, writing
 from pruner_zero.journal import Journal, Run
+from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost
 
 
-class Checkpoint(Protocol):
-    """What an unfinished run has written to disk."""
+class RunCheckpoint:
+    """Finished steps of an unfinished run under `folder`, in a journal.
+
+    name: of the folder inside `OUTPUT.partial`. step: what one step is called. `run` identifies the
+    settings. Raises PrunerZeroError for a folder that belongs to other settings and for a damaged
+    one.
+    """
+
+    name: ClassVar[str]
+    step: ClassVar[str]
+
+    def __init__(self, folder: Path, run: Run) -> None:
+        self.folder = folder
+        self.journal = Journal(folder, run)
 
     @property
-    def journal(self) -> Journal:
-        """The journal of its finished steps."""
+    def finished(self) -> int:
+        """The number of finished steps."""
+        return len(self.journal.lines)
+
+
+class Result(Protocol):
+    """What a run returns."""
+
+    @property
+    def cost(self) -> Cost:
+        """What this process spent on it."""
 
 
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A
 # marker without a result means that the result has been moved to its final path.
 _RESULT, _COMPLETE = "result", "complete"
 
-C = TypeVar("C", bound=Checkpoint)
-R = TypeVar("R")
+C = TypeVar("C", bound=RunCheckpoint)
+R = TypeVar("R", bound=Result)
 
 
 def check_output(folder: Path, overwrite: bool) -> None:
@@ -51,20 +73,27 @@ def check_output(folder: Path, overwrite: bool) -> None:
 def build_folder(
     output: Path,
     overwrite: bool,
-    checkpoint_in: Callable[[Path], C],
+    kind: type[C],
+    identity: Mapping[str, Any],
     run: Callable[[C], R],
     write: Callable[[R, C, Path], None],
+    progress: Progress = SILENT,
 ) -> R:
     """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
 
-    checkpoint_in: opens the checkpoint of an earlier run in a folder, or begins one. run: does the
-    work from that checkpoint on. write: writes the result to a new folder. Raises PrunerZeroError
-    where another process works on the same output, and what `run` raises; `output` is then
-    unchanged, and the checkpoint stays for the next call.
+    kind: of the checkpoint. identity: everything that decides the result, by names for messages.
+    run: does the work from the checkpoint on. write: writes the result to a new folder, to which
+    timing.json is added: the cost of this process, and the step at which it started. Raises
+    PrunerZeroError where another process works on the same output, where an unfinished run has
+    another identity and `overwrite` is false, and what `run` raises; `output` is then unchanged,
+    and the checkpoint stays for the next call.
     """
     partial = _partial(output)
     with locked(partial):
-        checkpoint = checkpoint_in(partial)
+        checkpoint = _take_up(kind, partial / kind.name, identity, overwrite)
+        started = checkpoint.finished
+        if started:
+            progress.note(f"going on after {kind.step} {started} in {partial}")
         try:
             # Checked again under the lock, since another process may have finished before it.
             check_output(output, overwrite)
@@ -77,6 +106,10 @@ def build_folder(
         (partial / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
         write(result, checkpoint, staged)
+        finished = datetime.now(UTC).isoformat(timespec="seconds")
+        timing = {"finished": finished, **result.cost.to_json()}
+        timing[f"first_{kind.step}_of_this_process"] = started
+        write_atomic(staged / "timing.json", json.dumps(timing, indent=2) + "\n")
         write_atomic(partial / _COMPLETE, "")
         _move(staged, output, partial)
         _discard(partial)
@@ -95,15 +128,15 @@ def _discard(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def take_up(
-    kind: Callable[[Path, Run], C], folder: Path, identity: Mapping[str, Any], overwrite: bool
-) -> C:
+def _take_up(kind: type[C], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> C:
     """Open the unfinished run of this `identity` under `folder`, or begin it.
 
-    identity: everything that decides the result, by names for messages. A run of another identity
-    is deleted if `overwrite` is true. Otherwise raises PrunerZeroError naming what changed.
+    A run of another identity is deleted if `overwrite` is true.
     """
-    run = {name: _digest(value) for name, value in identity.items()}
+    run = {
+        name: sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+        for name, value in identity.items()
+    }
     try:
         return kind(folder, run)
     except PrunerZeroError:
@@ -111,20 +144,6 @@ def take_up(
             raise
     shutil.rmtree(folder)
     return kind(folder, run)
-
-
-def _digest(value: object) -> str:
-    return sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def write_cost(folder: Path, cost: Cost, started: Mapping[str, int]) -> None:
-    """Write timing.json: the cost of this process, and the step at which it started."""
-    timing = {
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **cost.to_json(),
-        **started,
-    }
-    write_atomic(folder / "timing.json", json.dumps(timing, indent=2) + "\n")
 
 
 def _move(staged: Path, output: Path, partial: Path) -> None:

@@ -16,7 +16,6 @@ from pruner_zero.sparsity import (
     Allocation,
     Granularity,
     Unstructured,
-    counts,
     exact,
     keep_mask,
     pruned_count,
@@ -39,6 +38,18 @@ def allocated(draw: st.DrawFn, most: int = 6) -> tuple[Allocation, Shapes]:
         for index in range(number)
     }
     return Allocation({name: draw(shares) for name in shapes}), shapes
+
+
+def counts(
+    allocation: Allocation, shapes: Shapes, sparsity: float, granularity: Granularity
+) -> dict[str, int]:
+    """The zeros of each matrix under the exact allocation, as a mask counts them."""
+    found = exact(allocation, shapes, sparsity, granularity).sparsity
+    groups = {name: rows if granularity == "row" else 1 for name, (rows, _) in shapes.items()}
+    return {
+        name: groups[name] * pruned_count(rows * columns // groups[name], found[name])
+        for name, (rows, columns) in shapes.items()
+    }
 
 
 def sizes_of(shapes: Shapes) -> dict[str, int]:

@@ -96,9 +96,7 @@ def prune_by_masks(
         save_masks(language_model, matrices, staged / FOLDER)
         write_atomic(staged / "README.md", _card(result))
 
-    return build_folder(
-        folder, overwrite, lambda partial: Checkpoint(partial / "masked", "masks"), run, write
-    )
+    return build_folder(folder, overwrite, Checkpoint, {}, run, write)
 
 
 def _card(result: MaskedResult) -> str:

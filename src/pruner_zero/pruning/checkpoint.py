@@ -6,29 +6,19 @@ from pathlib import Path
 from torch import Tensor
 
 from pruner_zero.calibration import WindowFile
-from pruner_zero.journal import JOURNAL, Journal, Run
 from pruner_zero.models import Activations, Matrix
 from pruner_zero.pruning.record import MatrixRecord
+from pruner_zero.result_folder import RunCheckpoint
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
-__all__ = ["JOURNAL", "Checkpoint"]
 
-
-class Checkpoint:
+class Checkpoint(RunCheckpoint):
     """Finished blocks under `folder`: a journal, a file of weights for each, and the activations.
 
-    A block is finished once its journal line is on disk. `run` identifies the settings. Raises
-    PrunerZeroError for a folder that belongs to other settings and for a damaged one.
+    A block is finished once its journal line is on disk.
     """
 
-    def __init__(self, folder: Path, run: Run) -> None:
-        self.folder = folder
-        self.journal = Journal(folder, run)
-
-    @property
-    def finished(self) -> int:
-        """The number of finished blocks."""
-        return len(self.journal.lines)
+    name, step = "blocks", "block"
 
     def records(self) -> list[MatrixRecord]:
         """The records of all matrices of the finished blocks."""

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from pruner_zero.pruning.settings import (
     calibration_windows,
     method_of,
 )
-from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
+from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
 from pruner_zero.text import Corpus, Windows
@@ -75,9 +75,9 @@ def prune(
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
     naming what to change; `output` is then unchanged.
     """
-    if isinstance(metric, Metric) and settings.get("pattern") is None:
-        settings = {"scope": metric.scope} | _given(settings)
     pattern = settings.get("pattern")
+    if isinstance(metric, Metric) and pattern is None and settings.get("scope") is None:
+        settings["scope"] = metric.scope
     given = {
         **settings,
         "pattern": None if pattern is None else str(pattern),
@@ -111,9 +111,12 @@ def prune(
         gradient_seqlen=checked.gradient_seqlen,
         folder=Path(cache) if cache is not None else None,
     )
-    work = _Work(checked, method, language_model, windows, store, matrices, progress)
+    work = _Work(checked, method, language_model, windows, store, matrices, folder, progress)
     with torch_threads(checked.threads):
-        return work.save(folder, overwrite) if folder else work.run(None)
+        if folder is None:
+            return work.run(None)
+        identity = work.identity()
+        return build_folder(folder, overwrite, Checkpoint, identity, work.run, work.write, progress)
 
 
 def _check_offload(model: Any, output: Path | None) -> None:
@@ -126,10 +129,6 @@ def _check_offload(model: Any, output: Path | None) -> None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
 
 
-def _given(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if value is not None}
-
-
 @dataclass(frozen=True)
 class _Work:
     settings: PruneSettings
@@ -138,6 +137,7 @@ class _Work:
     windows: Windows
     store: StatisticsStore
     matrices: Sequence[Matrix]
+    output: Path | None
     progress: Progress
 
     def run(self, checkpoint: Checkpoint | None) -> PruneResult:
@@ -168,42 +168,25 @@ class _Work:
                 "model_sha256": self.store.settings["model"],
             },
             cost,
+            self.output,
         )
 
-    def save(self, output: Path, overwrite: bool) -> PruneResult:
-        """Prune with a checkpoint beside `output`, write the result there, move it into place."""
-        started = 0
-
-        def checkpoint_in(partial: Path) -> Checkpoint:
-            nonlocal started
-            checkpoint = take_up(Checkpoint, partial / "blocks", self.identity(), overwrite)
-            started = checkpoint.finished
-            if started:
-                self.progress.note(f"going on after block {started} in {partial}")
-            return checkpoint
-
-        def run(checkpoint: Checkpoint) -> PruneResult:
-            return replace(self.run(checkpoint), output=output)
-
-        def write(result: PruneResult, checkpoint: Checkpoint, folder: Path) -> None:
-            if isinstance(self.language_model, OffloadedModel):
-                save_offloaded(self.language_model, checkpoint.weights(), folder)
-            else:
-                save_model(self.language_model, folder)
-            if self.settings.save_mask:
-                self.save_masks(folder)
-            result.write(folder)
-            write_cost(folder, result.cost, {"first_block_of_this_process": started})
-
-        return build_folder(output, overwrite, checkpoint_in, run, write)
-
-    def save_masks(self, folder: Path) -> None:
-        """Write the masks of the finished model; an offloaded one is read back from `folder`."""
+    def write(self, result: PruneResult, checkpoint: Checkpoint, folder: Path) -> None:
+        """Write the finished model, its masks if asked for, and the result to `folder`."""
         model, matrices = self.language_model, self.matrices
+        offloaded = isinstance(model, OffloadedModel)
         if isinstance(model, OffloadedModel):
-            model = load_offloaded(folder, self.settings.dtype)
-            matrices = find_matrices(model.model, self.settings.include, self.settings.exclude)
-        save_masks(model, matrices, folder / FOLDER)
+            save_offloaded(model, checkpoint.weights(), folder)
+        else:
+            save_model(model, folder)
+        if self.settings.save_mask:
+            if offloaded:
+                # The checkpoint, not the offloaded model, holds the pruned weights.
+                model = load_offloaded(folder, self.settings.dtype)
+                include, exclude = self.settings.include, self.settings.exclude
+                matrices = find_matrices(model.model, include, exclude)
+            save_masks(model, matrices, folder / FOLDER)
+        result.write(folder)
 
     def identity(self) -> dict[str, Any]:
         """What has to be the same in an unfinished run for it to be resumed by this one."""

@@ -1,28 +1,29 @@
 """Checkpoints of an unfinished recovery: after an interruption training goes on from the last."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pruner_zero.journal import Journal, Run
+from pruner_zero.result_folder import RunCheckpoint
 from pruner_zero.tensor_file import write_tensors
 
 Tensors = Mapping[str, Tensor]
 
 
-class Checkpoint:
+class Checkpoint(RunCheckpoint):
     """The last state of a run under `folder`: a journal and the tensor files its last line names.
 
-    A state is durable once its journal line is on disk. `run` identifies the settings. Raises
-    PrunerZeroError for a folder that belongs to other settings and for a damaged one.
+    A state is durable once its journal line is on disk.
     """
 
-    def __init__(self, folder: Path, run: Run) -> None:
-        self.folder = folder
-        self.journal = Journal(folder, run)
+    name, step = "training", "step"
+
+    @property
+    def finished(self) -> int:
+        """The number of steps before the last committed state."""
+        return self.last["step"] if self.last else 0
 
     @property
     def last(self) -> dict[str, Any] | None:

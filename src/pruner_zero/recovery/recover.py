@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from pruner_zero.recovery.trainable import (
     sparsity,
 )
 from pruner_zero.recovery.windows import split_windows
-from pruner_zero.result_folder import build_folder, check_output, take_up, write_cost
+from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import RecoverSettings, name_of, read_settings
 from pruner_zero.text import Corpus, Windows, load_corpus
 
@@ -93,9 +93,14 @@ def recover(
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
-    work = _Work(checked, pruned, matrices, masks, windows, validation, dense, origin, progress)
+    work = _Work(
+        checked, pruned, matrices, masks, windows, validation, dense, origin, folder, progress
+    )
     with torch_threads(checked.threads):
-        return work.save(folder, overwrite) if folder else work.run(None)
+        if folder is None:
+            return work.run(None)
+        identity = work.identity()
+        return build_folder(folder, overwrite, Checkpoint, identity, work.run, work.write, progress)
 
 
 def _load_teacher(
@@ -118,6 +123,7 @@ class _Work:
     validation: Windows
     teacher: LanguageModel | None
     origin: dict[str, str | None]
+    output: Path | None
     progress: Progress
 
     def run(self, checkpoint: Checkpoint | None) -> RecoverResult:
@@ -152,6 +158,7 @@ class _Work:
             self.validation.describe(),
             {**provenance(), "device": str(model.device), **self.origin},
             cost,
+            self.output,
         )
 
     def trainables(self) -> list[Trainable]:
@@ -188,27 +195,10 @@ class _Work:
             if parameter.data[~self.masks[name]].any():
                 raise RuntimeError(f"pruned weights of {name} are no longer zero")
 
-    def save(self, output: Path, overwrite: bool) -> RecoverResult:
-        """Train with checkpoints beside `output`, write the result there, rename it to `output`."""
-        started = 0
-
-        def checkpoint_in(partial: Path) -> Checkpoint:
-            nonlocal started
-            checkpoint = take_up(Checkpoint, partial / "training", self.identity(), overwrite)
-            started = checkpoint.last["step"] if checkpoint.last else 0
-            if started:
-                self.progress.note(f"going on after step {started} in {partial}")
-            return checkpoint
-
-        def run(checkpoint: Checkpoint) -> RecoverResult:
-            return replace(self.run(checkpoint), output=output)
-
-        def write(result: RecoverResult, checkpoint: Checkpoint, folder: Path) -> None:
-            save_model(self.language_model, folder)
-            result.write(folder)
-            write_cost(folder, result.cost, {"first_step_of_this_process": started})
-
-        return build_folder(output, overwrite, checkpoint_in, run, write)
+    def write(self, result: RecoverResult, _: Checkpoint, folder: Path) -> None:
+        """Write the trained model and the result to `folder`."""
+        save_model(self.language_model, folder)
+        result.write(folder)
 
     def identity(self) -> dict[str, Any]:
         """What an unfinished run must have in common with this one to be resumed."""

@@ -4,7 +4,6 @@ from pruner_zero.choices import Scope
 from pruner_zero.sparsity.allocation import (
     Allocation,
     Granularity,
-    counts,
     exact,
     read_allocation,
 )
@@ -67,7 +66,6 @@ __all__ = [
     "Updated",
     "by_error",
     "choose_masks",
-    "counts",
     "exact",
     "exact_update",
     "global_threshold",

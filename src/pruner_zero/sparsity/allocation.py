@@ -101,65 +101,48 @@ def read_allocation(file: Path) -> Allocation:
         raise PrunerZeroError(f"{file}: {error}") from error
 
 
-def counts(
-    allocation: Allocation,
-    shapes: Mapping[str, tuple[int, int]],
-    sparsity: float,
-    granularity: Granularity,
-) -> dict[str, int]:
-    """The zeros of each matrix, together floor(all weights · sparsity) or just below.
-
-    `shapes` (out, in). Every share is rounded down, then those with the largest remainders go
-    up by one step while that fits; a step is one weight for `matrix` and one weight of each
-    row for `row`. By matrix the total is exact; by row it falls short of exact by less than
-    one step of a matrix that could still have gone up. Every row or matrix keeps a weight, so
-    matrices of a few weights can get fewer zeros than their share. Shares that do not quite meet
-    the sparsity, as those of a file with few decimals, are first shifted by one constant.
-    Raises PrunerZeroError for other names, and where the allocation's own mean is not
-    `sparsity` to within 0.001. Source: the largest-remainder method (Hamilton).
-    """
-    allocation.check(shapes)
-    sizes = {name: rows * columns for name, (rows, columns) in shapes.items()}
-    total = allocation.total(sizes)
-    if abs(total - sparsity) > _TOLERANCE:
-        raise PrunerZeroError(
-            f"the allocation prunes {total:.4g} of the weights, not {sparsity:g}: "
-            "set the sparsity to that, or make the allocation anew"
-        )
-    wanted = pruned_count(sum(sizes.values()), sparsity)
-    shares = _shifted(allocation, sizes, wanted)
-    steps = {name: rows if granularity == "row" else 1 for name, (rows, _) in shapes.items()}
-    ideal = {name: shares[name] * sizes[name] / steps[name] for name in shapes}
-    taken = {
-        name: min(math.floor(ideal[name] + _NOISE), sizes[name] // steps[name] - 1)
-        for name in shapes
-    }
-    room = wanted - sum(taken[name] * steps[name] for name in shapes)
-    for name in sorted(shapes, key=lambda name: taken[name] - ideal[name]):
-        rises = ideal[name] - taken[name] > _NOISE
-        if rises and taken[name] + 1 < sizes[name] // steps[name] and steps[name] <= room:
-            taken[name] += 1
-            room -= steps[name]
-    return {name: taken[name] * steps[name] for name in shapes}
-
-
 def exact(
     allocation: Allocation,
     shapes: Mapping[str, tuple[int, int]],
     sparsity: float,
     granularity: Granularity,
 ) -> Allocation:
-    """The allocation whose shares, given to `keep_mask`, leave exactly the zeros of `counts`.
+    """The allocation with which `keep_mask` prunes floor(all weights · sparsity) or just below.
 
-    `granularity` is the mask's scope: `row` or `matrix`.
-    Raises what `counts` raises. Source: ours.
+    `shapes` (out, in); `granularity` is the mask's scope. Every share is rounded down, then those
+    with the largest remainders go up by one step while that fits; a step is one weight for
+    `matrix` and one weight of each row for `row`. By matrix the total is exact; by row it falls
+    short of exact by less than one step of a matrix that could still have gone up. Every row or
+    matrix keeps a weight, so matrices of a few weights can get fewer zeros than their share. Shares
+    that do not quite meet the sparsity, as those of a file with few decimals, are first shifted by
+    one constant. Raises PrunerZeroError for other names, and where the allocation's own mean is not
+    `sparsity` to within 0.001. Source: the largest-remainder method (Hamilton).
     """
-    zeros = counts(allocation, shapes, sparsity, granularity)
-    shares = {}
-    for name, (rows, columns) in shapes.items():
-        groups = rows if granularity == "row" else 1
-        shares[name] = _share_of(zeros[name] // groups, rows * columns // groups)
-    return Allocation(shares)
+    allocation.check(shapes)
+    total = allocation.total({name: rows * columns for name, (rows, columns) in shapes.items()})
+    if abs(total - sparsity) > _TOLERANCE:
+        raise PrunerZeroError(
+            f"the allocation prunes {total:.4g} of the weights, not {sparsity:g}: "
+            "set the sparsity to that, or make the allocation anew"
+        )
+    rows, columns = np.array(list(shapes.values())).T
+    sizes = (rows * columns).astype(np.float64)
+    groups = rows if granularity == "row" else np.ones_like(rows)
+    widths = rows * columns // groups
+    wanted = pruned_count(int(sizes.sum()), sparsity)
+    given = np.array([allocation.sparsity[name] for name in shapes])
+    mean = wanted / sizes.sum()
+    shares = at_mean(lambda shift: (given + shift).clip(0.0, 1.0), sizes, mean, -1.0, 1.0)
+    ideal = shares * sizes / groups
+    zeros = np.minimum(np.floor(ideal + _NOISE).astype(np.int64), widths - 1)
+    room = wanted - zeros @ groups
+    for place in np.argsort(zeros - ideal, kind="stable"):
+        rises = ideal[place] - zeros[place] > _NOISE
+        if rises and zeros[place] + 1 < widths[place] and groups[place] <= room:
+            zeros[place] += 1
+            room -= groups[place]
+    counts = zip(shapes, zeros.tolist(), widths.tolist(), strict=True)
+    return Allocation({name: _share_of(count, width) for name, count, width in counts})
 
 
 def at_mean(
@@ -179,15 +162,6 @@ def at_mean(
         else:
             stop = middle
     return shares_at(stop)
-
-
-def _shifted(allocation: Allocation, sizes: Mapping[str, int], wanted: int) -> dict[str, float]:
-    """The shares, all moved by one constant so that they prune `wanted` weights."""
-    shares = np.array([allocation.sparsity[name] for name in sizes])
-    weights = np.array(list(sizes.values()), np.float64)
-    mean = wanted / weights.sum()
-    moved = at_mean(lambda shift: (shares + shift).clip(0.0, 1.0), weights, mean, -1.0, 1.0)
-    return dict(zip(sizes, moved.tolist(), strict=True))
 
 
 def _share_of(zeros: int, weights: int) -> float:
