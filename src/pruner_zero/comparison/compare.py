@@ -83,6 +83,13 @@ class Comparison(Tabular):
         """`rows` and `provenance`, as JSON values."""
         return {"rows": self.rows, "provenance": self.provenance}
 
+    def write(self, file: Path) -> None:
+        """Write the table to `file` in JSON. Raises PrunerZeroError."""
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False)
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(file, text + "\n")
+
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
 def compare(
@@ -125,7 +132,9 @@ def compare(
     }
     file = Path(output) if output is not None else None
     if file:
-        check_file(file)
+        if file.is_dir():
+            raise PrunerZeroError(f"{file} is a folder: name a file for the table")
+        check_writable(file)
     corpus = calibration_corpus(
         checked.calibration if calibration is None else calibration,
         [method for method in chosen.values() if method],
@@ -153,13 +162,6 @@ def compare(
     table = _Table(checked, language_model, windows, test, store, progress)
     with torch_threads(checked.threads):
         return table.fill(chosen, file)
-
-
-def check_file(file: Path) -> None:
-    """Raise PrunerZeroError where the table cannot be written to `file`."""
-    if file.is_dir():
-        raise PrunerZeroError(f"{file} is a folder: name a file for the table")
-    check_writable(file)
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,7 @@ class _Table:
                 comparison.rows.append(self.row(name, method))
                 restore()
                 if output:
-                    text = json.dumps(comparison.to_json(), indent=2, allow_nan=False)
-                    with writing(output):
-                        output.parent.mkdir(parents=True, exist_ok=True)
-                    write_atomic(output, text + "\n")
+                    comparison.write(output)
         return comparison
 
     def calibrate(self, methods: Sequence[Method | None]) -> None:

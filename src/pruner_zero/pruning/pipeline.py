@@ -7,6 +7,7 @@ statistics and the pattern chooses masks by them; `prune_matrix` runs the steps 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 import torch
 
@@ -23,7 +24,7 @@ from pruner_zero.models import (
     give_back,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning.allocation import Allocator
+from pruner_zero.pruning.allocation import allocated_pattern
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.choice import Choice, choose, choose_for_model
 from pruner_zero.pruning.method import Method
@@ -52,11 +53,9 @@ def check_plan(
     if isinstance(method.allocation, Allocation):
         method.allocation.check([matrix.name for matrix in matrices])
     check_tokens(language_model.model, windows.tokens)
-    for index in range(len(find_blocks(language_model.model))):
-        of_block = [matrix for matrix in matrices if matrix.block == index]
-        if of_block:
-            with language_model.block(index):
-                check_weights(of_block)
+    for index, of_block in groupby(matrices, key=lambda matrix: matrix.block):
+        with language_model.block(index):
+            check_weights(list(of_block))
     return matrices
 
 
@@ -120,11 +119,16 @@ class _Run:
 
     def blocks(self) -> list[MatrixRecord]:
         """Prune all blocks that are not finished yet; the records of all."""
-        model, checkpoint = self.language_model, self.checkpoint
-        # Both look at dense weights, so they come before finished blocks are restored.
-        pattern = self.pattern()
-        dense = self.dense_choice(pattern)
-        propagation = self.propagation()
+        model, method, checkpoint = self.language_model, self.method, self.checkpoint
+        # All of these look at dense weights, so they come before finished blocks are restored.
+        pattern = method.pattern
+        if method.allocation != "uniform":
+            pattern = allocated_pattern(method, self.dense_matrices())
+        dense = self.dense_choice(pattern) if pattern.reach == "model" else None
+        propagation = None
+        if self.propagated:
+            tokens = self.windows.tokens
+            propagation = Propagation(model, tokens, checkpoint, asymmetric=method.asymmetric)
         if checkpoint and not isinstance(model, OffloadedModel):
             checkpoint.restore(self.matrices)
         first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
@@ -133,7 +137,7 @@ class _Run:
             with model.block(index) as block:
                 inputs: dict[str, Statistics] = {}
                 if propagation:
-                    collected = propagation.observe(block, index, matrices, self.method.kinds)
+                    collected = propagation.observe(block, index, matrices, method.kinds)
                     inputs = block_statistics(collected, self.damping)
                 done = list(self.prune(pattern, dense, matrices, inputs))
                 if propagation:
@@ -145,30 +149,16 @@ class _Run:
             records += done
         return records
 
-    def pattern(self) -> Pattern:
-        """The pattern of the method, with the sparsity that its allocation gives each matrix."""
-        if self.method.allocation == "uniform":
-            return self.method.pattern
-        allocator = Allocator(self.method)
+    def dense_matrices(self) -> Iterator[tuple[Matrix, Statistics]]:
+        """Each matrix, loaded, with the statistics that the allocation needs."""
         kinds = self.method.allocation_kinds
         for index in self.progress.track(range(self.depth), "allocation", self.depth):
-            matrices = self.of_block(index)
             with self.language_model.block(index):
-                dense = {matrix.name: self.statistics.read(matrix, kinds) for matrix in matrices}
-                allocator.see(index, matrices, dense)
-        return allocator.pattern()
+                for matrix in self.of_block(index):
+                    yield matrix, self.statistics.read(matrix, kinds)
 
-    def propagation(self) -> Propagation | None:
-        """The activations between blocks, where a block is calibrated on the pruned ones."""
-        if not self.propagated:
-            return None
-        tokens, asymmetric = self.windows.tokens, self.method.asymmetric
-        return Propagation(self.language_model, tokens, self.checkpoint, asymmetric=asymmetric)
-
-    def dense_choice(self, pattern: Pattern) -> Choice | None:
-        """The masks of all matrices, where the scores of the whole dense model decide."""
-        if pattern.reach != "model":
-            return None
+    def dense_choice(self, pattern: Pattern) -> Choice:
+        """The masks of all matrices, by the scores of the whole dense model."""
 
         def read(matrix: Matrix) -> Statistics:
             return self.statistics.read(matrix, self.method.scoring_kinds)

@@ -69,6 +69,7 @@ class State:
         return min(self.curve, key=lambda point: point.validation_loss).step
 
 
+@dataclass(eq=False, repr=False)
 class Training:
     """Trains the `trainables` of `model` on `windows` and measures the loss on `validation`.
 
@@ -77,28 +78,20 @@ class Training:
     products are computed in `dtype`. checkpoint: where the run is saved and resumed from.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        trainables: Sequence[Trainable],
-        windows: Windows,
-        validation: Windows,
-        settings: RecoverSettings,
-        dtype: torch.dtype,
-        teacher: nn.Module | None = None,
-        checkpoint: Checkpoint | None = None,
-    ) -> None:
-        self.model = model
-        self.trainables = trainables
-        self.windows = windows
-        self.validation = validation
-        self.settings = settings
-        self.dtype = dtype
-        self.teacher = teacher
-        self.checkpoint = checkpoint
+    model: nn.Module
+    trainables: Sequence[Trainable]
+    windows: Windows
+    validation: Windows
+    settings: RecoverSettings
+    dtype: torch.dtype
+    teacher: nn.Module | None = None
+    checkpoint: Checkpoint | None = None
+
+    def __post_init__(self) -> None:
+        settings, checkpoint = self.settings, self.checkpoint
         seconds = None if settings.minutes is None else settings.minutes * 60
         self.budget = Budget(settings.steps, seconds)
-        self.tensors = {name: tensor for t in trainables for name, tensor in t.tensors.items()}
+        self.tensors = {name: tensor for t in self.trainables for name, tensor in t.tensors.items()}
         self.optimizer = torch.optim.AdamW(
             list(self.tensors.values()),
             settings.learning_rate,
