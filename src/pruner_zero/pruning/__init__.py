@@ -10,11 +10,7 @@ from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.scoring import reached_score
-from pruner_zero.pruning.settings import (
-    calibration_corpus,
-    calibration_windows,
-    method_of,
-)
+from pruner_zero.pruning.settings import calibration_corpus, calibration_windows
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.settings import PruneSettings
 
@@ -33,7 +29,6 @@ __all__ = [
     "check_plan",
     "describe_steps",
     "load_masks",
-    "method_of",
     "parse_method",
     "prune",
     "prune_by_masks",

@@ -17,10 +17,6 @@ SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"
 
 ALLOCATION_RULES: tuple[AllocationRule, ...] = get_args(AllocationRule)
-_NEEDED_BY_RULE: dict[str, frozenset[Kind]] = {
-    "owl": frozenset({"X"}),
-    "error": frozenset({"gram", "G"}),
-}
 
 
 @dataclass(frozen=True)
@@ -53,7 +49,8 @@ class Method:
                 f"{self.name} allocates sparsity, but no matrix has its own under {self.pattern}: "
                 "choose scope row, block or matrix, or leave out the allocation"
             )
-        if self._chooses_by_metric and self.pattern.sweep_columns is None:
+        chooses = any(STEPS[name].chooses_mask for name in self.steps)
+        if chooses and self.pattern.sweep_columns is None:
             raise PrunerZeroError(
                 f"{self.name} chooses the mask of a few columns at a time, but {self.pattern} "
                 "compares more: set scope to row or block, or choose +obs"
@@ -75,20 +72,17 @@ class Method:
         return self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression
 
     @property
-    def _chooses_by_metric(self) -> str | None:
-        """The step that chooses the mask by the scores of any metric, None without such a step."""
-        return next((name for name in self.steps if STEPS[name].chooses_mask), None)
-
-    @property
     def chooser(self) -> str | None:
         """The step that chooses the mask as it goes, None where scores alone choose it.
 
         SparseGPT's sweep does so with its own score wherever an update follows.
         """
+        for name in self.steps:
+            if STEPS[name].chooses_mask:
+                return name
         updates = any(STEPS[name].changes == "weights" for name in self.steps)
         local = self.pattern.sweep_columns is not None
-        own = "obs" if updates and self.sweeps_by_own_score and local else None
-        return self._chooses_by_metric or own
+        return "obs" if updates and local and self.sweeps_by_own_score else None
 
     def to_json(self) -> dict[str, Any]:
         """The groups and the steps around the metric, as JSON values."""
@@ -103,12 +97,11 @@ class Method:
 
     def describe_steps(self) -> str:
         """What follows the metric's choice, as the end of a sentence; empty for a mask alone."""
-        parts = []
+        parts = describe_steps(self.steps, self.asymmetric)
         if self.allocation != "uniform":
             given = isinstance(self.allocation, Allocation)
             by = "a file" if given else f"the rule {self.allocation}"
-            parts.append(f"the share of each matrix given by {by}")
-        parts += describe_steps(self.steps, self.asymmetric)
+            parts.insert(0, f"the share of each matrix given by {by}")
         return "".join(f", {part}" for part in parts)
 
     @property
@@ -125,18 +118,19 @@ class Method:
     @property
     def allocation_kinds(self) -> frozenset[Kind]:
         """The statistics of the dense model that the allocation needs."""
-        rule = self.allocation if isinstance(self.allocation, str) else ""
-        needed = _NEEDED_BY_RULE.get(rule, frozenset())
-        return needed | self.scoring_kinds if rule == "error" else needed
+        if self.allocation == "owl":
+            return frozenset({"X"})
+        if self.allocation == "error":
+            return self.scoring_kinds | {"gram", "G"}
+        return frozenset()
 
     def dense_kinds(self, order: Order) -> frozenset[Kind]:
         """The statistics of the dense model that have to be collected before the first block."""
-        before = self.allocation_kinds
         if order == "one-shot":
-            return self.kinds | before
+            return self.allocation_kinds | self.kinds
         if self.pattern.reach == "model":
-            return self.scoring_kinds | before
-        return frozenset(gradient_kinds(self.kinds)) | before
+            return self.allocation_kinds | self.scoring_kinds
+        return self.allocation_kinds | set(gradient_kinds(self.kinds))
 
     @property
     def at_once(self) -> bool:

@@ -25,13 +25,10 @@ from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.settings import (
-    calibration_corpus,
-    calibration_windows,
-    method_of,
-)
+from pruner_zero.pruning.settings import calibration_corpus, calibration_windows
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
@@ -86,7 +83,16 @@ def prune(
         "calibration": name_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
-    method = method_of(checked, pattern if isinstance(pattern, Pattern) else None)
+    method = parse_method(
+        checked.metric,
+        sparsity=checked.sparsity,
+        pattern=pattern if isinstance(pattern, Pattern) else checked.pattern,
+        scope=checked.scope,
+        update=checked.update,
+        refine=checked.refine,
+        asymmetric=checked.asymmetric,
+        allocation=checked.allocation,
+    )
     folder = Path(os.path.abspath(output)) if output is not None else None
     if folder:
         check_output(folder, overwrite)

@@ -97,42 +97,36 @@ def model_card(result: PruneResult) -> str:
     which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
     # base_model must be a name on the hub, so a local path is left out.
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not Path(settings.model).exists()
-    parts = [
-        "---",
-        *([f"base_model: {settings.model}"] if on_hub else []),
-        "library_name: transformers",
-        "tags: [pruned, pruner-zero]",
-        "---",
-        "",
-        f"# {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros",
-        "",
-        f"{which} {'were' if partly else 'was'} pruned ({method.pattern}, {result.mode})"
-        f" by the metric `{method.metric.expression}`{method.describe_steps()}."
-        " Nothing was retrained.",
-        "",
-        "The weights are stored densely with exact zeros: the model loads with plain"
-        " `AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless"
-        " your runtime makes use of the zeros.",
-        "",
-        "| matrices | count | zeros |",
-        "|---|---|---|",
-        *rows,
-        *(["", "## Remarks", "", *notes] if notes else []),
-        "",
-        "## Provenance",
-        "",
-        f"{_calibrated(result)} Settings, versions and the zeros of every matrix are in "
-        "`pruning.json`, the metric in `metric.json`.",
-        "",
-    ]
-    return "\n".join(parts)
-
-
-def _calibrated(result: PruneResult) -> str:
+    base = f"base_model: {settings.model}\n" if on_hub else ""
+    remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
+    table = "\n".join(rows)
     windows = result.calibration
-    if not windows:
-        return "The metric looks at the weights alone: there was no calibration."
-    return (
-        f"Calibrated on {windows['windows']} windows of {windows['seqlen']} tokens of "
-        f"`{windows['text']}`, seed {result.settings.seed}."
-    )
+    calibrated = "The metric looks at the weights alone: there was no calibration."
+    if windows:
+        calibrated = (
+            f"Calibrated on {windows['windows']} windows of {windows['seqlen']} tokens of "
+            f"`{windows['text']}`, seed {settings.seed}."
+        )
+    return f"""---
+{base}library_name: transformers
+tags: [pruned, pruner-zero]
+---
+
+# {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros
+
+{which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by the metric \
+`{method.metric.expression}`{method.describe_steps()}. Nothing was retrained.
+
+The weights are stored densely with exact zeros: the model loads with plain \
+`AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless your runtime \
+makes use of the zeros.
+
+| matrices | count | zeros |
+|---|---|---|
+{table}
+{remarks}
+## Provenance
+
+{calibrated} Settings, versions and the zeros of every matrix are in `pruning.json`, the metric in \
+`metric.json`.
+"""

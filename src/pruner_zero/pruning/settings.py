@@ -1,4 +1,4 @@
-"""From settings to values: the method, and the calibration text."""
+"""From settings to the calibration text and its windows."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,27 +6,8 @@ from pathlib import Path
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.progress import Progress
 from pruner_zero.pruning.method import Method
-from pruner_zero.pruning.parse_method import parse_method
-from pruner_zero.settings import CalibrationSettings, PruneSettings
-from pruner_zero.sparsity import Pattern
+from pruner_zero.settings import CalibrationSettings
 from pruner_zero.text import Corpus, Tokenizer, Windows, load_corpus, no_windows, random_windows
-
-
-def method_of(settings: PruneSettings, pattern: Pattern | None = None) -> Method:
-    """The method that metric, sparsity or pattern, scope and the steps describe.
-
-    pattern: in place of the one that the settings name. Raises PrunerZeroError.
-    """
-    return parse_method(
-        settings.metric,
-        sparsity=settings.sparsity,
-        pattern=pattern or settings.pattern,
-        scope=settings.scope,
-        update=settings.update,
-        refine=settings.refine,
-        asymmetric=settings.asymmetric,
-        allocation=settings.allocation,
-    )
 
 
 def calibration_corpus(

@@ -104,28 +104,28 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
         "full": "all kept weights",
         "lora": f"a LoRA of rank {settings.rank} under the pruning mask, merged since",
     }[settings.mode]
-    section = [
-        "## Recovery",
-        "",
-        f"Fine-tuned ({how}{', norms and biases' if settings.norms else ''}) for {last.step} steps"
-        f" on {last.tokens} tokens of `{result.training['text']}`"
-        + (f", taught by `{settings.teacher}`" if settings.teacher else "")
-        + f". Every pruned weight is still zero ({result.sparsity_after:.2%} of all).",
-        "",
-        "| | step | loss on held-out text, nats per token |",
-        "|---|---|---|",
-        f"| pruned | 0 | {result.loss_before:.4f} |",
-        f"| recovered | {result.kept_step} | {result.loss_after:.4f} |",
-        "",
-        "The held-out text is the last tenth of the same text. Nothing was learned from it"
-        + (", but it chose among the states of the training" if settings.keep == "best" else "")
-        + ". Settings, versions and the learning curve are in `recovery.json`.",
-        "",
-    ]
+    norms = ", norms and biases" if settings.norms else ""
+    taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
+    chose = ", but it chose among the states of the training" if settings.keep == "best" else ""
     if pruned.is_file():
         card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
     else:
         name = Path(settings.model).name
         head = "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n"
         card = f"{head}\n# {name}, recovered after pruning\n"
-    return card.rstrip("\n") + "\n\n" + "\n".join(section)
+    return f"""{card.rstrip()}
+
+## Recovery
+
+Fine-tuned ({how}{norms}) for {last.step} steps on {last.tokens} tokens of \
+`{result.training["text"]}`{taught}. Every pruned weight is still zero \
+({result.sparsity_after:.2%} of all).
+
+| | step | loss on held-out text, nats per token |
+|---|---|---|
+| pruned | 0 | {result.loss_before:.4f} |
+| recovered | {result.kept_step} | {result.loss_after:.4f} |
+
+The held-out text is the last tenth of the same text. Nothing was learned from it{chose}. \
+Settings, versions and the learning curve are in `recovery.json`.
+"""
