@@ -36,11 +36,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_CANDIDATES = 17",
     ): "a measured trade of time against quality; every property holds for others",
     (
-        "sparsity/allocation.Allocation.to_json",
-        "return json.dumps({'sparsity': dict(self.sparsity)}, indent=2) + '\\n'",
-        "return json.dumps({'sparsity': dict(self.sparsity)}, indent=3) + '\\n'",
-    ): "white space of a file that reads back the same",
-    (
         "sparsity/allocation.Allocation.check",
         "near = get_close_matches(name, names, n=1, cutoff=0.0)",
         "near = get_close_matches(name, names, n=2, cutoff=0.0)",
@@ -66,8 +61,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_LEAST_GAIN = 2e-05",
     ): "where a gain is not worth a round, a choice",
     (
-        "sparsity/allocation._shifted",
-        "moved = at_mean(lambda shift: (shares + shift).clip(0.0, 1.0), weights, mean, -1.0, 1.0)",
-        "moved = at_mean(lambda shift: (shares + shift).clip(0.0, 1.0), weights, mean, -2.0, 1.0)",
+        "sparsity/allocation.exact",
+        "shares = at_mean(lambda shift: (given + shift).clip(0.0, 1.0), sizes, mean, -1.0, 1.0)",
+        "shares = at_mean(lambda shift: (given + shift).clip(0.0, 1.0), sizes, mean, -2.0, 1.0)",
     ): "bisecting a wider interval finds the same shift",
 }

@@ -33,7 +33,8 @@ def work_in(partial: Path) -> Work:
 
 
 def build(output: Path) -> None:
-    def run(work: Work) -> Done:
+    def run(work: Work | None) -> Done:
+        assert work is not None
         if not work.journal.lines:
             work.journal.append({"step": 1}, {})
         return Done(Cost(seconds=0.5))

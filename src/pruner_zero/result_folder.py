@@ -71,15 +71,17 @@ def check_output(folder: Path, overwrite: bool) -> None:
 
 
 def build_folder(
-    output: Path,
+    output: Path | None,
     overwrite: bool,
     kind: type[C],
     identity: Mapping[str, Any],
-    run: Callable[[C], R],
+    run: Callable[[C | None], R],
     write: Callable[[R, C, Path], None],
     progress: Progress = SILENT,
 ) -> R:
     """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
+
+    Without an `output`, only run.
 
     kind: of the checkpoint. identity: everything that decides the result, by names for messages.
     run: does the work from the checkpoint on. write: writes the result to a new folder, to which
@@ -88,6 +90,8 @@ def build_folder(
     another identity and `overwrite` is false, and what `run` raises; `output` is then unchanged,
     and the checkpoint stays for the next call.
     """
+    if output is None:
+        return run(None)
     partial = _partial(output)
     with locked(partial):
         checkpoint = _take_up(kind, partial / kind.name, identity, overwrite)

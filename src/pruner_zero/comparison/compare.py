@@ -42,6 +42,7 @@ from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus
 
 DENSE = "dense"
+_COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,16 +54,7 @@ class Comparison(Tabular):
     the parts of the method.
     """
 
-    shown = (
-        "method",
-        "mode",
-        "perplexity",
-        "sparsity",
-        "seconds",
-        "peak_rss_bytes",
-        "peak_gpu_bytes",
-        "error",
-    )
+    shown = ("method", "mode", "perplexity", "sparsity", *_COSTS, "error")
 
     rows: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -122,24 +114,23 @@ def compare(
         "text": name_of(text),
     }
     checked = read_settings(CompareSettings, given, config)
+    zeros: dict[str, Any] = {
+        "sparsity": checked.sparsity,
+        "pattern": checked.pattern,
+        "scope": checked.scope,
+    }
     chosen = {
-        name: None
-        if name == DENSE
-        else parse_method(
-            name, sparsity=checked.sparsity, pattern=checked.pattern, scope=checked.scope
-        )
+        name: None if name == DENSE else parse_method(name, **zeros)
         for name in split_methods(checked.methods)
     }
+    pruning = [method for method in chosen.values() if method]
     file = Path(output) if output is not None else None
     if file:
         if file.is_dir():
             raise PrunerZeroError(f"{file} is a folder: name a file for the table")
         check_writable(file)
-    corpus = calibration_corpus(
-        checked.calibration if calibration is None else calibration,
-        [method for method in chosen.values() if method],
-        progress,
-    )
+    calibration = checked.calibration if calibration is None else calibration
+    corpus = calibration_corpus(calibration, pruning, progress)
     test_corpus = load_corpus(
         checked.text if text is None else text, role="test", progress=progress
     )
@@ -150,9 +141,8 @@ def compare(
     test = consecutive_windows(
         test_corpus, language_model.tokenizer, checked.seqlen, checked.windows_eval
     )
-    for method in chosen.values():
-        if method:
-            check_plan(language_model, windows, method, checked.include, checked.exclude)
+    for method in pruning:
+        check_plan(language_model, windows, method, checked.include, checked.exclude)
     store = open_store(
         language_model,
         windows,
@@ -176,7 +166,7 @@ class _Table:
     def fill(self, methods: dict[str, Method | None], output: Path | None) -> Comparison:
         matrices = find_matrices(self.language_model.model)
         with measured() as calibration:
-            self.calibrate(list(methods.values()))
+            self.calibrate(methods.values())
         comparison = Comparison(
             [],
             {
@@ -196,7 +186,7 @@ class _Table:
                     comparison.write(output)
         return comparison
 
-    def calibrate(self, methods: Sequence[Method | None]) -> None:
+    def calibrate(self, methods: Iterable[Method | None]) -> None:
         """Collect all dense statistics that any method needs, once."""
         needed: set[Kind] = set()
         for method in methods:
@@ -205,13 +195,8 @@ class _Table:
         for kinds in (input_kinds(needed), gradient_kinds(needed)):
             # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):
-                calibrate(
-                    self.language_model,
-                    self.windows,
-                    kinds,
-                    self.store,
-                    progress=self.progress,
-                )
+                model, windows, store = self.language_model, self.windows, self.store
+                calibrate(model, windows, kinds, store, progress=self.progress)
 
     def mode(self, method: Method) -> Order:
         """The mode of the settings, unless the method allows only one."""
@@ -224,42 +209,36 @@ class _Table:
         Seconds and peak memory are those of pruning alone: the statistics, which all methods
         share, and the perplexity are not in them.
         """
-        self.progress.note(f"{name} …")
+        model, settings, progress = self.language_model, self.settings, self.progress
+        progress.note(f"{name} …")
         row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": None}
         if method:
-            row |= {
-                "expression": str(method.metric.expression),
-                **method.to_json(),
-                "mode": self.mode(method),
-            }
+            row["expression"] = str(method.metric.expression)
+            row |= {**method.to_json(), "mode": self.mode(method)}
+        records: list[MatrixRecord] = []
         try:
             with measured() as cost:
-                records = self.prune(method) if method else []
+                if method:
+                    records = prune_model(
+                        model,
+                        self.windows,
+                        method,
+                        self.store,
+                        mode=self.mode(method),
+                        matrices=find_matrices(model.model, settings.include, settings.exclude),
+                        damping=settings.damping,
+                        progress=progress,
+                    )
             row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
-            loss = perplexity(
-                self.language_model, self.test, self.progress, self.settings.batch_size
-            )
+            loss = perplexity(model, self.test, progress, settings.batch_size)
         except PrunerZeroError as error:
             row["error"] = str(error)
         else:
             row["perplexity"] = loss.perplexity if math.isfinite(loss.perplexity) else None
             row |= {"loss": loss.loss, "losses": list(loss.losses)}
-            notes = [f"{record.name}: {record.note}" for record in records if record.note]
-            row |= {"notes": notes} if notes else {}
+            if notes := [f"{record.name}: {record.note}" for record in records if record.note]:
+                row["notes"] = notes
         return {**row, **cost.to_json()}
-
-    def prune(self, method: Method) -> list[MatrixRecord]:
-        model, settings = self.language_model, self.settings
-        return prune_model(
-            model,
-            self.windows,
-            method,
-            self.store,
-            mode=self.mode(method),
-            matrices=find_matrices(model.model, settings.include, settings.exclude),
-            damping=settings.damping,
-            progress=self.progress,
-        )
 
 
 @contextmanager

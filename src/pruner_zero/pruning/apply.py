@@ -86,12 +86,12 @@ def prune_by_masks(
     language_model = as_language_model(model, tokenizer, dtype)
     matrices = check_fit(find_matrices(language_model.model), by_name)
 
-    def run(_: Checkpoint) -> MaskedResult:
+    def run(_: object) -> MaskedResult:
         with measured() as cost:
             records = apply_masks(language_model, by_name)
         return MaskedResult(language_model, Path(masks), tuple(records), cost, folder)
 
-    def write(result: MaskedResult, _: Checkpoint, staged: Path) -> None:
+    def write(result: MaskedResult, _: object, staged: Path) -> None:
         save_model(language_model, staged)
         save_masks(language_model, matrices, staged / FOLDER)
         write_atomic(staged / "README.md", _card(result))

@@ -58,26 +58,28 @@ def parse_method(
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     name = text.strip()
-    rest, written, aims = _split_steps(name)
+    rest, written = _split_steps(name)
     body, own_scope, own_rule = _split_groups(rest)
     metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
     default = "obs" if body == SPARSEGPT else "none"
-    names = _with_update(name, written, update, default)
+    asymmetric = asymmetric or "asymmetric" in written
+    names = [step for step in written if step != "asymmetric"]
+    names = _with_update(name, names, update, default)
     steps = in_order(["refine", *names] if refine else names)
-    asymmetric = asymmetric or aims
     asked = own_scope or scope
     shares = _allocation(own_rule or allocation)
+    zeros: Pattern
     if pattern is not None:
         zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
         if asked not in (None, "row"):
             raise PrunerZeroError(
                 f"{name} at {zeros}: the pattern says what competes, so leave out scope '{asked}'"
             )
-        return Method(name, metric, zeros, steps, asymmetric, shares)
-    fallback = "block" if body == SPARSEGPT else "row"
-    chosen = cast(Scope, asked or metric.scope or fallback)
-    unstructured = Unstructured(sparsity or 0.0, chosen)
-    return Method(name, metric, unstructured, steps, asymmetric, shares)
+    else:
+        fallback = "block" if body == SPARSEGPT else "row"
+        chosen = cast(Scope, asked or metric.scope or fallback)
+        zeros = Unstructured(sparsity or 0.0, chosen)
+    return Method(name, metric, zeros, steps, asymmetric, shares)
 
 
 def split_methods(text: str) -> list[str]:
@@ -111,20 +113,13 @@ def _allocation(text: str | None) -> AllocationRule | Allocation:
     )
 
 
-def _split_steps(text: str) -> tuple[str, list[str], bool]:
-    """The text without the steps it ends in, their names, and whether +asymmetric is among them."""
+def _split_steps(text: str) -> tuple[str, list[str]]:
+    """The text without the steps it ends in, and their names, "asymmetric" among them."""
     steps: list[str] = []
-    asymmetric = False
-    rest = text
-    while written := _STEP.fullmatch(rest):
-        if written[2] == "asymmetric":
-            asymmetric = True
-        elif written[2] in STEPS:
-            steps.insert(0, written[2])
-        else:
-            break
-        rest = written[1].rstrip()
-    return rest, steps, asymmetric
+    while (written := _STEP.fullmatch(text)) and written[2] in {"asymmetric", *STEPS}:
+        steps.insert(0, written[2])
+        text = written[1].rstrip()
+    return text, steps
 
 
 def _with_update(name: str, steps: list[str], option: str | None, default: str) -> list[str]:

@@ -118,10 +118,8 @@ def prune(
         folder=Path(cache) if cache is not None else None,
     )
     work = _Work(checked, method, language_model, windows, store, matrices, folder, progress)
+    identity = work.identity() if folder else {}
     with torch_threads(checked.threads):
-        if folder is None:
-            return work.run(None)
-        identity = work.identity()
         return build_folder(folder, overwrite, Checkpoint, identity, work.run, work.write, progress)
 
 

@@ -96,10 +96,8 @@ def recover(
     work = _Work(
         checked, pruned, matrices, masks, windows, validation, dense, origin, folder, progress
     )
+    identity = work.identity() if folder else {}
     with torch_threads(checked.threads):
-        if folder is None:
-            return work.run(None)
-        identity = work.identity()
         return build_folder(folder, overwrite, Checkpoint, identity, work.run, work.write, progress)
 
 
