@@ -65,7 +65,7 @@ def prune(
         **settings,
     )
     _print(result, {"settings": result.settings.model_dump(mode="json")} if as_json else None)
-    if result.method.is_plain_mask and not quiet:
+    if not result.method.steps and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
 
 

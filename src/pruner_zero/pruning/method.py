@@ -62,11 +62,6 @@ class Method:
         return self.pattern.scope
 
     @property
-    def is_plain_mask(self) -> bool:
-        """Whether the scores alone choose the mask and the kept weights stay as they are."""
-        return not self.steps
-
-    @property
     def sweeps_by_own_score(self) -> bool:
         """Whether the metric is SparseGPT's, which its sweep computes by itself."""
         return self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression

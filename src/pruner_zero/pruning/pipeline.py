@@ -132,8 +132,9 @@ class _Run:
         if checkpoint and not isinstance(model, OffloadedModel):
             checkpoint.restore(self.matrices)
         first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
-        for index in self.progress.track(range(first, self.depth), "pruning", self.depth - first):
-            matrices = self.of_block(index)
+        left = range(first, len(self.by_block))
+        for index in self.progress.track(left, "pruning", len(left)):
+            matrices = self.by_block[index]
             with model.block(index) as block:
                 inputs: dict[str, Statistics] = {}
                 if propagation:
@@ -152,9 +153,10 @@ class _Run:
     def dense_matrices(self) -> Iterator[tuple[Matrix, Statistics]]:
         """Each matrix, loaded, with the statistics that the allocation needs."""
         kinds = self.method.allocation_kinds
-        for index in self.progress.track(range(self.depth), "allocation", self.depth):
+        blocks = range(len(self.by_block))
+        for index in self.progress.track(blocks, "allocation", len(blocks)):
             with self.language_model.block(index):
-                for matrix in self.of_block(index):
+                for matrix in self.by_block[index]:
                     yield matrix, self.statistics.read(matrix, kinds)
 
     def dense_choice(self, pattern: Pattern) -> Choice:
@@ -183,11 +185,11 @@ class _Run:
         chosen = None if dense is None else dense.of(blocks)
         for names in groups(pattern, blocks) if chosen is None else [[name] for name in blocks]:
             group = [by_name[name] for name in names]
-            statistics = {matrix.name: self.read(matrix, inputs) for matrix in group}
+            statistics = {name: self.read(by_name[name], inputs) for name in names}
             choice = chosen or choose(group, statistics, self.method, pattern)
-            for matrix in group:
-                found = statistics.pop(matrix.name)
-                yield prune_matrix(matrix, found, self.method, pattern.of(matrix.name), choice)
+            for name, matrix in zip(names, group, strict=True):
+                of_matrix = statistics.pop(name)
+                yield prune_matrix(matrix, of_matrix, self.method, pattern.of(name), choice)
                 if isinstance(self.language_model, OffloadedModel):
                     give_back()
 
@@ -201,10 +203,7 @@ class _Run:
         return replace(fresh, values={**fresh.values, **dense.values})
 
     @cached_property
-    def depth(self) -> int:
-        """How many blocks there are."""
-        return len(find_blocks(self.language_model.model))
-
-    def of_block(self, block: int) -> list[Matrix]:
-        """The chosen matrices of one block."""
-        return [matrix for matrix in self.matrices if matrix.block == block]
+    def by_block(self) -> list[list[Matrix]]:
+        """The chosen matrices of each block."""
+        count = len(find_blocks(self.language_model.model))
+        return [[matrix for matrix in self.matrices if matrix.block == i] for i in range(count)]

@@ -96,19 +96,22 @@ def prune(
     folder = Path(os.path.abspath(output)) if output is not None else None
     if folder:
         check_output(folder, overwrite)
-    if checked.offload:
-        _check_offload(model, folder)
+    if checked.offload and model is not None and not isinstance(model, str | Path):
+        raise PrunerZeroError(
+            "a model object is in memory already: save it with save_pretrained and give "
+            "--offload its folder, or leave out --offload"
+        )
+    if checked.offload and folder is None:
+        raise PrunerZeroError("--offload needs an output folder, where the result is built up")
     if checked.save_mask and folder is None:
         raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
     corpus = calibration_corpus(text, [method], progress)
-    language_model = (
-        load_offloaded(checked.model, **checked.loading)
-        if checked.offload
-        else as_language_model(
-            checked.model if model is None else model, tokenizer, **checked.loading
-        )
-    )
+    if checked.offload:
+        language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
+    else:
+        model = checked.model if model is None else model
+        language_model = as_language_model(model, tokenizer, **checked.loading)
     windows = calibration_windows(corpus, language_model.tokenizer, checked)
     matrices = check_plan(language_model, windows, method, checked.include, checked.exclude)
     store = open_store(
@@ -121,16 +124,6 @@ def prune(
     identity = work.identity() if folder else {}
     with torch_threads(checked.threads):
         return build_folder(folder, overwrite, Checkpoint, identity, work.run, work.write, progress)
-
-
-def _check_offload(model: Any, output: Path | None) -> None:
-    if model is not None and not isinstance(model, (str, Path)):
-        raise PrunerZeroError(
-            "a model object is in memory already: save it with save_pretrained and give "
-            "--offload its folder, or leave out --offload"
-        )
-    if output is None:
-        raise PrunerZeroError("--offload needs an output folder, where the result is built up")
 
 
 @dataclass(frozen=True)
