@@ -1,8 +1,7 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.models import (
     LanguageModel,
-    Matrix,
     OffloadedModel,
     as_language_model,
     find_matrices,
@@ -32,7 +30,7 @@ from pruner_zero.pruning.settings import calibration_corpus, calibration_windows
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
-from pruner_zero.text import Corpus, Windows
+from pruner_zero.text import Corpus
 
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
@@ -120,82 +118,60 @@ def prune(
         gradient_seqlen=checked.gradient_seqlen,
         folder=Path(cache) if cache is not None else None,
     )
-    work = _Work(checked, method, language_model, windows, store, matrices, folder, progress)
-    identity = work.identity() if folder else {}
-    with torch_threads(checked.threads):
-        return build_folder(folder, overwrite, Checkpoint, identity, work.run, work.write, progress)
+    order = method.mode(checked.mode)
 
-
-@dataclass(frozen=True)
-class _Work:
-    settings: PruneSettings
-    method: Method
-    language_model: LanguageModel
-    windows: Windows
-    store: StatisticsStore
-    matrices: Sequence[Matrix]
-    output: Path | None
-    progress: Progress
-
-    def run(self, checkpoint: Checkpoint | None) -> PruneResult:
-        """Prune block by block, beginning after the last finished block of the checkpoint."""
-        mode = self.method.mode(self.settings.mode)
+    def run(checkpoint: Checkpoint | None) -> PruneResult:
         with measured() as cost:
             records = prune_model(
-                self.language_model,
-                self.windows,
-                self.method,
-                self.store,
-                mode=mode,
-                matrices=self.matrices,
-                damping=self.settings.damping,
+                language_model,
+                windows,
+                method,
+                store,
+                mode=order,
+                matrices=matrices,
+                damping=checked.damping,
                 checkpoint=checkpoint,
-                progress=self.progress,
+                progress=progress,
             )
+        calibrated = windows.describe() if len(windows) else {}
+        origin = {
+            **provenance(),
+            "device": str(language_model.device),
+            "model_sha256": store.settings["model"],
+        }
         return PruneResult(
-            self.language_model,
-            self.settings,
-            self.method,
-            mode,
-            records,
-            self.windows.describe() if len(self.windows) else {},
-            {
-                **provenance(),
-                "device": str(self.language_model.device),
-                "model_sha256": self.store.settings["model"],
-            },
-            cost,
-            self.output,
+            language_model, checked, method, order, records, calibrated, origin, cost, folder
         )
 
-    def write(self, result: PruneResult, checkpoint: Checkpoint, folder: Path) -> None:
-        """Write the finished model, its masks if asked for, and the result to `folder`."""
-        model, matrices = self.language_model, self.matrices
-        offloaded = isinstance(model, OffloadedModel)
-        if isinstance(model, OffloadedModel):
-            save_offloaded(model, checkpoint.weights(), folder)
+    def write(result: PruneResult, checkpoint: Checkpoint, staged: Path) -> None:
+        if isinstance(language_model, OffloadedModel):
+            save_offloaded(language_model, checkpoint.weights(), staged)
         else:
-            save_model(model, folder)
-        if self.settings.save_mask:
-            if offloaded:
+            save_model(language_model, staged)
+        if checked.save_mask:
+            pruned, of_pruned = language_model, matrices
+            if checked.offload:
                 # The checkpoint, not the offloaded model, holds the pruned weights.
-                model = load_offloaded(folder, self.settings.dtype)
-                include, exclude = self.settings.include, self.settings.exclude
-                matrices = find_matrices(model.model, include, exclude)
-            save_masks(model, matrices, folder / FOLDER)
-        result.write(folder)
+                pruned = load_offloaded(staged, checked.dtype)
+                of_pruned = find_matrices(pruned.model, checked.include, checked.exclude)
+            save_masks(pruned, of_pruned, staged / FOLDER)
+        result.write(staged)
 
-    def identity(self) -> dict[str, Any]:
-        """What has to be the same in an unfinished run for it to be resumed by this one."""
-        shares = self.method.allocation
-        statistics = self.store.settings
-        # What is left out changes at most how sums round, or which files are written.
-        return {
-            **self.settings.by_option(_PLACE),
-            "the metric": self.method.metric.to_json(),
-            "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
-            "the model's weights": statistics["model"],
-            "the calibration tokens": statistics["windows"],
-            "the version of torch": statistics["torch"],
-            "the statistics": {name: statistics[name] for name in statistics if name not in _NAMED},
-        }
+    identity = _identity(checked, method, store)
+    with torch_threads(checked.threads):
+        return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
+
+
+def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:
+    """What has to be the same in an unfinished run for it to be resumed by this one."""
+    shares, statistics = method.allocation, store.settings
+    # What is left out changes at most how sums round, or which files are written.
+    return {
+        **settings.by_option(_PLACE),
+        "the metric": method.metric.to_json(),
+        "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
+        "the model's weights": statistics["model"],
+        "the calibration tokens": statistics["windows"],
+        "the version of torch": statistics["torch"],
+        "the statistics": {name: statistics[name] for name in statistics if name not in _NAMED},
+    }

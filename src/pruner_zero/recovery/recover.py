@@ -1,12 +1,12 @@
 """`recover`: fine-tune a pruned model on a text, its zeros kept."""
 
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pruner_zero.devices import torch_threads
 from pruner_zero.models import (
@@ -36,7 +36,7 @@ from pruner_zero.recovery.trainable import (
 from pruner_zero.recovery.windows import split_windows
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import RecoverSettings, name_of, read_settings
-from pruner_zero.text import Corpus, Windows, load_corpus
+from pruner_zero.text import Corpus, load_corpus
 
 # Settings that may change when an interrupted run is resumed.
 _PLACE = {"checkpoint_minutes", "device", "threads"}
@@ -93,12 +93,52 @@ def recover(
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
-    work = _Work(
-        checked, pruned, matrices, masks, windows, validation, dense, origin, folder, progress
-    )
-    identity = work.identity() if folder else {}
+
+    def run(checkpoint: Checkpoint | None) -> RecoverResult:
+        before = sparsity(matrices)
+        dtype = compute_dtype(checked, pruned.model.device)
+        with measured() as cost, float32_weights(pruned.model):
+            training = Training(
+                pruned.model,
+                _trainables(checked, pruned.model, matrices, masks),
+                windows,
+                validation,
+                checked,
+                dtype,
+                dense.model if dense else None,
+                checkpoint,
+            )
+            kept_step = training.run(progress)
+        _check_zeros(matrices, masks)
+        return RecoverResult(
+            pruned,
+            checked,
+            training.state.curve,
+            kept_step,
+            sum(tensor.numel() for tensor in training.tensors.values()),
+            before,
+            sparsity(matrices),
+            str(dtype).removeprefix("torch."),
+            windows.describe(),
+            validation.describe(),
+            {**provenance(), "device": str(pruned.model.device), **origin},
+            cost,
+            folder,
+        )
+
+    def write(result: RecoverResult, _: Checkpoint, staged: Path) -> None:
+        save_model(pruned, staged)
+        result.write(staged)
+
+    # What an unfinished run must have in common with this one to be resumed.
+    identity = {
+        **checked.by_option(_PLACE),
+        "the model's weights": origin["model_sha256"],
+        "the teacher's weights": origin["teacher_sha256"],
+        "the tokens of the text": [windows.sha256, validation.sha256],
+    }
     with torch_threads(checked.threads):
-        return build_folder(folder, overwrite, Checkpoint, identity, work.run, work.write, progress)
+        return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
 
 
 def _load_teacher(
@@ -111,98 +151,42 @@ def _load_teacher(
     return loaded
 
 
-@dataclass(frozen=True)
-class _Work:
-    settings: RecoverSettings
-    language_model: LanguageModel
-    matrices: Sequence[Matrix]
-    masks: dict[str, torch.Tensor]
-    windows: Windows
-    validation: Windows
-    teacher: LanguageModel | None
-    origin: dict[str, str | None]
-    output: Path | None
-    progress: Progress
-
-    def run(self, checkpoint: Checkpoint | None) -> RecoverResult:
-        """Train in memory, from the checkpoint on."""
-        model = self.language_model.model
-        before = sparsity(self.matrices)
-        dtype = compute_dtype(self.settings, model.device)
-        with measured() as cost, float32_weights(model):
-            trainables = self.trainables()
-            training = Training(
-                model,
-                trainables,
-                self.windows,
-                self.validation,
-                self.settings,
-                dtype,
-                self.teacher.model if self.teacher else None,
-                checkpoint,
-            )
-            kept_step = training.run(self.progress)
-        self.check_zeros()
-        return RecoverResult(
-            self.language_model,
-            self.settings,
-            training.state.curve,
-            kept_step,
-            sum(tensor.numel() for tensor in training.tensors.values()),
-            before,
-            sparsity(self.matrices),
-            str(dtype).removeprefix("torch."),
-            self.windows.describe(),
-            self.validation.describe(),
-            {**provenance(), "device": str(model.device), **self.origin},
-            cost,
-            self.output,
+def _trainables(
+    settings: RecoverSettings,
+    model: nn.Module,
+    matrices: Sequence[Matrix],
+    masks: Mapping[str, torch.Tensor],
+) -> list[Trainable]:
+    """The trained tensors, in the order of the model."""
+    trainables: list[Trainable] = []
+    generator = torch.Generator().manual_seed(settings.seed)
+    parameters = parameters_of(matrices)
+    for name, parameter in parameters.items():
+        mask = masks[name]
+        if settings.mode == "full":
+            trainables.append(KeptWeights(name, parameter, mask))
+            continue
+        inside = [matrix for matrix in matrices if matrix.parameter is parameter]
+        adapters = MaskedAdapters(
+            parameter,
+            mask,
+            inside,
+            rank=settings.rank,
+            alpha=settings.alpha,
+            generator=generator,
         )
+        trainables.append(adapters)
+    if settings.norms:
+        trainables += [
+            KeptWeights(name, parameter, torch.ones_like(parameter, dtype=torch.bool))
+            for name, parameter in model.named_parameters()
+            if parameter.ndim == 1 and name not in parameters
+        ]
+    return trainables
 
-    def trainables(self) -> list[Trainable]:
-        """The trained tensors, in the order of the model."""
-        settings, trainables = self.settings, list[Trainable]()
-        generator = torch.Generator().manual_seed(settings.seed)
-        parameters = parameters_of(self.matrices)
-        for name, parameter in parameters.items():
-            mask = self.masks[name]
-            if settings.mode == "full":
-                trainables.append(KeptWeights(name, parameter, mask))
-                continue
-            inside = [matrix for matrix in self.matrices if matrix.parameter is parameter]
-            adapters = MaskedAdapters(
-                parameter,
-                mask,
-                inside,
-                rank=settings.rank,
-                alpha=settings.alpha,
-                generator=generator,
-            )
-            trainables.append(adapters)
-        if settings.norms:
-            trainables += [
-                KeptWeights(name, parameter, torch.ones_like(parameter, dtype=torch.bool))
-                for name, parameter in self.language_model.model.named_parameters()
-                if parameter.ndim == 1 and name not in parameters
-            ]
-        return trainables
 
-    def check_zeros(self) -> None:
-        """Raise RuntimeError where a pruned weight is no longer zero."""
-        for name, parameter in parameters_of(self.matrices).items():
-            if parameter.data[~self.masks[name]].any():
-                raise RuntimeError(f"pruned weights of {name} are no longer zero")
-
-    def write(self, result: RecoverResult, _: Checkpoint, folder: Path) -> None:
-        """Write the trained model and the result to `folder`."""
-        save_model(self.language_model, folder)
-        result.write(folder)
-
-    def identity(self) -> dict[str, Any]:
-        """What an unfinished run must have in common with this one to be resumed."""
-        return {
-            **self.settings.by_option(_PLACE),
-            "the model's weights": self.origin["model_sha256"],
-            "the teacher's weights": self.origin["teacher_sha256"],
-            "the tokens of the text": [self.windows.sha256, self.validation.sha256],
-        }
+def _check_zeros(matrices: Sequence[Matrix], masks: Mapping[str, torch.Tensor]) -> None:
+    """Raise RuntimeError where a pruned weight is no longer zero."""
+    for name, parameter in parameters_of(matrices).items():
+        if parameter.data[~masks[name]].any():
+            raise RuntimeError(f"pruned weights of {name} are no longer zero")
