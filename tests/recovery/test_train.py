@@ -12,9 +12,14 @@ from torch import Tensor
 from pruner_zero.models import LanguageModel, find_matrices, next_token_loss
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery import RecoverSettings
-from pruner_zero.recovery.precision import float32_weights
 from pruner_zero.recovery.train import BETAS, State, Training
-from pruner_zero.recovery.trainable import KeptWeights, Trainable, parameters_of, read_masks
+from pruner_zero.recovery.trainable import (
+    KeptWeights,
+    Trainable,
+    float32_weights,
+    parameters_of,
+    read_masks,
+)
 from pruner_zero.recovery.windows import in_training_order, split_windows
 from pruner_zero.text import Corpus, Windows
 from tests.recovery.conftest import pruned_model
@@ -44,7 +49,7 @@ def training(
         KeptWeights(name, parameter, masks[name])
         for name, parameter in parameters_of(matrices).items()
     ]
-    return Training(pruned.model, learning, *parts, given, torch.float32, **more)
+    return Training(pruned.model, learning, *parts, given, **more)
 
 
 def plain_training(pruned: LanguageModel, windows: Windows, given: RecoverSettings) -> None:

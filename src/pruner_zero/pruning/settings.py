@@ -11,9 +11,7 @@ from pruner_zero.text import Corpus, Tokenizer, Windows, load_corpus, no_windows
 
 
 def calibration_corpus(
-    text: str | Path | Corpus | Iterable[str] | None,
-    methods: Iterable[Method],
-    progress: Progress,
+    text: str | Path | Corpus | Iterable[str] | None, methods: Iterable[Method], progress: Progress
 ) -> Corpus | None:
     """The calibration text; None where none is given and no method looks at statistics.
 

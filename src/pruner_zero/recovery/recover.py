@@ -23,12 +23,12 @@ from pruner_zero.provenance import measured, provenance
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.lora import MaskedAdapters
 from pruner_zero.recovery.loss import check_teacher
-from pruner_zero.recovery.precision import compute_dtype, float32_weights
 from pruner_zero.recovery.result import RecoverResult
 from pruner_zero.recovery.train import Training
 from pruner_zero.recovery.trainable import (
     KeptWeights,
     Trainable,
+    float32_weights,
     parameters_of,
     read_masks,
     sparsity,
@@ -96,7 +96,6 @@ def recover(
 
     def run(checkpoint: Checkpoint | None) -> RecoverResult:
         before = sparsity(matrices)
-        dtype = compute_dtype(checked, pruned.model.device)
         with measured() as cost, float32_weights(pruned.model):
             training = Training(
                 pruned.model,
@@ -104,7 +103,6 @@ def recover(
                 windows,
                 validation,
                 checked,
-                dtype,
                 dense.model if dense else None,
                 checkpoint,
             )
@@ -118,7 +116,7 @@ def recover(
             sum(tensor.numel() for tensor in training.tensors.values()),
             before,
             sparsity(matrices),
-            str(dtype).removeprefix("torch."),
+            str(training.dtype).removeprefix("torch."),
             windows.describe(),
             validation.describe(),
             {**provenance(), "device": str(pruned.model.device), **origin},
@@ -168,12 +166,7 @@ def _trainables(
             continue
         inside = [matrix for matrix in matrices if matrix.parameter is parameter]
         adapters = MaskedAdapters(
-            parameter,
-            mask,
-            inside,
-            rank=settings.rank,
-            alpha=settings.alpha,
-            generator=generator,
+            parameter, mask, inside, rank=settings.rank, alpha=settings.alpha, generator=generator
         )
         trainables.append(adapters)
     if settings.norms:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration.gradients import only_these_learn
+from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import next_token_loss
 from pruner_zero.progress import Progress
@@ -75,7 +76,8 @@ class Training:
 
     The settings and the step number determine everything; there is no other random state. The
     model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
-    products are computed in `dtype`. checkpoint: where the run is saved and resumed from.
+    products are computed in `dtype`, which is bfloat16 where the settings leave the choice and the
+    device multiplies it natively. checkpoint: where the run is saved and resumed from.
     """
 
     model: nn.Module
@@ -83,12 +85,15 @@ class Training:
     windows: Windows
     validation: Windows
     settings: RecoverSettings
-    dtype: torch.dtype
     teacher: nn.Module | None = None
     checkpoint: Checkpoint | None = None
 
     def __post_init__(self) -> None:
         settings, checkpoint = self.settings, self.checkpoint
+        name = settings.compute_dtype
+        if name == "auto":
+            name = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
+        self.dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
         seconds = None if settings.minutes is None else settings.minutes * 60
         self.budget = Budget(settings.steps, seconds)
         self.tensors = {name: tensor for t in self.trainables for name, tensor in t.tensors.items()}
@@ -103,6 +108,11 @@ class Training:
         self.state = State()
         if checkpoint and checkpoint.last:
             self._restore(checkpoint, checkpoint.last)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model, the first of several."""
+        return next(self.model.parameters()).device
 
     def run(self, progress: Progress) -> int:
         """Train until the budget is spent; return the step whose weights the model then has.
@@ -255,7 +265,7 @@ class Training:
     def _autocast(self) -> AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return nullcontext()
-        return torch.autocast(next(self.model.parameters()).device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype)
 
 
 def _pull_into(trainable: Trainable) -> Any:

@@ -1,6 +1,7 @@
 """Trained tensors: fp32 values from which a parameter of the model is made, zeros excluded."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 import torch
@@ -55,6 +56,21 @@ class KeptWeights:
 
     def _gather(self, stored: Tensor) -> Tensor:
         return stored.flatten().index_select(0, self.positions)
+
+
+@contextmanager
+def float32_weights(model: nn.Module) -> Iterator[None]:
+    """Parameters are float32 inside; afterwards each is rounded to its own dtype again."""
+    dtypes = [(parameter, parameter.dtype) for parameter in model.parameters()]
+    # Buffers are left alone; rotary frequencies, for example, are always float32.
+    for parameter, dtype in dtypes:
+        if dtype.is_floating_point:
+            parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in dtypes:
+            parameter.data = parameter.data.to(dtype)
 
 
 def with_gradient(tensor: Tensor) -> Tensor:

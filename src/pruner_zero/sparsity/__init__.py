@@ -1,17 +1,8 @@
 """Scores → mask → weights: patterns, exact selection, better masks, updates under a mask."""
 
 from pruner_zero.choices import Scope
-from pruner_zero.sparsity.allocation import (
-    Allocation,
-    Granularity,
-    exact,
-    read_allocation,
-)
-from pruner_zero.sparsity.allocation_rules import (
-    by_error,
-    outlier_share,
-    owl,
-)
+from pruner_zero.sparsity.allocation import Allocation, Granularity, exact, read_allocation
+from pruner_zero.sparsity.allocation_rules import by_error, outlier_share, owl
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import (
     SCOPES,
