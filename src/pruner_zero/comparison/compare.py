@@ -2,13 +2,11 @@
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from pruner_zero.calibration import (
     Kind,
@@ -22,7 +20,7 @@ from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
 from pruner_zero.files import check_writable, write_atomic, writing
-from pruner_zero.models import LanguageModel, Matrix, as_language_model, find_matrices
+from pruner_zero.models import LanguageModel, as_language_model, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
@@ -178,12 +176,18 @@ class _Table:
                 **{f"calibration_{key}": value for key, value in calibration.to_json().items()},
             },
         )
-        with _restoring(matrices) as restore:
-            for name, method in methods.items():
+        # By parameter, because the experts of a mixture are several matrices of one parameter.
+        parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+        # In main memory, because a model may fill its device.
+        dense = {name: p.data.to(CPU, copy=True) for name, p in parameters.items()}
+        for name, method in methods.items():
+            try:
                 comparison.rows.append(self.row(name, method))
-                restore()
-                if output:
-                    comparison.write(output)
+            finally:
+                for parameter_name, parameter in parameters.items():
+                    parameter.data.copy_(dense[parameter_name])
+            if output:
+                comparison.write(output)
         return comparison
 
     def calibrate(self, methods: Iterable[Method | None]) -> None:
@@ -239,22 +243,3 @@ class _Table:
             if notes := [f"{record.name}: {record.note}" for record in records if record.note]:
                 row["notes"] = notes
         return {**row, **cost.to_json()}
-
-
-@contextmanager
-def _restoring(matrices: Sequence[Matrix]) -> Iterator[Any]:
-    """Yield a function that restores the dense weights, which is also called at the end."""
-    # By parameter, because the experts of a mixture are several matrices of one parameter.
-    parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
-    # In main memory, because a model may fill its device.
-    dense = {name: p.data.to(CPU, copy=True) for name, p in parameters.items()}
-
-    def restore() -> None:
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(dense[name])
-
-    try:
-        yield restore
-    finally:
-        restore()
