@@ -32,7 +32,7 @@ def open_store(
     windows: Windows,
     *,
     gradient_seqlen: int | None = None,
-    folder: Path | None = None,
+    folder: str | Path | None = None,
 ) -> StatisticsStore:
     """The store for this model, these windows and settings, under `folder` (default: the cache).
 
@@ -48,7 +48,8 @@ def open_store(
     }
     if gradient_seqlen is not None:
         settings["gradient_seqlen"] = gradient_seqlen
-    return StatisticsStore((folder or default_cache()) / cache_key(settings), settings)
+    cache = Path(folder) if folder is not None else default_cache()
+    return StatisticsStore(cache / cache_key(settings), settings)
 
 
 def calibrate(

@@ -141,12 +141,8 @@ def compare(
     )
     for method in pruning:
         check_plan(language_model, windows, method, checked.include, checked.exclude)
-    store = open_store(
-        language_model,
-        windows,
-        gradient_seqlen=checked.gradient_seqlen,
-        folder=Path(cache) if cache is not None else None,
-    )
+    pieces = checked.gradient_seqlen
+    store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
     table = _Table(checked, language_model, windows, test, store, progress)
     with torch_threads(checked.threads):
         return table.fill(chosen, file)

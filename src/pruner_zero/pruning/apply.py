@@ -14,13 +14,12 @@ from pruner_zero.provenance import Cost, measured
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.masks import FOLDER, check_fit, load_masks, save_masks
 from pruner_zero.pruning.prune_matrix import write_zeros
-from pruner_zero.pruning.record import MatrixRecord, total_sparsity
+from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.table import Tabular
 
 
 @dataclass(frozen=True, repr=False)
-class MaskedResult(Tabular):
+class MaskedResult(PrunedMatrices):
     """A model pruned by the masks of another: the model, its records, the cost, the folder."""
 
     shown = ("name", "shape", "zeros", "sparsity")
@@ -31,21 +30,12 @@ class MaskedResult(Tabular):
     cost: Cost
     output: Path
 
-    @property
-    def sparsity(self) -> float:
-        """The share of zeros over all masked matrices."""
-        return total_sparsity(self.records)
-
     def caption(self) -> str:
         """How much of the model is zero, by which masks, and where it is."""
         return (
             f"{self.output}: {self.sparsity:.2%} of the weights of {len(self.records)} matrices "
             f"are zero, by the masks in {self.masks}"
         )
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A row a matrix."""
-        return [record.to_json() for record in self.records]
 
 
 def apply_masks(

@@ -112,12 +112,8 @@ def prune(
         language_model = as_language_model(model, tokenizer, **checked.loading)
     windows = calibration_windows(corpus, language_model.tokenizer, checked)
     matrices = check_plan(language_model, windows, method, checked.include, checked.exclude)
-    store = open_store(
-        language_model,
-        windows,
-        gradient_seqlen=checked.gradient_seqlen,
-        folder=Path(cache) if cache is not None else None,
-    )
+    pieces = checked.gradient_seqlen
+    store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pruner_zero.models import common_kind
+from pruner_zero.table import Tabular
 
 
 @dataclass(frozen=True)
@@ -48,3 +49,18 @@ def total_sparsity(records: Sequence[MatrixRecord]) -> float:
     """The share of zeros over all pruned matrices together."""
     weights = sum(record.shape[0] * record.shape[1] for record in records)
     return sum(record.zeros for record in records) / weights
+
+
+class PrunedMatrices(Tabular):
+    """What the results of pruning share: a row for each matrix, and the share of zeros."""
+
+    records: Sequence[MatrixRecord]
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all pruned matrices."""
+        return total_sparsity(self.records)
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row for each matrix."""
+        return [record.to_json() for record in self.records]

@@ -12,13 +12,12 @@ from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.method import Method
-from pruner_zero.pruning.record import MatrixRecord, total_sparsity
+from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.settings import PruneSettings
-from pruner_zero.table import Tabular
 
 
 @dataclass(frozen=True, repr=False)
-class PruneResult(Tabular):
+class PruneResult(PrunedMatrices):
     """A pruned model, and everything that is needed to repeat the run.
 
     `calibration` describes the windows, empty where there were none, `cost` the wall time and
@@ -37,11 +36,6 @@ class PruneResult(Tabular):
     cost: Cost
     output: Path | None = None
 
-    @property
-    def sparsity(self) -> float:
-        """The share of zeros over all pruned matrices."""
-        return total_sparsity(self.records)
-
     def caption(self) -> str:
         """How much of the model is zero, by which metric, and where it is."""
         where = f"{self.output}: " if self.output else ""
@@ -49,10 +43,6 @@ class PruneResult(Tabular):
             f"{where}{self.sparsity:.2%} of the weights of {len(self.records)} matrices are zero, "
             f"by {self.method.metric}"
         )
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """A row a matrix."""
-        return [record.to_json() for record in self.records]
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
