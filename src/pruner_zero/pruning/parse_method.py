@@ -116,7 +116,9 @@ def _allocation(text: str | None) -> AllocationRule | Allocation:
 def _split_steps(text: str) -> tuple[str, list[str]]:
     """The text without the steps it ends in, and their names, "asymmetric" among them."""
     steps: list[str] = []
-    while (written := _STEP.fullmatch(text)) and written[2] in {"asymmetric", *STEPS}:
+    while written := _STEP.fullmatch(text):
+        if written[2] != "asymmetric" and written[2] not in STEPS:
+            break
         steps.insert(0, written[2])
         text = written[1].rstrip()
     return text, steps
