@@ -107,7 +107,7 @@ def test_positions_leave_exponents_out() -> None:
         ({"terminals": ("W", "Y")}, "unknown terminal 'Y'"),
         ({"terminals": ("X", "D")}, "one of W, G, S"),
         ({"terminals": ("W", "W")}, "occurs twice"),
-        ({"scopes": ("row", "row")}, "named twice"),
+        ({"scopes": ("row", "row")}, "a scope occurs twice"),
         ({"scopes": ()}, "at least 1"),
         ({"scopes": ("column",)}, "'row', 'block'"),
         ({"exponents": (0.5, -1)}, "above 0"),

@@ -5,7 +5,7 @@ from functools import cached_property
 from itertools import product
 from typing import NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pruner_zero.errors import did_you_mean
 from pruner_zero.metric import (
@@ -88,25 +88,25 @@ class SearchSpace(Settings):
     )
     idle: bool = False
 
+    @field_validator("terminals", "operators", "scopes")
+    @classmethod
+    def _known_once(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        tables: dict[str | None, Mapping[str, object]]
+        tables = {"terminals": TERMINALS, "operators": OPERATORS}
+        kind = str(info.field_name).removesuffix("s")
+        known = tables.get(info.field_name, dict.fromkeys(names))
+        for name in names:
+            if name not in known:
+                raise ValueError(f"unknown {kind} '{name}': {did_you_mean(name, known)}")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a {kind} occurs twice: name each once")
+        return names
+
     @field_validator("terminals")
     @classmethod
-    def _known_terminals(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        _check_names("terminal", names, TERMINALS)
+    def _some_matrix(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not any(TERMINALS[name].shape is Shape.MATRIX for name in names):
             raise ValueError("no weight can be told from another without one of W, G, S")
-        return names
-
-    @field_validator("operators")
-    @classmethod
-    def _known_operators(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        _check_names("operator", names, OPERATORS)
-        return names
-
-    @field_validator("scopes")
-    @classmethod
-    def _distinct_scopes(cls, names: tuple[Scope, ...]) -> tuple[Scope, ...]:
-        if len(set(names)) < len(names):
-            raise ValueError("a scope is named twice")
         return names
 
     @field_validator("exponents")
@@ -252,14 +252,6 @@ def _idle(node: Call) -> str | None:
     if operator.twins and operands[0] == operands[-1]:
         return f"{name} of two equal operands"
     return None
-
-
-def _check_names(kind: str, names: tuple[str, ...], known: Mapping[str, object]) -> None:
-    for name in names:
-        if name not in known:
-            raise ValueError(f"unknown {kind} '{name}': {did_you_mean(name, known)}")
-    if len(set(names)) < len(names):
-        raise ValueError(f"a {kind} occurs twice: name each once")
 
 
 # The released operators and terminals. Five levels are the paper's largest initial tree. It names

@@ -49,7 +49,12 @@ class Surrogate:
         self._corrections: list[float] = []
         # Parents come before their children.
         for record in records:
-            self._corrections.append(self._correction_of(record))
+            evaluation, correction = record.evaluation, 0.0
+            if evaluation.same_as is not None:
+                correction = self._corrections[evaluation.same_as]
+            elif "reconstruction" in evaluation.results:
+                correction = self._correction(record.candidate, evaluation.results)
+            self._corrections.append(correction)
 
     def expect(self, candidate: Candidate, results: Mapping[str, float]) -> float | None:
         """The expected error of `candidate`; None where it has no closed-form error."""
@@ -74,15 +79,6 @@ class Surrogate:
             return intercept + slope * self._loss(results) - self._alone(results["reconstruction"])
         inherited = [self._corrections[parent] for parent in candidate.parents]
         return _INHERITED * sum(inherited) / len(inherited) if inherited else 0.0
-
-    def _correction_of(self, record: Record) -> float:
-        """The correction of an earlier candidate, of which its children inherit a share."""
-        evaluation = record.evaluation
-        if evaluation.same_as is not None:
-            return self._corrections[evaluation.same_as]
-        if "reconstruction" not in evaluation.results:
-            return 0.0
-        return self._correction(record.candidate, evaluation.results)
 
 
 def _middle_and_highest(points: NDArray[np.float64]) -> tuple[float, float]:
