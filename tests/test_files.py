@@ -216,8 +216,8 @@ def test_what_a_killed_holder_left_half_written_goes(tmp_path: Path) -> None:
 KILLED_WHILE_WRITING = """
 import sys, time
 from pathlib import Path
-from pruner_zero.files import _committing
-with _committing(Path(sys.argv[1])) as partial:
+from pruner_zero.files import committing
+with committing(Path(sys.argv[1])) as partial:
     partial.write_text("half")
     print("writing", flush=True)
     time.sleep(60)
