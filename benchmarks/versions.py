@@ -39,6 +39,9 @@ LOOP = ("search", "evolution")
 ANALYSIS = ("analysis", "correlations", "features", "lineage", "principles", "statistics")
 ALGEBRA = ("algebra", "bounds", "normal", "canonical")
 
+# What is said beside the figures, by hand.
+NOTES = HERE / "results" / "versions-notes.md"
+
 
 def main() -> None:
     """Measure one part and write the page."""
@@ -49,6 +52,8 @@ def main() -> None:
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--targets", nargs="*", default=["demo", "test"])
+    parser.add_argument("--beside", default="", help="what else ran on the machine, for the page")
     parser.add_argument("--methods", nargs="*", default=list(METHODS))
     parser.add_argument("--folder", type=Path, default=Path("runs/versions"))
     given = parser.parse_args()
@@ -123,7 +128,7 @@ def compare_prune(given: argparse.Namespace, report: dict[str, Any]) -> None:
         raise SystemExit("--calibration is missing: give WikiText-2 validation, raw")
     sources = {"old": checkout(given.old, given.folder) / "src", "new": ROOT / "src"}
     runs: list[dict[str, Any]] = report.setdefault("prune", [])
-    report["prune_machine"] = machine() | {"windows": [given.windows, 1024]}
+    report["prune_machine"] = machine() | {"windows": [given.windows, 1024], "beside": given.beside}
     for round_ in range(given.rounds):
         for method in given.methods:
             # The version that runs first alternates, so that neither always has the colder disk.
@@ -168,7 +173,7 @@ def time_commands(given: argparse.Namespace, report: dict[str, Any]) -> None:
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
         cache = {"PRUNER_ZERO_CACHE": str(given.folder / "clone-cache")}
         shutil.rmtree(given.folder / "clone-cache", ignore_errors=True)
-        for target in ("demo", "test"):
+        for target in given.targets:
             started = time.monotonic()
             with (given.folder / f"{target}.log").open("w") as log:
                 subprocess.run(
@@ -227,8 +232,7 @@ def page(report: dict[str, Any]) -> str:
         for command, times in seconds.items():
             each = ", ".join(f"{time_:.0f}" for time_ in times)
             text += f"| `{command}` | {each} | {statistics.median(times):.0f} |\n"
-    notes = HERE / "versions-notes.md"
-    return text + ("\n" + notes.read_text() if notes.exists() else "")
+    return text + "\n" + NOTES.read_text()
 
 
 def prune_table(runs: list[dict[str, Any]], where: dict[str, Any]) -> str:
@@ -237,7 +241,7 @@ def prune_table(runs: list[dict[str, Any]], where: dict[str, Any]) -> str:
     text = "\n## `prune`, both versions in turn\n\n"
     text += f"SmolLM2-135M at 50 %, {count} windows of {length} tokens of WikiText-2 validation, "
     text += f"{where['threads']} threads, a process each, nothing cached. Medians over the rounds; "
-    text += "the ratio is the median of the ratios within a round.\n\n"
+    text += f"the ratio is the median of the ratios within a round.{where['beside']}\n\n"
     text += "| method | rounds | seconds before | after | ratio | MiB before | after | ratio |\n"
     text += "|---|---|---|---|---|---|---|---|\n"
     for method in dict.fromkeys(run["method"] for run in runs):
