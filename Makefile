@@ -32,8 +32,9 @@ demo: $(BIN)/.installed
 	@echo "the report: runs/demo/report.html; the pruned model: runs/demo/model;"
 	@echo "every candidate: runs/demo/search/journal.jsonl"
 
+# A process for each of two cores, with a thread each; the tests of a file stay together.
 test: $(BIN)/.installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: $(BIN)/.installed
 	$(BIN)/python -m pytest -m slow

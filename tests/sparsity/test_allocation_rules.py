@@ -19,7 +19,8 @@ from pruner_zero.sparsity import (
 
 KINDS = ("q_proj", "up_proj", "down_proj")
 
-outliers = st.lists(st.floats(0, 0.2), min_size=1, max_size=5)
+# A share of outliers is never as small as a subnormal number, whose spread rounds to nothing.
+outliers = st.lists(st.floats(0, 0.2, allow_subnormal=False), min_size=1, max_size=5)
 
 
 def blocks_of(number: int) -> dict[str, int]:
