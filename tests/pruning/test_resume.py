@@ -74,6 +74,10 @@ def undisturbed(command: Command, run: str, folder: Path) -> tuple[dict[str, byt
     return contents(folder / "out"), seconds
 
 
+def written_lines(journal: Path) -> int:
+    return journal.read_bytes().count(b"\n") if journal.exists() else 0
+
+
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.parametrize(
     "run",
@@ -88,10 +92,16 @@ def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) ->
     folder = tmp_path / "killed"
     folder.mkdir()
     output = folder / "out"
+    journal = folder / "out.partial" / "blocks" / "journal.jsonl"
     moments: list[str] = []
-    for _ in range(10):
+    for attempt in range(10):
         process = Forked(*command(run, output), log=folder / "log")
-        time.sleep(generator.uniform(0.1, seconds))
+        if attempt:
+            time.sleep(generator.uniform(0.1, seconds))
+        if attempt == 5 and run in ("sequential", "sparsegpt"):
+            # On a machine that became busier, all moments may come before the first block.
+            while process.process.is_alive() and written_lines(journal) < 2:
+                time.sleep(0.001)
         process.kill()
         if output.exists():
             # It was done before the kill: the same work again, to be hit earlier.
@@ -99,8 +109,7 @@ def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) ->
             moments.append("done")
             output.rename(folder / f"done-{len(moments)}")
             continue
-        journal = folder / "out.partial" / "blocks" / "journal.jsonl"
-        moments.append(str(journal.read_bytes().count(b"\n")) if journal.exists() else "before")
+        moments.append(str(written_lines(journal)))
     last = Forked(*command(run, output), log=folder / "log")
     assert last.end() == 0, last.err.read_text()
     assert contents(output) == whole, moments
