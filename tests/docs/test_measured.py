@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -157,3 +158,12 @@ def test_the_committed_files_are_read() -> None:
     assert wanda.perplexity(12) == pytest.approx(told["wanda"], rel=1e-3)
     assert {"50 %", "2:4", "dense"} <= {one.zeros for one in found}
     assert any(one.searched for one in found)
+
+
+@pytest.mark.parametrize(
+    "file",
+    sorted(path for path in RESULTS.iterdir() if path.is_file()),
+    ids=lambda file: file.name,
+)
+def test_result_files_name_no_path_of_the_machine(file: Path) -> None:
+    assert not re.findall(r'"(?:/|[A-Z]:\\)[^"\s]*/[^"\s]*"', file.read_text())
