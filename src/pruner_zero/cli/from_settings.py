@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import wraps
 from inspect import Parameter, signature
+from types import GenericAlias
 from typing import Annotated, Any
 
 import typer
@@ -62,7 +63,7 @@ def _parameter(option: Option) -> Parameter:
         if option.choices:
             shown["autocompletion"] = lambda: list(option.choices)
         declared = typer.Option(option.flag, rich_help_panel=panel, **shown)
-    kind = list[option.type] if option.repeatable else option.type  # type: ignore[name-defined]
+    kind = GenericAlias(list, (option.type,)) if option.repeatable else option.type
     return Parameter(
         option.name,
         Parameter.KEYWORD_ONLY,
