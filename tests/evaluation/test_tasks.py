@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import math
+import statistics
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -81,12 +82,37 @@ def test_the_scores_are_the_plain_computation(tmp_path: Path, batch_size: int) -
     (row,) = ask(write_task(tmp_path), batch_size=batch_size).rows
     assert list(row) == [
         *("task", "version", "num_fewshot", "documents"),
-        *("acc", "acc_stderr", "acc_norm", "acc_norm_stderr"),
+        *("acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "prob", "prob_stderr"),
     ]
     assert (row["task"], row["num_fewshot"], row["documents"]) == ("kinds", 0, len(QUESTIONS))
     assert scores(row) == pytest.approx(wanted)
     for name, value in wanted.items():
         assert row[f"{name}_stderr"] == pytest.approx(standard_error(value, len(QUESTIONS)))
+
+
+def test_the_probability_of_the_right_choice_is_the_softmax_over_the_choices(
+    tmp_path: Path,
+) -> None:
+    model = tiny_model("llama")
+    wanted = []
+    for question in QUESTIONS:
+        sums = [
+            log_probability(model, question["question"], f" {choice}")
+            for choice in question["choices"]
+        ]
+        powers = [math.exp(total) for total in sums]
+        wanted.append(powers[question["answer"]] / sum(powers))
+    result = ask(write_task(tmp_path))
+    assert result.probabilities["kinds"] == pytest.approx(wanted, rel=1e-4)
+    assert result.rows[0]["prob"] == pytest.approx(sum(wanted) / len(wanted))
+    error = statistics.stdev(wanted) / math.sqrt(len(wanted))
+    assert result.rows[0]["prob_stderr"] == pytest.approx(error)
+    written = result.to_json()["probabilities"]["kinds"]
+    assert written == pytest.approx(wanted, abs=1e-5)
+
+
+def test_a_single_question_has_no_standard_error(tmp_path: Path) -> None:
+    assert ask(write_task(tmp_path), limit=1).rows[0]["prob_stderr"] is None
 
 
 def test_examples_come_before_each_question(tmp_path: Path) -> None:

@@ -5,11 +5,14 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import torch
+from scipy.stats import sem
 from torch.utils import _pytree as pytree
 
 from pruner_zero.errors import PrunerZeroError, one_line
@@ -34,12 +37,17 @@ class TaskResult(Tabular):
 
     rows: for each task, and each group of tasks, its version, number of examples and of
     documents, and lm-eval's metrics, each with its standard error as `METRIC_stderr`, None where
-    it has none. A metric that passes through a filter of lm-eval is named `METRIC,FILTER`.
+    it has none. A metric that passes through a filter of lm-eval is named `METRIC,FILTER`. A
+    multiple-choice task has the metric `prob` too, the mean of its probabilities.
+    probabilities: for each multiple-choice task, the probability of each question's right choice:
+    the softmax over the choices of their log-likelihoods. Accuracy counts only which choice comes
+    first; the probability tells two models apart with fewer questions.
     """
 
     rows: tuple[Mapping[str, Any], ...]
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
+    probabilities: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     def caption(self) -> str:
         """How many tasks, and which model."""
@@ -50,9 +58,13 @@ class TaskResult(Tabular):
         return self.rows
 
     def to_json(self) -> dict[str, Any]:
-        """`tasks` (the rows), `settings` and `provenance` as JSON values."""
+        """`tasks` (the rows), `probabilities`, `settings` and `provenance` as JSON values."""
         return {
             "tasks": [dict(row) for row in self.rows],
+            "probabilities": {
+                task: [round(value, 5) for value in values]
+                for task, values in self.probabilities.items()
+            },
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
         }
@@ -120,7 +132,13 @@ def evaluate_tasks(
         "apply_chat_template": apply_chat_template,
     }
     versions = {**provenance(), "lm_eval": _lm_eval().__version__}
-    return TaskResult(tuple(_rows(results)), settings, versions)
+    probabilities = {
+        task: values
+        for task, samples in results["samples"].items()
+        if results["configs"][task]["output_type"] == "multiple_choice"
+        and (values := _probabilities(samples))
+    }
+    return TaskResult(tuple(_rows(results, probabilities)), settings, versions, probabilities)
 
 
 def harness_model(language_model: LanguageModel, batch_size: int) -> Any:
@@ -240,8 +258,25 @@ def _check_numbers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         )
 
 
-def _rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """lm-eval's results as rows; the keys of metrics are `metric,filter`."""
+def _probabilities(samples: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
+    """The probability of the right choice of each question, in the order of the questions.
+
+    Empty where a question has several right choices, or none.
+    """
+    values = []
+    for sample in sorted(samples, key=lambda sample: int(sample["doc_id"])):
+        target = sample["target"]
+        if not str(target).isdigit():
+            return ()
+        likelihoods = torch.tensor([float(answer[0]) for answer in sample["filtered_resps"]])
+        values.append(float(likelihoods.double().softmax(0)[int(target)]))
+    return tuple(values)
+
+
+def _rows(
+    results: Mapping[str, Any], probabilities: Mapping[str, Sequence[float]]
+) -> Iterator[dict[str, Any]]:
+    """lm-eval's results as rows, with `prob`; the keys of metrics are `metric,filter`."""
     for task, values in results["results"].items():
         row = {
             "task": task,
@@ -256,6 +291,10 @@ def _rows(results: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             suffix = "" if filtered == "none" else f",{filtered}"
             row[f"{metric}{suffix}"] = _number(value)
             row[f"{metric}_stderr{suffix}"] = _number(values.get(f"{metric}_stderr,{filtered}"))
+        if task in probabilities:
+            error = sem(probabilities[task]) if len(probabilities[task]) > 1 else None
+            row["prob"] = fmean(probabilities[task])
+            row["prob_stderr"] = None if error is None else float(error)
         yield row
 
 
