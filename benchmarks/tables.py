@@ -11,3 +11,8 @@ def measure_once(output: Path, again: bool, measure: Callable[..., object]) -> N
     partial = output.with_suffix(".unfinished")
     measure(output=partial)
     partial.rename(output)
+
+
+def zeros_title(name: str) -> str:
+    """How a page calls the zeros that a table is named after: 50 is 50 %, 2-4 is 2:4."""
+    return name.replace("-", ":") if "-" in name else f"{name} %"

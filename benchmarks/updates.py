@@ -18,6 +18,7 @@ from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
+from tables import zeros_title
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -193,9 +194,8 @@ def _table(file: Path) -> list[str]:
     base = next((_first(row) for row in rows if row["label"] == "sparsegpt"), None)
     name = file.stem.removeprefix("updates-")
     zeros = name.removesuffix("-pydoc")
-    title = zeros.replace("-", ":") if "-" in zeros else f"{zeros} %"
     lines = [
-        f"## {title}{', on the built-in text' if name != zeros else ''}",
+        f"## {zeros_title(zeros)}{', on the built-in text' if name != zeros else ''}",
         "",
         *([REMOVED[name], ""] if name in REMOVED else []),
         "| method | first 12 windows | against | 24 windows | seconds | peak GiB |",

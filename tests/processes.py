@@ -1,6 +1,7 @@
 """The program as a process of its own, to be killed, limited and raced."""
 
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ class Forked:
     """The command line in a process that was forked from one which has torch loaded already.
 
     It starts in milliseconds, so that a test can afford many kills. `out` and `err` are files.
+    script: a Python file to run in place of the command line.
     """
 
     context = get_context("forkserver")
@@ -48,10 +50,11 @@ class Forked:
         ]
     )
 
-    def __init__(self, *arguments: object, log: Path) -> None:
+    def __init__(self, *arguments: object, log: Path, script: Path | None = None) -> None:
         self.out, self.err = log.with_suffix(".out"), log.with_suffix(".err")
+        given = [*map(str, arguments)]
         self.process = self.context.Process(
-            target=_main, args=([*map(str, arguments)], str(self.out), str(self.err))
+            target=_main, args=(given, str(self.out), str(self.err), script)
         )
         self.process.start()
 
@@ -67,10 +70,15 @@ class Forked:
         return self.process.exitcode
 
 
-def _main(arguments: list[str], out: str, err: str) -> None:
+def _main(arguments: list[str], out: str, err: str, script: Path | None) -> None:
     for stream, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     sys.argv = ["pruner-zero", *arguments]
+    if script:
+        # As Python does for a script that is run by its path.
+        sys.path.insert(0, str(script.parent))
+        runpy.run_path(str(script), run_name="__main__")
+        return
     from pruner_zero.cli.app import main
 
     main()

@@ -1,0 +1,189 @@
+"""The page of `paper.py`, from its result file."""
+
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from paper_protocol import DENSE, GRADIENT_SEQLEN, PAPER, PERPLEXITY, PUBLISHED_TREE, published
+from pruner_zero.files import write_atomic
+from tables import zeros_title
+
+SCORES = ("acc", "acc_norm")
+# How the page calls the settings that the paper has others of.
+NAMES = {
+    "calibration": "calibration text",
+    "gradients": f"text for the gradients of `{PUBLISHED_TREE}`",
+    "text": "text for perplexity",
+    "windows": "calibration windows",
+    "windows_eval": "windows for perplexity",
+    "tasks": "tasks",
+    "include_path": "folder of task files",
+    "limit": "questions of each task",
+}
+
+
+def write_page(table: dict[str, Any], command: str, page: Path, output: Path) -> None:
+    """Write `page`; `output` is the result file, which the page links to."""
+    settings, cells = table["settings"], table["cells"]
+    link = os.path.relpath(output, page.parent)
+    calibrated = f"{settings['windows']} random windows of {settings['seqlen']} tokens"
+    gradients = min(settings["seqlen"], GRADIENT_SEQLEN)
+    lines = [
+        f"# The paper's tables on {settings['model']}",
+        "",
+        f"Made by `{command}`, after the protocol of Pruner-Zero"
+        f" ([2406.02924](https://arxiv.org/abs/2406.02924)): calibrated on {calibrated} of"
+        f" {settings['calibration']} (seed 0), the gradients of `{PUBLISHED_TREE}` taken on as many"
+        f" windows of {gradients} tokens of {settings['gradients']}; blocks in order; perplexity"
+        f" per token on windows of {settings['seqlen']} tokens of {settings['text']}; weights in"
+        f" {settings['dtype']}. [Result file]({link}).",
+        *_differences(settings),
+        *_perplexity(settings, cells),
+        *_tasks(settings, cells),
+        *_origin(cells),
+    ]
+    write_atomic(page, "\n".join([*lines, ""]))
+
+
+def _differences(settings: dict[str, Any]) -> list[str]:
+    """What is not as in the paper; nothing where all is."""
+    column = settings["published"]
+    models = ", ".join(published())
+    rows = [] if column else [("model", models, settings["model"])]
+    if column and settings["seqlen"] != (seqlen := published()[column]["seqlen"]):
+        rows.append(("tokens in a window", str(seqlen), str(settings["seqlen"])))
+    rows += [
+        (name, _setting(PAPER[key]), _setting(settings[key]))
+        for key, name in NAMES.items()
+        if settings[key] != PAPER[key]
+    ]
+    if not rows:
+        return []
+    told = "Not all settings are the paper's:"
+    if column is None:
+        told = (
+            "This shows the protocol on a model that the paper does not have, with other settings"
+            " than the paper's. Its numbers are not the paper's and do not compare with them."
+        )
+    return ["", f"**{told}**", "", *_table(("setting", "the paper's", "here"), rows)]
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "all, or lm-eval's own"
+    return ", ".join(value) if isinstance(value, list) else str(value)
+
+
+def _perplexity(settings: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
+    column = published()[settings["published"]] if settings["published"] else {}
+    header, beside = ["method"], []
+    for zeros in settings["zeros"]:
+        header.append(zeros_title(zeros))
+        if zeros in column:
+            beside.append(zeros)
+            header.append("published")
+    rows = []
+    for label in settings["methods"]:
+        row = [f"`{label}`"]
+        for zeros in settings["zeros"]:
+            found = _find(cells, zeros, label, PERPLEXITY)
+            row.append("–" if found is None else _number(found["perplexity"]))
+            if zeros in beside:
+                told = column["dense"] if label == DENSE else column[zeros].get(label)
+                row.append("" if told is None else _number(told))
+        rows.append(row)
+    return ["", "## Perplexity", "", *_windows(cells), *_table(header, rows), *_expressions(cells)]
+
+
+def _windows(cells: list[dict[str, Any]]) -> list[str]:
+    """On what all perplexities were measured."""
+    found = next((cell["text"] for cell in cells if cell["measure"] == PERPLEXITY), None)
+    if found is None:
+        return []
+    windows = f"{found['windows']} windows of {found['seqlen']} tokens of {found['text']}"
+    return [f"On the first {windows} (SHA-256 of the text {found['text_sha256'][:12]}).", ""]
+
+
+def _expressions(cells: Iterable[dict[str, Any]]) -> list[str]:
+    """The metric of each method whose name does not tell it."""
+    told = {
+        f"`{cell['method']}` at {zeros_title(cell['zeros'])}: `{cell['pruned']['expression']}`"
+        + (f", compared by {scope}." if (scope := cell["pruned"]["scope"]) else ".")
+        for cell in cells
+        if "EVOLVED" in cell["method"]
+    }
+    return ["", *sorted(told)] if told else []
+
+
+def _tasks(settings: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for zeros in settings["task_zeros"] if settings["tasks"] else []:
+        lines += ["", f"## Zero-shot tasks at {zeros_title(zeros)}"]
+        for score in SCORES:
+            lines += _scores(settings, cells, zeros, score)
+    return lines
+
+
+def _scores(
+    settings: dict[str, Any], cells: list[dict[str, Any]], zeros: str, score: str
+) -> list[str]:
+    """One kind of score: never both in one table or mean."""
+    found = {
+        (label, task): cell
+        for label in settings["methods"]
+        for task in settings["tasks"]
+        if (cell := _find(cells, zeros, label, task)) and cell.get(score) is not None
+    }
+    tasks = [task for task in settings["tasks"] if any(task == other for _, other in found)]
+    if not tasks:
+        return []
+    rows = []
+    for label in settings["methods"]:
+        values = [found.get((label, task), {}).get(score) for task in tasks]
+        known = [value for value in values if value is not None]
+        mean = statistics.mean(known) if len(known) == len(tasks) else None
+        rows.append([f"`{label}`", *map(_percent, [*values, mean])])
+    errors = [cell[f"{score}_stderr"] for cell in found.values() if cell[f"{score}_stderr"]]
+    questions = sorted({cell["documents"] for cell in found.values()})
+    told = f"{questions[0]} to {questions[-1]}" if len(questions) > 1 else str(questions[0])
+    return [
+        "",
+        f"`{score}` in percent, {told} questions a task; standard errors up to"
+        f" {_percent(max(errors, default=None))}.",
+        "",
+        *_table(("method", *tasks, f"mean of {len(tasks)}"), rows),
+    ]
+
+
+def _origin(cells: list[dict[str, Any]]) -> list[str]:
+    """Where the numbers come from."""
+    lines = set()
+    for cell in cells:
+        origin = cell["provenance"]
+        names = ("torch", "transformers", "lm_eval")
+        versions = ", ".join(f"{name} {origin[name]}" for name in names if name in origin)
+        where = ", ".join(origin.get("gpus", [f"{cell['device']}, {origin['threads']} threads"]))
+        lines.add(f"{versions}, commit {origin['git']}, on {where}.")
+    return ["", *sorted(lines)] if lines else []
+
+
+def _find(
+    cells: list[dict[str, Any]], zeros: str, label: str, measure: str
+) -> dict[str, Any] | None:
+    wanted = (DENSE if label == DENSE else zeros, label, measure)
+    return next((c for c in cells if (c["zeros"], c["method"], c["measure"]) == wanted), None)
+
+
+def _number(value: float | None) -> str:
+    return "overflow" if value is None else f"{value:.2f}"
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}"
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,0 +1,237 @@
+"""The script of the paper's tables measures what the package measures, and goes on when killed."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from pruner_zero import compare, evaluate
+from tests.benchmarks.conftest import BENCHMARKS
+from tests.conftest import settles
+from tests.evaluation.local_task import QUESTIONS, write_task
+from tests.processes import Forked
+
+LIMIT = 7
+SIZES = {"windows": 2, "seqlen": 16, "windows_eval": 3}
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def paper(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("paper")
+
+
+@pytest.fixture
+def page(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("paper_page")
+
+
+@pytest.fixture
+def texts(tmp_path: Path, prose: str) -> dict[str, Path]:
+    """Three different texts by the option that names them."""
+    found = {}
+    for place, name in enumerate(("calibration", "gradients", "text")):
+        found[name] = tmp_path / f"{name}.txt"
+        found[name].write_text(prose[1500 * place : 1500 * (place + 1)])
+    return found
+
+
+def arguments(model: Path, folder: Path, texts: dict[str, Path], *more: object) -> list[str]:
+    sizes = {f"--{name.replace('_', '-')}": size for name, size in SIZES.items()}
+    named = {f"--{name}": file for name, file in texts.items()}
+    given = {**sizes, **named, "--folder": folder, "--dtype": "float32"}
+    pairs = [word for pair in given.items() for word in pair]
+    return [*map(str, (model, *pairs, "--zeros", 50, "2-4", *more))]
+
+
+def told(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+    cells = json.loads((folder / "paper.json").read_text())["cells"]
+    return {(cell["zeros"], cell["method"], cell["measure"]): cell for cell in cells}
+
+
+def test_numbers_are_those_of_the_package(
+    paper: ModuleType, tmp_path: Path, llama_folder: Path, texts: dict[str, Path]
+) -> None:
+    tasks, folder = write_task(tmp_path), tmp_path / "run"
+    asked = ("--tasks", "kinds", "--include-path", tasks, "--limit", LIMIT)
+    paper.main(arguments(llama_folder, folder, texts, *asked))
+    found = told(folder)
+    pruned = ("magnitude", "wanda", "sparsegpt", "pruner-zero")
+    assert {key[:2] for key in found} == {
+        ("dense", "dense"),
+        *((zeros, method) for zeros in ("50", "2-4") for method in pruned),
+    }
+    # The papers take magnitudes over a whole matrix.
+    methods = ["dense", "magnitude@matrix", "wanda", "sparsegpt"]
+    given: dict[str, Any] = {"sparsity": 0.5, "text": texts["text"], **SIZES}
+    rows = compare(llama_folder, methods, calibration=texts["calibration"], **given).rows
+    # The published tree has a calibration text of its own.
+    rows += compare(llama_folder, "pruner-zero", calibration=texts["gradients"], **given).rows
+    for row in rows:
+        method = row["method"].removesuffix("@matrix")
+        zeros = "dense" if method == "dense" else "50"
+        cell = found[zeros, method, "perplexity"]
+        assert cell["perplexity"] == pytest.approx(row["perplexity"], rel=1e-5), method
+    scores = evaluate(llama_folder, tasks="kinds", include_path=tasks, limit=LIMIT).rows[0]
+    cell = found["dense", "dense", "kinds"]
+    assert {name: cell[name] for name in scores} == scores
+    # Tasks are run where --task-zeros says so.
+    assert ("50", "wanda", "kinds") in found
+    assert ("2-4", "wanda", "kinds") not in found
+    # Nothing but the numbers stays.
+    assert not list(folder.glob("pruned-*"))
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(
+    paper: ModuleType, tmp_path: Path, llama_folder: Path, texts: dict[str, Path]
+) -> None:
+    def given(folder: Path) -> list[str]:
+        return arguments(llama_folder, folder, texts, "--tasks")
+
+    paper.main(given(tmp_path / "whole"))
+    killed = tmp_path / "killed"
+    script = BENCHMARKS / "paper.py"
+    process = Forked(*given(killed), log=tmp_path / "log", script=script)
+    assert settles(lambda: len(list(killed.glob("*-perplexity-*.json"))) >= 1)
+    process.kill()
+    before = {file: file.stat().st_mtime_ns for file in killed.glob("*-perplexity-*.json")}
+    whole = told(tmp_path / "whole")
+    assert len(before) < len(whole)
+    paper.main(given(killed))
+    assert all(file.stat().st_mtime_ns == time for file, time in before.items())
+    losses = {key: cell["losses"] for key, cell in whole.items()}
+    assert {key: cell["losses"] for key, cell in told(killed).items()} == losses
+
+
+def test_a_number_whose_settings_changed_is_measured_anew(
+    paper: ModuleType, tmp_path: Path, llama_folder: Path, texts: dict[str, Path]
+) -> None:
+    tasks, folder = write_task(tmp_path), tmp_path / "run"
+
+    def run(limit: int) -> dict[tuple[str, str, str], dict[str, Any]]:
+        asked = ("--tasks", "kinds", "--include-path", tasks, "--methods", "dense", "magnitude")
+        paper.main(arguments(llama_folder, folder, texts, *asked, "--limit", limit))
+        return told(folder)
+
+    def files() -> set[Path]:
+        return set(folder.glob("*-*.json"))
+
+    run(2)
+    first = files()
+    found = run(LIMIT)
+    assert {cell["documents"] for key, cell in found.items() if key[2] == "kinds"} == {LIMIT}
+    assert {"-kinds-" in file.name for file in files() - first} == {True}
+    # Another text for a method that looks at none changes nothing.
+    second = files()
+    texts["calibration"].write_text("other words " * 100)
+    run(LIMIT)
+    assert files() == second
+
+
+def test_a_model_that_the_paper_does_not_have_needs_a_length(
+    paper: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        paper.main(["my-model", "--folder", str(tmp_path)])
+    assert ended.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: the paper does not have the model my-model: give --seqlen")
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "column", "seqlen"),
+    [
+        ("meta-llama/Llama-2-7b-hf", "L2-7B", 4096),
+        ("huggyllama/llama-13b", "L1-13B", 2048),
+        ("folder/Llama-2-7b-chat-hf", None, None),
+    ],
+)
+def test_the_column_of_the_paper_is_told_by_the_name(
+    load_benchmark: Callable[[str], ModuleType], model: str, column: str | None, seqlen: int | None
+) -> None:
+    protocol = load_benchmark("paper_protocol")
+    assert protocol.column_of(model) == column
+    if column:
+        assert protocol.published()[column]["seqlen"] == seqlen
+
+
+def settings(paper: ModuleType, *given: str) -> dict[str, Any]:
+    found: dict[str, Any] = paper.settled(paper.options().parse_args(given))
+    return found
+
+
+def cell(zeros: str, method: str, measure: str, **values: Any) -> dict[str, Any]:
+    text = {"windows": 2, "seqlen": 16, "text": "t", "text_sha256": "s"}
+    origin = {"torch": "2", "transformers": "5", "git": "c", "threads": 1}
+    pruned = {"expression": "W * X", "scope": "row"}
+    base = {"zeros": zeros, "method": method, "measure": measure, "device": "cpu"}
+    return base | {"text": text, "provenance": origin, "pruned": pruned} | values
+
+
+def written(page: ModuleType, folder: Path, given: dict[str, Any], *cells: Any) -> str:
+    table = {"settings": given, "cells": list(cells)}
+    page.write_page(table, "the command", folder / "page.md", folder / "results" / "r.json")
+    return (folder / "page.md").read_text()
+
+
+def test_published_numbers_stand_beside_those_of_the_same_model(
+    paper: ModuleType, page: ModuleType, tmp_path: Path
+) -> None:
+    given = settings(paper, "meta-llama/Llama-2-7b-hf")
+    wanda = cell("50", "wanda", "perplexity", perplexity=6.444)
+    dense = cell("dense", "dense", "perplexity", perplexity=5.121)
+    told = written(page, tmp_path, given, dense, wanda)
+    assert "| method | 50 % | published | 2:4 | published | 4:8 | published |" in told
+    assert "| `dense` | 5.12 | 5.12 | 5.12 | 5.12 | 5.12 | 5.12 |" in told
+    assert "| `wanda` | 6.44 | 6.42 | – | 11.02 | – | 7.97 |" in told
+    assert "| `pruner-zero` | – | 6.26 | – | 10.52 | – |  |" in told
+    assert "(results/r.json)" in told
+    assert "the paper's | here" not in told
+    limited = settings(paper, "meta-llama/Llama-2-7b-hf", "--limit", "9")
+    assert "| questions of each task | all, or lm-eval's own | 9 |" in written(
+        page, tmp_path, limited
+    )
+
+
+def test_another_model_has_no_published_numbers_and_the_page_says_so(
+    paper: ModuleType, page: ModuleType, tmp_path: Path
+) -> None:
+    given = settings(paper, "my-model", "--seqlen", "16", "--windows", "3")
+    told = written(page, tmp_path, given)
+    assert "Its numbers are not the paper's and do not compare with them." in told
+    assert "| calibration windows | 128 | 3 |" in told
+    assert "| method | 50 % | 2:4 | 4:8 |" in told
+
+
+def test_kinds_of_scores_are_never_mixed(
+    paper: ModuleType, page: ModuleType, tmp_path: Path
+) -> None:
+    given = settings(paper, "my-model", "--seqlen", "16", "--methods", "wanda")
+    given["tasks"] = ["both", "one"]
+    error = {"acc_stderr": 0.01, "acc_norm_stderr": 0.02, "documents": len(QUESTIONS)}
+    both = cell("50", "wanda", "both", acc=0.5, acc_norm=0.75, **error)
+    one = cell("50", "wanda", "one", acc=0.25, **error)
+    told = written(page, tmp_path, given, both, one)
+    assert (
+        "| method | both | one | mean of 2 |\n| --- | --- | --- | --- |\n| `wanda` | 50.0 |" in told
+    )
+    assert "| 50.0 | 25.0 | 37.5 |" in told
+    assert "| method | both | mean of 1 |\n| --- | --- | --- |\n| `wanda` | 75.0 | 75.0 |" in told
+
+
+def test_a_mean_needs_every_task(paper: ModuleType, page: ModuleType, tmp_path: Path) -> None:
+    given = settings(paper, "my-model", "--seqlen", "16", "--methods", "dense", "wanda")
+    given["tasks"] = ["a", "b"]
+    scores = {"acc": 0.5, "acc_stderr": 0.01, "documents": 12}
+    cells = [cell("dense", "dense", task, **scores) for task in "ab"]
+    told = written(page, tmp_path, given, *cells, cell("50", "wanda", "a", **scores))
+    assert "| `dense` | 50.0 | 50.0 | 50.0 |" in told
+    assert "| `wanda` | 50.0 | – | – |" in told
