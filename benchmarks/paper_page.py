@@ -17,10 +17,10 @@ NAMES = {
     "gradients": f"text for the gradients of `{PUBLISHED_TREE}`",
     "text": "text for perplexity",
     "windows": "calibration windows",
-    "windows_eval": "windows for perplexity",
+    "windows_eval": "only the first windows for perplexity",
     "tasks": "tasks",
-    "include_path": "folder of task files",
-    "limit": "questions of each task",
+    "include_path": "tasks from files of the folder",
+    "limit": "only the first questions of each task",
 }
 
 
@@ -64,15 +64,15 @@ def _differences(settings: dict[str, Any]) -> list[str]:
     told = "Not all settings are the paper's:"
     if column is None:
         told = (
-            "This shows the protocol on a model that the paper does not have, with other settings"
-            " than the paper's. Its numbers are not the paper's and do not compare with them."
+            "This is a proof of the protocol, on a model that the paper does not have and with the"
+            " settings below. Its numbers are not the paper's and do not compare with them."
         )
     return ["", f"**{told}**", "", *_table(("setting", "the paper's", "here"), rows)]
 
 
 def _setting(value: object) -> str:
     if value is None:
-        return "all, or lm-eval's own"
+        return "–"
     return ", ".join(value) if isinstance(value, list) else str(value)
 
 

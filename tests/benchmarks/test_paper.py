@@ -196,9 +196,7 @@ def test_published_numbers_stand_beside_those_of_the_same_model(
     assert "(results/r.json)" in told
     assert "the paper's | here" not in told
     limited = settings(paper, "meta-llama/Llama-2-7b-hf", "--limit", "9")
-    assert "| questions of each task | all, or lm-eval's own | 9 |" in written(
-        page, tmp_path, limited
-    )
+    assert "| only the first questions of each task | – | 9 |" in written(page, tmp_path, limited)
 
 
 def test_another_model_has_no_published_numbers_and_the_page_says_so(
