@@ -26,7 +26,7 @@ from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.files import read_lines, write_atomic
 from pruner_zero.metric import parse
 from pruner_zero.models import load_model
-from pruner_zero.text import load_corpus
+from pruner_zero.text import load_mixture
 from search import summary
 
 HERE = Path(__file__).parent
@@ -50,11 +50,11 @@ def main() -> None:
     settings = SearchSettings.model_validate(
         json.loads((given.run / "run.json").read_text())["settings"]
     )
-    model, text = load_model(settings.model), load_corpus(settings.calibration)
+    model, text = load_model(settings.model), load_mixture(settings.calibration)
     # Windows of one seed are drawn in one order: the first are those that the search had.
     more = settings.model_copy(update={"search_windows": settings.search_windows + FRESH})
     windows, judged = search_windows(
-        more, text, load_corpus(settings.search_text or text), model.tokenizer
+        more, text, load_mixture(settings.search_text or settings.calibration), model
     )
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     seen = judged.tokens[: settings.search_windows]

@@ -32,7 +32,7 @@ from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
-from pruner_zero.text import load_corpus
+from pruner_zero.text import load_mixture
 
 HERE = Path(__file__).parent
 SCOPES = ("row", "block", "matrix", "global")
@@ -75,8 +75,8 @@ def measure(given: argparse.Namespace) -> None:
     )
     progress = LineProgress()
     model = load_model(given.model)
-    calibration, search = load_corpus(given.calibration), load_corpus(given.search_text)
-    windows, judged = search_windows(settings, calibration, search, model.tokenizer)
+    calibration, search = load_mixture(given.calibration), load_mixture(given.search_text)
+    windows, judged = search_windows(settings, calibration, search, model)
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     with torch.no_grad():
         dense = [

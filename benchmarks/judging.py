@@ -24,7 +24,7 @@ from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import Scope
-from pruner_zero.text import load_corpus
+from pruner_zero.text import load_mixture
 
 HERE = Path(__file__).parent
 METRICS: tuple[tuple[str, Scope], ...] = (
@@ -45,7 +45,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     progress = LineProgress()
-    model, corpus = load_model(given.model), load_corpus(given.calibration)
+    model, corpus = load_model(given.model), load_mixture(given.calibration)
     evaluators = {}
     for dtype in ("float32", "bfloat16"):
         settings = SearchSettings(
@@ -58,7 +58,7 @@ def main() -> None:
             sampled_weights=1,
             judge_dtype=dtype,
         )
-        windows, judged = search_windows(settings, corpus, corpus, model.tokenizer)
+        windows, judged = search_windows(settings, corpus, corpus, model)
         evaluators[dtype] = build_evaluator(model, settings, windows, judged, progress=progress)
     rows = []
     for text, scope in progress.track(METRICS, "metrics", len(METRICS)):

@@ -35,7 +35,7 @@ from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import Scope
-from pruner_zero.text import load_corpus
+from pruner_zero.text import load_mixture
 from search_cost_page import write_page
 from selection import machine
 from shapes import Shape, make_checkpoint
@@ -62,8 +62,8 @@ def prepare(model: str, **given: Any) -> tuple[SearchSettings, Evaluator]:
         model=model, calibration=TEXT, search_text=TEXT, sparsity=0.5, **given
     )
     language_model = load_model(model)
-    texts = load_corpus(TEXT, role="calibration"), load_corpus(TEXT, role="search")
-    windows, judged = search_windows(settings, *texts, language_model.tokenizer)
+    texts = load_mixture(TEXT, role="calibration"), load_mixture(TEXT, role="search")
+    windows, judged = search_windows(settings, *texts, language_model)
     evaluator = build_evaluator(language_model, settings, windows, judged)
     return settings, Clocked(**fields_of(evaluator))
 

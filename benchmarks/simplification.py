@@ -28,7 +28,7 @@ from pruner_zero.metric import Expression
 from pruner_zero.metric.canonical import canonical, masks, simplify_opposing
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
-from pruner_zero.text import load_corpus
+from pruner_zero.text import load_mixture
 
 HERE = Path(__file__).parent
 SPACES = {"published": PUBLISHED_SPACE, "ours": SearchSpace(scopes=("row",))}
@@ -58,8 +58,8 @@ def main() -> None:
     )
     progress = LineProgress()
     model = load_model(given.model)
-    corpus = load_corpus(given.calibration)
-    windows, judged = search_windows(settings, corpus, corpus, model.tokenizer)
+    corpus = load_mixture(given.calibration)
+    windows, judged = search_windows(settings, corpus, corpus, model)
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     rows = [
         {"space": space, "simplification": level, "seed": seed}

@@ -56,6 +56,29 @@ def test_prune_for_machines(
     assert found["peak_rss_bytes"] > 0
 
 
+def test_texts_are_mixed_alike_by_options_and_by_a_file_of_settings(
+    cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    options: list[object] = ["--calibration", f"{text_file}=0.5", "--calibration", "self=1.5"]
+    sizes = ["--windows", 4, "--seqlen", 16, "--cache", tmp_path / "cache"]
+    found = []
+    for name, given in {
+        "options": options,
+        "list": f"calibration: ['{text_file}=0.5', self=1.5]",
+        "mapping": f"calibration: {{'{text_file}': 0.5, self: 1.5}}",
+    }.items():
+        if isinstance(given, str):
+            (tmp_path / "settings.yaml").write_text(given)
+            given = ["--config", tmp_path / "settings.yaml"]
+        output = tmp_path / name
+        assert cli("prune", llama_folder, *HALF, *given, *sizes, "-o", output).code == 0
+        found.append((output / "pruning.json").read_bytes())
+    assert found[0] == found[1] == found[2]
+    told = json.loads(found[0])
+    assert told["settings"]["calibration"] == {str(text_file): 0.5, "self": 1.5}
+    assert [one["windows"] for one in told["calibration"]["sources"]] == [1, 3]
+
+
 def test_a_relative_output_is_told_in_full(
     cli: Cli,
     llama_folder: Path,

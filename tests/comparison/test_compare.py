@@ -57,6 +57,23 @@ def test_the_classics_in_one_table(
     assert list(table.to_pandas()["method"]) == CLASSICS.split(",")
 
 
+def test_without_any_text_methods_are_measured_on_what_the_model_writes_next(
+    mine: LanguageModel, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"sparsity": 0.5, "calibration": "self", "cache": tmp_path, **SIZES}
+    origin = compare(mine, "dense,wanda", text="self", **given).provenance
+    assert origin["calibration"]["text"] == "self"
+    assert origin["evaluation"]["text"] == "self, from window 3 on"
+    assert origin["calibration"]["tokens_sha256"] != origin["evaluation"]["tokens_sha256"]
+    alone = compare(mine, "dense", text="self", **{**given, "calibration": None}).provenance
+    assert alone["evaluation"]["tokens_sha256"] == origin["calibration"]["tokens_sha256"]
+
+
+def test_the_model_writes_without_end(mine: LanguageModel) -> None:
+    with pytest.raises(PrunerZeroError, match="--text self has no end: give --windows-eval"):
+        compare(mine, "dense", sparsity=0.5, text="self")
+
+
 def test_cached_statistics_are_hashed_once_before_the_first_method_is_timed(
     mine: LanguageModel, texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.models import LanguageModel
-from pruner_zero.text import load_corpus
+from pruner_zero.text import load_mixture
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -43,8 +43,8 @@ def build(prose: str, tmp_path: Path) -> Build:
     def make(architecture: str = "llama", **changed: Any) -> Evaluator:
         settings = tiny_settings(**changed)
         language_model = LanguageModel(tiny_model(architecture), tiny_tokenizer(), "tiny")
-        corpus = load_corpus([prose])
-        windows, judged = search_windows(settings, corpus, corpus, language_model.tokenizer)
+        corpus = load_mixture([prose])
+        windows, judged = search_windows(settings, corpus, corpus, language_model)
         return build_evaluator(language_model, settings, windows, judged, cache=tmp_path)
 
     torch.set_num_threads(1)

@@ -11,7 +11,7 @@ from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
 from pruner_zero.execution import SerialExecutor, Workers, make_executor
 from pruner_zero.models import LanguageModel
-from pruner_zero.text import load_corpus
+from pruner_zero.text import load_mixture
 from tests.elsewhere import HERE, elsewhere
 from tests.evolution.conftest import tiny_settings
 from tests.tiny import tiny_tokenizer
@@ -23,8 +23,8 @@ def evaluator(prose: str, cache: Path, **changed: Any) -> Evaluator:
     model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
     if cache.name == "elsewhere":
         model.model.to(HERE)
-    corpus = load_corpus([prose])
-    windows, judged = search_windows(settings, corpus, corpus, model.tokenizer)
+    corpus = load_mixture([prose])
+    windows, judged = search_windows(settings, corpus, corpus, model)
     return build_evaluator(model, settings, windows, judged, cache=cache)
 
 

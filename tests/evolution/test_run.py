@@ -132,6 +132,19 @@ def test_without_a_search_text_candidates_are_judged_on_the_other_half(
     assert result.best is not None
 
 
+@pytest.mark.parametrize("search_text", [None, "self"])
+def test_candidates_are_judged_on_what_the_model_writes_next(
+    search_text: str | None, llama_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    given: dict[str, Any] = {"calibration": "self", "search_text": search_text, "evaluations": 12}
+    search(llama_folder, output=output, cache=tmp_path / "cache", **given, **TINY)
+    told = json.loads((output / "run.json").read_text())
+    assert told["calibration"]["text"] == "self"
+    assert told["search"]["text"] == f"self, from window {told['settings']['windows']} on"
+    assert told["calibration"]["tokens_sha256"] != told["search"]["tokens_sha256"]
+
+
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_the_archive_is_the_same(

@@ -199,7 +199,7 @@ def test_only_what_is_included_and_not_excluded_changes(
     dense = state(ours.model)
     chosen = parse_method(method, sparsity=0.5)
     include, exclude = ("*.mlp.*", "*.1.self_attn.*"), ("*.1.mlp.*", "*.2.*")
-    matrices = check_plan(ours, windows, chosen, include, exclude)
+    matrices = check_plan(ours, chosen, include, exclude)
     records = prune_model(ours, windows, chosen, new_store(ours), mode=mode, matrices=matrices)
     changed = {
         name.removesuffix(".weight")

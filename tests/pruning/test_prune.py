@@ -10,6 +10,7 @@ import torch
 
 import pruner_zero
 from pruner_zero import Metric, PrunerZeroError, prune
+from pruner_zero.text import Corpus
 from tests.pruning.conftest import language_model
 from tests.pruning.plain import places
 from tests.tiny import tiny_tokenizer
@@ -50,6 +51,35 @@ def test_a_model_object_needs_its_tokenizer(prose: str) -> None:
 def test_no_strings_are_an_empty_text(prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="is empty"):
         prune(language_model("llama"), sparsity=0.5, calibration=[], **SMALL)
+
+
+def test_several_texts_give_windows_by_their_shares(
+    prose: str, text_file: Path, tmp_path: Path
+) -> None:
+    corpus = Corpus("mine", prose[: len(prose) // 2])
+    shares = {text_file: 1, corpus: 2, "self": 1}
+    output = tmp_path / "out"
+    given: dict[str, Any] = {"windows": 8, "seqlen": 24, "cache": tmp_path, "output": output}
+    result = prune(language_model("llama"), sparsity=0.5, calibration=shares, **given)
+    assert result.settings.calibration == {str(text_file): 1, "mine": 2, "self": 1}
+    sources = result.calibration["sources"]
+    assert [(one["text"], one["windows"]) for one in sources] == [
+        (str(text_file), 2),
+        ("mine", 4),
+        ("self", 2),
+    ]
+    assert (
+        f"8 windows of 24 tokens: 2 of `{text_file}`, 4 of `mine`, 2 that the dense model wrote "
+        "itself, seed 0."
+    ) in (output / "README.md").read_text()
+
+
+def test_a_mixture_of_one_text_is_that_text(text_file: Path) -> None:
+    mixed, alone = (
+        prune(language_model("llama"), sparsity=0.5, calibration=texts, **SMALL)
+        for texts in ({text_file: 0.3}, text_file)
+    )
+    assert mixed.to_json() == alone.to_json()
 
 
 def test_a_metric_object_keeps_its_scope_unless_told_otherwise(prose: str) -> None:

@@ -136,6 +136,16 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
     assert found["sparsity"] == round(pruned.sparsity, 6)
 
 
+def test_the_card_says_that_the_model_wrote_the_text(llama_folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    prune(llama_folder, sparsity=0.5, calibration="self", output=output, cache=tmp_path, **SMALL)
+    card = (output / "README.md").read_text()
+    written = "3 windows of 24 tokens that the dense model wrote itself, seed 0."
+    assert f"Calibrated on {written}" in card
+    told = json.loads((output / "pruning.json").read_text())
+    assert told["settings"]["calibration"] == told["calibration"]["text"] == "self"
+
+
 def test_the_metric_reads_back_with_its_scope(pruned: PruneResult) -> None:
     metric = Metric.of(folder_of(pruned) / "metric.json")
     assert metric.expression == Metric.of("pruner-zero").expression

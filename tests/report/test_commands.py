@@ -118,6 +118,14 @@ def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> Non
     assert options(commands.compare_with(run))["--text"] == ["builtin:pydoc"]
 
 
+def test_every_text_of_a_mixture_is_given_again(tmp_path: Path) -> None:
+    told = {**SETTINGS, "calibration": {"words.txt": 0.5, "self": 2.0}}
+    command = commands.repeat(read_result(write_prune(tmp_path, settings=told)))
+    assert options(command)["--calibration"] == ["words.txt=0.5", "self=2"]
+
+
 def test_strings_have_no_name(tmp_path: Path) -> None:
     assert commands.repeatable(search_run(tmp_path / "files"))
+    mixed = search_run(tmp_path / "mixed", calibration={"(strings)": 1.0, "self": 1.0})
+    assert not commands.repeatable(mixed)
     assert not commands.repeatable(search_run(tmp_path / "strings", calibration="(strings)"))

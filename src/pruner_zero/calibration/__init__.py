@@ -4,6 +4,7 @@ from pruner_zero.cache import default_cache
 from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
+from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import (
     STATISTICS,
     GradientStatistic,
@@ -15,6 +16,7 @@ from pruner_zero.calibration.statistics import (
 )
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.calibration.windows import take_windows
 
 __all__ = [
     "STATISTICS",
@@ -31,4 +33,6 @@ __all__ = [
     "gradient_kinds",
     "input_kinds",
     "open_store",
+    "self_windows",
+    "take_windows",
 ]

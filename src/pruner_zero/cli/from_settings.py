@@ -30,7 +30,9 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
         def call(**given: Any) -> None:
             settings = {name: given.pop(name) for name in options}
             given["settings"] = {
-                name: value for name, value in settings.items() if value not in (None, [])
+                name: read(value) if (read := options[name].read) else value
+                for name, value in settings.items()
+                if value not in (None, [])
             }
             command(**given)
 

@@ -28,7 +28,8 @@ Quiet = Annotated[
 Cache = Annotated[
     Path | None,
     typer.Option(
-        help="Folder for statistics of the dense model. \\[default: $PRUNER_ZERO_CACHE, else "
+        help="Folder for statistics of the dense model, and for text that it writes. "
+        "\\[default: $PRUNER_ZERO_CACHE, else "
         "~/.cache/pruner-zero]",
         show_default=False,
         rich_help_panel=FILES,

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pruner_zero.calibration import (
     gradient_kinds,
     input_kinds,
     open_store,
+    self_windows,
 )
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
@@ -27,7 +28,7 @@ from pruner_zero.pruning import (
     MatrixRecord,
     Method,
     Order,
-    calibration_corpus,
+    calibration_texts,
     calibration_windows,
     check_plan,
     parse_method,
@@ -35,9 +36,9 @@ from pruner_zero.pruning import (
     split_methods,
     total_sparsity,
 )
-from pruner_zero.settings import CompareSettings, name_of, read_settings
+from pruner_zero.settings import CompareSettings, name_of, names_of, read_settings
 from pruner_zero.table import Tabular
-from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus
+from pruner_zero.text import Corpus, SelfText, Source, Text, Windows, consecutive_windows, load_text
 
 DENSE = "dense"
 _COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
@@ -86,8 +87,8 @@ def compare(
     model: str | Path | LanguageModel | Any = None,
     methods: str | Sequence[str] | None = None,
     *,
-    calibration: str | Path | Corpus | Iterable[str] | None = None,
-    text: str | Path | Corpus | Iterable[str] | None = None,
+    calibration: Source | Mapping[Any, float] | None = None,
+    text: Source | None = None,
     output: str | Path | None = None,
     tokenizer: Any = None,
     cache: str | Path | None = None,
@@ -98,17 +99,18 @@ def compare(
     """Prune `model` by each method in turn, from the same dense weights, and measure each.
 
     methods: names, expressions or tree files, as a list or with commas between them; `dense` is
-    the unpruned model. text: the text that perplexity is measured on. model, calibration, text:
-    None where `config` names them. settings: the other fields of `CompareSettings`. config: a
-    YAML file of settings; arguments win over it. The table is written to `output` after each
-    row. Where a method cannot score this model, its row has the reason. A model object gets its
-    weights back. Raises PrunerZeroError on wrong settings.
+    the unpruned model. calibration: as `prune` takes it. text: the text that perplexity is
+    measured on, or "self". model, calibration, text: None where `config` names them. settings:
+    the other fields of `CompareSettings`. config: a YAML file of settings; arguments win over it.
+    The table is written to `output` after each row. Where a method cannot score this model, its
+    row has the reason. A model object gets its weights back. Raises PrunerZeroError on wrong
+    settings.
     """
     given = {
         **settings,
         "model": name_of(model),
         "methods": methods,
-        "calibration": name_of(calibration),
+        "calibration": names_of(calibration),
         "text": name_of(text),
     }
     checked = read_settings(CompareSettings, given, config)
@@ -128,24 +130,47 @@ def compare(
             raise PrunerZeroError(f"{file} is a folder: name a file for the table")
         check_writable(file)
     calibration = checked.calibration if calibration is None else calibration
-    corpus = calibration_corpus(calibration, pruning, progress)
-    test_corpus = load_corpus(
-        checked.text if text is None else text, role="test", progress=progress
-    )
+    texts = calibration_texts(calibration, pruning, progress)
+    test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
+    if isinstance(test_text, SelfText) and checked.windows_eval is None:
+        raise PrunerZeroError("--text self has no end: give --windows-eval, such as 24")
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    windows = calibration_windows(corpus, language_model.tokenizer, checked)
-    test = consecutive_windows(
-        test_corpus, language_model.tokenizer, checked.seqlen, checked.windows_eval
-    )
     for method in pruning:
-        check_plan(language_model, windows, method, checked.include, checked.exclude)
-    pieces = checked.gradient_seqlen
-    store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
-    table = _Table(checked, language_model, windows, test, store, progress)
+        check_plan(language_model, method, checked.include, checked.exclude)
     with torch_threads(checked.threads):
+        windows = calibration_windows(texts, language_model, checked, cache, progress)
+        written = texts.count_self(checked.windows) if texts else 0
+        test = _test_windows(test_text, language_model, checked, written, cache, progress)
+        pieces = checked.gradient_seqlen
+        store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
+        table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)
+
+
+def _test_windows(
+    text: Text,
+    language_model: LanguageModel,
+    settings: CompareSettings,
+    written: int,
+    cache: str | Path | None,
+    progress: Progress,
+) -> Windows:
+    """The windows that perplexity is measured on; of the model's own text, from `written` on."""
+    seqlen, windows = settings.seqlen, settings.windows_eval
+    if isinstance(text, Corpus):
+        return consecutive_windows(text, language_model.tokenizer, seqlen, windows)
+    assert windows is not None
+    return self_windows(
+        language_model,
+        windows,
+        seqlen,
+        settings.seed,
+        first=written,
+        folder=cache,
+        progress=progress,
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration import Kind, calibrate, open_store
+from pruner_zero.calibration import Kind, calibrate, open_store, take_windows
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator
@@ -19,7 +19,7 @@ from pruner_zero.models import LanguageModel, check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning import Statistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer
-from pruner_zero.text import Corpus, Tokenizer, Windows, random_windows
+from pruner_zero.text import Mixture, Windows
 
 # The probe: this many matrices, spread over the model, this many rows of each.
 PROBE_MATRICES = 12
@@ -29,21 +29,38 @@ LEAST_ROWS = 8
 
 
 def search_windows(
-    settings: SearchSettings, calibration: Corpus, search: Corpus, tokenizer: Tokenizer
+    settings: SearchSettings,
+    calibration: Mixture,
+    search: Mixture,
+    language_model: LanguageModel,
+    *,
+    cache: Path | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Windows, Windows]:
     """The calibration windows and the windows that candidates are judged on.
 
-    Where both texts are the same, statistics are collected on the first half and candidates are
-    judged on the second, so that no gradient has seen the text that candidates are judged on.
+    Where a text is in both, statistics are collected on its first half and candidates are judged
+    on the second, so that no gradient has seen the text that candidates are judged on. Of the
+    model's own text the judged windows are those that follow.
     """
-    if calibration.sha256 == search.sha256:
-        middle = len(calibration.text) // 2
-        calibration = replace(calibration, text=calibration.text[:middle])
-        search = replace(search, text=search.text[middle:])
-    seqlen, seed = settings.seqlen, settings.seed
+    calibration, search = calibration.halves(search)
+    written = calibration.count_self(settings.windows)
+
+    def take(texts: Mixture, windows: int, first: int) -> Windows:
+        return take_windows(
+            texts,
+            language_model,
+            windows,
+            settings.seqlen,
+            settings.seed,
+            first_written=first,
+            folder=cache,
+            progress=progress,
+        )
+
     return (
-        random_windows(calibration, tokenizer, settings.windows, seqlen, seed),
-        random_windows(search, tokenizer, settings.search_windows, seqlen, seed),
+        take(calibration, settings.windows, 0),
+        take(search, settings.search_windows, written),
     )
 
 

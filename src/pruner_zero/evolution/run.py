@@ -4,7 +4,7 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
-from pruner_zero.settings import name_of, read_settings
-from pruner_zero.text import Corpus, load_corpus
+from pruner_zero.settings import name_of, names_of, read_settings
+from pruner_zero.text import Source, load_mixture
 
 INTERRUPTED = "interrupted"
 
@@ -65,8 +65,8 @@ def search(
     model: str | Path | LanguageModel | Any = None,
     *,
     output: str | Path,
-    calibration: str | Path | Corpus | Iterable[str] | None = None,
-    search_text: str | Path | Corpus | Iterable[str] | None = None,
+    calibration: Source | Mapping[Any, float] | None = None,
+    search_text: Source | None = None,
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
@@ -76,9 +76,10 @@ def search(
 ) -> Study:
     """Search for the metric under which pruning `model` costs least, into the folder `output`.
 
-    model: as `prune` takes it. calibration: the text of the statistics. search_text: the text
-    that candidates are judged on; where it is left out, or is the same text, statistics are
-    collected on the first half of the calibration text and candidates judged on the second half.
+    model, calibration: as `prune` takes them. search_text: the text that candidates are judged on;
+    where it is left out, or is the same text, statistics are collected on the first half of the
+    calibration text and candidates judged on the second half, or on later windows of the text
+    that the model writes (`self`).
     settings: the other fields of `SearchSettings`, at least a sparsity or pattern and a budget;
     config: a YAML file of them.
 
@@ -89,19 +90,22 @@ def search(
     given = {
         **settings,
         "model": name_of(model),
-        "calibration": name_of(calibration),
+        "calibration": names_of(calibration),
         "search_text": name_of(search_text),
     }
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)
     _check_folder(folder)
-    corpus = load_corpus(calibration or checked.calibration, role="calibration", progress=progress)
+    texts = load_mixture(calibration or checked.calibration, role="calibration", progress=progress)
     text = search_text or checked.search_text
-    judged_on = load_corpus(text, role="search", progress=progress) if text else corpus
+    judged_on = load_mixture(text, role="search", progress=progress) if text else texts
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    windows, judged = search_windows(checked, corpus, judged_on, language_model.tokenizer)
+    kept = Path(cache) if cache is not None else None
+    windows, judged = search_windows(
+        checked, texts, judged_on, language_model, cache=kept, progress=progress
+    )
     algorithm = make_algorithm(
         checked.algorithm,
         checked.search_space,
@@ -130,7 +134,7 @@ def search(
             checked,
             windows,
             judged,
-            cache=Path(cache) if cache is not None else None,
+            cache=kept,
             progress=progress,
         )
         # Only tensors in main memory can be shared between processes.

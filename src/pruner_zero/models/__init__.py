@@ -19,6 +19,7 @@ from pruner_zero.models.load import as_language_model, load_model, load_offloade
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
 from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.placement import place_model, spread_blocks
+from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
 from pruner_zero.models.save import save_model, save_offloaded
 from pruner_zero.models.structure import (
     Matrix,
@@ -44,6 +45,7 @@ __all__ = [
     "check_tokens",
     "check_weights",
     "common_kind",
+    "end_tokens",
     "experts_one_by_one",
     "find_blocks",
     "find_matrices",
@@ -55,8 +57,10 @@ __all__ = [
     "place_model",
     "record_block_calls",
     "run_block",
+    "sample_windows",
     "save_model",
     "save_offloaded",
     "spread_blocks",
+    "start_token",
     "to_perplexity",
 ]

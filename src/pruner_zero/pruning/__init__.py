@@ -10,7 +10,7 @@ from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.scoring import reached_score
-from pruner_zero.pruning.settings import calibration_corpus, calibration_windows
+from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.settings import PruneSettings
 
@@ -24,7 +24,7 @@ __all__ = [
     "PruneSettings",
     "Statistics",
     "apply_masks",
-    "calibration_corpus",
+    "calibration_texts",
     "calibration_windows",
     "check_plan",
     "describe_steps",

@@ -17,7 +17,6 @@ from pruner_zero.models import (
     LanguageModel,
     Matrix,
     OffloadedModel,
-    check_tokens,
     check_weights,
     find_blocks,
     find_matrices,
@@ -38,21 +37,19 @@ from pruner_zero.text import Windows
 
 def check_plan(
     language_model: LanguageModel,
-    windows: Windows,
     method: Method,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> list[Matrix]:
     """The matrices that will be pruned, chosen as by `find_matrices`.
 
-    Raises PrunerZeroError for all mistakes that can be seen before any work.
+    Raises PrunerZeroError for all mistakes that can be seen before there are windows.
     """
     matrices = find_matrices(language_model.model, include, exclude)
     for matrix in matrices:
         method.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
     if isinstance(method.allocation, Allocation):
         method.allocation.check([matrix.name for matrix in matrices])
-    check_tokens(language_model.model, windows.tokens)
     for index, of_block in groupby(matrices, key=lambda matrix: matrix.block):
         with language_model.block(index):
             check_weights(list(of_block))
@@ -85,7 +82,7 @@ def prune_model(
     if isinstance(language_model, OffloadedModel) and checkpoint is None:
         raise ValueError("an offloaded model needs a checkpoint to be pruned into")
     if matrices is None:
-        matrices = check_plan(language_model, windows, method)
+        matrices = check_plan(language_model, method)
     calibrate(language_model, windows, method.dense_kinds(order), store, progress=progress)
     run = _Run(
         language_model,

@@ -1,7 +1,7 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,11 @@ from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.settings import calibration_corpus, calibration_windows
+from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.settings import PruneSettings, name_of, read_settings
+from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
-from pruner_zero.text import Corpus
+from pruner_zero.text import Source
 
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
@@ -43,7 +43,7 @@ def prune(
     model: str | Path | LanguageModel | Any = None,
     metric: str | Metric | None = None,
     *,
-    calibration: str | Path | Corpus | Iterable[str] | None = None,
+    calibration: Source | Mapping[Any, float] | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     tokenizer: Any = None,
@@ -56,11 +56,11 @@ def prune(
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is then
     pruned in place; None where `config` names it. metric: a name, an expression, a tree
-    file or a `Metric`. calibration: what `load_corpus` takes; None where the method needs no
-    statistics, as magnitude. settings: the remaining fields of `PruneSettings`, such as
-    sparsity=0.5 or pattern="2:4", which may also be a `Pattern`; config: a YAML file of them, over
-    which arguments win. cache: the folder that keeps statistics for the next run, the user's
-    where None.
+    file or a `Metric`. calibration: what `load_corpus` takes, or "self", text that the model
+    writes; None where the method needs no statistics, as magnitude. settings: the remaining
+    fields of `PruneSettings`, such as sparsity=0.5 or pattern="2:4", which may also be a
+    `Pattern`; config: a YAML file of them, over which arguments win. cache: the folder that keeps
+    statistics, and what the model writes, for the next run, the user's where None.
 
     offload=True leaves the model on disk and reads it block by block, which keeps
     its memory small; the result is the same. It needs an `output`, and a model that is not an
@@ -78,7 +78,7 @@ def prune(
         "pattern": None if pattern is None else str(pattern),
         "model": name_of(model),
         "metric": None if metric is None else str(metric),
-        "calibration": name_of(calibration),
+        "calibration": names_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
     method = parse_method(
@@ -104,16 +104,13 @@ def prune(
     if checked.save_mask and folder is None:
         raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
-    corpus = calibration_corpus(text, [method], progress)
+    texts = calibration_texts(text, [method], progress)
     if checked.offload:
         language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
     else:
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)
-    windows = calibration_windows(corpus, language_model.tokenizer, checked)
-    matrices = check_plan(language_model, windows, method, checked.include, checked.exclude)
-    pieces = checked.gradient_seqlen
-    store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
+    matrices = check_plan(language_model, method, checked.include, checked.exclude)
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
@@ -153,8 +150,11 @@ def prune(
             save_masks(pruned, of_pruned, staged / FOLDER)
         result.write(staged)
 
-    identity = _identity(checked, method, store)
     with torch_threads(checked.threads):
+        windows = calibration_windows(texts, language_model, checked, cache, progress)
+        pieces = checked.gradient_seqlen
+        store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
+        identity = _identity(checked, method, store)
         return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,13 +90,9 @@ def model_card(result: PruneResult) -> str:
     base = f"base_model: {settings.model}\n" if on_hub else ""
     remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
     table = "\n".join(rows)
-    windows = result.calibration
     calibrated = "The metric looks at the weights alone: there was no calibration."
-    if windows:
-        calibrated = (
-            f"Calibrated on {windows['windows']} windows of {windows['seqlen']} tokens of "
-            f"`{windows['text']}`, seed {settings.seed}."
-        )
+    if result.calibration:
+        calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
     return f"""---
 {base}library_name: transformers
 tags: [pruned, pruner-zero]
@@ -120,3 +116,16 @@ makes use of the zeros.
 {calibrated} Settings, versions and the zeros of every matrix are in `pruning.json`, the metric in \
 `metric.json`.
 """
+
+
+def _windows(described: Mapping[str, Any]) -> str:
+    """Windows in words, as `Windows.describe` has them."""
+    counted = f"{described['windows']} windows of {described['seqlen']} tokens"
+    sources = [f"{source['windows']} {_origin(source)}" for source in described.get("sources", ())]
+    return f"{counted}: {', '.join(sources)}" if sources else f"{counted} {_origin(described)}"
+
+
+def _origin(described: Mapping[str, Any]) -> str:
+    if described["selection"] == "sampled":
+        return "that the dense model wrote itself"
+    return f"of `{described['text']}`"

@@ -49,7 +49,10 @@ def repeat(result: Result) -> str:
 
 def repeatable(result: Result) -> bool:
     """Whether all texts have names that a command can give; strings from Python have none."""
-    return STRINGS not in result.settings.values()
+    return not any(
+        value == STRINGS or (isinstance(value, dict) and STRINGS in value)
+        for value in result.settings.values()
+    )
 
 
 def prune_with(run: Study) -> str:

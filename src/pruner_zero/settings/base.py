@@ -1,7 +1,7 @@
 """The base of all settings, and how they are read: from YAML and from keywords."""
 
 import reprlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -35,7 +35,8 @@ class Cli:
 
     panel: the panel of `--help`, where it is not that of the class. metavar: the word for the
     value. default: the words for what is taken where the field is None. argument: whether it is
-    given by its position. first: whether it stands before all other options.
+    given by its position. first: whether it stands before all other options. read: makes the
+    value of an option that is repeated from its words.
     """
 
     panel: str | None = None
@@ -43,6 +44,7 @@ class Cli:
     default: str | None = None
     argument: bool = False
     first: bool = False
+    read: Callable[[Sequence[str]], Any] | None = None
 
 
 MAIN = Cli(panel="Options")
@@ -59,6 +61,19 @@ def name_of(value: object) -> str | None:
     if name is None and isinstance(value, Iterable):
         return STRINGS
     return str(name or type(value).__name__)
+
+
+def names_of(texts: object) -> str | dict[str, float] | None:
+    """How settings name one text, as `name_of` does, or a mapping from texts to shares.
+
+    Raises PrunerZeroError where two texts have the same name.
+    """
+    if not isinstance(texts, Mapping):
+        return name_of(texts)
+    named = {str(name_of(text)): share for text, share in texts.items()}
+    if len(named) < len(texts):
+        raise PrunerZeroError("two calibration texts have the same name: give each one of its own")
+    return named
 
 
 STRINGS = "(strings)"

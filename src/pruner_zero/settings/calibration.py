@@ -1,13 +1,50 @@
 """Settings of the verbs that prune: what is pruned, and on which text statistics are collected."""
 
-from typing import Annotated, ClassVar, Self
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.choices import Mode, Scope
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, Settings
 from pruner_zero.settings.model import TEXT_HELP
+
+CALIBRATION_HELP = (
+    f"Text that statistics are collected on: {TEXT_HELP} Or self: text that the dense model "
+    "writes, which is kept in the cache. Several texts are mixed, in equal parts or by shares, "
+    "each given as TEXT=SHARE."
+)
+
+
+def read_shares(words: Sequence[str]) -> str | dict[str, float]:
+    """The only text of `words`, each TEXT or TEXT=SHARE, or several with their shares.
+
+    The share is 1 where none is given. A word that is the path of a file is a text. Raises
+    PrunerZeroError where a text occurs twice.
+    """
+    shares: dict[str, float] = {}
+    for word in words:
+        text, share = _split(word)
+        if text in shares:
+            raise PrunerZeroError(f"--calibration {text} is given twice: give it a larger share")
+        shares[text] = share
+    return shares if len(shares) > 1 else next(iter(shares))
+
+
+def _split(word: str) -> tuple[str, float]:
+    text, _, share = word.rpartition("=")
+    if text and not os.path.exists(word):
+        with suppress(ValueError):
+            return text, float(share)
+    return word, 1.0
+
+
+# One text, or several with their shares.
+Texts = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | str
+SHARES = Cli(panel="Options", metavar="TEXT", read=read_shares)
 
 
 class CalibrationSettings(Settings):
@@ -15,14 +52,16 @@ class CalibrationSettings(Settings):
 
     panel: ClassVar[str] = "Calibration"
 
-    calibration: Annotated[str | None, MAIN] = Field(
+    calibration: Annotated[Texts | None, SHARES] = Field(
         None,
-        description=f"Text that statistics are collected on: {TEXT_HELP} Metrics over the weights "
-        "alone, such as magnitude, need none.",
+        description=f"{CALIBRATION_HELP} Metrics over the weights alone, such as magnitude, need "
+        "none.",
     )
     windows: Annotated[int, MAIN] = Field(24, ge=1, description="Calibration windows.")
     seqlen: int = Field(1024, ge=2, description="Tokens in a window.")
-    seed: int = Field(0, ge=0, description="Seed of the random choice of windows.")
+    seed: int = Field(
+        0, ge=0, description="Seed of the choice of windows, or of the text that the model writes."
+    )
     gradient_seqlen: Annotated[int | None, Cli(default="whole windows")] = Field(
         None,
         ge=2,
@@ -36,6 +75,18 @@ class CalibrationSettings(Settings):
         description="Added to the diagonal of the Hessian before it is inverted, as a share of "
         "the diagonal's mean. Raised where the inversion fails.",
     )
+
+    @field_validator("calibration", mode="before")
+    @classmethod
+    def _mixed(cls, given: Any) -> Any:
+        """The command line and YAML give a list too; one text is its name."""
+        if isinstance(given, list | tuple) and given and all(isinstance(w, str) for w in given):
+            given = read_shares(given)
+        if isinstance(given, dict) and len(given) == 1:
+            [given] = given
+        if not given or not isinstance(given, str | dict):
+            raise ValueError("give a text, or several, each as TEXT or TEXT=SHARE")
+        return given
 
     @model_validator(mode="after")
     def _check_pieces(self) -> Self:

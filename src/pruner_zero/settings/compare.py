@@ -23,7 +23,8 @@ class CompareSettings(ModelSettings, MethodSettings):
         "model.",
     )
     text: Annotated[str, MAIN] = Field(
-        description=f"Text that perplexity is measured on: {TEXT_HELP}"
+        description=f"Text that perplexity is measured on: {TEXT_HELP} Or self, as for "
+        "--calibration, of which it is measured on other windows."
     )
     windows_eval: Annotated[int | None, Cli(default="all")] = Field(
         None, ge=1, description="Windows of the text that perplexity is measured on."

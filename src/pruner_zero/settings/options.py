@@ -1,6 +1,6 @@
 """Command-line options, made from the fields of settings."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from inspect import get_annotations
 from types import NoneType, UnionType
@@ -16,7 +16,8 @@ class Option:
     """The command-line option of the field `name`.
 
     type: of a value; bool for a switch. choices: the values that the field accepts, empty where
-    it accepts any of its type. default: the default in words, None where there is none.
+    it accepts any of its type. default: the default in words, None where there is none. read: as
+    in `Cli`.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Option:
     repeatable: bool = False
     argument: bool = False
     first: bool = False
+    read: Callable[[Sequence[str]], Any] | None = None
 
     @property
     def flag(self) -> str:
@@ -50,7 +52,7 @@ class Option:
         if self.type is bool:
             return [self.flag] if value else []
         if isinstance(value, dict):
-            value = [f"{name}={amount:g}" for name, amount in value.items()]
+            value = [f"{name}={amount}".removesuffix(".0") for name, amount in value.items()]
         values = value if isinstance(value, list | tuple) else [value]
         return [word for item in values for word in (self.flag, str(item))]
 
@@ -80,6 +82,7 @@ def _options(kind: type[Settings]) -> Iterator[Option]:
             repeatable,
             shown.argument,
             shown.first,
+            shown.read,
         )
 
 

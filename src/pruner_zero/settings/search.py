@@ -6,8 +6,14 @@ from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.choices import Scope
 from pruner_zero.settings.base import MAIN, Cli
-from pruner_zero.settings.calibration import CalibrationSettings, SparsitySettings
-from pruner_zero.settings.model import TEXT_HELP, ModelSettings
+from pruner_zero.settings.calibration import (
+    CALIBRATION_HELP,
+    SHARES,
+    CalibrationSettings,
+    SparsitySettings,
+    Texts,
+)
+from pruner_zero.settings.model import ModelSettings
 
 _RUNGS = Cli(panel="Rungs")
 _WORKERS = Cli(panel="Workers")
@@ -18,9 +24,7 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
 
     panel: ClassVar[str] = "Search"
 
-    calibration: Annotated[str, MAIN] = Field(
-        description=f"Text that statistics are collected on: {TEXT_HELP}"
-    )
+    calibration: Annotated[Texts, SHARES] = Field(description=CALIBRATION_HELP)
     search_text: Annotated[
         str | None, Cli(panel="Options", default="the second half of the calibration text")
     ] = Field(None, description="Text that candidates are judged on, of the same kinds.")

@@ -16,6 +16,7 @@ from pruner_zero.text.role import ROLES, Role
 from pruner_zero.text.source import SOURCES
 
 PYDOC = "builtin:pydoc"
+SELF = "self"
 NAMES = (PYDOC, *HUB)
 BLANK_LINE = "\n\n"
 
@@ -72,6 +73,10 @@ def load_corpus(
     if isinstance(source, Corpus):
         return source
     if isinstance(source, str):
+        if source == SELF:
+            raise PrunerZeroError(
+                "self is text that a dense model writes, for --calibration: give another text here"
+            )
         name, _, part = source.partition("/")
         if name in NAMES or name in SOURCES:
             return _load_named(name, part or role, progress)

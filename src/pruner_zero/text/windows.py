@@ -1,7 +1,7 @@
 """Token windows of equal length, cut from a corpus."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -27,17 +27,19 @@ class Tokenizer(Protocol):
 class Windows:
     """Windows of one corpus: `tokens` int64 (n, seqlen), and where they come from.
 
-    `available` counts the tokens of the stream they were cut from; `seed` is None for
-    consecutive windows.
+    `available` counts the tokens of the stream they were cut from; it and `text_sha256` are None
+    for windows that a model wrote (sampled) or that are of several `sources` (mixed). `seed` is
+    None for consecutive windows.
     """
 
     tokens: torch.Tensor
     corpus: str
-    text_sha256: str
+    text_sha256: str | None
     joined: str
-    available: int
-    selection: Literal["random", "consecutive"]
+    available: int | None
+    selection: Literal["random", "consecutive", "sampled", "mixed"]
     seed: int | None = None
+    sources: "tuple[Windows, ...]" = ()
 
     @property
     def seqlen(self) -> int:
@@ -46,15 +48,15 @@ class Windows:
 
     @property
     def sha256(self) -> str:
-        """The SHA-256 of the tokens as little-endian int64, row by row."""
-        return hashlib.sha256(self.tokens.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
+        """The SHA-256 of the tokens, by `tokens_sha256`."""
+        return tokens_sha256(self.tokens)
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
-    def describe(self) -> dict[str, str | int | None]:
+    def describe(self) -> dict[str, Any]:
         """The provenance of the windows, ready for JSON."""
-        return {
+        described: dict[str, Any] = {
             "text": self.corpus,
             "text_sha256": self.text_sha256,
             "joined": self.joined,
@@ -66,6 +68,9 @@ class Windows:
             "tokens_available": self.available,
             "tokens_sha256": self.sha256,
         }
+        if self.sources:
+            described["sources"] = [source.describe() for source in self.sources]
+        return described
 
 
 def no_windows() -> Windows:
@@ -112,6 +117,28 @@ def consecutive_windows(
         raise _too_few(corpus, len(stream), whole, windows, seqlen)
     tokens = stream[: windows * seqlen].reshape(windows, seqlen).clone()
     return Windows(tokens, corpus.name, corpus.sha256, corpus.joined, len(stream), "consecutive")
+
+
+def mix_windows(sources: Sequence[Windows]) -> Windows:
+    """The windows of all `sources`, or the only source itself.
+
+    In an order of which every beginning has about the shares of the whole.
+    """
+    if len(sources) == 1:
+        return sources[0]
+    places = [(torch.arange(len(source)) + 0.5) / len(source) for source in sources]
+    order = torch.cat(places).argsort(stable=True)
+    tokens = torch.cat([source.tokens for source in sources])[order]
+    names = " + ".join(source.corpus for source in sources)
+    joined = "windows of the sources in turn"
+    return Windows(
+        tokens, names, None, joined, None, "mixed", sources[0].seed, sources=tuple(sources)
+    )
+
+
+def tokens_sha256(tokens: torch.Tensor) -> str:
+    """The SHA-256 of `tokens` as little-endian int64, row by row."""
+    return hashlib.sha256(tokens.contiguous().numpy().astype("<i8").tobytes()).hexdigest()
 
 
 def _check(windows: int | None, seqlen: int) -> None:

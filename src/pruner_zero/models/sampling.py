@@ -1,0 +1,162 @@
+"""Text that a model writes: windows of tokens, drawn one token after the other."""
+
+from collections.abc import Collection
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, DynamicLayer, PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.progress import SILENT, Progress
+
+# transformers 5.24 renamed the argument that takes the keys and values of earlier tokens.
+_CACHE_NAMES = ("cache", "past_key_values")
+
+
+def start_token(language_model: LanguageModel) -> int:
+    """The token that a document begins with: the tokenizer's BOS, else its EOS.
+
+    Where the tokenizer has neither, those of the model's configuration. Raises PrunerZeroError
+    where that has neither.
+    """
+    for source in (language_model.tokenizer, language_model.model.config):
+        for tokens in (_tokens(source, "bos_token_id"), _tokens(source, "eos_token_id")):
+            if tokens:
+                return tokens[0]
+    raise PrunerZeroError(
+        f"the tokenizer of {language_model.name} names no token that a document begins or ends "
+        "with, and without one the model cannot write text: set its bos_token, or give a text"
+    )
+
+
+def end_tokens(language_model: LanguageModel) -> frozenset[int]:
+    """The tokens that a document ends with, by the tokenizer and the model's configurations."""
+    model = language_model.model
+    generation = getattr(model, "generation_config", None)
+    sources = (language_model.tokenizer, model.config, generation)
+    return frozenset(token for source in sources for token in _tokens(source, "eos_token_id"))
+
+
+def _tokens(source: Any, name: str) -> tuple[int, ...]:
+    """The ids under `name`, which holds one, several or none."""
+    value = getattr(source, name, None)
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, int) else tuple(value)
+
+
+@torch.no_grad()
+def sample_windows(
+    model: PreTrainedModel,
+    windows: int,
+    seqlen: int,
+    generator: torch.Generator,
+    *,
+    start: int,
+    ends: Collection[int] = (),
+    progress: Progress = SILENT,
+    label: str = "writing text",
+) -> Tensor:
+    """Windows (windows, seqlen) int64, on the CPU, of text that `model` writes.
+
+    Every window begins with the token `start`. Each next token is drawn from the distribution
+    that the model gives, at temperature 1. After a token of `ends` another document begins with
+    `start`; the documents before it are masked in attention, and where positions are learned, as
+    in GPT-2, they count on. generator: on the CPU, whatever the device of the model. Raises
+    PrunerZeroError where the model keeps no keys and values of earlier tokens, or where its
+    probabilities are not finite.
+
+    Source: Williams et al., arXiv 2410.17170; here the temperature is 1 throughout, and a window
+    holds several documents.
+    """
+    next_token = _NextToken(model, seqlen)
+    ending = torch.tensor(sorted(set(ends) - {start}), dtype=torch.int64)
+    tokens = torch.full((windows, seqlen), start)
+    visible = torch.ones_like(tokens)
+    for place in progress.track(range(1, seqlen), label, seqlen - 1):
+        cumulative = next_token(tokens[:, place - 1 : place], visible[:, :place]).cumsum(-1)
+        # Faster than torch.multinomial, which draws a number for every word of the vocabulary.
+        chosen = torch.rand(windows, 1, generator=generator, dtype=torch.float64)
+        drawn = torch.searchsorted(cumulative, chosen * cumulative[:, -1:], right=True)[:, 0]
+        ended = torch.isin(tokens[:, place - 1], ending)
+        tokens[:, place] = torch.where(ended, start, drawn)
+        visible[tokens[:, place] == start, :place] = 0
+    return tokens
+
+
+class _NextToken:
+    """The distribution of the next token, from the last tokens and what is kept of earlier ones."""
+
+    def __init__(self, model: PreTrainedModel, capacity: int) -> None:
+        accepted = signature(model.forward).parameters
+        names = [name for name in _CACHE_NAMES if name in accepted]
+        if not names:
+            raise _no_cache(model)
+        self.model = model
+        self.cache = DynamicCache(config=model.config)
+        self.cache.layers = [
+            _RoomyLayer(capacity) if type(layer) is DynamicLayer else layer
+            for layer in self.cache.layers
+        ]
+        self.arguments: dict[str, Any] = {names[0]: self.cache, "use_cache": True}
+        if "logits_to_keep" in accepted:
+            self.arguments["logits_to_keep"] = 1
+
+    def __call__(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Probabilities (n, vocabulary) float64 on the CPU.
+
+        tokens: the last of each window (n, 1). visible: (n, tokens so far), 0 where it is masked.
+        """
+        device = self.model.device
+        output = self.model(tokens.to(device), attention_mask=visible.to(device), **self.arguments)
+        if self.cache.get_seq_length() != visible.shape[1]:
+            raise _no_cache(self.model)
+        probabilities: Tensor = output.logits[:, -1].float().softmax(-1).cpu().double()
+        if not probabilities.isfinite().all():
+            raise PrunerZeroError(
+                "the model's probabilities are not finite: its weights are damaged or its dtype is "
+                "too narrow, try --dtype float32"
+            )
+        return probabilities
+
+
+class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of one layer, in memory that is allocated once for `capacity` tokens.
+
+    DynamicLayer copies all of them for every token.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.room = [
+            states.new_empty(*states.shape[:2], self.capacity, states.shape[3])
+            for states in (key_states, value_states)
+        ]
+        self.keys, self.values = (room[:, :, :0] for room in self.room)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_args: Any, **_kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start = self.get_seq_length()
+        end = start + key_states.shape[-2]
+        for room, states in zip(self.room, (key_states, value_states), strict=True):
+            room[:, :, start:end] = states
+        self.keys, self.values = (room[:, :, :end] for room in self.room)
+        return self.keys, self.values
+
+
+def _no_cache(model: PreTrainedModel) -> PrunerZeroError:
+    return PrunerZeroError(
+        f"{type(model).__name__} keeps no keys and values of earlier tokens, without which writing "
+        "text takes too long: give a text as --calibration"
+    )

@@ -1,0 +1,101 @@
+"""The texts that windows are taken of: one, or several with shares; `self` is the model's own."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.text.corpus import SELF, Corpus, load_corpus
+from pruner_zero.text.role import Role
+
+Source = str | Path | Corpus | Iterable[str]
+
+
+@dataclass(frozen=True)
+class SelfText:
+    """The text that a dense model writes itself: there is none before the model is loaded."""
+
+    name: ClassVar[str] = SELF
+
+
+Text = Corpus | SelfText
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Texts, and the share of the windows that each gives: positive numbers of any sum."""
+
+    texts: tuple[Text, ...]
+    shares: tuple[float, ...]
+
+    def divide(self, windows: int) -> list[int]:
+        """How many of `windows` windows each text gives, by the largest remainder.
+
+        Where remainders are equal, the earlier text gives one more. Raises PrunerZeroError where a
+        text would give none.
+        """
+        total = sum(map(Fraction, self.shares))
+        quotas = [windows * Fraction(share) / total for share in self.shares]
+        counts = [int(quota) for quota in quotas]
+        remainders = [count - quota for count, quota in zip(counts, quotas, strict=True)]
+        by_remainder = sorted(range(len(counts)), key=remainders.__getitem__)
+        for index in by_remainder[: windows - sum(counts)]:
+            counts[index] += 1
+        for text, count in zip(self.texts, counts, strict=True):
+            if not count:
+                raise PrunerZeroError(
+                    f"none of {windows} windows is of {text.name}: choose a larger number of "
+                    "windows or a larger share for it"
+                )
+        return counts
+
+    def count_self(self, windows: int) -> int:
+        """How many of `windows` windows the model writes itself."""
+        counts = zip(self.texts, self.divide(windows), strict=True)
+        return sum(count for text, count in counts if isinstance(text, SelfText))
+
+    def halves(self, other: "Mixture") -> tuple["Mixture", "Mixture"]:
+        """Both mixtures, without the same text in both.
+
+        Of a corpus that both have, this one gets the first half and `other` the second.
+        """
+        here, there = self._hashes(), other._hashes()
+        return self._halved(here & there, 0), other._halved(here & there, 1)
+
+    def _hashes(self) -> set[str]:
+        return {text.sha256 for text in self.texts if isinstance(text, Corpus)}
+
+    def _halved(self, hashes: set[str], half: int) -> "Mixture":
+        def part(text: Text) -> Text:
+            if isinstance(text, SelfText) or text.sha256 not in hashes:
+                return text
+            middle = len(text.text) // 2
+            return replace(text, text=text.text[middle:] if half else text.text[:middle])
+
+        return replace(self, texts=tuple(map(part, self.texts)))
+
+
+def load_text(source: Source, role: Role = "calibration", *, progress: Progress = SILENT) -> Text:
+    """Load what `load_corpus` takes, or `self`. Raises PrunerZeroError as `load_corpus` does."""
+    if isinstance(source, str) and source == SELF:
+        return SelfText()
+    return load_corpus(source, role, progress=progress)
+
+
+def load_mixture(
+    source: Source | Mapping[Any, float],
+    role: Role = "calibration",
+    *,
+    progress: Progress = SILENT,
+) -> Mixture:
+    """Load one text, or those of a mapping from texts to shares.
+
+    A text is what `load_text` takes. Raises PrunerZeroError as that does.
+    """
+    if not isinstance(source, Mapping):
+        return Mixture((load_text(source, role, progress=progress),), (1.0,))
+    texts = tuple(load_text(text, role, progress=progress) for text in source)
+    return Mixture(texts, tuple(source.values()))

@@ -1,0 +1,197 @@
+"""Text that the model writes itself: decided by the seed, kept batch by batch, written once."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero.calibration import self_text, self_windows
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import locked
+from pruner_zero.models import LanguageModel, load_model, load_offloaded, sample_windows
+from pruner_zero.text import Windows
+from tests.elsewhere import HERE, elsewhere
+from tests.processes import Forked
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+SEQLEN, BATCH = 12, 3
+Write = Callable[..., Windows]
+
+
+def language_model(architecture: str = "llama", seed: int = 0) -> LanguageModel:
+    return LanguageModel(tiny_model(architecture, seed), tiny_tokenizer(), architecture)
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
+    """Has a tiny model write windows, in batches of three that are kept for this test alone."""
+    monkeypatch.setattr(self_text, "BATCH", BATCH)
+
+    def call(windows: int, seed: int = 0, **given: Any) -> Windows:
+        model = given.pop("model", None) or language_model()
+        seqlen = given.pop("seqlen", SEQLEN)
+        return self_windows(model, windows, seqlen, seed, **{"folder": tmp_path, **given})
+
+    return call
+
+
+@pytest.fixture
+def sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A label for each batch that is written and not only read."""
+    labels: list[str] = []
+    sample = sample_windows
+
+    def count(*args: Any, **given: Any) -> torch.Tensor:
+        labels.append(given["label"])
+        return sample(*args, **given)
+
+    monkeypatch.setattr(self_text, "sample_windows", count)
+    return labels
+
+
+def kept(folder: Path) -> list[Path]:
+    return sorted(folder.glob("text-*/*.safetensors"))
+
+
+def test_the_seed_decides(write: Write, tmp_path: Path) -> None:
+    tokens = write(4).tokens
+    assert tokens.shape == (4, SEQLEN)
+    assert torch.equal(tokens, write(4, folder=tmp_path / "again").tokens)
+    assert not torch.equal(tokens, write(4, seed=1).tokens)
+
+
+def test_batches_differ(write: Write) -> None:
+    first, second = write(2 * BATCH).tokens.split(BATCH)
+    assert not (first[:, 1:4] == second[:, 1:4]).all(1).any()
+
+
+@pytest.mark.parametrize("windows", [1, BATCH, BATCH + 1])
+def test_fewer_windows_are_the_first_of_more(windows: int, write: Write, tmp_path: Path) -> None:
+    many = write(2 * BATCH + 1, folder=tmp_path / "many").tokens
+    assert torch.equal(write(windows).tokens, many[:windows])
+
+
+@pytest.mark.parametrize("first", [1, BATCH, BATCH + 2])
+def test_windows_from_a_number_on_follow_those_before(first: int, write: Write) -> None:
+    many = write(first + 4).tokens
+    assert torch.equal(write(4, first=first).tokens, many[first:])
+
+
+def test_what_was_written_is_read(write: Write, sampled: list[str]) -> None:
+    tokens = write(BATCH + 1).tokens
+    assert sampled == ["writing text 1/2", "writing text 2/2"]
+    assert torch.equal(write(BATCH + 1).tokens, tokens)
+    assert len(sampled) == 2
+    write(2 * BATCH + 1)
+    assert sampled[2:] == ["writing text 1/1"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"seed": 1}, {"seqlen": SEQLEN + 1}, {"model": language_model(seed=1)}],
+    ids=["seed", "seqlen", "weights"],
+)
+def test_other_text_is_kept_apart(other: dict[str, Any], write: Write, sampled: list[str]) -> None:
+    write(1)
+    write(1, **other)
+    assert len(sampled) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut off", "changed", "of other windows", "no file of tensors"])
+def test_a_damaged_file_is_written_again(
+    damage: str, write: Write, sampled: list[str], tmp_path: Path
+) -> None:
+    tokens = write(2 * BATCH).tokens
+    first, second = kept(tmp_path)
+    content = bytearray(first.read_bytes())
+    match damage:
+        case "cut off":
+            first.write_bytes(content[:-8])
+        case "changed":
+            content[-8] ^= 1
+            first.write_bytes(content)
+        case "of other windows":
+            write(1, seqlen=SEQLEN + 1)
+            [other] = set(kept(tmp_path)) - {first, second}
+            first.write_bytes(other.read_bytes())
+        case _:
+            first.write_bytes(b"")
+    sampled.clear()
+    assert torch.equal(write(2 * BATCH).tokens, tokens)
+    assert len(sampled) == 1
+    assert torch.equal(write(2 * BATCH).tokens, tokens)
+    assert len(sampled) == 1
+
+
+def test_two_processes_do_not_write_the_same_text(write: Write, tmp_path: Path) -> None:
+    write(1)
+    [file] = kept(tmp_path)
+    with locked(file.parent):
+        write(1)
+        with pytest.raises(PrunerZeroError, match="another process is working in"):
+            write(BATCH + 1)
+
+
+def test_a_model_on_disk_reads_what_it_wrote_in_memory(
+    write: Write, llama_folder: Path, sampled: list[str]
+) -> None:
+    on_disk = load_offloaded(llama_folder)
+    with pytest.raises(PrunerZeroError, match="cannot write its own text"):
+        write(2, model=on_disk)
+    tokens = write(2, model=load_model(llama_folder)).tokens
+    assert torch.equal(write(2, model=on_disk).tokens, tokens)
+
+
+def test_a_model_elsewhere_writes_the_same(write: Write, tmp_path: Path) -> None:
+    expected = write(2).tokens
+    model = language_model()
+    with elsewhere():
+        model.model.to(HERE)
+        assert torch.equal(write(2, model=model, folder=tmp_path / "there").tokens, expected)
+
+
+def test_windows_longer_than_learned_positions_are_refused(write: Write) -> None:
+    with pytest.raises(PrunerZeroError, match="windows of 65 tokens are longer than the 64"):
+        write(1, model=language_model("gpt2"), seqlen=65)
+
+
+def test_the_description_says_who_wrote_it(write: Write) -> None:
+    windows = write(2, seed=7)
+    assert windows.describe() == {
+        "text": "self",
+        "text_sha256": None,
+        "joined": "documents that the dense model wrote from '<s>' on",
+        "selection": "sampled",
+        "seed": 7,
+        "windows": 2,
+        "seqlen": SEQLEN,
+        "tokens": 2 * SEQLEN,
+        "tokens_available": None,
+        "tokens_sha256": windows.sha256,
+    }
+    assert write(2, first=2).describe()["text"] == "self, from window 2 on"
+
+
+def test_a_killed_run_goes_on_after_its_last_batch(llama_folder: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    command = [
+        *("prune", llama_folder, "--metric", "wanda", "--sparsity", 0.5, "--calibration", "self"),
+        *("--windows", 10 * self_text.BATCH, "--seqlen", 48, "--mode", "one-shot"),
+        *("--cache", cache, "-o", tmp_path / "out"),
+    ]
+    process = Forked(*command, log=tmp_path / "log")
+    deadline = time.monotonic() + 60
+    while len(kept(cache)) < 3 and process.process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    process.kill()
+    finished = {file: file.stat().st_mtime_ns for file in kept(cache)}
+    assert 3 <= len(finished) < 10
+    assert Forked(*command, log=tmp_path / "log").end() == 0
+    assert {file: file.stat().st_mtime_ns for file in kept(cache)}.items() >= finished.items()
+    assert len(kept(cache)) == 10
+    again = self_windows(load_model(llama_folder), 240, 48, 0, folder=tmp_path / "undisturbed")
+    assert again.sha256 in (tmp_path / "out" / "pruning.json").read_text()

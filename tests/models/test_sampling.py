@@ -1,0 +1,171 @@
+"""Text that a model writes is drawn from the distributions that it gives without a cache."""
+
+from collections.abc import Collection
+from itertools import accumulate
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import LanguageModel, end_tokens, sample_windows, start_token
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, SLIDING_WINDOW, VOCABULARY, tiny_model
+
+START, SEQLEN = 5, 3 * SLIDING_WINDOW
+# So many that a window holds several documents.
+ENDS = range(VOCABULARY // 2, VOCABULARY)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def write(
+    model: PreTrainedModel, windows: int = 3, ends: Collection[int] = (), **given: Any
+) -> Tensor:
+    return sample_windows(model, windows, SEQLEN, generator(), start=START, ends=ends, **given)
+
+
+@torch.no_grad()
+def write_plainly(model: PreTrainedModel, windows: int, ends: Collection[int]) -> Tensor:
+    """Each token from a forward pass over its document so far, without a cache."""
+    draws = generator()
+    written = [[START] for _ in range(windows)]
+    first = [0] * windows
+    for place in range(1, SEQLEN):
+        given = []
+        for tokens, begin in zip(written, first, strict=True):
+            document: dict[str, Any] = {"input_ids": torch.tensor([tokens[begin:]])}
+            if model.config.model_type == "gpt2":
+                document["position_ids"] = torch.arange(begin, place)[None]
+            given.append(model(**document, use_cache=False).logits[0, -1].softmax(-1))
+        chosen = torch.rand(windows, generator=draws, dtype=torch.float64).tolist()
+        drawn = [
+            next(token for token, below in enumerate(accumulate(shares.tolist())) if below > place)
+            for shares, place in zip(given, chosen, strict=True)
+        ]
+        for row, tokens in enumerate(written):
+            ended = tokens[-1] in ends and tokens[-1] != START
+            tokens.append(START if ended else drawn[row])
+            if tokens[-1] == START:
+                first[row] = place
+    return torch.tensor(written)
+
+
+@pytest.mark.parametrize("ends", [(), ENDS], ids=["one document", "several"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_token_is_drawn_from_its_document_so_far(
+    architecture: str, ends: Collection[int]
+) -> None:
+    model = tiny_model(architecture)
+    assert torch.equal(write(model, ends=ends), write_plainly(model, 3, ends))
+
+
+def test_windows_are_int64_and_begin_with_the_start_token() -> None:
+    tokens = write(tiny_model("llama"))
+    assert (tokens.shape, tokens.dtype) == ((3, SEQLEN), torch.int64)
+    assert (tokens[:, 0] == START).all()
+
+
+def test_a_document_that_ends_is_followed_by_the_start_token() -> None:
+    tokens = write(tiny_model("llama"), windows=8, ends=ENDS)
+    ended = torch.isin(tokens[:, :-1], torch.tensor(ENDS))
+    assert ended.sum() > 8
+    assert (tokens[:, 1:][ended] == START).all()
+
+
+def test_a_start_token_that_also_ends_documents_is_not_repeated() -> None:
+    model = tiny_model("llama")
+    model.resize_token_embeddings(START + 2)
+    tokens = write(model, windows=8, ends=[START])
+    assert torch.equal(tokens, write_plainly(model, 8, [START]))
+    later = tokens[:, 1:-1] == START
+    assert later.any()
+    assert (tokens[:, 2:][later] != START).any()
+
+
+def test_the_temperature_is_one() -> None:
+    model = tiny_model("llama")
+    given = torch.full((1, 1), START)
+    expected = model(given).logits[0, -1].softmax(-1)
+    tokens = sample_windows(model, 20_000, 2, generator(), start=START)
+    shares = tokens[:, 1].bincount(minlength=VOCABULARY) / len(tokens)
+    assert (shares - expected).abs().sum() < 0.15
+
+
+def test_the_global_generator_stays_untouched() -> None:
+    model = tiny_model("llama")
+    before = torch.get_rng_state()
+    write(model)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def named(bos: Any = None, eos: Any = None) -> SimpleNamespace:
+    return SimpleNamespace(bos_token_id=bos, eos_token_id=eos)
+
+
+def with_tokens(
+    tokenizer: SimpleNamespace, config: SimpleNamespace, generation: SimpleNamespace | None = None
+) -> LanguageModel:
+    model: Any = SimpleNamespace(config=config, generation_config=generation)
+    return LanguageModel(model, tokenizer, "some-model")
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "config", "expected"),
+    [
+        (named(1, 2), named(3, 4), 1),
+        (named(None, 2), named(3, 4), 2),
+        (named(), named(3, 4), 3),
+        (named(), named(None, [4, 5]), 4),
+        (named(0, 2), named(), 0),
+    ],
+)
+def test_the_tokenizer_names_the_start_token_before_the_configuration(
+    tokenizer: SimpleNamespace, config: SimpleNamespace, expected: int
+) -> None:
+    assert start_token(with_tokens(tokenizer, config)) == expected
+
+
+def test_a_model_without_a_start_token_says_what_to_set() -> None:
+    with pytest.raises(PrunerZeroError, match="some-model names no token"):
+        start_token(with_tokens(named(), named()))
+
+
+def test_every_named_end_ends_a_document() -> None:
+    assert end_tokens(with_tokens(named(1, 2), named(1, 2), named(1, [2, 7]))) == {2, 7}
+    assert end_tokens(with_tokens(named(1), named(1))) == set()
+    tiny = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
+    assert start_token(tiny) == 0
+    assert end_tokens(tiny) == {0}
+
+
+def test_a_model_that_takes_no_cache_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    monkeypatch.setattr(model, "forward", lambda input_ids: None)
+    with pytest.raises(PrunerZeroError, match="LlamaForCausalLM keeps no keys and values"):
+        write(model)
+
+
+def test_a_model_that_leaves_its_cache_empty_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama")
+    forward = model.forward
+
+    def forgetful(input_ids: Tensor, cache: Any = None, **_: Any) -> Any:
+        return forward(input_ids)
+
+    monkeypatch.setattr(model, "forward", forgetful)
+    with pytest.raises(PrunerZeroError, match="keeps no keys and values"):
+        write(model)
+
+
+def test_damaged_weights_are_refused() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.lm_head.weight[3] = torch.nan
+    with pytest.raises(PrunerZeroError, match="probabilities are not finite"):
+        write(model)

@@ -1,0 +1,86 @@
+"""One calibration text, or several with shares, from the command line, YAML and Python alike."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.settings import PruneSettings, names_of, options_of, read_settings
+from pruner_zero.settings.calibration import read_shares
+from pruner_zero.text import Corpus
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
+SHARES = st.floats(0, exclude_min=True, allow_infinity=False)
+
+
+def calibration(value: Any) -> Any:
+    return read_settings(PruneSettings, {"model": "m", "calibration": value}).calibration
+
+
+def refusal(value: Any) -> str:
+    with pytest.raises(PrunerZeroError) as raised:
+        calibration(value)
+    return str(raised.value)
+
+
+@given(st.dictionaries(NAMES, SHARES, min_size=2))
+def test_the_words_of_a_mixture_give_it_back(shares: dict[str, float]) -> None:
+    words = options_of(PruneSettings)["calibration"].words(shares)
+    assert words[::2] == ["--calibration"] * len(shares)
+    assert read_shares(words[1::2]) == shares
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["c4"], "c4"),
+        (["c4=0.5"], "c4"),
+        (["c4", "self"], {"c4": 1, "self": 1}),
+        (["c4=3", "a=b.txt"], {"c4": 3, "a=b.txt": 1}),
+        (["a=b.txt=0.25", "c4"], {"a=b.txt": 0.25, "c4": 1}),
+        (["=2", "c4"], {"=2": 1, "c4": 1}),
+    ],
+)
+def test_what_follows_the_last_equals_sign_is_a_share(words: list[str], expected: Any) -> None:
+    assert read_shares(words) == expected
+    assert calibration(words) == expected
+
+
+def test_a_path_of_a_file_is_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run=0.5").touch()
+    assert read_shares(["run=0.5", "c4=0.5"]) == {"run=0.5": 1, "c4": 0.5}
+    assert read_shares(["run=0.5=2", "c4"]) == {"run=0.5": 2, "c4": 1}
+
+
+def test_a_text_that_is_alone_is_its_name() -> None:
+    assert calibration("c4=0.5") == "c4=0.5"
+    assert calibration({"c4": 3}) == "c4"
+    assert calibration(None) is None
+
+
+def test_shares_are_positive_numbers() -> None:
+    for share in ("-1", "0", "nan", "inf"):
+        assert refusal(["c4", f"self={share}"]).startswith("--calibration is ")
+    assert refusal({"c4": 1, "self": "much"}).startswith("--calibration is 'much'")
+
+
+def test_a_text_is_given_once() -> None:
+    assert refusal(["c4", "c4=2"]) == "--calibration c4 is given twice: give it a larger share"
+
+
+@pytest.mark.parametrize("value", [[], {}, "", 7, [7], ["c4", None]])
+def test_what_is_no_text_is_refused(value: Any) -> None:
+    assert "give a text, or several, each as TEXT or TEXT=SHARE" in refusal(value)
+
+
+def test_texts_of_python_have_names() -> None:
+    texts = {Path("a.txt"): 1, Corpus("mine", "words"): 2, "self": 3}
+    assert names_of(texts) == {"a.txt": 1, "mine": 2, "self": 3}
+    assert names_of(["one", "two"]) == "(strings)"
+    assert names_of(None) is None
+    with pytest.raises(PrunerZeroError, match="two calibration texts have the same name"):
+        names_of({Corpus("mine", "words"): 1, Corpus("mine", "others"): 1})

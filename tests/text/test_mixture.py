@@ -1,0 +1,164 @@
+"""Windows are divided among texts by their shares, and those of all texts come in turn."""
+
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.text import (
+    Corpus,
+    Mixture,
+    SelfText,
+    Windows,
+    load_mixture,
+    load_text,
+    mix_windows,
+    random_windows,
+)
+from tests.text.refusals import line
+from tests.tiny import tiny_tokenizer
+
+SHARES = st.lists(st.floats(0, exclude_min=True, allow_infinity=False), min_size=1, max_size=5)
+
+
+def mixture(*shares: float) -> Mixture:
+    return Mixture(tuple(Corpus(f"text {share}", "words") for share in shares), shares)
+
+
+def words(name: str, count: int) -> Windows:
+    return random_windows(Corpus(name, f"{name} " * 20), tiny_tokenizer(), count, 8, seed=0)
+
+
+def numbered(number: int, count: int) -> Windows:
+    return replace(words("a", 1), tokens=torch.full((count, 2), number))
+
+
+@given(SHARES, st.integers(1, 200))
+def test_every_text_gives_its_share_rounded_up_or_down(shares: list[float], windows: int) -> None:
+    total = sum(map(Fraction, shares))
+    quotas = [Fraction(share) / total * windows for share in shares]
+    try:
+        counts = mixture(*shares).divide(windows)
+    except PrunerZeroError:
+        assert min(quotas) < 1
+        return
+    assert sum(counts) == windows
+    assert all(abs(count - quota) < 1 for count, quota in zip(counts, quotas, strict=True))
+
+
+@given(
+    st.lists(st.integers(1, 100), min_size=1, max_size=5),
+    st.integers(1, 200),
+    st.sampled_from([0.25, 2.0, 1024.0]),
+)
+def test_only_the_proportions_of_shares_count(
+    shares: list[int], windows: int, factor: float
+) -> None:
+    scaled = [share * factor for share in shares]
+    assert divided(*scaled, windows=windows) == divided(*shares, windows=windows)
+
+
+def divided(*shares: float, windows: int) -> list[int] | None:
+    try:
+        return mixture(*shares).divide(windows)
+    except PrunerZeroError:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("shares", "windows", "expected"),
+    [
+        ((1,), 24, [24]),
+        ((1, 1), 24, [12, 12]),
+        ((0.7, 0.3), 24, [17, 7]),
+        ((3, 1), 24, [18, 6]),
+        ((1, 1, 1), 8, [3, 3, 2]),
+        ((0.5, 0.25, 0.25), 5, [3, 1, 1]),
+    ],
+)
+def test_the_largest_remainder_gives_one_more_and_the_earlier_of_equals(
+    shares: tuple[float, ...], windows: int, expected: list[int]
+) -> None:
+    assert mixture(*shares).divide(windows) == expected
+
+
+def test_a_text_of_which_there_would_be_no_window_is_named() -> None:
+    with pytest.raises(PrunerZeroError, match=r"none of 3 windows is of text 0\.1: choose"):
+        mixture(1, 0.1).divide(3)
+
+
+def test_the_windows_that_the_model_writes_are_counted() -> None:
+    assert mixture(1, 1).count_self(24) == 0
+    assert Mixture((Corpus("a", "words"), SelfText()), (1, 3)).count_self(24) == 18
+
+
+def test_of_a_text_in_two_mixtures_each_has_a_half() -> None:
+    shared, one, other = Corpus("shared", "abcd"), Corpus("one", "words"), SelfText()
+    calibration = Mixture((shared, one), (1, 2))
+    search = Mixture((other, shared), (3, 4))
+    first, second = calibration.halves(search)
+    assert [text.text for text in first.texts if isinstance(text, Corpus)] == ["ab", "words"]
+    assert [text.text for text in second.texts if isinstance(text, Corpus)] == ["cd"]
+    assert (first.shares, second.shares) == ((1, 2), (3, 4))
+    assert calibration.halves(Mixture((other,), (1,)))[0] == calibration
+
+
+def test_one_text_or_a_mapping_from_texts_to_shares_is_loaded() -> None:
+    corpus = Corpus("mine", "words")
+    assert load_text("self") == SelfText()
+    assert load_mixture("self") == Mixture((SelfText(),), (1.0,))
+    assert load_mixture(corpus) == Mixture((corpus,), (1.0,))
+    assert load_mixture(["one", "two"]) == Mixture((load_text(["one", "two"]),), (1.0,))
+    loaded = load_mixture({corpus: 0.5, "self": 3, "builtin:pydoc": 1}, "search")
+    assert [text.name for text in loaded.texts] == ["mine", "self", "builtin:pydoc/search"]
+    assert loaded.shares == (0.5, 3, 1)
+
+
+def test_where_no_model_can_write_self_is_refused() -> None:
+    assert line("self") == (
+        "self is text that a dense model writes, for --calibration: give another text here"
+    )
+
+
+def test_one_source_is_itself() -> None:
+    windows = words("a", 3)
+    assert mix_windows([windows]) is windows
+
+
+def test_windows_of_two_sources_come_in_turn() -> None:
+    a, b = words("a", 4), words("b", 2)
+    mixed = mix_windows([a, b])
+    expected = [a.tokens[0], b.tokens[0], a.tokens[1], a.tokens[2], b.tokens[1], a.tokens[3]]
+    assert torch.equal(mixed.tokens, torch.stack(expected))
+
+
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=4))
+def test_every_beginning_has_about_the_shares_of_the_whole(counts: list[int]) -> None:
+    mixed = mix_windows([numbered(index, count) for index, count in enumerate(counts)])
+    for length in range(1, len(mixed) + 1):
+        for index, count in enumerate(counts):
+            share = count / len(mixed)
+            here = int((mixed.tokens[:length, 0] == index).sum())
+            assert abs(here - length * share) <= 0.5 + share * len(counts) / 2 + 1e-9
+
+
+def test_the_description_lists_the_sources() -> None:
+    a, b = words("a", 4), words("b", 2)
+    mixed = mix_windows([a, b])
+    assert mixed.describe() == {
+        "text": "a + b",
+        "text_sha256": None,
+        "joined": "windows of the sources in turn",
+        "selection": "mixed",
+        "seed": 0,
+        "windows": 6,
+        "seqlen": 8,
+        "tokens": 48,
+        "tokens_available": None,
+        "tokens_sha256": mixed.sha256,
+        "sources": [a.describe(), b.describe()],
+    }
