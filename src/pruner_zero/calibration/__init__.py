@@ -11,8 +11,7 @@ from pruner_zero.calibration.statistics import (
     InputStatistic,
     Kind,
     MatrixStatistics,
-    gradient_kinds,
-    input_kinds,
+    select,
 )
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.window_file import WindowFile
@@ -30,9 +29,8 @@ __all__ = [
     "collect_gradients",
     "collect_inputs",
     "default_cache",
-    "gradient_kinds",
-    "input_kinds",
     "open_store",
+    "select",
     "self_windows",
     "take_windows",
 ]

@@ -11,7 +11,7 @@ from pruner_zero.cache import default_cache
 from pruner_zero.calibration.gradients import collect_gradients, gradient_windows
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import OffloadedGradients, open_journal
-from pruner_zero.calibration.statistics import Kind, gradient_kinds, input_kinds
+from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.files import locked
@@ -74,9 +74,9 @@ def calibrate(
         return
     with locked(store.folder):
         missing = {kind for kind in wanted if not store.has(kind)}
-        if gradient_kinds(missing):
+        if select(GradientStatistic, missing):
             _backward(language_model, windows.tokens, missing, store, progress)
-        if input_kinds(missing):
+        if select(InputStatistic, missing):
             _forward(language_model, windows.tokens, missing, store, progress)
 
 
@@ -88,7 +88,7 @@ def _backward(
     progress: Progress,
 ) -> None:
     """Collect the statistics of gradients among `kinds`."""
-    statistics = gradient_kinds(kinds)
+    statistics = select(GradientStatistic, kinds)
     windows = gradient_windows(windows, store.settings.get("gradient_seqlen"))
     if isinstance(language_model, OffloadedModel):
         passage = OffloadedGradients(language_model, windows, statistics, store, progress)
@@ -122,7 +122,7 @@ def _forward(
     """
     model = language_model.model
     matrices, depth = find_matrices(model), len(find_blocks(model))
-    statistics = input_kinds({"X", *kinds})
+    statistics = select(InputStatistic, {"X", *kinds})
     journal = None
     if isinstance(language_model, OffloadedModel):
         settings = {**store.settings, "kinds": list(statistics)}

@@ -11,7 +11,7 @@ from pruner_zero.calibration.statistics import (
     GradientStatistic,
     Kind,
     MatrixStatistics,
-    gradient_kinds,
+    select,
 )
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Matrix, next_token_loss
@@ -32,7 +32,7 @@ def collect_gradients(
     is not finite.
     """
     check_gradients(matrices)
-    sums = GradientSums(matrices, gradient_kinds(kinds))
+    sums = GradientSums(matrices, select(GradientStatistic, kinds))
     with sums.collecting(model):
         for window in progress.track(windows, "gradients", len(windows)):
             next_token_loss(model, window[None]).backward()

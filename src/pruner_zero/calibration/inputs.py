@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruner_zero.calibration.input_sums import InputSums
-from pruner_zero.calibration.statistics import Kind, MatrixStatistics, input_kinds
+from pruner_zero.calibration.statistics import InputStatistic, Kind, MatrixStatistics, select
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Activations, Arguments, Matrix, experts_one_by_one, run_block
 
@@ -33,7 +33,7 @@ def collect_inputs(
     block, which is run on it too, for "cross"; its outputs go to `dense_outputs`.
     Raises PrunerZeroError where the inputs of a mixture's experts cannot be observed.
     """
-    sums = InputSums(input_kinds({"X", *kinds}))
+    sums = InputSums(select(InputStatistic, {"X", *kinds}))
     outputs = [] if outputs is None else outputs
     dense_outputs = [] if dense_outputs is None else dense_outputs
     with torch.no_grad(), _observing(block, matrices, sums):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.calibration.gradients import GradientSums, check_gradients, only_these_learn
-from pruner_zero.calibration.statistics import Kind, gradient_kinds
+from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.errors import PrunerZeroError
@@ -52,7 +52,7 @@ class OffloadedGradients:
     ) -> None:
         self.language_model = language_model
         self.windows = windows
-        self.statistics = gradient_kinds(kinds)
+        self.statistics = select(GradientStatistic, kinds)
         self.store = store
         self.progress = progress
         self.depth = len(find_blocks(language_model.model))

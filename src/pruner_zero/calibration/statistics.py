@@ -7,6 +7,7 @@ pipelines handle kinds by name and know nothing else about them.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -71,21 +72,14 @@ STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType
 )
 
 
-def input_kinds(kinds: Iterable[Kind]) -> dict[Kind, InputStatistic]:
-    """The statistics among `kinds` that a forward pass collects, in the order of `STATISTICS`."""
+S = TypeVar("S", InputStatistic, GradientStatistic)
+
+
+def select(of: type[S], kinds: Iterable[Kind]) -> dict[Kind, S]:
+    """The statistics among `kinds` that are instances of `of`, in the order of `STATISTICS`."""
     wanted = frozenset(kinds)
     return {
         kind: statistic
         for kind, statistic in STATISTICS.items()
-        if kind in wanted and isinstance(statistic, InputStatistic)
-    }
-
-
-def gradient_kinds(kinds: Iterable[Kind]) -> dict[Kind, GradientStatistic]:
-    """The statistics among `kinds` that a backward pass collects, in the order of `STATISTICS`."""
-    wanted = frozenset(kinds)
-    return {
-        kind: statistic
-        for kind, statistic in STATISTICS.items()
-        if kind in wanted and isinstance(statistic, GradientStatistic)
+        if kind in wanted and isinstance(statistic, of)
     }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruner_zero.calibration.statistics import Kind, MatrixStatistics, gradient_kinds
+from pruner_zero.calibration.statistics import GradientStatistic, Kind, MatrixStatistics, select
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256, write_atomic, writing
@@ -87,7 +87,7 @@ class StatisticsStore:
         digests = {}
         for kind in kinds:
             tensors = {name: values[kind] for name, values in statistics.items()}
-            if gradient_kinds([kind]):
+            if select(GradientStatistic, [kind]):
                 silent = [name for name, tensor in tensors.items() if not tensor.any()]
                 if silent:
                     progress.note(f"no gradient reaches {', '.join(silent)}: {kind} is zero there")

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.calibration import (
+    GradientStatistic,
+    InputStatistic,
     Kind,
     StatisticsStore,
     calibrate,
-    gradient_kinds,
-    input_kinds,
     open_store,
+    select,
     self_windows,
 )
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
@@ -217,7 +218,7 @@ class _Table:
         for method in methods:
             if method:
                 needed |= method.dense_kinds(self.mode(method))
-        for kinds in (input_kinds(needed), gradient_kinds(needed)):
+        for kinds in (select(InputStatistic, needed), select(GradientStatistic, needed)):
             # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):
                 model, windows, store = self.language_model, self.windows, self.store

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from pruner_zero.calibration import Kind, gradient_kinds
+from pruner_zero.calibration import GradientStatistic, Kind, select
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric, collected_for
@@ -125,7 +125,7 @@ class Method:
             return self.allocation_kinds | self.kinds
         if self.pattern.reach == "model":
             return self.allocation_kinds | self.scoring_kinds
-        return self.allocation_kinds | set(gradient_kinds(self.kinds))
+        return self.allocation_kinds | set(select(GradientStatistic, self.kinds))
 
     @property
     def at_once(self) -> bool:

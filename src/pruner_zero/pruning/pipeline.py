@@ -11,7 +11,7 @@ from itertools import groupby
 
 import torch
 
-from pruner_zero.calibration import StatisticsStore, calibrate, input_kinds
+from pruner_zero.calibration import InputStatistic, StatisticsStore, calibrate, select
 from pruner_zero.choices import Mode
 from pruner_zero.models import (
     LanguageModel,
@@ -93,7 +93,7 @@ def prune_model(
         damping,
         progress,
         checkpoint,
-        propagated=order == "sequential" and bool(input_kinds(method.kinds)),
+        propagated=order == "sequential" and bool(select(InputStatistic, method.kinds)),
     )
     records = run.blocks()
     for record in records:
@@ -195,7 +195,7 @@ class _Run:
         kinds = self.method.kinds
         if not inputs:
             return self.statistics.read(matrix, kinds)
-        dense = self.statistics.read(matrix, kinds - input_kinds(kinds).keys())
+        dense = self.statistics.read(matrix, kinds - select(InputStatistic, kinds).keys())
         fresh = inputs.pop(matrix.name)
         return replace(fresh, values={**fresh.values, **dense.values})
 

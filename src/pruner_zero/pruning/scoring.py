@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from pruner_zero.calibration import input_kinds
+from pruner_zero.calibration import InputStatistic, select
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import (
     TERMINALS,
@@ -33,7 +33,7 @@ def reached_score(expression: Expression, terminals: Mapping[str, Tensor]) -> Te
         for name in expression.terminals
         if TERMINALS[name].collected is not None and not terminals[name].any()
     ]
-    if input_kinds(collected_for(silent)):
+    if select(InputStatistic, collected_for(silent)):
         return None
     try:
         return score(expression, terminals)

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pruner_zero.calibration import (
+    GradientStatistic,
+    InputStatistic,
     Kind,
     MatrixStatistics,
     StatisticsStore,
-    gradient_kinds,
-    input_kinds,
+    select,
 )
 from pruner_zero.models import Matrix
 from pruner_zero.sparsity import Hessian
@@ -97,7 +98,7 @@ class DenseStatistics:
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
         """The statistics `kinds` of one matrix, on its device. Raises PrunerZeroError."""
-        ordered = [*input_kinds(kinds), *gradient_kinds(kinds)]
+        ordered = [*select(InputStatistic, kinds), *select(GradientStatistic, kinds)]
         values = {kind: self._read(kind, matrix) for kind in ordered if kind != "gram"}
         return Statistics(values, self._hessian(matrix) if "gram" in kinds else None)
 
