@@ -39,7 +39,12 @@ def _version(asked: bool) -> None:
 @app.callback()
 def options(
     version: bool = typer.Option(
-        False, "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        False,
+        "--version",
+        callback=_version,
+        is_eager=True,
+        help="Show the version and exit.",
+        metavar="",
     ),
 ) -> None:
     """Evolve, explain and apply pruning metrics for large language models."""

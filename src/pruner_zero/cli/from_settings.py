@@ -55,7 +55,8 @@ def _parameter(option: Option) -> Parameter:
     shown: dict[str, Any] = {
         # Escaped, because Rich takes brackets such as [@SCOPE] for markup.
         "help": escape(option.full_help),
-        "metavar": option.metavar,
+        # Nothing after a switch, where Typer would show <bool>.
+        "metavar": "" if option.type is bool else option.metavar,
         "show_default": False,
     }
     if option.argument:

@@ -1,7 +1,7 @@
 """Options of several verbs that are no settings: where results go and how they are shown."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,18 +13,16 @@ OutputFile = Annotated[
     typer.Option("--output", "-o", help="JSON file for the result.", show_default=False),
 ]
 FILES = "Files and output"
-Overwrite = Annotated[
-    bool,
-    typer.Option(
-        "--overwrite", help="Replace what is in the output folder.", rich_help_panel=FILES
-    ),
-]
-Quiet = Annotated[
-    bool,
-    typer.Option(
-        "--quiet", help="Print the result and errors only, no progress.", rich_help_panel=FILES
-    ),
-]
+
+
+def _switch(flag: str, text: str) -> Any:
+    # Nothing stands after a switch, where Typer would show <bool>.
+    return typer.Option(flag, help=text, metavar="", rich_help_panel=FILES)
+
+
+Overwrite = Annotated[bool, _switch("--overwrite", "Replace what is in the output folder.")]
+Quiet = Annotated[bool, _switch("--quiet", "Print the result and errors only, no progress.")]
+AsJson = Annotated[bool, _switch("--json", "Print the result as one JSON value.")]
 Cache = Annotated[
     Path | None,
     typer.Option(
@@ -42,8 +40,4 @@ Config = Annotated[
         show_default=False,
         rich_help_panel=FILES,
     ),
-]
-AsJson = Annotated[
-    bool,
-    typer.Option("--json", help="Print the result as one JSON value.", rich_help_panel=FILES),
 ]
