@@ -24,13 +24,13 @@ def excerpt(text: object, width: int = 80) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The words to append to an error about an unknown `name`: a near one, or all known ones."""
-    known = sorted(known)
-    near = get_close_matches(name, known, n=1, cutoff=0.6) or get_close_matches(
-        name.lower(), [candidate.lower() for candidate in known], n=1, cutoff=0.6
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """The words to append to an error about an unknown `name`: a near one, or all `names`."""
+    names = sorted(names)
+    near = get_close_matches(name, names, n=1, cutoff=0.6) or get_close_matches(
+        name.lower(), [candidate.lower() for candidate in names], n=1, cutoff=0.6
     )
     if not near:
-        return f"known: {', '.join(known)}"
-    spelled = next(candidate for candidate in known if candidate.lower() == near[0].lower())
+        return f"known: {', '.join(names)}"
+    spelled = next(candidate for candidate in names if candidate.lower() == near[0].lower())
     return f"did you mean '{spelled}'?"

@@ -28,9 +28,9 @@ def test_records_and_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
     )
     archive.commit([record(0), rejected], elapsed=3.0)
     again = Archive(tmp_path, {"seed": 0})
-    assert again.known(0, "few") == Outcome(0, "few", 1.25, losses=(1.0, 1.5), seconds=0.1)
-    assert again.known(1, "probe") == Outcome(1, "probe", reason="scores are constant")
-    assert again.known(0, "all") is None
+    assert again.outcome(0, "few") == Outcome(0, "few", 1.25, losses=(1.0, 1.5), seconds=0.1)
+    assert again.outcome(1, "probe") == Outcome(1, "probe", reason="scores are constant")
+    assert again.outcome(0, "all") is None
     assert again.elapsed == 3.0
     assert SearchJournal(tmp_path).records == (record(0), rejected)
 
@@ -52,10 +52,10 @@ def test_a_torn_last_line_is_as_if_it_had_not_been_written(tmp_path: Path) -> No
     whole = journal.read_bytes()
     journal.write_bytes(whole + b'{"kind": "outcome", "number": 1, "ru')
     again = Archive(tmp_path, {"seed": 0})
-    assert again.known(0, "all") is not None
+    assert again.outcome(0, "all") is not None
     again.remember(Outcome(1, "all", value=2.0))
     assert journal.read_bytes().startswith(whole)
-    assert Archive(tmp_path, {"seed": 0}).known(1, "all") == Outcome(1, "all", value=2.0)
+    assert Archive(tmp_path, {"seed": 0}).outcome(1, "all") == Outcome(1, "all", value=2.0)
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")

@@ -104,8 +104,8 @@ class GradientSums:
         assert parameter.grad is not None
         gradient = parameter.grad.float().mul_(GRADIENT_SCALE)
         parameter.grad = None
-        *others, last = self.statistics
-        for kind in others:
+        *earlier, last = self.statistics
+        for kind in earlier:
             self.statistics[kind].add(self.sums[kind][name], gradient.clone())
         self.statistics[last].add(self.sums[last][name], gradient)
 

@@ -20,7 +20,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
     options = options_of(kind)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        others = [
+        parameters = [
             parameter.replace(kind=Parameter.KEYWORD_ONLY)
             for parameter in signature(command).parameters.values()
             if parameter.name != "settings"
@@ -38,7 +38,7 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
 
         made = [_parameter(option) for option in sorted(options.values(), key=_place)]
         call.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
-            parameters=[*made, *others]
+            parameters=[*made, *parameters]
         )
         return call
 

@@ -165,7 +165,7 @@ class Archive:
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
         self._first: dict[Hashable, int] = {}
 
-    def known(self, number: int, rung: Rung) -> Outcome | None:
+    def outcome(self, number: int, rung: Rung) -> Outcome | None:
         """The outcome that an earlier process of the search wrote, if it did."""
         return self._outcomes.get((number, rung))
 

@@ -45,7 +45,7 @@ class BatchAlgorithm(ABC):
         self._seeds = _planted(seed_metrics, space)
         self._open: tuple[Candidate, ...] = ()
         self._count = 0
-        self._known: dict[str, set[tuple[Expression, Scope]]] = {
+        self._asked: dict[str, set[tuple[Expression, Scope]]] = {
             "identical": set(),
             "opposing": set(),
             "canonical": set(),
@@ -102,19 +102,19 @@ class BatchAlgorithm(ABC):
     def is_new(self, proposal: Proposal) -> bool:
         """Whether it can mask and was never asked; it counts as asked from now on."""
         expression, scope = proposal.expression, proposal.scope
-        if (expression, scope) in self._known["identical"]:
+        if (expression, scope) in self._asked["identical"]:
             self.avoided["identical"] += 1
             return False
-        self._known["identical"].add((expression, scope))
+        self._asked["identical"].add((expression, scope))
         form = canonical(expression, scope)
         # This is the test of `masks`, without computing the canonical form twice.
         if form.shape is not Shape.MATRIX:
             self.avoided["no mask"] += 1
             return False
         forms = {"canonical": form, "opposing": simplify_opposing(expression)}
-        seen = [level for level, known in forms.items() if (known, scope) in self._known[level]]
-        for level, known in forms.items():
-            self._known[level].add((known, scope))
+        seen = [level for level, form in forms.items() if (form, scope) in self._asked[level]]
+        for level, form in forms.items():
+            self._asked[level].add((form, scope))
         # The paper's simplification is no proof of equal masks (it takes sqrt(sqr(x)) for x): a
         # proposal is counted under it only where the canonical form is known too.
         if "canonical" in seen:

@@ -75,10 +75,10 @@ def random_product(
     power, and so may partial products be normalised. Where the space does not allow a product,
     a `random_expression` of this `depth`. Source: ours.
     """
-    matrices, others = space.leaves[Shape.MATRIX], space.leaves[Shape.ROW]
+    matrices, rows = space.leaves[Shape.MATRIX], space.leaves[Shape.ROW]
     for _ in range(_TRIES if "mul" in space.operators else 0):
         first = matrices[generator.integers(len(matrices))]
-        rest = [name for name in (*matrices, *others) if name != first]
+        rest = [name for name in (*matrices, *rows) if name != first]
         generator.shuffle(rest)
         expression = _factor(generator, space, first)
         for name in rest[: generator.integers(1, 3)]:

@@ -66,7 +66,7 @@ class EvolutionSettings(Settings):
 
     @field_validator("mutations")
     @classmethod
-    def _known_mutations(cls, weights: Mapping[str, float]) -> Mapping[str, float]:
+    def _check_mutations(cls, weights: Mapping[str, float]) -> Mapping[str, float]:
         for name, weight in weights.items():
             if name not in MUTATIONS:
                 raise ValueError(f"unknown mutation '{name}': {did_you_mean(name, MUTATIONS)}")
@@ -166,9 +166,9 @@ class Evolution(BatchAlgorithm):
         if not niche.members or chance < settings.immigrants:
             return self._random(niche.scope, "immigrant")
         if chance < settings.immigrants + settings.migrants:
-            others = [other for other in self.niches if other is not niche and other.members]
-            if others:
-                parent, _ = self._parent(others[self.generator.integers(len(others))])
+            sources = [source for source in self.niches if source is not niche and source.members]
+            if sources:
+                parent, _ = self._parent(sources[self.generator.integers(len(sources))])
                 return Proposal(parent.expression, niche.scope, (parent.number,), "migrate")
         mother, _ = self._parent(niche)
         if chance > 1 - settings.crossover:
@@ -189,8 +189,8 @@ class Evolution(BatchAlgorithm):
         name = self._mutations[self.generator.choice(len(self._mutations), p=self._chances)]
         child = MUTATIONS[name](self.generator, expression, self.space)
         if child is not None and self.generator.random() < self.settings.twice:
-            other = self._mutations[self.generator.choice(len(self._mutations), p=self._chances)]
-            child = MUTATIONS[other](self.generator, child, self.space) or child
+            second = self._mutations[self.generator.choice(len(self._mutations), p=self._chances)]
+            child = MUTATIONS[second](self.generator, child, self.space) or child
         return name, child
 
     def _shares(self) -> list[int]:

@@ -128,7 +128,7 @@ def _climb(
     """Judge those that are neither rejected nor duplicates; give them with their outcomes."""
     alive = [entry for entry in entries if entry.alive]
     earlier = {
-        entry.candidate.number: archive.known(entry.candidate.number, rung) for entry in alive
+        entry.candidate.number: archive.outcome(entry.candidate.number, rung) for entry in alive
     }
     tasks = [
         Task(candidate.number, rung, str(candidate.expression), candidate.scope)

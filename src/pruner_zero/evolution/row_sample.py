@@ -75,13 +75,13 @@ def sample_matrix(
     outputs = dense.shape[0]
     index = _spread(outputs, rows).to(dense.device)
     weight = dense[index].float()
-    own = {"W": weight.abs(), "S": weight}
+    terminals = {"W": weight.abs(), "S": weight}
     for terminal, value in statistics.items():
-        own[terminal] = value[index].contiguous() if value.shape[0] > 1 else value
-    sensitivity = output_sensitivity(own["G"], gram) if "G" in own else None
+        terminals[terminal] = value[index].contiguous() if value.shape[0] > 1 else value
+    sensitivity = output_sensitivity(terminals["G"], gram) if "G" in terminals else None
     norms = row_errors(weight, gram)
     share = outputs / len(index)
-    return SampledMatrix(name, block, weight, own, gram, norms, sensitivity, share)
+    return SampledMatrix(name, block, weight, terminals, gram, norms, sensitivity, share)
 
 
 def sampled_masks(

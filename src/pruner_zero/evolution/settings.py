@@ -28,7 +28,7 @@ class SearchSettings(SearchOptions):
 
     @field_validator("update")
     @classmethod
-    def _known_update(cls, name: str) -> str:
+    def _check_update(cls, name: str) -> str:
         if name == "none" or (name in STEPS and not STEPS[name].chooses_mask):
             return name
         fitting = [step.name for step in STEPS.values() if not step.chooses_mask]

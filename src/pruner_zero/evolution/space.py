@@ -90,14 +90,14 @@ class SearchSpace(Settings):
 
     @field_validator("terminals", "operators", "scopes")
     @classmethod
-    def _known_once(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+    def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         tables: dict[str | None, Mapping[str, object]]
         tables = {"terminals": TERMINALS, "operators": OPERATORS}
         kind = str(info.field_name).removesuffix("s")
-        known = tables.get(info.field_name, dict.fromkeys(names))
+        table = tables.get(info.field_name, dict.fromkeys(names))
         for name in names:
-            if name not in known:
-                raise ValueError(f"unknown {kind} '{name}': {did_you_mean(name, known)}")
+            if name not in table:
+                raise ValueError(f"unknown {kind} '{name}': {did_you_mean(name, table)}")
         if len(set(names)) < len(names):
             raise ValueError(f"a {kind} occurs twice: name each once")
         return names
@@ -188,7 +188,7 @@ class SearchSpace(Settings):
         forms: dict[Shape, list[Form]] = {shape: [] for shape in Shape}
         for shape, form in self._forms_over(tuple(self.least_depth)):
             forms[shape].append(form)
-        return {shape: tuple(found) for shape, found in forms.items()}
+        return {shape: tuple(of_shape) for shape, of_shape in forms.items()}
 
     @cached_property
     def choices(self) -> Mapping[tuple[Shape, int], tuple[tuple[tuple[Form, ...], ...], ...]]:

@@ -143,11 +143,11 @@ def operator(generator: Generator, expression: Expression, space: SearchSpace) -
     if not (calls := _calls(expression)):
         return None
     index, node = _pick(generator, calls)
-    others = [name for name in _of_arity(space, node) if name != node.operator.name]
-    if not others:
+    names = [name for name in _of_arity(space, node) if name != node.operator.name]
+    if not names:
         return None
-    other = OPERATORS[_pick(generator, others)]
-    return expression.replace(index, apply_operator(generator, space, other, *_operands(node)))
+    symbol = OPERATORS[_pick(generator, names)]
+    return expression.replace(index, apply_operator(generator, space, symbol, *_operands(node)))
 
 
 @_tried

@@ -41,9 +41,9 @@ class RayCluster:
     def remote(self, kind: type) -> Any:
         """`kind` as actors, with the resources that each needs. Raises PrunerZeroError."""
         named = {name: amount for name, amount in self.needed.items() if name in _NAMES}
-        others = {name: amount for name, amount in self.needed.items() if name not in _NAMES}
+        custom = {name: amount for name, amount in self.needed.items() if name not in _NAMES}
         try:
-            return self.ray.remote(kind).options(**named, resources=others)
+            return self.ray.remote(kind).options(**named, resources=custom)
         except ValueError as error:
             raise PrunerZeroError(f"--ray-resources: {one_line(error)}") from error
 

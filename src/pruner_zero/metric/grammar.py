@@ -223,8 +223,8 @@ class _Parser:
                 raise ParseError(f"{word} is a terminal and takes no operands", name.column)
             return Terminal(name.text)
         if name.text not in OPERATORS:
-            kind, known = ("operator", OPERATORS) if called else ("name", [*TERMINALS, *OPERATORS])
-            raise ParseError(f"unknown {kind} '{word}': {did_you_mean(word, known)}", name.column)
+            kind, names = ("operator", OPERATORS) if called else ("name", [*TERMINALS, *OPERATORS])
+            raise ParseError(f"unknown {kind} '{word}': {did_you_mean(word, names)}", name.column)
         if not called:
             raise ParseError(f"{word} is an operator: put its operands in parentheses", name.column)
         opening, operands = self.take(), []

@@ -140,7 +140,7 @@ def _share(arguments: Arguments, earlier: Any) -> Arguments:
     def shared(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        return next((other for other in pool if _equal(other, leaf)), leaf)
+        return next((tensor for tensor in pool if _equal(tensor, leaf)), leaf)
 
     result: Arguments = pytree.tree_map(shared, arguments)
     return result

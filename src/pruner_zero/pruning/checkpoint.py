@@ -23,7 +23,7 @@ class Checkpoint(RunCheckpoint):
     def records(self) -> list[MatrixRecord]:
         """The records of all matrices of the finished blocks."""
         lines = self.journal.lines
-        return [MatrixRecord.from_json(one) for line in lines for one in line["records"]]
+        return [MatrixRecord.from_json(record) for line in lines for record in line["records"]]
 
     def weights(self) -> list[Path]:
         """The files of the finished blocks' weights, in order."""

@@ -59,15 +59,15 @@ def parse_method(
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     name = text.strip()
     rest, written = _split_steps(name)
-    body, own_scope, own_rule = _split_groups(rest)
+    body, written_scope, written_rule = _split_groups(rest)
     metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
     default = "obs" if body == SPARSEGPT else "none"
     asymmetric = asymmetric or "asymmetric" in written
     names = [step for step in written if step != "asymmetric"]
     names = _with_update(name, names, update, default)
     steps = in_order(["refine", *names] if refine else names)
-    asked = own_scope or scope
-    shares = _allocation(own_rule or allocation)
+    asked = written_scope or scope
+    shares = _allocation(written_rule or allocation)
     zeros: Pattern
     if pattern is not None:
         zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
@@ -127,8 +127,8 @@ def _split_steps(text: str) -> tuple[str, list[str]]:
 def _with_update(name: str, steps: list[str], option: str | None, default: str) -> list[str]:
     """The steps that are written, and the update of the option or the default where none is."""
     if option not in (None, "none") and option not in STEPS:
-        known = [name for name, step in STEPS.items() if step.option == "update"]
-        raise PrunerZeroError(f"--update {option} is unknown: {did_you_mean(option, known)}")
+        updates = [name for name, step in STEPS.items() if step.option == "update"]
+        raise PrunerZeroError(f"--update {option} is unknown: {did_you_mean(option, updates)}")
     written = [step for step in steps if STEPS[step].option == "update"]
     if len(written) > 1:
         raise PrunerZeroError(f"{name} names {len(written)} updates: keep one of them")

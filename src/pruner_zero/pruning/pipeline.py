@@ -185,8 +185,7 @@ class _Run:
             statistics = {name: self.read(by_name[name], inputs) for name in names}
             choice = chosen or choose(group, statistics, self.method, pattern)
             for name, matrix in zip(names, group, strict=True):
-                of_matrix = statistics.pop(name)
-                yield prune_matrix(matrix, of_matrix, self.method, pattern.of(name), choice)
+                yield prune_matrix(matrix, statistics.pop(name), self.method, pattern, choice)
                 if isinstance(self.language_model, OffloadedModel):
                     give_back()
 

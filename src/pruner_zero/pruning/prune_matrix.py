@@ -16,8 +16,8 @@ def prune_matrix(
 ) -> MatrixRecord:
     """Run the steps of the method on one matrix of the model, in place, and write the zeros.
 
-    pattern: of this matrix. A matrix that calibration never reached only gets the zeros of its
-    mask: the record's note says so. Raises PrunerZeroError naming the matrix.
+    A matrix that calibration never reached only gets the zeros of its mask: the record's note says
+    so. Raises PrunerZeroError naming the matrix.
     """
     mask = choice.masks.get(matrix.name)
     if matrix.name not in choice.reached:
@@ -31,7 +31,7 @@ def prune_matrix(
     by_metric = chooser is not None and not method.sweeps_by_own_score
     scorer = sweep_scorer(matrix, statistics, method.metric) if by_metric else None
     weight, hessian = matrix.weight.float(), statistics.hessian
-    layer = Layer(weight, hessian, pattern, mask, scorer, name=matrix.name)
+    layer = Layer(weight, hessian, pattern.of(matrix.name), mask, scorer, name=matrix.name)
     result = run_steps(layer, steps)
     matrix.weight.copy_(result.weight)
     return write_zeros(matrix, result.mask, used_damping(hessian, steps), result.note)

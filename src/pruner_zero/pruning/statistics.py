@@ -111,7 +111,7 @@ class DenseStatistics:
         if self._owners is None or self._owners[0] != block:
             self._owners = block, self.store.owners("gram", block)
         owners, names = self._owners[1], self.names[block]
-        due = {owners[other] for other in names[names.index(name) :]}
+        due = {owners[left] for left in names[names.index(name) :]}
         self._hessians = {owner: self._hessians[owner] for owner in due & set(self._hessians)}
         owner = owners[name]
         if owner not in self._hessians:

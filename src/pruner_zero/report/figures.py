@@ -66,9 +66,9 @@ def front(study: Study) -> Figure | None:
     figure, axes = new_figure()
     axes.grid(axis="y", color=_LINE)
     best = [_place(record) for record in hall.front]
-    others = [_place(record) for record in dots(study)]
-    if others:
-        x, y = zip(*others, strict=True)
+    cloud = [_place(record) for record in dots(study)]
+    if cloud:
+        x, y = zip(*cloud, strict=True)
         axes.scatter(x, y, s=7, color=_CLOUD, alpha=0.55, linewidths=0)
     x, y = zip(*best, strict=True)
     axes.step(x, y, where="post", color=_ACCENT, linewidth=1.5)
@@ -215,12 +215,12 @@ def dots(study: Study) -> list[Record]:
     losses = sorted(record.evaluation.value for record in study.judged)
     limit = max(hall.front[0].evaluation.value, losses[3 * len(losses) // 4])
     front_numbers = {record.candidate.number for record in hall.front}
-    others = [
+    beside = [
         record
         for record in study.judged
         if record.candidate.number not in front_numbers and record.evaluation.value <= limit
     ]
-    return others[:: math.ceil(len(others) / MOST_DOTS) or 1]
+    return beside[:: math.ceil(len(beside) / MOST_DOTS) or 1]
 
 
 def time_unit(seconds: float) -> tuple[float, str]:

@@ -27,7 +27,9 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
     calibration: Annotated[Texts, SHARES] = Field(description=CALIBRATION_HELP)
     search_text: Annotated[
         str | None, Cli(panel="Options", default="the second half of the calibration text")
-    ] = Field(None, description="Text that candidates are judged on, of the same kinds.")
+    ] = Field(
+        None, description="Text that candidates are judged on: as --calibration, a corpus or file."
+    )
     minutes: Annotated[float | None, MAIN] = Field(
         None, gt=0, description="Stop after this many minutes; or give --evaluations."
     )

@@ -74,11 +74,11 @@ class OperatorSuite:
         rows = slice(None) if self.operator.reach == "column" else slice(1)
         columns = slice(None) if self.operator.reach == "row" else slice(1)
         for sizes, seed in product(SIZES, SEEDS):
-            first, *others = self._operands(sizes, seed)
+            first, *rest = self._operands(sizes, seed)
             changed = _random(sizes, seed + 9)
             changed[rows, columns] = first[rows, columns]
-            before = self.operator.apply(first, *others)
-            after = self.operator.apply(changed, *others)
+            before = self.operator.apply(first, *rest)
+            after = self.operator.apply(changed, *rest)
             torch.testing.assert_close(before[rows, columns], after[rows, columns])
 
     def test_the_order_of_the_first_operand_is_kept_where_increasing_says_so(self) -> None:
@@ -86,11 +86,11 @@ class OperatorSuite:
         if increasing == "never":
             return
         for sizes, seed in product(SIZES, SEEDS):
-            first, *others = self._operands(sizes, seed, increasing == "nonnegative")
+            first, *rest = self._operands(sizes, seed, increasing == "nonnegative")
             # Entries are compared with each other, so the other operands are the same for all.
             if self.operator.reach != "matrix":
-                others = [other[:1, :1] for other in others]
-            result = self.operator.apply(first, *others)
+                rest = [operand[:1, :1] for operand in rest]
+            result = self.operator.apply(first, *rest)
             for x, y in zip(self._groups(first), self._groups(result), strict=True):
                 assert (y[x.argsort()].diff() > 0).all(), "claims to be increasing"
 
@@ -125,16 +125,16 @@ class OperatorSuite:
     def test_the_parity(self) -> None:
         if self.operator.parity is None:
             return
-        for first, *others in self._samples():
-            result = self.operator.apply(first, *others)
+        for first, *rest in self._samples():
+            result = self.operator.apply(first, *rest)
             expected = {"odd": -result, "even": result}
-            negated = self.operator.apply(-first, *others)
+            negated = self.operator.apply(-first, *rest)
             torch.testing.assert_close(negated, expected[self.operator.parity])
 
     def test_a_power_or_a_multiple_is_one(self) -> None:
         exponent, factor = self._call().exponent, self.operator.factor
-        for first, *others in self._samples():
-            result = self.operator.apply(first, *others)
+        for first, *rest in self._samples():
+            result = self.operator.apply(first, *rest)
             if exponent is not None:
                 torch.testing.assert_close(result, first.abs() ** exponent)
             if factor is not None:

@@ -23,5 +23,5 @@ class TextSourceSuite:
 
     def test_no_document_serves_two_roles(self) -> None:
         parts = {role: set(self.source.documents(role)) - {""} for role in ROLES}
-        for one, other in combinations(ROLES, 2):
-            assert not parts[one] & parts[other], f"{one} and {other} share documents"
+        for first, second in combinations(ROLES, 2):
+            assert not parts[first] & parts[second], f"{first} and {second} share documents"

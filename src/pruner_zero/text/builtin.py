@@ -53,13 +53,13 @@ def _groups(topics: Mapping[str, str]) -> list[list[str]]:
     groups: list[tuple[list[str], set[str]]] = []
     for name in sorted(topics):
         names, passages = [name], passages_of(topics[name])
-        others = []
+        apart = []
         for group in groups:
             if passages.isdisjoint(group[1]):
-                others.append(group)
+                apart.append(group)
             else:
                 names, passages = group[0] + names, group[1] | passages
-        groups = [*others, (sorted(names), passages)]
+        groups = [*apart, (sorted(names), passages)]
     return [names for names, _ in groups]
 
 

@@ -23,11 +23,11 @@ def is_positive(expression: Expression) -> bool:
     if isinstance(expression, Terminal):
         return TERMINALS[expression.name].sign == "positive"
     assert isinstance(expression, Call)
-    known = (
+    keeps_positive = (
         expression.operator.name in ("add", "mul", "quotient") or expression.exponent is not None
     )
     operands = expression.operands[: expression.operator.expressions]
-    return known and all(map(is_positive, operands))
+    return keeps_positive and all(map(is_positive, operands))
 
 
 def growth(expression: Expression) -> float:
@@ -55,7 +55,7 @@ def growth(expression: Expression) -> float:
     outputs, inputs = operands[0].shape.value
     # Along an axis on which nothing varies, a rescaling gives only signs or nan.
     varies = {"row": inputs, "column": outputs, "matrix": outputs or inputs}
-    known = operator.increasing != "never" and varies.get(operator.reach, operator.arity == 1)
-    if not known or max(parts) > _HIGHEST_GROWTH:
+    ordered = operator.increasing != "never" and varies.get(operator.reach, operator.arity == 1)
+    if not ordered or max(parts) > _HIGHEST_GROWTH:
         return math.inf
     return 1.0 if operator.arity == 1 else parts[0]

@@ -137,7 +137,7 @@ def product(coefficient: float, bases: dict[Expression, float]) -> Expression:
 
 def terms(form: Expression) -> dict[Expression, float]:
     """An expression as products with coefficients; that of ONE is a number to add."""
-    found, pending = dict[Expression, float](), [(form, 1.0)]
+    coefficients, pending = dict[Expression, float](), [(form, 1.0)]
     while pending:
         part, scale = pending.pop()
         if isinstance(part, Call) and part.operator.name in ("add", "sub"):
@@ -146,8 +146,8 @@ def terms(form: Expression) -> dict[Expression, float]:
         else:
             coefficient, bases = factors(part)
             term = product(1.0, bases)
-            found[term] = _rounded(found.get(term, 0.0) + scale * coefficient)
-    return found
+            coefficients[term] = _rounded(coefficients.get(term, 0.0) + scale * coefficient)
+    return coefficients
 
 
 def total(parts: dict[Expression, float]) -> Expression:
@@ -170,11 +170,11 @@ def _joined(name: str, parts: list[Expression]) -> Expression:
 
 
 def _raised(base: Expression, exponent: float) -> Expression:
-    """|base|^exponent, by an operator of its own where one is built in."""
+    """|base|^exponent, by the built-in operator for this exponent where there is one."""
     if isinstance(base, Call) and base.exponent == 1:
         base = base.operands[0]
-    own = [operator for operator in OPERATORS.values() if operator.exponent == exponent]
-    return Call(own[0], (base,)) if own else call("power", base, Constant(exponent))
+    powers = [operator for operator in OPERATORS.values() if operator.exponent == exponent]
+    return Call(powers[0], (base,)) if powers else call("power", base, Constant(exponent))
 
 
 def _magnitude(base: Expression) -> Expression:
