@@ -61,10 +61,13 @@ def check_writable(path: Path) -> None:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path`: readers, and a crash at any time, find the old file or the new one.
 
-    Raises PrunerZeroError where it cannot be written; the old file is then still there.
+    Missing folders are created. Raises PrunerZeroError where it cannot be written; the old file is
+    then still there.
     """
-    with writing(path), committing(path) as partial, open(partial, "wb") as file:
-        file.write(data.encode() if isinstance(data, str) else data)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with committing(path) as partial, open(partial, "wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
 
 
 def sha256(path: Path) -> str:

@@ -27,7 +27,7 @@ def evaluate(
     if checked.text is None and checked.tasks is None:
         raise PrunerZeroError("give --text to measure perplexity on, --tasks, or both")
     from pruner_zero.evaluation.evaluate import measure
-    from pruner_zero.files import check_writable, write_atomic, writing
+    from pruner_zero.files import check_writable, write_atomic
 
     if output is not None:
         check_writable(output)
@@ -39,8 +39,6 @@ def evaluate(
         for key, value in result.to_json().items()
     }
     if output is not None:
-        with writing(output):
-            output.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(output, json.dumps(values, indent=2) + "\n")
     if as_json:
         print(json.dumps(values))

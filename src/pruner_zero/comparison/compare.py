@@ -21,7 +21,7 @@ from pruner_zero.calibration import (
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
-from pruner_zero.files import check_writable, write_atomic, writing
+from pruner_zero.files import check_writable, write_atomic
 from pruner_zero.models import LanguageModel, as_language_model, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
@@ -77,10 +77,7 @@ class Comparison(Tabular):
 
     def write(self, file: Path) -> None:
         """Write the table to `file` in JSON. Raises PrunerZeroError."""
-        text = json.dumps(self.to_json(), indent=2, allow_nan=False)
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(file, text + "\n")
+        write_atomic(file, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
