@@ -1,8 +1,8 @@
 """Activations between two blocks on disk, one tensor for each window."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Self
 
 from torch import Tensor
 
@@ -11,7 +11,7 @@ from pruner_zero.tensor_file import TensorFile, TensorWriter
 _NAME = "hidden"
 
 
-class WindowFile(Sequence[Tensor]):
+class WindowFile:
     """One (1, tokens, width) tensor for each window; none of them stays in memory.
 
     The file is written by as many calls of `append` as there are windows. After the last call it
@@ -35,13 +35,6 @@ class WindowFile(Sequence[Tensor]):
         file._written, file._reader = file._windows, reader
         return file
 
-    @classmethod
-    def of(cls, path: Path, tensors: Sequence[Tensor]) -> Self:
-        """Write `tensors` to a new file at `path`."""
-        file = cls(path, len(tensors))
-        file.extend(tensors)
-        return file
-
     def append(self, tensor: Tensor) -> None:
         """Write the output for the next window."""
         if self._writer is None:
@@ -53,26 +46,18 @@ class WindowFile(Sequence[Tensor]):
             self.sha256 = self._writer.close()
             self._writer, self._reader = None, TensorFile(self.path)
 
-    def extend(self, tensors: Iterable[Tensor]) -> None:
-        """Write the outputs for the next windows."""
-        for tensor in tensors:
-            self.append(tensor)
-
     def __len__(self) -> int:
         return self._written
 
-    @overload
-    def __getitem__(self, index: int) -> Tensor: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Tensor]: ...
-    def __getitem__(self, index: Any) -> Any:
+    def __iter__(self) -> Iterator[Tensor]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> Tensor:
         """The tensor of a window, copied to newly allocated memory.
 
         Newly allocated memory has the alignment of computed tensors. Matrix products may round
         differently with another alignment, and a resumed run must end with the same bytes.
         """
-        if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
         if not 0 <= index < len(self) or self._reader is None:
             raise IndexError(index)
         return self._reader.read(_NAME, index)

@@ -63,14 +63,16 @@ class Checkpoint(RunCheckpoint):
         block = self.finished
         path = self.folder / f"weights-{block:04d}.safetensors"
         files = {path.name: write_tensors(path, weights, {"format": "pt"})}
+        if hidden is not None and not isinstance(hidden, WindowFile):
+            activations, hidden = hidden, self.activations(block, len(hidden))
+            for tensor in activations:
+                hidden.append(tensor)
         if hidden is not None:
-            if not isinstance(hidden, WindowFile):
-                hidden = WindowFile.of(self._hidden(block), list(hidden))
             files[hidden.path.name] = hidden.sha256
         line = {
             "block": block,
             "weights": path.name,
-            "hidden": hidden.path.name if isinstance(hidden, WindowFile) else None,
+            "hidden": None if hidden is None else hidden.path.name,
             "records": [record.to_json() for record in records],
         }
         self.journal.append(line, files, [self._hidden(block - 1).name])
