@@ -50,8 +50,7 @@ class Cost:
 
     def to_json(self) -> dict[str, float | int]:
         """All fields as JSON values, without the GPU's where none was used."""
-        gpu = {} if self.peak_gpu_bytes is None else {"peak_gpu_bytes": self.peak_gpu_bytes}
-        return {"seconds": self.seconds, "peak_rss_bytes": self.peak_rss_bytes, **gpu}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @contextmanager

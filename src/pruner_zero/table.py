@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from markupsafe import Markup
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, excerpt
 from pruner_zero.markup import element
 
 # Rows beyond this many are counted instead of shown; `to_rows` and `to_pandas` have all.
@@ -84,5 +84,4 @@ def _cell(value: object) -> str:
             if math.isnan(value):
                 return ""
             return f"{value:,.0f}" if 1e4 <= abs(value) < 1e15 else f"{value:.4g}"
-    line = " ".join(str(value).split())
-    return line if len(line) <= _LONGEST else line[: _LONGEST - 1] + "…"
+    return excerpt(" ".join(str(value).split()), _LONGEST)

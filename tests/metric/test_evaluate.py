@@ -193,15 +193,15 @@ def test_rejections_give_the_reason(
             tensors[name] = torch.ones(sizes)
     with pytest.raises(ScoreError) as caught:
         score(parse(text), tensors)
-    assert caught.value.reason == str(caught.value) == reason
-    assert pickle.loads(pickle.dumps(caught.value)).reason == reason
+    assert str(caught.value) == reason
+    assert str(pickle.loads(pickle.dumps(caught.value))) == reason
 
 
 def test_every_kind_of_bad_score_is_counted() -> None:
     weights = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1.0]])
     with pytest.raises(ScoreError) as caught:
         score(parse("S"), {"S": weights})
-    assert caught.value.reason == "3 of 4 scores are not finite (1 nan, 1 +inf, 1 -inf)"
+    assert str(caught.value) == "3 of 4 scores are not finite (1 nan, 1 +inf, 1 -inf)"
 
 
 def test_two_weights_are_enough_to_have_nothing_to_rank_by() -> None:

@@ -93,7 +93,7 @@ class Evaluator:
             with torch.no_grad():
                 verdict = self._judge(task, expression, limit)
         except PrunerZeroError as error:
-            verdict = {"reason": getattr(error, "reason", str(error))}
+            verdict = {"reason": str(error)}
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

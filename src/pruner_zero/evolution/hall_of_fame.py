@@ -11,13 +11,20 @@ from typing import Any
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
 from pruner_zero.files import write_atomic
-from pruner_zero.metric import TERMINALS, Expression, Metric, to_tree
+from pruner_zero.metric import TERMINALS, Expression, Metric
 from pruner_zero.table import Tabular
 
 
 def complexity(expression: Expression) -> int:
     """The nodes of the expression, and the cost of the statistics it needs. Source: ours."""
     return expression.size + sum(TERMINALS[name].cost for name in expression.terminals)
+
+
+def on_the_highest_rung(records: Sequence[Record]) -> list[Record]:
+    """The distinct candidates on the highest rung that any reached: their values compare."""
+    distinct = [record for record in records if record.evaluation.counts]
+    top = max((record.evaluation.rung for record in distinct), default=0)
+    return [record for record in distinct if record.evaluation.rung == top]
 
 
 @dataclass(frozen=True, repr=False)
@@ -31,10 +38,8 @@ class HallOfFame(Tabular):
     @classmethod
     def of(cls, records: Sequence[Record]) -> "HallOfFame":
         """The front of `records`. On equal complexity and loss the earlier candidate stays."""
-        distinct = [record for record in records if record.evaluation.counts]
-        top = max((record.evaluation.rung for record in distinct), default=0)
         candidates = sorted(
-            (record for record in distinct if record.evaluation.rung == top),
+            on_the_highest_rung(records),
             key=lambda record: (
                 complexity(record.candidate.expression),
                 record.evaluation.value,
@@ -99,7 +104,10 @@ class HallOfFame(Tabular):
         write_atomic(folder / "hall_of_fame.json", json.dumps(self.to_json(), indent=2) + "\n")
         for name, record in (("best", self.best), ("knee", self.knee)):
             if record is not None:
-                write_atomic(folder / f"{name}.json", json.dumps(tree(record), indent=2) + "\n")
+                write_atomic(
+                    folder / f"{name}.json",
+                    json.dumps(metric_of(record).to_tree(), indent=2) + "\n",
+                )
 
 
 def metric_of(record: Record | None) -> Metric:
@@ -107,9 +115,3 @@ def metric_of(record: Record | None) -> Metric:
     if record is None:
         raise PrunerZeroError("the search found no metric that works: give it a larger budget")
     return Metric(record.candidate.expression, scope=record.candidate.scope)
-
-
-def tree(record: Record) -> dict[str, Any]:
-    """The metric in the released tree form, with its comparison group as `scope` at the root."""
-    candidate = record.candidate
-    return {**to_tree(candidate.expression), "scope": candidate.scope}

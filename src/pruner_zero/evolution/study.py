@@ -10,7 +10,12 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.evolution.archive import Record, SearchJournal
-from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity, metric_of
+from pruner_zero.evolution.hall_of_fame import (
+    HallOfFame,
+    complexity,
+    metric_of,
+    on_the_highest_rung,
+)
 from pruner_zero.metric import Metric, ParseError
 from pruner_zero.table import Tabular
 
@@ -86,9 +91,7 @@ class Study(Tabular):
     @cached_property
     def judged(self) -> tuple[Record, ...]:
         """The distinct candidates on the highest rung that any reached: their values compare."""
-        distinct = [record for record in self.records if record.evaluation.counts]
-        top = max((record.evaluation.rung for record in distinct), default=0)
-        return tuple(record for record in distinct if record.evaluation.rung == top)
+        return tuple(on_the_highest_rung(self.records))
 
     @cached_property
     def hall_of_fame(self) -> HallOfFame:

@@ -45,7 +45,10 @@ class Surrogate:
         points = np.array(pairs[-_MEMORY:]).reshape(-1, 2)
         self.line = _line(points)
         self.trust = _trust(points)
-        self._middle, self._highest = _middle_and_highest(points)
+        # The median and maximum of the closed-form errors; zeros where there are too few pairs.
+        enough = len(points) >= _PAIRS
+        self._middle = float(np.median(points[:, 1])) if enough else 0.0
+        self._highest = float(np.max(points[:, 1])) if enough else 0.0
         self._corrections: list[float] = []
         # Parents come before their children.
         for record in records:
@@ -79,13 +82,6 @@ class Surrogate:
             return intercept + slope * self._loss(results) - self._alone(results["reconstruction"])
         inherited = [self._corrections[parent] for parent in candidate.parents]
         return _INHERITED * sum(inherited) / len(inherited) if inherited else 0.0
-
-
-def _middle_and_highest(points: NDArray[np.float64]) -> tuple[float, float]:
-    """The median and maximum of the closed-form errors; zeros where there are too few pairs."""
-    if len(points) < _PAIRS:
-        return 0.0, 0.0
-    return float(np.median(points[:, 1])), float(np.max(points[:, 1]))
 
 
 def _trust(points: NDArray[np.float64]) -> float:

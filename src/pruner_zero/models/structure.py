@@ -44,11 +44,6 @@ class Matrix:
         """The name inside the block, the same for this matrix in every block."""
         return self.name.split(f".{self.block}.", 1)[-1]
 
-    @property
-    def common_kind(self) -> str:
-        """The kind, the same for all experts of a mixture."""
-        return common_kind(self.name, self.block)
-
     def view(self, stored: Tensor) -> Tensor:
         """This matrix (out, in) inside a tensor laid out like its parameter, e.g. a gradient."""
         matrix = stored if self.expert is None else stored[self.expert]

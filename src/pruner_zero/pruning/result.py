@@ -64,7 +64,7 @@ class PruneResult(PrunedMatrices):
     def write(self, folder: Path) -> None:
         """Write metric.json, pruning.json and the model card README.md to `folder`."""
         method = self.method
-        tree = json.loads(method.metric.to_json())
+        tree = method.metric.to_tree()
         if method.scope:
             tree["scope"] = method.scope
         write_atomic(folder / "metric.json", json.dumps(tree, indent=2) + "\n")

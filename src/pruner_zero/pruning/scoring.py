@@ -1,4 +1,4 @@
-"""From the statistics of a matrix to its scores, and from its mask to its pruned weights."""
+"""From the statistics of a matrix to its scores."""
 
 from collections.abc import Mapping
 
@@ -54,7 +54,7 @@ def score_matrix(matrix: Matrix, statistics: Statistics, metric: Metric) -> Tens
         terminals = statistics.terminals({"W", *metric.needs}, matrix.weight.float())
         return reached_score(metric.expression, terminals)
     except ScoreError as error:
-        raise PrunerZeroError(f"{metric} cannot score {matrix.name}: {error.reason}") from error
+        raise PrunerZeroError(f"{metric} cannot score {matrix.name}: {error}") from error
 
 
 def sweep_scorer(matrix: Matrix, statistics: Statistics, metric: Metric) -> Scorer:

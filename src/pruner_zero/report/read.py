@@ -1,6 +1,6 @@
 """The results that a report is made of, read from disk."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,20 +56,15 @@ def read_result(path: Path) -> Result:
 
     Raises PrunerZeroError where it is none of these, or damaged.
     """
-    reader = _reader(path)
-    with reading(path):
-        return reader(path)
-
-
-def _reader(path: Path) -> Callable[[Path], Result]:
     if not path.exists():
         raise PrunerZeroError(f"{path} does not exist: give a folder or file of results")
-    if (path / JOURNAL).is_file():
-        return Study.open
-    if (path / PRUNING).is_file():
-        return _read_prune
-    if path.is_file() and path.suffix == ".json":
-        return _read_comparison
+    with reading(path):
+        if (path / JOURNAL).is_file():
+            return Study.open(path)
+        if (path / PRUNING).is_file():
+            return _read_prune(path)
+        if path.is_file() and path.suffix == ".json":
+            return _read_comparison(path)
     raise PrunerZeroError(
         f"{path} holds no result: give the folder that search or prune wrote, "
         "or the .json file that compare wrote"

@@ -65,5 +65,6 @@ def run_steps(layer: Layer, steps: Sequence[Step]) -> Updated:
 
 def used_damping(hessian: Hessian | None, steps: Sequence[Step]) -> float | None:
     """The damping with which `steps` solved; None where none of them is damped."""
-    damped = hessian is not None and any(step.damps for step in steps)
-    return hessian.used_damping if hessian is not None and damped else None
+    if hessian is None or not any(step.damps for step in steps):
+        return None
+    return hessian.used_damping
