@@ -34,7 +34,7 @@ class Journal:
             if len(lines) > 1:
                 raise PrunerZeroError(
                     f"{folder} holds an unfinished run with other settings "
-                    f"({_changed(lines[0].get('run'), run)} changed): finish that run, or discard "
+                    f"({changed(lines[0].get('run'), run)} changed): finish that run, or discard "
                     "it with --overwrite"
                 )
             # That run was stopped before its first step, so there is nothing to lose.
@@ -84,8 +84,8 @@ class Journal:
         )
 
 
-def _changed(before: object, now: Run) -> str:
+def changed(before: object, now: object) -> str:
     """The names of what differs between two runs, for a message."""
-    if not isinstance(before, Mapping) or isinstance(now, str):
+    if not isinstance(before, Mapping) or not isinstance(now, Mapping):
         return "the program or all of it"
     return ", ".join(name for name in {**now, **before} if before.get(name) != now.get(name))

@@ -11,6 +11,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome, Rung
 from pruner_zero.files import CHECKSUM, append_line, is_intact, read_lines, with_checksum
+from pruner_zero.journal import changed
 from pruner_zero.metric import parse
 from pruner_zero.sparsity import Scope
 
@@ -156,8 +157,10 @@ class Archive:
         if not journal.lines:
             journal.append(header)
         elif {**journal.lines[0], CHECKSUM: None} != {**header, CHECKSUM: None}:
+            names = changed(journal.lines[0].get("settings", {}), settings) or "format"
             raise PrunerZeroError(
-                f"{folder} holds a run of other settings: {_difference(journal.lines[0], header)}"
+                f"{folder} holds a run of other settings: {names} differ; choose another folder or "
+                "the same settings"
             )
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._written = len(journal.records)
@@ -205,9 +208,3 @@ class Archive:
     def distinct(self) -> Iterator[Record]:
         """The records with a result of their own, in the order of their numbers."""
         return (record for record in self.records if record.evaluation.counts)
-
-
-def _difference(there: dict[str, Any], here: dict[str, Any]) -> str:
-    before, now = there.get("settings", {}), here["settings"]
-    changed = [key for key in {**now, **before} if before.get(key) != now.get(key)]
-    return f"{', '.join(changed) or 'format'} differ; choose another folder or the same settings"
