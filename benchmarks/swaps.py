@@ -24,8 +24,7 @@ from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
-from pruner_zero.sparsity import STEPS, Layer, SemiStructured, Updated
-from pruner_zero.sparsity.steps import refine_mask
+from pruner_zero.sparsity import STEPS, Layer, SemiStructured, Updated, refine_mask
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "swaps.json"

@@ -17,23 +17,12 @@ from pruner_zero.sparsity.pattern import (
     keep_mask,
 )
 from pruner_zero.sparsity.selection import BLOCK_COLUMNS, pruned_count
-from pruner_zero.sparsity.steps import (
-    STEPS,
-    Layer,
-    Scorer,
-    Step,
-    Updated,
-    exact_update,
-    in_order,
-    plan,
-    refine_exact,
-    refine_mask,
-    retarget,
-    run_steps,
-    solve,
-    sparsegpt,
-    used_damping,
-)
+from pruner_zero.sparsity.steps.exact_swaps import refine_exact
+from pruner_zero.sparsity.steps.least_squares import Solution, exact_update, solve
+from pruner_zero.sparsity.steps.registry import STEPS, in_order, plan, run_steps, used_damping
+from pruner_zero.sparsity.steps.step import Layer, Scorer, Step, Updated
+from pruner_zero.sparsity.steps.swaps import refine_mask
+from pruner_zero.sparsity.steps.sweep import retarget, sparsegpt
 from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold
 
 __all__ = [
@@ -52,6 +41,7 @@ __all__ = [
     "Scope",
     "Scorer",
     "SemiStructured",
+    "Solution",
     "Step",
     "Unstructured",
     "Updated",

@@ -5,9 +5,9 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from pruner_zero.sparsity import Hessian, Layer, Pattern, Scorer, Unstructured, Updated, steps
+from pruner_zero.sparsity import Hessian, Layer, Pattern, Scorer, Solution, Unstructured, Updated
 from pruner_zero.sparsity import pattern as patterns
-from pruner_zero.sparsity.steps import Solution, exact_swaps, swaps, sweep
+from pruner_zero.sparsity.steps import exact_swaps, least_squares, swaps, sweep
 
 HALF = Unstructured(0.5)
 
@@ -33,7 +33,7 @@ def refine_mask(
 ) -> Tensor:
     """The mask after at most so many rounds of swaps."""
     with patch.object(swaps, "_ROUNDS", rounds):
-        return steps.refine_mask(layer_of(weight, gram, mask, pattern, **given)).mask
+        return swaps.refine_mask(layer_of(weight, gram, mask, pattern, **given)).mask
 
 
 def exact_update(
@@ -48,7 +48,7 @@ def exact_update(
 ) -> Solution:
     """Least squares under a mask."""
     layer = layer_of(weight, gram, mask, cross=cross, damping=damping, name=name)
-    return steps.solve(layer, **given)
+    return least_squares.solve(layer, **given)
 
 
 def refine_exact(
@@ -56,7 +56,7 @@ def refine_exact(
 ) -> Updated:
     """Swaps judged by least squares, at most so many turns of them."""
     with patch.object(exact_swaps, "_TURNS", turns):
-        return steps.refine_exact(layer_of(weight, gram, mask, pattern, **given))
+        return exact_swaps.refine_exact(layer_of(weight, gram, mask, pattern, **given))
 
 
 def sparsegpt(
@@ -73,9 +73,9 @@ def sparsegpt(
         patch.object(sweep, "BLOCK_COLUMNS", block_size),
         patch.object(patterns, "BLOCK_COLUMNS", block_size),
     ):
-        return steps.sparsegpt(layer_of(weight, gram, mask, pattern, **given))
+        return sweep.sparsegpt(layer_of(weight, gram, mask, pattern, **given))
 
 
 def retarget(weight: Tensor, gram: Tensor, cross: Tensor, **given: Any) -> Tensor:
     """The dense weights aimed at other outputs."""
-    return steps.retarget(layer_of(weight, gram, cross=cross, **given))
+    return sweep.retarget(layer_of(weight, gram, cross=cross, **given))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import Hessian, SemiStructured, Unstructured, keep_mask
-from pruner_zero.sparsity.steps import solve
+from pruner_zero.sparsity.steps.least_squares import solve
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import exact_update, layer_of, retarget, sparsegpt
 from tests.sparsity.steps.test_sweep import assert_close, layer
