@@ -100,10 +100,7 @@ def ratios(chosen: ArrayLike, others: ArrayLike) -> Array:
 
 
 def ratio_draws(
-    chosen: ArrayLike,
-    others: ArrayLike,
-    generator: np.random.Generator,
-    draws: int = DRAWS,
+    chosen: ArrayLike, others: ArrayLike, generator: np.random.Generator, draws: int = DRAWS
 ) -> Array:
     """Draws of (draws, features) from the distribution of `ratios`, by a Bayesian bootstrap.
 

@@ -95,9 +95,5 @@ def _print(result: "PruneResult | MaskedResult", origin: dict[str, Any] | None) 
             f"matrices are zero ({result.cost.seconds:.0f} s)"
         )
         return
-    summary = {
-        "output": str(result.output),
-        "sparsity": result.sparsity,
-        **result.cost.to_json(),
-    }
+    summary = {"output": str(result.output), "sparsity": result.sparsity, **result.cost.to_json()}
     print(json.dumps({**summary, **origin}))

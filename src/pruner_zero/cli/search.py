@@ -24,12 +24,10 @@ if TYPE_CHECKING:
 def search(
     settings: dict[str, Any],
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="Folder for the run.", show_default=False),
+        Path | None, typer.Option("--output", "-o", help="Folder for the run.", show_default=False)
     ] = None,
     resume: Annotated[
-        Path | None,
-        typer.Option(help="Continue the run in this folder.", show_default=False),
+        Path | None, typer.Option(help="Continue the run in this folder.", show_default=False)
     ] = None,
     cache: options.Cache = None,
     config: options.Config = None,

@@ -84,10 +84,7 @@ def build_evaluator(
     terminals = settings.search_space.terminals
     kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
     store = open_store(
-        language_model,
-        calibration,
-        gradient_seqlen=settings.gradient_seqlen,
-        folder=cache,
+        language_model, calibration, gradient_seqlen=settings.gradient_seqlen, folder=cache
     )
     calibrate(language_model, calibration, kinds, store, progress=progress)
     dtype = judging_dtype(language_model.model, settings)

@@ -47,10 +47,7 @@ class MaskedModel:
 
     @contextmanager
     def masked(
-        self,
-        expression: Expression,
-        scope: Scope,
-        limit: TimeLimit = UNLIMITED,
+        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
     ) -> Iterator[nn.Module]:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
 
@@ -84,10 +81,7 @@ class MaskedModel:
         matrix.weight.masked_fill_(~mask, 0)
 
     def masks(
-        self,
-        expression: Expression,
-        scope: Scope,
-        limit: TimeLimit = UNLIMITED,
+        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
         return candidate_masks(
@@ -96,11 +90,7 @@ class MaskedModel:
 
     @torch.no_grad()
     def losses(
-        self,
-        expression: Expression,
-        scope: Scope,
-        windows: Tensor,
-        limit: TimeLimit = UNLIMITED,
+        self, expression: Expression, scope: Scope, windows: Tensor, limit: TimeLimit = UNLIMITED
     ) -> list[float]:
         """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats."""
         with self.masked(expression, scope, limit) as model:

@@ -132,9 +132,7 @@ class Evolution(BatchAlgorithm):
             proposal
             for niche, share in zip(self.niches, self._shares(), strict=True)
             for proposal in self.fill(
-                share,
-                partial(self._child, niche),
-                partial(self._random, niche.scope, "immigrant"),
+                share, partial(self._child, niche), partial(self._random, niche.scope, "immigrant")
             )
         ]
 

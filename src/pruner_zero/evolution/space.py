@@ -257,10 +257,5 @@ def _idle(node: Call) -> str | None:
 # The released operators and terminals. Five levels are the paper's largest initial tree. It names
 # no limit for children, but without a limit trees grow without end.
 PUBLISHED_SPACE = SearchSpace(
-    operators=PUBLISHED,
-    scopes=("row",),
-    max_size=31,
-    max_depth=5,
-    max_nesting=(),
-    idle=True,
+    operators=PUBLISHED, scopes=("row",), max_size=31, max_depth=5, max_nesting=(), idle=True
 )

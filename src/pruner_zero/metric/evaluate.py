@@ -66,11 +66,7 @@ def score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     # The usual case takes one pass without temporaries: nan and infinities are minima or maxima.
     low, high = scores.aminmax()
     if not torch.isfinite(high - low) and not torch.isfinite(scores).all():
-        kinds = {
-            "nan": scores.isnan(),
-            "+inf": scores.isposinf(),
-            "-inf": scores.isneginf(),
-        }
+        kinds = {"nan": scores.isnan(), "+inf": scores.isposinf(), "-inf": scores.isneginf()}
         counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
         listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         total = sum(counts.values())

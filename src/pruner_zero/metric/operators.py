@@ -113,14 +113,7 @@ _PUBLISHED = (
     Operator("tanh", 1, torch.tanh, sign="keeps", parity="odd"),
     Operator("pow", 1, _square, exponent=2.0, inverse="sqrt", latex=("(#1)^{2}", POWER)),
     Operator("skp", 1, _identity, factor=1.0),
-    Operator(
-        "mms",
-        1,
-        _min_max_scale,
-        reach="matrix",
-        sign="nonnegative",
-        rescaling="affine",
-    ),
+    Operator("mms", 1, _min_max_scale, reach="matrix", sign="nonnegative", rescaling="affine"),
     Operator("zsn", 1, _standardize, reach="matrix", parity="odd", rescaling="affine"),
     Operator(
         "add",
@@ -183,34 +176,12 @@ _EXTENDED = (
     Operator(
         "power", 2, _power, sign="nonnegative", exponent="operand", latex=("|(#1)|^{#2}", POWER)
     ),
-    Operator(
-        "min",
-        2,
-        torch.minimum,
-        sign="keeps",
-        degree=1,
-        commutative=True,
-        twins=True,
-    ),
-    Operator(
-        "max",
-        2,
-        torch.maximum,
-        sign="keeps",
-        degree=1,
-        commutative=True,
-        twins=True,
-    ),
+    Operator("min", 2, torch.minimum, sign="keeps", degree=1, commutative=True, twins=True),
+    Operator("max", 2, torch.maximum, sign="keeps", degree=1, commutative=True, twins=True),
     Operator("row_share", 1, _row_share, reach="row", rescaling="scale"),
     Operator("column_share", 1, _column_share, reach="column", rescaling="scale"),
     Operator("row_normalize", 1, _row_normalize, reach="row", rescaling="scale"),
-    Operator(
-        "column_normalize",
-        1,
-        _column_normalize,
-        reach="column",
-        rescaling="scale",
-    ),
+    Operator("column_normalize", 1, _column_normalize, reach="column", rescaling="scale"),
     Operator(
         "small",
         1,

@@ -20,9 +20,7 @@ _HALVINGS = 30
 
 
 def place_model(
-    model: nn.Module,
-    devices: Devices,
-    free: Callable[[torch.device], int] = free_bytes,
+    model: nn.Module, devices: Devices, free: Callable[[torch.device], int] = free_bytes
 ) -> None:
     """Move `model` to `devices`, in place: to one, or its blocks to several, in their order.
 

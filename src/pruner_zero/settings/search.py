@@ -36,10 +36,7 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
     evaluations: Annotated[int | None, MAIN] = Field(
         None, ge=1, description="Stop after this many distinct candidates."
     )
-    scope: Annotated[
-        Scope | Literal["any"] | None,
-        Cli(panel="Options", default="any"),
-    ] = Field(
+    scope: Annotated[Scope | Literal["any"] | None, Cli(panel="Options", default="any")] = Field(
         None,
         description="Weights that are compared with each other: those of a row, of a block of "
         "128 columns, of a matrix, of the whole model (global), or any, which is then searched.",
