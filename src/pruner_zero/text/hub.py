@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
@@ -105,8 +104,10 @@ def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[st
     if not hub_reachable():
         raise PrunerZeroError(away)
     part = corpus.parts[role]
+    streamed = {"data_files": {part.split: part.file}, "streaming": True} if part.file else {}
+    how = {"name": corpus.config, "revision": corpus.revision, "split": part.split, **streamed}
     try:
-        rows = datasets.load_dataset(corpus.repository, **_arguments(corpus, part))
+        rows = datasets.load_dataset(corpus.repository, **how)
         stop = None if part.count is None else part.first + part.count
         chosen = islice(rows, part.first, stop)
         return [row[corpus.column] for row in progress.track(chosen, name, part.count)]
@@ -117,13 +118,3 @@ def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[st
         raise PrunerZeroError(
             f"{name} could not be loaded from the Hugging Face hub ({one_line(error)}): {instead}"
         ) from error
-
-
-def _arguments(corpus: HubCorpus, part: Part) -> dict[str, Any]:
-    streamed = {"data_files": {part.split: part.file}, "streaming": True} if part.file else {}
-    return {
-        "name": corpus.config,
-        "revision": corpus.revision,
-        "split": part.split,
-        **streamed,
-    }
