@@ -17,7 +17,7 @@ from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
 from pruner_zero.models import LanguageModel, check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning import Statistics
+from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer
 from pruner_zero.text import Mixture, Windows
 
@@ -95,29 +95,23 @@ def build_evaluator(
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
     hessians: dict[str, Hessian] = {}
+    reader = DenseStatistics(store, matrices, settings.damping)
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
     share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))
     for block in progress.track(blocks, "statistics", len(blocks)):
-        in_block = [matrix for matrix in matrices if matrix.block == block]
-        device = in_block[0].weight.device
-        read = {kind: store.read(kind, block, device=device) for kind in sorted(kinds)}
-        narrowed: dict[int, Tensor] = {}
-        shared: dict[int, Hessian] = {}
-        for matrix in in_block:
-            gram = read["gram"][matrix.name]
-            if gram.data_ptr() not in shared:
-                hessian = Hessian(gram, damping=settings.damping, name=matrix.name)
-                shared[gram.data_ptr()] = hessian
-            hessian = shared[gram.data_ptr()]
-            collected = Statistics({kind: read[kind][matrix.name] for kind in kinds}, hessian)
-            dense = matrix.weight.detach()
+        narrowed: dict[Hessian, Tensor] = {}
+        for matrix in (matrix for matrix in matrices if matrix.block == block):
+            collected = reader.read(matrix, kinds)
+            hessian = collected.hessian
+            assert hessian is not None
+            gram, dense = hessian.gram, matrix.weight.detach()
             # W and S are taken from the weights when a candidate is scored.
             values = collected.terminals({"X", *terminals} - {"W", "S"}, dense)
             statistics[matrix.name] = values
             rows = max(LEAST_ROWS, round(share * len(dense)))
             sampled = sample_matrix(matrix.name, matrix.block, dense, values, gram, rows)
-            narrow = narrowed.setdefault(gram.data_ptr(), gram.to(narrow_dtype))
+            narrow = narrowed.setdefault(hessian, gram.to(narrow_dtype))
             sampled = replace(sampled, gram=narrow)
             if step is not None and gram.any():
                 hessians[matrix.name] = hessian.prepare() if step.damps else hessian
