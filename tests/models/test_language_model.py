@@ -6,7 +6,6 @@ from torch import nn
 
 from pruner_zero.models import (
     LanguageModel,
-    check_dtype,
     check_tokens,
     find_matrices,
     next_token_loss,
@@ -68,11 +67,6 @@ def test_tokens_beyond_the_embedding_are_refused() -> None:
     message = refusal(lambda: check_tokens(model, torch.tensor([[0, VOCABULARY]])))
     assert f"token {VOCABULARY}" in message
     assert f"only {VOCABULARY}" in message
-
-
-def test_an_unknown_dtype_names_a_near_one() -> None:
-    assert check_dtype("bfloat16") == "bfloat16"
-    assert "did you mean 'bfloat16'?" in refusal(lambda: check_dtype("bfloat"))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -31,11 +31,7 @@ def compare(
     for row in result.rows:
         for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", [])):
             print(f"{row['method']}: {remark}")
-    tested = result.provenance["evaluation"]
-    print(
-        f"perplexity per token on {tested['windows']} windows of {tested['seqlen']} tokens of "
-        f"{tested['text']}; seconds and memory of pruning, without what all methods share"
-    )
+    print(f"{result.caption()}; seconds and memory of pruning, without what all methods share")
 
 
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:

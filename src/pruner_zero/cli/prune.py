@@ -11,7 +11,7 @@ from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.progress import progress
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings import PruneSettings, options_of
+from pruner_zero.settings import ModelSettings, PruneSettings, options_of, read_settings
 
 if TYPE_CHECKING:
     from pruner_zero.pruning import MaskedResult, PruneResult
@@ -46,6 +46,7 @@ def prune(
 ) -> None:
     """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
     from pruner_zero.pruning import prune as run
+    from pruner_zero.pruning import prune_by_masks
 
     if mask is not None:
         beside = [options_of(PruneSettings)[name].flag for name in settings.keys() - _BESIDE_MASK]
@@ -54,7 +55,13 @@ def prune(
             raise PrunerZeroError(
                 f"--mask decides which weights are pruned: leave out {min(beside)}"
             )
-        _apply(mask, output, overwrite, as_json, **settings)
+        if "model" not in settings:
+            raise PrunerZeroError("give the MODEL that --mask is applied to")
+        checked = read_settings(ModelSettings, settings)
+        masked = prune_by_masks(
+            checked.model, mask, output, overwrite=overwrite, dtype=checked.dtype
+        )
+        _print(masked, {"masks": str(mask)} if as_json else None)
         return
     result = run(
         output=output,
@@ -67,24 +74,6 @@ def prune(
     _print(result, {"settings": result.settings.model_dump(mode="json")} if as_json else None)
     if not result.method.steps and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
-
-
-def _apply(
-    mask: Path,
-    output: Path,
-    overwrite: bool,
-    as_json: bool,
-    model: str | None = None,
-    dtype: str = "auto",
-) -> None:
-    from pruner_zero.models import check_dtype
-    from pruner_zero.pruning import prune_by_masks
-
-    checked = check_dtype(dtype)
-    if model is None:
-        raise PrunerZeroError("give the MODEL that --mask is applied to")
-    result = prune_by_masks(model, mask, output, overwrite=overwrite, dtype=checked)
-    _print(result, {"masks": str(mask)} if as_json else None)
 
 
 def _print(result: "PruneResult | MaskedResult", origin: dict[str, Any] | None) -> None:

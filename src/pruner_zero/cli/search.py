@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
@@ -53,16 +53,13 @@ def search(
             **settings,
         )
     if as_json:
-        print(
-            json.dumps(
-                {
-                    "output": str(result.path),
-                    "stopped": result.stopped,
-                    "candidates": len(result.records),
-                    "hall_of_fame": result.hall_of_fame.to_json(),
-                }
-            )
-        )
+        summary = {
+            "output": str(result.path),
+            "stopped": result.stopped,
+            "candidates": len(result.records),
+            "hall_of_fame": result.hall_of_fame.to_json(),
+        }
+        print(json.dumps(summary))
         return
     print(result.caption())
     for row in result.hall_of_fame.to_json():
@@ -101,7 +98,7 @@ class Display:
             return
         if not self.live.is_started:
             self.live.start()
-        self.live.update(_panel(status), refresh=True)
+        self.live.update(_table(status), refresh=True)
 
 
 def _line(status: "Status") -> str:
@@ -119,13 +116,13 @@ def _line(status: "Status") -> str:
     )
 
 
-def _panel(status: "Status") -> RenderableType:
+def _table(status: "Status") -> Table:
     table = Table("complexity", "perplexity", "metric", "scope", title=_line(status))
     for row in status.hall_of_fame.to_json():
         style = "bold" if row["best"] else "cyan" if row["knee"] else ""
         cells = (str(row["complexity"]), f"{row['perplexity']:.2f}", row["expression"])
         table.add_row(*cells, row["scope"], style=style)
-    return Group(table)
+    return table
 
 
 def _stored(folder: Path) -> dict[str, Any]:

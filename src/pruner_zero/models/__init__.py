@@ -10,7 +10,7 @@ from pruner_zero.models.blocks import (
     run_block,
 )
 from pruner_zero.models.builtin import BUILTIN_MODELS
-from pruner_zero.models.language_model import LanguageModel, check_dtype, check_tokens
+from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
 from pruner_zero.models.offloaded import OffloadedModel, give_back
@@ -37,7 +37,6 @@ __all__ = [
     "OffloadedModel",
     "as_language_model",
     "blocks_replaced",
-    "check_dtype",
     "check_tokens",
     "check_weights",
     "common_kind",

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, cast, get_args
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.choices import Dtype
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Activations, BlockCalls, record_block_calls
 from pruner_zero.models.structure import Matrix, find_blocks
 
@@ -69,14 +68,6 @@ class LanguageModel:
         """The tensors to save, by name, of a loaded block whose `matrices` were changed."""
         del index
         return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
-
-
-def check_dtype(text: str) -> Dtype:
-    """Return `text` if it is the name of a dtype; raise PrunerZeroError with a near name if not."""
-    for dtype in get_args(Dtype):
-        if dtype == text:
-            return cast(Dtype, dtype)
-    raise PrunerZeroError(f"no dtype '{text}': {did_you_mean(text, get_args(Dtype))}")
 
 
 def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
