@@ -32,20 +32,13 @@ class Record:
         candidate, evaluation = self.candidate, self.evaluation
         return {
             "kind": "candidate",
-            "number": candidate.number,
+            **vars(candidate),
             "expression": str(candidate.expression),
-            "scope": candidate.scope,
-            "canonical": self.canonical,
             "parents": list(candidate.parents),
-            "operation": candidate.operation,
-            "rung": evaluation.rung,
+            "canonical": self.canonical,
+            **vars(evaluation),
             "value": evaluation.value if evaluation.rung else None,
-            "results": dict(evaluation.results),
-            "reason": evaluation.reason,
-            "same_as": evaluation.same_as,
-            "level": evaluation.level,
             "seconds": round(evaluation.seconds, 4),
-            "expected": evaluation.expected,
         }
 
     @classmethod
