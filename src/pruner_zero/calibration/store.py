@@ -137,7 +137,7 @@ class StatisticsStore:
         try:
             file = TensorFile(path)
             yield file, json.loads(file.metadata["aliases"])
-        except Exception as error:
+        except (PrunerZeroError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise PrunerZeroError(f"{path} is damaged: delete its folder and run again") from error
 
     def file(self, kind: Kind, block: int) -> Path:
