@@ -20,12 +20,8 @@ def element(name: str, *children: str, **attributes: object) -> Markup:
         for key, value in attributes.items()
         if value is not None
     )
-    return Markup("<{0}{1}>{2}</{0}>").format(name, written, join(children))
-
-
-def join(parts: list[Markup] | tuple[str, ...]) -> Markup:
-    """The concatenated parts, each escaped unless it is Markup."""
-    return Markup("").join(escape(clean(part)) for part in parts)
+    content = Markup("").join(escape(clean(child)) for child in children)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, written, content)
 
 
 def clean(text: str) -> str:

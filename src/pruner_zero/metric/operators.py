@@ -8,31 +8,12 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from pruner_zero.metric.operator import ATOM, POWER, PRODUCT, SIGN, SUM, Operator
 from pruner_zero.plugins import Registry
 
 _TINY = torch.finfo(torch.float32).tiny
-
-
-def _square(x: Tensor) -> Tensor:
-    return x * x
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
-
-
-def _log(x: Tensor) -> Tensor:
-    return (x.abs() + 0.001).log()
-
-
-def _exp(x: Tensor) -> Tensor:
-    return x.clamp(max=100).exp()
-
-
-def _sqrt(x: Tensor) -> Tensor:
-    return x.abs().sqrt()
 
 
 def _min_max_scale(x: Tensor) -> Tensor:
@@ -47,39 +28,14 @@ def _standardize(x: Tensor) -> Tensor:
     return (x - x.mean()) / x.std()
 
 
-def _divide_by_norm(x: Tensor, y: Tensor) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(y)
-    return x / norm
-
-
 def _quotient(x: Tensor, y: Tensor) -> Tensor:
     guard = torch.where(y < 0, -_TINY, _TINY).to(y.dtype)
     return x / torch.where(y.abs() < _TINY, guard, y)
 
 
-def _power(x: Tensor, exponent: Tensor) -> Tensor:
-    return x.abs().pow(exponent)
-
-
 def _over(x: Tensor, total: Tensor) -> Tensor:
     # Where the total is zero all entries are zero: their share is 0, not nan.
     return x / total.masked_fill(total == 0, 1)
-
-
-def _row_share(x: Tensor) -> Tensor:
-    return _over(x, x.abs().sum(dim=1, keepdim=True))
-
-
-def _column_share(x: Tensor) -> Tensor:
-    return _over(x, x.abs().sum(dim=0, keepdim=True))
-
-
-def _row_normalize(x: Tensor) -> Tensor:
-    return _over(x, torch.linalg.vector_norm(x, dim=1, keepdim=True))
-
-
-def _column_normalize(x: Tensor) -> Tensor:
-    return _over(x, torch.linalg.vector_norm(x, dim=0, keepdim=True))
 
 
 def _small(x: Tensor) -> Tensor:
@@ -89,13 +45,13 @@ def _small(x: Tensor) -> Tensor:
 
 # Numerics as released with Pruner-Zero (Dong 2024, arXiv 2406.02924).
 _PUBLISHED = (
-    Operator("sqr", 1, _square, exponent=2.0, latex=("(#1)^{2}", POWER)),
+    Operator("sqr", 1, lambda x: x * x, exponent=2.0, latex=("(#1)^{2}", POWER)),
     Operator("neg", 1, torch.neg, factor=-1.0, inverse="neg", latex=("-(#1)", SIGN)),
     Operator("abs", 1, torch.abs, exponent=1.0, latex=(r"\left|#1\right|", ATOM)),
     Operator(
         "log",
         1,
-        _log,
+        lambda x: (x.abs() + 0.001).log(),
         increasing="nonnegative",
         parity="even",
         inverse="exp",
@@ -104,15 +60,22 @@ _PUBLISHED = (
     Operator(
         "exp",
         1,
-        _exp,
+        lambda x: x.clamp(max=100).exp(),
         sign="nonnegative",
         inverse="log",
         latex=(r"e^{\min\left(#1, 100\right)}", POWER),
     ),
-    Operator("sqrt", 1, _sqrt, exponent=0.5, inverse="sqr", latex=(r"\sqrt{|#1|}", ATOM)),
+    Operator(
+        "sqrt",
+        1,
+        lambda x: x.abs().sqrt(),
+        exponent=0.5,
+        inverse="sqr",
+        latex=(r"\sqrt{|#1|}", ATOM),
+    ),
     Operator("tanh", 1, torch.tanh, sign="keeps", parity="odd"),
-    Operator("pow", 1, _square, exponent=2.0, inverse="sqrt", latex=("(#1)^{2}", POWER)),
-    Operator("skp", 1, _identity, factor=1.0),
+    Operator("pow", 1, lambda x: x * x, exponent=2.0, inverse="sqrt", latex=("(#1)^{2}", POWER)),
+    Operator("skp", 1, lambda x: x, factor=1.0),
     Operator("mms", 1, _min_max_scale, reach="matrix", sign="nonnegative", rescaling="affine"),
     Operator("zsn", 1, _standardize, reach="matrix", parity="odd", rescaling="affine"),
     Operator(
@@ -150,7 +113,7 @@ _PUBLISHED = (
     Operator(
         "div",
         2,
-        _divide_by_norm,
+        lambda x, y: x / vector_norm(y),
         reach="matrix",
         shape_rule="first",
         increasing="always",
@@ -174,14 +137,43 @@ _EXTENDED = (
         latex=(r"\frac{#1}{#2}", POWER),
     ),
     Operator(
-        "power", 2, _power, sign="nonnegative", exponent="operand", latex=("|(#1)|^{#2}", POWER)
+        "power",
+        2,
+        lambda x, exponent: x.abs().pow(exponent),
+        sign="nonnegative",
+        exponent="operand",
+        latex=("|(#1)|^{#2}", POWER),
     ),
     Operator("min", 2, torch.minimum, sign="keeps", degree=1, commutative=True, twins=True),
     Operator("max", 2, torch.maximum, sign="keeps", degree=1, commutative=True, twins=True),
-    Operator("row_share", 1, _row_share, reach="row", rescaling="scale"),
-    Operator("column_share", 1, _column_share, reach="column", rescaling="scale"),
-    Operator("row_normalize", 1, _row_normalize, reach="row", rescaling="scale"),
-    Operator("column_normalize", 1, _column_normalize, reach="column", rescaling="scale"),
+    Operator(
+        "row_share",
+        1,
+        lambda x: _over(x, x.abs().sum(dim=1, keepdim=True)),
+        reach="row",
+        rescaling="scale",
+    ),
+    Operator(
+        "column_share",
+        1,
+        lambda x: _over(x, x.abs().sum(dim=0, keepdim=True)),
+        reach="column",
+        rescaling="scale",
+    ),
+    Operator(
+        "row_normalize",
+        1,
+        lambda x: _over(x, vector_norm(x, dim=1, keepdim=True)),
+        reach="row",
+        rescaling="scale",
+    ),
+    Operator(
+        "column_normalize",
+        1,
+        lambda x: _over(x, vector_norm(x, dim=0, keepdim=True)),
+        reach="column",
+        rescaling="scale",
+    ),
     Operator(
         "small",
         1,
