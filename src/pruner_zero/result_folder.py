@@ -19,9 +19,9 @@ from pruner_zero.provenance import Cost
 class RunCheckpoint:
     """Finished steps of an unfinished run under `folder`, in a journal.
 
-    name: of the folder inside `OUTPUT.partial`. step: what one step is called. `run` identifies the
-    settings. Raises PrunerZeroError for a folder that belongs to other settings and for a damaged
-    one.
+    name: the name of the folder inside `OUTPUT.partial`. step: the word for a step. `run`
+    identifies the settings. Raises PrunerZeroError for a folder that belongs to other settings and
+    for a damaged folder.
     """
 
     name: ClassVar[str]
@@ -83,12 +83,12 @@ def build_folder(
 
     Without an `output`, only run.
 
-    kind: of the checkpoint. identity: everything that decides the result, by names for messages.
-    run: does the work from the checkpoint on. write: writes the result to a new folder, to which
-    timing.json is added: the cost of this process, and the step at which it started. Raises
-    PrunerZeroError where another process works on the same output, where an unfinished run has
-    another identity and `overwrite` is false, and what `run` raises; `output` is then unchanged,
-    and the checkpoint stays for the next call.
+    kind: the class of the checkpoint. identity: everything that decides the result, by names for
+    messages. run: does the work from the checkpoint on. write: writes the result to a new folder,
+    to which timing.json is added: the cost of this process, and the step at which it started.
+    Raises PrunerZeroError where another process works on the same output, where an unfinished run
+    has another identity and `overwrite` is false, and what `run` raises; `output` is then
+    unchanged, and the checkpoint stays for the next call.
     """
     if output is None:
         return run(None)

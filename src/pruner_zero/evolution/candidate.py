@@ -62,7 +62,7 @@ class Evaluation:
 
     @property
     def perplexity(self) -> float:
-        """That of the value, where its rung judges by the loss of the pruned model."""
+        """The perplexity of the value, where its rung judges by the loss of the pruned model."""
         return to_perplexity(self.value)
 
     @property

@@ -54,7 +54,7 @@ class HallOfFame(Tabular):
 
     @property
     def best(self) -> Record | None:
-        """The lowest loss of all."""
+        """The record with the lowest loss."""
         return self.front[-1] if self.front else None
 
     @property

@@ -23,8 +23,8 @@ class MaskedModel:
     may be of another dtype, in which the losses are computed.
     statistics: by matrix name, the terminals G (out, in), X and D (1, in), fp32.
     steps: the names of the steps after the mask, carried out as by `prune` where all statistics are
-    the dense model's; hessians: by matrix name, of the inputs of the matrices that they change. A
-    matrix that calibration never reached has none, and is masked alone.
+    the dense model's; hessians: by matrix name, the Hessian of the input of each matrix that they
+    change. A matrix that calibration never reached has none, and is masked alone.
     """
 
     model: nn.Module

@@ -57,7 +57,7 @@ class Status:
         return 60 * len(self.records) / self.elapsed if self.elapsed else 0.0
 
 
-# Is told of every batch.
+# Called with the status after every batch.
 Observer = Callable[[Status], None]
 
 

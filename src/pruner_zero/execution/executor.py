@@ -34,9 +34,9 @@ class Work(Protocol[Task, Result]):
 class Workers:
     """Over how many workers work is spread, and what each of them has.
 
-    count: how many; None for one a core, or as many as the Ray cluster holds. threads: of each.
-    time_limit: seconds that a task may take. ray_address, ray_resources: as `RayExecutor` takes
-    them.
+    count: how many; None for one a core, or as many as the Ray cluster holds. threads: CPU threads
+    of each. time_limit: seconds that a task may take. ray_address, ray_resources: as `RayExecutor`
+    takes them.
     """
 
     count: int | None = None

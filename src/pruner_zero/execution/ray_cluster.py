@@ -15,11 +15,10 @@ CONNECT_TIMEOUT = 10.0
 class RayCluster:
     """A connection to Ray for actors that all need the same resources.
 
-    address: of a cluster, else $RAY_ADDRESS, else an instance on this machine; a Ray that is
-    initialised already is used and left as it is. needed: the resources of each actor:
-    `num_cpus`, `num_gpus`, and any name of the cluster's own. actors: how many an instance on
-    this machine has to hold. Raises PrunerZeroError where Ray is not installed or no cluster
-    answers.
+    address: the address of a cluster, else $RAY_ADDRESS, else an instance on this machine; a Ray
+    that is initialised already is used and left as it is. needed: the resources of each actor:
+    `num_cpus`, `num_gpus`, and any name of the cluster's own. actors: how many an instance on this
+    machine has to hold. Raises PrunerZeroError where Ray is not installed or no cluster answers.
     """
 
     def __init__(self, address: str | None, needed: Mapping[str, float], actors: int) -> None:

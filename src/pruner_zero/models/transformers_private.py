@@ -29,9 +29,9 @@ from transformers.models.auto.modeling_auto import (
 class StoredGroup:
     """The stored tensors that make up one or several tensors of a model.
 
-    name: the model's first of them. converter: what merges or splits them, None where one stored
-    tensor is one of the model's. stored: their names, each with the pattern of the converter that
-    it matches.
+    name: the first of the model's tensors. converter: what merges or splits them, None where one
+    stored tensor is one of the model's. stored: their names, each with the pattern of the converter
+    that it matches.
     """
 
     name: str

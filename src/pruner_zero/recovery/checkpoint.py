@@ -13,7 +13,7 @@ Tensors = Mapping[str, Tensor]
 
 
 class Checkpoint(RunCheckpoint):
-    """The last state of a run under `folder`: a journal and the tensor files its last line names.
+    """The last state of a run under `folder`: a journal, and the tensors that its last line names.
 
     A state is durable once its journal line is on disk.
     """

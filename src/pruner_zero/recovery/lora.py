@@ -21,8 +21,8 @@ from pruner_zero.recovery.trainable import with_gradient
 class MaskedAdapters:
     """One adapter for each of the `matrices` stored in one parameter.
 
-    A is (rank, in), drawn uniformly from ±1/√in; B is (out, rank), zero at first. mask: that of
-    the parameter, True = kept.
+    A is (rank, in), drawn uniformly from ±1/√in; B is (out, rank), zero at first. mask: the mask
+    of the parameter, True = kept.
     """
 
     def __init__(

@@ -26,8 +26,8 @@ class RecoverResult(Tabular):
 
     kept_step: the step whose weights the model has. trained: the number of trained values.
     sparsity_before, sparsity_after: the share of zeros among the prunable weights. training,
-    validation: describe the text. compute_dtype: that of matrix products. cost: that of this
-    process. output: the folder, None where nothing was saved.
+    validation: describe the text. compute_dtype: the dtype of matrix products. cost: the cost of
+    this process. output: the folder, None where nothing was saved.
     """
 
     shown = ("step", "seconds", "tokens", "train_loss", "validation_loss")

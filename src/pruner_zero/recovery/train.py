@@ -48,8 +48,8 @@ class Point:
 class State:
     """The state of a run except its tensors.
 
-    losses: of the steps since the last point of the curve. validation_seconds, step_seconds:
-    how long the last of them took.
+    losses: the loss of each step since the last point of the curve. validation_seconds,
+    step_seconds: how long the last validation and the last step took.
     """
 
     step: int = 0

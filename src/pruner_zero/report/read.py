@@ -25,7 +25,7 @@ class _Saved:
 
 @dataclass(frozen=True)
 class PruneRun(_Saved):
-    """A pruned model: its settings, its matrices. timing: of the last process that worked on it."""
+    """A pruned model: its settings, its matrices. timing: the cost of the last process."""
 
     expression: str
     pattern: str

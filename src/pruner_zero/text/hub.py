@@ -14,8 +14,8 @@ from pruner_zero.text.role import Role
 class Part:
     """The documents of a corpus for one role.
 
-    split: of the corpus. file: the file to stream, so that only its beginning is fetched; None
-    for the whole split. first, count: which documents, all from `first` where count is None.
+    split: the split of the corpus. file: the file to stream, so that only its beginning is fetched;
+    None for the whole split. first, count: which documents, all from `first` where count is None.
     """
 
     split: str
@@ -28,7 +28,7 @@ class Part:
 class HubCorpus:
     """A corpus on the hub.
 
-    column: that of the documents. separator: what joins them. local: a file name to suggest
+    column: the column of the documents. separator: what joins them. local: a file name to suggest
     where the hub cannot be reached.
     """
 

@@ -84,7 +84,7 @@ def _swap(
     most: Tensor,
     group: int | None,
 ) -> Tensor:
-    """The mask (rows, in) after the swaps of one turn, of every row `most` (rows) at most."""
+    """The mask (rows, in) after the swaps of one turn, at most `most` (rows,) of each row."""
     cost = (weight.square() * curvature).masked_fill(~mask, torch.inf)
     gain = (gradient.square() / curvature).masked_fill(mask, -torch.inf)
     if group is not None:
@@ -105,7 +105,7 @@ def _swap(
 
 
 def _errors(weight: Tensor, H: Tensor, target: Tensor) -> Tensor:
-    """Of every row, besides what no weights change: (out)."""
+    """The error of every row (out,), without the part that no weights change."""
     return (weight * (weight @ H - 2 * target)).sum(1)
 
 

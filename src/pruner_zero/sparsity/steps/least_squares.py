@@ -141,7 +141,7 @@ def _conjugate_gradients(
 
 
 def _dot(left: Tensor, right: Tensor) -> Tensor:
-    """Of every row, (out, 1)."""
+    """The inner products of the rows, (out, 1)."""
     return (left * right).sum(1, keepdim=True)
 
 

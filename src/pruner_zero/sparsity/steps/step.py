@@ -18,12 +18,13 @@ Scorer = Callable[[Tensor, slice], Tensor]
 class Layer:
     """One matrix as a step finds it.
 
-    dense: (out, in), the dense weights. hessian: of its input, None where it was not collected; its
-    `cross` is there only where the step is to aim at the dense model's outputs. pattern: what zeros
-    must look like. mask: (out, in) bool, True is kept; None where the step chooses it.
-    scorer: where the step chooses the mask by a metric, the scores of weights as they are updated.
-    updated: (out, in) float32, what the steps before left; None where no step has changed weights.
-    Raises PrunerZeroError naming `name` where a weight is not finite; ValueError for shapes.
+    dense: (out, in), the dense weights. hessian: the Hessian of its input, None where it was not
+    collected; its `cross` is there only where the step is to aim at the dense model's outputs.
+    pattern: what zeros must look like. mask: (out, in) bool, True is kept; None where the step
+    chooses it. scorer: where the step chooses the mask by a metric, the scores of weights as they
+    are updated. updated: (out, in) float32, what the steps before left; None where no step has
+    changed weights. Raises PrunerZeroError naming `name` where a weight is not finite; ValueError
+    for shapes.
     """
 
     dense: Tensor

@@ -58,7 +58,7 @@ def refine_mask(layer: Layer) -> Updated:
 
 @dataclass(frozen=True)
 class _Errors:
-    """Of masked rows: the gradient r (rows, in), the error, and its part δ·C·δᵀ (rows)."""
+    """The gradient r (rows, in) of masked rows, their error (rows,), and its part δ·C·δᵀ."""
 
     gradient: Tensor
     error: Tensor
@@ -79,7 +79,7 @@ def _of(matrix: Tensor | None, rows: Tensor) -> Tensor | None:
 
 
 def _swap(W: Tensor, C: Tensor, mask: Tensor, errors: _Errors, group: int | None) -> Tensor:
-    """The mask (rows, in) after one round of swaps, inside groups of columns where there are."""
+    """The mask (rows, in) after one round of swaps, within groups of `group` columns if given."""
     slope, square = 2 * W * errors.gradient, W * W * C.diagonal()
     change = torch.where(mask, square + slope, square - slope)
     if group is not None:
