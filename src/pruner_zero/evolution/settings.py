@@ -121,14 +121,6 @@ class SearchSettings(SearchOptions):
 
 
 LIMITS = {
-    "minutes",
-    "evaluations",
-    "target_loss",
-    "patience",
-    "workers",
-    "executor",
-    "device",
-    "time_limit",
-    "ray_address",
-    "ray_resources",
+    *("minutes", "evaluations", "target_loss", "patience", "workers", "executor", "device"),
+    *("time_limit", "ray_address", "ray_resources"),
 }

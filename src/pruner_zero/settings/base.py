@@ -4,10 +4,10 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
 
@@ -48,6 +48,14 @@ class Cli:
 
 
 MAIN = Cli(panel="Options")
+
+
+def _joined(names: Any) -> Any:
+    return ",".join(map(str, names)) if isinstance(names, list | tuple) else names
+
+
+# Names with commas between them, as on the command line; YAML and Python may give a list.
+CommaSeparated = Annotated[str, BeforeValidator(_joined)]
 
 
 def name_of(value: object) -> str | None:

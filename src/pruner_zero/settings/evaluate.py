@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, field_validator
 
-from pruner_zero.settings.base import MAIN, Cli
+from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
 
@@ -24,7 +24,7 @@ class EvaluateSettings(ModelSettings):
     batch_size: Annotated[int, MAIN] = Field(
         1, ge=1, description="Windows of the text, or requests of tasks, in a forward pass."
     )
-    tasks: Annotated[str | None, Cli(panel="Options", metavar="TASK,…")] = Field(
+    tasks: Annotated[CommaSeparated | None, Cli(panel="Options", metavar="TASK,…")] = Field(
         None, description="Tasks of lm-eval with commas between them, such as arc_easy,boolq."
     )
     num_fewshot: Annotated[int | None, Cli(default="the task's own")] = Field(
@@ -39,12 +39,6 @@ class EvaluateSettings(ModelSettings):
     apply_chat_template: bool = Field(
         False, description="Ask the questions in the tokenizer's chat format."
     )
-
-    @field_validator("tasks", mode="before")
-    @classmethod
-    def _joined(cls, tasks: Any) -> Any:
-        """A list, as YAML and Python write it, is one text like the command line's."""
-        return ",".join(map(str, tasks)) if isinstance(tasks, list | tuple) else tasks
 
     @field_validator("include_path", mode="before")
     @classmethod
