@@ -5,6 +5,7 @@ formulas, the search and the analysis read its facts here.
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -36,6 +37,14 @@ def _quotient(x: Tensor, y: Tensor) -> Tensor:
 def _over(x: Tensor, total: Tensor) -> Tensor:
     # Where the total is zero all entries are zero: their share is 0, not nan.
     return x / total.masked_fill(total == 0, 1)
+
+
+def _share(dim: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: _over(x, x.abs().sum(dim=dim, keepdim=True))
+
+
+def _normalize(dim: int) -> Callable[[Tensor], Tensor]:
+    return lambda x: _over(x, vector_norm(x, dim=dim, keepdim=True))
 
 
 def _small(x: Tensor) -> Tensor:
@@ -146,34 +155,10 @@ _EXTENDED = (
     ),
     Operator("min", 2, torch.minimum, sign="keeps", degree=1, commutative=True, twins=True),
     Operator("max", 2, torch.maximum, sign="keeps", degree=1, commutative=True, twins=True),
-    Operator(
-        "row_share",
-        1,
-        lambda x: _over(x, x.abs().sum(dim=1, keepdim=True)),
-        reach="row",
-        rescaling="scale",
-    ),
-    Operator(
-        "column_share",
-        1,
-        lambda x: _over(x, x.abs().sum(dim=0, keepdim=True)),
-        reach="column",
-        rescaling="scale",
-    ),
-    Operator(
-        "row_normalize",
-        1,
-        lambda x: _over(x, vector_norm(x, dim=1, keepdim=True)),
-        reach="row",
-        rescaling="scale",
-    ),
-    Operator(
-        "column_normalize",
-        1,
-        lambda x: _over(x, vector_norm(x, dim=0, keepdim=True)),
-        reach="column",
-        rescaling="scale",
-    ),
+    Operator("row_share", 1, _share(1), reach="row", rescaling="scale"),
+    Operator("column_share", 1, _share(0), reach="column", rescaling="scale"),
+    Operator("row_normalize", 1, _normalize(1), reach="row", rescaling="scale"),
+    Operator("column_normalize", 1, _normalize(0), reach="column", rescaling="scale"),
     Operator(
         "small",
         1,
