@@ -1,7 +1,8 @@
 """Backward: the statistics of the gradients of weights, for a model that is in memory."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -66,23 +67,10 @@ class GradientSums:
             for kind in statistics
         }
 
-    @contextmanager
-    def collecting(self, module: nn.Module) -> Iterator[None]:
-        """Fold in the gradients of every backward pass through `module`, which has all matrices.
-
-        A gradient is freed as soon as it is folded in.
-        """
-        with (
-            torch.enable_grad(),
-            only_these_learn(module, self.parameters.values()),
-            ExitStack() as stack,
-        ):
-            for name, parameter in self.parameters.items():
-                handle = parameter.register_post_accumulate_grad_hook(
-                    lambda parameter, name=name: self._fold(name, parameter)
-                )
-                stack.callback(handle.remove)
-            yield
+    def collecting(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Fold in the gradients of every backward pass through `module`, which has all matrices."""
+        folds = {p: partial(self._fold, name) for name, p in self.parameters.items()}
+        return gradients_to(folds, module)
 
     def result(self) -> dict[str, MatrixStatistics]:
         """The statistics by matrix name; the sums are used up. Raises PrunerZeroError on NaN."""
@@ -100,10 +88,8 @@ class GradientSums:
                 results[matrix.name][kind] = value
         return results
 
-    def _fold(self, name: str, parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        gradient = parameter.grad.float().mul_(GRADIENT_SCALE)
-        parameter.grad = None
+    def _fold(self, name: str, gradient: Tensor) -> None:
+        gradient = gradient.float().mul_(GRADIENT_SCALE)
         *earlier, last = self.statistics
         for kind in earlier:
             self.statistics[kind].add(self.sums[kind][name], gradient.clone())
@@ -116,6 +102,28 @@ def check_gradients(matrices: Sequence[Matrix]) -> None:
         raise PrunerZeroError(
             "gradients in float16 vanish: choose --dtype bfloat16 or float32, or a metric without G"
         )
+
+
+@contextmanager
+def gradients_to(
+    receivers: Mapping[nn.Parameter, Callable[[Tensor], None]], module: nn.Module
+) -> Iterator[None]:
+    """Within the context, each backward pass through `module` gives gradients to `receivers`.
+
+    receivers: by parameter, called with its gradient, which is freed afterwards. No other parameter
+    gets a gradient.
+    """
+
+    @torch.no_grad()
+    def give(parameter: nn.Parameter) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        receivers[parameter](gradient)
+
+    with torch.enable_grad(), only_these_learn(module, receivers), ExitStack() as stack:
+        for parameter in receivers:
+            stack.callback(parameter.register_post_accumulate_grad_hook(give).remove)
+        yield
 
 
 @contextmanager

@@ -3,14 +3,14 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.gradients import only_these_learn
+from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import next_token_loss
@@ -122,7 +122,8 @@ class Training:
         state, settings = self.state, self.settings
         start = saved = time.monotonic() - state.seconds
         left = settings.steps and settings.steps - state.step
-        with self._learning():
+        pulls = {trainable.parameter: trainable.pull for trainable in self.trainables}
+        with gradients_to(pulls, self.model):
             if not state.curve:
                 self._validate(start, progress)
             for batch in progress.track(self._batches(start), "recovery", left):
@@ -251,28 +252,7 @@ class Training:
         for trainable in self.trainables:
             trainable.write()
 
-    @contextmanager
-    def _learning(self) -> Iterator[None]:
-        """Inside, every backward pass adds to the gradients of the trained tensors."""
-        parameters = [trainable.parameter for trainable in self.trainables]
-        with torch.enable_grad(), only_these_learn(self.model, parameters), ExitStack() as stack:
-            for trainable in self.trainables:
-                hook = _pull_into(trainable)
-                handle = trainable.parameter.register_post_accumulate_grad_hook(hook)
-                stack.callback(handle.remove)
-            yield
-
     def _autocast(self) -> AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
-
-
-def _pull_into(trainable: Trainable) -> Any:
-    @torch.no_grad()
-    def pull(parameter: Tensor) -> None:
-        assert parameter.grad is not None
-        trainable.pull(parameter.grad)
-        parameter.grad = None
-
-    return pull
