@@ -1,6 +1,5 @@
 """Statistics of the dense model, each kind collected once and only when something needs it."""
 
-from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.files import locked
 from pruner_zero.models import (
+    DISCARDED,
     Activations,
     LanguageModel,
     OffloadedModel,
@@ -137,8 +137,7 @@ def _forward(
     def place(block: int) -> Activations:
         return WindowFile(path(block), len(windows)) if journal else []
 
-    discarded: deque[Tensor] = deque(maxlen=0)
-    calls = language_model.block_calls(windows, discarded if first else place(0))
+    calls = language_model.block_calls(windows, DISCARDED if first else place(0))
     hidden = WindowFile.open(path(first)) if first else calls.hidden
     for index in progress.track(range(first, depth), "activations", depth - first):
         of_block = [matrix for matrix in matrices if matrix.block == index]

@@ -1,6 +1,6 @@
 """Forward: the statistics of what enters each weight matrix of one decoder block."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -55,20 +55,15 @@ def _observing(block: nn.Module, matrices: Sequence[Matrix], sums: InputSums) ->
         for matrix in matrices:
             if matrix.expert is None:
                 module = modules[matrix.kind]
-                handle = module.register_forward_pre_hook(_pre_hook(matrix.name, sums))
+                handle = module.register_forward_pre_hook(
+                    lambda _module, inputs, name=matrix.name: sums.add(name, inputs[0])
+                )
                 stack.callback(handle.remove)
         stacked = [matrix for matrix in matrices if matrix.expert is not None]
         if stacked:
             stack.enter_context(experts_one_by_one(block))
             stack.enter_context(_StackedInputs(stacked, sums))
         yield
-
-
-def _pre_hook(name: str, sums: InputSums) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    def hook(_module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        sums.add(name, inputs[0])
-
-    return hook
 
 
 class _StackedInputs(TorchFunctionMode):

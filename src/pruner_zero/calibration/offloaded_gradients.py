@@ -7,7 +7,6 @@ is read. No graph is longer than a block, and no gradient is kept beyond its blo
 """
 
 import shutil
-from collections import deque
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +22,7 @@ from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models import (
+    DISCARDED,
     BlockCalls,
     OffloadedModel,
     blocks_replaced,
@@ -84,8 +84,7 @@ class OffloadedGradients:
         }
 
     def _calls(self, keep: bool) -> BlockCalls:
-        discarded: deque[Tensor] = deque(maxlen=0)
-        inputs = self._file("inputs", 0) if keep else discarded
+        inputs = self._file("inputs", 0) if keep else DISCARDED
         return self.language_model.block_calls(self.windows, inputs)
 
     def _forward(self, calls: BlockCalls, index: int) -> None:

@@ -2,6 +2,7 @@
 
 from pruner_zero.choices import Dtype
 from pruner_zero.models.blocks import (
+    DISCARDED,
     Activations,
     Arguments,
     BlockCalls,
@@ -28,6 +29,7 @@ from pruner_zero.models.transformers_private import experts_one_by_one
 
 __all__ = [
     "BUILTIN_MODELS",
+    "DISCARDED",
     "Activations",
     "Arguments",
     "BlockCalls",

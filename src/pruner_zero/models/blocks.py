@@ -1,5 +1,6 @@
 """Running one decoder block with the arguments that its model calls it with."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ class Activations(Protocol):
     def __getitem__(self, index: int, /) -> Tensor: ...
 
     def __iter__(self) -> Iterator[Tensor]: ...
+
+
+# Forgets what is appended.
+DISCARDED: Activations = deque[Tensor](maxlen=0)
 
 
 class _StopForwardError(Exception):

@@ -1,12 +1,12 @@
 """What each block passes to the next one while the model is pruned block after block."""
 
-from collections import deque
 from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
 from pruner_zero.calibration import Kind, MatrixStatistics, collect_inputs
 from pruner_zero.models import (
+    DISCARDED,
     Activations,
     Arguments,
     LanguageModel,
@@ -41,8 +41,7 @@ class Propagation:
         self.hidden: Activations = self._place(-1)
         if started is not None:
             self.hidden = started if on_disk else list(started)
-        nothing: deque[Tensor] = deque(maxlen=0)
-        first = self.hidden if started is None else nothing
+        first = self.hidden if started is None else DISCARDED
         self._arguments = language_model.block_calls(tokens, first).arguments
         self._dense: Activations | None = None
         if asymmetric:
@@ -59,14 +58,13 @@ class Propagation:
         dense_outputs = None if self._dense is None else self._dense_place(index)
         inputs: dict[str, MatrixStatistics] = {}
         if matrices:
-            nothing: deque[Tensor] = deque(maxlen=0)
             inputs, _ = collect_inputs(
                 block,
                 matrices,
                 self.hidden,
                 self._arguments[index],
                 kinds,
-                outputs=nothing,
+                outputs=DISCARDED,
                 dense=self._dense,
                 dense_outputs=dense_outputs,
             )
