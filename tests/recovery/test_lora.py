@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from pruner_zero.models import find_matrices, next_token_loss
+from pruner_zero.models import find_matrices, next_token_loss, parameters_of
 from pruner_zero.recovery.lora import MaskedAdapters
-from pruner_zero.recovery.trainable import parameters_of, read_masks
+from pruner_zero.recovery.trainable import read_masks
 from tests.recovery.conftest import pruned_model
 from tests.tiny_models import ARCHITECTURES, tiny_windows
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.models import LanguageModel, find_matrices, next_token_loss
+from pruner_zero.models import LanguageModel, find_matrices, next_token_loss, parameters_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery import RecoverSettings
 from pruner_zero.recovery.train import BETAS, State, Training
@@ -17,7 +17,6 @@ from pruner_zero.recovery.trainable import (
     KeptWeights,
     Trainable,
     float32_weights,
-    parameters_of,
     read_masks,
 )
 from pruner_zero.recovery.windows import in_training_order, split_windows

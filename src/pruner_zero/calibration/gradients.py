@@ -15,7 +15,7 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Matrix, next_token_loss
+from pruner_zero.models import Matrix, next_token_loss, parameters_of
 from pruner_zero.progress import SILENT, Progress
 
 
@@ -58,7 +58,7 @@ class GradientSums:
     ) -> None:
         self.matrices = matrices
         self.statistics = statistics
-        self.parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+        self.parameters = parameters_of(matrices)
         self.sums = {
             kind: {
                 name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)

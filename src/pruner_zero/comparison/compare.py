@@ -22,7 +22,7 @@ from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
 from pruner_zero.files import check_writable, write_atomic
-from pruner_zero.models import LanguageModel, as_language_model, find_matrices
+from pruner_zero.models import LanguageModel, as_language_model, find_matrices, parameters_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
@@ -195,8 +195,7 @@ class _Table:
                 **{f"calibration_{key}": value for key, value in calibration.to_json().items()},
             },
         )
-        # By parameter, because the experts of a mixture are several matrices of one parameter.
-        parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+        parameters = parameters_of(matrices)
         # In main memory, because a model may fill its device.
         dense = {name: p.data.to(CPU, copy=True) for name, p in parameters.items()}
         for name, method in methods.items():

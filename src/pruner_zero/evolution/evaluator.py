@@ -16,6 +16,7 @@ from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, closed_form_error, sampled_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression, parse
+from pruner_zero.models import parameters_of
 from pruner_zero.sparsity import Pattern, Scope
 
 Rung = Literal["probe", "reconstruction", "few", "all"]
@@ -78,8 +79,7 @@ class Evaluator:
 
     def set_up(self) -> None:
         """Give a worker its own copy of the parameters that it masks; the rest is shared."""
-        parameters = {id(matrix.parameter): matrix.parameter for matrix in self.masked.matrices}
-        for parameter in parameters.values():
+        for parameter in parameters_of(self.masked.matrices).values():
             parameter.data = parameter.data.clone()
 
     def run(self, task: Task, limit: TimeLimit = UNLIMITED) -> Outcome:

@@ -24,6 +24,7 @@ from pruner_zero.models.structure import (
     common_kind,
     find_blocks,
     find_matrices,
+    parameters_of,
 )
 from pruner_zero.models.transformers_private import experts_one_by_one
 
@@ -51,6 +52,7 @@ __all__ = [
     "load_offloaded",
     "next_token_loss",
     "next_token_losses",
+    "parameters_of",
     "place_model",
     "record_block_calls",
     "run_block",

@@ -55,6 +55,11 @@ def common_kind(name: str, block: int) -> str:
     return re.sub(r"\[\d+\]$", "[*]", name.split(f".{block}.", 1)[-1])
 
 
+def parameters_of(matrices: Sequence[Matrix]) -> dict[str, nn.Parameter]:
+    """The parameters that hold `matrices`, by name; the experts of a mixture share one."""
+    return {matrix.parameter_name: matrix.parameter for matrix in matrices}
+
+
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The decoder blocks in order: the module list that holds most of the parameters.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pruner_zero.calibration import WindowFile
-from pruner_zero.models import Activations, Matrix
+from pruner_zero.models import Activations, Matrix, parameters_of
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.result_folder import RunCheckpoint
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -31,7 +31,7 @@ class Checkpoint(RunCheckpoint):
 
     def restore(self, matrices: Sequence[Matrix]) -> None:
         """Copy the finished blocks' weights into a model that is in memory."""
-        parameters = {matrix.parameter_name: matrix.parameter for matrix in matrices}
+        parameters = parameters_of(matrices)
         for path in self.weights():
             file = TensorFile(path)
             for name in file:

@@ -16,6 +16,7 @@ from pruner_zero.models import (
     check_tokens,
     check_weights,
     find_matrices,
+    parameters_of,
     save_model,
 )
 from pruner_zero.progress import SILENT, Progress
@@ -29,7 +30,6 @@ from pruner_zero.recovery.trainable import (
     KeptWeights,
     Trainable,
     float32_weights,
-    parameters_of,
     read_masks,
     sparsity,
 )

@@ -1,6 +1,6 @@
 """Trained tensors: fp32 values from which a parameter of the model is made, zeros excluded."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Matrix
+from pruner_zero.models import Matrix, parameters_of
 
 # A dense model has a few zeros by rounding; below this share a model counts as not pruned.
 LEAST_SPARSITY = 0.01
@@ -100,11 +100,6 @@ def read_masks(matrices: Sequence[Matrix], name: str) -> dict[str, Tensor]:
             "give the folder that prune wrote"
         )
     return masks
-
-
-def parameters_of(matrices: Sequence[Matrix]) -> Mapping[str, nn.Parameter]:
-    """The parameters that hold `matrices`, by name."""
-    return {matrix.parameter_name: matrix.parameter for matrix in matrices}
 
 
 def sparsity(matrices: Sequence[Matrix]) -> float:
