@@ -84,15 +84,14 @@ class _Pickler(pickle.Pickler):
         super().__init__(stream, protocol=5, buffer_callback=buffers.append)
         self.storages: dict[int, Bytes] = {}
 
-    def reducer_override(self, value: Any) -> Any:
+    def persistent_id(self, value: Any) -> Any:
         """A tensor as its layout in its storage; tensors of one storage keep sharing it."""
         if type(value) is not Tensor or value.device.type != "cpu" or not value.numel():
-            return NotImplemented
+            return None
         storage = value.untyped_storage()
         whole = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
         array = self.storages.setdefault(storage.data_ptr(), whole)
-        layout = (value.size(), value.stride(), value.storage_offset())
-        return _tensor, (array, value.dtype, *layout)
+        return array, value.dtype, value.size(), value.stride(), value.storage_offset()
 
 
 class _Unpickler(pickle.Unpickler):
@@ -101,21 +100,12 @@ class _Unpickler(pickle.Unpickler):
         self.device = device
         self.storages: dict[int, Tensor] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
-        """The classes of a pickle; tensors are made here, since only this object has the device."""
-        if (module, name) == (__name__, _tensor.__name__):
-            return self.tensor
-        return super().find_class(module, name)
-
-    def tensor(self, array: Bytes, dtype: torch.dtype, *layout: Any) -> Tensor:
-        """A tensor in the storage that `array` holds, which is moved to the device once."""
+    def persistent_load(self, layout: Any) -> Tensor:
+        """A tensor in the storage that its array holds, which is moved to the device once."""
+        array, dtype, *place = layout
         address = array.ctypes.data
         if address not in self.storages:
             self.storages[address] = torch.frombuffer(array, dtype=torch.uint8).to(self.device)
         storage = self.storages[address]
         whole = storage[: storage.numel() // dtype.itemsize * dtype.itemsize].view(dtype)
-        return whole.as_strided(*layout)
-
-
-def _tensor() -> None:
-    """Stands in the pickle for `_Unpickler.tensor`."""
+        return whole.as_strided(*place)
