@@ -53,11 +53,12 @@ C = TypeVar("C", bound=RunCheckpoint)
 R = TypeVar("R", bound=Result)
 
 
-def check_output(folder: Path, overwrite: bool) -> None:
-    """Raise PrunerZeroError if the result cannot be put at `folder`.
+def check_output(output: str | Path, overwrite: bool) -> Path:
+    """The absolute path of `output`. Raises PrunerZeroError if the result cannot be put there.
 
-    Files that a run left beside `folder`, killed after it had moved its result, are deleted.
+    Files that a run left beside it, killed after it had moved its result, are deleted.
     """
+    folder = Path(os.path.abspath(output))
     partial = _partial(folder)
     if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
         _discard(partial)
@@ -68,6 +69,7 @@ def check_output(folder: Path, overwrite: bool) -> None:
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
         raise PrunerZeroError(f"{folder} is not empty: choose another folder, or add --overwrite")
     check_writable(folder)
+    return folder
 
 
 def build_folder(

@@ -1,6 +1,5 @@
 """Pruning by masks from an earlier run: no calibration, no metric."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,8 +69,7 @@ def prune_by_masks(
     in place. The masks are saved with it. Raises PrunerZeroError for masks that are damaged or of
     a model of other shapes, and for an output that cannot be written.
     """
-    folder = Path(os.path.abspath(output))
-    check_output(folder, overwrite)
+    folder = check_output(output, overwrite)
     by_name = load_masks(masks)
     language_model = as_language_model(model, tokenizer, dtype)
     matrices = check_fit(find_matrices(language_model.model), by_name)

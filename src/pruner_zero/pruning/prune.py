@@ -1,6 +1,5 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -91,9 +90,7 @@ def prune(
         asymmetric=checked.asymmetric,
         allocation=checked.allocation,
     )
-    folder = Path(os.path.abspath(output)) if output is not None else None
-    if folder:
-        check_output(folder, overwrite)
+    folder = None if output is None else check_output(output, overwrite)
     if checked.offload and model is not None and not isinstance(model, str | Path):
         raise PrunerZeroError(
             "a model object is in memory already: save it with save_pretrained and give "

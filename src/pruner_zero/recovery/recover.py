@@ -1,6 +1,5 @@
 """`recover`: fine-tune a pruned model on a text, its zeros kept."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,7 @@ def recover(
         "teacher": name_of(teacher),
     }
     checked = read_settings(RecoverSettings, given, config)
-    folder = Path(os.path.abspath(output)) if output is not None else None
-    if folder:
-        check_output(folder, overwrite)
+    folder = None if output is None else check_output(output, overwrite)
     corpus = load_corpus(checked.text if text is None else text, progress=progress)
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading

@@ -56,6 +56,8 @@ def _joined(names: Any) -> Any:
 
 # Names with commas between them, as on the command line; YAML and Python may give a list.
 CommaSeparated = Annotated[str, BeforeValidator(_joined)]
+# A path as text; Python may give a Path.
+PathText = Annotated[str, BeforeValidator(lambda p: str(p) if isinstance(p, Path) else p)]
 
 
 def name_of(value: object) -> str | None:

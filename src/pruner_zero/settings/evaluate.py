@@ -1,11 +1,10 @@
 """What `evaluate` can be told."""
 
-from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
+from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, PathText
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
 
@@ -33,17 +32,12 @@ class EvaluateSettings(ModelSettings):
     limit: Annotated[int | None, Cli(default="all")] = Field(
         None, ge=1, description="Only the first questions of each task."
     )
-    include_path: Annotated[str | None, Cli(metavar="FOLDER")] = Field(
+    include_path: Annotated[PathText | None, Cli(metavar="FOLDER")] = Field(
         None, description="Folder of task files (.yaml), which override lm-eval's own."
     )
     apply_chat_template: bool = Field(
         False, description="Ask the questions in the tokenizer's chat format."
     )
-
-    @field_validator("include_path", mode="before")
-    @classmethod
-    def _as_text(cls, folder: Any) -> Any:
-        return str(folder) if isinstance(folder, Path) else folder
 
     @property
     def task_names(self) -> list[str]:
