@@ -15,11 +15,13 @@ from safetensors import SafetensorError
 
 from pruner_zero.errors import PrunerZeroError
 
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REASONS = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "no space left, free some disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "not writable"),
+}
 # The names under which `committing` has a file written that is not complete yet.
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 CHECKSUM = "sha256"
-_REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 @contextmanager
@@ -36,12 +38,7 @@ def writing(path: Path) -> Iterator[None]:
         code = int(number[1]) if number else getattr(error, "errno", None)
         if code is None:
             raise
-        if code in _FULL:
-            why = "no space left, free some disk"
-        elif code in _REFUSED:
-            why = "not writable"
-        else:
-            why = os.strerror(code).lower()
+        why = _REASONS.get(code) or os.strerror(code).lower()
         raise PrunerZeroError(
             f"{path} cannot be written ({why}): mend that or choose another place"
         ) from error

@@ -48,12 +48,8 @@ class Tabular(ABC):
 
     def __repr__(self) -> str:
         header, rows, more = self._cells()
-        widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (header, *rows)
-        ]
-        return "\n".join([self.caption(), *(lines if rows else []), *more])
+        lines = aligned(header, rows, len(header)) if rows else []
+        return "\n".join([self.caption(), *lines, *more])
 
     def _repr_html_(self) -> str:
         header, rows, more = self._cells()
@@ -72,6 +68,18 @@ class Tabular(ABC):
         rows = [[_cell(row.get(name)) for name in names] for row in chosen]
         hidden = len(all_rows) - len(chosen)
         return [name.replace("_", " ") for name in names], rows, [f"… {hidden} more"] * (hidden > 0)
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> list[str]:
+    """The lines of a plain table: the first `left` columns flush left, the others flush right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    sides = [str.ljust if index < left else str.rjust for index in range(len(widths))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = zip(sides, row, widths, strict=True)
+        return "  ".join(side(cell, width) for side, cell, width in cells).rstrip()
+
+    return [line(row) for row in (header, *rows)]
 
 
 def _cell(value: object) -> str:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from pruner_zero.table import aligned
+
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
     """Print `rows` to stdout; the first `left` columns are aligned left, the others right.
@@ -20,10 +22,4 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int)
             table.add_row(*row)
         Console(markup=False).print(table)
         return
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    for row in (header, *rows):
-        cells = [
-            cell.ljust(width) if index < left else cell.rjust(width)
-            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())
+    print("\n".join(aligned(header, rows, left)))

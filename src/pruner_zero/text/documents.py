@@ -79,16 +79,13 @@ def read_parquet(path: Path, key: str) -> list[str]:
         with path.open("rb") as file:
             parquet = pq.ParquetFile(file)
             strings = [field.name for field in parquet.schema_arrow if _is_string(field.type)]
-            if key in strings:
-                column = key
-            elif len(strings) == 1:
-                column = strings[0]
-            else:
+            columns = [key] if key in strings else strings
+            if len(columns) != 1:
                 raise PrunerZeroError(
                     f"{path} has no string column '{key}': "
                     f"rename one of its string columns ({', '.join(strings) or 'none'})"
                 )
-            texts = parquet.read(columns=[column]).column(column).to_pylist()
+            texts = parquet.read(columns=columns).column(columns[0]).to_pylist()
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise PrunerZeroError(
             f"{path} is not a readable parquet file: write it anew, or use .jsonl"
