@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruner_zero.devices import torch_threads
+from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
@@ -41,6 +41,7 @@ from pruner_zero.text import Corpus, load_corpus
 _PLACE = {"checkpoint_minutes", "device", "threads"}
 
 
+@naming_out_of_memory("choose a smaller --batch or a shorter --seqlen")
 def recover(
     model: str | Path | LanguageModel | Any = None,
     *,
