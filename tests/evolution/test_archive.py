@@ -75,9 +75,16 @@ def test_any_flipped_bit_of_any_line_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path: Path) -> None:
-    Archive(tmp_path, {"seed": 0, "sparsity": 0.5})
+    Archive(tmp_path, {"seed": 0, "sparsity": 0.5}).remember(Outcome(0, "all", value=1.0))
     with pytest.raises(PrunerZeroError, match="seed differ"):
         Archive(tmp_path, {"seed": 1, "sparsity": 0.5})
+
+
+def test_a_run_that_ended_before_its_first_outcome_gives_way(tmp_path: Path) -> None:
+    Archive(tmp_path, {"seed": 0})
+    Archive(tmp_path, {"seed": 1}).remember(Outcome(0, "all", value=1.0))
+    assert SearchJournal.of(tmp_path).settings == {"seed": 1}
+    assert Archive(tmp_path, {"seed": 1}).outcome(0, "all") == Outcome(0, "all", value=1.0)
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:

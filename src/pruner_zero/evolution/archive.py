@@ -147,14 +147,19 @@ class Archive:
         self.batches = 0
         journal = self._journal = SearchJournal(folder)
         header = {"kind": "run", "format": FORMAT, "settings": settings}
-        if not journal.lines:
-            journal.append(header)
-        elif {**journal.lines[0], CHECKSUM: None} != {**header, CHECKSUM: None}:
+        expected = {**header, CHECKSUM: None}
+        differs = bool(journal.lines) and {**journal.lines[0], CHECKSUM: None} != expected
+        if differs and len(journal.lines) > 1:
             names = changed(journal.lines[0].get("settings", {}), settings) or "format"
             raise PrunerZeroError(
                 f"{folder} holds a run of other settings: {names} differ; choose another folder or "
                 "the same settings"
             )
+        if differs:
+            # That run ended before its first outcome, so there is nothing to lose.
+            journal.path.unlink()
+        if differs or not journal.lines:
+            journal.append(header)
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
