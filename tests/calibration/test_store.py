@@ -10,6 +10,7 @@ from safetensors import safe_open
 from pruner_zero.calibration import StatisticsStore
 from pruner_zero.calibration.store import cache_key
 from pruner_zero.files import sha256
+from pruner_zero.tensor_file import TensorFile
 from tests.full_disk import full_disk
 from tests.text.refusals import refusal
 
@@ -141,6 +142,17 @@ def test_reading_a_broken_file_names_it(store: StatisticsStore, data: bytes | No
     path = store.folder / "X-0001.safetensors"
     path.unlink() if data is None else path.write_bytes(data)
     assert str(path) in refusal(lambda: store.read("X", 1))
+
+
+def test_a_want_of_memory_while_reading_is_no_damage(
+    store: StatisticsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(TensorFile, "read", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        store.read("X", 0)
 
 
 def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:

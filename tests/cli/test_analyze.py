@@ -77,9 +77,10 @@ def test_tables(
 def test_json_on_stdout_and_in_a_file(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run, "--json", "--top", "0.25", "-o", tmp_path / "out.json") == 0
+    file = tmp_path / "new" / "out.json"
+    assert call(monkeypatch, run, "--json", "--top", "0.25", "-o", file) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert printed == json.loads((tmp_path / "out.json").read_text())
+    assert printed == json.loads(file.read_text())
     assert (printed["top"], printed["best_count"], printed["best_rung"]) == (0.25, 30, "all")
     assert printed["counts"]["rung_seconds"] == {"probe": [122, 15.25]}
     assert {one["verdict"] for one in printed["principles"]} <= {

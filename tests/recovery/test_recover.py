@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.recovery import RecoverResult, recover
+from pruner_zero.recovery.train import Training
 from pruner_zero.text import Corpus
 from tests.full_disk import full_disk
 from tests.recovery.conftest import pruned_model, save_pruned
@@ -217,3 +218,14 @@ def test_a_full_disk_costs_no_training(pruned_folder: Path, prose: str, tmp_path
     timing = json.loads((output / "timing.json").read_text())
     assert timing["first_step_of_this_process"] == SMALL["steps"]
     assert result.curve[-1].step == SMALL["steps"]
+
+
+def test_a_want_of_memory_names_what_to_make_smaller(
+    pruned_folder: Path, prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(Training, "run", fail)
+    line = refusal(lambda: run(pruned_folder, prose))
+    assert line == "out of memory: choose a smaller --batch or a shorter --seqlen"
