@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from markupsafe import Markup
 
-from pruner_zero.markup import element, join
+from pruner_zero.markup import element
 
 READABLE = st.text(st.characters(exclude_categories=("Cs", "Cc")).filter(lambda c: c < "\ufffe"))
 
@@ -25,7 +25,6 @@ def test_no_text_whatever_breaks_the_document(text: str) -> None:
 def test_children_that_are_elements_are_kept() -> None:
     inner = element("b", "<i>")
     assert element("p", "a & ", inner) == Markup("<p>a &amp; <b>&lt;i&gt;</b></p>")
-    assert join(("<", inner)) == Markup("&lt;<b>&lt;i&gt;</b>")
 
 
 def test_names_and_numbers_of_attributes() -> None:
