@@ -132,6 +132,12 @@ def test_without_a_search_text_candidates_are_judged_on_the_other_half(
     assert result.best is not None
 
 
+def test_no_strings_at_all_are_refused_as_an_empty_text(llama_folder: Path, tmp_path: Path) -> None:
+    given: dict[str, Any] = {**TINY, "evaluations": 12, "output": tmp_path / "run"}
+    line = refusal(lambda: search(llama_folder, calibration=[], **given))
+    assert line == "corpus strings is empty: choose a text with words in it"
+
+
 @pytest.mark.parametrize("search_text", [None, "self"])
 def test_candidates_are_judged_on_what_the_model_writes_next(
     search_text: str | None, llama_folder: Path, tmp_path: Path

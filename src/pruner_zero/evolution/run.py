@@ -96,9 +96,10 @@ def search(
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)
     _check_folder(folder)
-    texts = load_mixture(calibration or checked.calibration, role="calibration", progress=progress)
-    text = search_text or checked.search_text
-    judged_on = load_mixture(text, role="search", progress=progress) if text else texts
+    source = checked.calibration if calibration is None else calibration
+    texts = load_mixture(source, role="calibration", progress=progress)
+    text = checked.search_text if search_text is None else search_text
+    judged_on = texts if text is None else load_mixture(text, role="search", progress=progress)
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
