@@ -25,7 +25,7 @@ def test_the_table_has_each_metric_beside_its_standard_error(
     assert outcome.code == 0
     assert outcome.out.isascii()
     header, row, remark = outcome.out.splitlines()
-    metrics = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr"]
+    metrics = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "prob", "prob_stderr"]
     assert header.split() == ["task", "version", "num_fewshot", "documents", *metrics]
     numbers = [f"{found[name]:.4f}" for name in metrics]
     assert row.split() == ["kinds", "1.5", "0", str(len(QUESTIONS)), *numbers]

@@ -104,8 +104,8 @@ def test_the_global_generator_stays_untouched() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def named(bos: Any = None, eos: Any = None) -> SimpleNamespace:
-    return SimpleNamespace(bos_token_id=bos, eos_token_id=eos)
+def named(bos: Any = None, eos: Any = None, **vocabulary: int) -> SimpleNamespace:
+    return SimpleNamespace(bos_token_id=bos, eos_token_id=eos, get_vocab=lambda: vocabulary)
 
 
 def with_tokens(
@@ -123,6 +123,7 @@ def with_tokens(
         (named(), named(3, 4), 3),
         (named(), named(None, [4, 5]), 4),
         (named(0, 2), named(), 0),
+        (named(1, 2, **{"<|endoftext|>": 5}), named(3, 4), 5),
     ],
 )
 def test_the_tokenizer_names_the_start_token_before_the_configuration(

@@ -124,6 +124,7 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "update": None,
         "refine": False,
         "asymmetric": False,
+        "distill": 0,
         "allocation": None,
         "save_mask": False,
     }

@@ -55,7 +55,8 @@ def _print_scores(result: "TaskResult") -> None:
     print_table(header, rows, left=2)
     print(
         "acc takes the choice of the highest log-probability, acc_norm that of the highest per "
-        f"character; lm-eval {result.provenance['lm_eval']}"
+        "character; prob is the probability of the right choice among all; lm-eval "
+        f"{result.provenance['lm_eval']}"
     )
 
 

@@ -80,6 +80,7 @@ def evaluate_tasks(
     batch_size: int = 1,
     apply_chat_template: bool = False,
     progress: Progress = SILENT,
+    harness: Callable[[LanguageModel, int], Any] | None = None,
 ) -> TaskResult:
     """A model's scores in the tasks, groups and tags `names`, measured by lm-eval.
 
@@ -89,7 +90,8 @@ def evaluate_tasks(
     they name by a relative path are looked for in the current folder, then in this one.
     batch_size: requests in a forward pass. apply_chat_template: questions are asked as the
     tokenizer's chat template writes them. The model is used in place, with log-probabilities in
-    float32.
+    float32. harness: makes lm-eval's model from the language model and the batch size,
+    `harness_model` where None.
     Raises PrunerZeroError where lm-eval is missing, a task is unknown or cannot be run, its data
     cannot be had or have too few examples, and where log-probabilities are NaN.
     """
@@ -113,7 +115,7 @@ def evaluate_tasks(
             )
         try:
             results = _lm_eval().evaluate(
-                harness_model(language_model, batch_size),
+                (harness or harness_model)(language_model, batch_size),
                 tasks,
                 limit=limit,
                 apply_chat_template=apply_chat_template,

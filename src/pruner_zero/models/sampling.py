@@ -16,12 +16,20 @@ from pruner_zero.progress import SILENT, Progress
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
-def start_token(language_model: LanguageModel) -> int:
-    """The token that a document begins with: the tokenizer's BOS, else its EOS.
+# What many models saw between the documents of their training text. Where a model was tuned to
+# follow instructions since, BOS begins a turn of a dialogue and not a document.
+_SEPARATOR = "<|endoftext|>"
 
-    Where the tokenizer has neither, those of the model's configuration. Raises PrunerZeroError
+
+def start_token(language_model: LanguageModel) -> int:
+    """The token that a document begins with: `<|endoftext|>`, else the tokenizer's BOS or EOS.
+
+    Where the tokenizer has none of them, those of the model's configuration. Raises PrunerZeroError
     where that has neither.
     """
+    vocabulary = language_model.tokenizer.get_vocab()
+    if _SEPARATOR in vocabulary:
+        return int(vocabulary[_SEPARATOR])
     for source in (language_model.tokenizer, language_model.model.config):
         for tokens in (_tokens(source, "bos_token_id"), _tokens(source, "eos_token_id")):
             if tokens:

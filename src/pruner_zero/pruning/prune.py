@@ -1,6 +1,8 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
+from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
+from pruner_zero.recovery import Point, distill
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
@@ -33,6 +37,12 @@ from pruner_zero.text import Source
 
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
+# Said where no metric is named; the figures are of benchmarks/proof.md.
+_CHOSEN = (
+    "no metric is named: Wanda's mask, refined by swaps, least squares towards the dense outputs, "
+    "then {steps} steps of distillation, the best measured for some minutes. Less: --metric wanda, "
+    "a plain mask; more: --distill 200"
+)
 # Settings that may differ when an interrupted run is resumed.
 _PLACE = {"device", "save_mask", "threads"}
 
@@ -101,7 +111,7 @@ def prune(
     if checked.save_mask and folder is None:
         raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, [method], progress)
+    texts = calibration_texts(text, [method], progress, needed=checked.distill > 0)
     if checked.offload:
         language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
     else:
@@ -111,6 +121,12 @@ def prune(
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
+        if checked.is_default:
+            progress.note(_CHOSEN.format(steps=checked.distill))
+        # A copy, because pruning changes the weights in place.
+        teacher = None
+        if checked.distill:
+            teacher = replace(language_model, model=deepcopy(language_model.model))
         with measured() as cost:
             records = prune_model(
                 language_model,
@@ -123,6 +139,20 @@ def prune(
                 checkpoint=checkpoint,
                 progress=progress,
             )
+            curve: Sequence[Point] = ()
+            if teacher is not None:
+                training = None
+                if checkpoint is not None:
+                    training = TrainingCheckpoint(checkpoint.folder / "training", {})
+                curve = distill(
+                    language_model,
+                    teacher,
+                    windows,
+                    checked.distill,
+                    seed=checked.seed,
+                    checkpoint=training,
+                    progress=progress,
+                )
         calibrated = windows.describe() if len(windows) else {}
         origin = {
             **provenance(),
@@ -130,7 +160,7 @@ def prune(
             "model_sha256": store.settings["model"],
         }
         return PruneResult(
-            language_model, checked, method, order, records, calibrated, origin, cost, folder
+            language_model, checked, method, order, records, calibrated, origin, cost, curve, folder
         )
 
     def write(result: PruneResult, checkpoint: Checkpoint, staged: Path) -> None:

@@ -13,6 +13,7 @@ from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
+from pruner_zero.recovery import NOT_RETRAINED, Point
 from pruner_zero.settings import PruneSettings
 
 
@@ -21,7 +22,8 @@ class PruneResult(PrunedMatrices):
     """A pruned model, and everything that is needed to repeat the run.
 
     `calibration` describes the windows, empty where there were none, `cost` the wall time and
-    memory of this process; `output` is the folder, None where nothing was saved.
+    memory of this process; `distillation` is the learning curve of the training after the mask,
+    empty where there was none; `output` is the folder, None where nothing was saved.
     """
 
     shown = ("name", "shape", "zeros", "sparsity", "damping", "note")
@@ -34,6 +36,7 @@ class PruneResult(PrunedMatrices):
     calibration: dict[str, Any]
     provenance: dict[str, Any]
     cost: Cost
+    distillation: Sequence[Point] = ()
     output: Path | None = None
 
     def caption(self) -> str:
@@ -57,6 +60,10 @@ class PruneResult(PrunedMatrices):
             **method.to_json(),
             "sparsity": round(self.sparsity, 6),
             "calibration": self.calibration,
+            "distillation": [
+                {"step": point.step, "validation_loss": point.validation_loss}
+                for point in self.distillation
+            ],
             "provenance": self.provenance,
             "matrices": [record.to_json() for record in self.records],
         }
@@ -93,6 +100,14 @@ def model_card(result: PruneResult) -> str:
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
         calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
+    trained = NOT_RETRAINED
+    if result.distillation:
+        first, last = result.distillation[0], result.distillation[-1]
+        trained = (
+            f"The kept weights were then trained for {last.step} steps towards the dense model's "
+            "predictions on the calibration windows; the loss on windows kept apart went from "
+            f"{first.validation_loss:.3f} to {last.validation_loss:.3f} nats per token."
+        )
     return f"""---
 {base}library_name: transformers
 tags: [pruned, pruner-zero]
@@ -101,7 +116,7 @@ tags: [pruned, pruner-zero]
 # {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros
 
 {which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by the metric \
-`{method.metric.expression}`{method.describe_steps()}. Nothing was retrained.
+`{method.metric.expression}`{method.describe_steps()}. {trained}
 
 The weights are stored densely with exact zeros: the model loads with plain \
 `AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless your runtime \

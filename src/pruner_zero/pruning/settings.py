@@ -5,30 +5,30 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.calibration import take_windows
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, check_tokens
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.method import Method
 from pruner_zero.settings import CalibrationSettings
-from pruner_zero.text import Mixture, Source, Windows, load_mixture, no_windows
+from pruner_zero.text import Mixture, SelfText, Source, Windows, load_mixture, no_windows
 
 
 def calibration_texts(
-    source: Source | Mapping[Any, float] | None, methods: Iterable[Method], progress: Progress
+    source: Source | Mapping[Any, float] | None,
+    methods: Iterable[Method],
+    progress: Progress,
+    *,
+    needed: bool = False,
 ) -> Mixture | None:
-    """The calibration texts; None where none is given and no method looks at statistics.
+    """The calibration texts; where none is given, text that the model writes itself.
 
-    Raises PrunerZeroError where a method does.
+    None where no text is given, no method looks at statistics, and nothing else has `needed` one.
     """
-    if source is not None:
-        return load_mixture(source, role="calibration", progress=progress)
-    for method in methods:
-        if method.kinds | method.allocation_kinds:
-            raise PrunerZeroError(
-                f"{method.name} needs statistics of the model on a text: give --calibration, such "
-                "as --calibration builtin:pydoc"
-            )
-    return None
+    if source is None:
+        if not needed and not any(method.kinds | method.allocation_kinds for method in methods):
+            return None
+        progress.note("no --calibration is given: the model writes the text itself (self)")
+        source = SelfText.name
+    return load_mixture(source, role="calibration", progress=progress)
 
 
 def calibration_windows(

@@ -1,8 +1,18 @@
 """Recovery: fine-tuning of a pruned model that keeps its zeros."""
 
+from pruner_zero.recovery.checkpoint import Checkpoint
+from pruner_zero.recovery.distillation import distill
 from pruner_zero.recovery.recover import recover
-from pruner_zero.recovery.result import RecoverResult
+from pruner_zero.recovery.result import NOT_RETRAINED, RecoverResult
 from pruner_zero.recovery.train import Point
 from pruner_zero.settings import RecoverSettings
 
-__all__ = ["Point", "RecoverResult", "RecoverSettings", "recover"]
+__all__ = [
+    "NOT_RETRAINED",
+    "Checkpoint",
+    "Point",
+    "RecoverResult",
+    "RecoverSettings",
+    "distill",
+    "recover",
+]

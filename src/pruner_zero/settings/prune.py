@@ -1,8 +1,10 @@
 """What `prune` can be told."""
 
-from typing import Annotated, ClassVar
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import MethodSettings
@@ -10,14 +12,26 @@ from pruner_zero.settings.model import ModelSettings
 
 METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 
+# What is done where no metric is named: the best that is measured in some minutes on two cores,
+# without gradients (benchmarks/proof.md).
+DEFAULT: Mapping[str, Any] = MappingProxyType(
+    {"metric": "wanda", "refine": True, "asymmetric": True, "update": "exact", "distill": 40}
+)
+
 
 class PruneSettings(ModelSettings, MethodSettings):
     """All that decides the result of `prune`."""
 
     panel: ClassVar[str] = "What follows the mask"
 
-    metric: Annotated[str, Cli(panel="Options", first=True)] = Field(
-        "wanda",
+    metric: Annotated[
+        str,
+        Cli(
+            panel="Options",
+            first=True,
+            default=f"wanda --refine --asymmetric --update exact --distill {DEFAULT['distill']}",
+        ),
+    ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
         "list` shows the names, of which sparsegpt brings its own update.",
     )
@@ -40,6 +54,12 @@ class PruneSettings(ModelSettings, MethodSettings):
         description="Swaps and updates aim at the outputs of the dense model, and so make up for "
         "what earlier blocks lost too.",
     )
+    distill: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
+        0,
+        ge=0,
+        description="Then train the kept weights for this many optimizer steps of about 1024 "
+        "tokens towards the dense model's predictions on the calibration windows.",
+    )
     allocation: Annotated[
         str | None, Cli(panel="What is pruned", default="the metric's own, else uniform")
     ] = Field(
@@ -53,3 +73,29 @@ class PruneSettings(ModelSettings, MethodSettings):
     save_mask: Annotated[bool, Cli(panel="Files and output")] = Field(
         False, description="Also save the mask, one bit a weight, to `masks` in the output folder."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose(cls, given: Any) -> Any:
+        """Without a metric, what is measured to be best, except for what is given."""
+        if not isinstance(given, dict) or given.get("metric") is not None:
+            return given
+        chosen = dict(DEFAULT)
+        if given.get("offload"):
+            # Training needs the whole model in memory.
+            del chosen["distill"]
+        if given.get("mode") == "one-shot":
+            # The dense model's outputs are aimed at while the blocks before are pruned.
+            del chosen["asymmetric"]
+        return {**chosen, **{name: value for name, value in given.items() if value is not None}}
+
+    @model_validator(mode="after")
+    def _check_distillation(self) -> "PruneSettings":
+        if self.offload and self.distill:
+            raise ValueError("--distill needs the whole model in memory: leave out --offload")
+        return self
+
+    @property
+    def is_default(self) -> bool:
+        """Whether the method is the one that is taken where none is named."""
+        return all(getattr(self, name) == value for name, value in DEFAULT.items())

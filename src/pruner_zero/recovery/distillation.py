@@ -1,0 +1,85 @@
+"""Distillation after pruning: the kept weights trained towards the dense model's predictions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import LanguageModel, check_weights, find_matrices, parameters_of
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.recovery.checkpoint import Checkpoint
+from pruner_zero.recovery.train import Point, Training
+from pruner_zero.recovery.trainable import (
+    KeptWeights,
+    Trainable,
+    float32_weights,
+)
+from pruner_zero.settings import RecoverSettings
+from pruner_zero.settings.recover import DEFAULT_LEARNING_RATE
+from pruner_zero.text import Windows
+
+# Tokens in an optimizer step, in as many windows as they fill.
+TOKENS = 1024
+# The share of the windows that only the validation loss is measured on.
+_HELD_OUT = 1 / 16
+CHECKPOINT_MINUTES = 2.0
+
+
+def distill(
+    pruned: LanguageModel,
+    teacher: LanguageModel,
+    windows: Windows,
+    steps: int,
+    *,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    progress: Progress = SILENT,
+) -> Sequence[Point]:
+    """Train the kept weights of `pruned`, in place, for `steps` steps; return the learning curve.
+
+    The loss is KL(teacher ‖ pruned) over the next tokens of `windows`, without the text's own
+    loss, so that text that the dense model wrote itself serves as well as any other. Pruned weights
+    stay zero. Every step takes about 1024 tokens, or all windows. The steps alone decide the
+    result, which is the same for an interrupted run with a `checkpoint`. Raises PrunerZeroError
+    for fewer than two windows, and where the loss is no longer finite.
+
+    Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
+    2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).
+    """
+    if len(windows) < 2:
+        raise PrunerZeroError(
+            "distillation needs 2 calibration windows, one of them for validation: give more "
+            "--windows, or --distill 0"
+        )
+    held_out = max(1, round(len(windows) * _HELD_OUT))
+    settings = RecoverSettings(
+        model=pruned.name,
+        text=windows.corpus,
+        steps=steps,
+        learning_rate=DEFAULT_LEARNING_RATE["full"],
+        teacher_share=1.0,
+        batch=max(1, min(TOKENS // windows.seqlen, len(windows) - held_out)),
+        seqlen=windows.seqlen,
+        seed=seed,
+        validations=1,
+        validation_windows=held_out,
+        keep="last",
+        checkpoint_minutes=CHECKPOINT_MINUTES,
+    )
+    matrices = find_matrices(pruned.model)
+    check_weights(matrices)
+    with float32_weights(pruned.model):
+        trainables: list[Trainable] = [
+            KeptWeights(name, parameter, parameter.data != 0)
+            for name, parameter in parameters_of(matrices).items()
+        ]
+        training = Training(
+            pruned.model,
+            trainables,
+            replace(windows, tokens=windows.tokens[:-held_out]),
+            replace(windows, tokens=windows.tokens[-held_out:]),
+            settings,
+            teacher.model,
+            checkpoint,
+        )
+        training.run(progress)
+    return training.state.curve

@@ -1,0 +1,80 @@
+"""Distillation after pruning: nearer to the dense model, the same zeros, and the same bytes."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional
+
+from pruner_zero.models import LanguageModel
+from pruner_zero.recovery import Checkpoint, distill
+from pruner_zero.text import Windows
+from tests.recovery.conftest import pruned_model
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_windows
+
+
+@pytest.fixture(autouse=True)
+def short_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruner_zero.recovery.distillation.TOKENS", 32)
+
+
+def some_windows(count: int = 8) -> Windows:
+    return Windows(tiny_windows(count, 16), "self", None, "as written", None, "sampled", 0)
+
+
+def dense() -> LanguageModel:
+    return LanguageModel(tiny_model("llama"), tiny_tokenizer(), "llama")
+
+
+def divergence(pruned: LanguageModel, windows: Windows) -> float:
+    with torch.no_grad():
+        wanted = dense().model(windows.tokens).logits.log_softmax(-1)
+        given = pruned.model(windows.tokens).logits.log_softmax(-1)
+    return float(functional.kl_div(given, wanted, log_target=True, reduction="batchmean"))
+
+
+def test_the_pruned_model_comes_nearer_to_the_dense_one_and_keeps_its_zeros() -> None:
+    pruned, zeros = pruned_model()
+    windows = some_windows()
+    before = divergence(pruned, windows)
+    curve = distill(pruned, dense(), windows, 60)
+    assert curve[-1].step == 60
+    assert divergence(pruned, windows) < 0.9 * before
+    for name, parameter in pruned.model.named_parameters():
+        if name in zeros:
+            assert torch.equal(parameter.data == 0, zeros[name]), name
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.set_num_threads(1)
+    whole, _ = pruned_model()
+    distill(whole, dense(), some_windows(), 6)
+    monkeypatch.setattr("pruner_zero.recovery.distillation.CHECKPOINT_MINUTES", 0.0)
+    cut, _ = pruned_model()
+    teacher, calls = dense(), 0
+
+    def stop(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 6:
+            raise KeyboardInterrupt
+
+    handle = teacher.model.register_forward_pre_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        distill(cut, teacher, some_windows(), 6, checkpoint=Checkpoint(tmp_path / "t", {}))
+    handle.remove()
+    checkpoint = Checkpoint(tmp_path / "t", {})
+    assert 0 < checkpoint.finished < 6
+    again, _ = pruned_model()
+    distill(again, dense(), some_windows(), 6, checkpoint=checkpoint)
+    for (name, wanted), (_, given) in zip(whole.weights(), again.weights(), strict=True):
+        assert torch.equal(wanted, given), name
+
+
+def test_one_window_is_not_enough() -> None:
+    pruned, _ = pruned_model()
+    assert "--windows" in refusal(lambda: distill(pruned, dense(), some_windows(1), 2))
