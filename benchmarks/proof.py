@@ -1,0 +1,251 @@
+"""What holds: models × methods × {texts, divergence, tasks}, a cell a file, and the page of them.
+
+    python benchmarks/proof.py smollm2 builtin:smollm2-135m --calibration wiki.valid.raw \\
+        --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt --tasks zero-shot
+    python benchmarks/proof.py page
+
+A cell is a model pruned by one method: its perplexity on each text, its divergence from the dense
+model's predictions on windows that the dense model wrote itself (not those of the calibration),
+and for each task the accuracy and the probability of every question's right choice. Cells that are
+there are kept, so that a run that was cut goes on; --only names the cells to fill. Differences
+between two cells are paired by question. news.txt is `lee_background.cor`, 299 articles of 2001,
+from the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from packed import packed
+from pruner_zero import prune
+from pruner_zero.calibration import self_windows
+from pruner_zero.evaluation import perplexity
+from pruner_zero.evaluation.tasks import evaluate_tasks
+from pruner_zero.files import write_atomic
+from pruner_zero.models import LanguageModel, load_model
+from pruner_zero.text import consecutive_windows, load_corpus
+
+HERE = Path(__file__).parent
+CELLS = HERE / "results" / "proof"
+# Windows that the dense model wrote, after those that calibrations use.
+WRITTEN, FIRST_WRITTEN = 6, 72
+TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
+NOTES = HERE / "results" / "proof-notes.md"
+# What `prune` does where no metric is named.
+DEFAULT = "default"
+CARRIED = "G^1.5 * sqr(W)@global"
+
+# What follows a mask, from nothing to all of it.
+AFTER = {"": "", ", swaps": "+refine", ", swaps, least squares": "+refine+asymmetric+exact"}
+METRICS = {
+    "magnitude": "magnitude",
+    "Wanda": "wanda",
+    "RIA": "ria",
+    "published tree": "pruner-zero",
+    "evolved on SmolLM2": CARRIED,
+}
+ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row of the table of a model: how it is pruned.
+
+    method: as `prune` takes it or `DEFAULT`, None for the dense model. calibration: "text" or what
+    `prune` takes. settings: other keywords of `prune`.
+    """
+
+    label: str
+    zeros: str = "50"
+    method: str | None = None
+    calibration: str = "text"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's file."""
+        words = self.label.replace(",", "").replace(" ", "-").lower()
+        return words if self.method is None else f"{self.zeros}-{words}"
+
+
+def all_cells() -> Iterator[Cell]:
+    """Every row of a model's tables."""
+    yield Cell("dense")
+    for zeros in ZEROS:
+        yield Cell("default", zeros, DEFAULT, "self")
+    for zeros in ZEROS:
+        for words, metric in METRICS.items():
+            for after, steps in AFTER.items():
+                yield Cell(words + after, zeros, metric + steps)
+        yield Cell("SparseGPT", zeros, "sparsegpt")
+
+
+def main() -> None:
+    """Fill the cells of a model that are missing, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("model", help="a name for the files, or `page`")
+    parser.add_argument("source", nargs="?", help="what prune takes as MODEL")
+    parser.add_argument("--calibration", help="WikiText-2 validation, raw")
+    parser.add_argument("--windows", type=int, default=24)
+    parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
+    parser.add_argument("--windows-eval", type=int, default=12)
+    parser.add_argument("--tasks", type=Path, help="the folder of task files")
+    parser.add_argument("--items", type=int, nargs=3, help="questions of each task, else all")
+    parser.add_argument("--only", nargs="*", help="names of cells, all where left out")
+    given = parser.parse_args()
+    if given.model != "page":
+        for cell in all_cells():
+            file = CELLS / given.model / f"{cell.name}.json"
+            if (given.only is None or cell.name in given.only) and not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(file, json.dumps(fill(cell, given)) + "\n")
+    write_atomic(HERE / "proof.md", page())
+
+
+def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
+    """Prune and measure one cell."""
+    print(cell.name, flush=True)
+    model = load_model(given.source)
+    dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
+    row: dict[str, Any] = {"label": cell.label, "method": cell.method, **ZEROS[cell.zeros]}
+    if cell.method is not None:
+        calibration = given.calibration if cell.calibration == "text" else cell.calibration
+        settings = {"windows": given.windows, **cell.settings, **ZEROS[cell.zeros]}
+        method = None if cell.method == DEFAULT else cell.method
+        result = prune(model, method, calibration=calibration, **settings)
+        row |= {"calibration": result.calibration, "sparsity": result.sparsity}
+        row |= {"seconds": result.cost.to_json()}
+    row["texts"] = {}
+    for text in given.texts:
+        name, _, source = text.partition("=")
+        corpus = load_corpus(source, role="test")
+        windows = consecutive_windows(corpus, model.tokenizer, 1024, given.windows_eval)
+        measured = perplexity(model, windows).to_json()
+        row["texts"][name] = {
+            "perplexity": measured["perplexity"],
+            "losses": [round(loss, 5) for loss in measured["losses"]],
+            "tokens_sha256": measured["text"]["tokens_sha256"],
+        }
+    written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
+    row["divergence"] = divergence(model, dense, written.tokens)
+    row["tasks"] = ask(model, given.tasks, given.items)
+    return row
+
+
+def ask(model: LanguageModel, folder: Path, items: Sequence[int] | None) -> dict[str, Any]:
+    """Accuracies and the probabilities of the right choices, by task.
+
+    The blocks compute in bfloat16, which two cores do at twice the speed of float32, and the
+    logits in float32.
+    """
+    answers = {}
+    with in_bfloat16(model):
+        for task, limit in zip(TASKS, items or (None,) * len(TASKS), strict=True):
+            result = evaluate_tasks(
+                lambda: model, [task], limit=limit, include_path=folder, harness=packed
+            )
+            (row,) = result.rows
+            answers[task] = {
+                **{name: row[name] for name in ("documents", "acc", "acc_norm", "prob")},
+                "probabilities": [round(value, 4) for value in result.probabilities[task]],
+            }
+    return answers
+
+
+@torch.no_grad()
+def divergence(model: LanguageModel, dense: LanguageModel, windows: Tensor) -> float:
+    """KL(dense ‖ model) in nats per token, the mean over `windows` (n, tokens)."""
+    values = []
+    for window in windows.split(1):
+        wanted = dense.model(window, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        given = model.model(window, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        values.append(float((wanted.exp() * (wanted - given)).sum(-1).mean()))
+    return sum(values) / len(values)
+
+
+@contextmanager
+def in_bfloat16(model: LanguageModel) -> Iterator[None]:
+    """Compute the blocks of `model` in bfloat16 and its logits in float32."""
+    head = model.model.get_output_embeddings()
+    forward = head.forward
+
+    def in_float32(hidden: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            logits: Tensor = forward(hidden.float())
+        return logits
+
+    head.forward = in_float32
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            yield
+    finally:
+        del head.forward
+
+
+def page() -> str:
+    """The page of all cells."""
+    text = "# What holds\n\nMade by `python benchmarks/proof.py`.\n"
+    for folder in sorted(path for path in CELLS.iterdir() if path.is_dir()):
+        rows = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+        if "dense" not in rows:
+            continue
+        for zeros, shown in (("50", "50 %"), ("2-4", "2:4")):
+            chosen = {name: row for name, row in rows.items() if name.startswith(f"{zeros}-")}
+            if chosen:
+                text += f"\n## {folder.name}, {shown}\n\n{table(chosen, rows['dense'], zeros)}"
+    return text + "\n" + NOTES.read_text()
+
+
+def table(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
+    """The rows of one model and pattern, the best in tasks first, and the dense model."""
+    texts = list(dense["texts"])
+    header = ["method", *texts, "divergence", "right choice", "over Wanda", "acc", "acc_norm"]
+    text = f"| {' | '.join([*header, 'minutes'])} |\n|{'---|' * (len(header) + 1)}\n"
+    wanda = rows.get(f"{zeros}-wanda")
+    order = sorted(rows.values(), key=lambda row: -average(row, "prob"))
+    for row in [dense, *order]:
+        values = [f"{row['texts'][name]['perplexity']:.2f}" for name in texts]
+        values += [f"{row['divergence']:.3f}", f"{100 * average(row, 'prob'):.1f}"]
+        if wanda is None or row is wanda:
+            values.append("")
+        else:
+            gain, error = difference(row, wanda)
+            values.append(f"{100 * gain:+.1f} ± {100 * error:.1f}")
+        values += [f"{100 * average(row, name):.1f}" for name in ("acc", "acc_norm")]
+        values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
+        text += f"| {row['label']} | {' | '.join(values)} |\n"
+    return text
+
+
+def average(row: Mapping[str, Any], name: str) -> float:
+    """The mean of a number over the tasks."""
+    return float(sum(task[name] for task in row["tasks"].values())) / len(row["tasks"])
+
+
+def difference(row: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float]:
+    """How much higher the right choices' probability is, and half of its 95 % interval.
+
+    Paired by question: the mean over the tasks of the mean over their questions.
+    """
+    means, variances = [], []
+    for task, answers in row["tasks"].items():
+        pairs = zip(answers["probabilities"], base["tasks"][task]["probabilities"], strict=True)
+        differences = torch.tensor([mine - other for mine, other in pairs], dtype=torch.float64)
+        means.append(float(differences.mean()))
+        variances.append(float(differences.var()) / len(differences))
+    error = math.sqrt(sum(variances)) / len(variances)
+    return sum(means) / len(means), float(norm.ppf(0.975)) * error
+
+
+if __name__ == "__main__":
+    main()
