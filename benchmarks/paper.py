@@ -1,4 +1,4 @@
-"""The paper's tables on one model: perplexity and zero-shot tasks at 50 %, 2:4 and 4:8.
+"""The paper's tables on a model: perplexity and zero-shot tasks at 50 %, 2:4 and 4:8.
 
     python benchmarks/paper.py meta-llama/Llama-2-7b-hf
     python benchmarks/paper.py ./my-llama --published L2-7B --offload --calibration c4.jsonl \
@@ -52,8 +52,8 @@ from updates import EVOLVED, TABLES
 
 # Options that change at most how sums round, or where files are.
 PLACE = ("device", "offload", "batch_size", "folder", "output", "page")
-# What a result file tells of a pruned model.
-TOLD = ("expression", "pattern", "scope", "steps", "asymmetric", "sparsity", "calibration")
+# What a result file says of a pruned model.
+DESCRIBED = ("expression", "pattern", "scope", "steps", "asymmetric", "sparsity", "calibration")
 
 
 def options() -> argparse.ArgumentParser:
@@ -119,18 +119,22 @@ def run(given: argparse.Namespace, command: str) -> None:
         role: Role = "test" if option == "text" else "calibration"
         return load_corpus(settings[option], role, progress=progress)
 
-    asked = [(row, cells(row, settings, load_text)) for row in plan(settings)]
-    everything = [cell for _, of_row in asked for cell in of_row]
-    for row, of_row in asked:
+    planned = [(row, cells(row, settings, load_text)) for row in plan(settings)]
+    everything = [cell for _, of_row in planned for cell in of_row]
+    for row, of_row in planned:
         pruned = given.folder / f"pruned-{cache_key(weights_settings(row, settings, load_text))}"
         missing = [cell for cell in of_row if not (given.folder / cell.file).exists()]
         if missing:
             progress.note(f"{row.zeros}, {row.label}: {', '.join(c.measure for c in missing)}")
             model = weights(row, pruned, given, load_text, progress)
             for cell in missing:
-                found = measure(cell, model, given, load_text, progress)
-                found |= {"settings": cell.settings, **told(pruned), "device": str(model.device)}
-                write_atomic(given.folder / cell.file, json.dumps(found, indent=2) + "\n")
+                values = {
+                    **measure(cell, model, given, load_text, progress),
+                    "settings": cell.settings,
+                    "device": str(model.device),
+                    **describe(pruned),
+                }
+                write_atomic(given.folder / cell.file, json.dumps(values, indent=2) + "\n")
                 write_table(given, command, settings, everything)
             del model
         shutil.rmtree(pruned, ignore_errors=True)
@@ -193,13 +197,13 @@ def measure(
     return {**row, "provenance": dict(scores.provenance)}
 
 
-def told(pruned: Path) -> dict[str, Any]:
+def describe(pruned: Path) -> dict[str, Any]:
     """How a model was pruned and what it took; empty for the dense one."""
     if not pruned.exists():
         return {}
-    found = json.loads((pruned / "pruning.json").read_text())
+    record = json.loads((pruned / "pruning.json").read_text())
     cost = json.loads((pruned / "timing.json").read_text())
-    return {"pruned": {**{name: found[name] for name in TOLD}, **cost}}
+    return {"pruned": {**{name: record[name] for name in DESCRIBED}, **cost}}
 
 
 def write_table(

@@ -61,13 +61,13 @@ def _differences(settings: dict[str, Any]) -> list[str]:
     ]
     if not rows:
         return []
-    told = "Not all settings are the paper's:"
+    notice = "Not all settings are the paper's:"
     if column is None:
-        told = (
+        notice = (
             "This is a proof of the protocol, on a model that the paper does not have and with the"
             " settings below. Its numbers are not the paper's and do not compare with them."
         )
-    return ["", f"**{told}**", "", *_table(("setting", "the paper's", "here"), rows)]
+    return ["", f"**{notice}**", "", *_table(("setting", "the paper's", "here"), rows)]
 
 
 def _setting(value: object) -> str:
@@ -88,33 +88,33 @@ def _perplexity(settings: dict[str, Any], cells: list[dict[str, Any]]) -> list[s
     for label in settings["methods"]:
         row = [f"`{label}`"]
         for zeros in settings["zeros"]:
-            found = _find(cells, zeros, label, PERPLEXITY)
-            row.append("–" if found is None else _number(found["perplexity"]))
+            cell = _find(cells, zeros, label, PERPLEXITY)
+            row.append("–" if cell is None else _number(cell["perplexity"]))
             if zeros in beside:
-                told = column["dense"] if label == DENSE else column[zeros].get(label)
-                row.append("" if told is None else _number(told))
+                figure = column["dense"] if label == DENSE else column[zeros].get(label)
+                row.append("" if figure is None else _number(figure))
         rows.append(row)
     return ["", "## Perplexity", "", *_windows(cells), *_table(header, rows), *_expressions(cells)]
 
 
 def _windows(cells: list[dict[str, Any]]) -> list[str]:
     """On what all perplexities were measured."""
-    found = next((cell["text"] for cell in cells if cell["measure"] == PERPLEXITY), None)
-    if found is None:
+    text = next((cell["text"] for cell in cells if cell["measure"] == PERPLEXITY), None)
+    if text is None:
         return []
-    windows = f"{found['windows']} windows of {found['seqlen']} tokens of {found['text']}"
-    return [f"On the first {windows} (SHA-256 of the text {found['text_sha256'][:12]}).", ""]
+    windows = f"{text['windows']} windows of {text['seqlen']} tokens of {text['text']}"
+    return [f"On the first {windows} (SHA-256 of the text {text['text_sha256'][:12]}).", ""]
 
 
 def _expressions(cells: Iterable[dict[str, Any]]) -> list[str]:
     """The metric of each method whose name does not tell it."""
-    told = {
+    lines = {
         f"`{cell['method']}` at {zeros_title(cell['zeros'])}: `{cell['pruned']['expression']}`"
         + (f", compared by {scope}." if (scope := cell["pruned"]["scope"]) else ".")
         for cell in cells
         if "EVOLVED" in cell["method"]
     }
-    return ["", *sorted(told)] if told else []
+    return ["", *sorted(lines)] if lines else []
 
 
 def _tasks(settings: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
@@ -129,28 +129,28 @@ def _tasks(settings: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
 def _scores(
     settings: dict[str, Any], cells: list[dict[str, Any]], zeros: str, score: str
 ) -> list[str]:
-    """One kind of score: never both in one table or mean."""
-    found = {
+    """A table of one kind of score, so that no table or mean mixes both."""
+    scored = {
         (label, task): cell
         for label in settings["methods"]
         for task in settings["tasks"]
         if (cell := _find(cells, zeros, label, task)) and cell.get(score) is not None
     }
-    tasks = [task for task in settings["tasks"] if any(task == other for _, other in found)]
+    tasks = [task for task in settings["tasks"] if any(task == other for _, other in scored)]
     if not tasks:
         return []
     rows = []
     for label in settings["methods"]:
-        values = [found.get((label, task), {}).get(score) for task in tasks]
-        known = [value for value in values if value is not None]
-        mean = statistics.mean(known) if len(known) == len(tasks) else None
+        values = [scored.get((label, task), {}).get(score) for task in tasks]
+        present = [value for value in values if value is not None]
+        mean = statistics.mean(present) if len(present) == len(tasks) else None
         rows.append([f"`{label}`", *map(_percent, [*values, mean])])
-    errors = [cell[f"{score}_stderr"] for cell in found.values() if cell[f"{score}_stderr"]]
-    questions = sorted({cell["documents"] for cell in found.values()})
-    told = f"{questions[0]} to {questions[-1]}" if len(questions) > 1 else str(questions[0])
+    errors = [cell[f"{score}_stderr"] for cell in scored.values() if cell[f"{score}_stderr"]]
+    questions = sorted({cell["documents"] for cell in scored.values()})
+    count = f"{questions[0]} to {questions[-1]}" if len(questions) > 1 else str(questions[0])
     return [
         "",
-        f"`{score}` in percent, {told} questions a task; standard errors up to"
+        f"`{score}` in percent, {count} questions a task; standard errors up to"
         f" {_percent(max(errors, default=None))}.",
         "",
         *_table(("method", *tasks, f"mean of {len(tasks)}"), rows),

@@ -48,7 +48,7 @@ def published() -> dict[str, Any]:
 
 
 def column_of(model: str) -> str | None:
-    """The paper's name of `model`, None where its own name does not tell it."""
+    """The paper's name of `model`, None where that name does not tell it."""
     name = model.rstrip("/").split("/")[-1].lower()
     return next((key for key, column in published().items() if name in column["names"]), None)
 
@@ -100,7 +100,7 @@ def _pruned(zeros: str, label: str, settings: dict[str, Any]) -> Row:
     method = label.removesuffix(ONE_TEXT).replace(EVOLVED, metric)
     pattern = TABLES[zeros][0]
     if method == "magnitude" and "sparsity" in pattern:
-        # As in the papers' tables: one threshold for a matrix.
+        # As in the papers' tables: a threshold for each matrix.
         method = "magnitude@matrix"
     pruning = {"metric": method, **pattern}
     parsed = parse_method(method, **pattern)
@@ -132,9 +132,12 @@ def cells(row: Row, settings: dict[str, Any], load_text: LoadText) -> list[Cell]
         "text_seqlen": settings["seqlen"],
         "windows_eval": settings["windows_eval"],
     }
-    found = [Cell(row, PERPLEXITY, weights | test)]
+    numbers = [Cell(row, PERPLEXITY, weights | test)]
     if row.zeros == DENSE or row.zeros in settings["task_zeros"]:
         for task in settings["tasks"]:
-            asked = {"task": task, **{name: settings[name] for name in ("include_path", "limit")}}
-            found.append(Cell(row, task, weights | asked))
-    return found
+            questions = {
+                "task": task,
+                **{name: settings[name] for name in ("include_path", "limit")},
+            }
+            numbers.append(Cell(row, task, weights | questions))
+    return numbers

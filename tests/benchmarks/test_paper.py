@@ -36,11 +36,11 @@ def page(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
 @pytest.fixture
 def texts(tmp_path: Path, prose: str) -> dict[str, Path]:
     """Three different texts by the option that names them."""
-    found = {}
+    files = {}
     for place, name in enumerate(("calibration", "gradients", "text")):
-        found[name] = tmp_path / f"{name}.txt"
-        found[name].write_text(prose[1500 * place : 1500 * (place + 1)])
-    return found
+        files[name] = tmp_path / f"{name}.txt"
+        files[name].write_text(prose[1500 * place : 1500 * (place + 1)])
+    return files
 
 
 def arguments(model: Path, folder: Path, texts: dict[str, Path], *more: object) -> list[str]:
@@ -51,7 +51,7 @@ def arguments(model: Path, folder: Path, texts: dict[str, Path], *more: object) 
     return [*map(str, (model, *pairs, "--zeros", 50, "2-4", *more))]
 
 
-def told(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
+def measured(folder: Path) -> dict[tuple[str, str, str], dict[str, Any]]:
     cells = json.loads((folder / "paper.json").read_text())["cells"]
     return {(cell["zeros"], cell["method"], cell["measure"]): cell for cell in cells}
 
@@ -62,9 +62,9 @@ def test_numbers_are_those_of_the_package(
     tasks, folder = write_task(tmp_path), tmp_path / "run"
     asked = ("--tasks", "kinds", "--include-path", tasks, "--limit", LIMIT)
     paper.main(arguments(llama_folder, folder, texts, *asked))
-    found = told(folder)
+    cells = measured(folder)
     pruned = ("magnitude", "wanda", "sparsegpt", "pruner-zero")
-    assert {key[:2] for key in found} == {
+    assert {key[:2] for key in cells} == {
         ("dense", "dense"),
         *((zeros, method) for zeros in ("50", "2-4") for method in pruned),
     }
@@ -77,14 +77,14 @@ def test_numbers_are_those_of_the_package(
     for row in rows:
         method = row["method"].removesuffix("@matrix")
         zeros = "dense" if method == "dense" else "50"
-        cell = found[zeros, method, "perplexity"]
+        cell = cells[zeros, method, "perplexity"]
         assert cell["perplexity"] == pytest.approx(row["perplexity"], rel=1e-5), method
     scores = evaluate(llama_folder, tasks="kinds", include_path=tasks, limit=LIMIT).rows[0]
-    cell = found["dense", "dense", "kinds"]
+    cell = cells["dense", "dense", "kinds"]
     assert {name: cell[name] for name in scores} == scores
     # Tasks are run where --task-zeros says so.
-    assert ("50", "wanda", "kinds") in found
-    assert ("2-4", "wanda", "kinds") not in found
+    assert ("50", "wanda", "kinds") in cells
+    assert ("2-4", "wanda", "kinds") not in cells
     # Nothing but the numbers stays.
     assert not list(folder.glob("pruned-*"))
 
@@ -104,12 +104,12 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(
         time.sleep(0.001)
     process.kill()
     before = {file: file.stat().st_mtime_ns for file in killed.glob("*-perplexity-*.json")}
-    whole = told(tmp_path / "whole")
+    whole = measured(tmp_path / "whole")
     assert len(before) < len(whole)
     paper.main(given(killed))
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
     losses = {key: cell["losses"] for key, cell in whole.items()}
-    assert {key: cell["losses"] for key, cell in told(killed).items()} == losses
+    assert {key: cell["losses"] for key, cell in measured(killed).items()} == losses
 
 
 def test_a_number_whose_settings_changed_is_measured_anew(
@@ -120,15 +120,15 @@ def test_a_number_whose_settings_changed_is_measured_anew(
     def run(limit: int) -> dict[tuple[str, str, str], dict[str, Any]]:
         asked = ("--tasks", "kinds", "--include-path", tasks, "--methods", "dense", "magnitude")
         paper.main(arguments(llama_folder, folder, texts, *asked, "--limit", limit))
-        return told(folder)
+        return measured(folder)
 
     def files() -> set[Path]:
         return set(folder.glob("*-*.json"))
 
     run(2)
     first = files()
-    found = run(LIMIT)
-    assert {cell["documents"] for key, cell in found.items() if key[2] == "kinds"} == {LIMIT}
+    cells = run(LIMIT)
+    assert {cell["documents"] for key, cell in cells.items() if key[2] == "kinds"} == {LIMIT}
     assert {"-kinds-" in file.name for file in files() - first} == {True}
     # Another text for a method that looks at none changes nothing.
     second = files()
@@ -143,9 +143,9 @@ def test_a_model_that_the_paper_does_not_have_needs_a_length(
     with pytest.raises(SystemExit) as ended:
         paper.main(["my-model", "--folder", str(tmp_path)])
     assert ended.value.code == 2
-    told = capsys.readouterr().err
-    assert told.startswith("error: the paper does not have the model my-model: give --seqlen")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert message.startswith("error: the paper does not have the model my-model: give --seqlen")
+    assert message.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_the_column_of_the_paper_is_told_by_the_name(
 
 
 def settings(paper: ModuleType, *given: str) -> dict[str, Any]:
-    found: dict[str, Any] = paper.settled(paper.options().parse_args(given))
-    return found
+    values: dict[str, Any] = paper.settled(paper.options().parse_args(given))
+    return values
 
 
 def cell(zeros: str, method: str, measure: str, **values: Any) -> dict[str, Any]:
@@ -190,13 +190,13 @@ def test_published_numbers_stand_beside_those_of_the_same_model(
     given = settings(paper, "meta-llama/Llama-2-7b-hf")
     wanda = cell("50", "wanda", "perplexity", perplexity=6.444)
     dense = cell("dense", "dense", "perplexity", perplexity=5.121)
-    told = written(page, tmp_path, given, dense, wanda)
-    assert "| method | 50 % | published | 2:4 | published | 4:8 | published |" in told
-    assert "| `dense` | 5.12 | 5.12 | 5.12 | 5.12 | 5.12 | 5.12 |" in told
-    assert "| `wanda` | 6.44 | 6.42 | – | 11.02 | – | 7.97 |" in told
-    assert "| `pruner-zero` | – | 6.26 | – | 10.52 | – |  |" in told
-    assert "(results/r.json)" in told
-    assert "the paper's | here" not in told
+    text = written(page, tmp_path, given, dense, wanda)
+    assert "| method | 50 % | published | 2:4 | published | 4:8 | published |" in text
+    assert "| `dense` | 5.12 | 5.12 | 5.12 | 5.12 | 5.12 | 5.12 |" in text
+    assert "| `wanda` | 6.44 | 6.42 | – | 11.02 | – | 7.97 |" in text
+    assert "| `pruner-zero` | – | 6.26 | – | 10.52 | – |  |" in text
+    assert "(results/r.json)" in text
+    assert "the paper's | here" not in text
     limited = settings(paper, "meta-llama/Llama-2-7b-hf", "--limit", "9")
     assert "| only the first questions of each task | – | 9 |" in written(page, tmp_path, limited)
 
@@ -205,26 +205,27 @@ def test_another_model_has_no_published_numbers_and_the_page_says_so(
     paper: ModuleType, page: ModuleType, tmp_path: Path
 ) -> None:
     given = settings(paper, "my-model", "--seqlen", "16", "--windows", "3")
-    told = written(page, tmp_path, given)
-    assert "Its numbers are not the paper's and do not compare with them." in told
-    assert "| calibration windows | 128 | 3 |" in told
-    assert "| method | 50 % | 2:4 | 4:8 |" in told
+    text = written(page, tmp_path, given)
+    assert "Its numbers are not the paper's and do not compare with them." in text
+    assert "| calibration windows | 128 | 3 |" in text
+    assert "| method | 50 % | 2:4 | 4:8 |" in text
 
 
 def test_kinds_of_scores_are_never_mixed(
     paper: ModuleType, page: ModuleType, tmp_path: Path
 ) -> None:
     given = settings(paper, "my-model", "--seqlen", "16", "--methods", "wanda")
-    given["tasks"] = ["both", "one"]
+    given["tasks"] = ["both", "acc_only"]
     error = {"acc_stderr": 0.01, "acc_norm_stderr": 0.02, "documents": len(QUESTIONS)}
     both = cell("50", "wanda", "both", acc=0.5, acc_norm=0.75, **error)
-    one = cell("50", "wanda", "one", acc=0.25, **error)
-    told = written(page, tmp_path, given, both, one)
+    acc_only = cell("50", "wanda", "acc_only", acc=0.25, **error)
+    text = written(page, tmp_path, given, both, acc_only)
     assert (
-        "| method | both | one | mean of 2 |\n| --- | --- | --- | --- |\n| `wanda` | 50.0 |" in told
+        "| method | both | acc_only | mean of 2 |\n| --- | --- | --- | --- |\n| `wanda` | 50.0 |"
+        in text
     )
-    assert "| 50.0 | 25.0 | 37.5 |" in told
-    assert "| method | both | mean of 1 |\n| --- | --- | --- |\n| `wanda` | 75.0 | 75.0 |" in told
+    assert "| 50.0 | 25.0 | 37.5 |" in text
+    assert "| method | both | mean of 1 |\n| --- | --- | --- |\n| `wanda` | 75.0 | 75.0 |" in text
 
 
 def test_a_mean_needs_every_task(paper: ModuleType, page: ModuleType, tmp_path: Path) -> None:
@@ -232,6 +233,6 @@ def test_a_mean_needs_every_task(paper: ModuleType, page: ModuleType, tmp_path: 
     given["tasks"] = ["a", "b"]
     scores = {"acc": 0.5, "acc_stderr": 0.01, "documents": 12}
     cells = [cell("dense", "dense", task, **scores) for task in "ab"]
-    told = written(page, tmp_path, given, *cells, cell("50", "wanda", "a", **scores))
-    assert "| `dense` | 50.0 | 50.0 | 50.0 |" in told
-    assert "| `wanda` | 50.0 | – | – |" in told
+    text = written(page, tmp_path, given, *cells, cell("50", "wanda", "a", **scores))
+    assert "| `dense` | 50.0 | 50.0 | 50.0 |" in text
+    assert "| `wanda` | 50.0 | – | – |" in text
