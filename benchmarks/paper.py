@@ -170,6 +170,8 @@ def weights(
             given.model,
             calibration=load_text(row.text) if row.text else None,
             output=pruned,
+            # Of an unfinished run, for example one by an earlier version of the program.
+            overwrite=True,
             offload=given.offload,
             progress=progress,
             **place,

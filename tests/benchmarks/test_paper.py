@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pruner_zero import compare, evaluate
+from pruner_zero.text import load_corpus
 from tests.benchmarks.conftest import BENCHMARKS
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.processes import Forked
@@ -110,6 +111,20 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_numbers(
     assert all(file.stat().st_mtime_ns == time for file, time in before.items())
     losses = {key: cell["losses"] for key, cell in whole.items()}
     assert {key: cell["losses"] for key, cell in measured(killed).items()} == losses
+
+
+def test_an_unfinished_model_of_another_version_is_begun_again(
+    paper: ModuleType, tmp_path: Path, llama_folder: Path, texts: dict[str, Path]
+) -> None:
+    given = arguments(llama_folder, tmp_path, texts, "--tasks", "--methods", "wanda")
+    settings = paper.settled(paper.options().parse_args(given))
+    for row in paper.plan(settings):
+        weights = paper.weights_settings(row, settings, lambda name: load_corpus(texts[name]))
+        blocks = tmp_path / f"pruned-{paper.cache_key(weights)}.partial" / "blocks"
+        blocks.mkdir(parents=True)
+        (blocks / "journal.jsonl").write_text('{"run": {"--old": "1"}}\n{"block": 0}\n')
+    paper.main(given)
+    assert len(measured(tmp_path)) == len(paper.plan(settings))
 
 
 def test_a_number_whose_settings_changed_is_measured_anew(
