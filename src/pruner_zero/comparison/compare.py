@@ -112,15 +112,9 @@ def compare(
         "text": name_of(text),
     }
     checked = read_settings(CompareSettings, given, config)
-    zeros: dict[str, Any] = {
-        "sparsity": checked.sparsity,
-        "pattern": checked.pattern,
-        "scope": checked.scope,
-    }
-    chosen = {
-        name: None if name == DENSE else parse_method(name, **zeros)
-        for name in split_methods(checked.methods)
-    }
+    zeros = {name: getattr(checked, name) for name in ("sparsity", "pattern", "scope")}
+    names = split_methods(checked.methods)
+    chosen = {name: None if name == DENSE else parse_method(name, **zeros) for name in names}
     pruning = [method for method in chosen.values() if method]
     file = Path(output) if output is not None else None
     if file:

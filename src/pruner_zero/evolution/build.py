@@ -58,10 +58,7 @@ def search_windows(
             progress=progress,
         )
 
-    return (
-        take(calibration, settings.windows, 0),
-        take(search, settings.search_windows, written),
-    )
+    return (take(calibration, settings.windows, 0), take(search, settings.search_windows, written))
 
 
 def build_evaluator(

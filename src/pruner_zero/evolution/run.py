@@ -131,12 +131,7 @@ def search(
         }
         write_atomic(folder / RUN, json.dumps(description, indent=2) + "\n")
         evaluator = build_evaluator(
-            language_model,
-            checked,
-            windows,
-            judged,
-            cache=kept,
-            progress=progress,
+            language_model, checked, windows, judged, cache=kept, progress=progress
         )
         # Only tensors in main memory can be shared between processes.
         shareable = evaluator.masked.device == CPU

@@ -86,10 +86,7 @@ def load_text(source: Source, role: Role = "calibration", *, progress: Progress 
 
 
 def load_mixture(
-    source: Source | Mapping[Any, float],
-    role: Role = "calibration",
-    *,
-    progress: Progress = SILENT,
+    source: Source | Mapping[Any, float], role: Role = "calibration", *, progress: Progress = SILENT
 ) -> Mixture:
     """Load one text, or those of a mapping from texts to shares.
 
