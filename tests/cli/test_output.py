@@ -197,6 +197,15 @@ def test_metric_show_tells_the_formula_and_its_needs(cli: Cli) -> None:
     assert "needs        G, W\n" in outcome.out
 
 
+def test_a_tree_file_of_another_expression_has_no_source(cli: Cli, tmp_path: Path) -> None:
+    file = tmp_path / "tree.json"
+    tree = json.loads(Metric.of("W * G").to_json())
+    file.write_text(json.dumps({**tree, "name": "wanda"}))
+    found = one_value(cli("metric", "show", file, "--json"))
+    assert found["expression"] == "W * G"
+    assert "source" not in found
+
+
 def test_metric_json_is_read_back_by_every_command(cli: Cli, tmp_path: Path) -> None:
     outcome = cli("metric", "json", "max(W, G^0.5) * 2")
     file = tmp_path / "tree.json"
@@ -223,7 +232,7 @@ def test_help_keeps_what_stands_in_brackets(cli: Cli) -> None:
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][@ALLOCATION][+STEPS]" in text
     assert "[default: 24]" in text
-    assert "[default: wanda]" in text
+    assert "[default: wanda --refine --asymmetric --update exact --distill 40]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):
         assert verb in cli("--help").out
 
@@ -257,7 +266,7 @@ def test_quiet_leaves_the_result_alone(
 def test_a_plain_mask_is_told_what_would_improve_it(
     cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
 ) -> None:
-    options = ["prune", llama_folder, *texts, *HALF]
+    options = ["prune", llama_folder, *texts, *HALF, "--metric", "wanda"]
     plain = cli(*options, "-o", tmp_path / "plain", "--json")
     assert plain.err.splitlines()[-1].startswith("a plain mask: add --refine, or --refine --asym")
     assert plain.out.count("\n") == 1

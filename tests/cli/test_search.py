@@ -23,3 +23,11 @@ def test_the_command_that_prunes_names_the_update(
     assert found.code == 0, found
     last = found.out.splitlines()[-1]
     assert last.endswith(f"--metric {output / 'best.json'} --update exact …")
+
+
+def test_a_resumed_run_takes_no_other_settings(cli: Cli, tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("seed: 3\n")
+    outcome = cli("search", "--resume", tmp_path / "run", "--config", config)
+    assert outcome.code == 2
+    assert "leave out --config" in outcome.err

@@ -67,6 +67,8 @@ def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
     assert [outcome.reason for outcome in executor.map(tasks)] == [
         "took longer than the time limit of 1e-09 s"
     ] * 2
+    with pytest.raises(PrunerZeroError, match="leave out --workers"):
+        make_executor("serial", build(), Workers(4))
     within = make_executor("serial", build(), Workers(1))
     assert [outcome.reason for outcome in within.map(tasks)] == [None, None]
 

@@ -1,5 +1,6 @@
 """A study: a run folder in Python."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,14 @@ def test_it_tells_what_the_search_found(run: Path) -> None:
     assert study.path == run
     assert study.prune_options == {"metric": str(run / "best.json")}
     assert [row["expression"] for row in study.to_rows()] == ["W", "W * X", "W * G * X"]
+
+
+def test_a_metric_judged_with_an_update_is_applied_with_it_and_its_damping(run: Path) -> None:
+    described = json.loads((run / "run.json").read_text())
+    described["settings"] |= {"update": "exact", "damping": 0.1}
+    (run / "run.json").write_text(json.dumps(described))
+    chosen = {"metric": str(run / "best.json"), "update": "exact", "damping": 0.1}
+    assert Study.open(run).prune_options == chosen
 
 
 def test_every_candidate_is_a_row(run: Path) -> None:

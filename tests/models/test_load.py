@@ -107,6 +107,11 @@ def test_a_model_object_is_used_in_place() -> None:
     assert "tokenizer=" in refusal(lambda: as_language_model(model))
 
 
+def test_a_model_object_gets_the_dtype_that_is_asked_for() -> None:
+    taken = as_language_model(tiny_model("llama"), tiny_tokenizer(), dtype="bfloat16")
+    assert {parameter.dtype for parameter in taken.model.parameters()} == {torch.bfloat16}
+
+
 def test_a_path_as_language_model_is_loaded(folder: Path) -> None:
     assert as_language_model(folder).name == str(folder)
 

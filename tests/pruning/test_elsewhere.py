@@ -85,7 +85,7 @@ def test_what_is_written_loads_anywhere(prose: str, tmp_path: Path) -> None:
         model.model.to(HERE)
         output = tmp_path / "out"
         result = prune(
-            model, sparsity=0.5, calibration=[prose], windows=3, seqlen=24, output=output
+            model, "wanda", sparsity=0.5, calibration=[prose], windows=3, seqlen=24, output=output
         )
         assert result.provenance["device"] == str(HERE)
     loaded = load_model(output, device="cpu")

@@ -144,7 +144,8 @@ def test_the_card_of_prune_says_the_sentence_that_recovery_replaces() -> None:
     from pruner_zero.pruning import result
     from pruner_zero.recovery.result import NOT_RETRAINED
 
-    assert NOT_RETRAINED in Path(result.__file__).read_text()
+    assert "trained = NOT_RETRAINED" in Path(result.__file__).read_text()
+    assert NOT_RETRAINED.startswith("Nothing was retrained")
 
 
 def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_path: Path) -> None:

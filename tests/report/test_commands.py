@@ -74,7 +74,7 @@ def test_what_has_no_option_stands_in_a_file_of_settings(tmp_path: Path) -> None
 def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:
     told = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
     command = commands.repeat(read_result(write_prune(tmp_path, settings=told)))
-    assert "--calibration words.txt --refine" in command
+    assert "--calibration words.txt --metric wanda --refine" in command
     assert "offload" not in command
 
 
@@ -84,6 +84,7 @@ def test_a_prune_and_a_comparison_again(tmp_path: Path) -> None:
         "--mode": ["one-shot"],
         "--calibration": ["words.txt"],
         "--sparsity": ["0.5"],
+        "--metric": ["wanda"],
         "--scope": ["row"],
         "-o": [str(tmp_path / "pruned-again")],
     }

@@ -20,7 +20,7 @@ Spec = Annotated[
 @app.command("show")
 def show(metric: Spec, as_json: AsJson = False) -> None:
     """Show METRIC: its formula, its size, and the statistics it needs."""
-    from pruner_zero.metric import NAMED, Metric
+    from pruner_zero.metric import NAMED, Metric, parse
 
     shown = Metric.of(metric)
     expression = shown.expression
@@ -35,9 +35,11 @@ def show(metric: Spec, as_json: AsJson = False) -> None:
         "operators": dict(expression.operator_counts()),
         "latex": shown.latex,
     }
-    if shown.name is not None and shown.name in NAMED:
-        facts["description"] = NAMED[shown.name].description
-        facts["source"] = NAMED[shown.name].citation
+    # A tree file may have the name of a known metric and another expression.
+    named = NAMED.get(shown.name or "")
+    if named is not None and parse(named.text) == expression:
+        facts["description"] = named.description
+        facts["source"] = named.citation
     if as_json:
         print(json.dumps(facts))
         return

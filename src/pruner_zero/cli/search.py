@@ -37,6 +37,8 @@ def search(
     """Search for the best metric for MODEL. After an interruption, `--resume RUN` continues it."""
     from pruner_zero.evolution.run import search as run
 
+    if resume is not None and config is not None:
+        raise PrunerZeroError("--resume reads the settings of its run: leave out --config")
     if resume is not None:
         settings = {**_stored(resume), **settings}
         output = resume

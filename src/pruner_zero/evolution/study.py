@@ -17,6 +17,7 @@ from pruner_zero.evolution.hall_of_fame import (
     on_the_highest_rung,
 )
 from pruner_zero.metric import Metric, ParseError
+from pruner_zero.settings import CalibrationSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
@@ -114,14 +115,17 @@ class Study(Tabular):
         return metric_of(self.hall_of_fame.knee)
 
     @property
-    def prune_options(self) -> dict[str, str]:
+    def prune_options(self) -> dict[str, Any]:
         """The settings with which `prune` applies the best metric as the search judged it.
 
-        A metric that was judged with a weight update needs it too.
+        A metric that was judged with a weight update needs it too, and its damping.
         """
-        chosen = {"metric": str(self.path / "best.json")}
+        chosen: dict[str, Any] = {"metric": str(self.path / "best.json")}
         if (update := self.settings.get("update", "none")) != "none":
             chosen["update"] = update
+            damping = CalibrationSettings.model_fields["damping"].default
+            if (given := self.settings.get("damping", damping)) != damping:
+                chosen["damping"] = given
         return chosen
 
     @property

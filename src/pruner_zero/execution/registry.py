@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.execution.executor import AnyWork, Executor, SerialExecutor, Work, Workers
 from pruner_zero.execution.processes import ProcessExecutor
 from pruner_zero.plugins import Registry
@@ -31,9 +32,13 @@ def make_executor(
     """The executor of that name; by default processes where there is more than one worker.
 
     shareable: whether the work lies in main memory, where processes share it. Where it does not,
-    one worker is the default.
+    one worker is the default. Raises PrunerZeroError for several workers of the serial executor.
     """
     if workers.count is None and name != "ray":
         cores = (os.cpu_count() or 1) if shareable else 1
         workers = replace(workers, count=max(1, cores // workers.threads))
+    if name == "serial" and (workers.count or 1) > 1:
+        raise PrunerZeroError(
+            "--executor serial is one worker: leave out --workers, or give --executor processes"
+        )
     return EXECUTORS[name or ("serial" if workers.count == 1 else "processes")](work, workers)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import is_offline_mode, snapshot_download
 from transformers import PreTrainedModel
 
@@ -98,9 +99,9 @@ def as_language_model(
 ) -> LanguageModel:
     """`model` itself where it is loaded already, with its `tokenizer`; loaded by name otherwise.
 
-    A model object is used in place, in evaluation mode; it stays on the device it is on unless
-    another one than "auto" is asked for. Raises PrunerZeroError where a model object comes
-    without a tokenizer or with a revision.
+    A model object is used in place, in evaluation mode; it keeps its dtype and stays on the device
+    it is on unless others than "auto" are asked for. Raises PrunerZeroError where a model object
+    comes without a tokenizer or with a revision.
     """
     if isinstance(model, str | Path):
         return load_model(model, dtype, device, revision, attn_implementation)
@@ -112,6 +113,8 @@ def as_language_model(
     _check_no_revision("a model object", revision)
     if attn_implementation is not None:
         model.model.set_attn_implementation(attn_implementation)
+    if dtype != "auto":
+        model.model.to(getattr(torch, dtype))
     if device != "auto":
         place_model(model.model, find_devices(device))
     return model
