@@ -1,12 +1,14 @@
 """`prune` without a metric takes the best measured method, and without a text the model's."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices
 from pruner_zero.progress import Progress
 from pruner_zero.pruning import prune
@@ -118,6 +120,25 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     for name in ("model.safetensors", "pruning.json", "README.md"):
         whole, cut = (tmp_path / folder / name for folder in ("whole", "cut"))
         assert whole.read_bytes() == cut.read_bytes(), name
+
+
+def test_a_run_that_is_cut_while_it_distills_can_go_on_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
+
+    def full(*_: object, **__: object) -> None:
+        raise PrunerZeroError("no memory is left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(import_module("pruner_zero.pruning.prune"), "distill", full)
+        assert "no memory" in refusal(
+            lambda: prune(language_model(), output=tmp_path / "o", **given)
+        )
+    notes = Notes()
+    without = {**given, "distill": 0, "progress": notes}
+    assert not prune(language_model(), output=tmp_path / "o", **without).distillation
+    assert any(note.startswith("going on after block 2") for note in notes.notes)
 
 
 def test_distillation_of_a_metric_that_looks_at_no_text_has_one_written(tmp_path: Path) -> None:

@@ -166,7 +166,9 @@ def test_a_failed_allocation_ends_the_run_with_what_to_change_and_keeps_what_is_
     given: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], "output": output, **SMALL}
     last = model.model.model.layers[1].mlp.down_proj
     handle = last.register_forward_pre_hook(lambda *_: torch.empty(2**50))
-    words = r"^out of memory: choose fewer --windows, a shorter --seqlen, or --offload$"
+    words = (
+        r"^out of memory: choose --distill 0, fewer --windows, a shorter --seqlen, or --offload$"
+    )
     with pytest.raises(PrunerZeroError, match=words):
         prune(model, cache=tmp_path / "cache", **given)
     handle.remove()

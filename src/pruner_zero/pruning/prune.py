@@ -43,11 +43,11 @@ _CHOSEN = (
     "then {steps} steps of distillation, the best measured for some minutes. Less: --metric wanda, "
     "a plain mask; more: --distill 200"
 )
-# Settings that may differ when an interrupted run is resumed.
-_PLACE = {"device", "save_mask", "threads"}
+# Settings that may differ when an interrupted run is resumed: no finished block depends on them.
+_PLACE = {"device", "distill", "save_mask", "threads"}
 
 
-@naming_out_of_memory("choose fewer --windows, a shorter --seqlen, or --offload")
+@naming_out_of_memory("choose --distill 0, fewer --windows, a shorter --seqlen, or --offload")
 def prune(
     model: str | Path | LanguageModel | Any = None,
     metric: str | Metric | None = None,
@@ -143,7 +143,8 @@ def prune(
             if teacher is not None:
                 training = None
                 if checkpoint is not None:
-                    training = TrainingCheckpoint(checkpoint.folder / "training", {})
+                    place = checkpoint.folder / f"training-{checked.distill}"
+                    training = TrainingCheckpoint(place, {})
                 curve = distill(
                     language_model,
                     teacher,
