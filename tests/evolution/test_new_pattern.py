@@ -64,6 +64,19 @@ class SharedColumns(Pattern):
         }
 
 
+@dataclass(frozen=True)
+class SweptPairs(SharedColumns):
+    """One of each pair of weights, which a sweep may choose; else it is as `SharedColumns`."""
+
+    @property
+    def sweep_columns(self) -> int:
+        return 2
+
+    def choose_columns(self, scores: Tensor, start: int) -> Tensor:
+        left, right = scores[:, ::2], scores[:, 1::2]
+        return torch.stack([left >= right, left < right], 2).flatten(1)
+
+
 class Odd(SharedColumns):
     """Takes every width for an odd one."""
 
@@ -185,3 +198,10 @@ def test_what_it_does_not_go_with_is_said_before_any_work(
 ) -> None:
     with pytest.raises(PrunerZeroError, match=line):
         pruned(pattern, prose, tmp_path, metric=method)
+
+
+def test_a_sweep_chooses_the_zeros_of_every_matrix_of_a_block(prose: str, tmp_path: Path) -> None:
+    result = pruned(SweptPairs(0.5), prose, tmp_path, metric="sparsegpt")
+    for matrix in find_matrices(result.language_model.model):
+        pairs = (matrix.weight == 0).reshape(len(matrix.weight), -1, 2)
+        assert (pairs.sum(-1) == 1).all(), matrix.name

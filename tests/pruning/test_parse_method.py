@@ -198,6 +198,11 @@ def test_commas_inside_parentheses_do_not_split() -> None:
     ]
 
 
+def test_commas_in_double_quotes_do_not_split() -> None:
+    text = 'dense,"my runs, old/best.json"+refine,max(W,G)'
+    assert split_methods(text) == ["dense", "my runs, old/best.json+refine", "max(W,G)"]
+
+
 @pytest.mark.parametrize("text", ["", "wanda,", ",wanda", "wanda,,ria", " , "])
 def test_an_empty_name_in_the_list_is_refused(text: str) -> None:
     with pytest.raises(PrunerZeroError, match="an empty name in the list of methods"):

@@ -12,6 +12,7 @@ from pruner_zero.cli import compare as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
 from pruner_zero.evolution import Study
+from pruner_zero.pruning import split_methods
 from pruner_zero.report import commands
 from pruner_zero.report.read import read_result
 from tests.report.conftest import SETTINGS, write_comparison, write_prune, write_search
@@ -112,6 +113,12 @@ def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
     assert options(commands.prune_with(updated))["--update"] == ["exact"]
     compared = options(commands.compare_with(updated))
     assert compared["--methods"][0].endswith(f"{run / 'best.json'}+exact")
+
+
+def test_a_run_folder_with_a_comma_is_one_method(tmp_path: Path) -> None:
+    run = search_run(tmp_path / "old, slow")
+    methods = options(commands.compare_with(run))["--methods"][0]
+    assert split_methods(methods)[-1] == str(run.path / "best.json")
 
 
 def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> None:

@@ -42,17 +42,22 @@ def choose(
     cannot score.
     """
     by_name = {matrix.name: matrix for matrix in matrices}
+    swept: set[str] = set()
+    if method.chooser and method.sweeps_by_own_score:
+        # The sweep computes the score itself, one matrix at a time.
+        swept = {name for name in by_name if not statistics[name].silent()}
+        if len(swept) == len(by_name):
+            return Choice({}, swept)
+        by_name = {name: matrix for name, matrix in by_name.items() if name not in swept}
     scores: dict[str, Tensor] = {}
     for name, matrix in by_name.items():
-        if method.chooser and method.sweeps_by_own_score and not statistics[name].silent():
-            # The sweep computes this score itself, and sees one matrix at a time.
-            return Choice({}, {name})
         values = score_matrix(matrix, statistics[name], method.metric)
         if values is not None:
             scores[name] = values
     masks = choose_masks(pattern, by_name, scores, lambda name: by_name[name].weight.float().abs())
     by_step = scores if method.chooser else ()
-    return Choice({name: masks[name] for name in by_name if name not in by_step}, set(scores))
+    chosen = {name: masks[name] for name in by_name if name not in by_step}
+    return Choice(chosen, swept.union(scores))
 
 
 def choose_for_model(

@@ -83,18 +83,19 @@ def parse_method(
 
 
 def split_methods(text: str) -> list[str]:
-    """Split a comma-separated list of methods; commas inside parentheses do not split.
+    """Split a comma-separated list of methods; commas in parentheses or double quotes do not split.
 
-    Raises PrunerZeroError for an empty one.
+    The quotes are left out. Raises PrunerZeroError for an empty name.
     """
-    parts, depth, start = [], 0, 0
+    parts, depth, quoted, start = [], 0, False, 0
     for position, character in enumerate(text):
+        quoted ^= character == '"'
         depth += (character == "(") - (character == ")")
-        if character == "," and depth <= 0:
+        if character == "," and depth <= 0 and not quoted:
             parts.append(text[start:position])
             start = position + 1
     parts.append(text[start:])
-    methods = [part.strip() for part in parts]
+    methods = [part.replace('"', "").strip() for part in parts]
     if not all(methods):
         raise PrunerZeroError(f"an empty name in the list of methods '{text}'")
     return methods

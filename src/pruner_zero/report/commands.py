@@ -20,6 +20,7 @@ from pruner_zero.settings import (
     Settings,
     SparsitySettings,
     options_of,
+    quoted,
 )
 from pruner_zero.text.corpus import NAMES
 
@@ -71,7 +72,7 @@ def compare_with(run: Study) -> str:
     best = run.prune_options
     update = f"+{best['update']}" if "update" in best else ""
     asked = _calibration(run) | {
-        "methods": f"{CLASSICS},{best['metric']}{update}",
+        "methods": f"{CLASSICS},{quoted(best['metric'])}{update}",
         "text": text if text in NAMES else "TEXT",
     }
     return _command("compare", CompareSettings, asked, run.path / "comparison.json")

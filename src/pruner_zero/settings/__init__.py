@@ -3,7 +3,16 @@
 Nothing here imports torch, so that `--help` and shell completion answer at once.
 """
 
-from pruner_zero.settings.base import MAIN, STRINGS, Cli, Settings, name_of, names_of, read_settings
+from pruner_zero.settings.base import (
+    MAIN,
+    STRINGS,
+    Cli,
+    Settings,
+    name_of,
+    names_of,
+    quoted,
+    read_settings,
+)
 from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings, SparsitySettings
 from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.evaluate import EvaluateSettings
@@ -32,5 +41,6 @@ __all__ = [
     "name_of",
     "names_of",
     "options_of",
+    "quoted",
     "read_settings",
 ]

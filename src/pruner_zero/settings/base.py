@@ -51,7 +51,12 @@ MAIN = Cli(panel="Options")
 
 
 def _joined(names: Any) -> Any:
-    return ",".join(map(str, names)) if isinstance(names, list | tuple) else names
+    return ",".join(map(quoted, map(str, names))) if isinstance(names, list | tuple) else names
+
+
+def quoted(name: str) -> str:
+    """`name` as it stands in a list with commas: in double quotes if it has a comma itself."""
+    return f'"{name}"' if "," in name else name
 
 
 # Names with commas between them, as on the command line; YAML and Python may give a list.

@@ -21,7 +21,7 @@ class CompareSettings(ModelSettings, MethodSettings):
         Field(
             CLASSICS,
             description=f"Methods with commas between them, each {METHOD}; dense is the unpruned "
-            "model.",
+            'model. The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
         )
     )
     text: Annotated[str, MAIN] = Field(
