@@ -3,7 +3,8 @@
 import ast
 import sys
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import cache
 from importlib.metadata import packages_distributions
 from itertools import chain
 from pathlib import Path
@@ -53,8 +54,13 @@ def third_party() -> set[str]:
     return names - set(sys.stdlib_module_names) - CPYTHON - {"pruner_zero"}
 
 
+@cache
+def distributions_of_modules() -> Mapping[str, list[str]]:
+    return packages_distributions()
+
+
 def distributions(module: str) -> set[str]:
-    return {str(canonicalize_name(name)) for name in packages_distributions()[module]}
+    return {str(canonicalize_name(name)) for name in distributions_of_modules()[module]}
 
 
 def private_names(path: Path) -> set[str]:

@@ -11,7 +11,7 @@ from tests.faults.conftest import Tried
 from tests.faults.verbs import VERBS, Verb, undisturbed
 from tests.processes import Forked
 
-FEW = [pytest.param(4, id="few"), pytest.param(30, id="many", marks=pytest.mark.slow)]
+FEW = [pytest.param(2, id="few"), pytest.param(30, id="many", marks=pytest.mark.slow)]
 
 
 @pytest.mark.fault(

@@ -159,8 +159,12 @@ def journal(parent: Path) -> tuple[str, int] | None:
 @pytest.mark.parametrize(
     ("method", "passes"),
     [
-        (["--metric", "gblm", "--mode", "one-shot"], {"gradients", "inputs", "blocks"}),
         (["--metric", "gblm+obs"], {"gradients", "blocks"}),
+        pytest.param(
+            ["--metric", "gblm", "--mode", "one-shot"],
+            {"gradients", "inputs", "blocks"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             ["--metric", "W * G", "--scope", "global"],
             {"gradients", "blocks"},

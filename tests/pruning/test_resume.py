@@ -123,7 +123,7 @@ def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) ->
     "SIGKILL after each block, during the final save, and while a file is written",
     "the output is whole or not there; the same command ends with the same bytes",
 )
-@pytest.mark.parametrize("run", ["sparsegpt", "asymmetric"])
+@pytest.mark.parametrize("run", [pytest.param("sparsegpt", marks=pytest.mark.slow), "asymmetric"])
 def test_a_kill_after_every_block_changes_no_byte(
     run: str, command: Command, tmp_path: Path
 ) -> None:
@@ -153,7 +153,7 @@ def test_a_kill_during_the_final_save_leaves_no_half_model(
     folder = tmp_path / "killed"
     folder.mkdir()
     output, staged = folder / "out", folder / "out.partial" / "result"
-    signs = ["", "config.json", "model.safetensors", "tokenizer.json", "metric.json", "README.md"]
+    signs = ["", "model.safetensors", "README.md"]
     halves = 0
     for sign in signs:
         process = Forked(*command("one-shot", output), log=folder / "log")

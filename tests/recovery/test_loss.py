@@ -14,14 +14,17 @@ from tests.tiny_models import tiny_model, tiny_windows
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_it_is_the_mean_divergence_from_the_teacher_and_the_loss(share: float) -> None:
     pruned, _ = pruned_model()
-    teacher, window = tiny_model("llama"), tiny_windows(1)
-    found = distillation_loss(pruned.model, teacher, window, share)
-    with torch.no_grad():
-        p, q = (one(window).logits[0, :-1].softmax(-1) for one in (teacher, pruned.model))
-    divergence = (p * (p / q).log()).sum(-1).mean()
-    own = next_token_loss(pruned.model, window)
-    torch.testing.assert_close(found, share * divergence + (1 - share) * own)
-    found.backward()
+    teacher, windows = tiny_model("llama"), tiny_windows(3)
+    loss = distillation_loss(pruned.model, teacher, windows, share)
+    wanted = []
+    for window in windows.split(1):
+        with torch.no_grad():
+            p, q = (model(window).logits[0, :-1].softmax(-1) for model in (teacher, pruned.model))
+        divergence = (p * (p / q).log()).sum(-1).mean()
+        text_loss = next_token_loss(pruned.model, window)
+        wanted.append(share * divergence + (1 - share) * text_loss)
+    torch.testing.assert_close(loss, torch.stack(wanted).mean())
+    loss.backward()
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 

@@ -75,7 +75,7 @@ def test_kills_change_no_byte(
     seconds = time.monotonic() - began
     generator = random.Random(0)
     reached = []
-    for attempt in range(8):
+    for attempt in range(5):
         process = Forked(*command(deep_folder, text_file, output, *mode), log=tmp_path / "log")
         time.sleep(generator.uniform(0.2, 0.6) * seconds)
         if attempt % 4 == 0:

@@ -19,12 +19,12 @@ def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-def next_token_loss(model: nn.Module, window: Tensor) -> Tensor:
-    """The mean next-token cross entropy of `window` (1, tokens): a scalar, nats, fp32."""
-    window = window.to(next(model.parameters()).device)
+def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
+    """The mean next-token cross entropy of `windows` (n, tokens): a scalar, nats, fp32."""
+    windows = windows.to(next(model.parameters()).device)
     # The model's own logits are not bound to a name: they are freed before the backward pass.
-    logits = model(window, use_cache=False).logits[0, :-1].float()
-    return functional.cross_entropy(logits, window[0, 1:])
+    logits = model(windows, use_cache=False).logits[:, :-1].float()
+    return functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
 
 
 def to_perplexity(loss: float) -> float:

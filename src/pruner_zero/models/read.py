@@ -61,6 +61,8 @@ def read_model(
             # Reported rather than raised, so that the error below can name the weight.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            # transformers asks the hub for an adapter too, and would retry for long without it.
+            adapter_kwargs={"local_files_only": local_files_only},
             **options,
         )
         _check_complete(report, name)

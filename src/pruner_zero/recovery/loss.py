@@ -8,20 +8,22 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
 
 
-def distillation_loss(model: nn.Module, teacher: nn.Module, window: Tensor, share: float) -> Tensor:
-    """`share` · KL(teacher ‖ model) + (1 − `share`) · next-token loss of `window` (1, tokens).
+def distillation_loss(
+    model: nn.Module, teacher: nn.Module, windows: Tensor, share: float
+) -> Tensor:
+    """`share` · KL(teacher ‖ model) + (1 − `share`) · next-token loss of `windows` (n, tokens).
 
     A scalar in nats per token, logits in fp32, over the positions that have a next token.
     """
-    window = window.to(next(model.parameters()).device)
-    logits = model(window, use_cache=False).logits[0, :-1].float()
+    windows = windows.to(next(model.parameters()).device)
+    logits = model(windows, use_cache=False).logits[:, :-1].float().flatten(0, 1)
     with torch.no_grad():
-        seen = window.to(next(teacher.parameters()).device)
-        target = teacher(seen, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        target = target.to(logits.device)
+        seen = windows.to(next(teacher.parameters()).device)
+        target = teacher(seen, use_cache=False).logits[:, :-1].float().log_softmax(-1)
+        target = target.flatten(0, 1).to(logits.device)
     predicted = logits.log_softmax(-1)
     divergence = functional.kl_div(predicted, target, log_target=True, reduction="sum")
-    text_loss = functional.nll_loss(predicted, window[0, 1:])
+    text_loss = functional.nll_loss(predicted, windows[:, 1:].flatten())
     return share * divergence / len(predicted) + (1 - share) * text_loss
 
 

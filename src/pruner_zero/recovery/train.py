@@ -25,6 +25,9 @@ from pruner_zero.text import Windows
 
 # A budget of minutes allows few steps; the usual 0.999 averages over more than that.
 BETAS = (0.9, 0.95)
+# The most tokens of a forward pass, but for one window: enough that the cost of casting weights to
+# bfloat16 and of adding gradients is small, few enough that the logits fit in memory.
+FORWARD_TOKENS = 1024
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -162,8 +165,8 @@ class Training:
             assert tensor.grad is not None
             tensor.grad.zero_()
         total = 0.0
-        for window in batch:
-            loss = self._loss(window) / len(batch)
+        for windows in torch.cat(list(batch)).split(max(1, FORWARD_TOKENS // settings.seqlen)):
+            loss = self._loss(windows) * (len(windows) / len(batch))
             loss.backward()
             total += float(loss.detach())
         self._check(total)
@@ -178,12 +181,12 @@ class Training:
         self._write()
         return total
 
-    def _loss(self, window: Tensor) -> Tensor:
+    def _loss(self, windows: Tensor) -> Tensor:
         with self._autocast():
             if self.teacher is None:
-                return next_token_loss(self.model, window)
+                return next_token_loss(self.model, windows)
             share = self.settings.teacher_share
-            return distillation_loss(self.model, self.teacher, window, share)
+            return distillation_loss(self.model, self.teacher, windows, share)
 
     def _validation_is_due(self) -> bool:
         """Whether the budget passed a boundary of its equal parts since the last validation."""
