@@ -23,9 +23,9 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text import SelfText, Windows, tokens_sha256
 
-# Windows that are written together. What is drawn depends on it, so it does not follow the number
-# of windows; it is the default of --windows, for which no window is then written in vain.
-BATCH = 24
+# Tokens that are written together: 24 windows, the default of --windows, of 1024 tokens. What is
+# drawn depends on the number of windows in a batch, so it does not follow --windows.
+BATCH_TOKENS = 24 * 1024
 
 
 def self_windows(
@@ -40,12 +40,12 @@ def self_windows(
 ) -> Windows:
     """`windows` windows of `seqlen` tokens that `language_model` writes, from number `first` on.
 
-    With the same seed, fewer windows are the first of more. They are written in batches, each
-    with a generator of its own; finished batches are kept under `folder` (default: the cache), so
-    that an interrupted call goes on after the last of them. An offloaded model cannot write, and
-    takes what the same model wrote in memory. Raises PrunerZeroError where that is missing, where
-    another process writes the same text, and as `start_token`, `check_tokens` and
-    `sample_windows` do.
+    With the same seed, fewer windows are the first of more. They are written in batches of
+    about 24576 tokens, each with a generator of its own; finished batches are kept under
+    `folder` (default: the cache), so that an interrupted call goes on after the last of them.
+    An offloaded model cannot write, and takes what the same model wrote in memory. Raises
+    PrunerZeroError where that is missing, where another process writes the same text, and as
+    `start_token`, `check_tokens` and `sample_windows` do.
     """
     start, ends = start_token(language_model), end_tokens(language_model)
     check_tokens(language_model.model, torch.full((1, seqlen), start))
@@ -56,11 +56,12 @@ def self_windows(
         "start": start,
         "ends": sorted(ends),
         "torch": torch.__version__,
-        "format": 1,
+        "format": 2,
     }
     cache = Path(folder) if folder is not None else default_cache()
-    batches = _Batches(cache / f"text-{cache_key(settings)}", seqlen, seed)
-    numbers = range(first // BATCH, -(-(first + windows) // BATCH))
+    size = max(1, BATCH_TOKENS // seqlen)
+    batches = _Batches(cache / f"text-{cache_key(settings)}", size, seqlen, seed)
+    numbers = range(first // size, -(-(first + windows) // size))
     read = {number: batches.read(number) for number in numbers}
     written = {number: tokens for number, tokens in read.items() if tokens is not None}
     missing = [number for number in numbers if number not in written]
@@ -74,7 +75,7 @@ def self_windows(
             for count, number in enumerate(missing, start=1):
                 tokens = sample_windows(
                     language_model.model,
-                    BATCH,
+                    size,
                     seqlen,
                     batches.generator(number),
                     start=start,
@@ -85,7 +86,7 @@ def self_windows(
                 batches.write(number, tokens)
                 written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
-    chosen = tokens[first - numbers.start * BATCH :][:windows].clone()
+    chosen = tokens[first - numbers.start * size :][:windows].clone()
     shown = language_model.tokenizer.convert_ids_to_tokens(start)
     return Windows(
         chosen,
@@ -100,9 +101,10 @@ def self_windows(
 
 @dataclass(frozen=True)
 class _Batches:
-    """The batches (BATCH, seqlen) of one model and seed, a file each in `folder`."""
+    """The batches (size, seqlen) of one model and seed, a file each in `folder`."""
 
     folder: Path
+    size: int
     seqlen: int
     seed: int
 
@@ -126,7 +128,7 @@ class _Batches:
             intact = file.metadata["sha256"] == tokens_sha256(tokens)
         except (PrunerZeroError, KeyError):
             return None
-        return tokens if intact and tokens.shape == (BATCH, self.seqlen) else None
+        return tokens if intact and tokens.shape == (self.size, self.seqlen) else None
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:04d}.safetensors"

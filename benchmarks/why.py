@@ -1,0 +1,154 @@
+"""Why: what of a method makes the divergence from the dense model small, one factor at a time.
+
+    python benchmarks/why.py builtin:smollm2-135m --text wiki.valid.raw
+    python benchmarks/why.py page
+
+A row is a model pruned at 50 %, that differs from the row `base` in what its name says. It is
+judged by KL from the dense model's predictions, in nats per token, on text that no row is
+calibrated on and that is neither a test nor a task: the end of WikiText-2 validation, the end of
+the part of Python's documentation for calibration, windows that the dense model wrote, and the
+first 48 tokens of paragraphs of both, as a question of a task is short. Rows that are there are
+kept; --only names the rows to fill.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proof import FIRST_WRITTEN, divergence, in_bfloat16
+from pruner_zero import prune
+from pruner_zero.calibration import self_windows
+from pruner_zero.files import write_atomic
+from pruner_zero.models import LanguageModel, load_model, start_token
+from pruner_zero.text import Corpus, load_corpus
+
+HERE = Path(__file__).parent
+ROWS = HERE / "results" / "why"
+NOTES = HERE / "results" / "why-notes.md"
+# Characters at the end of a text that no row is calibrated on.
+KEPT = 120_000
+# Tokens of a question of a task, about.
+SHORT = 48
+BASE: Mapping[str, Any] = {
+    "metric": "wanda",
+    "calibration": "self",
+    "windows": 96,
+    "seqlen": 256,
+    "sparsity": 0.5,
+    "distill": 40,
+}
+# The text of the command line, without its end.
+TEXT = "wikitext"
+FACTORS: Mapping[str, Mapping[str, Any]] = {
+    "base": {},
+    "no distillation": {"distill": 0},
+    "120 steps": {"distill": 120},
+    "WikiText": {"calibration": TEXT},
+    "self and WikiText": {"calibration": {"self": 1, TEXT: 1}},
+    "self and Python's documentation": {"calibration": {"self": 1, "pydoc": 1}},
+    "a quarter of the windows": {"windows": 24},
+    "windows of 1024 tokens": {"windows": 24, "seqlen": 1024},
+    "swaps": {"refine": True},
+    "swaps, least squares": {"refine": True, "asymmetric": True, "update": "exact"},
+    "swaps, least squares, damping 0.1": {
+        "refine": True,
+        "asymmetric": True,
+        "update": "exact",
+        "damping": 0.1,
+    },
+    "gradients, whole model": {"metric": "W * G^0.75@global"},
+    "gradients, whole model, swaps": {"metric": "W * G^0.75@global", "refine": True},
+    "gradients, whole model, swaps, least squares": {
+        "metric": "W * G^0.75@global",
+        "refine": True,
+        "asymmetric": True,
+        "update": "exact",
+    },
+}
+
+
+def main() -> None:
+    """Fill the rows that are missing, or write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("model", help="what prune takes as MODEL, or `page`")
+    parser.add_argument("--text", help="WikiText-2 validation, raw")
+    parser.add_argument("--only", nargs="*", help="names of rows, all where left out")
+    given = parser.parse_args()
+    if given.model != "page":
+        pydoc = load_corpus("builtin:pydoc", role="calibration")
+        texts = {TEXT: Path(given.text).read_text(), "pydoc": pydoc.text}
+        for label, changes in FACTORS.items():
+            file = ROWS / f"{re.sub('[^a-z0-9.]+', '-', label.lower())}.json"
+            if (given.only is None or label in given.only) and not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_atomic(file, json.dumps(fill(given.model, label, changes, texts)) + "\n")
+    write_atomic(HERE / "why.md", page())
+
+
+def fill(
+    source: str, label: str, changes: Mapping[str, Any], texts: Mapping[str, str]
+) -> dict[str, Any]:
+    """Prune and measure one row."""
+    print(label, flush=True)
+    model = load_model(source)
+    dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
+    settings = {**BASE, **changes}
+    shares = settings.pop("calibration")
+    calibration = {
+        "self" if name == "self" else Corpus(name, texts[name][:-KEPT]): share
+        for name, share in (shares if isinstance(shares, Mapping) else {shares: 1}).items()
+    }
+    result = prune(model, settings.pop("metric"), calibration=calibration, **settings)
+    row = {"label": label, "settings": {**BASE, **changes}, "seconds": result.cost.to_json()}
+    with in_bfloat16(model), in_bfloat16(dense):
+        row["divergence"] = {
+            name: divergence(model, dense, windows)
+            for name, windows in judged(dense, texts).items()
+        }
+    return row
+
+
+def judged(dense: LanguageModel, texts: Mapping[str, str]) -> dict[str, Tensor]:
+    """The windows (n, tokens) of each kind that a row is judged by."""
+
+    def encode(text: str) -> list[int]:
+        return list(dense.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    windows: dict[str, Tensor] = {}
+    beginnings = []
+    for name, text in texts.items():
+        tokens = torch.tensor(encode(text[-KEPT:]))[: 4 * 512]
+        windows[name] = tokens.view(-1, 512)
+        paragraphs = [part for part in re.split(r"\n\s*\n", text[-KEPT:]) if len(part) > 400]
+        beginnings += [[start_token(dense), *encode(part)][:SHORT] for part in paragraphs[:40]]
+    windows["self"] = self_windows(dense, 2, 1024, 0, first=FIRST_WRITTEN).tokens
+    windows["short"] = torch.tensor(beginnings)
+    return windows
+
+
+def page() -> str:
+    """The page of all rows, in the order of the factors."""
+    files = [json.loads(file.read_text()) for file in ROWS.glob("*.json")]
+    rows = sorted(files, key=lambda row: list(FACTORS).index(row["label"]))
+    text = "# Why: one factor at a time\n\nMade by `python benchmarks/why.py`.\n\n"
+    names = list(rows[0]["divergence"])
+    text += f"| differs from `base` in | {' | '.join(names)} | mean | minutes |\n"
+    text += "|---" * (len(names) + 3) + "|\n"
+    for row in rows:
+        values = [row["divergence"][name] for name in names]
+        values.append(sum(values) / len(values))
+        minutes = row["seconds"]["seconds"] / 60
+        cells = [f"{value:.3f}" for value in values]
+        text += f"| {row['label']} | {' | '.join(cells)} | {minutes:.1f} |\n"
+    return text + "\n" + NOTES.read_text()
+
+
+if __name__ == "__main__":
+    main()
