@@ -126,6 +126,8 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "asymmetric": False,
         "distill": 0,
         "allocation": None,
+        "structure": None,
+        "multiple_of": 32,
         "save_mask": False,
     }
     assert found["calibration"]["text_sha256"] == sha256(text_file)
@@ -135,6 +137,8 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         round(record.sparsity, 6) for record in pruned.records
     ]
     assert found["sparsity"] == round(pruned.sparsity, 6)
+    parameters = pruned.language_model.model.num_parameters()
+    assert found["parameters"] == [parameters, parameters]
 
 
 def test_the_card_says_that_the_model_wrote_the_text(llama_folder: Path, tmp_path: Path) -> None:

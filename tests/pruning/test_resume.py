@@ -25,6 +25,10 @@ RUNS = {
     "asymmetric": ["--metric", "wanda@error+refine+asymmetric+exact", "--sparsity", "0.5"],
     "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],
+    "channels": [
+        *("--metric", "wanda", "--structure", "channels"),
+        *("--sparsity", "0.34", "--multiple-of", "8"),
+    ],
 }
 
 
@@ -123,7 +127,9 @@ def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) ->
     "SIGKILL after each block, during the final save, and while a file is written",
     "the output is whole or not there; the same command ends with the same bytes",
 )
-@pytest.mark.parametrize("run", [pytest.param("sparsegpt", marks=pytest.mark.slow), "asymmetric"])
+@pytest.mark.parametrize(
+    "run", [pytest.param("sparsegpt", marks=pytest.mark.slow), "asymmetric", "channels"]
+)
 def test_a_kill_after_every_block_changes_no_byte(
     run: str, command: Command, tmp_path: Path
 ) -> None:

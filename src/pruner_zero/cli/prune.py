@@ -72,17 +72,14 @@ def prune(
         **settings,
     )
     _print(result, {"settings": result.settings.model_dump(mode="json")} if as_json else None)
-    if not result.method.steps and not quiet:
+    if not result.method.steps and not result.settings.structure and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
 
 
 def _print(result: "PruneResult | MaskedResult", origin: dict[str, Any] | None) -> None:
     """Print one line; with `origin`, a JSON value of which it is a part."""
     if origin is None:
-        print(
-            f"{result.output}: {result.sparsity:.2%} of the weights of {len(result.records)} "
-            f"matrices are zero ({result.cost.seconds:.0f} s)"
-        )
+        print(f"{result.output}: {result.share()} ({result.cost.seconds:.0f} s)")
         return
     summary = {"output": str(result.output), "sparsity": result.sparsity, **result.cost.to_json()}
     print(json.dumps({**summary, **origin}))

@@ -11,6 +11,7 @@ from pruner_zero.models.blocks import (
     run_block,
 )
 from pruner_zero.models.builtin import BUILTIN_MODELS
+from pruner_zero.models.compact import shrink
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
@@ -27,6 +28,7 @@ from pruner_zero.models.structure import (
     parameters_of,
 )
 from pruner_zero.models.transformers_private import experts_one_by_one
+from pruner_zero.models.units import Coupling, find_couplings
 
 __all__ = [
     "BUILTIN_MODELS",
@@ -34,6 +36,7 @@ __all__ = [
     "Activations",
     "Arguments",
     "BlockCalls",
+    "Coupling",
     "Dtype",
     "LanguageModel",
     "Matrix",
@@ -46,6 +49,7 @@ __all__ = [
     "end_tokens",
     "experts_one_by_one",
     "find_blocks",
+    "find_couplings",
     "find_matrices",
     "give_back",
     "load_model",
@@ -59,6 +63,7 @@ __all__ = [
     "sample_windows",
     "save_model",
     "save_offloaded",
+    "shrink",
     "spread_blocks",
     "start_token",
     "to_perplexity",

@@ -31,10 +31,7 @@ class MaskedResult(PrunedMatrices):
 
     def caption(self) -> str:
         """How much of the model is zero, by which masks, and where it is."""
-        return (
-            f"{self.output}: {self.sparsity:.2%} of the weights of {len(self.records)} matrices "
-            f"are zero, by the masks in {self.masks}"
-        )
+        return f"{self.output}: {self.share()}, by the masks in {self.masks}"
 
 
 def apply_masks(

@@ -61,7 +61,8 @@ def parse_method(
     rest, written = _split_steps(name)
     body, written_scope, written_rule = _split_groups(rest)
     metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
-    default = "obs" if body == SPARSEGPT else "none"
+    own = "obs" if body == SPARSEGPT else "none"
+    default = pattern.update or own if isinstance(pattern, Pattern) else own
     asymmetric = asymmetric or "asymmetric" in written
     names = [step for step in written if step != "asymmetric"]
     names = _with_update(name, names, update, default)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
+from pruner_zero.pruning.structured import Structured
 from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
 from pruner_zero.recovery import Point, distill
 from pruner_zero.result_folder import build_folder, check_output
@@ -80,7 +82,8 @@ def prune(
     naming what to change; `output` is then unchanged.
     """
     pattern = settings.get("pattern")
-    if isinstance(metric, Metric) and pattern is None and settings.get("scope") is None:
+    whole = pattern is not None or settings.get("structure") is not None
+    if isinstance(metric, Metric) and not whole and settings.get("scope") is None:
         settings["scope"] = metric.scope
     given = {
         **settings,
@@ -90,10 +93,13 @@ def prune(
         "calibration": names_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
+    zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
+    if checked.structure:
+        zeros = Structured(checked.sparsity or 0.0, checked.structure, checked.multiple_of)
     method = parse_method(
         checked.metric,
-        sparsity=checked.sparsity,
-        pattern=pattern if isinstance(pattern, Pattern) else checked.pattern,
+        sparsity=None if checked.structure else checked.sparsity,
+        pattern=zeros,
         scope=checked.scope,
         update=checked.update,
         refine=checked.refine,
@@ -117,7 +123,14 @@ def prune(
     else:
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)
-    matrices = check_plan(language_model, method, checked.include, checked.exclude)
+    include: Sequence[str] = checked.include
+    if isinstance(method.pattern, Structured):
+        fitted = method.pattern.of_model(language_model.model)
+        if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
+            progress.note(f"{fitted} go, so that {fitted.kept} stay (--multiple-of)")
+        method, include = replace(method, pattern=fitted), fitted.names
+    matrices = check_plan(language_model, method, include, checked.exclude)
+    before = language_model.model.num_parameters()
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
@@ -154,6 +167,9 @@ def prune(
                     checkpoint=training,
                     progress=progress,
                 )
+        if isinstance(method.pattern, Structured):
+            method.pattern.shrink(language_model.model)
+        parameters = before, language_model.model.num_parameters()
         calibrated = windows.describe() if len(windows) else {}
         origin = {
             **provenance(),
@@ -161,7 +177,17 @@ def prune(
             "model_sha256": store.settings["model"],
         }
         return PruneResult(
-            language_model, checked, method, order, records, calibrated, origin, cost, curve, folder
+            language_model,
+            checked,
+            method,
+            order,
+            records,
+            parameters,
+            calibrated,
+            origin,
+            cost,
+            curve,
+            folder,
         )
 
     def write(result: PruneResult, checkpoint: Checkpoint, staged: Path) -> None:

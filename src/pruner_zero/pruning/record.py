@@ -61,6 +61,10 @@ class PrunedMatrices(Tabular):
         """The share of zeros over all pruned matrices."""
         return total_sparsity(self.records)
 
+    def share(self) -> str:
+        """How much of the matrices is zero, as a sentence without its stop."""
+        return f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices are zero"
+
     def to_rows(self) -> list[dict[str, Any]]:
         """One row for each matrix."""
         return [record.to_json() for record in self.records]

@@ -21,6 +21,9 @@ from pruner_zero.settings import PruneSettings
 class PruneResult(PrunedMatrices):
     """A pruned model, and everything that is needed to repeat the run.
 
+    `parameters` are those of the dense and of the pruned model, fewer where `settings.structure`
+    names units that were removed; `language_model` is then the smaller model, and the records tell
+    what was set to zero before it was cut out.
     `calibration` describes the windows, empty where there were none, `cost` the wall time and
     memory of this process; `distillation` is the learning curve of the training after the mask,
     empty where there was none; `output` is the folder, None where nothing was saved.
@@ -33,6 +36,7 @@ class PruneResult(PrunedMatrices):
     method: Method
     mode: str
     records: Sequence[MatrixRecord]
+    parameters: tuple[int, int]
     calibration: dict[str, Any]
     provenance: dict[str, Any]
     cost: Cost
@@ -40,11 +44,18 @@ class PruneResult(PrunedMatrices):
     output: Path | None = None
 
     def caption(self) -> str:
-        """How much of the model is zero, by which metric, and where it is."""
+        """How much of the model is zero or removed, by which metric, and where it is."""
         where = f"{self.output}: " if self.output else ""
+        return f"{where}{self.share()}, by {self.method.metric}"
+
+    def share(self) -> str:
+        """How much of the model is zero or removed, as a sentence without its stop."""
+        if not self.settings.structure:
+            return super().share()
+        before, after = self.parameters
         return (
-            f"{where}{self.sparsity:.2%} of the weights of {len(self.records)} matrices are zero, "
-            f"by {self.method.metric}"
+            f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices are removed, "
+            f"{after:,} of {before:,} parameters are left"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -59,6 +70,7 @@ class PruneResult(PrunedMatrices):
             "expression": str(method.metric.expression),
             **method.to_json(),
             "sparsity": round(self.sparsity, 6),
+            "parameters": list(self.parameters),
             "calibration": self.calibration,
             "distillation": [
                 {"step": point.step, "validation_loss": point.validation_loss}
@@ -90,7 +102,7 @@ def model_card(result: PruneResult) -> str:
         for kind, records in kinds.items()
     ]
     notes = [f"- `{record.name}`: {record.note}" for record in result.records if record.note]
-    partly = settings.include or settings.exclude
+    partly = bool(settings.include or settings.exclude)
     which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
     # base_model must be a name on the hub, so a local path is left out.
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not Path(settings.model).exists()
@@ -108,28 +120,41 @@ def model_card(result: PruneResult) -> str:
             "predictions on the calibration windows; the loss on windows kept apart went from "
             f"{first.validation_loss:.3f} to {last.validation_loss:.3f} nats per token."
         )
+    removed = settings.structure is not None
+    title = f"pruned to {result.sparsity:.1%} zeros"
+    stored = (
+        "The weights are stored densely with exact zeros: the model loads with plain "
+        "`AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless your "
+        "runtime makes use of the zeros."
+    )
+    if removed:
+        before, after = result.parameters
+        title = f"{1 - after / before:.1%} of its parameters removed"
+        which, partly = "The linear maps listed below", True
+        stored = (
+            f"It has {after:,} of {before:,} parameters: a smaller model of the same kind, which "
+            "loads with plain `AutoModelForCausalLM.from_pretrained`."
+        )
     return f"""---
 {base}library_name: transformers
 tags: [pruned, pruner-zero]
 ---
 
-# {Path(settings.model).name}, pruned to {result.sparsity:.1%} zeros
+# {Path(settings.model).name}, {title}
 
 {which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by the metric \
 `{method.metric.expression}`{method.describe_steps()}. {trained}
 
-The weights are stored densely with exact zeros: the model loads with plain \
-`AutoModelForCausalLM.from_pretrained`, and is as large and as fast as before unless your runtime \
-makes use of the zeros.
+{stored}
 
-| matrices | count | zeros |
+| matrices | count | {"removed" if removed else "zeros"} |
 |---|---|---|
 {table}
 {remarks}
 ## Provenance
 
-{calibrated} Settings, versions and the zeros of every matrix are in `pruning.json`, the metric in \
-`metric.json`.
+{calibrated} Settings, versions and the {"share" if removed else "zeros"} of every matrix are in \
+`pruning.json`, the metric in `metric.json`.
 """
 
 

@@ -75,11 +75,12 @@ def _comparison(run: ComparisonRun) -> Markup:
 def _prune(run: PruneRun) -> Markup:
     steps = "".join(f", {words}" for words in describe_steps(run.steps))
     return Markup(
-        "{:.2%} of the weights in {:,} matrices of {} are zero, chosen by {} ({}){}."
+        "{:.2%} of the weights in {:,} matrices of {} are {}, chosen by {} ({}){}."
     ).format(
         run.sparsity,
         len(run.matrices),
         _code(run.settings.get("model", "the model")),
+        "removed" if run.settings.get("structure") else "zero",
         _code(run.expression),
         run.pattern,
         steps,

@@ -6,6 +6,8 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
+from pruner_zero.choices import Structure
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import ModelSettings
@@ -16,6 +18,12 @@ METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 # without gradients (benchmarks/proof.md).
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {"metric": "wanda", "refine": True, "asymmetric": True, "update": "exact", "distill": 40}
+)
+
+# Settings that have no meaning beside --structure, or not yet.
+_BESIDE_STRUCTURE = (
+    *("pattern", "scope", "include", "exclude"),
+    *("allocation", "refine", "offload", "save_mask"),
 )
 
 
@@ -67,6 +75,17 @@ class PruneSettings(ModelSettings, MethodSettings):
         description="Share of zeros in each matrix: uniform; owl or error, rules that look at "
         "statistics; or a JSON file of shares.",
     )
+    structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
+        None,
+        description="Remove whole units in place of single weights, so that the model becomes "
+        "smaller and faster: channels, those of the MLPs; --sparsity is their share. What is left "
+        "is corrected by least squares unless --update says otherwise.",
+    )
+    multiple_of: Annotated[int, Cli(panel="What is pruned")] = Field(
+        32,
+        ge=1,
+        description="With --structure channels, every MLP keeps a multiple of so many channels.",
+    )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
     )
@@ -81,18 +100,37 @@ class PruneSettings(ModelSettings, MethodSettings):
         if not isinstance(given, dict) or given.get("metric") is not None:
             return given
         chosen = dict(DEFAULT)
+        if given.get("structure"):
+            # There is nothing to swap, and by measurement nothing to gain from the dense outputs.
+            del chosen["refine"], chosen["asymmetric"]
         if given.get("offload"):
             # Training needs the whole model in memory.
             del chosen["distill"]
         if given.get("mode") == "one-shot":
             # The dense model's outputs are aimed at while the blocks before are pruned.
-            del chosen["asymmetric"]
+            chosen.pop("asymmetric", None)
         return {**chosen, **{name: value for name, value in given.items() if value is not None}}
 
     @model_validator(mode="after")
     def _check_distillation(self) -> "PruneSettings":
         if self.offload and self.distill:
             raise ValueError("--distill needs the whole model in memory: leave out --offload")
+        return self
+
+    @model_validator(mode="after")
+    def _check_structure(self) -> "PruneSettings":
+        if not self.structure:
+            return self
+        if self.sparsity is None:
+            raise PrunerZeroError(
+                f"--structure {self.structure} needs --sparsity, the share of them that goes"
+            )
+        for name in _BESIDE_STRUCTURE:
+            if getattr(self, name):
+                raise PrunerZeroError(
+                    f"--structure removes the same number of units of every block: leave out "
+                    f"--{name.replace('_', '-')}"
+                )
         return self
 
     @property

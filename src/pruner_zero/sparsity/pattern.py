@@ -75,6 +75,11 @@ class Pattern(ABC):
         """The comparison group of an unstructured pattern; None for all other patterns."""
         return None
 
+    @property
+    def update(self) -> str | None:
+        """The step that follows the mask where none is named; None for the metric's own."""
+        return None
+
     def check(self, name: str, shape: tuple[int, int]) -> None:
         """Refuse the matrix `name` of `shape` (out, in) before any work. Raises PrunerZeroError."""
         del name, shape

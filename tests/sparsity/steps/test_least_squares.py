@@ -66,6 +66,35 @@ def test_each_row_is_what_a_least_squares_solver_finds(
 
 
 @pytest.mark.parametrize("elsewhere", [False, True])
+def test_rows_that_share_their_columns_are_solved_by_the_reduced_normal_equations(
+    elsewhere: bool,
+) -> None:
+    """W·H[:, P]·H[P, P]⁻¹ in float64, or with a cross W·(cross + λI)[:, P]·H[P, P]⁻¹."""
+    weight, gram = loud_layer(20, 96)
+    cross = gram + gram.diag().diag() if elsewhere else None
+    columns, empty = random_mask(1, 96, 0.25)[0], torch.tensor([3, 7])
+    mask = columns.repeat(20, 1)
+    mask[empty] = False
+    result = exact_update(weight, gram, mask, cross=cross)
+    H = reference.damped(gram)
+    target = H if cross is None else cross.double() + H - gram.double()
+    inverse = torch.linalg.inv(H[columns][:, columns])
+    expected = torch.zeros(20, 96, dtype=torch.float64)
+    expected[:, columns] = weight.double() @ target[:, columns] @ inverse
+    expected[empty] = 0
+    assert_close(result.weight, expected)
+    assert (result.iterations, result.converged) == (0, True)
+    assert not torch.signbit(result.weight[~mask]).any()
+
+
+def test_rows_kept_whole_do_not_change_beside_rows_that_go() -> None:
+    weight, gram = layer(12, 40)
+    mask = torch.ones(12, 40, dtype=torch.bool)
+    mask[::3] = False
+    assert torch.equal(exact_update(weight, gram, mask).weight, weight.float() * mask)
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
 def test_a_start_near_the_solution_only_saves_iterations(elsewhere: bool) -> None:
     weight, gram = loud_layer(20, 96)
     cross = gram + gram.diag().diag() if elsewhere else None

@@ -67,6 +67,8 @@ def solve(
     the damping in absolute terms, so that H_SS·w'_S = (w·(cross + λI))_S on the kept columns S.
     Weights of channels that were never active become 0. Iterates until each row's residual is at
     most `tolerance` of that of plain masking, or `max_iterations`, which the result tells.
+    Where all rows keep the same columns, but for rows that keep none, one factorisation solves them
+    all: w'_S = w·H[:, S]·H_SS⁻¹ without a cross.
     start: (out, in), weights to begin with, in place of the masked ones. No row ends with a larger
     error than it begins with. Raises PrunerZeroError naming the layer for a result that is not
     finite, and what `Hessian` raises.
@@ -87,6 +89,13 @@ def solve(
     if drift is not None:
         plain += drift
     plain *= support
+    columns = _shared_columns(support != 0)
+    if columns is not None and start is None:
+        change = torch.zeros_like(W)
+        L = torch.linalg.cholesky(H[columns][:, columns])
+        change[:, columns] = torch.cholesky_solve(plain[:, columns].t(), L).t()
+        solved = (begin + change).masked_fill_(support == 0, 0.0)
+        return Solution(_finite(solved, layer), 0, 0.0, True)
     precondition = _preconditioner(hessian, H, support)
     whole = _dot(plain, precondition(plain))
     first = plain
@@ -103,12 +112,25 @@ def solve(
     result = torch.where(fell, begin + change, begin).masked_fill_(support == 0, 0.0)
     left = _ratio(_dot(residual, precondition(residual)), whole)
     relative = float(left.max().clamp_min(0).sqrt())
-    if not result.isfinite().all():
+    return Solution(_finite(result, layer), iterations, relative, relative <= 2 * tolerance)
+
+
+def _shared_columns(support: Tensor) -> Tensor | None:
+    """The columns (in,) bool that all rows keep, but for rows that keep none.
+
+    None where rows keep different ones.
+    """
+    columns = support.any(0)
+    return columns if torch.equal(support, support.any(1)[:, None] & columns) else None
+
+
+def _finite(weight: Tensor, layer: Layer) -> Tensor:
+    if not weight.isfinite().all():
         raise PrunerZeroError(
             f"the updated weights of {layer.name} are not finite: raise --damping, or exclude "
             "the matrix"
         )
-    return Solution(result, iterations, relative, relative <= 2 * tolerance)
+    return weight
 
 
 def _conjugate_gradients(

@@ -1,0 +1,213 @@
+"""Structured pruning: a mask until the model is saved, then a smaller model of the same kind."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import LanguageModel, find_couplings
+from pruner_zero.pruning import PruneResult, prune
+from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.pipeline import check_plan, prune_model
+from pruner_zero.pruning.structured import Structured
+from pruner_zero.text import Windows
+from tests.conftest import save_tiny
+from tests.models.test_units import SUPPORTED, logits
+from tests.pruning.conftest import OpenStore, language_model
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import INNER, tiny_model, tiny_windows
+
+# Two thirds of the 48 channels stay.
+SMALL: dict[str, Any] = {
+    "structure": "channels",
+    "sparsity": 0.34,
+    "multiple_of": 8,
+    "windows": 3,
+    "seqlen": 24,
+}
+KEPT = 32
+
+LOADS_ALONE = """
+import sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+tokens = torch.load("tokens.pt")
+for folder in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder)
+    made = [
+        model.generate(tokens[:1, :5], max_new_tokens=8, do_sample=False, use_cache=cached)
+        for cached in (True, False)
+    ]
+    assert torch.equal(*made), made
+    torch.save(model(tokens).logits, f"{folder}.pt")
+assert not [name for name in sys.modules if name.startswith("pruner_zero")]
+"""
+
+
+def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
+    given = {"metric": "wanda", "calibration": [text], **SMALL, **settings}
+    tokenizer = tiny_tokenizer() if isinstance(model, PreTrainedModel) else None
+    return prune(model, tokenizer=tokenizer, **given)
+
+
+def masked(
+    model: LanguageModel, windows: Windows, new_store: OpenStore, **settings: Any
+) -> Structured:
+    """Prune in place up to the masks alone; the pattern that chose them."""
+    pattern = Structured(0.34, multiple=8).of_model(model.model)
+    method = parse_method("wanda", pattern=pattern, **settings)
+    matrices = check_plan(model, method, pattern.names)
+    prune_model(model, windows, method, new_store(model), matrices=matrices)
+    return pattern
+
+
+def test_folders_load_without_this_package_and_compute_what_the_masks_do(
+    windows: Windows, new_store: OpenStore, prose: str, tmp_path: Path
+) -> None:
+    """Once for all families, since a fresh process takes seconds to import transformers."""
+    expected = {}
+    for architecture in SUPPORTED:
+        model = language_model(architecture)
+        masked(model, windows, new_store)
+        expected[architecture] = logits(model.model)
+        dense = save_tiny(tmp_path / "dense" / architecture, architecture)
+        result = pruned(dense, prose, windows=4, output=tmp_path / architecture)
+        cut = logits(result.language_model.model)
+        torch.testing.assert_close(cut, expected[architecture], atol=1e-5, rtol=1e-5)
+        config = json.loads((tmp_path / architecture / "config.json").read_text())
+        assert config["intermediate_size"] == KEPT
+    torch.save(tiny_windows(), tmp_path / "tokens.pt")
+    alone = [sys.executable, "-c", LOADS_ALONE, *SUPPORTED]
+    subprocess.run(alone, check=True, env={}, cwd=tmp_path)
+    for architecture, computed in expected.items():
+        loaded = torch.load(tmp_path / f"{architecture}.pt")
+        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5)
+
+
+def test_the_units_are_those_of_the_largest_contribution(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    """The sum over outputs of W²·X², by a plain loop on the inputs of down_proj."""
+    model = language_model("llama")
+    inputs: list[torch.Tensor] = []
+    down = model.model.model.layers[0].mlp.down_proj
+    dense = down.weight.detach().clone()
+    handle = down.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    with torch.no_grad():
+        model.model(windows.tokens)
+    handle.remove()
+    energy = torch.cat(inputs).flatten(0, 1).square().sum(0)
+    totals = [float((dense[:, unit] ** 2).sum() * energy[unit]) for unit in range(INNER)]
+    kept = sorted(sorted(range(INNER), key=totals.__getitem__)[-KEPT:])
+    masked(model, windows, new_store)
+    mlp = model.model.model.layers[0].mlp
+    for weight, axis in ((mlp.gate_proj.weight, 1), (mlp.up_proj.weight, 1), (down.weight, 0)):
+        assert weight.any(axis).nonzero().flatten().tolist() == kept
+
+
+def test_the_consumer_is_refitted_unless_told_otherwise(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    dense, plain, refitted = (language_model("llama") for _ in range(3))
+    assert parse_method("wanda", pattern=Structured(0.34)).steps == ("exact",)
+    masked(plain, windows, new_store, update="none")
+    masked(refitted, windows, new_store)
+    outputs = [
+        model.model.model.layers[0].mlp.down_proj.weight.detach()
+        for model in (dense, plain, refitted)
+    ]
+    kept = outputs[1].any(0)
+    assert torch.equal(outputs[1][:, kept], outputs[0][:, kept])
+    assert not torch.allclose(outputs[2][:, kept], outputs[0][:, kept], atol=1e-3)
+    gates = [
+        model.model.model.layers[0].mlp.gate_proj.weight[kept] for model in (dense, plain, refitted)
+    ]
+    assert torch.equal(gates[0], gates[1])
+    assert torch.equal(gates[0], gates[2])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"update": "none"},
+        {"asymmetric": True},
+        {"metric": "gblm"},
+        {"metric": "magnitude"},
+        {"metric": "sparsegpt"},
+        {"metric": "W - G"},
+        {"metric": "wanda+obs"},
+        {"mode": "one-shot"},
+        {"metric": None, "distill": 2},
+    ],
+    ids=str,
+)
+def test_whatever_chooses_or_follows_the_units_stay_whole(
+    settings: dict[str, Any], prose: str
+) -> None:
+    model = tiny_model("llama")
+    before = model.num_parameters()
+    result = pruned(model, prose, **settings)
+    assert result.language_model.model is model
+    assert result.sparsity == pytest.approx(1 / 3)
+    assert result.parameters == (before, model.num_parameters())
+    assert before - model.num_parameters() == 2 * 3 * 32 * (INNER - KEPT)
+    for coupling in find_couplings(model, "channels"):
+        assert coupling.count == KEPT
+        assert model.get_submodule(coupling.consumer).get_parameter("weight").any(0).all()
+
+
+def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
+    result = pruned(tiny_model("llama"), prose, output=tmp_path / "out")
+    before, after = result.parameters
+    assert result.caption().endswith(
+        f"33.33% of the weights of 6 matrices are removed, {after:,} of {before:,} parameters are "
+        "left, by W * X"
+    )
+    told = json.loads((tmp_path / "out/pruning.json").read_text())
+    assert told["parameters"] == [before, after]
+    assert told["pattern"] == "33.33% of the channels of every block"
+    card = (tmp_path / "out/README.md").read_text()
+    assert "zeros" not in card
+    assert "as large and as fast" not in card
+    assert f"It has {after:,} of {before:,} parameters" in card
+    assert "| `mlp.down_proj` | 2 | 33.33% |" in card
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"sparsity": None}, "--structure channels needs --sparsity"),
+        ({"pattern": "2:4"}, "leave out --pattern"),
+        ({"scope": "matrix"}, "leave out --scope"),
+        ({"exclude": ["*.0.*"]}, "leave out --exclude"),
+        ({"allocation": "owl"}, "leave out --allocation"),
+        ({"refine": True}, "leave out --refine"),
+        ({"offload": True}, "leave out --offload"),
+        ({"save_mask": True}, "leave out --save-mask"),
+        ({"structure": "neurons"}, "--structure is 'neurons'"),
+        ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
+        ({"metric": "wanda+obs-iter"}, "chooses the mask of a few columns at a time"),
+        ({"sparsity": 0.05}, r"leaves 48 where a multiple of 8 stays: choose --sparsity 0\.1667"),
+        ({"sparsity": 0.95}, r"leaves 0 where a multiple of 8 stays: choose --sparsity 0\.8333"),
+        ({"multiple_of": 64}, "no more than --multiple-of 64: choose a smaller one"),
+    ],
+)
+def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match=line) as caught:
+        pruned(tiny_model("llama"), prose, **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_consumer_that_calibration_never_reached_is_a_clear_error() -> None:
+    pattern = Structured(0.34, multiple=8).of_model(tiny_model("llama"))
+    names = pattern.couplings[1].producers
+    with pytest.raises(PrunerZeroError, match=r"layers\.1\.mlp\.down_proj zero"):
+        pattern.choose({name: torch.ones(INNER, 32) for name in names})
