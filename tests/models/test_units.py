@@ -7,21 +7,37 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
+from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Coupling, find_blocks, find_couplings, shrink
-from tests.tiny_models import HIDDEN, INNER, tiny_model, tiny_windows
+from pruner_zero.models import Coupling, find_blocks, find_couplings, is_loadable, shrink
+from pruner_zero.models.units import counts_left
+from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
-SUPPORTED = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox")
-KEPT = 32
+SUPPORTED: dict[Structure, tuple[str, ...]] = {
+    "channels": ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "gpt_neox"),
+    "heads": (
+        *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"),
+        *("mixtral", "qwen3_moe", "llama4"),
+    ),
+}
+CASES = [(kind, architecture) for kind, several in SUPPORTED.items() for architecture in several]
+OTHERS = [
+    (kind, name)
+    for kind, several in SUPPORTED.items()
+    for name in ARCHITECTURES
+    if name not in several
+]
+KEPT: dict[Structure, int] = {"channels": 32, "heads": 1}
 
 
 @torch.no_grad()
-def removed(model: PreTrainedModel, couplings: Sequence[Coupling], seed: int = 0) -> None:
-    """Set the consumers' columns of all but KEPT random units to zero, others in every block."""
-    generator = torch.Generator().manual_seed(seed)
+def removed(model: PreTrainedModel, couplings: Sequence[Coupling], kept: int) -> None:
+    """Set the consumers' columns of all but `kept` random units to zero, others in every block."""
+    generator = torch.Generator().manual_seed(0)
     for coupling in couplings:
-        units = torch.randperm(coupling.count, generator=generator)[KEPT:]
-        model.get_submodule(coupling.consumer).get_parameter("weight")[:, units] = 0
+        units = torch.randperm(coupling.count, generator=generator)[kept:]
+        weight = model.get_submodule(coupling.consumer).get_parameter("weight")
+        weight.view(len(weight), coupling.count, -1)[:, units] = 0
 
 
 @torch.no_grad()
@@ -30,7 +46,7 @@ def logits(model: PreTrainedModel) -> Tensor:
     return result
 
 
-@pytest.mark.parametrize("architecture", SUPPORTED)
+@pytest.mark.parametrize("architecture", SUPPORTED["channels"])
 def test_every_block_has_its_mlp(architecture: str) -> None:
     model = tiny_model(architecture)
     couplings = find_couplings(model, "channels")
@@ -44,23 +60,56 @@ def test_every_block_has_its_mlp(architecture: str) -> None:
             assert weight.shape == (INNER, HIDDEN), name
 
 
-@pytest.mark.parametrize("architecture", SUPPORTED)
-def test_cutting_units_out_is_setting_their_columns_to_zero(architecture: str) -> None:
+@pytest.mark.parametrize("architecture", SUPPORTED["heads"])
+def test_every_block_has_its_attention(architecture: str) -> None:
+    first, second = find_couplings(tiny_model(architecture), "heads")
+    place = "model.layers.0.self_attn"
+    assert first == Coupling(0, tuple(f"{place}.{n}_proj" for n in "qkv"), f"{place}.o_proj", 2)
+    assert second.block == 1
+
+
+@pytest.mark.parametrize(("structure", "architecture"), CASES)
+def test_cutting_units_out_is_setting_their_columns_to_zero(
+    structure: Structure, architecture: str
+) -> None:
     model = tiny_model(architecture)
-    couplings = find_couplings(model, "channels")
+    couplings, kept = find_couplings(model, structure), KEPT[structure]
     dense = logits(model)
-    removed(model, couplings)
+    removed(model, couplings, kept)
     masked = logits(model)
     assert (masked - dense).abs().max() > 1e-3
-    shrink(model, couplings, "channels", KEPT)
+    shrink(model, couplings, structure, kept)
     torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
-    assert model.config.intermediate_size == KEPT
+    if structure == "channels":
+        assert model.config.intermediate_size == kept
+    else:
+        config = model.config
+        heads = config.num_key_value_heads, config.num_attention_heads, config.head_dim
+        assert heads == (kept, 2 * kept, 8)
     rebuilt = AutoModelForCausalLM.from_config(model.config)
     shapes = {name: value.shape for name, value in rebuilt.state_dict().items()}
     assert shapes == {name: value.shape for name, value in model.state_dict().items()}
     for block in find_blocks(model):
         for linear in (m for m in block.modules() if isinstance(m, torch.nn.Linear)):
             assert linear.weight.shape == (linear.out_features, linear.in_features)
+
+
+def test_a_width_of_heads_that_the_configuration_does_not_say_is_written() -> None:
+    """Half the heads of a model would otherwise be twice as wide when it is loaded."""
+    config = LlamaConfig(hidden_size=32, num_attention_heads=4, num_hidden_layers=1)
+    config.head_dim = None
+    assert counts_left(config, "heads", 2) == {
+        "num_key_value_heads": 2,
+        "num_attention_heads": 2,
+        "head_dim": 8,
+    }
+
+
+@pytest.mark.parametrize(("kept", "loads"), [(4, True), (6, False), (7, False)])
+def test_transformers_says_which_numbers_of_heads_load(kept: int, loads: bool) -> None:
+    """LLaMA's width has to be a multiple of the number of heads."""
+    config = LlamaConfig(hidden_size=64, num_attention_heads=16, num_key_value_heads=8)
+    assert is_loadable(config, "heads", kept) == loads
 
 
 def test_biases_are_cut_with_their_rows() -> None:
@@ -70,13 +119,13 @@ def test_biases_are_cut_with_their_rows() -> None:
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
     couplings = find_couplings(model, "channels")
-    removed(model, couplings)
+    removed(model, couplings, 32)
     masked = logits(model)
-    shrink(model, couplings, "channels", KEPT)
+    shrink(model, couplings, "channels", 32)
     torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
     mlp = find_blocks(model)[0].get_submodule("mlp")
     lengths = {name: len(value) for name, value in mlp.named_parameters() if value.ndim == 1}
-    assert lengths == {"gate_proj.bias": KEPT, "up_proj.bias": KEPT, "down_proj.bias": HIDDEN}
+    assert lengths == {"gate_proj.bias": 32, "up_proj.bias": 32, "down_proj.bias": HIDDEN}
 
 
 @torch.no_grad()
@@ -85,26 +134,24 @@ def test_a_block_with_more_zero_units_keeps_the_first_of_them() -> None:
     first, second = find_couplings(model, "channels")
     down, other = (model.get_submodule(c.consumer).get_parameter("weight") for c in (first, second))
     down[:, 1:] = 0
-    other[:, KEPT:] = 0
+    other[:, 32:] = 0
     before = down.clone()
-    shrink(model, [first, second], "channels", KEPT)
+    shrink(model, [first, second], "channels", 32)
     cut = model.get_submodule(first.consumer).get_parameter("weight")
-    assert torch.equal(cut, before[:, :KEPT])
+    assert torch.equal(cut, before[:, :32])
 
 
 def test_units_that_are_not_zero_are_never_cut() -> None:
     model = tiny_model("llama")
     with pytest.raises(ValueError, match="has 48 units, not 32"):
-        shrink(model, find_couplings(model, "channels"), "channels", KEPT)
+        shrink(model, find_couplings(model, "channels"), "channels", 32)
 
 
-@pytest.mark.parametrize(
-    "architecture",
-    ["phi3", "opt", "gpt2", "bloom", "falcon", "mixtral", "qwen3_moe", "gpt_oss", "llama4"],
-)
-def test_other_families_are_refused_by_name(architecture: str) -> None:
-    with pytest.raises(PrunerZeroError, match=f"of the {architecture}(_text)? family") as caught:
-        find_couplings(tiny_model(architecture), "channels")
+@pytest.mark.parametrize(("structure", "architecture"), OTHERS)
+def test_other_families_are_refused_by_name(structure: Structure, architecture: str) -> None:
+    line = f"--structure {structure} cannot remove any of the {architecture}(_text)? family"
+    with pytest.raises(PrunerZeroError, match=line) as caught:
+        find_couplings(tiny_model(architecture), structure)
     assert "\n" not in str(caught.value)
 
 
@@ -118,5 +165,7 @@ def test_a_width_that_no_configuration_can_say_is_refused() -> None:
 def test_a_norm_between_the_linear_maps_is_refused() -> None:
     model = tiny_model("llama")
     find_blocks(model)[1].get_submodule("mlp").norm = torch.nn.RMSNorm(INNER)
-    with pytest.raises(PrunerZeroError, match="of the llama family"):
-        find_couplings(model, "channels")
+    find_blocks(model)[0].get_submodule("self_attn").norm = torch.nn.RMSNorm(HIDDEN)
+    for structure in SUPPORTED:
+        with pytest.raises(PrunerZeroError, match="of the llama family"):
+            find_couplings(model, structure)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_couplings
 from pruner_zero.pruning import PruneResult, prune
@@ -18,7 +19,7 @@ from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.structured import Structured
 from pruner_zero.text import Windows
 from tests.conftest import save_tiny
-from tests.models.test_units import SUPPORTED, logits
+from tests.models.test_units import CASES, logits
 from tests.pruning.conftest import OpenStore, language_model
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import INNER, tiny_model, tiny_windows
@@ -32,6 +33,8 @@ SMALL: dict[str, Any] = {
     "seqlen": 24,
 }
 KEPT = 32
+# Half of two key-value heads.
+HEADS: dict[str, Any] = {"structure": "heads", "sparsity": 0.5}
 
 LOADS_ALONE = """
 import sys
@@ -58,15 +61,25 @@ def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
     return prune(model, tokenizer=tokenizer, **given)
 
 
+CHANNELS = Structured(0.34, multiple=8)
+PATTERNS: dict[Structure, Structured] = {
+    "channels": CHANNELS,
+    "heads": Structured(0.5, "heads"),
+}
+
+
 def masked(
-    model: LanguageModel, windows: Windows, new_store: OpenStore, **settings: Any
-) -> Structured:
-    """Prune in place up to the masks alone; the pattern that chose them."""
-    pattern = Structured(0.34, multiple=8).of_model(model.model)
+    model: LanguageModel,
+    windows: Windows,
+    new_store: OpenStore,
+    pattern: Structured = CHANNELS,
+    **settings: Any,
+) -> None:
+    """Prune in place up to the masks alone."""
+    pattern = pattern.of_model(model.model)
     method = parse_method("wanda", pattern=pattern, **settings)
     matrices = check_plan(model, method, pattern.names)
     prune_model(model, windows, method, new_store(model), matrices=matrices)
-    return pattern
 
 
 def test_folders_load_without_this_package_and_compute_what_the_masks_do(
@@ -74,22 +87,22 @@ def test_folders_load_without_this_package_and_compute_what_the_masks_do(
 ) -> None:
     """Once for all families, since a fresh process takes seconds to import transformers."""
     expected = {}
-    for architecture in SUPPORTED:
+    for structure, architecture in CASES:
+        place = tmp_path / f"{structure}-{architecture}"
         model = language_model(architecture)
-        masked(model, windows, new_store)
-        expected[architecture] = logits(model.model)
-        dense = save_tiny(tmp_path / "dense" / architecture, architecture)
-        result = pruned(dense, prose, windows=4, output=tmp_path / architecture)
+        masked(model, windows, new_store, PATTERNS[structure])
+        expected[place.name] = logits(model.model)
+        dense = save_tiny(tmp_path / "dense" / place.name, architecture)
+        given = HEADS if structure == "heads" else {}
+        result = pruned(dense, prose, windows=4, output=place, **given)
         cut = logits(result.language_model.model)
-        torch.testing.assert_close(cut, expected[architecture], atol=1e-5, rtol=1e-5)
-        config = json.loads((tmp_path / architecture / "config.json").read_text())
-        assert config["intermediate_size"] == KEPT
+        torch.testing.assert_close(cut, expected[place.name], atol=1e-5, rtol=1e-5)
     torch.save(tiny_windows(), tmp_path / "tokens.pt")
-    alone = [sys.executable, "-c", LOADS_ALONE, *SUPPORTED]
+    alone = [sys.executable, "-c", LOADS_ALONE, *expected]
     subprocess.run(alone, check=True, env={}, cwd=tmp_path)
-    for architecture, computed in expected.items():
-        loaded = torch.load(tmp_path / f"{architecture}.pt")
-        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5)
+    for name, computed in expected.items():
+        loaded = torch.load(tmp_path / f"{name}.pt")
+        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5, msg=name)
 
 
 def test_the_units_are_those_of_the_largest_contribution(
@@ -164,6 +177,18 @@ def test_whatever_chooses_or_follows_the_units_stay_whole(
         assert model.get_submodule(coupling.consumer).get_parameter("weight").any(0).all()
 
 
+def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
+    model = tiny_model("qwen2")
+    before = model.num_parameters()
+    result = pruned(model, prose, **HEADS)
+    for coupling in find_couplings(model, "heads"):
+        assert coupling.count == 1
+        biases = [model.get_submodule(name).get_parameter("bias") for name in coupling.producers]
+        assert [len(bias) for bias in biases] == [16, 8, 8]
+    assert result.parameters == (before, before - 2 * (32 * 48 + 32))
+    assert str(result.method.pattern) == "50% of the key-value heads of every block"
+
+
 def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
     result = pruned(tiny_model("llama"), prose, output=tmp_path / "out")
     before, after = result.parameters
@@ -173,7 +198,7 @@ def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
     )
     told = json.loads((tmp_path / "out/pruning.json").read_text())
     assert told["parameters"] == [before, after]
-    assert told["pattern"] == "33.33% of the channels of every block"
+    assert told["pattern"] == "33.33% of the MLP channels of every block"
     card = (tmp_path / "out/README.md").read_text()
     assert "zeros" not in card
     assert "as large and as fast" not in card
@@ -195,9 +220,19 @@ def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
         ({"structure": "neurons"}, "--structure is 'neurons'"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
         ({"metric": "wanda+obs-iter"}, "chooses the mask of a few columns at a time"),
-        ({"sparsity": 0.05}, r"leaves 48 where a multiple of 8 stays: choose --sparsity 0\.1667"),
-        ({"sparsity": 0.95}, r"leaves 0 where a multiple of 8 stays: choose --sparsity 0\.8333"),
-        ({"multiple_of": 64}, "no more than --multiple-of 64: choose a smaller one"),
+        (
+            {"sparsity": 0.05},
+            r"leaves 45\.6, .*: choose --sparsity 0\.1667, which leaves 40",
+        ),
+        (
+            {"sparsity": 0.95},
+            r"leaves 2\.4, .*: choose --sparsity 0\.8333, which leaves 8",
+        ),
+        (
+            {"multiple_of": 64},
+            "none of the 48 .* can go: choose a smaller --multiple-of than 64",
+        ),
+        ({**HEADS, "sparsity": 0.2}, r"leaves 1\.6, which cannot be: choose --sparsity 0\.5"),
     ],
 )
 def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:

@@ -28,7 +28,7 @@ from pruner_zero.models.structure import (
     parameters_of,
 )
 from pruner_zero.models.transformers_private import experts_one_by_one
-from pruner_zero.models.units import Coupling, find_couplings
+from pruner_zero.models.units import Coupling, find_couplings, is_loadable
 
 __all__ = [
     "BUILTIN_MODELS",
@@ -52,6 +52,7 @@ __all__ = [
     "find_couplings",
     "find_matrices",
     "give_back",
+    "is_loadable",
     "load_model",
     "load_offloaded",
     "next_token_loss",

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruner_zero.choices import Structure
-from pruner_zero.models.units import COUNTS, Coupling
+from pruner_zero.models.units import Coupling, counts_left
 
 
 @torch.no_grad()
@@ -25,9 +25,8 @@ def shrink(
         _cut(consumer, places, coupling.count, 1)
         for name in coupling.producers:
             _cut(model.get_submodule(name), places, coupling.count, 0)
-    for field in COUNTS[structure]:
-        count = getattr(model.config, field)
-        setattr(model.config, field, count * kept // couplings[0].count)
+    for field, count in counts_left(model.config, structure, kept).items():
+        setattr(model.config, field, count)
 
 
 def _places(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:

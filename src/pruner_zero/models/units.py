@@ -6,17 +6,26 @@ divided along their outputs (colwise) and those that take up what these put out 
 
 from collections import defaultdict
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
 
-# The fields of the configuration that count units; the first counts those that are chosen.
-COUNTS: dict[Structure, tuple[str, ...]] = {"channels": ("intermediate_size",)}
+# The fields of the configuration that count units, the first of them those of a coupling.
+_COUNTS: dict[Structure, tuple[str, ...]] = {
+    "channels": ("intermediate_size",),
+    "heads": ("num_key_value_heads", "num_attention_heads"),
+}
+_NEEDED: dict[Structure, str] = {
+    "channels": "one MLP, without experts,",
+    "heads": "one attention",
+}
 
 
 @dataclass(frozen=True)
@@ -25,7 +34,8 @@ class Coupling:
 
     consumer: the name of the matrix that loses columns; producers: the names of those that lose
     rows. Unit i is the i-th of `count` equal slices, of a producer's rows (and its bias, if any) or
-    of the consumer's columns.
+    of the consumer's columns: an MLP's channel, or a key-value head with the query heads that
+    share it.
     """
 
     block: int
@@ -37,27 +47,36 @@ class Coupling:
 def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Coupling]:
     """The coupling of every block, in order.
 
-    Without its column of the consumer a unit changes no output, so that to remove it and to set
-    that column to zero are the same. Raises PrunerZeroError naming the family of the model where a
-    block has no such coupling, or more than one.
+    Without its columns of the consumer a unit changes no output, so that to remove it and to set
+    those columns to zero are the same. Raises PrunerZeroError naming the family of the model where
+    a block has no such coupling, or more than one.
     """
-    family = model.config.model_type
+    config = model.config
+    family, field = config.model_type, _COUNTS[structure][0]
     names = {module: name for name, module in model.named_modules()}
     plan = getattr(model.base_model.config, "base_model_tp_plan", None) or {}
     styles = {key.split(".*.", 1)[1]: style for key, style in plan.items() if ".*." in key}
     couplings = []
     for index, block in enumerate(find_blocks(model)):
-        inside = list(_couplings(block, names[block], index, styles, structure))
-        if len(inside) != 1 or any(parameter.ndim > 2 for parameter in block.parameters()):
+        experts = any(parameter.ndim > 2 for parameter in block.parameters())
+        siblings = [] if structure == "channels" and experts else _siblings(block, styles)
+        inside = []
+        for module, producers, consumer in siblings:
+            # Attention modules know the number of their block, where the cache keeps their keys.
+            if hasattr(module, "layer_idx") != (structure == "heads"):
+                continue
+            count = getattr(config, field, 0) if structure == "heads" else _width(consumer)
+            if _divides(module, list(producers.values()), consumer, count):
+                full = [f"{names[block]}.{local}" for local in producers]
+                inside.append(Coupling(index, tuple(full), names[consumer], count))
+        if len(inside) != 1:
             raise PrunerZeroError(
                 f"--structure {structure} cannot remove any of the {family} family: a block must "
-                "have one MLP, whose linear maps the model's tensor-parallel plan names, not fused "
-                "and without experts; leave out --structure"
+                f"have {_NEEDED[structure]} whose linear maps are apart and named by the model's "
+                "tensor-parallel plan; leave out --structure"
             )
         couplings += inside
-    field = COUNTS[structure][0]
-    counts = {getattr(model.config, field, None), *(coupling.count for coupling in couplings)}
-    if len(counts) > 1:
+    if {coupling.count for coupling in couplings} != {getattr(config, field, None)}:
         raise PrunerZeroError(
             f"--structure {structure} needs blocks that are as wide as {field} in the "
             f"configuration says, which those of the {family} family are not: leave it out"
@@ -65,27 +84,62 @@ def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Couplin
     return couplings
 
 
-def _couplings(
-    block: nn.Module, name: str, index: int, styles: dict[str, str], structure: Structure
-) -> Iterator[Coupling]:
-    """The couplings of one block: linear maps of one module, whose only parameters are theirs."""
-    siblings: dict[str, dict[str, nn.Linear]] = defaultdict(dict)
-    linears = {
-        local: module for local, module in block.named_modules() if type(module) is nn.Linear
-    }
-    for local, linear in linears.items():
-        siblings[local.rpartition(".")[0]][local] = linear
-    for parent, parts in siblings.items():
-        # Attention modules know the number of their block, where the cache keeps their keys.
-        if hasattr(block.get_submodule(parent), "layer_idx"):
-            continue
-        consumers = [local for local in parts if styles.get(local) == "rowwise"]
-        producers = [local for local in parts if styles.get(local) == "colwise"]
-        parameters = set(block.get_submodule(parent).parameters())
-        theirs = {p for local in (*consumers, *producers) for p in parts[local].parameters()}
-        if len(consumers) != 1 or not producers or parameters != theirs:
-            continue
-        count = parts[consumers[0]].in_features
-        if all(parts[local].out_features == count for local in producers):
-            full = tuple(f"{name}.{local}" for local in producers)
-            yield Coupling(index, full, f"{name}.{consumers[0]}", count)
+def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> dict[str, int]:
+    """The fields of the configuration of a model with `kept` units in a block, with new values."""
+    count = getattr(config, _COUNTS[structure][0])
+    fields = {field: getattr(config, field) * kept // count for field in _COUNTS[structure]}
+    if structure == "heads":
+        # Where it is not said, it is what the number of heads makes of the width.
+        width = getattr(config, "head_dim", None)
+        fields["head_dim"] = width or config.hidden_size // config.num_attention_heads
+    return fields
+
+
+def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bool:
+    """Whether transformers accepts the configuration of a model with `kept` units in a block."""
+    changed = {**deepcopy(config).to_dict(), **counts_left(config, structure, kept)}
+    try:
+        type(config).from_dict(changed)
+    except (ValueError, StrictDataclassError):
+        return False
+    return True
+
+
+def _siblings(
+    block: nn.Module, styles: dict[str, str]
+) -> Iterator[tuple[nn.Module, dict[str, nn.Linear], nn.Linear]]:
+    """Modules of a block in which one rowwise linear map takes up what colwise ones put out."""
+    parts: dict[str, dict[str, nn.Linear]] = defaultdict(dict)
+    for local, module in block.named_modules():
+        if type(module) is nn.Linear:
+            parts[local.rpartition(".")[0]][local] = module
+    for parent, linears in parts.items():
+        consumers = [linear for local, linear in linears.items() if styles.get(local) == "rowwise"]
+        producers = {
+            local: linear for local, linear in linears.items() if styles.get(local) == "colwise"
+        }
+        if len(consumers) == 1 and producers:
+            yield block.get_submodule(parent), producers, consumers[0]
+
+
+def _divides(
+    module: nn.Module, producers: list[nn.Linear], consumer: nn.Linear, count: int
+) -> bool:
+    """Whether all parameters of `module` are those of units, or shared by all `count` of them."""
+    widths = {_width(consumer), *(linear.out_features for linear in producers)}
+    if not count or any(width % count for width in widths):
+        return False
+    attends = hasattr(module, "layer_idx")
+    # Queries as wide as what is taken up, keys and values: three maps, which fused ones are not.
+    if attends and (len(producers) != 3 or producers[0].out_features != _width(consumer)):
+        return False
+    if not attends and len(widths) > 1:
+        return False
+    theirs = {p for linear in (*producers, consumer) for p in linear.parameters()}
+    head = min(widths) // count
+    # A norm of each head has one weight for each of its outputs, the same for all heads.
+    return all(p.shape == (head,) and attends for p in set(module.parameters()) - theirs)
+
+
+def _width(consumer: nn.Linear) -> int:
+    return consumer.in_features

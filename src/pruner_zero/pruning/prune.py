@@ -127,7 +127,7 @@ def prune(
     if isinstance(method.pattern, Structured):
         fitted = method.pattern.of_model(language_model.model)
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
-            progress.note(f"{fitted} go, so that {fitted.kept} stay (--multiple-of)")
+            progress.note(f"{fitted} go: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.names
     matrices = check_plan(language_model, method, include, checked.exclude)
     before = language_model.model.num_parameters()

@@ -8,9 +8,11 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Coupling, find_couplings, shrink
+from pruner_zero.models import Coupling, find_couplings, is_loadable, shrink
 from pruner_zero.sparsity import Pattern, Reach, Unstructured
 from pruner_zero.sparsity.selection import comparable, keep_highest
+
+_WORDS: dict[Structure, str] = {"channels": "MLP channels", "heads": "key-value heads"}
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,8 @@ class Structured(Pattern):
 
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
     the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them. sparsity:
-    the share of units that go, in (0, 1); the number that stays is the nearest multiple of
-    `multiple`. couplings: of the model, which `of_model` finds. Raises PrunerZeroError for a share
-    that leaves no unit, or all.
+    the share of units that go. multiple: of how many channels a multiple stays. couplings: of the
+    model, which `of_model` finds, as it does `kept`, the number of units that stay in each.
     Source: the total is that of Wanda-sp in FLAP (An et al. 2024, 2312.11983), squared before it is
     summed; the coupled rows and columns are LLM-Pruner's (Ma et al. 2023, 2305.11627).
     """
@@ -30,6 +31,7 @@ class Structured(Pattern):
     structure: Structure = "channels"
     multiple: int = 32
     couplings: tuple[Coupling, ...] = ()
+    kept: int = 0
 
     def __post_init__(self) -> None:
         Unstructured(self.sparsity)
@@ -47,34 +49,32 @@ class Structured(Pattern):
 
         Raises PrunerZeroError where the model has no units that can be removed.
         """
-        fitted = replace(self, couplings=tuple(find_couplings(model, self.structure)))
-        share = 1 - fitted.kept / fitted.couplings[0].count
-        return replace(fitted, sparsity=share)
+        couplings = tuple(find_couplings(model, self.structure))
+        count = couplings[0].count
+        step = self.multiple if self.structure == "channels" else 1
+        wanted = count * (1 - self.sparsity)
+        possible = sorted(range(step, count, step), key=lambda kept: abs(kept - wanted))
+        nearest = next(
+            (kept for kept in possible if is_loadable(model.config, self.structure, kept)), None
+        )
+        if nearest is None:
+            smaller = f": choose a smaller --multiple-of than {step}" if step > 1 else ""
+            raise PrunerZeroError(
+                f"none of the {count} {_WORDS[self.structure]} of a block can go{smaller}"
+            )
+        share = 1 - nearest / count
+        if abs(nearest - wanted) > step / 2:
+            raise PrunerZeroError(
+                f"--sparsity {self.sparsity:g} of the {count} {_WORDS[self.structure]} of a block "
+                f"leaves {wanted:g}, which cannot be: choose --sparsity {share:.4g}, which leaves "
+                f"{nearest}"
+            )
+        return replace(self, sparsity=share, couplings=couplings, kept=nearest)
 
     @property
     def names(self) -> list[str]:
         """The matrices that lose rows or columns."""
         return [name for c in self.couplings for name in (*c.producers, c.consumer)]
-
-    @property
-    def kept(self) -> int:
-        """How many units of each coupling stay."""
-        count = self.couplings[0].count
-        kept = round(count * (1 - self.sparsity) / self.multiple) * self.multiple
-        if 0 < kept < count:
-            return kept
-        possible = range(self.multiple, count, self.multiple)
-        if not possible:
-            raise PrunerZeroError(
-                f"a block has {count} {self.structure}, no more than --multiple-of "
-                f"{self.multiple}: choose a smaller one"
-            )
-        nearest = 1 - (possible[-1] if kept else possible[0]) / count
-        raise PrunerZeroError(
-            f"--sparsity {self.sparsity:g} of {count} {self.structure} leaves {kept} where a "
-            f"multiple of {self.multiple} stays: choose --sparsity {nearest:.4f}, the nearest "
-            "possible, or a smaller --multiple-of"
-        )
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         masks: dict[str, Tensor] = {}
@@ -102,4 +102,4 @@ class Structured(Pattern):
         shrink(model, self.couplings, self.structure, self.kept)
 
     def __str__(self) -> str:
-        return f"{100 * self.sparsity:.4g}% of the {self.structure} of every block"
+        return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"

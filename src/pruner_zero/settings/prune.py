@@ -78,8 +78,9 @@ class PruneSettings(ModelSettings, MethodSettings):
     structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
-        "smaller and faster: channels, those of the MLPs; --sparsity is their share. What is left "
-        "is corrected by least squares unless --update says otherwise.",
+        "smaller and faster: channels of the MLPs, or heads, key-value heads with the query heads "
+        "that share them; --sparsity is their share. What is left is corrected by least squares "
+        "unless --update says otherwise.",
     )
     multiple_of: Annotated[int, Cli(panel="What is pruned")] = Field(
         32,
