@@ -5,4 +5,4 @@ from typing import Literal
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scope = Literal["row", "block", "matrix", "global"]
 Mode = Literal["auto", "sequential", "one-shot"]
-Structure = Literal["channels", "heads"]
+Structure = Literal["channels", "heads", "blocks"]

@@ -11,7 +11,7 @@ from pruner_zero.models.blocks import (
     run_block,
 )
 from pruner_zero.models.builtin import BUILTIN_MODELS
-from pruner_zero.models.compact import shrink
+from pruner_zero.models.compact import check_dropped, drop_blocks, shrink
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
@@ -43,9 +43,11 @@ __all__ = [
     "OffloadedModel",
     "as_language_model",
     "blocks_replaced",
+    "check_dropped",
     "check_tokens",
     "check_weights",
     "common_kind",
+    "drop_blocks",
     "end_tokens",
     "experts_one_by_one",
     "find_blocks",

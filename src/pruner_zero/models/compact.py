@@ -1,12 +1,16 @@
 """From a model whose units are masked to the smaller model that computes the same."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from copy import deepcopy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.structure import block_list, find_blocks
 from pruner_zero.models.units import Coupling, counts_left
 
 
@@ -48,3 +52,62 @@ def _cut(linear: nn.Module, places: Tensor, count: int, axis: int) -> None:
             setattr(linear, name, nn.Parameter(kept, parameter.requires_grad))
     field = "in_features" if axis else "out_features"
     setattr(linear, field, getattr(linear, field) // count * len(places))
+
+
+def drop_blocks(model: PreTrainedModel, dropped: Collection[int]) -> None:
+    """Take the blocks of these numbers out of `model`, in place, and tell its config.
+
+    What the configuration lists by block keeps the entries of the blocks that stay, and these are
+    numbered anew, as the cache of keys and values counts them. Raises what `check_dropped` raises.
+    """
+    check_dropped(model, dropped)
+    blocks = block_list(model)
+    _tell(model.config, len(blocks), dropped)
+    for index in sorted(dropped, reverse=True):
+        del blocks[index]
+    for index, block in enumerate(blocks):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", index)  # noqa: B010 (nn.Module types it as a tensor)
+
+
+def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
+    """Raise PrunerZeroError where the configuration cannot say which blocks stay.
+
+    The model that it describes is built without its weights, and its blocks are compared with those
+    that stay: shapes, classes and all plain attributes, such as a sliding window.
+    """
+    config = deepcopy(model.config)
+    blocks = find_blocks(model)
+    _tell(config, len(blocks), dropped)
+    with torch.device("meta"):
+        told = find_blocks(type(model)(type(config).from_dict(config.to_dict())))
+    left = [block for index, block in enumerate(blocks) if index not in dropped]
+    if [list(_described(block)) for block in left] != [list(_described(block)) for block in told]:
+        raise PrunerZeroError(
+            f"blocks {', '.join(map(str, sorted(dropped)))} cannot be dropped, since a "
+            f"configuration of the {model.config.model_type} family does not say of which kind "
+            "each block is that stays: choose --structure channels or heads"
+        )
+
+
+def _tell(config: PreTrainedConfig, count: int, dropped: Collection[int]) -> None:
+    for field, value in config.to_dict().items():
+        if isinstance(value, list) and len(value) == count:
+            kept = [entry for index, entry in enumerate(value) if index not in dropped]
+            setattr(config, field, kept)
+    config.num_hidden_layers = count - len(dropped)
+
+
+def _described(block: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """All that makes a block the kind that it is, but its number and its weights."""
+    for name, module in block.named_modules():
+        plain = {
+            key: value
+            for key, value in vars(module).items()
+            if isinstance(value, bool | int | float | str | None)
+            and not key.startswith("_")
+            and key not in ("layer_idx", "training")
+        }
+        shapes = [(key, tuple(p.shape)) for key, p in module.named_parameters(recurse=False)]
+        yield name, type(module), plain, shapes

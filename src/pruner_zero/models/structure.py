@@ -65,13 +65,17 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
 
     Raises PrunerZeroError where the model has none.
     """
+    return list(block_list(model))
+
+
+def block_list(model: nn.Module) -> nn.ModuleList:
+    """The module list that `find_blocks` reads; it raises the same."""
     lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
     if not lists:
         raise PrunerZeroError(
             f"{type(model).__name__} has no list of decoder blocks: give a decoder-only model"
         )
-    largest = max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
-    return list(largest)
+    return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
 def find_matrices(

@@ -5,7 +5,7 @@ divided along their outputs (colwise) and those that take up what these put out 
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -18,11 +18,11 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
 
 # The fields of the configuration that count units, the first of them those of a coupling.
-_COUNTS: dict[Structure, tuple[str, ...]] = {
+_COUNTS: Mapping[str, tuple[str, ...]] = {
     "channels": ("intermediate_size",),
     "heads": ("num_key_value_heads", "num_attention_heads"),
 }
-_NEEDED: dict[Structure, str] = {
+_NEEDED: Mapping[str, str] = {
     "channels": "one MLP, without experts,",
     "heads": "one attention",
 }

@@ -15,6 +15,7 @@ from pruner_zero.models import (
     LanguageModel,
     OffloadedModel,
     as_language_model,
+    drop_blocks,
     find_matrices,
     load_offloaded,
     save_model,
@@ -23,6 +24,7 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.depth import Blocks, choose_blocks
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import parse_method
@@ -94,10 +96,14 @@ def prune(
     }
     checked = read_settings(PruneSettings, given, config)
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
-    if checked.structure:
+    by_influence = checked.structure == "blocks"
+    if by_influence:
+        zeros = Blocks(checked.sparsity or 0.0)
+    elif checked.structure:
         zeros = Structured(checked.sparsity or 0.0, checked.structure, checked.multiple_of)
     method = parse_method(
-        checked.metric,
+        # Whole blocks are chosen before, whatever the scores.
+        "magnitude" if by_influence else checked.metric,
         sparsity=None if checked.structure else checked.sparsity,
         pattern=zeros,
         scope=checked.scope,
@@ -117,7 +123,7 @@ def prune(
     if checked.save_mask and folder is None:
         raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, [method], progress, needed=checked.distill > 0)
+    texts = calibration_texts(text, [method], progress, needed=by_influence or checked.distill > 0)
     if checked.offload:
         language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
     else:
@@ -141,10 +147,15 @@ def prune(
         if checked.distill:
             teacher = replace(language_model, model=deepcopy(language_model.model))
         with measured() as cost:
+            done = method
+            if by_influence:
+                share = method.pattern.sparsity
+                chosen = choose_blocks(language_model, windows.tokens, share, progress)
+                done = replace(method, pattern=chosen)
             records = prune_model(
                 language_model,
                 windows,
-                method,
+                done,
                 store,
                 mode=order,
                 matrices=matrices,
@@ -167,8 +178,10 @@ def prune(
                     checkpoint=training,
                     progress=progress,
                 )
-        if isinstance(method.pattern, Structured):
-            method.pattern.shrink(language_model.model)
+        if isinstance(done.pattern, Structured):
+            done.pattern.shrink(language_model.model)
+        if isinstance(done.pattern, Blocks):
+            drop_blocks(language_model.model, done.pattern.dropped)
         parameters = before, language_model.model.num_parameters()
         calibrated = windows.describe() if len(windows) else {}
         origin = {
@@ -179,7 +192,7 @@ def prune(
         return PruneResult(
             language_model,
             checked,
-            method,
+            done,
             order,
             records,
             parameters,

@@ -11,6 +11,7 @@ from typing import Any
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
+from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.recovery import NOT_RETRAINED, Point
@@ -46,7 +47,13 @@ class PruneResult(PrunedMatrices):
     def caption(self) -> str:
         """How much of the model is zero or removed, by which metric, and where it is."""
         where = f"{self.output}: " if self.output else ""
-        return f"{where}{self.share()}, by {self.method.metric}"
+        return f"{where}{self.share()}, by {self.chosen_by}"
+
+    @property
+    def chosen_by(self) -> str:
+        """The metric, or what chose in its place."""
+        blocks = isinstance(self.method.pattern, Blocks)
+        return "block influence" if blocks else str(self.method.metric)
 
     def share(self) -> str:
         """How much of the model is zero or removed, as a sentence without its stop."""
@@ -60,14 +67,18 @@ class PruneResult(PrunedMatrices):
 
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
-        method = self.method
+        method, pattern = self.method, self.method.pattern
+        influence = None
+        if isinstance(pattern, Blocks):
+            influence = {"block_influence": list(pattern.influence)}
         return {
             "settings": {
                 **self.settings.model_dump(mode="json"),
                 "mode": self.mode,
                 "scope": method.scope,
             },
-            "expression": str(method.metric.expression),
+            "expression": None if influence else str(method.metric.expression),
+            **(influence or {}),
             **method.to_json(),
             "sparsity": round(self.sparsity, 6),
             "parameters": list(self.parameters),
@@ -81,12 +92,13 @@ class PruneResult(PrunedMatrices):
         }
 
     def write(self, folder: Path) -> None:
-        """Write metric.json, pruning.json and the model card README.md to `folder`."""
+        """Write pruning.json, the model card README.md and a metric's metric.json to `folder`."""
         method = self.method
-        tree = method.metric.to_tree()
-        if method.scope:
-            tree["scope"] = method.scope
-        write_atomic(folder / "metric.json", json.dumps(tree, indent=2) + "\n")
+        if not isinstance(method.pattern, Blocks):
+            tree = method.metric.to_tree()
+            if method.scope:
+                tree["scope"] = method.scope
+            write_atomic(folder / "metric.json", json.dumps(tree, indent=2) + "\n")
         write_atomic(folder / "pruning.json", json.dumps(self.to_json(), indent=2) + "\n")
         write_atomic(folder / "README.md", model_card(self))
 
@@ -120,7 +132,12 @@ def model_card(result: PruneResult) -> str:
             "predictions on the calibration windows; the loss on windows kept apart went from "
             f"{first.validation_loss:.3f} to {last.validation_loss:.3f} nats per token."
         )
-    removed = settings.structure is not None
+    removed, blocks = settings.structure is not None, isinstance(method.pattern, Blocks)
+    chosen_by = f"the metric `{method.metric.expression}`"
+    metric = ", the metric in `metric.json`"
+    if blocks:
+        chosen_by = "block influence, 1 minus the cosine of a block's input and output"
+        metric = ""
     title = f"pruned to {result.sparsity:.1%} zeros"
     stored = (
         "The weights are stored densely with exact zeros: the model loads with plain "
@@ -130,7 +147,7 @@ def model_card(result: PruneResult) -> str:
     if removed:
         before, after = result.parameters
         title = f"{1 - after / before:.1%} of its parameters removed"
-        which, partly = "The linear maps listed below", True
+        which, partly = "Whole blocks" if blocks else "The linear maps listed below", True
         stored = (
             f"It has {after:,} of {before:,} parameters: a smaller model of the same kind, which "
             "loads with plain `AutoModelForCausalLM.from_pretrained`."
@@ -142,8 +159,8 @@ tags: [pruned, pruner-zero]
 
 # {Path(settings.model).name}, {title}
 
-{which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by the metric \
-`{method.metric.expression}`{method.describe_steps()}. {trained}
+{which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chosen_by}\
+{method.describe_steps()}. {trained}
 
 {stored}
 
@@ -154,7 +171,7 @@ tags: [pruned, pruner-zero]
 ## Provenance
 
 {calibrated} Settings, versions and the {"share" if removed else "zeros"} of every matrix are in \
-`pruning.json`, the metric in `metric.json`.
+`pruning.json`{metric}.
 """
 
 

@@ -12,7 +12,7 @@ from pruner_zero.models import Coupling, find_couplings, is_loadable, shrink
 from pruner_zero.sparsity import Pattern, Reach, Unstructured
 from pruner_zero.sparsity.selection import comparable, keep_highest
 
-_WORDS: dict[Structure, str] = {"channels": "MLP channels", "heads": "key-value heads"}
+_WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value heads"}
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,11 @@ def read_result(path: Path) -> Result:
 
 def _read_prune(path: Path) -> PruneRun:
     values = read_json(path / PRUNING)
+    if values["expression"] is None:
+        raise PrunerZeroError(
+            f"{path} was made by --structure blocks, without a metric that a report could show: "
+            "give other results"
+        )
     return PruneRun(
         path,
         dict(values["settings"]),

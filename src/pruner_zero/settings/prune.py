@@ -19,9 +19,11 @@ METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {"metric": "wanda", "refine": True, "asymmetric": True, "update": "exact", "distill": 40}
 )
+# What chooses whole blocks; it looks at no weight, and so is no metric.
+BLOCK_INFLUENCE = "block-influence"
 
 # Settings that have no meaning beside --structure, or not yet.
-_BESIDE_STRUCTURE = (
+_BESIDE_STRUCTURE: tuple[str, ...] = (
     *("pattern", "scope", "include", "exclude"),
     *("allocation", "refine", "offload", "save_mask"),
 )
@@ -79,8 +81,8 @@ class PruneSettings(ModelSettings, MethodSettings):
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs, or heads, key-value heads with the query heads "
-        "that share them; --sparsity is their share. What is left is corrected by least squares "
-        "unless --update says otherwise.",
+        "that share them, whose weights are then corrected by least squares unless --update says "
+        "otherwise; or blocks, those that change their input the least. --sparsity is their share.",
     )
     multiple_of: Annotated[int, Cli(panel="What is pruned")] = Field(
         32,
@@ -100,6 +102,8 @@ class PruneSettings(ModelSettings, MethodSettings):
         """Without a metric, what is measured to be best, except for what is given."""
         if not isinstance(given, dict) or given.get("metric") is not None:
             return given
+        if given.get("structure") == "blocks":
+            return {**given, "metric": BLOCK_INFLUENCE}
         chosen = dict(DEFAULT)
         if given.get("structure"):
             # There is nothing to swap, and by measurement nothing to gain from the dense outputs.
@@ -126,11 +130,18 @@ class PruneSettings(ModelSettings, MethodSettings):
             raise PrunerZeroError(
                 f"--structure {self.structure} needs --sparsity, the share of them that goes"
             )
-        for name in _BESIDE_STRUCTURE:
+        beside = _BESIDE_STRUCTURE
+        if self.structure == "blocks":
+            if self.metric != BLOCK_INFLUENCE:
+                raise PrunerZeroError(
+                    f"--structure blocks chooses them by {BLOCK_INFLUENCE}: leave out --metric"
+                )
+            beside += ("update", "asymmetric")
+        for name in beside:
             if getattr(self, name):
                 raise PrunerZeroError(
-                    f"--structure removes the same number of units of every block: leave out "
-                    f"--{name.replace('_', '-')}"
+                    f"--structure {self.structure} removes whole units and decides which: leave "
+                    f"out --{name.replace('_', '-')}"
                 )
         return self
 

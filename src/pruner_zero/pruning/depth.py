@@ -1,0 +1,128 @@
+"""Whole decoder blocks: which of them change what passes through them the least."""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import (
+    LanguageModel,
+    Matrix,
+    check_dropped,
+    find_blocks,
+    find_matrices,
+    run_block,
+)
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.sparsity import LazyTensors, Pattern, Reach, Unstructured
+
+
+@dataclass(frozen=True)
+class Blocks(Pattern):
+    """Whole blocks go, chosen before by their influence; scores have no part in it.
+
+    influence: of every block, as `block_influence` gives it. dropped: the numbers of the blocks
+    that go; names: of all their matrices.
+    """
+
+    sparsity: float
+    influence: tuple[float, ...] = field(default=(), repr=False)
+    dropped: tuple[int, ...] = ()
+    names: frozenset[str] = field(default=frozenset(), repr=False)
+
+    def __post_init__(self) -> None:
+        Unstructured(self.sparsity)
+
+    @property
+    def reach(self) -> Reach:
+        return "model"
+
+    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        def mask(name: str) -> Tensor:
+            return torch.full_like(scores[name], name not in self.names, dtype=torch.bool)
+
+        return LazyTensors(scores, mask)
+
+    def __str__(self) -> str:
+        listed = f": {', '.join(map(str, self.dropped))}" if self.dropped else ""
+        return f"{100 * self.sparsity:.4g}% of the blocks{listed}"
+
+
+@torch.no_grad()
+def choose_blocks(
+    language_model: LanguageModel, tokens: Tensor, sparsity: float, progress: Progress = SILENT
+) -> Blocks:
+    """The blocks of the least influence, `sparsity` of all; the first and the last one stay.
+
+    tokens: windows (n, seqlen). Raises PrunerZeroError for a share that leaves out no block or too
+    many, and where a block cannot be dropped.
+    Source: ShortGPT (Men et al. 2024, 2403.03853), which protects no block.
+    """
+    blocks = find_blocks(language_model.model)
+    count = round(len(blocks) * sparsity)
+    if not 0 < count <= len(blocks) - 2:
+        nearest = min(max(count, 1), len(blocks) - 2) / len(blocks)
+        how = f"choose --sparsity {nearest:.4g}" if nearest > 0 else "leave out --structure"
+        raise PrunerZeroError(
+            f"--sparsity {sparsity:g} of {len(blocks)} blocks, of which the first and the last "
+            f"stay, would drop {count}: {how}"
+        )
+    influence = block_influence(language_model, tokens, progress)
+    ranked = sorted(range(1, len(blocks) - 1), key=influence.__getitem__)
+    dropped = tuple(sorted(ranked[:count]))
+    check_dropped(language_model.model, dropped)
+    matrices = [m for m in find_matrices(language_model.model) if m.block in dropped]
+    _check_silent(language_model, tokens[:1], dropped, matrices)
+    names = frozenset(matrix.name for matrix in matrices)
+    return Blocks(count / len(blocks), tuple(influence), dropped, names)
+
+
+@torch.no_grad()
+def block_influence(
+    language_model: LanguageModel, tokens: Tensor, progress: Progress = SILENT
+) -> list[float]:
+    """Of every block 1 − cos(input, output), the mean over all tokens of the windows (n, seqlen).
+
+    Source: ShortGPT (Men et al. 2024, 2403.03853), equation 1.
+    """
+    calls = language_model.block_calls(tokens)
+    hidden, influence = list(calls.hidden), []
+    blocks = find_blocks(language_model.model)
+    for index in progress.track(range(len(blocks)), "block influence", len(blocks)):
+        outputs = [
+            run_block(blocks[index], window, rest)
+            for window, rest in zip(hidden, calls.arguments[index], strict=True)
+        ]
+        cosines = [
+            cosine_similarity(before.float(), after.float(), dim=-1).mean()
+            for before, after in zip(hidden, outputs, strict=True)
+        ]
+        influence.append(1 - float(torch.stack(cosines).double().mean()))
+        hidden = outputs
+    return influence
+
+
+def _check_silent(
+    language_model: LanguageModel, window: Tensor, dropped: tuple[int, ...], matrices: list[Matrix]
+) -> None:
+    """Raise PrunerZeroError where a block of zeros does not pass on what it is given."""
+    calls = language_model.block_calls(window)
+    for index in dropped:
+        block = find_blocks(language_model.model)[index]
+        with torch.no_grad():
+            silent = deepcopy(block)
+            for matrix in matrices:
+                if matrix.block == index:
+                    name = matrix.parameter_name.split(f".{index}.", 1)[1]
+                    silent.get_parameter(name).zero_()
+            passed = run_block(silent, calls.hidden[0], calls.arguments[index][0])
+        if not torch.equal(passed, calls.hidden[0].to(passed.device)):
+            raise PrunerZeroError(
+                f"--structure blocks cannot drop block {index} of the "
+                f"{language_model.model.config.model_type} family: even without weights it adds "
+                "its biases to what passes through; leave out --structure"
+            )

@@ -1,0 +1,149 @@
+"""Whole blocks: those of the least influence go, and the model that is left loads anywhere."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import drop_blocks, find_blocks, find_matrices
+from pruner_zero.pruning import PruneResult, prune
+from pruner_zero.pruning.depth import block_influence, choose_blocks
+from pruner_zero.report import report
+from tests.conftest import save_tiny
+from tests.models.test_units import logits
+from tests.pruning.conftest import language_model
+from tests.pruning.test_structured import LOADS_ALONE
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_windows
+
+DEPTH = 6
+SUPPORTED = (
+    *("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3"),
+    *("phi3", "falcon", "mixtral", "qwen3_moe"),
+)
+WITH_BIASES = ("opt", "gpt2", "gpt_neox", "bloom", "gpt_oss")
+SMALL: dict[str, Any] = {"structure": "blocks", "sparsity": 0.34, "windows": 3, "seqlen": 24}
+
+
+def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
+    tokenizer = tiny_tokenizer() if isinstance(model, PreTrainedModel) else None
+    return prune(model, tokenizer=tokenizer, calibration=[text], **{**SMALL, **settings})
+
+
+@torch.no_grad()
+def masked(architecture: str, dropped: list[int]) -> torch.Tensor:
+    """What a model computes whose blocks `dropped` have no weight left in their linear maps."""
+    model = tiny_model(architecture, blocks=DEPTH)
+    for matrix in find_matrices(model):
+        if matrix.block in dropped:
+            matrix.weight.zero_()
+    return logits(model)
+
+
+def test_influence_is_the_mean_over_tokens_of_one_minus_the_cosine() -> None:
+    model, tokens = language_model("llama", blocks=3), tiny_windows()
+    with torch.no_grad():
+        states = model.model.model(tokens, output_hidden_states=True).hidden_states
+    # The last state has passed the final norm.
+    expected = [
+        1 - float(cosine_similarity(states[i], states[i + 1], dim=-1).mean()) for i in range(2)
+    ]
+    assert block_influence(model, tokens)[:2] == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_least_of_them_go_but_never_the_first_or_the_last() -> None:
+    model, tokens = language_model("llama", blocks=DEPTH), tiny_windows()
+    with torch.no_grad():
+        # These leave almost everything as it is.
+        for index in (0, 3, 4, DEPTH - 1):
+            for parameter in find_blocks(model.model)[index].parameters():
+                parameter.mul_(0.1)
+    assert choose_blocks(model, tokens, 0.34).dropped == (3, 4)
+
+
+@pytest.mark.parametrize("architecture", SUPPORTED)
+def test_dropping_blocks_is_setting_their_matrices_to_zero(architecture: str) -> None:
+    model = tiny_model(architecture, blocks=DEPTH)
+    drop_blocks(model, [1, 2])
+    expected = masked(architecture, [1, 2])
+    torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
+    assert model.config.num_hidden_layers == DEPTH - 2
+
+
+def test_an_odd_run_of_blocks_keeps_the_kind_of_each_that_stays() -> None:
+    """Made anew from its pattern, the list would have given later blocks the other kind."""
+    model = tiny_model("gemma3", blocks=DEPTH)
+    kinds = list(model.config.layer_types)
+    drop_blocks(model, [1, 4])
+    assert model.config.layer_types == [kinds[index] for index in (0, 2, 3, 5)]
+    torch.testing.assert_close(logits(model), masked("gemma3", [1, 4]), atol=1e-5, rtol=1e-5)
+
+
+def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> None:
+    expected = {}
+    for architecture in SUPPORTED:
+        dense = save_tiny(tmp_path / "dense" / architecture, architecture, blocks=DEPTH)
+        result = pruned(dense, prose, output=tmp_path / architecture)
+        expected[architecture] = logits(result.language_model.model)
+    torch.save(tiny_windows(), tmp_path / "tokens.pt")
+    alone = [sys.executable, "-c", LOADS_ALONE, *SUPPORTED]
+    subprocess.run(alone, check=True, env={}, cwd=tmp_path)
+    for name, computed in expected.items():
+        loaded = torch.load(tmp_path / f"{name}.pt")
+        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"distill": 2}], ids=str)
+def test_it_tells_which_blocks_went(settings: dict[str, Any], prose: str, tmp_path: Path) -> None:
+    result = pruned(tiny_model("llama", blocks=DEPTH), prose, output=tmp_path / "out", **settings)
+    before, after = result.parameters
+    assert len(find_blocks(result.language_model.model)) == DEPTH - 2
+    told = json.loads((tmp_path / "out/pruning.json").read_text())
+    first, second = sorted(sorted(range(1, DEPTH - 1), key=told["block_influence"].__getitem__)[:2])
+    assert told["pattern"] == f"33.33% of the blocks: {first}, {second}"
+    assert (told["expression"], told["settings"]["metric"]) == (None, "block-influence")
+    assert {entry["block"] for entry in told["matrices"] if entry["zeros"]} == {first, second}
+    assert result.sparsity == pytest.approx(1 / 3)
+    assert result.caption().endswith("parameters are left, by block influence")
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"It has {after:,} of {before:,} parameters" in card
+    assert "metric" not in card
+    assert not (tmp_path / "out/metric.json").exists()
+    with pytest.raises(PrunerZeroError, match="without a metric that a report could show"):
+        report([tmp_path / "out"], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("architecture", WITH_BIASES)
+def test_blocks_that_add_biases_are_refused(architecture: str, prose: str) -> None:
+    model = tiny_model(architecture, blocks=DEPTH)
+    with pytest.raises(PrunerZeroError, match=f"of the {architecture} family: even without"):
+        pruned(model, prose)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_moe", "llama4"])
+def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture: str) -> None:
+    with pytest.raises(PrunerZeroError, match="does not say of which kind each"):
+        drop_blocks(tiny_model(architecture, blocks=DEPTH), [0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"metric": "wanda"}, "leave out --metric"),
+        ({"update": "exact"}, "leave out --update"),
+        ({"asymmetric": True}, "leave out --asymmetric"),
+        ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
+        ({"sparsity": 0.95}, r"would drop 6: choose --sparsity 0\.6667"),
+    ],
+)
+def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match=line) as caught:
+        pruned(tiny_model("llama", blocks=DEPTH), prose, **settings)
+    assert "\n" not in str(caught.value)
