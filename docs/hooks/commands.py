@@ -91,7 +91,8 @@ def terminals() -> str:
     """The terminals, as a Markdown table."""
     lines = ["| terminal | varies over | meaning |", "|---|---|---|"]
     for name, one in TERMINALS.items():
-        form = "outputs and inputs" if one.shape.value[0] else "inputs"
+        axes = zip(one.shape.value, ("outputs", "inputs"), strict=True)
+        form = " and ".join(axis for varies, axis in axes if varies)
         lines.append(f"| `{name}` | {form} | {_cell(one.meaning)} |")
     return "\n".join(lines)
 

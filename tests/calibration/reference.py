@@ -102,11 +102,45 @@ def plain_gradients(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor
         for name, parameter in model.named_parameters()
     }
     for window in windows:
-        model.zero_grad()
-        chances = model(window[None], use_cache=False).logits[0].log_softmax(-1)
-        (-chances[torch.arange(len(window) - 1), window[1:]].mean()).backward()
-        for name, parameter in model.named_parameters():
-            if parameter.grad is not None:
-                sums[name] += (100 * parameter.grad.double()).square()
-    model.zero_grad()
+        for name, gradient in scaled_gradients(model, window).items():
+            sums[name] += gradient.square()
     return {name: total.sqrt() for name, total in sums.items()}
+
+
+def scaled_gradients(model: PreTrainedModel, window: Tensor) -> dict[str, Tensor]:
+    """`100·g` of the parameters that have a gradient for one window, fp64."""
+    model.zero_grad()
+    chances = model(window[None], use_cache=False).logits[0].log_softmax(-1)
+    (-chances[torch.arange(len(window) - 1), window[1:]].mean()).backward()
+    gradients = {
+        name: 100 * parameter.grad.double()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    model.zero_grad()
+    return gradients
+
+
+def plain_output_gradients(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
+    """`sqrt(n · mean over tokens of (100·dL/dy)²)` (out, 1) of every matrix, fp64.
+
+    The gradient of a weight matrix is `Σ_t d_t x_tᵀ` over its tokens t: it is solved for d_t, the
+    gradient at the output. That is possible where the inputs x_t that are not zero are linearly
+    independent: a window has no token twice, and fewer tokens than any matrix has inputs.
+    """
+    matrices = find_matrices(model)
+    squares = {m.name: torch.zeros(m.weight.shape[0], dtype=torch.double) for m in matrices}
+    tokens = dict.fromkeys(squares, 0)
+    for window in windows:
+        inputs, gradients = plain_inputs(model, window[None]), scaled_gradients(model, window)
+        for matrix in matrices:
+            rows = torch.cat(inputs.rows.get(matrix.name, [torch.zeros(0, matrix.weight.shape[1])]))
+            rows = rows[rows.any(1)].double()
+            if len(rows):
+                solved = matrix.view(gradients[matrix.parameter_name]) @ torch.linalg.pinv(rows)
+                squares[matrix.name] += solved.square().sum(1)
+                tokens[matrix.name] += len(rows)
+    return {
+        name: (len(windows) * total / max(tokens[name], 1)).sqrt()[:, None]
+        for name, total in squares.items()
+    }

@@ -23,7 +23,7 @@ from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
-KINDS: tuple[Kind, ...] = ("G", "X", "gram")
+KINDS: tuple[Kind, ...] = ("G", "X", "O", "gram")
 BLOCKS = 3
 
 
@@ -113,6 +113,7 @@ def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path:
     # Forward and backward load a block five times, forward alone three times.
     [
         *((("G",), stop_at) for stop_at in range(1, 6)),
+        (("O",), 4),
         *((("X", "gram"), stop_at) for stop_at in range(1, 4)),
     ],
 )

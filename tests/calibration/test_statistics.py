@@ -6,7 +6,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.calibration import GradientStatistic, InputStatistic, calibrate, open_store
+from pruner_zero.calibration import (
+    InputStatistic,
+    WeightGradientStatistic,
+    calibrate,
+    open_store,
+)
 from pruner_zero.calibration.statistics import STATISTICS
 from pruner_zero.metric import TERMINALS, collected_for
 from pruner_zero.models import LanguageModel, find_matrices, load_model, load_offloaded, save_model
@@ -27,7 +32,7 @@ def deviation(total: Tensor, windows: int) -> Tensor:
 
 NEW = {
     "deviation": InputStatistic(lambda width: (3, width), add_moments, deviation),
-    "largest": GradientStatistic(
+    "largest": WeightGradientStatistic(
         lambda total, gradient: torch.maximum(total, gradient.abs(), out=total),
         lambda total: total,
     ),
@@ -75,3 +80,4 @@ def test_every_terminal_is_of_the_weight_or_of_a_statistic_that_is_collected() -
     assert collected_for(TERMINALS) == set(STATISTICS)
     assert collected_for(["W", "S"]) == set()
     assert collected_for(["W", "X", "D"]) == {"X", "gram"}
+    assert collected_for(["W", "X", "O"]) == {"X", "O"}

@@ -4,7 +4,7 @@ from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import OPERATORS
 
 WIDE = SearchSpace(
-    terminals=("W", "G", "X", "D", "S"),
+    terminals=("W", "G", "X", "O", "D", "S"),
     operators=tuple(OPERATORS),
     constants=True,
     max_size=25,

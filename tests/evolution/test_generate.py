@@ -23,7 +23,8 @@ spaces = st.sampled_from(SPACES)
 def test_every_expression_scores_weights_and_is_allowed(seed: int, space: SearchSpace) -> None:
     expression = random_expression(np.random.default_rng(seed), space)
     assert expression.shape is Shape.MATRIX
-    assert expression.terminals & {"W", "G", "S"}
+    # A product of a row and a column tells weights apart too.
+    assert expression.terminals & {"W", "G", "S", "O"}
     assert space.allows(expression) is None
     assert parse(format(expression)) == expression
     assert 2 <= expression.depth <= 5
@@ -96,6 +97,14 @@ def test_a_product_names_each_leaf_once_and_every_normalisation_occurs() -> None
         assert one.operator_counts()["mul"] == len(one.terminals) - 1 >= 1
     assert {len(one.terminals) for one in drawn} == {2, 3}
     assert len(set(drawn)) > 400
+
+
+def test_a_product_may_have_every_leaf_whatever_its_shape() -> None:
+    generator = np.random.default_rng(0)
+    space = SearchSpace(terminals=("W", "X", "O"))
+    drawn = [random_product(generator, space) for _ in range(100)]
+    assert {one.terminals for one in drawn} == {frozenset(names) for names in ("WX", "WO", "WXO")}
+    assert any("O" in str(one) and "column_" in str(one) for one in drawn)
 
 
 def test_without_a_product_any_expression_will_do() -> None:

@@ -112,3 +112,20 @@ def test_some_rows_stand_for_all_of_them() -> None:
     assert torch.equal(sample[0].weight[0], dense[0][0])
     assert torch.equal(sample[0].weight[-1], dense[0][-1])
     assert sample[0].terminals["G"].shape == (5, 8)
+
+
+def test_a_column_is_cut_to_the_rows_and_weighs_them() -> None:
+    _, dense, grams = matrices(rows=5)
+    column = torch.rand(12, 1, generator=torch.Generator().manual_seed(1))
+    X = (grams[0].diagonal() / 2).sqrt()[None]
+    rows = [0, 3, 6, 8, 11]
+    one = sample_matrix("m", 0, dense[0], {"X": X, "O": column}, grams[0], 5)
+    assert torch.equal(one.terminals["O"], column[rows])
+    # The sensitivity is what O * X in the place of G would give.
+    other = sample_matrix("m", 0, dense[0], {"X": X, "G": column * X}, grams[0], 5)
+    assert one.sensitivity is not None
+    assert other.sensitivity is not None
+    torch.testing.assert_close(one.sensitivity, other.sensitivity)
+    [mask] = sampled_masks([one], parse("W * O"), "matrix", Unstructured(0.5))
+    expected = pruned_rank((dense[0].abs() * column)[rows].flatten(), 0.5)
+    assert torch.equal(mask.flatten(), expected)

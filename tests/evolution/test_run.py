@@ -317,3 +317,16 @@ def test_a_folder_with_other_things_is_refused(
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(PrunerZeroError, match="not empty and holds no run"):
         run(llama_folder, tmp_path, text_file)
+
+
+def test_a_search_over_vectors_of_gradients_collects_no_matrix_of_them(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    space = {"terminals": ["W", "X", "O"]}
+    study = run(llama_folder, tmp_path / "run", text_file, space=space, cache=tmp_path / "cache")
+    used = {name for record in study.records for name in record.candidate.expression.terminals}
+    assert used == {"W", "X", "O"}
+    assert list((tmp_path / "cache").glob("*/O-*"))
+    assert not list((tmp_path / "cache").glob("*/G*"))
+    given: dict[str, Any] = {"sparsity": 0.5, "windows": 4, "seqlen": 16}
+    assert prune(llama_folder, study.best, calibration=text_file, **given).sparsity == 0.5

@@ -45,13 +45,14 @@ def matrices(draw: st.DrawFn, least: int = 1, most: int = 6) -> dict[str, Tensor
 
 
 def terminals_of(outputs: int, inputs: int, seed: int = 0) -> dict[str, Tensor]:
-    """W, G, X, D and S of one weight matrix of shape (outputs, inputs), fp32."""
+    """W, G, X, O, D and S of one weight matrix of shape (outputs, inputs), fp32."""
     generator = torch.Generator().manual_seed(seed)
     signed = torch.randn(outputs, inputs, generator=generator)
     return {
         "W": signed.abs(),
         "G": torch.randn(outputs, inputs, generator=generator).square(),
         "X": 0.1 + torch.rand(1, inputs, generator=generator),
+        "O": 0.1 + torch.rand(outputs, 1, generator=generator),
         "D": 0.1 + torch.rand(1, inputs, generator=generator),
         "S": signed,
     }

@@ -12,11 +12,11 @@ from tests.metric.strategies import lightly, matrices, terminals_of
 from tests.metric.test_tree_json import RELEASED
 
 
-def pruner_zero(W: Tensor, G: Tensor, X: Tensor, D: Tensor, S: Tensor) -> Tensor:
+def pruner_zero(W: Tensor, G: Tensor, **_: Tensor) -> Tensor:
     return (W * W).abs() * ((G - G.min()) / (G.max() - G.min()))
 
 
-def z_pruner(W: Tensor, G: Tensor, X: Tensor, D: Tensor, S: Tensor) -> Tensor:
+def z_pruner(W: Tensor, X: Tensor, S: Tensor, **_: Tensor) -> Tensor:
     by_row = S / S.norm(dim=1, keepdim=True)
     by_column = S / S.norm(dim=0, keepdim=True)
     z_row = (by_row - by_row.mean()) / by_row.std()
@@ -28,11 +28,11 @@ def z_pruner(W: Tensor, G: Tensor, X: Tensor, D: Tensor, S: Tensor) -> Tensor:
 
 
 FORMULAS: dict[str, Callable[..., Tensor]] = {
-    "magnitude": lambda W, G, X, D, S: W,
-    "wanda": lambda W, G, X, D, S: W * X,
-    "gblm": lambda W, G, X, D, S: W * X + W * G,
-    "ria": lambda W, G, X, D, S: (W / W.sum(1, keepdim=True) + W / W.sum(0)) * X.sqrt(),
-    "sparsegpt-score": lambda W, G, X, D, S: W**2 / D**2,
+    "magnitude": lambda W, **_: W,
+    "wanda": lambda W, X, **_: W * X,
+    "gblm": lambda W, G, X, **_: W * X + W * G,
+    "ria": lambda W, X, **_: (W / W.sum(1, keepdim=True) + W / W.sum(0)) * X.sqrt(),
+    "sparsegpt-score": lambda W, D, **_: W**2 / D**2,
     "pruner-zero": pruner_zero,
     "z-pruner": z_pruner,
 }

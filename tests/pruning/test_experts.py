@@ -24,7 +24,7 @@ def few_tokens(windows: Windows) -> Windows:
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize(
-    "method", ["wanda", "pruner-zero", "sparsegpt-score", "sparsegpt", "ria+obs"]
+    "method", ["wanda", "pruner-zero", "sparsegpt-score", "sparsegpt", "ria+obs", "W * O"]
 )
 def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
     method: str, mode: Mode, few_tokens: Windows, new_store: OpenStore

@@ -134,9 +134,10 @@ def test_a_known_mask_is_where_it_starts(text: str) -> None:
     assert torch.equal(left == 0, ~mask) == ("refine" not in text)
 
 
-@pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / D", "S * S * X"])
+@pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / D", "S * S * X", "W * X * O"])
 def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> None:
     weight, known = example(8, 256)
+    known.values["O"] = torch.rand(8, 1, generator=torch.Generator().manual_seed(2))
     moved = weight * torch.linspace(0.5, 1.5, 256)
     score = sweep_scorer(matrix_of(weight), known, Metric.of(metric))
     whole = Metric.of(metric).score(
@@ -145,6 +146,7 @@ def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> N
             "S": moved,
             "G": known.values["G"],
             "X": known.values["X"],
+            "O": known.values["O"],
             "D": Hessian(gram_of(known)).diagonal,
         }
     )

@@ -11,6 +11,8 @@ from pruner_zero.calibration.statistics import (
     InputStatistic,
     Kind,
     MatrixStatistics,
+    OutputGradientStatistic,
+    WeightGradientStatistic,
     select,
 )
 from pruner_zero.calibration.store import StatisticsStore
@@ -23,7 +25,9 @@ __all__ = [
     "InputStatistic",
     "Kind",
     "MatrixStatistics",
+    "OutputGradientStatistic",
     "StatisticsStore",
+    "WeightGradientStatistic",
     "WindowFile",
     "calibrate",
     "collect_gradients",

@@ -1,17 +1,19 @@
-"""Backward: the statistics of the gradients of weights, for a model that is in memory."""
+"""Backward: the statistics of gradients, for a model that is in memory."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.calibration.output_sums import OutputSums
 from pruner_zero.calibration.statistics import (
     GRADIENT_SCALE,
-    GradientStatistic,
     Kind,
     MatrixStatistics,
+    OutputGradientStatistic,
+    WeightGradientStatistic,
     select,
 )
 from pruner_zero.errors import PrunerZeroError
@@ -29,15 +31,16 @@ def collect_gradients(
 ) -> dict[str, MatrixStatistics]:
     """Statistics of the gradients over `windows` (n, tokens), by matrix name.
 
-    Raises PrunerZeroError on float16 weights, whose gradients vanish, and on a gradient that
-    is not finite.
+    Weights have a gradient only where a kind needs it. Raises PrunerZeroError on float16 weights,
+    whose gradients vanish, on a gradient that is not finite, and where the outputs of a mixture's
+    experts cannot be observed and a kind needs them.
     """
     check_gradients(matrices)
-    sums = GradientSums(matrices, select(GradientStatistic, kinds))
+    sums = GradientSums(matrices, kinds)
     with sums.collecting(model):
         for window in progress.track(windows, "gradients", len(windows)):
             next_token_loss(model, window[None]).backward()
-    return sums.result()
+    return sums.result(len(windows))
 
 
 def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
@@ -51,10 +54,42 @@ def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
 
 
 class GradientSums:
+    """Sums over windows of what a backward pass collects of `matrices`, by kind of statistic."""
+
+    def __init__(self, matrices: Sequence[Matrix], kinds: Iterable[Kind]) -> None:
+        wanted = frozenset(kinds)
+        self.matrices = matrices
+        self.weights = WeightSums(matrices, select(WeightGradientStatistic, wanted))
+        self.outputs = OutputSums(matrices, select(OutputGradientStatistic, wanted))
+
+    @contextmanager
+    def collecting(self, module: nn.Module) -> Iterator[None]:
+        """Fold in the gradients of every backward pass through `module`, which has all matrices."""
+        with gradients_to(self.weights.folds(), module), self.outputs.collecting(module):
+            yield
+
+    def result(self, windows: int) -> dict[str, MatrixStatistics]:
+        """The statistics by matrix name over that many `windows`; the sums are used up.
+
+        Raises PrunerZeroError on NaN, and where the outputs of experts could not be observed.
+        """
+        results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in self.matrices}
+        for kind, values in {**self.weights.result(), **self.outputs.result(windows)}.items():
+            for name, value in values.items():
+                if not torch.isfinite(value).all():
+                    raise PrunerZeroError(
+                        f"the gradient of {name} is not finite: check the weights "
+                        "or choose --dtype float32"
+                    )
+                results[name][kind] = value
+        return results
+
+
+class WeightSums:
     """Sums over windows of the gradients of `matrices`, one for each parameter and statistic."""
 
     def __init__(
-        self, matrices: Sequence[Matrix], statistics: Mapping[Kind, GradientStatistic]
+        self, matrices: Sequence[Matrix], statistics: Mapping[Kind, WeightGradientStatistic]
     ) -> None:
         self.matrices = matrices
         self.statistics = statistics
@@ -67,26 +102,21 @@ class GradientSums:
             for kind in statistics
         }
 
-    def collecting(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Fold in the gradients of every backward pass through `module`, which has all matrices."""
-        folds = {p: partial(self._fold, name) for name, p in self.parameters.items()}
-        return gradients_to(folds, module)
+    def folds(self) -> dict[nn.Parameter, Callable[[Tensor], None]]:
+        """What takes the gradient of each parameter; none where no statistic needs one."""
+        if not self.statistics:
+            return {}
+        return {p: partial(self._fold, name) for name, p in self.parameters.items()}
 
-    def result(self) -> dict[str, MatrixStatistics]:
-        """The statistics by matrix name; the sums are used up. Raises PrunerZeroError on NaN."""
-        results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in self.matrices}
+    def result(self) -> dict[Kind, dict[str, Tensor]]:
+        """The statistics (out, in) by kind and matrix name; the sums are used up."""
         for kind, statistic in self.statistics.items():
             for total in self.sums[kind].values():
                 statistic.value(total)
-            for matrix in self.matrices:
-                value = matrix.view(self.sums[kind][matrix.parameter_name])
-                if not torch.isfinite(value).all():
-                    raise PrunerZeroError(
-                        f"the gradient of {matrix.name} is not finite: check the weights "
-                        "or choose --dtype float32"
-                    )
-                results[matrix.name][kind] = value
-        return results
+        return {
+            kind: {m.name: m.view(sums[m.parameter_name]) for m in self.matrices}
+            for kind, sums in self.sums.items()
+        }
 
     def _fold(self, name: str, gradient: Tensor) -> None:
         gradient = gradient.float().mul_(GRADIENT_SCALE)
@@ -100,7 +130,8 @@ def check_gradients(matrices: Sequence[Matrix]) -> None:
     """Raise PrunerZeroError where the gradients of `matrices` could not be trusted."""
     if any(matrix.parameter.dtype == torch.float16 for matrix in matrices):
         raise PrunerZeroError(
-            "gradients in float16 vanish: choose --dtype bfloat16 or float32, or a metric without G"
+            "gradients in float16 vanish: choose --dtype bfloat16 or float32, "
+            "or a metric without G and without O"
         )
 
 

@@ -2,8 +2,8 @@
 
 One forward pass writes the input of every block to disk. The loss is taken from the last block's
 output, and its gradient is passed back block by block: each block is computed again from its
-input, and the gradients of its weights are folded into the statistics before the block before it
-is read. No graph is longer than a block, and no gradient is kept beyond its block.
+input, and its gradients are folded into the statistics before the block before it is read. No
+graph is longer than a block, and no gradient is kept beyond its block.
 """
 
 import shutil
@@ -133,7 +133,9 @@ class OffloadedGradients:
                 if outgoing is not None:
                     assert hidden.grad is not None
                     outgoing.append(hidden.grad)
-        digests = self.store.write_block(index, sums.result(), self.statistics, self.progress)
+        digests = self.store.write_block(
+            index, sums.result(len(self.windows)), self.statistics, self.progress
+        )
         files = {f"../{self.store.file(kind, index).name}": digests[kind] for kind in digests}
         if outgoing is not None:
             files[outgoing.path.name] = outgoing.sha256

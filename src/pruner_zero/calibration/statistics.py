@@ -36,9 +36,13 @@ class InputStatistic:
     value: Callable[[Tensor, int], Tensor]
 
 
-@dataclass(frozen=True)
 class GradientStatistic:
-    """A statistic of the gradients of a weight matrix, collected by a backward pass.
+    """A statistic that a backward pass collects."""
+
+
+@dataclass(frozen=True)
+class WeightGradientStatistic(GradientStatistic):
+    """A statistic of the gradients of a weight matrix.
 
     add: folds the gradient (out, in) of one window's mean next-token loss, fp32 and times
     `GRADIENT_SCALE`, into the sum in place; it may overwrite the gradient. value: the statistic
@@ -49,10 +53,35 @@ class GradientStatistic:
     value: Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True)
+class OutputGradientStatistic(GradientStatistic):
+    """A statistic of the gradients at the outputs of a matrix; its weights need no gradient.
+
+    shape: of its sum for a matrix with that many output channels. add: folds the gradients
+    (n, out) of one window's mean next-token loss at n tokens, fp32 and times `GRADIENT_SCALE`,
+    into the sum in place. value: the statistic (out, 1) from the sum over that many windows.
+    """
+
+    shape: Callable[[int], tuple[int, int]]
+    add: Callable[[Tensor, Tensor], Tensor]
+    value: Callable[[Tensor, int], Tensor]
+
+
+def _add_squares(total: Tensor, gradients: Tensor) -> Tensor:
+    total[0] += gradients.square().sum(0)
+    total[1] += len(gradients)
+    return total
+
+
+def _root_of_mean(total: Tensor, windows: int) -> Tensor:
+    means = total[0] / total[1].clamp(min=1)
+    return means.mul_(windows).sqrt_()[:, None]
+
+
 STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType(
     {
         # (out, in), `sqrt(Σ_n (100·g_n)²)` over windows n (GBLM-Pruner, 2311.04902).
-        "G": GradientStatistic(
+        "G": WeightGradientStatistic(
             add=lambda total, gradient: total.add_(gradient.square_()),
             value=lambda total: total.sqrt_(),
         ),
@@ -61,6 +90,18 @@ STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType
             shape=lambda width: (1, width),
             add=lambda total, tokens: total.add_(tokens.square().sum(0, keepdim=True)),
             value=lambda total, windows: (total / windows).sqrt(),
+        ),
+        # (out, 1), `sqrt(windows · mean over tokens of (100·dL/dy)²)`, y the output at a token, L
+        # the mean loss of its window: the diagonal of the output factor of K-FAC (Martens & Grosse,
+        # 1503.05671), by which LLM Surgeon (2312.17244) prunes language models. The gradient of a
+        # weight is the sum over tokens of dL/dy_i · x_j. Where tokens, and the two factors, are
+        # taken to be uncorrelated, the mean of its square is O_i²·X_j²: O·X stands to G as the
+        # factored Fisher matrix stands to the Fisher matrix. Tokens are those that the matrix is
+        # given, so that this holds for an expert too.
+        "O": OutputGradientStatistic(
+            shape=lambda height: (2, height),
+            add=_add_squares,
+            value=_root_of_mean,
         ),
         # (in, in), `2·XᵀX / windows`, SparseGPT's Hessian (2301.00774).
         "gram": InputStatistic(
@@ -72,7 +113,7 @@ STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType
 )
 
 
-S = TypeVar("S", InputStatistic, GradientStatistic)
+S = TypeVar("S", bound=InputStatistic | GradientStatistic)
 
 
 def select(of: type[S], kinds: Iterable[Kind]) -> dict[Kind, S]:

@@ -70,15 +70,16 @@ def random_product(
 ) -> Expression:
     """A random product of powers of different leaves, some of them normalised first.
 
-    Only the order of scores matters, and it depends mostly on how much each of W, G and X
-    counts, which the exponents of a product express. Each leaf may be normalised and raised to a
-    power, and so may partial products be normalised. Where the space does not allow a product,
-    a `random_expression` of this `depth`. Source: ours.
+    Only the order of scores matters, and it depends mostly on how much each terminal counts, which
+    the exponents of a product express. Each leaf may be normalised and raised to a power, and so
+    may partial products be normalised. Where the space does not allow a product, a
+    `random_expression` of this `depth`. Source: ours.
     """
-    matrices, rows = space.leaves[Shape.MATRIX], space.leaves[Shape.ROW]
+    matrices = space.leaves[Shape.MATRIX]
+    vectors = (*space.leaves[Shape.ROW], *space.leaves[Shape.COLUMN])
     for _ in range(_TRIES if "mul" in space.operators else 0):
         first = matrices[generator.integers(len(matrices))]
-        rest = [name for name in (*matrices, *rows) if name != first]
+        rest = [name for name in (*matrices, *vectors) if name != first]
         generator.shuffle(rest)
         expression = _factor(generator, space, first)
         for name in rest[: generator.integers(1, 3)]:

@@ -21,12 +21,14 @@ _UPDATED_ROWS = 16
 class SampledMatrix:
     """Some rows of one matrix with its statistics, fp32, and what pruning them costs.
 
-    weight: (rows, in) signed. terminals: W, G, S (rows, in), X, D (1, in), those collected.
+    weight: (rows, in) signed. terminals: W, G, S (rows, in), X, D (1, in), O (rows, 1), those
+    collected.
     gram: (in, in), shared between matrices with the same input; in bfloat16 the layer errors
     are computed in it. norms: (rows,), `w C wᵀ`.
-    sensitivity: (rows,), see `output_sensitivity`; None where G was not collected. share: how
-    many rows of the matrix each sampled row stands for. layer: these rows as the step `step` after
-    the mask finds them; None where none follows, or where calibration never reached the matrix.
+    sensitivity: (rows,), see `output_sensitivity`; None where neither G nor O was collected.
+    share: how many rows of the matrix each sampled row stands for. layer: these rows as the step
+    `step` after the mask finds them; None where none follows, or where calibration never reached
+    the matrix.
     """
 
     name: str
@@ -78,7 +80,12 @@ def sample_matrix(
     terminals = {"W": weight.abs(), "S": weight}
     for terminal, value in statistics.items():
         terminals[terminal] = value[index].contiguous() if value.shape[0] > 1 else value
-    sensitivity = output_sensitivity(terminals["G"], gram) if "G" in terminals else None
+    sensitivity = None
+    if "G" in terminals:
+        sensitivity = output_sensitivity(terminals["G"], gram)
+    elif "O" in terminals:
+        # What is estimated of G is measured here; the half is that of a Gram matrix of 2XᵀX.
+        sensitivity = terminals["O"].square().squeeze(1) / 2
     norms = row_errors(weight, gram)
     share = outputs / len(index)
     return SampledMatrix(name, block, weight, terminals, gram, norms, sensitivity, share)

@@ -44,6 +44,14 @@ TERMINALS: Mapping[str, Statistic] = MappingProxyType(
             cost=1,
             collected="X",
         ),
+        "O": Statistic(
+            Shape.COLUMN,
+            "root mean squared gradient at each output channel: sqrt(n · mean over the tokens of n "
+            "calibration windows of (100·d)²), d the gradient of the window's mean next-token loss "
+            "at a token's output, so that O * X is the Kronecker-factored estimate of G",
+            cost=2,
+            collected="O",
+        ),
         "D": Statistic(
             Shape.ROW,
             "diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian "

@@ -87,5 +87,9 @@ def _evaluate(
     metric: Metric, collected: dict[str, Tensor], weight: Tensor, columns: slice
 ) -> Tensor:
     current = {"W": weight[:, columns].abs(), "S": weight[:, columns]}
-    fixed = {name: value[:, columns] for name, value in collected.items() if name not in current}
+    fixed = {
+        name: value[:, columns] if TERMINALS[name].shape.value[1] else value
+        for name, value in collected.items()
+        if name not in current
+    }
     return evaluate(metric.expression, fixed | current)

@@ -2,7 +2,7 @@
 
 import torch
 
-from pruner_zero.metric import NAMED, TERMINALS, Metric, NamedMetric, Shape, parse
+from pruner_zero.metric import NAMED, TERMINALS, Metric, NamedMetric, parse
 
 
 class NamedMetricSuite:
@@ -27,7 +27,6 @@ class NamedMetricSuite:
         terminals = {
             name: 0.1 + torch.rand(statistic.shape.sizes((6, 5)), generator=generator)
             for name, statistic in TERMINALS.items()
-            if statistic.shape in (Shape.MATRIX, Shape.ROW)
         }
         scores = Metric.of(self.metric.name).score({**terminals, "S": signed, "W": signed.abs()})
         assert scores.shape == (6, 5)

@@ -186,6 +186,9 @@ PER_ROW = [
         "abs(neg(W * X))",
         "W * X + X * W",
         "0 - (0 - W * X)",
+        "W * X * O",
+        "sqr(O * X) * sqr(W)",
+        "log(O^0.25 * mms(W * O * X))",
     ],
     [NAMED["sparsegpt-score"].text, "W / D", "S * S * D^-2"],
     [NAMED["gblm"].text, "X * W + W * G", "G * W - X * -W", "W * X + G * sqrt(W) * sqrt(W)"],
@@ -231,6 +234,15 @@ def test_equal_masks_in_other_scopes_that_are_found(scope: Scope, one: str, othe
         ("row", "zsn(G) * W", "mms(G) * W"),
         ("row", "neg(W)", "W"),
         ("row", "W - G", "G - W"),
+        ("row", "W * (O - 1)", "W"),
+        ("row", "W / O", "W"),
+        ("row", "W * mms(O)", "W"),
+        ("row", "W + O", "W"),
+        ("row", "-W * O", "W"),
+        ("row", "W * column_share(W * O)", "W"),
+        ("matrix", "W * O", "W"),
+        ("block", "W * O", "W"),
+        ("global", "W * O", "W"),
         ("row", "S", "W"),
         ("row", "W * small(G)", "W"),
         ("row", "column_share(W)", "W"),
@@ -279,6 +291,7 @@ def test_operands_of_a_plug_in_are_ordered_where_it_commutes(
 
 
 def test_the_forms_read_well() -> None:
+    assert canonical(parse("S * O"), "row") == parse("S")
     for text, form in {
         "abs(W*W) * mms(G)": "W * sqrt(mms(G))",
         "sqr(W) * G * X": "W * sqrt(G * X)",
@@ -294,6 +307,10 @@ def test_the_forms_read_well() -> None:
     [
         ("W * X", "row", True),
         ("X", "row", False),
+        ("O", "row", False),
+        ("O", "global", False),
+        ("X * O", "row", False),
+        ("X * O", "matrix", True),
         ("W - W", "row", False),
         ("W - S + S - W + X", "matrix", False),
         ("small(W) + 2", "global", False),

@@ -16,7 +16,7 @@ from pruner_zero.metric.canonical.normal import (
     terms,
     total,
 )
-from pruner_zero.metric.expression import MAX_DEPTH, Call, Expression
+from pruner_zero.metric.expression import MAX_DEPTH, Call, Expression, Terminal
 from pruner_zero.metric.operator import Shape
 
 # fp32 rounds small values away beside a larger offset, and those of a higher growth beside any.
@@ -29,8 +29,9 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
 
     That holds in exact arithmetic and for finite scores; fp32 rounding can still tie close
     values. Unequal forms can give equal masks as well, such as W * X + W * G and W * (X + G), or
-    mms(G) and mms(G + 1). N:M patterns compare within rows. W, G and X are never negative, D is
-    positive, S is W with a sign.
+    mms(G) and mms(G + 1). N:M patterns compare within rows. W, G, X and O are never negative, D is
+    positive, S is W with a sign. In scope row O is not a factor of the form: it is the same for all
+    weights of a row, and where it is zero it leaves nothing to tell them apart by.
 
     Products of powers and sums get one order, numbers are folded, signs and coefficients leave
     functions. Then the root loses what cannot change an order: strictly increasing functions,
@@ -79,6 +80,8 @@ def _without_outermost(form: Expression, scope: Scope) -> Expression:
         return product(sign, {core.operands[0]: 1.0})
     inner = dict[Expression, float]()
     for base, exponent in bases.items():
+        if scope == "row" and _factor_of_row(base) and exponent > 0:
+            continue
         if isinstance(base, Call) and base.operator.rescaling == "scale" and _reaches(base, scope):
             base = base.operands[0]
         include(inner, base, exponent)
@@ -100,6 +103,11 @@ def _keeps_order(form: Call, scope: Scope) -> bool:
     if operator.reach == "element":
         return operator.arity == 1 and growth(operands[0]) <= _FINE_GROWTH
     return _reaches(form, scope) and all(is_tame(normal(operand)) for operand in operands)
+
+
+def _factor_of_row(base: Expression) -> bool:
+    """Whether it is a statistic that all weights of a row share, and is not negative."""
+    return isinstance(base, Terminal) and base.shape is Shape.COLUMN and base.nonnegative
 
 
 def _reaches(form: Call, scope: Scope) -> bool:

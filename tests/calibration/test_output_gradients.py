@@ -1,0 +1,201 @@
+"""O: the gradients at the outputs of a matrix, without a gradient of any weight."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pruner_zero.calibration import calibrate, collect_gradients, open_store
+from pruner_zero.models import LanguageModel, find_matrices, load_model, load_offloaded, save_model
+from pruner_zero.text import Corpus, random_windows
+from tests.calibration.reference import plain_inputs, plain_output_gradients
+from tests.calibration.test_gradients import every_architecture
+from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import FUSED_EXPERTS, VOCABULARY, tiny_model, tiny_windows
+
+
+def outputs(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
+    found = collect_gradients(model, find_matrices(model), windows, ["O"])
+    assert all(list(of_matrix) == ["O"] for of_matrix in found.values())
+    return {name: of_matrix["O"] for name, of_matrix in found.items()}
+
+
+def distinct_windows(windows: int = 3, tokens: int = 11) -> Tensor:
+    """Random windows in which no token occurs twice."""
+    generator = torch.Generator().manual_seed(1)
+    rows = [torch.randperm(VOCABULARY, generator=generator)[:tokens] for _ in range(windows)]
+    return torch.stack(rows)
+
+
+@every_architecture
+def test_o_is_what_the_gradients_of_weights_solve_to(architecture: str) -> None:
+    model, windows = tiny_model(architecture), distinct_windows()
+    found = outputs(model, windows)
+    expected = plain_output_gradients(model, windows)
+    for matrix in find_matrices(model):
+        column = found[matrix.name]
+        assert column.shape == (matrix.weight.shape[0], 1)
+        assert column.dtype == torch.float32
+        reference = expected[matrix.name].float()
+        scale = float(reference.max()) or 1.0
+        torch.testing.assert_close(column, reference, rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_one_token_gives_a_gradient_of_rank_one() -> None:
+    # The loss of two tokens is of the prediction at the first, so only that has a gradient; O is
+    # the mean over both.
+    model, windows = tiny_model("llama"), distinct_windows(1, 2)
+    found = collect_gradients(model, find_matrices(model), windows, ["G", "O"])
+    inputs = plain_inputs(model, windows)
+    for name, of_matrix in found.items():
+        X = torch.cat(inputs.rows[name])[:1].abs().float()
+        torch.testing.assert_close(2**0.5 * of_matrix["O"] * X, of_matrix["G"])
+
+
+def test_its_product_with_x_is_an_estimate_of_g_as_a_whole() -> None:
+    model, windows = tiny_model("llama"), tiny_windows(16, 11)
+    matrices = find_matrices(model)
+    found = collect_gradients(model, matrices, windows, ["G", "O"])
+    inputs = plain_inputs(model, windows)
+    ratios = []
+    for matrix in matrices:
+        X = inputs.X(matrix.name, matrix.weight.shape[1], len(windows))
+        estimate, G = found[matrix.name]["O"] * X, found[matrix.name]["G"]
+        ratios.append(float(estimate.square().sum() / G.square().sum()))
+    assert 0.7 < sum(ratios) / len(ratios) < 1.4
+
+
+@contextmanager
+def no_weight_learns(model: nn.Module) -> Iterator[list[type]]:
+    """Fails where a parameter needs or gets a gradient in a pass; lists the modules that ran."""
+    ran: list[type] = []
+
+    def check(module: nn.Module, *_: object) -> None:
+        for name, parameter in model.named_parameters():
+            assert not parameter.requires_grad, name
+        ran.append(type(module))
+
+    forward = [module.register_forward_hook(check) for module in model.modules()]
+    yield ran
+    for handle in forward:
+        handle.remove()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None, name
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_no_weight_needs_a_gradient(architecture: str) -> None:
+    model = tiny_model(architecture)
+    with no_weight_learns(model) as ran:
+        found = outputs(model, tiny_windows())
+    assert ran
+    assert all(column.any() for name, column in found.items() if "experts" not in name)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_no_weight_of_an_offloaded_model_needs_a_gradient(tmp_path: Path) -> None:
+    model = tiny_model("llama", blocks=3)
+    save_model(LanguageModel(model, tiny_tokenizer(), "llama"), tmp_path / "model", "30KB")
+    corpus = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
+    windows = random_windows(corpus, tiny_tokenizer(), 3, 11, 0)
+    offloaded, loaded = load_offloaded(tmp_path / "model"), load_model(tmp_path / "model")
+    for module in offloaded.model.modules():
+        module.requires_grad_(False)
+    store = open_store(offloaded, windows, folder=tmp_path / "offloaded")
+    with no_weight_learns(offloaded.model) as ran:
+        calibrate(offloaded, windows, ["O"], store)
+    assert ran
+    assert not store.has("G")
+    expected = outputs(loaded.model, windows.tokens)
+    for block in range(3):
+        for name, column in store.read("O", block).items():
+            assert torch.equal(column, expected[name])
+
+
+def test_no_tensor_as_large_as_a_weight_is_kept() -> None:
+    model = tiny_model("llama")
+    found = outputs(model, tiny_windows())
+    for matrix in find_matrices(model):
+        assert found[matrix.name].untyped_storage().nbytes() == 4 * matrix.weight.shape[0]
+
+
+def test_g_and_x_beside_it_stay_the_same() -> None:
+    model, windows = tiny_model("llama"), tiny_windows()
+    matrices = find_matrices(model)
+    alone = collect_gradients(model, matrices, windows, ["G"])
+    beside = collect_gradients(model, matrices, windows, ["O", "G"])
+    only = collect_gradients(model, matrices, windows, ["O"])
+    for name, of_matrix in beside.items():
+        assert torch.equal(of_matrix["G"], alone[name]["G"])
+        torch.testing.assert_close(of_matrix["O"], only[name]["O"])
+
+
+@every_architecture
+def test_flags_gradients_and_hooks_are_left_as_they_were(architecture: str) -> None:
+    model = tiny_model(architecture)
+    parameters = list(model.parameters())
+    for index, parameter in enumerate(parameters):
+        parameter.requires_grad_(index % 3 != 0)
+        if index % 2:
+            parameter.grad = torch.full_like(parameter, 7.0)
+    before = [(p.requires_grad, p.grad, p.detach().clone()) for p in parameters]
+    with torch.no_grad():
+        outputs(model, tiny_windows(1))
+    assert not any(module._forward_hooks for module in model.modules())
+    for parameter, (flag, grad, weight) in zip(parameters, before, strict=True):
+        assert parameter.requires_grad == flag
+        assert parameter.grad is grad
+        assert torch.equal(parameter, weight)
+
+
+def test_only_the_matrices_asked_for_are_watched() -> None:
+    model, windows = tiny_model("llama"), tiny_windows()
+    wanted = find_matrices(model, include=["*.down_proj"])
+    found = collect_gradients(model, wanted, windows, ["O"])
+    everything = outputs(model, windows)
+    assert list(found) == [matrix.name for matrix in wanted]
+    for name in found:
+        torch.testing.assert_close(found[name]["O"], everything[name])
+
+
+def test_a_model_may_write_to_what_its_first_matrix_puts_out() -> None:
+    model, windows = tiny_model("llama"), tiny_windows()
+    expected = outputs(model, windows)
+    query = model.model.layers[0].self_attn.q_proj
+    handle = query.register_forward_hook(lambda _module, _inputs, output: output.mul_(1.0))
+    # Run after that of the statistic, as the block itself would.
+    query._forward_hooks.move_to_end(handle.id)
+    found = outputs(model, windows)
+    handle.remove()
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name])
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+def test_an_expert_that_no_token_reaches_has_o_zero(architecture: str) -> None:
+    model = tiny_model(architecture)
+    found = outputs(model, tiny_windows(1, 2))
+    experts = [found[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1]
+    silent = [column for column in experts if not column.any()]
+    assert 8 <= len(silent) < len(experts)
+
+
+@pytest.mark.fault("a gradient or a score that is NaN or infinite")
+def test_a_gradient_that_is_no_number_names_its_matrix() -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.layers[1].mlp.down_proj.weight[0, 0] = torch.inf
+    message = refusal(lambda: outputs(model, tiny_windows()))
+    assert "is not finite" in message
+
+
+def test_experts_whose_products_are_not_seen_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pruner_zero.calibration.products._Products._products", ())
+    model = tiny_model("mixtral")
+    message = refusal(lambda: outputs(model, tiny_windows()))
+    assert "choose a metric without O" in message
