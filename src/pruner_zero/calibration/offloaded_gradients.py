@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 
 from pruner_zero.calibration.gradients import GradientSums, check_gradients, only_these_learn
-from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
+from pruner_zero.calibration.statistics import (
+    GradientStatistic,
+    Kind,
+    OutputGradientStatistic,
+    select,
+)
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.errors import PrunerZeroError
@@ -26,6 +31,7 @@ from pruner_zero.models import (
     BlockCalls,
     OffloadedModel,
     blocks_replaced,
+    experts_one_by_one,
     find_blocks,
     find_matrices,
     next_token_loss,
@@ -63,6 +69,13 @@ class OffloadedGradients:
 
     def run(self) -> Digests:
         """Write the statistics of all blocks; their checksums by kind and block."""
+        with ExitStack() as stack:
+            if select(OutputGradientStatistic, self.statistics):
+                # As the backward pass runs them, so that blocks get the inputs of that pass.
+                stack.enter_context(experts_one_by_one(self.language_model.model))
+            return self._run()
+
+    def _run(self) -> Digests:
         done = len(self.journal.lines)
         if done:
             self.progress.note(
