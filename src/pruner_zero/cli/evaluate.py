@@ -1,4 +1,4 @@
-"""`pruner-zero evaluate`: the perplexity of a model, and its scores in tasks."""
+"""`pruner-zero evaluate`: the perplexity of a model, its scores in tasks, its speed."""
 
 import json
 from typing import TYPE_CHECKING, Any
@@ -22,19 +22,20 @@ def evaluate(
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Measure MODEL's perplexity per token on a text, its scores in tasks, or both."""
+    """Measure MODEL's perplexity per token on a text, its scores in tasks, its speed."""
     checked = read_settings(EvaluateSettings, settings, config)
-    if checked.text is None and checked.tasks is None:
-        raise PrunerZeroError("give --text to measure perplexity on, --tasks, or both")
+    if checked.text is None and checked.tasks is None and not checked.speed:
+        raise PrunerZeroError("give --text to measure perplexity on, --tasks or --speed")
     from pruner_zero.evaluation.evaluate import measure
     from pruner_zero.files import check_writable, write_atomic
 
     if output is not None:
         check_writable(output)
-    perplexity, scores = measure(checked, checked.model, checked.text, progress=progress(quiet))
+    results = measure(checked, checked.model, checked.text, progress=progress(quiet))
+    perplexity, scores, speed = results
     values = {
         key: value
-        for result in (perplexity, scores)
+        for result in results
         if result is not None
         for key, value in result.to_json().items()
     }
@@ -45,6 +46,11 @@ def evaluate(
         return
     if scores is not None:
         _print_scores(scores)
+    if speed is not None:
+        header = list(speed.shown)
+        rows = [[_count(row[name]) for name in header] for row in speed.rows]
+        print_table(header, rows, left=1)
+        print(speed.caption())
     if perplexity is not None:
         _print_perplexity(perplexity)
 
@@ -64,6 +70,13 @@ def _cell(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4f}"
     return "" if value is None else str(value)
+
+
+def _count(value: object) -> str:
+    """A name as it is, a whole number with commas, a speed with one digit."""
+    if isinstance(value, float):
+        return f"{value:,.1f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _print_perplexity(result: "Perplexity") -> None:

@@ -1,7 +1,16 @@
-"""How good a model still is: perplexity, and scores in zero-shot and few-shot tasks."""
+"""How good a model still is: perplexity, scores in zero-shot and few-shot tasks; how fast."""
 
 from pruner_zero.evaluation.evaluate import evaluate
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
+from pruner_zero.evaluation.speed import Speed, measure_speed
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
 
-__all__ = ["Perplexity", "TaskResult", "evaluate", "evaluate_tasks", "perplexity"]
+__all__ = [
+    "Perplexity",
+    "Speed",
+    "TaskResult",
+    "evaluate",
+    "evaluate_tasks",
+    "measure_speed",
+    "perplexity",
+]

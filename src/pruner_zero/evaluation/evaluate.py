@@ -1,13 +1,14 @@
-"""`evaluate`: the perplexity of a model on a text, or its scores in tasks."""
+"""`evaluate`: the perplexity of a model on a text, its scores in tasks, or its speed."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from pruner_zero.devices import torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
+from pruner_zero.evaluation.speed import Speed, measure_speed
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
@@ -40,25 +41,39 @@ def evaluate(
 ) -> TaskResult: ...
 
 
+@overload
+def evaluate(
+    model: Source,
+    *,
+    speed: Literal[True],
+    tokenizer: Any = None,
+    progress: Progress = SILENT,
+    **settings: Any,
+) -> Speed: ...
+
+
 def evaluate(
     model: Source,
     text: Text | None = None,
     *,
     tasks: str | Sequence[str] | None = None,
+    speed: bool = False,
     tokenizer: Any = None,
     progress: Progress = SILENT,
     **settings: Any,
-) -> Perplexity | TaskResult:
-    """How good `model` is: its perplexity on `text`, or its scores in `tasks`.
+) -> Perplexity | TaskResult | Speed:
+    """How good `model` is: its perplexity on `text`, or its scores in `tasks`; or its speed.
 
     model: what `load_model` takes, or a model object with its `tokenizer`. text: what
     `load_corpus` takes. tasks: names of lm-eval, as a list or with commas between them.
     settings: the remaining fields of `EvaluateSettings`, such as seqlen=2048 or limit=100.
-    For both, load the model once and call twice. Raises PrunerZeroError, naming what to change.
+    speed: of the model, and in turn with it of those that the setting `beside` lists.
+    For several, load the model once and call again. Raises PrunerZeroError, naming what to change.
     """
-    if (text is None) == (tasks is None):
-        raise PrunerZeroError("give a text to measure perplexity on, or tasks: one of them")
+    if [text is not None, tasks is not None, speed].count(True) != 1:
+        raise PrunerZeroError("give a text to measure perplexity on, tasks, or speed: one of them")
     given = {**settings, "model": name_of(model), "text": name_of(text), "tasks": tasks}
+    given["speed"] = speed
     checked = read_settings(EvaluateSettings, given)
     results = measure(checked, model, text, tokenizer, progress)
     return next(result for result in results if result is not None)
@@ -70,8 +85,8 @@ def measure(
     text: Text | None = None,
     tokenizer: Any = None,
     progress: Progress = SILENT,
-) -> tuple[Perplexity | None, TaskResult | None]:
-    """The perplexity on `text` and the scores in the settings' tasks; None for what is not asked.
+) -> tuple[Perplexity | None, TaskResult | None, Speed | None]:
+    """The perplexity on `text`, the scores in tasks, the speed; None for what is not asked.
 
     The model is loaded once, after the text and the tasks. Raises PrunerZeroError.
     """
@@ -94,7 +109,12 @@ def measure(
                 apply_chat_template=settings.apply_chat_template,
                 progress=progress,
             )
+        speed = None
+        if settings.speed:
+            others = [as_language_model(name, None, **settings.loading) for name in settings.beside]
+            speed = measure_speed([load(), *others], settings.seqlen, progress=progress)
         if corpus is None:
-            return None, scores
+            return None, scores, speed
         windows = consecutive_windows(corpus, load().tokenizer, settings.seqlen, settings.windows)
-        return perplexity(load(), windows, progress, settings.batch_size), scores
+        measured = perplexity(load(), windows, progress, settings.batch_size)
+        return measured, scores, speed

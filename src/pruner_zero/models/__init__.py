@@ -17,7 +17,7 @@ from pruner_zero.models.load import as_language_model, load_model, load_offloade
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
 from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.placement import place_model, spread_blocks
-from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
+from pruner_zero.models.sampling import cache_arguments, end_tokens, sample_windows, start_token
 from pruner_zero.models.save import save_model, save_offloaded
 from pruner_zero.models.structure import (
     Matrix,
@@ -43,6 +43,7 @@ __all__ = [
     "OffloadedModel",
     "as_language_model",
     "blocks_replaced",
+    "cache_arguments",
     "check_dropped",
     "check_tokens",
     "check_weights",

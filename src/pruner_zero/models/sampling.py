@@ -95,23 +95,33 @@ def sample_windows(
     return tokens
 
 
+def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any] | None:
+    """What keeps keys and values of `model` in `cache` when it is called; the last logits alone.
+
+    None where it keeps none.
+    """
+    accepted = signature(model.forward).parameters
+    names = [name for name in _CACHE_NAMES if name in accepted]
+    if not names:
+        return None
+    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    return {names[0]: cache, "use_cache": True, **last}
+
+
 class _NextToken:
     """The distribution of the next token, from the last tokens and what is kept of earlier ones."""
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
-        accepted = signature(model.forward).parameters
-        names = [name for name in _CACHE_NAMES if name in accepted]
-        if not names:
-            raise _no_cache(model)
         self.model = model
         self.cache = DynamicCache(config=model.config)
         self.cache.layers = [
             _RoomyLayer(capacity) if type(layer) is DynamicLayer else layer
             for layer in self.cache.layers
         ]
-        self.arguments: dict[str, Any] = {names[0]: self.cache, "use_cache": True}
-        if "logits_to_keep" in accepted:
-            self.arguments["logits_to_keep"] = 1
+        arguments = cache_arguments(model, self.cache)
+        if arguments is None:
+            raise _no_cache(model)
+        self.arguments = arguments
 
     def __call__(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Probabilities (n, vocabulary) float64 on the CPU.

@@ -2,8 +2,9 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, PathText
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
@@ -26,6 +27,14 @@ class EvaluateSettings(ModelSettings):
     tasks: Annotated[CommaSeparated | None, Cli(panel="Options", metavar="TASK,…")] = Field(
         None, description="Tasks of lm-eval with commas between them, such as arc_easy,boolq."
     )
+    speed: Annotated[bool, MAIN] = Field(
+        False,
+        description="Measure tokens a second, batch 1: in a pass over --seqlen tokens (prefill) "
+        "and for 32 more tokens one by one (decode); medians of 5 turns after a warm-up.",
+    )
+    beside: Annotated[tuple[str, ...], Cli(panel="Options", metavar="MODEL")] = Field(
+        (), description="Another model whose speed is measured in turn with that of MODEL."
+    )
     num_fewshot: Annotated[int | None, Cli(default="the task's own")] = Field(
         None, ge=0, description="Examples before each question."
     )
@@ -38,6 +47,12 @@ class EvaluateSettings(ModelSettings):
     apply_chat_template: bool = Field(
         False, description="Ask the questions in the tokenizer's chat format."
     )
+
+    @model_validator(mode="after")
+    def _check_beside(self) -> "EvaluateSettings":
+        if self.beside and not self.speed:
+            raise PrunerZeroError("--beside names models to compare in speed: add --speed")
+        return self
 
     @property
     def task_names(self) -> list[str]:

@@ -1,0 +1,109 @@
+"""How fast a model reads and writes text, beside others on the same machine."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import LanguageModel, cache_arguments, check_tokens
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.provenance import provenance
+from pruner_zero.table import Tabular
+
+
+@dataclass(frozen=True, repr=False)
+class Speed(Tabular):
+    """Tokens a second of one or several models, batch 1.
+
+    rows: of each model its name, the number of its parameters, their bytes, and the medians of
+    prefill (a pass over `prompt` tokens) and decode (`generated` tokens after them, one by one,
+    with a cache).
+    """
+
+    shown = ("model", "parameters", "bytes", "prefill", "decode")
+
+    rows: tuple[Mapping[str, Any], ...]
+    prompt: int
+    generated: int
+    turns: int
+
+    def caption(self) -> str:
+        """What was measured, and how often."""
+        return (
+            f"tokens a second, batch 1: prefill of {self.prompt} tokens, decoding of "
+            f"{self.generated} after them, medians of {self.turns} turns"
+        )
+
+    def to_rows(self) -> Sequence[Mapping[str, Any]]:
+        """The rows."""
+        return self.rows
+
+    def to_json(self) -> dict[str, Any]:
+        """`speed` (the rows), what was measured, and the versions as JSON values."""
+        measured = {"prompt": self.prompt, "generated": self.generated, "turns": self.turns}
+        return {
+            "speed": [dict(row) for row in self.rows],
+            "speed_settings": measured,
+            "provenance": provenance(),
+        }
+
+
+@torch.no_grad()
+def measure_speed(
+    models: Sequence[LanguageModel],
+    prompt: int,
+    *,
+    generated: int = 32,
+    turns: int = 5,
+    progress: Progress = SILENT,
+) -> Speed:
+    """The speed of `models`, which take turns, so that other work slows all of them alike.
+
+    A turn of each before the first warms up. The next token is the most likely one, which waits for
+    the device. Raises PrunerZeroError where a model cannot take so many tokens.
+    """
+    seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
+    for turn in progress.track(range(turns + 1), "speed", turns + 1):
+        for language_model, (prefills, decodes) in zip(models, seconds, strict=True):
+            prefill, decode = _turn(language_model, prompt, generated)
+            if turn:
+                prefills.append(prefill)
+                decodes.append(decode)
+    rows = [
+        {
+            "model": language_model.name,
+            "parameters": language_model.model.num_parameters(),
+            "bytes": sum(p.nbytes for p in language_model.model.parameters()),
+            "prefill": round(prompt / median(prefills), 2),
+            "decode": round(generated / median(decodes), 2),
+        }
+        for language_model, (prefills, decodes) in zip(models, seconds, strict=True)
+    ]
+    return Speed(tuple(rows), prompt, generated, turns)
+
+
+def _turn(language_model: LanguageModel, prompt: int, generated: int) -> tuple[float, float]:
+    """The seconds of one prefill and of the decoding after it."""
+    model = language_model.model
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(vocabulary, (1, prompt), generator=generator)
+    check_tokens(model, torch.zeros(1, prompt + generated, dtype=torch.long))
+    tokens = tokens.to(language_model.device)
+    arguments = cache_arguments(model, DynamicCache(config=model.config))
+    if arguments is None:
+        raise PrunerZeroError(
+            f"{language_model.name} keeps no keys and values of earlier tokens, so that decoding "
+            "cannot be measured: leave out --speed"
+        )
+    begin = time.perf_counter()
+    token = int(model(tokens, **arguments).logits[0, -1].argmax())
+    filled = time.perf_counter()
+    for _ in range(generated):
+        token = int(model(tokens.new_tensor([[token]]), **arguments).logits[0, -1].argmax())
+    return filled - begin, time.perf_counter() - filled

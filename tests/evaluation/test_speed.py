@@ -1,0 +1,76 @@
+"""Speed: what is measured, in which turns, and of which models side by side."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero import evaluate
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evaluation import measure_speed
+from pruner_zero.models import LanguageModel
+from tests.pruning.conftest import language_model
+from tests.tiny_models import tiny_model
+
+
+def slowed(model: LanguageModel, prefill: float, decode: float) -> list[int]:
+    """Have passes of many tokens, and of one, take so many seconds; lists the tokens of each."""
+    seen: list[int] = []
+
+    def wait(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = (args[0] if args else kwargs["input_ids"]).shape[1]
+        seen.append(tokens)
+        time.sleep(prefill if tokens > 1 else decode)
+
+    model.model.register_forward_pre_hook(wait, with_kwargs=True)
+    return seen
+
+
+def test_prefill_and_decoding_are_timed_apart_in_turns_after_a_warm_up() -> None:
+    fast, slow = language_model("llama"), language_model("gemma3")
+    seen, _ = slowed(fast, 0.02, 0.01), slowed(slow, 0.06, 0.03)
+    result = measure_speed([fast, slow], 8, generated=3, turns=2)
+    assert seen == [8, 1, 1, 1] * 3
+    first, second = result.rows
+    assert (first["model"], second["model"]) == ("llama", "gemma3")
+    # Waiting is a lower bound of the time, so the speed has an upper bound.
+    assert 0 < first["prefill"] <= 8 / 0.02
+    assert 0 < first["decode"] <= 1 / 0.01
+    assert 0 < second["prefill"] <= 8 / 0.06
+    assert 0 < second["decode"] <= 1 / 0.03
+
+
+def test_what_is_decoded_is_what_generate_writes() -> None:
+    model = language_model("llama")
+    written: list[int] = []
+    model.model.register_forward_pre_hook(
+        lambda _module, args, _kwargs: written.append(int(args[0][0, -1])), with_kwargs=True
+    )
+    measure_speed([model], 8, generated=4, turns=1)
+    tokens = torch.randint(257, (1, 8), generator=torch.Generator().manual_seed(0))
+    expected = tiny_model("llama").generate(
+        tokens, max_new_tokens=4, do_sample=False, eos_token_id=None
+    )
+    assert written[1:5] == expected[0, 8:].tolist()
+
+
+def test_parameters_and_bytes_of_each(llama_folder: Path) -> None:
+    result = evaluate(llama_folder, speed=True, seqlen=8, beside=[str(llama_folder)])
+    assert len(result.rows) == 2
+    for row in result.rows:
+        parameters = tiny_model("llama").num_parameters()
+        assert (row["parameters"], row["bytes"]) == (parameters, 4 * parameters)
+
+
+def test_positions_that_a_model_has_not_learned_are_refused() -> None:
+    with pytest.raises(PrunerZeroError, match="longer than the 64 positions"):
+        measure_speed([language_model("gpt2")], 60, generated=5)
+
+
+def test_models_beside_need_speed(llama_folder: Path, prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match="add --speed"):
+        evaluate(llama_folder, [prose], beside=["other"])
+    with pytest.raises(PrunerZeroError, match="one of them"):
+        evaluate(llama_folder, [prose], tasks="boolq", speed=True)
