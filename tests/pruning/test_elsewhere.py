@@ -9,9 +9,16 @@ from torch import Tensor
 
 from pruner_zero import prune
 from pruner_zero.devices import CPU
-from pruner_zero.models import LanguageModel, find_blocks, find_matrices, load_model, offloaded
+from pruner_zero.models import (
+    LanguageModel,
+    find_blocks,
+    find_matrices,
+    load_model,
+    offloaded,
+    place_model,
+)
 from tests.elsewhere import HERE, THERE, Elsewhere, elsewhere
-from tests.models.test_placement import place_block_after_block
+from tests.models.test_placement import BOTH, place_block_after_block
 from tests.pruning.conftest import language_model
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -34,6 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "aims at the dense outputs": {"metric": "wanda", "update": "obs", "asymmetric": True},
     "shares by outliers": {"metric": "wanda", "allocation": "owl"},
     "shares by error": {"metric": "wanda", "allocation": "error"},
+    "channels": {"metric": "wanda", "structure": "channels", "multiple_of": 8},
+    "heads": {"metric": "wanda", "structure": "heads"},
 }
 
 
@@ -62,6 +71,23 @@ def test_every_kind_of_method_prunes_elsewhere_as_here(
         model.model.to(HERE)
         found = pruned(model, prose, tmp_path / "elsewhere", **method)
         assert {matrix.weight.device for matrix in find_matrices(model.model)} == {HERE}
+    check_close(found, expected)
+
+
+def test_blocks_of_a_model_on_two_devices_go_as_on_one(prose: str, tmp_path: Path) -> None:
+    method = {"structure": "blocks", "sparsity": 0.25}
+    expected = pruned(language_model("llama", blocks=4), prose, tmp_path / "here", **method)
+    model = language_model("llama", blocks=4)
+    with elsewhere():
+        size = {id(parameter): parameter.nbytes for parameter in model.model.parameters()}
+        half = sum(
+            size[id(p)] for block in find_blocks(model.model)[2:] for p in block.parameters()
+        )
+        place_model(model.model, BOTH, {HERE: sum(size.values()) - half, THERE: half}.__getitem__)
+        places = [next(block.parameters()).device for block in find_blocks(model.model)]
+        assert places == [HERE, HERE, THERE, THERE]
+        found = pruned(model, prose, tmp_path / "elsewhere", **method)
+    assert {matrix.block for matrix in find_matrices(model.model)} == {0, 1, 2}
     check_close(found, expected)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -98,10 +99,10 @@ def block_influence(
             for window, rest in zip(hidden, calls.arguments[index], strict=True)
         ]
         cosines = [
-            cosine_similarity(before.float(), after.float(), dim=-1).mean()
+            float(cosine_similarity(before.to(after.device).float(), after.float(), dim=-1).mean())
             for before, after in zip(hidden, outputs, strict=True)
         ]
-        influence.append(1 - float(torch.stack(cosines).double().mean()))
+        influence.append(1 - fmean(cosines))
         hidden = outputs
     return influence
 

@@ -91,11 +91,13 @@ def solve(
     plain *= support
     columns = _shared_columns(support != 0)
     if columns is not None and start is None:
-        change = torch.zeros_like(W)
-        L = torch.linalg.cholesky(H[columns][:, columns])
-        change[:, columns] = torch.cholesky_solve(plain[:, columns].t(), L).t()
-        solved = (begin + change).masked_fill_(support == 0, 0.0)
-        return Solution(_finite(solved, layer), 0, 0.0, True)
+        L, failed = torch.linalg.cholesky_ex(H[columns][:, columns])
+        # Where rounding makes it fail at the edge of what H's own factor allows, iterate.
+        if not failed:
+            change = torch.zeros_like(W)
+            change[:, columns] = torch.cholesky_solve(plain[:, columns].t(), L).t()
+            solved = (begin + change).masked_fill_(support == 0, 0.0)
+            return Solution(_finite(solved, layer), 0, 0.0, True)
     precondition = _preconditioner(hessian, H, support)
     whole = _dot(plain, precondition(plain))
     first = plain
