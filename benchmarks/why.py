@@ -38,39 +38,31 @@ KEPT = 120_000
 SHORT = 48
 BASE: Mapping[str, Any] = {
     "metric": "wanda",
+    "update": "exact",
     "calibration": "self",
     "windows": 96,
     "seqlen": 256,
     "sparsity": 0.5,
-    "distill": 40,
 }
 # The text of the command line, without its end.
 TEXT = "wikitext"
 FACTORS: Mapping[str, Mapping[str, Any]] = {
     "base": {},
-    "no distillation": {"distill": 0},
-    "120 steps": {"distill": 120},
+    "no least squares": {"update": "none"},
+    "no least squares, 40 steps of distillation": {"update": "none", "distill": 40},
+    "SparseGPT": {"metric": "sparsegpt", "update": None},
+    "gradients, whole model": {"metric": "W * G^0.75@global"},
+    "output gradients, whole model": {"metric": "W * (O * X)^0.73@global"},
+    "swaps": {"refine": True},
+    "towards the dense outputs": {"asymmetric": True},
+    "swaps, towards the dense outputs": {"refine": True, "asymmetric": True},
+    "damping 0.1": {"damping": 0.1},
     "WikiText": {"calibration": TEXT},
-    "self and WikiText": {"calibration": {"self": 1, TEXT: 1}},
-    "self and Python's documentation": {"calibration": {"self": 1, "pydoc": 1}},
+    "half WikiText": {"calibration": {"self": 1, TEXT: 1}},
+    "half Python's documentation": {"calibration": {"self": 1, "pydoc": 1}},
     "a quarter of the windows": {"windows": 24},
     "windows of 1024 tokens": {"windows": 24, "seqlen": 1024},
-    "swaps": {"refine": True},
-    "swaps, least squares": {"refine": True, "asymmetric": True, "update": "exact"},
-    "swaps, least squares, damping 0.1": {
-        "refine": True,
-        "asymmetric": True,
-        "update": "exact",
-        "damping": 0.1,
-    },
-    "gradients, whole model": {"metric": "W * G^0.75@global"},
-    "gradients, whole model, swaps": {"metric": "W * G^0.75@global", "refine": True},
-    "gradients, whole model, swaps, least squares": {
-        "metric": "W * G^0.75@global",
-        "refine": True,
-        "asymmetric": True,
-        "update": "exact",
-    },
+    "40 steps of distillation": {"distill": 40},
 }
 
 

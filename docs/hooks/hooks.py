@@ -45,7 +45,6 @@ MARKS: dict[str, Callable[[str], str]] = {
     "include": _include,
     "table": _table,
     "choose": lambda _: measured.summary(_measurements()),
-    "measured": lambda zeros: measured.details(_measurements(), zeros),
 }
 
 _MARK = re.compile(r"^<!-- (\w+)(?:: (.+?))? -->$", re.MULTILINE)

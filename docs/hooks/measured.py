@@ -95,26 +95,6 @@ def summary(measurements: Sequence[Measurement]) -> str:
     return "\n".join(lines)
 
 
-def details(measurements: Sequence[Measurement], zeros: str) -> str:
-    """Every method measured at `zeros`, best first, as a Markdown table."""
-    own = [one for one in measurements if one.zeros == zeros]
-    windows = windows_of(own)
-    if not windows:
-        return f"{MISSING[0].upper()}{MISSING[1:]}."
-    rows = [(value, one) for one in own if (value := one.perplexity(windows)) is not None]
-    header = ("method", "order", f"perplexity, first {windows} windows", "seconds of pruning")
-    return "\n".join(
-        [
-            _line(*header),
-            _line("---", "---", "---:", "---:"),
-            *(
-                _line(f"`{one.method}`", one.mode, _shown(value), f"{one.seconds:.1f}")
-                for value, one in sorted(rows, key=lambda pair: pair[0])
-            ),
-        ]
-    )
-
-
 def windows_of(own: Sequence[Measurement]) -> int:
     """How many first windows fill most cells of a row, then compare most methods; 0 for none."""
     counts = {max(one.windows, len(one.losses)) for one in own}

@@ -78,7 +78,6 @@ def test_each_budget_has_its_best_method(results: Path) -> None:
 def test_what_no_file_tells_is_not_measured_yet(results: Path) -> None:
     assert cells(results, "50 %")[GRADIENTS] == measured.MISSING
     assert set(cells(results, "4:8").values()) == {"4:8", measured.MISSING}
-    assert measured.details(measured.read(results), "4:8") == "Not measured yet."
 
 
 def test_a_metric_with_gradients_costs_more_than_one_without(results: Path) -> None:
@@ -128,15 +127,8 @@ def test_gradients_of_pieces_are_told_apart(results: Path) -> None:
     write(results, "whole.json", row("W * G", 58, 12, **given))
     pieces = (row("W * G", 55, 12, **given), row("wanda", 60, 12))
     write(results, "pieces.json", *pieces, gradient_seqlen=8)
-    table = measured.details(measured.read(results), "50 %")
-    assert "| `W * G` | one-shot | 58.0 |" in table
-    assert "| `W * G --gradient-seqlen 8` | one-shot | 55.0 |" in table
-    assert "wanda --gradient-seqlen" not in table
-
-
-def test_details_list_all_methods_best_first(results: Path) -> None:
-    lines = measured.details(measured.read(results), "50 %").splitlines()
-    assert [line.split("`")[1] for line in lines[2:]] == ["sparsegpt", "wanda", "magnitude"]
+    assert cells(results, "50 %")[GRADIENTS] == "**55.0** `W * G --gradient-seqlen 8`"
+    assert cells(results, "50 %")[KEPT] == "**60.0** `wanda`"
 
 
 def test_a_table_is_taken_from_below_its_heading(tmp_path: Path) -> None:
