@@ -51,6 +51,15 @@ def test_what_is_given_stays() -> None:
     assert not chosen.is_default
 
 
+def test_weights_within_rows_or_units_are_compared_by_wanda() -> None:
+    for given in ({"pattern": "2:4", "sparsity": None}, {"scope": "row"}):
+        chosen = settings(**given)
+        assert (chosen.metric, chosen.update, chosen.distill) == ("wanda", "exact", 40)
+        assert not chosen.is_default
+    assert settings(pattern="2:4", sparsity=None).scope is None
+    assert settings(structure="channels").metric == "wanda"
+
+
 def test_with_a_metric_nothing_is_added() -> None:
     plain = settings(metric="wanda")
     assert (plain.refine, plain.asymmetric, plain.update, plain.distill) == (False, False, None, 0)

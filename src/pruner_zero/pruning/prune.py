@@ -43,9 +43,10 @@ from pruner_zero.text import Source
 _NAMED = {"model", "windows", "torch"}
 # Said where no metric is named; the figures are of benchmarks/proof.md.
 _CHOSEN = (
-    "no metric is named: Wanda's mask, refined by swaps, least squares towards the dense outputs, "
-    "then {steps} steps of distillation, the best measured for some minutes. Less: --metric wanda, "
-    "a plain mask; more: --distill 200"
+    "no metric is named: {metric} over the whole model, of the norms of inputs and of gradients at "
+    "outputs; then swaps, least squares towards the dense outputs and {steps} steps of "
+    "distillation: the best measured for some minutes. Less: --metric wanda, a plain mask; more: "
+    "--distill 200"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
 _PLACE = {"device", "distill", "save_mask", "threads"}
@@ -141,7 +142,7 @@ def prune(
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
         if checked.is_default:
-            progress.note(_CHOSEN.format(steps=checked.distill))
+            progress.note(_CHOSEN.format(metric=checked.metric, steps=checked.distill))
         # A copy, because pruning changes the weights in place.
         teacher = None
         if checked.distill:

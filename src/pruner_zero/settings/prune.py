@@ -14,11 +14,20 @@ from pruner_zero.settings.model import ModelSettings
 
 METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 
-# What is done where no metric is named: the best that is measured in some minutes on two cores,
-# without gradients (benchmarks/proof.md).
+# What is done where no metric is named: the best that is measured in some minutes on two cores
+# (benchmarks/proof.md, benchmarks/why.md).
 DEFAULT: Mapping[str, Any] = MappingProxyType(
-    {"metric": "wanda", "refine": True, "asymmetric": True, "update": "exact", "distill": 40}
+    {
+        "metric": "W * (O * X)^0.73",
+        "scope": "global",
+        "refine": True,
+        "asymmetric": True,
+        "update": "exact",
+        "distill": 40,
+    }
 )
+# The metric in its place where weights are compared within rows or units.
+WITHIN = "wanda"
 # What chooses whole blocks; it looks at no weight, and so is no metric.
 BLOCK_INFLUENCE = "block-influence"
 
@@ -39,7 +48,8 @@ class PruneSettings(ModelSettings, MethodSettings):
         Cli(
             panel="Options",
             first=True,
-            default=f"wanda --refine --asymmetric --update exact --distill {DEFAULT['distill']}",
+            default=f"{DEFAULT['metric']} --scope global --refine --asymmetric --update exact "
+            f"--distill {DEFAULT['distill']}",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
@@ -105,6 +115,9 @@ class PruneSettings(ModelSettings, MethodSettings):
         if given.get("structure") == "blocks":
             return {**given, "metric": BLOCK_INFLUENCE}
         chosen = dict(DEFAULT)
+        if any(given.get(name) for name in ("pattern", "scope", "structure")):
+            chosen["metric"] = WITHIN
+            del chosen["scope"]
         if given.get("structure"):
             # There is nothing to swap, and by measurement nothing to gain from the dense outputs.
             del chosen["refine"], chosen["asymmetric"]
