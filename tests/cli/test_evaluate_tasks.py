@@ -49,7 +49,7 @@ def test_a_text_and_tasks_in_one_run(
 
 
 def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:
-    assert cli(*arguments[:2]).error == "give --text to measure perplexity on, --tasks, or both"
+    assert cli(*arguments[:2]).error == "give --text to measure perplexity on, --tasks or --speed"
     assert cli(*arguments, "--limit", 0).error == (
         "--limit is 0: input should be greater than or equal to 1"
     )

@@ -232,7 +232,8 @@ def test_help_keeps_what_stands_in_brackets(cli: Cli) -> None:
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][@ALLOCATION][+STEPS]" in text
     assert "[default: 24]" in text
-    assert "[default: wanda --refine --asymmetric --update exact --distill 40]" in text
+    steps = "--refine --asymmetric --update exact --distill 40"
+    assert f"[default: W * (O * X)^0.73 --scope global {steps}]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):
         assert verb in cli("--help").out
 

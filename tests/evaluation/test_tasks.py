@@ -288,7 +288,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert line(num_fewshot=3) == (
         "task kinds has 3 documents to take examples from: choose --num-fewshot 2 or less"
     )
-    assert "give a text to measure perplexity on, or tasks" in refusal(
+    assert "give a text to measure perplexity on, tasks, or speed" in refusal(
         lambda: evaluate("none")  # type: ignore[call-overload]
     )
     (tmp_path / "rows.jsonl").unlink()
