@@ -101,6 +101,11 @@ def main() -> None:
     parser.add_argument("--windows-eval", type=int, default=12)
     parser.add_argument("--tasks", type=Path, help="the folder of task files")
     parser.add_argument("--items", type=int, nargs=3, help="questions of each task, else all")
+    parser.add_argument(
+        "--no-divergence",
+        action="store_true",
+        help="leave out the divergence: a model with many words is slow to write its windows",
+    )
     parser.add_argument("--only", nargs="*", help="names of cells, all where left out")
     given = parser.parse_args()
     if given.model != "page":
@@ -136,8 +141,9 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
             "losses": [round(loss, 5) for loss in measured["losses"]],
             "tokens_sha256": measured["text"]["tokens_sha256"],
         }
-    written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
-    row["divergence"] = divergence(model, dense, written.tokens)
+    if not given.no_divergence:
+        written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
+        row["divergence"] = divergence(model, dense, written.tokens)
     row["tasks"] = ask(model, given.tasks, given.items)
     return row
 
@@ -215,7 +221,8 @@ def table(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str)
     order = sorted(rows.values(), key=lambda row: -average(row, "prob"))
     for row in [dense, *order]:
         values = [f"{row['texts'][name]['perplexity']:.2f}" for name in texts]
-        values += [f"{row['divergence']:.3f}", f"{100 * average(row, 'prob'):.1f}"]
+        values.append(f"{row['divergence']:.3f}" if "divergence" in row else "")
+        values.append(f"{100 * average(row, 'prob'):.1f}")
         if wanda is None or row is wanda:
             values.append("")
         else:
