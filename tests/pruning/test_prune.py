@@ -164,6 +164,7 @@ def test_a_failed_allocation_ends_the_run_with_what_to_change_and_keeps_what_is_
 ) -> None:
     model, output = language_model("llama"), tmp_path / "out"
     given: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], "output": output, **SMALL}
+    given["metric"] = "wanda"
     last = model.model.model.layers[1].mlp.down_proj
     handle = last.register_forward_pre_hook(lambda *_: torch.empty(2**50))
     words = (
