@@ -295,7 +295,8 @@ def test_an_output_that_fills_while_the_model_loads_is_not_replaced(
 
 def test_a_model_can_be_replaced_by_its_pruned_self(tmp_path: Path, text_file: Path) -> None:
     folder = save_tiny(tmp_path / "llama")
-    prune(folder, sparsity=0.5, calibration=text_file, output=folder, overwrite=True, **SMALL)
+    given = {"sparsity": 0.5, "calibration": text_file, **SMALL}
+    prune(folder, "wanda", output=folder, overwrite=True, **given)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert all((place.weight == 0).float().mean() == 0.5 for place in places(model))
     assert os.listdir(tmp_path) == ["llama"]
