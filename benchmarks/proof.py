@@ -41,6 +41,8 @@ CELLS = HERE / "results" / "proof"
 WRITTEN, FIRST_WRITTEN = 6, 72
 TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
 NOTES = HERE / "results" / "proof-notes.md"
+# The methods that all others are compared with, question by question.
+BASES = ("Wanda", "SparseGPT")
 # What `prune` does where no metric is named.
 DEFAULT = "default"
 CARRIED = "G^1.5 * sqr(W)@global"
@@ -83,6 +85,8 @@ def all_cells() -> Iterator[Cell]:
     yield Cell("dense")
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
+        steps = "wanda+refine+asymmetric+exact"
+        yield Cell("Wanda in the default", zeros, steps, "self", {"distill": 40})
     for zeros in ZEROS:
         for words, metric in METRICS.items():
             for after, steps in AFTER.items():
@@ -215,19 +219,20 @@ def page() -> str:
 def table(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
     """The rows of one model and pattern, the best in tasks first, and the dense model."""
     texts = list(dense["texts"])
-    header = ["method", *texts, "divergence", "right choice", "over Wanda", "acc", "acc_norm"]
+    bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
+    header = ["method", *texts, "divergence", "right choice", *bases, "acc", "acc_norm"]
     text = f"| {' | '.join([*header, 'minutes'])} |\n|{'---|' * (len(header) + 1)}\n"
-    wanda = rows.get(f"{zeros}-wanda")
     order = sorted(rows.values(), key=lambda row: -average(row, "prob"))
     for row in [dense, *order]:
         values = [f"{row['texts'][name]['perplexity']:.2f}" for name in texts]
         values.append(f"{row['divergence']:.3f}" if "divergence" in row else "")
         values.append(f"{100 * average(row, 'prob'):.1f}")
-        if wanda is None or row is wanda:
-            values.append("")
-        else:
-            gain, error = difference(row, wanda)
-            values.append(f"{100 * gain:+.1f} ± {100 * error:.1f}")
+        for base in bases.values():
+            if base is None or row is base:
+                values.append("")
+            else:
+                gain, error = difference(row, base)
+                values.append(f"{100 * gain:+.1f} ± {100 * error:.1f}")
         values += [f"{100 * average(row, name):.1f}" for name in ("acc", "acc_norm")]
         values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
         text += f"| {row['label']} | {' | '.join(values)} |\n"

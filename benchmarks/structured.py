@@ -102,7 +102,8 @@ def write_page(report: dict[str, Any]) -> None:
         " WikiText-2 validation, perplexity on the first 8 windows of 1024 tokens of its test."
         f" *prefill* is the speed of a pass over {PROMPT} tokens, *decode* that of 32 tokens after"
         " them, one by one, both beside the dense model's: one thread of a CPU, batch 1, the models"
-        f" in turns, medians of {TURNS}. [Result file](results/structured.json).",
+        f" in turns, medians of {TURNS}, with random weights of these shapes, on which speed does"
+        " not depend. [Result file](results/structured.json).",
         "",
         "| model | parameters | perplexity | prefill | decode |",
         "|---|---|---|---|---|",

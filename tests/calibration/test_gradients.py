@@ -51,7 +51,8 @@ def test_the_order_of_windows_changes_nothing() -> None:
 
 
 @every_architecture
-def test_flags_gradients_and_hooks_are_left_as_they_were(architecture: str) -> None:
+@pytest.mark.parametrize("kind", ["G", "O"])
+def test_flags_gradients_and_hooks_are_left_as_they_were(kind: str, architecture: str) -> None:
     model = tiny_model(architecture)
     parameters = list(model.parameters())
     for index, parameter in enumerate(parameters):
@@ -62,7 +63,8 @@ def test_flags_gradients_and_hooks_are_left_as_they_were(architecture: str) -> N
     grads = [parameter.grad for parameter in parameters]
     weights = [parameter.detach().clone() for parameter in parameters]
     with torch.no_grad():  # as the pipeline calls it
-        gradients(model, tiny_windows(1))
+        collect_gradients(model, find_matrices(model), tiny_windows(1), [kind])
+    assert not any(module._forward_hooks for module in model.modules())
     assert [parameter.requires_grad for parameter in parameters] == flags
     for parameter, grad, weight in zip(parameters, grads, weights, strict=True):
         assert parameter.grad is grad

@@ -51,13 +51,36 @@ def test_what_is_given_stays() -> None:
     assert not chosen.is_default
 
 
-def test_weights_within_rows_or_units_are_compared_by_wanda() -> None:
-    for given in ({"pattern": "2:4", "sparsity": None}, {"scope": "row"}):
-        chosen = settings(**given)
-        assert (chosen.metric, chosen.update, chosen.distill) == ("wanda", "exact", 40)
-        assert not chosen.is_default
-    assert settings(pattern="2:4", sparsity=None).scope is None
+@pytest.mark.parametrize(
+    "given",
+    [{"pattern": "2:4", "sparsity": None}, {"scope": "row"}, {"allocation": "owl"}],
+    ids=str,
+)
+def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
+    given: dict[str, Any],
+) -> None:
+    chosen = settings(**given)
+    assert (chosen.metric, chosen.update, chosen.distill) == ("wanda", "exact", 40)
+    assert chosen.scope == given.get("scope")
+    assert chosen.is_default
     assert settings(structure="channels").metric == "wanda"
+    assert settings(scope="global").metric == DEFAULT["metric"]
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "W * (O * X)^0.73"),
+        ({"pattern": "2:4", "sparsity": None}, "W * X (2:4)"),
+        ({"allocation": "owl"}, "the share of each matrix given by the rule owl"),
+    ],
+)
+def test_it_says_what_it_takes(given: dict[str, Any], told: str, tmp_path: Path) -> None:
+    progress = Notes()
+    prune(language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **given})
+    (note,) = [note for note in progress.notes if "no metric is named" in note]
+    assert told in note
+    assert "40 steps of distillation" in note
 
 
 def test_with_a_metric_nothing_is_added() -> None:

@@ -1,8 +1,6 @@
 """Whole blocks: those of the least influence go, and the model that is left loads anywhere."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from pruner_zero.report import report
 from tests.conftest import save_tiny
 from tests.models.test_units import logits
 from tests.pruning.conftest import language_model
-from tests.pruning.test_structured import LOADS_ALONE
+from tests.pruning.test_structured import check_loads_alone
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
 
@@ -92,12 +90,7 @@ def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> No
         dense = save_tiny(tmp_path / "dense" / architecture, architecture, blocks=DEPTH)
         result = pruned(dense, prose, output=tmp_path / architecture)
         expected[architecture] = logits(result.language_model.model)
-    torch.save(tiny_windows(), tmp_path / "tokens.pt")
-    alone = [sys.executable, "-c", LOADS_ALONE, *SUPPORTED]
-    subprocess.run(alone, check=True, env={}, cwd=tmp_path)
-    for name, computed in expected.items():
-        loaded = torch.load(tmp_path / f"{name}.pt")
-        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5, msg=name)
+    check_loads_alone(tmp_path, expected)
 
 
 @pytest.mark.parametrize("settings", [{}, {"distill": 2}], ids=str)

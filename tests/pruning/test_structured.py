@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.choices import Structure
@@ -55,6 +57,18 @@ assert not [name for name in sys.modules if name.startswith("pruner_zero")]
 """
 
 
+def check_loads_alone(folder: Path, expected: Mapping[str, Tensor]) -> None:
+    """The models in `folder`, by name, load without this package, generate, and give these logits.
+
+    All in one fresh process, since it takes seconds to import transformers.
+    """
+    torch.save(tiny_windows(), folder / "tokens.pt")
+    subprocess.run([sys.executable, "-c", LOADS_ALONE, *expected], check=True, env={}, cwd=folder)
+    for name, computed in expected.items():
+        loaded = torch.load(folder / f"{name}.pt")
+        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5, msg=name)
+
+
 def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
     given = {"metric": "wanda", "calibration": [text], **SMALL, **settings}
     tokenizer = tiny_tokenizer() if isinstance(model, PreTrainedModel) else None
@@ -85,7 +99,6 @@ def masked(
 def test_folders_load_without_this_package_and_compute_what_the_masks_do(
     windows: Windows, new_store: OpenStore, prose: str, tmp_path: Path
 ) -> None:
-    """Once for all families, since a fresh process takes seconds to import transformers."""
     expected = {}
     for structure, architecture in CASES:
         place = tmp_path / f"{structure}-{architecture}"
@@ -97,12 +110,7 @@ def test_folders_load_without_this_package_and_compute_what_the_masks_do(
         result = pruned(dense, prose, windows=4, output=place, **given)
         cut = logits(result.language_model.model)
         torch.testing.assert_close(cut, expected[place.name], atol=1e-5, rtol=1e-5)
-    torch.save(tiny_windows(), tmp_path / "tokens.pt")
-    alone = [sys.executable, "-c", LOADS_ALONE, *expected]
-    subprocess.run(alone, check=True, env={}, cwd=tmp_path)
-    for name, computed in expected.items():
-        loaded = torch.load(tmp_path / f"{name}.pt")
-        torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5, msg=name)
+    check_loads_alone(tmp_path, expected)
 
 
 def test_the_units_are_those_of_the_largest_contribution(

@@ -6,7 +6,6 @@ divided along their outputs (colwise) and those that take up what these put out 
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 
 from huggingface_hub.errors import StrictDataclassError
@@ -97,7 +96,7 @@ def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> di
 
 def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bool:
     """Whether transformers accepts the configuration of a model with `kept` units in a block."""
-    changed = {**deepcopy(config).to_dict(), **counts_left(config, structure, kept)}
+    changed = {**config.to_dict(), **counts_left(config, structure, kept)}
     try:
         type(config).from_dict(changed)
     except (ValueError, StrictDataclassError):

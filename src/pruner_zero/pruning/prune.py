@@ -41,12 +41,10 @@ from pruner_zero.text import Source
 
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
-# Said where no metric is named; the figures are of benchmarks/proof.md.
+# Said where no metric is named; benchmarks/proof.md has the figures.
 _CHOSEN = (
-    "no metric is named: {metric} over the whole model, of the norms of inputs and of gradients at "
-    "outputs; then swaps, least squares towards the dense outputs and {steps} steps of "
-    "distillation: the best measured for some minutes. Less: --metric wanda, a plain mask; more: "
-    "--distill 200"
+    "no metric is named, so that the best is taken that is measured for some minutes: {method}. "
+    "Less: --metric wanda{more}"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
 _PLACE = {"device", "distill", "save_mask", "threads"}
@@ -141,8 +139,8 @@ def prune(
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
-        if checked.is_default:
-            progress.note(_CHOSEN.format(metric=checked.metric, steps=checked.distill))
+        if checked.is_default and not by_influence:
+            progress.note(_describe_default(method, checked.distill))
         # A copy, because pruning changes the weights in place.
         teacher = None
         if checked.distill:
@@ -224,6 +222,12 @@ def prune(
         store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
         identity = _identity(checked, method, store)
         return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
+
+
+def _describe_default(method: Method, distill: int) -> str:
+    trained = f", {distill} steps of distillation" if distill else ""
+    chosen = f"{method.metric.expression} ({method.pattern}){method.describe_steps()}{trained}"
+    return _CHOSEN.format(method=chosen, more="; more: --distill 200" if distill else "")
 
 
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:

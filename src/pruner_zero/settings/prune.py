@@ -26,7 +26,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# The metric in its place where weights are compared within rows or units.
+# The metric in its place where not all weights of the model compete.
 WITHIN = "wanda"
 # What chooses whole blocks; it looks at no weight, and so is no metric.
 BLOCK_INFLUENCE = "block-influence"
@@ -36,6 +36,27 @@ _BESIDE_STRUCTURE: tuple[str, ...] = (
     *("pattern", "scope", "include", "exclude"),
     *("allocation", "refine", "offload", "save_mask"),
 )
+
+
+def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is done where no metric is named, as far as it goes with the settings `given`."""
+    if given.get("structure") == "blocks":
+        return {"metric": BLOCK_INFLUENCE}
+    chosen = dict(DEFAULT)
+    narrower = any(given.get(name) for name in ("pattern", "structure", "allocation"))
+    if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
+        chosen["metric"] = WITHIN
+        del chosen["scope"]
+    if given.get("structure"):
+        # All weights of a unit go or stay, so that there is nothing to swap.
+        del chosen["refine"], chosen["asymmetric"]
+    if given.get("offload"):
+        # Training needs the whole model in memory.
+        del chosen["distill"]
+    if given.get("mode") == "one-shot":
+        # The dense model's outputs are aimed at while the blocks before are pruned.
+        chosen.pop("asymmetric", None)
+    return chosen
 
 
 class PruneSettings(ModelSettings, MethodSettings):
@@ -112,21 +133,7 @@ class PruneSettings(ModelSettings, MethodSettings):
         """Without a metric, what is measured to be best, except for what is given."""
         if not isinstance(given, dict) or given.get("metric") is not None:
             return given
-        if given.get("structure") == "blocks":
-            return {**given, "metric": BLOCK_INFLUENCE}
-        chosen = dict(DEFAULT)
-        if any(given.get(name) for name in ("pattern", "scope", "structure")):
-            chosen["metric"] = WITHIN
-            del chosen["scope"]
-        if given.get("structure"):
-            # There is nothing to swap, and by measurement nothing to gain from the dense outputs.
-            del chosen["refine"], chosen["asymmetric"]
-        if given.get("offload"):
-            # Training needs the whole model in memory.
-            del chosen["distill"]
-        if given.get("mode") == "one-shot":
-            # The dense model's outputs are aimed at while the blocks before are pruned.
-            chosen.pop("asymmetric", None)
+        chosen = default_beside(given)
         return {**chosen, **{name: value for name, value in given.items() if value is not None}}
 
     @model_validator(mode="after")
@@ -161,4 +168,5 @@ class PruneSettings(ModelSettings, MethodSettings):
     @property
     def is_default(self) -> bool:
         """Whether the method is the one that is taken where none is named."""
-        return all(getattr(self, name) == value for name, value in DEFAULT.items())
+        chosen = default_beside(self.model_dump())
+        return all(getattr(self, name) == value for name, value in chosen.items())
