@@ -1,5 +1,7 @@
 """The distillation loss, and teachers that do not fit."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -50,3 +52,28 @@ def test_a_teacher_of_other_tokens_is_refused() -> None:
     narrow.resize_token_embeddings(200)
     teacher = LanguageModel(narrow, tiny_tokenizer(), "teacher")
     assert "has other tokens" in refusal(lambda: check_teacher(teacher, pruned))
+
+
+def test_its_gradient_is_that_of_the_plain_formula() -> None:
+    """Two windows, and so many tokens that they are taken up in several chunks."""
+    generator = torch.Generator().manual_seed(5)
+    windows = torch.randint(0, 2**17, (2, 70), generator=generator)
+
+    class Logits(torch.nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.table = torch.nn.Parameter(torch.randn(70, 2**17, generator=generator) * scale)
+
+        def forward(self, windows: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+            return SimpleNamespace(logits=self.table * torch.ones(len(windows), 1, 1))
+
+    student, teacher = Logits(1.0), Logits(2.0)
+    distillation_loss(student, teacher, windows, 0.75).mul(3).backward()
+    predicted = student.table.detach().requires_grad_()
+    log_p = predicted[:-1].log_softmax(-1)
+    log_t = teacher.table.detach()[:-1].log_softmax(-1)
+    divergence = (log_t.exp() * (log_t - log_p)).sum(-1).mean()
+    labels = windows[:, 1:].T
+    text_loss = -log_p.gather(-1, labels).mean()
+    (3 * (0.75 * divergence + 0.25 * text_loss)).backward()
+    torch.testing.assert_close(student.table.grad, predicted.grad, rtol=1e-4, atol=1e-9)

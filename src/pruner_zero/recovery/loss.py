@@ -1,11 +1,17 @@
 """The distillation loss of a recovery, and the check of its teacher."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.autograd.function import once_differentiable
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
+
+# Logits are taken up so many at a time: larger temporary tensors are slower, and a vocabulary of
+# 262,144 times 1024 tokens is a gigabyte for each of them.
+_CHUNK = 2**22
 
 
 def distillation_loss(
@@ -13,18 +19,53 @@ def distillation_loss(
 ) -> Tensor:
     """`share` · KL(teacher ‖ model) + (1 − `share`) · next-token loss of `windows` (n, tokens).
 
-    A scalar in nats per token, logits in fp32, over the positions that have a next token.
+    A scalar in nats per token, computed in fp32, over the positions that have a next token. Beside
+    the logits of the two models no tensor of their size is made. Can be differentiated once.
     """
     windows = windows.to(next(model.parameters()).device)
-    logits = model(windows, use_cache=False).logits[:, :-1].float().flatten(0, 1)
+    logits = model(windows, use_cache=False).logits
     with torch.no_grad():
         seen = windows.to(next(teacher.parameters()).device)
-        target = teacher(seen, use_cache=False).logits[:, :-1].float().log_softmax(-1)
-        target = target.flatten(0, 1).to(logits.device)
-    predicted = logits.log_softmax(-1)
-    divergence = functional.kl_div(predicted, target, log_target=True, reduction="sum")
-    text_loss = functional.nll_loss(predicted, windows[:, 1:].flatten())
-    return share * divergence / len(predicted) + (1 - share) * text_loss
+        target = teacher(seen, use_cache=False).logits.to(logits.device)
+    return _DistillationLoss.apply(logits, target, windows, share)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _DistillationLoss(torch.autograd.Function):
+    """The loss of logits (n, tokens, vocabulary), with its gradient in place of `target`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, windows: Tensor, share: float) -> Tensor:
+        """The loss; `target` (n, tokens, vocabulary) is overwritten where a gradient is asked."""
+        target, positions = target.to(logits.dtype), windows[:, 1:].numel()
+        rows = max(1, _CHUNK // logits.shape[-1])
+        total = torch.zeros((), device=logits.device)
+        for window, student, goal in zip(windows, logits, target, strict=True):
+            for first in range(0, len(window) - 1, rows):
+                chunk = slice(first, min(first + rows, len(window) - 1))
+                labels = window[1:][chunk, None]
+                log_p = student[chunk].float().log_softmax(-1)
+                log_t = goal[chunk].float().log_softmax(-1)
+                p, t = log_p.exp(), log_t.exp()
+                divergence = (t * (log_t - log_p)).sum()
+                text_loss = -log_p.gather(-1, labels).sum()
+                total += share * divergence + (1 - share) * text_loss
+                if ctx.needs_input_grad[0]:
+                    # The gradients of both losses are the predictions less their targets.
+                    gradient = p.sub_(t, alpha=share)
+                    gradient.scatter_add_(
+                        -1, labels, torch.full_like(labels, share - 1, dtype=p.dtype)
+                    )
+                    goal[chunk] = gradient / positions
+            goal[-1] = 0
+        ctx.gradient = target
+        return total / positions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient of the logits; it is given away, so a second call fails."""
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(scale), None, None, None
 
 
 def check_teacher(teacher: LanguageModel, student: LanguageModel) -> None:
