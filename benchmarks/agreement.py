@@ -53,7 +53,7 @@ def main() -> None:
     model, text = load_model(settings.model), load_mixture(settings.calibration)
     # Windows of one seed are drawn in one order: the first are those that the search had.
     more = settings.model_copy(update={"search_windows": settings.search_windows + FRESH})
-    windows, judged = search_windows(
+    windows, judged, _ = search_windows(
         more, text, load_mixture(settings.search_text or settings.calibration), model
     )
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)

@@ -76,7 +76,7 @@ def measure(given: argparse.Namespace) -> None:
     progress = LineProgress()
     model = load_model(given.model)
     calibration, search = load_mixture(given.calibration), load_mixture(given.search_text)
-    windows, judged = search_windows(settings, calibration, search, model)
+    windows, judged, _ = search_windows(settings, calibration, search, model)
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     with torch.no_grad():
         dense = [

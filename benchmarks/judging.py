@@ -58,7 +58,7 @@ def main() -> None:
             sampled_weights=1,
             judge_dtype=dtype,
         )
-        windows, judged = search_windows(settings, corpus, corpus, model)
+        windows, judged, _ = search_windows(settings, corpus, corpus, model)
         evaluators[dtype] = build_evaluator(model, settings, windows, judged, progress=progress)
     rows = []
     for text, scope in progress.track(METRICS, "metrics", len(METRICS)):

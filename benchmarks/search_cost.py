@@ -63,7 +63,7 @@ def prepare(model: str, **given: Any) -> tuple[SearchSettings, Evaluator]:
     )
     language_model = load_model(model)
     texts = load_mixture(TEXT, role="calibration"), load_mixture(TEXT, role="search")
-    windows, judged = search_windows(settings, *texts, language_model)
+    windows, judged, _ = search_windows(settings, *texts, language_model)
     evaluator = build_evaluator(language_model, settings, windows, judged)
     return settings, Clocked(**fields_of(evaluator))
 

@@ -59,7 +59,7 @@ def main() -> None:
     progress = LineProgress()
     model = load_model(given.model)
     corpus = load_mixture(given.calibration)
-    windows, judged = search_windows(settings, corpus, corpus, model)
+    windows, judged, _ = search_windows(settings, corpus, corpus, model)
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
     rows = [
         {"space": space, "simplification": level, "seed": seed}

@@ -4,7 +4,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
@@ -13,7 +13,7 @@ from typing import Any, cast
 from unittest.mock import patch
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
@@ -26,7 +26,7 @@ from pruner_zero.execution import UNLIMITED, Executor, SerialExecutor, TimeLimit
 from pruner_zero.files import read_lines
 from pruner_zero.metric import Call, Constant, Expression, Terminal
 from pruner_zero.metric.canonical import canonical
-from pruner_zero.models import find_matrices, next_token_loss
+from pruner_zero.models import find_matrices
 from pruner_zero.sparsity import Scope
 from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
 
@@ -69,21 +69,17 @@ class Searched:
 class Copying(MaskedModel):
     """Puts every candidate on a copy of the model, which is then thrown away."""
 
-    @torch.no_grad()
-    def losses(
-        self,
-        expression: Expression,
-        scope: Scope,
-        windows: Tensor,
-        limit: TimeLimit = UNLIMITED,
-    ) -> list[float]:
-        """As `MaskedModel.losses`."""
+    @contextmanager
+    def masked(
+        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
+    ) -> Iterator[nn.Module]:
+        """As `MaskedModel.masked`."""
         model = deepcopy(self.model)
         matrices = {matrix.name: matrix for matrix in find_matrices(model)}
         masks = self.masks(expression, scope, limit)
         for matrix, mask in zip(self.matrices, masks, strict=True):
-            matrices[matrix.name].weight.masked_fill_(~mask, 0)
-        return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]
+            matrices[matrix.name].weight.data.masked_fill_(~mask, 0)
+        yield model
 
 
 class Clocked(Evaluator):

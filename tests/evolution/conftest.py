@@ -44,7 +44,7 @@ def build(prose: str, tmp_path: Path) -> Build:
         settings = tiny_settings(**changed)
         language_model = LanguageModel(tiny_model(architecture), tiny_tokenizer(), "tiny")
         corpus = load_mixture([prose])
-        windows, judged = search_windows(settings, corpus, corpus, language_model)
+        windows, judged, _ = search_windows(settings, corpus, corpus, language_model)
         return build_evaluator(language_model, settings, windows, judged, cache=tmp_path)
 
     torch.set_num_threads(1)

@@ -144,7 +144,6 @@ def test_nothing_that_must_give_the_same_mask_is_asked_twice(name: str) -> None:
     forms = {(canonical(one.expression, one.scope), one.scope) for one in asked}
     assert len(forms) == len(asked)
     assert algorithm.avoided["identical"] > 0
-    assert algorithm.avoided["canonical"] > 0
 
 
 @pytest.mark.parametrize("name", ["default", "random"])

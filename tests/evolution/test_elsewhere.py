@@ -24,7 +24,7 @@ def evaluator(prose: str, cache: Path, **changed: Any) -> Evaluator:
     if cache.name == "elsewhere":
         model.model.to(HERE)
     corpus = load_mixture([prose])
-    windows, judged = search_windows(settings, corpus, corpus, model)
+    windows, judged, _ = search_windows(settings, corpus, corpus, model)
     return build_evaluator(model, settings, windows, judged, cache=cache)
 
 

@@ -111,7 +111,7 @@ def test_a_run_in_which_the_closed_form_ranks_nothing_tries_half_of_a_batch(
 def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> None:
     """Of eight places, two are for powers of the best; then come those of other kinds."""
     texts = [f"W * X^{1 + place / 50:.2f}" for place in range(12)]
-    texts += ["W * G", "W * sqrt(X)", "W * G * X", "W + X", "max(W, X)", "W * exp(X)"]
+    texts += ["W * G", "W - X", "W * G * X", "W + X", "max(W, X)", "W * exp(X)"]
     texts = [str(parse(text)) for text in texts]
     fake = Fake({text: float(place) for place, text in enumerate(texts)})
     judge(batch(texts), archive, fake, Racing(near=100, few_share=8 / 18, margin=0))
@@ -211,3 +211,61 @@ def test_known_outcomes_are_not_asked_for_again(tmp_path: Path) -> None:
     fake = Fake(values())
     judge(batch(TEXTS), Archive(tmp_path, {}), fake, Racing())
     assert fake.asked == []
+
+
+class ByWindow:
+    """Judges on six windows, two of them few; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.tasks: list[Task] = []
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            self.tasks.append(task)
+            if task.rung == "probe":
+                yield Outcome(task.number, "probe", fingerprint=task.expression)
+            elif task.rung == "reconstruction":
+                yield Outcome(task.number, "reconstruction", value=1.0)
+            else:
+                level = 4.0 + task.number
+                losses = (level,) * (2 if task.rung == "few" else 6)
+                yield Outcome(task.number, task.rung, value=level, losses=losses)
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+
+def test_windows_that_ran_are_known_and_the_best_is_there_to_beat(archive: Archive) -> None:
+    """The best are those of earlier batches, so that workers change nothing."""
+    racing, workers = Racing(near=10, few_share=1, margin=10), ByWindow()
+    archive.commit(judge(batch(TEXTS[:2]), archive, workers, racing), 1.0)
+    first = [task for task in workers.tasks if task.rung == "all"]
+    assert [task.known for task in first] == [(4.0, 4.0), (5.0, 5.0)]
+    assert [task.best for task in first] == [(), ()]
+    judge(batch(TEXTS[2:4], 2), archive, workers, racing)
+    later = [task for task in workers.tasks if task.rung == "all"][2:]
+    assert [task.best for task in later] == [(4.0,) * 6] * 2
+    assert all(task.known == task.best == () for task in workers.tasks if task.rung != "all")
+
+
+def test_one_that_was_stopped_keeps_its_rung_and_the_value_there(archive: Archive) -> None:
+    class Stopping(ByWindow):
+        def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+            for outcome in super().map(tasks):
+                stopped = outcome.rung == "all" and outcome.number == 1
+                yield replace(outcome, value=None) if stopped else outcome
+
+    racing = Racing(near=10, few_share=1, margin=10)
+    records = judge(batch(TEXTS[:2]), archive, Stopping(), racing)
+    assert [record.evaluation.rung for record in records] == [3, 2]
+    assert records[1].evaluation.value == 5.0
+    assert "all" not in records[1].evaluation.results
+
+
+def test_tuned_exponents_run_on_windows_whatever_their_error(archive: Archive) -> None:
+    """They have half of the places at most, and are no reason to leave a kind out."""
+    fake = Fake(values())
+    candidates = batch(TEXTS)
+    tuned = [replace(candidate, operation="tune") for candidate in candidates[5:]]
+    judge([*candidates[:5], *tuned], archive, fake, Racing(near=100, few_share=0.5, margin=0))
+    assert fake.on("few") == [str(parse(text)) for text in (*TEXTS[5:7], *TEXTS[:3])]

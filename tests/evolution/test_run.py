@@ -234,7 +234,12 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(
     run(llama_folder, tmp_path / "run", text_file, evaluations=20)
     assert len(journal(tmp_path / "run")) < len(journal(undisturbed))
     run(llama_folder, tmp_path / "run", text_file, evaluations=40)
-    assert journal(tmp_path / "run") == journal(undisturbed)
+    # The smaller budget ended in a final race of its own.
+    found, wanted = (
+        [line for line in journal(folder) if line.get("rung") != "final"]
+        for folder in (tmp_path / "run", undisturbed)
+    )
+    assert found == wanted
 
 
 @pytest.mark.parametrize("algorithm", ["published", "random"])

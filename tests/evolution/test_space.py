@@ -73,7 +73,11 @@ def test_without_a_grid_only_the_listed_exponents_are_allowed() -> None:
 
 
 def test_shapes_that_can_be_made() -> None:
-    assert SearchSpace().least_depth == {Shape.MATRIX: 1, Shape.ROW: 1}
+    assert SearchSpace().least_depth == {
+        Shape.MATRIX: 1,
+        Shape.ROW: 1,
+        Shape.COLUMN: 1,
+    }
     space = SearchSpace(terminals=("W",), operators=("small", "mul"))
     assert space.least_depth == {Shape.MATRIX: 1, Shape.SCALAR: 2}
     assert all(form.operator.name in ("small", "mul") for form in space.forms[Shape.SCALAR])

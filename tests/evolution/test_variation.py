@@ -138,7 +138,7 @@ def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
 
 
 def test_terminal_changes_one_leaf_and_keeps_a_matrix() -> None:
-    assert children("terminal", "W * X") == {"G * X", "W * W", "W * G"}
+    assert children("terminal", "W * X") == {"G * X", "W * W", "W * G", "W * O", "O * X"}
 
 
 def test_constants_change_only_where_there_are_any() -> None:

@@ -1,5 +1,6 @@
 """The windows of a mixture of texts, those that the model writes itself among them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from pruner_zero.calibration.self_text import self_windows
@@ -16,28 +17,33 @@ def take_windows(
     seed: int,
     *,
     first_written: int = 0,
+    after: int = 0,
     folder: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Windows:
     """`windows` windows of `seqlen` tokens, divided among the texts of `mixture` by its shares.
 
     Those of a corpus are at random places; those that the model writes are taken from number
-    `first_written` on and kept under `folder` (default: the cache). The same seed is used for
-    each text. Raises PrunerZeroError as `Mixture.divide`, `random_windows` and `self_windows` do.
+    `first_written` on and kept under `folder` (default: the cache). after: take those that follow
+    so many windows of the same mixture. The same seed is used for each text. Raises
+    PrunerZeroError as `Mixture.divide`, `random_windows` and `self_windows` do.
     """
     sources = []
-    for text, count in zip(mixture.texts, mixture.divide(windows), strict=True):
+    before = mixture.divide(after) if after else [0] * len(mixture.texts)
+    counts = zip(mixture.texts, mixture.divide(windows), before, strict=True)
+    for text, count, skipped in counts:
         if isinstance(text, SelfText):
             source = self_windows(
                 language_model,
                 count,
                 seqlen,
                 seed,
-                first=first_written,
+                first=first_written + skipped,
                 folder=folder,
                 progress=progress,
             )
         else:
-            source = random_windows(text, language_model.tokenizer, count, seqlen, seed)
+            drawn = random_windows(text, language_model.tokenizer, count + skipped, seqlen, seed)
+            source = replace(drawn, tokens=drawn.tokens[skipped:])
         sources.append(source)
     return mix_windows(sources)

@@ -60,6 +60,7 @@ def search(
             "stopped": result.stopped,
             "candidates": len(result.records),
             "hall_of_fame": result.hall_of_fame.to_json(),
+            "final": result.final_race.to_rows(),
         }
         print(json.dumps(summary))
         return
@@ -70,6 +71,8 @@ def search(
             f"{row['complexity']:>3} {row['perplexity']:>10.2f}  "
             f"{row['expression']} @{row['scope']} {mark}"
         )
+    if result.final_race.winner:
+        print(result.final_race.caption())
     if result.stopped == "interrupted":
         print(f"to continue: pruner-zero search --resume {result.path}")
         raise typer.Exit(130)

@@ -1,7 +1,7 @@
 """The append-only journal of a search, from which everything else follows."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,9 +32,11 @@ class Record:
         candidate, evaluation = self.candidate, self.evaluation
         return {
             "kind": "candidate",
-            **vars(candidate),
+            "number": candidate.number,
             "expression": str(candidate.expression),
+            "scope": candidate.scope,
             "parents": list(candidate.parents),
+            "operation": candidate.operation,
             "canonical": self.canonical,
             **vars(evaluation),
             "value": evaluation.value if evaluation.rung else None,
@@ -98,6 +100,11 @@ class SearchJournal:
     def outcomes(self) -> tuple[Outcome, ...]:
         """The outcome of every judgement of a candidate on a rung."""
         return tuple(Outcome.from_json(line) for line in self._of("outcome"))
+
+    @property
+    def final_losses(self) -> dict[int, tuple[float, ...]]:
+        """The losses on the windows of the final race, by the number of the candidate."""
+        return final_losses(self.outcomes)
 
     @property
     def seconds(self) -> dict[str, list[float]]:
@@ -176,6 +183,11 @@ class Archive:
             self._outcomes[outcome.number, outcome.rung] = outcome
             self._journal.append({"kind": "outcome", **outcome.to_json()})
 
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcome of every judgement, those of earlier processes first."""
+        return list(self._outcomes.values())
+
     def first(self, mark: Hashable, number: int) -> int | None:
         """The earlier candidate with this mark of a mask; else `number` becomes it.
 
@@ -206,3 +218,12 @@ class Archive:
     def distinct(self) -> Iterator[Record]:
         """The records with a result of their own, in the order of their numbers."""
         return (record for record in self.records if record.evaluation.counts)
+
+
+def final_losses(outcomes: Iterable[Outcome]) -> dict[int, tuple[float, ...]]:
+    """The losses by window of those that finished the rung "final", by number."""
+    return {
+        outcome.number: outcome.losses
+        for outcome in outcomes
+        if outcome.rung == "final" and outcome.value is not None
+    }

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pruner_zero.evolution.candidate import Candidate, Evaluation
-from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import Expression, Metric, Shape
 from pruner_zero.metric.canonical import canonical, simplify_opposing
 from pruner_zero.sparsity import Scope
@@ -122,12 +122,19 @@ class BatchAlgorithm(ABC):
         return "canonical" not in seen
 
     def fill(self, count: int, *draws: Callable[[], Proposal | None]) -> list[Proposal]:
-        """`count` new proposals from `draws`, the next one where one is exhausted; else fewer."""
+        """`count` new proposals from `draws`, the next one where one is exhausted; else fewer.
+
+        Each in its simplest form (`simplest`), so that nothing idle is inherited and exponents
+        that differ by less than the grid are judged once.
+        """
         proposals: list[Proposal] = []
         for draw in draws:
             tries = _TRIES
             while len(proposals) < count and tries:
                 proposal = draw()
+                if proposal is not None:
+                    form = simplest(proposal.expression, proposal.scope, self.space)
+                    proposal = proposal._replace(expression=form)
                 if proposal is not None and self.is_new(proposal):
                     proposals.append(proposal)
                     tries = _TRIES

@@ -19,7 +19,7 @@ from pruner_zero.models import LanguageModel, check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer
-from pruner_zero.text import Mixture, Windows
+from pruner_zero.text import Mixture, Windows, no_windows
 
 # The probe: this many matrices, spread over the model, this many rows of each.
 PROBE_MATRICES = 12
@@ -36,17 +36,18 @@ def search_windows(
     *,
     cache: Path | None = None,
     progress: Progress = SILENT,
-) -> tuple[Windows, Windows]:
-    """The calibration windows and the windows that candidates are judged on.
+) -> tuple[Windows, Windows, Windows]:
+    """The windows of calibration, those that candidates are judged on, and those of the final race.
 
     Where a text is in both, statistics are collected on its first half and candidates are judged
     on the second, so that no gradient has seen the text that candidates are judged on. Of the
-    model's own text the judged windows are those that follow.
+    model's own text the judged windows are those that follow. The windows of the final race are
+    further ones of the judged text.
     """
     calibration, search = calibration.halves(search)
     written = calibration.count_self(settings.windows)
 
-    def take(texts: Mixture, windows: int, first: int) -> Windows:
+    def take(texts: Mixture, windows: int, first: int, after: int = 0) -> Windows:
         return take_windows(
             texts,
             language_model,
@@ -54,11 +55,19 @@ def search_windows(
             settings.seqlen,
             settings.seed,
             first_written=first,
+            after=after,
             folder=cache,
             progress=progress,
         )
 
-    return (take(calibration, settings.windows, 0), take(search, settings.search_windows, written))
+    judged = settings.search_windows
+    return (
+        take(calibration, settings.windows, 0),
+        take(search, judged, written),
+        take(search, settings.final_windows, written, judged)
+        if settings.final_windows
+        else no_windows(),
+    )
 
 
 def build_evaluator(
@@ -67,6 +76,7 @@ def build_evaluator(
     calibration: Windows,
     judged: Windows,
     *,
+    fresh: Windows | None = None,
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> Evaluator:
@@ -131,7 +141,13 @@ def build_evaluator(
         hessians,
     )
     return Evaluator(
-        _probe(sample), sample, masked, judged.tokens, settings.few_windows, settings.zeros
+        _probe(sample),
+        sample,
+        masked,
+        judged.tokens,
+        settings.few_windows,
+        settings.zeros,
+        fresh=(fresh or no_windows()).tokens,
     )
 
 

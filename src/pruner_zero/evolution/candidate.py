@@ -3,12 +3,17 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from pruner_zero.metric import Call, Expression, Terminal
+from pruner_zero.metric import Expression
+from pruner_zero.metric.canonical import Skeleton, canonical
 from pruner_zero.models import to_perplexity
 from pruner_zero.sparsity import Scope
 
-Kind = frozenset[str]
+Kind = tuple[Expression, Scope]
+
+# The operation of a candidate whose exponents were fitted to losses of its kind.
+TUNE = "tune"
 
 
 @dataclass(frozen=True)
@@ -25,14 +30,15 @@ class Candidate:
     parents: tuple[int, ...] = ()
     operation: str = "random"
 
+    @cached_property
+    def skeleton(self) -> Skeleton:
+        """Its canonical form, apart from the exponents."""
+        return Skeleton(canonical(self.expression, self.scope))
+
     @property
     def kind(self) -> Kind:
-        """The names of its leaves and operators."""
-        return frozenset(
-            node.operator.name if isinstance(node, Call) else str(node)
-            for node in self.expression.walk()
-            if isinstance(node, Call | Terminal)
-        )
+        """Its structure and scope: candidates of a kind differ in exponents alone."""
+        return self.skeleton.structure, self.scope
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """Judging one candidate on one rung: from milliseconds on a few rows to the whole search text."""
 
+import math
+import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
 
@@ -19,26 +21,39 @@ from pruner_zero.metric import Expression, parse
 from pruner_zero.models import parameters_of
 from pruner_zero.sparsity import Pattern, Scope
 
-Rung = Literal["probe", "reconstruction", "few", "all"]
+Rung = Literal["probe", "reconstruction", "few", "all", "final"]
 
+# Those that a batch climbs; the final race (`final.py`) follows the last batch.
 RUNGS: tuple[Rung, ...] = ("probe", "reconstruction", "few", "all")
+
+# A candidate behind the best by so many standard errors of their paired difference leaves the
+# last rung, after at least so many windows. Four differences may be equal by chance, so that a
+# standard deviation below the least one is not believed.
+_BEHIND, _LEAST_WINDOWS, _LEAST_DEVIATION = 2.0, 4, 0.005
 
 
 @dataclass(frozen=True)
 class Task:
-    """One candidate on one rung, as it is sent to a worker."""
+    """One candidate on one rung, as it is sent to a worker.
+
+    known: its losses on the first windows of the rung, which are not run again. best: the losses
+    of the best candidate so far on all windows; one that falls clearly behind it is stopped.
+    """
 
     number: int
     rung: Rung
     expression: str
     scope: Scope
+    known: tuple[float, ...] = ()
+    best: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
     """The result of a rung: a value (lower is better), or the reason of a rejection.
 
-    fingerprint: the hash of the mask on the probe rows, from the probe rung alone.
+    Neither where the candidate was stopped behind the best. fingerprint: the hash of the mask on
+    the probe rows, from the probe rung alone. losses: by window, those known before among them.
     """
 
     number: int
@@ -67,7 +82,7 @@ class Evaluator:
 
     probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
     the closed-form error. masked: the model. windows: (n, tokens) of the search text; the rung
-    "few" uses the first `few` of them.
+    "few" uses the first `few` of them. fresh: (n, tokens) of the same text for the rung "final".
     """
 
     probe: Sequence[SampledMatrix]
@@ -76,6 +91,7 @@ class Evaluator:
     windows: Tensor
     few: int
     pattern: Pattern
+    fresh: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
 
     def set_up(self) -> None:
         """Give a worker its own copy of the parameters that it masks; the rest is shared."""
@@ -115,8 +131,18 @@ class Evaluator:
             return {"fingerprint": self.fingerprint(expression, scope, limit)}
         if rung == "reconstruction":
             return {"value": self.reconstruction(expression, scope, limit)}
-        windows = self.windows[: self.few] if rung == "few" else self.windows
-        losses = self.masked.losses(expression, scope, windows, limit)
+        windows = {"few": self.windows[: self.few], "all": self.windows, "final": self.fresh}[rung]
+        known = task.known
+        losses = self.masked.losses(
+            expression,
+            scope,
+            windows[len(known) :],
+            limit,
+            lambda losses: is_behind([*known, *losses], task.best),
+        )
+        losses = [*known, *losses]
+        if len(losses) < len(windows):
+            return {"losses": tuple(losses)}
         mean = sum(losses) / len(losses)
         if not np.isfinite(mean):
             return {"reason": "the loss of the pruned model is not finite"}
@@ -136,3 +162,15 @@ class Evaluator:
         """The closed-form error on the sampled rows."""
         masks = sampled_masks(self.sample, expression, scope, self.pattern, limit)
         return closed_form_error(self.sample, masks)
+
+
+def is_behind(losses: Sequence[float], best: Sequence[float]) -> bool:
+    """Whether `losses` are clearly above those of the best on the same windows.
+
+    Source: races by paired differences (Maron & Moore 1994, Hoeffding races; irace, 2016).
+    """
+    if len(losses) < _LEAST_WINDOWS or len(best) < len(losses):
+        return False
+    differences = [loss - lowest for loss, lowest in zip(losses, best, strict=False)]
+    deviation = max(_LEAST_DEVIATION, statistics.stdev(differences))
+    return statistics.mean(differences) > _BEHIND * deviation / math.sqrt(len(differences))

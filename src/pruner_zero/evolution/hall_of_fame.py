@@ -29,14 +29,18 @@ def on_the_highest_rung(records: Sequence[Record]) -> list[Record]:
 
 @dataclass(frozen=True, repr=False)
 class HallOfFame(Tabular):
-    """The Pareto front of complexity and loss, simplest first, among the highest rung reached."""
+    """The Pareto front of complexity and loss, simplest first, among the highest rung reached.
+
+    winner: of the final race (`FinalRace`); None where there was none.
+    """
 
     shown = ("complexity", "loss", "perplexity", "expression", "scope", "knee", "best")
 
     front: tuple[Record, ...]
+    winner: Record | None = None
 
     @classmethod
-    def of(cls, records: Sequence[Record]) -> "HallOfFame":
+    def of(cls, records: Sequence[Record], winner: Record | None = None) -> "HallOfFame":
         """The front of `records`. On equal complexity and loss the earlier candidate stays."""
         candidates = sorted(
             on_the_highest_rung(records),
@@ -50,12 +54,22 @@ class HallOfFame(Tabular):
         for record in candidates:
             if not front or record.evaluation.value < front[-1].evaluation.value:
                 front.append(record)
-        return cls(tuple(front))
+        return cls(tuple(front), winner)
+
+    @property
+    def members(self) -> tuple[Record, ...]:
+        """The front, and the winner where it is not on it; simplest first."""
+        if self.winner is None or self.winner in self.front:
+            return self.front
+        with_winner = [*self.front, self.winner]
+        return tuple(
+            sorted(with_winner, key=lambda record: complexity(record.candidate.expression))
+        )
 
     @property
     def best(self) -> Record | None:
-        """The record with the lowest loss."""
-        return self.front[-1] if self.front else None
+        """The winner of the final race; without one, the record with the lowest loss."""
+        return self.winner or (self.front[-1] if self.front else None)
 
     @property
     def knee(self) -> Record | None:
@@ -96,7 +110,7 @@ class HallOfFame(Tabular):
                 "knee": record is self.knee,
                 "best": record is self.best,
             }
-            for record in self.front
+            for record in self.members
         ]
 
     def write(self, folder: Path) -> None:

@@ -1,6 +1,6 @@
 """The model pruned by a candidate: put on in place, measured, taken off."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -90,8 +90,21 @@ class MaskedModel:
 
     @torch.no_grad()
     def losses(
-        self, expression: Expression, scope: Scope, windows: Tensor, limit: TimeLimit = UNLIMITED
+        self,
+        expression: Expression,
+        scope: Scope,
+        windows: Tensor,
+        limit: TimeLimit = UNLIMITED,
+        enough: Callable[[Sequence[float]], bool] = lambda losses: False,
     ) -> list[float]:
-        """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats."""
+        """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats.
+
+        enough: whether the losses so far suffice, so that the other windows are left out.
+        """
+        losses: list[float] = []
         with self.masked(expression, scope, limit) as model:
-            return [float(next_token_loss(model, window[None])) for window in limit.steps(windows)]
+            for window in limit.steps(windows):
+                losses.append(float(next_token_loss(model, window[None])))
+                if enough(losses):
+                    break
+        return losses

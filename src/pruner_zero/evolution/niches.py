@@ -14,6 +14,7 @@ from pruner_zero.evolution.candidate import Evaluation
 from pruner_zero.evolution.generate import random_start
 from pruner_zero.evolution.population import Population, best_first
 from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.tuning import Tuner
 from pruner_zero.evolution.variation import MUTATIONS, crossover
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.settings import Settings
@@ -42,7 +43,8 @@ class EvolutionSettings(Settings):
     that never leave. spread: so many of the best of each scope are tried in every other scope as
     soon as they are among them. immigrants, migrants, crossover: shares of the children that are
     random, that come from another scope, and that have two parents; the rest are mutations,
-    drawn by `mutations` (name to weight), followed by a second one with chance `twice`. even:
+    drawn by `mutations` (name to weight), followed by a second one with chance `twice`. tuned: so
+    many candidates of a batch are skeletons that ran on windows, with fitted exponents. even:
     the share of a batch that is split evenly over the scopes; the rest is split by the scopes'
     part in the best tenth of the last `memory` results.
     """
@@ -61,6 +63,7 @@ class EvolutionSettings(Settings):
     crossover: float = Field(0.25, ge=0, le=1)
     twice: float = Field(0.5, ge=0, le=1)
     mutations: Mapping[str, float] = _WEIGHTS
+    tuned: int = Field(4, ge=0)
     even: float = Field(0.5, ge=0, le=1)
     memory: int = Field(240, ge=1)
 
@@ -89,7 +92,7 @@ class Evolution(BatchAlgorithm):
     Members of a niche compete only with each other, so that no scope crowds out another. Good
     expressions migrate between niches, and successful niches get more of each batch. The first
     batch is random. Source: islands with migration (Tanese 1989), size-fair crossover (Langdon
-    2000); one niche for each comparison group is ours.
+    2000), exponents apart from structure (`Tuner`); one niche for each comparison group is ours.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Evolution(BatchAlgorithm):
         self.niches = [
             Population(scope, settings.population, settings.elite) for scope in space.scopes
         ]
+        self._tuner = Tuner(space)
         self._recent: deque[Result] = deque(maxlen=settings.memory)
         self._tried: set[int] = set()
         weights = {name: float(settings.mutations.get(name, 0)) for name in MUTATIONS}
@@ -127,8 +131,9 @@ class Evolution(BatchAlgorithm):
         return sorted(proposals, key=lambda proposal: proposal.expression.size)
 
     def propose(self) -> list[Proposal]:
-        """The best in every other scope, then children for every niche, or else immigrants."""
-        return [*filter(self.is_new, self._spread())] + [
+        """Tuned exponents, the best in every other scope, and children or else immigrants."""
+        tuned = self._tuner.propose(self.generator, self.settings.tuned)
+        return [*filter(self.is_new, [*tuned, *self._spread()])] + [
             proposal
             for niche, share in zip(self.niches, self._shares(), strict=True)
             for proposal in self.fill(
@@ -137,7 +142,8 @@ class Evolution(BatchAlgorithm):
         ]
 
     def learn(self, results: Sequence[Result]) -> None:
-        """Every result joins the niche of its scope."""
+        """Every result joins the niche of its scope; those with a loss tell about exponents."""
+        self._tuner.add(results)
         results = [(candidate, on_one_scale(evaluation)) for candidate, evaluation in results]
         for niche in self.niches:
             niche.add(result for result in results if result[0].scope == niche.scope)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pruner_zero.evolution.archive import Archive, Record
-from pruner_zero.evolution.candidate import Candidate, Evaluation, Kind
+from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Kind
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.surrogate import Surrogate
 from pruner_zero.execution import Executor
@@ -22,10 +22,11 @@ class Racing:
 
     From the closed-form error to the loss on a few windows: those at most `near` above the
     lowest of the run so far, by their expectation (`Surrogate`) or by the error itself, and
-    among the best `few_share` of their batch. From there to all search windows: those whose loss
-    is at most `margin`, in nats, above the lowest on the few windows, or may become the lowest on
-    all, judged by how much the two losses differed for other candidates. All candidates are
-    judged on the same windows, so that differences are those of the metrics. `near` and
+    among the best `few_share` of their batch, tuned exponents (`Tuner`) first. From there to all
+    search windows: those whose loss is at most `margin`, in nats, above the lowest on the few
+    windows, or may become the lowest on all, judged by how much the two losses differed for other
+    candidates. All candidates are judged on the same windows, so that differences are those of the
+    metrics; one that falls clearly behind the best is stopped (`is_behind`). `near` and
     `few_share` widen as the run finds that the closed form does not rank like the loss
     (`Surrogate.trust`). direct: every distinct candidate is judged on all search windows, as the
     published search does.
@@ -130,10 +131,11 @@ def _climb(
     earlier = {
         entry.candidate.number: archive.outcome(entry.candidate.number, rung) for entry in alive
     }
+    best = _best_losses(archive) if rung == "all" else ()
     tasks = [
-        Task(candidate.number, rung, str(candidate.expression), candidate.scope)
-        for candidate in (entry.candidate for entry in alive)
-        if earlier[candidate.number] is None
+        task_of(entry.candidate, rung, archive, best)
+        for entry in alive
+        if earlier[entry.candidate.number] is None
     ]
     fresh = executor.map(tasks)
     judged = []
@@ -151,20 +153,40 @@ def _climb(
     return judged
 
 
+def task_of(
+    candidate: Candidate, rung: Rung, archive: Archive, best: tuple[float, ...] = ()
+) -> Task:
+    """The task of judging a candidate on a rung; the windows that it has run are not run again."""
+    few = archive.outcome(candidate.number, "few") if rung == "all" else None
+    known = few.losses if few is not None else ()
+    return Task(candidate.number, rung, str(candidate.expression), candidate.scope, known, best)
+
+
+def _best_losses(archive: Archive) -> tuple[float, ...]:
+    """The losses by window of the candidate with the lowest loss on all windows; none before."""
+    judged = [record for record in archive.distinct() if "all" in record.evaluation.results]
+    if not judged:
+        return ()
+    best = min(judged, key=lambda record: record.evaluation.results["all"])
+    outcome = archive.outcome(best.candidate.number, "all")
+    return () if outcome is None else outcome.losses
+
+
 def _promising(
     entries: Sequence[_Entry], archive: Archive, racing: Racing, trust: float
 ) -> list[_Entry]:
-    """Those that run on a few windows: the best by expectation, and the best by closed form.
+    """Those that run on a few windows: tuned ones, then the best by expectation and closed form.
 
-    At least a third are the best by the closed form, so that losses of related candidates do not
-    decide alone. No kind (`Candidate.kind`) gets more than its part of the places, so that
-    variants of the best do not take all of them.
+    Tuned ones get half of the places at most. At least a third are the best by the closed form, so
+    that losses of related candidates do not decide alone. Of the others no kind (`Candidate.kind`)
+    gets more than its part of the places, so that variants of the best do not take all of them.
     """
     alive = [entry for entry in entries if entry.alive]
     most = math.ceil(racing.share(trust) * len(alive))
     # Where all candidates are of one kind, that kind has all places.
     room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
-    chosen: dict[int, _Entry] = {}
+    tuned = [entry for entry in alive if entry.candidate.operation == TUNE]
+    chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
     kinds: Counter[Kind] = Counter()
     for count, value in ((most - most // 3, _expected), (most, _on("reconstruction"))):
         lowest = min(_values([*alive, *archive.distinct()], value), default=math.inf)

@@ -15,6 +15,12 @@ from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.evolution.evaluator import Outcome, Task
+from pruner_zero.evolution.final import (
+    FINAL_SHARE,
+    FINALISTS,
+    affordable,
+    race_finalists,
+)
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
@@ -104,7 +110,7 @@ def search(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
     kept = Path(cache) if cache is not None else None
-    windows, judged = search_windows(
+    windows, judged, fresh = search_windows(
         checked, texts, judged_on, language_model, cache=kept, progress=progress
     )
     algorithm = make_algorithm(
@@ -127,11 +133,18 @@ def search(
             "settings": checked.model_dump(mode="json"),
             "calibration": windows.describe(),
             "search": judged.describe(),
+            "final": fresh.describe(),
             "provenance": {**provenance(), "device": str(language_model.device)},
         }
         write_atomic(folder / RUN, json.dumps(description, indent=2) + "\n")
         evaluator = build_evaluator(
-            language_model, checked, windows, judged, cache=kept, progress=progress
+            language_model,
+            checked,
+            windows,
+            judged,
+            fresh=fresh,
+            cache=kept,
+            progress=progress,
         )
         # Only tensors in main memory can be shared between processes.
         shareable = evaluator.masked.device == CPU
@@ -153,29 +166,43 @@ def run_batches(
     folder: Path,
     observer: Observer,
 ) -> str:
-    """Ask, judge, tell, until a budget is spent; return why it stopped."""
+    """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped."""
     start = time.monotonic() - archive.elapsed
     best_batch, best_key = 0, (0, math.inf)
-    while True:
+    reason: str | None = None
+    # The batches of an earlier process are replayed to the end.
+    while not reason or archive.batches < archive.batches_written:
         batch = algorithm.ask()
         if not batch:
-            return "the search space is exhausted"
+            reason = "the search space is exhausted"
+            break
         records = judge(batch, archive, executor, settings.racing)
         algorithm.tell([(record.candidate, record.evaluation) for record in records])
         archive.commit(records, time.monotonic() - start, algorithm.avoided)
         hall = HallOfFame.of(archive.records)
         hall.write(folder)
-        saved = archive.saved + Counter(algorithm.avoided)
-        status = Status(
-            archive.batches, archive.elapsed, archive.records, hall, saved, settings.budget
-        )
+        status = _status(archive, algorithm, settings, hall)
         observer(status)
         if hall.best and hall.best.evaluation.key < best_key:
             best_batch, best_key = archive.batches, hall.best.evaluation.key
         reason = _stops(settings, status, archive.batches - best_batch)
-        # The batches of an earlier process are replayed to the end.
-        if reason and archive.batches >= archive.batches_written:
-            return reason
+    if settings.final_windows:
+        most = FINALISTS
+        if settings.minutes is not None:
+            left = 60 * settings.minutes * FINAL_SHARE
+            most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, left)
+        winner = race_finalists(archive, executor, most).winner
+        hall = HallOfFame.of(archive.records, winner.record if winner else None)
+        hall.write(folder)
+        observer(_status(archive, algorithm, settings, hall))
+    return reason
+
+
+def _status(
+    archive: Archive, algorithm: Algorithm, settings: SearchSettings, hall: HallOfFame
+) -> Status:
+    saved = archive.saved + Counter(algorithm.avoided)
+    return Status(archive.batches, archive.elapsed, archive.records, hall, saved, settings.budget)
 
 
 def _stops(settings: SearchSettings, status: Status, stale: int) -> str | None:
@@ -183,7 +210,8 @@ def _stops(settings: SearchSettings, status: Status, stale: int) -> str | None:
     distinct = sum(record.evaluation.counts for record in status.records)
     if settings.evaluations is not None and distinct >= settings.evaluations:
         return f"{distinct} distinct candidates evaluated"
-    if settings.minutes is not None and status.elapsed >= 60 * settings.minutes:
+    kept = FINAL_SHARE if settings.final_windows else 0.0
+    if settings.minutes is not None and status.elapsed >= 60 * settings.minutes * (1 - kept):
         return f"{settings.minutes:g} minutes spent"
     best = status.hall_of_fame.best
     loss = best.evaluation.value if best and best.evaluation.rung == 3 else math.inf

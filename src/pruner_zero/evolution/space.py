@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from pruner_zero.errors import did_you_mean
+from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric import (
     OPERATORS,
     PUBLISHED,
@@ -19,6 +19,7 @@ from pruner_zero.metric import (
     Shape,
     Terminal,
 )
+from pruner_zero.metric.canonical import Skeleton, canonical
 from pruner_zero.metric.operator import Family
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
@@ -67,7 +68,7 @@ class SearchSpace(Settings):
     that change nothing, such as `abs` of a non-negative operand. Source: ours.
     """
 
-    terminals: tuple[str, ...] = ("W", "G", "X")
+    terminals: tuple[str, ...] = ("W", "G", "X", "O")
     operators: tuple[str, ...] = (
         *("mul", "add", "sub", "quotient", "div", "min", "max"),
         *("power", "sqr", "sqrt", "log", "exp", "abs", "mms", "zsn"),
@@ -215,6 +216,20 @@ class SearchSpace(Settings):
                     yield operator.shape(*whole), Form(operator, operands)
 
 
+def simplest(expression: Expression, scope: Scope, space: SearchSpace) -> Expression:
+    """The canonical form with exponents on the grid of the space.
+
+    The expression itself where the space does not have that form, or it is larger.
+    """
+    skeleton = Skeleton(canonical(expression, scope))
+    exponents = [space.on_grid(exponent) or exponent for exponent in skeleton.exponents]
+    try:
+        form = skeleton.with_exponents(exponents)
+    except PrunerZeroError:
+        return expression
+    return form if form.size <= expression.size and space.allows(form) is None else expression
+
+
 def _grouped(forms: Iterable[Form]) -> tuple[tuple[tuple[Form, ...], ...], ...]:
     groups: dict[int, dict[str, list[Form]]] = {}
     for form in forms:
@@ -257,5 +272,11 @@ def _idle(node: Call) -> str | None:
 # The released operators and terminals. Five levels are the paper's largest initial tree. It names
 # no limit for children, but without a limit trees grow without end.
 PUBLISHED_SPACE = SearchSpace(
-    operators=PUBLISHED, scopes=("row",), max_size=31, max_depth=5, max_nesting=(), idle=True
+    terminals=("W", "G", "X"),
+    operators=PUBLISHED,
+    scopes=("row",),
+    max_size=31,
+    max_depth=5,
+    max_nesting=(),
+    idle=True,
 )

@@ -10,6 +10,7 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.evolution.archive import Record, SearchJournal
+from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
     complexity,
@@ -50,8 +51,8 @@ class Study(Tabular):
     batches: for each finished batch, the candidates judged until then and the seconds since the
     run began. seconds: what each judgement took, by rung. avoided: proposals that were never
     judged, by the reason. windows: where the tokens come from, by their use (calibration,
-    search). provenance: versions and the machine. stopped: why the search ended, empty where it
-    was opened from its folder.
+    search, final). final_losses: those of the final race, by candidate. provenance: versions and
+    the machine. stopped: why the search ended, empty where it was opened from its folder.
     """
 
     shown = HallOfFame.shown
@@ -63,6 +64,7 @@ class Study(Tabular):
     seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
     avoided: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    final_losses: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stopped: str = ""
 
@@ -84,7 +86,8 @@ class Study(Tabular):
                 tuple(journal.batches),
                 journal.seconds,
                 journal.avoided,
-                {name: run[name] for name in ("calibration", "search") if name in run},
+                {name: run[name] for name in ("calibration", "search", "final") if name in run},
+                journal.final_losses,
                 run.get("provenance", {}),
                 stopped,
             )
@@ -97,7 +100,13 @@ class Study(Tabular):
     @cached_property
     def hall_of_fame(self) -> HallOfFame:
         """The best metric of every complexity."""
-        return HallOfFame.of(self.judged)
+        winner = self.final_race.winner
+        return HallOfFame.of(self.judged, winner.record if winner else None)
+
+    @cached_property
+    def final_race(self) -> FinalRace:
+        """The best metrics on windows that no candidate had seen."""
+        return FinalRace.of(self.records, self.final_losses)
 
     @property
     def candidates(self) -> Candidates:
@@ -106,7 +115,7 @@ class Study(Tabular):
 
     @property
     def best(self) -> Metric:
-        """The metric of the lowest loss, with its scope. Raises PrunerZeroError if none works."""
+        """The metric that the search chose. Raises PrunerZeroError if none works."""
         return metric_of(self.hall_of_fame.best)
 
     @property

@@ -65,15 +65,15 @@ def front(study: Study) -> Figure | None:
         return None
     figure, axes = new_figure()
     axes.grid(axis="y", color=_LINE)
-    best = [_place(record) for record in hall.front]
     cloud = [_place(record) for record in dots(study)]
     if cloud:
         x, y = zip(*cloud, strict=True)
         axes.scatter(x, y, s=7, color=_CLOUD, alpha=0.55, linewidths=0)
-    x, y = zip(*best, strict=True)
+    x, y = zip(*map(_place, hall.front), strict=True)
     axes.step(x, y, where="post", color=_ACCENT, linewidth=1.5)
     named = _names(hall)
-    for record, place in zip(hall.front, best, strict=True):
+    for record in hall.members:
+        place = _place(record)
         color = _WARM if record.candidate.number in named else _ACCENT
         tooltip = _TOOLTIP + _title(record)
         axes.plot(*place, "o", markersize=5.5, color=color, gid=tooltip)
@@ -81,8 +81,9 @@ def front(study: Study) -> Figure | None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel(LOSSES[_rung(study)])
     axes.margins(0.08, 0.1)
-    for record, place in zip(hall.front, best, strict=True):
+    for record in hall.members:
         if record.candidate.number in named:
+            place = _place(record)
             right = place[0] < sum(axes.get_xlim()) / 2
             axes.annotate(
                 named[record.candidate.number],
@@ -214,11 +215,11 @@ def dots(study: Study) -> list[Record]:
     hall = study.hall_of_fame
     losses = sorted(record.evaluation.value for record in study.judged)
     limit = max(hall.front[0].evaluation.value, losses[3 * len(losses) // 4])
-    front_numbers = {record.candidate.number for record in hall.front}
+    members = {record.candidate.number for record in hall.members}
     beside = [
         record
         for record in study.judged
-        if record.candidate.number not in front_numbers and record.evaluation.value <= limit
+        if record.candidate.number not in members and record.evaluation.value <= limit
     ]
     return beside[:: math.ceil(len(beside) / MOST_DOTS) or 1]
 

@@ -64,6 +64,7 @@ def _search(study: Study) -> dict[str, Any]:
         "front": figures.to_svg(front, label) if front else None,
         "note": _note(study) if front else "",
         "hall": _hall(study),
+        "final": _final(study),
         "curves": [figures.to_svg(curve, name) for curve, name in curves if curve],
         "agreement": Table(Agreement.header, tuple(row.cells for row in rows), 3),
     }
@@ -123,7 +124,7 @@ def _portrait(record: Record | None, study: Study) -> Portrait | None:
 
 def _hall(study: Study) -> Table:
     rows = []
-    for row, record in zip(study.to_rows(), study.hall_of_fame.front, strict=True):
+    for row, record in zip(study.to_rows(), study.hall_of_fame.members, strict=True):
         named = [name for name in ("knee", "best") if row[name]]
         rows.append(
             (
@@ -137,7 +138,27 @@ def _hall(study: Study) -> Table:
             )
         )
     header = ("metric", "group", "", "complexity", "loss", "perplexity")
-    return Table(header, tuple(rows), 3, len(rows) - 1 if rows else None)
+    best = [place for place, row in enumerate(study.to_rows()) if row["best"]]
+    return Table(header, tuple(rows), 3, best[0] if best else None)
+
+
+def _final(study: Study) -> Table | None:
+    rows = study.final_race.to_rows()
+    if not rows:
+        return None
+    cells = tuple(
+        (
+            excerpt(row["expression"], _LONGEST),
+            row["scope"],
+            f"{row['perplexity']:,.2f}",
+            "{:,.2f} to {:,.2f}".format(*row["interval"]),
+            "" if row["winner"] else f"{row['behind']:+.4f} ± {row['behind_error']:.4f}",
+        )
+        for row in rows
+    )
+    header = ("metric", "group", "perplexity", "95 % interval", "behind the winner, nats")
+    winner = next(place for place, row in enumerate(rows) if row["winner"])
+    return Table(header, cells, 2, winner)
 
 
 def _note(study: Study) -> str:
@@ -145,7 +166,7 @@ def _note(study: Study) -> str:
         f"{len(study.judged):,} candidates reached the last rung. Complexity counts the nodes of "
         "the expression and what its statistics cost to collect."
     )
-    hidden = len(study.judged) - len(study.hall_of_fame.front) - len(figures.dots(study))
+    hidden = len(study.judged) - len(study.hall_of_fame.members) - len(figures.dots(study))
     return note + (f" {hidden:,} others are not drawn, the worst among them." if hidden else "")
 
 

@@ -62,6 +62,12 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
     search_windows: int = Field(
         12, ge=1, description="Windows of the search text on the last rung."
     )
+    final_windows: int = Field(
+        12,
+        ge=0,
+        description="Fresh windows of the search text on which the best metrics are judged at the "
+        "end, for which an eighth of the minutes is kept; 0 for none.",
+    )
     few_windows: Annotated[int, _RUNGS] = Field(
         2, ge=1, description="Windows of the search text on the rung before the last."
     )

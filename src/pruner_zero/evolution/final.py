@@ -1,0 +1,161 @@
+"""The final race: the best metrics of a search, judged once more on windows that none has seen."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from pruner_zero.evolution.archive import Archive, Record, final_losses
+from pruner_zero.evolution.candidate import Kind
+from pruner_zero.evolution.evaluator import Outcome, Task
+from pruner_zero.evolution.hall_of_fame import complexity, on_the_highest_rung
+from pruner_zero.evolution.racing import task_of
+from pruner_zero.execution import Executor
+from pruner_zero.models import to_perplexity
+from pruner_zero.table import Tabular
+
+# Candidates of the final race, each the best of its skeleton.
+FINALISTS = 6
+# The share of a search's minutes that is kept for the final race.
+FINAL_SHARE = 1 / 8
+# Half of a 95 % interval, in standard errors.
+_INTERVAL = 1.96
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A candidate of the final race with its loss on every fresh window, in nats."""
+
+    record: Record
+    losses: tuple[float, ...]
+
+    @property
+    def loss(self) -> float:
+        """The mean over the windows."""
+        return statistics.mean(self.losses)
+
+    def behind(self, other: "Finalist") -> tuple[float, float]:
+        """How far it is behind another one on the same windows, and the standard error of that."""
+        return _mean_and_error([a - b for a, b in zip(self.losses, other.losses, strict=True)])
+
+
+@dataclass(frozen=True, repr=False)
+class FinalRace(Tabular):
+    """The best metric of each of the best skeletons on fresh windows, the winner first.
+
+    The search chose them by their losses on its own windows, which favours those that were lucky
+    there; these windows decide. Those level with the lowest loss, by less than one standard error
+    of the paired difference, are equal, and of them the simplest wins. Source: the final race on
+    fresh instances of irace (López-Ibáñez et al. 2016); the rule of one standard error of CART
+    (Breiman et al. 1984).
+    """
+
+    shown = ("perplexity", "loss", "interval", "behind", "behind_error", "expression", "scope")
+
+    finalists: tuple[Finalist, ...]
+
+    @classmethod
+    def of(cls, records: Sequence[Record], losses: Mapping[int, tuple[float, ...]]) -> "FinalRace":
+        """The race of the records that have losses on the fresh windows."""
+        finalists = [Finalist(records[number], losses[number]) for number in sorted(losses)]
+        return cls(tuple(sorted(finalists, key=lambda finalist: finalist.loss)))
+
+    @cached_property
+    def winner(self) -> Finalist | None:
+        """The simplest of those that are level with the lowest loss."""
+        if not self.finalists:
+            return None
+        lowest = self.finalists[0]
+        level = [lowest]
+        for finalist in self.finalists[1:]:
+            behind, error = finalist.behind(lowest)
+            if behind < error:
+                level.append(finalist)
+        return min(level, key=lambda finalist: complexity(finalist.record.candidate.expression))
+
+    def caption(self) -> str:
+        """The winner, its perplexity with a 95 % interval, and how far it is ahead."""
+        if self.winner is None:
+            return "no final race"
+        windows = len(self.winner.losses)
+        low, high = self._interval(self.winner)
+        return (
+            f"final race on {windows} fresh windows: perplexity "
+            f"{to_perplexity(self.winner.loss):.2f} (95 %: {low:.2f} to {high:.2f}), "
+            f"{self.winner.record.candidate.expression} @{self.winner.record.candidate.scope}"
+        )
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A row a finalist, the lowest loss first; behind: the winner, in nats."""
+        if self.winner is None:
+            return []
+        rows = []
+        for finalist in self.finalists:
+            behind, error = finalist.behind(self.winner)
+            rows.append(
+                {
+                    "perplexity": to_perplexity(finalist.loss),
+                    "loss": finalist.loss,
+                    "interval": list(self._interval(finalist)),
+                    "behind": behind,
+                    "behind_error": error,
+                    "expression": str(finalist.record.candidate.expression),
+                    "scope": finalist.record.candidate.scope,
+                    "number": finalist.record.candidate.number,
+                    "winner": finalist is self.winner,
+                }
+            )
+        return rows
+
+    def _interval(self, finalist: Finalist) -> tuple[float, float]:
+        """The 95 % interval of the perplexity, over windows."""
+        loss, error = _mean_and_error(finalist.losses)
+        return to_perplexity(loss - _INTERVAL * error), to_perplexity(loss + _INTERVAL * error)
+
+
+def race_finalists(
+    archive: Archive, executor: Executor[Task, Outcome], most: int = FINALISTS
+) -> FinalRace:
+    """Judge the best of each of the `most` best skeletons on the fresh windows; note the losses."""
+    best: dict[Kind, Record] = {}
+    ranked = sorted(
+        on_the_highest_rung(archive.records), key=lambda record: record.evaluation.value
+    )
+    for record in ranked:
+        best.setdefault(record.candidate.kind, record)
+    chosen = [*best.values()][:most]
+    missing = [
+        record.candidate
+        for record in chosen
+        if archive.outcome(record.candidate.number, "final") is None
+    ]
+    tasks = [task_of(candidate, "final", archive) for candidate in missing]
+    for outcome in executor.map(tasks):
+        archive.remember(outcome)
+    return FinalRace.of(archive.records, final_losses(archive.outcomes))
+
+
+def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, seconds: float) -> int:
+    """How many finalists, two at least, can be judged on `windows` windows in `seconds`.
+
+    outcomes: of a search that took `elapsed` seconds, which tell what a window takes and how many
+    judgements are done at once.
+    """
+    known = {outcome.number: len(outcome.losses) for outcome in outcomes if outcome.rung == "few"}
+    full = [outcome for outcome in outcomes if outcome.rung == "all" and outcome.losses]
+    if not full or not elapsed:
+        return 2
+    a_window = statistics.median(
+        outcome.seconds / max(1, len(outcome.losses) - known.get(outcome.number, 0))
+        for outcome in full
+    )
+    at_once = max(1.0, sum(outcome.seconds for outcome in outcomes) / elapsed)
+    return max(2, min(FINALISTS, int(at_once * seconds / max(a_window * windows, 1e-9))))
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and its standard error; the error of a single value is not known and 0 here."""
+    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+    return statistics.mean(values), error

@@ -1,0 +1,183 @@
+"""Exponents apart from structure: those of a skeleton, fitted to its losses."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import islice
+
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.ask_tell import Proposal, Result
+from pruner_zero.evolution.candidate import TUNE, Candidate, Kind
+from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.metric import Expression
+
+Array = NDArray[np.float64]
+
+# What is believed of a loss (nats) around the best exponents of a skeleton, before any is
+# measured: its gradient, its curvature, and how far two exponents interact; each as a standard
+# deviation, the curvature with its mean. The loss of `W * G^p` over the whole model of
+# SmolLM2-135M has the curvature 2.7 (the losses of benchmarks/results/search).
+_GRADIENT, _CURVATURE, _CURVATURE_MEAN, _INTERACTION = 0.5, 1.5, 2.0, 0.7
+# The standard deviation of a loss on few and on all windows around that model.
+_NOISE_FEW, _NOISE_ALL = 0.006, 0.003
+# A quadratic holds near the best alone: points farther away or far above it are left out.
+_RADIUS, _HEIGHT = 0.6, 0.3
+# New exponents are drawn around the best with this standard deviation, so many for a skeleton.
+_STEP, _DRAWS = 0.2, 64
+# Exponents are proposed where the lowest plausible loss is at least so far below the best one.
+_GAIN = 0.001
+# At most so many skeletons are fitted, and so many proposals made for one of them.
+_SKELETONS, _EACH = 8, 2
+
+
+class Tuner:
+    """Proposes exponents for the best skeletons, from a quadratic model of their losses.
+
+    For each of the skeletons with the lowest losses the loss is modelled as a quadratic function of
+    the exponents around the best ones, by Bayesian linear regression. Of exponents drawn nearby
+    and on the grid, those with the lowest plausible loss, the mean less a standard deviation,
+    are proposed. So a skeleton with few points is explored, and one with many is tuned.
+    Source: response surfaces (Box & Wilson 1951) with a lower confidence bound (Cox & John 1992);
+    constants apart from structure as in Kommenda et al. 2020.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._kinds: dict[Kind, dict[tuple[float, ...], Result]] = defaultdict(dict)
+
+    def add(self, results: Sequence[Result]) -> None:
+        """Take in candidates that ran on windows."""
+        for candidate, evaluation in results:
+            if evaluation.counts and "few" in evaluation.results and candidate.skeleton.exponents:
+                self._kinds[candidate.kind][candidate.skeleton.exponents] = (candidate, evaluation)
+
+    def propose(self, generator: Generator, count: int) -> list[Proposal]:
+        """At most `count` candidates with other exponents, the most promising first."""
+        results = [result for points in self._kinds.values() for result in points.values()]
+        usual = _usual(results)
+        kinds = [
+            _Points([*points.values()], _usual([*points.values()], usual))
+            for points in self._kinds.values()
+        ]
+        kinds.sort(key=lambda points: (points.lowest, points.best.number))
+        plausible: list[tuple[float, int, Proposal]] = []
+        for points in islice(kinds, _SKELETONS):
+            plausible += self._of_kind(points, generator)
+        limit = min((points.lowest for points in kinds), default=0.0) - _GAIN
+        plausible = [part for part in plausible if part[0] < limit]
+        plausible.sort(key=lambda part: part[:2])
+        return [proposal for _, _, proposal in plausible[:count]]
+
+    def _of_kind(
+        self, points: "_Points", generator: Generator
+    ) -> list[tuple[float, int, Proposal]]:
+        """The most promising exponents of one skeleton, with their lowest plausible loss."""
+        best = points.best
+        steps = generator.normal(0.0, _STEP, (_DRAWS, len(points.center)))
+        # Half of the draws move one exponent alone.
+        alone = generator.integers(len(points.center), size=_DRAWS // 2)
+        steps[: _DRAWS // 2] *= np.eye(len(points.center))[alone]
+        drawn: dict[tuple[float, ...], Expression] = {}
+        for values in points.center + np.vstack([points.vertex(), steps]):
+            exponents = tuple(self.space.on_grid(value) or float(value) for value in values)
+            known = exponents in drawn or exponents in self._kinds[best.kind]
+            if known or min(exponents) <= 0:
+                continue
+            try:
+                expression = best.skeleton.with_exponents(exponents)
+            except PrunerZeroError:
+                continue
+            if self.space.allows(expression) is None:
+                drawn[exponents] = expression
+        if not drawn:
+            return []
+        losses = points.lowest_plausible(np.array([*drawn]))
+        expressions = [*drawn.values()]
+        return [
+            (
+                float(losses[index]),
+                best.number,
+                Proposal(expressions[index], best.scope, (best.number,), TUNE),
+            )
+            for index in np.argsort(losses, kind="stable")[:_EACH]
+        ]
+
+
+class _Points:
+    """What is known of one skeleton: exponents (points, factors), losses, and their quadratic."""
+
+    def __init__(self, results: Sequence[Result], usual: float) -> None:
+        losses = np.array([_loss(result, usual) for result in results])
+        exponents = np.array([candidate.skeleton.exponents for candidate, _ in results])
+        noise = np.array(
+            [_NOISE_ALL if "all" in result.results else _NOISE_FEW for _, result in results]
+        )
+        first = int(np.argmin(losses))
+        self.best: Candidate = results[first][0]
+        self.lowest = float(losses[first])
+        self.center: Array = exponents[first]
+        near = np.abs(exponents - self.center).max(axis=1) <= _RADIUS
+        near &= losses <= self.lowest + _HEIGHT
+        design = _features(exponents[near] - self.center)
+        mean, deviation = _prior(len(self.center))
+        # The posterior of the coefficients: normal equations of a linear model with normal noise.
+        weights = 1 / noise[near] ** 2
+        precision = (design.T * weights) @ design + np.diag(deviation**-2.0)
+        right = design.T @ (weights * (losses[near] - self.lowest)) + mean / deviation**2
+        self._covariance = np.linalg.inv(precision)
+        self._coefficients = self._covariance @ right
+
+    def lowest_plausible(self, exponents: Array) -> Array:
+        """The expected loss less a standard deviation, for each row of `exponents`."""
+        design = _features(exponents - self.center)
+        variance = np.einsum("ij,jk,ik->i", design, self._covariance, design)
+        lowest: Array = self.lowest + design @ self._coefficients - np.sqrt(variance)
+        return lowest
+
+    def vertex(self) -> Array:
+        """The step from the center to the minimum of the quadratic, within the radius."""
+        count = len(self.center)
+        gradient = self._coefficients[1 : count + 1]
+        curvature = np.diag(self._coefficients[count + 1 : 2 * count + 1])
+        pairs = np.triu_indices(count, 1)
+        curvature[pairs] = self._coefficients[2 * count + 1 :]
+        curvature[pairs[::-1]] = curvature[pairs]
+        values, vectors = np.linalg.eigh(curvature)
+        step: Array = -vectors @ ((vectors.T @ gradient) / np.maximum(values, _CURVATURE_MEAN / 10))
+        return np.clip(step, -_RADIUS / 2, _RADIUS / 2)
+
+
+def _features(steps: Array) -> Array:
+    """1, every step, half of its square, and the products of two steps, by column."""
+    first, second = np.triu_indices(steps.shape[1], 1)
+    ones = np.ones((len(steps), 1))
+    return np.hstack([ones, steps, steps**2 / 2, steps[:, first] * steps[:, second]])
+
+
+def _prior(count: int) -> tuple[Array, Array]:
+    """Mean and standard deviation of the coefficients of `_features`, before any loss."""
+    pairs = count * (count - 1) // 2
+    mean = np.repeat([0.0, 0.0, _CURVATURE_MEAN, 0.0], [1, count, count, pairs])
+    deviation = np.repeat(
+        [_NOISE_FEW, _GRADIENT, _CURVATURE, _INTERACTION], [1, count, count, pairs]
+    )
+    return mean, deviation
+
+
+def _usual(results: Sequence[Result], default: float = 0.0) -> float:
+    """How much the loss on all windows exceeds that on few, on average."""
+    further = [
+        evaluation.results["all"] - evaluation.results["few"]
+        for _, evaluation in results
+        if "all" in evaluation.results
+    ]
+    return sum(further) / len(further) if further else default
+
+
+def _loss(result: Result, usual: float) -> float:
+    """The loss on all windows, estimated from that on few where there is none."""
+    results = result[1].results
+    return results["all"] if "all" in results else results["few"] + usual

@@ -1,0 +1,88 @@
+"""The skeleton of a metric: its canonical form apart from the exponents of its factors."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from pruner_zero.metric.canonical.facts import is_tame
+from pruner_zero.metric.canonical.normal import factors, include, product
+from pruner_zero.metric.expression import Call, Expression, Terminal
+
+# At the root only ratios of exponents matter to an order. That of the first of these terminals is
+# 1 there, or of the first factor where the form has none of them.
+_REFERENCES = ("W", "S")
+
+
+class Skeleton:
+    """A canonical form as a structure and the exponents of its factors.
+
+    Every factor that cannot be negative has an exponent, 1 where none is written, except for one
+    of the root's factors. A form whose values fp32 may not hold has no exponents. Forms that differ
+    in their exponents alone have equal `structure` and `exponents` in the same order. Source:
+    constants apart from structure, as in symbolic regression (Kommenda et al. 2020, Genetic
+    Programming and Evolvable Machines 21).
+    """
+
+    def __init__(self, form: Expression) -> None:
+        self.form = form
+
+    @cached_property
+    def structure(self) -> Expression:
+        """The form with every exponent 1, or -1 for a divisor."""
+        return self._moved(lambda exponent: 1.0)
+
+    @cached_property
+    def exponents(self) -> tuple[float, ...]:
+        """The magnitudes of the exponents, in an order that only the structure decides."""
+        seen: list[float] = []
+
+        def note(exponent: float) -> float:
+            seen.append(exponent)
+            return exponent
+
+        self._moved(note)
+        return tuple(seen)
+
+    def with_exponents(self, exponents: Sequence[float]) -> Expression:
+        """The form with other exponents, which must be above 0.
+
+        Raises ValueError unless there is one for each, PrunerZeroError beyond the limits of an
+        expression.
+        """
+        if len(exponents) != len(self.exponents):
+            raise ValueError(f"{len(self.exponents)} exponents are needed, not {len(exponents)}")
+        following = iter(exponents)
+        return self._moved(lambda _: next(following))
+
+    def _moved(self, move: Callable[[float], float]) -> Expression:
+        return _moved(self.form, move, root=True) if is_tame(self.form) else self.form
+
+
+def _moved(form: Expression, move: Callable[[float], float], root: bool = False) -> Expression:
+    """The form with `move` applied to the exponent of every factor, in order."""
+    coefficient, bases = factors(form)
+    ordered = sorted(bases, key=_structure_text)
+    reference = None
+    if root and ordered and all(base.nonnegative for base in ordered):
+        terminals = {base.name: base for base in ordered if isinstance(base, Terminal)}
+        known = [terminals[name] for name in _REFERENCES if name in terminals]
+        reference = (known or ordered)[0]
+    scale = 1.0 if reference is None else abs(bases[reference])
+    result: dict[Expression, float] = {}
+    for base in ordered:
+        exponent = bases[base] / scale
+        if base.nonnegative and base != reference:
+            exponent = math.copysign(move(abs(exponent)), exponent)
+        include(result, _moved_inside(base, move), exponent)
+    return product(coefficient, result)
+
+
+def _moved_inside(base: Expression, move: Callable[[float], float]) -> Expression:
+    """A factor with the exponents inside it moved."""
+    if not isinstance(base, Call) or base.operator.exponent == "operand":
+        return base
+    return Call(base.operator, tuple(_moved(operand, move) for operand in base.operands))
+
+
+def _structure_text(base: Expression) -> str:
+    return str(_moved_inside(base, lambda exponent: 1.0))

@@ -1,0 +1,139 @@
+"""The final race: the best of the best skeletons on windows that none has seen."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from pruner_zero.evolution.archive import Archive, Record
+from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.evaluator import Outcome, Task, is_behind
+from pruner_zero.evolution.final import FINALISTS, FinalRace, affordable, race_finalists
+from pruner_zero.evolution.hall_of_fame import HallOfFame
+from pruner_zero.metric import parse
+
+
+def record(number: int, text: str, value: float, rung: int = 3) -> Record:
+    expression = parse(text)
+    results = {"few": value, "all": value}
+    evaluation = Evaluation(rung, value, results)
+    return Record(Candidate(number, expression, "global"), evaluation, text)
+
+
+class Fresh:
+    """Judges by a table of losses, by expression."""
+
+    def __init__(self, losses: dict[str, tuple[float, ...]]) -> None:
+        self.losses = losses
+        self.asked: list[str] = []
+
+    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
+        for task in tasks:
+            assert task.rung == "final"
+            self.asked.append(task.expression)
+            losses = self.losses[task.expression]
+            yield Outcome(task.number, "final", sum(losses) / len(losses), losses=losses)
+
+    def close(self) -> None:
+        """Nothing to let go."""
+
+
+def race(losses: Mapping[str, tuple[float, ...]]) -> FinalRace:
+    records = [record(number, text, 4.0) for number, text in enumerate(losses)]
+    return FinalRace.of(records, dict(enumerate(losses.values())))
+
+
+def winner(found: FinalRace) -> str:
+    assert found.winner is not None
+    return str(found.winner.record.candidate.expression)
+
+
+def test_the_lowest_loss_on_the_fresh_windows_wins() -> None:
+    assert winner(race({"W * G": (4.0, 4.2, 4.1), "W * X": (3.8, 4.0, 3.9)})) == "W * X"
+
+
+def test_of_those_that_are_level_the_simplest_wins() -> None:
+    """The differences are +0.1 and -0.08: a mean of 0.01 with a standard error of 0.09."""
+    level = {"W * X * G^0.5": (3.9, 4.08), "W * X": (4.0, 4.0), "W": (4.5, 4.6)}
+    assert winner(race(level)) == "W * X"
+
+
+def test_one_that_is_behind_in_every_window_is_not_level() -> None:
+    found = race({"W * X * G^0.5": (3.9, 5.0, 4.4), "W * X": (3.93, 5.02, 4.44)})
+    assert winner(found) == "W * X * G^0.5"
+    behind, error = found.finalists[1].behind(found.finalists[0])
+    assert behind == pytest.approx(0.03)
+    assert error < 0.01
+
+
+def test_the_caption_has_an_interval() -> None:
+    caption = race({"W * X": (3.0, 3.1, 3.2)}).caption()
+    assert caption == (
+        "final race on 3 fresh windows: perplexity 22.20 (95 %: 19.82 to 24.86), W * X @global"
+    )
+    assert FinalRace(()).caption() == "no final race"
+
+
+def test_each_skeleton_sends_its_best(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {})
+    records = [
+        record(0, "W * G", 4.0),
+        record(1, "W * G^0.75", 3.9),
+        record(2, "W * X", 4.1),
+        record(3, "W * G^0.5", 3.95),
+        record(4, "W", 3.0, rung=2),
+    ]
+    archive.commit(records, 1.0)
+    fresh = Fresh({"W * G^0.75": (4.0, 4.1), "W * X": (3.5, 3.6)})
+    found = race_finalists(archive, fresh)
+    assert fresh.asked == ["W * G^0.75", "W * X"]
+    assert winner(found) == "W * X"
+    again = Archive(tmp_path, {})
+    again.commit(records, 1.0)
+    assert race_finalists(again, Fresh({})) == found, "its outcomes are read from the journal"
+
+
+def test_so_many_skeletons_race_and_no_more(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {})
+    texts = ["W", "W * G", "W * X", "W + G", "W + X", "W - G", "W * G * X", "max(W, G)"]
+    archive.commit([record(n, text, 4 + n / 10) for n, text in enumerate(texts)], 1.0)
+    fresh = Fresh({str(parse(text)): (4.0,) for text in texts})
+    race_finalists(archive, fresh)
+    assert fresh.asked == [str(parse(text)) for text in texts[:FINALISTS]]
+
+
+def test_as_many_race_as_the_time_is_enough_for() -> None:
+    """Ten windows took 20 s beside two few ones, two at once: in 120 s six by twelve windows."""
+    few = Outcome(0, "few", 4.0, losses=(4.0,) * 2, seconds=20.0)
+    full = Outcome(0, "all", 4.0, losses=(4.0,) * 12, seconds=20.0)
+    assert affordable([few, full], 20.0, windows=12, seconds=120.0) == 6
+    assert affordable([few, full], 20.0, windows=12, seconds=60.0) == 5
+    assert affordable([few, full], 20.0, windows=12, seconds=20.0) == 2
+    assert affordable([few, full], 20.0, windows=12, seconds=9999.0) == FINALISTS
+    assert affordable([few], 20.0, windows=12, seconds=9999.0) == 2
+
+
+def test_the_winner_is_the_best_of_the_hall_of_fame_and_shown_in_it() -> None:
+    records = [record(0, "W * G", 4.0), record(1, "W * G^0.75", 3.9), record(2, "W + X^2", 3.95)]
+    hall = HallOfFame.of(records, winner=records[2])
+    assert hall.best is records[2]
+    assert records[2] in hall.members
+    assert [row["number"] for row in hall.to_json() if row["best"]] == [2]
+    assert HallOfFame.of(records).best is records[1]
+
+
+@pytest.mark.parametrize(
+    ("losses", "best", "behind"),
+    [
+        ((4.1, 4.3, 4.2, 4.2), (4.0, 4.2, 4.1, 4.1), True),
+        ((4.1, 4.3, 4.2), (4.0, 4.2, 4.1, 4.1), False),
+        ((4.1, 4.1, 4.2, 3.9), (4.0, 4.2, 4.1, 4.0), False),
+        ((4.001, 4.201, 4.101, 4.101), (4.0, 4.2, 4.1, 4.1), False),
+        ((4.1, 4.3, 4.2, 4.2), (), False),
+    ],
+)
+def test_a_candidate_is_behind_where_paired_differences_say_so(
+    losses: tuple[float, ...], best: tuple[float, ...], behind: bool
+) -> None:
+    """After four windows at least, by more than two standard errors, which are not below 0.0025."""
+    assert is_behind(losses, best) is behind

@@ -1,0 +1,108 @@
+"""Exponents of a skeleton are moved to where a quadratic model of its losses is lowest."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation
+from pruner_zero.evolution.space import SearchSpace, simplest
+from pruner_zero.evolution.tuning import Tuner
+from pruner_zero.metric import parse
+
+SPACE = SearchSpace(terminals=("W", "G", "X", "O"))
+
+
+def judged(
+    number: int, text: str, loss: float, further: float | None = None
+) -> tuple[Candidate, Evaluation]:
+    """A candidate that ran on few windows, and on all where `further` is given."""
+    results = {"reconstruction": 0.0, "few": loss}
+    if further is not None:
+        results["all"] = loss + further
+    return Candidate(number, parse(text), "global"), Evaluation(2, loss, results)
+
+
+def tune(
+    text: str, loss: Callable[[tuple[float, ...]], float], rounds: int
+) -> list[tuple[float, ...]]:
+    """The exponents tried from `text` on, two a round, of a loss of the exponents."""
+    tuner, generator = Tuner(SPACE), np.random.default_rng(1)
+    first = Candidate(0, parse(text), "global")
+    tried = [first.skeleton.exponents]
+    tuner.add([judged(0, text, loss(tried[0]))])
+    for _ in range(rounds):
+        for proposal in tuner.propose(generator, 2):
+            candidate = Candidate(len(tried), *proposal)
+            tried.append(candidate.skeleton.exponents)
+            tuner.add([judged(len(tried), str(candidate.expression), loss(tried[-1]))])
+    return tried
+
+
+def test_one_exponent_is_found_within_four_candidates() -> None:
+    tried = tune("W * G", lambda exponents: 4 + 1.35 * (exponents[0] - 0.73) ** 2, rounds=2)
+    assert min(abs(exponent - 0.73) for (exponent,) in tried) <= 0.03
+
+
+def test_two_exponents_that_interact_are_found() -> None:
+    def loss(exponents: tuple[float, ...]) -> float:
+        first, second = exponents[0] - 0.85, exponents[1] - 0.6
+        return 4 + first**2 + second**2 + first * second
+
+    tried = tune("W * O * X", loss, rounds=7)
+    assert min(map(loss, tried)) <= 4.004
+
+
+def test_a_finished_skeleton_is_left_alone() -> None:
+    """Around the lowest of many exponents nothing lower is plausible."""
+    tuner = Tuner(SPACE)
+    points = [0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9]
+    tuner.add(
+        [
+            judged(number, f"W * G^{point}", 4 + 1.35 * (point - 0.7) ** 2, further=0.1)
+            for number, point in enumerate(points)
+        ]
+    )
+    assert tuner.propose(np.random.default_rng(1), 4) == []
+
+
+def test_proposals_come_from_the_best_skeletons_and_name_their_parent() -> None:
+    tuner = Tuner(SPACE)
+    tuner.add([judged(0, "W * G", 4.0), judged(1, "W * X", 6.0), judged(2, "W", 3.0)])
+    proposals = tuner.propose(np.random.default_rng(1), 4)
+    assert proposals, "W alone has nothing to tune"
+    assert {proposal.parents for proposal in proposals} == {(0,)}
+    assert {proposal.operation for proposal in proposals} == {TUNE}
+    assert all(SPACE.allows(proposal.expression) is None for proposal in proposals)
+
+
+def test_a_loss_on_few_windows_is_set_beside_losses_on_all() -> None:
+    """Without the usual difference between the two, the second one would be the best."""
+    tuner = Tuner(SPACE)
+    tuner.add([judged(0, "W * G^0.7", 4.0, further=1.0), judged(1, "W * G^1.5", 4.5)])
+    assert {proposal.parents for proposal in tuner.propose(np.random.default_rng(1), 4)} == {(0,)}
+
+
+def test_rejected_ones_and_twins_say_nothing() -> None:
+    tuner = Tuner(SPACE)
+    candidate = Candidate(0, parse("W * G"), "global")
+    tuner.add([(candidate, Evaluation(0, math.inf, reason="constant"))])
+    tuner.add([(candidate, Evaluation(2, 4.0, {"few": 4.0}, same_as=0, level="fingerprint"))])
+    assert tuner.propose(np.random.default_rng(1), 4) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "form"),
+    [
+        ("W^0.667 * (W * G)^1.85", "W * G^0.75"),
+        ("W^2 * G^2", "G * W"),
+        ("W * G^0.75", "W * G^0.75"),
+        ("sqr(W) * X", "W * sqrt(X)"),
+        ("exp(W * G)", "exp(G * W)"),
+        # Its exponent would be outside the range of the space.
+        ("W^0.1 * G", "W^0.1 * G"),
+    ],
+)
+def test_candidates_are_written_in_their_simplest_form(text: str, form: str) -> None:
+    assert str(simplest(parse(text), "global", SPACE)) == str(parse(form))
