@@ -36,6 +36,11 @@ class Finalist:
         """The mean over the windows."""
         return statistics.mean(self.losses)
 
+    @property
+    def perplexity(self) -> float:
+        """The perplexity of the mean."""
+        return to_perplexity(self.loss)
+
     def behind(self, other: "Finalist") -> tuple[float, float]:
         """How far it is behind another one on the same windows, and the standard error of that."""
         return _mean_and_error([a - b for a, b in zip(self.losses, other.losses, strict=True)])
@@ -83,7 +88,7 @@ class FinalRace(Tabular):
         low, high = self._interval(self.winner)
         return (
             f"final race on {windows} fresh windows: perplexity "
-            f"{to_perplexity(self.winner.loss):.2f} (95 %: {low:.2f} to {high:.2f}), "
+            f"{self.winner.perplexity:.2f} (95 %: {low:.2f} to {high:.2f}), "
             f"{self.winner.record.candidate.expression} @{self.winner.record.candidate.scope}"
         )
 
@@ -96,7 +101,7 @@ class FinalRace(Tabular):
             behind, error = finalist.behind(self.winner)
             rows.append(
                 {
-                    "perplexity": to_perplexity(finalist.loss),
+                    "perplexity": finalist.perplexity,
                     "loss": finalist.loss,
                     "interval": list(self._interval(finalist)),
                     "behind": behind,

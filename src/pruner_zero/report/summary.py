@@ -11,7 +11,6 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression
-from pruner_zero.models import to_perplexity
 from pruner_zero.pruning import describe_steps
 from pruner_zero.report.portrait import COMPARED
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
@@ -96,7 +95,7 @@ def _at(settings: Mapping[str, Any]) -> Markup:
 def _value(study: Study, best: Record) -> str:
     winner = study.final_race.winner
     if winner is not None:
-        return f"perplexity {to_perplexity(winner.loss):,.2f} on fresh windows of the search text"
+        return f"perplexity {winner.perplexity:,.2f} on fresh windows of the search text"
     rung = RUNGS[best.evaluation.rung]
     if rung == "reconstruction":
         return f"its closed-form error is {best.evaluation.value:.4g}"
