@@ -151,6 +151,23 @@ def test_candidates_are_judged_on_what_the_model_writes_next(
     assert told["calibration"]["tokens_sha256"] != told["search"]["tokens_sha256"]
 
 
+def test_candidates_are_judged_on_several_texts(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """In the final race too, on windows that follow those of the search."""
+    other = tmp_path / "other.txt"
+    other.write_text(text_file.read_text()[::-1])
+    output = tmp_path / "run"
+    given: dict[str, Any] = {**TINY, "evaluations": 12, "search_windows": 4, "final_windows": 4}
+    texts = {str(text_file): 1, str(other): 3}
+    search(llama_folder, calibration=text_file, search_text=texts, output=output, **given)
+    told = json.loads((output / "run.json").read_text())
+    for use in ("search", "final"):
+        assert [source["windows"] for source in told[use]["sources"]] == [1, 3]
+    assert told["search"]["tokens_sha256"] != told["final"]["tokens_sha256"]
+    assert told["settings"]["search_text"] == texts
+
+
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_at_random_moments_and_resumed_the_archive_is_the_same(

@@ -69,7 +69,7 @@ def test_shares_are_positive_numbers() -> None:
 
 
 def test_a_text_is_given_once() -> None:
-    assert refusal(["c4", "c4=2"]) == "--calibration c4 is given twice: give it a larger share"
+    assert refusal(["c4", "c4=2"]) == "the text c4 is given twice: give it a larger share"
 
 
 @pytest.mark.parametrize("value", [[], {}, "", 7, [7], ["c4", None]])
@@ -82,5 +82,5 @@ def test_texts_of_python_have_names() -> None:
     assert names_of(texts) == {"a.txt": 1, "mine": 2, "self": 3}
     assert names_of(["one", "two"]) == "(strings)"
     assert names_of(None) is None
-    with pytest.raises(PrunerZeroError, match="two calibration texts have the same name"):
+    with pytest.raises(PrunerZeroError, match="two texts have the same name"):
         names_of({Corpus("mine", "words"): 1, Corpus("mine", "others"): 1})

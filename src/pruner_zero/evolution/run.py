@@ -72,7 +72,7 @@ def search(
     *,
     output: str | Path,
     calibration: Source | Mapping[Any, float] | None = None,
-    search_text: Source | None = None,
+    search_text: Source | Mapping[Any, float] | None = None,
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
@@ -82,7 +82,7 @@ def search(
 ) -> Study:
     """Search for the metric under which pruning `model` costs least, into the folder `output`.
 
-    model, calibration: as `prune` takes them. search_text: the text that candidates are judged on;
+    model, calibration: as `prune` takes them. search_text: the texts that candidates are judged on;
     where it is left out, or is the same text, statistics are collected on the first half of the
     calibration text and candidates judged on the second half, or on later windows of the text
     that the model writes (`self`).
@@ -97,7 +97,7 @@ def search(
         **settings,
         "model": name_of(model),
         "calibration": names_of(calibration),
-        "search_text": name_of(search_text),
+        "search_text": names_of(search_text),
     }
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)

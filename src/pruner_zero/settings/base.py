@@ -87,7 +87,7 @@ def names_of(texts: object) -> str | dict[str, float] | None:
         return name_of(texts)
     named = {str(name_of(text)): share for text, share in texts.items()}
     if len(named) < len(texts):
-        raise PrunerZeroError("two calibration texts have the same name: give each one of its own")
+        raise PrunerZeroError("two texts have the same name: give each one of its own")
     return named
 
 

@@ -29,7 +29,7 @@ def read_shares(words: Sequence[str]) -> str | dict[str, float]:
     for word in words:
         text, share = _split(word)
         if text in shares:
-            raise PrunerZeroError(f"--calibration {text} is given twice: give it a larger share")
+            raise PrunerZeroError(f"the text {text} is given twice: give it a larger share")
         shares[text] = share
     return shares if len(shares) > 1 else next(iter(shares))
 

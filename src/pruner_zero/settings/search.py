@@ -1,5 +1,6 @@
 """What `search` can be told."""
 
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -26,9 +27,11 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
 
     calibration: Annotated[Texts, SHARES] = Field(description=CALIBRATION_HELP)
     search_text: Annotated[
-        str | None, Cli(panel="Options", default="the second half of the calibration text")
+        Texts | None,
+        replace(SHARES, default="the second half of the calibration text"),
     ] = Field(
-        None, description="Text that candidates are judged on: as --calibration, a corpus or file."
+        None,
+        description="Text that candidates are judged on: as --calibration, several texts too.",
     )
     minutes: Annotated[float | None, MAIN] = Field(
         None, gt=0, description="Stop after this many minutes; or give --evaluations."
