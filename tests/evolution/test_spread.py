@@ -69,6 +69,7 @@ def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
     ] * 2
     with pytest.raises(PrunerZeroError, match="leave out --workers"):
         make_executor("serial", build(), Workers(4))
+    assert isinstance(make_executor("serial", build(), Workers()), SerialExecutor)
     within = make_executor("serial", build(), Workers(1))
     assert [outcome.reason for outcome in within.map(tasks)] == [None, None]
 

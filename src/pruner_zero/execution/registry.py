@@ -35,7 +35,7 @@ def make_executor(
     one worker is the default. Raises PrunerZeroError for several workers of the serial executor.
     """
     if workers.count is None and name != "ray":
-        cores = (os.cpu_count() or 1) if shareable else 1
+        cores = (os.cpu_count() or 1) if shareable and name != "serial" else 1
         workers = replace(workers, count=max(1, cores // workers.threads))
     if name == "serial" and (workers.count or 1) > 1:
         raise PrunerZeroError(
