@@ -145,6 +145,18 @@ def test_one_that_may_still_become_the_best_is_run_on_all_windows(
     assert fake.on("all") == list(climb)
 
 
+def test_one_that_is_level_with_the_run_but_behind_its_batch_is_not_run_on_all_windows(
+    archive: Archive,
+) -> None:
+    """The best of the batch, far below what the run had, is what the others must come near."""
+    fake = Fake({str(parse(text)): 1.0 + place / 1000 for place, text in enumerate(TEXTS)})
+    archive.commit(judge(batch(TEXTS[:3]), archive, fake, Racing(10, 1, 1)), 0.0)
+    fake.values |= {str(parse(TEXTS[3])): 0.9, str(parse(TEXTS[4])): 1.001}
+    fake.asked.clear()
+    judge(batch(TEXTS[3:5], first=3), archive, fake, Racing(10, 1, 0.005))
+    assert fake.on("all") == [TEXTS[3]]
+
+
 def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> None:
     first = judge(
         batch(TEXTS[:4]), archive, Fake(values()), Racing(near=10, few_share=1, margin=10)

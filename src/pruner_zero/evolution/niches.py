@@ -49,7 +49,7 @@ class EvolutionSettings(Settings):
     part in the best tenth of the last `memory` results.
     """
 
-    initial: int = Field(192, ge=1)
+    initial: int = Field(96, ge=1)
     batch: int = Field(48, ge=1)
     population: int = Field(48, ge=2)
     depth: tuple[int, int] = (2, 4)

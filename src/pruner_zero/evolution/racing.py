@@ -205,15 +205,18 @@ def _near_the_best(
 ) -> list[_Entry]:
     """Those whose loss on the few windows is near the lowest, or may become the lowest on all.
 
-    further: the differences between losses on all and on few windows so far. The first few
+    further: the differences between losses on all and on few windows so far, which tell what the
+    lowest loss on all usually means on few, and how far a candidate may still fall. The first few
     candidates of a run are judged on all windows, so that there are such differences.
     """
     loss = _on("few")
     now = _sorted(entries, loss)
-    limit = margin + min(_values([*now, *archive.distinct()], loss), default=math.inf)
     if len(further) >= _FINALISTS:
         usual, spread = statistics.mean(further), statistics.stdev(further)
-        limit = max(limit, min(_values(archive.distinct(), _on("all"))) - usual + spread)
+        known = min(_values(archive.distinct(), _on("all"))) - usual
+        limit = min([known, *_values(now, loss)]) + max(margin, spread)
+    else:
+        limit = margin + min(_values([*now, *archive.distinct()], loss), default=math.inf)
     missing = max(0, _FINALISTS - len(further))
     return [
         entry
