@@ -171,6 +171,22 @@ def test_compare_prints_a_table_that_nothing_cuts(
     assert outcome.out.isascii()
 
 
+def test_compare_prints_sizes_where_they_differ(
+    cli: Cli, llama_folder: Path, texts: list[object], text_file: Path
+) -> None:
+    outcome = cli(
+        *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
+        *["--methods", "dense,wanda@heads,W - W", "--quiet"],
+    )
+    header, dense, heads, failed, *_ = (line.split() for line in outcome.out.splitlines())
+    assert header[3:6] == ["pruned", "parameters", "bytes"]
+    before, after = (int(row[place].replace(",", "")) for row, place in ((dense, 3), (heads, 4)))
+    removed = 2 * (32 * 16 + 2 * 32 * 8 + 16 * 32)
+    assert before - after == removed
+    assert dense[4] == f"{4 * before:,}"
+    assert "failed" in failed
+
+
 def test_compare_for_machines_is_the_file_it_writes(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
 ) -> None:

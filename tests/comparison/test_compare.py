@@ -168,6 +168,58 @@ def test_methods_with_scopes_commas_and_trees(
     assert rows[str(tree)] != rows[f"{tree}@row"]
 
 
+def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
+    """Each row is what prune and evaluate give, and the model comes back whole."""
+    methods: dict[str, dict[str, Any]] = {
+        "wanda": {"metric": "wanda", "sparsity": 0.5},
+        "wanda@channels=0.34": {"metric": "wanda", "sparsity": 0.34, "structure": "channels"},
+        "W@heads+obs": {"metric": "W+obs", "sparsity": 0.5, "structure": "heads"},
+        "block-influence@blocks=0.25": {"sparsity": 0.25, "structure": "blocks"},
+    }
+    model = tiny_model("llama", blocks=4)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    given: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "multiple_of": 16}
+    rows = compare(model, ["dense", *methods], sparsity=0.5, **given, **texts, **SIZES).rows
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert rows[0]["parameters"] == rows[1]["parameters"] == model.num_parameters()
+    for row, (name, settings) in zip(rows[1:], methods.items(), strict=True):
+        smaller = tiny_model("llama", blocks=4)
+        calibration = {"calibration": texts["calibration"], "windows": 3, "seqlen": 24}
+        result = prune(smaller, **calibration, **given, **settings)
+        assert row["sparsity"] == round(result.sparsity, 6), name
+        assert row["parameters"] == smaller.num_parameters() == result.parameters[1], name
+        assert row["bytes"] == 4 * row["parameters"]
+        found = evaluate(smaller, texts["text"], seqlen=24, windows=3, tokenizer=tiny_tokenizer())
+        # The masked model's sums have more terms, all of which are zero.
+        assert row["perplexity"] == pytest.approx(found.perplexity, rel=1e-5), name
+    assert [row.get("expression") for row in rows] == [None, "W * X", "W * X", "W", None]
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "line"),
+    [
+        ("wanda@channels", {"pattern": "2:4"}, "does not say which share of its units goes"),
+        ("wanda@heads=0.5", {"include": ["*.mlp.*"]}, "leave out --include"),
+        ("wanda@heads=0.2", {}, r"choose --sparsity 0\.5"),
+        ("wanda@channels=0.3", {"multiple_of": 64}, "choose a smaller --multiple-of than 64"),
+    ],
+)
+def test_units_that_cannot_go_are_refused_before_any_work(
+    method: str, given: dict[str, Any], line: str, texts: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "table.json"
+    with pytest.raises(PrunerZeroError, match=line):
+        compare(
+            tiny_model("llama"),
+            ["dense", method],
+            tokenizer=tiny_tokenizer(),
+            output=file,
+            **{**texts, **SIZES, **given},
+        )
+    assert not file.exists()
+
+
 def test_a_method_that_fails_says_why_and_the_rest_goes_on(
     mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -9,7 +9,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Coupling, find_blocks, find_couplings, is_loadable, shrink
+from pruner_zero.models import (
+    Coupling,
+    find_blocks,
+    find_couplings,
+    is_loadable,
+    shrink,
+    size_of,
+    size_without_units,
+)
 from pruner_zero.models.units import counts_left
 from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
@@ -78,7 +86,9 @@ def test_cutting_units_out_is_setting_their_columns_to_zero(
     removed(model, couplings, kept)
     masked = logits(model)
     assert (masked - dense).abs().max() > 1e-3
+    told = size_without_units(model, couplings, kept)
     shrink(model, couplings, structure, kept)
+    assert size_of(model) == told == (model.num_parameters(), 4 * model.num_parameters())
     torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
     if structure == "channels":
         assert model.config.intermediate_size == kept

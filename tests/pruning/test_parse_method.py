@@ -9,7 +9,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
-from pruner_zero.pruning import parse_method, split_methods
+from pruner_zero.pruning import Blocks, Structured, parse_method, split_methods
 from pruner_zero.sparsity import Allocation
 
 
@@ -181,6 +181,36 @@ def test_groups_inside_rows_leave_no_other_scope() -> None:
     assert "leave out scope 'global'" in refusal("wanda@global", pattern="2:4")
     assert "leave out scope 'matrix'" in refusal("wanda", pattern="2:4", scope="matrix")
     assert parse_method("wanda", pattern="2:4", scope="row").scope is None
+
+
+def test_whole_units_stand_where_weights_would_compete() -> None:
+    method = parse_method("W * X@channels=0.25", sparsity=0.5, multiple_of=8, scope="global")
+    assert method.pattern == Structured(0.25, "channels", 8)
+    assert (str(method.metric.expression), method.steps) == ("W * X", ("exact",))
+    assert parse_method("wanda@heads", sparsity=0.5).pattern == Structured(0.5, "heads")
+    assert parse_method("wanda@heads=0.5+obs", pattern="2:4").steps == ("obs",)
+    method = parse_method("block-influence@blocks=.1")
+    assert method.pattern == Blocks(0.1)
+    assert not method.kinds
+    assert method.mode("auto") == "one-shot"
+    option = parse_method("wanda", sparsity=0.25, structure="channels", multiple_of=8)
+    assert option.pattern == Structured(0.25, "channels", 8)
+
+
+def test_what_does_not_go_with_whole_units_is_refused() -> None:
+    def refused(text: str, **options: Any) -> str:
+        return refusal(text, **{"sparsity": 0.5, **options})
+
+    assert "which share of its units goes" in refused("wanda@heads", sparsity=None)
+    assert "which share of its units goes" in refused("wanda@heads=half")
+    assert "outside [0, 1)" in refused("wanda@heads=1.5")
+    assert "wanda does not choose blocks" in refused("wanda@blocks")
+    assert "block-influence does not choose heads" in refused("block-influence@heads")
+    assert "leave out --structure heads" in refused("wanda@heads", structure="heads")
+    assert "+refine has nothing to do" in refused("wanda@heads+refine")
+    assert "+exact has nothing to do" in refused("block-influence@blocks+exact")
+    assert "keep one scope" in refused("wanda@heads@row")
+    assert "did you mean 'heads'" in refused("wanda@head=0.5")
 
 
 def test_near_names_are_named() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
@@ -195,6 +195,33 @@ def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
         assert [len(bias) for bias in biases] == [16, 8, 8]
     assert result.parameters == (before, before - 2 * (32 * 48 + 32))
     assert str(result.method.pattern) == "50% of the key-value heads of every block"
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads", "blocks"])
+def test_what_is_left_can_be_pruned_as_any_other_model(
+    structure: str, prose: str, tmp_path: Path
+) -> None:
+    settings: dict[str, Any] = {"structure": structure, "sparsity": 0.5}
+    if structure == "blocks":
+        settings["metric"] = None
+    compact = pruned(tiny_model("llama", blocks=4), prose, output=tmp_path / "compact", **settings)
+    left = compact.parameters[1]
+    given: dict[str, Any] = {"calibration": [prose], "windows": 3, "seqlen": 24, "sparsity": 0.5}
+    halves = [
+        prune(tmp_path / "compact", "wanda+exact", output=tmp_path / name, offload=offload, **given)
+        for name, offload in (("half", False), ("offloaded", True))
+    ]
+    assert [result.sparsity for result in halves] == [0.5, 0.5]
+    expected = halves[0].language_model.model
+    for name in ("half", "offloaded"):
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
+        assert loaded.num_parameters() == left
+        torch.testing.assert_close(logits(loaded), logits(expected))
+
+
+def test_units_that_the_metric_names_are_for_compare(prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match="name them by --structure, and their share by"):
+        pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure=None, sparsity=None)
 
 
 def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:

@@ -126,6 +126,14 @@ ROWS: tuple[Row, ...] = (
     {**pruned_row("ria", "W", "row", None), "sparsity": None, "error": "no scores"},
 )
 
+# The same with two models of fewer parameters, one of them without a metric.
+WITH_SMALLER: tuple[Row, ...] = (
+    *({**row, "parameters": 10_000} for row in ROWS[:3]),
+    ROWS[3],
+    {**pruned_row("ria@channels", "W", "", 30.0), "parameters": 8_000},
+    {**pruned_row("block-influence@blocks", "", "", 40.0), "expression": None, "parameters": 9_000},
+)
+
 
 def write_comparison(file: Path, rows: Sequence[Row] = ROWS, **settings: Any) -> Path:
     """A table that compare wrote."""

@@ -17,6 +17,7 @@ from pruner_zero.report.read import read_result
 from tests.report.conftest import (
     JUDGED,
     ROWS,
+    WITH_SMALLER,
     Judged,
     write_comparison,
     write_prune,
@@ -96,6 +97,13 @@ def test_the_table_of_a_comparison(table: Path) -> None:
     assert "on 4 windows of 16 tokens of test.txt (consecutive, one stream" in found.text
     marked = [attributes for tag, attributes in found.elements if tag == "tr"]
     assert [one.get("class") for one in marked] == [None, None, None, "marked", None]
+
+
+def test_a_comparison_with_smaller_models_shows_their_sizes(table: Path, tmp_path: Path) -> None:
+    assert "parameters" not in written(table).text
+    found = written(write_comparison(tmp_path / "smaller.json", WITH_SMALLER))
+    assert "parameters" in found.text
+    assert "block-influence@blocks one-shot 40.00 50.00% 1.5 1.00 GiB 9,000" in found.text
 
 
 def test_without_a_comparison_the_command_that_makes_one_is_shown(run: Path, table: Path) -> None:

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from pruner_zero.report.read import read_result
 from pruner_zero.report.summary import summary
-from tests.report.conftest import ROWS, write_comparison, write_prune, write_search
+from tests.report.conftest import (
+    ROWS,
+    WITH_SMALLER,
+    write_comparison,
+    write_prune,
+    write_search,
+)
 
 
 def told(path: Path) -> str:
@@ -44,6 +50,12 @@ def test_a_prune(tmp_path: Path) -> None:
         "the remaining weights corrected by SparseGPT's sweep."
     )
     assert told(write_prune(tmp_path / "c", steps=["new"])).endswith(", the step new.")
+
+
+def test_models_with_fewer_parameters_do_not_compete_with_masks(tmp_path: Path) -> None:
+    table = write_comparison(tmp_path / "table.json", WITH_SMALLER)
+    assert "Of 3 methods" in told(table)
+    assert "`mine` has the lowest perplexity" in told(table)
 
 
 def test_a_comparison(table: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`pruner-zero compare`: a table of methods and their perplexities."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pruner_zero.cli import options
@@ -26,15 +27,19 @@ def compare(
     if as_json:
         print(json.dumps(result.to_json()))
         return
-    rows = [_cells(row) for row in result.rows]
-    print_table(("method", "mode", "perplexity", "zeros", "seconds", "peak memory"), rows, left=2)
+    # Zeros leave a model as large as it was.
+    smaller = len({row.get("parameters") for row in result.rows if "error" not in row}) > 1
+    header = ("method", "mode", "perplexity", "pruned" if smaller else "zeros")
+    sizes = ("parameters", "bytes") if smaller else ()
+    rows = [_cells(row, sizes) for row in result.rows]
+    print_table((*header, *sizes, "seconds", "peak memory"), rows, left=2)
     for row in result.rows:
         for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", [])):
             print(f"{row['method']}: {remark}")
     print(f"{result.caption()}; seconds and memory of pruning, without what all methods share")
 
 
-def _cells(row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(row: dict[str, Any], sizes: Sequence[str]) -> tuple[str, ...]:
     perplexity = "failed" if "error" in row else "overflow"
     if row["perplexity"] is not None:
         perplexity = f"{row['perplexity']:.2f}"
@@ -43,6 +48,7 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
         row.get("mode", ""),
         perplexity,
         "" if row["sparsity"] is None else f"{row['sparsity']:.2%}",
+        *(f"{row[size]:,}" if size in row else "" for size in sizes),
         f"{row['seconds']:.1f}",
         f"{row['peak_rss_bytes'] / 2**30:.2f} GiB",
     )

@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,26 @@ from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
 from pruner_zero.files import check_writable, write_atomic
-from pruner_zero.models import LanguageModel, as_language_model, find_matrices, parameters_of
+from pruner_zero.models import (
+    LanguageModel,
+    as_language_model,
+    find_matrices,
+    parameters_of,
+    size_of,
+)
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
+    Blocks,
     MatrixRecord,
     Method,
     Order,
+    Removal,
+    Structured,
     calibration_texts,
     calibration_windows,
     check_plan,
+    choose_blocks,
     parse_method,
     prune_model,
     split_methods,
@@ -42,6 +52,7 @@ from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, SelfText, Source, Text, Windows, consecutive_windows, load_text
 
 DENSE = "dense"
+_ZEROS = ("sparsity", "pattern", "scope", "multiple_of")
 _COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 
 
@@ -50,11 +61,11 @@ class Comparison(Tabular):
     """A table with one row for each method, and its provenance.
 
     A row holds `method`, `perplexity` (None where it overflows, or where the method failed and
-    `error` has the reason), `sparsity` over the pruned matrices, `seconds`, `peak_rss_bytes` and
-    the parts of the method.
+    `error` has the reason), `sparsity` over the pruned matrices, `parameters` and their `bytes`,
+    fewer where whole units go, `seconds`, `peak_rss_bytes` and the parts of the method.
     """
 
-    shown = ("method", "mode", "perplexity", "sparsity", *_COSTS, "error")
+    shown = ("method", "mode", "perplexity", "sparsity", "parameters", "bytes", *_COSTS, "error")
 
     rows: list[dict[str, Any]]
     provenance: dict[str, Any]
@@ -112,25 +123,27 @@ def compare(
         "text": name_of(text),
     }
     checked = read_settings(CompareSettings, given, config)
-    zeros = {name: getattr(checked, name) for name in ("sparsity", "pattern", "scope")}
+    given = {name: getattr(checked, name) for name in _ZEROS}
     names = split_methods(checked.methods)
-    chosen = {name: None if name == DENSE else parse_method(name, **zeros) for name in names}
+    chosen = {name: None if name == DENSE else parse_method(name, **given) for name in names}
     pruning = [method for method in chosen.values() if method]
+    by_influence = any(isinstance(method.pattern, Blocks) for method in pruning)
     file = Path(output) if output is not None else None
     if file:
         if file.is_dir():
             raise PrunerZeroError(f"{file} is a folder: name a file for the table")
         check_writable(file)
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(calibration, pruning, progress)
+    texts = calibration_texts(calibration, pruning, progress, needed=by_influence)
     test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError("--text self has no end: give --windows-eval, such as 24")
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    for method in pruning:
-        check_plan(language_model, method, checked.include, checked.exclude)
+    chosen = {
+        name: method and _plan(method, language_model, checked) for name, method in chosen.items()
+    }
     with torch_threads(checked.threads):
         windows = calibration_windows(texts, language_model, checked, cache, progress)
         written = texts.count_self(checked.windows) if texts else 0
@@ -139,6 +152,21 @@ def compare(
         store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
         table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)
+
+
+def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:
+    """The method for this model. Raises PrunerZeroError for what can be seen before any work."""
+    include: Sequence[str] = settings.include
+    if isinstance(method.pattern, Removal) and (include or settings.exclude):
+        raise PrunerZeroError(
+            f"{method.name} removes units of every block: leave out "
+            f"--{'include' if include else 'exclude'}"
+        )
+    if isinstance(method.pattern, Structured):
+        fitted = method.pattern.of_model(language_model.model)
+        method, include = replace(method, pattern=fitted), fitted.names
+    check_plan(language_model, method, include, settings.exclude)
+    return method
 
 
 def _test_windows(
@@ -219,6 +247,27 @@ class _Table:
         bound = method.asymmetric or method.at_once
         return method.mode("auto" if bound else self.settings.mode)
 
+    def prune(self, method: Method) -> tuple[Method, list[MatrixRecord]]:
+        """Prune by one method; the method with what it found out, and the records."""
+        model, settings, progress = self.language_model, self.settings, self.progress
+        include: Sequence[str] = settings.include
+        if isinstance(method.pattern, Structured):
+            include = method.pattern.names
+        if isinstance(method.pattern, Blocks):
+            chosen = choose_blocks(model, self.windows.tokens, method.pattern.sparsity, progress)
+            method = replace(method, pattern=chosen)
+        records = prune_model(
+            model,
+            self.windows,
+            method,
+            self.store,
+            mode=self.mode(method),
+            matrices=find_matrices(model.model, include, settings.exclude),
+            damping=settings.damping,
+            progress=progress,
+        )
+        return method, records
+
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
 
@@ -229,23 +278,19 @@ class _Table:
         progress.note(f"{name} …")
         row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": None}
         if method:
-            row["expression"] = str(method.metric.expression)
+            blocks = isinstance(method.pattern, Blocks)
+            row["expression"] = None if blocks else str(method.metric.expression)
             row |= {**method.to_json(), "mode": self.mode(method)}
-        records: list[MatrixRecord] = []
+        records: Sequence[MatrixRecord] = ()
         try:
             with measured() as cost:
                 if method:
-                    records = prune_model(
-                        model,
-                        self.windows,
-                        method,
-                        self.store,
-                        mode=self.mode(method),
-                        matrices=find_matrices(model.model, settings.include, settings.exclude),
-                        damping=settings.damping,
-                        progress=progress,
-                    )
+                    method, records = self.prune(method)
             row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
+            pattern = method.pattern if method else None
+            # Units that are masked have no part in any output, so they need not be cut out here.
+            smaller = pattern.size if isinstance(pattern, Removal) else size_of
+            row["parameters"], row["bytes"] = smaller(model.model)
             loss = perplexity(model, self.test, progress, settings.batch_size)
         except PrunerZeroError as error:
             row["error"] = str(error)

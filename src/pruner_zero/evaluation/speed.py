@@ -10,7 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, cache_arguments, check_tokens
+from pruner_zero.models import LanguageModel, cache_arguments, check_tokens, size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.table import Tabular
@@ -77,8 +77,8 @@ def measure_speed(
     rows = [
         {
             "model": language_model.name,
-            "parameters": language_model.model.num_parameters(),
-            "bytes": sum(p.nbytes for p in language_model.model.parameters()),
+            "parameters": size_of(language_model.model)[0],
+            "bytes": size_of(language_model.model)[1],
             "prefill": round(prompt / median(prefills), 2),
             "decode": round(generated / median(decodes), 2),
         }

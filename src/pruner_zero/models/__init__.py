@@ -11,7 +11,13 @@ from pruner_zero.models.blocks import (
     run_block,
 )
 from pruner_zero.models.builtin import BUILTIN_MODELS
-from pruner_zero.models.compact import check_dropped, drop_blocks, shrink
+from pruner_zero.models.compact import (
+    check_dropped,
+    drop_blocks,
+    shrink,
+    size_of,
+    size_without_units,
+)
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
@@ -68,6 +74,8 @@ __all__ = [
     "save_model",
     "save_offloaded",
     "shrink",
+    "size_of",
+    "size_without_units",
     "spread_blocks",
     "start_token",
     "to_perplexity",

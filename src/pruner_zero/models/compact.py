@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,26 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import block_list, find_blocks
 from pruner_zero.models.units import Coupling, counts_left
+
+
+def size_of(module: nn.Module) -> tuple[int, int]:
+    """The number of a module's parameters and their bytes; what is tied counts once."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
+
+
+def size_without_units(
+    model: PreTrainedModel, couplings: Sequence[Coupling], kept: int
+) -> tuple[int, int]:
+    """What `size_of` gives once all but `kept` units of each coupling are cut out of `model`."""
+    numbers, nbytes = size_of(model)
+    for coupling in couplings:
+        consumer = model.get_submodule(coupling.consumer).get_parameter("weight")
+        producers = (model.get_submodule(name).parameters() for name in coupling.producers)
+        for parameter in (consumer, *chain.from_iterable(producers)):
+            cut = parameter.numel() // coupling.count * (coupling.count - kept)
+            numbers, nbytes = numbers - cut, nbytes - cut * parameter.itemsize
+    return numbers, nbytes
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from pruner_zero.choices import Mode
 from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
+from pruner_zero.pruning.depth import Blocks, choose_blocks
 from pruner_zero.pruning.masks import load_masks, save_masks
 from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
@@ -12,9 +13,11 @@ from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.scoring import reached_score
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.statistics import Statistics
+from pruner_zero.pruning.structured import Removal, Structured
 from pruner_zero.settings import PruneSettings
 
 __all__ = [
+    "Blocks",
     "MaskedResult",
     "MatrixRecord",
     "Method",
@@ -22,11 +25,14 @@ __all__ = [
     "Order",
     "PruneResult",
     "PruneSettings",
+    "Removal",
     "Statistics",
+    "Structured",
     "apply_masks",
     "calibration_texts",
     "calibration_windows",
     "check_plan",
+    "choose_blocks",
     "describe_steps",
     "load_masks",
     "parse_method",

@@ -8,22 +8,26 @@ from statistics import fmean
 import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
+from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
     check_dropped,
+    drop_blocks,
     find_blocks,
     find_matrices,
     run_block,
+    size_of,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.sparsity import LazyTensors, Pattern, Reach, Unstructured
+from pruner_zero.pruning.structured import Removal
+from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
 
 
 @dataclass(frozen=True)
-class Blocks(Pattern):
+class Blocks(Removal):
     """Whole blocks go, chosen before by their influence; scores have no part in it.
 
     influence: of every block, as `block_influence` gives it. dropped: the numbers of the blocks
@@ -47,6 +51,17 @@ class Blocks(Pattern):
             return torch.full_like(scores[name], name not in self.names, dtype=torch.bool)
 
         return LazyTensors(scores, mask)
+
+    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+        blocks = find_blocks(model)
+        numbers, nbytes = size_of(model)
+        for index in self.dropped:
+            gone = size_of(blocks[index])
+            numbers, nbytes = numbers - gone[0], nbytes - gone[1]
+        return numbers, nbytes
+
+    def shrink(self, model: PreTrainedModel) -> None:
+        drop_blocks(model, self.dropped)
 
     def __str__(self) -> str:
         listed = f": {', '.join(map(str, self.dropped))}" if self.dropped else ""

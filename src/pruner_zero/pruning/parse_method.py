@@ -5,6 +5,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import cast
 
+from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric import Metric
 from pruner_zero.pruning.method import (
@@ -14,6 +15,8 @@ from pruner_zero.pruning.method import (
     AllocationRule,
     Method,
 )
+from pruner_zero.pruning.parse_removal import STRUCTURES, check_steps, names_units, parse_removal
+from pruner_zero.settings import BLOCK_INFLUENCE
 from pruner_zero.sparsity import (
     SCOPES,
     STEPS,
@@ -42,6 +45,8 @@ def parse_method(
     refine: bool = False,
     asymmetric: bool = False,
     allocation: str | None = None,
+    structure: Structure | None = None,
+    multiple_of: int = 32,
 ) -> Method:
     """Read `METRIC[@SCOPE][@ALLOCATION][+asymmetric][+STEP]…`.
 
@@ -52,15 +57,26 @@ def parse_method(
     the mask that its sweep chooses. A scope in the text has precedence over `scope`, and that over
     the scope in a tree file; the default is "row". `update`, `refine`, `asymmetric` and
     `allocation`, which may also be a file, hold where the text names none.
-    Exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any Pattern
-    and leaves no choice of scope. Raises PrunerZeroError.
+
+    In place of the scope stands what a unit is where whole units are removed: channels or heads, or
+    blocks, whose METRIC is block-influence; then, if it is not `sparsity`, their share, as in
+    `wanda@channels=0.25`. `structure` holds where the text names none; multiple_of: as in
+    `Structured`.
+
+    For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
+    Pattern and leaves no choice of scope. Raises PrunerZeroError.
     """
-    if (sparsity is None) == (pattern is None):
-        raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     name = text.strip()
     rest, written = _split_steps(name)
     body, written_scope, written_rule = _split_groups(rest)
-    metric = Metric.of(SPARSEGPT_SCORE if body == SPARSEGPT else body)
+    removal = parse_removal(name, body, written_scope, structure, sparsity, multiple_of)
+    if removal:
+        pattern, sparsity, written_scope, scope = removal, None, None, None
+    if (sparsity is None) == (pattern is None):
+        raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
+    # Whole blocks are chosen before, whatever the scores.
+    known = {SPARSEGPT: SPARSEGPT_SCORE, BLOCK_INFLUENCE: "magnitude"}
+    metric = Metric.of(known.get(body, body))
     own = "obs" if body == SPARSEGPT else "none"
     default = pattern.update or own if isinstance(pattern, Pattern) else own
     asymmetric = asymmetric or "asymmetric" in written
@@ -80,6 +96,7 @@ def parse_method(
         fallback = "block" if body == SPARSEGPT else "row"
         chosen = cast(Scope, asked or metric.scope or fallback)
         zeros = Unstructured(sparsity or 0.0, chosen)
+    check_steps(name, zeros, steps)
     return Method(name, metric, zeros, steps, asymmetric, shares)
 
 
@@ -155,10 +172,10 @@ def _split_groups(body: str) -> tuple[str, str | None, str | None]:
             raise PrunerZeroError(f"'@{part}' is one too many: keep one scope and one allocation")
         if is_rule:
             rule = part
-        elif part in SCOPES:
+        elif part in SCOPES or names_units(part):
             scope = part
         else:
-            near = did_you_mean(part, (*SCOPES, *ALLOCATION_RULES))
+            near = did_you_mean(part, (*SCOPES, *STRUCTURES, *ALLOCATION_RULES))
             raise PrunerZeroError(f"unknown scope '{part}': {near}")
 
 
@@ -171,5 +188,5 @@ def _last_part(body: str) -> tuple[str, str | None]:
             if body[place] == "@" and isfile(part):
                 return body[:place].rstrip(), part
     before, at, after = body.rpartition("@")
-    word = re.fullmatch(r"[A-Za-z]+", after.strip()) if at else None
+    word = re.fullmatch(r"[A-Za-z]+(=[^\s@]*)?", after.strip()) if at else None
     return (before.rstrip(), word[0]) if word else (body, None)

@@ -15,7 +15,6 @@ from pruner_zero.models import (
     LanguageModel,
     OffloadedModel,
     as_language_model,
-    drop_blocks,
     find_matrices,
     load_offloaded,
     save_model,
@@ -24,14 +23,14 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.depth import Blocks, choose_blocks
+from pruner_zero.pruning.depth import choose_blocks
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
-from pruner_zero.pruning.structured import Structured
+from pruner_zero.pruning.structured import Removal, Structured
 from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
 from pruner_zero.recovery import Point, distill
 from pruner_zero.result_folder import build_folder, check_output
@@ -96,21 +95,23 @@ def prune(
     checked = read_settings(PruneSettings, given, config)
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
     by_influence = checked.structure == "blocks"
-    if by_influence:
-        zeros = Blocks(checked.sparsity or 0.0)
-    elif checked.structure:
-        zeros = Structured(checked.sparsity or 0.0, checked.structure, checked.multiple_of)
     method = parse_method(
-        # Whole blocks are chosen before, whatever the scores.
-        "magnitude" if by_influence else checked.metric,
-        sparsity=None if checked.structure else checked.sparsity,
+        checked.metric,
+        sparsity=checked.sparsity,
         pattern=zeros,
         scope=checked.scope,
         update=checked.update,
         refine=checked.refine,
         asymmetric=checked.asymmetric,
         allocation=checked.allocation,
+        structure=checked.structure,
+        multiple_of=checked.multiple_of,
     )
+    if isinstance(method.pattern, Removal) and not checked.structure:
+        raise PrunerZeroError(
+            f"{method.name} removes whole units: name them by --structure, and their share by "
+            "--sparsity"
+        )
     folder = None if output is None else check_output(output, overwrite)
     if checked.offload and model is not None and not isinstance(model, str | Path):
         raise PrunerZeroError(
@@ -177,10 +178,8 @@ def prune(
                     checkpoint=training,
                     progress=progress,
                 )
-        if isinstance(done.pattern, Structured):
+        if isinstance(done.pattern, Removal):
             done.pattern.shrink(language_model.model)
-        if isinstance(done.pattern, Blocks):
-            drop_blocks(language_model.model, done.pattern.dropped)
         parameters = before, language_model.model.num_parameters()
         calibrated = windows.describe() if len(windows) else {}
         origin = {

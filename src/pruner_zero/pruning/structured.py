@@ -1,5 +1,6 @@
-"""The pattern that removes whole units of every block, as a mask until the model is saved."""
+"""Patterns that remove whole units of every block: a mask until the model is saved."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -8,15 +9,33 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Coupling, find_couplings, is_loadable, shrink
+from pruner_zero.models import (
+    Coupling,
+    find_couplings,
+    is_loadable,
+    shrink,
+    size_without_units,
+)
 from pruner_zero.sparsity import Pattern, Reach, Unstructured
 from pruner_zero.sparsity.selection import comparable, keep_highest
 
 _WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value heads"}
 
 
+class Removal(Pattern):
+    """A pattern whose zeros are cut out of the model once it is pruned."""
+
+    @abstractmethod
+    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+        """The parameters of the smaller model and their bytes, before anything is cut."""
+
+    @abstractmethod
+    def shrink(self, model: PreTrainedModel) -> None:
+        """Cut what is masked out of `model`, in place."""
+
+
 @dataclass(frozen=True)
-class Structured(Pattern):
+class Structured(Removal):
     """The units with the lowest totals go, the same number of every block.
 
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
@@ -97,8 +116,10 @@ class Structured(Pattern):
                 masks[name] = (along if axis else along[:, None]).expand(shape)
         return masks
 
+    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+        return size_without_units(model, self.couplings, self.kept)
+
     def shrink(self, model: PreTrainedModel) -> None:
-        """Cut the masked units out of the model, in place."""
         shrink(model, self.couplings, self.structure, self.kept)
 
     def __str__(self) -> str:

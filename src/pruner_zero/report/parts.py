@@ -91,7 +91,15 @@ def _prune(run: PruneRun) -> dict[str, Any]:
 
 def _comparison(run: ComparisonRun) -> dict[str, Any]:
     best = run.ranked[0] if run.ranked else None
-    header = ("method", "group", "mode", "perplexity", "zeros", "seconds", "peak memory")
+    header: tuple[str, ...] = ("method", "group", "mode", "perplexity", "zeros")
+    header += ("seconds", "peak memory")
+    cells = [_row(row) for row in run.rows]
+    if len(run.competing) < sum("expression" in row for row in run.rows):
+        header += ("parameters",)
+        sizes = [row.get("parameters") for row in run.rows]
+        cells = [
+            (*row, f"{size:,}" if size else "") for row, size in zip(cells, sizes, strict=True)
+        ]
     text = run.windows.get("evaluation", {})
     caption = "Perplexity per token"
     if text:
@@ -108,7 +116,7 @@ def _comparison(run: ComparisonRun) -> dict[str, Any]:
     return {
         "kind": "comparison",
         "run": run,
-        "table": Table(header, tuple(map(_row, run.rows)), 3, marked),
+        "table": Table(header, tuple(cells), 3, marked),
         "caption": f"{caption}. Seconds and memory are those of pruning alone.",
         "best": portrait(parse(best["expression"]), best.get("scope")) if best else None,
         "remarks": remarks,

@@ -42,9 +42,16 @@ class ComparisonRun(_Saved):
     rows: tuple[Mapping[str, Any], ...]
 
     @property
+    def competing(self) -> list[Mapping[str, Any]]:
+        """The rows of methods that prune weights; a model with fewer parameters is another task."""
+        most = max((row.get("parameters") or 0 for row in self.rows), default=0)
+        rows = [row for row in self.rows if "expression" in row]
+        return [row for row in rows if row.get("parameters", most) == most]
+
+    @property
     def ranked(self) -> list[Mapping[str, Any]]:
-        """The rows of methods that prune and have a perplexity, the lowest first."""
-        rows = [row for row in self.rows if row["perplexity"] is not None and "expression" in row]
+        """The rows of competing methods that have a perplexity, the lowest first."""
+        rows = [row for row in self.competing if row["perplexity"] is not None]
         return sorted(rows, key=lambda row: float(row["perplexity"]))
 
 
@@ -103,11 +110,13 @@ def _read_comparison(path: Path) -> ComparisonRun:
     rows = tuple(values["rows"])
     # Raise where a row lacks what all have, or holds a wrong type or an invalid metric.
     for row in rows:
-        for number in (row["perplexity"], row["sparsity"], row.get("seconds")):
+        costs = ("seconds", "parameters")
+        for number in (row["perplexity"], row["sparsity"], *map(row.get, costs)):
             if not isinstance(number, float | int | None):
                 raise TypeError(f"{number!r} is no number")
         if not isinstance(row["method"], str):
             raise TypeError(f"{row['method']!r} is no method")
-        if "expression" in row:
+        # Whole blocks go without a metric.
+        if row.get("expression") is not None:
             parse(row["expression"])
     return ComparisonRun(path, settings, windows, origin, rows)

@@ -56,7 +56,7 @@ def _comparison(run: ComparisonRun) -> Markup:
         return Markup("No method could be measured {}.").format(_at(run.settings))
     first, *rest = run.ranked
     sentence = Markup("Of {} methods {}, {} has the lowest perplexity on {}, {:,.2f}").format(
-        sum("expression" in row for row in run.rows),
+        len(run.competing),
         _at(run.settings),
         _code(first["method"]),
         _code(run.windows.get("evaluation", {}).get("text", "the test text")),

@@ -18,11 +18,12 @@ from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.options import Option, options_of
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, PruneSettings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchOptions
 
 __all__ = [
+    "BLOCK_INFLUENCE",
     "CLASSICS",
     "MAIN",
     "STRINGS",

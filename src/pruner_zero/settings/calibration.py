@@ -136,3 +136,8 @@ class MethodSettings(CalibrationSettings, SparsitySettings):
             "one-shot: all statistics come from the dense model.",
         )
     )
+    multiple_of: Annotated[int, Cli(panel="What is pruned")] = Field(
+        32,
+        ge=1,
+        description="Where channels are removed, every MLP keeps a multiple of so many channels.",
+    )

@@ -7,7 +7,7 @@ from pydantic import Field
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
-from pruner_zero.settings.prune import METHOD
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 
@@ -21,7 +21,9 @@ class CompareSettings(ModelSettings, MethodSettings):
         Field(
             CLASSICS,
             description=f"Methods with commas between them, each {METHOD}; dense is the unpruned "
-            'model. The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
+            "model. METRIC@channels=0.25 and METRIC@heads=0.25 remove so many of these units as "
+            f"prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 so many blocks. "
+            'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
         )
     )
     text: Annotated[str, MAIN] = Field(

@@ -115,11 +115,6 @@ class PruneSettings(ModelSettings, MethodSettings):
         "that share them, whose weights are then corrected by least squares unless --update says "
         "otherwise; or blocks, those that change their input the least. --sparsity is their share.",
     )
-    multiple_of: Annotated[int, Cli(panel="What is pruned")] = Field(
-        32,
-        ge=1,
-        description="With --structure channels, every MLP keeps a multiple of so many channels.",
-    )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
     )

@@ -1,0 +1,73 @@
+"""How it is written which units go: `METRIC@channels=0.25`, or as options of `prune`."""
+
+from collections.abc import Sequence
+from typing import cast, get_args
+
+from pruner_zero.choices import Structure
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.pruning.depth import Blocks
+from pruner_zero.pruning.structured import Removal, Structured
+from pruner_zero.settings import BLOCK_INFLUENCE
+from pruner_zero.sparsity import STEPS, Pattern
+
+STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+
+
+def names_units(part: str) -> bool:
+    """Whether `part`, what stands after the @ of a method, is of the form STRUCTURE[=SHARE]."""
+    return part.partition("=")[0] in STRUCTURES
+
+
+def parse_removal(
+    name: str,
+    metric: str,
+    part: str | None,
+    structure: Structure | None,
+    sparsity: float | None,
+    multiple_of: int,
+) -> Removal | None:
+    """The pattern of a method that removes whole units, None for one that removes weights.
+
+    name, metric: the text of the method, and of its metric. part: what stands after its @, which
+    may name the units and their share; `structure` and `sparsity` hold where it does not.
+    multiple_of: as in `Structured`. Raises PrunerZeroError.
+    """
+    if part is not None and names_units(part):
+        if structure:
+            raise PrunerZeroError(f"{name} names its units: leave out --structure {structure}")
+        word, _, written = part.partition("=")
+        structure, sparsity = cast(Structure, word), _share(name, written, sparsity)
+    if structure is None:
+        return None
+    if (structure == "blocks") != (metric == BLOCK_INFLUENCE):
+        raise PrunerZeroError(
+            f"{metric} does not choose {structure}: whole blocks go by {BLOCK_INFLUENCE}, channels "
+            "and heads by a metric"
+        )
+    share = sparsity or 0.0
+    return Blocks(share) if structure == "blocks" else Structured(share, structure, multiple_of)
+
+
+def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
+    """Raise PrunerZeroError for a step that changes nothing where `pattern` removes whole units."""
+    if not isinstance(pattern, Removal):
+        return
+    blocks = isinstance(pattern, Blocks)
+    idle = [step for step in steps if blocks or STEPS[step].changes != "weights"]
+    if idle:
+        raise PrunerZeroError(
+            f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"
+        )
+
+
+def _share(name: str, written: str, sparsity: float | None) -> float:
+    """The share of the units that goes: as it is written, else that of the settings."""
+    if not written and sparsity is not None:
+        return sparsity
+    try:
+        return float(written)
+    except ValueError:
+        raise PrunerZeroError(
+            f"{name} does not say which share of its units goes: write it as in @channels=0.25, or "
+            "give --sparsity"
+        ) from None
