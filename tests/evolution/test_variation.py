@@ -14,6 +14,7 @@ from pruner_zero.evolution.variation import (
     published_crossover,
 )
 from pruner_zero.metric import Call, Expression, Shape, format, parse
+from pruner_zero.metric.canonical import canonical
 from tests.evolution.spaces import SPACES, WIDE
 from tests.metric.strategies import lightly
 
@@ -139,6 +140,16 @@ def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
 
 def test_terminal_changes_one_leaf_and_keeps_a_matrix() -> None:
     assert children("terminal", "W * X") == {"G * X", "W * W", "W * G", "W * O", "O * X"}
+
+
+def test_products_gain_lose_and_exchange_factors() -> None:
+    space = SearchSpace(exponents=(0.5,))
+    made = {parse(text) for text in children("factor", "W * X^0.75", space)}
+    wanted = ("W * sqrt(O) * X^0.75", "W", "G * X^0.75", "W * O^0.75", "W * G^0.75")
+    assert {canonical(parse(text), "global") for text in wanted} <= {
+        canonical(child, "global") for child in made
+    }
+    assert parse("X^0.75") not in made, "it gives no score to each weight"
 
 
 def test_constants_change_only_where_there_are_any() -> None:

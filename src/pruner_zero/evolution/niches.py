@@ -29,6 +29,7 @@ _WEIGHTS = {
     "operator": 1.5,
     "exponent": 3.0,
     "terminal": 1.0,
+    "factor": 3.0,
     "constant": 1.0,
 }
 

@@ -16,6 +16,7 @@ from pruner_zero.evolution.generate import (
 )
 from pruner_zero.evolution.space import SearchSpace, positions
 from pruner_zero.metric import OPERATORS, Call, Constant, Expression, Terminal
+from pruner_zero.metric.canonical import factors, product
 
 # None where no allowed child was found.
 Child = Expression | None
@@ -178,6 +179,29 @@ def terminal(generator: Generator, expression: Expression, space: SearchSpace) -
 
 
 @_tried
+def factor(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
+    """As a product, with a power of a terminal more, a factor less, or a terminal exchanged.
+
+    An order depends mostly on how much each terminal counts, and these are the smallest steps
+    between products.
+    """
+    coefficient, bases = factors(expression)
+    step = generator.random()
+    if step < 0.25:
+        del bases[_pick(generator, list(bases))]
+        return product(coefficient, bases) if bases else None
+    name = Terminal(_pick(generator, list(space.terminals)))
+    exponent = 1.0
+    if step < 0.5:
+        exponent = bases.pop(_pick(generator, list(bases)))
+    elif "power" in space.operators and space.exponents:
+        exponent = random_exponent(generator, space).value
+    if name in bases:
+        return None
+    return product(coefficient, {**bases, name: exponent})
+
+
+@_tried
 def constant(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """A numeric leaf scaled by a random factor near 1, sometimes drawn anew or negated."""
     numbers = [(i, node) for i, node in positions(expression) if isinstance(node, Constant)]
@@ -194,7 +218,10 @@ def constant(generator: Generator, expression: Expression, space: SearchSpace) -
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
     {
         mutation.__name__: mutation
-        for mutation in [grow, shrink, hoist, replace, swap, operator, exponent, terminal, constant]
+        for mutation in [
+            *(grow, shrink, hoist, replace, swap, operator),
+            *(exponent, terminal, factor, constant),
+        ]
     }
 )
 

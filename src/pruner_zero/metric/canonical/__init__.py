@@ -4,8 +4,8 @@ Search, analysis and report use this room; nothing else in `metric/` depends on 
 """
 
 from pruner_zero.metric.canonical.form import canonical, masks
-from pruner_zero.metric.canonical.normal import factors
+from pruner_zero.metric.canonical.normal import factors, product
 from pruner_zero.metric.canonical.simplify import simplify_opposing
 from pruner_zero.metric.canonical.skeleton import Skeleton
 
-__all__ = ["Skeleton", "canonical", "factors", "masks", "simplify_opposing"]
+__all__ = ["Skeleton", "canonical", "factors", "masks", "product", "simplify_opposing"]
