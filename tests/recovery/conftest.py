@@ -1,12 +1,14 @@
 """Pruned tiny models and a text that they can learn something from."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.pruning import prune
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -37,6 +39,15 @@ def save_pruned(folder: Path, architecture: str = "llama", blocks: int = 2) -> P
     language_model, _ = pruned_model(architecture, blocks=blocks)
     language_model.model.save_pretrained(folder)
     language_model.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def save_compact(folder: Path, prose: str, structure: str, dense: Path) -> Path:
+    """The model at `dense` without half of its units, saved by prune."""
+    sizes = {"windows": 3, "seqlen": 24, "multiple_of": 8}
+    metric = None if structure == "blocks" else "wanda"
+    given: dict[str, Any] = {"structure": structure, "sparsity": 0.5, **sizes}
+    prune(dense, metric, calibration=[prose], output=folder, **given)
     return folder
 
 

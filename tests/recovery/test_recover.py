@@ -12,8 +12,9 @@ from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.recovery import RecoverResult, recover
 from pruner_zero.recovery.train import Training
 from pruner_zero.text import Corpus
+from tests.conftest import save_tiny
 from tests.full_disk import full_disk
-from tests.recovery.conftest import pruned_model, save_pruned
+from tests.recovery.conftest import pruned_model, save_compact, save_pruned
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, tiny_model
@@ -164,6 +165,34 @@ def test_a_teacher_by_name_or_as_an_object(llama_folder: Path, prose: str) -> No
         hashed = None if teacher is None else load_model(llama_folder).fingerprint()
         assert result.provenance["teacher_sha256"] == hashed
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize(
+    ("structure", "mode"), [("channels", "full"), ("heads", "lora"), ("blocks", "full")]
+)
+def test_a_smaller_model_learns_from_the_dense_one_of_other_widths(
+    structure: str, mode: str, prose: str, tmp_path: Path
+) -> None:
+    dense = save_tiny(tmp_path / "dense", blocks=4)
+    folder = save_compact(tmp_path / "compact", prose, structure, dense)
+    before = AutoModelForCausalLM.from_pretrained(folder)
+    given: dict[str, Any] = {"teacher": dense, "mode": mode, "keep": "last"}
+    result = run(folder, prose, output=tmp_path / "out", **given)
+    assert result.loss_after < result.loss_before
+    assert "zeros" not in repr(result)
+    after = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (
+        after.num_parameters() == before.num_parameters() < load_model(dense).model.num_parameters()
+    )
+    pairs = list(zip(find_matrices(before), find_matrices(after), strict=True))
+    assert all(one.weight.shape == other.weight.shape for one, other in pairs)
+    assert all(float((one.weight != other.weight).float().mean()) > 0.9 for one, other in pairs)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"taught by `{dense}`.\n" in card
+    assert "mask" not in card.split("## Recovery")[1]
+    assert json.loads((tmp_path / "out" / "pruning.json").read_text())["settings"]["structure"]
+    line = refusal(lambda: run(folder, prose, mode=mode))
+    assert "where whole units went the dense model as --teacher" in line
 
 
 def test_what_cannot_be_recovered_is_one_line(

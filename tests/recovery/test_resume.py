@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from pruner_zero.progress import Progress
 from pruner_zero.recovery import recover
 from pruner_zero.text import Corpus
+from tests.conftest import save_tiny
 from tests.processes import Forked
-from tests.recovery.conftest import save_pruned
+from tests.recovery.conftest import save_compact, save_pruned
 from tests.text.refusals import refusal
 
 STEPS = 24
@@ -124,9 +125,10 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
     assert output.exists()
 
 
-def stopped_run(model: Path, prose: str, output: Path) -> dict[str, Any]:
+def stopped_run(model: Path, prose: str, output: Path, **more: Any) -> dict[str, Any]:
     """A run that is stopped in its fourth step; what it was asked."""
-    given: dict[str, Any] = {"steps": 8, "seqlen": 16, "validations": 8, "checkpoint_minutes": 0}
+    sizes = {"steps": 8, "seqlen": 16, "validations": 8, "checkpoint_minutes": 0}
+    given: dict[str, Any] = {**sizes, **more}
 
     class Stopping(Progress):
         def note(self, line: str) -> None:
@@ -183,6 +185,22 @@ def test_how_often_is_saved_may_change_on_the_way(
         load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole")
     )
     assert all(bool((ours[name] == whole[name]).all()) for name in whole)
+
+
+def test_a_smaller_model_goes_on_with_its_teacher(
+    llama_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    compact = save_compact(tmp_path / "compact", prose, "channels", llama_folder)
+    output, text = tmp_path / "out", Corpus("prose", prose)
+    given = stopped_run(compact, prose, output, teacher=llama_folder)
+    assert steps_on_disk(output) == 3
+    other = {**given, "teacher": save_tiny(tmp_path / "other", seed=1)}
+    line = refusal(partial(recover, compact, text=text, output=output, **other))
+    assert "the teacher's weights changed" in line
+    for folder in (output, tmp_path / "whole"):
+        recover(compact, text=text, output=folder, **given)
+    assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 3
+    check_same(output, tmp_path / "whole")
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")

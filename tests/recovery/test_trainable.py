@@ -1,13 +1,16 @@
 """Masks are read off the zeros, and what is trained cannot reach them."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
-from pruner_zero.models import find_matrices
-from pruner_zero.recovery.trainable import KeptWeights, read_masks, sparsity
+from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.recovery.trainable import KeptWeights, check_pruned, read_masks, sparsity
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
+from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
 
@@ -23,14 +26,19 @@ def test_the_masks_are_the_zeros_of_every_matrix(architecture: str) -> None:
     assert sparsity(matrices) == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_dense_model_is_refused() -> None:
-    matrices = find_matrices(tiny_model("llama"))
-    matrices[0].weight[0, :3] = 0
-    line = refusal(lambda: read_masks(matrices, "some/model"))
-    assert line == (
-        "some/model is not pruned, 0.02% of its prunable weights are zero: "
-        "give the folder that prune wrote"
+def test_a_dense_model_is_refused_unless_its_teacher_is_larger() -> None:
+    small, large = (
+        LanguageModel(tiny_model("llama", blocks=blocks), tiny_tokenizer(), "some/model")
+        for blocks in (2, 3)
     )
+    find_matrices(small.model)[0].weight[0, :3] = 0
+    for teacher in (None, small):
+        assert refusal(partial(check_pruned, small, teacher)) == (
+            "some/model is not pruned, 0.02% of its prunable weights are zero: give the folder "
+            "that prune wrote, and where whole units went the dense model as --teacher"
+        )
+    check_pruned(small, large)
+    check_pruned(pruned_model()[0], None)
 
 
 def test_a_quantized_model_is_refused() -> None:

@@ -37,8 +37,9 @@ def recover(
         }
         print(json.dumps(summary))
         return
+    zeros = f", {result.sparsity_after:.2%} of the weights still zero" if result.has_zeros else ""
     print(
         f"{result.output}: validation loss {result.loss_before:.4f} before, "
-        f"{result.loss_after:.4f} after {result.kept_step} steps, "
-        f"{result.sparsity_after:.2%} of the weights still zero ({result.cost.seconds:.0f} s)"
+        f"{result.loss_after:.4f} after {result.kept_step} steps{zeros} "
+        f"({result.cost.seconds:.0f} s)"
     )

@@ -28,6 +28,7 @@ from pruner_zero.recovery.train import Training
 from pruner_zero.recovery.trainable import (
     KeptWeights,
     Trainable,
+    check_pruned,
     float32_weights,
     read_masks,
     sparsity,
@@ -57,8 +58,9 @@ def recover(
     """Fine-tune a pruned model so that every zero weight stays zero, and save it to `output`.
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
-    place; None where `config` names it. Its zeros are its mask. text: what `load_corpus` takes;
-    the last tenth is for validation. teacher: the dense model, for distillation. settings: the
+    place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
+    that is left is trained, and the teacher is needed. text: what `load_corpus` takes; the last
+    tenth is for validation. teacher: the dense model, for distillation. settings: the
     other fields of `RecoverSettings`, such as minutes=10 or mode="lora". config: a YAML file of
     settings; arguments win over it.
 
@@ -87,6 +89,7 @@ def recover(
     check_weights(matrices)
     masks = read_masks(matrices, checked.model)
     dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned, checked.device)
+    check_pruned(pruned, dense)
     origin = {
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,

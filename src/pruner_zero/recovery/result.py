@@ -11,6 +11,7 @@ from pruner_zero.files import write_atomic, writing
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.recovery.train import Point
+from pruner_zero.recovery.trainable import LEAST_SPARSITY
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.table import Tabular
 
@@ -56,11 +57,17 @@ class RecoverResult(Tabular):
         """The validation loss of the saved weights."""
         return next(p.validation_loss for p in self.curve if p.step == self.kept_step)
 
+    @property
+    def has_zeros(self) -> bool:
+        """Whether weights were pruned, and not whole units alone."""
+        return self.sparsity_after >= LEAST_SPARSITY
+
     def caption(self) -> str:
         """The validation loss before and after, and the folder."""
         where = f"{self.output}: " if self.output else ""
+        zeros = f"{self.sparsity_after:.2%} zeros; " if self.has_zeros else ""
         return (
-            f"{where}{self.sparsity_after:.2%} zeros; loss on held-out text "
+            f"{where}{zeros}loss on held-out text "
             f"{self.loss_before:.4f} before, {self.loss_after:.4f} at step {self.kept_step}"
         )
 
@@ -100,9 +107,13 @@ class RecoverResult(Tabular):
 def model_card(result: RecoverResult, pruned: Path) -> str:
     """The model card in Markdown: that of `pruned`, if it has one, and a section on recovery."""
     settings, last = result.settings, result.curve[-1]
+    kept = under = ""
+    if result.has_zeros:
+        kept = f" Every pruned weight is still zero ({result.sparsity_after:.2%} of all)."
+        under = " under the pruning mask"
     how = {
         "full": "all kept weights",
-        "lora": f"a LoRA of rank {settings.rank} under the pruning mask, merged since",
+        "lora": f"a LoRA of rank {settings.rank}{under}, merged since",
     }[settings.mode]
     norms = ", norms and biases" if settings.norms else ""
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
@@ -118,8 +129,7 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
 ## Recovery
 
 Fine-tuned ({how}{norms}) for {last.step} steps on {last.tokens} tokens of \
-`{result.training["text"]}`{taught}. Every pruned weight is still zero \
-({result.sparsity_after:.2%} of all).
+`{result.training["text"]}`{taught}.{kept}
 
 | | step | loss on held-out text, nats per token |
 |---|---|---|

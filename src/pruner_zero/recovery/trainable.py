@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Matrix, parameters_of
+from pruner_zero.models import LanguageModel, Matrix, find_matrices, parameters_of, size_of
 
 # A dense model has a few zeros by rounding; below this share a model counts as not pruned.
 LEAST_SPARSITY = 0.01
@@ -82,8 +82,7 @@ def with_gradient(tensor: Tensor) -> Tensor:
 def read_masks(matrices: Sequence[Matrix], name: str) -> dict[str, Tensor]:
     """The masks of all parameters that hold `matrices`: bool, True = kept, in stored layout.
 
-    Raises PrunerZeroError where the model `name` has hardly any zeros, or stores weights in a
-    quantized form.
+    Raises PrunerZeroError where the model `name` stores weights in a quantized form.
     """
     parameters = parameters_of(matrices)
     for parameter_name, parameter in parameters.items():
@@ -92,14 +91,19 @@ def read_masks(matrices: Sequence[Matrix], name: str) -> dict[str, Tensor]:
                 f"{parameter_name} of {name} is quantized and cannot be trained: "
                 "give the pruned model with its weights in floating point"
             )
-    masks = {name: parameter.data != 0 for name, parameter in parameters.items()}
-    zeros = sparsity(matrices)
-    if zeros < LEAST_SPARSITY:
+    return {name: parameter.data != 0 for name, parameter in parameters.items()}
+
+
+def check_pruned(pruned: LanguageModel, dense: LanguageModel | None) -> None:
+    """Raise PrunerZeroError where a model has hardly any zeros and is no smaller than `dense`."""
+    zeros = sparsity(find_matrices(pruned.model))
+    if zeros >= LEAST_SPARSITY:
+        return
+    if dense is None or size_of(pruned.model) >= size_of(dense.model):
         raise PrunerZeroError(
-            f"{name} is not pruned, {zeros:.2%} of its prunable weights are zero: "
-            "give the folder that prune wrote"
+            f"{pruned.name} is not pruned, {zeros:.2%} of its prunable weights are zero: give the "
+            "folder that prune wrote, and where whole units went the dense model as --teacher"
         )
-    return masks
 
 
 def sparsity(matrices: Sequence[Matrix]) -> float:

@@ -38,7 +38,9 @@ class RecoverSettings(ModelSettings):
         "under the mask and merge them at the end.",
     )
     teacher: Annotated[str | None, MAIN] = Field(
-        None, description="The dense model, for distillation from its logits."
+        None,
+        description="The dense model, for distillation from its logits; needed where prune "
+        "--structure removed whole units.",
     )
     teacher_share: float = Field(
         0.5, gt=0, le=1, description="Weight of the distillation loss; the rest is the text's loss."
