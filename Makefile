@@ -18,24 +18,30 @@ $(BIN)/.developing: $(BIN)/.installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
-# One small set of calibration windows for all three, so that its statistics are collected once.
+# One small set of calibration windows for all steps, so that its statistics are collected once.
 CALIBRATION := --calibration builtin:pydoc --windows 8 --seed 0
 
+TEXT := --text builtin:pydoc
 BEST := runs/demo/search/best.json
 
 demo: $(BIN)/.installed
 	$(BIN)/pruner-zero search $(MODEL) --sparsity 0.5 $(CALIBRATION) --search-text builtin:pydoc \
-		--search-windows 6 --minutes 2 -o runs/demo/search
+		--search-windows 6 --final-windows 6 --minutes 2 -o runs/demo/search
 	$(BIN)/pruner-zero prune $(MODEL) --metric $(BEST) --refine \
 		--sparsity 0.5 --mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
+	$(BIN)/pruner-zero prune $(MODEL) --structure channels --sparsity 0.25 --metric wanda \
+		--mode one-shot $(CALIBRATION) -o runs/demo/smaller --overwrite
 	$(BIN)/pruner-zero compare $(MODEL) \
-		--methods "dense,wanda,pruner-zero,sparsegpt,$(BEST),$(BEST)+refine" \
-		--sparsity 0.5 --mode one-shot $(CALIBRATION) --text builtin:pydoc --windows-eval 4 \
+		--methods "dense,wanda,pruner-zero,sparsegpt,$(BEST)" \
+		--sparsity 0.5 --mode one-shot $(CALIBRATION) $(TEXT) --windows-eval 4 \
 		-o runs/demo/compare.json
+	$(BIN)/pruner-zero evaluate runs/demo/model $(TEXT) --windows 4
+	$(BIN)/pruner-zero evaluate runs/demo/smaller $(TEXT) --windows 4
+	$(BIN)/pruner-zero evaluate runs/demo/smaller --speed --seqlen 256 --beside runs/demo/model
 	$(BIN)/pruner-zero report runs/demo/search runs/demo/model runs/demo/compare.json \
 		-o runs/demo/report.html
-	@echo "the report: runs/demo/report.html; the pruned model: runs/demo/model;"
-	@echo "every candidate: runs/demo/search/journal.jsonl"
+	@echo "the report: runs/demo/report.html; half of the weights zero: runs/demo/model;"
+	@echo "smaller and faster: runs/demo/smaller; every candidate: runs/demo/search/journal.jsonl"
 
 # A process for each of two cores, with a thread each; the tests of a file stay together.
 test: $(BIN)/.developing
