@@ -3,9 +3,9 @@
     python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw \
         --arms default random --seeds 0 1 2 3 4 --minutes 6
 
-All runs share the model, the statistics, the search windows and the rungs, and have the same minutes
-of the processor, one thread, statistics not counted. What each run chose is measured on windows of
-another text, which nothing before has read. A run is a file under benchmarks/results/duel; runs
+All runs share the model, the statistics, the search windows and the rungs, and have the same
+minutes of the processor, one thread, statistics not counted. What each run chose is measured on
+windows of another text, which nothing before has read. A run is a file under benchmarks/results/duel; runs
 that are there are kept. The page is duel.md.
 """
 
@@ -151,9 +151,9 @@ def write_page() -> None:
         "Made by `python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw` with"
         " the zeros, arms, seeds and minutes in the tables: minutes of the processor, one thread,"
         " without the statistics. SmolLM2-135M. All runs of a table share the statistics (24"
-        " windows of the first half of WikiText-2 validation), the search windows (of its second half), the"
-        " rungs and the final race. The loss is that of what a run chose, on 48 windows of"
-        " WikiText-2 test, which nothing before has read.",
+        " windows of the first half of WikiText-2 validation), the search windows (of its second"
+        " half), the rungs and the final race. The loss is that of what a run chose, on 48 windows"
+        " of WikiText-2 test, which nothing before has read.",
         "",
     ]
     for zeros in dict.fromkeys(json.dumps(result["zeros"]) for result in results):
