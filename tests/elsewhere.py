@@ -49,7 +49,7 @@ class Elsewhere(Tensor):
 
     def tolist(self) -> Any:
         """The values, for which torch asks no subclass."""
-        return self.held.tolist()
+        return self.cpu().tolist()
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
@@ -79,6 +79,51 @@ class _Factories(TorchDispatchMode):
     ) -> Any:
         del types
         return _compute(func, args, kwargs or {})
+
+
+@contextmanager
+def waits() -> Iterator[list[str]]:
+    """The operations inside for whose outcome a real accelerator would be waited for.
+
+    Their results are numbers, or tensors whose size depends on values, or they leave the device.
+    """
+    operations: list[str] = []
+    recorder: Any = _Recorder
+    with recorder(operations):
+        yield operations
+
+
+class _Recorder(TorchDispatchMode):
+    def __init__(self, operations: list[str]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.operations = operations
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        del types
+        given = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        packet = func.overloadpacket
+        masks = packet in _INDEXING and any(leaf.dtype == torch.bool for leaf in given[1:])
+        result = func(*args, **(kwargs or {}))
+        moved = func in _MOVES and _place(given[-1]) != _place(result)
+        there = any(isinstance(leaf, Elsewhere) for leaf in [*given, result])
+        if there and (packet in _WAITING or masks or moved):
+            self.operations.append(str(func))
+        return result
+
+
+_INDEXING = (torch.ops.aten.index, torch.ops.aten.index_put, torch.ops.aten.index_put_)
+
+_WAITING = (
+    torch.ops.aten._local_scalar_dense,
+    torch.ops.aten.bincount,
+    torch.ops.aten.equal,
+    torch.ops.aten.masked_select,
+    torch.ops.aten.nonzero,
+    torch.ops.aten.repeat_interleave,
+    torch.ops.aten._unique2,
+)
 
 
 def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

@@ -18,11 +18,9 @@ from pruner_zero.sparsity import (
     Unstructured,
     keep_mask,
 )
-from pruner_zero.sparsity.selection import (
-    _thresholds,
-    _thresholds_anywhere,
-)
+from pruner_zero.sparsity.selection import keep_highest, keep_n_of_m
 from pruner_zero.sparsity.threshold import _histogram, _histogram_anywhere
+from tests.elsewhere import HERE, elsewhere, waits
 from tests.sparsity import reference
 
 DENORMAL, HUGE = 1e-45, 3.4e38
@@ -175,15 +173,59 @@ def test_a_large_matrix_agrees_with_the_stable_sort(scale: float) -> None:
     assert torch.equal(mask, expected.view(scores.shape))
 
 
+# Groups in which most scores tie, infinities among them, which the kernel orders too.
+few_scores = st.sampled_from([float("-inf"), -1.0, -0.0, 0.0, DENORMAL, 1.0, float("inf")])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(2, 16), st.integers(1, 3), st.integers(1, 3), st.data())
+def test_ranks_by_comparison_are_those_of_the_stable_sort_on_every_device(
+    m: int, out: int, groups: int, data: st.DataObject
+) -> None:
+    n = data.draw(st.integers(1, m - 1), label="n")
+    width = groups * m
+    values = data.draw(st.lists(few_scores, min_size=out * width, max_size=out * width))
+    scores = torch.tensor(values).view(out, width)
+    expected = reference.keep_groups(scores, m, n)
+    assert torch.equal(keep_n_of_m(scores, n, m), expected)
+    with elsewhere():
+        assert torch.equal(keep_n_of_m(scores.to(HERE), n, m).cpu(), expected)
+        # As the sweep gives them, columns contiguous.
+        swept = scores.t().contiguous().to(HERE).t()
+        assert torch.equal(keep_n_of_m(swept, n, m).cpu(), expected)
+
+
 @settings(max_examples=200, deadline=None)
-@given(sides, sides, st.data(), seeds)
-def test_both_threshold_kernels_agree(out: int, width: int, data: st.DataObject, seed: int) -> None:
-    pruned = data.draw(st.integers(1, width), label="pruned")
-    rows = random_scores((out, width + 1), seed)
-    for ours, others in zip(
-        _thresholds(rows, pruned), _thresholds_anywhere(rows, pruned), strict=True
-    ):
-        assert torch.equal(ours, others)
+@given(sides, st.integers(1, 40), st.data(), seeds)
+def test_rows_elsewhere_are_those_here(
+    out: int, width: int, data: st.DataObject, seed: int
+) -> None:
+    pruned = data.draw(st.integers(0, width), label="pruned")
+    rows = random_scores((out, width), seed).contiguous()
+    with elsewhere():
+        mask = keep_highest(rows.to(HERE), pruned).cpu()
+    assert torch.equal(mask, keep_highest(rows, pruned))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        SemiStructured(2, 4),
+        SemiStructured(4, 8),
+        SemiStructured(16, 32),
+        Unstructured(0.5, "row"),
+        Unstructured(0.5, "block"),
+    ],
+)
+def test_nothing_waits_for_the_device_group_by_group(
+    pattern: Unstructured | SemiStructured,
+) -> None:
+    # Once a matrix: whether its scores are finite.
+    with elsewhere():
+        scores = torch.ones(3, 512).to(HERE)
+        with waits() as waited:
+            keep_mask(scores, pattern)
+    assert waited == ["aten._local_scalar_dense.default"]
 
 
 @settings(max_examples=50, deadline=None)

@@ -47,7 +47,9 @@ def _value(
             values[node] = terminals[node.name].to(torch.float32)
         elif isinstance(node, Constant):
             device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
-            values[node] = torch.tensor([[node.value]], dtype=torch.float32).to(device)
+            # Made in its place: a copy to a GPU waits for all the work that is queued there.
+            value = torch.tensor(node.value, dtype=torch.float32).item()
+            values[node] = torch.full((1, 1), value, dtype=torch.float32, device=device)
         else:
             assert isinstance(node, Call)
             operands = [_value(operand, terminals, uses, values) for operand in node.operands]

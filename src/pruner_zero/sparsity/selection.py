@@ -7,6 +7,7 @@ weights above it stay, and only where equal scores lie on both sides does order 
 import math
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,41 +61,66 @@ def keep_highest(rows: Tensor, pruned: int) -> Tensor:
     """
     if pruned in (0, rows.shape[1]):
         return torch.full(rows.shape, pruned == 0, dtype=torch.bool, device=rows.device)
+    if rows.device.type != "cpu":
+        return _keep_above(rows, rows.kthvalue(pruned, dim=1, keepdim=True).values, pruned)
     threshold, tied = _thresholds(rows, pruned)
     keep = rows > threshold
     chunk = max(1, CHUNK // rows.shape[1])
     for index in tied.nonzero()[:, 0].split(chunk):
-        values, limit = rows[index], threshold[index]
-        ties = values == limit
-        spare = pruned - (values < limit).sum(1, keepdim=True)
-        keep[index] |= ties & (ties.cumsum(1, dtype=torch.int32) > spare)
+        keep[index] = _keep_above(rows[index], threshold[index], pruned)
     return keep
+
+
+def _keep_above(rows: Tensor, threshold: Tensor, pruned: int) -> Tensor:
+    """The mask of `keep_highest`, given each row's `pruned`-th smallest value (groups, 1).
+
+    No number is asked of the device, so that work goes on being queued there.
+    """
+    ties = rows == threshold
+    spare = pruned - (rows < threshold).sum(1, keepdim=True)
+    return (rows > threshold) | (ties & (ties.cumsum(1, dtype=torch.int32) > spare))
 
 
 def keep_n_of_m(scores: Tensor, n: int, m: int) -> Tensor:
     """The mask that drops the `n` lowest of each `m` consecutive columns, ties by lowest column.
 
-    `scores` (out, in), finite floats, in divisible by m; unchecked.
+    `scores` (out, in), floats without NaN, in divisible by m; unchecked.
     Source: the pattern from SparseGPT (2301.00774), the selection by ranks is ours.
     """
-    if m > _LARGEST_COMPARED_M or scores.device.type != "cpu":
-        return keep_highest(scores.reshape(-1, m), n).view(scores.shape)
-    keep = torch.empty(scores.shape, dtype=torch.bool)
+    groups = scores.reshape(-1, m)
+    if m > _LARGEST_COMPARED_M:
+        return keep_highest(groups, n).view(scores.shape)
+    keep = torch.empty(groups.shape, dtype=torch.bool, device=scores.device)
+    if scores.device.type != "cpu":
+        after = torch.arange(m - 1, -1, -1, dtype=torch.uint8, device=scores.device)
+        ranks = after[:, None].repeat(1, len(groups))
+        _drop_lowest(groups.t().contiguous(), ranks, keep, n, torch.uint8)
+        return keep.view(scores.shape)
+    # NumPy's arrays take the same operations, and it compares three times as fast as torch.
     chunk = max(1, CHUNK // m)
-    groups = zip(scores.reshape(-1, m).split(chunk), keep.view(-1, m).split(chunk), strict=True)
-    for part, out in groups:
-        # One contiguous plane per position in the group: compares then run at full width.
+    for part, out in zip(groups.split(chunk), keep.split(chunk), strict=True):
         planes = np.ascontiguousarray(part.numpy().T)
-        ranks = np.empty(planes.shape, np.uint8)
-        ranks[:] = np.arange(m - 1, -1, -1, dtype=np.uint8)[:, None]
-        for later in range(1, m):
-            # An equal score that stands earlier is pruned earlier.
-            first = (planes[:later] <= planes[later]).view(np.uint8)
-            ranks[:later] -= first
-            for earlier in first:
-                ranks[later] += earlier
-        out.numpy()[:] = (ranks >= n).T
-    return keep
+        counts = np.empty(planes.shape, np.uint8)
+        counts[:] = np.arange(m - 1, -1, -1, dtype=np.uint8)[:, None]
+        _drop_lowest(planes, counts, out.numpy(), n, np.uint8)
+    return keep.view(scores.shape)
+
+
+def _drop_lowest(planes: Any, ranks: Any, keep: Any, n: int, byte: Any) -> None:
+    """Write into `keep` (groups, m), bool, where a score is not among its group's `n` lowest.
+
+    All three are tensors, or all are arrays. planes (m, groups): the scores, contiguous for each
+    position in the group, so that compares run at full width. ranks (m, groups), of dtype `byte`:
+    how many positions come after each one, on entry.
+    """
+    for later in range(1, len(planes)):
+        # An equal score that stands earlier is pruned earlier.
+        first = (planes[:later] <= planes[later]).view(byte)
+        ranks[:later] -= first
+        for earlier in first:
+            ranks[later] += earlier
+    for place, rank in enumerate(ranks):
+        keep[:, place] = rank >= n
 
 
 def keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
@@ -110,11 +136,11 @@ def keep_blocks(scores: Tensor, sparsity: float) -> Tensor:
 
 
 def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
-    """Each row's `pruned`-th smallest value (groups, 1), and where the next one equals it."""
-    if rows.device.type != "cpu":
-        return _thresholds_anywhere(rows, pruned)
+    """Each row's `pruned`-th smallest value (groups, 1), and where the next one equals it.
 
-    # NumPy's vectorised quickselect is over twice as fast as torch's on a CPU.
+    NumPy's vectorised quickselect is over twice as fast as torch's on a CPU.
+    """
+
     def of_chunk(chunk: Tensor) -> tuple[Tensor, Tensor]:
         parted = np.partition(chunk.numpy(), pruned - 1, axis=1)
         threshold = parted[:, pruned - 1 : pruned].copy()
@@ -127,9 +153,3 @@ def _thresholds(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         thresholds, tied = zip(*pool.map(of_chunk, chunks), strict=True)
     return torch.cat(thresholds), torch.cat(tied)
-
-
-def _thresholds_anywhere(rows: Tensor, pruned: int) -> tuple[Tensor, Tensor]:
-    """`_thresholds` for devices that NumPy does not reach."""
-    threshold = rows.kthvalue(pruned, dim=1, keepdim=True).values
-    return threshold, (rows <= threshold).sum(1) > pruned

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric import evaluate, parse
 from pruner_zero.sparsity import (
     Hessian,
     Pattern,
@@ -15,6 +16,7 @@ from pruner_zero.sparsity import (
     keep_mask,
     pruned_count,
 )
+from tests.elsewhere import HERE, elsewhere, waits
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import sparsegpt
 
@@ -141,6 +143,28 @@ def test_scores_that_are_not_finite_name_the_matrix(pattern: Pattern) -> None:
     weight, gram = layer(4, 16)
     with pytest.raises(PrunerZeroError, match="scores of v_proj are not finite"):
         sparsegpt(weight, gram, pattern, scorer=lambda W, due: W[:, due] / 0, name="v_proj")
+
+
+@pytest.mark.parametrize("pattern", [*LOCAL_PATTERNS, SemiStructured(16, 32)])
+@pytest.mark.parametrize("metric", [None, "W * X^0.5 / row_share(W)"])
+def test_a_device_is_waited_for_as_often_whatever_the_number_of_columns(
+    pattern: Pattern, metric: str | None
+) -> None:
+    def waited(columns: int) -> list[str]:
+        weight, gram = layer(6, columns)
+        with elsewhere():
+            W, C = weight.to(HERE), gram.to(HERE)
+            X = C.diagonal().sqrt()[None]
+
+            def score(W: Tensor, due: slice) -> Tensor:
+                terminals = {"W": W[:, due].abs(), "X": X[:, due]}
+                return evaluate(parse(str(metric)), terminals)
+
+            with waits() as operations:
+                sparsegpt(W, C, pattern, scorer=score if metric else None)
+        return operations
+
+    assert waited(64) == waited(320)
 
 
 @pytest.mark.parametrize("sparsity", [0.0, 0.29, 0.5, 0.7])

@@ -45,23 +45,22 @@ def sparsegpt(layer: Layer) -> Updated:
     scale = U.diagonal()[:, None]
     # Transposed, a column is contiguous and an update is one pass over memory.
     W = retarget(layer).t().clone(memory_format=torch.contiguous_format)
-    W[hessian.gram.diagonal() == 0] = 0.0
+    W.masked_fill_((hessian.gram.diagonal() == 0)[:, None], 0.0)
     kept = torch.empty(W.shape, dtype=torch.bool, device=W.device)
     if mask is not None:
         kept.copy_(mask.t())
     errors = torch.empty(min(width, columns), rows, dtype=W.dtype, device=W.device)
+
+    # Looked at once, after the sweep: to ask a GPU for it makes the GPU wait for the question.
+    finite = torch.ones((), dtype=torch.bool, device=W.device)
 
     def saliency(due: slice) -> Tensor:
         """The scores (rows, columns) of the columns that are due."""
         if layer.scorer is None:
             return (W[due].abs() / scale[due]).t()
         scores = layer.scorer(W.t(), due).float()
-        if not scores.isfinite().all():
-            raise PrunerZeroError(
-                f"scores of {layer.name} are not finite: choose another metric or exclude the "
-                "matrix"
-            )
-        return scores
+        finite.logical_and_(scores.isfinite().all())
+        return scores.nan_to_num(0.0, 0.0, 0.0)
 
     for start in range(0, columns, width):
         stop = min(start + width, columns)
@@ -79,6 +78,10 @@ def sparsegpt(layer: Layer) -> Updated:
                 W[j + 1 : right].addr_(U[j, j + 1 : right], error, alpha=-1)
         W[stop:].addmm_(U[start:stop, stop:].t(), errors[: stop - start], alpha=-1)
 
+    if not finite:
+        raise PrunerZeroError(
+            f"scores of {layer.name} are not finite: choose another metric or exclude the matrix"
+        )
     W.masked_fill_(~kept, 0.0)
     return Updated(W.t().contiguous(), kept.t().contiguous())
 
