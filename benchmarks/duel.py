@@ -5,8 +5,8 @@
 
 All runs share the model, the statistics, the search windows and the rungs, and have the same
 minutes of the processor, one thread, statistics not counted. What each run chose is measured on
-windows of another text, which nothing before has read. A run is a file under benchmarks/results/duel; runs
-that are there are kept. The page is duel.md.
+windows of another text, which nothing before has read. A run is a file under
+benchmarks/results/duel; runs that are there are kept. The page is duel.md.
 """
 
 import argparse
