@@ -132,6 +132,7 @@ def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture
         ({"metric": "wanda"}, "leave out --metric"),
         ({"update": "exact"}, "leave out --update"),
         ({"asymmetric": True}, "leave out --asymmetric"),
+        ({"coupled": True}, "leave out --coupled"),
         ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
         ({"sparsity": 0.95}, r"would drop 6: choose --sparsity 0\.6667"),
     ],

@@ -193,8 +193,9 @@ def test_whole_units_stand_where_weights_would_compete() -> None:
     assert method.pattern == Blocks(0.1)
     assert not method.kinds
     assert method.mode("auto") == "one-shot"
-    option = parse_method("wanda", sparsity=0.25, structure="channels", multiple_of=8)
-    assert option.pattern == Structured(0.25, "channels", 8)
+    given: dict[str, Any] = {"structure": "channels", "multiple_of": 8, "coupled": True}
+    option = parse_method("wanda", sparsity=0.25, **given)
+    assert option.pattern == Structured(0.25, "channels", 8, coupled=True)
 
 
 def test_what_does_not_go_with_whole_units_is_refused() -> None:

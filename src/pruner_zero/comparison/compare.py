@@ -52,7 +52,7 @@ from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, SelfText, Source, Text, Windows, consecutive_windows, load_text
 
 DENSE = "dense"
-_ZEROS = ("sparsity", "pattern", "scope", "multiple_of")
+_ZEROS = ("sparsity", "pattern", "scope", "multiple_of", "coupled")
 _COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 
 

@@ -25,12 +25,13 @@ def parse_removal(
     structure: Structure | None,
     sparsity: float | None,
     multiple_of: int,
+    coupled: bool,
 ) -> Removal | None:
     """The pattern of a method that removes whole units, None for one that removes weights.
 
     name, metric: the text of the method, and of its metric. part: what stands after its @, which
     may name the units and their share; `structure` and `sparsity` hold where it does not.
-    multiple_of: as in `Structured`. Raises PrunerZeroError.
+    multiple_of, coupled: as in `Structured`. Raises PrunerZeroError.
     """
     if part is not None and names_units(part):
         if structure:
@@ -45,7 +46,9 @@ def parse_removal(
             "and heads by a metric"
         )
     share = sparsity or 0.0
-    return Blocks(share) if structure == "blocks" else Structured(share, structure, multiple_of)
+    if structure == "blocks":
+        return Blocks(share)
+    return Structured(share, structure, multiple_of, coupled)
 
 
 def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:

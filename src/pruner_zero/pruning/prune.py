@@ -106,6 +106,7 @@ def prune(
         allocation=checked.allocation,
         structure=checked.structure,
         multiple_of=checked.multiple_of,
+        coupled=checked.coupled,
     )
     if isinstance(method.pattern, Removal) and not checked.structure:
         raise PrunerZeroError(

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -40,8 +41,9 @@ class Structured(Removal):
 
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
     the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them. sparsity:
-    the share of units that go. multiple: of how many channels a multiple stays. couplings: of the
-    model, which `of_model` finds, as it does `kept`, the number of units that stay in each.
+    the share of units that go. multiple: of how many channels a multiple stays. coupled: whether
+    the unit's rows of the producers are in its total too. couplings: of the model, which `of_model`
+    finds, as it does `kept`, the number of units that stay in each.
     Source: the total is that of Wanda-sp in FLAP (An et al. 2024, 2312.11983), squared before it is
     summed; the coupled rows and columns are LLM-Pruner's (Ma et al. 2023, 2305.11627).
     """
@@ -49,6 +51,7 @@ class Structured(Removal):
     sparsity: float
     structure: Structure = "channels"
     multiple: int = 32
+    coupled: bool = False
     couplings: tuple[Coupling, ...] = ()
     kept: int = 0
 
@@ -106,8 +109,8 @@ class Structured(Removal):
                     f"calibration left the inputs of {coupling.consumer} zero, so that no unit of "
                     "its block can be chosen: give more text, or another metric"
                 )
-            values = comparable(scores[coupling.consumer], coupling.consumer).double()
-            totals = (values * values.abs()).sum(0).view(coupling.count, -1).sum(1)
+            counted = inside if self.coupled else [coupling.consumer]
+            totals = torch.stack([_totals(scores[name], coupling, name) for name in counted]).sum(0)
             units = keep_highest(totals[None], coupling.count - self.kept)[0]
             for name in inside:
                 axis = int(name == coupling.consumer)
@@ -124,3 +127,10 @@ class Structured(Removal):
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"
+
+
+def _totals(scores: Tensor, coupling: Coupling, name: str) -> Tensor:
+    """The signed sums of squares over the rows or columns of each unit in a matrix, fp64."""
+    values = comparable(scores, name).double()
+    axis = int(name != coupling.consumer)
+    return (values * values.abs()).sum(axis).view(coupling.count, -1).sum(1)

@@ -141,3 +141,8 @@ class MethodSettings(CalibrationSettings, SparsitySettings):
         ge=1,
         description="Where channels are removed, every MLP keeps a multiple of so many channels.",
     )
+    coupled: Annotated[bool, Cli(panel="What is pruned")] = Field(
+        False,
+        description="Where channels or heads are removed, the scores of their rows in the matrices "
+        "that make them count too, not those of the columns that take them up alone.",
+    )

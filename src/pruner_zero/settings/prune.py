@@ -140,6 +140,8 @@ class PruneSettings(ModelSettings, MethodSettings):
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
         if not self.structure:
+            if self.coupled:
+                raise PrunerZeroError("--coupled is of units: add --structure channels or heads")
             return self
         if self.sparsity is None:
             raise PrunerZeroError(
@@ -151,7 +153,7 @@ class PruneSettings(ModelSettings, MethodSettings):
                 raise PrunerZeroError(
                     f"--structure blocks chooses them by {BLOCK_INFLUENCE}: leave out --metric"
                 )
-            beside += ("update", "asymmetric")
+            beside += ("update", "asymmetric", "coupled")
         for name in beside:
             if getattr(self, name):
                 raise PrunerZeroError(
