@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
-from pruner_zero.pruning import reached_score
+from pruner_zero.pruning import LazyScores, reached_score
 from pruner_zero.sparsity import Pattern, Scope, choose_masks, groups
 
 
@@ -38,11 +38,12 @@ def candidate_masks(
     by_name = {matrix.name: matrix for matrix in matrices}
     blocks = {matrix.name: matrix.block for matrix in matrices}
     pattern = pattern.with_scope(scope)
+
+    def score(name: str) -> Tensor | None:
+        limit.check()
+        return reached_score(expression, terminals(by_name[name]))
+
     for names in groups(pattern, blocks):
-        scores: dict[str, Tensor] = {}
-        for name in limit.steps(names):
-            values = reached_score(expression, terminals(by_name[name]))
-            if values is not None:
-                scores[name] = values
+        scores = LazyScores(names.copy, score)
         masks = choose_masks(pattern, names, scores, lambda name: terminals(by_name[name])["W"])
         yield from (masks[name] for name in names)

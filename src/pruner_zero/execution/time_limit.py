@@ -21,9 +21,13 @@ class TimeLimit:
     def steps(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items. Raises PrunerZeroError before an item that begins after the limit."""
         for item in items:
-            if time.monotonic() - self.since >= self.seconds:
-                raise PrunerZeroError(over_time(self.seconds))
+            self.check()
             yield item
+
+    def check(self) -> None:
+        """Raise PrunerZeroError after the limit."""
+        if time.monotonic() - self.since >= self.seconds:
+            raise PrunerZeroError(over_time(self.seconds))
 
 
 def over_time(seconds: float) -> str:

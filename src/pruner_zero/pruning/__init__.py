@@ -3,6 +3,7 @@
 from pruner_zero.choices import Mode
 from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
 from pruner_zero.pruning.depth import Blocks, choose_blocks
+from pruner_zero.pruning.lazy_scores import LazyScores
 from pruner_zero.pruning.masks import load_masks, save_masks
 from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
@@ -18,6 +19,7 @@ from pruner_zero.settings import PruneSettings
 
 __all__ = [
     "Blocks",
+    "LazyScores",
     "MaskedResult",
     "MatrixRecord",
     "Method",

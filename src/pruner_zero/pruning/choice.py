@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pruner_zero.models import LanguageModel, Matrix, OffloadedModel
 from pruner_zero.progress import Progress
+from pruner_zero.pruning.lazy_scores import LazyScores
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.pruning.statistics import Statistics
@@ -70,9 +71,9 @@ def choose_for_model(
 ) -> Choice:
     """The choice for all matrices, where the pattern has to see the scores of the whole model.
 
-    read: the statistics of one matrix that the metric needs. The scores are kept in memory, those
-    of an offloaded model are computed again whenever they are asked for; masks are computed when
-    they are asked for. Raises PrunerZeroError naming a matrix that the metric cannot score.
+    read: the statistics of one matrix that the metric needs. Masks are computed when they are asked
+    for, and so are scores that `LazyScores` does not hold; of an offloaded model it holds none.
+    Raises PrunerZeroError naming a matrix that the metric cannot score.
     """
     by_name = {matrix.name: matrix for matrix in matrices}
 
@@ -90,39 +91,6 @@ def choose_for_model(
             with language_model.block(index):
                 yield from (name for name, matrix in by_name.items() if matrix.block == index)
 
-    scores: Mapping[str, Tensor] = _LazyScores(names, score)
-    if not isinstance(language_model, OffloadedModel):
-        scores = dict(scores)
+    hold = 0 if isinstance(language_model, OffloadedModel) else None
+    scores = LazyScores(names, score, hold)
     return Choice(choose_masks(pattern, by_name, scores, magnitude), scores)
-
-
-class _LazyScores(Mapping[str, Tensor]):
-    """The scores of the matrices that calibration reached, each computed when it is asked for.
-
-    names: yields the names of all matrices, with the weights of each in memory. score: None for a
-    matrix that calibration never reached. Only the last scores are held.
-    """
-
-    def __init__(
-        self, names: Callable[[], Iterator[str]], score: Callable[[str], Tensor | None]
-    ) -> None:
-        self._names, self._score = names, score
-        self._reached: dict[str, bool] = {}
-        self._last: tuple[str, Tensor | None] = ("", None)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name != self._last[0]:
-            self._last = name, self._score(name)
-            self._reached[name] = self._last[1] is not None
-        if self._last[1] is None:
-            raise KeyError(name)
-        return self._last[1]
-
-    def __contains__(self, name: object) -> bool:
-        return self._reached[name] if name in self._reached else super().__contains__(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._names() if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

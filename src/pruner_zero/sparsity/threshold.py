@@ -14,6 +14,9 @@ Counts = NDArray[np.int64]
 
 _HALF_KEYS = 1 << 16
 
+# Scores of which a device holds the keys at a time.
+_DEVICE_CHUNK = 1 << 24
+
 
 @dataclass(frozen=True)
 class GlobalThreshold:
@@ -42,7 +45,7 @@ def global_threshold(scores: Mapping[str, Tensor], sparsity: float) -> GlobalThr
 
     scores: by matrix name, (out, in) of any shapes and devices in float32, bfloat16 or float16.
     A mapping that computes its values when they are asked for is read twice, and a third time
-    where scores equal to the threshold lie on both sides; ties go to the lowest matrix, row,
+    where scores equal to the threshold are pruned in part; ties go to the lowest matrix, row,
     column. The threshold comes from two histograms, of the upper and of the lower half of an
     integer key that orders like the float. Raises PrunerZeroError naming the matrix for
     non-finite scores. Source: radix selection; its use on floats of many matrices is ours.
@@ -76,6 +79,12 @@ def _from_order_key(key: int) -> float:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
 
 
+def _bin_limits(upper: int) -> tuple[float, float]:
+    """The smallest score whose key has the upper half `upper`, and that of the next half."""
+    first = (upper - _HALF_KEYS // 2) << 16
+    return _from_order_key(first), _from_order_key(first + _HALF_KEYS)
+
+
 def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
     """Counts (65536,) of the order keys' upper halves, or of the lower halves below `upper`.
 
@@ -84,24 +93,31 @@ def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
     if scores.device.type != "cpu":
         return _histogram_anywhere(scores, upper)
     counts = np.zeros(_HALF_KEYS, np.int64)
+    if upper is None:
+        for chunk in scores.float().flatten().split(CHUNK):
+            halves = (chunk.numpy() + np.float32(0)).view(np.uint32) >> 16
+            counts += np.bincount(halves, minlength=_HALF_KEYS)
+        # Counted by the bits themselves: negative floats stand last there, and in falling order.
+        return np.concatenate([counts[: _HALF_KEYS // 2 - 1 : -1], counts[: _HALF_KEYS // 2]])
+    least, beyond = _bin_limits(upper)
     for chunk in scores.float().flatten().split(CHUNK):
-        bits = (chunk.numpy() + np.float32(0)).view(np.int32)
-        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-        half = (key >> 16) + _HALF_KEYS // 2
-        if upper is not None:
-            half = key[half == upper] & (_HALF_KEYS - 1)
-        counts += np.bincount(half, minlength=_HALF_KEYS)
-    return counts
+        values = chunk.numpy()
+        inside = values[(values >= least) & (values < beyond)] + np.float32(0)
+        halves = inside.view(np.uint32) & (_HALF_KEYS - 1)
+        counts += np.bincount(halves, minlength=_HALF_KEYS)
+    return counts[::-1] if upper < _HALF_KEYS // 2 else counts
 
 
 def _histogram_anywhere(scores: Tensor, upper: int | None = None) -> Counts:
     """`_histogram` for devices that NumPy does not reach."""
-    bits = (scores.float().flatten() + 0.0).view(torch.int32)
-    key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    half = (key >> 16) + _HALF_KEYS // 2
-    if upper is not None:
-        half = key[half == upper] & (_HALF_KEYS - 1)
-    counts: Counts = half.bincount(minlength=_HALF_KEYS).cpu().numpy()
+    counts = np.zeros(_HALF_KEYS, np.int64)
+    for chunk in scores.flatten().split(_DEVICE_CHUNK):
+        bits = (chunk.float() + 0.0).view(torch.int32)
+        key = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+        half = (key >> 16) + _HALF_KEYS // 2
+        if upper is not None:
+            half = key[half == upper] & (_HALF_KEYS - 1)
+        counts += half.bincount(minlength=_HALF_KEYS).cpu().numpy()
     return counts
 
 

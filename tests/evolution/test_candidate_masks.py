@@ -1,0 +1,25 @@
+"""A candidate's masks take bounded memory, whatever the model."""
+
+import pytest
+import torch
+
+from pruner_zero.evolution import candidate_masks
+from pruner_zero.metric import parse
+from pruner_zero.pruning import reached_score
+from tests.evolution.conftest import Build
+from tests.pruning.live import Live
+
+
+def test_a_model_whose_scores_do_not_fit_is_masked_alike(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked = build().masked
+    metric = parse("W * X")
+    expected = list(masked.masks(metric, "global"))
+    live = Live()
+    monkeypatch.setattr("pruner_zero.pruning.lazy_scores.HELD_BYTES", 0)
+    monkeypatch.setattr(candidate_masks, "reached_score", live.around(reached_score))
+    for mask, alike in zip(masked.masks(metric, "global"), expected, strict=True):
+        assert torch.equal(mask, alike)
+    # Three times the scores of fourteen matrices.
+    assert live.most <= 2 * live.largest < live.total / 6

@@ -1,0 +1,86 @@
+"""Scores of a whole model in bounded memory: what is not held is computed again, alike."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pruner_zero.models import find_matrices
+from pruner_zero.pruning import LazyScores, Mode, choice, parse_method, prune_model
+from pruner_zero.pruning.scoring import score_matrix
+from pruner_zero.sparsity import Unstructured, choose_masks
+from pruner_zero.text import Windows
+from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.live import Live
+from tests.sparsity.reference import keep_matrices
+
+HALF = Unstructured(0.5, "global")
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=8),
+    st.integers(0, 200),
+    st.sampled_from([0.0, 0.1, 0.37, 0.5, 0.9]),
+    st.integers(1, 6),
+    st.data(),
+)
+def test_masks_are_those_of_scores_that_are_all_held(
+    shapes: list[tuple[int, int]], hold: int, sparsity: float, values: int, data: st.DataObject
+) -> None:
+    kinds = st.integers(-values, values).map(float)
+    matrices = {
+        f"m{index}": torch.tensor(data.draw(st.lists(kinds, min_size=r * c, max_size=r * c))).view(
+            r, c
+        )
+        for index, (r, c) in enumerate(shapes)
+    }
+    live = Live()
+    scores = LazyScores(lambda: matrices, lambda name: live(matrices[name]), hold)
+    masks = choose_masks(Unstructured(sparsity, "global"), matrices, scores, matrices.__getitem__)
+    expected = keep_matrices(list(matrices.values()), sparsity)
+    assert all(torch.equal(*pair) for pair in zip(masks.values(), expected, strict=True))
+    assert live.most <= hold + 2 * live.largest
+
+
+@pytest.mark.parametrize(("hold", "computed"), [(0, 3 * 5), (100, 5 + 2 * 2), (1000, 5)])
+def test_what_is_held_is_computed_once(hold: int, computed: int) -> None:
+    # Each of five matrices has 32 bytes; two passes for the threshold and one for the masks.
+    matrices = {f"m{index}": torch.randn(2, 4) for index in range(5)}
+    live = Live()
+    scores = LazyScores(lambda: matrices, lambda name: live(matrices[name]), hold)
+    for _ in choose_masks(HALF, matrices, scores, matrices.__getitem__).values():
+        assert live.bytes <= hold + 32
+    assert live.computed == computed
+
+
+def test_matrices_that_calibration_never_reached_have_no_scores() -> None:
+    scores = LazyScores(lambda: "abc", lambda name: None if name == "b" else torch.ones(1), 0)
+    assert list(scores) == ["a", "c"]
+    assert len(scores) == 2
+    assert "b" not in scores
+    with pytest.raises(KeyError):
+        scores["b"]
+
+
+@pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("architecture", ["llama", "mixtral"])
+@pytest.mark.parametrize("method", ["wanda@global+obs", "W * (O * X)^0.73@global+exact"])
+def test_a_model_whose_scores_do_not_fit_is_pruned_alike(
+    method: str,
+    architecture: str,
+    mode: Mode,
+    windows: Windows,
+    new_store: OpenStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, expected = language_model(architecture), language_model(architecture)
+    plan = parse_method(method, sparsity=0.5)
+    records = prune_model(expected, windows, plan, new_store(expected), mode=mode)
+    live = Live()
+    monkeypatch.setattr("pruner_zero.pruning.lazy_scores.HELD_BYTES", 0)
+    monkeypatch.setattr(choice, "score_matrix", live.around(score_matrix))
+    assert prune_model(ours, windows, plan, new_store(ours), mode=mode) == records
+    for name, tensor in expected.model.state_dict().items():
+        assert torch.equal(ours.model.state_dict()[name], tensor), name
+    every = sum(matrix.weight.numel() * 4 for matrix in find_matrices(ours.model))
+    assert live.most <= 2 * live.largest < every / 3
