@@ -196,6 +196,18 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
     assert [row.get("expression") for row in rows] == [None, "W * X", "W * X", "W", None]
 
 
+def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
+    model = tiny_model("llama", blocks=4)
+    methods = "wanda,wanda@channels,wanda@heads,block-influence@blocks,wanda@channels=0.16"
+    given: dict[str, Any] = {"parameters": 0.9, "sparsity": 0.5, "multiple_of": 8}
+    rows = compare(model, methods, tokenizer=tiny_tokenizer(), **given, **texts, **SIZES).rows
+    masks, *smaller, own = (row["parameters"] for row in rows)
+    most = 0.9 * model.num_parameters()
+    assert masks == model.num_parameters()
+    assert all(0.6 * masks < size <= most for size in smaller)
+    assert own == masks - 4 * 3 * 32 * 8
+
+
 @pytest.mark.parametrize(
     ("method", "given", "line"),
     [

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import drop_blocks, find_blocks, find_matrices
 from pruner_zero.pruning import PruneResult, prune
-from pruner_zero.pruning.depth import block_influence, choose_blocks
+from pruner_zero.pruning.depth import Blocks, block_influence, choose_blocks
 from pruner_zero.report import report
 from tests.conftest import save_tiny
 from tests.models.test_units import logits
@@ -63,7 +63,21 @@ def test_the_least_of_them_go_but_never_the_first_or_the_last() -> None:
         for index in (0, 3, 4, DEPTH - 1):
             for parameter in find_blocks(model.model)[index].parameters():
                 parameter.mul_(0.1)
-    assert choose_blocks(model, tokens, 0.34).dropped == (3, 4)
+    assert choose_blocks(model, tokens, Blocks(0.34)).dropped == (3, 4)
+
+
+@pytest.mark.parametrize(("asked", "gone"), [(0.999, 1), (0.76, 2), (0.65, 3)])
+def test_as_few_blocks_go_as_leave_so_many_parameters(asked: float, gone: int, prose: str) -> None:
+    model = tiny_model("llama", blocks=DEPTH)
+    dense = model.num_parameters()
+    block = sum(parameter.numel() for parameter in find_blocks(model)[0].parameters())
+    result = pruned(model, prose, sparsity=None, parameters=asked)
+    assert result.parameters == (dense, dense - gone * block)
+    assert dense - gone * block <= asked * dense < dense - (gone - 1) * block
+    pattern = result.method.pattern
+    assert isinstance(pattern, Blocks)
+    least = sorted(range(1, DEPTH - 1), key=pattern.influence.__getitem__)[:gone]
+    assert pattern.dropped == tuple(sorted(least))
 
 
 @pytest.mark.parametrize("architecture", SUPPORTED)
@@ -135,6 +149,8 @@ def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture
         ({"coupled": True}, "leave out --coupled"),
         ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
         ({"sparsity": 0.95}, r"would drop 6: choose --sparsity 0\.6667"),
+        ({"sparsity": None, "parameters": "1K"}, "cannot be left by removing blocks: choose --par"),
+        ({"sparsity": None, "parameters": "1B"}, "cannot be left by removing blocks: choose --par"),
     ],
 )
 def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:

@@ -209,6 +209,31 @@ def test_whatever_chooses_or_follows_the_units_stay_whole(
         assert model.get_submodule(coupling.consumer).get_parameter("weight").any(0).all()
 
 
+@pytest.mark.parametrize("asked", [0.9, "0.95", 30_000, "29.9K", "0.03M"])
+def test_as_many_units_stay_as_the_parameters_allow(asked: float | str, prose: str) -> None:
+    model = tiny_model("llama")
+    dense = model.num_parameters()
+    result = pruned(model, prose, sparsity=None, parameters=asked)
+    most = {"0.95": 0.95 * dense, "29.9K": 29_900, 0.9: 0.9 * dense}.get(asked, 30_000)
+    assert model.num_parameters() == result.parameters[1] <= most
+    # Eight channels more in each of two blocks would be too many.
+    assert most < model.num_parameters() + 2 * 3 * 32 * 8
+    assert result.settings.parameters == str(asked)
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+@pytest.mark.parametrize("asked", [100, 1.0, 10**6])
+def test_the_nearest_number_of_parameters_is_named(structure: Structure, asked: float) -> None:
+    model = tiny_model("llama")
+    with pytest.raises(PrunerZeroError, match="choose --parameters") as caught:
+        Structured(0.0, structure, 8, parameters=asked).of_model(model)
+    nearest = int(str(caught.value).split("--parameters ")[2].split(",")[0])
+    fitted = Structured(0.0, structure, 8, parameters=nearest).of_model(model)
+    assert fitted.size(model)[0] == nearest
+    ends = {8, INNER - 8} if structure == "channels" else {1}
+    assert fitted.kept in ends
+
+
 def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
     model = tiny_model("qwen2")
     before = model.num_parameters()
@@ -268,7 +293,14 @@ def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"sparsity": None}, "--structure channels needs --sparsity"),
+        ({"sparsity": None}, "--structure channels needs either --sparsity"),
+        ({"parameters": 0.9}, "--structure channels needs either --sparsity"),
+        ({"sparsity": None, "parameters": "most"}, "--parameters is 'most': write a share such as"),
+        ({"structure": None, "parameters": 0.9}, "add --structure, or leave it out"),
+        (
+            {"sparsity": None, "parameters": "20K"},
+            r"20,000 of 31,968 cannot .* MLP channels: choose --parameters 24288, the nearest",
+        ),
         ({"pattern": "2:4"}, "leave out --pattern"),
         ({"scope": "matrix"}, "leave out --scope"),
         ({"exclude": ["*.0.*"]}, "leave out --exclude"),
@@ -277,7 +309,7 @@ def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
         ({"offload": True}, "leave out --offload"),
         ({"save_mask": True}, "leave out --save-mask"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),
-        ({"structure": None, "coupled": True}, "add --structure channels or heads"),
+        ({"structure": None, "coupled": True}, "add --structure, or leave it out"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
         ({"metric": "wanda+obs-iter"}, "chooses the mask of a few columns at a time"),
         (

@@ -104,6 +104,11 @@ def test_a_comparison_with_smaller_models_shows_their_sizes(table: Path, tmp_pat
     found = written(write_comparison(tmp_path / "smaller.json", WITH_SMALLER))
     assert "parameters" in found.text
     assert "block-influence@blocks one-shot 40.00 50.00% 1.5 1.00 GiB 9,000" in found.text
+    # The masks failed, and what is best has no metric to show.
+    rest = [*ROWS[3:], WITH_SMALLER[-1]]
+    found = written(write_comparison(tmp_path / "rest.json", rest))
+    assert "block-influence@blocks has the lowest perplexity" in found.text
+    assert "The best of them" not in found.text
 
 
 def test_without_a_comparison_the_command_that_makes_one_is_shown(run: Path, table: Path) -> None:

@@ -56,6 +56,11 @@ def test_models_with_fewer_parameters_do_not_compete_with_masks(tmp_path: Path) 
     table = write_comparison(tmp_path / "table.json", WITH_SMALLER)
     assert "Of 3 methods" in told(table)
     assert "`mine` has the lowest perplexity" in told(table)
+    none = {"sparsity": None, "pattern": None}
+    alone = write_comparison(tmp_path / "alone.json", [WITH_SMALLER[0], *WITH_SMALLER[4:]], **none)
+    assert told(alone).startswith(
+        "Of 2 methods for `models/tiny`, `ria@channels` has the lowest perplexity on `test.txt`, "
+    )
 
 
 def test_a_comparison(table: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, SelfText, Source, Text, Windows, consecutive_windows, load_text
 
 DENSE = "dense"
-_ZEROS = ("sparsity", "pattern", "scope", "multiple_of", "coupled")
+_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of", "coupled")
 _COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 
 
@@ -254,7 +254,7 @@ class _Table:
         if isinstance(method.pattern, Structured):
             include = method.pattern.names
         if isinstance(method.pattern, Blocks):
-            chosen = choose_blocks(model, self.windows.tokens, method.pattern.sparsity, progress)
+            chosen = choose_blocks(model, self.windows.tokens, method.pattern, progress)
             method = replace(method, pattern=chosen)
         records = prune_model(
             model,

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import accumulate
 from statistics import fmean
 
 import torch
@@ -22,7 +23,7 @@ from pruner_zero.models import (
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning.structured import Removal
+from pruner_zero.pruning.structured import Removal, most_parameters
 from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
 
 
@@ -30,11 +31,13 @@ from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
 class Blocks(Removal):
     """Whole blocks go, chosen before by their influence; scores have no part in it.
 
-    influence: of every block, as `block_influence` gives it. dropped: the numbers of the blocks
-    that go; names: of all their matrices.
+    sparsity: the share of blocks that go; parameters: as in `Structured`. influence: of every
+    block, as `block_influence` gives it. dropped: the numbers of the blocks that go; names: of all
+    their matrices.
     """
 
     sparsity: float
+    parameters: float | None = None
     influence: tuple[float, ...] = field(default=(), repr=False)
     dropped: tuple[int, ...] = ()
     names: frozenset[str] = field(default=frozenset(), repr=False)
@@ -70,31 +73,38 @@ class Blocks(Removal):
 
 @torch.no_grad()
 def choose_blocks(
-    language_model: LanguageModel, tokens: Tensor, sparsity: float, progress: Progress = SILENT
+    language_model: LanguageModel, tokens: Tensor, asked: Blocks, progress: Progress = SILENT
 ) -> Blocks:
-    """The blocks of the least influence, `sparsity` of all; the first and the last one stay.
+    """The blocks of the least influence, as many as `asked`; the first and the last one stay.
 
     tokens: windows (n, seqlen). Raises PrunerZeroError for a share that leaves out no block or too
-    many, and where a block cannot be dropped.
+    many, for a number of parameters that cannot be left, and where a block cannot be dropped.
     Source: ShortGPT (Men et al. 2024, 2403.03853), which protects no block.
     """
     blocks = find_blocks(language_model.model)
-    count = round(len(blocks) * sparsity)
-    if not 0 < count <= len(blocks) - 2:
-        nearest = min(max(count, 1), len(blocks) - 2) / len(blocks)
-        how = f"choose --sparsity {nearest:.4g}" if nearest > 0 else "leave out --structure"
+    sizes = {index: size_of(blocks[index])[0] for index in range(1, len(blocks) - 1)}
+    if not sizes:
         raise PrunerZeroError(
-            f"--sparsity {sparsity:g} of {len(blocks)} blocks, of which the first and the last "
-            f"stay, would drop {count}: {how}"
+            f"of {len(blocks)} blocks none can go, since the first and the last stay: leave out "
+            "--structure"
         )
+    dense = size_of(language_model.model)[0]
+    if asked.parameters:
+        reachable = dense - sum(sizes.values()), dense - min(sizes.values())
+        most = most_parameters(language_model.model, asked.parameters, reachable, "blocks")
+    else:
+        count = _count(len(blocks), asked.sparsity)
     influence = block_influence(language_model, tokens, progress)
-    ranked = sorted(range(1, len(blocks) - 1), key=influence.__getitem__)
+    ranked = sorted(sizes, key=influence.__getitem__)
+    if asked.parameters:
+        left = accumulate((-sizes[index] for index in ranked), initial=dense)
+        count = next(count for count, size in enumerate(left) if size <= most)
     dropped = tuple(sorted(ranked[:count]))
     check_dropped(language_model.model, dropped)
     matrices = [m for m in find_matrices(language_model.model) if m.block in dropped]
     _check_silent(language_model, tokens[:1], dropped, matrices)
     names = frozenset(matrix.name for matrix in matrices)
-    return Blocks(count / len(blocks), tuple(influence), dropped, names)
+    return Blocks(count / len(blocks), asked.parameters, tuple(influence), dropped, names)
 
 
 @torch.no_grad()
@@ -120,6 +130,17 @@ def block_influence(
         influence.append(1 - fmean(cosines))
         hidden = outputs
     return influence
+
+
+def _count(blocks: int, sparsity: float) -> int:
+    """How many of so many blocks go. Raises PrunerZeroError for none, and for more than can."""
+    count = round(blocks * sparsity)
+    if not 0 < count <= blocks - 2:
+        raise PrunerZeroError(
+            f"--sparsity {sparsity:g} of {blocks} blocks, of which the first and the last stay, "
+            f"would drop {count}: choose --sparsity {min(max(count, 1), blocks - 2) / blocks:.4g}"
+        )
+    return count
 
 
 def _check_silent(

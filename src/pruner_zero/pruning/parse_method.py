@@ -46,6 +46,7 @@ def parse_method(
     asymmetric: bool = False,
     allocation: str | None = None,
     structure: Structure | None = None,
+    parameters: str | None = None,
     multiple_of: int = 32,
     coupled: bool = False,
 ) -> Method:
@@ -61,8 +62,8 @@ def parse_method(
 
     In place of the scope stands what a unit is where whole units are removed: channels or heads, or
     blocks, whose METRIC is block-influence; then, if it is not `sparsity`, their share, as in
-    `wanda@channels=0.25`. `structure` holds where the text names none; multiple_of,
-    coupled: as in `Structured`.
+    `wanda@channels=0.25`. `structure` holds where the text names none, and `parameters`, such as
+    "0.75" or "100M", before `sparsity`; multiple_of, coupled: as in `Structured`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -70,7 +71,9 @@ def parse_method(
     name = text.strip()
     rest, written = _split_steps(name)
     body, written_scope, written_rule = _split_groups(rest)
-    removal = parse_removal(name, body, written_scope, structure, sparsity, multiple_of, coupled)
+    removal = parse_removal(
+        name, body, written_scope, structure, sparsity, parameters, multiple_of, coupled
+    )
     if removal:
         pattern, sparsity, written_scope, scope = removal, None, None, None
     if (sparsity is None) == (pattern is None):

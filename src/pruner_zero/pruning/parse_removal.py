@@ -7,7 +7,7 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.structured import Removal, Structured
-from pruner_zero.settings import BLOCK_INFLUENCE
+from pruner_zero.settings import BLOCK_INFLUENCE, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
@@ -24,20 +24,24 @@ def parse_removal(
     part: str | None,
     structure: Structure | None,
     sparsity: float | None,
+    parameters: str | None,
     multiple_of: int,
     coupled: bool,
 ) -> Removal | None:
     """The pattern of a method that removes whole units, None for one that removes weights.
 
     name, metric: the text of the method, and of its metric. part: what stands after its @, which
-    may name the units and their share; `structure` and `sparsity` hold where it does not.
-    multiple_of, coupled: as in `Structured`. Raises PrunerZeroError.
+    may name the units and their share. `structure` holds where it names no units; `parameters`,
+    what is left of the model in words, and else `sparsity` where it names no share. multiple_of,
+    coupled: as in `Structured`. Raises PrunerZeroError.
     """
     if part is not None and names_units(part):
         if structure:
             raise PrunerZeroError(f"{name} names its units: leave out --structure {structure}")
         word, _, written = part.partition("=")
-        structure, sparsity = cast(Structure, word), _share(name, written, sparsity)
+        structure = cast(Structure, word)
+        if written:
+            sparsity, parameters = _share(name, written), None
     if structure is None:
         return None
     if (structure == "blocks") != (metric == BLOCK_INFLUENCE):
@@ -45,10 +49,13 @@ def parse_removal(
             f"{metric} does not choose {structure}: whole blocks go by {BLOCK_INFLUENCE}, channels "
             "and heads by a metric"
         )
-    share = sparsity or 0.0
+    left = None if parameters is None else read_parameters(parameters)
+    if left is None and sparsity is None:
+        raise _no_share(name)
+    share = 0.0 if left or sparsity is None else sparsity
     if structure == "blocks":
-        return Blocks(share)
-    return Structured(share, structure, multiple_of, coupled)
+        return Blocks(share, left)
+    return Structured(share, structure, multiple_of, coupled, left)
 
 
 def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
@@ -63,14 +70,16 @@ def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
         )
 
 
-def _share(name: str, written: str, sparsity: float | None) -> float:
-    """The share of the units that goes: as it is written, else that of the settings."""
-    if not written and sparsity is not None:
-        return sparsity
+def _share(name: str, written: str) -> float:
+    """The share of the units that goes."""
     try:
         return float(written)
     except ValueError:
-        raise PrunerZeroError(
-            f"{name} does not say which share of its units goes: write it as in @channels=0.25, or "
-            "give --sparsity"
-        ) from None
+        raise _no_share(name) from None
+
+
+def _no_share(name: str) -> PrunerZeroError:
+    return PrunerZeroError(
+        f"{name} does not say which share of its units goes: write it as in @channels=0.25, or "
+        "give --sparsity or --parameters"
+    )

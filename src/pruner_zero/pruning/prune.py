@@ -23,7 +23,7 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.depth import choose_blocks
+from pruner_zero.pruning.depth import Blocks, choose_blocks
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import parse_method
@@ -105,6 +105,7 @@ def prune(
         asymmetric=checked.asymmetric,
         allocation=checked.allocation,
         structure=checked.structure,
+        parameters=checked.parameters,
         multiple_of=checked.multiple_of,
         coupled=checked.coupled,
     )
@@ -149,9 +150,8 @@ def prune(
             teacher = replace(language_model, model=deepcopy(language_model.model))
         with measured() as cost:
             done = method
-            if by_influence:
-                share = method.pattern.sparsity
-                chosen = choose_blocks(language_model, windows.tokens, share, progress)
+            if isinstance(method.pattern, Blocks):
+                chosen = choose_blocks(language_model, windows.tokens, method.pattern, progress)
                 done = replace(method, pattern=chosen)
             records = prune_model(
                 language_model,

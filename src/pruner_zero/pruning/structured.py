@@ -1,7 +1,7 @@
 """Patterns that remove whole units of every block: a mask until the model is saved."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,7 @@ from pruner_zero.models import (
     find_couplings,
     is_loadable,
     shrink,
+    size_of,
     size_without_units,
 )
 from pruner_zero.sparsity import Pattern, Reach, Unstructured
@@ -42,8 +43,9 @@ class Structured(Removal):
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
     the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them. sparsity:
     the share of units that go. multiple: of how many channels a multiple stays. coupled: whether
-    the unit's rows of the producers are in its total too. couplings: of the model, which `of_model`
-    finds, as it does `kept`, the number of units that stay in each.
+    the unit's rows of the producers are in its total too. parameters: in place of a share of units,
+    how many parameters of the model may be left, or up to 1 which share of them. couplings: of the
+    model, which `of_model` finds, as it does `kept`, the number of units that stay in each.
     Source: the total is that of Wanda-sp in FLAP (An et al. 2024, 2312.11983), squared before it is
     summed; the coupled rows and columns are LLM-Pruner's (Ma et al. 2023, 2305.11627).
     """
@@ -52,6 +54,7 @@ class Structured(Removal):
     structure: Structure = "channels"
     multiple: int = 32
     coupled: bool = False
+    parameters: float | None = None
     couplings: tuple[Coupling, ...] = ()
     kept: int = 0
 
@@ -74,24 +77,37 @@ class Structured(Removal):
         couplings = tuple(find_couplings(model, self.structure))
         count = couplings[0].count
         step = self.multiple if self.structure == "channels" else 1
-        wanted = count * (1 - self.sparsity)
-        possible = sorted(range(step, count, step), key=lambda kept: abs(kept - wanted))
-        nearest = next(
-            (kept for kept in possible if is_loadable(model.config, self.structure, kept)), None
-        )
-        if nearest is None:
+        counts = range(step, count, step)
+
+        def first(candidates: Iterable[int]) -> int | None:
+            # Transformers takes a millisecond for each.
+            return next(
+                (n for n in candidates if is_loadable(model.config, self.structure, n)), None
+            )
+
+        def size(kept: int) -> int:
+            return size_without_units(model, couplings, kept)[0]
+
+        fewest = first(counts)
+        if fewest is None:
             smaller = f": choose a smaller --multiple-of than {step}" if step > 1 else ""
             raise PrunerZeroError(
                 f"none of the {count} {_WORDS[self.structure]} of a block can go{smaller}"
             )
-        share = 1 - nearest / count
-        if abs(nearest - wanted) > step / 2:
+        wanted = count * (1 - self.sparsity)
+        candidates: Iterable[int] = sorted(counts, key=lambda kept: abs(kept - wanted))
+        if self.parameters:
+            reachable = size(fewest), size(first(reversed(counts)) or fewest)
+            most = most_parameters(model, self.parameters, reachable, _WORDS[self.structure])
+            candidates = (kept for kept in reversed(counts) if size(kept) <= most)
+        kept = first(candidates) or fewest
+        if not self.parameters and abs(kept - wanted) > step / 2:
             raise PrunerZeroError(
                 f"--sparsity {self.sparsity:g} of the {count} {_WORDS[self.structure]} of a block "
-                f"leaves {wanted:g}, which cannot be: choose --sparsity {share:.4g}, which leaves "
-                f"{nearest}"
+                f"leaves {wanted:g}, which cannot be: choose --sparsity "
+                f"{1 - kept / count:.4g}, which leaves {kept}"
             )
-        return replace(self, sparsity=share, couplings=couplings, kept=nearest)
+        return replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
 
     @property
     def names(self) -> list[str]:
@@ -127,6 +143,25 @@ class Structured(Removal):
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"
+
+
+def most_parameters(
+    model: PreTrainedModel, asked: float, reachable: tuple[int, int], words: str
+) -> int:
+    """How many parameters may be left of `model`: `asked`, or up to 1 so large a share of them.
+
+    reachable: the fewest and the most that can be left without some of its `words`. Raises
+    PrunerZeroError naming the nearest where `asked` is fewer, or leaves nothing to remove.
+    """
+    dense = size_of(model)[0]
+    most = int(asked if asked > 1 else asked * dense)
+    if reachable[0] <= most < dense:
+        return most
+    nearest = reachable[most >= dense]
+    raise PrunerZeroError(
+        f"--parameters {most:,} of {dense:,} cannot be left by removing {words}: choose "
+        f"--parameters {nearest}, the nearest that can"
+    )
 
 
 def _totals(scores: Tensor, coupling: Coupling, name: str) -> Tensor:

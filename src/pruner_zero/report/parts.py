@@ -91,10 +91,11 @@ def _prune(run: PruneRun) -> dict[str, Any]:
 
 def _comparison(run: ComparisonRun) -> dict[str, Any]:
     best = run.ranked[0] if run.ranked else None
+    metric = best["expression"] if best else None
     header: tuple[str, ...] = ("method", "group", "mode", "perplexity", "zeros")
     header += ("seconds", "peak memory")
     cells = [_row(row) for row in run.rows]
-    if len(run.competing) < sum("expression" in row for row in run.rows):
+    if len({row["parameters"] for row in run.rows if row.get("parameters")}) > 1:
         header += ("parameters",)
         sizes = [row.get("parameters") for row in run.rows]
         cells = [
@@ -118,7 +119,7 @@ def _comparison(run: ComparisonRun) -> dict[str, Any]:
         "run": run,
         "table": Table(header, tuple(cells), 3, marked),
         "caption": f"{caption}. Seconds and memory are those of pruning alone.",
-        "best": portrait(parse(best["expression"]), best.get("scope")) if best else None,
+        "best": portrait(parse(metric), best.get("scope")) if best and metric else None,
         "remarks": remarks,
     }
 

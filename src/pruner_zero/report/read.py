@@ -43,10 +43,14 @@ class ComparisonRun(_Saved):
 
     @property
     def competing(self) -> list[Mapping[str, Any]]:
-        """The rows of methods that prune weights; a model with fewer parameters is another task."""
+        """The rows of methods that prune, without those of fewer parameters where others have any.
+
+        A smaller model does not compete with one that is as large as it was.
+        """
         most = max((row.get("parameters") or 0 for row in self.rows), default=0)
         rows = [row for row in self.rows if "expression" in row]
-        return [row for row in rows if row.get("parameters", most) == most]
+        large = [row for row in rows if row.get("parameters", most) == most]
+        return large if any(row["perplexity"] is not None for row in large) else rows
 
     @property
     def ranked(self) -> list[Mapping[str, Any]]:

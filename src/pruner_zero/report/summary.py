@@ -89,6 +89,9 @@ def _prune(run: PruneRun) -> Markup:
 
 def _at(settings: Mapping[str, Any]) -> Markup:
     model = _code(settings.get("model", "the model"))
+    if settings.get("pattern") is None and settings.get("sparsity") is None:
+        # Methods that remove whole units may bring their shares.
+        return Markup("for {}").format(model)
     return Markup("for {} at {} zeros").format(model, zeros(settings))
 
 

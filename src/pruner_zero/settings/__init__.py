@@ -21,6 +21,7 @@ from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, PruneSettings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchOptions
+from pruner_zero.settings.units import UnitSettings, read_parameters
 
 __all__ = [
     "BLOCK_INFLUENCE",
@@ -39,9 +40,11 @@ __all__ = [
     "SearchOptions",
     "Settings",
     "SparsitySettings",
+    "UnitSettings",
     "name_of",
     "names_of",
     "options_of",
     "quoted",
+    "read_parameters",
     "read_settings",
 ]

@@ -136,13 +136,3 @@ class MethodSettings(CalibrationSettings, SparsitySettings):
             "one-shot: all statistics come from the dense model.",
         )
     )
-    multiple_of: Annotated[int, Cli(panel="What is pruned")] = Field(
-        32,
-        ge=1,
-        description="Where channels are removed, every MLP keeps a multiple of so many channels.",
-    )
-    coupled: Annotated[bool, Cli(panel="What is pruned")] = Field(
-        False,
-        description="Where channels or heads are removed, the scores of their rows in the matrices "
-        "that make them count too, not those of the columns that take them up alone.",
-    )

@@ -8,11 +8,12 @@ from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD
+from pruner_zero.settings.units import UnitSettings
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 
 
-class CompareSettings(ModelSettings, MethodSettings):
+class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
     """All that decides the result of `compare`."""
 
     panel: ClassVar[str] = "Evaluation"

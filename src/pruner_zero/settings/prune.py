@@ -11,6 +11,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import ModelSettings
+from pruner_zero.settings.units import UnitSettings
 
 METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 
@@ -59,7 +60,7 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-class PruneSettings(ModelSettings, MethodSettings):
+class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     """All that decides the result of `prune`."""
 
     panel: ClassVar[str] = "What follows the mask"
@@ -113,7 +114,8 @@ class PruneSettings(ModelSettings, MethodSettings):
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs, or heads, key-value heads with the query heads "
         "that share them, whose weights are then corrected by least squares unless --update says "
-        "otherwise; or blocks, those that change their input the least. --sparsity is their share.",
+        "otherwise; or blocks, those that change their input the least. --sparsity is their share, "
+        "or give --parameters.",
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
@@ -140,12 +142,14 @@ class PruneSettings(ModelSettings, MethodSettings):
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
         if not self.structure:
-            if self.coupled:
-                raise PrunerZeroError("--coupled is of units: add --structure channels or heads")
+            for name in ("coupled", "parameters"):
+                if getattr(self, name):
+                    raise PrunerZeroError(f"--{name} is of units: add --structure, or leave it out")
             return self
-        if self.sparsity is None:
+        if (self.sparsity is None) == (self.parameters is None):
             raise PrunerZeroError(
-                f"--structure {self.structure} needs --sparsity, the share of them that goes"
+                f"--structure {self.structure} needs either --sparsity, the share of them that "
+                "goes, or --parameters, what is left of the model"
             )
         beside = _BESIDE_STRUCTURE
         if self.structure == "blocks":

@@ -1,0 +1,57 @@
+"""Which units are removed whole, and how many, where `prune` or `compare` removes units."""
+
+import re
+from typing import Annotated, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from pruner_zero.settings.base import Cli, Settings
+
+_FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
+
+
+def read_parameters(text: str) -> float:
+    """The number of parameters that `text` names, such as 100M, or their share, such as 0.75.
+
+    A number up to 1 is a share. Raises ValueError for any other text, and for nothing left.
+    """
+    written = re.fullmatch(r"([0-9_]*\.?[0-9]+(?:[eE][0-9]+)?)\s*([KMB]?)", text.strip().upper())
+    number = float(written[1]) * _FACTORS[written[2]] if written else 0.0
+    if not 0 < number < float("inf"):
+        raise ValueError("write a share such as 0.75, or a number such as 100M or 1.2B")
+    return number
+
+
+def _checked(text: str) -> str:
+    read_parameters(text)
+    return text
+
+
+def _as_text(given: object) -> object:
+    return str(given) if isinstance(given, int | float) else given
+
+
+# As text, since it is a number or a share; YAML and Python may give a number.
+Parameters = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
+
+
+class UnitSettings(Settings):
+    """What holds for every method that removes whole units."""
+
+    panel: ClassVar[str] = "What is pruned"
+
+    parameters: Annotated[Parameters | None, Cli(default="as --sparsity says")] = Field(
+        None,
+        description="Where units are removed, so many go that at most this number of parameters is "
+        "left, such as 100M, or this share of them, such as 0.75, embeddings counted.",
+    )
+    multiple_of: int = Field(
+        32,
+        ge=1,
+        description="Where channels are removed, every MLP keeps a multiple of so many channels.",
+    )
+    coupled: bool = Field(
+        False,
+        description="Where channels or heads are removed, the scores of their rows in the matrices "
+        "that make them count too, not those of the columns that take them up alone.",
+    )
