@@ -158,7 +158,8 @@ def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -
 
 
 def test_a_mutation_without_weight_is_never_used() -> None:
-    settings = {"mutations": {"grow": 1.0}, "crossover": 0.0, "immigrants": 0.0, "twice": 0.0}
+    off = dict.fromkeys(("crossover", "immigrants", "twice"), 0.0)
+    settings = {"mutations": {"grow": 1.0}, "steps": 0, **off}
     told = run(make_algorithm("default", None, 0, settings), by_loss("W * G"), 200)
     assert {one.operation for one, _ in told} <= {"random", "grow", "migrate", "immigrant"}
 

@@ -10,6 +10,7 @@ from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
 from pruner_zero.evolution.variation import (
     MUTATIONS,
     crossover,
+    neighbours,
     node_mutation,
     published_crossover,
 )
@@ -142,14 +143,23 @@ def test_terminal_changes_one_leaf_and_keeps_a_matrix() -> None:
     assert children("terminal", "W * X") == {"G * X", "W * W", "W * G", "W * O", "O * X"}
 
 
-def test_products_gain_lose_and_exchange_factors() -> None:
-    space = SearchSpace(exponents=(0.5,))
-    made = {parse(text) for text in children("factor", "W * X^0.75", space)}
-    wanted = ("W * sqrt(O) * X^0.75", "W", "G * X^0.75", "W * O^0.75", "W * G^0.75")
-    assert {canonical(parse(text), "global") for text in wanted} <= {
-        canonical(child, "global") for child in made
-    }
-    assert parse("X^0.75") not in made, "it gives no score to each weight"
+def test_neighbours_are_products_with_a_factor_less_more_or_exchanged() -> None:
+    space = SearchSpace(operators=("mul", "power", "sqrt"))
+    made = {canonical(form, "global") for form in neighbours(parse("W * G^0.75"), space)}
+    wanted = ["W", "G", "W * X^0.75", "W * O^0.75", "W * (O * X)^0.75", "X * G^0.75"]
+    wanted += ["O * G^0.75", "O * X * G^0.75", "W * G^0.75 * X^0.5", "W * G^0.75 * O^0.5"]
+    wanted += ["W * G^0.75 * (O * X)^0.5"]
+    assert made == {canonical(parse(text), "global") for text in wanted}
+
+
+def test_neighbours_of_any_metric_are_allowed() -> None:
+    generator = np.random.default_rng(0)
+    for space in SPACES:
+        for _ in range(30):
+            expression = random_expression(generator, space)
+            for form in neighbours(expression, space):
+                check_child(form, space)
+                assert form != expression
 
 
 def test_constants_change_only_where_there_are_any() -> None:

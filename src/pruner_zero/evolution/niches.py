@@ -15,7 +15,7 @@ from pruner_zero.evolution.generate import random_start
 from pruner_zero.evolution.population import Population, best_first
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.tuning import Tuner
-from pruner_zero.evolution.variation import MUTATIONS, crossover
+from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.settings import Settings
 from pruner_zero.sparsity import Scope
@@ -29,7 +29,6 @@ _WEIGHTS = {
     "operator": 1.5,
     "exponent": 3.0,
     "terminal": 1.0,
-    "factor": 3.0,
     "constant": 1.0,
 }
 
@@ -45,7 +44,8 @@ class EvolutionSettings(Settings):
     soon as they are among them. immigrants, migrants, crossover: shares of the children that are
     random, that come from another scope, and that have two parents; the rest are mutations,
     drawn by `mutations` (name to weight), followed by a second one with chance `twice`. tuned: so
-    many candidates of a batch are skeletons that ran on windows, with fitted exponents. even:
+    many candidates of a batch are skeletons that ran on windows, with fitted exponents. steps: so
+    many are the `neighbours` of the best, as long as there are new ones. even:
     the share of a batch that is split evenly over the scopes; the rest is split by the scopes'
     part in the best tenth of the last `memory` results.
     """
@@ -65,6 +65,7 @@ class EvolutionSettings(Settings):
     twice: float = Field(0.5, ge=0, le=1)
     mutations: Mapping[str, float] = _WEIGHTS
     tuned: int = Field(4, ge=0)
+    steps: int = Field(8, ge=0)
     even: float = Field(0.5, ge=0, le=1)
     memory: int = Field(240, ge=1)
 
@@ -132,9 +133,11 @@ class Evolution(BatchAlgorithm):
         return sorted(proposals, key=lambda proposal: proposal.expression.size)
 
     def propose(self) -> list[Proposal]:
-        """Tuned exponents, the best in every other scope, and children or else immigrants."""
+        """Tuned exponents, steps from the best, the best elsewhere, children or immigrants."""
         tuned = self._tuner.propose(self.generator, self.settings.tuned)
-        return [*filter(self.is_new, [*tuned, *self._spread()])] + [
+        near = self._near_the_best()
+        steps = self.fill(self.settings.steps, lambda: next(near, None))
+        return [*filter(self.is_new, [*tuned, *self._spread()]), *steps] + [
             proposal
             for niche, share in zip(self.niches, self._shares(), strict=True)
             for proposal in self.fill(
@@ -160,6 +163,12 @@ class Evolution(BatchAlgorithm):
                         if scope != niche.scope:
                             parents = (candidate.number,)
                             yield Proposal(candidate.expression, scope, parents, "migrate")
+
+    def _near_the_best(self) -> Iterator[Proposal]:
+        """The neighbours of the best members, those of the very best first."""
+        for candidate, _ in self.population[: self.settings.spread]:
+            for form in neighbours(candidate.expression, self.space):
+                yield Proposal(form, candidate.scope, (candidate.number,), "step")
 
     def _random(self, scope: Scope, operation: str) -> Proposal:
         settings = self.settings

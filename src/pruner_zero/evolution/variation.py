@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
+from itertools import product as pairs
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -15,7 +16,7 @@ from pruner_zero.evolution.generate import (
     random_expression,
 )
 from pruner_zero.evolution.space import SearchSpace, positions
-from pruner_zero.metric import OPERATORS, Call, Constant, Expression, Terminal
+from pruner_zero.metric import OPERATORS, Call, Constant, Expression, Shape, Terminal
 from pruner_zero.metric.canonical import factors, product
 
 # None where no allowed child was found.
@@ -179,29 +180,6 @@ def terminal(generator: Generator, expression: Expression, space: SearchSpace) -
 
 
 @_tried
-def factor(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """As a product, with a power of a terminal more, a factor less, or a terminal exchanged.
-
-    An order depends mostly on how much each terminal counts, and these are the smallest steps
-    between products.
-    """
-    coefficient, bases = factors(expression)
-    step = generator.random()
-    if step < 0.25:
-        del bases[_pick(generator, list(bases))]
-        return product(coefficient, bases) if bases else None
-    name = Terminal(_pick(generator, list(space.terminals)))
-    exponent = 1.0
-    if step < 0.5:
-        exponent = bases.pop(_pick(generator, list(bases)))
-    elif "power" in space.operators and space.exponents:
-        exponent = random_exponent(generator, space).value
-    if name in bases:
-        return None
-    return product(coefficient, {**bases, name: exponent})
-
-
-@_tried
 def constant(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """A numeric leaf scaled by a random factor near 1, sometimes drawn anew or negated."""
     numbers = [(i, node) for i, node in positions(expression) if isinstance(node, Constant)]
@@ -218,12 +196,30 @@ def constant(generator: Generator, expression: Expression, space: SearchSpace) -
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
     {
         mutation.__name__: mutation
-        for mutation in [
-            *(grow, shrink, hoist, replace, swap, operator),
-            *(exponent, terminal, factor, constant),
-        ]
+        for mutation in [grow, shrink, hoist, replace, swap, operator, exponent, terminal, constant]
     }
 )
+
+
+def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
+    """The products one step from `expression`: a factor less, one more, or one exchanged.
+
+    A factor is a terminal, or the outer product of a column and a row of statistics, which is what
+    a matrix is exchanged for. A new factor has the exponent of the one it replaces, else a half.
+    An order depends mostly on how much each terminal counts, so these are the smallest steps.
+    """
+    coefficient, bases = factors(expression)
+    leaves = space.leaves
+    outer = pairs(leaves[Shape.COLUMN], leaves[Shape.ROW])
+    alternatives = [*((name,) for name in space.terminals), *outer]
+    made: dict[Expression, None] = {}
+    for base, exponent in [*bases.items(), (None, 0.5)]:
+        rest = {other: power for other, power in bases.items() if other != base}
+        for names in ((), *alternatives):
+            new: dict[Expression, float] = {Terminal(name): exponent for name in names}
+            if rest.keys().isdisjoint(new) and (rest or new):
+                made[product(coefficient, {**rest, **new})] = None
+    return [form for form in made if form != expression and space.allows(form) is None]
 
 
 def published_crossover(
