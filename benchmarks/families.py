@@ -74,8 +74,8 @@ def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
         "# Families that become smaller",
         "",
         "Made by `python benchmarks/families.py`: of every kind of model in the tests a tiny random"
-        f" one, of {DEPTH} blocks, loses half of its channels or heads, or a third of its blocks, by"
-        " `prune --structure`, is saved, loaded by transformers alone, and run: it computes the"
+        f" one, of {DEPTH} blocks, loses half of its channels or heads, or a third of its blocks,"
+        " by `prune --structure`, is saved, loaded by transformers alone, and run: it computes the"
         " same. *some*: whether the configuration can do without a block depends on which it is.",
         "",
         f"| family | {' | '.join(SHARES)} |",

@@ -246,9 +246,11 @@ def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
     assert str(result.method.pattern) == "50% of the key-value heads of every block"
 
 
-@pytest.mark.parametrize("structure", ["channels", "heads", "blocks"])
+@pytest.mark.parametrize(
+    ("structure", "other"), [("channels", "heads"), ("heads", "blocks"), ("blocks", "channels")]
+)
 def test_what_is_left_can_be_pruned_as_any_other_model(
-    structure: str, prose: str, tmp_path: Path
+    structure: str, other: str, prose: str, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"structure": structure, "sparsity": 0.5}
     if structure == "blocks":
@@ -266,6 +268,14 @@ def test_what_is_left_can_be_pruned_as_any_other_model(
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
         assert loaded.num_parameters() == left
         torch.testing.assert_close(logits(loaded), logits(expected))
+    settings = {"structure": other, "sparsity": 0.5}
+    if other == "blocks":
+        settings["metric"] = None
+    both = pruned(tmp_path / "compact", prose, output=tmp_path / "both", **settings)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "both")
+    assert both.parameters == (left, loaded.num_parameters())
+    assert loaded.num_parameters() < left
+    torch.testing.assert_close(logits(loaded), logits(both.language_model.model))
 
 
 def test_units_that_the_metric_names_are_for_compare(prose: str) -> None:
