@@ -24,7 +24,7 @@ from pruner_zero.models import load_model
 
 HERE = Path(__file__).parent
 CLASSICS = ("dense", "magnitude", "wanda", "gblm", "ria", "pruner-zero", "sparsegpt")
-# How the names of the runs of the search as it is now end.
+# How the names of the latest runs end.
 CURRENT = "-products"
 BY_HAND = "W * G^0.5 * X^0.25@global"
 
@@ -175,9 +175,11 @@ def write_page() -> None:
     now = [file for file in files if CURRENT in file.stem]
     before = [file for file in files if file not in now]
     lines += [
-        "Of the search as it is now, `--label products`: half of the random expressions are"
-        " products, variants of one metric do not take all places on windows, and more candidates"
-        " run on all windows where a few say little.",
+        "All of these runs are of the search before exponents were fitted apart from structure and"
+        " a final race chose the winner; [duel.md](duel.md) has it as it is now. The latest of them,"
+        " `--label products`: half of the random expressions are products, variants of one metric do"
+        " not take all places on windows, and more candidates run on all windows where a few say"
+        " little.",
         "",
         *_runs(now),
         "",
