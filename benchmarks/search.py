@@ -175,11 +175,11 @@ def write_page() -> None:
     now = [file for file in files if CURRENT in file.stem]
     before = [file for file in files if file not in now]
     lines += [
-        "All of these runs are of the search before exponents were fitted apart from structure and"
-        " a final race chose the winner; [duel.md](duel.md) has it as it is now. The latest of them,"
-        " `--label products`: half of the random expressions are products, variants of one metric do"
-        " not take all places on windows, and more candidates run on all windows where a few say"
-        " little.",
+        "All of these runs are of the search before exponents were fitted apart from structure"
+        " and a final race chose the winner; [duel.md](duel.md) has it as it is now. The latest of"
+        " them, `--label products`: half of the random expressions are products, variants of one"
+        " metric do not take all places on windows, and more candidates run on all windows where a"
+        " few say little.",
         "",
         *_runs(now),
         "",
