@@ -1,12 +1,15 @@
 """Scores of a whole model in bounded memory: what is not held is computed again, alike."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pruner_zero.models import find_matrices
-from pruner_zero.pruning import LazyScores, Mode, choice, parse_method, prune_model
+from pruner_zero.pruning import LazyScores, Mode, choice, parse_method, prune, prune_model
 from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.sparsity import Unstructured, choose_masks
 from pruner_zero.text import Windows
@@ -84,3 +87,32 @@ def test_a_model_whose_scores_do_not_fit_is_pruned_alike(
         assert torch.equal(ours.model.state_dict()[name], tensor), name
     every = sum(matrix.weight.numel() * 4 for matrix in find_matrices(ours.model))
     assert live.most <= 2 * live.largest < every / 3
+
+
+@pytest.mark.parametrize("coupled", [False, True])
+def test_units_are_chosen_alike_where_the_scores_of_a_block_do_not_fit(
+    coupled: bool, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pruned() -> dict[str, Tensor]:
+        result = prune(
+            language_model("llama"),
+            "wanda",
+            calibration=[prose],
+            structure="channels",
+            coupled=coupled,
+            sparsity=0.34,
+            multiple_of=8,
+            windows=3,
+            seqlen=24,
+            cache=tmp_path,
+        )
+        return dict(result.language_model.model.state_dict())
+
+    expected, live = pruned(), Live()
+    monkeypatch.setattr("pruner_zero.pruning.lazy_scores.HELD_BYTES", 0)
+    monkeypatch.setattr(choice, "score_matrix", live.around(score_matrix))
+    ours = pruned()
+    assert ours.keys() == expected.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())
+    # Gate, up and down of a block have as many scores each.
+    assert 0 < live.most <= 2 * live.largest

@@ -50,11 +50,11 @@ def choose(
         if len(swept) == len(by_name):
             return Choice({}, swept)
         by_name = {name: matrix for name, matrix in by_name.items() if name not in swept}
-    scores: dict[str, Tensor] = {}
-    for name, matrix in by_name.items():
-        values = score_matrix(matrix, statistics[name], method.metric)
-        if values is not None:
-            scores[name] = values
+
+    def score(name: str) -> Tensor | None:
+        return score_matrix(by_name[name], statistics[name], method.metric)
+
+    scores = LazyScores(by_name.copy, score)
     masks = choose_masks(pattern, by_name, scores, lambda name: by_name[name].weight.float().abs())
     by_step = scores if method.chooser else ()
     chosen = {name: masks[name] for name in by_name if name not in by_step}
