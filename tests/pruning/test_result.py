@@ -128,6 +128,8 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "allocation": None,
         "structure": None,
         "multiple_of": 32,
+        "coupled": False,
+        "parameters": None,
         "save_mask": False,
     }
     assert found["calibration"]["text_sha256"] == sha256(text_file)
