@@ -196,6 +196,15 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
     assert [row.get("expression") for row in rows] == [None, "W * X", "W * X", "W", None]
 
 
+def test_blocks_are_chosen_on_text_that_the_model_writes_where_none_is_given(
+    texts: dict[str, Any],
+) -> None:
+    given: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "text": texts["text"], **SIZES}
+    table = compare(tiny_model("llama", blocks=4), "block-influence@blocks=0.5", **given)
+    assert table.rows[0]["sparsity"] == 0.5
+    assert table.provenance["calibration"]["text"] == "self"
+
+
 def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
     model = tiny_model("llama", blocks=4)
     methods = "wanda,wanda@channels,wanda@heads,block-influence@blocks,wanda@channels=0.16"

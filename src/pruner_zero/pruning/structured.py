@@ -75,38 +75,34 @@ class Structured(Removal):
         Raises PrunerZeroError where the model has no units that can be removed.
         """
         couplings = tuple(find_couplings(model, self.structure))
-        count = couplings[0].count
+        count, words = couplings[0].count, _WORDS[self.structure]
         step = self.multiple if self.structure == "channels" else 1
         counts = range(step, count, step)
 
-        def first(candidates: Iterable[int]) -> int | None:
+        def first(candidates: Iterable[int]) -> int:
             # Transformers takes a millisecond for each.
-            return next(
-                (n for n in candidates if is_loadable(model.config, self.structure, n)), None
-            )
-
-        def size(kept: int) -> int:
-            return size_without_units(model, couplings, kept)[0]
+            loadable = (n for n in candidates if is_loadable(model.config, self.structure, n))
+            return next(loadable, 0)
 
         fewest = first(counts)
-        if fewest is None:
+        if not fewest:
             smaller = f": choose a smaller --multiple-of than {step}" if step > 1 else ""
-            raise PrunerZeroError(
-                f"none of the {count} {_WORDS[self.structure]} of a block can go{smaller}"
-            )
-        wanted = count * (1 - self.sparsity)
-        candidates: Iterable[int] = sorted(counts, key=lambda kept: abs(kept - wanted))
+            raise PrunerZeroError(f"none of the {count} {words} of a block can go{smaller}")
         if self.parameters:
-            reachable = size(fewest), size(first(reversed(counts)) or fewest)
-            most = most_parameters(model, self.parameters, reachable, _WORDS[self.structure])
-            candidates = (kept for kept in reversed(counts) if size(kept) <= most)
-        kept = first(candidates) or fewest
-        if not self.parameters and abs(kept - wanted) > step / 2:
-            raise PrunerZeroError(
-                f"--sparsity {self.sparsity:g} of the {count} {_WORDS[self.structure]} of a block "
-                f"leaves {wanted:g}, which cannot be: choose --sparsity "
-                f"{1 - kept / count:.4g}, which leaves {kept}"
-            )
+            rest = size_without_units(model, couplings, 0)[0]
+            unit = (size_of(model)[0] - rest) // count
+            reachable = rest + unit * fewest, rest + unit * first(reversed(counts))
+            most = most_parameters(model, self.parameters, reachable, words)
+            kept = first(n for n in reversed(counts) if rest + unit * n <= most)
+        else:
+            wanted = count * (1 - self.sparsity)
+            kept = first(sorted(counts, key=lambda n: abs(n - wanted)))
+            if abs(kept - wanted) > step / 2:
+                raise PrunerZeroError(
+                    f"--sparsity {self.sparsity:g} of the {count} {words} of a block leaves "
+                    f"{wanted:g}, which cannot be: choose --sparsity {1 - kept / count:.4g}, which "
+                    f"leaves {kept}"
+                )
         return replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
 
     @property
