@@ -14,13 +14,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_LARGEST_COMPARED_M = 17",
     ): "both ways give the same mask; it decides which is faster",
     (
-        "sparsity/selection.keep_n_of_m",
-        "groups = zip(scores.reshape(-1, m).split(chunk), keep.view(-1, m).split(chun"
-        "k), strict=True)",
-        "groups = zip(scores.reshape(-1, m).split(chunk), keep.view(-1, m).split(chun"
-        "k), strict=False)",
-    ): "both have the same length",
-    (
         "sparsity/threshold._histogram_anywhere",
         "key = bits ^ bits >> 31 & 2147483647",
         "key = bits ^ bits >> 32 & 2147483647",
