@@ -185,7 +185,7 @@ def medians(space: SearchSpace, fitness: Fitness, evaluations: int, seeds: int) 
 def test_it_finds_the_hidden_ranking_that_random_search_misses() -> None:
     operators = ("mul", "add", "sub", "max", "power", "sqrt", "sqr", "log", "row_share")
     space = SearchSpace(terminals=("W", "G", "X"), scopes=("row",), operators=operators)
-    ours, random = medians(space, by_rank("W * G^0.5 * X^0.25"), evaluations=1000, seeds=5)
+    ours, random = medians(space, by_rank("W * G^0.5 * X^0.25"), evaluations=1000, seeds=3)
     assert ours <= EXACT < 0.1 * random
 
 

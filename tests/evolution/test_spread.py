@@ -1,6 +1,6 @@
 """Judging is the same in this process, in others and on a cluster; want of memory is no verdict."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,12 +77,10 @@ def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
 class Countdown(TimeLimit):
     """Lets so many steps pass."""
 
-    def steps(self, items: Iterable[T]) -> Iterator[T]:
-        for item in items:
-            object.__setattr__(self, "seconds", self.seconds - 1)
-            if self.seconds < 0:
-                raise PrunerZeroError("over")
-            yield item
+    def check(self) -> None:
+        object.__setattr__(self, "seconds", self.seconds - 1)
+        if self.seconds < 0:
+            raise PrunerZeroError("over")
 
 
 def test_whenever_the_time_is_over_the_dense_weights_are_back(build: Build) -> None:

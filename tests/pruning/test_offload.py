@@ -160,18 +160,11 @@ def journal(parent: Path) -> tuple[str, int] | None:
     ("method", "passes"),
     [
         (["--metric", "gblm+obs"], {"gradients", "blocks"}),
-        pytest.param(
-            ["--metric", "gblm", "--mode", "one-shot"],
-            {"gradients", "inputs", "blocks"},
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["--metric", "W * G", "--scope", "global"],
-            {"gradients", "blocks"},
-            marks=pytest.mark.slow,
-        ),
+        (["--metric", "gblm", "--mode", "one-shot"], {"gradients", "inputs", "blocks"}),
+        (["--metric", "W * G", "--scope", "global"], {"gradients", "blocks"}),
     ],
 )
+@pytest.mark.slow
 def test_a_kill_after_every_step_changes_no_byte(
     method: list[str], passes: set[str], text_file: Path, tmp_path: Path
 ) -> None:
