@@ -13,7 +13,6 @@ from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.surrogate import Surrogate
 from pruner_zero.execution import Executor
 from pruner_zero.metric import Shape
-from pruner_zero.metric.canonical import canonical
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ _HALF, _LEAST_TRUST = 0.5, 0.1
 # The candidates of a batch that run on a few windows are of at least so many kinds.
 _KINDS = 4
 # The standard deviation, over candidates, of the difference between the losses on all and on few
-# windows, in nats, until so many were judged on all (searches of SmolLM2-135M have 0.02 to 0.03).
+# windows, in nats, as it is taken to be until so many were judged on all.
 _SPREAD, _ENOUGH = 0.03, 3
 
 
@@ -114,7 +113,7 @@ def judge(
 
 def _checked(candidate: Candidate, archive: Archive) -> _Entry:
     """The entry of a candidate, with what its canonical form alone tells."""
-    form = canonical(candidate.expression, candidate.scope)
+    form = candidate.skeleton.form
     entry = _Entry(candidate, str(form), Evaluation(0, math.inf))
     if form.shape is not Shape.MATRIX:
         entry.update(reason=f"constant within every {candidate.scope}: it masks nothing")

@@ -18,10 +18,9 @@ Array = NDArray[np.float64]
 
 # What is believed of a loss (nats) around the best exponents of a skeleton, before any is
 # measured: its gradient, its curvature, and how far two exponents interact; each as a standard
-# deviation, the curvature with its mean. The loss of `W * G^p` over the whole model of
-# SmolLM2-135M has the curvature 2.7 (the losses of benchmarks/results/search).
+# deviation, the curvature with its mean. Wide guesses: a few losses outweigh them.
 _GRADIENT, _CURVATURE, _CURVATURE_MEAN, _INTERACTION = 0.5, 1.5, 2.0, 0.7
-# The standard deviation of a loss on few and on all windows around that model.
+# What a loss on few and on all windows is taken to differ from that quadratic (standard deviation).
 _NOISE_FEW, _NOISE_ALL = 0.006, 0.003
 # A quadratic holds near the best alone: points farther away or far above it are left out.
 _RADIUS, _HEIGHT = 0.6, 0.3

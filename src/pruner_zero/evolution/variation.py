@@ -204,9 +204,10 @@ MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
 def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     """The products one step from `expression`: a factor less, one more, or one exchanged.
 
-    A factor is a terminal, or the outer product of a column and a row of statistics, which is what
-    a matrix is exchanged for. A new factor has the exponent of the one it replaces, else a half.
-    An order depends mostly on how much each terminal counts, so these are the smallest steps.
+    A new factor is a terminal, or the product of a column and a row of statistics, such as O * X,
+    which has a value for each weight as a matrix has. It has the exponent of the one it replaces,
+    else a half. An order depends mostly on how much each terminal counts, so these are the
+    smallest steps.
     """
     coefficient, bases = factors(expression)
     leaves = space.leaves
