@@ -15,6 +15,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.choices import Group
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
@@ -27,7 +28,6 @@ from pruner_zero.files import read_lines
 from pruner_zero.metric import Call, Constant, Expression, Terminal
 from pruner_zero.metric.canonical import canonical
 from pruner_zero.models import find_matrices
-from pruner_zero.sparsity import Scope
 from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
 
 TIMED = ("seconds", "elapsed", "sha256")
@@ -71,7 +71,7 @@ class Copying(MaskedModel):
 
     @contextmanager
     def masked(
-        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
+        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> Iterator[nn.Module]:
         """As `MaskedModel.masked`."""
         model = deepcopy(self.model)
@@ -111,7 +111,7 @@ class Resampling(Clocked):
     """Computes what the closed form compares with for every candidate, and throws it away."""
 
     def reconstruction(
-        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
+        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> float:
         """As `Evaluator.reconstruction`."""
         for one in self.sample:

@@ -76,7 +76,8 @@ def search(
     if result.stopped == "interrupted":
         print(f"to continue: pruner-zero search --resume {result.path}")
         raise typer.Exit(130)
-    words = " ".join(f"--{name} {value}" for name, value in result.prune_options.items())
+    chosen = {name.replace("_", "-"): value for name, value in result.prune_options.items()}
+    words = " ".join(f"--{name} {value}" for name, value in chosen.items())
     print(f"prune with it: pruner-zero prune {result.settings['model']} {words} …")
 
 

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome, Rung
 from pruner_zero.files import CHECKSUM, append_line, is_intact, read_lines, with_checksum
 from pruner_zero.journal import changed
 from pruner_zero.metric import parse
-from pruner_zero.sparsity import Scope
 
 JOURNAL = "journal.jsonl"
 FORMAT = 1
@@ -49,7 +49,7 @@ class Record:
         candidate = Candidate(
             line["number"],
             parse(line["expression"]),
-            cast(Scope, line["scope"]),
+            cast(Group, line["scope"]),
             tuple(line["parents"]),
             line["operation"],
         )

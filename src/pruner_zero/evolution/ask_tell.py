@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pruner_zero.choices import Group
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import Expression, Metric, Shape
 from pruner_zero.metric.canonical import canonical, simplify_opposing
-from pruner_zero.sparsity import Scope
 
 Result = tuple[Candidate, Evaluation]
 
@@ -23,7 +23,7 @@ class Proposal(NamedTuple):
     """A candidate without its number."""
 
     expression: Expression
-    scope: Scope
+    scope: Group
     parents: tuple[int, ...] = ()
     operation: str = "random"
 
@@ -45,7 +45,7 @@ class BatchAlgorithm(ABC):
         self._seeds = _planted(seed_metrics, space)
         self._open: tuple[Candidate, ...] = ()
         self._count = 0
-        self._asked: dict[str, set[tuple[Expression, Scope]]] = {
+        self._asked: dict[str, set[tuple[Expression, Group]]] = {
             "identical": set(),
             "opposing": set(),
             "canonical": set(),

@@ -17,6 +17,7 @@ from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
 from pruner_zero.models import LanguageModel, check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning import Structured
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer
 from pruner_zero.text import Mixture, Windows, no_windows
@@ -84,9 +85,14 @@ def build_evaluator(
 
     Raises PrunerZeroError for everything that can be found wrong before the search.
     """
-    matrices = find_matrices(language_model.model, settings.include, settings.exclude)
+    pattern, include = settings.zeros, settings.include
+    if isinstance(pattern, Structured):
+        pattern = pattern.of_model(language_model.model)
+        # A unit without its columns there changes no output, so that no other matrix is masked.
+        include = tuple(pattern.consumers)
+    matrices = find_matrices(language_model.model, include, settings.exclude)
     for matrix in matrices:
-        settings.zeros.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
+        pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
     check_weights(matrices)
     terminals = settings.search_space.terminals
     kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
@@ -122,7 +128,7 @@ def build_evaluator(
             sampled = replace(sampled, gram=narrow)
             if step is not None and gram.any():
                 hessians[matrix.name] = hessian.prepare() if step.damps else hessian
-                layer = Layer(sampled.weight, hessian, settings.zeros, name=matrix.name)
+                layer = Layer(sampled.weight, hessian, pattern, name=matrix.name)
                 sampled = replace(sampled, layer=layer, step=step.name)
             sample.append(sampled)
     if not any(matrix.terminals["X"].any() for matrix in sample):
@@ -130,13 +136,13 @@ def build_evaluator(
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates mask a copy, so that the model stays intact whatever happens.
     copy = deepcopy(language_model.model).to(dtype)
-    copied = find_matrices(copy, settings.include, settings.exclude)
+    copied = find_matrices(copy, include, settings.exclude)
     masked = MaskedModel(
         copy,
         copied,
         weights,
         statistics,
-        settings.zeros,
+        pattern,
         () if step is None else (step.name,),
         hessians,
     )
@@ -146,7 +152,7 @@ def build_evaluator(
         masked,
         judged.tokens,
         settings.few_windows,
-        settings.zeros,
+        pattern,
         fresh=(fresh or no_windows()).tokens,
     )
 

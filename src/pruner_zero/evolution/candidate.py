@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
+from pruner_zero.choices import Group
 from pruner_zero.metric import Expression
 from pruner_zero.metric.canonical import Skeleton, canonical
 from pruner_zero.models import to_perplexity
-from pruner_zero.sparsity import Scope
 
-Kind = tuple[Expression, Scope]
+Kind = tuple[Expression, Group]
 
 # The operation of a candidate whose exponents were fitted to losses of its kind.
 TUNE = "tune"
@@ -26,7 +26,7 @@ class Candidate:
 
     number: int
     expression: Expression
-    scope: Scope
+    scope: Group
     parents: tuple[int, ...] = ()
     operation: str = "random"
 

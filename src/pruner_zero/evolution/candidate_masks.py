@@ -5,10 +5,11 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from pruner_zero.choices import Group
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.pruning import LazyScores, reached_score
-from pruner_zero.sparsity import Pattern, Scope, choose_masks, groups
+from pruner_zero.sparsity import Pattern, choose_masks, groups
 
 
 class _Placed(Protocol):
@@ -24,7 +25,7 @@ M = TypeVar("M", bound=_Placed)
 
 def candidate_masks(
     expression: Expression,
-    scope: Scope,
+    scope: Group,
     pattern: Pattern,
     matrices: Sequence[M],
     terminals: Callable[[M], Mapping[str, Tensor]],
@@ -37,7 +38,8 @@ def candidate_masks(
     """
     by_name = {matrix.name: matrix for matrix in matrices}
     blocks = {matrix.name: matrix.block for matrix in matrices}
-    pattern = pattern.with_scope(scope)
+    if scope != "unit":
+        pattern = pattern.with_scope(scope)
 
     def score(name: str) -> Tensor | None:
         limit.check()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruner_zero.choices import Group
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.masked_model import MaskedModel
@@ -19,7 +20,7 @@ from pruner_zero.evolution.row_sample import SampledMatrix, closed_form_error, s
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression, parse
 from pruner_zero.models import parameters_of
-from pruner_zero.sparsity import Pattern, Scope
+from pruner_zero.sparsity import Pattern
 
 Rung = Literal["probe", "reconstruction", "few", "all", "final"]
 
@@ -43,7 +44,7 @@ class Task:
     number: int
     rung: Rung
     expression: str
-    scope: Scope
+    scope: Group
     known: tuple[float, ...] = ()
     best: tuple[float, ...] = ()
 
@@ -149,7 +150,7 @@ class Evaluator:
         return {"value": mean, "losses": tuple(losses)}
 
     def fingerprint(
-        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
+        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> str:
         """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
         masks = sampled_masks(self.probe, expression, scope, self.pattern, limit)
@@ -157,7 +158,7 @@ class Evaluator:
         return sha256(bits.tobytes()).hexdigest()[:24]
 
     def reconstruction(
-        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
+        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> float:
         """The closed-form error on the sampled rows."""
         masks = sampled_masks(self.sample, expression, scope, self.pattern, limit)

@@ -8,11 +8,12 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.choices import Group
 from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
-from pruner_zero.sparsity import Hessian, Layer, Pattern, Scope, plan, run_steps
+from pruner_zero.sparsity import Hessian, Layer, Pattern, plan, run_steps
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class MaskedModel:
 
     @contextmanager
     def masked(
-        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
+        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> Iterator[nn.Module]:
         """The model with the weights zeroed that `expression` ranks lowest within `scope`.
 
@@ -81,7 +82,7 @@ class MaskedModel:
         matrix.weight.masked_fill_(~mask, 0)
 
     def masks(
-        self, expression: Expression, scope: Scope, limit: TimeLimit = UNLIMITED
+        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
         return candidate_masks(
@@ -92,7 +93,7 @@ class MaskedModel:
     def losses(
         self,
         expression: Expression,
-        scope: Scope,
+        scope: Group,
         windows: Tensor,
         limit: TimeLimit = UNLIMITED,
         enough: Callable[[Sequence[float]], bool] = lambda losses: False,

@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from pruner_zero.choices import Group
 from pruner_zero.errors import did_you_mean
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
 from pruner_zero.evolution.candidate import Evaluation
@@ -18,7 +19,6 @@ from pruner_zero.evolution.tuning import Tuner
 from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.settings import Settings
-from pruner_zero.sparsity import Scope
 
 _WEIGHTS = {
     "grow": 2.0,
@@ -170,7 +170,7 @@ class Evolution(BatchAlgorithm):
             for form in neighbours(candidate.expression, self.space):
                 yield Proposal(form, candidate.scope, (candidate.number,), "step")
 
-    def _random(self, scope: Scope, operation: str) -> Proposal:
+    def _random(self, scope: Group, operation: str) -> Proposal:
         settings = self.settings
         expression = random_start(self.generator, self.space, settings.depth, settings.products)
         return Proposal(expression, scope, operation=operation)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.random import Generator
 
+from pruner_zero.choices import Group
 from pruner_zero.evolution.ask_tell import Result
 from pruner_zero.evolution.candidate import Candidate, Kind
-from pruner_zero.sparsity import Scope
 
 
 class Population:
@@ -19,7 +19,7 @@ class Population:
     first. elite: so many of the Pareto front of value and size never leave.
     """
 
-    def __init__(self, scope: Scope, capacity: int, elite: int) -> None:
+    def __init__(self, scope: Group, capacity: int, elite: int) -> None:
         self.scope = scope
         self.capacity = capacity
         self.elite = elite

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
+from pruner_zero.choices import Group
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
 from pruner_zero.evolution.generate import random_published_tree
 from pruner_zero.evolution.population import best_first
@@ -12,7 +13,6 @@ from pruner_zero.evolution.variation import node_mutation, published_crossover
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.metric.canonical import simplify_opposing
 from pruner_zero.settings import Settings
-from pruner_zero.sparsity import Scope
 
 # Enough to keep some workers busy, and few enough that a stopped run loses little.
 _FOUNDERS = 10
@@ -37,7 +37,7 @@ class PublishedSettings(Settings):
     parents: int = Field(10, ge=1)
     mutation: float = Field(0.5, ge=0, le=1)
     simplify: bool = True
-    scope: Scope | None = None
+    scope: Group | None = None
     batch: int = Field(1, ge=1)
 
 

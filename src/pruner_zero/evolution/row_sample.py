@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pruner_zero.choices import Group
 from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
-from pruner_zero.sparsity import STEPS, Layer, Pattern, Scope
+from pruner_zero.sparsity import STEPS, Layer, Pattern
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
 
 # Rows of a matrix for which the steps after the mask are carried out, to estimate what it costs.
@@ -94,7 +95,7 @@ def sample_matrix(
 def sampled_masks(
     sample: Sequence[SampledMatrix],
     expression: Expression,
-    scope: Scope,
+    scope: Group,
     pattern: Pattern,
     limit: TimeLimit = UNLIMITED,
 ) -> list[Tensor]:

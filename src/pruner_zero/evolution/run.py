@@ -35,6 +35,9 @@ from pruner_zero.settings import name_of, names_of, read_settings
 from pruner_zero.text import Source, load_mixture
 
 INTERRUPTED = "interrupted"
+# After so many batches of nothing but known masks the search has seen all that there are: a model
+# of few heads has few choices of them.
+_BATCHES_WITHOUT_NEWS = 10
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,7 @@ def run_batches(
 ) -> str:
     """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped."""
     start = time.monotonic() - archive.elapsed
-    best_batch, best_key = 0, (0, math.inf)
+    best_batch, best_key, new_batch = 0, (0, math.inf), 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
     while not reason or archive.batches < archive.batches_written:
@@ -185,7 +188,11 @@ def run_batches(
         observer(status)
         if hall.best and hall.best.evaluation.key < best_key:
             best_batch, best_key = archive.batches, hall.best.evaluation.key
+        if any(record.evaluation.counts for record in records):
+            new_batch = archive.batches
         reason = _stops(settings, status, archive.batches - best_batch)
+        if archive.batches - new_batch >= _BATCHES_WITHOUT_NEWS:
+            reason = reason or f"no new mask in {_BATCHES_WITHOUT_NEWS} batches"
     if settings.final_windows:
         most = FINALISTS
         if settings.minutes is not None:

@@ -10,7 +10,8 @@ from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
-from pruner_zero.settings import SearchOptions
+from pruner_zero.pruning import Structured
+from pruner_zero.settings import SearchOptions, check_structure, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern, Scope, SemiStructured, Unstructured
 
 
@@ -25,6 +26,14 @@ class SearchSettings(SearchOptions):
     space: SearchSpace | None = Field(
         None, description="Operators, terminals and sizes of candidates; the algorithm's if None."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refit(cls, given: Any) -> Any:
+        """What takes up the units that stay is solved anew, unless the settings say otherwise."""
+        if isinstance(given, dict) and given.get("structure") and given.get("update") is None:
+            return {**given, "update": "exact"}
+        return given
 
     @field_validator("update")
     @classmethod
@@ -53,7 +62,13 @@ class SearchSettings(SearchOptions):
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
-        if (self.sparsity is None) == (self.pattern is None):
+        check_structure(self, ("pattern", "scope", "include", "exclude", "coupled"))
+        if self.structure == "blocks":
+            raise ValueError(
+                "--structure blocks goes by block influence, which no metric is: search for "
+                "channels or heads"
+            )
+        if not self.structure and (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
         _ = self.zeros
         return self
@@ -77,7 +92,14 @@ class SearchSettings(SearchOptions):
 
     @property
     def zeros(self) -> Pattern:
-        """The pattern that candidates are judged under; the scope is the candidate's."""
+        """The pattern that candidates are judged under; the scope is the candidate's.
+
+        That of units has to be fitted to a model (`Structured.of_model`).
+        """
+        if self.structure is not None:
+            left = None if self.parameters is None else read_parameters(self.parameters)
+            share = self.sparsity or 0.0
+            return Structured(share, self.structure, self.multiple_of, parameters=left)
         if self.pattern is not None:
             return SemiStructured.parse(self.pattern)
         return Unstructured(self.sparsity or 0.0)
@@ -86,9 +108,12 @@ class SearchSettings(SearchOptions):
     def search_space(self) -> SearchSpace:
         """The given space, or that of the algorithm, with the comparison groups asked for.
 
-        Under N:M weights compete in groups of M, and the scope has no effect.
+        Under N:M weights compete in groups of M, and the scope has no effect. Units compete with
+        those of their block.
         """
         space = self.space or ALGORITHMS[self.algorithm].space
+        if self.structure is not None:
+            return space.model_copy(update={"scopes": ("unit",)})
         if self.pattern is not None:
             return space.model_copy(update={"scopes": ("row",)})
         scopes = space.scopes

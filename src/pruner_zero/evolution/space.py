@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric import (
     OPERATORS,
@@ -22,7 +23,6 @@ from pruner_zero.metric import (
 from pruner_zero.metric.canonical import Skeleton, canonical
 from pruner_zero.metric.operator import Family
 from pruner_zero.settings import Settings
-from pruner_zero.sparsity import Scope
 
 
 class Nesting(Settings):
@@ -78,7 +78,7 @@ class SearchSpace(Settings):
     exponents: tuple[float, ...] = (0.25, 0.333, 0.5, 0.667, 0.75, 1.5, 2.0, 3.0)
     exponent_step: float = Field(0.05, ge=0)
     exponent_range: tuple[float, float] = (0.1, 4.0)
-    scopes: tuple[Scope, ...] = Field(("row", "block", "matrix", "global"), min_length=1)
+    scopes: tuple[Group, ...] = Field(("row", "block", "matrix", "global"), min_length=1)
     max_size: int = Field(15, ge=1)
     max_depth: int = Field(6, ge=1)
     max_nesting: tuple[Nesting, ...] = (
@@ -216,7 +216,7 @@ class SearchSpace(Settings):
                     yield operator.shape(*whole), Form(operator, operands)
 
 
-def simplest(expression: Expression, scope: Scope, space: SearchSpace) -> Expression:
+def simplest(expression: Expression, scope: Group, space: SearchSpace) -> Expression:
     """The canonical form with exponents on the grid of the space.
 
     The expression itself where the space does not have that form, or it is larger.

@@ -18,7 +18,7 @@ from pruner_zero.evolution.hall_of_fame import (
     on_the_highest_rung,
 )
 from pruner_zero.metric import Metric, ParseError
-from pruner_zero.settings import CalibrationSettings
+from pruner_zero.settings import CalibrationSettings, PruneSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
@@ -127,9 +127,15 @@ class Study(Tabular):
     def prune_options(self) -> dict[str, Any]:
         """The settings with which `prune` applies the best metric as the search judged it.
 
-        A metric that was judged with a weight update needs it too, and its damping.
+        A metric that was judged with a weight update needs it too, and its damping; one of units,
+        what they are and how many go.
         """
         chosen: dict[str, Any] = {"metric": str(self.path / "best.json")}
+        if self.settings.get("structure"):
+            fields = PruneSettings.model_fields
+            for name in ("structure", "sparsity", "parameters", "multiple_of"):
+                if (given := self.settings.get(name)) != fields[name].default:
+                    chosen[name] = given
         if (update := self.settings.get("update", "none")) != "none":
             chosen["update"] = update
             damping = CalibrationSettings.model_fields["damping"].default

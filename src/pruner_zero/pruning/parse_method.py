@@ -97,11 +97,22 @@ def parse_method(
                 f"{name} at {zeros}: the pattern says what competes, so leave out scope '{asked}'"
             )
     else:
+        if not asked:
+            check_compares_weights(name, metric)
         fallback = "block" if body == SPARSEGPT else "row"
         chosen = cast(Scope, asked or metric.scope or fallback)
         zeros = Unstructured(sparsity or 0.0, chosen)
     check_steps(name, zeros, steps)
     return Method(name, metric, zeros, steps, asymmetric, shares)
+
+
+def check_compares_weights(name: str, metric: Metric) -> None:
+    """Raise PrunerZeroError where the search of `metric` compared whole units."""
+    if metric.scope == "unit":
+        raise PrunerZeroError(
+            f"{name} was found for whole units: add --structure channels or heads, or say by "
+            "--scope which weights it shall compare"
+        )
 
 
 def split_methods(text: str) -> list[str]:

@@ -26,7 +26,7 @@ from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.depth import Blocks, choose_blocks
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
-from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
@@ -84,6 +84,7 @@ def prune(
     pattern = settings.get("pattern")
     whole = pattern is not None or settings.get("structure") is not None
     if isinstance(metric, Metric) and not whole and settings.get("scope") is None:
+        check_compares_weights(str(metric), metric)
         settings["scope"] = metric.scope
     given = {
         **settings,

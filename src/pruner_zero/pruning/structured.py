@@ -106,6 +106,11 @@ class Structured(Removal):
         return replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
 
     @property
+    def consumers(self) -> list[str]:
+        """The matrices that lose columns, by which units are compared where not coupled."""
+        return [coupling.consumer for coupling in self.couplings]
+
+    @property
     def names(self) -> list[str]:
         """The matrices that lose rows or columns."""
         return [name for c in self.couplings for name in (*c.producers, c.consumer)]

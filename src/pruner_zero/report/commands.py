@@ -19,6 +19,7 @@ from pruner_zero.settings import (
     PruneSettings,
     Settings,
     SparsitySettings,
+    UnitSettings,
     options_of,
     quoted,
 )
@@ -29,6 +30,7 @@ _SHARED = (
     *(ModelSettings.model_fields.keys() - {"threads"}),
     *CalibrationSettings.model_fields,
     *SparsitySettings.model_fields,
+    *UnitSettings.model_fields,
 )
 
 
@@ -71,8 +73,12 @@ def compare_with(run: Study) -> str:
     text = str(run.settings.get("search_text"))
     best = run.prune_options
     update = f"+{best['update']}" if "update" in best else ""
+    classics, units = CLASSICS, ""
+    if structure := run.settings.get("structure"):
+        units, update = f"@{structure}", ""
+        classics = f"dense,magnitude{units},wanda{units}"
     asked = _calibration(run) | {
-        "methods": f"{CLASSICS},{quoted(best['metric'])}{update}",
+        "methods": f"{classics},{quoted(best['metric'])}{units}{update}",
         "text": text if text in NAMES else "TEXT",
     }
     return _command("compare", CompareSettings, asked, run.path / "comparison.json")

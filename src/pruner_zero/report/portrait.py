@@ -6,7 +6,7 @@ from typing import cast, get_args
 
 from markupsafe import Markup
 
-from pruner_zero.choices import Scope
+from pruner_zero.choices import Group
 from pruner_zero.metric import Expression, to_latex, to_mathml
 from pruner_zero.metric.canonical import canonical
 from pruner_zero.report.tree import draw_tree
@@ -20,6 +20,7 @@ COMPARED: Mapping[str, str] = {
     "block": "within blocks of 128 columns",
     "matrix": "within matrices",
     "global": "across the whole model",
+    "unit": "as whole units",
 }
 
 
@@ -44,7 +45,7 @@ def portrait(expression: Expression, scope: str | None) -> Portrait:
 
     Raises PrunerZeroError for an unknown scope.
     """
-    seen = cast(Scope, scope if scope in get_args(Scope) else "row")
+    seen = cast(Group, scope if scope in get_args(Group) else "row")
     drawn = expression.size <= MOST_DRAWN
     return Portrait(
         str(expression),

@@ -92,6 +92,12 @@ def _at(settings: Mapping[str, Any]) -> Markup:
     if settings.get("pattern") is None and settings.get("sparsity") is None:
         # Methods that remove whole units may bring their shares.
         return Markup("for {}").format(model)
+    if settings.get("structure"):
+        units, left = settings["structure"], settings.get("parameters")
+        size = (
+            f"{zeros(settings)} fewer {units}" if left is None else f"{left} parameters by {units}"
+        )
+        return Markup("for {} at {}").format(model, size)
     return Markup("for {} at {} zeros").format(model, zeros(settings))
 
 

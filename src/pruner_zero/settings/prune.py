@@ -11,7 +11,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import ModelSettings
-from pruner_zero.settings.units import UnitSettings
+from pruner_zero.settings.units import UnitSettings, check_structure
 
 METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 
@@ -141,16 +141,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
 
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
-        if not self.structure:
-            for name in ("coupled", "parameters"):
-                if getattr(self, name):
-                    raise PrunerZeroError(f"--{name} is of units: add --structure, or leave it out")
-            return self
-        if (self.sparsity is None) == (self.parameters is None):
-            raise PrunerZeroError(
-                f"--structure {self.structure} needs either --sparsity, the share of them that "
-                "goes, or --parameters, what is left of the model"
-            )
         beside = _BESIDE_STRUCTURE
         if self.structure == "blocks":
             if self.metric != BLOCK_INFLUENCE:
@@ -158,12 +148,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
                     f"--structure blocks chooses them by {BLOCK_INFLUENCE}: leave out --metric"
                 )
             beside += ("update", "asymmetric", "coupled")
-        for name in beside:
-            if getattr(self, name):
-                raise PrunerZeroError(
-                    f"--structure {self.structure} removes whole units and decides which: leave "
-                    f"out --{name.replace('_', '-')}"
-                )
+        check_structure(self, beside)
         return self
 
     @property

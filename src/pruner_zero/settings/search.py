@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pruner_zero.choices import Scope
+from pruner_zero.choices import Scope, Structure
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import (
     CALIBRATION_HELP,
@@ -15,12 +15,13 @@ from pruner_zero.settings.calibration import (
     Texts,
 )
 from pruner_zero.settings.model import ModelSettings
+from pruner_zero.settings.units import UnitSettings
 
 _RUNGS = Cli(panel="Rungs")
 _WORKERS = Cli(panel="Workers")
 
 
-class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
+class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, UnitSettings):
     """The fields of `SearchSettings`, to which the room of the search adds its registries."""
 
     panel: ClassVar[str] = "Search"
@@ -44,10 +45,15 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings):
         description="Weights that are compared with each other: those of a row, of a block of "
         "128 columns, of a matrix, of the whole model (global), or any, which is then searched.",
     )
+    structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
+        None,
+        description="Search for the metric by whose totals whole units go, as prune --structure "
+        "removes them: channels or heads.",
+    )
     seed_metrics: Annotated[tuple[str, ...], Cli(panel="Options", metavar="METRIC")] = Field(
         (), description="Start with a known metric or an expression among the candidates."
     )
-    update: str = Field(
+    update: Annotated[str, Cli(default="none, exact with --structure")] = Field(
         "none",
         description="Weight update after which candidates are judged: none; obs, SparseGPT's "
         "sweep; exact, least squares.",

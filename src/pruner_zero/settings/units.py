@@ -1,10 +1,12 @@
 """Which units are removed whole, and how many, where `prune` or `compare` removes units."""
 
 import re
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import Cli, Settings
 
 _FACTORS = {"": 1, "K": 10**3, "M": 10**6, "B": 10**9}
@@ -20,6 +22,29 @@ def read_parameters(text: str) -> float:
     if not 0 < number < float("inf"):
         raise ValueError("write a share such as 0.75, or a number such as 100M or 1.2B")
     return number
+
+
+def check_structure(settings: Any, beside: Sequence[str]) -> None:
+    """Refuse settings that have no meaning with units, `beside`, or without.
+
+    settings: those of a command that has --structure. Raises PrunerZeroError naming the option.
+    """
+    if not settings.structure:
+        for name in ("coupled", "parameters"):
+            if getattr(settings, name):
+                raise PrunerZeroError(f"--{name} is of units: add --structure, or leave it out")
+        return
+    if (settings.sparsity is None) == (settings.parameters is None):
+        raise PrunerZeroError(
+            f"--structure {settings.structure} needs either --sparsity, the share of them that "
+            "goes, or --parameters, what is left of the model"
+        )
+    for name in beside:
+        if getattr(settings, name):
+            raise PrunerZeroError(
+                f"--structure {settings.structure} removes whole units and decides which: leave "
+                f"out --{name.replace('_', '-')}"
+            )
 
 
 def _checked(text: str) -> str:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruner_zero.choices import Scope
+from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import (
     NAMED,
@@ -26,7 +27,6 @@ from pruner_zero.metric import (
     score,
 )
 from pruner_zero.metric.canonical import canonical, masks
-from pruner_zero.sparsity import SCOPES
 from tests.metric.strategies import (
     expressions,
     lightly,
@@ -36,7 +36,8 @@ from tests.metric.strategies import (
 )
 
 WIDTH = 7
-scopes = st.sampled_from(SCOPES)
+GROUPS: tuple[Group, ...] = get_args(Group)
+scopes = st.sampled_from(GROUPS)
 often = settings(lightly, max_examples=200)
 # A quotient by zero is near fp32's end: the order of its factors decides whether it is passed.
 bounded = expressions(
@@ -77,11 +78,13 @@ def doubles(rows: int, seed: int, scale: float = 1.0) -> dict[str, Tensor]:
     return double
 
 
-def grouped(matrices: list[Tensor], scope: Scope) -> list[Tensor]:
+def grouped(matrices: list[Tensor], scope: Group) -> list[Tensor]:
     if scope == "row":
         return [row for matrix in matrices for row in matrix]
     if scope == "global":
         return [torch.cat([matrix.flatten() for matrix in matrices])]
+    if scope == "unit":
+        return [(matrix * matrix.abs()).sum(0) for matrix in matrices]
     return [matrix.flatten() for matrix in matrices]
 
 
@@ -95,7 +98,7 @@ def compared(group: Tensor, rough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return difference.sign(), clear, (difference == 0) & (error <= 1e-9 * size)
 
 
-def assert_same_order(one: Expression, other: Expression, scope: Scope, seed: int) -> None:
+def assert_same_order(one: Expression, other: Expression, scope: Group, seed: int) -> None:
     given = [doubles(4, seed), doubles(3, seed + 1, scale=1.7)]
     exact = [values(one, tensors) for tensors in given]
     usable = all(matrix.isfinite().all() and matrix.abs().max() < 1e100 for matrix in exact)
@@ -119,14 +122,14 @@ def assert_same_order(one: Expression, other: Expression, scope: Scope, seed: in
 @often
 @given(expression=anything, scope=scopes, seed=st.integers(0, 2**31))
 def test_the_order_inside_every_group_stays(
-    expression: Expression, scope: Scope, seed: int
+    expression: Expression, scope: Group, seed: int
 ) -> None:
     assert_same_order(expression, canonical(expression, scope), scope, seed)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", GROUPS)
 @pytest.mark.parametrize("name", NAMED)
-def test_the_order_of_known_metrics_stays(name: str, scope: Scope) -> None:
+def test_the_order_of_known_metrics_stays(name: str, scope: Group) -> None:
     expression = parse(NAMED[name].text)
     for seed in range(3):
         assert_same_order(expression, canonical(expression, scope), scope, seed)
@@ -134,7 +137,7 @@ def test_the_order_of_known_metrics_stays(name: str, scope: Scope) -> None:
 
 @often
 @given(expression=anything, scope=scopes)
-def test_the_form_is_its_own_form_and_never_larger(expression: Expression, scope: Scope) -> None:
+def test_the_form_is_its_own_form_and_never_larger(expression: Expression, scope: Group) -> None:
     form = canonical(expression, scope)
     assert canonical(form, scope) == form
     assert form.size <= expression.size
@@ -145,7 +148,7 @@ def test_the_form_is_its_own_form_and_never_larger(expression: Expression, scope
 @example(expression=parse("div(G, 2^-126)"), scope="row", seed=0)
 @example(expression=parse("W * 2^2000"), scope="row", seed=0)
 def test_a_rejected_score_does_not_share_the_form_of_a_usable_one(
-    expression: Expression, scope: Scope, seed: int
+    expression: Expression, scope: Group, seed: int
 ) -> None:
     given = terminals_of(5, 8, seed)
     form = canonical(expression, scope)
@@ -223,7 +226,7 @@ def test_classes_per_row_stay_apart() -> None:
         ("global", "log(W * X)", "W * X"),
     ],
 )
-def test_equal_masks_in_other_scopes_that_are_found(scope: Scope, one: str, other: str) -> None:
+def test_equal_masks_in_other_scopes_that_are_found(scope: Group, one: str, other: str) -> None:
     assert canonical(parse(one), scope) == canonical(parse(other), scope)
 
 
@@ -270,13 +273,13 @@ def test_equal_masks_in_other_scopes_that_are_found(scope: Scope, one: str, othe
         ("global", "W + small(G)", "W"),
     ],
 )
-def test_what_can_differ_is_not_merged(scope: Scope, one: str, other: str) -> None:
+def test_what_can_differ_is_not_merged(scope: Group, one: str, other: str) -> None:
     assert canonical(parse(one), scope) != canonical(parse(other), scope)
 
 
 def test_offsets_of_a_matrix_are_visible_only_across_matrices() -> None:
     text = "W * mms(G)"
-    forms = {scope: canonical(parse(f"mms({text})"), scope) for scope in SCOPES}
+    forms = {scope: canonical(parse(f"mms({text})"), scope) for scope in GROUPS}
     assert forms["row"] == forms["matrix"] == forms["block"] == parse(text)
     assert forms["global"] == parse(f"mms({text})")
 
@@ -317,13 +320,13 @@ def test_the_forms_read_well() -> None:
         ("3", "row", False),
     ],
 )
-def test_what_can_mask(text: str, scope: Scope, expected: bool) -> None:
+def test_what_can_mask(text: str, scope: Group, expected: bool) -> None:
     assert masks(parse(text), scope) is expected
 
 
 @pytest.mark.parametrize("text", ["3", "W - W", "W * (2 - 2)", "small(G)", "div(2, G)", "0 * X"])
 @pytest.mark.parametrize("scope", ["row", "matrix"])
-def test_what_is_constant_over_every_group_becomes_zero(text: str, scope: Scope) -> None:
+def test_what_is_constant_over_every_group_becomes_zero(text: str, scope: Group) -> None:
     assert canonical(parse(text), scope) == Constant(0)
 
 
@@ -334,7 +337,7 @@ def test_a_form_beyond_the_limits_is_the_expression_itself() -> None:
     assert canonical(deep, "row").depth <= deep.depth
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", GROUPS)
 @pytest.mark.parametrize(
     "text",
     [
@@ -344,7 +347,7 @@ def test_a_form_beyond_the_limits_is_the_expression_itself() -> None:
         "log(1e154 * 1e154) * W",
     ],
 )
-def test_statistics_keep_the_shape_they_are_taken_over(text: str, scope: Scope) -> None:
+def test_statistics_keep_the_shape_they_are_taken_over(text: str, scope: Group) -> None:
     form = canonical(parse(text), scope)
     assert canonical(form, scope) == form
     for seed in range(4):

@@ -3,7 +3,7 @@
 import math
 from typing import get_args
 
-from pruner_zero.choices import Scope
+from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.canonical.facts import growth, is_tame
 from pruner_zero.metric.canonical.normal import (
@@ -24,14 +24,15 @@ _FINE_GROWTH = 2.0
 _LARGEST_OFFSET = 10.0
 
 
-def canonical(expression: Expression, scope: Scope) -> Expression:
+def canonical(expression: Expression, scope: Group) -> Expression:
     """The canonical form: expressions with equal forms give equal masks within `scope`.
 
     That holds in exact arithmetic and for finite scores; fp32 rounding can still tie close
     values. Unequal forms can give equal masks as well, such as W * X + W * G and W * (X + G), or
     mms(G) and mms(G + 1). N:M patterns compare within rows. W, G, X and O are never negative, D is
     positive, S is W with a sign. In scope row O is not a factor of the form: it is the same for all
-    weights of a row, and where it is zero it leaves nothing to tell them apart by.
+    weights of a row, and where it is zero it leaves nothing to tell them apart by. In scope unit,
+    where squares of scores are added up over columns, only a positive number is no factor.
 
     Products of powers and sums get one order, numbers are folded, signs and coefficients leave
     functions. Then the root loses what cannot change an order: strictly increasing functions,
@@ -41,9 +42,9 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     expression, and is its own form. Raises PrunerZeroError for an unknown scope.
     Source: normal forms of computer algebra; what a ranking ignores is ours.
     """
-    if scope not in get_args(Scope):
+    if scope not in get_args(Group):
         raise PrunerZeroError(
-            f"unknown scope '{scope}': {did_you_mean(str(scope), get_args(Scope))}"
+            f"unknown scope '{scope}': {did_you_mean(str(scope), get_args(Group))}"
         )
     form = expression
     try:
@@ -58,19 +59,23 @@ def canonical(expression: Expression, scope: Scope) -> Expression:
     return form
 
 
-def masks(expression: Expression, scope: Scope) -> bool:
+def masks(expression: Expression, scope: Group) -> bool:
     """Whether the canonical form still has a value per weight. Raises as `canonical` does."""
     return canonical(expression, scope).shape is Shape.MATRIX
 
 
-def _without_outermost(form: Expression, scope: Scope) -> Expression:
+def _without_outermost(form: Expression, scope: Group) -> Expression:
     """The form without what its root adds that cannot change the order within a group."""
     outputs, inputs = form.shape.value
-    varies = form.terminals if scope == "global" else inputs or (outputs and scope != "row")
+    along = inputs or (outputs and scope not in ("row", "unit"))
+    varies = form.terminals if scope == "global" else along
     if not varies:
         return ZERO
     if not is_tame(form):
         return form
+    if scope == "unit":
+        coefficient, bases = factors(form)
+        return product(math.copysign(1.0, coefficient), bases)
     parts = terms(form)
     if 0 < abs(parts.pop(ONE, 0.0)) <= _LARGEST_OFFSET and growth(form) <= _FINE_GROWTH:
         return total(parts)
@@ -94,7 +99,7 @@ def _without_outermost(form: Expression, scope: Scope) -> Expression:
     return min(filter(is_tame, reversed(forms)), key=lambda form: form.size)
 
 
-def _keeps_order(form: Call, scope: Scope) -> bool:
+def _keeps_order(form: Call, scope: Group) -> bool:
     """Whether it is a strictly increasing function of its first operand within every group."""
     operator, operands = form.operator, form.operands
     increases = {"always": True, "nonnegative": operands[0].nonnegative, "never": False}
@@ -110,7 +115,7 @@ def _factor_of_row(base: Expression) -> bool:
     return isinstance(base, Terminal) and base.shape is Shape.COLUMN and base.nonnegative
 
 
-def _reaches(form: Call, scope: Scope) -> bool:
+def _reaches(form: Call, scope: Group) -> bool:
     """Whether the operator's statistics are the same for all weights of every group."""
     reach = form.operator.reach
     return scope != "global" and (reach == "matrix" or (reach == "row" and scope == "row"))

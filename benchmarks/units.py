@@ -1,0 +1,175 @@
+"""Whole units by named metrics and by an evolved one, at several shares, with and without refit.
+
+    python benchmarks/units.py --calibration wiki.valid.raw \\
+        --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt --evolved METRIC
+    python benchmarks/units.py --page
+
+Every model is a line of results/units.jsonl, and lines that are there are kept. All are made by
+`prune --structure` from statistics of the dense model (--mode one-shot), so that they differ in
+nothing but the units that go and the refit. news.txt is that of proof.py. The page is units.md.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+from pruner_zero import evaluate, prune
+from pruner_zero.cli.progress import LineProgress
+from pruner_zero.files import read_lines
+from pruner_zero.models import load_model
+from pruner_zero.pruning import Structured
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "units.jsonl"
+NOTES = HERE / "results" / "units-notes.md"
+MODEL = "builtin:smollm2-135m"
+# Windows of 1024 tokens of each text.
+WINDOWS = 8
+# SmolLM2-135M has 3 key-value heads in a block, of which only one can go.
+SHARES = {"channels": (0.1, 0.2, 0.3, 0.5), "heads": (0.3334,)}
+RANDOM, EVOLVED = "random units", "evolved"
+METRICS: Mapping[str, Mapping[str, Any]] = {
+    RANDOM: {"metric": "magnitude"},
+    "group magnitude": {"metric": "magnitude", "coupled": True},
+    "Taylor": {"metric": "sqrt(W * G)", "coupled": True},
+    "Wanda-sp": {"metric": "sqrt(W * X)"},
+    "Wanda": {"metric": "wanda"},
+    EVOLVED: {},
+}
+REFITS = {"none": "without refit", "exact": "with refit"}
+
+
+def main() -> None:
+    """Measure the models that are missing, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--calibration", help="WikiText-2 validation, raw")
+    parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
+    parser.add_argument("--evolved", help="the metric that a search found")
+    parser.add_argument("--structures", nargs="*", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("--page", action="store_true", help="write the page alone")
+    given = parser.parse_args()
+    if not given.page:
+        run(given)
+    (HERE / "units.md").write_text(page(read_lines(RESULTS)))
+
+
+def run(given: argparse.Namespace) -> None:
+    """Append a line for every model that has none."""
+    known = {key(line) for line in read_lines(RESULTS)}
+    texts = dict(text.split("=", 1) for text in given.texts)
+    for row in rows(given):
+        if key(row) in known:
+            continue
+        print(row, flush=True)
+        model = load_model(MODEL, dtype="float32")
+        settings = {name: row[name] for name in row if name not in ("name", "metric")}
+        with random_units() if row["name"] == RANDOM else nullcontext():
+            result = prune(
+                model,
+                row["metric"],
+                calibration=given.calibration,
+                mode="one-shot",
+                progress=LineProgress(),
+                **settings,
+            )
+        line = {
+            **row,
+            "kept": result.parameters[1],
+            "dense": result.parameters[0],
+            "seconds": round(result.cost.seconds, 1),
+            "perplexity": {
+                name: evaluate(model, text, windows=WINDOWS, seqlen=1024).perplexity
+                for name, text in texts.items()
+            },
+        }
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        (HERE / "units.md").write_text(page(read_lines(RESULTS)))
+
+
+def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The settings of every model."""
+    for structure in given.structures:
+        for share in SHARES[structure]:
+            for name, settings in METRICS.items():
+                metric = settings.get("metric", given.evolved)
+                for update in REFITS if metric else ():
+                    units = {"structure": structure, "sparsity": share, "update": update}
+                    yield {"name": name, **settings, "metric": metric, **units}
+
+
+def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What tells one model from another."""
+    return tuple(row[name] for name in ("name", "metric", "structure", "sparsity", "update"))
+
+
+@contextmanager
+def random_units() -> Iterator[None]:
+    """Units go by drawn numbers, whatever the metric."""
+    choose = Structured.choose
+
+    def draw(self: Structured, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        drawn = {}
+        for name in scores:
+            generator = torch.Generator().manual_seed(sum(name.encode()))
+            shape = scores[name].shape
+            drawn[name] = torch.rand(shape[1], generator=generator).expand(shape)
+        return choose(self, drawn)
+
+    with patch.object(Structured, "choose", draw):
+        yield
+
+
+def page(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The tables: a structure each, a row a metric, a column a share."""
+    text = [
+        "# Whole units: named metrics and an evolved one",
+        "",
+        "Made by `python benchmarks/units.py --calibration wiki.valid.raw --texts"
+        " wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt --evolved METRIC`."
+        " SmolLM2-135M in float32, calibrated on 24 windows of 1024 tokens of WikiText-2"
+        f" validation; perplexity on the first {WINDOWS} windows of each text: WikiText-2 test,"
+        " Python's documentation, news. No training.",
+        "",
+    ]
+    for structure in dict.fromkeys(line["structure"] for line in lines):
+        for update, words in REFITS.items():
+            chosen = [
+                line
+                for line in lines
+                if line["structure"] == structure and line["update"] == update
+            ]
+            shares = sorted({line["sparsity"] for line in chosen})
+            sizes = {line["sparsity"]: f"{line['kept'] / 1e6:.1f} M" for line in chosen}
+            heads = [f"{100 * share:.0f} % ({sizes[share]})" for share in shares]
+            text += [
+                f"## {structure.capitalize()}, {words}",
+                "",
+                f"| goes by | {' | '.join(heads)} |",
+                "|---|" + "---|" * len(heads),
+            ]
+            for name, metric in dict.fromkeys((line["name"], line["metric"]) for line in chosen):
+                cells = []
+                for share in shares:
+                    values = [
+                        line["perplexity"].values()
+                        for line in chosen
+                        if (line["name"], line["metric"], line["sparsity"]) == (name, metric, share)
+                    ]
+                    cells.append(" / ".join(f"{value:.1f}" for row in values for value in row))
+                label = f"{name}, `{metric}`" if name == EVOLVED else name
+                text.append(f"| {label} | {' | '.join(cells)} |")
+            text.append("")
+    text += [NOTES.read_text()] if NOTES.exists() else []
+    return "\n".join(text).rstrip() + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""A metric of whole units: judged as `prune --structure` leaves the model, found, and obeyed."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution import search
+from pruner_zero.evolution.row_sample import sampled_masks
+from pruner_zero.metric import Metric, parse
+from pruner_zero.pruning import prune
+from tests.conftest import save_tiny
+from tests.evolution.conftest import Build, tiny_settings
+from tests.evolution.test_run import TINY, run, same_however_it_ran
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+METRIC = "W * X * G^0.5"
+
+
+@pytest.mark.parametrize("update", ["none", "exact"])
+@pytest.mark.parametrize(
+    ("architecture", "structure"),
+    [("llama", "channels"), ("llama", "heads"), ("gemma3", "channels"), ("qwen3", "heads")],
+)
+def test_the_model_that_is_judged_computes_what_the_smaller_one_does(
+    build: Build, prose: str, tmp_path: Path, architecture: str, structure: str, update: str
+) -> None:
+    units: dict[str, Any] = {"structure": structure, "multiple_of": 4, "update": update}
+    masked = build(architecture, **units).masked
+    whole: Any = masked.model
+    smaller: Any = tiny_model(architecture)
+    result = prune(
+        smaller,
+        METRIC,
+        tokenizer=tiny_tokenizer(),
+        calibration=[prose[: len(prose) // 2]],
+        sparsity=0.5,
+        mode="one-shot",
+        windows=4,
+        seqlen=16,
+        cache=tmp_path / "other",
+        **units,
+    )
+    assert result.language_model.model.num_parameters() < whole.num_parameters()
+    tokens = torch.randint(0, smaller.config.vocab_size, (2, 16))
+    with torch.no_grad():
+        dense = whole(tokens).logits
+        with masked.masked(parse(METRIC), "unit"):
+            left = whole(tokens).logits
+        assert torch.equal(whole(tokens).logits, dense)
+        torch.testing.assert_close(left, smaller(tokens).logits, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(left, dense, atol=1e-3)
+
+
+def test_all_rows_of_a_matrix_lose_the_same_columns(build: Build) -> None:
+    evaluator = build("llama", structure="channels", multiple_of=4)
+    masks = sampled_masks(evaluator.sample, parse(METRIC), "unit", evaluator.pattern)
+    assert [sample.name.rpartition(".")[2] for sample in evaluator.sample] == ["down_proj"] * 2
+    for mask in masks:
+        assert torch.equal(mask, mask[:1].expand_as(mask))
+        assert mask[0].float().mean() == 0.5
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+def test_the_metric_that_is_found_prunes(
+    llama_folder: Path, text_file: Path, tmp_path: Path, structure: str
+) -> None:
+    study = run(llama_folder, tmp_path / "run", text_file, structure=structure, multiple_of=4)
+    assert study.settings["update"] == "exact"
+    assert {record.candidate.scope for record in study.records} == {"unit"}
+    metric = Metric.of(tmp_path / "run" / "best.json")
+    assert metric.scope == "unit"
+    chosen = dict(study.prune_options)
+    assert chosen["structure"] == structure
+    result = prune(
+        llama_folder, chosen.pop("metric"), calibration=text_file, windows=4, seqlen=16, **chosen
+    )
+    assert str(result.method.metric) == str(metric)
+    assert result.language_model.model.num_parameters() < result.parameters[0]
+    for given in (metric, str(tmp_path / "run" / "best.json")):
+        with pytest.raises(PrunerZeroError, match="found for whole units: add --structure"):
+            prune(llama_folder, given, calibration=text_file, sparsity=0.5)
+
+
+def test_it_stops_where_there_are_no_more_masks(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    study = run(llama_folder, tmp_path / "run", text_file, structure="heads", evaluations=10**6)
+    assert "no new mask in 10 batches" in study.stopped
+    assert 0 < sum(record.evaluation.counts for record in study.records) <= 4
+
+
+@pytest.mark.slow
+def test_interruptions_and_workers_change_nothing(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    units: dict[str, Any] = {"structure": "channels", "multiple_of": 4}
+    run(llama_folder, tmp_path / "whole", text_file, **units)
+    same_however_it_ran(llama_folder, text_file, tmp_path / "whole", tmp_path, **units)
+
+
+def test_a_number_of_parameters_in_place_of_a_share(build: Build) -> None:
+    dense = tiny_model("llama").num_parameters()
+    units: dict[str, Any] = {"structure": "channels", "multiple_of": 4, "sparsity": None}
+    pattern = build("llama", parameters="0.9", **units).pattern
+    assert 0 < pattern.sparsity < 1
+    assert dense * 0.8 < pattern.size(tiny_model("llama"))[0] <= dense * 0.9  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"structure": "blocks"}, "search for channels or heads"),
+        ({"structure": "channels", "scope": "row"}, "leave out --scope"),
+        ({"structure": "channels", "pattern": "2:4"}, "leave out --pattern"),
+        ({"structure": "channels", "coupled": True}, "leave out --coupled"),
+        ({"structure": "channels", "parameters": "0.9"}, "either --sparsity"),
+        ({"parameters": "0.9"}, "add --structure"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(
+    changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises((PrunerZeroError, ValueError), match=message):
+        tiny_settings(**changed)
+
+
+def test_a_family_without_such_units_is_refused_before_the_search(
+    text_file: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PrunerZeroError, match="cannot remove any of the gpt2 family"):
+        search(
+            save_tiny(tmp_path / "gpt2", "gpt2"),
+            calibration=text_file,
+            output=tmp_path / "run",
+            **{**TINY, "structure": "channels", "evaluations": 5},
+        )
