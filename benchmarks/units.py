@@ -2,11 +2,15 @@
 
     python benchmarks/units.py --calibration wiki.valid.raw \\
         --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt --evolved METRIC
+    python benchmarks/units.py --windows windows.npy
+    python benchmarks/units.py --texts … --peers peers/*
     python benchmarks/units.py --page
 
 Every model is a line of results/units.jsonl, and lines that are there are kept. All are made by
 `prune --structure` from statistics of the dense model (--mode one-shot), so that they differ in
-nothing but the units that go and the refit. news.txt is that of proof.py. The page is units.md.
+nothing but the units that go and the refit. --windows writes the tokens that these are calibrated
+on, for peer_structured.py; --peers measures the folders that it made. news.txt is that of
+proof.py. The page is units.md.
 """
 
 import argparse
@@ -17,14 +21,17 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pruner_zero import evaluate, prune
+from pruner_zero.calibration import take_windows
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import read_lines
-from pruner_zero.models import load_model
+from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.pruning import Structured
+from pruner_zero.text import load_mixture
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "units.jsonl"
@@ -43,7 +50,7 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
     "Wanda": {"metric": "wanda"},
     EVOLVED: {},
 }
-REFITS = {"none": "without refit", "exact": "with refit"}
+REFITS = {"none": "without refit", "exact": "with refit", "peer": "by other packages"}
 
 
 def main() -> None:
@@ -53,9 +60,17 @@ def main() -> None:
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
     parser.add_argument("--evolved", help="the metric that a search found")
     parser.add_argument("--structures", nargs="*", choices=list(SHARES), default=list(SHARES))
+    parser.add_argument("--windows", type=Path, help="write the windows of calibration here")
+    parser.add_argument("--peers", nargs="*", type=Path, default=[], help="folders of peers")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     given = parser.parse_args()
-    if not given.page:
+    if given.windows:
+        model = load_model(MODEL)
+        texts = load_mixture(given.calibration, role="calibration")
+        np.save(given.windows, take_windows(texts, model, 24, 1024, 0).tokens.numpy())
+    elif given.peers:
+        measure_peers(given)
+    elif not given.page:
         run(given)
     (HERE / "units.md").write_text(page(read_lines(RESULTS)))
 
@@ -84,14 +99,41 @@ def run(given: argparse.Namespace) -> None:
             "kept": result.parameters[1],
             "dense": result.parameters[0],
             "seconds": round(result.cost.seconds, 1),
-            "perplexity": {
-                name: evaluate(model, text, windows=WINDOWS, seqlen=1024).perplexity
-                for name, text in texts.items()
-            },
+            "perplexity": perplexities(model, texts),
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
         (HERE / "units.md").write_text(page(read_lines(RESULTS)))
+
+
+def measure_peers(given: argparse.Namespace) -> None:
+    """Append a line for every folder of another package that has none."""
+    known = {key(line) for line in read_lines(RESULTS)}
+    texts = dict(text.split("=", 1) for text in given.texts)
+    for folder in given.peers:
+        made = json.loads((folder / "peer.json").read_text())
+        share = float(folder.name.rpartition("-")[2])
+        units = {"structure": "channels", "sparsity": share, "update": "peer"}
+        row = {"name": made["peer"], "metric": None, **units}
+        if key(row) in known:
+            continue
+        model = load_model(folder, dtype="float32")
+        line = {
+            **row,
+            **made,
+            "kept": model.model.num_parameters(),
+            "perplexity": perplexities(model, texts),
+        }
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+
+def perplexities(model: LanguageModel, texts: Mapping[str, str]) -> dict[str, float]:
+    """The perplexity on the first windows of every text."""
+    return {
+        name: evaluate(model, text, windows=WINDOWS, seqlen=1024).perplexity
+        for name, text in texts.items()
+    }
 
 
 def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -100,7 +142,7 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
         for share in SHARES[structure]:
             for name, settings in METRICS.items():
                 metric = settings.get("metric", given.evolved)
-                for update in REFITS if metric else ():
+                for update in ("none", "exact") if metric else ():
                     units = {"structure": structure, "sparsity": share, "update": update}
                     yield {"name": name, **settings, "metric": metric, **units}
 

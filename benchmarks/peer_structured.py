@@ -1,0 +1,86 @@
+"""MLP channels removed by another package, in its environment; units.py measures the folders.
+
+    python benchmarks/peer_structured.py PEER MODEL_FOLDER WINDOWS.npy SHARE OUTPUT
+
+PEER is optipfair (its peak-to-peak weights), optipfair-data (with activations) or torch-pruning
+(the first-order Taylor of groups, as LLM-Pruner has it). WINDOWS.npy holds the tokens (windows,
+length) of the calibration. OUTPUT/peer.json says what it took.
+"""
+
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+MULTIPLE = 32
+
+
+def main() -> None:
+    """Remove the channels and save the model."""
+    peer, source, file, share, output = sys.argv[1:]
+    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    windows = torch.from_numpy(np.load(file)).long()
+    start = time.monotonic()
+    if peer == "torch-pruning":
+        with_torch_pruning(model, windows, float(share))
+    else:
+        with_optipfair(model, windows if peer == "optipfair-data" else None, float(share))
+    seconds = time.monotonic() - start
+    Path(output).mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(output)
+    AutoTokenizer.from_pretrained(source).save_pretrained(output)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    said = {"peer": peer, "seconds": round(seconds, 1), "peak_bytes": peak}
+    (Path(output) / "peer.json").write_text(json.dumps(said) + "\n")
+
+
+def with_optipfair(model: Any, windows: torch.Tensor | None, share: float) -> None:
+    """Neurons go by the range of their weights, with `windows` times the norm of activations."""
+    from optipfair import prune_model
+
+    loader = None
+    if windows is not None:
+        batches = [
+            {"input_ids": w[None], "attention_mask": torch.ones_like(w[None])} for w in windows
+        ]
+        loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
+    prune_model(
+        model,
+        pruning_type="MLP_GLU",
+        neuron_selection_method="MAW",
+        pruning_percentage=100 * share,
+        expansion_divisor=MULTIPLE,
+        dataloader=loader,
+        show_progress=False,
+    )
+
+
+def with_torch_pruning(model: Any, windows: torch.Tensor, share: float) -> None:
+    """Groups of coupled channels go by |weight · gradient|, summed over the group."""
+    import torch_pruning as tp
+
+    mlps = [layer.mlp for layer in model.model.layers]
+    for window in windows:
+        model(window[None], labels=window[None]).loss.backward()
+    pruner = tp.pruner.BasePruner(
+        model,
+        example_inputs=windows[:1, :64],
+        importance=tp.importance.GroupTaylorImportance(),
+        pruning_ratio=share,
+        root_instances=[mlp.gate_proj for mlp in mlps],
+        round_to=MULTIPLE,
+        output_transform=lambda output: output.logits,
+    )
+    pruner.step()
+    model.zero_grad()
+    model.config.intermediate_size = mlps[0].gate_proj.out_features
+
+
+if __name__ == "__main__":
+    main()
