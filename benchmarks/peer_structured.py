@@ -44,12 +44,13 @@ def with_optipfair(model: Any, windows: torch.Tensor | None, share: float) -> No
     """Neurons go by the range of their weights, with `windows` times the norm of activations."""
     from optipfair import prune_model
 
-    loader = None
+    loader: Any = None
     if windows is not None:
-        batches = [
-            {"input_ids": w[None], "attention_mask": torch.ones_like(w[None])} for w in windows
+        # A list of batches is all that is asked of a loader.
+        loader = [
+            {"input_ids": window[None], "attention_mask": torch.ones_like(window[None])}
+            for window in windows
         ]
-        loader = torch.utils.data.DataLoader(batches, batch_size=None)  # type: ignore[arg-type]
     prune_model(
         model,
         pruning_type="MLP_GLU",
