@@ -128,6 +128,9 @@ def build_evaluator(
             sampled = replace(sampled, gram=narrow)
             if step is not None and gram.any():
                 hessians[matrix.name] = hessian.prepare() if step.damps else hessian
+                if isinstance(pattern, Structured):
+                    # Asked for by every candidate, so that workers share it.
+                    _ = hessian.inverse
                 layer = Layer(sampled.weight, hessian, pattern, name=matrix.name)
                 sampled = replace(sampled, layer=layer, step=step.name)
             sample.append(sampled)

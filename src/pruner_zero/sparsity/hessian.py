@@ -86,6 +86,11 @@ class Hessian:
         return inverse.flip(0, 1)
 
     @cached_property
+    def inverse(self) -> Tensor:
+        """H⁻¹ (in, in) for H = `damped()`, kept for many removals of columns."""
+        return torch.cholesky_inverse(torch.linalg.cholesky(self.damped()))
+
+    @cached_property
     def nystrom(self) -> Tensor:
         """F (in, rank), F·Fᵀ close to H in its dominant directions and, up to rounding, below it.
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import Hessian, SemiStructured, Unstructured, keep_mask
-from pruner_zero.sparsity.steps.least_squares import solve
+from pruner_zero.sparsity import Hessian, Layer, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.steps.least_squares import estimate_update, remove_columns, solve
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import exact_update, layer_of, retarget, sparsegpt
 from tests.sparsity.steps.test_sweep import assert_close, layer
@@ -322,3 +322,35 @@ def test_known_dominant_directions_save_most_iterations() -> None:
     many = solve(without)
     assert few.converged
     assert 3 * few.iterations < many.iterations
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 6), st.integers(2, 40), seeds, st.floats(0, 1))
+def test_removed_columns_leave_what_least_squares_on_the_others_find(
+    rows: int, columns: int, seed: int, sparsity: float
+) -> None:
+    weight, gram = loud_layer(rows, columns, seed)
+    gram[:, 0] = gram[0] = 0
+    mask = random_mask(1, columns, sparsity, seed).expand(rows, columns)
+    hessian = Hessian(gram)
+    found = remove_columns(weight, hessian, ~mask[0])
+    assert found is not None
+    wanted = solve(Layer(weight, hessian, Unstructured(0.5), mask, name="matrix")).weight.double()
+    assert not found[~mask].any()
+    change, least = found.double() - weight, wanted - weight
+    least[:, 0] = change[:, 0] = 0
+    H = hessian.damped().double()
+    excess = error_rows(H, change) / error_rows(H, least).clamp_min(1e-30)
+    assert (
+        (error_rows(H, change) <= 1e-9 * error_rows(H, weight.double()))
+        .logical_or(excess < 1.001)
+        .all()
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 12, 20, 32])
+def test_the_estimate_of_removed_columns_is_the_solution(kept: int) -> None:
+    weight, gram = loud_layer(8, 32)
+    mask = (torch.arange(32) < kept).expand(8, 32)
+    whole = Layer(weight, Hessian(gram), Unstructured(0.5), mask, name="matrix")
+    assert_close(estimate_update(whole).weight, solve(whole).weight)
