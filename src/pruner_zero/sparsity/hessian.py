@@ -90,6 +90,11 @@ class Hessian:
         """H⁻¹ (in, in) for H = `damped()`, kept for many removals of columns."""
         return torch.cholesky_inverse(torch.linalg.cholesky(self.damped()))
 
+    @property
+    def holds_inverse(self) -> bool:
+        """Whether `inverse` has been asked for."""
+        return "inverse" in self.__dict__
+
     @cached_property
     def nystrom(self) -> Tensor:
         """F (in, rank), F·Fᵀ close to H in its dominant directions and, up to rounding, below it.
