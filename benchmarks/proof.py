@@ -57,6 +57,11 @@ METRICS = {
     "evolved on SmolLM2": CARRIED,
 }
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
+# Whole units in place of weights.
+UNITS: Mapping[str, Mapping[str, Any]] = {
+    "channels-25": {"structure": "channels", "sparsity": 0.25}
+}
+TITLES = {"50": "50 %", "2-4": "2:4", "channels-25": "a quarter of the channels removed"}
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,9 @@ def all_cells() -> Iterator[Cell]:
             for after, steps in AFTER.items():
                 yield Cell(words + after, zeros, metric + steps)
         yield Cell("SparseGPT", zeros, "sparsegpt")
+    for zeros in UNITS:
+        yield Cell("default", zeros, DEFAULT, "self")
+        yield Cell("Wanda", zeros, "wanda")
 
 
 def main() -> None:
@@ -126,13 +134,15 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     print(cell.name, flush=True)
     model = load_model(given.source)
     dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
-    row: dict[str, Any] = {"label": cell.label, "method": cell.method, **ZEROS[cell.zeros]}
+    zeros = {**ZEROS, **UNITS}[cell.zeros] if cell.method is not None else {}
+    row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
     if cell.method is not None:
         calibration = given.calibration if cell.calibration == "text" else cell.calibration
-        settings = {"windows": given.windows, **cell.settings, **ZEROS[cell.zeros]}
+        settings = {"windows": given.windows, **cell.settings, **zeros}
         method = None if cell.method == DEFAULT else cell.method
         result = prune(model, method, calibration=calibration, **settings)
         row |= {"calibration": result.calibration, "sparsity": result.sparsity}
+        row |= {"parameters": result.parameters}
         row |= {"seconds": result.cost.to_json()}
     row["texts"] = {}
     for text in given.texts:
@@ -209,7 +219,7 @@ def page() -> str:
         rows = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
         if "dense" not in rows:
             continue
-        for zeros, shown in (("50", "50 %"), ("2-4", "2:4")):
+        for zeros, shown in TITLES.items():
             chosen = {name: row for name, row in rows.items() if name.startswith(f"{zeros}-")}
             if chosen:
                 text += f"\n## {folder.name}, {shown}\n\n{table(chosen, rows['dense'], zeros)}"
