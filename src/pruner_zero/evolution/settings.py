@@ -62,7 +62,7 @@ class SearchSettings(SearchOptions):
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
-        check_structure(self, ("pattern", "scope", "include", "exclude", "coupled"))
+        check_structure(self, ("pattern", "scope", "include", "exclude"))
         if self.structure == "blocks":
             raise ValueError(
                 "--structure blocks goes by block influence, which no metric is: search for "

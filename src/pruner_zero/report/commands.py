@@ -18,8 +18,8 @@ from pruner_zero.settings import (
     ModelSettings,
     PruneSettings,
     Settings,
+    SizeSettings,
     SparsitySettings,
-    UnitSettings,
     options_of,
     quoted,
 )
@@ -30,7 +30,7 @@ _SHARED = (
     *(ModelSettings.model_fields.keys() - {"threads"}),
     *CalibrationSettings.model_fields,
     *SparsitySettings.model_fields,
-    *UnitSettings.model_fields,
+    *SizeSettings.model_fields,
 )
 
 

@@ -21,7 +21,7 @@ from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, PruneSettings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchOptions
-from pruner_zero.settings.units import UnitSettings, check_structure, read_parameters
+from pruner_zero.settings.units import SizeSettings, UnitSettings, check_structure, read_parameters
 
 __all__ = [
     "BLOCK_INFLUENCE",
@@ -39,6 +39,7 @@ __all__ = [
     "RecoverSettings",
     "SearchOptions",
     "Settings",
+    "SizeSettings",
     "SparsitySettings",
     "UnitSettings",
     "check_structure",

@@ -15,13 +15,13 @@ from pruner_zero.settings.calibration import (
     Texts,
 )
 from pruner_zero.settings.model import ModelSettings
-from pruner_zero.settings.units import UnitSettings
+from pruner_zero.settings.units import SizeSettings
 
 _RUNGS = Cli(panel="Rungs")
 _WORKERS = Cli(panel="Workers")
 
 
-class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, UnitSettings):
+class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSettings):
     """The fields of `SearchSettings`, to which the room of the search adds its registries."""
 
     panel: ClassVar[str] = "Search"

@@ -31,7 +31,7 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
     """
     if not settings.structure:
         for name in ("coupled", "parameters"):
-            if getattr(settings, name):
+            if getattr(settings, name, None):
                 raise PrunerZeroError(f"--{name} is of units: add --structure, or leave it out")
         return
     if (settings.sparsity is None) == (settings.parameters is None):
@@ -60,8 +60,8 @@ def _as_text(given: object) -> object:
 Parameters = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
 
 
-class UnitSettings(Settings):
-    """What holds for every method that removes whole units."""
+class SizeSettings(Settings):
+    """How many units are removed, where it is not --sparsity that says so."""
 
     panel: ClassVar[str] = "What is pruned"
 
@@ -75,6 +75,11 @@ class UnitSettings(Settings):
         ge=1,
         description="Where channels are removed, every MLP keeps a multiple of so many channels.",
     )
+
+
+class UnitSettings(SizeSettings):
+    """What holds for every method that removes whole units."""
+
     coupled: bool = Field(
         False,
         description="Where channels or heads are removed, the scores of their rows in the matrices "
