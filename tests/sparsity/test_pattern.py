@@ -5,11 +5,14 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import (
+    LazyTensors,
     Pattern,
     SemiStructured,
     Unstructured,
@@ -107,3 +110,16 @@ def test_width_must_be_whole_groups() -> None:
     )
     SemiStructured(2, 4).check(name, (3, 12))
     Unstructured(0.5).check(name, (3, 10))
+
+
+def test_to_ask_for_a_name_computes_no_tensor() -> None:
+    asked: list[str] = []
+
+    def compute(name: str) -> Tensor:
+        asked.append(name)
+        return torch.ones(1, 1)
+
+    tensors = LazyTensors(["one"], compute)
+    assert "one" in tensors and "other" not in tensors
+    assert not asked
+    assert tensors["one"].item() == 1

@@ -48,6 +48,10 @@ class LazyTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         return self._compute(name)
 
+    def __contains__(self, name: object) -> bool:
+        # That of Mapping would compute the tensor.
+        return name in self._names
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 
