@@ -120,6 +120,7 @@ def test_to_ask_for_a_name_computes_no_tensor() -> None:
         return torch.ones(1, 1)
 
     tensors = LazyTensors(["one"], compute)
-    assert "one" in tensors and "other" not in tensors
+    assert "one" in tensors
+    assert "other" not in tensors
     assert not asked
     assert tensors["one"].item() == 1
