@@ -8,7 +8,7 @@
 
 Every model is a line of results/units.jsonl, and lines that are there are kept. All are made by
 `prune --structure` from statistics of the dense model (--mode one-shot), so that they differ in
-nothing but the units that go and the refit. --windows writes the tokens that these are calibrated
+nothing but the units that go and the refit, but for those that say "block after block". --windows writes the tokens that these are calibrated
 on, for peer_structured.py; --peers measures the folders that it made. news.txt is that of
 proof.py. The page is units.md.
 """
@@ -50,6 +50,12 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
     "Wanda": {"metric": "wanda"},
     EVOLVED: {},
 }
+# With the statistics of each block from the smaller blocks before it, at one share.
+SEQUENTIAL: Mapping[str, Mapping[str, Any]] = {
+    "block after block": {"mode": "sequential"},
+    "block after block, towards the dense outputs": {"mode": "sequential", "asymmetric": True},
+}
+SEQUENTIAL_SHARE = 0.2
 REFITS = {"none": "without refit", "exact": "with refit", "peer": "by other packages"}
 
 
@@ -90,7 +96,6 @@ def run(given: argparse.Namespace) -> None:
                 model,
                 row["metric"],
                 calibration=given.calibration,
-                mode="one-shot",
                 progress=LineProgress(),
                 **settings,
             )
@@ -144,7 +149,13 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 metric = settings.get("metric", given.evolved)
                 for update in ("none", "exact") if metric else ():
                     units = {"structure": structure, "sparsity": share, "update": update}
-                    yield {"name": name, **settings, "metric": metric, **units}
+                    one_shot = {"mode": "one-shot"}
+                    yield {"name": name, **settings, "metric": metric, **units, **one_shot}
+    for words, settings in SEQUENTIAL.items():
+        for name, metric in (("Wanda", "wanda"), (EVOLVED, given.evolved)):
+            if metric and "channels" in given.structures:
+                units = {"structure": "channels", "sparsity": SEQUENTIAL_SHARE, "update": "exact"}
+                yield {"name": f"{name}, {words}", "metric": metric, **units, **settings}
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -206,7 +217,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
                         if (line["name"], line["metric"], line["sparsity"]) == (name, metric, share)
                     ]
                     cells.append(" / ".join(f"{value:.1f}" for row in values for value in row))
-                label = f"{name}, `{metric}`" if name == EVOLVED else name
+                label = name.replace(EVOLVED, f"{EVOLVED}, `{metric}`")
                 text.append(f"| {label} | {' | '.join(cells)} |")
             text.append("")
     text += [NOTES.read_text()] if NOTES.exists() else []
