@@ -8,9 +8,9 @@
 
 Every model is a line of results/units.jsonl, and lines that are there are kept. All are made by
 `prune --structure` from statistics of the dense model (--mode one-shot), so that they differ in
-nothing but the units that go and the refit, but for those that say "block after block". --windows writes the tokens that these are calibrated
-on, for peer_structured.py; --peers measures the folders that it made. news.txt is that of
-proof.py. The page is units.md.
+nothing but the units that go and the refit, but for those that say "block after block". --windows
+writes the tokens that they are calibrated on, for peer_structured.py; --peers measures the folders
+that it made. news.txt is that of proof.py. The page is units.md.
 """
 
 import argparse
@@ -40,7 +40,7 @@ MODEL = "builtin:smollm2-135m"
 # Windows of 1024 tokens of each text.
 WINDOWS = 8
 # SmolLM2-135M has 3 key-value heads in a block, of which only one can go.
-SHARES = {"channels": (0.1, 0.2, 0.3, 0.5), "heads": (0.3334,)}
+SHARES = {"channels": (0.2, 0.5, 0.3, 0.1), "heads": (0.3334,)}
 RANDOM, EVOLVED = "random units", "evolved"
 METRICS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"metric": "magnitude"},
@@ -55,7 +55,7 @@ SEQUENTIAL: Mapping[str, Mapping[str, Any]] = {
     "block after block": {"mode": "sequential"},
     "block after block, towards the dense outputs": {"mode": "sequential", "asymmetric": True},
 }
-SEQUENTIAL_SHARE = 0.2
+SEQUENTIAL_AT = ("channels", 0.2)
 REFITS = {"none": "without refit", "exact": "with refit", "peer": "by other packages"}
 
 
@@ -142,20 +142,19 @@ def perplexities(model: LanguageModel, texts: Mapping[str, str]) -> dict[str, fl
 
 
 def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """The settings of every model."""
+    """The settings of every model, those of the first share first."""
     for structure in given.structures:
         for share in SHARES[structure]:
+            units = {"structure": structure, "sparsity": share}
             for name, settings in METRICS.items():
                 metric = settings.get("metric", given.evolved)
                 for update in ("none", "exact") if metric else ():
-                    units = {"structure": structure, "sparsity": share, "update": update}
-                    one_shot = {"mode": "one-shot"}
-                    yield {"name": name, **settings, "metric": metric, **units, **one_shot}
-    for words, settings in SEQUENTIAL.items():
-        for name, metric in (("Wanda", "wanda"), (EVOLVED, given.evolved)):
-            if metric and "channels" in given.structures:
-                units = {"structure": "channels", "sparsity": SEQUENTIAL_SHARE, "update": "exact"}
-                yield {"name": f"{name}, {words}", "metric": metric, **units, **settings}
+                    chosen = {**settings, "metric": metric, "update": update, "mode": "one-shot"}
+                    yield {"name": name, **units, **chosen}
+            if (structure, share) == SEQUENTIAL_AT:
+                for words, settings in SEQUENTIAL.items():
+                    chosen = {"metric": "wanda", "update": "exact", **settings}
+                    yield {"name": f"Wanda, {words}", **units, **chosen}
 
 
 def key(row: Mapping[str, Any]) -> tuple[Any, ...]:
