@@ -130,8 +130,8 @@ def test_a_model_on_disk_is_read_to_the_device_block_by_block(
     given: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "calibration": text_file}
     prune(llama_folder, metric, output=tmp_path / "here", cache=tmp_path / "a", **given)
     # Parameters that are not loaded are in main memory, and can become others in place.
-    bare = offloaded._placeholder
-    monkeypatch.setattr(offloaded, "_placeholder", lambda like: Elsewhere(bare(like), CPU))
+    bare = offloaded.placeholder
+    monkeypatch.setattr(offloaded, "placeholder", lambda like: Elsewhere(bare(like), CPU))
     monkeypatch.setattr("pruner_zero.devices.present_devices", lambda: [HERE, CPU])
     with elsewhere():
         result = prune(

@@ -35,6 +35,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "asymmetric": {"metric": "wanda@owl+refine+asymmetric+exact", "sparsity": 0.5},
     "global-obs": {"metric": "wanda@global+obs", "sparsity": 0.4},
     "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
+    "channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.5, "multiple_of": 4},
+    "heads": {"metric": "wanda", "structure": "heads", "sparsity": 0.5},
     "n-of-m": {"metric": "wanda+obs", "pattern": "2:4"},
 }
 
@@ -70,6 +72,9 @@ def assert_same_result(one: PruneResult, other: PruneResult) -> None:
         *((architecture, "wanda") for architecture in ARCHITECTURES),
         *(("llama", run) for run in RUNS if run != "wanda"),
         ("gpt2", "sparsegpt"),
+        ("qwen2", "channels"),
+        ("gemma3", "heads"),
+        ("mixtral", "heads"),
         ("gpt2", "global"),
         ("qwen3_moe", "tree"),
         ("qwen3_moe", "ria-obs"),

@@ -316,7 +316,6 @@ def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
         ({"exclude": ["*.0.*"]}, "leave out --exclude"),
         ({"allocation": "owl"}, "leave out --allocation"),
         ({"refine": True}, "leave out --refine"),
-        ({"offload": True}, "leave out --offload"),
         ({"save_mask": True}, "leave out --save-mask"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),
         ({"structure": None, "coupled": True}, "add --structure, or leave it out"),

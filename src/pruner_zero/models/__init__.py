@@ -18,6 +18,7 @@ from pruner_zero.models.compact import (
     size_of,
     size_without_units,
 )
+from pruner_zero.models.compact_offloaded import shrink_offloaded
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
@@ -74,6 +75,7 @@ __all__ = [
     "save_model",
     "save_offloaded",
     "shrink",
+    "shrink_offloaded",
     "size_of",
     "size_without_units",
     "spread_blocks",

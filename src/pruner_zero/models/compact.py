@@ -46,7 +46,7 @@ def shrink(
     """
     for coupling in couplings:
         consumer = model.get_submodule(coupling.consumer)
-        places = _places(consumer.get_parameter("weight"), coupling, kept)
+        places = kept_units(consumer.get_parameter("weight"), coupling, kept)
         _cut(consumer, places, coupling.count, 1)
         for name in coupling.producers:
             _cut(model.get_submodule(name), places, coupling.count, 0)
@@ -54,8 +54,11 @@ def shrink(
         setattr(model.config, field, count)
 
 
-def _places(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:
-    """The units that stay, in order: those that are not zero, and the first of those that are."""
+def kept_units(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:
+    """The units that stay, in order: those that are not zero, and the first of those that are.
+
+    weight: the consumer's, (out, in). Raises ValueError where more than `kept` are not zero.
+    """
     alive = weight.unflatten(1, (coupling.count, -1)).ne(0).any(2).any(0)
     if int(alive.sum()) > kept:
         raise ValueError(f"{coupling.consumer} has {int(alive.sum())} units, not {kept}")
@@ -68,11 +71,17 @@ def _cut(linear: nn.Module, places: Tensor, count: int, axis: int) -> None:
     for name, parameter in list(linear.named_parameters()):
         # Columns have no part in the bias.
         if parameter.ndim > axis:
-            slices = parameter.data.unflatten(axis, (count, -1))
-            kept = slices.index_select(axis, places).flatten(axis, axis + 1).contiguous()
+            kept = take_units(parameter.data, places, count, axis)
             setattr(linear, name, nn.Parameter(kept, parameter.requires_grad))
     field = "in_features" if axis else "out_features"
     setattr(linear, field, getattr(linear, field) // count * len(places))
+
+
+def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
+    """The slices at `places` of the `count` equal ones of `tensor` along `axis`."""
+    slices = tensor.unflatten(axis, (count, -1))
+    kept: Tensor = slices.index_select(axis, places).flatten(axis, axis + 1).contiguous()
+    return kept
 
 
 def drop_blocks(model: PreTrainedModel, dropped: Collection[int]) -> None:

@@ -107,7 +107,7 @@ class OffloadedModel(LanguageModel):
             yield
         finally:
             for parameter in wanted.values():
-                parameter.data = _placeholder(parameter)
+                parameter.data = placeholder(parameter)
                 parameter.grad = None
                 self.loaded.discard(id(parameter))
             wanted.clear()
@@ -150,10 +150,10 @@ def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dic
     stored = {}
     for names in tied.values():
         like = bare.get_parameter(names[0])
-        placeholder = nn.Parameter(_placeholder(like), requires_grad=like.requires_grad)
+        empty = nn.Parameter(placeholder(like), requires_grad=like.requires_grad)
         present = next(name for name in names if name in shards)
         for name in names:
-            _set(model, name, placeholder)
+            _set(model, name, empty)
             stored[name] = present
     for name, buffer in model.named_buffers():
         if name in shards:
@@ -180,5 +180,6 @@ def _tensor_ids(modules: Iterable[nn.Module]) -> set[int]:
     }
 
 
-def _placeholder(like: Tensor) -> Tensor:
-    return torch.full((), torch.nan, dtype=like.dtype).expand(like.shape)
+def placeholder(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
+    """A tensor of the dtype and shape of `like`, or of `shape`, that takes no memory."""
+    return torch.full((), torch.nan, dtype=like.dtype).expand(shape or like.shape)

@@ -180,9 +180,12 @@ def prune(
                     checkpoint=training,
                     progress=progress,
                 )
+        after = before
         if isinstance(done.pattern, Removal):
-            done.pattern.shrink(language_model.model)
-        parameters = before, language_model.model.num_parameters()
+            after = done.pattern.size(language_model.model)[0]
+            # Of a model on disk the files are cut, once all of them are there.
+            if not isinstance(language_model, OffloadedModel):
+                done.pattern.shrink(language_model.model)
         calibrated = windows.describe() if len(windows) else {}
         origin = {
             **provenance(),
@@ -195,7 +198,7 @@ def prune(
             done,
             order,
             records,
-            parameters,
+            (before, after),
             calibrated,
             origin,
             cost,
@@ -205,7 +208,10 @@ def prune(
 
     def write(result: PruneResult, checkpoint: Checkpoint, staged: Path) -> None:
         if isinstance(language_model, OffloadedModel):
-            save_offloaded(language_model, checkpoint.weights(), staged)
+            saved, files = language_model, checkpoint.weights()
+            if isinstance(method.pattern, Structured):
+                saved, files = method.pattern.shrink_offloaded(saved, files)
+            save_offloaded(saved, files, staged)
         else:
             save_model(language_model, staged)
         if checked.save_mask:

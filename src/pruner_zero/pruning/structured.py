@@ -1,8 +1,9 @@
 """Patterns that remove whole units of every block: a mask until the model is saved."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,9 +13,11 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     Coupling,
+    OffloadedModel,
     find_couplings,
     is_loadable,
     shrink,
+    shrink_offloaded,
     size_of,
     size_without_units,
 )
@@ -139,6 +142,12 @@ class Structured(Removal):
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         return size_without_units(model, self.couplings, self.kept)
+
+    def shrink_offloaded(
+        self, model: OffloadedModel, files: Sequence[Path]
+    ) -> tuple[OffloadedModel, list[Path]]:
+        """As `shrink`, for a model on disk; see `models.shrink_offloaded`."""
+        return shrink_offloaded(model, files, self.couplings, self.structure, self.kept)
 
     def shrink(self, model: PreTrainedModel) -> None:
         shrink(model, self.couplings, self.structure, self.kept)

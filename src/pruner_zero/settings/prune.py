@@ -35,7 +35,7 @@ BLOCK_INFLUENCE = "block-influence"
 # Settings that have no meaning beside --structure, or not yet.
 _BESIDE_STRUCTURE: tuple[str, ...] = (
     *("pattern", "scope", "include", "exclude"),
-    *("allocation", "refine", "offload", "save_mask"),
+    *("allocation", "refine", "save_mask"),
 )
 
 
@@ -147,7 +147,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
                 raise PrunerZeroError(
                     f"--structure blocks chooses them by {BLOCK_INFLUENCE}: leave out --metric"
                 )
-            beside += ("update", "asymmetric", "coupled")
+            beside += ("update", "asymmetric", "coupled", "offload")
         check_structure(self, beside)
         return self
 
