@@ -1,4 +1,4 @@
-"""A smaller model: a quarter of the MLP channels, without and with the refit; a tenth of blocks.
+"""A smaller model: a quarter of the MLP channels, without and with the refit; a tenth of blocks, too.
 
     python benchmarks/structured.py --calibration wiki.valid.raw --text wiki.test.raw
 
@@ -26,7 +26,8 @@ FILE = HERE / "results" / "structured.json"
 RUNS: dict[str, dict[str, Any]] = {
     "channels, as chosen": {"structure": "channels", "sparsity": 0.25, "update": "none"},
     "channels, refitted": {"structure": "channels", "sparsity": 0.25},
-    "blocks": {"structure": "blocks", "sparsity": 0.1},
+    "blocks, as chosen": {"structure": "blocks", "sparsity": 0.1, "update": "none"},
+    "blocks, folded": {"structure": "blocks", "sparsity": 0.1},
 }
 SHAPES: dict[str, dict[str, int]] = {
     "channels": {"intermediate_size": 1152},
@@ -53,7 +54,7 @@ def main() -> None:
                 continue
             result = prune(
                 load_model(given.model, dtype="float32"),
-                None if name == "blocks" else "wanda",
+                None if name.startswith("blocks") else "wanda",
                 calibration=given.calibration,
                 output=Path(folder) / name,
                 progress=LineProgress(),

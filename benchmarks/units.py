@@ -40,7 +40,7 @@ MODEL = "builtin:smollm2-135m"
 # Windows of 1024 tokens of each text.
 WINDOWS = 8
 # SmolLM2-135M has 3 key-value heads in a block, of which only one can go.
-SHARES = {"channels": (0.2, 0.5, 0.3, 0.1), "heads": (0.3334,)}
+SHARES = {"channels": (0.2, 0.5, 0.3, 0.1), "heads": (0.3334,), "blocks": (0.1, 0.2, 0.3)}
 RANDOM, EVOLVED = "random units", "evolved"
 METRICS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"metric": "magnitude"},
@@ -146,6 +146,10 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for structure in given.structures:
         for share in SHARES[structure]:
             units = {"structure": structure, "sparsity": share}
+            if structure == "blocks":
+                for update in ("none", "exact"):
+                    yield {"name": "block influence", "metric": None, **units, "update": update}
+                continue
             for name, settings in METRICS.items():
                 metric = settings.get("metric", given.evolved)
                 for update in ("none", "exact") if metric else ():

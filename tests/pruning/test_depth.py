@@ -114,7 +114,9 @@ def test_it_tells_which_blocks_went(settings: dict[str, Any], prose: str, tmp_pa
     assert len(find_blocks(result.language_model.model)) == DEPTH - 2
     told = json.loads((tmp_path / "out/pruning.json").read_text())
     first, second = sorted(sorted(range(1, DEPTH - 1), key=told["block_influence"].__getitem__)[:2])
-    assert told["pattern"] == f"33.33% of the blocks: {first}, {second}"
+    into = [str(index - 1) for index in (first, second) if index - 1 != first]
+    went = f"33.33% of the blocks: {first}, {second}"
+    assert told["pattern"] == f"{went}, folded into {', '.join(into)}"
     assert (told["expression"], told["settings"]["metric"]) == (None, "block-influence")
     assert {entry["block"] for entry in told["matrices"] if entry["zeros"]} == {first, second}
     assert result.sparsity == pytest.approx(1 / 3)
@@ -125,6 +127,16 @@ def test_it_tells_which_blocks_went(settings: dict[str, Any], prose: str, tmp_pa
     assert not (tmp_path / "out/metric.json").exists()
     with pytest.raises(PrunerZeroError, match="without a metric that a report could show"):
         report([tmp_path / "out"], tmp_path / "report.html")
+
+
+def test_nothing_is_folded_without_an_update(prose: str) -> None:
+    model, dense = (tiny_model("llama", blocks=DEPTH) for _ in range(2))
+    result = pruned(model, prose, update="none")
+    pattern = result.method.pattern
+    assert isinstance(pattern, Blocks)
+    assert pattern.folded == {}
+    drop_blocks(dense, pattern.dropped)
+    assert torch.equal(logits(model), logits(dense))
 
 
 @pytest.mark.parametrize("architecture", WITH_BIASES)
@@ -144,7 +156,7 @@ def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture
     ("settings", "line"),
     [
         ({"metric": "wanda"}, "leave out --metric"),
-        ({"update": "exact"}, "leave out --update"),
+        ({"update": "obs"}, "does not fit --structure blocks: exact, the default, folds"),
         ({"asymmetric": True}, "leave out --asymmetric"),
         ({"coupled": True}, "leave out --coupled"),
         ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),

@@ -255,7 +255,8 @@ class _Table:
             include = method.pattern.names
         if isinstance(method.pattern, Blocks):
             chosen = choose_blocks(model, self.windows.tokens, method.pattern, progress)
-            method = replace(method, pattern=chosen)
+            folded = chosen.fold(model, self.windows.tokens, progress)
+            method = replace(method, pattern=folded)
         records = prune_model(
             model,
             self.windows,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from statistics import fmean
 
@@ -23,6 +23,7 @@ from pruner_zero.models import (
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.folding import fold_blocks
 from pruner_zero.pruning.structured import Removal, most_parameters
 from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
 
@@ -33,7 +34,7 @@ class Blocks(Removal):
 
     sparsity: the share of blocks that go; parameters: as in `Structured`. influence: of every
     block, as `block_influence` gives it. dropped: the numbers of the blocks that go; names: of all
-    their matrices.
+    their matrices. folded: as `fold_blocks` gives it.
     """
 
     sparsity: float
@@ -41,6 +42,7 @@ class Blocks(Removal):
     influence: tuple[float, ...] = field(default=(), repr=False)
     dropped: tuple[int, ...] = ()
     names: frozenset[str] = field(default=frozenset(), repr=False)
+    folded: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         Unstructured(self.sparsity)
@@ -63,12 +65,19 @@ class Blocks(Removal):
             numbers, nbytes = numbers - gone[0], nbytes - gone[1]
         return numbers, nbytes
 
+    def fold(
+        self, language_model: LanguageModel, tokens: Tensor, progress: Progress = SILENT
+    ) -> "Blocks":
+        """What the dropped blocks do goes into those before them, in place: `fold_blocks`."""
+        return replace(self, folded=fold_blocks(language_model, tokens, self.dropped, progress))
+
     def shrink(self, model: PreTrainedModel) -> None:
         drop_blocks(model, self.dropped)
 
     def __str__(self) -> str:
         listed = f": {', '.join(map(str, self.dropped))}" if self.dropped else ""
-        return f"{100 * self.sparsity:.4g}% of the blocks{listed}"
+        folded = f", folded into {', '.join(map(str, self.folded))}" if self.folded else ""
+        return f"{100 * self.sparsity:.4g}% of the blocks{listed}{folded}"
 
 
 @torch.no_grad()

@@ -101,7 +101,7 @@ def prune(
         sparsity=checked.sparsity,
         pattern=zeros,
         scope=checked.scope,
-        update=checked.update,
+        update=None if by_influence else checked.update,
         refine=checked.refine,
         asymmetric=checked.asymmetric,
         allocation=checked.allocation,
@@ -153,6 +153,8 @@ def prune(
             done = method
             if isinstance(method.pattern, Blocks):
                 chosen = choose_blocks(language_model, windows.tokens, method.pattern, progress)
+                if checked.update != "none":
+                    chosen = chosen.fold(language_model, windows.tokens, progress)
                 done = replace(method, pattern=chosen)
             records = prune_model(
                 language_model,

@@ -113,9 +113,9 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs, or heads, key-value heads with the query heads "
-        "that share them, whose weights are then corrected by least squares unless --update says "
-        "otherwise; or blocks, those that change their input the least. --sparsity is their share, "
-        "or give --parameters.",
+        "that share them; or blocks, those that change their input the least. What is left is then "
+        "corrected by least squares unless --update says otherwise. --sparsity is their share, or "
+        "give --parameters.",
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
@@ -147,7 +147,12 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
                 raise PrunerZeroError(
                     f"--structure blocks chooses them by {BLOCK_INFLUENCE}: leave out --metric"
                 )
-            beside += ("update", "asymmetric", "coupled", "offload")
+            if self.update not in (None, "none", "exact"):
+                raise PrunerZeroError(
+                    f"--update {self.update} does not fit --structure blocks: exact, the default, "
+                    "folds what they do into those before them; none does not"
+                )
+            beside += ("asymmetric", "coupled", "offload")
         check_structure(self, beside)
         return self
 

@@ -1,0 +1,125 @@
+"""Dropped blocks: what they added is folded into the linear map before them."""
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, run_block
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.sparsity import Hessian
+
+# MLPs have a few large channels, of which the mean is made: a hundredth of it, as layers of masks
+# have it, would hold back all others.
+DAMPING = 0.001
+# How far the change of a block's outputs may differ from that of the map's, beside its size.
+_NEAR = 1e-3
+
+
+@torch.no_grad()
+def fold_blocks(
+    language_model: LanguageModel,
+    tokens: Tensor,
+    dropped: Collection[int],
+    progress: Progress = SILENT,
+) -> dict[int, float]:
+    """Change, in place, the block before each run of `dropped` ones so that it does their work.
+
+    Its last linear map whose outputs are added to what the block passes on, an MLP's second one,
+    learns by least squares what the run adds to the hidden state of the windows `tokens`
+    (n, seqlen), as they arrive through the blocks that stay. By the number of the block, the
+    share of the squares of what the run added that is left. A block that has no such map, or
+    passes its outputs through a norm, stays as it is, and has no entry.
+    Source: ReplaceMe (Shopkhoev et al. 2025, 2505.02819), which solves for a map of the MLP's
+    outputs in the dense model, and multiplies the second one by it.
+    """
+    blocks = find_blocks(language_model.model)
+    calls = language_model.block_calls(tokens)
+    hidden: Sequence[Tensor] = list(calls.hidden)
+    kept = [index for index in range(max(dropped)) if index not in dropped]
+    left = {}
+    for index in progress.track(kept, "folding", len(kept)):
+        gone = _run_after(index, dropped)
+        linear = _added_map(blocks[index], hidden[0], calls, index) if gone else None
+        if linear is not None:
+            left[index] = _fold(linear, blocks, [index, *gone], hidden, calls)
+        hidden = [
+            run_block(blocks[index], window, rest)
+            for window, rest in zip(hidden, calls.arguments[index], strict=True)
+        ]
+    return left
+
+
+def _run_after(index: int, dropped: Collection[int]) -> list[int]:
+    """The dropped blocks that follow block `index`, up to the next one that stays."""
+    run: list[int] = []
+    while index + len(run) + 1 in dropped:
+        run.append(index + len(run) + 1)
+    return run
+
+
+def _fold(
+    linear: nn.Linear,
+    blocks: Sequence[nn.Module],
+    run: Sequence[int],
+    hidden: Sequence[Tensor],
+    calls: BlockCalls,
+) -> float:
+    """Add to `linear`, of block run[0], what the other blocks of `run` do; the share left."""
+    weight = linear.weight
+    gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
+    cross = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=torch.float32)
+    size = 0.0
+    for number, window in enumerate(hidden):
+        with _seen(linear, lambda inputs, outputs: outputs) as seen:
+            outputs = run_block(blocks[run[0]], window, calls.arguments[run[0]][number])
+        target = outputs
+        for index in run[1:]:
+            target = run_block(blocks[index], target, calls.arguments[index][number])
+        missing = (target.to(outputs.device) - outputs).float().flatten(0, -2)
+        inputs = seen[0].float().flatten(0, -2)
+        gram.addmm_(inputs.t(), inputs)
+        cross.addmm_(inputs.t(), missing)
+        size += float(missing.square().sum())
+    hessian = Hessian(gram, damping=DAMPING)
+    change = torch.cholesky_solve(cross, torch.linalg.cholesky(hessian.damped()))
+    weight += change.t().to(weight.dtype)
+    fell = float((change * (2 * cross - gram @ change)).sum())
+    return max(0.0, 1 - fell / size) if size else 0.0
+
+
+def _added_map(block: nn.Module, window: Tensor, calls: BlockCalls, index: int) -> nn.Linear | None:
+    """The last linear map of which a change of its outputs is the same change of the block's."""
+    rest = calls.arguments[index][0]
+    before = run_block(block, window, rest)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(before.shape, generator=generator).to(before)
+    noise *= before.float().std()
+    maps = [module for module in block.modules() if type(module) is nn.Linear]
+    for linear in reversed(maps):
+        if linear.out_features != before.shape[-1]:
+            continue
+        with _seen(linear, lambda inputs, outputs: outputs + noise.view_as(outputs)):
+            change = run_block(block, window, rest) - before
+        # Low precision rounds what is added.
+        near = max(_NEAR, 8 * torch.finfo(before.dtype).eps)
+        if float((change - noise).float().norm()) <= near * float(noise.float().norm()):
+            return linear
+    return None
+
+
+@contextmanager
+def _seen(linear: nn.Linear, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[list[Tensor]]:
+    """The inputs of `linear` in the order of its calls; its outputs are what `change` makes."""
+    seen: list[Tensor] = []
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+        seen.append(inputs[0])
+        return change(inputs[0], outputs)
+
+    handle = linear.register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
