@@ -1,4 +1,4 @@
-"""A smaller model: a quarter of the MLP channels, without and with the refit; a tenth of blocks, too.
+"""A smaller model: a quarter of the MLP channels, a tenth of the blocks, with and without a refit.
 
     python benchmarks/structured.py --calibration wiki.valid.raw --text wiki.test.raw
 
