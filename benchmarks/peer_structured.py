@@ -73,8 +73,8 @@ def with_torch_pruning(model: Any, windows: torch.Tensor, share: float) -> None:
         model,
         example_inputs=windows[:1, :64],
         importance=tp.importance.GroupTaylorImportance(),
-        pruning_ratio=share,
-        root_instances=[mlp.gate_proj for mlp in mlps],
+        pruning_ratio=0.0,
+        pruning_ratio_dict={mlp.gate_proj: share for mlp in mlps},
         round_to=MULTIPLE,
         output_transform=lambda output: output.logits,
     )
