@@ -117,6 +117,8 @@ def test_it_tells_which_blocks_went(settings: dict[str, Any], prose: str, tmp_pa
     into = [str(index - 1) for index in (first, second) if index - 1 != first]
     went = f"33.33% of the blocks: {first}, {second}"
     assert told["pattern"] == f"{went}, folded into {', '.join(into)}"
+    assert list(told["folded"]) == into
+    assert all(0 <= left < 1 for left in told["folded"].values())
     assert (told["expression"], told["settings"]["metric"]) == (None, "block-influence")
     assert {entry["block"] for entry in told["matrices"] if entry["zeros"]} == {first, second}
     assert result.sparsity == pytest.approx(1 / 3)

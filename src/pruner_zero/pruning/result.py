@@ -70,7 +70,8 @@ class PruneResult(PrunedMatrices):
         method, pattern = self.method, self.method.pattern
         influence = None
         if isinstance(pattern, Blocks):
-            influence = {"block_influence": list(pattern.influence)}
+            folded = {str(index): round(left, 4) for index, left in pattern.folded.items()}
+            influence = {"block_influence": list(pattern.influence), "folded": folded}
         return {
             "settings": {
                 **self.settings.model_dump(mode="json"),
