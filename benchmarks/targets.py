@@ -74,6 +74,9 @@ def run(given: argparse.Namespace) -> None:
         executor="serial",
         search_windows=WINDOWS,
         final_windows=0,
+        # The closed form only has to leave out what is hopeless.
+        sampled_weights=1_000_000,
+        judge_dtype="float32",
     )
     model = load_model(MODEL)
     text = load_mixture(given.calibration, role="calibration")
