@@ -80,6 +80,8 @@ class SizeSettings(Settings):
 class UnitSettings(SizeSettings):
     """What holds for every method that removes whole units."""
 
+    panel: ClassVar[str] = SizeSettings.panel
+
     coupled: bool = Field(
         False,
         description="Where channels or heads are removed, the scores of their rows in the matrices "
