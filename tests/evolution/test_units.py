@@ -45,13 +45,16 @@ def test_the_model_that_is_judged_computes_what_the_smaller_one_does(
         **units,
     )
     assert result.language_model.model.num_parameters() < whole.num_parameters()
-    tokens = torch.randint(0, smaller.config.vocab_size, (2, 16))
+    # The search solves by the inverse of what goes, `prune` by a factor of what stays, in fp32.
+    near = 1e-5 if update == "none" else 2e-4
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, smaller.config.vocab_size, (2, 16), generator=generator)
     with torch.no_grad():
         dense = whole(tokens).logits
         with masked.masked(parse(METRIC), "unit"):
             left = whole(tokens).logits
         assert torch.equal(whole(tokens).logits, dense)
-        torch.testing.assert_close(left, smaller(tokens).logits, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(left, smaller(tokens).logits, atol=near, rtol=near)
     assert not torch.allclose(left, dense, atol=1e-3)
 
 

@@ -38,8 +38,7 @@ def candidate_masks(
     """
     by_name = {matrix.name: matrix for matrix in matrices}
     blocks = {matrix.name: matrix.block for matrix in matrices}
-    if scope != "unit":
-        pattern = pattern.with_scope(scope)
+    pattern = pattern.with_scope(scope)
 
     def score(name: str) -> Tensor | None:
         limit.check()

@@ -24,6 +24,7 @@ from pruner_zero.models import (
 from pruner_zero.sparsity import Pattern, Reach, Unstructured
 from pruner_zero.sparsity.selection import comparable, keep_highest
 
+# Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
 _ROWS = 32
 _WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value heads"}
 
@@ -178,7 +179,6 @@ def most_parameters(
 def _totals(scores: Tensor, coupling: Coupling, name: str) -> Tensor:
     """The signed sums of squares over the rows or columns of each unit in a matrix, fp64."""
     axis = int(name != coupling.consumer)
-    # A few rows at a time, so that their doubles stay in the processor's cache.
     parts = (part.double() for part in comparable(scores, name).split(_ROWS))
     sums = [(part * part.abs()).sum(axis) for part in parts]
     totals = torch.cat(sums) if axis else torch.stack(sums).sum(0)

@@ -10,11 +10,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import groupby
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from torch import Tensor
 
-from pruner_zero.choices import Scope
+from pruner_zero.choices import Group, Scope
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.sparsity.selection import (
     BLOCK_COLUMNS,
@@ -102,7 +102,7 @@ class Pattern(ABC):
         """The same pattern where no matrix competes with another."""
         return self
 
-    def with_scope(self, scope: Scope) -> "Pattern":
+    def with_scope(self, scope: Group) -> "Pattern":
         """The same pattern with another comparison group, where it leaves a choice."""
         del scope
         return self
@@ -189,8 +189,8 @@ class Unstructured(Pattern):
     def within_matrices(self) -> "Unstructured":
         return self.with_scope("matrix") if self.scope == "global" else self
 
-    def with_scope(self, scope: Scope) -> "Unstructured":
-        return replace(self, scope=scope)
+    def with_scope(self, scope: Group) -> "Unstructured":
+        return replace(self, scope=cast(Scope, scope))
 
     def at(self, sparsity: float) -> "Unstructured":
         return replace(self, sparsity=sparsity)
