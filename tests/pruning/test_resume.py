@@ -24,6 +24,7 @@ RUNS = {
     # What it aims at comes from blocks that are pruned by then, and so do its shares.
     "asymmetric": ["--metric", "wanda@error+refine+asymmetric+exact", "--sparsity", "0.5"],
     "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
+    "offloaded": ["--metric", "wanda", "--sparsity", "0.5", "--offload"],
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],
     "channels": [
         *("--metric", "wanda", "--structure", "channels"),
@@ -265,14 +266,13 @@ def test_what_changed_under_an_unfinished_run_is_named(
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize(
-    "name", ["weights-0000.safetensors", "weights-0001.safetensors", "hidden", "journal.jsonl"]
+    "name", ["weights-0000.safetensors", "weights-0001.safetensors", "journal.jsonl"]
 )
 def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     name: str, stopped: Path, command: Command, tmp_path: Path
 ) -> None:
     blocks = stopped.parent / "out.partial" / "blocks"
-    finished = (blocks / "journal.jsonl").read_bytes().count(b"\n") - 1
-    file = blocks / (f"hidden-{finished - 1:04d}.safetensors" if name == "hidden" else name)
+    file = blocks / name
     data = bytearray(file.read_bytes())
     # In the journal, a digit of a record of the first block: still JSON, and no longer true.
     place = data.index(b'"zeros": ') + 9 if name == "journal.jsonl" else len(data) // 2
@@ -286,6 +286,29 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     assert process.end() == 0, process.err.read_text()
     whole, _ = undisturbed(command, "sequential", tmp_path / "undisturbed")
     assert contents(stopped) == whole
+
+
+@pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
+def test_damaged_activations_of_an_offloaded_model_are_refused(
+    command: Command, tmp_path: Path
+) -> None:
+    arguments = command("offloaded", tmp_path / "out")
+    stop_in_the_middle(arguments, tmp_path)
+    file = max((tmp_path / "out.partial" / "blocks").glob("hidden-0*"))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    line = error_of(Forked(*arguments, log=tmp_path / "log"))
+    assert f"{file} is damaged" in line
+    assert "--overwrite" in line
+
+
+def test_the_activations_of_a_model_in_memory_are_not_written(stopped: Path) -> None:
+    blocks = stopped.parent / "out.partial" / "blocks"
+    assert {file.name.partition("-")[0] for file in blocks.iterdir()} == {
+        "journal.jsonl",
+        "weights",
+    }
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")

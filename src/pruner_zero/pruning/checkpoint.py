@@ -6,16 +6,17 @@ from pathlib import Path
 from torch import Tensor
 
 from pruner_zero.calibration import WindowFile
-from pruner_zero.models import Activations, Matrix, parameters_of
+from pruner_zero.models import Matrix, parameters_of
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.result_folder import RunCheckpoint
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
 
 class Checkpoint(RunCheckpoint):
-    """Finished blocks under `folder`: a journal, a file of weights for each, and the activations.
+    """Finished blocks under `folder`: a journal and a file of weights for each.
 
-    A block is finished once its journal line is on disk.
+    A block is finished once its journal line is on disk. The activations between two blocks are
+    there for an offloaded model alone: a model in memory computes them again from its weights.
     """
 
     name, step = "blocks", "block"
@@ -38,7 +39,7 @@ class Checkpoint(RunCheckpoint):
                 parameters[name].data.copy_(file.read(name))
 
     def hidden(self) -> WindowFile | None:
-        """The input of the next block; None where the run does not propagate activations."""
+        """The input of the next block; None where no block has left it on disk."""
         name = self.journal.lines[-1]["hidden"] if self.journal.lines else None
         return WindowFile.open(self.folder / name) if name else None
 
@@ -57,16 +58,12 @@ class Checkpoint(RunCheckpoint):
         self,
         weights: Mapping[str, Tensor],
         records: Sequence[MatrixRecord],
-        hidden: Activations | None,
+        hidden: WindowFile | None,
     ) -> None:
-        """Record a finished block: its weights, and `hidden`, the input of the next block."""
+        """Record a finished block: its weights, and the input of the next block if on disk."""
         block = self.finished
         path = self.folder / f"weights-{block:04d}.safetensors"
         files = {path.name: write_tensors(path, weights, {"format": "pt"})}
-        if hidden is not None and not isinstance(hidden, WindowFile):
-            activations, hidden = hidden, self.activations(block, len(hidden))
-            for tensor in activations:
-                hidden.append(tensor)
         if hidden is not None:
             files[hidden.path.name] = hidden.sha256
         line = {

@@ -129,6 +129,8 @@ class _Run:
         if checkpoint and not isinstance(model, OffloadedModel):
             checkpoint.restore(self.matrices)
         first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
+        if propagation:
+            propagation.catch_up(model, first)
         left = range(first, len(self.by_block))
         for index in self.progress.track(left, "pruning", len(left)):
             matrices = self.by_block[index]
@@ -141,7 +143,7 @@ class _Run:
                 if propagation:
                     propagation.advance(block, index)
                 if checkpoint:
-                    hidden = propagation.hidden if propagation else None
+                    hidden = propagation.file if propagation else None
                     # Not bound to a name, so that the block's tensors are freed with the block.
                     checkpoint.commit(model.changed(index, matrices), done, hidden)
             records += done

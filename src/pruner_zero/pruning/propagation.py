@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
-from pruner_zero.calibration import Kind, MatrixStatistics, collect_inputs
+from pruner_zero.calibration import Kind, MatrixStatistics, WindowFile, collect_inputs
 from pruner_zero.models import (
     DISCARDED,
     Activations,
@@ -21,9 +21,9 @@ class Propagation:
     """The activations between two blocks of the pruned model, by calibration window.
 
     hidden: the input of the next block. Where `asymmetric`, the input that the dense model has
-    there is kept beside it. An offloaded model keeps both in files of the checkpoint. It goes on
-    after the blocks that the checkpoint holds; until then the weights of `language_model` have
-    to be the dense ones.
+    there is kept beside it. An offloaded model keeps both in files of the checkpoint, and goes on
+    after the blocks that the checkpoint holds. A model in memory has its dense weights here;
+    `catch_up` runs the blocks that are finished.
     """
 
     def __init__(
@@ -37,10 +37,8 @@ class Propagation:
         on_disk = isinstance(language_model, OffloadedModel)
         self._files = checkpoint if on_disk else None
         self._windows = len(tokens)
-        started = checkpoint.hidden() if checkpoint else None
-        self.hidden: Activations = self._place(-1)
-        if started is not None:
-            self.hidden = started if on_disk else list(started)
+        started = self._files.hidden() if self._files else None
+        self.hidden: Activations = self._place(-1) if started is None else started
         first = self.hidden if started is None else DISCARDED
         self._arguments = language_model.block_calls(tokens, first).arguments
         self._dense: Activations | None = None
@@ -50,6 +48,17 @@ class Propagation:
             for index in range(checkpoint.finished if checkpoint else 0):
                 with language_model.block(index) as block:
                     self._dense = self._run(block, index, self._dense, self._dense_place(index))
+
+    @property
+    def file(self) -> WindowFile | None:
+        """`hidden` where it is on disk."""
+        return self.hidden if isinstance(self.hidden, WindowFile) else None
+
+    def catch_up(self, language_model: LanguageModel, finished: int) -> None:
+        """Run the finished blocks of a model in memory, which has their pruned weights by now."""
+        for index in range(0 if self._files else finished):
+            with language_model.block(index) as block:
+                self.advance(block, index)
 
     def observe(
         self, block: nn.Module, index: int, matrices: Sequence[Matrix], kinds: Collection[Kind]
