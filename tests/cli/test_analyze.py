@@ -129,3 +129,33 @@ def test_a_file_that_cannot_be_written_is_one_line(
     printed = capsys.readouterr()
     assert printed.out == ""
     assert "not a folder" in printed.err
+
+
+def test_several_runs_are_the_observations_of_the_principles(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run, "--json") == 0
+    alone = json.loads(capsys.readouterr().out)["principles"]
+    assert call(monkeypatch, *[run] * 6, "--json") == 0
+    together = json.loads(capsys.readouterr().out)
+    assert list(together["runs"]) == [str(run)]
+    for one, all_of_them in zip(alone, together["principles"], strict=True):
+        value = one["estimate"]["value"]
+        estimate = all_of_them["estimate"]
+        assert estimate == {"value": value, "low": value, "high": value}
+        assert all_of_them["n"] == (0 if value is None else 6)
+
+
+def test_too_few_runs_decide_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run, run) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    lines = printed.out.splitlines()
+    assert lines[0].endswith("over 2 searches: medians")
+    (row,) = [line.split() for line in lines if line.startswith("simpler trees are better ")]
+    assert row[4:7] == ["too", "little", "data"]
+    assert row[-1] == "2"
+    assert any("(2 runs, 6 are needed)" in line for line in lines)
+    assert [line.split()[0] for line in lines[-2:]] == [str(run)] * 2

@@ -120,8 +120,8 @@ class Analysis(Tabular):
 
     def to_json(self) -> dict[str, Any]:
         """The whole analysis as JSON values; numbers that are not defined are null."""
-        plain: dict[str, Any] = _plain(asdict(self))
-        return plain
+        values: dict[str, Any] = plain(asdict(self))
+        return values
 
 
 def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
@@ -239,9 +239,10 @@ def _order(record: Record) -> tuple[tuple[int, float], int, int]:
     return record.evaluation.key, candidate.expression.size, candidate.number
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """`value` as JSON values: lists and dictionaries, null for a number that is not defined."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

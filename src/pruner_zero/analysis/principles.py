@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from pruner_zero.analysis.features import Structure, multiplies, rescales, transcendental
 from pruner_zero.analysis.statistics import Estimate, interval, ratio_draws, ratios
@@ -18,6 +19,8 @@ Array = NDArray[np.float64]
 
 FEWEST_LOSSES = 20
 FEWEST_BEST = 10
+# Of fewer, no interval of a median has 95 %.
+FEWEST_RUNS = 6
 
 PAPER = "Dong 2024 (Pruner-Zero, arXiv 2406.02924), in this project's words"
 
@@ -91,6 +94,27 @@ def principles_of(
         lacking = _lacking(good, rest, list(traits))
         estimate = Estimate() if lacking else _combined(good, rest, combine, generator)
         results.append(_judged(statement, measure, estimate, 1.0, len(best), lacking))
+    return results
+
+
+def across(runs: Sequence[Sequence[Principle]]) -> list[Principle]:
+    """The principles over several searches: each is one observation, so that none is related.
+
+    runs: what `principles_of` gave for each. An estimate is the median over the runs that have one,
+    with its interval by order statistics, for which 6 runs are needed; n counts these runs.
+    """
+    results = []
+    for tests in zip(*runs, strict=True):
+        values = [test.estimate.value for test in tests if not math.isnan(test.estimate.value)]
+        lacking, estimate = "", Estimate()
+        if values:
+            bounds = stats.quantile_test(values).confidence_interval()
+            estimate = Estimate(float(np.median(values)), float(bounds.low), float(bounds.high))
+        if math.isnan(estimate.low + estimate.high):
+            lacking = f"{len(values)} runs, {FEWEST_RUNS} are needed"
+        first = tests[0]
+        judged = (first.statement, first.measure, estimate, first.neutral, len(values), lacking)
+        results.append(_judged(*judged))
     return results
 
 

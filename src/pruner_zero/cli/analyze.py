@@ -1,7 +1,8 @@
 """`pruner-zero analyze`: what a search teaches."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +12,17 @@ from pruner_zero.cli import options
 from pruner_zero.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from pruner_zero.analysis import Analysis
+    from pruner_zero.analysis import Analysis, Principle
     from pruner_zero.analysis.lineage import Ancestor
 
 
 def analyze(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that search wrote.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...", help="The folder that search wrote, or those of several searches."
+        ),
+    ],
     top: Annotated[
         float, typer.Option(help="The share of the candidates that count as the best.")
     ] = 0.1,
@@ -26,18 +32,34 @@ def analyze(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain RUN: what good metrics share, whether the rungs agree, how the best came about."""
+    """Explain RUN: what good metrics share, whether the rungs agree, how the best came about.
+
+    Of several searches, of one model or of more, it tells which principles hold across them.
+    """
+    from pruner_zero.analysis import across
     from pruner_zero.analysis import analyze as explain
+    from pruner_zero.analysis.analysis import plain
     from pruner_zero.evolution import Study
     from pruner_zero.files import check_writable, write_atomic
 
     if output is not None:
         check_writable(output)
-    analysis = explain(Study.open(run), top)
+    analyses = [explain(Study.open(run), top) for run in runs]
+    analysis, together = analyses[0], across([each.principles for each in analyses])
+    report = analysis.to_json()
+    if len(runs) > 1:
+        named = zip(map(str, runs), analyses, strict=True)
+        report = {
+            "principles": plain([asdict(test) for test in together]),
+            "runs": {name: each.to_json() for name, each in named},
+        }
     if output is not None:
-        write_atomic(output, json.dumps(analysis.to_json(), indent=2, allow_nan=False) + "\n")
+        write_atomic(output, json.dumps(report, indent=2, allow_nan=False) + "\n")
     if as_json:
-        print(json.dumps(analysis.to_json(), allow_nan=False))
+        print(json.dumps(report, allow_nan=False))
+        return
+    if len(runs) > 1:
+        _print_across(runs, analyses, together)
         return
     _print_counts(analysis)
     _print_shares(analysis)
@@ -115,6 +137,26 @@ def _print_principles(analysis: "Analysis") -> None:
             "The candidates of an evolution are related: intervals, which take them as "
             "independent, are too narrow and p-values too small."
         )
+
+
+def _print_across(
+    runs: Sequence[Path], analyses: Sequence["Analysis"], together: Sequence["Principle"]
+) -> None:
+    print(f"Principles of {together[0].source}, over {len(runs)} searches: medians")
+    rows = [
+        (test.statement, test.verdict, *test.estimate.cells, f"{test.neutral:g}", str(test.n))
+        for test in together
+    ]
+    print_table(("principle", "verdict", "median", "95 %", "no effect", "runs"), rows, left=2)
+    for number, test in enumerate(together, 1):
+        remark = f" ({test.remark})" if test.remark else ""
+        print(f"{number}. {test.statement}: {test.measure}{remark}")
+    print()
+    estimates = [
+        (str(run), *(test.estimate.cells[0] for test in analysis.principles))
+        for run, analysis in zip(runs, analyses, strict=True)
+    ]
+    print_table(("search", *map(str, range(1, 1 + len(together)))), estimates, left=1)
 
 
 def _print_lineage(analysis: "Analysis") -> None:
