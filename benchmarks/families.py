@@ -29,7 +29,7 @@ from tests.tiny import tiny_tokenizer  # noqa: E402 (the path above)
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows  # noqa: E402
 
 # Two of six blocks: a family whose blocks alternate can do without both.
-SHARES: dict[Structure, float] = {"channels": 0.5, "heads": 0.5, "blocks": 1 / 3}
+SHARES: dict[Structure, float] = {"channels": 0.5, "heads": 0.5, "blocks": 1 / 3, "experts": 0.25}
 DEPTH = 6
 TEXT = "What is pruned is as small as it says, and says what it is. " * 20
 
@@ -40,7 +40,7 @@ def attempt(architecture: str, structure: Structure, folder: Path) -> str:
     "some" says that only some of the blocks can go. Raises AssertionError where the loaded model
     computes anything else than the pruned one.
     """
-    metric = None if structure == "blocks" else "wanda"
+    metric = "wanda" if structure in ("channels", "heads") else None
     sizes = {"windows": 3, "seqlen": 16, "multiple_of": 8, "cache": folder / "cache"}
     asked: dict[str, Any] = {"structure": structure, "sparsity": SHARES[structure], **sizes}
     model = tiny_model(architecture, blocks=DEPTH)
@@ -74,9 +74,10 @@ def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
         "# Families that become smaller",
         "",
         "Made by `python benchmarks/families.py`: of every kind of model in the tests a tiny random"
-        f" one, of {DEPTH} blocks, loses half of its channels or heads, or a third of its blocks,"
-        " by `prune --structure`, is saved, loaded by transformers alone, and run: it computes the"
-        " same. *some*: whether the configuration can do without a block depends on which it is.",
+        f" one, of {DEPTH} blocks, loses half of its channels or heads, a third of its blocks, or a"
+        " quarter of its experts, by `prune --structure`, is saved, loaded by transformers alone,"
+        " and run: it computes the same. *some*: whether the configuration can do without a block"
+        " depends on which it is.",
         "",
         f"| family | {' | '.join(SHARES)} |",
         f"|---|{'---|' * len(SHARES)}",

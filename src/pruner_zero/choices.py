@@ -7,4 +7,4 @@ Scope = Literal["row", "block", "matrix", "global"]
 # What competes in a search: the weights of a scope, or whole units.
 Group = Literal["row", "block", "matrix", "global", "unit"]
 Mode = Literal["auto", "sequential", "one-shot"]
-Structure = Literal["channels", "heads", "blocks"]
+Structure = Literal["channels", "heads", "blocks", "experts"]

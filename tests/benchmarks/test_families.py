@@ -7,7 +7,7 @@ from types import ModuleType
 import pytest
 
 from tests.benchmarks.conftest import BENCHMARKS
-from tests.models import test_units
+from tests.models import test_experts, test_units
 from tests.pruning import test_depth
 from tests.tiny_models import ARCHITECTURES
 
@@ -22,7 +22,11 @@ def test_the_table_names_every_family_and_what_it_supports() -> None:
         for place, structure in enumerate(header)
         if place
     }
-    supported = {**test_units.SUPPORTED, "blocks": test_depth.SUPPORTED}
+    supported = {
+        **test_units.SUPPORTED,
+        "blocks": test_depth.SUPPORTED,
+        "experts": test_experts.SUPPORTED,
+    }
     assert taken == {structure: set(names) for structure, names in supported.items()}
 
 
@@ -31,6 +35,7 @@ def test_the_table_names_every_family_and_what_it_supports() -> None:
     [
         ("gpt_neox", "channels", "yes"),
         ("llama4", "blocks", "some"),
+        ("mixtral", "experts", "yes"),
         ("gpt2", "blocks", "even without weights it adds its biases to what passes through"),
     ],
 )

@@ -70,6 +70,10 @@ def test_a_metric_that_is_none(metric: str, words: str, refused: Callable[..., s
             (*HALF, "--metric", "wanda", "--scope", "global", "--mode", "sequential"),
             "choose --mode one-shot or",
         ),
+        (
+            (*HALF, "--structure", "experts"),
+            "--structure experts cannot remove any of the llama family: its configuration does not",
+        ),
         ((*HALF, "--include", "*.mpl.*"), "the pattern '*.mpl.*' matches no matrix"),
         ((*HALF, "--exclude", "*"), "no matrix is left to prune"),
     ],

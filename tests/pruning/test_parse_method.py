@@ -9,7 +9,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
-from pruner_zero.pruning import Blocks, Structured, parse_method, split_methods
+from pruner_zero.pruning import Blocks, Experts, Structured, parse_method, split_methods
 from pruner_zero.sparsity import Allocation
 
 
@@ -193,6 +193,9 @@ def test_whole_units_stand_where_weights_would_compete() -> None:
     assert method.pattern == Blocks(0.1)
     assert not method.kinds
     assert method.mode("auto") == "one-shot"
+    assert parse_method("reap@experts=.25").pattern == Experts(0.25)
+    assert parse_method("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)
+    assert not parse_method("wanda@experts=.25").steps
     given: dict[str, Any] = {"structure": "channels", "multiple_of": 8, "coupled": True}
     option = parse_method("wanda", sparsity=0.25, **given)
     assert option.pattern == Structured(0.25, "channels", 8, coupled=True)
@@ -207,6 +210,8 @@ def test_what_does_not_go_with_whole_units_is_refused() -> None:
     assert "outside [0, 1)" in refused("wanda@heads=1.5")
     assert "wanda does not choose blocks" in refused("wanda@blocks")
     assert "block-influence does not choose heads" in refused("block-influence@heads")
+    assert "block-influence does not choose weights" in refused("block-influence")
+    assert "reap does not choose blocks" in refused("reap@blocks")
     assert "leave out --structure heads" in refused("wanda@heads", structure="heads")
     assert "+refine has nothing to do" in refused("wanda@heads+refine")
     assert "+exact has nothing to do" in refused("block-influence@blocks+exact")

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
-    Blocks,
+    Experts,
     MatrixRecord,
     Method,
     Order,
@@ -41,7 +41,8 @@ from pruner_zero.pruning import (
     calibration_texts,
     calibration_windows,
     check_plan,
-    choose_blocks,
+    choose_units,
+    chosen_by,
     parse_method,
     prune_model,
     split_methods,
@@ -127,14 +128,14 @@ def compare(
     names = split_methods(checked.methods)
     chosen = {name: None if name == DENSE else parse_method(name, **given) for name in names}
     pruning = [method for method in chosen.values() if method]
-    by_influence = any(isinstance(method.pattern, Blocks) for method in pruning)
+    needed = any(chosen_by(method.pattern) for method in pruning)
     file = Path(output) if output is not None else None
     if file:
         if file.is_dir():
             raise PrunerZeroError(f"{file} is a folder: name a file for the table")
         check_writable(file)
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(calibration, pruning, progress, needed=by_influence)
+    texts = calibration_texts(calibration, pruning, progress, needed=needed)
     test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError("--text self has no end: give --windows-eval, such as 24")
@@ -162,7 +163,7 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
             f"{method.name} removes units of every block: leave out "
             f"--{'include' if include else 'exclude'}"
         )
-    if isinstance(method.pattern, Structured):
+    if isinstance(method.pattern, Structured | Experts):
         fitted = method.pattern.of_model(language_model.model)
         method, include = replace(method, pattern=fitted), fitted.names
     check_plan(language_model, method, include, settings.exclude)
@@ -251,12 +252,9 @@ class _Table:
         """Prune by one method; the method with what it found out, and the records."""
         model, settings, progress = self.language_model, self.settings, self.progress
         include: Sequence[str] = settings.include
-        if isinstance(method.pattern, Structured):
+        if isinstance(method.pattern, Structured | Experts):
             include = method.pattern.names
-        if isinstance(method.pattern, Blocks):
-            chosen = choose_blocks(model, self.windows.tokens, method.pattern, progress)
-            folded = chosen.fold(model, self.windows.tokens, progress)
-            method = replace(method, pattern=folded)
+        method = choose_units(model, self.windows, method, self.store, progress=progress)
         records = prune_model(
             model,
             self.windows,
@@ -279,8 +277,8 @@ class _Table:
         progress.note(f"{name} …")
         row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": None}
         if method:
-            blocks = isinstance(method.pattern, Blocks)
-            row["expression"] = None if blocks else str(method.metric.expression)
+            by_metric = not chosen_by(method.pattern)
+            row["expression"] = str(method.metric.expression) if by_metric else None
             row |= {**method.to_json(), "mode": self.mode(method)}
         records: Sequence[MatrixRecord] = ()
         try:
@@ -289,10 +287,10 @@ class _Table:
                     method, records = self.prune(method)
             row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
             pattern = method.pattern if method else None
-            # Units that are masked have no part in any output, so they need not be cut out here.
-            smaller = pattern.size if isinstance(pattern, Removal) else size_of
-            row["parameters"], row["bytes"] = smaller(model.model)
-            loss = perplexity(model, self.test, progress, settings.batch_size)
+            removal = pattern if isinstance(pattern, Removal) else None
+            row["parameters"], row["bytes"] = (removal.size if removal else size_of)(model.model)
+            with removal.shrunk(model.model) if removal else nullcontext():
+                loss = perplexity(model, self.test, progress, settings.batch_size)
         except PrunerZeroError as error:
             row["error"] = str(error)
         else:

@@ -63,9 +63,10 @@ class SearchSettings(SearchOptions):
     @model_validator(mode="after")
     def _combine(self) -> Self:
         check_structure(self, ("pattern", "scope", "include", "exclude"))
-        if self.structure == "blocks":
+        if self.structure in ("blocks", "experts"):
+            score = "block influence" if self.structure == "blocks" else "REAP"
             raise ValueError(
-                "--structure blocks goes by block influence, which no metric is: search for "
+                f"--structure {self.structure} goes by {score}, which no metric is: search for "
                 "channels or heads"
             )
         if not self.structure and (self.sparsity is None) == (self.pattern is None):

@@ -19,9 +19,11 @@ from pruner_zero.models.compact import (
     size_without_units,
 )
 from pruner_zero.models.compact_offloaded import shrink_offloaded
+from pruner_zero.models.experts import experts_kept, keep_experts, size_with_experts
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
+from pruner_zero.models.mixtures import Mixtures, find_mixtures
 from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.placement import place_model, spread_blocks
 from pruner_zero.models.sampling import cache_arguments, end_tokens, sample_windows, start_token
@@ -47,6 +49,7 @@ __all__ = [
     "Dtype",
     "LanguageModel",
     "Matrix",
+    "Mixtures",
     "OffloadedModel",
     "as_language_model",
     "blocks_replaced",
@@ -57,12 +60,15 @@ __all__ = [
     "common_kind",
     "drop_blocks",
     "end_tokens",
+    "experts_kept",
     "experts_one_by_one",
     "find_blocks",
     "find_couplings",
     "find_matrices",
+    "find_mixtures",
     "give_back",
     "is_loadable",
+    "keep_experts",
     "load_model",
     "load_offloaded",
     "next_token_loss",
@@ -77,6 +83,7 @@ __all__ = [
     "shrink",
     "shrink_offloaded",
     "size_of",
+    "size_with_experts",
     "size_without_units",
     "spread_blocks",
     "start_token",

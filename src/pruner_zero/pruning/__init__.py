@@ -2,7 +2,8 @@
 
 from pruner_zero.choices import Mode
 from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
-from pruner_zero.pruning.depth import Blocks, choose_blocks
+from pruner_zero.pruning.depth import Blocks
+from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.lazy_scores import LazyScores
 from pruner_zero.pruning.masks import load_masks, save_masks
 from pruner_zero.pruning.method import Method, Order, describe_steps
@@ -10,15 +11,18 @@ from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
+from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.scoring import reached_score
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.statistics import Statistics
-from pruner_zero.pruning.structured import Removal, Structured
+from pruner_zero.pruning.structured import Structured
+from pruner_zero.pruning.units import choose_units
 from pruner_zero.settings import PruneSettings
 
 __all__ = [
     "Blocks",
+    "Experts",
     "LazyScores",
     "MaskedResult",
     "MatrixRecord",
@@ -34,7 +38,8 @@ __all__ = [
     "calibration_texts",
     "calibration_windows",
     "check_plan",
-    "choose_blocks",
+    "choose_units",
+    "chosen_by",
     "describe_steps",
     "load_masks",
     "parse_method",

@@ -5,6 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from pruner_zero.models import (
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.folding import fold_blocks
-from pruner_zero.pruning.structured import Removal, most_parameters
+from pruner_zero.pruning.removal import Removal, most_parameters
 from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
 
 
@@ -51,6 +52,10 @@ class Blocks(Removal):
     def reach(self) -> Reach:
         return "model"
 
+    @property
+    def chosen_by(self) -> str | None:
+        return "block influence, 1 minus the cosine of a block's input and output"
+
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         def mask(name: str) -> Tensor:
             return torch.full_like(scores[name], name not in self.names, dtype=torch.bool)
@@ -73,6 +78,10 @@ class Blocks(Removal):
 
     def shrink(self, model: PreTrainedModel) -> None:
         drop_blocks(model, self.dropped)
+
+    def to_json(self) -> dict[str, Any]:
+        folded = {str(index): round(left, 4) for index, left in self.folded.items()}
+        return {"block_influence": list(self.influence), "folded": folded}
 
     def __str__(self) -> str:
         listed = f": {', '.join(map(str, self.dropped))}" if self.dropped else ""

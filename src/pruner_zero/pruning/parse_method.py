@@ -16,7 +16,7 @@ from pruner_zero.pruning.method import (
     Method,
 )
 from pruner_zero.pruning.parse_removal import STRUCTURES, check_steps, names_units, parse_removal
-from pruner_zero.settings import BLOCK_INFLUENCE
+from pruner_zero.settings import BLOCK_INFLUENCE, REAP
 from pruner_zero.sparsity import (
     SCOPES,
     STEPS,
@@ -60,10 +60,11 @@ def parse_method(
     the scope in a tree file; the default is "row". `update`, `refine`, `asymmetric` and
     `allocation`, which may also be a file, hold where the text names none.
 
-    In place of the scope stands what a unit is where whole units are removed: channels or heads, or
-    blocks, whose METRIC is block-influence; then, if it is not `sparsity`, their share, as in
-    `wanda@channels=0.25`. `structure` holds where the text names none, and `parameters`, such as
-    "0.75" or "100M", before `sparsity`; multiple_of, coupled: as in `Structured`.
+    In place of the scope stands what a unit is where whole units are removed: channels, heads or
+    experts, whose METRIC may be reap, or blocks, whose METRIC is block-influence; then, if it is
+    not `sparsity`, their share, as in `wanda@channels=0.25`. `structure` holds where the text names
+    none, and `parameters`, such as "0.75" or "100M", before `sparsity`; multiple_of, coupled: as in
+    `Structured`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -78,8 +79,8 @@ def parse_method(
         pattern, sparsity, written_scope, scope = removal, None, None, None
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-    # Whole blocks are chosen before, whatever the scores.
-    known = {SPARSEGPT: SPARSEGPT_SCORE, BLOCK_INFLUENCE: "magnitude"}
+    # What these choose is chosen before, whatever the scores.
+    known = {SPARSEGPT: SPARSEGPT_SCORE, BLOCK_INFLUENCE: "magnitude", REAP: "magnitude"}
     metric = Metric.of(known.get(body, body))
     own = "obs" if body == SPARSEGPT else "none"
     default = pattern.update or own if isinstance(pattern, Pattern) else own

@@ -6,8 +6,10 @@ from typing import cast, get_args
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.pruning.depth import Blocks
-from pruner_zero.pruning.structured import Removal, Structured
-from pruner_zero.settings import BLOCK_INFLUENCE, read_parameters
+from pruner_zero.pruning.experts import Experts
+from pruner_zero.pruning.removal import Removal
+from pruner_zero.pruning.structured import Structured
+from pruner_zero.settings import BLOCK_INFLUENCE, REAP, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
@@ -42,19 +44,22 @@ def parse_removal(
         structure = cast(Structure, word)
         if written:
             sparsity, parameters = _share(name, written), None
+    fits = {"blocks": metric == BLOCK_INFLUENCE, "experts": metric != BLOCK_INFLUENCE}
+    if not fits.get(structure or "", metric not in (BLOCK_INFLUENCE, REAP)):
+        raise PrunerZeroError(
+            f"{metric} does not choose {structure or 'weights'}: whole blocks go by "
+            f"{BLOCK_INFLUENCE}, experts by {REAP} or a metric, channels and heads by a metric"
+        )
     if structure is None:
         return None
-    if (structure == "blocks") != (metric == BLOCK_INFLUENCE):
-        raise PrunerZeroError(
-            f"{metric} does not choose {structure}: whole blocks go by {BLOCK_INFLUENCE}, channels "
-            "and heads by a metric"
-        )
     left = None if parameters is None else read_parameters(parameters)
     if left is None and sparsity is None:
         raise _no_share(name)
     share = 0.0 if left or sparsity is None else sparsity
     if structure == "blocks":
         return Blocks(share, left)
+    if structure == "experts":
+        return Experts(share, left, by_metric=metric != REAP)
     return Structured(share, structure, multiple_of, coupled, left)
 
 
@@ -62,8 +67,8 @@ def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
     """Raise PrunerZeroError for a step that changes nothing where `pattern` removes whole units."""
     if not isinstance(pattern, Removal):
         return
-    blocks = isinstance(pattern, Blocks)
-    idle = [step for step in steps if blocks or STEPS[step].changes != "weights"]
+    whole = isinstance(pattern, Blocks | Experts)
+    idle = [step for step in steps if whole or STEPS[step].changes != "weights"]
     if idle:
         raise PrunerZeroError(
             f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"

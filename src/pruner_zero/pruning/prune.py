@@ -23,14 +23,16 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.depth import Blocks, choose_blocks
+from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
+from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
-from pruner_zero.pruning.structured import Removal, Structured
+from pruner_zero.pruning.structured import Structured
+from pruner_zero.pruning.units import choose_units
 from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
 from pruner_zero.recovery import Point, distill
 from pruner_zero.result_folder import build_folder, check_output
@@ -95,13 +97,12 @@ def prune(
     }
     checked = read_settings(PruneSettings, given, config)
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
-    by_influence = checked.structure == "blocks"
     method = parse_method(
         checked.metric,
         sparsity=checked.sparsity,
         pattern=zeros,
         scope=checked.scope,
-        update=None if by_influence else checked.update,
+        update=None if checked.structure == "blocks" else checked.update,
         refine=checked.refine,
         asymmetric=checked.asymmetric,
         allocation=checked.allocation,
@@ -126,14 +127,15 @@ def prune(
     if checked.save_mask and folder is None:
         raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, [method], progress, needed=by_influence or checked.distill > 0)
+    needed = chosen_by(method.pattern) is not None or checked.distill > 0
+    texts = calibration_texts(text, [method], progress, needed=needed)
     if checked.offload:
         language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
     else:
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)
     include: Sequence[str] = checked.include
-    if isinstance(method.pattern, Structured):
+    if isinstance(method.pattern, Structured | Experts):
         fitted = method.pattern.of_model(language_model.model)
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             progress.note(f"{fitted} go: {fitted.kept} stay")
@@ -143,23 +145,21 @@ def prune(
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
-        if checked.is_default and not by_influence:
+        if checked.is_default and not chosen_by(method.pattern):
             progress.note(_describe_default(method, checked.distill))
         # A copy, because pruning changes the weights in place.
         teacher = None
         if checked.distill:
             teacher = replace(language_model, model=deepcopy(language_model.model))
         with measured() as cost:
-            done = method
-            if isinstance(method.pattern, Blocks):
-                chosen = choose_blocks(language_model, windows.tokens, method.pattern, progress)
-                if checked.update != "none":
-                    chosen = chosen.fold(language_model, windows.tokens, progress)
-                done = replace(method, pattern=chosen)
+            fold = checked.update != "none"
+            chosen = choose_units(
+                language_model, windows, method, store, fold=fold, progress=progress
+            )
             records = prune_model(
                 language_model,
                 windows,
-                done,
+                chosen,
                 store,
                 mode=order,
                 matrices=matrices,
@@ -167,6 +167,12 @@ def prune(
                 checkpoint=checkpoint,
                 progress=progress,
             )
+            after, pattern = before, chosen.pattern
+            if isinstance(pattern, Removal):
+                after = pattern.size(language_model.model)[0]
+                # Of a model on disk the files are cut, once all of them are there.
+                if not isinstance(language_model, OffloadedModel):
+                    pattern.shrink(language_model.model)
             curve: Sequence[Point] = ()
             if teacher is not None:
                 training = None
@@ -182,12 +188,6 @@ def prune(
                     checkpoint=training,
                     progress=progress,
                 )
-        after = before
-        if isinstance(done.pattern, Removal):
-            after = done.pattern.size(language_model.model)[0]
-            # Of a model on disk the files are cut, once all of them are there.
-            if not isinstance(language_model, OffloadedModel):
-                done.pattern.shrink(language_model.model)
         calibrated = windows.describe() if len(windows) else {}
         origin = {
             **provenance(),
@@ -197,7 +197,7 @@ def prune(
         return PruneResult(
             language_model,
             checked,
-            done,
+            replace(method, pattern=pattern),
             order,
             records,
             (before, after),

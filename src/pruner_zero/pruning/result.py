@@ -14,6 +14,7 @@ from pruner_zero.provenance import Cost
 from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
+from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.recovery import NOT_RETRAINED, Point
 from pruner_zero.settings import PruneSettings
 
@@ -52,8 +53,8 @@ class PruneResult(PrunedMatrices):
     @property
     def chosen_by(self) -> str:
         """The metric, or what chose in its place."""
-        blocks = isinstance(self.method.pattern, Blocks)
-        return "block influence" if blocks else str(self.method.metric)
+        words = chosen_by(self.method.pattern)
+        return words.partition(",")[0] if words else str(self.method.metric)
 
     def share(self) -> str:
         """How much of the model is zero or removed, as a sentence without its stop."""
@@ -68,18 +69,14 @@ class PruneResult(PrunedMatrices):
     def to_json(self) -> dict[str, Any]:
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
         method, pattern = self.method, self.method.pattern
-        influence = None
-        if isinstance(pattern, Blocks):
-            folded = {str(index): round(left, 4) for index, left in pattern.folded.items()}
-            influence = {"block_influence": list(pattern.influence), "folded": folded}
         return {
             "settings": {
                 **self.settings.model_dump(mode="json"),
                 "mode": self.mode,
                 "scope": method.scope,
             },
-            "expression": None if influence else str(method.metric.expression),
-            **(influence or {}),
+            "expression": None if chosen_by(pattern) else str(method.metric.expression),
+            **(pattern.to_json() if isinstance(pattern, Removal) else {}),
             **method.to_json(),
             "sparsity": round(self.sparsity, 6),
             "parameters": list(self.parameters),
@@ -95,7 +92,7 @@ class PruneResult(PrunedMatrices):
     def write(self, folder: Path) -> None:
         """Write pruning.json, the model card README.md and a metric's metric.json to `folder`."""
         method = self.method
-        if not isinstance(method.pattern, Blocks):
+        if not chosen_by(method.pattern):
             tree = method.metric.to_tree()
             if method.scope:
                 tree["scope"] = method.scope
@@ -134,11 +131,9 @@ def model_card(result: PruneResult) -> str:
             f"{first.validation_loss:.3f} to {last.validation_loss:.3f} nats per token."
         )
     removed, blocks = settings.structure is not None, isinstance(method.pattern, Blocks)
-    chosen_by = f"the metric `{method.metric.expression}`"
-    metric = ", the metric in `metric.json`"
-    if blocks:
-        chosen_by = "block influence, 1 minus the cosine of a block's input and output"
-        metric = ""
+    words = chosen_by(method.pattern)
+    chooser = words or f"the metric `{method.metric.expression}`"
+    metric = "" if words else ", the metric in `metric.json`"
     title = f"pruned to {result.sparsity:.1%} zeros"
     stored = (
         "The weights are stored densely with exact zeros: the model loads with plain "
@@ -160,7 +155,7 @@ tags: [pruned, pruner-zero]
 
 # {Path(settings.model).name}, {title}
 
-{which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chosen_by}\
+{which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chooser}\
 {method.describe_steps()}. {trained}
 
 {stored}

@@ -1,7 +1,6 @@
 """Patterns that remove whole units of every block: a mask until the model is saved."""
 
-from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,24 +20,13 @@ from pruner_zero.models import (
     size_of,
     size_without_units,
 )
-from pruner_zero.sparsity import Pattern, Reach, Unstructured
+from pruner_zero.pruning.removal import Removal, units_left
+from pruner_zero.sparsity import Reach, Unstructured
 from pruner_zero.sparsity.selection import comparable, keep_highest
 
 # Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
 _ROWS = 32
 _WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value heads"}
-
-
-class Removal(Pattern):
-    """A pattern whose zeros are cut out of the model once it is pruned."""
-
-    @abstractmethod
-    def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        """The parameters of the smaller model and their bytes, before anything is cut."""
-
-    @abstractmethod
-    def shrink(self, model: PreTrainedModel) -> None:
-        """Cut what is masked out of `model`, in place."""
 
 
 @dataclass(frozen=True)
@@ -80,34 +68,19 @@ class Structured(Removal):
         Raises PrunerZeroError where the model has no units that can be removed.
         """
         couplings = tuple(find_couplings(model, self.structure))
-        count, words = couplings[0].count, _WORDS[self.structure]
+        count = couplings[0].count
         step = self.multiple if self.structure == "channels" else 1
-        counts = range(step, count, step)
-
-        def first(candidates: Iterable[int]) -> int:
-            # Transformers takes a millisecond for each.
-            loadable = (n for n in candidates if is_loadable(model.config, self.structure, n))
-            return next(loadable, 0)
-
-        fewest = first(counts)
-        if not fewest:
-            smaller = f": choose a smaller --multiple-of than {step}" if step > 1 else ""
-            raise PrunerZeroError(f"none of the {count} {words} of a block can go{smaller}")
-        if self.parameters:
-            rest = size_without_units(model, couplings, 0)[0]
-            unit = (size_of(model)[0] - rest) // count
-            reachable = rest + unit * fewest, rest + unit * first(reversed(counts))
-            most = most_parameters(model, self.parameters, reachable, words)
-            kept = first(n for n in reversed(counts) if rest + unit * n <= most)
-        else:
-            wanted = count * (1 - self.sparsity)
-            kept = first(sorted(counts, key=lambda n: abs(n - wanted)))
-            if abs(kept - wanted) > step / 2:
-                raise PrunerZeroError(
-                    f"--sparsity {self.sparsity:g} of the {count} {words} of a block leaves "
-                    f"{wanted:g}, which cannot be: choose --sparsity {1 - kept / count:.4g}, which "
-                    f"leaves {kept}"
-                )
+        rest = size_without_units(model, couplings, 0)[0]
+        unit = (size_of(model)[0] - rest) // count
+        kept = units_left(
+            model,
+            self,
+            count,
+            range(step, count, step),
+            lambda kept: rest + unit * kept,
+            _WORDS[self.structure],
+            lambda kept: is_loadable(model.config, self.structure, kept),
+        )
         return replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
 
     @property
@@ -155,25 +128,6 @@ class Structured(Removal):
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"
-
-
-def most_parameters(
-    model: PreTrainedModel, asked: float, reachable: tuple[int, int], words: str
-) -> int:
-    """How many parameters may be left of `model`: `asked`, or up to 1 so large a share of them.
-
-    reachable: the fewest and the most that can be left without some of its `words`. Raises
-    PrunerZeroError naming the nearest where `asked` is fewer, or leaves nothing to remove.
-    """
-    dense = size_of(model)[0]
-    most = int(asked if asked > 1 else asked * dense)
-    if reachable[0] <= most < dense:
-        return most
-    nearest = reachable[most >= dense]
-    raise PrunerZeroError(
-        f"--parameters {most:,} of {dense:,} cannot be left by removing {words}: choose "
-        f"--parameters {nearest}, the nearest that can"
-    )
 
 
 def _totals(scores: Tensor, coupling: Coupling, name: str) -> Tensor:

@@ -86,7 +86,8 @@ def _read_prune(path: Path) -> PruneRun:
     values = read_json(path / PRUNING)
     if values["expression"] is None:
         raise PrunerZeroError(
-            f"{path} was made by --structure blocks, without a metric that a report could show: "
+            f"{path} was made by --structure {values['settings']['structure']}, without a metric "
+            "that a report could show: "
             "give other results"
         )
     return PruneRun(

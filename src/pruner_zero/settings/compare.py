@@ -7,7 +7,7 @@ from pydantic import Field
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
-from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD, REAP
 from pruner_zero.settings.units import UnitSettings
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
@@ -23,7 +23,8 @@ class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
             CLASSICS,
             description=f"Methods with commas between them, each {METHOD}; dense is the unpruned "
             "model. METRIC@channels=0.25 and METRIC@heads=0.25 remove so many of these units as "
-            f"prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 so many blocks. "
+            f"prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 so many blocks, "
+            f"{REAP}@experts=0.25 and METRIC@experts=0.25 so many experts. "
             'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
         )
     )

@@ -29,8 +29,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 )
 # The metric in its place where not all weights of the model compete.
 WITHIN = "wanda"
-# What chooses whole blocks; it looks at no weight, and so is no metric.
-BLOCK_INFLUENCE = "block-influence"
+# What chooses whole blocks, and whole experts without a metric; neither is a metric.
+BLOCK_INFLUENCE, REAP = "block-influence", "reap"
 
 # Settings that have no meaning beside --structure, or not yet.
 _BESIDE_STRUCTURE: tuple[str, ...] = (
@@ -41,8 +41,8 @@ _BESIDE_STRUCTURE: tuple[str, ...] = (
 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     """What is done where no metric is named, as far as it goes with the settings `given`."""
-    if given.get("structure") == "blocks":
-        return {"metric": BLOCK_INFLUENCE}
+    if given.get("structure") in ("blocks", "experts"):
+        return {"metric": BLOCK_INFLUENCE if given["structure"] == "blocks" else REAP}
     chosen = dict(DEFAULT)
     narrower = any(given.get(name) for name in ("pattern", "structure", "allocation"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
@@ -114,8 +114,8 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs, or heads, key-value heads with the query heads "
         "that share them; or blocks, those that change their input the least. What is left is then "
-        "corrected by least squares unless --update says otherwise. --sparsity is their share, or "
-        "give --parameters.",
+        "corrected by least squares unless --update says otherwise. Or experts of a mixture, which "
+        "nothing makes up for. --sparsity is their share, or give --parameters.",
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
@@ -152,6 +152,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
                     f"--update {self.update} does not fit --structure blocks: exact, the default, "
                     "folds what they do into those before them; none does not"
                 )
+        if self.structure in ("blocks", "experts"):
             beside += ("asymmetric", "coupled", "offload")
         check_structure(self, beside)
         return self

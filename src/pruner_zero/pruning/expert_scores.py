@@ -1,0 +1,92 @@
+"""The scores of experts: REAP's, or by a metric the totals of their matrices."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.calibration import StatisticsStore, calibrate
+from pruner_zero.models import LanguageModel, Mixtures, find_matrices
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.experts import Experts
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.scoring import score_matrix
+from pruner_zero.pruning.statistics import DenseStatistics
+from pruner_zero.sparsity.selection import comparable
+from pruner_zero.text import Windows
+
+
+def choose_experts(
+    language_model: LanguageModel,
+    windows: Windows,
+    method: Method,
+    asked: Experts,
+    store: StatisticsStore,
+    progress: Progress = SILENT,
+) -> Experts:
+    """The pattern `asked` of `method`, with the scores of all experts of the dense model.
+
+    They are those of `reap_scores`, or by a metric the sums of the squared scores, with the sign of
+    the score, of the matrix that gives an expert's outputs; `store` keeps the statistics. Raises
+    PrunerZeroError where the metric cannot score a matrix.
+    """
+    assert asked.mixtures is not None
+    if not asked.by_metric:
+        scores = reap_scores(language_model, windows.tokens, asked.mixtures, progress)
+        return replace(asked, scores=scores)
+    kinds = method.scoring_kinds
+    calibrate(language_model, windows, kinds, store, progress=progress)
+    consumers = [f"{mixture.consumer}*" for mixture in asked.mixtures.blocks]
+    matrices = find_matrices(language_model.model, consumers)
+    statistics = DenseStatistics(store, matrices, damping=0.0)
+    totals: dict[int, list[float | None]] = {}
+    for matrix in progress.track(matrices, "expert scores", len(matrices)):
+        found = score_matrix(matrix, statistics.read(matrix, kinds), method.metric)
+        if found is not None:
+            found = comparable(found, matrix.name).double()
+            found = (found * found.abs()).sum()
+        totals.setdefault(matrix.block, []).append(None if found is None else float(found))
+    return replace(asked, scores=totals)
+
+
+@torch.no_grad()
+def reap_scores(
+    language_model: LanguageModel, tokens: Tensor, mixtures: Mixtures, progress: Progress = SILENT
+) -> dict[int, list[float | None]]:
+    """Of every expert the mean over its tokens of router weight times the norm of its output.
+
+    tokens: windows (n, seqlen). The router weight is that which the model multiplies the output
+    with. By the number of the block; None for an expert that no token reaches.
+    Source: REAP (Lasby et al. 2025, 2510.13999), equation 9.
+    """
+    model, count = language_model.model, mixtures.count
+    sums = {mixture.block: [0.0] * count for mixture in mixtures.blocks}
+    reached = {mixture.block: [0] * count for mixture in mixtures.blocks}
+
+    def add(block: int, experts: nn.Module, given: tuple[Tensor, ...]) -> None:
+        hidden, chosen, weights = given
+        for expert in chosen.unique().tolist():
+            place, slot = torch.where(chosen == expert)
+            # Called alone and with weight 1, an expert gives its own outputs.
+            alone = chosen[place, slot][:, None]
+            outputs = experts.forward(hidden[place], alone, torch.ones_like(weights[place, :1]))
+            norms = outputs.float().norm(dim=-1)
+            sums[block][expert] += float((weights[place, slot].float() * norms).sum())
+            reached[block][expert] += len(place)
+
+    handles = [
+        model.get_submodule(mixture.experts).register_forward_pre_hook(
+            lambda experts, given, block=mixture.block: add(block, experts, given)
+        )
+        for mixture in mixtures.blocks
+    ]
+    try:
+        for window in progress.track(tokens, "expert scores", len(tokens)):
+            model.base_model(window[None].to(language_model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {
+        block: [total / n if n else None for total, n in zip(totals, reached[block], strict=True)]
+        for block, totals in sums.items()
+    }

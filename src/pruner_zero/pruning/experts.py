@@ -1,0 +1,122 @@
+"""Whole experts of a mixture: those that add the least to the outputs of their block go."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pruner_zero.models import (
+    Mixtures,
+    experts_kept,
+    find_mixtures,
+    keep_experts,
+    size_with_experts,
+)
+from pruner_zero.pruning.removal import Removal, units_left
+from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
+
+# By the number of the block, a score for each of its experts, None where no token reached it.
+Scores = Mapping[int, Sequence[float | None]]
+
+
+@dataclass(frozen=True)
+class Experts(Removal):
+    """Whole experts go, the same number of every block that has some, chosen before by a score.
+
+    sparsity: the share of experts that go; parameters: as in `Structured`. by_metric: whether the
+    metric scores them, and not `reap_scores`. mixtures: of the model, which `of_model` finds, as it
+    does `kept`, the number of experts that stay in each. scores: as `choose_experts` found them.
+    """
+
+    sparsity: float
+    parameters: float | None = None
+    by_metric: bool = False
+    mixtures: Mixtures | None = field(default=None, repr=False)
+    kept: int = 0
+    scores: Scores = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        Unstructured(self.sparsity)
+
+    @property
+    def reach(self) -> Reach:
+        return "model"
+
+    @property
+    def chosen_by(self) -> str | None:
+        words = "REAP, the mean over an expert's tokens of router weight times norm of its output"
+        return None if self.by_metric else words
+
+    def of_model(self, model: PreTrainedModel) -> "Experts":
+        """The pattern for one model, with the share of experts that goes there.
+
+        Raises what `find_mixtures` raises, and PrunerZeroError where that share cannot go; as many
+        stay at least as the router chooses for a token.
+        """
+        mixtures = find_mixtures(model)
+        count, counts = mixtures.count, range(mixtures.chosen, mixtures.count)
+
+        def size(kept: int) -> int:
+            return size_with_experts(model, mixtures, kept)[0]
+
+        kept = units_left(model, self, count, counts, size, "experts")
+        return replace(self, sparsity=1 - kept / count, mixtures=mixtures, kept=kept)
+
+    @property
+    def names(self) -> list[str]:
+        """Patterns of the names of all matrices of experts."""
+        return [f"{mixture.experts}.*" for mixture in self._mixtures.blocks]
+
+    @property
+    def stay(self) -> dict[int, list[int]]:
+        """By the number of the block, the experts with the highest scores, in order."""
+
+        def score(scores: Sequence[float | None], expert: int) -> float:
+            # What no token reached adds nothing.
+            found = scores[expert]
+            return float("-inf") if found is None else found
+
+        gone = self._mixtures.count - self.kept
+        ranked = {
+            block: sorted(range(len(scores)), key=lambda expert: score(scores, expert))
+            for block, scores in self.scores.items()
+        }
+        return {block: sorted(experts[gone:]) for block, experts in ranked.items()}
+
+    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        stay = self.stay
+        kept = {mixture.experts: stay[mixture.block] for mixture in self._mixtures.blocks}
+
+        def mask(name: str) -> Tensor:
+            owner, _, local = name.rpartition(".")
+            stays = int(local.rstrip("]").rpartition("[")[2]) in kept[owner]
+            return torch.full_like(scores[name], stays, dtype=torch.bool)
+
+        return LazyTensors(scores, mask)
+
+    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+        return size_with_experts(model, self._mixtures, self.kept)
+
+    def shrink(self, model: PreTrainedModel) -> None:
+        keep_experts(model, self._mixtures, self.stay)
+
+    def shrunk(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        return experts_kept(model, self._mixtures, self.stay)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "experts": {str(block): stay for block, stay in self.stay.items()},
+            "expert_scores": {str(block): list(scores) for block, scores in self.scores.items()},
+        }
+
+    @property
+    def _mixtures(self) -> Mixtures:
+        assert self.mixtures is not None
+        return self.mixtures
+
+    def __str__(self) -> str:
+        return f"{100 * self.sparsity:.4g}% of the experts of every block"

@@ -1,0 +1,106 @@
+"""Patterns that remove whole units: what they share, and how many units stay."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import size_of
+from pruner_zero.sparsity import Pattern
+
+
+class Removal(Pattern):
+    """A pattern whose zeros are cut out of the model once it is pruned.
+
+    parameters: how many parameters of the model may be left, or up to 1 which share of them; None
+    where `sparsity` is the share of units that go.
+    """
+
+    parameters: float | None
+
+    @property
+    def chosen_by(self) -> str | None:
+        """What chooses the units, in words; None where the metric does."""
+        return None
+
+    @abstractmethod
+    def size(self, model: PreTrainedModel) -> tuple[int, int]:
+        """The parameters of the smaller model and their bytes, before anything is cut."""
+
+    @abstractmethod
+    def shrink(self, model: PreTrainedModel) -> None:
+        """Cut what is masked out of `model`, in place."""
+
+    def shrunk(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Within the context, `model`, which is masked, computes what the smaller one does."""
+        del model
+        return nullcontext()
+
+    def to_json(self) -> dict[str, Any]:
+        """What decided which units go, as JSON values."""
+        return {}
+
+
+def chosen_by(pattern: Pattern) -> str | None:
+    """What chooses the units that `pattern` removes, in words; None where the metric chooses."""
+    return pattern.chosen_by if isinstance(pattern, Removal) else None
+
+
+def units_left(
+    model: PreTrainedModel,
+    asked: Removal,
+    count: int,
+    counts: range,
+    size: Callable[[int], int],
+    words: str,
+    loadable: Callable[[int], bool] = bool,
+) -> int:
+    """How many of the `count` units of a block stay where `asked` removes some of each.
+
+    counts: those that may stay, some of which are `loadable`. size: the parameters of the model
+    that is left with so many. words: what the units are. Raises PrunerZeroError naming the nearest
+    where so many as are asked for cannot go.
+    """
+
+    def first(candidates: Iterable[int]) -> int:
+        # Transformers takes a millisecond for each.
+        return next(filter(loadable, candidates), 0)
+
+    fewest, step = first(counts), counts.step
+    if not fewest:
+        smaller = f": choose a smaller --multiple-of than {step}" if step > 1 else ""
+        raise PrunerZeroError(f"none of the {count} {words} of a block can go{smaller}")
+    if asked.parameters:
+        reachable = size(fewest), size(first(reversed(counts)))
+        most = most_parameters(model, asked.parameters, reachable, words)
+        return first(n for n in reversed(counts) if size(n) <= most)
+    wanted = count * (1 - asked.sparsity)
+    kept = first(sorted(counts, key=lambda n: abs(n - wanted)))
+    if abs(kept - wanted) > step / 2:
+        raise PrunerZeroError(
+            f"--sparsity {asked.sparsity:g} of the {count} {words} of a block leaves {wanted:g}, "
+            f"which cannot be: choose --sparsity {1 - kept / count:.4g}, which leaves {kept}"
+        )
+    return kept
+
+
+def most_parameters(
+    model: PreTrainedModel, asked: float, reachable: tuple[int, int], words: str
+) -> int:
+    """How many parameters may be left of `model`: `asked`, or up to 1 so large a share of them.
+
+    reachable: the fewest and the most that can be left without some of its `words`. Raises
+    PrunerZeroError naming the nearest where `asked` is fewer, or leaves nothing to remove.
+    """
+    dense = size_of(model)[0]
+    most = int(asked if asked > 1 else asked * dense)
+    if reachable[0] <= most < dense:
+        return most
+    nearest = reachable[most >= dense]
+    raise PrunerZeroError(
+        f"--parameters {most:,} of {dense:,} cannot be left by removing {words}: choose "
+        f"--parameters {nearest}, the nearest that can"
+    )

@@ -1,0 +1,39 @@
+"""Which whole blocks or experts go: decided on the dense model, before any matrix is pruned."""
+
+from dataclasses import replace
+
+from pruner_zero.calibration import StatisticsStore
+from pruner_zero.metric import Metric
+from pruner_zero.models import LanguageModel
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.depth import Blocks, choose_blocks
+from pruner_zero.pruning.expert_scores import choose_experts
+from pruner_zero.pruning.experts import Experts
+from pruner_zero.pruning.method import Method
+from pruner_zero.text import Windows
+
+
+def choose_units(
+    language_model: LanguageModel,
+    windows: Windows,
+    method: Method,
+    store: StatisticsStore,
+    *,
+    fold: bool = True,
+    progress: Progress = SILENT,
+) -> Method:
+    """The method for `prune_model`, whose pattern knows what goes; others are returned as they are.
+
+    fold: whether the blocks that stay learn, in place, what those that go do. Raises what
+    `choose_blocks` and `choose_experts` raise.
+    """
+    pattern = method.pattern
+    if isinstance(pattern, Blocks):
+        pattern = choose_blocks(language_model, windows.tokens, pattern, progress)
+        if fold:
+            pattern = pattern.fold(language_model, windows.tokens, progress)
+    elif isinstance(pattern, Experts):
+        pattern = choose_experts(language_model, windows, method, pattern, store, progress)
+        # All that is left to the masks is known: nothing is scored again.
+        method = replace(method, metric=Metric.of("magnitude"))
+    return replace(method, pattern=pattern)

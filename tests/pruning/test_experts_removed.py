@@ -1,0 +1,247 @@
+"""Whole experts: those of the lowest score go, and the mixture that is left loads anywhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+from transformers import PreTrainedModel
+
+from pruner_zero.comparison import compare
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import find_blocks, find_matrices, find_mixtures
+from pruner_zero.pruning import Experts, PruneResult, prune
+from pruner_zero.pruning.expert_scores import choose_experts, reap_scores
+from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.report import report
+from pruner_zero.text import Windows
+from tests.conftest import save_tiny
+from tests.models.test_experts import SUPPORTED, never_chosen
+from tests.models.test_units import logits
+from tests.processes import Forked
+from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.test_resume import contents, stop_in_the_middle
+from tests.pruning.test_structured import check_loads_alone
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import EXPERTS, tiny_model, tiny_windows
+
+SMALL: dict[str, Any] = {"structure": "experts", "sparsity": 0.25, "windows": 3, "seqlen": 24}
+KEPT = 6
+
+
+def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
+    tokenizer = tiny_tokenizer() if isinstance(model, PreTrainedModel) else None
+    return prune(model, tokenizer=tokenizer, calibration=[text], **{**SMALL, **settings})
+
+
+def pattern_of(result: PruneResult) -> Experts:
+    pattern = result.method.pattern
+    assert isinstance(pattern, Experts)
+    return pattern
+
+
+def plain_scores(architecture: str, tokens: Tensor) -> dict[int, list[float | None]]:
+    """REAP's scores token by token, with the router and the experts written out."""
+    model = tiny_model(architecture)
+    inputs: dict[int, list[Tensor]] = {}
+    for index, block in enumerate(find_blocks(model)):
+        mlp = block.get_submodule("mlp")
+        if hasattr(mlp, "experts"):
+            kept = inputs.setdefault(index, [])
+            mlp.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
+    with torch.no_grad():
+        model(tokens)
+    scores: dict[int, list[float | None]] = {}
+    for index, states in inputs.items():
+        mlp = find_blocks(model)[index].get_submodule("mlp")
+        router = mlp.get_submodule("gate").get_parameter("weight").detach()
+        experts = {name: p.detach() for name, p in mlp.get_submodule("experts").named_parameters()}
+        found: list[list[float]] = [[] for _ in range(EXPERTS)]
+        for x in torch.cat(states).flatten(0, 1):
+            weights, chosen = torch.softmax(router @ x, 0).topk(2)
+            for weight, expert in zip(weights / weights.sum(), chosen.tolist(), strict=True):
+                gate, up = (experts["gate_up_proj"][expert] @ x).chunk(2)
+                output = experts["down_proj"][expert] @ (silu(gate) * up)
+                found[expert].append(float(weight * output.norm()))
+        scores[index] = [sum(several) / len(several) if several else None for several in found]
+    return scores
+
+
+@pytest.mark.parametrize("tokens", [tiny_windows(), tiny_windows(1, 2)], ids=["many", "two"])
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+def test_the_score_is_the_mean_of_router_weight_times_norm(
+    architecture: str, tokens: Tensor
+) -> None:
+    model, expected = language_model(architecture), plain_scores(architecture, tokens)
+    scores = reap_scores(model, tokens, find_mixtures(model.model))
+    assert scores.keys() == expected.keys()
+    for block, found in scores.items():
+        for ours, theirs in zip(found, expected[block], strict=True):
+            assert ours == (None if theirs is None else pytest.approx(theirs, rel=1e-5))
+
+
+def test_the_lowest_go_and_first_of_all_what_no_token_reaches() -> None:
+    fitted = Experts(0.5).of_model(tiny_model("qwen3_moe"))
+    scores: dict[int, list[float | None]] = {1: [0.3, None, 0.5, 0.1, 0.1, 0.2, -4.0, 0.4]}
+    chosen = Experts(0.5, mixtures=fitted.mixtures, kept=fitted.kept, scores=scores)
+    assert chosen.stay == {1: [0, 2, 5, 7]}
+    one_less = Experts(0.5, mixtures=fitted.mixtures, kept=5, scores=scores)
+    assert one_less.stay == {1: [0, 2, 4, 5, 7]}
+
+
+@pytest.mark.parametrize("metric", [None, "wanda", "magnitude", "gblm"])
+@pytest.mark.parametrize("architecture", SUPPORTED)
+def test_what_is_left_computes_as_if_the_others_were_never_chosen(
+    architecture: str, metric: str | None, prose: str
+) -> None:
+    model, dense = (tiny_model(architecture) for _ in range(2))
+    result = pruned(model, prose, metric=metric)
+    pattern = pattern_of(result)
+    assert {len(experts) for experts in pattern.stay.values()} == {KEPT}
+    with never_chosen(dense, pattern.stay):
+        torch.testing.assert_close(logits(model), logits(dense), atol=1e-5, rtol=1e-5)
+    assert result.sparsity == 0.25
+    assert result.parameters == (dense.num_parameters(), model.num_parameters())
+    assert find_mixtures(model).count == KEPT
+
+
+def test_a_metric_adds_up_the_squared_scores_of_what_gives_the_outputs(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    model = language_model("mixtral")
+    fitted = Experts(0.25, by_metric=True).of_model(model.model)
+    method = parse_method("magnitude@experts=0.25")
+    chosen = choose_experts(model, windows, method, fitted, new_store(model))
+    for index, block in enumerate(find_blocks(model.model)):
+        down = block.get_submodule("mlp.experts").get_parameter("down_proj").detach()
+        assert chosen.scores[index] == pytest.approx(down.square().sum((1, 2)).tolist(), rel=1e-5)
+
+
+def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> None:
+    expected = {}
+    for architecture in SUPPORTED:
+        dense = save_tiny(tmp_path / "dense" / architecture, architecture)
+        result = pruned(dense, prose, output=tmp_path / architecture)
+        expected[architecture] = logits(result.language_model.model)
+    check_loads_alone(tmp_path, expected)
+
+
+@pytest.mark.parametrize(("asked", "gone"), [(0.999, 1), (0.9, 2), (0.7, 6)])
+def test_as_few_experts_go_as_leave_so_many_parameters(asked: float, gone: int, prose: str) -> None:
+    model = tiny_model("qwen3_moe")
+    dense = model.num_parameters()
+    expert = 3 * 32 * 24 + 32
+    result = pruned(model, prose, sparsity=None, parameters=asked)
+    assert result.parameters == (dense, dense - gone * expert)
+    assert dense - gone * expert <= asked * dense < dense - (gone - 1) * expert
+
+
+@pytest.mark.parametrize("settings", [{}, {"distill": 2}, {"metric": "wanda"}], ids=str)
+def test_it_tells_which_experts_stay(settings: dict[str, Any], prose: str, tmp_path: Path) -> None:
+    result = pruned(tiny_model("qwen3_moe"), prose, output=tmp_path / "out", **settings)
+    before, after = result.parameters
+    told = json.loads((tmp_path / "out/pruning.json").read_text())
+    assert told["pattern"] == "25% of the experts of every block"
+    scores = told["expert_scores"]["1"]
+    assert told["experts"] == {"1": sorted(sorted(range(EXPERTS), key=scores.__getitem__)[2:])}
+    removed = [entry["name"] for entry in told["matrices"] if entry["sparsity"] == 1]
+    assert len(removed) == 4
+    card = (tmp_path / "out/README.md").read_text()
+    assert f"It has {after:,} of {before:,} parameters" in card
+    if "metric" in settings:
+        assert (told["expression"], result.chosen_by) == ("W * X", "W * X")
+        report([tmp_path / "out"], tmp_path / "report.html")
+        return
+    assert (told["expression"], told["settings"]["metric"]) == (None, "reap")
+    assert result.caption().endswith("parameters are left, by REAP")
+    assert "by REAP, the mean over an expert's tokens of router weight times norm of" in card
+    assert not (tmp_path / "out/metric.json").exists()
+    with pytest.raises(PrunerZeroError, match="--structure experts, without a metric that a"):
+        report([tmp_path / "out"], tmp_path / "report.html")
+
+
+def test_distillation_trains_the_experts_that_stay(prose: str) -> None:
+    model, plain = (tiny_model("mixtral") for _ in range(2))
+    stay = pattern_of(pruned(model, prose, distill=2)).stay
+    assert stay == pattern_of(pruned(plain, prose)).stay
+    trained, before = (
+        {matrix.name: matrix.weight for matrix in find_matrices(each)} for each in (model, plain)
+    )
+    assert any(not torch.equal(trained[name], before[name]) for name in before)
+    assert all(weight.any() for weight in trained.values())
+
+
+def test_a_smaller_mixture_can_be_pruned_again(prose: str, tmp_path: Path) -> None:
+    once = pruned(tiny_model("mixtral"), prose, output=tmp_path / "once")
+    twice = pruned(tmp_path / "once", prose, sparsity=0.5, output=tmp_path / "twice")
+    assert twice.parameters[0] == once.parameters[1]
+    assert find_mixtures(twice.language_model.model).count == 3
+    half = prune(tmp_path / "twice", "wanda", calibration=[prose], sparsity=0.5, windows=3)
+    assert half.sparsity == 0.5
+
+
+def test_compare_measures_the_smaller_mixture_and_puts_the_dense_one_back(prose: str) -> None:
+    given: dict[str, Any] = {"windows": 3, "seqlen": 24}
+    model, text = tiny_model("mixtral"), [prose]
+    dense = logits(model)
+    table = compare(
+        model,
+        "dense,reap@experts=0.25,wanda@experts=0.25",
+        tokenizer=tiny_tokenizer(),
+        calibration=text,
+        text=text,
+        **given,
+    )
+    assert torch.equal(logits(model), dense)
+    rows = {row["method"]: row for row in table.rows}
+    assert rows["reap@experts=0.25"]["expression"] is None
+    assert rows["wanda@experts=0.25"]["expression"] == "W * X"
+    result = pruned(model, prose)
+    smaller = compare(
+        model, "dense", tokenizer=tiny_tokenizer(), calibration=text, text=text, **given
+    )
+    [left], found = smaller.rows, rows["reap@experts=0.25"]
+    assert found["perplexity"] == pytest.approx(left["perplexity"], rel=1e-5)
+    assert found["perplexity"] != pytest.approx(rows["dense"]["perplexity"], rel=1e-4)
+    assert (found["parameters"], found["bytes"]) == (left["parameters"], left["bytes"])
+    assert found["parameters"] == result.parameters[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "line"),
+    [
+        ({"metric": "block-influence"}, "block-influence does not choose experts: whole blocks go"),
+        ({"structure": "channels", "metric": "reap"}, "reap does not choose channels: whole"),
+        ({"structure": None, "metric": "reap"}, "reap does not choose weights: whole blocks go by"),
+        ({"update": "exact"}, r"after which \+exact has nothing to do: leave it out"),
+        ({"asymmetric": True}, "leave out --asymmetric"),
+        ({"coupled": True}, "leave out --coupled"),
+        ({"offload": True}, "leave out --offload"),
+        ({"sparsity": 0.0}, r"8 experts of a block leaves 8, .*: choose --sparsity 0\.125"),
+        ({"sparsity": 0.9}, r"leaves 0\.8, which cannot be: choose --sparsity 0\.75, which leaves"),
+        ({"sparsity": None, "parameters": "1K"}, "cannot be left by removing experts: choose --p"),
+        ({"sparsity": None, "parameters": "1B"}, "cannot be left by removing experts: choose --p"),
+    ],
+)
+def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match=line) as caught:
+        pruned(tiny_model("mixtral"), prose, **settings)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
+def test_a_kill_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
+    dense = save_tiny(tmp_path / "dense", "mixtral", blocks=12)
+    asked = ["--structure", "experts", "--sparsity", "0.25", "--calibration", text_file]
+    command = ["prune", dense, *asked, "--windows", 3, "--seqlen", 24, "-o"]
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+    killed = [*command, tmp_path / "killed/out"]
+    stop_in_the_middle(killed, tmp_path / "killed")
+    assert not (tmp_path / "killed/out").exists()
+    for arguments in (killed, [*command, tmp_path / "whole/out"]):
+        assert Forked(*arguments, log=tmp_path / "log").end() == 0
+    assert contents(tmp_path / "killed/out") == contents(tmp_path / "whole/out")
