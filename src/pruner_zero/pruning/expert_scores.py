@@ -41,11 +41,12 @@ def choose_experts(
     statistics = DenseStatistics(store, matrices, damping=0.0)
     totals: dict[int, list[float | None]] = {}
     for matrix in progress.track(matrices, "expert scores", len(matrices)):
-        found = score_matrix(matrix, statistics.read(matrix, kinds), method.metric)
-        if found is not None:
-            found = comparable(found, matrix.name).double()
-            found = (found * found.abs()).sum()
-        totals.setdefault(matrix.block, []).append(None if found is None else float(found))
+        score = score_matrix(matrix, statistics.read(matrix, kinds), method.metric)
+        total = None
+        if score is not None:
+            score = comparable(score, matrix.name).double()
+            total = float((score * score.abs()).sum())
+        totals.setdefault(matrix.block, []).append(total)
     return replace(asked, scores=totals)
 
 

@@ -1,5 +1,6 @@
 """Whole experts of a mixture: those that add the least to the outputs of their block go."""
 
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -75,17 +76,14 @@ class Experts(Removal):
     def stay(self) -> dict[int, list[int]]:
         """By the number of the block, the experts with the highest scores, in order."""
 
-        def score(scores: Sequence[float | None], expert: int) -> float:
-            # What no token reached adds nothing.
-            found = scores[expert]
-            return float("-inf") if found is None else found
-
         gone = self._mixtures.count - self.kept
-        ranked = {
-            block: sorted(range(len(scores)), key=lambda expert: score(scores, expert))
-            for block, scores in self.scores.items()
-        }
-        return {block: sorted(experts[gone:]) for block, experts in ranked.items()}
+        stay = {}
+        for block, scores in self.scores.items():
+            # An expert that no token reached adds nothing.
+            comparable = [-math.inf if score is None else score for score in scores]
+            ranked = sorted(range(len(scores)), key=comparable.__getitem__)
+            stay[block] = sorted(ranked[gone:])
+        return stay
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         stay = self.stay
