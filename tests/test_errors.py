@@ -12,7 +12,7 @@ def test_an_error_without_words_is_told_by_its_type() -> None:
 
 
 def test_a_long_message_is_cut() -> None:
-    assert one_line("word " * 100, longest=10) == "word word "
+    assert one_line("word " * 100, longest=10) == "word word…"
 
 
 def test_a_near_spelling_is_named_and_else_all_names() -> None:

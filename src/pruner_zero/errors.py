@@ -14,14 +14,13 @@ class PrunerZeroError(Exception):
 
 def one_line(error: BaseException | str, longest: int = 200) -> str:
     """What an error says on one line of at most `longest` characters, else the name of its type."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    return line[:longest]
+    return excerpt(" ".join(str(error).split()) or type(error).__name__, longest)
 
 
 def excerpt(text: object, width: int = 80) -> str:
     """A text on one line, cut to `width` characters, to fit into a message or a table."""
     line = str(text).replace("\n", "\\n")
-    return line if len(line) <= width else line[: width - 1] + "…"
+    return line if len(line) <= width else line[: width - 1].rstrip() + "…"
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
