@@ -40,7 +40,15 @@ MODEL = "builtin:smollm2-135m"
 # Windows of 1024 tokens of each text.
 WINDOWS = 8
 # SmolLM2-135M has 3 key-value heads in a block, of which only one can go.
-SHARES = {"channels": (0.2, 0.5, 0.3, 0.1), "heads": (0.3334,), "blocks": (0.1, 0.2, 0.3)}
+SHARES = {
+    "channels": (0.2, 0.5, 0.3, 0.1),
+    "heads": (0.3334,),
+    "blocks": (0.1, 0.2, 0.3),
+    "mixed": (0.2,),
+}
+# Of the 30 blocks so many are folded, then channels go until the model has the parameters of that
+# without a fifth of its channels.
+MIXED, MIXED_PARAMETERS = (2, 1, 3), 117_926_208
 RANDOM, EVOLVED = "random units", "evolved"
 METRICS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"metric": "magnitude"},
@@ -91,6 +99,11 @@ def run(given: argparse.Namespace) -> None:
         print(row, flush=True)
         model = load_model(MODEL, dtype="float32")
         settings = {name: row[name] for name in row if name not in ("name", "metric")}
+        if row["structure"] == "mixed":
+            dropped = {"structure": "blocks", "sparsity": settings.pop("blocks") / 30}
+            prune(model, calibration=given.calibration, progress=LineProgress(), **dropped)
+            settings |= {"structure": "channels", "sparsity": None}
+            settings["parameters"] = str(MIXED_PARAMETERS)
         with random_units() if row["name"] == RANDOM else nullcontext():
             result = prune(
                 model,
@@ -146,6 +159,12 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for structure in given.structures:
         for share in SHARES[structure]:
             units = {"structure": structure, "sparsity": share}
+            if structure == "mixed":
+                for blocks in MIXED:
+                    name = f"{blocks} blocks, then channels by Wanda"
+                    chosen = {"metric": "wanda", "update": "exact", "mode": "one-shot"}
+                    yield {"name": name, **units, **chosen, "blocks": blocks}
+                continue
             if structure == "blocks":
                 for update in ("none", "exact"):
                     yield {"name": "block influence", "metric": None, **units, "update": update}
