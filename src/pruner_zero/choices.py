@@ -4,7 +4,7 @@ from typing import Literal
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scope = Literal["row", "block", "matrix", "global"]
-# What competes in a search: the weights of a scope, or whole units.
+# Comparison groups of a search: the weights of a scope, or whole units (`unit`).
 Group = Literal["row", "block", "matrix", "global", "unit"]
 Mode = Literal["auto", "sequential", "one-shot"]
 Structure = Literal["channels", "heads", "blocks", "experts"]

@@ -1,4 +1,4 @@
-"""The devices that tensors can be on, and their memory. No other module asks what there is."""
+"""The devices of this machine and their memory. No other module queries them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 
 
 class PrunerZeroError(Exception):
-    """A problem the user can mend: one line that names what to change.
+    """A problem that the user can correct: one line that names what to change.
 
     The command line prints the message and exits with code 2. Everything else that
     is raised is a defect of this program and keeps its traceback.
@@ -13,7 +13,7 @@ class PrunerZeroError(Exception):
 
 
 def one_line(error: BaseException | str, longest: int = 200) -> str:
-    """What an error says on one line of at most `longest` characters, else the name of its type."""
+    """The message of an error on one line of at most `longest` characters, or its type's name."""
     return excerpt(" ".join(str(error).split()) or type(error).__name__, longest)
 
 

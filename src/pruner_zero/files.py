@@ -19,7 +19,7 @@ _REASONS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "no space left, free some disk"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "not writable"),
 }
-# The names under which `committing` has a file written that is not complete yet.
+# The names of the incomplete files of `committing`.
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 CHECKSUM = "sha256"
 

@@ -10,7 +10,7 @@ from pruner_zero.files import append_line, is_intact, read_lines, sha256, with_c
 
 JOURNAL = "journal.jsonl"
 
-# What identifies a run: one text, or everything that decides its result, by names for messages.
+# The identity of a run: one text, or everything that decides its result, by names for messages.
 Run = str | Mapping[str, str]
 
 
@@ -50,8 +50,8 @@ class Journal:
     ) -> None:
         """Record one more finished step.
 
-        files: those that the next steps read, already written: SHA-256 by name under the folder.
-        unneeded: names of earlier files, which are deleted now.
+        files: the files that the next steps read, already written: SHA-256 by name under the
+        folder. unneeded: names of earlier files, which are deleted now.
         """
         gone = list(unneeded)
         line = with_checksum({**values, "files": dict(files), "unneeded": gone})

@@ -21,7 +21,7 @@ class Progress:
         yield from items
 
     def note(self, line: str) -> None:
-        """Show one line, such as one that tells of a fallback."""
+        """Show one line, such as a remark on a fallback."""
         del line
 
 

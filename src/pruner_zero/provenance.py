@@ -37,7 +37,7 @@ def provenance() -> dict[str, Any]:
 
 @dataclass
 class Cost:
-    """What a piece of work took.
+    """The time and memory of a piece of work.
 
     seconds: wall time, after all work queued on GPUs has finished. peak_rss_bytes: the peak
     resident main memory. peak_gpu_bytes: the peak memory that torch allocated on a GPU, of

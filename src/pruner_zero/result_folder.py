@@ -38,11 +38,11 @@ class RunCheckpoint:
 
 
 class Result(Protocol):
-    """What a run returns."""
+    """The result that a run returns."""
 
     @property
     def cost(self) -> Cost:
-        """What this process spent on it."""
+        """The cost of this process."""
 
 
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A

@@ -1,4 +1,4 @@
-"""Safetensors files read and written one tensor at a time, so that no file is ever in memory.
+"""Safetensors files read and written one tensor at a time, so no whole file is in memory.
 
 Reading is safetensors' own. Its writer wants a second copy of all tensors at once; the format is
 plain enough to stream: the length of a JSON header (8 bytes), the header, the tensors in turn.
@@ -49,7 +49,7 @@ class TensorFile:
     """The tensors of one safetensors file, read on demand into memory of their own.
 
     The file is mapped only while a part of a tensor is read: the pages of a mapped file count as
-    memory of the process. Raises PrunerZeroError where the file is not whole or not of this format.
+    memory of the process. Raises PrunerZeroError where the file is truncated or not of this format.
     """
 
     def __init__(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a search teaches: what its good metrics share, and whether its rungs agree."""
+"""Analysis of a search: features of its good metrics, and agreement of its rungs."""
 
 from pruner_zero.analysis.analysis import Analysis, analyze
 from pruner_zero.analysis.principles import Principle, across

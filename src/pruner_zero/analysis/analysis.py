@@ -1,4 +1,4 @@
-"""What a search teaches: which metrics are good, what they share, and whether rungs agree."""
+"""Analysis of a search: which metrics are good, their features, and agreement of rungs."""
 
 import math
 import re
@@ -38,13 +38,13 @@ from pruner_zero.table import Tabular
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the candidates.
+    """Counts of the candidates by their result.
 
     distinct: candidates whose mask no earlier one has. rejected: counts by reason, without the
     numbers in it. avoided: proposals that were never judged, by the test that found them to be
-    duplicates. saved: candidates with the mask of an earlier one, by the test that found them.
-    ended: distinct candidates by the last rung they reached. seconds: of all candidates together.
-    rung_seconds: (candidates, seconds) by rung, where the run has them.
+    duplicates. saved: candidates with the same mask as an earlier candidate, by the test that found
+    the mask. ended: distinct candidates by the last rung they reached. seconds: of all candidates
+    together. rung_seconds: (candidates, seconds) by rung, where the run has them.
     """
 
     candidates: int
@@ -59,7 +59,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Share:
-    """How often the best candidates use a terminal, operator or scope, beside all distinct ones.
+    """How often the best candidates use a terminal, operator or scope, compared with all.
 
     kind: terminal, operator or scope. best, everyone: how many use it. ratio: its share
     among the best over its share among all, with an interval. p: `hypergeometric_p`, two-sided;
@@ -77,7 +77,7 @@ class Share:
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Tabular):
-    """What the records of a search say.
+    """The statistics of the records of a search.
 
     top: the share asked for; best_count: how many count as the best, a share `top` of the
     candidates that reached best_rung, which is None where no rung has enough and all count.

@@ -1,4 +1,4 @@
-"""What goes with the loss, and whether the cheap rungs rank as the expensive ones do."""
+"""Correlations of features with the loss, and of cheap rungs with expensive rungs."""
 
 import math
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Correlation:
 class Agreement:
     """How alike two rungs rank the n candidates that have both.
 
-    among: "all" of them, those of a scope, or the best 20 on the expensive rung.
+    among: "all" candidates, the candidates of a scope, or the best 20 on the expensive rung.
     """
 
     cheap: str
@@ -109,9 +109,9 @@ def _comparable(records: Sequence[Record], rung: str) -> Array:
 def agreements(records: Sequence[Record]) -> tuple[Agreement, ...]:
     """How alike every two rungs rank the candidates.
 
-    Over all candidates that have both, those of each scope, and the best 20 on the expensive
-    rung. The errors of the closed form do not compare between scopes, so that its agreement over
-    all is lower than within scopes.
+    Over all candidates that have values on both rungs, those of each scope, and the best 20 on the
+    expensive rung. The errors of the closed form do not compare between scopes, so that its
+    agreement over all is lower than within scopes.
     """
     rows = []
     for expensive, cheap in combinations(VALUE_RUNGS, 2):

@@ -10,17 +10,17 @@ from pruner_zero.metric.canonical import factors
 
 
 def rescales(operator: Operator) -> bool:
-    """Whether it looks at a whole row, column or matrix to put its values on one scale."""
+    """Whether the operator normalises values by a statistic of a row, column or matrix."""
     return operator.reach != "element" and operator.shape_rule != "scalar"
 
 
 def multiplies(operator: Operator) -> bool:
-    """Whether it is a product of magnitudes: mul, sqr, pow, abs."""
+    """Whether the operator is a product of magnitudes: mul, sqr, pow, abs."""
     return operator.degree == 2 or operator.exponent == 1
 
 
 def transcendental(operator: Operator) -> bool:
-    """Whether it is a function such as exp, log and tanh."""
+    """Whether the operator is a function such as exp, log and tanh."""
     return operator.family == "transcendental"
 
 

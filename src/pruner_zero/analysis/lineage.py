@@ -1,4 +1,4 @@
-"""The ancestors of a metric, back to the random expressions it began with."""
+"""The ancestors of a metric, back to its first random expressions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

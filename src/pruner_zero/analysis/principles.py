@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 FEWEST_LOSSES = 20
 FEWEST_BEST = 10
-# Of fewer, no interval of a median has 95 %.
+# With fewer runs, no interval of a median has 95 % coverage.
 FEWEST_RUNS = 6
 
 PAPER = "Dong 2024 (Pruner-Zero, arXiv 2406.02924), in this project's words"
@@ -98,7 +98,7 @@ def principles_of(
 
 
 def across(runs: Sequence[Sequence[Principle]]) -> list[Principle]:
-    """The principles over several searches: each is one observation, so that none is related.
+    """The principles over several searches; each search is one independent observation.
 
     runs: what `principles_of` gave for each. An estimate is the median over the runs that have one,
     with its interval by order statistics, for which 6 runs are needed; n counts these runs.
@@ -130,7 +130,7 @@ def _combined(
 
 
 def _lacking(good: Array, rest: Array, names: Sequence[str]) -> str:
-    """What the data lacks to tell the traits apart; empty where it has enough."""
+    """The data that is missing to compare the traits; empty if there is enough data."""
     if min(len(good), len(rest)) < FEWEST_BEST:
         return f"{len(good)} good metrics and {len(rest)} others, {FEWEST_BEST} of each are needed"
     everyone = np.concatenate([good, rest])

@@ -14,7 +14,7 @@ from scipy import stats
 Array = NDArray[np.float64]
 
 DRAWS = 2000
-# Of fewer pairs, intervals are far too narrow.
+# With fewer pairs, intervals are far too narrow.
 FEWEST_PAIRS = 10
 
 
@@ -66,7 +66,7 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> Estimate:
 
 
 def hypergeometric_p(chosen_with: int, chosen: int, all_with: int, total: int) -> float:
-    """How surprising it is that `chosen_with` of the `chosen` have what `all_with` of `total` have.
+    """Two-sided p-value: a trait in `chosen_with` of `chosen` and in `all_with` of `total`.
 
     Twice the smaller tail of the hypergeometric distribution, at most 1: the probability of a
     count at least as far out on its side if the chosen were drawn blindly. Source: Fisher's exact
@@ -93,7 +93,7 @@ def ratios(chosen: ArrayLike, others: ArrayLike) -> Array:
     """
     chosen, others = np.asarray(chosen, dtype=np.float64), np.asarray(others, dtype=np.float64)
     everyone = np.concatenate([chosen, others])
-    # Of counts, so that equal shares give exactly 1.
+    # Computed from counts, so that equal shares give exactly 1.
     best, total = chosen.sum(axis=0) * len(everyone), everyone.sum(axis=0) * len(chosen)
     quotients: Array = np.divide(best, total, out=np.full(len(total), np.nan), where=total > 0)
     return quotients

@@ -64,8 +64,8 @@ def calibrate(
 
     store: what `open_store` gave for this model and these windows. Statistics of gradients cost a
     backward pass over the windows, all others together one forward pass, block by block. An
-    offloaded model is read block by block for both, and an interrupted call goes on where it
-    stood. Raises what `collect_gradients` and `collect_inputs` raise, and PrunerZeroError on a
+    offloaded model is read block by block for both, and an interrupted call continues where it
+    stopped. Raises what `collect_gradients` and `collect_inputs` raise, and PrunerZeroError on a
     full disk or where another process fills the same store.
     """
     check_tokens(language_model.model, windows.tokens)
@@ -117,8 +117,8 @@ def _forward(
 ) -> None:
     """Collect the statistics of inputs among `kinds`, and X, in one pass over the blocks.
 
-    An offloaded model's activations between two blocks are on disk, beside a journal from which
-    an interrupted pass goes on; those of a model in memory are in memory.
+    The activations of an offloaded model between two blocks are on disk, with a journal from which
+    an interrupted pass continues; the activations of a model in memory are in memory.
     """
     model = language_model.model
     matrices, depth = find_matrices(model), len(find_blocks(model))
@@ -147,7 +147,7 @@ def _forward(
                 block, of_block, hidden, arguments, statistics, outputs=outputs
             )
         digests = store.write_block(index, results, statistics, progress)
-        # Not kept until the next block's statistics are there, which are as large.
+        # Freed before the next block's statistics, which are as large, are collected.
         del results
         written.append(digests)
         if journal and isinstance(outputs, WindowFile):

@@ -103,7 +103,7 @@ class WeightSums:
         }
 
     def folds(self) -> dict[nn.Parameter, Callable[[Tensor], None]]:
-        """What takes the gradient of each parameter; none where no statistic needs one."""
+        """The receiver of each parameter's gradient; empty where no statistic needs gradients."""
         if not self.statistics:
             return {}
         return {p: partial(self._fold, name) for name, p in self.parameters.items()}

@@ -17,8 +17,8 @@ class InputSums:
 
     statistics: what is collected, by kind. owner: for each matrix that a token reached, the name
     of the matrix that holds its sums: matrices that are fed the very same tensor share them.
-    sums: by kind and owner. crosses: (in, in), `X_denseᵀX` by owner. uncrossed: owners whose
-    tokens are not those of the dense model, as those of an expert that its router chose.
+    sums: by kind and owner. crosses: (in, in), `X_denseᵀX` by owner. uncrossed: owners whose tokens
+    differ from the dense model's, as an expert's do, which depend on its router.
     """
 
     statistics: Mapping[Kind, InputStatistic]
@@ -38,7 +38,7 @@ class InputSums:
         self._is_dense, self._last = False, None
 
     def add(self, name: str, inputs: Tensor) -> None:
-        """Fold in what enters the matrix `name`: inputs (…, in), any dtype."""
+        """Add the inputs (…, in), of any dtype, of the matrix `name` to its sums."""
         if name not in self.owner:
             shared = self._last is not None and self._last[0] is inputs
             self.owner[name] = self.owner[self._last[1]] if shared and self._last else name
@@ -58,7 +58,7 @@ class InputSums:
             self._cross(name, tokens)
 
     def end_window(self) -> None:
-        """Let go of the inputs of the window: those of the next one are other tensors."""
+        """Release the inputs of the window; the next window has other tensors."""
         self._last = self._dense = None
 
     def result(self, matrices: Sequence[Matrix], windows: int) -> dict[str, MatrixStatistics]:

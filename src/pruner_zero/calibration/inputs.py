@@ -1,4 +1,4 @@
-"""Forward: the statistics of what enters each weight matrix of one decoder block."""
+"""Forward: the statistics of the inputs of each weight matrix of one decoder block."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager

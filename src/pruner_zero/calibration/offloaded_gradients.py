@@ -71,7 +71,7 @@ class OffloadedGradients:
         """Write the statistics of all blocks; their checksums by kind and block."""
         with ExitStack() as stack:
             if select(OutputGradientStatistic, self.statistics):
-                # As the backward pass runs them, so that blocks get the inputs of that pass.
+                # Experts run as in the backward pass, so that blocks get the inputs of that pass.
                 stack.enter_context(experts_one_by_one(self.language_model.model))
             return self._run()
 

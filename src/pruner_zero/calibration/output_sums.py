@@ -17,7 +17,7 @@ from pruner_zero.models import Matrix
 class OutputSums:
     """Sums over tokens of the gradients at the outputs of `matrices`, fp32: vectors alone.
 
-    Gradients are read where they pass by, so that no parameter needs one.
+    The gradients are read by hooks on activations, so that no parameter needs a gradient.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class OutputSums:
         with ExitStack() as stack:
             for matrix in self.matrices:
                 part = of_parameter[id(matrix.parameter)]
-                # What another forward returns is not the product alone, as in a router.
+                # Other forward methods, such as a router's, do not return the plain product.
                 if type(part).forward in (nn.Linear.forward, Conv1D.forward):
                     hook = partial(self._after, matrix.name)
                     stack.callback(part.register_forward_hook(hook).remove)
@@ -90,7 +90,7 @@ class OutputSums:
         return self._watch(names, output, inputs.detach().any(-1))
 
     def _watch(self, names: Sequence[str | None], output: Tensor, given: Tensor | None) -> Tensor:
-        """Fold in the gradient at `output` once it is there; the output to go on with.
+        """Add the gradient at `output` during the backward pass; return the output to use.
 
         names: of the matrices whose outputs its first dimension enumerates where they are several.
         given: which tokens the matrices are given, all where None.
@@ -111,7 +111,7 @@ class OutputSums:
             tokens = gradient.detach().reshape(count, -1, outputs)[index]
             if given is not None:
                 tokens = tokens[given.reshape(count, -1)[index]]
-            # Not in place: the gradient goes on to the layers before.
+            # Not in place: the gradient is also passed on to earlier layers.
             tokens = tokens.float() * GRADIENT_SCALE
             for kind, statistic in self.statistics.items():
                 statistic.add(self.sums[name][kind], tokens)

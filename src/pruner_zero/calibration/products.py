@@ -11,9 +11,9 @@ from torch.overrides import TorchFunctionMode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Matrix, experts_one_by_one
 
-# Given the names of matrices, their inputs and the product, whose first dimension enumerates the
-# matrices where they are several. What it returns is used in the place of the product. A name is
-# None where the matrix is none of those that are observed.
+# Called with the names of matrices, their inputs and the product, whose first dimension enumerates
+# the matrices where they are several. Its result replaces the product. The name of a matrix that is
+# not observed is None.
 See = Callable[[Sequence[str | None], Tensor, Tensor], Tensor]
 
 
@@ -60,10 +60,10 @@ class _Products(TorchFunctionMode):
 def check_observed(
     matrices: Sequence[Matrix], seen: Container[str], what: str, instead: str
 ) -> None:
-    """Raise PrunerZeroError for a stack of experts of which none is among those `seen`, by name.
+    """Raise PrunerZeroError for a stack of experts without any expert name in `seen`.
 
     Every mixture sends each token to some expert, so the products with this stack were missed.
-    what: was to be observed. instead: the metric to choose.
+    what: the values to be observed. instead: the metric to choose.
     """
     stacks: dict[str, list[Matrix]] = {}
     for matrix in matrices:

@@ -23,8 +23,8 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text import SelfText, Windows, tokens_sha256
 
-# Tokens that are written together: 24 windows, the default of --windows, of 1024 tokens. What is
-# drawn depends on the number of windows in a batch, so it does not follow --windows.
+# Tokens that are written together: 24 windows, the default of --windows, of 1024 tokens. The drawn
+# text depends on the number of windows in a batch, so this number does not depend on --windows.
 BATCH_TOKENS = 24 * 1024
 
 
@@ -42,9 +42,9 @@ def self_windows(
 
     With the same seed, fewer windows are the first of more. They are written in batches of
     about 24576 tokens, each with a generator of its own; finished batches are kept under
-    `folder` (default: the cache), so that an interrupted call goes on after the last of them.
-    An offloaded model cannot write, and takes what the same model wrote in memory. Raises
-    PrunerZeroError where that is missing, where another process writes the same text, and as
+    `folder` (default: the cache), so that an interrupted call continues after the last batch. An
+    offloaded model cannot write, and uses the text that the same model wrote in memory. Raises
+    PrunerZeroError where that text is missing, where another process writes the same text, and as
     `start_token`, `check_tokens` and `sample_windows` do.
     """
     start, ends = start_token(language_model), end_tokens(language_model)

@@ -82,7 +82,7 @@ class StatisticsStore:
     ) -> dict[Kind, str]:
         """Write `kinds` of statistics of one block, given by matrix name; checksums by kind.
 
-        A note tells of matrices that no gradient reached.
+        A note lists the matrices that no gradient reached.
         """
         digests = {}
         for kind in kinds:

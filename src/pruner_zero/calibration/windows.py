@@ -1,4 +1,4 @@
-"""The windows of a mixture of texts, those that the model writes itself among them."""
+"""The windows of a mixture of texts, including text that the model writes itself."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,10 +23,10 @@ def take_windows(
 ) -> Windows:
     """`windows` windows of `seqlen` tokens, divided among the texts of `mixture` by its shares.
 
-    Those of a corpus are at random places; those that the model writes are taken from number
-    `first_written` on and kept under `folder` (default: the cache). after: take those that follow
-    so many windows of the same mixture. The same seed is used for each text. Raises
-    PrunerZeroError as `Mixture.divide`, `random_windows` and `self_windows` do.
+    Windows of a corpus are at random places; windows that the model writes are taken from number
+    `first_written` on and kept under `folder` (default: the cache). after: skip this many windows
+    of the same mixture. The same seed is used for each text. Raises PrunerZeroError as
+    `Mixture.divide`, `random_windows` and `self_windows` do.
     """
     sources = []
     before = mixture.divide(after) if after else [0] * len(mixture.texts)

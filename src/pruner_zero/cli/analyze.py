@@ -1,4 +1,4 @@
-"""`pruner-zero analyze`: what a search teaches."""
+"""`pruner-zero analyze`: the analysis of a search."""
 
 import json
 from collections.abc import Mapping, Sequence

@@ -15,7 +15,7 @@ from pruner_zero.settings import ModelSettings, Option, Settings, options_of
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a command so that every setting of `kind` becomes a parameter for Typer.
 
-    The command receives as `settings` those that were given on the command line, by name.
+    The command receives the settings given on the command line, by name, as `settings`.
     """
     options = options_of(kind)
 

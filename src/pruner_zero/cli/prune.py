@@ -21,7 +21,7 @@ IMPROVEMENT = (
     "a plain mask: add --refine, or --refine --asymmetric --update exact, for a lower perplexity "
     "(SmolLM2-135M at 50 %, wanda: 56.5, refined 45.9, with all three 37.3)"
 )
-# Settings that have a meaning beside --mask.
+# Settings that can be combined with --mask.
 _BESIDE_MASK = {"model", "dtype"}
 
 

@@ -63,7 +63,7 @@ class Comparison(Tabular):
 
     A row holds `method`, `perplexity` (None where it overflows, or where the method failed and
     `error` has the reason), `sparsity` over the pruned matrices, `parameters` and their `bytes`,
-    fewer where whole units go, `seconds`, `peak_rss_bytes` and the parts of the method.
+    fewer where whole units are removed, `seconds`, `peak_rss_bytes` and the parts of the method.
     """
 
     shown = ("method", "mode", "perplexity", "sparsity", "parameters", "bytes", *_COSTS, "error")
@@ -249,7 +249,7 @@ class _Table:
         return method.mode("auto" if bound else self.settings.mode)
 
     def prune(self, method: Method) -> tuple[Method, list[MatrixRecord]]:
-        """Prune by one method; the method with what it found out, and the records."""
+        """Prune by one method; return the method as fitted to the model, and the records."""
         model, settings, progress = self.language_model, self.settings, self.progress
         include: Sequence[str] = settings.include
         if isinstance(method.pattern, Structured | Experts):
@@ -270,8 +270,8 @@ class _Table:
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
 
-        Seconds and peak memory are those of pruning alone: the statistics, which all methods
-        share, and the perplexity are not in them.
+        Seconds and peak memory count only the pruning, not the collection of the statistics, which
+        all methods share, nor the perplexity.
         """
         model, settings, progress = self.language_model, self.settings, self.progress
         progress.note(f"{name} …")

@@ -67,8 +67,8 @@ def evaluate(
     model: what `load_model` takes, or a model object with its `tokenizer`. text: what
     `load_corpus` takes. tasks: names of lm-eval, as a list or with commas between them.
     settings: the remaining fields of `EvaluateSettings`, such as seqlen=2048 or limit=100.
-    speed: of the model, and in turn with it of those that the setting `beside` lists.
-    For several, load the model once and call again. Raises PrunerZeroError, naming what to change.
+    speed: measure the speed of the model and, in turn, of the models in the setting `beside`. For
+    several, load the model once and call again. Raises PrunerZeroError, naming what to change.
     """
     if [text is not None, tasks is not None, speed].count(True) != 1:
         raise PrunerZeroError("give a text to measure perplexity on, tasks, or speed: one of them")

@@ -1,4 +1,4 @@
-"""How fast a model reads and writes text, beside others on the same machine."""
+"""The speed of prefill and decoding, of several models on the same machine."""
 
 import time
 from collections.abc import Mapping, Sequence

@@ -211,7 +211,7 @@ def _manager(names: Sequence[str], folder: Path | None) -> Any:
 def _load(manager: Any, name: str, folder: Path | None) -> Any:
     """lm-eval's `tasks` and `groups` for one name, with their data."""
     instead = "give a folder of tasks whose data are local files (--include-path)"
-    # None for groups and for tasks written in Python, whose data cannot be told before loading.
+    # None for groups and for tasks written in Python, whose data are not known before loading.
     data = (manager.task_index[name].cfg or {}).get("dataset_path")
     local = data is None or data in _FILE_READERS or Path(data).exists()
     if not local and not hub_reachable():
@@ -237,8 +237,8 @@ def _load(manager: Any, name: str, folder: Path | None) -> Any:
 def _set_examples(task: Any, num_fewshot: int | None) -> None:
     """Give `task` its number of examples and their seed, as lm-eval's own command does.
 
-    A task that states 0 stays at 0. Raises PrunerZeroError where there are too few documents,
-    of which lm-eval would show fewer than asked for.
+    A task that states 0 stays at 0. Raises PrunerZeroError where there are too few documents;
+    lm-eval would then silently use fewer examples.
     """
     stated = task.config.num_fewshot
     wanted = stated if num_fewshot is None or stated == 0 else num_fewshot

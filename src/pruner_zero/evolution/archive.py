@@ -221,7 +221,7 @@ class Archive:
 
 
 def final_losses(outcomes: Iterable[Outcome]) -> dict[int, tuple[float, ...]]:
-    """The losses by window of those that finished the rung "final", by number."""
+    """The losses by window of the candidates that finished the rung "final", by number."""
     return {
         outcome.number: outcome.losses
         for outcome in outcomes

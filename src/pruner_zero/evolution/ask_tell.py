@@ -1,4 +1,4 @@
-"""What all algorithms share: ask and tell in turn, numbered candidates, none asked twice."""
+"""The base of algorithms: ask and tell in turn, numbered candidates, none asked twice."""
 
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -15,7 +15,7 @@ from pruner_zero.metric.canonical import canonical, simplify_opposing
 
 Result = tuple[Candidate, Evaluation]
 
-# After so many draws in a row without a new proposal, a source counts as exhausted.
+# After this many draws in a row without a new proposal, a source counts as exhausted.
 _TRIES = 100
 
 
@@ -100,7 +100,7 @@ class BatchAlgorithm(ABC):
         """Take in the results of a batch."""
 
     def is_new(self, proposal: Proposal) -> bool:
-        """Whether it can mask and was never asked; it counts as asked from now on."""
+        """Whether the proposal gives a mask and was never asked; it counts as asked from now on."""
         expression, scope = proposal.expression, proposal.scope
         if (expression, scope) in self._asked["identical"]:
             self.avoided["identical"] += 1
@@ -124,8 +124,8 @@ class BatchAlgorithm(ABC):
     def fill(self, count: int, *draws: Callable[[], Proposal | None]) -> list[Proposal]:
         """`count` new proposals from `draws`, the next one where one is exhausted; else fewer.
 
-        Each in its simplest form (`simplest`), so that nothing idle is inherited and exponents
-        that differ by less than the grid are judged once.
+        Each is in its simplest form (`simplest`), so that children inherit no ineffective nodes and
+        exponents that differ by less than the grid are judged once.
         """
         proposals: list[Proposal] = []
         for draw in draws:

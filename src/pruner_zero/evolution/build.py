@@ -25,7 +25,7 @@ from pruner_zero.text import Mixture, Windows, no_windows
 # The probe: this many matrices, spread over the model, this many rows of each.
 PROBE_MATRICES = 12
 PROBE_ROWS = 8
-# At least so many rows of each matrix, however large the model.
+# The fewest sampled rows of each matrix, however large the model.
 LEAST_ROWS = 8
 
 
@@ -38,11 +38,11 @@ def search_windows(
     cache: Path | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Windows, Windows, Windows]:
-    """The windows of calibration, those that candidates are judged on, and those of the final race.
+    """The windows for calibration, for judging candidates, and for the final race.
 
     Where a text is in both, statistics are collected on its first half and candidates are judged
     on the second, so that no gradient has seen the text that candidates are judged on. Of the
-    model's own text the judged windows are those that follow. The windows of the final race are
+    model's own text, candidates are judged on later windows. The windows of the final race are
     further ones of the judged text.
     """
     calibration, search = calibration.halves(search)
@@ -88,7 +88,7 @@ def build_evaluator(
     pattern, include = settings.zeros, settings.include
     if isinstance(pattern, Structured):
         pattern = pattern.of_model(language_model.model)
-        # A unit without its columns there changes no output, so that no other matrix is masked.
+        # A unit without its columns of the consumer changes no output: no other matrix is masked.
         include = tuple(pattern.consumers)
     matrices = find_matrices(language_model.model, include, settings.exclude)
     for matrix in matrices:
@@ -129,7 +129,7 @@ def build_evaluator(
             if step is not None and gram.any():
                 hessians[matrix.name] = hessian.prepare() if step.damps else hessian
                 if isinstance(pattern, Structured):
-                    # Asked for by every candidate, so that workers share it.
+                    # Every candidate needs the inverse: computed here, it is shared by the workers.
                     _ = hessian.inverse
                 layer = Layer(sampled.weight, hessian, pattern, name=matrix.name)
                 sampled = replace(sampled, layer=layer, step=step.name)

@@ -24,12 +24,12 @@ from pruner_zero.sparsity import Pattern
 
 Rung = Literal["probe", "reconstruction", "few", "all", "final"]
 
-# Those that a batch climbs; the final race (`final.py`) follows the last batch.
+# The rungs of every batch; the final race (`final.py`) follows the last batch.
 RUNGS: tuple[Rung, ...] = ("probe", "reconstruction", "few", "all")
 
-# A candidate behind the best by so many standard errors of their paired difference leaves the
-# last rung, after at least so many windows. Four differences may be equal by chance, so that a
-# standard deviation below the least one is not believed.
+# A candidate behind the best by `_BEHIND` standard errors of their paired difference leaves the
+# last rung, after at least `_LEAST_WINDOWS` windows. Four differences may be equal by chance, so
+# the standard deviation is taken to be at least `_LEAST_DEVIATION`.
 _BEHIND, _LEAST_WINDOWS, _LEAST_DEVIATION = 2.0, 4, 0.005
 
 
@@ -38,7 +38,7 @@ class Task:
     """One candidate on one rung, as it is sent to a worker.
 
     known: its losses on the first windows of the rung, which are not run again. best: the losses
-    of the best candidate so far on all windows; one that falls clearly behind it is stopped.
+    of the best candidate so far on all windows; a candidate clearly behind it is stopped.
     """
 
     number: int
@@ -53,8 +53,9 @@ class Task:
 class Outcome:
     """The result of a rung: a value (lower is better), or the reason of a rejection.
 
-    Neither where the candidate was stopped behind the best. fingerprint: the hash of the mask on
-    the probe rows, from the probe rung alone. losses: by window, those known before among them.
+    Neither is set where the candidate was stopped behind the best. fingerprint: the hash of the
+    mask on the probe rows, from the probe rung alone. losses: by window, those known before among
+    them.
     """
 
     number: int

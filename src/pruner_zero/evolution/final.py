@@ -1,4 +1,4 @@
-"""The final race: the best metrics of a search, judged once more on windows that none has seen."""
+"""The final race: the best metrics of a search, judged again on unseen windows."""
 
 import math
 import statistics
@@ -50,11 +50,10 @@ class Finalist:
 class FinalRace(Tabular):
     """The best metric of each of the best skeletons on fresh windows, the winner first.
 
-    The search chose them by their losses on its own windows, which favours those that were lucky
-    there; these windows decide. Those level with the lowest loss, by less than one standard error
-    of the paired difference, are equal, and of them the simplest wins. Source: the final race on
-    fresh instances of irace (López-Ibáñez et al. 2016); the rule of one standard error of CART
-    (Breiman et al. 1984).
+    The search chose these metrics by their losses on its own windows, which favours lucky
+    candidates; the fresh windows decide. The simplest metric within one standard error (of the
+    paired difference) of the lowest loss wins. Source: the final race on fresh instances of irace
+    (López-Ibáñez et al. 2016); the rule of one standard error of CART (Breiman et al. 1984).
     """
 
     shown = ("perplexity", "loss", "interval", "behind", "behind_error", "expression", "scope")
@@ -69,7 +68,7 @@ class FinalRace(Tabular):
 
     @cached_property
     def winner(self) -> Finalist | None:
-        """The simplest of those that are level with the lowest loss."""
+        """The simplest finalist within one standard error of the lowest loss."""
         if not self.finalists:
             return None
         lowest = self.finalists[0]
@@ -145,8 +144,8 @@ def race_finalists(
 def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, seconds: float) -> int:
     """How many finalists, two at least, can be judged on `windows` windows in `seconds`.
 
-    outcomes: of a search that took `elapsed` seconds, which tell what a window takes and how many
-    judgements are done at once.
+    outcomes: of a search that took `elapsed` seconds; they give the time per window and the number
+    of parallel judgements.
     """
     known = {outcome.number: len(outcome.losses) for outcome in outcomes if outcome.rung == "few"}
     full = [outcome for outcome in outcomes if outcome.rung == "all" and outcome.losses]

@@ -102,7 +102,7 @@ class HallOfFame(Tabular):
             {
                 "complexity": complexity(record.candidate.expression),
                 "loss": record.evaluation.value,
-                # JSON has no number for one that overflows.
+                # JSON cannot represent infinity, the perplexity of a large loss.
                 "perplexity": min(record.evaluation.perplexity, sys.float_info.max),
                 "expression": str(record.candidate.expression),
                 "scope": record.candidate.scope,

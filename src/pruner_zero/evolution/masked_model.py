@@ -1,4 +1,4 @@
-"""The model pruned by a candidate: put on in place, measured, taken off."""
+"""A model whose masks are applied in place, measured, and removed again."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -72,7 +72,7 @@ class MaskedModel:
                     matrix.weight.copy_(matrix.view(self.dense[matrix.parameter_name]))
 
     def _prune(self, matrix: Matrix, mask: Tensor, hessian: Hessian | None) -> None:
-        """Write what `mask` (out, in) and the steps leave of one matrix into the model."""
+        """Write the result of `mask` (out, in) and the steps for one matrix into the model."""
         if self.steps and hessian is not None:
             dense = matrix.view(self.dense[matrix.parameter_name])
             layer = Layer(dense.float(), hessian, self.pattern, mask, name=matrix.name)

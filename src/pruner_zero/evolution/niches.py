@@ -40,14 +40,13 @@ class EvolutionSettings(Settings):
     each scope. depth: fewest and most levels of random trees; products: the share of random
     expressions that are products (`random_product`) instead. tournament: contestants of a
     tournament. parsimony: which values count as equal (`Population.tournament`). elite: members
-    that never leave. spread: so many of the best of each scope are tried in every other scope as
-    soon as they are among them. immigrants, migrants, crossover: shares of the children that are
-    random, that come from another scope, and that have two parents; the rest are mutations,
-    drawn by `mutations` (name to weight), followed by a second one with chance `twice`. tuned: so
-    many candidates of a batch are skeletons that ran on windows, with fitted exponents. steps: so
-    many are the `neighbours` of the best, as long as there are new ones. even:
-    the share of a batch that is split evenly over the scopes; the rest is split by the scopes'
-    part in the best tenth of the last `memory` results.
+    that never leave. spread: this many of the best members of each scope are tried in every other
+    scope. immigrants, migrants, crossover: shares of the children that are random, that come from
+    another scope, and that have two parents; the rest are mutations, drawn by `mutations` (name to
+    weight), followed by a second one with chance `twice`. tuned: the number of candidates of a
+    batch with exponents fitted by `Tuner`. steps: the number of `neighbours` of the best, as long
+    as there are new ones. even: the share of a batch that is split evenly over the scopes; the rest
+    is split by the scopes' part in the best tenth of the last `memory` results.
     """
 
     initial: int = Field(96, ge=1)
@@ -133,7 +132,7 @@ class Evolution(BatchAlgorithm):
         return sorted(proposals, key=lambda proposal: proposal.expression.size)
 
     def propose(self) -> list[Proposal]:
-        """Tuned exponents, steps from the best, the best elsewhere, children or immigrants."""
+        """Tuned exponents, neighbours of the best, the best in other scopes, children."""
         tuned = self._tuner.propose(self.generator, self.settings.tuned)
         near = self._near_the_best()
         steps = self.fill(self.settings.steps, lambda: next(near, None))
@@ -146,7 +145,7 @@ class Evolution(BatchAlgorithm):
         ]
 
     def learn(self, results: Sequence[Result]) -> None:
-        """Every result joins the niche of its scope; those with a loss tell about exponents."""
+        """Every result joins the niche of its scope; results with a loss also go to the `Tuner`."""
         self._tuner.add(results)
         results = [(candidate, on_one_scale(evaluation)) for candidate, evaluation in results]
         for niche in self.niches:
@@ -165,7 +164,7 @@ class Evolution(BatchAlgorithm):
                             yield Proposal(candidate.expression, scope, parents, "migrate")
 
     def _near_the_best(self) -> Iterator[Proposal]:
-        """The neighbours of the best members, those of the very best first."""
+        """The neighbours of the best members, starting with the best."""
         for candidate, _ in self.population[: self.settings.spread]:
             for form in neighbours(candidate.expression, self.space):
                 yield Proposal(form, candidate.scope, (candidate.number,), "step")

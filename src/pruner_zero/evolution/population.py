@@ -16,7 +16,7 @@ class Population:
     """At most `capacity` members that compete under the same `scope`, best first.
 
     When there are too many, the worst of those whose kind (`Candidate.kind`) is crowded leave
-    first. elite: so many of the Pareto front of value and size never leave.
+    first. elite: this many members of the Pareto front of value and size never leave.
     """
 
     def __init__(self, scope: Group, capacity: int, elite: int) -> None:

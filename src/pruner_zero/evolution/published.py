@@ -23,8 +23,8 @@ class PublishedSettings(Settings):
 
     population: random trees of min_depth … max_depth levels, asked ten at a time, so that a run
     that is stopped before all are judged has a result. tournament_share: the share of the
-    population that is drawn (ours: half); parents: so many of the best drawn may have a child.
-    mutation: the chance that a child is mutated at one node (ours: exactly one). simplify:
+    population that is drawn (ours: half); parents: this many of the best drawn members may have a
+    child. mutation: the chance that a child is mutated at one node (ours: exactly one). simplify:
     opposing-operation simplification of every tree. scope: the comparison group, by default the
     first of the space, which is the row as in the paper. batch: children asked at once; 1 is the
     paper's steady state.
@@ -44,7 +44,7 @@ class PublishedSettings(Settings):
 class Published(BatchAlgorithm):
     """Tournament, subtree crossover, node mutation, simplification; the worst leaves.
 
-    Trees are not typed: those that give no mask are asked too, count as the worst of the
+    Trees are not typed: trees that give no mask are asked too, count as the worst of the
     population, and leave first. A child equal to a parent is replaced by a random tree. Nothing
     else is compared, so that a tree can be asked again, as in the paper.
     Source: Dong 2024, arXiv 2406.02924.

@@ -19,16 +19,15 @@ from pruner_zero.metric import Shape
 class Racing:
     """Which candidates are judged on the next rung.
 
-    From the closed-form error to the loss on a few windows: those at most `near` above the
-    lowest of the run so far, by their expectation (`Surrogate`) or by the error itself, and
-    among the best `few_share` of their batch, tuned exponents (`Tuner`) first. From there to all
-    search windows: those whose loss is at most `margin`, in nats, above the lowest on the few
-    windows, or may become the lowest on all, judged by how much the two losses differed for other
-    candidates. All candidates are judged on the same windows, so that differences are those of the
-    metrics; one that falls clearly behind the best is stopped (`is_behind`). `near` and
-    `few_share` widen as the run finds that the closed form does not rank like the loss
-    (`Surrogate.trust`). direct: every distinct candidate is judged on all search windows, as the
-    published search does.
+    From the closed-form error to the loss on a few windows: candidates at most `near` above the
+    lowest of the run so far, by their expectation (`Surrogate`) or by the error itself, and among
+    the best `few_share` of their batch, tuned exponents (`Tuner`) first. From there to all search
+    windows: those whose loss is at most `margin`, in nats, above the lowest on the few windows, or
+    may become the lowest on all, judged by how much the two losses differed for other candidates.
+    All candidates are judged on the same windows, so that differences are those of the metrics; one
+    that falls clearly behind the best is stopped (`is_behind`). `near` and `few_share` widen as the
+    run finds that the closed form does not rank like the loss (`Surrogate.trust`). direct: every
+    distinct candidate is judged on all search windows, as the published search does.
     """
 
     near: float = 0.3
@@ -46,10 +45,10 @@ class Racing:
 
 
 _HALF, _LEAST_TRUST = 0.5, 0.1
-# The candidates of a batch that run on a few windows are of at least so many kinds.
+# The fewest kinds among the candidates of a batch that run on a few windows.
 _KINDS = 4
-# The standard deviation, over candidates, of the difference between the losses on all and on few
-# windows, in nats, as it is taken to be until so many were judged on all.
+# The assumed standard deviation, over candidates, of the difference between the losses on all and
+# on few windows, in nats, until `_ENOUGH` candidates were judged on all windows.
 _SPREAD, _ENOUGH = 0.03, 3
 
 
@@ -126,7 +125,7 @@ def _checked(candidate: Candidate, archive: Archive) -> _Entry:
 def _climb(
     rung: Rung, entries: Sequence[_Entry], archive: Archive, executor: Executor[Task, Outcome]
 ) -> list[tuple[_Entry, Outcome]]:
-    """Judge those that are neither rejected nor duplicates; give them with their outcomes."""
+    """Judge the entries that are neither rejected nor duplicates; yield them with outcomes."""
     alive = [entry for entry in entries if entry.alive]
     earlier = {
         entry.candidate.number: archive.outcome(entry.candidate.number, rung) for entry in alive
@@ -175,7 +174,7 @@ def _best_losses(archive: Archive) -> tuple[float, ...]:
 def _promising(
     entries: Sequence[_Entry], archive: Archive, racing: Racing, trust: float
 ) -> list[_Entry]:
-    """Those that run on a few windows: tuned ones, then the best by expectation and closed form.
+    """The entries to run on a few windows: tuned, then best by expectation and closed form.
 
     Tuned ones get half of the places at most. At least a third are the best by the closed form, so
     that losses of related candidates do not decide alone. Of the others no kind (`Candidate.kind`)
@@ -203,10 +202,11 @@ def _promising(
 def _near_the_best(
     entries: Sequence[_Entry], archive: Archive, margin: float, further: Sequence[float]
 ) -> list[_Entry]:
-    """Those whose loss on the few windows is near the lowest, or may become the lowest on all.
+    """The entries whose loss on few windows is near the lowest, or may be the lowest on all.
 
-    further: the differences between losses on all and on few windows so far, which tell what the
-    lowest loss on all usually means on few, and how far a candidate may still fall.
+    further: the differences between losses on all and on few windows so far, which tell the usual
+    loss on few windows of the candidate that is best on all, and how far a candidate may still
+    fall.
     """
     loss = _on("few")
     now = _sorted(entries, loss)
@@ -229,7 +229,7 @@ def _on(rung: Rung) -> Callable[[Evaluation], float]:
 
 
 def _sorted(entries: Iterable[_Entry], value: Callable[[Evaluation], float]) -> list[_Entry]:
-    """Those that are neither rejected nor duplicates, the lowest value first."""
+    """The entries that are neither rejected nor duplicates, the lowest value first."""
     alive = [entry for entry in entries if entry.alive]
     return sorted(alive, key=lambda entry: value(entry.evaluation))
 

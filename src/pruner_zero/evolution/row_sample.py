@@ -1,4 +1,4 @@
-"""A spread of rows of every matrix: enough to judge a metric without running the model."""
+"""Sampled rows of every matrix, to judge a metric without running the model."""
 
 import math
 from collections.abc import Sequence
@@ -85,7 +85,7 @@ def sample_matrix(
     if "G" in terminals:
         sensitivity = output_sensitivity(terminals["G"], gram)
     elif "O" in terminals:
-        # What is estimated of G is measured here; the half is that of a Gram matrix of 2XᵀX.
+        # O measures what `output_sensitivity` estimates from G; the half is that of gram = 2XᵀX.
         sensitivity = terminals["O"].square().squeeze(1) / 2
     norms = row_errors(weight, gram)
     share = outputs / len(index)

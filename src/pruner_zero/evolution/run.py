@@ -35,8 +35,8 @@ from pruner_zero.settings import name_of, names_of, read_settings
 from pruner_zero.text import Source, load_mixture
 
 INTERRUPTED = "interrupted"
-# After so many batches of nothing but known masks the search has seen all that there are: a model
-# of few heads has few choices of them.
+# After this many batches without a new mask, the search has seen all masks: a model with few heads
+# has few masks.
 _BATCHES_WITHOUT_NEWS = 10
 
 
@@ -92,9 +92,9 @@ def search(
     settings: the other fields of `SearchSettings`, at least a sparsity or pattern and a budget;
     config: a YAML file of them.
 
-    Where `output` holds an unfinished run of the same settings it goes on, and the archive ends
-    as if it had never been interrupted. An interruption (KeyboardInterrupt) ends the search and
-    keeps everything. Raises PrunerZeroError, naming what to change.
+    Where `output` holds an unfinished run of the same settings, that run is continued, and its
+    archive ends as if it had never been interrupted. An interruption (KeyboardInterrupt) ends the
+    search and keeps everything. Raises PrunerZeroError, naming what to change.
     """
     given = {
         **settings,

@@ -30,7 +30,7 @@ class SearchSettings(SearchOptions):
     @model_validator(mode="before")
     @classmethod
     def _refit(cls, given: Any) -> Any:
-        """What takes up the units that stay is solved anew, unless the settings say otherwise."""
+        """With units, the consumer matrix is solved anew, unless the settings say otherwise."""
         if isinstance(given, dict) and given.get("structure") and given.get("update") is None:
             return {**given, "update": "exact"}
         return given
@@ -83,7 +83,7 @@ class SearchSettings(SearchOptions):
 
     @property
     def loading(self) -> dict[str, Any]:
-        """The keyword arguments of `load_model`, of which the device is `placed_on`."""
+        """The keyword arguments of `load_model`; the device is `placed_on`."""
         return {**super().loading, "device": self.placed_on}
 
     @property
@@ -95,7 +95,7 @@ class SearchSettings(SearchOptions):
     def zeros(self) -> Pattern:
         """The pattern that candidates are judged under; the scope is the candidate's.
 
-        That of units has to be fitted to a model (`Structured.of_model`).
+        A pattern of units has to be fitted to a model (`Structured.of_model`).
         """
         if self.structure is not None:
             left = None if self.parameters is None else read_parameters(self.parameters)
@@ -109,8 +109,8 @@ class SearchSettings(SearchOptions):
     def search_space(self) -> SearchSpace:
         """The given space, or that of the algorithm, with the comparison groups asked for.
 
-        Under N:M weights compete in groups of M, and the scope has no effect. Units compete with
-        those of their block.
+        Under N:M weights compete in groups of M, and the scope has no effect. Units compete within
+        their block.
         """
         space = self.space or ALGORITHMS[self.algorithm].space
         if self.structure is not None:

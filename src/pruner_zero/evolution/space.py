@@ -193,7 +193,7 @@ class SearchSpace(Settings):
 
     @cached_property
     def choices(self) -> Mapping[tuple[Shape, int], tuple[tuple[tuple[Form, ...], ...], ...]]:
-        """The forms of a shape within so many levels, by arity and then by operator."""
+        """The forms by shape and number of levels, grouped by arity and then by operator."""
         return {
             (shape, levels): _grouped(
                 form

@@ -22,7 +22,7 @@ from pruner_zero.settings import CalibrationSettings, PruneSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
-# What the first line of a journal holds beside the settings.
+# The keys of a journal's first line other than settings.
 _HASHES = ("calibration_tokens", "search_tokens", "model_weights")
 
 
@@ -127,8 +127,8 @@ class Study(Tabular):
     def prune_options(self) -> dict[str, Any]:
         """The settings with which `prune` applies the best metric as the search judged it.
 
-        A metric that was judged with a weight update needs it too, and its damping; one of units,
-        what they are and how many go.
+        Besides the metric, these are the weight update and its damping, and for a metric of units
+        the structure and the number of units to remove, as the search had them.
         """
         chosen: dict[str, Any] = {"metric": str(self.path / "best.json")}
         if self.settings.get("structure"):

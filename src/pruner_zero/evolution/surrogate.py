@@ -20,12 +20,12 @@ _INHERITED = 0.7
 class Surrogate:
     """The expected closed-form error of candidates; lower is better.
 
-    For a candidate that ran on windows, the error that usually comes with its loss. For any
-    other, its own error, corrected by a share of the differences found for its parents: where
-    the closed form is wrong, it is wrong alike for related candidates. trust: how well the closed
-    form may rank candidates that ran on windows, from 0 (not at all) to 1; differences between
-    errors count by this factor, up to the highest error that ran. further: for each candidate
-    that ran on both, how much the loss on all windows exceeds that on few, in nats.
+    For a candidate that ran on windows, the error that usually comes with its loss. For any other,
+    its own error, corrected by a share of the differences found for its parents: the closed form
+    makes similar mistakes for related candidates. trust: how well the closed form may rank
+    candidates that ran on windows, from 0 (not at all) to 1; differences between errors count by
+    this factor, up to the highest error that ran. further: for each candidate that ran on both, how
+    much the loss on all windows exceeds that on few, in nats.
     Source: fitness inheritance (Smith, Dike & Stegmann 1995); the correction of a closed form is
     ours.
     """
@@ -67,7 +67,7 @@ class Surrogate:
         return alone + self._correction(candidate, results)
 
     def _alone(self, closed: float) -> float:
-        """The expected error of a candidate of which only this closed-form error is known."""
+        """The expected error of a candidate with only the closed-form error `closed`."""
         inside = min(closed, self._highest)
         return self._middle + self.trust * (inside - self._middle) + (closed - inside)
 
@@ -76,7 +76,7 @@ class Surrogate:
         return results["all"] - self._usual if "all" in results else results["few"]
 
     def _correction(self, candidate: Candidate, results: Mapping[str, float]) -> float:
-        """The difference between the expected error of a candidate and that of its error alone."""
+        """The expected error of a candidate less the expectation from its closed form alone."""
         if "few" in results and self.line is not None:
             slope, intercept = self.line
             return intercept + slope * self._loss(results) - self._alone(results["reconstruction"])

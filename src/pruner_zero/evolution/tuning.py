@@ -1,4 +1,4 @@
-"""Exponents apart from structure: those of a skeleton, fitted to its losses."""
+"""Fitting the exponents of a skeleton to its losses, apart from its structure."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,19 +16,19 @@ from pruner_zero.metric import Expression
 
 Array = NDArray[np.float64]
 
-# What is believed of a loss (nats) around the best exponents of a skeleton, before any is
-# measured: its gradient, its curvature, and how far two exponents interact; each as a standard
-# deviation, the curvature with its mean. Wide guesses: a few losses outweigh them.
+# The prior of the loss (nats) around the best exponents of a skeleton: standard deviations of its
+# gradient, its curvature and the interaction of two exponents, and the mean of the curvature. The
+# prior is wide: a few losses outweigh it.
 _GRADIENT, _CURVATURE, _CURVATURE_MEAN, _INTERACTION = 0.5, 1.5, 2.0, 0.7
-# What a loss on few and on all windows is taken to differ from that quadratic (standard deviation).
+# The assumed standard deviation of losses on few and on all windows from that quadratic.
 _NOISE_FEW, _NOISE_ALL = 0.006, 0.003
-# A quadratic holds near the best alone: points farther away or far above it are left out.
+# A quadratic is accurate only near the best: points farther away or far above are left out.
 _RADIUS, _HEIGHT = 0.6, 0.3
-# New exponents are drawn around the best with this standard deviation, so many for a skeleton.
+# The standard deviation of new exponents around the best, and their number for a skeleton.
 _STEP, _DRAWS = 0.2, 64
-# Exponents are proposed where the lowest plausible loss is at least so far below the best one.
+# The least gain (nats) of the lowest plausible loss over the best loss, to propose exponents.
 _GAIN = 0.001
-# At most so many skeletons are fitted, and so many proposals made for one of them.
+# The most skeletons that are fitted, and the most proposals for each.
 _SKELETONS, _EACH = 8, 2
 
 
@@ -106,7 +106,7 @@ class Tuner:
 
 
 class _Points:
-    """What is known of one skeleton: exponents (points, factors), losses, and their quadratic."""
+    """The data of one skeleton: exponents (points, factors), losses, and their quadratic."""
 
     def __init__(self, results: Sequence[Result], usual: float) -> None:
         losses = np.array([_loss(result, usual) for result in results])

@@ -1,4 +1,4 @@
-"""One way to spread work: in this process, over processes beside it, or over a Ray cluster."""
+"""Running tasks in this process, in worker processes, or on a Ray cluster."""
 
 from pruner_zero.execution.executor import Executor, SerialExecutor, Work, Workers
 from pruner_zero.execution.processes import ProcessExecutor

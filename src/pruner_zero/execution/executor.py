@@ -1,4 +1,4 @@
-"""What an executor is: tasks go in, their results come out in the same order."""
+"""The interface of executors, which run tasks and return results in the same order."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,13 +14,13 @@ Result = TypeVar("Result", covariant=True)
 
 
 class Work(Protocol[Task, Result]):
-    """What is done with every task. It is pickled, and each worker has a copy of it."""
+    """The work done for every task. It is pickled, and each worker has a copy of it."""
 
     def set_up(self) -> None:
         """Called once in each worker before its first task.
 
-        The tensors that a worker gets are shared with the other workers and must not be written
-        to: those that tasks change are copied here. Not called in the process of the search.
+        The tensors that a worker gets are shared with the other workers and must not be written to:
+        `set_up` copies the tensors that tasks change. Not called in the process of the search.
         """
 
     def run(self, task: Task, limit: TimeLimit) -> Result:
@@ -32,7 +32,7 @@ class Work(Protocol[Task, Result]):
 
 @dataclass(frozen=True)
 class Workers:
-    """Over how many workers work is spread, and what each of them has.
+    """The number of workers and the resources of each.
 
     count: how many; None for one a core, or as many as the Ray cluster holds. threads: CPU threads
     of each. time_limit: seconds that a task may take. ray_address, ray_resources: as `RayExecutor`

@@ -42,7 +42,7 @@ class _Process:
     """A pool of one process, so that it is known which task a death belongs to."""
 
     def __init__(self, packed: PackedFile, threads: int) -> None:
-        # Processes forked from a server that has imported torch once start in moments.
+        # Forked from a server that has already imported torch, processes start fast.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__])
         self.pool = ProcessPoolExecutor(

@@ -71,7 +71,7 @@ class _Handle:
 
         def hand_on(answer: Future[Any]) -> None:
             error = answer.exception()
-            # Ray wraps what the task raised and adds the traceback to its text.
+            # Ray wraps the error of the task and adds the traceback to its text.
             if isinstance(error, self.ray.exceptions.RayTaskError):
                 error = error.cause
             if error is None:

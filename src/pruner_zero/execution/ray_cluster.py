@@ -28,7 +28,7 @@ class RayCluster:
         if self.started:
             self._connect(address, needed.get("num_cpus", 0) * actors)
         errors = self.ray.exceptions
-        # What the calls of an actor raise when the actor has died.
+        # The errors that the calls of an actor raise when the actor has died.
         self.died: tuple[type[BaseException], ...] = (
             errors.RayActorError,
             errors.WorkerCrashedError,

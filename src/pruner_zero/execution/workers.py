@@ -37,7 +37,7 @@ class Worker(Protocol):
 
 @dataclass(eq=False)
 class _Job(Generic[T, R]):
-    """A task and how far it is. `done` tells that `result` is set."""
+    """A task and its progress; `done`: `result` is set."""
 
     task: T
     started: bool = False
@@ -69,7 +69,7 @@ class WorkerExecutor(Executor[T, R], ABC):
     A worker has one task at a time, so that it is known which task its death belongs to.
     """
 
-    # What the futures of a worker raise when the worker has died.
+    # The errors that the futures of a worker raise when the worker has died.
     died: tuple[type[BaseException], ...]
 
     def __init__(self, work: Work[T, R], count: int, time_limit: float) -> None:
@@ -90,7 +90,7 @@ class WorkerExecutor(Executor[T, R], ABC):
     def map(self, tasks: Iterable[T]) -> Iterator[R]:
         """Run tasks in parallel, a bounded number ahead of the one that is waited for.
 
-        Raises PrunerZeroError where workers die before they can take a task, or for want of
+        Raises PrunerZeroError where workers die before they can take a task, or from a lack of
         memory, and whatever a task raises.
         """
         if not self.places:
@@ -158,7 +158,7 @@ class WorkerExecutor(Executor[T, R], ABC):
             ) from error
 
     def _count_death(self, job: _Job[T, R], starved: bool) -> None:
-        """The job is run again once. Want of memory says nothing about a task: it ends the run."""
+        """Run the job again once; a lack of memory is not the task's fault and ends the run."""
         job.started = False
         job.deaths += 1
         if job.deaths < 2:

@@ -81,7 +81,7 @@ class Expression:
         return position, within
 
     def _key(self) -> tuple[Any, ...]:
-        """What the node itself is made of: its constructor's arguments."""
+        """The arguments of the node's constructor."""
         raise NotImplementedError
 
     def _remember(self, **facts: Any) -> None:

@@ -1,4 +1,4 @@
-"""The value that describes an operator: its numerics and all that is known of it."""
+"""The value that describes an operator: its numerics and its facts."""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -40,8 +40,8 @@ class Operator:
     """One operator: its numerics and everything else the program has to know about it.
 
     All facts hold in exact arithmetic for finite results; fp32 rounding can still tie close
-    values. A fact that is left out is not claimed, which is always safe. What is stated by
-    `exponent`, `factor` and `rescaling` (degree, sign, parity, increasing) needs no repetition.
+    values. A fact that is left out is not claimed, which is always safe. Facts that follow from
+    `exponent`, `factor` and `rescaling` (degree, sign, parity, increasing) need not be repeated.
 
     name: as the language writes it, such as row_share.
     arity: number of operands, 1 or 2.
@@ -109,7 +109,7 @@ class Operator:
 
     @property
     def family(self) -> Family:
-        """What operators that it makes little sense to nest have in common."""
+        """The family of the operator: operators that it makes little sense to nest."""
         if self.exponent not in (None, 1.0):
             return "power"
         if self.rescaling is not None:

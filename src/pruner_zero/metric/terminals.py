@@ -10,7 +10,7 @@ from pruner_zero.metric.operator import Shape
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """What a terminal stands for.
+    """The statistic that a terminal stands for.
 
     shape: its form beside a weight matrix of shape (out, in).
     sign: positive (never zero), nonnegative, or any.

@@ -39,7 +39,7 @@ class _StopForwardError(Exception):
 
 @dataclass(frozen=True)
 class BlockCalls:
-    """What a model calls its blocks with.
+    """The arguments with which a model calls its blocks.
 
     hidden: the input of the first block, a (1, tokens, width) tensor for each window.
     arguments: by block and window, the other arguments of the call.

@@ -1,4 +1,4 @@
-"""From a model whose units are masked to the smaller model that computes the same."""
+"""From a model with masked units to the smaller model that computes the same outputs."""
 
 from collections.abc import Collection, Iterator, Sequence
 from copy import deepcopy
@@ -16,7 +16,7 @@ from pruner_zero.models.units import Coupling, counts_left
 
 
 def size_of(module: nn.Module) -> tuple[int, int]:
-    """The number of a module's parameters and their bytes; what is tied counts once."""
+    """The number of a module's parameters and their bytes; tied parameters count once."""
     parameters = list(module.parameters())
     return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
 
@@ -24,7 +24,7 @@ def size_of(module: nn.Module) -> tuple[int, int]:
 def size_without_units(
     model: PreTrainedModel, couplings: Sequence[Coupling], kept: int
 ) -> tuple[int, int]:
-    """What `size_of` gives once all but `kept` units of each coupling are cut out of `model`."""
+    """The result of `size_of` after all but `kept` units of each coupling are cut out."""
     numbers, nbytes = size_of(model)
     for coupling in couplings:
         consumer = model.get_submodule(coupling.consumer).get_parameter("weight")
@@ -39,7 +39,7 @@ def size_without_units(
 def shrink(
     model: PreTrainedModel, couplings: Sequence[Coupling], structure: Structure, kept: int
 ) -> None:
-    """Cut, in place, all but `kept` units of each coupling out of `model`, and tell its config.
+    """Cut, in place, all but `kept` units of each coupling out, and update the configuration.
 
     The units that are cut are those whose columns of the consumer are zero throughout, so that no
     output changes. Raises ValueError where fewer than that are zero.
@@ -55,7 +55,7 @@ def shrink(
 
 
 def kept_units(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:
-    """The units that stay, in order: those that are not zero, and the first of those that are.
+    """The units that stay, sorted: all non-zero units, filled up with the first zero units.
 
     weight: the consumer's, (out, in). Raises ValueError where more than `kept` are not zero.
     """
@@ -85,10 +85,11 @@ def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
 
 
 def drop_blocks(model: PreTrainedModel, dropped: Collection[int]) -> None:
-    """Take the blocks of these numbers out of `model`, in place, and tell its config.
+    """Remove the blocks of these numbers from `model`, in place, and update its configuration.
 
-    What the configuration lists by block keeps the entries of the blocks that stay, and these are
-    numbered anew, as the cache of keys and values counts them. Raises what `check_dropped` raises.
+    Lists by block in the configuration keep the entries of the blocks that stay. These blocks are
+    renumbered, as the cache of keys and values needs consecutive numbers. Raises what
+    `check_dropped` raises.
     """
     check_dropped(model, dropped)
     blocks = block_list(model)
@@ -130,7 +131,7 @@ def _tell(config: PreTrainedConfig, count: int, dropped: Collection[int]) -> Non
 
 
 def _described(block: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """All that makes a block the kind that it is, but its number and its weights."""
+    """The properties of a block that make up its kind, without its number and weights."""
     for name, module in block.named_modules():
         plain = {
             key: value

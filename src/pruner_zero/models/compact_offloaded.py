@@ -1,4 +1,4 @@
-"""The smaller model of one that stays on disk: its blocks are cut file by file."""
+"""Removing units from a model on disk: its blocks are cut file by file."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -22,7 +22,7 @@ def shrink_offloaded(
     structure: Structure,
     kept: int,
 ) -> tuple[OffloadedModel, list[Path]]:
-    """What `shrink` does, for a model on disk: the smaller model, and the files of its blocks.
+    """`shrink` for a model on disk: returns the smaller model, and the files of its blocks.
 
     files: of each block, as `save_offloaded` takes them; each is read, cut, and written beside
     itself. `offloaded` stays as it is. Raises PrunerZeroError where a block is saved under other
@@ -42,7 +42,7 @@ def shrink_offloaded(
 
 
 def _cut_file(file: TensorFile, coupling: Coupling, kept: int) -> dict[str, Tensor]:
-    """The tensors of a block without the units that go."""
+    """The tensors of a block without the removed units."""
     tensors = {name: file.read(name) for name in file}
     weight = tensors.get(f"{coupling.consumer}.weight")
     if weight is None:

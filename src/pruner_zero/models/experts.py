@@ -1,4 +1,4 @@
-"""A mixture with fewer experts, in place of the model and for a while."""
+"""Removing experts of a mixture, for good or within a context."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from pruner_zero.models.mixtures import Mixtures, tensors_of
 
 
 def size_with_experts(model: PreTrainedModel, mixtures: Mixtures, kept: int) -> tuple[int, int]:
-    """What `size_of` gives once all but `kept` experts of each block are removed from `model`."""
+    """The result of `size_of` after all but `kept` experts of each block are removed."""
     numbers, nbytes = size_of(model)
     parameters = dict(model.named_parameters())
     for name in (name for mixture in mixtures.blocks for name in mixture.tensors):
@@ -25,9 +25,10 @@ def size_with_experts(model: PreTrainedModel, mixtures: Mixtures, kept: int) -> 
 def keep_experts(
     model: PreTrainedModel, mixtures: Mixtures, kept: Mapping[int, Sequence[int]]
 ) -> None:
-    """Remove, in place, all experts but those `kept` of each block, and tell the configuration.
+    """Remove, in place, all experts except `kept` of each block; update the configuration.
 
-    kept: their numbers by that of the block, as many of every block, in the order they stay in.
+    kept: the numbers of the kept experts by block number, equally many for every block, in their
+    new order.
     """
     before = tensors_of(model)
     tensors = {
@@ -42,7 +43,7 @@ def keep_experts(
 def experts_kept(
     model: PreTrainedModel, mixtures: Mixtures, kept: Mapping[int, Sequence[int]]
 ) -> Iterator[None]:
-    """Within the context, `model` is what `keep_experts` makes of it."""
+    """Within the context, `model` has only the experts `kept`, as after `keep_experts`."""
     tensors = tensors_of(model)
     before = {name: tensors[name] for mixture in mixtures.blocks for name in mixture.tensors}
     keep_experts(model, mixtures, kept)
@@ -59,7 +60,7 @@ def _take(tensor: Tensor, places: Sequence[int], axis: int) -> Tensor:
 def _put(
     model: PreTrainedModel, mixtures: Mixtures, tensors: Mapping[str, Tensor], count: int
 ) -> None:
-    """Put `tensors` of `count` experts a block in their places, and tell where the count is."""
+    """Set `tensors` of `count` experts per block in the model, and set its counts of experts."""
     for name, tensor in tensors.items():
         owner, _, local = name.rpartition(".")
         module = model.get_submodule(owner)

@@ -57,7 +57,7 @@ class LanguageModel:
         return nullcontext(find_blocks(self.model)[index])
 
     def outside(self) -> AbstractContextManager[None]:
-        """Within the context, what is in no block (embeddings, last norm, head) is in memory."""
+        """Within the context, parameters outside the blocks (embeddings, head) are in memory."""
         return nullcontext()
 
     def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:

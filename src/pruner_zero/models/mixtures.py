@@ -1,7 +1,7 @@
 """The experts of a mixture: the tensors with a slice for each of them.
 
-They are found by building, without weights, the model of a configuration with one expert less: what
-becomes smaller there belongs to the experts.
+They are found by building, without weights, the model of a configuration with one expert less:
+tensors that become smaller belong to the experts.
 """
 
 from collections.abc import Mapping
@@ -45,8 +45,8 @@ class Mixture:
 class Mixtures:
     """The mixtures of a model, of `count` experts each, of which `chosen` compute for a token.
 
-    field: of the configuration that holds the count; attributes: the modules and their attributes
-    that do.
+    field: the field of the configuration that holds the count; attributes: the modules and their
+    attributes that hold it.
     """
 
     count: int
@@ -112,7 +112,7 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _told(model: PreTrainedModel, field: str, count: int) -> PreTrainedModel:
-    """The model without weights whose configuration says that a block has `count` experts."""
+    """The model, without weights, of the configuration with `count` experts in a block."""
     config = deepcopy(model.config)
     setattr(config, field, count)
     try:

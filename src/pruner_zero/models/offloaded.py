@@ -60,7 +60,7 @@ class OffloadedModel(LanguageModel):
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """Within the context, what is in no block is in memory."""
+        """Within the context, the parameters outside all blocks are in memory."""
         with self._loaded(self._outside()):
             yield
 
@@ -79,7 +79,7 @@ class OffloadedModel(LanguageModel):
         return self._as_stored(_tensor_ids([find_blocks(self.model)[index]]))
 
     def rest(self) -> dict[str, Tensor]:
-        """What is in no block, as `changed` gives it; for use within the `outside` context."""
+        """The tensors outside all blocks, as from `changed`; used within the `outside` context."""
         inside = _tensor_ids(find_blocks(self.model))
         return self._as_stored(_tensor_ids([self.model]) - inside)
 

@@ -24,7 +24,7 @@ from pruner_zero.models.shards import INDEX, weight_files
 from pruner_zero.tensor_file import write_tensors
 
 PICKLED = "pickled:"
-# What a model folder holds beside its weights.
+# The files of a model folder other than its weights.
 BESIDE = ("*.json", "*.model", "*.txt", "*.jinja")
 _WEIGHTS = "pytorch_model.bin"
 _INDEX = f"{_WEIGHTS}.index.json"

@@ -24,9 +24,9 @@ def place_model(
 ) -> None:
     """Move `model` to `devices`, in place: to one, or its blocks to several, in their order.
 
-    What is in no block goes to the first. Forward hooks move the inputs of every part to its
-    device. free: gives the free bytes of a device. Raises PrunerZeroError where several devices
-    together are too small.
+    Modules outside the blocks go to the first device. Forward hooks move the inputs of every part
+    to its device. free: gives the free bytes of a device. Raises PrunerZeroError where several
+    devices together are too small.
     """
     if len(devices.every) == 1:
         model.to(devices.first)
@@ -63,9 +63,10 @@ def devices_needed(total: int, free: Sequence[int]) -> int:
 def spread_blocks(blocks: Sequence[int], free: Sequence[int], outside: int = 0) -> list[int]:
     """The index of the device of each block: contiguous ranges that leave the most room.
 
-    blocks: bytes of each block, in order. free: bytes of each device. outside: bytes of what is
-    in no block, on the first device. The largest share of a device that is filled is as small as
-    possible, found by bisection. Raises PrunerZeroError where the devices cannot hold it all.
+    blocks: bytes of each block, in order. free: bytes of each device. outside: bytes of the modules
+    outside the blocks, on the first device. The largest share of a device that is filled is as
+    small as possible, found by bisection. Raises PrunerZeroError where the devices cannot hold it
+    all.
     """
     chosen = _fill(blocks, free, outside)
     if chosen is None:

@@ -140,7 +140,7 @@ def readable(name: str, *, local: bool) -> Iterator[None]:
             f"the weights of {name} are damaged ({one_line(error)}): fetch them again"
         ) from error
     except ImportError as error:
-        # Such as an attention implementation whose package is not installed.
+        # For example, the package of an attention implementation is not installed.
         raise PrunerZeroError(f"{name} cannot be loaded: {one_line(error)}") from error
     except Exception as error:
         # A damaged file can raise an error of any type: a GGUF raises struct.error, IndexError

@@ -16,16 +16,16 @@ from pruner_zero.progress import SILENT, Progress
 _CACHE_NAMES = ("cache", "past_key_values")
 
 
-# What many models saw between the documents of their training text. Where a model was tuned to
-# follow instructions since, BOS begins a turn of a dialogue and not a document.
+# The separator between documents in the training text of many models. In models tuned to follow
+# instructions, BOS begins a turn of a dialogue and not a document.
 _SEPARATOR = "<|endoftext|>"
 
 
 def start_token(language_model: LanguageModel) -> int:
     """The token that a document begins with: `<|endoftext|>`, else the tokenizer's BOS or EOS.
 
-    Where the tokenizer has none of them, those of the model's configuration. Raises PrunerZeroError
-    where that has neither.
+    Where the tokenizer has none of them, BOS or EOS of the model's configuration. Raises
+    PrunerZeroError where the configuration has neither.
     """
     vocabulary = language_model.tokenizer.get_vocab()
     if _SEPARATOR in vocabulary:
@@ -96,9 +96,9 @@ def sample_windows(
 
 
 def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any] | None:
-    """What keeps keys and values of `model` in `cache` when it is called; the last logits alone.
+    """Arguments that make `model` use `cache` for keys and values and return only the last logits.
 
-    None where it keeps none.
+    None where the model keeps no keys and values.
     """
     accepted = signature(model.forward).parameters
     names = [name for name in _CACHE_NAMES if name in accepted]
@@ -109,7 +109,7 @@ def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, An
 
 
 class _NextToken:
-    """The distribution of the next token, from the last tokens and what is kept of earlier ones."""
+    """The distribution of the next token, from the last tokens and the cache of earlier tokens."""
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         self.model = model

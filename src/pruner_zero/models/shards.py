@@ -19,9 +19,9 @@ WEIGHTS = "model.safetensors"
 class Shards:
     """The weights of the model saved in `folder`.
 
-    model: the same model without its weights, loaded by transformers to the meta device; it
-    tells how stored names and layouts become the model's (experts stored one by one become one
-    parameter, for example). Raises PrunerZeroError for a damaged file.
+    model: the same model without its weights, loaded by transformers to the meta device; it defines
+    how stored names and layouts map to the model's (experts stored one by one become one parameter,
+    for example). Raises PrunerZeroError for a damaged file.
     """
 
     def __init__(self, folder: Path, model: PreTrainedModel) -> None:

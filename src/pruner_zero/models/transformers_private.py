@@ -1,4 +1,4 @@
-"""All that this program uses of transformers beside its public names.
+"""All private names of transformers that this program uses.
 
 These names may change with any release: pyproject.toml bounds the version, and a test keeps them
 out of the other modules.
@@ -29,9 +29,9 @@ from transformers.models.auto.modeling_auto import (
 class StoredGroup:
     """The stored tensors that make up one or several tensors of a model.
 
-    name: the first of the model's tensors. converter: what merges or splits them, None where one
-    stored tensor is one of the model's. stored: their names, each with the pattern of the converter
-    that it matches.
+    name: the first of the model's tensors. converter: the object that merges or splits the stored
+    tensors, None where one stored tensor is one of the model's. stored: the names of the stored
+    tensors, each with the converter's pattern that it matches.
     """
 
     name: str
@@ -40,7 +40,7 @@ class StoredGroup:
 
 
 def group_stored(model: PreTrainedModel, stored: Iterable[str]) -> list[StoredGroup]:
-    """What the tensors of `model`, loaded by `from_pretrained`, are made of.
+    """The stored tensors that make up each tensor of `model`, loaded by `from_pretrained`.
 
     stored: the names of all tensors in its files.
     """
@@ -84,7 +84,7 @@ def copy_conversions(source: PreTrainedModel, target: PreTrainedModel) -> None:
 def as_stored(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` of `model` under the names and in the layout in which they are saved.
 
-    Without those that are not saved.
+    Tensors that are not saved are left out.
     """
     saved = model.state_dict().keys() - set(model._keys_to_ignore_on_save or ())
     kept = {name: tensor for name, tensor in tensors.items() if name in saved}
@@ -118,7 +118,7 @@ def is_causal(config: Any) -> bool:
     if config.architectures:
         names = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
         return any(architecture in names for architecture in config.architectures)
-    # BERT and similar encoders have a causal head too, used where they are told to be decoders.
+    # BERT and similar encoders have a causal head too, used if configured as decoders.
     return config.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and (
         config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
         or bool(getattr(config, "is_decoder", False))

@@ -1,7 +1,8 @@
 """Units that can be removed from every block alike, and the matrices that share each of them.
 
 They are found by the model's own tensor-parallel plan, which names the linear maps that can be
-divided along their outputs (colwise) and those that take up what these put out (rowwise).
+divided along their outputs (colwise) and the linear maps that take these outputs as inputs
+(rowwise).
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
 
-# The fields of the configuration that count units, the first of them those of a coupling.
+# The fields of the configuration that count units; the first counts the units of a coupling.
 _COUNTS: Mapping[str, tuple[str, ...]] = {
     "channels": ("intermediate_size",),
     "heads": ("num_key_value_heads", "num_attention_heads"),
@@ -31,10 +32,10 @@ _NEEDED: Mapping[str, str] = {
 class Coupling:
     """Linear maps of one block whose units can only be removed together.
 
-    consumer: the name of the matrix that loses columns; producers: the names of those that lose
-    rows. Unit i is the i-th of `count` equal slices, of a producer's rows (and its bias, if any) or
-    of the consumer's columns: an MLP's channel, or a key-value head with the query heads that
-    share it.
+    consumer: the name of the matrix that loses columns; producers: the names of the matrices that
+    lose rows. Unit i is the i-th of `count` equal slices, of a producer's rows (and its bias, if
+    any) or of the consumer's columns: an MLP's channel, or a key-value head with the query heads
+    that share it.
     """
 
     block: int
@@ -46,9 +47,9 @@ class Coupling:
 def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Coupling]:
     """The coupling of every block, in order.
 
-    Without its columns of the consumer a unit changes no output, so that to remove it and to set
-    those columns to zero are the same. Raises PrunerZeroError naming the family of the model where
-    a block has no such coupling, or more than one.
+    A unit whose columns of the consumer are zero changes no output, so that removing a unit and
+    setting these columns to zero are equivalent. Raises PrunerZeroError naming the family of the
+    model where a block has no such coupling, or more than one.
     """
     config = model.config
     family, field = config.model_type, _COUNTS[structure][0]
@@ -88,7 +89,7 @@ def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> di
     count = getattr(config, _COUNTS[structure][0])
     fields = {field: getattr(config, field) * kept // count for field in _COUNTS[structure]}
     if structure == "heads":
-        # Where it is not said, it is what the number of heads makes of the width.
+        # Where the configuration has no head width, it is the model width over the number of heads.
         width = getattr(config, "head_dim", None)
         fields["head_dim"] = width or config.hidden_size // config.num_attention_heads
     return fields
@@ -107,7 +108,7 @@ def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bo
 def _siblings(
     block: nn.Module, styles: dict[str, str]
 ) -> Iterator[tuple[nn.Module, dict[str, nn.Linear], nn.Linear]]:
-    """Modules of a block in which one rowwise linear map takes up what colwise ones put out."""
+    """Modules of a block in which a rowwise linear map takes the outputs of colwise ones."""
     parts: dict[str, dict[str, nn.Linear]] = defaultdict(dict)
     for local, module in block.named_modules():
         if type(module) is nn.Linear:
@@ -124,12 +125,12 @@ def _siblings(
 def _divides(
     module: nn.Module, producers: list[nn.Linear], consumer: nn.Linear, count: int
 ) -> bool:
-    """Whether all parameters of `module` are those of units, or shared by all `count` of them."""
+    """Whether each parameter of `module` belongs to a unit, or is shared by all `count` units."""
     widths = {_width(consumer), *(linear.out_features for linear in producers)}
     if not count or any(width % count for width in widths):
         return False
     attends = hasattr(module, "layer_idx")
-    # Queries as wide as what is taken up, keys and values: three maps, which fused ones are not.
+    # Queries as wide as the consumer's inputs, keys and values: three maps, so no fused ones.
     if attends and (len(producers) != 3 or producers[0].out_features != _width(consumer)):
         return False
     if not attends and len(widths) > 1:

@@ -28,7 +28,7 @@ _ROWS = 64
 
 @torch.no_grad()
 def allocated_pattern(method: Method, dense: Iterable[tuple[Matrix, Statistics]]) -> PerMatrix:
-    """The pattern of each matrix; their zeros together are those of the method's sparsity.
+    """The pattern of each matrix; their zeros in total match the method's sparsity.
 
     dense: every matrix, with its weights in memory, and the statistics of the dense model that the
     allocation needs, block after block. Rules: "owl" as published, with the released defaults;

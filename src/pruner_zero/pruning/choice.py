@@ -1,4 +1,4 @@
-"""The masks of matrices: scores by the method's metric, and what its pattern makes of them."""
+"""Masks of matrices: the method's metric scores them, and its pattern chooses the masks."""
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +18,8 @@ from pruner_zero.sparsity import Pattern, choose_masks
 class Choice:
     """Masks by matrix name, and the names of the matrices that calibration reached.
 
-    masks: bool (out, in), True = kept. A reached matrix that has none gets it from a step that
-    chooses it.
+    masks: bool (out, in), True = kept. A reached matrix without a mask gets its mask from a step
+    that chooses masks.
     """
 
     masks: Mapping[str, Tensor]
@@ -37,7 +37,7 @@ def choose(
     method: Method,
     pattern: Pattern,
 ) -> Choice:
-    """The choice for one group of matrices, all that the pattern has to see at a time.
+    """The choice for one group of matrices, whose scores the pattern needs at once.
 
     statistics: of each matrix by name. Raises PrunerZeroError naming a matrix that the metric
     cannot score.
@@ -69,11 +69,11 @@ def choose_for_model(
     read: Callable[[Matrix], Statistics],
     progress: Progress,
 ) -> Choice:
-    """The choice for all matrices, where the pattern has to see the scores of the whole model.
+    """The choice for all matrices, where the pattern needs the scores of the whole model.
 
     read: the statistics of one matrix that the metric needs. Masks are computed when they are asked
-    for, and so are scores that `LazyScores` does not hold; of an offloaded model it holds none.
-    Raises PrunerZeroError naming a matrix that the metric cannot score.
+    for, and so are scores that `LazyScores` does not hold; for an offloaded model it holds no
+    scores. Raises PrunerZeroError naming a matrix that the metric cannot score.
     """
     by_name = {matrix.name: matrix for matrix in matrices}
 

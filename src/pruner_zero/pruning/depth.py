@@ -1,4 +1,4 @@
-"""Whole decoder blocks: which of them change what passes through them the least."""
+"""Removing whole decoder blocks: those that change the hidden state the least."""
 
 from collections.abc import Mapping
 from copy import deepcopy
@@ -31,11 +31,11 @@ from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
 
 @dataclass(frozen=True)
 class Blocks(Removal):
-    """Whole blocks go, chosen before by their influence; scores have no part in it.
+    """Whole blocks are removed, chosen beforehand by their influence, without scores.
 
-    sparsity: the share of blocks that go; parameters: as in `Structured`. influence: of every
-    block, as `block_influence` gives it. dropped: the numbers of the blocks that go; names: of all
-    their matrices. folded: as `fold_blocks` gives it.
+    sparsity: the share of blocks to remove; parameters: as in `Structured`. influence: of every
+    block, from `block_influence`. dropped: the numbers of the blocks to remove; names: of all their
+    matrices. folded: from `fold_blocks`.
     """
 
     sparsity: float
@@ -73,7 +73,7 @@ class Blocks(Removal):
     def fold(
         self, language_model: LanguageModel, tokens: Tensor, progress: Progress = SILENT
     ) -> "Blocks":
-        """What the dropped blocks do goes into those before them, in place: `fold_blocks`."""
+        """Fold dropped blocks into the blocks before them, in place: `fold_blocks`."""
         return replace(self, folded=fold_blocks(language_model, tokens, self.dropped, progress))
 
     def shrink(self, model: PreTrainedModel) -> None:
@@ -93,11 +93,12 @@ class Blocks(Removal):
 def choose_blocks(
     language_model: LanguageModel, tokens: Tensor, asked: Blocks, progress: Progress = SILENT
 ) -> Blocks:
-    """The blocks of the least influence, as many as `asked`; the first and the last one stay.
+    """The blocks of the least influence, as many as `asked`; the first and last block stay.
 
     tokens: windows (n, seqlen). Raises PrunerZeroError for a share that leaves out no block or too
     many, for a number of parameters that cannot be left, and where a block cannot be dropped.
-    Source: ShortGPT (Men et al. 2024, 2403.03853), which protects no block.
+    Source: ShortGPT (Men et al. 2024, 2403.03853), which may also remove the first and the last
+    block.
     """
     blocks = find_blocks(language_model.model)
     sizes = {index: size_of(blocks[index])[0] for index in range(1, len(blocks) - 1)}
@@ -151,7 +152,7 @@ def block_influence(
 
 
 def _count(blocks: int, sparsity: float) -> int:
-    """How many of so many blocks go. Raises PrunerZeroError for none, and for more than can."""
+    """The number of blocks to remove. Raises PrunerZeroError for none, and for too many."""
     count = round(blocks * sparsity)
     if not 0 < count <= blocks - 2:
         raise PrunerZeroError(
@@ -164,7 +165,7 @@ def _count(blocks: int, sparsity: float) -> int:
 def _check_silent(
     language_model: LanguageModel, window: Tensor, dropped: tuple[int, ...], matrices: list[Matrix]
 ) -> None:
-    """Raise PrunerZeroError where a block of zeros does not pass on what it is given."""
+    """Raise PrunerZeroError where a block of zeros does not pass on its input."""
     calls = language_model.block_calls(window)
     for index in dropped:
         block = find_blocks(language_model.model)[index]

@@ -1,4 +1,4 @@
-"""The scores of experts: REAP's, or by a metric the totals of their matrices."""
+"""The scores of experts: REAP's, or the totals of a metric over their matrices."""
 
 from dataclasses import replace
 
@@ -26,9 +26,9 @@ def choose_experts(
 ) -> Experts:
     """The pattern `asked` of `method`, with the scores of all experts of the dense model.
 
-    They are those of `reap_scores`, or by a metric the sums of the squared scores, with the sign of
-    the score, of the matrix that gives an expert's outputs; `store` keeps the statistics. Raises
-    PrunerZeroError where the metric cannot score a matrix.
+    The scores are those of `reap_scores`, or with a metric the signed sums of squared scores of the
+    matrix that gives an expert's outputs; `store` keeps the statistics. Raises PrunerZeroError
+    where the metric cannot score a matrix.
     """
     assert asked.mixtures is not None
     if not asked.by_metric:
@@ -54,10 +54,10 @@ def choose_experts(
 def reap_scores(
     language_model: LanguageModel, tokens: Tensor, mixtures: Mixtures, progress: Progress = SILENT
 ) -> dict[int, list[float | None]]:
-    """Of every expert the mean over its tokens of router weight times the norm of its output.
+    """For every expert, the mean over its tokens of router weight times norm of its output.
 
-    tokens: windows (n, seqlen). The router weight is that which the model multiplies the output
-    with. By the number of the block; None for an expert that no token reaches.
+    tokens: windows (n, seqlen). The router weight is the weight that the model multiplies the
+    output with. Returns scores by block number; None for an expert that no token reaches.
     Source: REAP (Lasby et al. 2025, 2510.13999), equation 9.
     """
     model, count = language_model.model, mixtures.count

@@ -1,4 +1,4 @@
-"""Whole experts of a mixture: those that add the least to the outputs of their block go."""
+"""Removing whole experts of a mixture: those that add the least to their block's outputs."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -26,11 +26,12 @@ Scores = Mapping[int, Sequence[float | None]]
 
 @dataclass(frozen=True)
 class Experts(Removal):
-    """Whole experts go, the same number of every block that has some, chosen before by a score.
+    """Whole experts are removed, equally many in every block with experts, by a score.
 
-    sparsity: the share of experts that go; parameters: as in `Structured`. by_metric: whether the
-    metric scores them, and not `reap_scores`. mixtures: of the model, which `of_model` finds, as it
-    does `kept`, the number of experts that stay in each. scores: as `choose_experts` found them.
+    sparsity: the share of experts to remove; parameters: as in `Structured`. by_metric: whether the
+    metric scores the experts, and not `reap_scores`. mixtures: of the model, found by `of_model`.
+    kept: the number of experts that stay in each, found by `of_model`. scores: from
+    `choose_experts`.
     """
 
     sparsity: float
@@ -53,10 +54,10 @@ class Experts(Removal):
         return None if self.by_metric else words
 
     def of_model(self, model: PreTrainedModel) -> "Experts":
-        """The pattern for one model, with the share of experts that goes there.
+        """The pattern for one model, with the share of experts to remove there.
 
-        Raises what `find_mixtures` raises, and PrunerZeroError where that share cannot go; as many
-        stay at least as the router chooses for a token.
+        Raises what `find_mixtures` raises, and PrunerZeroError where that share cannot be removed;
+        at least as many experts stay as the router chooses for a token.
         """
         mixtures = find_mixtures(model)
         count, counts = mixtures.count, range(mixtures.chosen, mixtures.count)

@@ -10,10 +10,10 @@ from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, run_block
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.sparsity import Hessian
 
-# MLPs have a few large channels, of which the mean is made: a hundredth of it, as layers of masks
-# have it, would hold back all others.
+# A few large channels dominate the mean diagonal of an MLP: a damping of a hundredth of it, as for
+# masks, would restrain all other channels too much.
 DAMPING = 0.001
-# How far the change of a block's outputs may differ from that of the map's, beside its size.
+# How far a block's change may differ from that of the map's outputs, relative to its size.
 _NEAR = 1e-3
 
 
@@ -24,13 +24,13 @@ def fold_blocks(
     dropped: Collection[int],
     progress: Progress = SILENT,
 ) -> dict[int, float]:
-    """Change, in place, the block before each run of `dropped` ones so that it does their work.
+    """Change, in place, the block before each run of `dropped` blocks to add their effect.
 
-    Its last linear map whose outputs are added to what the block passes on, an MLP's second one,
-    learns by least squares what the run adds to the hidden state of the windows `tokens`
-    (n, seqlen), as they arrive through the blocks that stay. By the number of the block, the
-    share of the squares of what the run added that is left. A block that has no such map, or
-    passes its outputs through a norm, stays as it is, and has no entry.
+    The last linear map whose outputs are added to the residual stream (the second map of the MLP)
+    is fitted by least squares to add what the run adds to the hidden states of the windows `tokens`
+    (n, seqlen), computed by the blocks that stay. Returns, by block number, the squared error left
+    as a share of the square of what the run added. A block without such a map, or with a norm after
+    it, is unchanged and has no entry.
     Source: ReplaceMe (Shopkhoev et al. 2025, 2505.02819), which solves for a map of the MLP's
     outputs in the dense model, and multiplies the second one by it.
     """
@@ -66,7 +66,7 @@ def _fold(
     hidden: Sequence[Tensor],
     calls: BlockCalls,
 ) -> float:
-    """Add to `linear`, of block run[0], what the other blocks of `run` do; the share left."""
+    """Fit `linear`, of block run[0], to add the effect of the rest of `run`; the share left."""
     weight = linear.weight
     gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
     cross = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=torch.float32)
@@ -90,7 +90,7 @@ def _fold(
 
 
 def _added_map(block: nn.Module, window: Tensor, calls: BlockCalls, index: int) -> nn.Linear | None:
-    """The last linear map of which a change of its outputs is the same change of the block's."""
+    """The last linear map whose output changes appear unchanged in the block's outputs."""
     rest = calls.arguments[index][0]
     before = run_block(block, window, rest)
     generator = torch.Generator().manual_seed(0)
@@ -102,7 +102,7 @@ def _added_map(block: nn.Module, window: Tensor, calls: BlockCalls, index: int) 
             continue
         with _seen(linear, lambda inputs, outputs: outputs + noise.view_as(outputs)):
             change = run_block(block, window, rest) - before
-        # Low precision rounds what is added.
+        # Low precision rounds the sums.
         near = max(_NEAR, 8 * torch.finfo(before.dtype).eps)
         if float((change - noise).float().norm()) <= near * float(noise.float().norm()):
             return linear
@@ -111,7 +111,7 @@ def _added_map(block: nn.Module, window: Tensor, calls: BlockCalls, index: int) 
 
 @contextmanager
 def _seen(linear: nn.Linear, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[list[Tensor]]:
-    """The inputs of `linear` in the order of its calls; its outputs are what `change` makes."""
+    """Record the inputs of `linear` in order of its calls; `change` replaces its outputs."""
     seen: list[Tensor] = []
 
     def hook(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
-"""The scores of many matrices in bounded memory: what does not fit is computed again."""
+"""The scores of many matrices in bounded memory: scores that do not fit are computed again."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch import Tensor
 
-# Scores of 268 million weights: those of a small model are computed once, and a large one, whose
-# scores would take more memory than its weights, does without.
+# Scores of 268 million weights: the scores of a small model are computed once; those of a large
+# model, which take more memory than its weights, are computed again when needed.
 HELD_BYTES = 1 << 30
 
 

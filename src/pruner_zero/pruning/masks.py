@@ -20,7 +20,7 @@ _FORMAT = 1
 
 
 def save_masks(language_model: LanguageModel, matrices: Sequence[Matrix], folder: Path) -> None:
-    """Write the masks of pruned `matrices` to `folder`: kept is what is not zero.
+    """Write the masks of pruned `matrices` to `folder`; non-zero weights are kept.
 
     A mask (out, in) is stored as bytes (out, ⌈in/8⌉), the first column in the lowest bit, as
     compressed-tensors packs them; masks.json holds shapes and checksums. One block of the model

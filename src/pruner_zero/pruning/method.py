@@ -1,4 +1,4 @@
-"""What is done to a model: a metric, a pattern of zeros, an allocation, steps after the mask."""
+"""A pruning method: a metric, a pattern of zeros, an allocation, steps after the mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,11 +24,10 @@ class Method:
     """One way to prune, named as the user wrote it.
 
     steps: the names of the steps after the mask, of `STEPS`, in the order they run.
-    asymmetric: the last step that can aims part of the way at the outputs of the dense model on its
-    own inputs, the rest at those of the dense weights on the inputs that the pruned model gives
-    them.
+    asymmetric: the target of the last step that supports it is a weighted mean of the dense model's
+    outputs and of the outputs of the dense weights on the pruned model's inputs.
     allocation: how much of each matrix is pruned, by a rule or as given.
-    Raises PrunerZeroError where these do not go together.
+    Raises PrunerZeroError where these cannot be combined.
     """
 
     name: str
@@ -91,7 +90,7 @@ class Method:
         }
 
     def describe_steps(self) -> str:
-        """What follows the metric's choice, as the end of a sentence; empty for a mask alone."""
+        """The steps after the mask, as the end of a sentence; empty for a mask alone."""
         parts = describe_steps(self.steps, self.asymmetric)
         if self.allocation != "uniform":
             given = isinstance(self.allocation, Allocation)
@@ -155,9 +154,9 @@ class Method:
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> list[str]:
-    """What the steps of these names do, in words; of an asymmetric method also where they aim.
+    """The effect of the steps of these names, in words; if asymmetric, with their target.
 
-    Steps are only named where one is of a package that is not installed.
+    If a step is from a package that is not installed, the steps are only named.
     """
     if not all(name in STEPS for name in steps):
         return [f"the step {name}" for name in steps]

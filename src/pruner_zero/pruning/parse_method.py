@@ -1,4 +1,4 @@
-"""How a method is written: `METRIC[@SCOPE][@ALLOCATION][+STEPS]`."""
+"""Parsing methods: `METRIC[@SCOPE][@ALLOCATION][+STEPS]`."""
 
 import re
 from os.path import isfile
@@ -58,13 +58,13 @@ def parse_method(
     `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
     the mask that its sweep chooses. A scope in the text has precedence over `scope`, and that over
     the scope in a tree file; the default is "row". `update`, `refine`, `asymmetric` and
-    `allocation`, which may also be a file, hold where the text names none.
+    `allocation`, which may also be a file, are used where the text names none.
 
-    In place of the scope stands what a unit is where whole units are removed: channels, heads or
-    experts, whose METRIC may be reap, or blocks, whose METRIC is block-influence; then, if it is
-    not `sparsity`, their share, as in `wanda@channels=0.25`. `structure` holds where the text names
-    none, and `parameters`, such as "0.75" or "100M", before `sparsity`; multiple_of, coupled: as in
-    `Structured`.
+    Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
+    (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is not
+    `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units, and
+    `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of, coupled: as
+    in `Structured`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -79,11 +79,11 @@ def parse_method(
         pattern, sparsity, written_scope, scope = removal, None, None, None
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-    # What these choose is chosen before, whatever the scores.
+    # Blocks and experts are chosen beforehand, independently of the scores.
     known = {SPARSEGPT: SPARSEGPT_SCORE, BLOCK_INFLUENCE: "magnitude", REAP: "magnitude"}
     metric = Metric.of(known.get(body, body))
-    own = "obs" if body == SPARSEGPT else "none"
-    default = pattern.update or own if isinstance(pattern, Pattern) else own
+    metric_update = "obs" if body == SPARSEGPT else "none"
+    default = pattern.update or metric_update if isinstance(pattern, Pattern) else metric_update
     asymmetric = asymmetric or "asymmetric" in written
     names = [step for step in written if step != "asymmetric"]
     names = _with_update(name, names, update, default)

@@ -1,4 +1,4 @@
-"""How it is written which units go: `METRIC@channels=0.25`, or as options of `prune`."""
+"""Parsing which units to remove: `METRIC@channels=0.25`, or options of `prune`."""
 
 from collections.abc import Sequence
 from typing import cast, get_args
@@ -16,7 +16,7 @@ STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 
 
 def names_units(part: str) -> bool:
-    """Whether `part`, what stands after the @ of a method, is of the form STRUCTURE[=SHARE]."""
+    """Whether `part`, the text after the @ of a method, is of the form STRUCTURE[=SHARE]."""
     return part.partition("=")[0] in STRUCTURES
 
 
@@ -32,10 +32,10 @@ def parse_removal(
 ) -> Removal | None:
     """The pattern of a method that removes whole units, None for one that removes weights.
 
-    name, metric: the text of the method, and of its metric. part: what stands after its @, which
-    may name the units and their share. `structure` holds where it names no units; `parameters`,
-    what is left of the model in words, and else `sparsity` where it names no share. multiple_of,
-    coupled: as in `Structured`. Raises PrunerZeroError.
+    name, metric: the text of the method, and of its metric. part: the text after its @, which may
+    name the units and their share. `structure` is used where `part` names no units; `parameters`,
+    the size of the remaining model as text, or else `sparsity`, where it names no share.
+    multiple_of, coupled: as in `Structured`. Raises PrunerZeroError.
     """
     if part is not None and names_units(part):
         if structure:
@@ -76,7 +76,7 @@ def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
 
 
 def _share(name: str, written: str) -> float:
-    """The share of the units that goes."""
+    """The share of the units to remove."""
     try:
         return float(written)
     except ValueError:

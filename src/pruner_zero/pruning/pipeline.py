@@ -1,4 +1,4 @@
-"""The order of work: which block is calibrated on what, scored and pruned when.
+"""The order of work: when and on which inputs each block is calibrated, scored and pruned.
 
 From the metric to the weights: in `choice.py` `score_matrix` makes scores of weights and
 statistics and the pattern chooses masks by them; `prune_matrix` runs the steps after the mask.
@@ -43,7 +43,7 @@ def check_plan(
 ) -> list[Matrix]:
     """The matrices that will be pruned, chosen as by `find_matrices`.
 
-    Raises PrunerZeroError for all mistakes that can be seen before there are windows.
+    Raises PrunerZeroError for all mistakes that can be found before calibration.
     """
     matrices = find_matrices(language_model.model, include, exclude)
     for matrix in matrices:
@@ -144,7 +144,7 @@ class _Run:
                     propagation.advance(block, index)
                 if checkpoint:
                     hidden = propagation.file if propagation else None
-                    # Not bound to a name, so that the block's tensors are freed with the block.
+                    # Not bound to a name, so that the tensors are freed with the block.
                     checkpoint.commit(model.changed(index, matrices), done, hidden)
             records += done
         return records

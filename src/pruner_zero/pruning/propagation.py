@@ -1,4 +1,4 @@
-"""What each block passes to the next one while the model is pruned block after block."""
+"""The activations between blocks while the model is pruned block after block."""
 
 from collections.abc import Collection, Sequence
 
@@ -20,10 +20,10 @@ from pruner_zero.pruning.checkpoint import Checkpoint
 class Propagation:
     """The activations between two blocks of the pruned model, by calibration window.
 
-    hidden: the input of the next block. Where `asymmetric`, the input that the dense model has
-    there is kept beside it. An offloaded model keeps both in files of the checkpoint, and goes on
-    after the blocks that the checkpoint holds. A model in memory has its dense weights here;
-    `catch_up` runs the blocks that are finished.
+    hidden: the input of the next block. If `asymmetric`, the dense model's input of that block is
+    kept too. An offloaded model keeps both in files of the checkpoint and continues after the
+    finished blocks. A model in memory still has its dense weights at this point; `catch_up` then
+    runs the finished blocks.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ from pruner_zero.text import Source
 
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
-# Said where no metric is named; benchmarks/proof.md has the figures.
+# The note that is shown where no metric is named; benchmarks/proof.md has the figures.
 _CHOSEN = (
     "no metric is named, so that the best is taken that is measured for some minutes: {method}. "
     "Less: --metric wanda{more}"
@@ -170,7 +170,7 @@ def prune(
             after, pattern = before, chosen.pattern
             if isinstance(pattern, Removal):
                 after = pattern.size(language_model.model)[0]
-                # Of a model on disk the files are cut, once all of them are there.
+                # For a model on disk, the files are cut after all blocks are finished.
                 if not isinstance(language_model, OffloadedModel):
                     pattern.shrink(language_model.model)
             curve: Sequence[Point] = ()
@@ -240,9 +240,9 @@ def _describe_default(method: Method, distill: int) -> str:
 
 
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:
-    """What has to be the same in an unfinished run for it to be resumed by this one."""
+    """The values that an unfinished run must share with this run to be resumed by it."""
     shares, statistics = method.allocation, store.settings
-    # What is left out changes at most how sums round, or which files are written.
+    # The settings left out change only the rounding of sums or which files are written.
     return {
         **settings.by_option(_PLACE),
         "the metric": method.metric.to_json(),

@@ -1,4 +1,4 @@
-"""What pruning did to each matrix."""
+"""Records of the pruned matrices."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +13,7 @@ class MatrixRecord:
     """One pruned matrix: how many of its weights are zero, and how it was updated.
 
     damping: the share of the mean diagonal added to the Hessian, where an update was made.
-    note: what the user should know of it, such as a fallback.
+    note: a remark for the user, such as a fallback.
     """
 
     name: str
@@ -52,7 +52,7 @@ def total_sparsity(records: Sequence[MatrixRecord]) -> float:
 
 
 class PrunedMatrices(Tabular):
-    """What the results of pruning share: a row for each matrix, and the share of zeros."""
+    """The base of pruning results: a row for each matrix, and the share of zeros."""
 
     records: Sequence[MatrixRecord]
 

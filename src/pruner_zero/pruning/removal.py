@@ -1,4 +1,4 @@
-"""Patterns that remove whole units: what they share, and how many units stay."""
+"""The base of patterns that remove whole units, and the number of units that stay."""
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
@@ -15,15 +15,15 @@ from pruner_zero.sparsity import Pattern
 class Removal(Pattern):
     """A pattern whose zeros are cut out of the model once it is pruned.
 
-    parameters: how many parameters of the model may be left, or up to 1 which share of them; None
-    where `sparsity` is the share of units that go.
+    parameters: the largest number of parameters of the smaller model, or up to 1 the share of the
+    dense model's; None where `sparsity` is the share of units to remove.
     """
 
     parameters: float | None
 
     @property
     def chosen_by(self) -> str | None:
-        """What chooses the units, in words; None where the metric does."""
+        """The rule that chooses the units, in words; None where the metric chooses them."""
         return None
 
     @abstractmethod
@@ -32,20 +32,20 @@ class Removal(Pattern):
 
     @abstractmethod
     def shrink(self, model: PreTrainedModel) -> None:
-        """Cut what is masked out of `model`, in place."""
+        """Cut the masked units out of `model`, in place."""
 
     def shrunk(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Within the context, `model`, which is masked, computes what the smaller one does."""
+        """Within the context, the masked `model` computes the outputs of the smaller model."""
         del model
         return nullcontext()
 
     def to_json(self) -> dict[str, Any]:
-        """What decided which units go, as JSON values."""
+        """The settings that decided which units are removed, as JSON values."""
         return {}
 
 
 def chosen_by(pattern: Pattern) -> str | None:
-    """What chooses the units that `pattern` removes, in words; None where the metric chooses."""
+    """The rule that chooses the units of `pattern`, in words; None where the metric chooses."""
     return pattern.chosen_by if isinstance(pattern, Removal) else None
 
 
@@ -58,11 +58,11 @@ def units_left(
     words: str,
     loadable: Callable[[int], bool] = bool,
 ) -> int:
-    """How many of the `count` units of a block stay where `asked` removes some of each.
+    """How many of the `count` units of each block stay under the pattern `asked`.
 
-    counts: those that may stay, some of which are `loadable`. size: the parameters of the model
-    that is left with so many. words: what the units are. Raises PrunerZeroError naming the nearest
-    where so many as are asked for cannot go.
+    counts: the numbers of units that may stay; only `loadable` ones are used. size: the parameters
+    of the model with that many units. words: the name of the units. Raises PrunerZeroError naming
+    the nearest possible number where the number asked for is not possible.
     """
 
     def first(candidates: Iterable[int]) -> int:
@@ -90,7 +90,7 @@ def units_left(
 def most_parameters(
     model: PreTrainedModel, asked: float, reachable: tuple[int, int], words: str
 ) -> int:
-    """How many parameters may be left of `model`: `asked`, or up to 1 so large a share of them.
+    """The largest size of the smaller model: `asked`, up to 1 a share of `model`'s parameters.
 
     reachable: the fewest and the most that can be left without some of its `words`. Raises
     PrunerZeroError naming the nearest where `asked` is fewer, or leaves nothing to remove.

@@ -24,11 +24,11 @@ class PruneResult(PrunedMatrices):
     """A pruned model, and everything that is needed to repeat the run.
 
     `parameters` are those of the dense and of the pruned model, fewer where `settings.structure`
-    names units that were removed; `language_model` is then the smaller model, and the records tell
-    what was set to zero before it was cut out.
-    `calibration` describes the windows, empty where there were none, `cost` the wall time and
-    memory of this process; `distillation` is the learning curve of the training after the mask,
-    empty where there was none; `output` is the folder, None where nothing was saved.
+    names units that were removed; `language_model` is then the smaller model, and the records count
+    the weights that were set to zero and then cut out. `calibration` describes the windows, empty
+    where there were none, `cost` the wall time and memory of this process; `distillation` is the
+    learning curve of the training after the mask, empty where there was none; `output` is the
+    folder, None where nothing was saved.
     """
 
     shown = ("name", "shape", "zeros", "sparsity", "damping", "note")
@@ -52,7 +52,7 @@ class PruneResult(PrunedMatrices):
 
     @property
     def chosen_by(self) -> str:
-        """The metric, or what chose in its place."""
+        """The metric, or the rule that chose the units instead."""
         words = chosen_by(self.method.pattern)
         return words.partition(",")[0] if words else str(self.method.metric)
 

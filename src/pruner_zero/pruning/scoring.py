@@ -24,8 +24,8 @@ from pruner_zero.sparsity import BLOCK_COLUMNS, Scorer
 def reached_score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor | None:
     """The scores (out, in) of one matrix, fp32; None where calibration never reached the matrix.
 
-    Such a matrix, as an expert that no token chose, has a statistic of its input that is zero
-    throughout, or one of its gradients from which the expression makes no scores. Raises ScoreError
+    Such a matrix, as an expert that no token chose, has an all-zero statistic of its input, or an
+    all-zero statistic of its gradients from which the expression gives no scores. Raises ScoreError
     where the metric itself fails.
     """
     silent = [

@@ -40,7 +40,7 @@ def calibration_windows(
 ) -> Windows:
     """The windows that statistics are collected on, none without a text.
 
-    folder: the cache for those that the model writes. Raises PrunerZeroError as `take_windows`
+    folder: the cache for windows that the model writes. Raises PrunerZeroError as `take_windows`
     and `check_tokens` do.
     """
     if texts is None:

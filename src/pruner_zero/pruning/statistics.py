@@ -16,9 +16,9 @@ from pruner_zero.calibration import (
 from pruner_zero.models import Matrix
 from pruner_zero.sparsity import Hessian
 
-# How far asymmetric steps aim from a matrix's own outputs towards the dense model's. Aiming all the
-# way diverges on real models: part of what pruning has lost cannot be computed from the inputs that
-# are left, and the errors of fitting it add up block after block (benchmarks/asymmetry.md).
+# The weight of the dense model's outputs in the target of asymmetric steps. A weight of 1 diverges
+# on real models: part of the loss of earlier blocks cannot be computed from the remaining inputs,
+# and the errors of fitting it add up block after block (benchmarks/asymmetry.md).
 ASYMMETRY = 0.25
 
 

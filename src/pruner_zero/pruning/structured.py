@@ -31,14 +31,15 @@ _WORDS: Mapping[str, str] = {"channels": "MLP channels", "heads": "key-value hea
 
 @dataclass(frozen=True)
 class Structured(Removal):
-    """The units with the lowest totals go, the same number of every block.
+    """The units with the lowest totals are removed, equally many in every block.
 
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
     the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them. sparsity:
-    the share of units that go. multiple: of how many channels a multiple stays. coupled: whether
-    the unit's rows of the producers are in its total too. parameters: in place of a share of units,
-    how many parameters of the model may be left, or up to 1 which share of them. couplings: of the
-    model, which `of_model` finds, as it does `kept`, the number of units that stay in each.
+    the share of units to remove. multiple: the number of channels that stay is a multiple of it.
+    coupled: whether the unit's rows of the producers are in its total too. parameters: in place of
+    a share of units, the largest number of parameters of the smaller model, or up to 1 their share.
+    couplings: of the model, found by `of_model`. kept: the number of units that stay in each, found
+    by `of_model`.
     Source: the total is that of Wanda-sp in FLAP (An et al. 2024, 2312.11983), squared before it is
     summed; the coupled rows and columns are LLM-Pruner's (Ma et al. 2023, 2305.11627).
     """
@@ -63,7 +64,7 @@ class Structured(Removal):
         return "exact"
 
     def of_model(self, model: PreTrainedModel) -> "Structured":
-        """The pattern for one model, with the share of units that goes there.
+        """The pattern for one model, with the share of units to remove there.
 
         Raises PrunerZeroError where the model has no units that can be removed.
         """

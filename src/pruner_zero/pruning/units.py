@@ -1,4 +1,4 @@
-"""Which whole blocks or experts go: decided on the dense model, before any matrix is pruned."""
+"""Choosing blocks or experts to remove, on the dense model, before any matrix is pruned."""
 
 from dataclasses import replace
 
@@ -22,10 +22,10 @@ def choose_units(
     fold: bool = True,
     progress: Progress = SILENT,
 ) -> Method:
-    """The method for `prune_model`, whose pattern knows what goes; others are returned as they are.
+    """The method with the units to remove in its pattern; other methods are returned unchanged.
 
-    fold: whether the blocks that stay learn, in place, what those that go do. Raises what
-    `choose_blocks` and `choose_experts` raise.
+    fold: whether the effect of dropped blocks is folded, in place, into blocks that stay. Raises
+    what `choose_blocks` and `choose_experts` raise.
     """
     pattern = method.pattern
     if isinstance(pattern, Blocks):
@@ -34,6 +34,6 @@ def choose_units(
             pattern = pattern.fold(language_model, windows.tokens, progress)
     elif isinstance(pattern, Experts):
         pattern = choose_experts(language_model, windows, method, pattern, store, progress)
-        # All that is left to the masks is known: nothing is scored again.
+        # The masks only repeat this choice, so no other metric is needed.
         method = replace(method, metric=Metric.of("magnitude"))
     return replace(method, pattern=pattern)

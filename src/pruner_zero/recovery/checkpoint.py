@@ -1,4 +1,4 @@
-"""Checkpoints of an unfinished recovery: after an interruption training goes on from the last."""
+"""Checkpoints of an unfinished recovery: an interrupted training resumes from the last one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -43,7 +43,7 @@ class Checkpoint(RunCheckpoint):
         best: Tensors | None,
         best_step: int,
     ) -> None:
-        """Make a state durable, then delete files that only the state before it used.
+        """Make a state durable, then delete files that only the previous state used.
 
         best: the weights of step `best_step`, written only if they changed.
         """

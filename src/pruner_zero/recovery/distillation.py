@@ -36,11 +36,11 @@ def distill(
 ) -> Sequence[Point]:
     """Train the kept weights of `pruned`, in place, for `steps` steps; return the learning curve.
 
-    The loss is KL(teacher ‖ pruned) over the next tokens of `windows`, without the text's own
-    loss, so that text that the dense model wrote itself serves as well as any other. Pruned weights
-    stay zero. Every step takes about 1024 tokens, or all windows. The steps alone decide the
-    result, which is the same for an interrupted run with a `checkpoint`. Raises PrunerZeroError
-    for fewer than two windows, and where the loss is no longer finite.
+    The loss is KL(teacher ‖ pruned) over the next tokens of `windows`, without the next-token loss
+    of the text, so that text that the dense model wrote can be used. Pruned weights stay zero.
+    Every step takes about 1024 tokens, or all windows. The steps alone decide the result, which is
+    the same for an interrupted run with a `checkpoint`. Raises PrunerZeroError for fewer than two
+    windows, and where the loss is no longer finite.
 
     Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
     2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).

@@ -9,8 +9,8 @@ from torch.autograd.function import once_differentiable
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
 
-# Logits are taken up so many at a time: larger temporary tensors are slower, and a vocabulary of
-# 262,144 times 1024 tokens is a gigabyte for each of them.
+# The number of logits processed at a time: larger temporary tensors are slower, and with a
+# vocabulary of 262,144 and 1024 tokens each of them would take a gigabyte.
 _CHUNK = 2**22
 
 
@@ -19,8 +19,8 @@ def distillation_loss(
 ) -> Tensor:
     """`share` · KL(teacher ‖ model) + (1 − `share`) · next-token loss of `windows` (n, tokens).
 
-    A scalar in nats per token, computed in fp32, over the positions that have a next token. Beside
-    the logits of the two models no tensor of their size is made. Can be differentiated once.
+    A scalar in nats per token, computed in fp32, over the positions that have a next token. No
+    other tensors of the size of the logits are made. Can be differentiated once.
     """
     windows = windows.to(next(model.parameters()).device)
     logits = model(windows, use_cache=False).logits
@@ -63,7 +63,7 @@ class _DistillationLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient of the logits; it is given away, so a second call fails."""
+        """The gradient of the logits; it is not kept, so a second call fails."""
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(scale), None, None, None
 

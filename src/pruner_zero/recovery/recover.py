@@ -59,10 +59,10 @@ def recover(
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
     place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
-    that is left is trained, and the teacher is needed. text: what `load_corpus` takes; the last
-    tenth is for validation. teacher: the dense model, for distillation. settings: the
-    other fields of `RecoverSettings`, such as minutes=10 or mode="lora". config: a YAML file of
-    settings; arguments win over it.
+    remaining weights are trained, and the teacher is needed. text: what `load_corpus` takes; the
+    last tenth is for validation. teacher: the dense model, for distillation. settings: the other
+    fields of `RecoverSettings`, such as minutes=10 or mode="lora". config: a YAML file of settings;
+    arguments win over it.
 
     The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call
     after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
@@ -129,7 +129,7 @@ def recover(
         save_model(pruned, staged)
         result.write(staged)
 
-    # What an unfinished run must have in common with this one to be resumed.
+    # The values that an unfinished run must share with this run to be resumed.
     identity = {
         **checked.by_option(_PLACE),
         "the model's weights": origin["model_sha256"],

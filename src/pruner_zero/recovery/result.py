@@ -15,7 +15,7 @@ from pruner_zero.recovery.trainable import LEAST_SPARSITY
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.table import Tabular
 
-# Files of prune that stay true of the recovered model.
+# Files of prune that also describe the recovered model.
 INHERITED = ("pruning.json", "metric.json")
 CARD = "README.md"
 NOT_RETRAINED = "Nothing was retrained."
@@ -23,7 +23,7 @@ NOT_RETRAINED = "Nothing was retrained."
 
 @dataclass(frozen=True, repr=False)
 class RecoverResult(Tabular):
-    """A recovered model, its learning curve and where everything comes from.
+    """A recovered model, its learning curve and its provenance.
 
     kept_step: the step whose weights the model has. trained: the number of trained values.
     sparsity_before, sparsity_after: the share of zeros among the prunable weights. training,
@@ -59,7 +59,7 @@ class RecoverResult(Tabular):
 
     @property
     def has_zeros(self) -> bool:
-        """Whether weights were pruned, and not whole units alone."""
+        """Whether single weights were pruned, and not only whole units."""
         return self.sparsity_after >= LEAST_SPARSITY
 
     def caption(self) -> str:

@@ -23,7 +23,7 @@ from pruner_zero.recovery.windows import in_training_order
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.text import Windows
 
-# A budget of minutes allows few steps; the usual 0.999 averages over more than that.
+# A budget of minutes allows few steps; the usual 0.999 averages over more steps.
 BETAS = (0.9, 0.95)
 # The most tokens of a forward pass, but for one window: enough that the cost of casting weights to
 # bfloat16 and of adding gradients is small, few enough that the logits fit in memory.
@@ -79,8 +79,8 @@ class Training:
 
     The settings and the step number determine everything; there is no other random state. The
     model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
-    products are computed in `dtype`, which is bfloat16 where the settings leave the choice and the
-    device multiplies it natively. checkpoint: where the run is saved and resumed from.
+    products are computed in `dtype`, which is bfloat16 where the settings say "auto" and the device
+    multiplies it natively. checkpoint: where the run is saved and resumed from.
     """
 
     model: nn.Module

@@ -1,4 +1,4 @@
-"""Results as people read them: one self-contained page, and its figures."""
+"""Reports for people: one self-contained HTML page, and its figures."""
 
 from pruner_zero.report.report import report
 

@@ -25,7 +25,7 @@ from pruner_zero.settings import (
 )
 from pruner_zero.text.corpus import NAMES
 
-# Settings of a search that pruning by its result shares; threads are those of a search's workers.
+# Settings of a search that are passed on to prune; `threads` is left out, a worker setting.
 _SHARED = (
     *(ModelSettings.model_fields.keys() - {"threads"}),
     *CalibrationSettings.model_fields,
@@ -35,7 +35,7 @@ _SHARED = (
 
 
 def repeat(result: Result) -> str:
-    """The command that reproduces `result`, beside it, without settings that have their defaults.
+    """The command that reproduces `result` at a new path beside it, without default settings.
 
     Where the command line has no option for a setting, the command is preceded by one that writes
     a settings file.

@@ -57,8 +57,8 @@ _ALL = "all"
 def front(study: Study) -> Figure | None:
     """Complexity and loss of the candidates on the highest rung reached, with the Pareto front.
 
-    At most 800 candidates beside the front are drawn, and none that lie so high that they would
-    flatten the others. None where no candidate was judged.
+    At most 800 candidates beside the front are drawn, and none whose loss is so high that it would
+    compress the axis. None where no candidate was judged.
     """
     hall = study.hall_of_fame
     if not hall.front:
@@ -174,8 +174,8 @@ def style(axes: Axes) -> None:
 def to_svg(figure: Figure, label: str) -> Markup:
     """The figure as an <svg> element for a page.
 
-    label: what the figure shows, for those who do not see it. The same figure gives the same text;
-    colours are variables of the page's style sheet, and words stay text.
+    label: a text alternative for the figure. The same figure gives the same text; colours are
+    variables of the page's style sheet, and words stay text.
     """
     for artist in figure.findobj():
         # Clipping would cut marks at the edge.
@@ -232,7 +232,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def _best_so_far(study: Study, places: Sequence[float], end: float, name: str) -> Figure | None:
-    """The lowest value by the places of the candidates on an axis called `name`, up to `end`."""
+    """The lowest value so far over `places`, positions of candidates on the axis `name`."""
     judged = {record.candidate.number for record in study.judged}
     lowest: dict[float, float] = {}
     best = math.inf

@@ -32,7 +32,7 @@ class Table:
 
 
 def part(result: Result) -> dict[str, Any]:
-    """What the template `kind` shows of a result, by name; little where a search has only begun."""
+    """The values for the template `kind`, by name; few where a search has only begun."""
     match result:
         case Study():
             return _search(result)

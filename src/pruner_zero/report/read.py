@@ -43,9 +43,9 @@ class ComparisonRun(_Saved):
 
     @property
     def competing(self) -> list[Mapping[str, Any]]:
-        """The rows of methods that prune, without those of fewer parameters where others have any.
+        """The rows of pruning methods, without smaller models if there are models of full size.
 
-        A smaller model does not compete with one that is as large as it was.
+        A smaller model is not compared with a model of the dense size.
         """
         most = max((row.get("parameters") or 0 for row in self.rows), default=0)
         rows = [row for row in self.rows if "expression" in row]
@@ -113,7 +113,7 @@ def _read_comparison(path: Path) -> ComparisonRun:
     described = {name: origin.pop(name, None) for name in ("calibration", "evaluation")}
     windows = {name: text for name, text in described.items() if text}
     rows = tuple(values["rows"])
-    # Raise where a row lacks what all have, or holds a wrong type or an invalid metric.
+    # Raises where a row lacks a required key, or holds a wrong type or an invalid metric.
     for row in rows:
         costs = ("seconds", "parameters")
         for number in (row["perplexity"], row["sparsity"], *map(row.get, costs)):
@@ -121,7 +121,7 @@ def _read_comparison(path: Path) -> ComparisonRun:
                 raise TypeError(f"{number!r} is no number")
         if not isinstance(row["method"], str):
             raise TypeError(f"{row['method']!r} is no method")
-        # Whole blocks go without a metric.
+        # Whole blocks are removed without a metric.
         if row.get("expression") is not None:
             parse(row["expression"])
     return ComparisonRun(path, settings, windows, origin, rows)

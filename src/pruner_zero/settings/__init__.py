@@ -1,4 +1,4 @@
-"""What every verb can be told: one pydantic model a verb, from which its options are made.
+"""The settings of every verb: one pydantic model per verb, from which its options are made.
 
 Nothing here imports torch, so that `--help` and shell completion answer at once.
 """

@@ -34,9 +34,9 @@ class Cli:
     """How the command line shows a field, as a part of its `Annotated` type.
 
     panel: the panel of `--help`, where it is not that of the class. metavar: the word for the
-    value. default: the words for what is taken where the field is None. argument: whether it is
-    given by its position. first: whether it stands before all other options. read: makes the
-    value of an option that is repeated from its words.
+    value. default: the text for the default where the field is None. argument: whether it is a
+    positional argument. first: whether it is listed before all other options. read: converts the
+    words of a repeated option to its value.
     """
 
     panel: str | None = None

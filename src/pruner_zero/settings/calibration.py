@@ -1,4 +1,4 @@
-"""Settings of the verbs that prune: what is pruned, and on which text statistics are collected."""
+"""Settings of the verbs that prune: the weights to prune, and the calibration text."""
 
 import os
 from collections.abc import Sequence
@@ -118,7 +118,7 @@ class SparsitySettings(Settings):
 
 
 class MethodSettings(CalibrationSettings, SparsitySettings):
-    """What holds for every method of a run; the text of a method may set its own scope."""
+    """The defaults of every method of a run; the text of a method may set its own scope."""
 
     panel: ClassVar[str] = CalibrationSettings.panel
 

@@ -1,4 +1,4 @@
-"""What `compare` can be told."""
+"""The settings of `compare`."""
 
 from typing import Annotated, ClassVar
 
@@ -22,15 +22,15 @@ class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
         Field(
             CLASSICS,
             description=f"Methods with commas between them, each {METHOD}; dense is the unpruned "
-            "model. METRIC@channels=0.25 and METRIC@heads=0.25 remove so many of these units as "
-            f"prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 so many blocks, "
-            f"{REAP}@experts=0.25 and METRIC@experts=0.25 so many experts. "
+            "model. METRIC@channels=0.25 and METRIC@heads=0.25 remove this share of units as "
+            f"prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 of blocks, "
+            f"{REAP}@experts=0.25 and METRIC@experts=0.25 of experts. "
             'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
         )
     )
     text: Annotated[str, MAIN] = Field(
         description=f"Text that perplexity is measured on: {TEXT_HELP} Or self, as for "
-        "--calibration, of which it is measured on other windows."
+        "--calibration, with other windows of that text."
     )
     windows_eval: Annotated[int | None, Cli(default="all")] = Field(
         None, ge=1, description="Windows of the text that perplexity is measured on."

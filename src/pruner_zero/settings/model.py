@@ -1,4 +1,4 @@
-"""Settings of all verbs that load a model: which one, and what this machine computes it on."""
+"""Settings of all verbs that load a model: the model, its dtype and its device."""
 
 from typing import Annotated, Any, ClassVar
 

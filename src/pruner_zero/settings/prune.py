@@ -1,4 +1,4 @@
-"""What `prune` can be told."""
+"""The settings of `prune`."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from pruner_zero.settings.units import UnitSettings, check_structure
 
 METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 
-# What is done where no metric is named: the best that is measured in some minutes on two cores
+# The method where no metric is named: the best measured method that takes minutes on two cores
 # (benchmarks/proof.md, benchmarks/why.md).
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
@@ -27,12 +27,12 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# The metric in its place where not all weights of the model compete.
+# The default metric where the weights are not compared over the whole model.
 WITHIN = "wanda"
-# What chooses whole blocks, and whole experts without a metric; neither is a metric.
+# The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
 BLOCK_INFLUENCE, REAP = "block-influence", "reap"
 
-# Settings that have no meaning beside --structure, or not yet.
+# Settings that cannot be combined with --structure.
 _BESIDE_STRUCTURE: tuple[str, ...] = (
     *("pattern", "scope", "include", "exclude"),
     *("allocation", "refine", "save_mask"),
@@ -40,7 +40,7 @@ _BESIDE_STRUCTURE: tuple[str, ...] = (
 
 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
-    """What is done where no metric is named, as far as it goes with the settings `given`."""
+    """The default method where no metric is named, without parts that exclude `given` settings."""
     if given.get("structure") in ("blocks", "experts"):
         return {"metric": BLOCK_INFLUENCE if given["structure"] == "blocks" else REAP}
     chosen = dict(DEFAULT)
@@ -49,13 +49,13 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["metric"] = WITHIN
         del chosen["scope"]
     if given.get("structure"):
-        # All weights of a unit go or stay, so that there is nothing to swap.
+        # Whole units are pruned or kept, so that single weights cannot be swapped.
         del chosen["refine"], chosen["asymmetric"]
     if given.get("offload"):
         # Training needs the whole model in memory.
         del chosen["distill"]
     if given.get("mode") == "one-shot":
-        # The dense model's outputs are aimed at while the blocks before are pruned.
+        # In a one-shot run all inputs are the dense model's, so there is no other target.
         chosen.pop("asymmetric", None)
     return chosen
 
@@ -87,14 +87,14 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         Cli(panel="Options", default="the metric's own, else none"),
     ] = Field(
         None,
-        description="Change the kept weights to make up for the pruned ones: none; obs, "
+        description="Change the kept weights to compensate for pruned weights: none; obs, "
         "SparseGPT's sweep; obs-iter, SparseGPT's sweep, which chooses the mask by the metric; "
         "exact, least squares.",
     )
     asymmetric: Annotated[bool, MAIN] = Field(
         False,
-        description="Swaps and updates aim at the outputs of the dense model, and so make up for "
-        "what earlier blocks lost too.",
+        description="Swaps and updates aim at the outputs of the dense model, and so compensate "
+        "for errors of earlier blocks too.",
     )
     distill: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
         0,
@@ -112,10 +112,10 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
-        "smaller and faster: channels of the MLPs, or heads, key-value heads with the query heads "
-        "that share them; or blocks, those that change their input the least. What is left is then "
-        "corrected by least squares unless --update says otherwise. Or experts of a mixture, which "
-        "nothing makes up for. --sparsity is their share, or give --parameters.",
+        "smaller and faster: channels of the MLPs; heads (key-value heads with the query heads "
+        "that share them); blocks (those that change their input the least); or experts of a "
+        "mixture. Except for experts, kept weights are then corrected by least squares unless "
+        "--update says otherwise. --sparsity is the share of units, or give --parameters.",
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
@@ -127,7 +127,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     @model_validator(mode="before")
     @classmethod
     def _choose(cls, given: Any) -> Any:
-        """Without a metric, what is measured to be best, except for what is given."""
+        """Without a metric, use the default method, except for the settings that are given."""
         if not isinstance(given, dict) or given.get("metric") is not None:
             return given
         chosen = default_beside(given)
@@ -159,6 +159,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
 
     @property
     def is_default(self) -> bool:
-        """Whether the method is the one that is taken where none is named."""
+        """Whether the method is the default method."""
         chosen = default_beside(self.model_dump())
         return all(getattr(self, name) == value for name, value in chosen.items())

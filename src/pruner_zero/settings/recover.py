@@ -1,4 +1,4 @@
-"""What `recover` can be told."""
+"""The settings of `recover`."""
 
 from typing import Annotated, Any, ClassVar, Literal
 

@@ -1,4 +1,4 @@
-"""What `search` can be told."""
+"""The settings of `search`."""
 
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -22,7 +22,7 @@ _WORKERS = Cli(panel="Workers")
 
 
 class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSettings):
-    """The fields of `SearchSettings`, to which the room of the search adds its registries."""
+    """The fields of `SearchSettings`, which adds the registries of `evolution/`."""
 
     panel: ClassVar[str] = "Search"
 
@@ -43,12 +43,12 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     scope: Annotated[Scope | Literal["any"] | None, Cli(panel="Options", default="any")] = Field(
         None,
         description="Weights that are compared with each other: those of a row, of a block of "
-        "128 columns, of a matrix, of the whole model (global), or any, which is then searched.",
+        "128 columns, of a matrix, or of the whole model (global), or any: the search chooses.",
     )
     structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
         None,
-        description="Search for the metric by whose totals whole units go, as prune --structure "
-        "removes them: channels or heads.",
+        description="Search for a metric that ranks whole units, which prune --structure removes: "
+        "channels or heads.",
     )
     seed_metrics: Annotated[tuple[str, ...], Cli(panel="Options", metavar="METRIC")] = Field(
         (), description="Start with a known metric or an expression among the candidates."
@@ -83,17 +83,17 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     near: Annotated[float, _RUNGS] = Field(
         0.3,
         ge=0,
-        description="Candidates climb whose closed-form error is at most this much above the "
-        "best one's, in nats of its logarithm.",
+        description="A candidate runs on the few windows if its closed-form error is at most this "
+        "much above the best, in nats of its logarithm.",
     )
     few_share: Annotated[float, _RUNGS] = Field(
-        0.15, gt=0, le=1, description="At most this share of a batch climbs to the few windows."
+        0.15, gt=0, le=1, description="At most this share of a batch runs on the few windows."
     )
     margin: Annotated[float, _RUNGS] = Field(
         0.005,
         ge=0,
-        description="Candidates climb to all windows whose loss on the few is at most this much "
-        "above the best one's, in nats per token.",
+        description="A candidate runs on all windows if its loss on the few windows is at most "
+        "this much above the best, in nats per token.",
     )
     judge_dtype: Annotated[Literal["auto", "float32", "bfloat16"], _RUNGS] = Field(
         "auto", description="Type of the forward passes; auto is bfloat16 where it is native."

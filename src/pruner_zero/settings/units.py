@@ -1,4 +1,4 @@
-"""Which units are removed whole, and how many, where `prune` or `compare` removes units."""
+"""The settings of whole units: which units to remove, and how many."""
 
 import re
 from collections.abc import Sequence
@@ -25,9 +25,9 @@ def read_parameters(text: str) -> float:
 
 
 def check_structure(settings: Any, beside: Sequence[str]) -> None:
-    """Refuse settings that have no meaning with units, `beside`, or without.
+    """Refuse the settings `beside` with --structure, and the settings of units without it.
 
-    settings: those of a command that has --structure. Raises PrunerZeroError naming the option.
+    settings: of a command that has --structure. Raises PrunerZeroError naming the option.
     """
     if not settings.structure:
         for name in ("coupled", "parameters"):
@@ -61,29 +61,29 @@ Parameters = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
 
 
 class SizeSettings(Settings):
-    """How many units are removed, where it is not --sparsity that says so."""
+    """The number of units to remove, where --sparsity does not set it."""
 
     panel: ClassVar[str] = "What is pruned"
 
     parameters: Annotated[Parameters | None, Cli(default="as --sparsity says")] = Field(
         None,
-        description="Where units are removed, so many go that at most this number of parameters is "
-        "left, such as 100M, or this share of them, such as 0.75, embeddings counted.",
+        description="Remove units until the model has at most this number of parameters, such as "
+        "100M, or this share of its parameters, such as 0.75, embeddings counted.",
     )
     multiple_of: int = Field(
         32,
         ge=1,
-        description="Where channels are removed, every MLP keeps a multiple of so many channels.",
+        description="When channels are removed, every MLP keeps a multiple of this many channels.",
     )
 
 
 class UnitSettings(SizeSettings):
-    """What holds for every method that removes whole units."""
+    """The settings of every method that removes whole units."""
 
     panel: ClassVar[str] = SizeSettings.panel
 
     coupled: bool = Field(
         False,
-        description="Where channels or heads are removed, the scores of their rows in the matrices "
-        "that make them count too, not those of the columns that take them up alone.",
+        description="Score channels or heads also by their rows in the matrices that compute them, "
+        "not only by their columns in the matrix that takes them as inputs.",
     )

@@ -21,7 +21,7 @@ Shares = NDArray[np.float64]
 # written with three decimals pass, an allocation made for another sparsity does not.
 _TOLERANCE = 0.001
 
-# Below this, a part of a zero is the rounding of float shares.
+# A fraction of a zero below this is a rounding error of float shares.
 _NOISE = 1e-6
 
 
@@ -114,9 +114,9 @@ def exact(
     `matrix` and one weight of each row for `row`. By matrix the total is exact; by row it falls
     short of exact by less than one step of a matrix that could still have gone up. Every row or
     matrix keeps a weight, so matrices of a few weights can get fewer zeros than their share. Shares
-    that do not quite meet the sparsity, as those of a file with few decimals, are first shifted by
-    one constant. Raises PrunerZeroError for other names, and where the allocation's own mean is not
-    `sparsity` to within 0.001. Source: the largest-remainder method (Hamilton).
+    whose mean is slightly off, as in a file with few decimals, are first shifted by one constant.
+    Raises PrunerZeroError for other names, and where the allocation's own mean is not `sparsity` to
+    within 0.001. Source: the largest-remainder method (Hamilton).
     """
     allocation.check(shapes)
     total = allocation.total({name: rows * columns for name, (rows, columns) in shapes.items()})
@@ -165,9 +165,9 @@ def at_mean(
 
 
 def _share_of(zeros: int, weights: int) -> float:
-    """A share of which `pruned_count` makes exactly `zeros` of `weights`, the plain one if it can.
+    """A share for which `pruned_count` gives exactly `zeros` of `weights`.
 
-    Half a weight more is out of reach of any rounding.
+    The quotient where that is such a share; else half a weight is added, beyond any rounding.
     """
     share = zeros / weights
     return share if pruned_count(weights, share) == zeros else (zeros + 0.5) / weights

@@ -11,7 +11,7 @@ from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.allocation import Allocation, at_mean
 
-# No rule empties a matrix: at least one weight in a hundred stays.
+# No rule prunes a whole matrix: at least one weight in a hundred stays.
 _MOST = 0.99
 
 # OWL's M and λ as released.
@@ -24,8 +24,8 @@ Point = tuple[float, float]
 def outlier_share(scores: Sequence[Tensor]) -> float:
     """The share of a block's scores above 5 times their mean, in [0, 1].
 
-    `scores`: those of all matrices of the block, of any shapes, compared with one mean over all
-    of them; OWL takes Wanda's scores |W|·X.
+    `scores`: of all matrices of the block, of any shapes, compared with one mean over all of them;
+    OWL takes Wanda's scores |W|·X.
     Source: Yin et al. 2024 (2310.05175), section 3 (layerwise outlier distribution).
     """
     weights = sum(matrix.numel() for matrix in scores)

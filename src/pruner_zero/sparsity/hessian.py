@@ -1,4 +1,4 @@
-"""The Hessian of one input: XᵀX, damped, and what has been factored of it."""
+"""The Hessian of one input: the damped XᵀX, and its factors."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -63,8 +63,8 @@ class Hessian:
         """The terminal `D`: (1, in) float32, positive, the diagonal of `inverse_factor`.
 
         A multiple c of the gram divides it by √c. SparseGPT's score is W² / D². A channel that was
-        never active gets what the damping alone leaves, the largest value, so that its weights
-        are pruned first, as SparseGPT zeroes them.
+        never active gets the largest value, that of the damping alone, so that its weights are
+        pruned first, as SparseGPT zeroes them.
         """
         damping, diagonal = self._factored
         channels = self.gram.diagonal()
@@ -125,11 +125,11 @@ class Hessian:
         return H
 
     def drift(self, weight: Tensor) -> Tensor | None:
-        """weight·(cross − gram), (rows, in): what aiming at X_dense adds to the gradient."""
+        """weight·(cross − gram), (rows, in): the term of the gradient for the target on X_dense."""
         return None if self.cross is None else weight @ (self.cross - self.gram)
 
     def without_cross(self) -> "Hessian":
-        """The same second moments where nothing aims at other outputs; its factors start anew."""
+        """The same second moments without `cross`; its factors are computed again."""
         return self if self.cross is None else replace(self, cross=None)
 
     def prepare(self) -> "Hessian":

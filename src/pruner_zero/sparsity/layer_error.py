@@ -1,9 +1,9 @@
-"""What pruning a matrix costs, from its weights and statistics alone, without running the model."""
+"""The cost of pruning a matrix, from its weights and statistics, without running the model."""
 
 import torch
 from torch import Tensor
 
-# How steeply the cost of a matrix grows as less and less of its output is left.
+# How steeply the cost of a matrix grows as more of its output is lost.
 _POWER = 8
 _LEAST_LEFT = 1e-3
 
@@ -37,8 +37,8 @@ def pruning_cost(
     `output_sensitivity`. e = Σ s_i δ_i C δ_iᵀ, r = Σ δCδᵀ / Σ wCwᵀ the lost share of the output;
     without sensitivity e = r. share: how many rows each given one stands for.
     Source: layer errors weighed by the curvature at the output, EigenDamage (Wang et al. 2019,
-    1905.05934); the power is ours: a matrix that is pruned away costs far more than its gradient
-    tells (benchmarks/fitness.md).
+    1905.05934); the power is ours: pruning most of a matrix costs far more than its gradient
+    predicts (benchmarks/fitness.md).
     """
     lost = float(errors.sum() / norms.sum().clamp_min(TINY))
     felt = lost if sensitivity is None else share * float(errors @ sensitivity)

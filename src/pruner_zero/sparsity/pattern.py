@@ -1,7 +1,7 @@
 """Patterns: which weights a mask prunes, given the scores of all weights that compete.
 
-`prune` and the search ask a pattern alone: whose scores it has to see (`reach`), whether a
-matrix fits (`check`), and for the masks (`choose`). A new pattern is a subclass of `Pattern`.
+`prune` and the search only use the interface of a pattern: which scores it needs at once (`reach`),
+whether a matrix fits (`check`), and the masks (`choose`). A new pattern is a subclass of `Pattern`.
 """
 
 import re
@@ -26,7 +26,7 @@ from pruner_zero.sparsity.selection import (
 )
 from pruner_zero.sparsity.threshold import global_threshold
 
-# Whose scores a pattern has to see before it can choose the mask of a matrix.
+# The scores that a pattern needs before it can choose the mask of a matrix.
 Reach = Literal["matrix", "block", "model"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
@@ -49,7 +49,7 @@ class LazyTensors(Mapping[str, Tensor]):
         return self._compute(name)
 
     def __contains__(self, name: object) -> bool:
-        # That of Mapping would compute the tensor.
+        # Mapping's own method would compute the tensor.
         return name in self._names
 
     def __iter__(self) -> Iterator[str]:
@@ -60,18 +60,18 @@ class LazyTensors(Mapping[str, Tensor]):
 
 
 class Pattern(ABC):
-    """Which weights go: the interface of all patterns. Subclasses are frozen dataclasses.
+    """Which weights are pruned: the interface of patterns. Subclasses are frozen dataclasses.
 
     sparsity: the share of weights that are pruned, in [0, 1).
-    A subclass has to say `choose`; the other methods have defaults for a pattern that compares
-    the weights of one matrix, and that no step after the mask may change.
+    A subclass has to implement `choose`; the other methods have defaults for a pattern that
+    compares the weights of one matrix, and that no step after the mask may change.
     """
 
     sparsity: float
 
     @property
     def reach(self) -> Reach:
-        """Whose scores `choose` takes in one call: a matrix's, a block's or the whole model's."""
+        """The scores that `choose` takes in one call: of a matrix, a block or the whole model."""
         return "matrix"
 
     @property
@@ -81,7 +81,7 @@ class Pattern(ABC):
 
     @property
     def update(self) -> str | None:
-        """The step that follows the mask where none is named; None for the metric's own."""
+        """The default step after the mask; None for the metric's own default."""
         return None
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
@@ -325,8 +325,8 @@ def choose_masks(
 ) -> Mapping[str, Tensor]:
     """The masks of the matrices `names`, all of one group of the pattern's reach.
 
-    A matrix without `scores` is one that calibration never reached: its `magnitudes` decide, and
-    it competes with no matrix that has scores. Raises what `Pattern.choose` raises.
+    A matrix without `scores` was never reached by calibration: it is scored by its `magnitudes`,
+    and does not compete with matrices that have scores. Raises what `Pattern.choose` raises.
     """
     masks = pattern.choose(scores)
     unreached = dict.fromkeys(name for name in names if name not in scores)

@@ -17,9 +17,9 @@ from pruner_zero.errors import PrunerZeroError
 
 BLOCK_COLUMNS = 128
 
-# A working set that stays in a core's cache, in weights; found by measurement. NumPy runs on
-# it rather than torch, whose threads meet after every operation: on a machine with other
-# work each meeting may cost a time slice.
+# A working set that stays in a core's cache, in weights; found by measurement. NumPy is used rather
+# than torch, whose threads synchronise after every operation: on a busy machine each
+# synchronisation may cost a time slice.
 CHUNK = 1 << 18
 
 # Above this, M² comparisons cost more than partitioning each group.
@@ -74,7 +74,7 @@ def keep_highest(rows: Tensor, pruned: int) -> Tensor:
 def _keep_above(rows: Tensor, threshold: Tensor, pruned: int) -> Tensor:
     """The mask of `keep_highest`, given each row's `pruned`-th smallest value (groups, 1).
 
-    No number is asked of the device, so that work goes on being queued there.
+    No value is read from the device, so that the host does not wait for it.
     """
     ties = rows == threshold
     spare = pruned - (rows < threshold).sum(1, keepdim=True)

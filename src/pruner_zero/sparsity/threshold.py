@@ -14,7 +14,7 @@ Counts = NDArray[np.int64]
 
 _HALF_KEYS = 1 << 16
 
-# Scores of which a device holds the keys at a time.
+# The number of scores whose keys a device holds at a time.
 _DEVICE_CHUNK = 1 << 24
 
 
@@ -97,7 +97,7 @@ def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
         for chunk in scores.float().flatten().split(CHUNK):
             halves = (chunk.numpy() + np.float32(0)).view(np.uint32) >> 16
             counts += np.bincount(halves, minlength=_HALF_KEYS)
-        # Counted by the bits themselves: negative floats stand last there, and in falling order.
+        # Counted by raw bits: there negative floats come last, in descending order.
         return np.concatenate([counts[: _HALF_KEYS // 2 - 1 : -1], counts[: _HALF_KEYS // 2]])
     least, beyond = _bin_limits(upper)
     for chunk in scores.float().flatten().split(CHUNK):

@@ -1,4 +1,4 @@
-"""Tests that every plug-in must pass: derive a class from a suite and let pytest find it.
+"""Tests that every plug-in must pass: derive a test class from a suite; pytest finds it.
 
 from pruner_zero.testing import OperatorSuite
 

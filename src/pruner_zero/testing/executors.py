@@ -1,4 +1,4 @@
-"""The promises of an executor: every result once, in the order of submission."""
+"""The requirements of executors: every result once, in the order of submission."""
 
 from abc import abstractmethod
 from collections.abc import Iterator

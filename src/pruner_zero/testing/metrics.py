@@ -1,4 +1,4 @@
-"""What a named metric promises: it parses, says where it comes from, and ranks weights."""
+"""The requirements of named metrics: they parse, cite their source, and rank weights."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What an operator promises: its shape, every fact it states, and that its name finds it."""
+"""The requirements of operators: shape, stated facts, and look-up by name."""
 
 import pickle
 from itertools import product
@@ -30,8 +30,8 @@ LARGEST = 1e6
 class OperatorSuite:
     """Holds for any operator. A subclass gives `operator`; the package must be installed.
 
-    The facts are tried on random fp64 operands, so a claim that fails only in fp32 rounding
-    passes. A fact that is not claimed is not tried.
+    The facts are tested on random fp64 operands, so a fact that fails only by fp32 rounding passes.
+    A fact that is not stated is not tested.
     """
 
     operator: Operator

@@ -1,4 +1,4 @@
-"""What a text source promises: one text for each role, the same each time, none in two roles."""
+"""The requirements of text sources: a text per role, reproducible, no document in two roles."""
 
 from itertools import combinations
 

@@ -7,7 +7,7 @@ from pruner_zero.text.role import Role
 
 SHARES: Mapping[Role, float] = {"calibration": 0.5, "search": 0.25, "test": 0.25}
 
-# Shorter paragraphs, such as "See also ...", occur in many topics; they do not tie two together.
+# Shorter paragraphs, such as "See also ...", occur in many topics, so they do not link topics.
 PASSAGE_LENGTH = 80
 
 

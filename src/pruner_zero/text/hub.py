@@ -1,4 +1,4 @@
-"""The literature's corpora, from the Hugging Face hub through `datasets`."""
+"""The corpora of the literature, from the Hugging Face hub through `datasets`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

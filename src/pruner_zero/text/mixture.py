@@ -1,4 +1,4 @@
-"""The texts that windows are taken of: one, or several with shares; `self` is the model's own."""
+"""The texts of the windows: one, or several with shares; `self` is text of the model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -60,7 +60,7 @@ class Mixture:
     def halves(self, other: "Mixture") -> tuple["Mixture", "Mixture"]:
         """Both mixtures, without the same text in both.
 
-        Of a corpus that both have, this one gets the first half and `other` the second.
+        Of a corpus that both have, this mixture gets the first half and `other` the second half.
         """
         here, there = self._hashes(), other._hashes()
         return self._halved(here & there, 0), other._halved(here & there, 1)

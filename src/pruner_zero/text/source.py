@@ -9,10 +9,10 @@ from pruner_zero.text.role import Role
 
 @dataclass(frozen=True)
 class TextSource:
-    """A text of a plug-in: `documents` gives those of one role, `separator` joins them.
+    """A text of a plug-in: `documents` gives the documents of a role, `separator` joins them.
 
-    The documents of different roles must not overlap: metrics would be tested on what they were
-    searched on.
+    The documents of different roles must not overlap: metrics would be tested on the text of their
+    search.
     """
 
     name: str

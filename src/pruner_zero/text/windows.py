@@ -16,7 +16,7 @@ RANDOM_CHARACTERS = 2**24
 
 
 class Tokenizer(Protocol):
-    """What is used of a transformers tokenizer."""
+    """The part of a transformers tokenizer that is used here."""
 
     def __call__(
         self, text: str, *, add_special_tokens: bool, verbose: bool
@@ -122,7 +122,7 @@ def consecutive_windows(
 def mix_windows(sources: Sequence[Windows]) -> Windows:
     """The windows of all `sources`, or the only source itself.
 
-    In an order of which every beginning has about the shares of the whole.
+    They are ordered so that every prefix has about the same shares as the whole.
     """
     if len(sources) == 1:
         return sources[0]

@@ -1,4 +1,4 @@
-"""What is known of an expression's values without evaluating it."""
+"""Facts about an expression's values, derived without evaluating it."""
 
 import math
 
@@ -33,8 +33,8 @@ def is_positive(expression: Expression) -> bool:
 def growth(expression: Expression) -> float:
     """The degree as a product of statistics; 0 for a single number.
 
-    Infinite where fp32 may overflow, underflow or round the values to ties, where they may be
-    nan or all zero, and where no fact of the operator tells.
+    Infinite where fp32 may overflow, underflow or round the values to ties, where the values may be
+    nan or all zero, and where the operator states no fact that decides.
     """
     if isinstance(expression, Constant):
         return 0.0 if 1e-6 <= abs(expression.value) <= 1e6 else math.inf

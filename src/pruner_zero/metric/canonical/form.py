@@ -19,7 +19,8 @@ from pruner_zero.metric.canonical.normal import (
 from pruner_zero.metric.expression import MAX_DEPTH, Call, Expression, Terminal
 from pruner_zero.metric.operator import Shape
 
-# fp32 rounds small values away beside a larger offset, and those of a higher growth beside any.
+# fp32 rounds small values away beside a larger offset, and values of higher growth beside any
+# offset.
 _FINE_GROWTH = 2.0
 _LARGEST_OFFSET = 10.0
 
@@ -30,17 +31,17 @@ def canonical(expression: Expression, scope: Group) -> Expression:
     That holds in exact arithmetic and for finite scores; fp32 rounding can still tie close
     values. Unequal forms can give equal masks as well, such as W * X + W * G and W * (X + G), or
     mms(G) and mms(G + 1). N:M patterns compare within rows. W, G, X and O are never negative, D is
-    positive, S is W with a sign. In scope row O is not a factor of the form: it is the same for all
-    weights of a row, and where it is zero it leaves nothing to tell them apart by. In scope unit,
-    where squares of scores are added up over columns, only a positive number is no factor.
+    positive, S is W with a sign. In scope row the form has no factor O: it is the same for all
+    weights of a row, and where it is zero, the scores are all equal. In scope unit, where squared
+    scores are summed over columns, the form only drops positive numbers as factors.
 
     Products of powers and sums get one order, numbers are folded, signs and coefficients leave
     functions. Then the root loses what cannot change an order: strictly increasing functions,
     positive factors constant over the group, and added numbers, unless fp32 may overflow or
     round to ties; one exponent of a product of powers becomes 1, the largest where that is as
-    short. What is constant over every group becomes 0. The form has no more nodes than the
-    expression, and is its own form. Raises PrunerZeroError for an unknown scope.
-    Source: normal forms of computer algebra; what a ranking ignores is ours.
+    short. An expression that is constant over every group becomes 0. The form has no more nodes
+    than the expression, and is its own form. Raises PrunerZeroError for an unknown scope. Source:
+    normal forms of computer algebra; the rules for rankings are ours.
     """
     if scope not in get_args(Group):
         raise PrunerZeroError(
@@ -65,7 +66,7 @@ def masks(expression: Expression, scope: Group) -> bool:
 
 
 def _without_outermost(form: Expression, scope: Group) -> Expression:
-    """The form without what its root adds that cannot change the order within a group."""
+    """The form without parts of its root that cannot change the order within a group."""
     outputs, inputs = form.shape.value
     along = inputs or (outputs and scope not in ("row", "unit"))
     varies = form.terminals if scope == "global" else along
@@ -100,7 +101,7 @@ def _without_outermost(form: Expression, scope: Group) -> Expression:
 
 
 def _keeps_order(form: Call, scope: Group) -> bool:
-    """Whether it is a strictly increasing function of its first operand within every group."""
+    """Whether `form` increases strictly with its first operand within every group."""
     operator, operands = form.operator, form.operands
     increases = {"always": True, "nonnegative": operands[0].nonnegative, "never": False}
     if not increases[operator.increasing]:
@@ -111,7 +112,7 @@ def _keeps_order(form: Call, scope: Group) -> bool:
 
 
 def _factor_of_row(base: Expression) -> bool:
-    """Whether it is a statistic that all weights of a row share, and is not negative."""
+    """Whether `base` is a non-negative statistic that all weights of a row share."""
     return isinstance(base, Terminal) and base.shape is Shape.COLUMN and base.nonnegative
 
 

@@ -63,8 +63,8 @@ def factors(form: Expression) -> tuple[float, dict[Expression, float]]:
     """An expression as a coefficient and bases with exponents.
 
     A base that may be negative has the exponent 1; only a base that is known to be positive has
-    an exponent below 0, so that no base is cancelled that may be zero. Powers of what fp32 may
-    not hold are bases of their own.
+    an exponent below 0, so that no base that may be zero is cancelled. Powers of expressions that
+    fp32 may not hold are bases of their own.
     """
     coefficient, bases = 1.0, dict[Expression, float]()
     for base, exponent in _factors(form, 1.0, False):
@@ -151,7 +151,7 @@ def terms(form: Expression) -> dict[Expression, float]:
 
 
 def total(parts: dict[Expression, float]) -> Expression:
-    """The expression with these terms, in one order: what is added, then what is subtracted."""
+    """The expression with these terms, in one order: positive terms, then negative terms."""
     plus, minus = list[Expression](), list[Expression]()
     for term in sorted(parts, key=lambda term: (term == ONE, _order(term))):
         scale, (inner, bases) = parts[term], factors(term)

@@ -1,1 +1,1 @@
-"""What can follow a mask: swaps, SparseGPT's sweep, least squares; steps of one shape by name."""
+"""The steps after a mask, by name: swaps, SparseGPT's sweep, least squares."""

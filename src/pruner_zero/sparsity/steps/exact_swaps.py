@@ -1,4 +1,4 @@
-"""A better mask for the weights that least squares leaves: swaps, judged by solving anew."""
+"""Improving a mask under least squares: swaps, judged by solving again."""
 
 from dataclasses import replace
 
@@ -22,10 +22,10 @@ def refine_exact(layer: Layer) -> Updated:
 
     With w the solution under the mask so far and r half the negative gradient there, to prune a
     kept weight costs about w_q²·c_q and to revive a pruned one gains about r_p²/c_p. c is the
-    curvature of the error along one weight while others make up for it: H_jj where none does,
-    1/[H⁻¹]_jj where all do, of which the geometric mean is taken. In a turn each row swaps the
-    pairs that seem to gain (N:M: one a group at most) and is solved anew from where it is; one
-    whose error did not fall keeps the mask it had and swaps the better half of them in the next
+    curvature of the error along one weight: the geometric mean of H_jj, where no other weight
+    compensates, and of 1/[H⁻¹]_jj, where all do. In a turn each row swaps the pairs with an
+    estimated gain (N:M: at most one in a group) and is solved again from its last solution; a row
+    whose error did not fall keeps its old mask and swaps the better half of the pairs in the next
     turn. Ends after 12 turns, or where no row has a pair left. Every row and N:M group keeps its
     zeros. Masks are compared by solutions with a tolerance of 0.05, the last solution has that of
     `solve`: up to that difference, no row ends with a larger error than `solve` leaves under the
@@ -41,7 +41,7 @@ def refine_exact(layer: Layer) -> Updated:
     # Before `damped`, which then need not factor the gram once more for its damping.
     inverse_diagonal = hessian.inverse_factor.square().sum(0)
     H = hessian.damped()
-    # Weights of channels that were never active are worth nothing.
+    # Weights of channels that were never active have no effect.
     target = (W * (hessian.gram.diagonal() != 0)) @ H
     drift = hessian.drift(W)
     if drift is not None:

@@ -18,9 +18,9 @@ _RANGE = 1e-5
 class Solution:
     """The solved `weight` (out, in) float32, 0.0 where pruned, and how it was found.
 
-    residual: what is left of the gradient where that of plain masking is 1, the largest of the
-    rows, in a norm whose square measures by how much the error could still fall. converged:
-    whether that came under twice the tolerance, measured anew after the iterations.
+    residual: the norm of the gradient relative to that of plain masking, the largest of the rows;
+    the square of the norm measures how much the error could still fall. converged: whether the
+    residual, computed again after the iterations, is below twice the tolerance.
     """
 
     weight: Tensor
@@ -30,7 +30,7 @@ class Solution:
 
     @property
     def note(self) -> str | None:
-        """What the user should know of a solution that did not converge."""
+        """The remark for the user on a solution that did not converge."""
         if self.converged:
             return None
         return (
@@ -66,12 +66,12 @@ def solve(
     inputs of the dense model are the target: |w·X_denseᵀ − w'·Xᵀ|² + λ·|w' − w|² is minimised, λ
     the damping in absolute terms, so that H_SS·w'_S = (w·(cross + λI))_S on the kept columns S.
     Weights of channels that were never active become 0. Iterates until each row's residual is at
-    most `tolerance` of that of plain masking, or `max_iterations`, which the result tells.
-    Where all rows keep the same columns, but for rows that keep none, one factorisation solves them
-    all: w'_S = w·H[:, S]·H_SS⁻¹ without a cross, which is `remove_columns` where H⁻¹ is held.
-    start: (out, in), weights to begin with, in place of the masked ones. No row ends with a larger
-    error than it begins with. Raises PrunerZeroError naming the layer for a result that is not
-    finite, and what `Hessian` raises.
+    most `tolerance` of that of plain masking, or for `max_iterations`; the result says which. Where
+    all rows keep the same columns, but for rows that keep none, one factorisation solves them all:
+    w'_S = w·H[:, S]·H_SS⁻¹ without a cross, which is `remove_columns` where H⁻¹ is held. start:
+    (out, in), weights to begin with, in place of the masked ones. No row ends with a larger error
+    than its start. Raises PrunerZeroError naming the layer for a result that is not finite, and
+    what `Hessian` raises.
     Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem for all rows at once by
     conjugate gradients (Hestenes & Stiefel 1952), preconditioned by the diagonal, with 10
     iterations. Here the preconditioner is Nyström's (Frangella, Tropp & Udell 2021, 2110.02820) cut
@@ -114,7 +114,7 @@ def solve(
         H, first, support, precondition, tolerance**2 * whole, max_iterations
     )
     residual = first - (change @ H) * support
-    # Twice what the error fell by; a row that rounding has made worse goes back to its start.
+    # Twice the decrease of the error; a row that rounding has made worse returns to its start.
     fell = (change * (first + residual)).sum(1, keepdim=True) >= 0
     result = torch.where(fell, begin + change, begin).masked_fill_(support == 0, 0.0)
     left = _ratio(_dot(residual, precondition(residual)), whole)
@@ -125,10 +125,10 @@ def solve(
 def remove_columns(weight: Tensor, hessian: Hessian, removed: Tensor) -> Tensor | None:
     """`weight` (rows, in), least squares on the columns that stay once `removed` (in,) bool go.
 
-    w − w_P·(H⁻¹_PP)⁻¹·H⁻¹_P for the removed columns P: with H⁻¹ at hand, a factorisation of |P|
-    columns in place of one of those that stay. Without a cross. None where rounding makes it fail.
-    Source: optimal brain surgeon for
-    several weights (Hassibi & Stork 1993), as in ZipLM (Kurtić et al. 2023, 2302.04089).
+    w − w_P·(H⁻¹_PP)⁻¹·H⁻¹_P for the removed columns P: given H⁻¹, this factors |P| columns instead
+    of the columns that stay. Without a cross. None where rounding makes it fail.
+    Source: optimal brain surgeon for several weights (Hassibi & Stork 1993), as in ZipLM (Kurtić et
+    al. 2023, 2302.04089).
     """
     inverse = hessian.inverse[removed]
     L, failed = torch.linalg.cholesky_ex(inverse[:, removed])

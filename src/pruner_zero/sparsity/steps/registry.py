@@ -40,10 +40,10 @@ def plan(names: Sequence[str], chooser: str | None = None) -> tuple[Step, ...]:
 
 
 def run_steps(layer: Layer, steps: Sequence[Step]) -> Updated:
-    """What `steps` leave of `layer`, one after the other, their notes joined.
+    """Run `steps` on `layer`, one after the other; the last result, with all notes joined.
 
-    Where the Hessian has a cross, the last step that can aim at the dense outputs does, and so
-    does one that chooses the mask. Raises what the steps raise.
+    Where the Hessian has a cross, the dense outputs are the target of the last step that supports
+    it, and of a step that chooses the mask. Raises what the steps raise.
     """
     last = max((place for place, step in enumerate(steps) if step.aims), default=-1)
     notes: list[str] = []

@@ -1,4 +1,4 @@
-"""What a step after a mask is: from one matrix as it stands to its new weights and mask."""
+"""The interface of steps after a mask: from one matrix to its new weights and mask."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,15 +16,15 @@ Scorer = Callable[[Tensor, slice], Tensor]
 
 @dataclass(frozen=True)
 class Layer:
-    """One matrix as a step finds it.
+    """The state of one matrix before a step.
 
     dense: (out, in), the dense weights. hessian: the Hessian of its input, None where it was not
-    collected; its `cross` is there only where the step is to aim at the dense model's outputs.
-    pattern: what zeros must look like. mask: (out, in) bool, True is kept; None where the step
-    chooses it. scorer: where the step chooses the mask by a metric, the scores of weights as they
-    are updated. updated: (out, in) float32, what the steps before left; None where no step has
-    changed weights. Raises PrunerZeroError naming `name` where a weight is not finite; ValueError
-    for shapes.
+    collected; its `cross` is set only where the dense model's outputs are the step's target.
+    pattern: the pattern of zeros. mask: (out, in) bool, True is kept; None where the step chooses
+    it. scorer: where the step chooses the mask by a metric, the scores of weights as they are
+    updated. updated: (out, in) float32, what the steps before left; None where no step has changed
+    weights. Raises PrunerZeroError naming `name` where a weight is not finite; ValueError for
+    shapes.
     """
 
     dense: Tensor
@@ -44,7 +44,7 @@ class Layer:
 
     @property
     def weight(self) -> Tensor:
-        """The weights so far (out, in) float32; those that the mask prunes mean nothing."""
+        """The weights so far (out, in) float32; the values of pruned weights are undefined."""
         return self.dense.detach().float() if self.updated is None else self.updated
 
     @property
@@ -64,9 +64,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Updated:
-    """What a step leaves: weight (out, in) float32, 0.0 where `mask` (True is kept) prunes.
+    """The result of a step: weight (out, in) float32, 0.0 where `mask` (True is kept) prunes.
 
-    note: what the user should know of how it went.
+    note: a remark for the user, such as a fallback.
     """
 
     weight: Tensor
@@ -76,7 +76,7 @@ class Updated:
 
 @dataclass(frozen=True)
 class Step:
-    """A step after a mask, and all that the program says and needs to know of it.
+    """A step after a mask, with its descriptions and its facts.
 
     name: as written after a `+`; two names joined by `+` replace the two steps where both are
     named. run: the step. words: what it does, for the model card, after "the metric …,".
@@ -84,8 +84,8 @@ class Step:
     the mask alone runs before those that change weights. option: the command-line option that names
     it too. chooses_mask: it chooses the mask itself, by `Layer.scorer`. needs_gram: it needs a
     `Layer.hessian`. aims: it can aim at the dense model's outputs. damps: it uses the damped
-    Hessian, and the record tells the damping. estimate: a cheaper `run` for the search's
-    closed-form error, close to it for a few rows.
+    Hessian, and the record has the damping. estimate: a cheaper `run` for the search's closed-form
+    error, close to it for a few rows.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""A better mask of the same counts: pairs of a pruned and a kept weight change places."""
+"""Improving a mask by swaps of a pruned and a kept weight, which keep the number of zeros."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ _CANDIDATES = 16
 # Rows processed together hold their candidates' part of the gram, 4 · _CANDIDATES² numbers each.
 _ROWS = 2048
 
-# A gain below this share of the row's error is within float32's rounding, or not worth a round.
+# A gain below this share of the row's error is within rounding, or too small for a round.
 _LEAST_GAIN = 1e-5
 
 _ROUNDS = 100
@@ -23,14 +23,14 @@ _ROUNDS = 100
 def refine_mask(layer: Layer) -> Updated:
     """The mask after swaps that lower each row's error δ·C·δᵀ, δ the weights it removes.
 
-    C is the gram; weights stay dense. Where the Hessian has a cross, rows are to come close to
-    W·X_denseᵀ, and the error is δ·C·δᵀ + 2·δ·Dᵀ, besides what no mask changes, with
-    D = W·(cross − C). A swap revives p and prunes q of the same row, under N:M of the same group,
-    so every row and group keeps its zeros (and blocks of columns only in sum). Its effect
-    −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq − 2·w_p·w_q·C_pq, with r = δ·C + D, is exact.
-    In a round each row takes the best pair, again and again, among the 16 weights of either side
-    (N:M: the 16 pairs) that gain most on their own. Ends when no row improves, or after 100 rounds.
-    No row ends with a larger error. Raises PrunerZeroError where the pattern does not fit.
+    C is the gram; weights stay dense. Where the Hessian has a cross, the target is W·X_denseᵀ, and
+    the error is δ·C·δᵀ + 2·δ·Dᵀ plus a constant, with D = W·(cross − C). A swap revives p and
+    prunes q of the same row, under N:M of the same group, so every row and group keeps its zeros
+    (and blocks of columns only in sum). Its effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq −
+    2·w_p·w_q·C_pq, with r = δ·C + D, is exact. In a round each row takes the best pair, again and
+    again, among the 16 weights of either side (N:M: the 16 pairs) that gain most on their own. Ends
+    when no row improves, or after 100 rounds. No row ends with a larger error. Raises
+    PrunerZeroError where the pattern does not fit.
     Source: SparseSwaps (Zimmer et al. 2025, 2512.10922), which takes the best single swap of a row
     at a time. Here a round takes several swaps of a row and updates their effects between them from
     a small part of the gram, and the target can be the dense model's outputs.
@@ -89,7 +89,7 @@ def _swap(W: Tensor, C: Tensor, mask: Tensor, errors: _Errors, group: int | None
         revived = _lowest(change.masked_fill(mask, torch.inf))
         pruned = _lowest(change.masked_fill(~mask, torch.inf))
         allowed = torch.ones(len(revived[0]), len(pruned[0]), dtype=torch.bool, device=W.device)
-    # A row with fewer zeros, or kept weights, than candidates lists some of the other side.
+    # A row with fewer pruned (or kept) weights than candidates lists some of the other kind.
     possible = (~mask.gather(1, revived))[:, :, None] & mask.gather(1, pruned)[:, None, :]
     return _best_swaps(W, C, mask, change, revived, pruned, allowed & possible, errors.removed)
 
@@ -135,7 +135,7 @@ def _best_swaps(
     """
     row = torch.arange(len(W), device=W.device)
     u, v = W.gather(1, revived), W.gather(1, pruned)
-    # What a weight that changes sides adds to the effect of every other one that does.
+    # How a flipped weight changes the effect of flipping each other weight.
     to_revived = 2 * u[:, :, None] * u[:, None, :] * C[revived[:, :, None], revived[:, None, :]]
     to_pruned = 2 * v[:, :, None] * v[:, None, :] * C[pruned[:, :, None], pruned[:, None, :]]
     across = -2 * u[:, :, None] * v[:, None, :] * C[revived[:, :, None], pruned[:, None, :]]
@@ -150,7 +150,7 @@ def _best_swaps(
         p, q = pair // pruned.shape[1], pair % pruned.shape[1]
         refined[row, revived[row, p]] |= wanted
         refined[row, pruned[row, q]] &= ~wanted
-        # The effects of later swaps include what these two have changed.
+        # Update the effects of later swaps by this swap.
         effect += (to_revived[row, p] + across[row, :, q])[:, :, None]
         effect += (across[row, p] + to_pruned[row, q])[:, None, :]
         effect[row, p] = torch.inf

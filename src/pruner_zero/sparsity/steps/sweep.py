@@ -1,4 +1,4 @@
-"""SparseGPT: prune column by column and let the kept weights make up for each loss."""
+"""SparseGPT: prune column by column and update the kept weights to compensate."""
 
 import torch
 from torch import Tensor
@@ -8,22 +8,22 @@ from pruner_zero.sparsity.selection import BLOCK_COLUMNS
 from pruner_zero.sparsity.steps.least_squares import estimate_update
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
-# Columns updated one after the other before the rest of the block takes a matrix product.
+# Columns updated one by one before the rest of the block is updated by a matrix product.
 _PANEL_COLUMNS = 16
 
 
 def sparsegpt(layer: Layer) -> Updated:
     """Prune one matrix and spread each removed weight's error over the columns to its right.
 
-    Without a mask, the weights with the lowest scores go: those of the layer's scorer, else
-    |W| / U_jj (whose square is the paper's score) with U the Hessian's inverse factor.
-    Scope `block`: floor(rows · columns · sparsity) of each 128 columns at its start;
-    scope `row`: per row inside the block, counts rounded so that each row ends with
-    floor(in · sparsity) zeros; N:M: per group at its first column, blocks being shortened to
-    whole groups. With a mask, that mask is kept and the pattern decides nothing.
-    Channels that were never active (zero diagonal) get zero weights. Where the Hessian has a
-    cross, the weights that are swept are those of `retarget`. Raises PrunerZeroError for scores
-    that are not finite and for scopes that look beyond a block when no mask is given.
+    Without a mask, the weights with the lowest scores are pruned: scores of the layer's scorer,
+    else |W| / U_jj (whose square is the paper's score) with U the Hessian's inverse factor. Scope
+    `block`: floor(rows · columns · sparsity) of each 128 columns at its start; scope `row`: per row
+    inside the block, counts rounded so that each row ends with floor(in · sparsity) zeros; N:M: per
+    group at its first column, blocks being shortened to whole groups. With a mask, that mask is
+    kept and the pattern decides nothing. Channels that were never active (zero diagonal) get zero
+    weights. Where the Hessian has a cross, the sweep starts from the weights of `retarget`. Raises
+    PrunerZeroError for scores that are not finite and for scopes that look beyond a block when no
+    mask is given.
     Source: Frantar & Alistarh 2023 (2301.00774), algorithm 1.
     """
     rows, columns = layer.dense.shape
@@ -51,7 +51,7 @@ def sparsegpt(layer: Layer) -> Updated:
         kept.copy_(mask.t())
     errors = torch.empty(min(width, columns), rows, dtype=W.dtype, device=W.device)
 
-    # Looked at once, after the sweep: to ask a GPU for it makes the GPU wait for the question.
+    # Read once, after the sweep: reading a value from a GPU waits for all its queued work.
     finite = torch.ones((), dtype=torch.bool, device=W.device)
 
     def saliency(due: slice) -> Tensor:
@@ -90,9 +90,9 @@ def retarget(layer: Layer) -> Tensor:
     """The dense weights that, on the pruned model's inputs, come closest to the dense outputs.
 
     (out, in) float32. They minimise |W·X_denseᵀ − W'·Xᵀ|² + λ·|W' − W|², with
-    λ = damping · mean(diagonal); to sweep them is to sweep the dense weights towards the dense
-    model's outputs. Channels that were never active get zero weights. Without a cross, these are
-    the dense weights.
+    λ = damping · mean(diagonal); sweeping them is sweeping the dense weights with the dense model's
+    outputs as the target. Channels that were never active get zero weights. Without a cross, these
+    are the dense weights.
     Source: the target is that of GPTAQ (Li et al. 2025, 2504.02692) in quantization, and the
     product of dense and pruned inputs that of OSSCAR's full sequence (Meng et al. 2024, 2403.12983)
     in structured pruning. GPTAQ corrects the target column by column during the sweep; here the
