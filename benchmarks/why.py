@@ -56,6 +56,8 @@ FACTORS: Mapping[str, Mapping[str, Any]] = {
     "swaps": {"refine": True},
     "towards the dense outputs": {"asymmetric": True},
     "swaps, towards the dense outputs": {"refine": True, "asymmetric": True},
+    # Measured with the next row, to compare the text that the model writes: see the notes.
+    "base again": {},
     "damping 0.1": {"damping": 0.1},
     "WikiText": {"calibration": TEXT},
     "half WikiText": {"calibration": {"self": 1, TEXT: 1}},
