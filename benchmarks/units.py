@@ -161,7 +161,8 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             units = {"structure": structure, "sparsity": share}
             if structure == "mixed":
                 for blocks in MIXED:
-                    name = f"{blocks} blocks, then channels by Wanda"
+                    plural = "s" if blocks > 1 else ""
+                    name = f"{blocks} block{plural}, then channels by Wanda"
                     chosen = {"metric": "wanda", "update": "exact", "mode": "one-shot"}
                     yield {"name": name, **units, **chosen, "blocks": blocks}
                 continue
