@@ -222,6 +222,8 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
                 for line in lines
                 if line["structure"] == structure and line["update"] == update
             ]
+            if not chosen:
+                continue
             shares = sorted({line["sparsity"] for line in chosen})
             sizes = {line["sparsity"]: f"{line['kept'] / 1e6:.1f} M" for line in chosen}
             heads = [f"{100 * share:.0f} % ({sizes[share]})" for share in shares]
