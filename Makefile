@@ -26,7 +26,7 @@ BEST := runs/demo/search/best.json
 
 demo: $(BIN)/.installed
 	$(BIN)/pruner-zero search $(MODEL) --sparsity 0.5 $(CALIBRATION) --search-text builtin:pydoc \
-		--search-windows 6 --final-windows 6 --evaluations 200 -o runs/demo/search
+		--search-windows 6 --final-windows 6 --evaluations 240 -o runs/demo/search
 	$(BIN)/pruner-zero prune $(MODEL) --metric $(BEST) --refine \
 		--sparsity 0.5 --mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
 	$(BIN)/pruner-zero prune $(MODEL) --structure channels --sparsity 0.25 --metric wanda \
