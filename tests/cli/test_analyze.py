@@ -1,6 +1,7 @@
 """`pruner-zero analyze` on a small run."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -131,14 +132,23 @@ def test_a_file_that_cannot_be_written_is_one_line(
     assert "not a folder" in printed.err
 
 
+def copies_of(run: Path, count: int) -> list[Path]:
+    """Folders that hold the same search."""
+    folders = [run.with_name(f"copy-{number}") for number in range(count)]
+    for folder in folders:
+        shutil.copytree(run, folder)
+    return folders
+
+
 def test_several_runs_are_the_observations_of_the_principles(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, run, "--json") == 0
     alone = json.loads(capsys.readouterr().out)["principles"]
-    assert call(monkeypatch, *[run] * 6, "--json") == 0
+    runs = [run, *copies_of(run, 5)]
+    assert call(monkeypatch, *runs, "--json") == 0
     together = json.loads(capsys.readouterr().out)
-    assert list(together["runs"]) == [str(run)]
+    assert list(together["runs"]) == list(map(str, runs))
     for one, all_of_them in zip(alone, together["principles"], strict=True):
         value = one["estimate"]["value"]
         estimate = all_of_them["estimate"]
@@ -149,7 +159,8 @@ def test_several_runs_are_the_observations_of_the_principles(
 def test_too_few_runs_decide_nothing(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert call(monkeypatch, run, run) == 0
+    runs = [run, *copies_of(run, 1)]
+    assert call(monkeypatch, *runs) == 0
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = printed.out.splitlines()
@@ -158,4 +169,13 @@ def test_too_few_runs_decide_nothing(
     assert row[4:7] == ["too", "little", "data"]
     assert row[-1] == "2"
     assert any("(2 runs, 6 are needed)" in line for line in lines)
-    assert [line.split()[0] for line in lines[-2:]] == [str(run)] * 2
+    assert [line.split()[0] for line in lines[-2:]] == list(map(str, runs))
+
+
+def test_a_search_that_is_named_twice_is_no_second_observation(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, run, run.parent / "." / run.name, "--json") == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err == "error: a search is named twice: name every RUN once\n"

@@ -92,7 +92,7 @@ def masked(
     """Prune in place up to the masks alone."""
     pattern = pattern.of_model(model.model)
     method = parse_method("wanda", pattern=pattern, **settings)
-    matrices = check_plan(model, method, pattern.names)
+    matrices = check_plan(model, method, pattern.include)
     prune_model(model, windows, method, new_store(model), matrices=matrices)
 
 
@@ -140,7 +140,7 @@ def test_coupled_units_go_by_all_that_belongs_to_them(structure: Structure, powe
     """LLM-Pruner's group magnitude in both its norms, by a plain loop over slices."""
     model = tiny_model("llama")
     chosen = Structured(0.5, structure, 8, coupled=True).of_model(model)
-    weights = {name: model.get_submodule(name).get_parameter("weight") for name in chosen.names}
+    weights = {name: model.get_submodule(name).get_parameter("weight") for name in chosen.include}
     scores = {name: weight.detach().abs() ** (power / 2) for name, weight in weights.items()}
     masks = chosen.choose(scores)
     for coupling in chosen.couplings:

@@ -39,15 +39,19 @@ def analyze(
     from pruner_zero.analysis import across
     from pruner_zero.analysis import analyze as explain
     from pruner_zero.analysis.analysis import plain
+    from pruner_zero.errors import PrunerZeroError
     from pruner_zero.evolution import Study
     from pruner_zero.files import check_writable, write_atomic
 
     if output is not None:
         check_writable(output)
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise PrunerZeroError("a search is named twice: name every RUN once")
     analyses = [explain(Study.open(run), top) for run in runs]
-    analysis, together = analyses[0], across([each.principles for each in analyses])
+    analysis = analyses[0]
+    together = across([each.principles for each in analyses]) if len(runs) > 1 else []
     report = analysis.to_json()
-    if len(runs) > 1:
+    if together:
         named = zip(map(str, runs), analyses, strict=True)
         report = {
             "principles": plain([asdict(test) for test in together]),
@@ -58,7 +62,7 @@ def analyze(
     if as_json:
         print(json.dumps(report, allow_nan=False))
         return
-    if len(runs) > 1:
+    if together:
         _print_across(runs, analyses, together)
         return
     _print_counts(analysis)
@@ -122,16 +126,21 @@ def _print_correlations(analysis: "Analysis") -> None:
         print_table(analysis.agreements[0].header, cells, left=3)
 
 
-def _print_principles(analysis: "Analysis") -> None:
-    print(f"\nPrinciples of {analysis.principles[0].source}")
+def _print_tests(tests: Sequence["Principle"], value: str, counted: str) -> None:
+    """The table of the principles, and what each was measured by."""
     rows = [
         (test.statement, test.verdict, *test.estimate.cells, f"{test.neutral:g}", str(test.n))
-        for test in analysis.principles
+        for test in tests
     ]
-    print_table(("principle", "verdict", "measure", "95 %", "no effect", "n"), rows, left=2)
-    for test in analysis.principles:
+    print_table(("principle", "verdict", value, "95 %", "no effect", counted), rows, left=2)
+    for number, test in enumerate(tests, 1):
         remark = f" ({test.remark})" if test.remark else ""
-        print(f"{test.statement}: {test.measure}{remark}")
+        print(f"{number}. {test.statement}: {test.measure}{remark}")
+
+
+def _print_principles(analysis: "Analysis") -> None:
+    print(f"\nPrinciples of {analysis.principles[0].source}")
+    _print_tests(analysis.principles, "measure", "n")
     if analysis.shares:
         print(
             "The candidates of an evolution are related: intervals, which take them as "
@@ -143,14 +152,7 @@ def _print_across(
     runs: Sequence[Path], analyses: Sequence["Analysis"], together: Sequence["Principle"]
 ) -> None:
     print(f"Principles of {together[0].source}, over {len(runs)} searches: medians")
-    rows = [
-        (test.statement, test.verdict, *test.estimate.cells, f"{test.neutral:g}", str(test.n))
-        for test in together
-    ]
-    print_table(("principle", "verdict", "median", "95 %", "no effect", "runs"), rows, left=2)
-    for number, test in enumerate(together, 1):
-        remark = f" ({test.remark})" if test.remark else ""
-        print(f"{number}. {test.statement}: {test.measure}{remark}")
+    _print_tests(together, "median", "runs")
     print()
     estimates = [
         (str(run), *(test.estimate.cells[0] for test in analysis.principles))

@@ -32,12 +32,10 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning import (
-    Experts,
     MatrixRecord,
     Method,
     Order,
     Removal,
-    Structured,
     calibration_texts,
     calibration_windows,
     check_plan,
@@ -163,9 +161,9 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
             f"{method.name} removes units of every block: leave out "
             f"--{'include' if include else 'exclude'}"
         )
-    if isinstance(method.pattern, Structured | Experts):
+    if isinstance(method.pattern, Removal):
         fitted = method.pattern.of_model(language_model.model)
-        method, include = replace(method, pattern=fitted), fitted.names
+        method, include = replace(method, pattern=fitted), fitted.include
     check_plan(language_model, method, include, settings.exclude)
     return method
 
@@ -252,8 +250,8 @@ class _Table:
         """Prune by one method; return the method as fitted to the model, and the records."""
         model, settings, progress = self.language_model, self.settings, self.progress
         include: Sequence[str] = settings.include
-        if isinstance(method.pattern, Structured | Experts):
-            include = method.pattern.names
+        if isinstance(method.pattern, Removal):
+            include = method.pattern.include
         method = choose_units(model, self.windows, method, self.store, progress=progress)
         records = prune_model(
             model,

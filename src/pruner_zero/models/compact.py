@@ -102,6 +102,15 @@ def drop_blocks(model: PreTrainedModel, dropped: Collection[int]) -> None:
                 setattr(module, "layer_idx", index)  # noqa: B010 (nn.Module types it as a tensor)
 
 
+def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of the class of `model` with the shapes that `config` describes, on "meta".
+
+    Raises what transformers raises for a configuration that it refuses.
+    """
+    with torch.device("meta"):
+        return type(model)(type(config).from_dict(config.to_dict()))
+
+
 def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
     """Raise PrunerZeroError where the configuration cannot say which blocks stay.
 
@@ -111,8 +120,7 @@ def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
     config = deepcopy(model.config)
     blocks = find_blocks(model)
     _tell(config, len(blocks), dropped)
-    with torch.device("meta"):
-        told = find_blocks(type(model)(type(config).from_dict(config.to_dict())))
+    told = find_blocks(without_weights(model, config))
     left = [block for index, block in enumerate(blocks) if index not in dropped]
     if [list(_described(block)) for block in left] != [list(_described(block)) for block in told]:
         raise PrunerZeroError(

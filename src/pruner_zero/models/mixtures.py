@@ -9,12 +9,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.compact import without_weights
 from pruner_zero.models.structure import find_blocks
 
 # The fields of configurations that hold the number of experts of a block.
@@ -116,8 +116,7 @@ def _told(model: PreTrainedModel, field: str, count: int) -> PreTrainedModel:
     config = deepcopy(model.config)
     setattr(config, field, count)
     try:
-        with torch.device("meta"):
-            return type(model)(type(config).from_dict(config.to_dict()))
+        return without_weights(model, config)
     except (ValueError, StrictDataclassError):
         raise _refused(model, f"its configuration does not take {count} of them") from None
 

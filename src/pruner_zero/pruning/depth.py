@@ -26,7 +26,7 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.folding import fold_blocks
 from pruner_zero.pruning.removal import Removal, most_parameters
-from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
+from pruner_zero.sparsity import LazyTensors
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,6 @@ class Blocks(Removal):
     dropped: tuple[int, ...] = ()
     names: frozenset[str] = field(default=frozenset(), repr=False)
     folded: Mapping[int, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        Unstructured(self.sparsity)
-
-    @property
-    def reach(self) -> Reach:
-        return "model"
 
     @property
     def chosen_by(self) -> str | None:

@@ -12,7 +12,7 @@ from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.pruning.statistics import DenseStatistics
-from pruner_zero.sparsity.selection import comparable
+from pruner_zero.pruning.structured import signed_squares
 from pruner_zero.text import Windows
 
 
@@ -44,8 +44,7 @@ def choose_experts(
         score = score_matrix(matrix, statistics.read(matrix, kinds), method.metric)
         total = None
         if score is not None:
-            score = comparable(score, matrix.name).double()
-            total = float((score * score.abs()).sum())
+            total = sum(float(part.sum()) for part in signed_squares(score, matrix.name))
         totals.setdefault(matrix.block, []).append(total)
     return replace(asked, scores=totals)
 

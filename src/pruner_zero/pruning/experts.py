@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from pruner_zero.models import (
     size_with_experts,
 )
 from pruner_zero.pruning.removal import Removal, units_left
-from pruner_zero.sparsity import LazyTensors, Reach, Unstructured
+from pruner_zero.sparsity import LazyTensors
 
 # By the number of the block, a score for each of its experts, None where no token reached it.
 Scores = Mapping[int, Sequence[float | None]]
@@ -41,19 +41,12 @@ class Experts(Removal):
     kept: int = 0
     scores: Scores = field(default_factory=dict, repr=False)
 
-    def __post_init__(self) -> None:
-        Unstructured(self.sparsity)
-
-    @property
-    def reach(self) -> Reach:
-        return "model"
-
     @property
     def chosen_by(self) -> str | None:
         words = "REAP, the mean over an expert's tokens of router weight times norm of its output"
         return None if self.by_metric else words
 
-    def of_model(self, model: PreTrainedModel) -> "Experts":
+    def of_model(self, model: PreTrainedModel) -> Self:
         """The pattern for one model, with the share of experts to remove there.
 
         Raises what `find_mixtures` raises, and PrunerZeroError where that share cannot be removed;
@@ -69,7 +62,7 @@ class Experts(Removal):
         return replace(self, sparsity=1 - kept / count, mixtures=mixtures, kept=kept)
 
     @property
-    def names(self) -> list[str]:
+    def include(self) -> list[str]:
         """Patterns of the names of all matrices of experts."""
         return [f"{mixture.experts}.*" for mixture in self._mixtures.blocks]
 

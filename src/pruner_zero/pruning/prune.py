@@ -23,7 +23,6 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
@@ -135,11 +134,11 @@ def prune(
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)
     include: Sequence[str] = checked.include
-    if isinstance(method.pattern, Structured | Experts):
+    if isinstance(method.pattern, Removal):
         fitted = method.pattern.of_model(language_model.model)
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             progress.note(f"{fitted} go: {fitted.kept} stay")
-        method, include = replace(method, pattern=fitted), fitted.names
+        method, include = replace(method, pattern=fitted), fitted.include or include
     matrices = check_plan(language_model, method, include, checked.exclude)
     before = language_model.model.num_parameters()
     order = method.mode(checked.mode)

@@ -1,25 +1,48 @@
 """The base of patterns that remove whole units, and the number of units that stay."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import size_of
-from pruner_zero.sparsity import Pattern
+from pruner_zero.sparsity import Pattern, Reach, Unstructured
 
 
 class Removal(Pattern):
-    """A pattern whose zeros are cut out of the model once it is pruned.
+    """A pattern whose zeros are cut out of the model after pruning.
 
-    parameters: the largest number of parameters of the smaller model, or up to 1 the share of the
-    dense model's; None where `sparsity` is the share of units to remove.
+    sparsity: the share of units to remove. parameters: in its place, the largest number of
+    parameters of the smaller model, or up to 1 their share. kept: the number of units that stay in
+    each block, where `of_model` decides it. Raises PrunerZeroError for a share outside [0, 1).
     """
 
+    sparsity: float
     parameters: float | None
+    kept: int = 0
+
+    def __post_init__(self) -> None:
+        Unstructured(self.sparsity)
+
+    @property
+    def reach(self) -> Reach:
+        return "model"
+
+    def of_model(self, model: PreTrainedModel) -> Self:
+        """The pattern for one model; itself where the units are chosen later.
+
+        Raises PrunerZeroError where the model has no such units, or not so many can be removed.
+        """
+        del model
+        return self
+
+    @property
+    def include(self) -> Sequence[str]:
+        """Patterns of the names of the matrices to mask; empty for all matrices."""
+        return ()
 
     @property
     def chosen_by(self) -> str | None:

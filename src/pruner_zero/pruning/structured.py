@@ -1,8 +1,9 @@
 """Patterns that remove whole units of every block: a mask until the model is saved."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from pruner_zero.models import (
     size_without_units,
 )
 from pruner_zero.pruning.removal import Removal, units_left
-from pruner_zero.sparsity import Reach, Unstructured
+from pruner_zero.sparsity import Reach
 from pruner_zero.sparsity.selection import comparable, keep_highest
 
 # Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
@@ -52,9 +53,6 @@ class Structured(Removal):
     couplings: tuple[Coupling, ...] = ()
     kept: int = 0
 
-    def __post_init__(self) -> None:
-        Unstructured(self.sparsity)
-
     @property
     def reach(self) -> Reach:
         return "block"
@@ -63,7 +61,7 @@ class Structured(Removal):
     def update(self) -> str:
         return "exact"
 
-    def of_model(self, model: PreTrainedModel) -> "Structured":
+    def of_model(self, model: PreTrainedModel) -> Self:
         """The pattern for one model, with the share of units to remove there.
 
         Raises PrunerZeroError where the model has no units that can be removed.
@@ -90,7 +88,7 @@ class Structured(Removal):
         return [coupling.consumer for coupling in self.couplings]
 
     @property
-    def names(self) -> list[str]:
+    def include(self) -> list[str]:
         """The matrices that lose rows or columns."""
         return [name for c in self.couplings for name in (*c.producers, c.consumer)]
 
@@ -131,10 +129,18 @@ class Structured(Removal):
         return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"
 
 
+def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:
+    """The squares of scores (out, in) with the sign of the score, fp64, in blocks of rows.
+
+    Raises ScoreError, naming the matrix, for scores that are not finite.
+    """
+    parts = (part.double() for part in comparable(scores, name).split(_ROWS))
+    return (part * part.abs() for part in parts)
+
+
 def _totals(scores: Tensor, coupling: Coupling, name: str) -> Tensor:
     """The signed sums of squares over the rows or columns of each unit in a matrix, fp64."""
     axis = int(name != coupling.consumer)
-    parts = (part.double() for part in comparable(scores, name).split(_ROWS))
-    sums = [(part * part.abs()).sum(axis) for part in parts]
+    sums = [part.sum(axis) for part in signed_squares(scores, name)]
     totals = torch.cat(sums) if axis else torch.stack(sums).sum(0)
     return totals.view(coupling.count, -1).sum(1)
