@@ -29,6 +29,7 @@ from pruner_zero.models import load_model, save_model
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "llama-cpp.json"
+NOTES = HERE / "results" / "llama-cpp-notes.md"
 MODEL = "builtin:smollm2-135m"
 TEXT: Mapping[str, Any] = {"calibration": "builtin:pydoc", "windows": 8, "distill": 0}
 CASES: Mapping[str, Mapping[str, Any]] = {
@@ -151,12 +152,8 @@ def page(report: Mapping[str, dict[str, Any]]) -> str:
             cells.append(f"×{faster:.2f}")
         same = row["transformers"] == row["llama.cpp"]
         lines.append(f"| {' | '.join([*cells, 'yes' if same else 'no'])} |")
-    lines += [
-        "",
-        "Every folder converts and loads. Zeros are worth nothing there; smaller models are faster"
-        " by more than their missing parameters promise.",
-    ]
-    return "\n".join(lines) + "\n"
+    lines += ["", NOTES.read_text()] if NOTES.exists() else []
+    return "\n".join(lines).rstrip() + "\n"
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ class Structured(Removal):
 def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:
     """The squares of scores (out, in) with the sign of the score, fp64, in blocks of rows.
 
-    Raises ScoreError, naming the matrix, for scores that are not finite.
+    Raises PrunerZeroError, naming the matrix `name`, for scores that are not finite.
     """
     parts = (part.double() for part in comparable(scores, name).split(_ROWS))
     return (part * part.abs() for part in parts)
