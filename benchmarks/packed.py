@@ -17,8 +17,8 @@ from torch import Tensor
 
 from pruner_zero.models import LanguageModel
 
-# Tokens in a sequence. Longer ones spend more on attention than they save in calls.
-_TOKENS = 1024
+# Tokens in a sequence: longer ones spend more on attention than they save in calls.
+_TOKENS = 512
 
 # What lm-eval asks for: the two texts, the question's tokens, the choice's tokens.
 Request = tuple[tuple[str, str], list[int], list[int]]

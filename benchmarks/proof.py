@@ -45,7 +45,7 @@ NOTES = HERE / "results" / "proof-notes.md"
 BASES = ("Wanda", "SparseGPT")
 # What `prune` does where no metric is named.
 DEFAULT = "default"
-CARRIED = "G^1.5 * sqr(W)@global"
+CARRIED = "W * (O * X)^0.75@global"
 
 # What follows a mask, from nothing to all of it.
 AFTER = {"": "", ", swaps": "+refine", ", swaps, least squares": "+refine+asymmetric+exact"}
