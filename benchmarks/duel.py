@@ -6,12 +6,14 @@
 All runs share the model, the statistics, the search windows and the rungs, and have the same
 minutes of the processor, one thread, statistics not counted. What each run chose is measured on
 windows of another text, which nothing before has read. A run is a file under
-benchmarks/results/duel; runs that are there are kept. The page is duel.md.
+benchmarks/results/duel; runs that are there are kept. The page is duel.md. --model searches another
+model, and --beside measures fixed metrics on the same windows.
 """
 
 import argparse
 import json
 import math
+import re
 import statistics
 import time
 from pathlib import Path
@@ -24,16 +26,19 @@ from pruner_zero.cli.search import Display
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.study import Study
 from pruner_zero.execution import Workers, make_executor
 from pruner_zero.files import write_atomic
+from pruner_zero.metric import parse
 from pruner_zero.models import load_model
 from pruner_zero.text import consecutive_windows, load_corpus, load_mixture
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "duel"
+USUAL = "builtin:smollm2-135m"
 # What differs from the search as it is: settings of `search`.
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -41,13 +46,24 @@ ARMS: dict[str, dict[str, Any]] = {
     "untuned": {"algorithm_settings": {"tuned": 0}},
     "without-O": {"space": {"terminals": ["W", "G", "X"]}},
     "without-G": {"space": {"terminals": ["W", "X", "O"]}},
+    "published": {"algorithm": "published"},
+    "published-with-rungs": {"algorithm": "published"},
 }
+
+
+class WithRungs(SearchSettings):
+    """The published evolution, whose candidates climb the rungs of the default search."""
+
+    @property
+    def racing(self) -> Racing:
+        """The rungs of the default search."""
+        return Racing(self.near, self.few_share, self.margin)
 
 
 def main() -> None:
     """Run what is missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default="builtin:smollm2-135m")
+    parser.add_argument("--model", default=USUAL)
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
     parser.add_argument("--text", help="WikiText-2 test, raw")
     parser.add_argument("--sparsity", type=float)
@@ -56,6 +72,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(10)))
     parser.add_argument("--minutes", type=float, default=6)
     parser.add_argument("--windows-eval", type=int, default=48)
+    parser.add_argument("--beside", nargs="*", default=[], metavar="METRIC@SCOPE")
     parser.add_argument("--runs", type=Path, default=Path("runs/duel"))
     given = parser.parse_args()
     if given.calibration and given.text:
@@ -67,6 +84,8 @@ def run(given: argparse.Namespace) -> None:
     """Search with every arm and seed that has no result yet."""
     zeros = {"pattern": given.pattern} if given.pattern else {"sparsity": given.sparsity or 0.5}
     name = str(next(iter(zeros.values()))).replace(":", "-")
+    if given.model != USUAL:
+        name = f"{Path(given.model).stem}-{name}"
     base = {
         "model": given.model,
         "calibration": given.calibration,
@@ -74,7 +93,10 @@ def run(given: argparse.Namespace) -> None:
         "executor": "serial",
         **zeros,
     }
-    settings = {arm: SearchSettings(**base, **ARMS[arm]) for arm in given.arms}
+    settings = {
+        arm: (WithRungs if arm.endswith("with-rungs") else SearchSettings)(**base, **ARMS[arm])
+        for arm in given.arms
+    }
     language_model = load_model(given.model)
     text = load_mixture(given.calibration, role="calibration")
     widest = SearchSettings(**base)
@@ -85,6 +107,13 @@ def run(given: argparse.Namespace) -> None:
     )
     corpus = load_corpus(given.text)
     test = consecutive_windows(corpus, language_model.tokenizer, widest.seqlen, given.windows_eval)
+    for metric in given.beside:
+        file = RESULTS / f"{name}-{re.sub('[^A-Za-z0-9.^@]+', '-', metric)}.json"
+        if not file.exists():
+            expression, _, scope = metric.partition("@")
+            losses = evaluator.masked.losses(parse(expression), scope, test.tokens)
+            row = {"model": given.model, "zeros": zeros, "metric": metric, "losses": losses}
+            write_atomic(file, json.dumps(row, indent=2) + "\n")
     executor = make_executor("serial", evaluator, Workers(None, 1, 600.0, None, {}))
     for seed in given.seeds:
         for arm in given.arms:
@@ -111,6 +140,7 @@ def run(given: argparse.Namespace) -> None:
             candidate = best.candidate
             losses = evaluator.masked.losses(candidate.expression, candidate.scope, test.tokens)
             result = {
+                "model": given.model,
                 "arm": arm,
                 "seed": seed,
                 "zeros": zeros,
@@ -150,16 +180,21 @@ def write_page() -> None:
         "",
         "Made by `python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw` with"
         " the zeros, arms, seeds and minutes in the tables: minutes of the processor, one thread,"
-        " without the statistics. SmolLM2-135M. All runs of a table share the statistics (24"
+        " without the statistics. All runs of a table share the statistics (24"
         " windows of the first half of WikiText-2 validation), the search windows (of its second"
-        " half), the rungs and the final race. The loss is that of what a run chose, on 48 windows"
+        " half), the rungs and the final race. The loss is that of what a run chose, on windows"
         " of WikiText-2 test, which nothing before has read.",
         "",
     ]
-    for zeros in dict.fromkeys(json.dumps(result["zeros"]) for result in results):
-        rows = [result for result in results if json.dumps(result["zeros"]) == zeros]
-        title = " ".join(f"{key} {value}" for key, value in json.loads(zeros).items())
-        lines += [f"## At {title}", "", *_against(rows), "", *_runs(rows), ""]
+    tables: dict[str, list[dict[str, Any]]] = {}
+    for result in results:
+        model = Path(result.get("model", USUAL)).stem.removeprefix("builtin:")
+        title = " ".join(f"{key} {value}" for key, value in result["zeros"].items())
+        tables.setdefault(f"{model}, {title}", []).append(result)
+    for title, rows in tables.items():
+        arms = [row for row in rows if "arm" in row]
+        fixed = [row for row in rows if "metric" in row]
+        lines += [f"## {title}", "", *_against(arms), "", *_runs(arms, fixed), ""]
     notes = HERE / "results" / "duel-notes.md"
     lines += [notes.read_text()] if notes.exists() else []
     (HERE / "duel.md").write_text("\n".join(lines).rstrip() + "\n")
@@ -193,10 +228,11 @@ def _against(rows: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def _runs(rows: list[dict[str, Any]]) -> list[str]:
+def _runs(rows: list[dict[str, Any]], fixed: list[dict[str, Any]]) -> list[str]:
+    windows = len((rows + fixed)[0]["losses"])
     lines = [
         "| seed | arm | minutes | candidates | few | all | perplexity on test, 12 windows"
-        " | 48 windows | chosen |",
+        f" | {windows} windows | chosen |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in sorted(rows, key=lambda row: (row["seed"], row["arm"])):
@@ -206,12 +242,19 @@ def _runs(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['minutes']:g}",
             str(row["candidates"]),
             *(str(row["by_rung"].get(rung, 0)) for rung in ("few", "all")),
-            f"{math.exp(statistics.mean(row['losses'][:12])):.2f}",
-            f"{math.exp(statistics.mean(row['losses'])):.2f}",
+            *_perplexities(row),
             f"`{row['winner']}`",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    for row in fixed:
+        cells = ["", "fixed", "", "", "", "", *_perplexities(row), f"`{row['metric']}`"]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _perplexities(row: dict[str, Any]) -> list[str]:
+    parts = (row["losses"][:12], row["losses"])
+    return [f"{math.exp(statistics.mean(losses)):.2f}" for losses in parts]
 
 
 if __name__ == "__main__":

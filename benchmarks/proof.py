@@ -227,16 +227,20 @@ def page() -> str:
 
 
 def table(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
-    """The rows of one model and pattern, the best in tasks first, and the dense model."""
+    """The rows of one model and pattern and the dense model: texts, then tasks."""
     texts = list(dense["texts"])
     bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
-    header = ["method", *texts, "divergence", "right choice", *bases, "acc", "acc_norm"]
-    text = f"| {' | '.join([*header, 'minutes'])} |\n|{'---|' * (len(header) + 1)}\n"
-    order = sorted(rows.values(), key=lambda row: -average(row, "prob"))
-    for row in [dense, *order]:
+    cells = []
+    order = sorted(rows.values(), key=mean_loss)
+    for row in (dense, *order):
         values = [f"{row['texts'][name]['perplexity']:.2f}" for name in texts]
         values.append(f"{row['divergence']:.3f}" if "divergence" in row else "")
-        values.append(f"{100 * average(row, 'prob'):.1f}")
+        values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
+        cells.append([row["label"], *values])
+    order = sorted(rows.values(), key=lambda row: (-questions(row), -average(row, "prob")))
+    answers = []
+    for row in (dense, *order):
+        values = [str(questions(row)), f"{100 * average(row, 'prob'):.1f}"]
         for base in bases.values():
             if base is None or row is base:
                 values.append("")
@@ -244,9 +248,28 @@ def table(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str)
                 gain, error = difference(row, base)
                 values.append(f"{100 * gain:+.1f} ± {100 * error:.1f}")
         values += [f"{100 * average(row, name):.1f}" for name in ("acc", "acc_norm")]
-        values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
-        text += f"| {row['label']} | {' | '.join(values)} |\n"
-    return text
+        answers.append([row["label"], *values])
+    return (
+        markdown(["method", *texts, "divergence", "minutes"], cells)
+        + "\n"
+        + markdown(["tasks", "questions", "right choice", *bases, "acc", "acc_norm"], answers)
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def mean_loss(row: Mapping[str, Any]) -> float:
+    """The mean over the texts of the log-perplexity."""
+    return sum(math.log(text["perplexity"]) for text in row["texts"].values()) / len(row["texts"])
+
+
+def questions(row: Mapping[str, Any]) -> int:
+    """The number of questions that a cell was asked."""
+    return sum(task["documents"] for task in row["tasks"].values())
 
 
 def average(row: Mapping[str, Any], name: str) -> float:
@@ -257,11 +280,12 @@ def average(row: Mapping[str, Any], name: str) -> float:
 def difference(row: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float]:
     """How much higher the right choices' probability is, and half of its 95 % interval.
 
-    Paired by question: the mean over the tasks of the mean over their questions.
+    Paired by question: the mean over the tasks of the mean over their questions. Of a task, a cell
+    with fewer questions has the first ones of a cell with more, and these are compared.
     """
     means, variances = [], []
     for task, answers in row["tasks"].items():
-        pairs = zip(answers["probabilities"], base["tasks"][task]["probabilities"], strict=True)
+        pairs = zip(answers["probabilities"], base["tasks"][task]["probabilities"], strict=False)
         differences = torch.tensor([mine - other for mine, other in pairs], dtype=torch.float64)
         means.append(float(differences.mean()))
         variances.append(float(differences.var()) / len(differences))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import Hessian, Layer, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.steps import least_squares
 from pruner_zero.sparsity.steps.least_squares import remove_columns, solve
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import exact_update, layer_of, retarget, sparsegpt
@@ -362,3 +363,34 @@ def test_a_held_inverse_changes_how_columns_are_removed_and_not_the_result(kept:
     without, held = map(solve, layers)
     assert held.iterations == without.iterations == 0
     assert_close(held.weight, without.weight)
+
+
+@pytest.mark.parametrize("loud", [False, True])
+def test_coarse_solutions_take_as_many_iterations_in_bfloat16(
+    monkeypatch: pytest.MonkeyPatch, loud: bool
+) -> None:
+    weight, gram = (loud_layer if loud else layer)(24, 192)
+    mask = random_mask(24, 192, 0.5)
+    problem = Layer(weight, Hessian(gram), Unstructured(0.5), mask)
+    H = reference.damped(gram)
+    least = error_rows(H, weight - solve(problem).weight)
+    iterations, excess = [], []
+    for native in (False, True):
+        monkeypatch.setattr(least_squares, "has_fast_bfloat16", lambda _, native=native: native)
+        coarse = solve(problem, tolerance=0.05)
+        iterations.append(coarse.iterations)
+        excess.append(float((error_rows(H, weight - coarse.weight) / least).max()) - 1)
+        assert coarse.converged
+    assert iterations[1] <= iterations[0] + 1
+    assert max(excess) < 0.05
+    assert excess[0] != excess[1]
+
+
+def test_fine_solutions_are_not_computed_in_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gram = layer(8, 64)
+    problem = Layer(weight, Hessian(gram), Unstructured(0.5), random_mask(8, 64, 0.5))
+    solutions = []
+    for native in (False, True):
+        monkeypatch.setattr(least_squares, "has_fast_bfloat16", lambda _, native=native: native)
+        solutions.append(solve(problem).weight)
+    assert torch.equal(*solutions)

@@ -1,0 +1,141 @@
+"""Swaps under least squares with coarse products in bfloat16, beside float32.
+
+    python benchmarks/narrow.py --calibration wiki.valid.raw \\
+        --models builtin:smollm2-135m qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+
+Half of each row of matrices of one block goes by Wanda's scores, and `refine+exact` follows, in
+turns with either type of product, on the same Gram matrix: seconds, and the error of the outputs
+beside that of the mask alone. Writes results/narrow.json and narrow.md.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from pruner_zero.files import write_atomic
+from pruner_zero.models import LanguageModel, Matrix, find_matrices, load_model
+from pruner_zero.sparsity import STEPS, Hessian, Layer, Unstructured
+from pruner_zero.sparsity.layer_error import row_errors
+from pruner_zero.sparsity.steps import least_squares
+from pruner_zero.text import consecutive_windows, load_corpus
+
+HERE = Path(__file__).parent
+FILE = HERE / "results" / "narrow.json"
+# The block, and the ends of the names of its matrices.
+BLOCK, ENDS = 2, ("o_proj", "gate_proj", "down_proj")
+WINDOWS, SEQLEN, ROWS, TURNS = 16, 1024, 512, 3
+HALF = Unstructured(0.5, "row")
+
+
+def main() -> None:
+    """Measure the models that are missing, and write the page."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
+    parser.add_argument("--models", nargs="+", required=True)
+    given = parser.parse_args()
+    report: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    for source in given.models:
+        name = Path(source).name
+        if name not in report:
+            report[name] = measure(load_model(source, dtype="float32"), given.calibration)
+            write_atomic(FILE, json.dumps(report, indent=1) + "\n")
+    (HERE / "narrow.md").write_text(page(report))
+
+
+def measure(model: LanguageModel, calibration: str) -> list[dict[str, Any]]:
+    """A row for each matrix."""
+    corpus = load_corpus(calibration, role="calibration")
+    windows = consecutive_windows(corpus, model.tokenizer, SEQLEN, WINDOWS)
+    matrices = [
+        matrix
+        for matrix in find_matrices(model.model)
+        if matrix.block == BLOCK and matrix.name.endswith(ENDS)
+    ]
+    grams = gram_matrices(model, matrices, windows.tokens)
+    return [of_matrix(matrix, grams[matrix.name]) for matrix in matrices]
+
+
+@torch.no_grad()
+def gram_matrices(
+    model: LanguageModel, matrices: list[Matrix], tokens: Tensor
+) -> dict[str, Tensor]:
+    """XᵀX of every matrix, by name. Blocks after `BLOCK` are left out of the model."""
+    decoder = model.model.model
+    decoder.layers = decoder.layers[: BLOCK + 1]
+    grams: dict[str, Tensor] = {}
+
+    def add(name: str, x: Tensor) -> None:
+        flat = x.flatten(0, -2)
+        grams[name] = grams.get(name, 0) + flat.T @ flat
+
+    hooks = [
+        model.model.get_submodule(matrix.name).register_forward_pre_hook(
+            lambda _, inputs, name=matrix.name: add(name, inputs[0])
+        )
+        for matrix in matrices
+    ]
+    for window in tokens.split(1):
+        decoder(window, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return grams
+
+
+@torch.no_grad()
+def of_matrix(matrix: Matrix, gram: Tensor) -> dict[str, Any]:
+    """Seconds and error with each type of product; the first `ROWS` rows."""
+    weight = matrix.weight.detach().float()[:ROWS]
+    mask = HALF.choose({"": weight.abs() * gram.diagonal().sqrt()})[""]
+    layer = Layer(weight, Hessian(gram).prepare(), HALF, mask)
+    plain = row_errors(weight * ~mask, gram).sum()
+    seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
+    errors = {}
+    for _ in range(TURNS):
+        for name, times in seconds.items():
+            narrow = name == "bfloat16"
+            with mock.patch.object(least_squares, "has_fast_bfloat16", return_value=narrow):
+                began = time.perf_counter()
+                pruned = STEPS["refine+exact"].run(layer)
+            times.append(time.perf_counter() - began)
+            errors[name] = float(row_errors(weight - pruned.weight, gram).sum() / plain)
+    shown = {name: [round(value, 3) for value in times] for name, times in seconds.items()}
+    row = {"matrix": matrix.name, "shape": list(weight.shape), "seconds": shown, "errors": errors}
+    print(row, flush=True)
+    return row
+
+
+def page(report: dict[str, Any]) -> str:
+    """A row for each matrix of each model."""
+    lines = [
+        "# Coarse products in bfloat16",
+        "",
+        "Made by `python benchmarks/narrow.py`: half of each row by Wanda's scores, then swaps"
+        f" under least squares, the first {ROWS} rows of matrices of block {BLOCK}, {WINDOWS}"
+        f" windows of {SEQLEN} tokens of WikiText-2 validation, one thread."
+        f" Seconds: medians of {TURNS} turns in which the two types follow one another; error: that"
+        " of the outputs, beside the mask alone. [Result file](results/narrow.json).",
+        "",
+        "| model | matrix | in | seconds, float32 | seconds, bfloat16 | ratio | error, float32 |"
+        " error, bfloat16 |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for model, rows in report.items():
+        for row in rows:
+            wide, narrow = (row["seconds"][name] for name in ("float32", "bfloat16"))
+            ratio = statistics.median(a / b for a, b in zip(narrow, wide, strict=True))
+            cells = [model, row["matrix"].rsplit(".", 1)[-1], row["shape"][1]]
+            cells += [f"{statistics.median(wide):.2f}", f"{statistics.median(narrow):.2f}"]
+            cells += [f"{ratio:.2f}", *(f"{row['errors'][n]:.4f}" for n in row["seconds"])]
+            lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
