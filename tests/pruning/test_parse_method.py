@@ -110,6 +110,8 @@ def test_settings_say_what_the_text_leaves_open() -> None:
     assert steps("wanda", update="exact", refine=True) == ("refine", "exact")
     assert steps("wanda+obs", update="obs") == ("obs",)
     assert steps("sparsegpt", update="none") == ()
+    assert steps("sparsegpt+none") == steps("wanda+none") == ()
+    assert steps("sparsegpt+refine+none") == ("refine",)
     assert steps("wanda+exact", update="exact") == ("exact",)
     assert steps("wanda", update="refine") == ("refine",)
     assert steps("sparsegpt", update="exact") == ("exact",)

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from pruner_zero.cli import compare as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
 from pruner_zero.evolution import Study
-from pruner_zero.pruning import split_methods
+from pruner_zero.pruning import parse_method, split_methods
 from pruner_zero.report import commands
 from pruner_zero.report.read import read_result
 from tests.report.conftest import SETTINGS, write_comparison, write_prune, write_search
@@ -113,6 +114,21 @@ def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
     assert options(commands.prune_with(updated))["--update"] == ["exact"]
     compared = options(commands.compare_with(updated))
     assert compared["--methods"][0].endswith(f"{run / 'best.json'}+exact")
+
+
+@pytest.mark.parametrize(("update", "written"), [("exact", ""), ("none", "+none")])
+def test_whole_units_are_updated_as_the_search_judged_them(
+    run: Path, update: str, written: str
+) -> None:
+    found = read_result(run)
+    assert isinstance(found, Study)
+    units = {"structure": "channels", "sparsity": 0.25, "update": update}
+    removed = replace(found, settings={**found.settings, **units})
+    assert options(commands.prune_with(removed))["--update"] == [update]
+    methods = split_methods(options(commands.compare_with(removed))["--methods"][0])
+    metrics = ("magnitude", "wanda", run / "best.json")
+    assert methods == ["dense", *(f"{name}@channels{written}" for name in metrics)]
+    assert parse_method(methods[2], sparsity=0.25).steps == (() if written else ("exact",))
 
 
 def test_a_run_folder_with_a_comma_is_one_method(tmp_path: Path) -> None:

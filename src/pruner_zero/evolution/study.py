@@ -136,7 +136,9 @@ class Study(Tabular):
             for name in ("structure", "sparsity", "parameters", "multiple_of"):
                 if (given := self.settings.get(name)) != fields[name].default:
                     chosen[name] = given
-        if (update := self.settings.get("update", "none")) != "none":
+        update = self.settings.get("update", "none")
+        # Whole units are followed by an update unless the option says otherwise.
+        if update != "none" or "structure" in chosen:
             chosen["update"] = update
             damping = CalibrationSettings.model_fields["damping"].default
             if (given := self.settings.get("damping", damping)) != damping:

@@ -53,7 +53,8 @@ def parse_method(
     """Read `METRIC[@SCOPE][@ALLOCATION][+asymmetric][+STEP]…`.
 
     METRIC is a name, an expression or a tree file, ALLOCATION one of `ALLOCATION_RULES` or a
-    .json file of shares, STEP a name of `STEPS`.
+    .json file of shares, STEP a name of `STEPS`, or none for no update where the method would have
+    one.
 
     `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
     the mask that its sweep chooses. A scope in the text has precedence over `scope`, and that over
@@ -152,7 +153,7 @@ def _split_steps(text: str) -> tuple[str, list[str]]:
     """The text without the steps it ends in, and their names, "asymmetric" among them."""
     steps: list[str] = []
     while written := _STEP.fullmatch(text):
-        if written[2] != "asymmetric" and written[2] not in STEPS:
+        if written[2] not in ("asymmetric", "none") and written[2] not in STEPS:
             break
         steps.insert(0, written[2])
         text = written[1].rstrip()
@@ -164,15 +165,16 @@ def _with_update(name: str, steps: list[str], option: str | None, default: str) 
     if option not in (None, "none") and option not in STEPS:
         updates = [name for name, step in STEPS.items() if step.option == "update"]
         raise PrunerZeroError(f"--update {option} is unknown: {did_you_mean(option, updates)}")
-    written = [step for step in steps if STEPS[step].option == "update"]
+    written = [step for step in steps if step == "none" or STEPS[step].option == "update"]
     if len(written) > 1:
         raise PrunerZeroError(f"{name} names {len(written)} updates: keep one of them")
     if written and option not in (None, written[0]):
         raise PrunerZeroError(
             f"{name} names its update: leave out --update {option}, or +{written[0]}"
         )
-    update = option or default
-    return steps if written or update == "none" else [*steps, update]
+    update = written[0] if written else option or default
+    others = [step for step in steps if step not in written]
+    return others if update == "none" else [*others, update]
 
 
 def _split_groups(body: str) -> tuple[str, str | None, str | None]:

@@ -75,8 +75,10 @@ def compare_with(run: Study) -> str:
     update = f"+{best['update']}" if "update" in best else ""
     classics, units = CLASSICS, ""
     if structure := run.settings.get("structure"):
-        units, update = f"@{structure}", ""
-        classics = f"dense,magnitude{units},wanda{units}"
+        units = f"@{structure}"
+        # The update that follows without being named.
+        update = "" if update == "+exact" else update
+        classics = f"dense,magnitude{units}{update},wanda{units}{update}"
     asked = _calibration(run) | {
         "methods": f"{classics},{quoted(best['metric'])}{units}{update}",
         "text": text if text in NAMES else "TEXT",
