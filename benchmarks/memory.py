@@ -28,6 +28,11 @@ ONE_BILLION = Shape(2048, 5632, 22, 32, 4)
 SEVEN_BILLION = Shape(4096, 11008, 32, 32, 32)
 SHAPES = {"small": Shape(**SMALL, blocks=4), "1B": ONE_BILLION, "7B": SEVEN_BILLION}
 HERE = Path(__file__).parent
+# Methods that are more than a metric at half of the weights.
+OPTIONS = {
+    "channels": ["--metric", "wanda", "--structure", "channels", "--sparsity", "0.2"],
+}
+METHODS = ("wanda", "pruner-zero", "W * (O * X)^0.75@global", *OPTIONS)
 
 
 # Run by a bare interpreter: what a process forks from counts in its child's peak.
@@ -59,8 +64,9 @@ def prune(
     output, cache, log = folder / "out", folder / "cache", folder / "log"
     for old in (output, cache):
         shutil.rmtree(old, ignore_errors=True)
-    command = [sys.executable, "-m", "pruner_zero", "prune", str(model), "--metric", method]
-    command += ["--sparsity", "0.5", "--calibration", "builtin:pydoc"]
+    command = [sys.executable, "-m", "pruner_zero", "prune", str(model)]
+    command += OPTIONS.get(method, ["--metric", method, "--sparsity", "0.5"])
+    command += ["--calibration", "builtin:pydoc"]
     command += ["--windows", str(arguments.windows), "--seqlen", str(arguments.seqlen)]
     command += ["-o", str(output), "--cache", str(cache)]
     command += ["--offload"] if offload else []
@@ -92,7 +98,7 @@ def main() -> None:
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--depths", type=int, nargs="*", default=[4, 8, 16])
     parser.add_argument("--shapes", nargs="*", default=["small", "1B"], choices=list(SHAPES))
-    parser.add_argument("--methods", nargs="*", default=["wanda", "pruner-zero"])
+    parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "memory.json")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
@@ -131,14 +137,12 @@ def write_page(report: dict[str, Any]) -> None:
     lines = [
         "# Peak memory of `prune`",
         "",
-        "Made by `python benchmarks/memory.py`: random bf16 checkpoints of LLaMA's shape, 50 %,"
-        " statistics included (gradients for the published tree), each run a process of its own"
-        " with nothing cached, on the built-in text. [Result file](results/memory.json).",
-        "",
-        "The result file also holds the bound that a planner gave before each run (*plan*), and the"
-        " limit (*memory*) of the two 7B runs. The planner was removed: its bound was 1.2 to 1.8"
-        " times the measured peak, and it decided only whether the activations between two blocks"
-        " stay on disk. They always do now; in the 7B run of `wanda` they were in memory (4 MiB).",
+        "Made by `python benchmarks/memory.py`: random bf16 checkpoints of LLaMA's shape, each run"
+        " a process of its own with nothing cached, statistics included, on the built-in text. Half"
+        " of the weights by a metric (gradients for the published tree, those of outputs for `O`);"
+        " or, as *channels*, a fifth of the channels with the refit. In the 7B run of `wanda` the"
+        " activations between two blocks were in memory (4 MiB); they are on disk now. [Result"
+        " file](results/memory.json).",
         "",
         "| shape | blocks | checkpoint, MiB | tokens | method | | peak, MiB | s |",
         "|---|---|---|---|---|---|---|---|",
@@ -149,7 +153,7 @@ def write_page(report: dict[str, Any]) -> None:
             one["blocks"],
             one["checkpoint_mib"],
             one["tokens"],
-            one["method"],
+            f"`{one['method']}`",
             "offloaded" if one["offload"] else "in memory",
             one["peak_mib"] if not one["exit"] else one["error"],
             f"{one['seconds']:.0f}",

@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 FILE = HERE / "results" / "narrow.json"
 # The block, and the ends of the names of its matrices.
 BLOCK, ENDS = 2, ("o_proj", "gate_proj", "down_proj")
-WINDOWS, SEQLEN, ROWS, TURNS = 16, 1024, 512, 3
+WINDOWS, SEQLEN, ROWS, TURNS = 16, 1024, 128, 3
 HALF = Unstructured(0.5, "row")
 
 
