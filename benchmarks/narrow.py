@@ -28,6 +28,7 @@ from pruner_zero.text import consecutive_windows, load_corpus
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "narrow.json"
+NOTES = HERE / "results" / "narrow-notes.md"
 # The block, and the ends of the names of its matrices.
 BLOCK, ENDS = 2, ("o_proj", "gate_proj", "down_proj")
 WINDOWS, SEQLEN, ROWS, TURNS = 16, 1024, 128, 3
@@ -134,7 +135,7 @@ def page(report: dict[str, Any]) -> str:
             cells += [f"{statistics.median(wide):.2f}", f"{statistics.median(narrow):.2f}"]
             cells += [f"{ratio:.2f}", *(f"{row['errors'][n]:.4f}" for n in row["seconds"])]
             lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n\n" + NOTES.read_text()
 
 
 if __name__ == "__main__":
