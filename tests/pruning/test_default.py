@@ -82,6 +82,16 @@ def test_it_says_what_it_takes(given: dict[str, Any], told: str, tmp_path: Path)
     (note,) = [note for note in progress.notes if "no metric is named" in note]
     assert told in note
     assert "40 steps of distillation" in note
+    assert "hours" not in note
+
+
+def test_it_says_what_takes_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "_MANY_INPUTS", 32)
+    progress = Notes()
+    prune(language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40})
+    (note,) = [note for note in progress.notes if "no metric is named" in note]
+    widest = max(matrix.weight.shape[1] for matrix in find_matrices(language_model().model))
+    assert f"hours for matrices of {widest} inputs: --metric 'W * (O * X)^0.73' --scope" in note
 
 
 def test_with_a_metric_nothing_is_added() -> None:

@@ -46,6 +46,13 @@ _CHOSEN = (
     "no metric is named, so that the best is taken that is measured for some minutes: {method}. "
     "Less: --metric wanda{more}"
 )
+# Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
+# number (benchmarks/narrow.md).
+_MANY_INPUTS = 4096
+_SLOW = (
+    ". On a CPU, swaps with least squares take hours for matrices of {inputs} inputs: "
+    "--metric 'W * (O * X)^0.73' --scope global leaves them out"
+)
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
 _PLACE = {"device", "distill", "save_mask", "threads"}
 
@@ -145,7 +152,15 @@ def prune(
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
         if checked.is_default and not chosen_by(method.pattern):
-            progress.note(_describe_default(method, checked.distill))
+            note = _describe_default(method, checked.distill)
+            inputs = max(matrix.weight.shape[1] for matrix in matrices)
+            if (
+                "refine" in method.steps
+                and inputs >= _MANY_INPUTS
+                and language_model.device.type == "cpu"
+            ):
+                note += _SLOW.format(inputs=inputs)
+            progress.note(note)
         # A copy, because pruning changes the weights in place.
         teacher = None
         if checked.distill:
