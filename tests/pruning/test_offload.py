@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruner_zero import PrunerZeroError, load_model, prune
-from pruner_zero.models import LanguageModel, save_model
+from pruner_zero.models import LanguageModel, OffloadedModel, save_model, save_offloaded
 from pruner_zero.models.shards import INDEX
 from pruner_zero.pruning import PruneResult
 from tests.conftest import save_tiny
@@ -121,6 +122,25 @@ def test_the_result_is_in_shards_with_an_index(text_file: Path, tmp_path: Path) 
     assert loaded.model.dtype == torch.bfloat16
     assert index["metadata"]["total_parameters"] == loaded.model.num_parameters()
     assert sorted(os.listdir(tmp_path)) == ["model", "out"]
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+def test_a_model_that_becomes_smaller_on_disk_is_never_in_memory(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, structure: str
+) -> None:
+    smaller: list[OffloadedModel] = []
+
+    def noted(model: OffloadedModel, *rest: Any) -> None:
+        smaller.append(model)
+        save_offloaded(model, *rest)
+
+    monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "save_offloaded", noted)
+    model, output = saved(tmp_path / "model", "llama"), tmp_path / "out"
+    given = {**RUNS[structure], **SMALL}
+    prune(model, output=output, calibration=text_file, offload=True, **given)
+    parameters = list(smaller[0].model.parameters())
+    assert sum(p.numel() for p in parameters) < load_model(model).model.num_parameters()
+    assert all(p.untyped_storage().nbytes() == p.element_size() for p in parameters)
 
 
 # What is refused, before any work.

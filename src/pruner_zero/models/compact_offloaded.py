@@ -28,7 +28,12 @@ def shrink_offloaded(
     itself. `offloaded` stays as it is. Raises PrunerZeroError where a block is saved under other
     names than its matrices have.
     """
-    smaller = replace(offloaded, model=deepcopy(offloaded.model), loaded=set())
+    # A copy of a placeholder would have all of its elements in memory.
+    copies = {
+        id(parameter): nn.Parameter(placeholder(parameter), parameter.requires_grad)
+        for parameter in offloaded.model.parameters()
+    }
+    smaller = replace(offloaded, model=deepcopy(offloaded.model, copies), loaded=set())
     cut = []
     for coupling in couplings:
         path = files[coupling.block]
