@@ -1,4 +1,4 @@
-"""The search against random search and against itself with a part left out, seed by seed.
+"""The search against random search, seed by seed, and on another model beside fixed metrics.
 
     python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw \
         --arms default random --seeds 0 1 2 3 4 --minutes 6
@@ -7,7 +7,11 @@ All runs share the model, the statistics, the search windows and the rungs, and 
 minutes of the processor, one thread, statistics not counted. What each run chose is measured on
 windows of another text, which nothing before has read. A run is a file under
 benchmarks/results/duel; runs that are there are kept. The page is duel.md. --model searches another
-model, and --beside measures fixed metrics on the same windows.
+model, and --beside measures fixed metrics on the same windows:
+
+    python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw \
+        --model gemma-3-270m-q4_k_m.gguf --arms default --seeds 0 --minutes 30 --windows-eval 24 \
+        --beside 'W * X@row' 'W * (O * X)^0.75@global' 'W * G^0.75@global'
 """
 
 import argparse
@@ -26,7 +30,6 @@ from pruner_zero.cli.search import Display
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows
-from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.study import Study
@@ -39,25 +42,11 @@ from pruner_zero.text import consecutive_windows, load_corpus, load_mixture
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "duel"
 USUAL = "builtin:smollm2-135m"
-# What differs from the search as it is: settings of `search`.
+# What differs from the search as it is: settings of `search`, such as a space without a terminal.
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "random": {"algorithm": "random"},
-    "untuned": {"algorithm_settings": {"tuned": 0}},
-    "without-O": {"space": {"terminals": ["W", "G", "X"]}},
-    "without-G": {"space": {"terminals": ["W", "X", "O"]}},
-    "published": {"algorithm": "published"},
-    "published-with-rungs": {"algorithm": "published"},
 }
-
-
-class WithRungs(SearchSettings):
-    """The published evolution, whose candidates climb the rungs of the default search."""
-
-    @property
-    def racing(self) -> Racing:
-        """The rungs of the default search."""
-        return Racing(self.near, self.few_share, self.margin)
 
 
 def main() -> None:
@@ -93,10 +82,7 @@ def run(given: argparse.Namespace) -> None:
         "executor": "serial",
         **zeros,
     }
-    settings = {
-        arm: (WithRungs if arm.endswith("with-rungs") else SearchSettings)(**base, **ARMS[arm])
-        for arm in given.arms
-    }
+    settings = {arm: SearchSettings(**base, **ARMS[arm]) for arm in given.arms}
     language_model = load_model(given.model)
     text = load_mixture(given.calibration, role="calibration")
     widest = SearchSettings(**base)
