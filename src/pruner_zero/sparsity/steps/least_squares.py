@@ -14,9 +14,10 @@ from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 # How small the preconditioner's diagonal may be beside its low-rank part, for float32's sake.
 _RANGE = 1e-5
 
-# From this tolerance on, products are computed in bfloat16 where that is native: its rounding of
-# 0.004 is small beside it, and the number of iterations stays the same.
-_COARSE = 0.03
+# From this tolerance and this number of inputs on, products are computed in bfloat16 where that is
+# native. Its rounding of 0.004 is small beside the tolerance, and the number of iterations stays
+# the same. Narrower matrices gain little (benchmarks/narrow.md) and have the same masks everywhere.
+_COARSE, _WIDE = 0.03, 4096
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def solve(
     iterations. Here the preconditioner is Nyström's (Frangella, Tropp & Udell 2021, 2110.02820) cut
     to each row's support, rows stop by a tolerance, and the target can be the dense model's
     outputs. An iteration is one product (out, in) × (in, in), which a `tolerance` of 0.03 and more
-    computes in bfloat16 where that is native.
+    computes in bfloat16 for 4096 inputs and more, where that is native.
     """
     hessian, mask = layer.required_hessian, layer.required_mask
     H = hessian.damped()
@@ -116,7 +117,7 @@ def solve(
         masked, begin = begin, start.detach().float() * support
         first = plain - ((begin - masked) @ H) * support
 
-    narrow = tolerance >= _COARSE and has_fast_bfloat16(H.device)
+    narrow = tolerance >= _COARSE and len(H) >= _WIDE and has_fast_bfloat16(H.device)
     product = _narrow_product(hessian, H) if narrow else lambda direction: direction @ H
     change, iterations = _conjugate_gradients(
         product, first, support, precondition, tolerance**2 * whole, max_iterations
