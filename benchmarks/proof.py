@@ -40,6 +40,9 @@ CELLS = HERE / "results" / "proof"
 # Windows that the dense model wrote, after those that calibrations use.
 WRITTEN, FIRST_WRITTEN = 6, 72
 TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
+# The first questions of each task, which all cells were asked.
+FIRST = (400, 400, 200)
+ACCURACIES = ("acc", "acc_norm")
 NOTES = HERE / "results" / "proof-notes.md"
 # The methods that all others are compared with, question by question.
 BASES = ("Wanda", "SparseGPT")
@@ -240,19 +243,23 @@ def table(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str)
     order = sorted(rows.values(), key=lambda row: (-questions(row), -average(row, "prob")))
     answers = []
     for row in (dense, *order):
-        values = [str(questions(row)), f"{100 * average(row, 'prob'):.1f}"]
+        values = [f"{100 * first(row):.1f}", str(questions(row))]
+        values.append(f"{100 * average(row, 'prob'):.1f}")
         for base in bases.values():
             if base is None or row is base:
                 values.append("")
             else:
                 gain, error = difference(row, base)
                 values.append(f"{100 * gain:+.1f} ± {100 * error:.1f}")
-        values += [f"{100 * average(row, name):.1f}" for name in ("acc", "acc_norm")]
+        values += [f"{100 * average(row, name):.1f}" for name in ACCURACIES]
         answers.append([row["label"], *values])
     return (
         markdown(["method", *texts, "divergence", "minutes"], cells)
         + "\n"
-        + markdown(["tasks", "questions", "right choice", *bases, "acc", "acc_norm"], answers)
+        + markdown(
+            ["tasks", f"first {sum(FIRST)}", "questions", "right choice", *bases, *ACCURACIES],
+            answers,
+        )
     )
 
 
@@ -270,6 +277,15 @@ def mean_loss(row: Mapping[str, Any]) -> float:
 def questions(row: Mapping[str, Any]) -> int:
     """The number of questions that a cell was asked."""
     return sum(task["documents"] for task in row["tasks"].values())
+
+
+def first(row: Mapping[str, Any]) -> float:
+    """The mean over the tasks of the probability of the right choice, on the `FIRST` questions."""
+    means = [
+        sum(row["tasks"][task]["probabilities"][:count]) / count
+        for task, count in zip(TASKS, FIRST, strict=True)
+    ]
+    return float(sum(means)) / len(means)
 
 
 def average(row: Mapping[str, Any], name: str) -> float:

@@ -85,13 +85,22 @@ def test_it_says_what_it_takes(given: dict[str, Any], told: str, tmp_path: Path)
     assert "hours" not in note
 
 
-def test_it_says_what_takes_hours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("given", "instead"),
+    [
+        ({}, "--metric 'W * (O * X)^0.73' --scope global leaves"),
+        ({"pattern": "2:4", "sparsity": None}, "--metric 'wanda' leaves"),
+    ],
+)
+def test_it_says_what_takes_hours(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], instead: str
+) -> None:
     monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "_MANY_INPUTS", 32)
     progress = Notes()
-    prune(language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40})
+    prune(language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **given})
     (note,) = [note for note in progress.notes if "no metric is named" in note]
     widest = max(matrix.weight.shape[1] for matrix in find_matrices(language_model().model))
-    assert f"hours for matrices of {widest} inputs: --metric 'W * (O * X)^0.73' --scope" in note
+    assert f"hours for matrices of {widest} inputs: {instead}" in note
 
 
 def test_with_a_metric_nothing_is_added() -> None:

@@ -51,7 +51,7 @@ _CHOSEN = (
 _MANY_INPUTS = 4096
 _SLOW = (
     ". On a CPU, swaps with least squares take hours for matrices of {inputs} inputs: "
-    "--metric 'W * (O * X)^0.73' --scope global leaves them out"
+    "--metric '{metric}'{scope} leaves them out"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
 _PLACE = {"device", "distill", "save_mask", "threads"}
@@ -152,15 +152,9 @@ def prune(
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
         if checked.is_default and not chosen_by(method.pattern):
-            note = _describe_default(method, checked.distill)
             inputs = max(matrix.weight.shape[1] for matrix in matrices)
-            if (
-                "refine" in method.steps
-                and inputs >= _MANY_INPUTS
-                and language_model.device.type == "cpu"
-            ):
-                note += _SLOW.format(inputs=inputs)
-            progress.note(note)
+            slow = language_model.device.type == "cpu" and inputs >= _MANY_INPUTS
+            progress.note(_describe_default(method, checked, inputs if slow else None))
         # A copy, because pruning changes the weights in place.
         teacher = None
         if checked.distill:
@@ -247,10 +241,16 @@ def prune(
         return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
 
 
-def _describe_default(method: Method, distill: int) -> str:
+def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:
+    """What is taken where no metric is named; inputs: of the widest matrix, where that is slow."""
+    distill = settings.distill
     trained = f", {distill} steps of distillation" if distill else ""
     chosen = f"{method.metric.expression} ({method.pattern}){method.describe_steps()}{trained}"
-    return _CHOSEN.format(method=chosen, more="; more: --distill 200" if distill else "")
+    note = _CHOSEN.format(method=chosen, more="; more: --distill 200" if distill else "")
+    if inputs is None or not settings.refine:
+        return note
+    scope = f" --scope {settings.scope}" if settings.scope else ""
+    return note + _SLOW.format(inputs=inputs, metric=settings.metric, scope=scope)
 
 
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:
