@@ -14,14 +14,16 @@ import json
 import statistics
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor
 
+from pruner_zero.calibration import calibrate, open_store
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel, Matrix, find_matrices, load_model
+from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer, Unstructured
 from pruner_zero.sparsity.layer_error import row_errors
 from pruner_zero.sparsity.steps import least_squares
@@ -52,50 +54,30 @@ def main() -> None:
 
 
 def measure(model: LanguageModel, calibration: str) -> list[dict[str, Any]]:
-    """A row for each matrix."""
+    """A row for each matrix; blocks after `BLOCK` are left out of the model."""
+    model.model.model.layers = model.model.model.layers[: BLOCK + 1]
     corpus = load_corpus(calibration, role="calibration")
     windows = consecutive_windows(corpus, model.tokenizer, SEQLEN, WINDOWS)
-    matrices = [
-        matrix
-        for matrix in find_matrices(model.model)
-        if matrix.block == BLOCK and matrix.name.endswith(ENDS)
-    ]
-    grams = gram_matrices(model, matrices, windows.tokens)
-    return [of_matrix(matrix, grams[matrix.name]) for matrix in matrices]
+    matrices = find_matrices(model.model)
+    rows = []
+    with TemporaryDirectory() as cache:
+        store = open_store(model, windows, folder=cache)
+        calibrate(model, windows, {"gram"}, store)
+        reader = DenseStatistics(store, matrices, damping=0.01)
+        for matrix in matrices:
+            if matrix.block == BLOCK and matrix.name.endswith(ENDS):
+                rows.append(of_matrix(matrix, reader.read(matrix, {"gram"}).hessian))
+    return rows
 
 
 @torch.no_grad()
-def gram_matrices(
-    model: LanguageModel, matrices: list[Matrix], tokens: Tensor
-) -> dict[str, Tensor]:
-    """XᵀX of every matrix, by name. Blocks after `BLOCK` are left out of the model."""
-    decoder = model.model.model
-    decoder.layers = decoder.layers[: BLOCK + 1]
-    grams: dict[str, Tensor] = {}
-
-    def add(name: str, x: Tensor) -> None:
-        flat = x.flatten(0, -2)
-        grams[name] = grams.get(name, 0) + flat.T @ flat
-
-    hooks = [
-        model.model.get_submodule(matrix.name).register_forward_pre_hook(
-            lambda _, inputs, name=matrix.name: add(name, inputs[0])
-        )
-        for matrix in matrices
-    ]
-    for window in tokens.split(1):
-        decoder(window, use_cache=False)
-    for hook in hooks:
-        hook.remove()
-    return grams
-
-
-@torch.no_grad()
-def of_matrix(matrix: Matrix, gram: Tensor) -> dict[str, Any]:
+def of_matrix(matrix: Matrix, hessian: Hessian | None) -> dict[str, Any]:
     """Seconds and error with each type of product; the first `ROWS` rows."""
+    assert hessian is not None
+    gram = hessian.gram
     weight = matrix.weight.detach().float()[:ROWS]
     mask = HALF.choose({"": weight.abs() * gram.diagonal().sqrt()})[""]
-    layer = Layer(weight, Hessian(gram).prepare(), HALF, mask)
+    layer = Layer(weight, hessian.prepare(), HALF, mask)
     plain = row_errors(weight * ~mask, gram).sum()
     seconds: dict[str, list[float]] = {"float32": [], "bfloat16": []}
     errors = {}
