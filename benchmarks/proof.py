@@ -34,6 +34,7 @@ from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.text import consecutive_windows, load_corpus
+from tables import markdown
 
 HERE = Path(__file__).parent
 CELLS = HERE / "results" / "proof"
@@ -49,6 +50,7 @@ BASES = ("Wanda", "SparseGPT")
 # What `prune` does where no metric is named.
 DEFAULT = "default"
 CARRIED = "W * (O * X)^0.75@global"
+EVOLVED_ON_GEMMA = "W * G^0.75@global"
 
 # What follows a mask, from nothing to all of it.
 AFTER = {"": "", ", swaps": "+refine", ", swaps, least squares": "+refine+asymmetric+exact"}
@@ -58,12 +60,18 @@ METRICS = {
     "RIA": "ria",
     "published tree": "pruner-zero",
     "evolved on SmolLM2": CARRIED,
+    "evolved on Gemma": EVOLVED_ON_GEMMA,
 }
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
 UNITS: Mapping[str, Mapping[str, Any]] = {
     "channels-25": {"structure": "channels", "sparsity": 0.25}
 }
+# Values by task and question.
+Answers = Mapping[str, Sequence[float]]
+# The cells that others are compared with, by the header of the column; None where not filled.
+Bases = Mapping[str, dict[str, Any] | None]
+
 TITLES = {"50": "50 %", "2-4": "2:4", "channels-25": "a quarter of the channels removed"}
 
 
@@ -71,8 +79,8 @@ TITLES = {"50": "50 %", "2-4": "2:4", "channels-25": "a quarter of the channels 
 class Cell:
     """A row of the table of a model: how it is pruned.
 
-    method: as `prune` takes it or `DEFAULT`, None for the dense model. calibration: "text" or what
-    `prune` takes. settings: other keywords of `prune`.
+    method: as `prune` takes it or `DEFAULT`, None for the dense model. calibration: "text", "self"
+    or "both", half of each. settings: other keywords of `prune`.
     """
 
     label: str
@@ -93,8 +101,11 @@ def all_cells() -> Iterator[Cell]:
     yield Cell("dense")
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
-        steps = "wanda+refine+asymmetric+exact"
-        yield Cell("Wanda in the default", zeros, steps, "self", {"distill": 40})
+        yield Cell("default on WikiText-2", zeros, DEFAULT)
+        yield Cell("default on both", zeros, DEFAULT, "both")
+        for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
+            steps = f"{metric}+refine+asymmetric+exact"
+            yield Cell(f"{words} in the default", zeros, steps, "self", {"distill": 40})
     for zeros in ZEROS:
         for words, metric in METRICS.items():
             for after, steps in AFTER.items():
@@ -140,7 +151,11 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     zeros = {**ZEROS, **UNITS}[cell.zeros] if cell.method is not None else {}
     row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
     if cell.method is not None:
-        calibration = given.calibration if cell.calibration == "text" else cell.calibration
+        calibration: str | dict[str, float] = {
+            "text": given.calibration,
+            "self": "self",
+            "both": {given.calibration: 0.5, "self": 0.5},
+        }[cell.calibration]
         settings = {"windows": given.windows, **cell.settings, **zeros}
         method = None if cell.method == DEFAULT else cell.method
         result = prune(model, method, calibration=calibration, **settings)
@@ -225,48 +240,56 @@ def page() -> str:
         for zeros, shown in TITLES.items():
             chosen = {name: row for name, row in rows.items() if name.startswith(f"{zeros}-")}
             if chosen:
-                text += f"\n## {folder.name}, {shown}\n\n{table(chosen, rows['dense'], zeros)}"
+                text += f"\n## {folder.name}, {shown}\n\n{tables(chosen, rows['dense'], zeros)}"
     return text + "\n" + NOTES.read_text()
 
 
-def table(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
-    """The rows of one model and pattern and the dense model: texts, then tasks."""
-    texts = list(dense["texts"])
+def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
+    """The tables of one model and pattern and the dense model: texts, tasks, moved answers."""
     bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
-    cells = []
-    order = sorted(rows.values(), key=mean_loss)
-    for row in (dense, *order):
-        values = [f"{row['texts'][name]['perplexity']:.2f}" for name in texts]
-        values.append(f"{row['divergence']:.3f}" if "divergence" in row else "")
-        values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
-        cells.append([row["label"], *values])
-    order = sorted(rows.values(), key=lambda row: (-questions(row), -average(row, "prob")))
-    answers = []
-    for row in (dense, *order):
-        values = [f"{100 * first(row):.1f}", str(questions(row))]
-        values.append(f"{100 * average(row, 'prob'):.1f}")
-        for base in bases.values():
-            if base is None or row is base:
-                values.append("")
-            else:
-                gain, error = difference(row, base)
-                values.append(f"{100 * gain:+.1f} ± {100 * error:.1f}")
-        values += [f"{100 * average(row, name):.1f}" for name in ACCURACIES]
-        answers.append([row["label"], *values])
-    return (
-        markdown(["method", *texts, "divergence", "minutes"], cells)
-        + "\n"
-        + markdown(
-            ["tasks", f"first {sum(FIRST)}", "questions", "right choice", *bases, *ACCURACIES],
-            answers,
+    of_tasks = sorted(rows.values(), key=lambda row: (-questions(row), -average(row, "prob")))
+    of_moved = sorted(rows.values(), key=lambda row: first(moved(row, dense)))
+    return "\n".join(
+        (
+            texts_table([dense, *sorted(rows.values(), key=mean_loss)]),
+            tasks_table([dense, *of_tasks], bases),
+            moved_table(of_moved, dense, bases),
         )
     )
 
 
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def texts_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Perplexities, divergence and minutes, a row a method."""
+    cells = []
+    for row in rows:
+        values = [f"{text['perplexity']:.2f}" for text in row["texts"].values()]
+        values.append(f"{row['divergence']:.3f}" if "divergence" in row else "")
+        values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
+        cells.append([row["label"], *values])
+    return markdown(["method", *rows[0]["texts"], "divergence", "minutes"], cells)
+
+
+def tasks_table(rows: Sequence[dict[str, Any]], bases: Bases) -> str:
+    """The probabilities of the right choices and accuracies, a row a method."""
+    cells = []
+    for row in rows:
+        values = [f"{100 * first(right(row)):.1f}", str(questions(row))]
+        values.append(f"{100 * average(row, 'prob'):.1f}")
+        values += [compared(right(row), base and right(base)) for base in bases.values()]
+        values += [f"{100 * average(row, name):.1f}" for name in ACCURACIES]
+        cells.append([row["label"], *values])
+    header = ["tasks", f"first {sum(FIRST)}", "questions", "right choice", *bases, *ACCURACIES]
+    return markdown(header, cells)
+
+
+def moved_table(rows: Sequence[dict[str, Any]], dense: dict[str, Any], bases: Bases) -> str:
+    """How far the probabilities are from the dense model's, a row a method."""
+    cells = []
+    for row in rows:
+        answers = moved(row, dense)
+        values = [compared(answers, base and moved(base, dense)) for base in bases.values()]
+        cells.append([row["label"], f"{100 * first(answers):.1f}", str(questions(row)), *values])
+    return markdown(["moved answers", f"first {sum(FIRST)}", "questions", *bases], cells)
 
 
 def mean_loss(row: Mapping[str, Any]) -> float:
@@ -279,12 +302,24 @@ def questions(row: Mapping[str, Any]) -> int:
     return sum(task["documents"] for task in row["tasks"].values())
 
 
-def first(row: Mapping[str, Any]) -> float:
-    """The mean over the tasks of the probability of the right choice, on the `FIRST` questions."""
-    means = [
-        sum(row["tasks"][task]["probabilities"][:count]) / count
-        for task, count in zip(TASKS, FIRST, strict=True)
-    ]
+def right(row: Mapping[str, Any]) -> Answers:
+    """The probability of the right choice, by task and question."""
+    return {task: row["tasks"][task]["probabilities"] for task in TASKS}
+
+
+def moved(row: Mapping[str, Any], dense: Mapping[str, Any]) -> Answers:
+    """By task and question, how far the right choice's probability is from the dense model's.
+
+    Source: answers that change, in the place of accuracy alone: Dutta et al. 2024 (2407.09141),
+    who count the questions whose answer becomes wrong or right.
+    """
+    pairs = {task: zip(right(row)[task], right(dense)[task], strict=False) for task in TASKS}
+    return {task: [abs(mine - other) for mine, other in pairs[task]] for task in TASKS}
+
+
+def first(answers: Answers) -> float:
+    """The mean over the tasks, on the `FIRST` questions."""
+    means = [sum(answers[task][:n]) / n for task, n in zip(TASKS, FIRST, strict=True)]
     return float(sum(means)) / len(means)
 
 
@@ -293,15 +328,23 @@ def average(row: Mapping[str, Any], name: str) -> float:
     return float(sum(task[name] for task in row["tasks"].values())) / len(row["tasks"])
 
 
-def difference(row: Mapping[str, Any], base: Mapping[str, Any]) -> tuple[float, float]:
-    """How much higher the right choices' probability is, and half of its 95 % interval.
+def compared(answers: Answers, base: Answers | None) -> str:
+    """The difference from a base in points, with half of its 95 % interval; nothing from itself."""
+    if base is None or answers == base:
+        return ""
+    gain, error = difference(answers, base)
+    return f"{100 * gain:+.1f} ± {100 * error:.1f}"
+
+
+def difference(answers: Answers, base: Answers) -> tuple[float, float]:
+    """How much higher the answers' values are than a base's, and half of its 95 % interval.
 
     Paired by question: the mean over the tasks of the mean over their questions. Of a task, a cell
     with fewer questions has the first ones of a cell with more, and these are compared.
     """
     means, variances = [], []
-    for task, answers in row["tasks"].items():
-        pairs = zip(answers["probabilities"], base["tasks"][task]["probabilities"], strict=False)
+    for task, values in answers.items():
+        pairs = zip(values, base[task], strict=False)
         differences = torch.tensor([mine - other for mine, other in pairs], dtype=torch.float64)
         means.append(float(differences.mean()))
         variances.append(float(differences.var()) / len(differences))

@@ -1,6 +1,6 @@
 """What benchmarks that write tables share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 
@@ -16,3 +16,9 @@ def measure_once(output: Path, again: bool, measure: Callable[..., object]) -> N
 def zeros_title(name: str) -> str:
     """How a page calls the zeros that a table is named after: 50 is 50 %, 2-4 is 2:4."""
     return name.replace("-", ":") if "-" in name else f"{name} %"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

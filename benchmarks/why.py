@@ -66,6 +66,26 @@ FACTORS: Mapping[str, Mapping[str, Any]] = {
     "windows of 1024 tokens": {"windows": 24, "seqlen": 1024},
     "40 steps of distillation": {"distill": 40},
 }
+# What `prune` does where no metric is named, part by part, and more of its last part.
+DEFAULT: Mapping[str, Any] = {
+    "metric": "W * (O * X)^0.73@global",
+    "calibration": "self",
+    "windows": 24,
+    "seqlen": 1024,
+    "sparsity": 0.5,
+}
+FINISH: Mapping[str, Any] = {"refine": True, "asymmetric": True, "update": "exact"}
+PARTS: Mapping[str, Mapping[str, Any]] = {
+    "mask": {},
+    "mask, 40 steps": {"distill": 40},
+    "mask, 160 steps": {"distill": 160},
+    "mask, least squares, 40 steps": {"update": "exact", "asymmetric": True, "distill": 40},
+    "mask, swaps, least squares": FINISH,
+    "mask, swaps, least squares, 40 steps": {**FINISH, "distill": 40},
+    "mask, swaps, least squares, 160 steps": {**FINISH, "distill": 160},
+}
+# By the first column of a table: what all its rows share, and in what they differ.
+TABLES = {"differs from `base` in": (BASE, FACTORS), "parts of the default": (DEFAULT, PARTS)}
 
 
 def main() -> None:
@@ -78,29 +98,31 @@ def main() -> None:
     if given.model != "page":
         pydoc = load_corpus("builtin:pydoc", role="calibration")
         texts = {TEXT: Path(given.text).read_text(), "pydoc": pydoc.text}
-        for label, changes in FACTORS.items():
+        rows = [(base, *row) for base, changed in TABLES.values() for row in changed.items()]
+        for base, label, changes in rows:
             file = ROWS / f"{re.sub('[^a-z0-9.]+', '-', label.lower())}.json"
             if (given.only is None or label in given.only) and not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(file, json.dumps(fill(given.model, label, changes, texts)) + "\n")
+                row = fill(given.model, label, {**base, **changes}, texts)
+                write_atomic(file, json.dumps(row) + "\n")
     write_atomic(HERE / "why.md", page())
 
 
 def fill(
-    source: str, label: str, changes: Mapping[str, Any], texts: Mapping[str, str]
+    source: str, label: str, given: Mapping[str, Any], texts: Mapping[str, str]
 ) -> dict[str, Any]:
     """Prune and measure one row."""
     print(label, flush=True)
     model = load_model(source)
     dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
-    settings = {**BASE, **changes}
+    settings = dict(given)
     shares = settings.pop("calibration")
     calibration = {
         "self" if name == "self" else Corpus(name, texts[name][:-KEPT]): share
         for name, share in (shares if isinstance(shares, Mapping) else {shares: 1}).items()
     }
     result = prune(model, settings.pop("metric"), calibration=calibration, **settings)
-    row = {"label": label, "settings": {**BASE, **changes}, "seconds": result.cost.to_json()}
+    row = {"label": label, "settings": dict(given), "seconds": result.cost.to_json()}
     with in_bfloat16(model), in_bfloat16(dense):
         row["divergence"] = {
             name: divergence(model, dense, windows)
@@ -128,19 +150,20 @@ def judged(dense: LanguageModel, texts: Mapping[str, str]) -> dict[str, Tensor]:
 
 
 def page() -> str:
-    """The page of all rows, in the order of the factors."""
-    files = [json.loads(file.read_text()) for file in ROWS.glob("*.json")]
-    rows = sorted(files, key=lambda row: list(FACTORS).index(row["label"]))
-    text = "# Why: one factor at a time\n\nMade by `python benchmarks/why.py`.\n\n"
-    names = list(rows[0]["divergence"])
-    text += f"| differs from `base` in | {' | '.join(names)} | mean | minutes |\n"
-    text += "|---" * (len(names) + 3) + "|\n"
-    for row in rows:
-        values = [row["divergence"][name] for name in names]
-        values.append(sum(values) / len(values))
-        minutes = row["seconds"]["seconds"] / 60
-        cells = [f"{value:.3f}" for value in values]
-        text += f"| {row['label']} | {' | '.join(cells)} | {minutes:.1f} |\n"
+    """The page of all rows, in the order of the tables."""
+    rows = {row["label"]: row for row in map(json.loads, map(Path.read_text, ROWS.glob("*.json")))}
+    text = "# Why: one factor at a time\n\nMade by `python benchmarks/why.py`.\n"
+    for header, (_, labels) in TABLES.items():
+        shown = [rows[label] for label in labels if label in rows]
+        names = list(shown[0]["divergence"]) if shown else []
+        text += f"\n| {header} | {' | '.join(names)} | mean | minutes |\n"
+        text += "|---" * (len(names) + 3) + "|\n"
+        for row in shown:
+            values = [row["divergence"][name] for name in names]
+            values.append(sum(values) / len(values))
+            minutes = row["seconds"]["seconds"] / 60
+            cells = [f"{value:.3f}" for value in values]
+            text += f"| {row['label']} | {' | '.join(cells)} | {minutes:.1f} |\n"
     return text + "\n" + NOTES.read_text()
 
 
