@@ -1,4 +1,4 @@
-"""What all rooms' tests share: one thread, a cache of their own, a saved model and a text."""
+"""Fixtures for all tests: one thread, a cache of their own, a saved model and a text."""
 
 import os
 import random
@@ -29,20 +29,20 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _interruptible() -> None:
-    """A shell's background job ignores interruptions, and would hand that on to every command."""
+    """Restore SIGINT, which a shell's background job ignores and its commands would inherit."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One thread, for threads only wait for each other here, and no trace in the user's cache."""
-    given = {
+    """One thread, since threads only wait for each other here, and a cache not the user's."""
+    variables = {
         "OMP_NUM_THREADS": "1",
         "PRUNER_ZERO_CACHE": str(tmp_path_factory.mktemp("cache")),
     }
-    before = {name: os.environ.get(name) for name in given}
-    os.environ.update(given)
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     torch.set_num_threads(1)
     yield
     for name, value in before.items():
@@ -61,7 +61,7 @@ def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, blocks: 
 
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny LLaMA of two blocks. Not to be written to."""
+    """The folder of a tiny LLaMA of two blocks. Tests must not write to it."""
     return save_tiny(tmp_path_factory.mktemp("models") / "llama")
 
 
@@ -77,11 +77,11 @@ def cluster() -> Iterator["Cluster"]:
     head = {"num_cpus": 1, "object_store_memory": RAY_STORE, "include_dashboard": False}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        made = Cluster(initialize_head=True, head_node_args=head)
-        made.add_node(num_cpus=1, object_store_memory=RAY_STORE, resources={"special": 1})
-        yield made
+        ray_cluster = Cluster(initialize_head=True, head_node_args=head)
+        ray_cluster.add_node(num_cpus=1, object_store_memory=RAY_STORE, resources={"special": 1})
+        yield ray_cluster
         ray.shutdown()
-        made.shutdown()
+        ray_cluster.shutdown()
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def prose() -> str:
     """About 6000 tokens (bytes) of made-up words."""
     generator = random.Random(0)
     letters = "etaoinshrdlucmwfg"
-    made = ["".join(generator.choices(letters, k=generator.randint(1, 8))) for _ in range(1100)]
-    return " ".join(made)
+    words = ["".join(generator.choices(letters, k=generator.randint(1, 8))) for _ in range(1100)]
+    return " ".join(words)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Pretended accelerators: tensors that say they are elsewhere, and really compute on the CPU.
 
-Unlike torch's fake tensors they have values, so that code whose way depends on them can be run.
-What a real accelerator refuses is refused: operands on two devices, and NumPy.
+Unlike torch's fake tensors they have values, so that code that branches on them can be run.
+Operands on two devices and NumPy are refused, as a real accelerator refuses them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,18 +27,18 @@ class Elsewhere(Tensor):
 
     @staticmethod
     def __new__(cls, held: Tensor, place: torch.device) -> "Elsewhere":
-        made: Elsewhere = Tensor._make_subclass(
+        tensor: Elsewhere = Tensor._make_subclass(
             cls, held.detach(), False, dispatch_device=True, device_for_backend_keys=HERE
         )
-        made.held, made.place = held, place
-        return made
+        tensor.held, tensor.place = held, place
+        return tensor
 
     def __init__(self, held: Tensor, place: torch.device) -> None:
         super().__init__()
 
     @property
     def data(self) -> Any:
-        """Another tensor of the same values; what is set in its place may be on another device."""
+        """Another tensor of the same values; it may be replaced by one on another device."""
         return Elsewhere(self.held, self.place)
 
     @data.setter
@@ -48,7 +48,7 @@ class Elsewhere(Tensor):
         self.held, self.place = new.held, new.place
 
     def tolist(self) -> Any:
-        """The values, for which torch asks no subclass."""
+        """The values, which torch would read without calling the subclass."""
         return self.cpu().tolist()
 
     @classmethod
@@ -61,7 +61,7 @@ class Elsewhere(Tensor):
 
 @contextmanager
 def elsewhere() -> Iterator[None]:
-    """What asks for a tensor on HERE or THERE inside gets one."""
+    """Code inside that asks for a tensor on HERE or THERE gets one."""
     factories: Any = _Factories
     # Parameters that move become new ones: the old are of another type.
     before = torch.__future__.get_overwrite_module_params_on_conversion()
@@ -83,7 +83,7 @@ class _Factories(TorchDispatchMode):
 
 @contextmanager
 def waits() -> Iterator[list[str]]:
-    """The operations inside for whose outcome a real accelerator would be waited for.
+    """The operations inside that would make the program wait for a real accelerator.
 
     Their results are numbers, or tensors whose size depends on values, or they leave the device.
     """
@@ -102,12 +102,12 @@ class _Recorder(TorchDispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         del types
-        given = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
+        tensors = [leaf for leaf in pytree.tree_leaves(args) if isinstance(leaf, Tensor)]
         packet = func.overloadpacket
-        masks = packet in _INDEXING and any(leaf.dtype == torch.bool for leaf in given[1:])
+        masks = packet in _INDEXING and any(leaf.dtype == torch.bool for leaf in tensors[1:])
         result = func(*args, **(kwargs or {}))
-        moved = func in _MOVES and _place(given[-1]) != _place(result)
-        there = any(isinstance(leaf, Elsewhere) for leaf in [*given, result])
+        moved = func in _MOVES and _place(tensors[-1]) != _place(result)
+        there = any(isinstance(leaf, Elsewhere) for leaf in [*tensors, result])
         if there and (packet in _WAITING or masks or moved):
             self.operations.append(str(func))
         return result
@@ -127,29 +127,29 @@ _WAITING = (
 
 
 def _compute(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    given = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    tensors = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     if func is torch.ops.prim.device.default:
-        return given[0].place if isinstance(given[0], Elsewhere) else torch.device("cpu")
-    places = {_place(one) for one in given if one.dim() or isinstance(one, Elsewhere)}
+        return tensors[0].place if isinstance(tensors[0], Elsewhere) else torch.device("cpu")
+    places = {_place(tensor) for tensor in tensors if tensor.dim() or isinstance(tensor, Elsewhere)}
     if len(places) > 1 and func not in _MOVES:
         raise RuntimeError(f"{func} of tensors on {', '.join(sorted(map(str, places)))}")
-    asked = kwargs.get("device")
-    place = torch.device(asked) if asked is not None else _place(given[0]) if given else None
-    place = next(iter(places)) if asked is None and len(places) == 1 else place
-    if asked is not None:
+    device = kwargs.get("device")
+    place = torch.device(device) if device is not None else _place(tensors[0]) if tensors else None
+    place = next(iter(places)) if device is None and len(places) == 1 else place
+    if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
-    known = {id(one.held): one for one in given if isinstance(one, Elsewhere)}
+    wrappers = {id(tensor.held): tensor for tensor in tensors if isinstance(tensor, Elsewhere)}
     result = func(*_inside(args), **_inside(kwargs))
 
     def wrapped(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor) or place is None:
             return leaf
-        # A parameter is to be of the type that it is made from, wherever that is.
-        typed = func is torch.ops.aten.detach.default and isinstance(given[0], Elsewhere)
+        # A parameter has the type of the tensor that it is made from, on any device.
+        typed = func is torch.ops.aten.detach.default and isinstance(tensors[0], Elsewhere)
         if place.type != HERE.type and not typed:
             return leaf
-        # What was changed in place is the tensor that it was.
-        return known[id(leaf)] if id(leaf) in known else Elsewhere(leaf, place)
+        # A tensor that was changed in place keeps its wrapper.
+        return wrappers[id(leaf)] if id(leaf) in wrappers else Elsewhere(leaf, place)
 
     return pytree.tree_map(wrapped, result)
 
@@ -159,4 +159,4 @@ def _place(tensor: Tensor) -> torch.device:
 
 
 def _inside(values: Any) -> Any:
-    return pytree.tree_map(lambda one: one.held if isinstance(one, Elsewhere) else one, values)
+    return pytree.tree_map(lambda leaf: leaf.held if isinstance(leaf, Elsewhere) else leaf, values)

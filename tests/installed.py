@@ -17,7 +17,7 @@ PROGRAM = Path(sys.executable).with_name("pruner-zero")
 
 
 def run(*arguments: object, folder: str) -> str:
-    """What the program prints; it must end well."""
+    """The output of the program, which must exit with 0."""
     command = [str(PROGRAM), *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert done.returncode == 0, f"{command}: {done.stderr}"
@@ -35,10 +35,10 @@ def main() -> None:
         tiny_tokenizer().save_pretrained(Path(folder) / "model")
         (Path(folder) / "text.txt").write_text("etaoin shrdlu " * 50)
         options = ["--sparsity", 0.5, "--windows", 2, "--seqlen", 16, "--cache", "cache"]
-        told = run(
+        output = run(
             "prune", "model", "--calibration", "text.txt", *options, "-o", "out", folder=folder
         )
-        assert "50.00% of the weights of 14 matrices are zero" in told, told
+        assert "50.00% of the weights of 14 matrices are zero" in output, output
         run("report", "out", "-o", "page.html", folder=folder)
         assert "<math" in (Path(folder) / "page.html").read_text()
     print(f"pruner-zero {pruner_zero.__version__} works on Python {sys.version.split()[0]}")

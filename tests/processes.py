@@ -52,9 +52,9 @@ class Forked:
 
     def __init__(self, *arguments: object, log: Path, script: Path | None = None) -> None:
         self.out, self.err = log.with_suffix(".out"), log.with_suffix(".err")
-        given = [*map(str, arguments)]
+        words = [*map(str, arguments)]
         self.process = self.context.Process(
-            target=_main, args=(given, str(self.out), str(self.err), script)
+            target=_main, args=(words, str(self.out), str(self.err), script)
         )
         self.process.start()
 

@@ -1,4 +1,4 @@
-"""Devices by name: what is meant, what is refused, and that nothing else asks the machine."""
+"""Devices by name: which are found or refused, and that no other module asks the machine."""
 
 import re
 from pathlib import Path
@@ -25,7 +25,7 @@ TWO_GPUS = [*CUDA, CPU]
 
 
 @pytest.mark.parametrize(
-    ("asked", "present", "meant"),
+    ("device", "present", "expected"),
     [
         ("auto", TWO_GPUS, CUDA),
         ("auto", [MPS, CPU], [MPS]),
@@ -36,24 +36,24 @@ TWO_GPUS = [*CUDA, CPU]
         ("mps", [MPS, CPU], [MPS]),
     ],
 )
-def test_a_name_means_the_devices_of_it(
-    asked: str, present: list[torch.device], meant: list[torch.device]
+def test_a_device_name_resolves_to_its_devices(
+    device: str, present: list[torch.device], expected: list[torch.device]
 ) -> None:
-    assert find_devices(asked, present) == Devices(tuple(meant))
-    assert find_devices(asked, present).first == meant[0]
+    assert find_devices(device, present) == Devices(tuple(expected))
+    assert find_devices(device, present).first == expected[0]
 
 
-def test_a_list_is_in_its_order_and_used_as_a_whole() -> None:
+def test_a_list_of_devices_keeps_its_order_and_is_used_as_a_whole() -> None:
     assert find_devices("cuda:1,cuda:0", TWO_GPUS) == Devices((CUDA[1], CUDA[0]), spread=True)
     assert find_devices("cuda:1, cuda", TWO_GPUS) == Devices((CUDA[1], CUDA[0]), spread=True)
 
 
-@pytest.mark.parametrize("asked", ["gpu", "cuda:2", "mps", "", "cuda:0,", "cuda:0,cpu", "cuda:x"])
-def test_what_is_not_there_is_refused_with_what_is(asked: str) -> None:
+@pytest.mark.parametrize("device", ["gpu", "cuda:2", "mps", "", "cuda:0,", "cuda:0,cpu", "cuda:x"])
+def test_an_absent_device_is_refused_and_the_present_ones_are_named(device: str) -> None:
     with pytest.raises(PrunerZeroError) as refused:
-        find_devices(asked, TWO_GPUS)
+        find_devices(device, TWO_GPUS)
     message = str(refused.value)
-    assert f"--device is '{asked}', and this machine has cuda:0, cuda:1, cpu: give" in message
+    assert f"--device is '{device}', and this machine has cuda:0, cuda:1, cpu: give" in message
     assert "\n" not in message
 
 
@@ -61,14 +61,14 @@ def test_this_machine_has_a_cpu_and_it_comes_last() -> None:
     assert present_devices()[-1] == CPU
 
 
-def test_float64_is_what_it_says() -> None:
+def test_the_device_named_for_float64_holds_float64() -> None:
     assert where_float64_is(torch.ones(2)).double().dtype == torch.float64
 
 
 def test_one_module_asks_the_machine_for_devices_and_another_measures_them() -> None:
     asks = re.compile(r"\.cuda\(|torch\.cuda|torch\.mps|torch\.backends|torch\.accelerator")
-    found = {path.name for path in SOURCE.rglob("*.py") if asks.search(path.read_text())}
-    assert found == {"devices.py", "provenance.py"}
+    modules = {path.name for path in SOURCE.rglob("*.py") if asks.search(path.read_text())}
+    assert modules == {"devices.py", "provenance.py"}
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_no_other_error_is_taken_for_a_failed_allocation(error: Exception) -> No
         raise error
 
 
-def test_what_the_allocator_of_torch_raises_is_recognised() -> None:
+def test_the_allocation_error_of_torch_is_recognised() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**50)
     assert is_out_of_memory(failed.value)

@@ -1,4 +1,4 @@
-"""The pretended devices themselves: what a real one would be waited for is recorded."""
+"""The pretended devices: operations that would wait for a real one are recorded."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,9 @@ WAITING: dict[str, Callable[[Tensor], object]] = {
 
 
 @pytest.mark.parametrize("operation", WAITING.values(), ids=WAITING)
-def test_what_depends_on_values_is_waited_for(operation: Callable[[Tensor], object]) -> None:
+def test_operations_that_depend_on_values_are_recorded(
+    operation: Callable[[Tensor], object],
+) -> None:
     with elsewhere():
         there = torch.arange(6.0).to(HERE)
         with waits() as operations:
@@ -29,7 +31,7 @@ def test_what_depends_on_values_is_waited_for(operation: Callable[[Tensor], obje
     assert len(operations) == 1
 
 
-def test_nothing_else_is() -> None:
+def test_no_other_operation_is_recorded() -> None:
     here = torch.arange(6.0)
     with elsewhere():
         there = here.to(HERE)

@@ -7,7 +7,7 @@ def test_a_message_of_several_lines_becomes_one() -> None:
     assert one_line(ValueError("first\n\tsecond   third")) == "first second third"
 
 
-def test_an_error_without_words_is_told_by_its_type() -> None:
+def test_an_error_without_a_message_is_described_by_its_type() -> None:
     assert one_line(KeyError()) == "KeyError"
 
 

@@ -41,19 +41,19 @@ def test_a_reader_never_sees_half_a_file_even_after_a_kill(tmp_path: Path) -> No
     )
     assert process.stdout is not None
     process.stdout.readline()
-    seen = set()
+    letters = set()
     deadline = time.monotonic() + 1.5
     while time.monotonic() < deadline or not file.exists():
         if file.exists():
             text = file.read_text()
             assert len(text) == 3_000_000
             assert text == text[0] * len(text)
-            seen.add(text[0])
+            letters.add(text[0])
     process.send_signal(signal.SIGKILL)
     process.wait()
     text = file.read_text()
     assert text == text[0] * 3_000_000
-    assert len(seen) > 1
+    assert len(letters) > 1
 
 
 def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_write_atomic_replaces_and_leaves_nothing_beside(tmp_path: Path) -> None
 
 @pytest.fixture
 def limited_files() -> object:
-    """No file may grow beyond 20 kB: what a full disk does to a write, without one."""
+    """No file may grow beyond 20 kB, so that writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
@@ -107,7 +107,7 @@ def test_a_journal_survives_a_full_disk(tmp_path: Path) -> None:
         (NotADirectoryError(20, "Not a directory"), "not a directory"),
     ],
 )
-def test_whatever_the_system_has_against_a_write_is_one_line(error: OSError, words: str) -> None:
+def test_every_write_error_of_the_system_is_one_line(error: OSError, words: str) -> None:
     with pytest.raises(PrunerZeroError, match=words) as raised, writing(Path("out")):
         raise error
     assert str(raised.value).startswith("out cannot be written")
@@ -171,14 +171,14 @@ def _hold(folder: str, held: object, done: object) -> None:
 def test_a_folder_has_one_holder_until_it_lets_go_or_dies(tmp_path: Path) -> None:
     context = get_context("spawn")
     held, done = context.Event(), context.Event()
-    other = context.Process(target=_hold, args=(str(tmp_path / "work"), held, done))
-    other.start()
+    holder = context.Process(target=_hold, args=(str(tmp_path / "work"), held, done))
+    holder.start()
     assert held.wait(60)
     holding = locked(tmp_path / "work")
     with pytest.raises(PrunerZeroError, match="another process is working in"), holding:
         pass
-    other.kill()
-    other.join()
+    holder.kill()
+    holder.join()
     with locked(tmp_path / "work"):
         pass
     with locked(tmp_path / "work"):
@@ -194,7 +194,7 @@ def test_the_holder_may_delete_the_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
-def test_what_a_killed_holder_left_half_written_goes(tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_holder_are_deleted(tmp_path: Path) -> None:
     keep = ("result.json", "blocks.partial", "notes.partial", "deep.7.partial")
     for name in keep[:3]:
         (tmp_path / name).write_text("kept")

@@ -1,4 +1,4 @@
-"""A journal of steps: what is on disk counts, what is damaged or foreign is refused."""
+"""A journal of steps: steps on disk count, damaged files and other runs are refused."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def test_steps_are_found_again(tmp_path: Path) -> None:
     assert [line["block"] for line in Journal(tmp_path, "run").lines] == [0, 1]
 
 
-def test_what_a_later_step_does_not_need_goes_and_is_not_missed(tmp_path: Path) -> None:
+def test_files_that_no_later_step_needs_are_deleted_and_not_missed(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "run")
     journal.append({}, file(tmp_path, "a"))
     journal.append({}, file(tmp_path, "b"), ["a", "never there"])
@@ -58,10 +58,10 @@ def test_a_changed_line_is_noticed(tmp_path: Path) -> None:
     assert "is damaged" in refusal(lambda: Journal(tmp_path, "run"))
 
 
-def test_what_differs_between_two_runs_is_named(tmp_path: Path) -> None:
+def test_differing_settings_of_two_runs_are_named(tmp_path: Path) -> None:
     Journal(tmp_path, {"--seed": "0", "the text": "a", "--mode": "x"}).append({}, {})
-    other = {"--seed": "1", "the text": "b", "--mode": "x"}
-    line = refusal(lambda: Journal(tmp_path, other))
+    changed = {"--seed": "1", "the text": "b", "--mode": "x"}
+    line = refusal(lambda: Journal(tmp_path, changed))
     assert "with other settings (--seed, the text changed): finish that run" in line
     assert len(Journal(tmp_path, {"--mode": "x", "the text": "a", "--seed": "0"}).lines) == 1
 

@@ -1,4 +1,4 @@
-"""Elements: whatever is put into them, they read back as the same text."""
+"""Elements: any text that is put into them reads back unchanged."""
 
 import xml.etree.ElementTree as ElementTree
 
@@ -28,5 +28,9 @@ def test_children_that_are_elements_are_kept() -> None:
 
 
 def test_names_and_numbers_of_attributes() -> None:
-    made = element("rect", class_="a", stroke_width=1.5, x=2.0, y=0.333333, viewBox=7, hidden=None)
-    assert made == Markup('<rect class="a" stroke-width="1.5" x="2" y="0.33" viewBox="7"></rect>')
+    rectangle = element(
+        "rect", class_="a", stroke_width=1.5, x=2.0, y=0.333333, viewBox=7, hidden=None
+    )
+    assert rectangle == Markup(
+        '<rect class="a" stroke-width="1.5" x="2" y="0.33" viewBox="7"></rect>'
+    )

@@ -45,7 +45,7 @@ def rescale(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa:
 def pruned(prose: str, text: str, folder: Path, **options: Any) -> tuple[dict[str, Any], Any]:
     """The weights that `prune` leaves of a tiny model, and its result."""
     model = tiny_model("llama")
-    given: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "tokenizer": tiny_tokenizer(),
         "calibration": [prose[: len(prose) // 2]],
         "sparsity": 0.5,
@@ -54,7 +54,7 @@ def pruned(prose: str, text: str, folder: Path, **options: Any) -> tuple[dict[st
         "cache": folder / "cache",
         **options,
     }
-    result = prune(model, text, **given)
+    result = prune(model, text, **arguments)
     return {matrix.name: matrix.weight for matrix in find_matrices(model)}, result
 
 

@@ -37,8 +37,8 @@ def deviation(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_metric_prunes_by_a_new_terminal(prose: str, tmp_path: Path) -> None:
     model, dense = language_model("llama"), language_model("llama")
-    given: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": tmp_path}
-    prune(model, "W * V", calibration=[prose], mode="one-shot", **given)
+    options: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": tmp_path}
+    prune(model, "W * V", calibration=[prose], mode="one-shot", **options)
     windows = random_windows(Corpus("prose", prose), tiny_tokenizer(), 3, 24, 0)
     inputs = plain_inputs(dense.model, windows.tokens)
     for matrix, before in zip(find_matrices(model.model), find_matrices(dense.model), strict=True):
@@ -49,7 +49,7 @@ def test_a_metric_prunes_by_a_new_terminal(prose: str, tmp_path: Path) -> None:
 
 
 def test_it_is_collected_block_by_block_beside_other_statistics(prose: str, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": tmp_path}
-    result = prune(language_model("llama"), "W * V + G * X", calibration=[prose], **given)
+    options: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": tmp_path}
+    result = prune(language_model("llama"), "W * V + G * X", calibration=[prose], **options)
     assert result.mode == "sequential"
     assert result.sparsity == 0.5

@@ -1,4 +1,4 @@
-"""The public face: light to import, complete, and honest about what it lacks."""
+"""The public interface: light to import, complete, and clear about unknown names."""
 
 import subprocess
 import sys

@@ -142,9 +142,7 @@ def test_an_operator_that_states_its_facts_is_simplified(text: str, same: str, f
         "both(G, lift(-W))",
     ],
 )
-def test_nothing_is_taken_for_granted_that_an_operator_does_not_state(
-    text: str, facts: None
-) -> None:
+def test_facts_that_an_operator_does_not_state_are_not_assumed(text: str, facts: None) -> None:
     assert canonical(parse(text), "row") == parse(text)
 
 
@@ -187,7 +185,7 @@ def test_an_operator_is_analysed_like_a_built_in_one(facts: None) -> None:
     assert not rescales(OPERATORS["both"])
 
 
-def test_what_is_not_named_sees_no_plug_in(install: Install) -> None:
+def test_a_plug_in_that_is_not_named_is_neither_listed_nor_imported(install: Install) -> None:
     before = list(OPERATORS)
     install("plug_half", "operators", {"half": "half"}, OPERATOR)
     assert list(OPERATORS) == before == [*PUBLISHED, *EXTENDED]
@@ -238,7 +236,7 @@ def test_expressions_of_built_in_names_look_for_no_plug_in(
     Metric.of("wanda")
 
 
-def test_an_executor_is_made_with_what_the_search_was_told(install: Install) -> None:
+def test_an_executor_is_made_with_the_settings_of_the_search(install: Install) -> None:
     code = (
         "class Mine:\n"
         "    def __init__(self, work, workers):\n"
@@ -267,16 +265,16 @@ def test_a_search_algorithm_is_made_by_its_name(install: Install) -> None:
         "mine = AlgorithmKind(RandomSearch, RandomSettings, SearchSpace(max_size=5))\n"
     )
     install("plug_find", "algorithms", {"mine": "mine"}, code)
-    given: dict[str, Any] = {"model": "m", "calibration": "c", "sparsity": 0.5, "evaluations": 1}
-    settings = SearchSettings(**given, algorithm="mine", algorithm_settings={"batch": 7})
+    options: dict[str, Any] = {"model": "m", "calibration": "c", "sparsity": 0.5, "evaluations": 1}
+    settings = SearchSettings(**options, algorithm="mine", algorithm_settings={"batch": 7})
     assert settings.search_space.max_size == 5
     algorithm = make_algorithm(settings.algorithm, None, 0, settings.algorithm_settings)
     assert len(algorithm.ask()) == 7
     with pytest.raises(ValueError, match="did you mean 'default'"):
-        SearchSettings(**given, algorithm="defualt")
+        SearchSettings(**options, algorithm="defualt")
 
 
-def test_what_the_example_package_declares_serves_and_conforms(
+def test_the_plug_ins_of_the_example_package_work_and_conform(
     install: Install, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(SOURCES, "_loaded", {})
@@ -311,12 +309,12 @@ def test_the_example_package_is_installed_and_its_own_tests_pass(tmp_path: Path)
     options = ["--no-build-isolation", "--disable-pip-version-check", "--target"]
     subprocess.run([*pip, *options, target, copied], check=True, capture_output=True)
     paths = os.pathsep.join([str(target), str(ROOT / "src")])
-    own = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", copied / "tests"],
         env={**os.environ, "PYTHONPATH": paths},
         cwd=tmp_path,
         capture_output=True,
         text=True,
     )
-    assert own.returncode == 0, own.stdout
-    assert "22 passed" in own.stdout
+    assert completed.returncode == 0, completed.stdout
+    assert "22 passed" in completed.stdout

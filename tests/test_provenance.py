@@ -1,4 +1,4 @@
-"""Where results come from, and what they cost."""
+"""The provenance of results, and their cost in seconds and memory."""
 
 import json
 import time
@@ -13,13 +13,13 @@ from pruner_zero.provenance import measured, peak_rss_bytes, provenance
 
 
 def test_provenance_names_what_can_change_a_number() -> None:
-    found = provenance()
-    assert found["pruner_zero"] == pruner_zero.__version__
-    assert found["torch"] == torch.__version__
-    assert found["transformers"] == transformers.__version__
-    assert found["numpy"] == np.__version__
-    assert found["threads"] == torch.get_num_threads()
-    assert json.loads(json.dumps(found)) == found
+    record = provenance()
+    assert record["pruner_zero"] == pruner_zero.__version__
+    assert record["torch"] == torch.__version__
+    assert record["transformers"] == transformers.__version__
+    assert record["numpy"] == np.__version__
+    assert record["threads"] == torch.get_num_threads()
+    assert json.loads(json.dumps(record)) == record
 
 
 def test_provenance_is_the_same_every_time() -> None:
@@ -109,8 +109,8 @@ def test_the_peak_of_the_gpu_is_that_of_the_work(monkeypatch: pytest.MonkeyPatch
 
 def test_provenance_names_the_gpus_that_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch)
-    told = provenance()
-    assert (told["gpus"], told["cuda"]) == (["NVIDIA Pretended"], "12.8")
+    record = provenance()
+    assert (record["gpus"], record["cuda"]) == (["NVIDIA Pretended"], "12.8")
 
 
 def test_without_a_gpu_nothing_is_said_of_one() -> None:

@@ -1,4 +1,4 @@
-"""A result folder is whole or not there, and what a finished run left beside it goes."""
+"""A result folder is whole or not there, and traces of a finished run are deleted."""
 
 import json
 import os
@@ -47,7 +47,7 @@ def build(output: Path) -> None:
 
 
 def killed_at(name: str, action: Callable[[], None]) -> None:
-    """Do it in a process that is killed when it calls this function of the module."""
+    """Run `action` in a process that is killed when it calls `name` of the module."""
     child = os.fork()
     if child == 0:
         setattr(result_folder, name, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
@@ -62,10 +62,10 @@ def test_a_finished_run_leaves_its_result_alone(tmp_path: Path) -> None:
     timing = json.loads((tmp_path / "out" / "timing.json").read_text())
     assert timing["seconds"] == 0.5
     assert timing["first_block_of_this_process"] == 0
-    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_run_leaves_that_is_killed_right_after_its_end_goes(tmp_path: Path) -> None:
+def test_traces_of_a_run_killed_right_after_its_end_are_deleted(tmp_path: Path) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     killed_at("_discard", lambda: build(output))
     assert (output / "weights").read_text() == "all of them"
@@ -83,7 +83,7 @@ def test_a_run_that_is_killed_before_its_result_has_moved_goes_on(tmp_path: Path
     assert (partial / "result" / "weights").exists()
     assert len(work_in(partial).journal.lines) == 1
     build(output)
-    assert [one.name for one in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_unfinished_run_beside_an_older_result_stays(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What each room may import: the table of ARCHITECTURE.md, held against the code."""
+"""The imports that each room may have: the table of ARCHITECTURE.md against the code."""
 
 import ast
 import re
@@ -19,11 +19,13 @@ FACE = {"__init__", "__main__"}
 def table(page: str) -> dict[str, set[str]]:
     """The rooms that each room of the table may import, from top to bottom."""
     rows = re.findall(r"^\| `(\w+)/` \|.*\| ?([^|]*?) ?\|$", page, re.MULTILINE)
-    told: dict[str, set[str]] = {}
+    allowed: dict[str, set[str]] = {}
     for room, imports in rows:
         named = set(re.split(r",\s*", imports)) if imports else set()
-        told[room] = set(told) if named == {"all above"} else named & {name for name, _ in rows}
-    return told
+        allowed[room] = (
+            set(allowed) if named == {"all above"} else named & {name for name, _ in rows}
+        )
+    return allowed
 
 
 def imported(code: str) -> Iterator[str]:
@@ -42,14 +44,14 @@ def imported(code: str) -> Iterator[str]:
 
 
 def used(folder: Path) -> dict[str, set[str]]:
-    """The rooms, of those there are, that each room imports; all root modules as the room ""."""
+    """The rooms that each room imports; all root modules count as the room ""."""
     rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
-    found: dict[str, set[str]] = {room: set() for room in ("", *rooms)}
+    imports: dict[str, set[str]] = {room: set() for room in ("", *rooms)}
     for path in folder.rglob("*.py"):
         room = path.relative_to(folder).parts[0] if path.parent != folder else ""
         if room or path.stem not in FACE:
-            found[room] |= set(imported(path.read_text())) & rooms - {room}
-    return found
+            imports[room] |= set(imported(path.read_text())) & rooms - {room}
+    return imports
 
 
 ROOMS = table((ROOT / "ARCHITECTURE.md").read_text())
@@ -66,7 +68,7 @@ def test_a_room_imports_only_what_its_row_names(room: str) -> None:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_row_names_only_rooms_above_it_and_none_in_vain(room: str) -> None:
+def test_a_row_names_only_rooms_above_it_that_the_room_imports(room: str) -> None:
     above = list(ROOMS)[: list(ROOMS).index(room)]
     assert ROOMS[room] <= set(above)
     assert room == "cli" or ROOMS[room] <= USED[room]
@@ -100,6 +102,6 @@ def test_an_import_upward_is_seen_wherever_it_is(line: str, tmp_path: Path) -> N
         (tmp_path / room / "__init__.py").touch()
     (tmp_path / "lower" / "module.py").write_text(line)
     page = "| `lower/` | x | torch |\n| `upper/` | y | lower |\n| `cli/` | z | all above |"
-    told: Mapping[str, set[str]] = table(page)
-    assert told == {"lower": set(), "upper": {"lower"}, "cli": {"lower", "upper"}}
-    assert used(tmp_path)["lower"] - told["lower"] == {"upper"}
+    allowed: Mapping[str, set[str]] = table(page)
+    assert allowed == {"lower": set(), "upper": {"lower"}, "cli": {"lower", "upper"}}
+    assert used(tmp_path)["lower"] - allowed["lower"] == {"upper"}

@@ -30,11 +30,11 @@ def every_kind() -> dict[str, Tensor]:
     }
 
 
-def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-    assert one.keys() == other.keys()
-    for name, tensor in one.items():
-        assert other[name].dtype == tensor.dtype
-        assert torch.equal(other[name], tensor), name
+def assert_equal(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        assert expected[name].dtype == tensor.dtype
+        assert torch.equal(expected[name], tensor), name
 
 
 def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
@@ -46,7 +46,7 @@ def test_the_library_reads_what_is_written(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
-def test_what_the_library_writes_is_read_into_aligned_memory(tmp_path: Path) -> None:
+def test_files_of_the_library_are_read_into_aligned_memory(tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     tensors = {name: tensor.contiguous() for name, tensor in every_kind().items()}
     save_file(tensors, path)

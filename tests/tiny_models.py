@@ -1,4 +1,4 @@
-"""Small random language models, one of every kind of block this program must find its way in."""
+"""Small random language models, one for every kind of block that the program supports."""
 
 from collections.abc import Callable
 
@@ -53,12 +53,14 @@ def tiny_model(architecture: str, seed: int = 0, blocks: int = 2) -> PreTrainedM
 
 
 def tiny_windows(windows: int = 3, tokens: int = 11, seed: int = 1) -> torch.Tensor:
-    """Random windows (windows, tokens) int64, longer than SLIDING_WINDOW unless told otherwise."""
+    """Random windows (windows, tokens) int64, by default longer than SLIDING_WINDOW."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(VOCABULARY, (windows, tokens), generator=generator)
 
 
-def _llama_like(config: type[PreTrainedConfig], **own: object) -> Callable[[int], PreTrainedConfig]:
+def _llama_like(
+    config: type[PreTrainedConfig], **options: object
+) -> Callable[[int], PreTrainedConfig]:
     return lambda blocks: config(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -71,23 +73,25 @@ def _llama_like(config: type[PreTrainedConfig], **own: object) -> Callable[[int]
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
-        **own,
+        **options,
     )
 
 
 def _alternating(
-    config: type[PreTrainedConfig], **own: object
+    config: type[PreTrainedConfig], **options: object
 ) -> Callable[[int], PreTrainedConfig]:
     def build(blocks: int) -> PreTrainedConfig:
         kinds = ["sliding_attention", "full_attention"] * blocks
         return _llama_like(
-            config, sliding_window=SLIDING_WINDOW, layer_types=kinds[:blocks], **own
+            config, sliding_window=SLIDING_WINDOW, layer_types=kinds[:blocks], **options
         )(blocks)
 
     return build
 
 
-def _gpt_like(config: type[PreTrainedConfig], **own: object) -> Callable[[int], PreTrainedConfig]:
+def _gpt_like(
+    config: type[PreTrainedConfig], **options: object
+) -> Callable[[int], PreTrainedConfig]:
     return lambda blocks: config(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -96,7 +100,7 @@ def _gpt_like(config: type[PreTrainedConfig], **own: object) -> Callable[[int], 
         bos_token_id=0,
         eos_token_id=0,
         pad_token_id=None,
-        **own,
+        **options,
     )
 
 

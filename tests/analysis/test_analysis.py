@@ -1,4 +1,4 @@
-"""Searches with a known answer, explained."""
+"""`analyze` on searches whose answer is known."""
 
 import json
 import math
@@ -31,85 +31,85 @@ def record(
     scope: Scope = "row",
     parents: tuple[int, ...] = (),
     operation: str = "random",
-    **known: Any,
+    **fields: Any,
 ) -> Record:
-    """A candidate judged as `results` say, on the rungs up to the dearest of them."""
+    """A candidate with these results, on the rungs up to the most expensive of them."""
     expression = parse(text)
     results = {} if results is None else results
     rung = max((RUNGS.index(name) for name in results), default=0)
     value = results.get(RUNGS[rung], math.inf)
     return Record(
         Candidate(number, expression, scope, parents, operation),
-        Evaluation(**{"rung": rung, "value": value, "results": results, **known}),
+        Evaluation(**{"rung": rung, "value": value, "results": results, **fields}),
         str(canonical(expression, scope)),
     )
 
 
 def judged(texts: Sequence[str], losses: Sequence[float] | None = None) -> list[Record]:
-    """Candidates that all went through all rungs, the first the best where no losses are given."""
-    losses = [float(one) for one in range(len(texts))] if losses is None else losses
+    """Candidates that ran on all rungs; without `losses` the first candidate is the best."""
+    losses = [float(place) for place in range(len(texts))] if losses is None else losses
     return [
         record(number, text, {"reconstruction": loss, "few": loss + 1, "all": loss + 2})
         for number, (text, loss) in enumerate(zip(texts, losses, strict=True))
     ]
 
 
-def analyze(records: Sequence[Record], top: float = 0.1, seed: int = 0, **known: Any) -> Analysis:
+def analyze(records: Sequence[Record], top: float = 0.1, seed: int = 0, **fields: Any) -> Analysis:
     """The analysis of a search that has these records."""
-    return analyze_study(Study(Path("run"), {}, tuple(records), **known), top, seed)
+    return analyze_study(Study(Path("run"), {}, tuple(records), **fields), top, seed)
 
 
 def share(analysis: Analysis, name: str) -> Share:
-    return next(one for one in analysis.shares if one.name == name)
+    return next(row for row in analysis.shares if row.name == name)
 
 
 def kendall_of(analysis: Analysis, feature: str, rung: str = "all") -> float:
     return next(
-        one.kendall.value
-        for one in analysis.correlations
-        if (one.rung, one.feature) == (rung, feature)
+        correlation.kendall.value
+        for correlation in analysis.correlations
+        if (correlation.rung, correlation.feature) == (rung, feature)
     )
 
 
 def verdicts(records: Sequence[Record]) -> list[str]:
-    return [one.verdict for one in analyze(records).principles]
+    return [principle.verdict for principle in analyze(records).principles]
 
 
 def test_no_records_give_an_empty_answer() -> None:
-    found = analyze([])
-    assert found.counts.candidates == found.best_count == 0
-    assert not found.shares
-    assert not found.correlations
-    assert not found.agreements
-    assert found.lineage is None
-    assert {one.verdict for one in found.principles} == {"too little data"}
-    assert json.loads(json.dumps(found.to_json(), allow_nan=False))["loss_rung"] is None
+    analysis = analyze([])
+    assert analysis.counts.candidates == analysis.best_count == 0
+    assert not analysis.shares
+    assert not analysis.correlations
+    assert not analysis.agreements
+    assert analysis.lineage is None
+    assert {principle.verdict for principle in analysis.principles} == {"too little data"}
+    assert json.loads(json.dumps(analysis.to_json(), allow_nan=False))["loss_rung"] is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
 def test_a_tiny_run_gives_a_sensible_answer(size: int) -> None:
-    found = analyze(judged((["W * X", "W * G", "mms(G) * W"] * 4)[:size]))
-    assert found.best_count == 1
-    assert found.best_rung is None
-    assert {one.verdict for one in found.principles} == {"too little data"}
-    assert all(one.p_adjusted == 1 for one in found.shares)
-    assert found.lineage is not None
-    json.dumps(found.to_json(), allow_nan=False)
+    analysis = analyze(judged((["W * X", "W * G", "mms(G) * W"] * 4)[:size]))
+    assert analysis.best_count == 1
+    assert analysis.best_rung is None
+    assert {principle.verdict for principle in analysis.principles} == {"too little data"}
+    assert all(row.p_adjusted == 1 for row in analysis.shares)
+    assert analysis.lineage is not None
+    json.dumps(analysis.to_json(), allow_nan=False)
 
 
 def test_nothing_but_rejections() -> None:
-    found = analyze(
+    analysis = analyze(
         [record(0, reason="scores are constant"), record(1, reason="scores are constant")]
     )
-    assert found.counts.rejected == {"scores are constant": 2}
-    assert found.counts.distinct == 0
-    assert found.lineage is None
+    assert analysis.counts.rejected == {"scores are constant": 2}
+    assert analysis.counts.distinct == 0
+    assert analysis.lineage is None
 
 
 def test_the_shares_are_a_table() -> None:
-    found = analyze(judged(["W * X", "W * G"]))
-    assert "what the best 1 (10% of all) use" in repr(found)
-    assert {"name", "ratio", "low", "high", "p"} <= set(found.to_pandas().columns)
+    analysis = analyze(judged(["W * X", "W * G"]))
+    assert "what the best 1 (10% of all) use" in repr(analysis)
+    assert {"name", "ratio", "low", "high", "p"} <= set(analysis.to_pandas().columns)
 
 
 def test_counts() -> None:
@@ -136,16 +136,16 @@ def test_counts() -> None:
 
 
 @pytest.mark.parametrize("top", [0.0, 1.0, -0.1, math.nan])
-def test_a_share_that_is_none_is_refused(top: float) -> None:
+def test_a_top_share_outside_0_and_1_is_refused(top: float) -> None:
     with pytest.raises(PrunerZeroError, match="between 0 and 1"):
         analyze([], top)
 
 
 def test_a_planted_share_is_found() -> None:
     texts = ["W * G"] * 20 + ["W * X", "W * G", "W * X", "W * X"] * 45
-    found = analyze(judged(texts), top=0.1)
-    assert (found.best_rung, found.best_count) == ("all", 20)
-    planted, absent, everywhere = (share(found, name) for name in ("G", "X", "W"))
+    analysis = analyze(judged(texts), top=0.1)
+    assert (analysis.best_rung, analysis.best_count) == ("all", 20)
+    planted, absent, everywhere = (share(analysis, name) for name in ("G", "X", "W"))
     assert (planted.best, planted.everyone) == (20, 65)
     assert planted.ratio.value == pytest.approx(200 / 65)
     assert planted.ratio.low > 2
@@ -153,15 +153,15 @@ def test_a_planted_share_is_found() -> None:
     assert (absent.best, absent.ratio.value) == (0, 0)
     assert absent.ratio.high < 0.5
     assert (everywhere.ratio.value, everywhere.p) == (1, 1)
-    assert share(found, "mul").kind == "operator"
-    assert share(found, "row").kind == "scope"
+    assert share(analysis, "mul").kind == "operator"
+    assert share(analysis, "row").kind == "scope"
 
 
-def test_what_was_not_planted_is_not_found() -> None:
+def test_a_share_that_was_not_planted_is_not_found() -> None:
     generator = random.Random(0)
     texts = generator.choices(["W * G", "W * X", "mms(W) * G", "exp(W * X)", "W + G"], k=300)
-    found = analyze(judged(texts))
-    assert min(one.p_adjusted for one in found.shares) > 0.05
+    analysis = analyze(judged(texts))
+    assert min(row.p_adjusted for row in analysis.shares) > 0.05
 
 
 def test_terminals_that_cannot_matter_do_not_count() -> None:
@@ -189,13 +189,13 @@ def test_exponents_of_products_of_powers(
     assert exponents(canonical(parse(text), scope)) == expected
 
 
-def test_the_best_are_of_the_dearest_rung_with_enough() -> None:
+def test_the_best_candidates_are_of_the_most_expensive_rung_with_enough_of_them() -> None:
     records = judged(["W * G"] * 30) + [
         record(30 + n, results={"reconstruction": 40.0 + n, "few": 41.0 + n}) for n in range(90)
     ]
-    found = analyze(records, top=0.1)
-    assert (found.best_rung, found.best_count, found.loss_rung) == ("few", 12, "all")
-    assert share(found, "G").best == 12
+    analysis = analyze(records, top=0.1)
+    assert (analysis.best_rung, analysis.best_count, analysis.loss_rung) == ("few", 12, "all")
+    assert share(analysis, "G").best == 12
     assert analyze(records, top=0.5).best_rung == "all"
     assert analyze(records, top=0.02).best_rung is None
 
@@ -203,16 +203,16 @@ def test_the_best_are_of_the_dearest_rung_with_enough() -> None:
 def test_features_correlate_as_planted() -> None:
     sizes = ["W", "W * G", "W * G * X", "W * G * X + G"]
     records = judged([sizes[loss // 10] for loss in range(40)])
-    found = analyze(records)
-    assert found.loss_rung == "all"
-    assert kendall_of(found, "size") == pytest.approx(math.sqrt(600 / 780))
-    assert kendall_of(found, "size", "reconstruction") == pytest.approx(math.sqrt(600 / 780))
-    assert kendall_of(found, "uses G") > 0.5
-    assert kendall_of(found, "product of powers") < -0.5
-    correlation = next(one for one in found.correlations if one.feature == "exponent of X")
+    analysis = analyze(records)
+    assert analysis.loss_rung == "all"
+    assert kendall_of(analysis, "size") == pytest.approx(math.sqrt(600 / 780))
+    assert kendall_of(analysis, "size", "reconstruction") == pytest.approx(math.sqrt(600 / 780))
+    assert kendall_of(analysis, "uses G") > 0.5
+    assert kendall_of(analysis, "product of powers") < -0.5
+    correlation = next(row for row in analysis.correlations if row.feature == "exponent of X")
     assert correlation.n == 30
-    # What does not vary is left out.
-    assert "uses D" not in {one.feature for one in found.correlations}
+    # A feature that does not vary is left out.
+    assert "uses D" not in {row.feature for row in analysis.correlations}
 
 
 def test_closed_form_errors_are_compared_within_a_scope() -> None:
@@ -228,8 +228,8 @@ def test_closed_form_errors_are_compared_within_a_scope() -> None:
         for index, (scope, offset) in enumerate(scopes)
         for size in range(3)
     ]
-    found = analyze(records)
-    assert kendall_of(found, "size", "reconstruction") == 1
+    analysis = analyze(records)
+    assert kendall_of(analysis, "size", "reconstruction") == 1
 
 
 def test_rungs_that_agree_and_rungs_that_do_not() -> None:
@@ -241,7 +241,7 @@ def test_rungs_that_agree_and_rungs_that_do_not() -> None:
         )
         for number in range(60)
     ]
-    rows = {(one.cheap, one.expensive, one.among): one for one in analyze(records).agreements}
+    rows = {(row.cheap, row.expensive, row.among): row for row in analyze(records).agreements}
     agreeing = rows["few", "all", "all"]
     assert (agreeing.n, agreeing.kendall.value) == (60, 1)
     assert (agreeing.kendall.low, agreeing.kendall.high) == pytest.approx((1, 1))
@@ -252,40 +252,40 @@ def test_rungs_that_agree_and_rungs_that_do_not() -> None:
     assert len(rows) == 12
 
 
-def test_agreement_takes_those_that_have_both() -> None:
+def test_agreement_takes_candidates_that_ran_on_both_rungs() -> None:
     records = [*judged(["W * G"] * 5), record(5, results={"reconstruction": 0.0})]
-    assert {one.n for one in analyze(records).agreements} == {5}
-    # Of one scope there is nothing within it.
-    assert {one.among for one in analyze(records).agreements} == {"all"}
+    assert {agreement.n for agreement in analyze(records).agreements} == {5}
+    # All candidates have one scope, so no agreement within a scope is listed.
+    assert {agreement.among for agreement in analyze(records).agreements} == {"all"}
 
 
 def test_principles_that_hold() -> None:
     good, bad = ["W * mms(G)"] * 20, ["exp(tanh(W)) + X * X + W", "log(G + W) * X + X"] * 90
-    found = analyze(judged(good + bad)).principles
-    assert [one.verdict for one in found] == ["held"] * 4
-    assert all(one.estimate.low > one.neutral for one in found)
-    assert all("2406.02924" in one.source for one in found)
+    principles = analyze(judged(good + bad)).principles
+    assert [principle.verdict for principle in principles] == ["held"] * 4
+    assert all(principle.estimate.low > principle.neutral for principle in principles)
+    assert all("2406.02924" in principle.source for principle in principles)
 
 
 def test_principles_that_do_not_hold() -> None:
     good = ["exp(tanh(W)) + X * X + W"] * 20
     bad = ["W * mms(G)", "W * zsn(G)", "W * G", "W * X"] * 45
-    found = analyze(judged(good + bad)).principles
-    assert [one.verdict for one in found] == ["not held"] * 4
-    assert all(one.remark == "the data says the opposite" for one in found)
+    principles = analyze(judged(good + bad)).principles
+    assert [principle.verdict for principle in principles] == ["not held"] * 4
+    assert all(principle.remark == "the data says the opposite" for principle in principles)
 
 
 def test_principles_that_stay_open() -> None:
-    # The good are made as all others are.
+    # The good metrics are made like all other metrics.
     texts = ["W * mms(G)", "exp(W) * X", "W * G * X", "log(W) + X", "tanh(G) + W"]
-    found = analyze(judged(texts * 60)).principles
-    assert [one.verdict for one in found] == ["not held"] * 4
-    assert all(one.remark == "the interval leaves it open" for one in found)
+    principles = analyze(judged(texts * 60)).principles
+    assert [principle.verdict for principle in principles] == ["not held"] * 4
+    assert all(principle.remark == "the interval leaves it open" for principle in principles)
 
 
 def test_principles_without_their_terminals_or_operators_are_not_judged() -> None:
-    found = analyze(judged(["W * G", "W"] * 60)).principles
-    assert [one.remark for one in found[1:]] == [
+    principles = analyze(judged(["W * G", "W"] * 60)).principles
+    assert [principle.remark for principle in principles[1:]] == [
         "no metric has X",
         "no metric has a rescaling operator",
         "no metric has exp, log or tanh",
@@ -293,8 +293,8 @@ def test_principles_without_their_terminals_or_operators_are_not_judged() -> Non
     assert analyze(judged(["W * X"] * 120)).principles[0].verdict == "too little data"
 
 
-def test_what_all_have_is_not_over_represented() -> None:
-    # All the good have it, and so do nearly all others.
+def test_an_operator_that_all_metrics_have_is_not_over_represented() -> None:
+    # All good metrics have mms, and so do nearly all other metrics.
     texts = ["mms(W) * G"] * 199 + ["W * G"]
     assert verdicts(judged(texts))[2] == "not held"
 
@@ -308,17 +308,17 @@ def test_lineage_of_a_winner() -> None:
         record(4, "W * G * X", {"all": 1.0}, "global", parents=(2, 3), operation="crossover"),
         record(5, "W + W", reason="no better", parents=(0,)),
     ]
-    found = analyze(records).lineage
-    assert found is not None
-    assert (found.ancestors, found.generations, found.roots) == (4, 2, (0, 1))
-    assert [(one.number, one.generation) for one in found.tree] == [
+    ancestry = analyze(records).lineage
+    assert ancestry is not None
+    assert (ancestry.ancestors, ancestry.generations, ancestry.roots) == (4, 2, (0, 1))
+    assert [(ancestor.number, ancestor.generation) for ancestor in ancestry.tree] == [
         (4, 0),
         (2, 1),
         (3, 1),
         (0, 2),
         (1, 2),
     ]
-    winner, twin = found.tree[0], found.tree[2]
+    winner, twin = ancestry.tree[0], ancestry.tree[2]
     assert (winner.operation, winner.expression, winner.scope) == (
         "crossover",
         "W * G * X",
@@ -334,24 +334,24 @@ def test_lineage_lists_ancestors_once_and_ends() -> None:
     chain += [
         record(n, results={"few": -float(n)}, parents=(n - 1, max(0, n - 2))) for n in range(1, 40)
     ]
-    found = lineage(chain[-1], chain, generations=3)
-    assert (found.ancestors, found.generations, found.roots) == (39, 20, (0,))
-    assert [one.number for one in found.tree] == [39, 38, 37, 36, 35, 34, 33]
-    assert [one.generation for one in found.tree] == [0, 1, 1, 2, 2, 3, 3]
+    ancestry = lineage(chain[-1], chain, generations=3)
+    assert (ancestry.ancestors, ancestry.generations, ancestry.roots) == (39, 20, (0,))
+    assert [ancestor.number for ancestor in ancestry.tree] == [39, 38, 37, 36, 35, 34, 33]
+    assert [ancestor.generation for ancestor in ancestry.tree] == [0, 1, 1, 2, 2, 3, 3]
     assert len(lineage(chain[-1], chain, generations=100).tree) == 40
 
 
 def test_lineage_without_some_parents() -> None:
     orphan = record(7, results={"few": 0.0}, parents=(3, 3))
-    found = lineage(orphan, [orphan])
-    assert [one.number for one in found.tree] == [7]
-    assert found.ancestors == 0
+    ancestry = lineage(orphan, [orphan])
+    assert [ancestor.number for ancestor in ancestry.tree] == [7]
+    assert ancestry.ancestors == 0
 
 
 def test_the_seed_decides_the_intervals_and_nothing_else() -> None:
     generator = random.Random(0)
     records = judged(generator.choices(["W * G", "W * X", "W"], k=60))
     assert analyze(records) == analyze(records)
-    one, other = analyze(records, seed=1), analyze(records, seed=2)
-    assert one != other
-    assert replace(one, shares=(), principles=()) == replace(other, shares=(), principles=())
+    first, second = analyze(records, seed=1), analyze(records, seed=2)
+    assert first != second
+    assert replace(first, shares=(), principles=()) == replace(second, shares=(), principles=())

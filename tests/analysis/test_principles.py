@@ -22,7 +22,7 @@ def searches(values: Sequence[float]) -> list[list[Principle]]:
     [
         ([1.1, 1.2, 1.3, 1.4, 1.5, 1.6], "held", ""),
         ([0.4, 0.5, 0.6, 0.7, 0.8, 0.9], "not held", "the data says the opposite"),
-        # Five of six above come by chance: 2 · 7 / 64.
+        # Five of six values above 1 come by chance with probability 2 · 7 / 64.
         ([0.9, 1.2, 1.3, 1.4, 1.5, 1.6], "not held", "the interval leaves it open"),
         ([1.1, 1.2, 1.3, 1.4, 1.5, math.nan], "too little data", "5 runs, 6 are needed"),
         ([math.nan], "too little data", "0 runs, 6 are needed"),
@@ -36,7 +36,7 @@ def test_the_verdict_is_that_of_the_median_over_runs(
 
 
 def test_the_interval_of_the_median_is_of_order_statistics() -> None:
-    """Of nine, from the second to the eighth: outside lie 2 · (1 + 9) / 512 = 0.039."""
+    """Of nine values, the second to the eighth: the chance outside is 2 · (1 + 9) / 512 = 0.039."""
     (test,) = across(searches([9, 2, 5, 7, 1, 4, 8, 3, 6]))
     assert test.estimate == Estimate(5, 2, 8)
     assert test.n == 9

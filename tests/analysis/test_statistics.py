@@ -1,4 +1,4 @@
-"""Rank statistics against plain references, and intervals against what they promise."""
+"""Rank statistics against plain references, and intervals against their promised coverage."""
 
 import math
 from itertools import combinations, product
@@ -20,7 +20,7 @@ from pruner_zero.analysis.statistics import (
 )
 from tests.metric.strategies import lightly
 
-# Few values, so that ties abound; halves and thirds, so that they are no whole numbers.
+# Few values, so that ties abound; halves and thirds, so that some values are no whole numbers.
 values = st.sampled_from([-2.5, -1.0, 0.0, 1 / 3, 0.5, 2.0, 1e9])
 pairs = st.lists(st.tuples(values, values), max_size=12)
 
@@ -49,9 +49,9 @@ def test_the_correlation_is_that_of_scipy() -> None:
     generator = np.random.default_rng(0)
     x = generator.integers(40, size=700).astype(float)
     y = x + generator.integers(30, size=700).astype(float)
-    found = rank_correlation(x, y)
-    assert found.value == pytest.approx(stats.kendalltau(x, y).statistic)
-    assert -1 < found.low < found.value < found.high < 1
+    correlation = rank_correlation(x, y)
+    assert correlation.value == pytest.approx(stats.kendalltau(x, y).statistic)
+    assert -1 < correlation.low < correlation.value < correlation.high < 1
 
 
 def test_unequal_lengths_are_refused() -> None:
@@ -61,7 +61,7 @@ def test_unequal_lengths_are_refused() -> None:
 
 @pytest.mark.parametrize("binary", [False, True])
 def test_intervals_cover_the_truth(binary: bool) -> None:
-    """Also where a feature is yes or no, so that half of all pairs are tied."""
+    """The intervals also cover it for a yes-or-no feature, where half of all pairs are tied."""
     generator = np.random.default_rng(0)
 
     def draw(count: int) -> tuple[Array, Array]:
@@ -72,13 +72,13 @@ def test_intervals_cover_the_truth(binary: bool) -> None:
     # Of two normal variables with correlation 1/2, τ is 2/π·arcsin(1/2).
     truth = stats.kendalltau(*draw(200_000)).statistic if binary else 1 / 3
     intervals = [rank_correlation(*draw(50)) for _ in range(400)]
-    covered = sum(one.low <= truth <= one.high for one in intervals)
+    covered = sum(estimate.low <= truth <= estimate.high for estimate in intervals)
     assert 0.9 <= covered / 400 <= 0.98
 
 
 def test_equal_orders_have_an_interval_of_no_width() -> None:
-    found = rank_correlation(range(12), range(12))
-    assert (found.value, found.low, found.high) == (1, 1, 1)
+    correlation = rank_correlation(range(12), range(12))
+    assert (correlation.value, correlation.low, correlation.high) == (1, 1, 1)
 
 
 def test_few_or_constant_pairs_have_no_interval() -> None:
@@ -95,15 +95,17 @@ def test_few_or_constant_pairs_have_no_interval() -> None:
 @given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 7))
 def test_hypergeometric_p_counts_all_draws(chosen: int, having: int, total: int) -> None:
     chosen, having = min(chosen, total), min(having, total)
-    draws = [sum(one < having for one in draw) for draw in combinations(range(total), chosen)]
+    draws = [
+        sum(element < having for element in draw) for draw in combinations(range(total), chosen)
+    ]
     for k in set(draws):
-        tails = sum(one <= k for one in draws), sum(one >= k for one in draws)
+        tails = sum(count <= k for count in draws), sum(count >= k for count in draws)
         expected = min(1.0, 2 * min(tails) / len(draws))
         assert hypergeometric_p(k, chosen, having, total) == pytest.approx(expected)
 
 
 def test_hypergeometric_p_of_large_counts() -> None:
-    # All 100 chosen have what half of 10,000 have: twice C(5000, 100) / C(10000, 100).
+    # All 100 chosen have a feature that half of 10,000 have: twice C(5000, 100) / C(10000, 100).
     expected = 2 * math.comb(5000, 100) / math.comb(10_000, 100)
     assert hypergeometric_p(100, 100, 5000, 10_000) == pytest.approx(expected)
     assert hypergeometric_p(50, 100, 5000, 10_000) == 1
@@ -133,10 +135,10 @@ def test_ratio_draws_of_one_feature_are_jeffreys(k: int, rest: int) -> None:
         assert np.quantile(draws, quantile) == pytest.approx(expected, rel=0.1, abs=0.02)
 
 
-def test_an_interval_holds_its_value() -> None:
-    found = interval(0.0, ratio_draws(column(0, 10), column(30, 60), np.random.default_rng(0)))
-    assert found.low == 0
-    assert 0.1 < found.high < 0.9
+def test_an_interval_contains_its_value() -> None:
+    estimate = interval(0.0, ratio_draws(column(0, 10), column(30, 60), np.random.default_rng(0)))
+    assert estimate.low == 0
+    assert 0.1 < estimate.high < 0.9
     assert math.isnan(interval(1.0, np.array([math.nan])).low)
 
 

@@ -1,4 +1,4 @@
-"""Statistics computed the slow, plain way: every input written down, every expert by hand."""
+"""Statistics computed the slow, plain way: every input recorded, every expert by hand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,7 +37,7 @@ class Inputs:
 
 @torch.no_grad()
 def plain_inputs(model: PreTrainedModel, windows: Tensor) -> Inputs:
-    """Run the whole model window by window, writing down what enters every matrix."""
+    """Run the whole model window by window and record the inputs of every matrix."""
     inputs = Inputs()
     handles = []
     for matrix in find_matrices(model):
@@ -59,16 +59,18 @@ def _writes(inputs: Inputs, name: str) -> Callable[[nn.Module, tuple[Any, ...]],
 
 
 def _experts(inputs: Inputs, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-    """Works out what each expert is fed from what the mixture is called with."""
+    """Computes the inputs of each expert from the arguments of the mixture."""
 
     def hook(module: Any, arguments: tuple[Any, ...]) -> None:
         if type(module).__name__ == "Llama4TextExperts":
-            # All tokens once for each expert, those that it does not serve being zero.
+            # All tokens once for each expert; tokens that the expert does not serve are zero.
             shares = list(arguments[0].chunk(module.num_experts))
         else:
             hidden, chosen, _ = arguments
             shares = [
-                torch.stack([row for row, own in zip(hidden, chosen, strict=True) if expert in own])
+                torch.stack(
+                    [row for row, experts in zip(hidden, chosen, strict=True) if expert in experts]
+                )
                 if (chosen == expert).any()
                 else hidden[:0]
                 for expert in range(module.num_experts)
@@ -81,7 +83,7 @@ def _experts(inputs: Inputs, name: str) -> Callable[[nn.Module, tuple[Any, ...]]
 
 
 def _between(module: Any, expert: int, share: Tensor) -> Tensor:
-    """What enters the second matrix of an expert, by each model's own formula."""
+    """The inputs of the second matrix of an expert, by the formula of each model."""
     up = module.gate_up_proj[expert]
     kind = type(module).__name__
     if kind == "GptOssExperts":

@@ -1,4 +1,4 @@
-"""Calibration: each kind of statistic once, kept, and found again by whoever asks the same."""
+"""Calibration computes each kind of statistic once and keeps it for later runs."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def windows(seed: int = 0, count: int = 3, seqlen: int = 11) -> Windows:
 
 
 class Work:
-    """Counts what a model is made to do."""
+    """Counts the passes, block runs and backward passes of a model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.passes = self.blocks = self.backwards = 0
@@ -82,9 +82,9 @@ def test_every_matrix_of_every_block_has_every_statistic(architecture: str, tmp_
     gradients = collect_gradients(model, matrices, text.tokens)
     for block in range(2):
         G, X, gram = (store.read(kind, block) for kind in KINDS)
-        own = [matrix for matrix in matrices if matrix.block == block]
-        assert G.keys() == X.keys() == gram.keys() == {matrix.name for matrix in own}
-        for matrix in own:
+        block_matrices = [matrix for matrix in matrices if matrix.block == block]
+        assert G.keys() == X.keys() == gram.keys() == {matrix.name for matrix in block_matrices}
+        for matrix in block_matrices:
             width = matrix.weight.shape[1]
             assert torch.equal(G[matrix.name], gradients[matrix.name]["G"])
             torch.testing.assert_close(
@@ -130,7 +130,7 @@ def test_no_kind_costs_nothing(tmp_path: Path) -> None:
 @pytest.mark.fault("a bit flipped in, or the end torn off, a file of the statistics cache")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("damage", ["flipped byte", "no manifest", "no file"])
-def test_what_is_damaged_is_computed_again_and_nothing_else(
+def test_a_damaged_kind_is_computed_again_and_no_other_kind(
     kind: Kind, damage: str, tmp_path: Path
 ) -> None:
     language_model, text = tiny(), windows()
@@ -166,21 +166,23 @@ def changed_config(language_model: LanguageModel) -> LanguageModel:
         pytest.param(tiny(), windows(seqlen=10), id="length"),
     ],
 )
-def test_whatever_changes_the_statistics_has_another_folder(
+def test_a_setting_that_changes_the_statistics_has_another_folder(
     language_model: LanguageModel, text: Windows, tmp_path: Path
 ) -> None:
     plain = open_store(tiny(), windows(), folder=tmp_path)
     assert open_store(language_model, text, folder=tmp_path).folder != plain.folder
 
 
-def test_the_same_tokens_cut_otherwise_have_another_folder(tmp_path: Path) -> None:
+def test_the_same_tokens_cut_into_other_windows_have_another_folder(tmp_path: Path) -> None:
     cuts = [consecutive_windows(CORPUS, tiny_tokenizer(), 60 // n, n) for n in (2, 3)]
     assert torch.equal(cuts[0].tokens.flatten(), cuts[1].tokens.flatten())
-    one, other = (open_store(tiny(), cut, folder=tmp_path).folder for cut in cuts)
-    assert one != other
+    folder_of_pairs, folder_of_triples = (
+        open_store(tiny(), cut, folder=tmp_path).folder for cut in cuts
+    )
+    assert folder_of_pairs != folder_of_triples
 
 
-def test_g_of_pieces_has_its_own_folder_and_is_that_of_short_windows(tmp_path: Path) -> None:
+def test_g_of_pieces_has_its_own_folder_and_equals_g_of_short_windows(tmp_path: Path) -> None:
     language_model, text = tiny(), windows(seqlen=12)
     store = open_store(language_model, text, gradient_seqlen=4, folder=tmp_path)
     assert store.folder != open_store(language_model, text, folder=tmp_path).folder
@@ -210,7 +212,7 @@ def test_experts_that_no_gradient_reaches_are_noted(architecture: str, tmp_path:
     assert not any(name in line for name in G if name not in silent)
 
 
-def test_a_model_that_answers_to_nothing_is_noted_and_no_crash(tmp_path: Path) -> None:
+def test_a_model_without_any_gradient_is_noted_and_does_not_crash(tmp_path: Path) -> None:
     language_model, text = tiny(), windows()
     with torch.no_grad():
         language_model.model.lm_head.weight.zero_()
@@ -227,7 +229,7 @@ def test_a_store_that_another_process_fills_is_left_to_it(tmp_path: Path) -> Non
         message = refusal(lambda: calibrate(language_model, text, ["X"], store))
         assert str(store.folder) in message
     calibrate(language_model, text, ["X"], store)
-    with locked(store.folder):  # what is there can be used meanwhile
+    with locked(store.folder):  # statistics that are there can be used meanwhile
         calibrate(language_model, text, ["X"], store)
 
 

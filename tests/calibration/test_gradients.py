@@ -1,4 +1,4 @@
-"""G: what plain backward passes leave, added up window by window."""
+"""G equals the gradients of plain backward passes, accumulated window by window."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,22 +16,22 @@ from tests.tiny_models import ARCHITECTURES, FUSED_EXPERTS, tiny_model, tiny_win
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
-# Where weights are stored (in, out): plain ones, and those of fused experts.
+# Architectures that store weights (in, out), by whether the weights are of fused experts.
 STORED_IN_OUT = {False: ("gpt2",), True: ("gpt_oss", "llama4")}
 
 
 def gradients(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
-    found = collect_gradients(model, find_matrices(model), windows)
-    return {name: one["G"] for name, one in found.items()}
+    statistics = collect_gradients(model, find_matrices(model), windows)
+    return {name: values["G"] for name, values in statistics.items()}
 
 
 @every_architecture
-def test_g_is_what_a_plain_loop_adds_up(architecture: str) -> None:
+def test_g_equals_the_sum_of_a_plain_loop(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows()
     expected = plain_gradients(model, windows)
-    found = gradients(model, windows)
+    collected = gradients(model, windows)
     for matrix in find_matrices(model):
-        G = found[matrix.name]
+        G = collected[matrix.name]
         assert G.shape == matrix.weight.shape
         assert G.dtype == torch.float32
         reference = expected[matrix.parameter_name]
@@ -45,9 +45,9 @@ def test_g_is_what_a_plain_loop_adds_up(architecture: str) -> None:
 
 def test_the_order_of_windows_changes_nothing() -> None:
     model, windows = tiny_model("llama"), tiny_windows(4)
-    one, other = gradients(model, windows), gradients(model, windows.flip(0))
-    for name in one:
-        torch.testing.assert_close(one[name], other[name])
+    in_order, reversed_order = gradients(model, windows), gradients(model, windows.flip(0))
+    for name in in_order:
+        torch.testing.assert_close(in_order[name], reversed_order[name])
 
 
 @every_architecture
@@ -86,14 +86,14 @@ def test_flags_are_put_back_after_a_failure_too() -> None:
 def test_only_the_matrices_asked_for_are_differentiated() -> None:
     model = tiny_model("llama")
     wanted = find_matrices(model, include=["*.down_proj"])
-    found = collect_gradients(model, wanted, tiny_windows())
+    statistics = collect_gradients(model, wanted, tiny_windows())
     everything = gradients(model, tiny_windows())
-    assert list(found) == [matrix.name for matrix in wanted]
-    for name in found:
-        torch.testing.assert_close(found[name]["G"], everything[name])
+    assert list(statistics) == [matrix.name for matrix in wanted]
+    for name in statistics:
+        torch.testing.assert_close(statistics[name]["G"], everything[name])
 
 
-def test_a_bfloat16_model_gives_fp32_g_near_that_of_the_fp32_model() -> None:
+def test_a_bfloat16_model_gives_fp32_g_near_g_of_the_fp32_model() -> None:
     windows = tiny_windows()
     coarse = gradients(tiny_model("llama").bfloat16(), windows)
     fine = gradients(tiny_model("llama"), windows)
@@ -147,7 +147,9 @@ def test_a_gradient_that_is_no_number_names_its_expert(architecture: str) -> Non
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
 def test_an_expert_that_no_token_reaches_has_g_zero(architecture: str) -> None:
     model = tiny_model(architecture)
-    found = gradients(model, tiny_windows(1, 2))
-    experts = [found[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1]
+    collected = gradients(model, tiny_windows(1, 2))
+    experts = [
+        collected[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1
+    ]
     silent = [G for G in experts if not G.any()]
     assert 8 <= len(silent) < len(experts)

@@ -1,4 +1,4 @@
-"""X and XᵀX: what entered each matrix, written down by hooks and worked out by hand."""
+"""X and XᵀX equal a computation by hand from the inputs that hooks recorded."""
 
 from collections.abc import Iterator
 
@@ -22,57 +22,59 @@ def block_by_block(
     calls = record_block_calls(model, windows)
     hidden = calls.hidden
     for index, block in enumerate(find_blocks(model)):
-        own = [matrix for matrix in find_matrices(model) if matrix.block == index]
-        found, hidden = collect_inputs(block, own, hidden, calls.arguments[index], kinds)
-        yield own, found
+        matrices = [matrix for matrix in find_matrices(model) if matrix.block == index]
+        statistics, hidden = collect_inputs(block, matrices, hidden, calls.arguments[index], kinds)
+        yield matrices, statistics
 
 
 @every_architecture
-def test_x_and_gram_are_those_of_the_inputs_written_down(architecture: str) -> None:
+def test_x_and_gram_are_those_of_the_recorded_inputs(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows(3)
     inputs = plain_inputs(model, windows)
-    for own, found in block_by_block(model, windows, "gram"):
-        assert list(found) == [matrix.name for matrix in own]
-        for matrix in own:
+    for matrices, statistics in block_by_block(model, windows, "gram"):
+        assert list(statistics) == [matrix.name for matrix in matrices]
+        for matrix in matrices:
             width = matrix.weight.shape[1]
-            one = found[matrix.name]
-            assert one["X"].shape == (1, width)
-            assert one["X"].dtype == one["gram"].dtype == torch.float32
+            values = statistics[matrix.name]
+            assert values["X"].shape == (1, width)
+            assert values["X"].dtype == values["gram"].dtype == torch.float32
             expected = inputs.X(matrix.name, width, len(windows))
-            torch.testing.assert_close(one["X"], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(values["X"], expected, rtol=1e-4, atol=1e-5)
             expected = inputs.gram(matrix.name, width, len(windows))
-            torch.testing.assert_close(one["gram"], expected, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(values["gram"], expected, rtol=1e-4, atol=1e-4)
 
 
 @every_architecture
 def test_gram_is_symmetric_and_its_diagonal_is_twice_x_squared(architecture: str) -> None:
-    for _, found in block_by_block(tiny_model(architecture), tiny_windows(2), "gram"):
-        for one in found.values():
-            torch.testing.assert_close(one["gram"], one["gram"].T)
-            torch.testing.assert_close(one["gram"].diagonal(), 2 * one["X"][0].square())
+    for _, statistics in block_by_block(tiny_model(architecture), tiny_windows(2), "gram"):
+        for values in statistics.values():
+            torch.testing.assert_close(values["gram"], values["gram"].T)
+            torch.testing.assert_close(values["gram"].diagonal(), 2 * values["X"][0].square())
 
 
 @every_architecture
 def test_x_does_not_depend_on_whether_gram_is_asked_for(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows(2)
     with_gram = block_by_block(model, windows, "gram")
-    for (_, one), (_, other) in zip(block_by_block(model, windows), with_gram, strict=True):
-        for name in one:
-            assert "gram" not in one[name]
-            assert torch.equal(one[name]["X"], other[name]["X"])
+    for (_, plain), (_, extended) in zip(block_by_block(model, windows), with_gram, strict=True):
+        for name in plain:
+            assert "gram" not in plain[name]
+            assert torch.equal(plain[name]["X"], extended[name]["X"])
 
 
 @every_architecture
 @torch.no_grad()
-def test_the_outputs_are_the_block_s_own(architecture: str) -> None:
+def test_the_outputs_are_those_of_the_block(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows()
     calls = record_block_calls(model, windows)
     hidden = calls.hidden
     for index, block in enumerate(find_blocks(model)):
-        own = [matrix for matrix in find_matrices(model) if matrix.block == index]
+        matrices = [matrix for matrix in find_matrices(model) if matrix.block == index]
         arguments = calls.arguments[index]
-        _, outputs = collect_inputs(block, own, hidden, arguments)
-        plain = [run_block(block, one, rest) for one, rest in zip(hidden, arguments, strict=True)]
+        _, outputs = collect_inputs(block, matrices, hidden, arguments)
+        plain = [
+            run_block(block, inputs, rest) for inputs, rest in zip(hidden, arguments, strict=True)
+        ]
         for output, expected in zip(outputs, plain, strict=True):
             # Experts run one by one here and all at once otherwise: sums in another order.
             torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
@@ -88,20 +90,20 @@ def test_the_outputs_are_the_block_s_own(architecture: str) -> None:
         ("llama4", ("gate_proj", "up_proj")),
     ],
 )
-def test_matrices_that_are_fed_the_same_share_one_tensor(
+def test_matrices_with_the_same_inputs_share_one_tensor(
     architecture: str, together: tuple[str, ...]
 ) -> None:
     # A Gram matrix of 8192 channels weighs 256 MB; there are seven matrices in a block.
-    for _, found in block_by_block(tiny_model(architecture), tiny_windows(), "gram"):
-        shared = [one for name, one in found.items() if name.endswith(together)]
-        grams = {one["gram"].data_ptr() for one in shared}
-        assert len({one["X"].data_ptr() for one in shared}) == 1
+    for _, statistics in block_by_block(tiny_model(architecture), tiny_windows(), "gram"):
+        shared = [values for name, values in statistics.items() if name.endswith(together)]
+        grams = {values["gram"].data_ptr() for values in shared}
+        assert len({values["X"].data_ptr() for values in shared}) == 1
         assert len(grams) == 1
 
 
-def test_matrices_that_are_fed_differently_share_nothing() -> None:
-    for _, found in block_by_block(tiny_model("llama"), tiny_windows()):
-        distinct = {one["X"].data_ptr() for one in found.values()}
+def test_matrices_with_different_inputs_share_no_tensor() -> None:
+    for _, statistics in block_by_block(tiny_model("llama"), tiny_windows()):
+        distinct = {values["X"].data_ptr() for values in statistics.values()}
         assert len(distinct) == 4  # attention, its output, the gated layer, its output
 
 
@@ -109,14 +111,14 @@ def test_matrices_that_are_fed_differently_share_nothing() -> None:
 def test_an_expert_that_no_token_reaches_has_x_zero(architecture: str) -> None:
     model = tiny_model(architecture)
     windows = tiny_windows(1, 2)  # two tokens with at most two experts each
-    *_, (own, found) = block_by_block(model, windows, "gram")
-    experts = [matrix for matrix in own if matrix.expert is not None]
-    silent = [matrix for matrix in experts if not found[matrix.name]["X"].any()]
+    *_, (matrices, statistics) = block_by_block(model, windows, "gram")
+    experts = [matrix for matrix in matrices if matrix.expert is not None]
+    silent = [matrix for matrix in experts if not statistics[matrix.name]["X"].any()]
     assert 2 * (EXPERTS - 4) <= len(silent) < len(experts)
     for matrix in silent:
-        one, width = found[matrix.name], matrix.weight.shape[1]
-        assert one["X"].shape == (1, width)
-        assert torch.equal(one["gram"], torch.zeros(width, width))
+        values, width = statistics[matrix.name], matrix.weight.shape[1]
+        assert values["X"].shape == (1, width)
+        assert torch.equal(values["gram"], torch.zeros(width, width))
 
 
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
@@ -133,8 +135,8 @@ def test_some_experts_of_a_mixture_can_be_asked_for(architecture: str) -> None:
     calls = record_block_calls(model, windows)
     hidden = [run_block(find_blocks(model)[0], calls.hidden[0], calls.arguments[0][0])]
     wanted = find_matrices(model, include=["*.1.*experts.down_proj[5]"])
-    found, _ = collect_inputs(find_blocks(model)[1], wanted, hidden, calls.arguments[1])
-    assert list(found) == [wanted[0].name]
+    statistics, _ = collect_inputs(find_blocks(model)[1], wanted, hidden, calls.arguments[1])
+    assert list(statistics) == [wanted[0].name]
 
 
 @every_architecture
@@ -147,16 +149,16 @@ def test_no_hook_stays(architecture: str) -> None:
 def test_bfloat16_inputs_are_summed_in_fp32() -> None:
     model, windows = tiny_model("llama").bfloat16(), tiny_windows(8)
     inputs = plain_inputs(model, windows)
-    for own, found in block_by_block(model, windows, "gram"):
-        for matrix in own:
+    for matrices, statistics in block_by_block(model, windows, "gram"):
+        for matrix in matrices:
             width = matrix.weight.shape[1]
             expected = inputs.X(matrix.name, width, len(windows))
-            assert found[matrix.name]["X"].dtype == torch.float32
-            torch.testing.assert_close(found[matrix.name]["X"], expected, rtol=1e-5, atol=1e-6)
+            assert statistics[matrix.name]["X"].dtype == torch.float32
+            torch.testing.assert_close(statistics[matrix.name]["X"], expected, rtol=1e-5, atol=1e-6)
 
 
 class OddMixture(nn.Module):
-    """A block that multiplies its experts in a way nobody has seen."""
+    """A block that multiplies its experts in a way that no hook observes."""
 
     def __init__(self) -> None:
         super().__init__()

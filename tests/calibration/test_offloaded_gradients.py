@@ -1,4 +1,4 @@
-"""Statistics of a model that stays on disk are those of the loaded one, to the last bit."""
+"""Statistics of a model that stays on disk equal those of the loaded model, to the last bit."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,12 +39,14 @@ def saved(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.
     return folder
 
 
-def assert_equal_stores(one: StatisticsStore, other: StatisticsStore) -> None:
-    files = sorted(file.name for file in one.folder.iterdir())
-    assert sorted(file.name for file in other.folder.iterdir()) == files
+def assert_equal_stores(expected: StatisticsStore, actual: StatisticsStore) -> None:
+    files = sorted(file.name for file in expected.folder.iterdir())
+    assert sorted(file.name for file in actual.folder.iterdir()) == files
     for name in files:
         if name != ".lock":
-            assert (one.folder / name).read_bytes() == (other.folder / name).read_bytes(), name
+            assert (expected.folder / name).read_bytes() == (actual.folder / name).read_bytes(), (
+                name
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -54,38 +56,40 @@ def test_the_store_is_filled_with_the_same_bytes(
 ) -> None:
     folder = saved(tmp_path / "model", architecture, dtype)
     loaded, offloaded = load_model(folder), load_offloaded(folder)
-    one = open_store(loaded, windows, folder=tmp_path / "loaded")
-    other = open_store(offloaded, windows, folder=tmp_path / "offloaded")
-    assert other.folder.name == one.folder.name
-    calibrate(loaded, windows, KINDS, one)
-    calibrate(offloaded, windows, KINDS, other)
-    assert all(other.has(kind) for kind in KINDS)
-    assert any(G.any() for G in other.read("G", 0).values())
-    assert_equal_stores(one, other)
+    loaded_store = open_store(loaded, windows, folder=tmp_path / "loaded")
+    offloaded_store = open_store(offloaded, windows, folder=tmp_path / "offloaded")
+    assert offloaded_store.folder.name == loaded_store.folder.name
+    calibrate(loaded, windows, KINDS, loaded_store)
+    calibrate(offloaded, windows, KINDS, offloaded_store)
+    assert all(offloaded_store.has(kind) for kind in KINDS)
+    assert any(G.any() for G in offloaded_store.read("G", 0).values())
+    assert_equal_stores(loaded_store, offloaded_store)
 
 
 def test_pieces_of_windows(windows: Windows, tmp_path: Path) -> None:
     folder, pieces = saved(tmp_path / "model"), windows.seqlen // 2
     windows = replace(windows, tokens=windows.tokens[:, : 2 * pieces])
     loaded, offloaded = load_model(folder), load_offloaded(folder)
-    one = open_store(loaded, windows, gradient_seqlen=pieces, folder=tmp_path / "loaded")
-    other = open_store(offloaded, windows, gradient_seqlen=pieces, folder=tmp_path / "offloaded")
-    calibrate(loaded, windows, KINDS, one)
-    calibrate(offloaded, windows, KINDS, other)
-    assert_equal_stores(one, other)
+    loaded_store = open_store(loaded, windows, gradient_seqlen=pieces, folder=tmp_path / "loaded")
+    offloaded_store = open_store(
+        offloaded, windows, gradient_seqlen=pieces, folder=tmp_path / "offloaded"
+    )
+    calibrate(loaded, windows, KINDS, loaded_store)
+    calibrate(offloaded, windows, KINDS, offloaded_store)
+    assert_equal_stores(loaded_store, offloaded_store)
 
 
 @contextmanager
 def loads(model: OffloadedModel, stop_at: int | None = None) -> Iterator[list[int]]:
-    """The blocks in the order they are computed in; the process is interrupted at one of them."""
-    seen: list[int] = []
+    """The blocks in the order of their computation; the `stop_at`-th of them is interrupted."""
+    order: list[int] = []
 
     def hook(index: int) -> None:
-        others = [block for other, block in enumerate(blocks) if other != index]
+        others = [block for place, block in enumerate(blocks) if place != index]
         assert all(p.stride() == (0,) * p.ndim for block in others for p in block.parameters())
-        if not seen or seen[-1] != index:
-            seen.append(index)
-            if len(seen) == stop_at:
+        if not order or order[-1] != index:
+            order.append(index)
+            if len(order) == stop_at:
                 raise KeyboardInterrupt
 
     blocks = find_blocks(model.model)
@@ -93,7 +97,7 @@ def loads(model: OffloadedModel, stop_at: int | None = None) -> Iterator[list[in
         next(iter(block.children())).register_forward_pre_hook(lambda *_, index=index: hook(index))
         for index, block in enumerate(blocks)
     ]
-    yield seen
+    yield order
     for handle in handles:
         handle.remove()
 
@@ -101,10 +105,10 @@ def loads(model: OffloadedModel, stop_at: int | None = None) -> Iterator[list[in
 def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path: Path) -> None:
     offloaded = load_offloaded(saved(tmp_path / "model"))
     store = open_store(offloaded, windows, folder=tmp_path)
-    with loads(offloaded) as seen:
+    with loads(offloaded) as order:
         calibrate(offloaded, windows, ["G"], store)
     # Forward, the first block once more to see how it is called, then backward.
-    assert seen == [0, 1, 2, 1, 0]
+    assert order == [0, 1, 2, 1, 0]
 
 
 @pytest.mark.fault("Ctrl-C")
@@ -117,49 +121,49 @@ def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path:
         *((("X", "gram"), stop_at) for stop_at in range(1, 4)),
     ],
 )
-def test_interrupted_anywhere_it_goes_on_with_that_block(
+def test_an_interrupted_calibration_goes_on_with_the_same_block(
     kinds: tuple[Kind, ...], stop_at: int, windows: Windows, tmp_path: Path
 ) -> None:
     whole = load_offloaded(saved(tmp_path / "model"))
-    one = open_store(whole, windows, folder=tmp_path / "whole")
+    whole_store = open_store(whole, windows, folder=tmp_path / "whole")
     with loads(whole) as every:
-        calibrate(whole, windows, kinds, one)
+        calibrate(whole, windows, kinds, whole_store)
     offloaded = load_offloaded(tmp_path / "model")
-    other = open_store(offloaded, windows, folder=tmp_path / "interrupted")
+    resumed_store = open_store(offloaded, windows, folder=tmp_path / "interrupted")
     with pytest.raises(KeyboardInterrupt), loads(offloaded, stop_at):
-        calibrate(offloaded, windows, kinds, other)
-    assert not other.has(kinds[0])
+        calibrate(offloaded, windows, kinds, resumed_store)
+    assert not resumed_store.has(kinds[0])
     again = load_offloaded(tmp_path / "model")
-    with loads(again) as seen:
-        calibrate(again, windows, kinds, other)
+    with loads(again) as order:
+        calibrate(again, windows, kinds, resumed_store)
     # How blocks are called is learned again from the first one.
     rest = every[stop_at - 1 :]
-    assert seen == rest if rest[0] == 0 and stop_at == 1 else seen in (rest, [0, *rest])
-    assert_equal_stores(one, other)
+    assert order == rest if rest[0] == 0 and stop_at == 1 else order in (rest, [0, *rest])
+    assert_equal_stores(whole_store, resumed_store)
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize("damage", ["inputs-0001.safetensors", JOURNAL, "../G-0002.safetensors"])
-def test_a_damaged_half_is_done_again(damage: str, windows: Windows, tmp_path: Path) -> None:
+def test_a_damaged_part_is_computed_again(damage: str, windows: Windows, tmp_path: Path) -> None:
     whole = load_offloaded(saved(tmp_path / "model"))
-    one = open_store(whole, windows, folder=tmp_path / "whole")
-    calibrate(whole, windows, ["G"], one)
+    whole_store = open_store(whole, windows, folder=tmp_path / "whole")
+    calibrate(whole, windows, ["G"], whole_store)
     offloaded = load_offloaded(tmp_path / "model")
-    other = open_store(offloaded, windows, folder=tmp_path / "damaged")
+    damaged_store = open_store(offloaded, windows, folder=tmp_path / "damaged")
     with pytest.raises(KeyboardInterrupt), loads(offloaded, stop_at=4):
-        calibrate(offloaded, windows, ["G"], other)
-    file = other.folder / "gradients.partial" / damage
+        calibrate(offloaded, windows, ["G"], damaged_store)
+    file = damaged_store.folder / "gradients.partial" / damage
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
-    calibrate(load_offloaded(tmp_path / "model"), windows, ["G"], other)
-    assert_equal_stores(one, other)
+    calibrate(load_offloaded(tmp_path / "model"), windows, ["G"], damaged_store)
+    assert_equal_stores(whole_store, damaged_store)
 
 
 def test_float16_is_refused_before_any_work(windows: Windows, tmp_path: Path) -> None:
     offloaded = load_offloaded(saved(tmp_path / "model"), "float16")
     store = open_store(offloaded, windows, folder=tmp_path)
-    with loads(offloaded) as seen:
+    with loads(offloaded) as order:
         message = refusal(lambda: calibrate(offloaded, windows, ["G"], store))
     assert "float16" in message
-    assert seen == []
+    assert order == []

@@ -20,9 +20,9 @@ from tests.tiny_models import FUSED_EXPERTS, VOCABULARY, tiny_model, tiny_window
 
 
 def outputs(model: PreTrainedModel, windows: Tensor) -> dict[str, Tensor]:
-    found = collect_gradients(model, find_matrices(model), windows, ["O"])
-    assert all(list(of_matrix) == ["O"] for of_matrix in found.values())
-    return {name: of_matrix["O"] for name, of_matrix in found.items()}
+    statistics = collect_gradients(model, find_matrices(model), windows, ["O"])
+    assert all(list(of_matrix) == ["O"] for of_matrix in statistics.values())
+    return {name: of_matrix["O"] for name, of_matrix in statistics.items()}
 
 
 def distinct_windows(windows: int = 3, tokens: int = 11) -> Tensor:
@@ -33,12 +33,12 @@ def distinct_windows(windows: int = 3, tokens: int = 11) -> Tensor:
 
 
 @every_architecture
-def test_o_is_what_the_gradients_of_weights_solve_to(architecture: str) -> None:
+def test_o_is_the_solution_from_the_gradients_of_weights(architecture: str) -> None:
     model, windows = tiny_model(architecture), distinct_windows()
-    found = outputs(model, windows)
+    columns = outputs(model, windows)
     expected = plain_output_gradients(model, windows)
     for matrix in find_matrices(model):
-        column = found[matrix.name]
+        column = columns[matrix.name]
         assert column.shape == (matrix.weight.shape[0], 1)
         assert column.dtype == torch.float32
         reference = expected[matrix.name].float()
@@ -47,25 +47,25 @@ def test_o_is_what_the_gradients_of_weights_solve_to(architecture: str) -> None:
 
 
 def test_one_token_gives_a_gradient_of_rank_one() -> None:
-    # The loss of two tokens is of the prediction at the first, so only that has a gradient; O is
-    # the mean over both.
+    # The loss of two tokens is of the prediction at the first token, so only the first token has a
+    # gradient; O is the mean over both tokens.
     model, windows = tiny_model("llama"), distinct_windows(1, 2)
-    found = collect_gradients(model, find_matrices(model), windows, ["G", "O"])
+    statistics = collect_gradients(model, find_matrices(model), windows, ["G", "O"])
     inputs = plain_inputs(model, windows)
-    for name, of_matrix in found.items():
+    for name, of_matrix in statistics.items():
         X = torch.cat(inputs.rows[name])[:1].abs().float()
         torch.testing.assert_close(2**0.5 * of_matrix["O"] * X, of_matrix["G"])
 
 
-def test_its_product_with_x_is_an_estimate_of_g_as_a_whole() -> None:
+def test_the_product_of_o_and_x_estimates_g_as_a_whole() -> None:
     model, windows = tiny_model("llama"), tiny_windows(16, 11)
     matrices = find_matrices(model)
-    found = collect_gradients(model, matrices, windows, ["G", "O"])
+    statistics = collect_gradients(model, matrices, windows, ["G", "O"])
     inputs = plain_inputs(model, windows)
     ratios = []
     for matrix in matrices:
         X = inputs.X(matrix.name, matrix.weight.shape[1], len(windows))
-        estimate, G = found[matrix.name]["O"] * X, found[matrix.name]["G"]
+        estimate, G = statistics[matrix.name]["O"] * X, statistics[matrix.name]["G"]
         ratios.append(float(estimate.square().sum() / G.square().sum()))
     assert 0.7 < sum(ratios) / len(ratios) < 1.4
 
@@ -92,9 +92,9 @@ def no_weight_learns(model: nn.Module) -> Iterator[list[type]]:
 def test_no_weight_needs_a_gradient(architecture: str) -> None:
     model = tiny_model(architecture)
     with no_weight_learns(model) as ran:
-        found = outputs(model, tiny_windows())
+        columns = outputs(model, tiny_windows())
     assert ran
-    assert all(column.any() for name, column in found.items() if "experts" not in name)
+    assert all(column.any() for name, column in columns.items() if "experts" not in name)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -119,12 +119,12 @@ def test_no_weight_of_an_offloaded_model_needs_a_gradient(tmp_path: Path) -> Non
 
 def test_no_tensor_as_large_as_a_weight_is_kept() -> None:
     model = tiny_model("llama")
-    found = outputs(model, tiny_windows())
+    columns = outputs(model, tiny_windows())
     for matrix in find_matrices(model):
-        assert found[matrix.name].untyped_storage().nbytes() == 4 * matrix.weight.shape[0]
+        assert columns[matrix.name].untyped_storage().nbytes() == 4 * matrix.weight.shape[0]
 
 
-def test_g_and_x_beside_it_stay_the_same() -> None:
+def test_g_collected_beside_o_stays_the_same() -> None:
     model, windows = tiny_model("llama"), tiny_windows()
     matrices = find_matrices(model)
     alone = collect_gradients(model, matrices, windows, ["G"])
@@ -138,31 +138,33 @@ def test_g_and_x_beside_it_stay_the_same() -> None:
 def test_only_the_matrices_asked_for_are_watched() -> None:
     model, windows = tiny_model("llama"), tiny_windows()
     wanted = find_matrices(model, include=["*.down_proj"])
-    found = collect_gradients(model, wanted, windows, ["O"])
+    statistics = collect_gradients(model, wanted, windows, ["O"])
     everything = outputs(model, windows)
-    assert list(found) == [matrix.name for matrix in wanted]
-    for name in found:
-        torch.testing.assert_close(found[name]["O"], everything[name])
+    assert list(statistics) == [matrix.name for matrix in wanted]
+    for name in statistics:
+        torch.testing.assert_close(statistics[name]["O"], everything[name])
 
 
-def test_a_model_may_write_to_what_its_first_matrix_puts_out() -> None:
+def test_a_model_may_write_to_the_output_of_its_first_matrix() -> None:
     model, windows = tiny_model("llama"), tiny_windows()
     expected = outputs(model, windows)
     query = model.model.layers[0].self_attn.q_proj
     handle = query.register_forward_hook(lambda _module, _inputs, output: output.mul_(1.0))
-    # Run after that of the statistic, as the block itself would.
+    # This hook runs after the hook of the statistic, as the block itself would.
     query._forward_hooks.move_to_end(handle.id)
-    found = outputs(model, windows)
+    columns = outputs(model, windows)
     handle.remove()
     for name in expected:
-        torch.testing.assert_close(found[name], expected[name])
+        torch.testing.assert_close(columns[name], expected[name])
 
 
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
 def test_an_expert_that_no_token_reaches_has_o_zero(architecture: str) -> None:
     model = tiny_model(architecture)
-    found = outputs(model, tiny_windows(1, 2))
-    experts = [found[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1]
+    columns = outputs(model, tiny_windows(1, 2))
+    experts = [
+        columns[m.name] for m in find_matrices(model) if m.expert is not None and m.block == 1
+    ]
     silent = [column for column in experts if not column.any()]
     assert 8 <= len(silent) < len(experts)
 
@@ -176,7 +178,9 @@ def test_a_gradient_that_is_no_number_names_its_matrix() -> None:
     assert "is not finite" in message
 
 
-def test_experts_whose_products_are_not_seen_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_experts_whose_products_are_not_observed_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("pruner_zero.calibration.products._Products._products", ())
     model = tiny_model("mixtral")
     message = refusal(lambda: outputs(model, tiny_windows()))

@@ -31,10 +31,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Write:
     """Has a tiny model write windows, in batches of three that are kept for this test alone."""
     monkeypatch.setattr(self_text, "BATCH_TOKENS", BATCH * SEQLEN)
 
-    def call(windows: int, seed: int = 0, **given: Any) -> Windows:
-        model = given.pop("model", None) or language_model()
-        seqlen = given.pop("seqlen", SEQLEN)
-        return self_windows(model, windows, seqlen, seed, **{"folder": tmp_path, **given})
+    def call(windows: int, seed: int = 0, **options: Any) -> Windows:
+        model = options.pop("model", None) or language_model()
+        seqlen = options.pop("seqlen", SEQLEN)
+        return self_windows(model, windows, seqlen, seed, **{"folder": tmp_path, **options})
 
     return call
 
@@ -45,9 +45,9 @@ def sampled(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     labels: list[str] = []
     sample = sample_windows
 
-    def count(*args: Any, **given: Any) -> torch.Tensor:
-        labels.append(given["label"])
-        return sample(*args, **given)
+    def count(*args: Any, **options: Any) -> torch.Tensor:
+        labels.append(options["label"])
+        return sample(*args, **options)
 
     monkeypatch.setattr(self_text, "sample_windows", count)
     return labels
@@ -76,12 +76,12 @@ def test_fewer_windows_are_the_first_of_more(windows: int, write: Write, tmp_pat
 
 
 @pytest.mark.parametrize("first", [1, BATCH, BATCH + 2])
-def test_windows_from_a_number_on_follow_those_before(first: int, write: Write) -> None:
+def test_windows_from_a_number_on_follow_the_earlier_windows(first: int, write: Write) -> None:
     many = write(first + 4).tokens
     assert torch.equal(write(4, first=first).tokens, many[first:])
 
 
-def test_what_was_written_is_read(write: Write, sampled: list[str]) -> None:
+def test_text_that_was_written_is_read_again(write: Write, sampled: list[str]) -> None:
     tokens = write(BATCH + 1).tokens
     assert sampled == ["writing text 1/2", "writing text 2/2"]
     assert torch.equal(write(BATCH + 1).tokens, tokens)
@@ -91,13 +91,15 @@ def test_what_was_written_is_read(write: Write, sampled: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changes",
     [{"seed": 1}, {"seqlen": SEQLEN + 1}, {"model": language_model(seed=1)}],
     ids=["seed", "seqlen", "weights"],
 )
-def test_other_text_is_kept_apart(other: dict[str, Any], write: Write, sampled: list[str]) -> None:
+def test_other_text_is_kept_apart(
+    changes: dict[str, Any], write: Write, sampled: list[str]
+) -> None:
     write(1)
-    write(1, **other)
+    write(1, **changes)
     assert len(sampled) == 2
 
 
@@ -116,8 +118,8 @@ def test_a_damaged_file_is_written_again(
             first.write_bytes(content)
         case "of other windows":
             write(1, seqlen=SEQLEN + 1)
-            [other] = set(kept(tmp_path)) - {first, second}
-            first.write_bytes(other.read_bytes())
+            [longer_file] = set(kept(tmp_path)) - {first, second}
+            first.write_bytes(longer_file.read_bytes())
         case _:
             first.write_bytes(b"")
     sampled.clear()
@@ -136,7 +138,7 @@ def test_two_processes_do_not_write_the_same_text(write: Write, tmp_path: Path) 
             write(BATCH + 1)
 
 
-def test_a_model_on_disk_reads_what_it_wrote_in_memory(
+def test_a_model_on_disk_reads_text_that_it_wrote_in_memory(
     write: Write, llama_folder: Path, sampled: list[str]
 ) -> None:
     on_disk = load_offloaded(llama_folder)
@@ -159,7 +161,7 @@ def test_windows_longer_than_learned_positions_are_refused(write: Write) -> None
         write(1, model=language_model("gpt2"), seqlen=65)
 
 
-def test_the_description_says_who_wrote_it(write: Write) -> None:
+def test_the_description_says_who_wrote_the_text(write: Write) -> None:
     windows = write(2, seed=7)
     assert windows.describe() == {
         "text": "self",

@@ -1,4 +1,4 @@
-"""The store: what was written is read, what is damaged counts as absent."""
+"""The store reads back the statistics that it wrote, and counts a damaged kind as absent."""
 
 import json
 from pathlib import Path
@@ -25,16 +25,18 @@ BLOCKS = {
 def store(tmp_path: Path) -> StatisticsStore:
     """A store that holds X of two blocks."""
     store = StatisticsStore(tmp_path / "store", {"model": "tiny"})
-    store.commit({"X": {block: store.write("X", block, own) for block, own in BLOCKS.items()}})
+    store.commit(
+        {"X": {block: store.write("X", block, tensors) for block, tensors in BLOCKS.items()}}
+    )
     return store
 
 
-def test_what_was_written_is_read_back(store: StatisticsStore) -> None:
+def test_written_statistics_are_read_back(store: StatisticsStore) -> None:
     assert store.has("X")
-    for block, own in BLOCKS.items():
-        found = store.read("X", block)
-        assert found.keys() == own.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
+    for block, tensors in BLOCKS.items():
+        stored = store.read("X", block)
+        assert stored.keys() == tensors.keys()
+        assert all(torch.equal(stored[name], tensor) for name, tensor in tensors.items())
 
 
 def test_another_process_reads_it_too(store: StatisticsStore) -> None:
@@ -46,17 +48,17 @@ def test_another_process_reads_it_too(store: StatisticsStore) -> None:
 def test_a_shared_tensor_is_stored_once_and_read_once(store: StatisticsStore) -> None:
     with safe_open(store.folder / "X-0000.safetensors", "pt") as file:
         assert len(file.keys()) == 2
-    found = store.read("X", 0)
-    assert found["a"] is found["b"]
+    stored = store.read("X", 0)
+    assert stored["a"] is stored["b"]
 
 
 def test_the_same_statistics_are_the_same_bytes(store: StatisticsStore, tmp_path: Path) -> None:
-    other = StatisticsStore(tmp_path / "other")
+    second_store = StatisticsStore(tmp_path / "other")
     reordered = dict(reversed(BLOCKS[0].items()))
-    other.write("X", 0, reordered)
-    own, again = (one.folder / "X-0000.safetensors" for one in (store, other))
-    with safe_open(own, "pt") as one, safe_open(again, "pt") as two:
-        assert len(one.keys()) == len(two.keys()) == 2
+    second_store.write("X", 0, reordered)
+    path, second_path = (holder.folder / "X-0000.safetensors" for holder in (store, second_store))
+    with safe_open(path, "pt") as file, safe_open(second_path, "pt") as second_file:
+        assert len(file.keys()) == len(second_file.keys()) == 2
     assert store.write("X", 0, BLOCKS[0]) == store.write("X", 0, BLOCKS[0])
 
 
@@ -80,7 +82,7 @@ def present(store: StatisticsStore) -> bool:
     return StatisticsStore(store.folder).has("X")
 
 
-def test_a_file_is_hashed_once_by_a_store_and_never_by_the_one_that_wrote_it(
+def test_a_file_is_hashed_once_by_a_store_and_never_by_the_store_that_wrote_it(
     store: StatisticsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashed: list[str] = []
@@ -144,7 +146,7 @@ def test_reading_a_broken_file_names_it(store: StatisticsStore, data: bytes | No
     assert str(path) in refusal(lambda: store.read("X", 1))
 
 
-def test_a_want_of_memory_while_reading_is_no_damage(
+def test_a_lack_of_memory_while_reading_is_no_damage(
     store: StatisticsStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> torch.Tensor:
@@ -155,7 +157,7 @@ def test_a_want_of_memory_while_reading_is_no_damage(
         store.read("X", 0)
 
 
-def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     message = refusal(lambda: StatisticsStore(tmp_path / "file" / "store"))
     assert str(tmp_path / "file" / "store") in message

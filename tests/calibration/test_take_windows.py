@@ -1,4 +1,4 @@
-"""Windows of a mixture of texts, and those that follow them."""
+"""Windows of a mixture of texts, and the windows that follow them."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def tiny() -> LanguageModel:
     return LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
 
 
-def test_those_that_follow_are_the_rest_of_a_larger_number(prose: str) -> None:
+def test_the_following_windows_are_the_rest_of_a_larger_number(prose: str) -> None:
     texts, model = load_mixture([prose]), tiny()
     whole = take_windows(texts, model, 10, SEQLEN, 3).tokens
     first = take_windows(texts, model, 6, SEQLEN, 3).tokens
@@ -25,14 +25,14 @@ def test_those_that_follow_are_the_rest_of_a_larger_number(prose: str) -> None:
     assert torch.equal(torch.cat([first, rest]), whole)
 
 
-def test_of_a_mixture_each_text_goes_on_where_it_ended(prose: str, tmp_path: Path) -> None:
-    """Three parts of a text and one that the model writes: of four windows, one is its own."""
+def test_each_text_of_a_mixture_goes_on_where_it_ended(prose: str, tmp_path: Path) -> None:
+    """Three parts are of a text and one part is of the model, which writes one window in four."""
     (corpus,), model = load_mixture([prose]).texts, tiny()
     mixture = Mixture((corpus, SelfText()), (3, 1))
 
     def take(windows: int, after: int = 0) -> set[tuple[int, ...]]:
-        found = take_windows(mixture, model, windows, SEQLEN, 0, after=after, folder=tmp_path)
-        return set(map(tuple, found.tokens.tolist()))
+        taken = take_windows(mixture, model, windows, SEQLEN, 0, after=after, folder=tmp_path)
+        return set(map(tuple, taken.tokens.tolist()))
 
     first, rest = take(8), take(4, after=8)
     assert len(first | rest) == 12

@@ -12,7 +12,7 @@ from pruner_zero.cli.app import main
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left: its exit code and both streams."""
+    """The exit code and both streams of a command."""
 
     code: int
     out: str
@@ -34,7 +34,7 @@ Cli = Callable[..., Outcome]
 
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Cli:
-    """Run `pruner-zero ARGUMENTS` and tell what came of it."""
+    """Run `pruner-zero ARGUMENTS` and return its outcome."""
 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["pruner-zero", *map(str, arguments)])
@@ -59,7 +59,7 @@ def tree(folder: Path) -> dict[str, int]:
 
 @pytest.fixture
 def refused(cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path) -> Callable[..., str]:
-    """The line that refuses a `prune` with these options in place of the good ones."""
+    """The error line of a `prune` with these options in place of valid options."""
 
     def run(*options: object, model: object = llama_folder, text: object = text_file) -> str:
         before = tree(tmp_path)

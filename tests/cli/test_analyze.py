@@ -69,8 +69,8 @@ def test_tables(
     assert lines[3] == "duplicates: 1 canonical"
     cells = [line.split() for line in lines]
     assert ["probe", "122", "15.2", "0.125"] in cells
-    assert any(one[:5] == ["operator", "sqrt", "12", "30", "4.00"] for one in cells)
-    assert any(one[:5] == ["few", "all", "all", "120", "1.00"] for one in cells)
+    assert any(row[:5] == ["operator", "sqrt", "12", "30", "4.00"] for row in cells)
+    assert any(row[:5] == ["few", "all", "all", "120", "1.00"] for row in cells)
     assert any(line.startswith("simpler trees are better ") for line in lines)
     assert "0 random: W * sqrt(G) @global, 3.0000 on 'all'" in lines
 
@@ -84,7 +84,7 @@ def test_json_on_stdout_and_in_a_file(
     assert printed == json.loads(file.read_text())
     assert (printed["top"], printed["best_count"], printed["best_rung"]) == (0.25, 30, "all")
     assert printed["counts"]["rung_seconds"] == {"probe": [122, 15.25]}
-    assert {one["verdict"] for one in printed["principles"]} <= {
+    assert {principle["verdict"] for principle in printed["principles"]} <= {
         "held",
         "not held",
         "too little data",
@@ -104,7 +104,7 @@ def test_a_run_that_has_only_begun(
 
 
 @pytest.mark.parametrize("what", ["empty", "file", "missing"])
-def test_a_folder_without_a_run_is_one_line(
+def test_a_folder_without_a_run_is_refused_in_one_line(
     what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -115,14 +115,14 @@ def test_a_folder_without_a_run_is_one_line(
 
 
 @pytest.mark.parametrize("top", ["0", "1", "nan"])
-def test_an_impossible_share_is_one_line(
+def test_an_impossible_share_is_refused_in_one_line(
     top: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert call(monkeypatch, run, "--top", top) == 2
     assert "between 0 and 1" in capsys.readouterr().err
 
 
-def test_a_file_that_cannot_be_written_is_one_line(
+def test_a_file_that_cannot_be_written_is_refused_in_one_line(
     run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
@@ -149,11 +149,11 @@ def test_several_runs_are_the_observations_of_the_principles(
     assert call(monkeypatch, *runs, "--json") == 0
     together = json.loads(capsys.readouterr().out)
     assert list(together["runs"]) == list(map(str, runs))
-    for one, all_of_them in zip(alone, together["principles"], strict=True):
-        value = one["estimate"]["value"]
-        estimate = all_of_them["estimate"]
+    for principle, combined in zip(alone, together["principles"], strict=True):
+        value = principle["estimate"]["value"]
+        estimate = combined["estimate"]
         assert estimate == {"value": value, "low": value, "high": value}
-        assert all_of_them["n"] == (0 if value is None else 6)
+        assert combined["n"] == (0 if value is None else 6)
 
 
 def test_too_few_runs_decide_nothing(

@@ -1,4 +1,4 @@
-"""Bad input: exit code 2, one line that says what to change, and nothing written."""
+"""Bad input: exit code 2, one line that names the change to make, and no file written."""
 
 import json
 import os
@@ -31,7 +31,7 @@ HALF = ("--sparsity", "0.5")
         ("W - W", "W - W cannot score model.layers.0.self_attn.q_proj"),
     ],
 )
-def test_a_metric_that_is_none(metric: str, words: str, refused: Callable[..., str]) -> None:
+def test_invalid_metrics(metric: str, words: str, refused: Callable[..., str]) -> None:
     assert words in refused("--metric", metric, *HALF)
 
 
@@ -78,9 +78,7 @@ def test_a_metric_that_is_none(metric: str, words: str, refused: Callable[..., s
         ((*HALF, "--exclude", "*"), "no matrix is left to prune"),
     ],
 )
-def test_options_that_mean_nothing(
-    options: tuple[str, ...], words: str, refused: Callable[..., str]
-) -> None:
+def test_invalid_options(options: tuple[str, ...], words: str, refused: Callable[..., str]) -> None:
     assert words in refused(*options)
 
 
@@ -116,7 +114,7 @@ def test_a_device_that_is_not_there_is_refused_before_all_else(
     assert not list(tmp_path.iterdir())
 
 
-def test_texts_that_do_not_serve(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_unusable_texts(refused: Callable[..., str], tmp_path: Path) -> None:
     short = tmp_path / "short.txt"
     short.write_text("too short")
     assert "has 9 tokens, fewer than one window of 16" in refused(*HALF, text=short)
@@ -124,7 +122,7 @@ def test_texts_that_do_not_serve(refused: Callable[..., str], tmp_path: Path) ->
     assert "did you mean 'wikitext2'?" in refused(*HALF, text="wikitxt2")
 
 
-def test_models_that_are_none(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_unusable_models(refused: Callable[..., str], tmp_path: Path) -> None:
     sizes = {"num_hidden_layers": 1, "hidden_size": 8, "num_attention_heads": 2}
     BertModel(BertConfig(vocab_size=9, intermediate_size=8, **sizes)).save_pretrained(
         tmp_path / "bert"
@@ -163,7 +161,7 @@ def test_weights_that_are_not_numbers_are_named(
     assert "model.layers.1.mlp.up_proj has 1 weights that are NaN or infinite" in line
 
 
-def test_outputs_that_are_taken(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_occupied_outputs(refused: Callable[..., str], tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("precious")
     assert "full is not empty: choose another folder, or add --overwrite" in refused(
@@ -175,7 +173,7 @@ def test_outputs_that_are_taken(refused: Callable[..., str], tmp_path: Path) -> 
     assert mine.read_text() == "precious"
 
 
-def test_yaml_that_is_wrong(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_invalid_yaml(refused: Callable[..., str], tmp_path: Path) -> None:
     config = tmp_path / "run.yaml"
     for yaml, words in (
         ("sparsty: 0.5", "no setting 'sparsty': did you mean 'sparsity'?"),
@@ -203,7 +201,7 @@ def test_yaml_that_is_wrong(refused: Callable[..., str], tmp_path: Path) -> None
         (["prune", "model", "another", "-o", "out"], "unexpected extra argument"),
     ],
 )
-def test_commands_that_cannot_be_read(arguments: list[str], words: str, cli: Cli) -> None:
+def test_invalid_commands(arguments: list[str], words: str, cli: Cli) -> None:
     assert words in cli(*arguments).error
 
 
@@ -217,13 +215,13 @@ def test_commands_that_cannot_be_read(arguments: list[str], words: str, cli: Cli
         (["--dtype", "flaot32"], "--dtype is 'flaot32': input should be 'auto', 'float32'"),
     ],
 )
-def test_evaluate_refuses_alike(
+def test_evaluate_refuses_invalid_options(
     options: list[str], words: str, cli: Cli, llama_folder: Path, text_file: Path
 ) -> None:
     assert words in cli("evaluate", llama_folder, "--text", text_file, *options).error
 
 
-def test_evaluate_needs_a_text_and_a_model(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:
+def test_evaluate_needs_a_text_that_exists(cli: Cli, llama_folder: Path, tmp_path: Path) -> None:
     assert "give --text to measure perplexity on" in cli("evaluate", llama_folder).error
     assert "there is no file" in cli("evaluate", llama_folder, "--text", "none.txt").error
 
@@ -240,7 +238,7 @@ def test_evaluate_needs_a_text_and_a_model(cli: Cli, llama_folder: Path, tmp_pat
         (["--windows-eval", "9999", *HALF], "and not 9999"),
     ],
 )
-def test_compare_refuses_alike(
+def test_compare_refuses_invalid_options(
     options: list[str], words: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     texts = ["--calibration", text_file, "--text", text_file, "--windows", 2, "--seqlen", 16]
@@ -260,7 +258,7 @@ def test_compare_refuses_a_table_it_cannot_write(
 def test_a_hub_name_without_the_hub_names_the_local_alternative(
     text_file: Path, tmp_path: Path
 ) -> None:
-    # A port where nothing listens: the hub is away on any machine.
+    # No program listens on this port, so that the hub is unreachable on any machine.
     away = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "home")}
     arguments = ["-o", tmp_path / "out", *HALF, "--calibration"]
     code, out, err = finish(

@@ -1,4 +1,4 @@
-"""Disks that are full, read-only or mounted: one line, nothing half-written, and it goes on."""
+"""Disks that are full, read-only or mounted: one line, no half-written file, a run that goes on."""
 
 import os
 import resource
@@ -18,7 +18,7 @@ HALF = ("--sparsity", "0.5")
 
 @contextmanager
 def no_file_beyond(limit: int) -> Iterator[None]:
-    """What a full disk does to a write, on any machine: the system refuses what is too long."""
+    """Simulates a full disk on any machine: the system refuses files of more than `limit` bytes."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
@@ -56,7 +56,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
     assert "cannot be written (no space left" in line
     assert file in line
     assert not output.exists()
-    assert not [one for one in tree(tmp_path) if "/" in one and one.endswith(".partial")]
+    assert not [name for name in tree(tmp_path) if "/" in name and name.endswith(".partial")]
     outcome = cli(*arguments)
     assert outcome.code == 0
     assert ("going on after block 2" in outcome.err) == (file == "result")
@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_nothing_half_written_and_the_run_goes_on_afterwards(
 
 @pytest.fixture
 def nearly_full(tmp_path: Path) -> Iterator[Path]:
-    """A real file system of 300 kB, where the machine lets us mount one."""
+    """A real file system of 300 kB, where the machine lets the test mount one."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if os.system(f"mount -t tmpfs -o size=300k tmpfs '{folder}' 2>/dev/null"):

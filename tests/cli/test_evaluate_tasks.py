@@ -1,4 +1,4 @@
-"""`evaluate --tasks`: a table that names every column, one JSON value, one line where it fails."""
+"""`evaluate --tasks`: a table that names every column, one JSON value, one line for an error."""
 
 import json
 from pathlib import Path
@@ -20,14 +20,14 @@ def arguments(llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_the_table_has_each_metric_beside_its_standard_error(
     cli: Cli, arguments: list[object]
 ) -> None:
-    (found,) = json.loads(cli(*arguments, "--json").out)["tasks"]
+    (result,) = json.loads(cli(*arguments, "--json").out)["tasks"]
     outcome = cli(*arguments)
     assert outcome.code == 0
     assert outcome.out.isascii()
     header, row, remark = outcome.out.splitlines()
     metrics = ["acc", "acc_stderr", "acc_norm", "acc_norm_stderr", "prob", "prob_stderr"]
     assert header.split() == ["task", "version", "num_fewshot", "documents", *metrics]
-    numbers = [f"{found[name]:.4f}" for name in metrics]
+    numbers = [f"{result[name]:.4f}" for name in metrics]
     assert row.split() == ["kinds", "1.5", "0", str(len(QUESTIONS)), *numbers]
     assert remark.startswith("acc takes the choice of the highest log-probability")
 
@@ -37,15 +37,15 @@ def test_a_text_and_tasks_in_one_run(
 ) -> None:
     file = tmp_path / "new" / "result.json"
     text = ["--text", text_file, "--seqlen", 32, "--windows", 2]
-    found = json.loads(cli(*arguments, *text, "--limit", 3, "-o", file, "--json").out)
-    assert found == json.loads(file.read_text())
-    assert found["tasks"][0]["documents"] == 3
-    assert found["text"]["windows"] == 2
+    result = json.loads(cli(*arguments, *text, "--limit", 3, "-o", file, "--json").out)
+    assert result == json.loads(file.read_text())
+    assert result["tasks"][0]["documents"] == 3
+    assert result["text"]["windows"] == 2
     alone = json.loads(cli(*arguments[:2], *text, "--json").out)
-    assert alone == {key: found[key] for key in ("perplexity", "loss", "losses", "text")}
+    assert alone == {key: result[key] for key in ("perplexity", "loss", "losses", "text")}
     out = cli(*arguments, *text, "--limit", 3).out.splitlines()
     assert out[0].startswith("task ")
-    assert out[-1].startswith(f"perplexity {found['perplexity']:.2f} per token on 2 windows")
+    assert out[-1].startswith(f"perplexity {result['perplexity']:.2f} per token on 2 windows")
 
 
 def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def one_value(outcome: Outcome) -> Any:
     return json.loads(outcome.out, parse_constant=refuse)
 
 
-def test_prune_tells_what_became_of_the_model(
+def test_prune_reports_the_pruned_model(
     cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
 ) -> None:
     outcome = cli("prune", llama_folder, *texts, *HALF, "-o", tmp_path / "out")
@@ -44,16 +44,14 @@ def test_prune_tells_what_became_of_the_model(
     assert outcome.out.count("\n") == 1
 
 
-def test_prune_for_machines(
-    cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
-) -> None:
-    found = one_value(
+def test_prune_with_json(cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path) -> None:
+    result = one_value(
         cli("prune", llama_folder, *texts, "--pattern", "2:4", "-o", tmp_path / "out", "--json")
     )
-    assert found["output"] == str(tmp_path / "out")
-    assert found["sparsity"] == 0.5
-    assert found["settings"]["pattern"] == "2:4"
-    assert found["peak_rss_bytes"] > 0
+    assert result["output"] == str(tmp_path / "out")
+    assert result["sparsity"] == 0.5
+    assert result["settings"]["pattern"] == "2:4"
+    assert result["peak_rss_bytes"] > 0
 
 
 def test_texts_are_mixed_alike_by_options_and_by_a_file_of_settings(
@@ -61,25 +59,25 @@ def test_texts_are_mixed_alike_by_options_and_by_a_file_of_settings(
 ) -> None:
     options: list[object] = ["--calibration", f"{text_file}=0.5", "--calibration", "self=1.5"]
     sizes = ["--windows", 4, "--seqlen", 16, "--cache", tmp_path / "cache"]
-    found = []
-    for name, given in {
+    reports = []
+    for name, source in {
         "options": options,
         "list": f"calibration: ['{text_file}=0.5', self=1.5]",
         "mapping": f"calibration: {{'{text_file}': 0.5, self: 1.5}}",
     }.items():
-        if isinstance(given, str):
-            (tmp_path / "settings.yaml").write_text(given)
-            given = ["--config", tmp_path / "settings.yaml"]
+        if isinstance(source, str):
+            (tmp_path / "settings.yaml").write_text(source)
+            source = ["--config", tmp_path / "settings.yaml"]
         output = tmp_path / name
-        assert cli("prune", llama_folder, *HALF, *given, *sizes, "-o", output).code == 0
-        found.append((output / "pruning.json").read_bytes())
-    assert found[0] == found[1] == found[2]
-    told = json.loads(found[0])
-    assert told["settings"]["calibration"] == {str(text_file): 0.5, "self": 1.5}
-    assert [one["windows"] for one in told["calibration"]["sources"]] == [1, 3]
+        assert cli("prune", llama_folder, *HALF, *source, *sizes, "-o", output).code == 0
+        reports.append((output / "pruning.json").read_bytes())
+    assert reports[0] == reports[1] == reports[2]
+    report = json.loads(reports[0])
+    assert report["settings"]["calibration"] == {str(text_file): 0.5, "self": 1.5}
+    assert [text["windows"] for text in report["calibration"]["sources"]] == [1, 3]
 
 
-def test_a_relative_output_is_told_in_full(
+def test_a_relative_output_is_reported_as_an_absolute_path(
     cli: Cli,
     llama_folder: Path,
     texts: list[object],
@@ -87,8 +85,8 @@ def test_a_relative_output_is_told_in_full(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    found = one_value(cli("prune", llama_folder, *texts, *HALF, "-o", "a/../out/", "--json"))
-    assert found["output"] == str(tmp_path / "out")
+    result = one_value(cli("prune", llama_folder, *texts, *HALF, "-o", "a/../out/", "--json"))
+    assert result["output"] == str(tmp_path / "out")
     assert os.listdir(tmp_path) == ["out"]
 
 
@@ -100,13 +98,13 @@ def test_options_win_over_the_file_and_repeat(
         f"model: {llama_folder}\ncalibration: {text_file}\nwindows: 2\nseqlen: 16\n"
         "metric: ria\nsparsity: 0.5\ninclude: ['*.mlp.*']\n"
     )
-    found = one_value(cli("prune", "--config", config, "-o", tmp_path / "one", "--json"))
-    assert found["settings"]["metric"] == "ria"
-    assert found["settings"]["include"] == ["*.mlp.*"]
+    result = one_value(cli("prune", "--config", config, "-o", tmp_path / "one", "--json"))
+    assert result["settings"]["metric"] == "ria"
+    assert result["settings"]["include"] == ["*.mlp.*"]
     options = ["--metric", "magnitude", "--include", "*.q_proj", "--include", "*.k_proj"]
-    found = one_value(cli("prune", "--config", config, *options, "-o", tmp_path / "two", "--json"))
-    assert found["settings"]["metric"] == "magnitude"
-    assert found["settings"]["include"] == ["*.q_proj", "*.k_proj"]
+    result = one_value(cli("prune", "--config", config, *options, "-o", tmp_path / "two", "--json"))
+    assert result["settings"]["metric"] == "magnitude"
+    assert result["settings"]["include"] == ["*.q_proj", "*.k_proj"]
 
 
 def test_compare_may_have_everything_from_the_file(
@@ -117,8 +115,8 @@ def test_compare_may_have_everything_from_the_file(
         f"model: {llama_folder}\ncalibration: {text_file}\ntext: {text_file}\nwindows: 2\n"
         "seqlen: 16\nwindows_eval: 1\nsparsity: 0.5\nmethods: [dense, 'max(W, G)']\n"
     )
-    found = one_value(cli("compare", "--config", config, "--json"))
-    assert [row["method"] for row in found["rows"]] == ["dense", "max(W, G)"]
+    table = one_value(cli("compare", "--config", config, "--json"))
+    assert [row["method"] for row in table["rows"]] == ["dense", "max(W, G)"]
 
 
 def test_a_resolved_configuration_can_be_used_again(
@@ -128,23 +126,25 @@ def test_a_resolved_configuration_can_be_used_again(
     settings = json.loads((tmp_path / "one" / "pruning.json").read_text())["settings"]
     (tmp_path / "again.yaml").write_text(json.dumps(settings))
     assert cli("prune", "--config", tmp_path / "again.yaml", "-o", tmp_path / "two").code == 0
-    one, two = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
-    assert one.read_bytes() == two.read_bytes()
+    first, second = (tmp_path / name / "model.safetensors" for name in ("one", "two"))
+    assert first.read_bytes() == second.read_bytes()
 
 
-def test_evaluate_says_what_it_measured(cli: Cli, llama_folder: Path, text_file: Path) -> None:
+def test_evaluate_names_the_windows_and_the_text(
+    cli: Cli, llama_folder: Path, text_file: Path
+) -> None:
     arguments = ["evaluate", llama_folder, "--text", text_file, "--seqlen", 32, "--windows", 3]
-    found = one_value(cli(*arguments, "--json"))
-    assert found["text"]["windows"] == 3
-    assert found["text"]["text"] == str(text_file)
+    result = one_value(cli(*arguments, "--json"))
+    assert result["text"]["windows"] == 3
+    assert result["text"]["text"] == str(text_file)
     outcome = cli(*arguments)
     assert outcome.out.startswith(
-        f"perplexity {found['perplexity']:.2f} per token on 3 windows of 32 tokens of {text_file}"
+        f"perplexity {result['perplexity']:.2f} per token on 3 windows of 32 tokens of {text_file}"
     )
-    assert found["text"]["text_sha256"][:12] in outcome.out
+    assert result["text"]["text_sha256"][:12] in outcome.out
 
 
-def test_compare_prints_a_table_that_nothing_cuts(
+def test_compare_prints_a_table_without_truncation(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
 ) -> None:
     long = " + ".join(["W * X"] * 30)
@@ -187,27 +187,27 @@ def test_compare_prints_sizes_where_they_differ(
     assert "failed" in failed
 
 
-def test_compare_for_machines_is_the_file_it_writes(
+def test_compare_with_json_prints_the_file_that_it_writes(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "new" / "table.json"
-    found = one_value(
+    table = one_value(
         cli(
             *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
             *["--methods", "dense,wanda", "-o", file, "--json"],
         )
     )
-    assert found == json.loads(file.read_text())
+    assert table == json.loads(file.read_text())
 
 
-def test_metric_show_tells_the_formula_and_its_needs(cli: Cli) -> None:
-    found = one_value(cli("metric", "show", "pruner-zero", "--json"))
-    assert found["expression"] == "abs(W * W) * mms(G)"
-    assert found["needs"] == ["G", "W"]
-    assert found["leaves"] == {"W": 2, "G": 1}
-    assert found["size"] == 7
-    assert found["source"].startswith("Dong et al. 2024")
-    assert found["latex"] == Metric.of("pruner-zero").latex
+def test_metric_show_prints_the_formula_and_its_needs(cli: Cli) -> None:
+    description = one_value(cli("metric", "show", "pruner-zero", "--json"))
+    assert description["expression"] == "abs(W * W) * mms(G)"
+    assert description["needs"] == ["G", "W"]
+    assert description["leaves"] == {"W": 2, "G": 1}
+    assert description["size"] == 7
+    assert description["source"].startswith("Dong et al. 2024")
+    assert description["latex"] == Metric.of("pruner-zero").latex
     outcome = cli("metric", "show", "pruner-zero")
     assert "expression   abs(W * W) * mms(G)\n" in outcome.out
     assert "needs        G, W\n" in outcome.out
@@ -217,9 +217,9 @@ def test_a_tree_file_of_another_expression_has_no_source(cli: Cli, tmp_path: Pat
     file = tmp_path / "tree.json"
     tree = json.loads(Metric.of("W * G").to_json())
     file.write_text(json.dumps({**tree, "name": "wanda"}))
-    found = one_value(cli("metric", "show", file, "--json"))
-    assert found["expression"] == "W * G"
-    assert "source" not in found
+    description = one_value(cli("metric", "show", file, "--json"))
+    assert description["expression"] == "W * G"
+    assert "source" not in description
 
 
 def test_metric_json_is_read_back_by_every_command(cli: Cli, tmp_path: Path) -> None:
@@ -230,19 +230,20 @@ def test_metric_json_is_read_back_by_every_command(cli: Cli, tmp_path: Path) -> 
     assert cli("metric", "latex", file).out.strip() == Metric.of(file).latex
 
 
-def test_metric_list_names_all_there_is(cli: Cli) -> None:
-    found = one_value(cli("metric", "list", "--json"))
-    assert set(found["metrics"]) == set(NAMED)
-    assert set(found["operators"]) == set(OPERATORS)
-    assert found["terminals"] == list(TERMINALS)
+def test_metric_list_names_every_metric_operator_and_terminal(cli: Cli) -> None:
+    listing = one_value(cli("metric", "list", "--json"))
+    assert set(listing["metrics"]) == set(NAMED)
+    assert set(listing["operators"]) == set(OPERATORS)
+    assert listing["terminals"] == list(TERMINALS)
     outcome = cli("metric", "list")
-    for name, one in NAMED.items():
+    for name, metric in NAMED.items():
         assert any(
-            line.startswith(name) and line.endswith(one.text) for line in outcome.out.splitlines()
+            line.startswith(name) and line.endswith(metric.text)
+            for line in outcome.out.splitlines()
         )
 
 
-def test_help_keeps_what_stands_in_brackets(cli: Cli) -> None:
+def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     outcome = cli("prune", "--help")
     assert outcome.code == 0
     text = " ".join(outcome.out.replace("│", " ").split())
@@ -258,18 +259,20 @@ def test_a_metric_over_the_weights_alone_needs_no_text(
     cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     options = ["prune", llama_folder, "--metric", "magnitude", *HALF, "--json"]
-    told = one_value(cli(*options, "-o", tmp_path / "without"))
-    assert told["settings"]["calibration"] is None
+    result = one_value(cli(*options, "-o", tmp_path / "without"))
+    assert result["settings"]["calibration"] is None
     one_value(cli(*options, "--calibration", text_file, "--seqlen", 16, "-o", tmp_path / "with"))
-    without, given = (tmp_path / name / "model.safetensors" for name in ("without", "with"))
-    assert without.read_bytes() == given.read_bytes()
+    without_text, with_text = (
+        tmp_path / name / "model.safetensors" for name in ("without", "with")
+    )
+    assert without_text.read_bytes() == with_text.read_bytes()
     assert json.loads((tmp_path / "without" / "pruning.json").read_text())["calibration"] == {}
     assert "there was no calibration" in (tmp_path / "without" / "README.md").read_text()
     report = cli("report", tmp_path / "without", "-o", tmp_path / "page.html")
     assert report.code == 0, report
 
 
-def test_quiet_leaves_the_result_alone(
+def test_quiet_prints_only_the_result(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
 ) -> None:
     methods = ["--methods", "dense,magnitude", "--text", text_file]
@@ -280,7 +283,7 @@ def test_quiet_leaves_the_result_alone(
     assert quiet.out.splitlines()[0] == loud.out.splitlines()[0]
 
 
-def test_a_plain_mask_is_told_what_would_improve_it(
+def test_a_plain_mask_is_noted_with_the_options_that_improve_it(
     cli: Cli, llama_folder: Path, texts: list[object], tmp_path: Path
 ) -> None:
     options = ["prune", llama_folder, *texts, *HALF, "--metric", "wanda"]
@@ -295,11 +298,11 @@ def test_a_plain_mask_is_told_what_would_improve_it(
 def test_threads_are_set_for_the_run_alone(
     cli: Cli, llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[int] = []
+    counts: list[int] = []
     before = torch.get_num_threads()
-    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    monkeypatch.setattr(torch, "set_num_threads", counts.append)
     cli("prune", llama_folder, "--metric", "magnitude", *HALF, "--threads", 3, "-o", tmp_path / "o")
-    assert asked == [3, before]
+    assert counts == [3, before]
 
 
 def test_how_a_model_is_loaded_reaches_every_verb(
@@ -330,13 +333,13 @@ def test_windows_in_a_batch_give_the_same_perplexity(
 def test_a_shell_completes_options_and_their_values() -> None:
     words = {"_PRUNER_ZERO_COMPLETE": "complete_bash", "COMP_CWORD": "3"}
     for typed, completed in (("prune m --refi", "--refine"), ("prune m --dtype", "--dtype")):
-        found = subprocess.run(
+        process = subprocess.run(
             [Path(sys.executable).with_name("pruner-zero")],
             env={**os.environ, **words, "COMP_WORDS": f"pruner-zero {typed}"},
             capture_output=True,
             text=True,
         )
-        assert completed in found.stdout.split(), found
+        assert completed in process.stdout.split(), process
 
 
 def test_version_and_no_arguments(cli: Cli) -> None:
@@ -359,7 +362,7 @@ def test_the_real_process_keeps_stdout_for_the_result(
 
 
 @pytest.mark.parametrize(("reader", "lines"), [("head -1", 1), ("true", 0)])
-def test_a_reader_that_has_enough_is_no_error(reader: str, lines: int) -> None:
+def test_a_reader_that_closes_its_pipe_is_no_error(reader: str, lines: int) -> None:
     command = f"{sys.executable} -m pruner_zero metric list | {reader}"
     run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
     assert run.returncode == 0
@@ -370,25 +373,25 @@ def test_a_reader_that_has_enough_is_no_error(reader: str, lines: int) -> None:
 def test_a_terminal_gets_a_table_and_is_left_as_it_was(
     llama_folder: Path, texts: list[object], text_file: Path
 ) -> None:
-    ours, theirs = pty.openpty()
+    our_end, process_end = pty.openpty()
     arguments = ["compare", llama_folder, *texts, *HALF, "--text", text_file]
     arguments += ["--windows-eval", 2, "--methods", "dense,wanda"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pruner_zero", *map(str, arguments)],
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
+        stdin=process_end,
+        stdout=process_end,
+        stderr=process_end,
         env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
     )
-    os.close(theirs)
-    seen = b""
+    os.close(process_end)
+    output = b""
     try:
-        while piece := os.read(ours, 65536):
-            seen += piece
+        while piece := os.read(our_end, 65536):
+            output += piece
     except OSError:
-        pass  # Linux tells the end of a terminal this way.
+        pass  # Linux signals the end of a terminal this way.
     assert process.wait(60) == 0
-    text = seen.decode()
+    text = output.decode()
     assert "wanda" in text
     assert "┃" in text or "|" in text
     assert text.count("\x1b[?25l") == text.count("\x1b[?25h")

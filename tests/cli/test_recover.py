@@ -1,4 +1,4 @@
-"""`pruner-zero recover`: a pruned model and a text in, a better one out."""
+"""`pruner-zero recover` takes a pruned model and a text, and writes a better model."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ("--steps", 3, "--seqlen", 16, "--validation-windows", 2, "--learning-rate", "0.01")
 
 
-def test_it_tells_what_became_of_the_model(
+def test_it_reports_the_recovered_model(
     cli: Cli, model: Path, text_file: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -31,14 +31,14 @@ def test_it_tells_what_became_of_the_model(
     assert (output / "recovery.json").is_file()
 
 
-def test_for_machines(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
+def test_json_output(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
     options = ["--mode", "lora", "--rank", 2, "--norms", "--keep", "last", "--json"]
     done = cli("recover", model, "--text", text_file, *SMALL, *options, "-o", tmp_path / "out")
-    told = json.loads(done.out)
-    assert told["settings"]["mode"] == "lora"
-    assert told["settings"]["norms"] is True
-    assert (told["steps"], told["kept_step"], told["sparsity"]) == (3, 3, 0.5)
-    assert told["loss_after"] < told["loss_before"]
+    report = json.loads(done.out)
+    assert report["settings"]["mode"] == "lora"
+    assert report["settings"]["norms"] is True
+    assert (report["steps"], report["kept_step"], report["sparsity"]) == (3, 3, 0.5)
+    assert report["loss_after"] < report["loss_before"]
 
 
 def test_everything_may_come_from_the_file(
@@ -48,17 +48,17 @@ def test_everything_may_come_from_the_file(
     config.write_text(
         f"model: {model}\ntext: {text_file}\nsteps: 2\nseqlen: 16\nvalidation_windows: 1\n"
     )
-    one = json.loads(cli("recover", "--config", config, "-o", tmp_path / "one", "--json").out)
-    assert (one["steps"], one["settings"]["seqlen"]) == (2, 16)
-    # What was written back, fully resolved, gives the same weights.
-    told = json.loads((tmp_path / "one" / "recovery.json").read_text())
-    config.write_text(json.dumps(told["settings"]))
+    result = json.loads(cli("recover", "--config", config, "-o", tmp_path / "one", "--json").out)
+    assert (result["steps"], result["settings"]["seqlen"]) == (2, 16)
+    # The resolved settings that were written give the same weights.
+    report = json.loads((tmp_path / "one" / "recovery.json").read_text())
+    config.write_text(json.dumps(report["settings"]))
     assert cli("recover", "--config", config, "-o", tmp_path / "two").code == 0
     weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
 
 
-def test_bad_input_is_one_line(
+def test_bad_input_is_refused_in_one_line(
     cli: Cli, model: Path, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     good = ("recover", model, "--text", text_file, "-o", tmp_path / "out")

@@ -1,4 +1,4 @@
-"""`pruner-zero report`: one page from what the other verbs left."""
+"""`pruner-zero report` writes one page from the results of the other verbs."""
 
 from pathlib import Path
 
@@ -21,13 +21,15 @@ def test_a_page_in_the_first_folder(cli: Cli, results: list[Path]) -> None:
     assert (results[0] / "report.html").read_text().rstrip().endswith("</html>")
 
 
-def test_a_page_where_one_wants_it(cli: Cli, results: list[Path], tmp_path: Path) -> None:
+def test_a_page_at_a_chosen_path(cli: Cli, results: list[Path], tmp_path: Path) -> None:
     page = tmp_path / "new" / "page.html"
     assert cli("report", results[2], "-o", page).out == f"{page}\n"
     assert page.is_file()
 
 
-def test_what_is_no_result_is_one_line(cli: Cli, results: list[Path], tmp_path: Path) -> None:
+def test_a_path_without_a_result_is_refused_in_one_line(
+    cli: Cli, results: list[Path], tmp_path: Path
+) -> None:
     missing = tmp_path / "missing"
     error = cli("report", results[0], missing).error
     assert error == f"{missing} does not exist: give a folder or file of results"
@@ -35,7 +37,7 @@ def test_what_is_no_result_is_one_line(cli: Cli, results: list[Path], tmp_path: 
     assert "give the folder that search or prune wrote" in cli("report", tmp_path).error
 
 
-def test_a_page_that_cannot_be_written_is_one_line(
+def test_a_page_that_cannot_be_written_is_refused_in_one_line(
     cli: Cli, results: list[Path], tmp_path: Path
 ) -> None:
     assert "name a file" in cli("report", results[0], "-o", tmp_path).error

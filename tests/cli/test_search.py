@@ -1,4 +1,4 @@
-"""`pruner-zero search` says how to prune with what it found."""
+"""`pruner-zero search` prints the command that prunes with its best metric."""
 
 from pathlib import Path
 
@@ -9,19 +9,19 @@ from tests.cli.conftest import Cli
 SIZES = ["--windows", 2, "--seqlen", 16, "--search-windows", 2, "--workers", 1, "--evaluations", 4]
 
 
-@pytest.mark.parametrize("given", ["option", "file"])
+@pytest.mark.parametrize("source", ["option", "file"])
 def test_the_command_that_prunes_names_the_update(
-    given: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
+    source: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     texts = ["--calibration", text_file, "--search-text", text_file, "--sparsity", 0.5]
     config, output = tmp_path / "config.yaml", tmp_path / "run"
-    update = "update: exact\n" if given == "file" else ""
+    update = "update: exact\n" if source == "file" else ""
     config.write_text("algorithm_settings: {initial: 8, batch: 8}\n" + update)
-    option = ["--update", "exact"] if given == "option" else []
+    option = ["--update", "exact"] if source == "option" else []
     files = ["--config", config, "-o", output]
-    found = cli("search", llama_folder, *texts, *SIZES, *option, *files)
-    assert found.code == 0, found
-    last = found.out.splitlines()[-1]
+    outcome = cli("search", llama_folder, *texts, *SIZES, *option, *files)
+    assert outcome.code == 0, outcome
+    last = outcome.out.splitlines()[-1]
     assert last.endswith(f"--metric {output / 'best.json'} --update exact …")
 
 

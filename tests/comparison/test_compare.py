@@ -57,15 +57,15 @@ def test_the_classics_in_one_table(
     assert list(table.to_pandas()["method"]) == CLASSICS.split(",")
 
 
-def test_without_any_text_methods_are_measured_on_what_the_model_writes_next(
+def test_without_any_text_methods_are_measured_on_the_next_text_of_the_model(
     mine: LanguageModel, tmp_path: Path
 ) -> None:
-    given: dict[str, Any] = {"sparsity": 0.5, "calibration": "self", "cache": tmp_path, **SIZES}
-    origin = compare(mine, "dense,wanda", text="self", **given).provenance
+    options: dict[str, Any] = {"sparsity": 0.5, "calibration": "self", "cache": tmp_path, **SIZES}
+    origin = compare(mine, "dense,wanda", text="self", **options).provenance
     assert origin["calibration"]["text"] == "self"
     assert origin["evaluation"]["text"] == "self, from window 3 on"
     assert origin["calibration"]["tokens_sha256"] != origin["evaluation"]["tokens_sha256"]
-    alone = compare(mine, "dense", text="self", **{**given, "calibration": None}).provenance
+    alone = compare(mine, "dense", text="self", **{**options, "calibration": None}).provenance
     assert alone["evaluation"]["tokens_sha256"] == origin["calibration"]["tokens_sha256"]
 
 
@@ -78,8 +78,8 @@ def test_cached_statistics_are_hashed_once_before_the_first_method_is_timed(
     mine: LanguageModel, texts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     methods = ["gblm", "pruner-zero", "wanda", "sparsegpt"]
-    given: dict[str, Any] = {"sparsity": 0.5, "mode": "one-shot", "cache": tmp_path, **SIZES}
-    compare(mine, methods, **given, **texts)
+    options: dict[str, Any] = {"sparsity": 0.5, "mode": "one-shot", "cache": tmp_path, **SIZES}
+    compare(mine, methods, **options, **texts)
     events: list[str] = []
 
     def counted(path: Path) -> str:
@@ -91,14 +91,14 @@ def test_cached_statistics_are_hashed_once_before_the_first_method_is_timed(
             events.append(line)
 
     monkeypatch.setattr("pruner_zero.calibration.store.sha256", counted)
-    compare(mine, methods, progress=Listening(), **given, **texts)
+    compare(mine, methods, progress=Listening(), **options, **texts)
     files = sorted(path.name for path in tmp_path.glob("*/*.safetensors"))
     assert files
     assert sorted(events[: len(files)]) == files
     assert not [event for event in events[len(files) :] if event.endswith(".safetensors")]
 
 
-def test_each_row_is_what_prune_and_evaluate_give(
+def test_each_row_equals_the_result_of_prune_and_evaluate(
     mine: LanguageModel, texts: dict[str, Any]
 ) -> None:
     methods = ["dense", "wanda", "pruner-zero@global", "sparsegpt", "wanda@matrix+obs"]
@@ -119,8 +119,10 @@ def test_each_row_is_what_prune_and_evaluate_give(
                 )
                 assert row["mode"] == result.mode
                 assert row["sparsity"] == round(result.sparsity, 6)
-            found = evaluate(model, texts["text"], seqlen=24, windows=3, tokenizer=tiny_tokenizer())
-            assert row["perplexity"] == found.perplexity, row
+            evaluation = evaluate(
+                model, texts["text"], seqlen=24, windows=3, tokenizer=tiny_tokenizer()
+            )
+            assert row["perplexity"] == evaluation.perplexity, row
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
@@ -128,7 +130,7 @@ def test_the_weights_come_back_bit_for_bit(architecture: str, texts: dict[str, A
     model = tiny_model(architecture)
     with torch.no_grad():
         next(model.parameters())[0, 0] = -0.0
-    before = {name: one.clone() for name, one in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     compare(
         model,
         "magnitude,sparsegpt,wanda@global+obs,W - W",
@@ -137,9 +139,9 @@ def test_the_weights_come_back_bit_for_bit(architecture: str, texts: dict[str, A
         **texts,
         **SIZES,
     )
-    for name, one in model.state_dict().items():
-        assert torch.equal(one, before[name]), name
-        assert torch.equal(torch.signbit(one), torch.signbit(before[name])), name
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+        assert torch.equal(torch.signbit(value), torch.signbit(before[name])), name
 
 
 def test_methods_with_scopes_commas_and_trees(
@@ -169,7 +171,7 @@ def test_methods_with_scopes_commas_and_trees(
 
 
 def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
-    """Each row is what prune and evaluate give, and the model comes back whole."""
+    """Each row equals the result of prune and evaluate, and the model is restored."""
     methods: dict[str, dict[str, Any]] = {
         "wanda": {"metric": "wanda", "sparsity": 0.5},
         "wanda@channels=0.34": {"metric": "wanda", "sparsity": 0.34, "structure": "channels"},
@@ -178,29 +180,31 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
     }
     model = tiny_model("llama", blocks=4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    given: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "multiple_of": 16}
-    rows = compare(model, ["dense", *methods], sparsity=0.5, **given, **texts, **SIZES).rows
+    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "multiple_of": 16}
+    rows = compare(model, ["dense", *methods], sparsity=0.5, **options, **texts, **SIZES).rows
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert rows[0]["parameters"] == rows[1]["parameters"] == model.num_parameters()
     for row, (name, settings) in zip(rows[1:], methods.items(), strict=True):
         smaller = tiny_model("llama", blocks=4)
         calibration = {"calibration": texts["calibration"], "windows": 3, "seqlen": 24}
-        result = prune(smaller, **calibration, **given, **settings)
+        result = prune(smaller, **calibration, **options, **settings)
         assert row["sparsity"] == round(result.sparsity, 6), name
         assert row["parameters"] == smaller.num_parameters() == result.parameters[1], name
         assert row["bytes"] == 4 * row["parameters"]
-        found = evaluate(smaller, texts["text"], seqlen=24, windows=3, tokenizer=tiny_tokenizer())
-        # The masked model's sums have more terms, all of which are zero.
-        assert row["perplexity"] == pytest.approx(found.perplexity, rel=1e-5), name
+        evaluation = evaluate(
+            smaller, texts["text"], seqlen=24, windows=3, tokenizer=tiny_tokenizer()
+        )
+        # The sums of the masked model have more terms, and the additional terms are zero.
+        assert row["perplexity"] == pytest.approx(evaluation.perplexity, rel=1e-5), name
     assert [row.get("expression") for row in rows] == [None, "W * X", "W * X", "W", None]
 
 
 def test_blocks_are_chosen_on_text_that_the_model_writes_where_none_is_given(
     texts: dict[str, Any],
 ) -> None:
-    given: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "text": texts["text"], **SIZES}
-    table = compare(tiny_model("llama", blocks=4), "block-influence@blocks=0.5", **given)
+    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "text": texts["text"], **SIZES}
+    table = compare(tiny_model("llama", blocks=4), "block-influence@blocks=0.5", **options)
     assert table.rows[0]["sparsity"] == 0.5
     assert table.provenance["calibration"]["text"] == "self"
 
@@ -208,17 +212,17 @@ def test_blocks_are_chosen_on_text_that_the_model_writes_where_none_is_given(
 def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
     model = tiny_model("llama", blocks=4)
     methods = "wanda,wanda@channels,wanda@heads,block-influence@blocks,wanda@channels=0.16"
-    given: dict[str, Any] = {"parameters": 0.9, "sparsity": 0.5, "multiple_of": 8}
-    rows = compare(model, methods, tokenizer=tiny_tokenizer(), **given, **texts, **SIZES).rows
-    masks, *smaller, own = (row["parameters"] for row in rows)
+    options: dict[str, Any] = {"parameters": 0.9, "sparsity": 0.5, "multiple_of": 8}
+    rows = compare(model, methods, tokenizer=tiny_tokenizer(), **options, **texts, **SIZES).rows
+    masks, *smaller, explicit_size = (row["parameters"] for row in rows)
     most = 0.9 * model.num_parameters()
     assert masks == model.num_parameters()
     assert all(0.6 * masks < size <= most for size in smaller)
-    assert own == masks - 4 * 3 * 32 * 8
+    assert explicit_size == masks - 4 * 3 * 32 * 8
 
 
 @pytest.mark.parametrize(
-    ("method", "given", "line"),
+    ("method", "options", "line"),
     [
         ("wanda@channels", {"pattern": "2:4"}, "does not say which share of its units goes"),
         ("wanda@heads=0.5", {"include": ["*.mlp.*"]}, "leave out --include"),
@@ -226,8 +230,8 @@ def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
         ("wanda@channels=0.3", {"multiple_of": 64}, "choose a smaller --multiple-of than 64"),
     ],
 )
-def test_units_that_cannot_go_are_refused_before_any_work(
-    method: str, given: dict[str, Any], line: str, texts: dict[str, Any], tmp_path: Path
+def test_units_that_cannot_be_removed_are_refused_before_any_work(
+    method: str, options: dict[str, Any], line: str, texts: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "table.json"
     with pytest.raises(PrunerZeroError, match=line):
@@ -236,7 +240,7 @@ def test_units_that_cannot_go_are_refused_before_any_work(
             ["dense", method],
             tokenizer=tiny_tokenizer(),
             output=file,
-            **{**texts, **SIZES, **given},
+            **{**texts, **SIZES, **options},
         )
     assert not file.exists()
 
@@ -259,7 +263,7 @@ def test_a_method_that_fails_says_why_and_the_rest_goes_on(
     assert json.loads(file.read_text())["rows"] == table.rows
 
 
-def test_gradients_that_cannot_be_had_fail_only_the_rows_that_need_them(
+def test_unavailable_gradients_fail_only_the_rows_that_need_them(
     texts: dict[str, Any],
 ) -> None:
     model = tiny_model("llama").to(torch.float16)
@@ -272,13 +276,13 @@ def test_the_table_is_on_disk_after_every_row(
     mine: LanguageModel, texts: dict[str, Any], tmp_path: Path
 ) -> None:
     file = tmp_path / "table.json"
-    seen: list[int] = []
+    row_counts: list[int] = []
 
     class Watching(Progress):
         def note(self, line: str) -> None:
             if line.endswith("…"):
                 rows = json.loads(file.read_text())["rows"] if file.exists() else []
-                seen.append(len(rows))
+                row_counts.append(len(rows))
 
     compare(
         mine,
@@ -289,7 +293,7 @@ def test_the_table_is_on_disk_after_every_row(
         **texts,
         **SIZES,
     )
-    assert seen == [0, 1, 2]
+    assert row_counts == [0, 1, 2]
     assert len(json.loads(file.read_text())["rows"]) == 3
 
 
@@ -303,10 +307,10 @@ def test_statistics_are_collected_once_for_all(
         runs += torch.is_grad_enabled()
 
     mine.model.register_forward_pre_hook(count)
-    given: dict[str, Any] = {"sparsity": 0.5, "cache": tmp_path, "mode": "one-shot"}
-    compare(mine, "gblm,pruner-zero,pruner-zero@global", **given, **texts, **SIZES)
+    options: dict[str, Any] = {"sparsity": 0.5, "cache": tmp_path, "mode": "one-shot"}
+    compare(mine, "gblm,pruner-zero,pruner-zero@global", **options, **texts, **SIZES)
     assert runs == 3
-    compare(mine, "W * G,gblm", **given, **texts, **SIZES)
+    compare(mine, "W * G,gblm", **options, **texts, **SIZES)
     assert runs == 3
 
 

@@ -1,4 +1,4 @@
-"""`compare` and `evaluate` on a machine that has more than its CPU: the same table."""
+"""`compare` and `evaluate` give the same results on a machine with accelerators."""
 
 from pathlib import Path
 from typing import Any
@@ -24,25 +24,25 @@ def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_table_is_the_same_wherever_it_is_made(
     device: str, place: Any, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    def losses(cache: str, **given: Any) -> list[float]:
+    def losses(cache: str, **options: Any) -> list[float]:
         texts: dict[str, Any] = {"calibration": text_file, "text": text_file}
         methods = "dense,magnitude,sparsegpt,wanda"
-        table = compare(llama_folder, methods, **texts, cache=tmp_path / cache, **SMALL, **given)
-        assert table.provenance["device"] == str(given.get("device", place))
+        table = compare(llama_folder, methods, **texts, cache=tmp_path / cache, **SMALL, **options)
+        assert table.provenance["device"] == str(options.get("device", place))
         return [row["loss"] for row in table.rows]
 
     expected = losses("here", device="cpu")
     with elsewhere():
-        found = losses("there", **({} if device == "auto" else {"device": device}))
-    assert found == pytest.approx(expected, rel=1e-3)
+        actual = losses("there", **({} if device == "auto" else {"device": device}))
+    assert actual == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.usefixtures("accelerated")
 def test_perplexity_is_the_same_wherever_it_is_measured(
     llama_folder: Path, text_file: Path
 ) -> None:
-    given: dict[str, Any] = {"seqlen": 16, "windows": 2}
-    expected = evaluate(llama_folder, text_file, device="cpu", **given)
+    options: dict[str, Any] = {"seqlen": 16, "windows": 2}
+    expected = evaluate(llama_folder, text_file, device="cpu", **options)
     with elsewhere():
-        found = evaluate(llama_folder, text_file, **given)
-    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+        actual = evaluate(llama_folder, text_file, **options)
+    assert actual.loss == pytest.approx(expected.loss, rel=1e-5)

@@ -1,9 +1,9 @@
-"""The fenced examples of the documentation, and what is put in the place of what they name.
+"""The fenced examples of the documentation, and the replacements of the names in them.
 
 A block is run unless `<!-- not run: REASON -->` stands on the line before it. README.md has no
-such marks; what is not run there is in README_NOT_RUN. Models of the hub, and the built-in one,
-become a tiny random model; corpora and files of the reader become made-up words; the sizes in TINY
-are added to each command, after its own, so that they win.
+such marks; README_NOT_RUN lists its commands that are not run. Models of the hub, and the built-in
+model, become a tiny random model; corpora and files of the reader become made-up words; the sizes
+in TINY are added to each command, after its own sizes, so that the sizes in TINY win.
 """
 
 import re
@@ -27,7 +27,7 @@ README_NOT_RUN = {
     "make test": "it would run itself",
 }
 
-# What a workspace holds besides (`test_examples.workspace`): the model `my-model`, and the texts.
+# A workspace (`test_examples.workspace`) also holds the model `my-model` and these texts.
 MODEL = "my-model"
 TEXTS = ("my-text.jsonl", "wiki.valid.raw", "wiki.test.raw")
 REPLACED = {
@@ -113,17 +113,17 @@ def blocks(page: Path) -> Iterator[Block]:
 
 def commands(code: str) -> list[Command]:
     """The commands of a console block: lines after `$`, going on where one ends in a backslash."""
-    found: list[tuple[list[str], list[str]]] = []
+    entries: list[tuple[list[str], list[str]]] = []
     for line in code.splitlines():
         if line.startswith("$ "):
-            found.append(([line[2:]], []))
-        elif found and found[-1][0][-1].endswith("\\"):
-            found[-1][0].append(line)
+            entries.append(([line[2:]], []))
+        elif entries and entries[-1][0][-1].endswith("\\"):
+            entries[-1][0].append(line)
         else:
-            found[-1][1].append(line)
+            entries[-1][1].append(line)
     return [
         Command(tuple(shlex.split(_joined(text), comments=True)), tuple(shown))
-        for text, shown in found
+        for text, shown in entries
     ]
 
 
@@ -132,14 +132,14 @@ def _joined(lines: list[str]) -> str:
 
 
 def replaced(text: str) -> str:
-    """A word of a command, or a file, with what REPLACED puts in the place of names."""
-    for name, other in REPLACED.items():
-        text = re.sub(rf"(?<![\w/.-]){re.escape(name)}(?![\w/.-])", other, text)
+    """A word of a command, or a file, with the names in REPLACED replaced."""
+    for name, replacement in REPLACED.items():
+        text = re.sub(rf"(?<![\w/.-]){re.escape(name)}(?![\w/.-])", replacement, text)
     return text
 
 
 def agrees(shown: tuple[str, ...], output: str) -> bool:
-    """Whether the output is what is shown; `…` stands for anything, alone on a line for lines."""
+    """Whether the output matches `shown`: `…` stands for any text, alone in a line for lines."""
     if not shown:
         return True
     pattern = ".*".join(re.escape(part) for part in "\n".join(shown).split("…"))

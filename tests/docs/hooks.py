@@ -15,7 +15,7 @@ def load_hook(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    # Where dataclasses look up the annotations of their module.
+    # Dataclasses look up the annotations of their module here.
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module

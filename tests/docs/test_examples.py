@@ -1,7 +1,7 @@
-"""Every example of README, CONTRIBUTING and docs/ does what its page says.
+"""Every example of README, CONTRIBUTING and docs/ runs and prints the output on its page.
 
-The blocks of a page run from top to bottom in one folder, as a reader would. What is not run is
-skipped here with its reason.
+The blocks of a page run from top to bottom in one folder, as a reader would. A block that is not
+run is skipped here with its reason.
 """
 
 import json
@@ -27,7 +27,7 @@ __all__ = ["cli"]
 
 EXAMPLE = ROOT / "examples" / "pruner-zero-example"
 ALL = [block for page in PAGES for block in blocks(page)]
-RUNNING = [page for page in PAGES if any(one.page == page and not one.not_run for one in ALL)]
+RUNNING = [page for page in PAGES if any(block.page == page and not block.not_run for block in ALL)]
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_the_examples_of_a_page_run_from_top_to_bottom(
             _run(block, workspace, names, cli)
 
 
-@pytest.mark.parametrize("block", [one for one in ALL if one.not_run], ids=str)
+@pytest.mark.parametrize("block", [block for block in ALL if block.not_run], ids=str)
 def test_not_run(block: Block) -> None:
     if block.language == "python":
         compile(block.code, str(block), "exec")
@@ -92,11 +92,11 @@ def test_no_block_hides_from_these_tests(page: Path) -> None:
     lines = [line.lstrip() for line in page.read_text().splitlines()]
     fences = sum(line.startswith("```") for line in lines)
     included = sum(line.startswith("<!-- include: ") for line in lines)
-    found = list(blocks(page))
-    assert fences == 2 * (len(found) - included), "an indented or unclosed fence"
-    for block in found:
-        known = block.language in RUNNERS or block.language in examples.INERT
-        assert known, f"{block}: the language '{block.language}' is not run"
+    page_blocks = list(blocks(page))
+    assert fences == 2 * (len(page_blocks) - included), "an indented or unclosed fence"
+    for block in page_blocks:
+        handled = block.language in RUNNERS or block.language in examples.INERT
+        assert handled, f"{block}: the language '{block.language}' is not run"
 
 
 @pytest.mark.parametrize(
@@ -136,20 +136,20 @@ def _run_console(block: Block, folder: Path, names: dict[str, object], cli: Cli)
 
 def _tiny(words: list[str], folder: Path) -> list[str]:
     """The arguments with the sizes of TINY, and the settings of TINY_SEARCH for a search."""
-    # What is masked is not calibrated.
+    # A command with --mask has no calibration.
     sizes = () if "--mask" in words else examples.TINY.get(words[0], ())
     words = [*words, *sizes]
     if words[0] == "search" and "--resume" not in words:
-        given = {}
+        settings = {}
         if "--config" in words:
-            given = yaml.safe_load((folder / words[words.index("--config") + 1]).read_text())
-        (folder / "tiny.yaml").write_text(yaml.safe_dump({**examples.TINY_SEARCH, **given}))
+            settings = yaml.safe_load((folder / words[words.index("--config") + 1]).read_text())
+        (folder / "tiny.yaml").write_text(yaml.safe_dump({**examples.TINY_SEARCH, **settings}))
         words += ["--config", "tiny.yaml"]
     return words
 
 
 def _write(block: Block, folder: Path, names: dict[str, object], cli: Cli) -> None:
-    """A titled file is there for the commands that follow, once it can be read."""
+    """Checks that a file parses, and writes it for the following commands if it has a title."""
     code = replaced(block.code)
     parse: Callable[[str], object] = yaml.safe_load if block.language == "yaml" else tomllib.loads
     assert parse(code), block

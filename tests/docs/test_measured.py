@@ -1,4 +1,4 @@
-"""Tables of the documentation say what the result files say, and nothing where those are silent."""
+"""Tables of the documentation show the values of the result files, and no value without a file."""
 
 import json
 import math
@@ -17,13 +17,13 @@ COLUMNS = list(measured.BUDGETS)
 KEPT, GRADIENTS, SEARCHED, UPDATED = COLUMNS
 
 
-def row(method: str, perplexity: float, losses: int = 0, **other: Any) -> dict[str, Any]:
+def row(method: str, perplexity: float, losses: int = 0, **fields: Any) -> dict[str, Any]:
     """A row as `compare` writes it, each of `losses` windows with the same loss."""
     loss = math.log(perplexity)
-    told = {"losses": [loss] * losses} if losses else {}
-    given = {"scope": "row", "update": "none", "mode": "one-shot", "expression": "W * X"}
+    window_losses = {"losses": [loss] * losses} if losses else {}
+    defaults = {"scope": "row", "update": "none", "mode": "one-shot", "expression": "W * X"}
     return {"method": method, "perplexity": perplexity, "loss": loss, "seconds": 1.0} | (
-        given | told | other
+        defaults | window_losses | fields
     )
 
 
@@ -49,13 +49,13 @@ def cells(folder: Path, zeros: str) -> dict[str, str]:
     """One row of the summary by column."""
     lines = measured.summary(measured.read(folder)).splitlines()
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    found = next(line for line in table if line[0].split(",")[0] == zeros)
-    return dict(zip(table[0], found, strict=True))
+    summary_row = next(line for line in table if line[0].split(",")[0] == zeros)
+    return dict(zip(table[0], summary_row, strict=True))
 
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    """A wanda of 60 and a SparseGPT of 50 at 50 %, on 12 windows of a dense model of 20."""
+    """Perplexities on 12 windows at 50 %: dense 20, wanda 60, magnitude 400, SparseGPT 50."""
     write(
         tmp_path,
         measured.REFERENCE,
@@ -68,14 +68,14 @@ def results(tmp_path: Path) -> Path:
 
 
 def test_each_budget_has_its_best_method(results: Path) -> None:
-    found = cells(results, "50 %")
-    assert found["zeros"] == "50 %, 12 windows"
-    assert found["dense"] == "20.0"
-    assert found[KEPT] == "**60.0** `wanda`"
-    assert found[UPDATED] == "**50.0** `sparsegpt`"
+    summary_row = cells(results, "50 %")
+    assert summary_row["zeros"] == "50 %, 12 windows"
+    assert summary_row["dense"] == "20.0"
+    assert summary_row[KEPT] == "**60.0** `wanda`"
+    assert summary_row[UPDATED] == "**50.0** `sparsegpt`"
 
 
-def test_what_no_file_tells_is_not_measured_yet(results: Path) -> None:
+def test_a_cell_without_a_file_is_marked_as_not_measured_yet(results: Path) -> None:
     assert cells(results, "50 %")[GRADIENTS] == measured.MISSING
     assert set(cells(results, "4:8").values()) == {"4:8", measured.MISSING}
 
@@ -96,8 +96,8 @@ def test_the_winner_of_a_search_is_known_by_its_file_or_expression(
     hall = [{"expression": "G + W", "scope": "global", "best": True}]
     if not method.endswith(".json"):
         (results / "search-1.json").write_text(json.dumps({"hall_of_fame": hall}))
-    told = row(method, 45, expression=expression, scope="global", label=label)
-    write(results, "t.json", told)
+    winner = row(method, 45, expression=expression, scope="global", label=label)
+    write(results, "t.json", winner)
     shown = "x+refine" if label else "G + W@global"
     assert cells(results, "50 %")[SEARCHED] == f"**45.0** `{shown}`"
 
@@ -106,9 +106,9 @@ def test_methods_in_one_row_are_compared_on_the_same_windows(results: Path) -> N
     long = row("ria", 90, losses=24)
     long["losses"][:12] = [math.log(55)] * 12
     write(results, "long.json", long, windows=24)
-    found = cells(results, "50 %")
-    assert found["zeros"] == "50 %, 12 windows"
-    assert found[KEPT] == "**55.0** `ria`"
+    summary_row = cells(results, "50 %")
+    assert summary_row["zeros"] == "50 %, 12 windows"
+    assert summary_row[KEPT] == "**55.0** `ria`"
 
 
 def test_other_texts_and_failed_methods_are_left_out(results: Path) -> None:
@@ -117,15 +117,15 @@ def test_other_texts_and_failed_methods_are_left_out(results: Path) -> None:
     assert cells(results, "50 %")[KEPT] == "**60.0** `wanda`"
 
 
-def test_the_order_of_work_is_told(results: Path) -> None:
+def test_the_mode_is_shown_where_it_is_sequential(results: Path) -> None:
     write(results, "s.json", row("wanda", 40, mode="sequential"))
     assert cells(results, "50 %")[KEPT] == "**40.0** `wanda` in sequence"
 
 
-def test_gradients_of_pieces_are_told_apart(results: Path) -> None:
-    given = {"expression": "W * G"}
-    write(results, "whole.json", row("W * G", 58, 12, **given))
-    pieces = (row("W * G", 55, 12, **given), row("wanda", 60, 12))
+def test_gradients_of_pieces_are_distinguished(results: Path) -> None:
+    fields = {"expression": "W * G"}
+    write(results, "whole.json", row("W * G", 58, 12, **fields))
+    pieces = (row("W * G", 55, 12, **fields), row("wanda", 60, 12))
     write(results, "pieces.json", *pieces, gradient_seqlen=8)
     assert cells(results, "50 %")[GRADIENTS] == "**55.0** `W * G --gradient-seqlen 8`"
     assert cells(results, "50 %")[KEPT] == "**60.0** `wanda`"
@@ -141,15 +141,18 @@ def test_a_table_is_taken_from_below_its_heading(tmp_path: Path) -> None:
 
 
 def test_the_committed_files_are_read() -> None:
-    found = measured.read(RESULTS)
+    measurements = measured.read(RESULTS)
     reference = json.loads((RESULTS / measured.REFERENCE).read_text())
-    told = {row["method"]: row["perplexity"] for row in reference["rows"]}
+    perplexities = {row["method"]: row["perplexity"] for row in reference["rows"]}
     wanda = next(
-        one for one in found if (one.zeros, one.method, one.mode) == ("50 %", "wanda", "one-shot")
+        measurement
+        for measurement in measurements
+        if (measurement.zeros, measurement.method, measurement.mode)
+        == ("50 %", "wanda", "one-shot")
     )
-    assert wanda.perplexity(12) == pytest.approx(told["wanda"], rel=1e-3)
-    assert {"50 %", "2:4", "dense"} <= {one.zeros for one in found}
-    assert any(one.searched for one in found)
+    assert wanda.perplexity(12) == pytest.approx(perplexities["wanda"], rel=1e-3)
+    assert {"50 %", "2:4", "dense"} <= {measurement.zeros for measurement in measurements}
+    assert any(measurement.searched for measurement in measurements)
 
 
 @pytest.mark.parametrize(

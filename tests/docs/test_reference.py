@@ -38,10 +38,10 @@ def test_a_command_is_described_as_its_help_describes_it(
     assert outcome.code == 0
     page = commands.command(verb)
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", outcome.out)) - {"--help"}
-    told = set(re.findall(r"^\| `[^`]*?(--[a-z][a-z-]*)", page, re.MULTILINE))
-    assert told <= options
+    listed = set(re.findall(r"^\| `[^`]*?(--[a-z][a-z-]*)", page, re.MULTILINE))
+    assert listed <= options
     declared = {name for name in options if re.search(rf"^│[* ]*{name}\b", outcome.out, re.M)}
-    assert told == declared
+    assert listed == declared
 
 
 @pytest.mark.parametrize("verb", commands.SETTINGS)
@@ -50,8 +50,8 @@ def test_settings_that_are_no_options_are_listed(verb: str) -> None:
     fields = getattr(importlib.import_module(module), name).model_fields
     page = commands.command(verb)
     for field in fields:
-        known = (f"--{field.replace('_', '-')} ", f"--{field.replace('_', '-')}`", f"`{field}`")
-        assert any(one in page for one in known) or field == "model", field
+        spellings = (f"--{field.replace('_', '-')} ", f"--{field.replace('_', '-')}`", f"`{field}`")
+        assert any(spelling in page for spelling in spellings) or field == "model", field
 
 
 @pytest.mark.parametrize("name", ["metrics", "operators", "terminals"])
@@ -64,14 +64,14 @@ def test_every_row_of_a_generated_table_has_as_many_cells_as_its_head(name: str)
 
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_room_is_in_the_reference(room: str) -> None:
-    # Griffe takes a function for the module of the same name, so such ones stand on their own.
+    # Griffe takes a function for the module of the same name, so such functions need entries.
     text = "".join(REFERENCE.values())
     assert re.search(rf"^::: pruner_zero\.{room}$", text, re.MULTILINE)
     module = importlib.import_module(f"pruner_zero.{room}")
     for name in module.__all__:
-        if inspect.isfunction(found := getattr(module, name)):
-            hidden = found.__module__ == f"pruner_zero.{room}.{name}"
-            assert not hidden or f"::: {found.__module__}.{name}\n" in text, name
+        if inspect.isfunction(member := getattr(module, name)):
+            hidden = member.__module__ == f"pruner_zero.{room}.{name}"
+            assert not hidden or f"::: {member.__module__}.{name}\n" in text, name
 
 
 @pytest.mark.slow
@@ -86,11 +86,13 @@ def test_the_site_is_built_without_a_warning_and_names_everything_public(tmp_pat
     for room in ROOMS:
         module = importlib.import_module(f"pruner_zero.{room}")
         for name in module.__all__:
-            found = getattr(module, name)
+            member = getattr(module, name)
             # An alias such as `Kind = str` is an attribute of its room.
-            declared = getattr(found, "__module__", "").startswith("pruner_zero")
-            own = declared and (inspect.isclass(found) or inspect.isfunction(found))
+            declared = getattr(member, "__module__", "").startswith("pruner_zero")
+            has_own_path = declared and (inspect.isclass(member) or inspect.isfunction(member))
             path = (
-                f"{found.__module__}.{found.__qualname__}" if own else f"{module.__name__}.{name}"
+                f"{member.__module__}.{member.__qualname__}"
+                if has_own_path
+                else f"{module.__name__}.{name}"
             )
             assert path in names

@@ -1,4 +1,4 @@
-"""The messages on the page of troubles are those that the program has."""
+"""Every message on the troubleshooting page exists in the program."""
 
 import ast
 import re
@@ -12,7 +12,7 @@ MESSAGES = re.findall(r"^`(.+)`$", (DOCS / "troubleshooting.md").read_text(), re
 
 
 def texts() -> Iterator[str]:
-    """Every string in the source, `…` for what is put in."""
+    """Every string in the source, with `…` for each inserted value."""
     for file in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
@@ -25,7 +25,7 @@ def texts() -> Iterator[str]:
 
 
 def in_short(text: str) -> str:
-    """With one … where several things are put in side by side."""
+    """The text with one … for several adjacent inserted values."""
     return re.sub("…+", "…", text)
 
 

@@ -30,19 +30,19 @@ def plain(model: torch.nn.Module, text: str, seqlen: int, windows: int | None = 
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
-def test_it_is_the_plain_computation(architecture: str, prose: str) -> None:
+def test_it_equals_the_plain_computation(architecture: str, prose: str) -> None:
     model = tiny_model(architecture)
-    found = evaluate(model, [prose], seqlen=60, windows=20, tokenizer=tiny_tokenizer())
-    assert found.perplexity == pytest.approx(plain(model, prose, 60, 20), rel=1e-5)
-    assert len(found.losses) == 20
-    assert found.perplexity == pytest.approx(math.exp(found.loss))
+    result = evaluate(model, [prose], seqlen=60, windows=20, tokenizer=tiny_tokenizer())
+    assert result.perplexity == pytest.approx(plain(model, prose, 60, 20), rel=1e-5)
+    assert len(result.losses) == 20
+    assert result.perplexity == pytest.approx(math.exp(result.loss))
 
 
 def test_all_windows_where_no_number_is_given(prose: str) -> None:
     model = tiny_model("llama")
-    found = evaluate(model, [prose], seqlen=60, tokenizer=tiny_tokenizer())
-    assert len(found.losses) == len(prose.encode()) // 60
-    assert found.perplexity == pytest.approx(plain(model, prose, 60), rel=1e-5)
+    result = evaluate(model, [prose], seqlen=60, tokenizer=tiny_tokenizer())
+    assert len(result.losses) == len(prose.encode()) // 60
+    assert result.perplexity == pytest.approx(plain(model, prose, 60), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [3, 20, 64])
@@ -80,9 +80,9 @@ def test_bfloat16_weights_are_judged_in_fp32(prose: str, tmp_path: Path) -> None
 
 def test_the_model_is_left_as_it_was(prose: str) -> None:
     model = tiny_model("llama")
-    before = {name: one.clone() for name, one in model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     evaluate(model, [prose], seqlen=16, windows=2, tokenizer=tiny_tokenizer())
-    assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
 
 

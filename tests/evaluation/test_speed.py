@@ -1,4 +1,4 @@
-"""Speed: what is measured, in which turns, and of which models side by side."""
+"""Speed: its measures, the turns of the models, and several models side by side."""
 
 import time
 from pathlib import Path
@@ -16,23 +16,23 @@ from tests.tiny_models import tiny_model
 
 
 def slowed(model: LanguageModel, prefill: float, decode: float) -> list[int]:
-    """Have passes of many tokens, and of one, take so many seconds; lists the tokens of each."""
-    seen: list[int] = []
+    """Delays passes of many tokens by `prefill` s and of one by `decode` s; lists their tokens."""
+    token_counts: list[int] = []
 
     def wait(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         tokens = (args[0] if args else kwargs["input_ids"]).shape[1]
-        seen.append(tokens)
+        token_counts.append(tokens)
         time.sleep(prefill if tokens > 1 else decode)
 
     model.model.register_forward_pre_hook(wait, with_kwargs=True)
-    return seen
+    return token_counts
 
 
 def test_prefill_and_decoding_are_timed_apart_in_turns_after_a_warm_up() -> None:
     fast, slow = language_model("llama"), language_model("gemma3")
-    seen, _ = slowed(fast, 0.02, 0.01), slowed(slow, 0.06, 0.03)
+    token_counts, _ = slowed(fast, 0.02, 0.01), slowed(slow, 0.06, 0.03)
     result = measure_speed([fast, slow], 8, generated=3, turns=2)
-    assert seen == [8, 1, 1, 1] * 3
+    assert token_counts == [8, 1, 1, 1] * 3
     first, second = result.rows
     assert (first["model"], second["model"]) == ("llama", "gemma3")
     # Waiting is a lower bound of the time, so the speed has an upper bound.
@@ -42,7 +42,7 @@ def test_prefill_and_decoding_are_timed_apart_in_turns_after_a_warm_up() -> None
     assert 0 < second["decode"] <= 1 / 0.03
 
 
-def test_what_is_decoded_is_what_generate_writes() -> None:
+def test_the_decoded_tokens_are_those_of_generate() -> None:
     model = language_model("llama")
     written: list[int] = []
     model.model.register_forward_pre_hook(

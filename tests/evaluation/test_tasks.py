@@ -1,4 +1,4 @@
-"""Tasks ask what lm-eval asks, and the scores are those of a plain computation."""
+"""Tasks ask the questions of lm-eval, and their scores equal a plain computation."""
 
 import copy
 import json
@@ -53,20 +53,22 @@ def plain(
     for context, question in zip(contexts, questions, strict=True):
         choices = [separator + choice for choice in question["choices"]]
         sums = [log_probability(model, context, choice) for choice in choices]
-        shares = [one / len(choice) for one, choice in zip(sums, question["choices"], strict=True)]
+        shares = [
+            total / len(choice) for total, choice in zip(sums, question["choices"], strict=True)
+        ]
         right["acc"] += sums.index(max(sums)) == question["answer"]
         right["acc_norm"] += shares.index(max(shares)) == question["answer"]
     return {name: count / len(questions) for name, count in right.items()}
 
 
 def standard_error(share: float, count: int) -> float:
-    """That of a mean of `count` zeros and ones, from the unbiased variance."""
+    """The standard error of a mean of `count` zeros and ones, from the unbiased variance."""
     return math.sqrt(share * (1 - share) / (count - 1))
 
 
 def ask(folder: Path, **options: Any) -> TaskResult:
-    given = {"include_path": folder, "tokenizer": tiny_tokenizer(), **options}
-    result: TaskResult = evaluate(tiny_model("llama"), tasks="kinds", **given)
+    arguments = {"include_path": folder, "tokenizer": tiny_tokenizer(), **options}
+    result: TaskResult = evaluate(tiny_model("llama"), tasks="kinds", **arguments)
     return result
 
 
@@ -75,9 +77,9 @@ def scores(row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
-def test_the_scores_are_the_plain_computation(tmp_path: Path, batch_size: int) -> None:
-    wanted = plain(tiny_model("llama"), [one["question"] for one in QUESTIONS], QUESTIONS)
-    # Or one could be taken for the other.
+def test_the_scores_equal_the_plain_computation(tmp_path: Path, batch_size: int) -> None:
+    wanted = plain(tiny_model("llama"), [question["question"] for question in QUESTIONS], QUESTIONS)
+    # If they were equal, one score could be taken for the other.
     assert wanted["acc"] != wanted["acc_norm"]
     (row,) = ask(write_task(tmp_path), batch_size=batch_size).rows
     assert list(row) == [
@@ -118,20 +120,25 @@ def test_a_single_question_has_no_standard_error(tmp_path: Path) -> None:
 def test_examples_come_before_each_question(tmp_path: Path) -> None:
     first, second = QUESTIONS[:2]
     shown = "".join(
-        f"{one['question']} {one['choices'][one['answer']]}\n\n" for one in (first, second)
+        f"{question['question']} {question['choices'][question['answer']]}\n\n"
+        for question in (first, second)
     )
-    asked = QUESTIONS[2:]
-    folder = write_task(tmp_path, asked, examples=QUESTIONS[:3])
-    wanted = plain(tiny_model("llama"), [shown + one["question"] for one in asked], asked)
+    questions = QUESTIONS[2:]
+    folder = write_task(tmp_path, questions, examples=QUESTIONS[:3])
+    wanted = plain(
+        tiny_model("llama"), [shown + question["question"] for question in questions], questions
+    )
     (row,) = ask(folder, num_fewshot=2).rows
     assert row["num_fewshot"] == 2
     assert scores(row) == pytest.approx(wanted)
-    assert wanted != plain(tiny_model("llama"), [one["question"] for one in asked], asked)
+    assert wanted != plain(
+        tiny_model("llama"), [question["question"] for question in questions], questions
+    )
 
 
 def test_a_limit_takes_the_first_questions(tmp_path: Path) -> None:
-    asked = QUESTIONS[:5]
-    wanted = plain(tiny_model("llama"), [one["question"] for one in asked], asked)
+    questions = QUESTIONS[:5]
+    wanted = plain(tiny_model("llama"), [question["question"] for question in questions], questions)
     result = ask(write_task(tmp_path), limit=5)
     assert result.rows[0]["documents"] == 5
     assert scores(result.rows[0]) == wanted
@@ -151,8 +158,8 @@ def test_questions_are_asked_in_the_chat_template(tmp_path: Path) -> None:
         tokenizer=tokenizer,
         apply_chat_template=True,
     )
-    asked = [f"Q:{one['question']}\nA:" for one in QUESTIONS]
-    assert scores(result.rows[0]) == plain(tiny_model("llama"), asked, QUESTIONS, separator="")
+    contexts = [f"Q:{question['question']}\nA:" for question in QUESTIONS]
+    assert scores(result.rows[0]) == plain(tiny_model("llama"), contexts, QUESTIONS, separator="")
 
 
 def test_data_files_beside_the_task_file_are_found_from_any_folder(
@@ -171,18 +178,20 @@ def test_data_files_beside_the_task_file_are_found_from_any_folder(
 
 def test_log_probabilities_are_fp32_for_a_narrow_model(llama_folder: Path) -> None:
     narrow = load_model(llama_folder, "bfloat16")
-    pairs = [(one["question"], choice) for one in QUESTIONS for choice in one["choices"]]
+    pairs = [
+        (question["question"], choice) for question in QUESTIONS for choice in question["choices"]
+    ]
     requests = [SimpleNamespace(args=(context, f" {choice}")) for context, choice in pairs]
-    found = [value for value, _ in harness_model(narrow, 1).loglikelihood(requests)]
+    actual = [value for value, _ in harness_model(narrow, 1).loglikelihood(requests)]
     # One bfloat16 step at a log-probability near -50 is 0.25.
     wanted = [log_probability(narrow.model, context, f" {choice}") for context, choice in pairs]
-    assert found == pytest.approx(wanted, abs=1e-3)
+    assert actual == pytest.approx(wanted, abs=1e-3)
 
 
-def test_a_perplexity_per_word_is_named_so_and_is_none_per_token(tmp_path: Path) -> None:
+def test_a_perplexity_per_word_is_named_word_perplexity(tmp_path: Path) -> None:
     documents = [{"text": "ab cd ef gh"}, {"text": "the more words the better"}]
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps(one) + "\n" for one in documents))
+    rows.write_text("".join(json.dumps(document) + "\n" for document in documents))
     (tmp_path / "prose.yaml").write_text(
         yaml.safe_dump(
             {
@@ -198,18 +207,18 @@ def test_a_perplexity_per_word_is_named_so_and_is_none_per_token(tmp_path: Path)
         )
     )
     model = tiny_model("llama")
-    (found,) = evaluate(
+    (result,) = evaluate(
         model, tasks="prose", include_path=tmp_path, tokenizer=tiny_tokenizer()
     ).rows
     total = 0.0
-    for one in documents:
-        tokens = torch.tensor([[0, *tiny_tokenizer()(one["text"])["input_ids"]]])
+    for document in documents:
+        tokens = torch.tensor([[0, *tiny_tokenizer()(document["text"])["input_ids"]]])
         with torch.no_grad():
             logits = model(tokens).logits[0, :-1].float().log_softmax(-1)
         total += float(logits.gather(1, tokens[0, 1:, None]).sum())
-    words, length = 4 + 5, sum(len(one["text"]) for one in documents)
-    assert found["word_perplexity"] == pytest.approx(math.exp(-total / words))
-    assert found["byte_perplexity"] == pytest.approx(math.exp(-total / length))
+    words, length = 4 + 5, sum(len(document["text"]) for document in documents)
+    assert result["word_perplexity"] == pytest.approx(math.exp(-total / words))
+    assert result["byte_perplexity"] == pytest.approx(math.exp(-total / length))
 
 
 def test_nothing_is_left_changed(tmp_path: Path) -> None:
@@ -223,13 +232,13 @@ def test_nothing_is_left_changed(tmp_path: Path) -> None:
     drawn = torch.rand(()).item()
     torch.manual_seed(3)
     assert drawn == torch.rand(()).item()
-    assert all(torch.equal(before[name], one) for name, one in model.state_dict().items())
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert tokenizer.pad_token is None
     assert logging.getLogger("lm_eval").handlers == handlers
 
 
 class Heard(Progress):
-    """What is tracked, and the remarks."""
+    """Keeps the labels of tracked work, and the remarks."""
 
     def __init__(self, bars: bool = False) -> None:
         self.bars = bars
@@ -255,9 +264,9 @@ def test_lm_eval_draws_its_bars_only_where_ours_are_drawn(
     assert "loglikelihood" in capfd.readouterr().err
 
 
-def test_a_context_that_is_cut_is_told_once(tmp_path: Path) -> None:
+def test_a_context_that_is_cut_is_noted_once(tmp_path: Path) -> None:
     heard = Heard()
-    long = [{**one, "question": "word " * 20} for one in QUESTIONS]
+    long = [{**question, "question": "word " * 20} for question in QUESTIONS]
     ask(write_task(tmp_path, long), progress=heard)
     (note,) = heard.notes
     assert "maximum length (64)" in note
@@ -265,13 +274,13 @@ def test_a_context_that_is_cut_is_told_once(tmp_path: Path) -> None:
 
 def test_the_result_is_json(tmp_path: Path) -> None:
     result = ask(write_task(tmp_path), limit=4)
-    found = json.loads(json.dumps(result.to_json(), allow_nan=False))
-    (row,) = found["tasks"]
+    written = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    (row,) = written["tasks"]
     assert (row["task"], row["version"]) == ("kinds", "1.5")
     assert row == result.to_rows()[0]
     assert repr(result).startswith("1 tasks, ")
-    assert found["settings"]["tasks"] == ["kinds"]
-    assert found["provenance"]["lm_eval"]
+    assert written["settings"]["tasks"] == ["kinds"]
+    assert written["provenance"]["lm_eval"]
 
 
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -307,10 +316,10 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     )
 
 
-def test_a_hub_that_is_away_is_one_quick_line(
+def test_an_unreachable_hub_is_reported_quickly_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A port nobody listens on, so that the test says the same on a machine with a network.
+    # No program listens on this port, so that the test is the same on a machine with a network.
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
     file = write_task(tmp_path) / "kinds.yaml"
     task = yaml.safe_load(file.read_text())

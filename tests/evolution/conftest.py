@@ -1,4 +1,4 @@
-"""A tiny model ready to be searched on."""
+"""A tiny model that is ready for a search."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +20,7 @@ Build = Callable[..., Evaluator]
 
 def tiny_settings(**changed: Any) -> SearchSettings:
     """Settings of a search that takes seconds on a tiny model."""
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "model": "tiny",
         "calibration": "words",
         "search_text": "words",
@@ -33,7 +33,7 @@ def tiny_settings(**changed: Any) -> SearchSettings:
         "sampled_weights": 8,
         "judge_dtype": "float32",
     }
-    return SearchSettings(**{**given, **changed})
+    return SearchSettings(**{**defaults, **changed})
 
 
 @pytest.fixture

@@ -38,8 +38,8 @@ def by_rank(target: str) -> Fitness:
 
     def correlation(values: Tensor, scope: str) -> float:
         wanted = [hidden, values] if scope == "row" else [hidden.view(1, -1), values.view(1, -1)]
-        ranks = [one.argsort(dim=1, stable=True).argsort(dim=1).double() for one in wanted]
-        x, y = (one - one.mean() for one in ranks)
+        ranks = [tensor.argsort(dim=1, stable=True).argsort(dim=1).double() for tensor in wanted]
+        x, y = (rank - rank.mean() for rank in ranks)
         return float((x * y).sum() / (x.square().sum() * y.square().sum()).sqrt())
 
     return _guarded(lambda values, scope: 1 - correlation(values, scope))
@@ -70,18 +70,18 @@ def _guarded(value: Callable[[Tensor, str], float]) -> Fitness:
 def run(
     algorithm: Algorithm, fitness: Fitness, evaluations: int, goal: float = -1
 ) -> list[tuple[Candidate, Evaluation]]:
-    """What was told of so many candidates, or of fewer where the goal was reached."""
-    told: list[tuple[Candidate, Evaluation]] = []
-    while len(told) < evaluations:
+    """Candidates and their evaluations, by batches until `evaluations` or `goal` is reached."""
+    evaluated: list[tuple[Candidate, Evaluation]] = []
+    while len(evaluated) < evaluations:
         batch = [(candidate, fitness(candidate)) for candidate in algorithm.ask()]
         if not batch:
             break
         algorithm.tell(batch)
-        told += batch
+        evaluated += batch
         if min(evaluation.value for _, evaluation in batch) <= goal:
             break
-    return told
+    return evaluated
 
 
-def best(told: Sequence[tuple[Candidate, Evaluation]]) -> tuple[Candidate, Evaluation]:
-    return min(told, key=lambda one: one[1].key)
+def best(evaluated: Sequence[tuple[Candidate, Evaluation]]) -> tuple[Candidate, Evaluation]:
+    return min(evaluated, key=lambda pair: pair[1].key)

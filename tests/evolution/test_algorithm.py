@@ -1,4 +1,4 @@
-"""What every algorithm owes its driver: order, numbers, determinism, resumption by replay."""
+"""Promises of every algorithm: order, numbers, determinism, resumption by replay."""
 
 import os
 import subprocess
@@ -35,9 +35,9 @@ def judged(batch: Sequence[Candidate]) -> list[tuple[Candidate, Evaluation]]:
 
 @every
 def test_candidates_are_numbered_over_the_whole_run(name: str) -> None:
-    told = run(small(name), FITNESS, 60)
-    assert [candidate.number for candidate, _ in told] == list(range(len(told)))
-    for candidate, _ in told:
+    evaluated = run(small(name), FITNESS, 60)
+    assert [candidate.number for candidate, _ in evaluated] == list(range(len(evaluated)))
+    for candidate, _ in evaluated:
         assert all(parent < candidate.number for parent in candidate.parents)
 
 
@@ -58,7 +58,7 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(name: str) ->
 
 
 @every
-def test_replaying_what_was_told_restores_the_run_wherever_it_broke(name: str) -> None:
+def test_replaying_the_results_restores_the_run_wherever_it_broke(name: str) -> None:
     undisturbed, journal = small(name), []
     for _ in range(7):
         batch = judged(undisturbed.ask())
@@ -77,7 +77,7 @@ def test_replaying_what_was_told_restores_the_run_wherever_it_broke(name: str) -
 
 
 @pytest.mark.slow
-def test_the_run_does_not_hang_on_the_hashes_of_the_process() -> None:
+def test_the_run_does_not_depend_on_the_hashes_of_the_process() -> None:
     program = (
         "from tests.evolution.test_algorithm import *\n"
         "for name in sorted(ALGORITHMS):\n"
@@ -138,11 +138,14 @@ def test_known_metrics_open_the_first_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "random"])
-def test_nothing_that_must_give_the_same_mask_is_asked_twice(name: str) -> None:
+def test_no_two_candidates_have_the_same_canonical_form(name: str) -> None:
     algorithm = small(name)
-    asked = [candidate for candidate, _ in run(algorithm, FITNESS, 300)]
-    forms = {(canonical(one.expression, one.scope), one.scope) for one in asked}
-    assert len(forms) == len(asked)
+    candidates = [candidate for candidate, _ in run(algorithm, FITNESS, 300)]
+    forms = {
+        (canonical(candidate.expression, candidate.scope), candidate.scope)
+        for candidate in candidates
+    }
+    assert len(forms) == len(candidates)
     assert algorithm.avoided["identical"] > 0
 
 
@@ -150,8 +153,8 @@ def test_nothing_that_must_give_the_same_mask_is_asked_twice(name: str) -> None:
 def test_an_exhausted_space_ends_in_an_empty_batch(name: str) -> None:
     space = SearchSpace(terminals=("W", "X"), operators=("mul", "add"), scopes=("row",), max_size=3)
     algorithm = make_algorithm(name, space, 0)
-    told = run(algorithm, FITNESS, 1000)
-    assert 2 <= len(told) <= 6
+    evaluated = run(algorithm, FITNESS, 1000)
+    assert 2 <= len(evaluated) <= 6
     assert algorithm.ask() == []
 
 

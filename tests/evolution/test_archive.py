@@ -1,4 +1,4 @@
-"""The journal is the run: what is in it is kept, what is not never happened."""
+"""The journal is the run: an event in it is kept, and an event outside it never happened."""
 
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def test_any_flipped_bit_of_any_line_is_refused(tmp_path: Path) -> None:
             SearchJournal(tmp_path)
 
 
-def test_a_run_of_other_settings_is_refused_naming_what_differs(tmp_path: Path) -> None:
+def test_a_run_of_other_settings_is_refused_naming_the_difference(tmp_path: Path) -> None:
     Archive(tmp_path, {"seed": 0, "sparsity": 0.5}).remember(Outcome(0, "all", value=1.0))
     with pytest.raises(PrunerZeroError, match="seed differ"):
         Archive(tmp_path, {"seed": 1, "sparsity": 0.5})
@@ -92,7 +92,7 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         SearchJournal.of(tmp_path)
 
 
-def test_the_first_of_equal_candidates_is_the_one_that_counts(tmp_path: Path) -> None:
+def test_the_first_of_equal_candidates_counts(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
     assert archive.first(("W", "row"), 0) is None
     assert archive.first(("W", "row"), 3) == 0

@@ -21,5 +21,5 @@ def test_a_model_whose_scores_do_not_fit_is_masked_alike(
     monkeypatch.setattr(candidate_masks, "reached_score", live.around(reached_score))
     for mask, alike in zip(masked.masks(metric, "global"), expected, strict=True):
         assert torch.equal(mask, alike)
-    # Three times the scores of fourteen matrices.
+    # `live.total` is three times the size of the scores of all fourteen matrices.
     assert live.most <= 2 * live.largest < live.total / 6

@@ -42,7 +42,7 @@ def outcomes(judge: Evaluator, expression: str, scope: Any) -> list[Outcome]:
         ("W * X", "row", {"pattern": "2:4", "sparsity": None}),
     ],
 )
-def test_every_rung_says_elsewhere_what_it_says_here(
+def test_every_rung_gives_the_same_results_elsewhere(
     expression: str, scope: str, settings: dict[str, Any], prose: str, tmp_path: Path
 ) -> None:
     space = {"terminals": ["W", "G", "X", "D"]}
@@ -51,11 +51,11 @@ def test_every_rung_says_elsewhere_what_it_says_here(
     with elsewhere():
         there = evaluator(prose, tmp_path / "elsewhere", space=space, **settings)
         assert there.masked.device == HERE
-        found = outcomes(there, expression, scope)
-    assert found[0].fingerprint == expected[0].fingerprint
-    for one, other in zip(found[1:], expected[1:], strict=True):
-        assert one.reason is None
-        assert one.value == pytest.approx(other.value, rel=1e-3)
+        actual = outcomes(there, expression, scope)
+    assert actual[0].fingerprint == expected[0].fingerprint
+    for outcome, reference in zip(actual[1:], expected[1:], strict=True):
+        assert outcome.reason is None
+        assert outcome.value == pytest.approx(reference.value, rel=1e-3)
 
 
 def test_elsewhere_one_worker_judges_unless_more_are_asked_for(prose: str, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The final race: the best of the best skeletons on windows that none has seen."""
+"""The final race: the best candidates of the best skeletons on fresh windows."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -35,7 +35,7 @@ class Fresh:
             yield Outcome(task.number, "final", sum(losses) / len(losses), losses=losses)
 
     def close(self) -> None:
-        """Nothing to let go."""
+        """There is nothing to release."""
 
 
 def race(losses: Mapping[str, tuple[float, ...]]) -> FinalRace:
@@ -43,25 +43,25 @@ def race(losses: Mapping[str, tuple[float, ...]]) -> FinalRace:
     return FinalRace.of(records, dict(enumerate(losses.values())))
 
 
-def winner(found: FinalRace) -> str:
-    assert found.winner is not None
-    return str(found.winner.record.candidate.expression)
+def winner(result: FinalRace) -> str:
+    assert result.winner is not None
+    return str(result.winner.record.candidate.expression)
 
 
 def test_the_lowest_loss_on_the_fresh_windows_wins() -> None:
     assert winner(race({"W * G": (4.0, 4.2, 4.1), "W * X": (3.8, 4.0, 3.9)})) == "W * X"
 
 
-def test_of_those_that_are_level_the_simplest_wins() -> None:
+def test_the_simplest_of_the_level_candidates_wins() -> None:
     """The differences are +0.1 and -0.08: a mean of 0.01 with a standard error of 0.09."""
     level = {"W * X * G^0.5": (3.9, 4.08), "W * X": (4.0, 4.0), "W": (4.5, 4.6)}
     assert winner(race(level)) == "W * X"
 
 
-def test_one_that_is_behind_in_every_window_is_not_level() -> None:
-    found = race({"W * X * G^0.5": (3.9, 5.0, 4.4), "W * X": (3.93, 5.02, 4.44)})
-    assert winner(found) == "W * X * G^0.5"
-    behind, error = found.finalists[1].behind(found.finalists[0])
+def test_a_candidate_that_is_behind_in_every_window_is_not_level() -> None:
+    result = race({"W * X * G^0.5": (3.9, 5.0, 4.4), "W * X": (3.93, 5.02, 4.44)})
+    assert winner(result) == "W * X * G^0.5"
+    behind, error = result.finalists[1].behind(result.finalists[0])
     assert behind == pytest.approx(0.03)
     assert error < 0.01
 
@@ -85,15 +85,15 @@ def test_each_skeleton_sends_its_best(tmp_path: Path) -> None:
     ]
     archive.commit(records, 1.0)
     fresh = Fresh({"W * G^0.75": (4.0, 4.1), "W * X": (3.5, 3.6)})
-    found = race_finalists(archive, fresh)
+    result = race_finalists(archive, fresh)
     assert fresh.asked == ["W * G^0.75", "W * X"]
-    assert winner(found) == "W * X"
+    assert winner(result) == "W * X"
     again = Archive(tmp_path, {})
     again.commit(records, 1.0)
-    assert race_finalists(again, Fresh({})) == found, "its outcomes are read from the journal"
+    assert race_finalists(again, Fresh({})) == result, "its outcomes are read from the journal"
 
 
-def test_so_many_skeletons_race_and_no_more(tmp_path: Path) -> None:
+def test_a_limited_number_of_skeletons_race(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
     texts = ["W", "W * G", "W * X", "W + G", "W + X", "W - G", "W * G * X", "max(W, G)"]
     archive.commit([record(n, text, 4 + n / 10) for n, text in enumerate(texts)], 1.0)
@@ -102,8 +102,8 @@ def test_so_many_skeletons_race_and_no_more(tmp_path: Path) -> None:
     assert fresh.asked == [str(parse(text)) for text in texts[:FINALISTS]]
 
 
-def test_as_many_race_as_the_time_is_enough_for() -> None:
-    """Ten windows took 20 s beside two few ones, two at once: in 120 s six by twelve windows."""
+def test_the_time_limits_the_number_of_finalists() -> None:
+    """A window takes 2 s and two run at once: in 60 s, five finalists run on twelve windows."""
     few = Outcome(0, "few", 4.0, losses=(4.0,) * 2, seconds=20.0)
     full = Outcome(0, "all", 4.0, losses=(4.0,) * 12, seconds=20.0)
     assert affordable([few, full], 20.0, windows=12, seconds=120.0) == 6
@@ -135,5 +135,5 @@ def test_the_winner_is_the_best_of_the_hall_of_fame_and_shown_in_it() -> None:
 def test_a_candidate_is_behind_where_paired_differences_say_so(
     losses: tuple[float, ...], best: tuple[float, ...], behind: bool
 ) -> None:
-    """After four windows at least, by more than two standard errors, which are not below 0.0025."""
+    """After at least four windows, by more than two standard errors of at least 0.0025."""
     assert is_behind(losses, best) is behind

@@ -23,7 +23,7 @@ spaces = st.sampled_from(SPACES)
 def test_every_expression_scores_weights_and_is_allowed(seed: int, space: SearchSpace) -> None:
     expression = random_expression(np.random.default_rng(seed), space)
     assert expression.shape is Shape.MATRIX
-    # A product of a row and a column tells weights apart too.
+    # A product of a row and a column distinguishes weights too.
     assert expression.terminals & {"W", "G", "S", "O"}
     assert space.allows(expression) is None
     assert parse(format(expression)) == expression
@@ -54,10 +54,10 @@ def test_the_generator_alone_decides() -> None:
 def test_every_leaf_operator_and_depth_occurs() -> None:
     generator, space = np.random.default_rng(0), SearchSpace()
     drawn = [random_expression(generator, space) for _ in range(1000)]
-    used = sum((one.operator_counts() for one in drawn), Counter[str]())
+    used = sum((expression.operator_counts() for expression in drawn), Counter[str]())
     assert set(used) == set(space.operators)
-    assert {one.depth for one in drawn} == {2, 3, 4, 5}
-    assert all(sum(name in one.terminals for one in drawn) > 200 for name in "WGX")
+    assert {expression.depth for expression in drawn} == {2, 3, 4, 5}
+    assert all(sum(name in expression.terminals for expression in drawn) > 200 for name in "WGX")
 
 
 def test_a_space_too_narrow_is_named() -> None:
@@ -90,12 +90,12 @@ def test_a_product_scores_weights_and_is_allowed(seed: int, space: SearchSpace) 
 def test_a_product_names_each_leaf_once_and_every_normalisation_occurs() -> None:
     generator, space = np.random.default_rng(0), SearchSpace()
     drawn = [random_product(generator, space) for _ in range(500)]
-    used = sum((one.operator_counts() for one in drawn), Counter[str]())
+    used = sum((expression.operator_counts() for expression in drawn), Counter[str]())
     normalisations = {"row_share", "column_share", "row_normalize", "column_normalize", "mms"}
     assert set(used) == {"mul", "power", *normalisations}
-    for one in drawn:
-        assert one.operator_counts()["mul"] == len(one.terminals) - 1 >= 1
-    assert {len(one.terminals) for one in drawn} == {2, 3}
+    for expression in drawn:
+        assert expression.operator_counts()["mul"] == len(expression.terminals) - 1 >= 1
+    assert {len(expression.terminals) for expression in drawn} == {2, 3}
     assert len(set(drawn)) > 400
 
 
@@ -103,11 +103,13 @@ def test_a_product_may_have_every_leaf_whatever_its_shape() -> None:
     generator = np.random.default_rng(0)
     space = SearchSpace(terminals=("W", "X", "O"))
     drawn = [random_product(generator, space) for _ in range(100)]
-    assert {one.terminals for one in drawn} == {frozenset(names) for names in ("WX", "WO", "WXO")}
-    assert any("O" in str(one) and "column_" in str(one) for one in drawn)
+    assert {expression.terminals for expression in drawn} == {
+        frozenset(names) for names in ("WX", "WO", "WXO")
+    }
+    assert any("O" in str(expression) and "column_" in str(expression) for expression in drawn)
 
 
-def test_without_a_product_any_expression_will_do() -> None:
+def test_without_a_product_any_expression_is_drawn() -> None:
     space = SearchSpace(operators=("add", "sqrt"))
     drawn = random_product(np.random.default_rng(0), space)
     assert set(drawn.operator_counts()) <= {"add", "sqrt"}

@@ -1,4 +1,4 @@
-"""A candidate's masks on the model: the same as pruning, and gone afterwards."""
+"""The masks of a candidate on the model equal pruning, and are removed afterwards."""
 
 from pathlib import Path
 
@@ -58,17 +58,17 @@ def test_losses_are_those_of_the_pruned_model_window_by_window(build: Build) -> 
     with evaluator.masked.masked(parse("W * X"), "row") as model, torch.no_grad():
         assert losses == [float(next_token_loss(model, window[None])) for window in windows]
     with torch.no_grad():
-        dense = [float(next_token_loss(evaluator.masked.model, one[None])) for one in windows]
+        dense = [float(next_token_loss(evaluator.masked.model, window[None])) for window in windows]
     assert losses != dense
 
 
-def test_judging_in_bfloat16_keeps_the_masks_of_the_weights_as_they_are(build: Build) -> None:
+def test_judging_in_bfloat16_keeps_the_masks_of_the_exact_weights(build: Build) -> None:
     exact, fast = build().masked, build(judge_dtype="bfloat16").masked
     expression = parse("W * X * G^0.5")
     with exact.masked(expression, "global"), fast.masked(expression, "global"):
-        for one, other in zip(exact.matrices, fast.matrices, strict=True):
-            assert other.weight.dtype == torch.bfloat16
-            assert torch.equal(other.weight, one.weight.bfloat16())
+        for exact_matrix, fast_matrix in zip(exact.matrices, fast.matrices, strict=True):
+            assert fast_matrix.weight.dtype == torch.bfloat16
+            assert torch.equal(fast_matrix.weight, exact_matrix.weight.bfloat16())
 
 
 def test_the_model_that_is_searched_on_is_never_touched(build: Build) -> None:

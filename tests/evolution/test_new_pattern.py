@@ -1,4 +1,4 @@
-"""A pattern of one's own needs no other file: `prune` and the search take it as it is."""
+"""A new pattern needs no change of other files: `prune` and the search take it as it is."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -66,7 +66,7 @@ class SharedColumns(Pattern):
 
 @dataclass(frozen=True)
 class SweptPairs(SharedColumns):
-    """One of each pair of weights, which a sweep may choose; else it is as `SharedColumns`."""
+    """Keeps one weight of each pair in a sweep; otherwise it is like `SharedColumns`."""
 
     @property
     def sweep_columns(self) -> int:
@@ -78,7 +78,7 @@ class SweptPairs(SharedColumns):
 
 
 class Odd(SharedColumns):
-    """Takes every width for an odd one."""
+    """Takes every width for an odd width."""
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         super().check(name, (shape[0], 1))
@@ -109,23 +109,23 @@ def expected(pattern: Pattern) -> dict[str, Tensor]:
         return dict(pattern.choose(scores))
     masks: dict[str, Tensor] = {}
     for block in range(2):
-        inside = {name: one for name, one in scores.items() if f"layers.{block}." in name}
+        inside = {name: values for name, values in scores.items() if f"layers.{block}." in name}
         masks |= pattern.choose(inside)
     return masks
 
 
 def pruned(pattern: Any, prose: str, tmp_path: Path, **settings: Any) -> PruneResult:
-    given = {"windows": 3, "seqlen": 16, "cache": tmp_path / "cache", **settings}
+    options = {"windows": 3, "seqlen": 16, "cache": tmp_path / "cache", **settings}
     model: Any = tiny_model("llama")
     if settings.get("offload"):
         save_model(LanguageModel(model, tiny_tokenizer(), "tiny"), tmp_path / "dense", "30KB")
         model = tmp_path / "dense"
     tokenizer = None if settings.get("offload") else tiny_tokenizer()
-    return prune(model, calibration=[prose], tokenizer=tokenizer, pattern=pattern, **given)
+    return prune(model, calibration=[prose], tokenizer=tokenizer, pattern=pattern, **options)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_prune_takes_it(pattern: Pattern, prose: str, tmp_path: Path) -> None:
+def test_prune_takes_the_pattern(pattern: Pattern, prose: str, tmp_path: Path) -> None:
     result = pruned(pattern, prose, tmp_path, metric="magnitude")
     masks = expected(pattern)
     for matrix in find_matrices(result.language_model.model):
@@ -136,22 +136,22 @@ def test_prune_takes_it(pattern: Pattern, prose: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("metric", ["gblm", "wanda+exact", "wanda+refine"])
-def test_offloaded_it_gives_the_same(
+def test_the_pattern_gives_the_same_on_an_offloaded_model(
     pattern: Pattern, metric: str, prose: str, tmp_path: Path
 ) -> None:
     whole = pruned(pattern, prose, tmp_path, metric=metric, output=tmp_path / "whole")
     apart = pruned(pattern, prose, tmp_path, metric=metric, output=tmp_path / "apart", offload=True)
     assert list(apart.records) == list(whole.records)
-    one, other = (
+    whole_state, offloaded_state = (
         AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
         for name in ("whole", "apart")
     )
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert whole_state.keys() == offloaded_state.keys()
+    assert all(torch.equal(whole_state[name], offloaded_state[name]) for name in whole_state)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
-def test_the_search_takes_it(pattern: Pattern, build: Build) -> None:
+def test_the_search_takes_the_pattern(pattern: Pattern, build: Build) -> None:
     evaluator = build()
     masked = replace(evaluator.masked, pattern=pattern)
     masks = expected(pattern)
@@ -159,7 +159,7 @@ def test_the_search_takes_it(pattern: Pattern, build: Build) -> None:
         for matrix in masked.matrices:
             assert torch.equal(matrix.weight != 0, masks[matrix.name]), matrix.name
     sampled = sampled_masks(evaluator.sample, parse("W"), "row", pattern)
-    assert [mask.shape for mask in sampled] == [one.weight.shape for one in evaluator.sample]
+    assert [mask.shape for mask in sampled] == [matrix.weight.shape for matrix in evaluator.sample]
 
 
 def test_columns_are_shared_by_the_matrices_of_a_block_and_by_no_others() -> None:
@@ -176,12 +176,12 @@ def test_columns_are_shared_by_the_matrices_of_a_block_and_by_no_others() -> Non
 def test_swaps_move_nothing_where_the_pattern_allows_none(prose: str, tmp_path: Path) -> None:
     plain = pruned(Columns(0.5), prose, tmp_path, metric="wanda", mode="one-shot")
     refined = pruned(Columns(0.5), prose, tmp_path, metric="wanda+refine", mode="one-shot")
-    for one, other in zip(
+    for plain_matrix, refined_matrix in zip(
         find_matrices(plain.language_model.model),
         find_matrices(refined.language_model.model),
         strict=True,
     ):
-        assert torch.equal(one.weight, other.weight)
+        assert torch.equal(plain_matrix.weight, refined_matrix.weight)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_swaps_move_nothing_where_the_pattern_allows_none(prose: str, tmp_path: 
         (Odd(0.5), "wanda", "has an odd width: exclude it"),
     ],
 )
-def test_what_it_does_not_go_with_is_said_before_any_work(
+def test_methods_that_do_not_fit_the_pattern_are_refused_before_any_work(
     pattern: Pattern, method: str, line: str, prose: str, tmp_path: Path
 ) -> None:
     with pytest.raises(PrunerZeroError, match=line):

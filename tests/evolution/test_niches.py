@@ -1,4 +1,4 @@
-"""The default algorithm: niches, migration, parsimony, and what it finds on hidden targets."""
+"""The default algorithm: niches, migration, parsimony, and its results on hidden targets."""
 
 from collections.abc import Callable
 from statistics import median
@@ -25,7 +25,7 @@ def numbers(population: Population) -> list[int]:
     return [candidate.number for candidate, _ in population.members]
 
 
-def test_the_worst_leave() -> None:
+def test_the_worst_candidates_leave() -> None:
     population = Population("row", 3, 2)
     population.add([result(0, "W", 0.5), result(1, "W * X", 0.1), result(2, "W * G", 0.3)])
     population.add([result(3, "G * X", 0.9)])
@@ -59,7 +59,7 @@ def test_rejected_and_repeated_candidates_do_not_join() -> None:
     assert population.members == [(Candidate(3, parse("W"), "row"), Evaluation(1, 0.5))]
 
 
-def test_a_tournament_prefers_the_smaller_of_nearly_equal_ones() -> None:
+def test_a_tournament_prefers_the_smaller_of_nearly_equal_candidates() -> None:
     population = Population("row", 9, 0)
     population.add([result(0, "W * G * X", 0.100), result(1, "W", 0.101), result(2, "G", 1.0)])
     generator = np.random.default_rng(0)
@@ -79,30 +79,39 @@ def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> N
     sizes = [candidate.expression.size for candidate in first]
     assert sizes == sorted(sizes)
     assert {candidate.operation for candidate in first} == {"random"}
-    counts = [sum(one.scope == scope for one in first) for scope in SearchSpace().scopes]
+    counts = [
+        sum(candidate.scope == scope for candidate in first) for scope in SearchSpace().scopes
+    ]
     assert counts == [24, 24, 24, 24]
 
 
-def test_the_best_of_a_scope_are_tried_in_every_other_one_at_once() -> None:
+def test_the_best_candidate_of_a_scope_is_tried_in_every_other_scope_at_once() -> None:
     algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40, products=0, spread=1))
     first = algorithm.ask()
-    best = max((one for one in first if one.scope == "block"), key=lambda one: one.expression.size)
-    algorithm.tell([(one, Evaluation(1, float(one is not best))) for one in first])
-    moved = [one for one in algorithm.ask() if one.parents == (best.number,)]
+    best = max(
+        (candidate for candidate in first if candidate.scope == "block"),
+        key=lambda candidate: candidate.expression.size,
+    )
+    algorithm.tell(
+        [(candidate, Evaluation(1, float(candidate is not best))) for candidate in first]
+    )
+    moved = [candidate for candidate in algorithm.ask() if candidate.parents == (best.number,)]
     assert {"row", "matrix", "global"} <= {
-        one.scope for one in moved if one.expression == best.expression
+        candidate.scope for candidate in moved if candidate.expression == best.expression
     }
 
 
-def test_candidates_of_all_rungs_are_compared_by_what_is_expected_of_them() -> None:
+def test_candidates_of_all_rungs_are_compared_by_their_expected_values() -> None:
     algorithm = Evolution(SearchSpace(scopes=("row",)), 0, EvolutionSettings(initial=20))
     first = algorithm.ask()
-    told = [
-        (one, Evaluation(1 + place % 3, 9.0, expected=float(-place)))
-        for place, one in enumerate(first)
+    evaluated = [
+        (candidate, Evaluation(1 + place % 3, 9.0, expected=float(-place)))
+        for place, candidate in enumerate(first)
     ]
-    algorithm.tell(told)
-    assert [one.number for one, _ in algorithm.population] == [one.number for one in first][::-1]
+    algorithm.tell(evaluated)
+    assert [candidate.number for candidate, _ in algorithm.population] == [
+        candidate.number for candidate in first
+    ][::-1]
 
 
 def test_successful_scopes_get_more_and_the_others_a_minimum() -> None:
@@ -115,31 +124,33 @@ def test_successful_scopes_get_more_and_the_others_a_minimum() -> None:
     for _ in range(4):
         batch = algorithm.ask()
         algorithm.tell([(candidate, fitness(candidate)) for candidate in batch])
-        batches.append({s: sum(one.scope == s for one in batch) for s in SearchSpace().scopes})
+        batches.append(
+            {s: sum(candidate.scope == s for candidate in batch) for s in SearchSpace().scopes}
+        )
     assert batches[-1] == {"row": 4, "block": 4, "matrix": 28, "global": 4}
 
 
-def test_what_is_good_under_one_scope_is_tried_under_the_others() -> None:
-    told = run(Evolution(SearchSpace(), 0), by_loss("W * G"), 400)
-    migrants = [candidate for candidate, _ in told if candidate.operation == "migrate"]
+def test_a_metric_that_is_good_under_one_scope_is_tried_under_the_others() -> None:
+    evaluated = run(Evolution(SearchSpace(), 0), by_loss("W * G"), 400)
+    migrants = [candidate for candidate, _ in evaluated if candidate.operation == "migrate"]
     assert migrants
     for migrant in migrants:
-        origin = told[migrant.parents[0]][0]
+        origin = evaluated[migrant.parents[0]][0]
         forms = (origin.expression, simplest(origin.expression, migrant.scope, SearchSpace()))
         assert migrant.expression in forms
         assert origin.scope != migrant.scope
 
 
 def test_without_other_scopes_nothing_migrates() -> None:
-    told = run(Evolution(SearchSpace(scopes=("row",)), 0), by_rank("W * G"), 200)
-    assert not any(candidate.operation == "migrate" for candidate, _ in told)
+    evaluated = run(Evolution(SearchSpace(scopes=("row",)), 0), by_rank("W * G"), 200)
+    assert not any(candidate.operation == "migrate" for candidate, _ in evaluated)
 
 
 def test_no_niche_outgrows_its_share() -> None:
     algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(population=12))
     run(algorithm, by_loss("W * G"), 300)
     for scope in SearchSpace().scopes:
-        members = [one for one in algorithm.population if one[0].scope == scope]
+        members = [member for member in algorithm.population if member[0].scope == scope]
         assert 6 <= len(members) <= 12
 
 
@@ -160,14 +171,19 @@ def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -
 def test_a_mutation_without_weight_is_never_used() -> None:
     off = dict.fromkeys(("crossover", "immigrants", "twice"), 0.0)
     settings = {"mutations": {"grow": 1.0}, "steps": 0, **off}
-    told = run(make_algorithm("default", None, 0, settings), by_loss("W * G"), 200)
-    assert {one.operation for one, _ in told} <= {"random", "grow", "migrate", "immigrant"}
+    evaluated = run(make_algorithm("default", None, 0, settings), by_loss("W * G"), 200)
+    assert {candidate.operation for candidate, _ in evaluated} <= {
+        "random",
+        "grow",
+        "migrate",
+        "immigrant",
+    }
 
 
 def medians(space: SearchSpace, fitness: Fitness, evaluations: int, seeds: int) -> list[float]:
     """The median over seeds of the best value, of our evolution and of random search.
 
-    Both from trees alone: the hidden products would be among the random ones by luck.
+    Both start from trees alone: the hidden products could be among random products by luck.
     """
     algorithms: tuple[Callable[[int], Algorithm], ...] = (
         lambda seed: Evolution(space, seed, EvolutionSettings(products=0)),

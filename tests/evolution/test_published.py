@@ -1,4 +1,4 @@
-"""The paper's evolution as it is described, and that it works."""
+"""The evolution of the paper follows its description, and it works."""
 
 from statistics import median
 
@@ -20,8 +20,10 @@ def test_the_defaults_are_the_papers() -> None:
         assert len(founders) == 10
         algorithm.tell([(candidate, FITNESS(candidate)) for candidate in founders])
         first += founders
-    assert all(one.operation == "random" and one.scope == "row" for one in first)
-    assert all(one.expression == simplify_opposing(one.expression) for one in first)
+    assert all(candidate.operation == "random" and candidate.scope == "row" for candidate in first)
+    assert all(
+        candidate.expression == simplify_opposing(candidate.expression) for candidate in first
+    )
     assert len(algorithm.ask()) == 1
 
 
@@ -29,7 +31,7 @@ def test_a_run_stopped_among_the_first_trees_has_a_population() -> None:
     algorithm = Published(PUBLISHED_SPACE)
     algorithm.tell([(candidate, FITNESS(candidate)) for candidate in algorithm.ask()])
     assert len(algorithm.population) == 10
-    assert {one.operation for one in algorithm.ask()} == {"random"}
+    assert {candidate.operation for candidate in algorithm.ask()} == {"random"}
 
 
 def test_it_searches_the_first_scope_of_its_space() -> None:
@@ -37,12 +39,14 @@ def test_it_searches_the_first_scope_of_its_space() -> None:
     assert {candidate.scope for candidate in Published(space).ask()} == {"global"}
 
 
-def test_only_the_best_have_children_and_the_worst_leave() -> None:
+def test_only_the_best_trees_have_children_and_the_worst_trees_leave() -> None:
     settings = PublishedSettings(population=20, parents=3, tournament_share=1, batch=5)
     algorithm = Published(PUBLISHED_SPACE, 1, settings)
     for _ in range(2):
         founders = algorithm.ask()
-        algorithm.tell([(one, Evaluation(1, float(one.number))) for one in founders])
+        algorithm.tell(
+            [(candidate, Evaluation(1, float(candidate.number))) for candidate in founders]
+        )
     children = algorithm.ask()
     assert {parent for child in children for parent in child.parents} <= {0, 1, 2}
     algorithm.tell([(child, Evaluation(1, 9.5)) for child in children])
@@ -51,25 +55,25 @@ def test_only_the_best_have_children_and_the_worst_leave() -> None:
 
 
 def test_a_child_differs_from_its_parents() -> None:
-    told = run(Published(PUBLISHED_SPACE, 2), FITNESS, 200)
-    operations = {candidate.operation for candidate, _ in told[50:]}
+    evaluated = run(Published(PUBLISHED_SPACE, 2), FITNESS, 200)
+    operations = {candidate.operation for candidate, _ in evaluated[50:]}
     assert operations == {"crossover", "mutation", "immigrant"}
-    for child, _ in told[50:]:
-        assert child.expression not in [told[parent][0].expression for parent in child.parents]
+    for child, _ in evaluated[50:]:
+        assert child.expression not in [evaluated[parent][0].expression for parent in child.parents]
         assert child.expression.depth <= PUBLISHED_SPACE.max_depth
 
 
 def test_simplification_can_be_switched_off() -> None:
     raw = Published(PUBLISHED_SPACE, 0, PublishedSettings(simplify=False, scope="matrix")).ask()
-    assert any(one.expression != simplify_opposing(one.expression) for one in raw)
-    assert all(one.scope == "matrix" for one in raw)
-    assert any(one.expression.terminals == {"X"} for one in raw)
+    assert any(candidate.expression != simplify_opposing(candidate.expression) for candidate in raw)
+    assert all(candidate.scope == "matrix" for candidate in raw)
+    assert any(candidate.expression.terminals == {"X"} for candidate in raw)
 
 
 def test_it_improves_on_its_start() -> None:
     def gain(seed: int) -> float:
-        told = run(Published(PUBLISHED_SPACE, seed, PublishedSettings(batch=4)), FITNESS, 300)
-        return best(told)[1].value / best(told[:50])[1].value
+        evaluated = run(Published(PUBLISHED_SPACE, seed, PublishedSettings(batch=4)), FITNESS, 300)
+        return best(evaluated)[1].value / best(evaluated[:50])[1].value
 
     assert median(gain(seed) for seed in range(3)) < 0.8
 

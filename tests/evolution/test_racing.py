@@ -1,4 +1,4 @@
-"""Which candidates climb: cheap rungs for all, expensive rungs for promising ones."""
+"""Cheap rungs judge all candidates, expensive rungs judge promising candidates."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -39,11 +39,11 @@ class Fake:
         """Nothing to let go."""
 
     def on(self, rung: str) -> list[str]:
-        return [text for asked, text in self.asked if asked == rung]
+        return [text for task_rung, text in self.asked if task_rung == rung]
 
 
 class Losses:
-    """As `fake`, with losses that have nothing to do with the closed-form error."""
+    """Judges like `fake`, with losses that are independent of the closed-form error."""
 
     def __init__(self, fake: Fake):
         self.fake = fake
@@ -76,12 +76,12 @@ def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> N
     assert fake.on("reconstruction") == list(TEXTS)
     assert fake.on("few") == list(TEXTS[:4])
     assert fake.on("all") == list(TEXTS[:2])
-    assert [one.evaluation.rung for one in records] == [3, 3, 2, 2, *[1] * 5]
+    assert [record.evaluation.rung for record in records] == [3, 3, 2, 2, *[1] * 5]
     assert records[3].evaluation.results == {"reconstruction": 3.0, "few": 30.0}
 
 
 def test_more_run_on_windows_where_the_closed_form_does_not_rank_them(archive: Archive) -> None:
-    """Half a batch at most, and from further above the lowest; as set where it can be trusted."""
+    """Without trust half a batch at most and further from the lowest error; with trust as set."""
     racing = Racing(near=0.3, few_share=0.1)
     assert racing.share(1.0) == pytest.approx(0.1)
     assert racing.reach(1.0) == 0.3
@@ -93,23 +93,23 @@ def test_more_run_on_windows_where_the_closed_form_does_not_rank_them(archive: A
 def test_a_run_in_which_the_closed_form_ranks_nothing_tries_half_of_a_batch(
     archive: Archive,
 ) -> None:
-    """Judged alike by it, forty have losses of their own: the next batch runs on windows."""
+    """The closed form does not rank the losses of forty candidates: more of the next batch run."""
     fake = Fake({})
-    known = [f"W * X^{1 + place / 50:.2f}" for place in range(40)]
-    for place, text in enumerate(known):
+    earlier = [f"W * X^{1 + place / 50:.2f}" for place in range(40)]
+    for place, text in enumerate(earlier):
         fake.values[str(parse(text))] = 1.0 + 1e-3 * (place % 7)
     everyone = Racing(near=10, few_share=1, margin=0)
-    archive.commit(judge(batch(known), archive, Losses(fake), everyone), 1.0)
+    archive.commit(judge(batch(earlier), archive, Losses(fake), everyone), 1.0)
     forms = ("G * X^{}", "G + X^{}", "max(G, X^{})", "W * G * X^{}")
     later = [form.format(1 + place / 50) for place in range(5) for form in forms]
     fake.values |= {str(parse(text)): 1.0 for text in later}
     fake.asked.clear()
-    judge(batch(later, len(known)), archive, Losses(fake), Racing(few_share=0.01, margin=0))
+    judge(batch(later, len(earlier)), archive, Losses(fake), Racing(few_share=0.01, margin=0))
     assert 4 <= len(fake.on("few")) <= 10
 
 
 def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> None:
-    """Of eight places, two are for powers of the best; then come those of other kinds."""
+    """Of eight places, two are for powers of the best; then come candidates of other kinds."""
     texts = [f"W * X^{1 + place / 50:.2f}" for place in range(12)]
     texts += ["W * G", "W - X", "W * G * X", "W + X", "max(W, X)", "W * exp(X)"]
     texts = [str(parse(text)) for text in texts]
@@ -119,10 +119,10 @@ def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> 
 
 
 @pytest.mark.parametrize(("luck", "climb"), [(0.5, TEXTS[3:6]), (0.0, TEXTS[3:4])])
-def test_one_that_may_still_become_the_best_is_run_on_all_windows(
+def test_a_candidate_that_may_still_become_the_best_is_run_on_all_windows(
     luck: float, climb: tuple[str, ...], archive: Archive
 ) -> None:
-    """Where few windows and all differ by luck, a loss on few that is a little higher is no end."""
+    """Losses on few and on all windows differ by luck: a slightly higher loss on few may climb."""
     by_text = {str(parse(text)): place for place, text in enumerate(TEXTS)}
 
     class Lucky(Fake):
@@ -145,10 +145,10 @@ def test_one_that_may_still_become_the_best_is_run_on_all_windows(
     assert fake.on("all") == list(climb)
 
 
-def test_one_that_is_level_with_the_run_but_behind_its_batch_is_not_run_on_all_windows(
+def test_a_candidate_level_with_the_run_but_behind_its_batch_is_not_run_on_all_windows(
     archive: Archive,
 ) -> None:
-    """The best of the batch, far below what the run had, is what the others must come near."""
+    """The others must come near the best of the batch, which is far below the earlier run."""
     fake = Fake({str(parse(text)): 1.0 + place / 1000 for place, text in enumerate(TEXTS)})
     archive.commit(judge(batch(TEXTS[:3]), archive, fake, Racing(10, 1, 1)), 0.0)
     fake.values |= {str(parse(TEXTS[3])): 0.9, str(parse(TEXTS[4])): 1.001}
@@ -170,7 +170,7 @@ def test_later_batches_must_come_near_the_best_of_the_run(archive: Archive) -> N
 
 def test_a_batch_far_from_the_best_closed_form_runs_no_window(archive: Archive) -> None:
     first = judge(batch(TEXTS[:2]), archive, Fake(values()), Racing(near=0.5, few_share=1))
-    assert [one.evaluation.rung for one in first] == [3, 1]
+    assert [record.evaluation.rung for record in first] == [3, 1]
     archive.commit(first, 0.0)
     fake = Fake(values())
     judge(batch(TEXTS[2:], first=2), archive, fake, Racing(near=0.5, few_share=1))
@@ -195,7 +195,7 @@ def test_an_equal_mask_on_the_probe_is_never_judged_further(archive: Archive) ->
     assert (records[1].evaluation.same_as, records[1].evaluation.level) == (0, "fingerprint")
 
 
-def test_what_masks_nothing_is_rejected_before_any_work(archive: Archive) -> None:
+def test_a_metric_that_masks_nothing_is_rejected_before_any_work(archive: Archive) -> None:
     fake = Fake({})
     (record,) = judge(batch(["W - W"]), archive, fake, Racing())
     assert record.evaluation.rung == 0
@@ -215,7 +215,7 @@ def test_direct_judging_skips_the_cheap_rungs(archive: Archive) -> None:
     records = judge(batch(TEXTS[:3]), archive, fake, Racing(direct=True))
     assert fake.on("all") == list(TEXTS[:3])
     assert fake.on("reconstruction") == fake.on("few") == []
-    assert [one.evaluation.rung for one in records] == [3, 3, 3]
+    assert [record.evaluation.rung for record in records] == [3, 3, 3]
 
 
 def test_known_outcomes_are_not_asked_for_again(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_known_outcomes_are_not_asked_for_again(tmp_path: Path) -> None:
 
 
 class ByWindow:
-    """Judges on six windows, two of them few; keeps what it was told."""
+    """Judges on six windows, two of them on the rung `few`; keeps its tasks."""
 
     def __init__(self) -> None:
         self.tasks: list[Task] = []
@@ -247,8 +247,10 @@ class ByWindow:
         """Nothing to let go."""
 
 
-def test_windows_that_ran_are_known_and_the_best_is_there_to_beat(archive: Archive) -> None:
-    """The best are those of earlier batches, so that workers change nothing."""
+def test_a_task_on_all_windows_has_the_losses_that_ran_and_the_losses_to_beat(
+    archive: Archive,
+) -> None:
+    """The losses to beat are of earlier batches, so that the number of workers changes nothing."""
     racing, workers = Racing(near=10, few_share=1, margin=10), ByWindow()
     archive.commit(judge(batch(TEXTS[:2]), archive, workers, racing), 1.0)
     first = [task for task in workers.tasks if task.rung == "all"]
@@ -260,7 +262,7 @@ def test_windows_that_ran_are_known_and_the_best_is_there_to_beat(archive: Archi
     assert all(task.known == task.best == () for task in workers.tasks if task.rung != "all")
 
 
-def test_one_that_was_stopped_keeps_its_rung_and_the_value_there(archive: Archive) -> None:
+def test_a_stopped_candidate_keeps_its_last_rung_and_its_value_there(archive: Archive) -> None:
     class Stopping(ByWindow):
         def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
             for outcome in super().map(tasks):
@@ -275,7 +277,7 @@ def test_one_that_was_stopped_keeps_its_rung_and_the_value_there(archive: Archiv
 
 
 def test_tuned_exponents_run_on_windows_whatever_their_error(archive: Archive) -> None:
-    """They have half of the places at most, and are no reason to leave a kind out."""
+    """Tuned candidates have half of the places at most, and no kind is left out for them."""
     fake = Fake(values())
     candidates = batch(TEXTS)
     tuned = [replace(candidate, operation="tune") for candidate in candidates[5:]]

@@ -1,4 +1,4 @@
-"""The closed-form rungs: on all rows they are the formulas, on some rows an estimate of them."""
+"""The closed-form rungs are the formulas on all rows, and an estimate of them on some rows."""
 
 import math
 from dataclasses import replace
@@ -50,12 +50,12 @@ def test_on_all_rows_the_masks_are_those_of_the_whole_model(scope: Scope) -> Non
         weight.abs() * gram.diagonal().sqrt() for weight, gram in zip(dense, grams, strict=True)
     ]
     if scope == "global":
-        flat = pruned_rank(torch.cat([one.flatten() for one in scores]), 0.5)
-        wanted = list(flat.split([one.numel() for one in scores]))
+        flat = pruned_rank(torch.cat([values.flatten() for values in scores]), 0.5)
+        wanted = list(flat.split([values.numel() for values in scores]))
     elif scope == "matrix":
-        wanted = [pruned_rank(one.flatten(), 0.5) for one in scores]
+        wanted = [pruned_rank(values.flatten(), 0.5) for values in scores]
     else:
-        wanted = [torch.cat([pruned_rank(row, 0.5) for row in one]) for one in scores]
+        wanted = [torch.cat([pruned_rank(row, 0.5) for row in values]) for values in scores]
     for mask, expected in zip(masks, wanted, strict=True):
         assert torch.equal(mask.flatten(), expected)
 
@@ -64,21 +64,21 @@ def test_an_nm_pattern_is_its_own_group_whatever_the_scope() -> None:
     sample, _, _ = matrices(rows=100)
     row = sampled_masks(sample, parse("W * X"), "row", SemiStructured(2, 4))
     everything = sampled_masks(sample, parse("W * X"), "global", SemiStructured(2, 4))
-    for one, other in zip(row, everything, strict=True):
-        assert torch.equal(one, other)
-        assert (one.view(-1, 4).sum(1) == 2).all()
+    for row_mask, global_mask in zip(row, everything, strict=True):
+        assert torch.equal(row_mask, global_mask)
+        assert (row_mask.view(-1, 4).sum(1) == 2).all()
 
 
-def test_the_closed_form_error_weighs_rows_by_gradient_and_matrices_by_what_they_lose() -> None:
+def test_the_closed_form_error_weighs_rows_by_gradient_and_matrices_by_their_loss() -> None:
     sample, dense, grams = matrices(rows=100)
     masks = sampled_masks(sample, parse("W"), "global", Unstructured(0.5))
     total = 0.0
-    for one, weight, gram, mask in zip(sample, dense, grams, masks, strict=True):
+    for matrix, weight, gram, mask in zip(sample, dense, grams, masks, strict=True):
         removed = weight * ~mask
         lost = torch.trace(removed @ gram @ removed.T) / torch.trace(weight @ gram @ weight.T)
         felt = 0.0
         for row in range(weight.shape[0]):
-            energy = one.terminals["G"][row].square().sum() / gram.diagonal().sum()
+            energy = matrix.terminals["G"][row].square().sum() / gram.diagonal().sum()
             felt += float(energy * (removed[row] @ gram @ removed[row]))
         total += felt / float(1 - lost) ** 8
     assert closed_form_error(sample, masks) == pytest.approx(math.log(total), rel=1e-5)
@@ -86,7 +86,7 @@ def test_the_closed_form_error_weighs_rows_by_gradient_and_matrices_by_what_they
 
 def test_without_gradients_the_closed_form_error_is_the_share_of_the_output_that_is_lost() -> None:
     sample, dense, grams = matrices(rows=100)
-    blind = [replace(one, sensitivity=None) for one in sample]
+    blind = [replace(matrix, sensitivity=None) for matrix in sample]
     masks = sampled_masks(blind, parse("W"), "row", Unstructured(0.5))
     total = 0.0
     for weight, gram, mask in zip(dense, grams, masks, strict=True):
@@ -107,8 +107,8 @@ def test_a_matrix_that_is_pruned_away_costs_much_but_not_endlessly() -> None:
 
 def test_some_rows_stand_for_all_of_them() -> None:
     sample, dense, _ = matrices(rows=5)
-    assert [one.weight.shape[0] for one in sample] == [5, 5]
-    assert [one.share for one in sample] == [12 / 5, 20 / 5]
+    assert [matrix.weight.shape[0] for matrix in sample] == [5, 5]
+    assert [matrix.share for matrix in sample] == [12 / 5, 20 / 5]
     assert torch.equal(sample[0].weight[0], dense[0][0])
     assert torch.equal(sample[0].weight[-1], dense[0][-1])
     assert sample[0].terminals["G"].shape == (5, 8)
@@ -119,13 +119,13 @@ def test_a_column_is_cut_to_the_rows_and_weighs_them() -> None:
     column = torch.rand(12, 1, generator=torch.Generator().manual_seed(1))
     X = (grams[0].diagonal() / 2).sqrt()[None]
     rows = [0, 3, 6, 8, 11]
-    one = sample_matrix("m", 0, dense[0], {"X": X, "O": column}, grams[0], 5)
-    assert torch.equal(one.terminals["O"], column[rows])
+    from_outputs = sample_matrix("m", 0, dense[0], {"X": X, "O": column}, grams[0], 5)
+    assert torch.equal(from_outputs.terminals["O"], column[rows])
     # The sensitivity is what O * X in the place of G would give.
-    other = sample_matrix("m", 0, dense[0], {"X": X, "G": column * X}, grams[0], 5)
-    assert one.sensitivity is not None
-    assert other.sensitivity is not None
-    torch.testing.assert_close(one.sensitivity, other.sensitivity)
-    [mask] = sampled_masks([one], parse("W * O"), "matrix", Unstructured(0.5))
+    from_gradients = sample_matrix("m", 0, dense[0], {"X": X, "G": column * X}, grams[0], 5)
+    assert from_outputs.sensitivity is not None
+    assert from_gradients.sensitivity is not None
+    torch.testing.assert_close(from_outputs.sensitivity, from_gradients.sensitivity)
+    [mask] = sampled_masks([from_outputs], parse("W * O"), "matrix", Unstructured(0.5))
     expected = pruned_rank((dense[0].abs() * column)[rows].flatten(), 0.5)
     assert torch.equal(mask.flatten(), expected)

@@ -1,4 +1,4 @@
-"""A whole search: deterministic, resumable, stoppable, and its result is obeyed."""
+"""A whole search is deterministic, resumable and stoppable, and `prune` obeys its result."""
 
 import json
 import random
@@ -30,8 +30,8 @@ TINY: dict[str, Any] = {
 
 
 def run(folder: Path, output: Path, text: Path, **changed: Any) -> Study:
-    given = {**TINY, "evaluations": 40, **changed}
-    return search(folder, calibration=text, search_text=text, output=output, **given)
+    settings = {**TINY, "evaluations": 40, **changed}
+    return search(folder, calibration=text, search_text=text, output=output, **settings)
 
 
 def same_however_it_ran(model: Path, text: Path, whole: Path, tmp: Path, **settings: Any) -> None:
@@ -50,7 +50,7 @@ def same_however_it_ran(model: Path, text: Path, whole: Path, tmp: Path, **setti
 
 
 def journal(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a run's journal without what time decides."""
+    """The lines of a run's journal without the values that depend on time."""
     lines = [json.loads(line) for line in (folder / JOURNAL).read_text().splitlines()]
     timed = ("seconds", "elapsed", "sha256")
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
@@ -77,9 +77,11 @@ def test_a_run_leaves_its_archive_and_its_best_in_the_released_form(undisturbed:
     losses = [row["loss"] for row in front]
     assert losses == sorted(losses, reverse=True)
     records = SearchJournal(undisturbed).records
-    assert [one.candidate.number for one in records] == list(range(len(records)))
-    judged = [one for one in records if one.evaluation.rung == 3 and one.evaluation.counts]
-    assert losses[-1] == min(one.evaluation.value for one in judged)
+    assert [record.candidate.number for record in records] == list(range(len(records)))
+    judged = [
+        record for record in records if record.evaluation.rung == 3 and record.evaluation.counts
+    ]
+    assert losses[-1] == min(record.evaluation.value for record in judged)
 
 
 def test_the_best_tree_is_obeyed_with_its_scope(
@@ -117,11 +119,11 @@ def test_without_a_search_text_candidates_are_judged_on_the_other_half(
     undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     search(llama_folder, calibration=text_file, output=tmp_path / "run", evaluations=40, **TINY)
-    given, default = (
+    explicit, default = (
         json.loads((folder / "run.json").read_text()) for folder in (undisturbed, tmp_path / "run")
     )
     for use in ("calibration", "search"):
-        assert given[use] == default[use]
+        assert explicit[use] == default[use]
     assert default["calibration"]["text_sha256"] != default["search"]["text_sha256"]
     assert journal(tmp_path / "run")[1:] == journal(undisturbed)[1:]
     # Documents can be read only once.
@@ -133,39 +135,42 @@ def test_without_a_search_text_candidates_are_judged_on_the_other_half(
 
 
 def test_no_strings_at_all_are_refused_as_an_empty_text(llama_folder: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {**TINY, "evaluations": 12, "output": tmp_path / "run"}
-    line = refusal(lambda: search(llama_folder, calibration=[], **given))
+    options: dict[str, Any] = {**TINY, "evaluations": 12, "output": tmp_path / "run"}
+    line = refusal(lambda: search(llama_folder, calibration=[], **options))
     assert line == "corpus strings is empty: choose a text with words in it"
 
 
 @pytest.mark.parametrize("search_text", [None, "self"])
-def test_candidates_are_judged_on_what_the_model_writes_next(
+def test_candidates_are_judged_on_the_next_text_of_the_model(
     search_text: str | None, llama_folder: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "run"
-    given: dict[str, Any] = {"calibration": "self", "search_text": search_text, "evaluations": 12}
-    search(llama_folder, output=output, cache=tmp_path / "cache", **given, **TINY)
-    told = json.loads((output / "run.json").read_text())
-    assert told["calibration"]["text"] == "self"
-    assert told["search"]["text"] == f"self, from window {told['settings']['windows']} on"
-    assert told["calibration"]["tokens_sha256"] != told["search"]["tokens_sha256"]
+    options: dict[str, Any] = {"calibration": "self", "search_text": search_text, "evaluations": 12}
+    search(llama_folder, output=output, cache=tmp_path / "cache", **options, **TINY)
+    description = json.loads((output / "run.json").read_text())
+    assert description["calibration"]["text"] == "self"
+    assert (
+        description["search"]["text"]
+        == f"self, from window {description['settings']['windows']} on"
+    )
+    assert description["calibration"]["tokens_sha256"] != description["search"]["tokens_sha256"]
 
 
 def test_candidates_are_judged_on_several_texts(
     llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    """In the final race too, on windows that follow those of the search."""
-    other = tmp_path / "other.txt"
-    other.write_text(text_file.read_text()[::-1])
+    """So they are in the final race, on windows that follow the windows of the search."""
+    second_text = tmp_path / "other.txt"
+    second_text.write_text(text_file.read_text()[::-1])
     output = tmp_path / "run"
-    given: dict[str, Any] = {**TINY, "evaluations": 12, "search_windows": 4, "final_windows": 4}
-    texts = {str(text_file): 1, str(other): 3}
-    search(llama_folder, calibration=text_file, search_text=texts, output=output, **given)
-    told = json.loads((output / "run.json").read_text())
+    options: dict[str, Any] = {**TINY, "evaluations": 12, "search_windows": 4, "final_windows": 4}
+    texts = {str(text_file): 1, str(second_text): 3}
+    search(llama_folder, calibration=text_file, search_text=texts, output=output, **options)
+    description = json.loads((output / "run.json").read_text())
     for use in ("search", "final"):
-        assert [source["windows"] for source in told[use]["sources"]] == [1, 3]
-    assert told["search"]["tokens_sha256"] != told["final"]["tokens_sha256"]
-    assert told["settings"]["search_text"] == texts
+        assert [source["windows"] for source in description[use]["sources"]] == [1, 3]
+    assert description["search"]["tokens_sha256"] != description["final"]["tokens_sha256"]
+    assert description["settings"]["search_text"] == texts
 
 
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
@@ -222,25 +227,30 @@ def test_an_interruption_keeps_everything_and_resumes(
         ("configuration", "few_windows"),
     ],
 )
-def test_what_changed_under_an_unfinished_run_is_named(
+def test_a_change_under_an_unfinished_run_is_named(
     what: str, named: str, text_file: Path, tmp_path: Path
 ) -> None:
     model, output = save_tiny(tmp_path / "model"), tmp_path / "run"
-    own, judged = tmp_path / "own.txt", tmp_path / "judged.txt"
-    own.write_text(text_file.read_text())
-    # Of its own: one text for both would be halved.
-    judged.write_text(text_file.read_text().upper())
-    given = {**TINY, "evaluations": 12, "calibration": own, "search_text": judged}
-    search(model, output=output, **given)
+    calibration_text, search_text = tmp_path / "own.txt", tmp_path / "judged.txt"
+    calibration_text.write_text(text_file.read_text())
+    # This text differs, because one text for both uses would be halved.
+    search_text.write_text(text_file.read_text().upper())
+    settings = {
+        **TINY,
+        "evaluations": 12,
+        "calibration": calibration_text,
+        "search_text": search_text,
+    }
+    search(model, output=output, **settings)
     before = journal(output)
     if what == "model":
         save_tiny(model, seed=1)
     elif what == "configuration":
-        given["few_windows"] = 2
+        settings["few_windows"] = 2
     else:
-        changed = own if what == "calibration" else judged
+        changed = calibration_text if what == "calibration" else search_text
         changed.write_text(text_file.read_text()[::-1])
-    line = refusal(lambda: search(model, output=output, **given))
+    line = refusal(lambda: search(model, output=output, **settings))
     assert f"holds a run of other settings: {named} differ; choose another folder" in line
     assert journal(output) == before
 
@@ -252,11 +262,11 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(
     assert len(journal(tmp_path / "run")) < len(journal(undisturbed))
     run(llama_folder, tmp_path / "run", text_file, evaluations=40)
     # The smaller budget ended in a final race of its own.
-    found, wanted = (
+    actual, wanted = (
         [line for line in journal(folder) if line.get("rung") != "final"]
         for folder in (tmp_path / "run", undisturbed)
     )
-    assert found == wanted
+    assert actual == wanted
 
 
 @pytest.mark.parametrize("algorithm", ["published", "random"])
@@ -274,7 +284,7 @@ def test_the_other_algorithms_run_too(
     )
     assert result.hall_of_fame.best is not None
     if algorithm == "published":
-        scopes = {one.candidate.scope for one in result.records}
+        scopes = {record.candidate.scope for record in result.records}
         assert scopes == {"row"}
 
 
@@ -284,7 +294,7 @@ def test_a_pattern_has_no_scopes_to_search(
     result = run(
         llama_folder, tmp_path / "run", text_file, sparsity=None, pattern="2:4", evaluations=12
     )
-    assert {one.candidate.scope for one in result.records} == {"row"}
+    assert {record.candidate.scope for record in result.records} == {"row"}
 
 
 def test_a_search_space_that_has_nothing_more_to_offer_ends_the_search(
@@ -311,7 +321,7 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
         evaluations=5,
         scope="row",
     )
-    assert "W * X" in {str(one.candidate.expression) for one in result.records[:24]}
+    assert "W * X" in {str(record.candidate.expression) for record in result.records[:24]}
 
 
 @pytest.mark.parametrize(
@@ -324,7 +334,7 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
         ({"pattern": "2:5", "sparsity": None}, "not divisible by 5"),
     ],
 )
-def test_bad_settings_are_one_clear_line_and_write_no_run(
+def test_bad_settings_are_refused_in_one_line_and_write_no_run(
     changed: dict[str, Any], line: str, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(PrunerZeroError) as refusal:
@@ -350,5 +360,5 @@ def test_a_search_over_vectors_of_gradients_collects_no_matrix_of_them(
     assert used == {"W", "X", "O"}
     assert list((tmp_path / "cache").glob("*/O-*"))
     assert not list((tmp_path / "cache").glob("*/G*"))
-    given: dict[str, Any] = {"sparsity": 0.5, "windows": 4, "seqlen": 16}
-    assert prune(llama_folder, study.best, calibration=text_file, **given).sparsity == 0.5
+    options: dict[str, Any] = {"sparsity": 0.5, "windows": 4, "seqlen": 16}
+    assert prune(llama_folder, study.best, calibration=text_file, **options).sparsity == 0.5

@@ -1,4 +1,4 @@
-"""What a search space admits, and the reasons it gives for what it refuses."""
+"""The expressions that a search space admits, and its reasons to refuse others."""
 
 import pytest
 from pydantic import ValidationError
@@ -49,7 +49,7 @@ def test_the_default_space_refuses(text: str, reason: str) -> None:
     assert SearchSpace(max_size=15).allows(parse(text)) == reason
 
 
-def test_what_is_refused_by_default_can_be_had() -> None:
+def test_expressions_that_are_refused_by_default_can_be_allowed() -> None:
     wide = SearchSpace(
         terminals=("W", "G", "X", "D", "S"),
         operators=("mul", "tanh", "small", "power", "sub"),
@@ -91,8 +91,8 @@ def test_the_published_space_is_the_released_one() -> None:
 
 
 def test_positions_leave_exponents_out() -> None:
-    found = [(index, str(node)) for index, node in positions(parse("W^0.5 * (X + G^2)"))]
-    assert found == [
+    nodes = [(index, str(node)) for index, node in positions(parse("W^0.5 * (X + G^2)"))]
+    assert nodes == [
         (0, "W^0.5 * (X + G^2.0)"),
         (1, "W^0.5"),
         (2, "W"),

@@ -1,4 +1,4 @@
-"""Judging is the same in this process, in others and on a cluster; want of memory is no verdict."""
+"""Judging is the same in this process, in others and on a cluster; lack of memory rejects none."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -75,7 +75,7 @@ def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
 
 
 class Countdown(TimeLimit):
-    """Lets so many steps pass."""
+    """Lets as many steps pass as it has seconds."""
 
     def check(self) -> None:
         object.__setattr__(self, "seconds", self.seconds - 1)
@@ -107,7 +107,7 @@ def test_the_number_of_worker_processes_does_not_change_the_archive(
 
 
 def test_more_tensors_than_a_process_can_be_handed_as_files(build: Build) -> None:
-    """A real model has hundreds; each would be an open file, of which 256 can be passed on."""
+    """A real model has hundreds; each would be an open file, and 256 files can be passed on."""
     evaluator = build()
     many = [replace(evaluator.sample[0], norms=torch.rand(1)) for _ in range(400)]
     work = replace(evaluator, sample=[*evaluator.sample, *many])
@@ -179,7 +179,7 @@ def executor_of(name: str, work: Failing) -> Executor[Task, Outcome]:
 @pytest.mark.fault("a candidate asks for more memory than there is")
 @pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
 @pytest.mark.parametrize("name", ["serial", "processes"])
-def test_want_of_memory_ends_the_run_and_is_no_verdict(
+def test_lack_of_memory_ends_the_run_and_rejects_no_candidate(
     name: str, error: BaseException, build: Build, tmp_path: Path
 ) -> None:
     mark = tmp_path / "mark"
@@ -195,7 +195,7 @@ def test_want_of_memory_ends_the_run_and_is_no_verdict(
 
 
 @pytest.mark.parametrize("name", ["serial", "processes"])
-def test_an_illegal_memory_access_is_no_want_of_memory(
+def test_an_illegal_memory_access_is_no_lack_of_memory(
     name: str, build: Build, tmp_path: Path
 ) -> None:
     (tmp_path / "mark").touch()
@@ -241,7 +241,7 @@ def test_a_search_on_a_cluster_leaves_the_same_archive(
     assert journal(tmp_path / "ray") == journal(tmp_path / "serial")
 
 
-def test_the_settings_of_ray_do_not_change_what_is_found() -> None:
+def test_the_settings_of_ray_do_not_change_the_identity_of_a_run() -> None:
     plain = tiny_settings()
     texts = tiny_settings(executor="ray", ray_resources=["num_cpus=2", "special=0.5"])
     assert texts.ray_resources == {"num_cpus": 2.0, "special": 0.5}
@@ -252,10 +252,10 @@ def test_the_settings_of_ray_do_not_change_what_is_found() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "line"),
+    ("resources", "line"),
     [(["num_gpus"], "such as num_gpus=1"), (["a=b"], "--ray-resources"), ({"a": -1}, "greater")],
 )
-def test_bad_resources_are_one_clear_line(given: Any, line: str) -> None:
-    settings = {**tiny_settings().model_dump(exclude_unset=True), "ray_resources": given}
+def test_bad_resources_are_refused_in_one_line(resources: Any, line: str) -> None:
+    settings = {**tiny_settings().model_dump(exclude_unset=True), "ray_resources": resources}
     with pytest.raises(PrunerZeroError, match=line):
         read_settings(SearchSettings, settings)

@@ -13,7 +13,7 @@ from tests.report.conftest import JUDGED, pruned, run, write_search
 __all__ = ["pruned", "run"]
 
 
-def test_it_tells_what_the_search_found(run: Path) -> None:
+def test_it_gives_the_results_of_the_search(run: Path) -> None:
     study = Study.open(run)
     assert (str(study.best), study.best.scope) == ("W * G * X", "global")
     assert (str(study.knee), study.knee.scope) == ("W * X", "row")
@@ -54,13 +54,13 @@ def test_an_unfinished_search_has_no_best_yet(tmp_path: Path) -> None:
         _ = study.best
 
 
-def test_what_is_no_search_is_refused(pruned: Path, tmp_path: Path) -> None:
+def test_a_folder_without_a_search_is_refused(pruned: Path, tmp_path: Path) -> None:
     for folder in (pruned, tmp_path / "nowhere"):
         with pytest.raises(PrunerZeroError, match=r"holds no search|does not exist"):
             Study.open(folder)
 
 
-def test_what_judgements_took_and_what_was_avoided_come_from_the_journal(tmp_path: Path) -> None:
+def test_seconds_and_counts_of_avoided_candidates_come_from_the_journal(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
     archive.remember(Outcome(0, "probe", fingerprint="a", seconds=0.5))
     archive.remember(Outcome(1, "probe", reason="constant", seconds=0.25))

@@ -1,4 +1,4 @@
-"""Expectations: what losses teach of a candidate and of its relatives."""
+"""Losses change the expectation of a candidate and of its relatives."""
 
 import pytest
 
@@ -15,8 +15,8 @@ def record(
     parents: tuple[int, ...] = (),
     whole: float | None = None,
 ) -> Record:
-    given = {"reconstruction": closed, "few": loss, "all": whole}
-    results = {name: value for name, value in given.items() if value is not None}
+    values = {"reconstruction": closed, "few": loss, "all": whole}
+    results = {name: value for name, value in values.items() if value is not None}
     candidate = Candidate(number, parse("W"), "row", parents)
     return Record(candidate, Evaluation(1, closed, results), "W")
 
@@ -26,9 +26,9 @@ def child(*parents: int) -> Candidate:
 
 
 def expected(surrogate: Surrogate, candidate: Candidate, closed: float = 10.0) -> float:
-    found = surrogate.expect(candidate, {"reconstruction": closed})
-    assert found is not None
-    return found
+    expectation = surrogate.expect(candidate, {"reconstruction": closed})
+    assert expectation is not None
+    return expectation
 
 
 def test_without_losses_the_closed_form_is_all_there_is() -> None:
@@ -41,11 +41,11 @@ def test_a_loss_stands_for_the_error_it_usually_goes_with() -> None:
     line = [record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(10)]
     surrogate = Surrogate(line)
     # The closed form promised 5, but the loss is that of candidates at 14.5.
-    found = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
-    assert found == pytest.approx(14.5)
+    expectation = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
+    assert expectation == pytest.approx(14.5)
 
 
-def test_the_loss_on_all_windows_says_more_than_that_on_a_few() -> None:
+def test_the_loss_on_all_windows_counts_more_than_the_loss_on_few() -> None:
     line = [
         record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place, whole=5 + 0.1 * place)
         for place in range(10)
@@ -55,11 +55,11 @@ def test_the_loss_on_all_windows_says_more_than_that_on_a_few() -> None:
     assert surrogate.expect(child(), lucky) == pytest.approx(14.5)
 
 
-def test_one_that_disappoints_moves_no_other() -> None:
+def test_a_candidate_that_disappoints_moves_no_other() -> None:
     line = [record(place, 1 + 3 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(10)]
     surrogate = Surrogate([*line, record(10, 12.0, 40.0)])
-    found = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
-    assert found == pytest.approx(14.5, abs=0.1)
+    expectation = surrogate.expect(child(), {"reconstruction": 5.0, "few": 4.5})
+    assert expectation == pytest.approx(14.5, abs=0.1)
 
 
 def test_losses_count_even_where_the_closed_form_sees_no_difference() -> None:
@@ -74,17 +74,17 @@ def test_losses_count_even_where_the_closed_form_sees_no_difference() -> None:
     assert worse > 8.1
 
 
-def test_children_inherit_a_part_of_what_was_learned_of_their_parents() -> None:
-    # The closed form and the loss agree but for the first, which is a nat better than thought.
+def test_children_inherit_a_part_of_the_correction_of_their_parents() -> None:
+    # The closed form and the loss agree but on the first, whose loss promises an error lower by 1.
     line = [record(place, 1 + 2 * (4 + 0.1 * place), 4 + 0.1 * place) for place in range(1, 20)]
     better, usual = record(0, 11.0, 4.5), record(20, 9.0)
     same = Record(better.candidate, Evaluation(1, 8.0, same_as=0), "W")
     surrogate = Surrogate([better, *line, usual, same])
     stranger = expected(surrogate, child())
     assert expected(surrogate, child(20)) == stranger
-    own, twin = expected(surrogate, child(0)), expected(surrogate, child(21))
-    assert own == twin == pytest.approx(stranger - 0.7, abs=0.2)
-    assert expected(surrogate, child(0, 20)) == pytest.approx((own + stranger) / 2)
+    child_value, twin_value = expected(surrogate, child(0)), expected(surrogate, child(21))
+    assert child_value == twin_value == pytest.approx(stranger - 0.7, abs=0.2)
+    assert expected(surrogate, child(0, 20)) == pytest.approx((child_value + stranger) / 2)
 
 
 def test_grandchildren_inherit_less() -> None:
@@ -97,7 +97,7 @@ def test_grandchildren_inherit_less() -> None:
 
 
 def test_differences_count_for_less_where_the_closed_form_says_little() -> None:
-    """But what lies above all that was tried is still as far above them."""
+    """But a closed form above all earlier ones stays as far above them."""
     blind = [record(place, 8 + place % 5, 4 + 0.1 * (place // 5)) for place in range(50)]
     surrogate = Surrogate(blind)
     low, middle, high, above = (
@@ -108,7 +108,7 @@ def test_differences_count_for_less_where_the_closed_form_says_little() -> None:
     assert above - high == pytest.approx(2)
 
 
-def test_trust_is_how_well_the_closed_form_may_rank_what_ran_on_windows() -> None:
+def test_trust_is_how_well_the_closed_form_may_rank_candidates_that_ran_on_windows() -> None:
     alike = [record(place, place, 4 + 0.1 * place) for place in range(10)]
     against = [record(place, -place, 4 + 0.1 * place) for place in range(40)]
     blind = [record(place, place % 5, 4 + 0.1 * (place // 5)) for place in range(50)]

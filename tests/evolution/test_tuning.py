@@ -27,7 +27,7 @@ def judged(
 def tune(
     text: str, loss: Callable[[tuple[float, ...]], float], rounds: int
 ) -> list[tuple[float, ...]]:
-    """The exponents tried from `text` on, two a round, of a loss of the exponents."""
+    """The exponents that the tuner tries for this loss, from `text` on, two in each round."""
     tuner, generator = Tuner(SPACE), np.random.default_rng(1)
     first = Candidate(0, parse(text), "global")
     tried = [first.skeleton.exponents]
@@ -55,7 +55,7 @@ def test_two_exponents_that_interact_are_found() -> None:
 
 
 def test_a_finished_skeleton_is_left_alone() -> None:
-    """Around the lowest of many exponents nothing lower is plausible."""
+    """Around the lowest loss of many exponents no lower loss is plausible."""
     tuner = Tuner(SPACE)
     points = [0.5, 0.6, 0.65, 0.7, 0.75, 0.8, 0.9]
     tuner.add(
@@ -78,13 +78,13 @@ def test_proposals_come_from_the_best_skeletons_and_name_their_parent() -> None:
 
 
 def test_a_loss_on_few_windows_is_set_beside_losses_on_all() -> None:
-    """Without the usual difference between the two, the second one would be the best."""
+    """Without the usual difference between the two losses, the second metric would be the best."""
     tuner = Tuner(SPACE)
     tuner.add([judged(0, "W * G^0.7", 4.0, further=1.0), judged(1, "W * G^1.5", 4.5)])
     assert {proposal.parents for proposal in tuner.propose(np.random.default_rng(1), 4)} == {(0,)}
 
 
-def test_rejected_ones_and_twins_say_nothing() -> None:
+def test_rejected_candidates_and_twins_are_ignored() -> None:
     tuner = Tuner(SPACE)
     candidate = Candidate(0, parse("W * G"), "global")
     tuner.add([(candidate, Evaluation(0, math.inf, reason="constant"))])
@@ -100,7 +100,7 @@ def test_rejected_ones_and_twins_say_nothing() -> None:
         ("W * G^0.75", "W * G^0.75"),
         ("sqr(W) * X", "W * sqrt(X)"),
         ("exp(W * G)", "exp(G * W)"),
-        # Its exponent would be outside the range of the space.
+        # The exponent of the simpler form would be outside the range of the space.
         ("W^0.1 * G", "W^0.1 * G"),
     ],
 )

@@ -1,4 +1,4 @@
-"""A metric of whole units: judged as `prune --structure` leaves the model, found, and obeyed."""
+"""Metrics of whole units are judged on the model of `prune --structure`, and `prune` obeys."""
 
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ METRIC = "W * X * G^0.5"
     ("architecture", "structure"),
     [("llama", "channels"), ("llama", "heads"), ("gemma3", "channels"), ("qwen3", "heads")],
 )
-def test_the_model_that_is_judged_computes_what_the_smaller_one_does(
+def test_the_judged_model_computes_the_same_as_the_smaller_model(
     build: Build, prose: str, tmp_path: Path, architecture: str, structure: str, update: str
 ) -> None:
     units: dict[str, Any] = {"structure": structure, "multiple_of": 4, "update": update}
@@ -45,7 +45,7 @@ def test_the_model_that_is_judged_computes_what_the_smaller_one_does(
         **units,
     )
     assert result.language_model.model.num_parameters() < whole.num_parameters()
-    # The search solves by the inverse of what goes, `prune` by a factor of what stays, in fp32.
+    # The search inverts the removed part, `prune` factorises the kept part, in fp32.
     near = 1e-5 if update == "none" else 2e-4
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, smaller.config.vocab_size, (2, 16), generator=generator)
@@ -83,9 +83,9 @@ def test_the_metric_that_is_found_prunes(
     )
     assert str(result.method.metric) == str(metric)
     assert result.language_model.model.num_parameters() < result.parameters[0]
-    for given in (metric, str(tmp_path / "run" / "best.json")):
+    for source in (metric, str(tmp_path / "run" / "best.json")):
         with pytest.raises(PrunerZeroError, match="found for whole units: add --structure"):
-            prune(llama_folder, given, calibration=text_file, sparsity=0.5)
+            prune(llama_folder, source, calibration=text_file, sparsity=0.5)
 
 
 def test_it_stops_where_there_are_no_more_masks(

@@ -1,4 +1,4 @@
-"""Candidates judged by what is left after an update: as pruning does it, and cheaply foretold."""
+"""Candidates are judged after an update: on the model that `prune` leaves, and by a closed form."""
 
 import math
 from pathlib import Path
@@ -35,7 +35,7 @@ METRIC = "W * X * G^0.5"
         ("mixtral", "matrix", None),
     ],
 )
-def test_the_model_that_is_judged_is_the_one_that_pruning_leaves(
+def test_the_judged_model_is_the_model_that_pruning_leaves(
     build: Build,
     prose: str,
     tmp_path: Path,
@@ -71,7 +71,7 @@ def test_the_model_that_is_judged_is_the_one_that_pruning_leaves(
 
 def test_an_expert_that_no_token_chose_is_masked_and_left_alone(build: Build) -> None:
     masked = build("mixtral", update="exact", windows=1, seqlen=2).masked
-    unreached = {one.name for one in masked.matrices} - set(masked.hessians)
+    unreached = {matrix.name for matrix in masked.matrices} - set(masked.hessians)
     assert unreached
     with masked.masked(parse("W * X"), "row"):
         for matrix in masked.matrices:
@@ -82,18 +82,18 @@ def test_an_expert_that_no_token_chose_is_masked_and_left_alone(build: Build) ->
                 assert torch.equal(matrix.weight[left], dense[left])
 
 
-def least_error(one: SampledMatrix, mask: Tensor) -> tuple[float, float]:
+def least_error(matrix: SampledMatrix, mask: Tensor) -> tuple[float, float]:
     """Row by row by NumPy's solver: the errors weighed by sensitivity, and their plain sum."""
-    gram = one.gram.double().numpy()
+    gram = matrix.gram.double().numpy()
     H = gram + 0.01 * gram.diagonal().mean() * np.eye(len(gram))
     felt = lost = 0.0
     for row, kept in enumerate(mask.numpy()):
-        weight = one.weight[row].double().numpy()
+        weight = matrix.weight[row].double().numpy()
         solved = np.zeros_like(weight)
         solved[kept] = np.linalg.solve(H[np.ix_(kept, kept)], (H @ weight)[kept])
         error = (weight - solved) @ gram @ (weight - solved)
-        assert one.sensitivity is not None
-        felt += one.share * float(one.sensitivity[row]) * error
+        assert matrix.sensitivity is not None
+        felt += matrix.share * float(matrix.sensitivity[row]) * error
         lost += error
     return felt, lost
 
@@ -102,21 +102,23 @@ def least_error(one: SampledMatrix, mask: Tensor) -> tuple[float, float]:
 def test_the_closed_form_is_the_error_that_least_squares_leave(build: Build, update: str) -> None:
     # Sampled at 8 rows a matrix, all of which are solved for.
     evaluator = build(update=update)
-    masks = [one.weight.abs() > one.weight.abs().median() for one in evaluator.sample]
+    masks = [matrix.weight.abs() > matrix.weight.abs().median() for matrix in evaluator.sample]
     total = 0.0
-    for one, mask in zip(evaluator.sample, masks, strict=True):
-        felt, lost = least_error(one, mask)
-        total += felt / (1 - lost / float(one.norms.sum())) ** 8
+    for matrix, mask in zip(evaluator.sample, masks, strict=True):
+        felt, lost = least_error(matrix, mask)
+        total += felt / (1 - lost / float(matrix.norms.sum())) ** 8
     assert closed_form_error(evaluator.sample, masks) == pytest.approx(math.log(total), abs=0.02)
     assert closed_form_error(build().sample, masks) > math.log(total) + 0.1
 
 
-def test_sixteen_rows_stand_for_all_the_sampled_ones(build: Build) -> None:
+def test_sixteen_rows_stand_for_all_sampled_rows(build: Build) -> None:
     some, more = build(update="exact"), build(update="exact", sampled_weights=10**6)
-    assert {len(one.weight) for one in more.sample} == {16, 32, 48}
-    found = [one.run(Task(0, "reconstruction", "W * X", "row")).value for one in (some, more)]
-    assert found[0] == pytest.approx(found[1], abs=0.5)
-    assert found[0] != found[1]
+    assert {len(matrix.weight) for matrix in more.sample} == {16, 32, 48}
+    errors = [
+        evaluator.run(Task(0, "reconstruction", "W * X", "row")).value for evaluator in (some, more)
+    ]
+    assert errors[0] == pytest.approx(errors[1], abs=0.5)
+    assert errors[0] != errors[1]
 
 
 def test_the_update_decides_what_is_found_and_workers_do_not(

@@ -25,12 +25,12 @@ RANGE = range(60)
 
 
 def children(name: str, text: str, space: SearchSpace | None = None) -> set[str]:
-    """What the mutation makes of the expression under many generators."""
-    made = (
+    """The results of a mutation of the expression with many generators."""
+    mutants = (
         MUTATIONS[name](np.random.default_rng(seed), parse(text), space or SearchSpace())
         for seed in RANGE
     )
-    return {str(child) for child in made if child is not None}
+    return {str(child) for child in mutants if child is not None}
 
 
 def check_child(child: Expression | None, space: SearchSpace) -> None:
@@ -71,10 +71,10 @@ def test_the_generator_alone_decides(name: str) -> None:
 
 def test_crossover_exchanges_parts_of_a_shape_and_size() -> None:
     mother, father = parse("W * X"), parse("row_share(G) + sqrt(X)")
-    made = {
+    offspring = {
         str(crossover(np.random.default_rng(seed), mother, father, SearchSpace())) for seed in RANGE
     }
-    assert made == {
+    assert offspring == {
         "G * X",
         "row_share(G) * X",
         "W * sqrt(X)",
@@ -84,7 +84,7 @@ def test_crossover_exchanges_parts_of_a_shape_and_size() -> None:
     }
 
 
-def test_grow_keeps_what_was_there() -> None:
+def test_grow_keeps_a_part_of_the_expression() -> None:
     for text in children("grow", "W * X"):
         child = parse(text)
         assert child.size > 3
@@ -130,11 +130,13 @@ def test_operator_keeps_arity_and_operands() -> None:
 
 
 def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
-    made = children("exponent", "W^0.1 * G")
-    moved = {parse(text).at(1) for text in made if text.startswith("W^") and text.endswith(" * G")}
-    assert {"W^0.15", "W^0.2"} <= {str(one) for one in moved}
-    assert any("G^" in text for text in made)
-    assert any(text.startswith("(W^0.1 * G)^") for text in made)
+    mutants = children("exponent", "W^0.1 * G")
+    moved = {
+        parse(text).at(1) for text in mutants if text.startswith("W^") and text.endswith(" * G")
+    }
+    assert {"W^0.15", "W^0.2"} <= {str(factor) for factor in moved}
+    assert any("G^" in text for text in mutants)
+    assert any(text.startswith("(W^0.1 * G)^") for text in mutants)
     assert {"W^0.55", "W^0.45"} <= children("exponent", "sqrt(W)")
     assert children("exponent", "W", SearchSpace(operators=("mul", "sqrt"))) == set()
 
@@ -145,11 +147,11 @@ def test_terminal_changes_one_leaf_and_keeps_a_matrix() -> None:
 
 def test_neighbours_are_products_with_a_factor_less_more_or_exchanged() -> None:
     space = SearchSpace(operators=("mul", "power", "sqrt"))
-    made = {canonical(form, "global") for form in neighbours(parse("W * G^0.75"), space)}
+    forms = {canonical(form, "global") for form in neighbours(parse("W * G^0.75"), space)}
     wanted = ["W", "G", "W * X^0.75", "W * O^0.75", "W * (O * X)^0.75", "X * G^0.75"]
     wanted += ["O * G^0.75", "O * X * G^0.75", "W * G^0.75 * X^0.5", "W * G^0.75 * O^0.5"]
     wanted += ["W * G^0.75 * (O * X)^0.5"]
-    assert made == {canonical(parse(text), "global") for text in wanted}
+    assert forms == {canonical(parse(text), "global") for text in wanted}
 
 
 def test_neighbours_of_any_metric_are_allowed() -> None:
@@ -163,9 +165,9 @@ def test_neighbours_of_any_metric_are_allowed() -> None:
 
 
 def test_constants_change_only_where_there_are_any() -> None:
-    made = children("constant", "0.5 * W", WIDE)
-    assert len(made) > 20
-    assert all(parse(text).leaf_counts()["W"] == 1 for text in made)
+    mutants = children("constant", "0.5 * W", WIDE)
+    assert len(mutants) > 20
+    assert all(parse(text).leaf_counts()["W"] == 1 for text in mutants)
     assert children("constant", "W^0.5", WIDE) == set()
     assert children("constant", "0.5 * W") == set()
 

@@ -1,4 +1,4 @@
-"""In this process or in others beside it, the same promises."""
+"""Executors in this process and in other processes keep the same promises."""
 
 import os
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""On a Ray cluster, the same promises."""
+"""An executor on a Ray cluster keeps the same promises."""
 
 import os
 import sys
@@ -121,13 +121,15 @@ def test_a_machine_that_is_lost_loses_no_task(
     assert len(list(executor.map(script(*["slow"] * 9)))) == 9
     outcomes = executor.map(script(*["slow"] * 12))
     first = next(outcomes)
-    # Where it ran no other actor has room: two go on while the third waits for a machine.
+    # No other machine has room for its actor: two actors go on while the third waits for one.
     connected.remove_node(doomed, allow_graceful=False)
     assert [first, *outcomes] == list(range(12))
 
 
 @pytest.mark.slow
-def test_a_cluster_that_does_not_answer_is_one_clear_line(alone: None, scripted: Scripted) -> None:
+def test_a_cluster_that_does_not_answer_is_refused_in_one_line(
+    alone: None, scripted: Scripted
+) -> None:
     with pytest.raises(PrunerZeroError, match=r"at 127.0.0.1:1: .*--ray-address") as refusal:
         RayExecutor(scripted, Workers(ray_address="127.0.0.1:1"))
     assert "\n" not in str(refusal.value)

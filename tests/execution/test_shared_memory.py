@@ -10,7 +10,7 @@ from pruner_zero.execution.shared_memory import PackedFile, pack, unpack
 
 def tensors() -> dict[str, torch.Tensor]:
     base = torch.arange(24, dtype=torch.bfloat16).view(4, 6)
-    given = {
+    examples = {
         "base": base,
         "transposed": base.T,
         "part": base[1:3, ::2],
@@ -19,15 +19,15 @@ def tensors() -> dict[str, torch.Tensor]:
         "scalar": torch.tensor(2.5),
         "parameter": torch.nn.Parameter(torch.randn(3, 2)),
     }
-    given["tied"] = given["parameter"]
-    return given
+    examples["tied"] = examples["parameter"]
+    return examples
 
 
 def test_what_is_packed_comes_back_as_it_was_and_shares_the_arrays() -> None:
-    given = tensors()
-    stream, arrays = pack(given)
+    originals = tensors()
+    stream, arrays = pack(originals)
     read: dict[str, torch.Tensor] = unpack((stream, arrays))
-    for name, tensor in given.items():
+    for name, tensor in originals.items():
         assert torch.equal(read[name], tensor)
         assert read[name].stride() == tensor.stride()
         assert read[name].dtype == tensor.dtype
@@ -36,31 +36,33 @@ def test_what_is_packed_comes_back_as_it_was_and_shares_the_arrays() -> None:
     # One array for `base` and its views, one for each of mask, scalar and parameter.
     assert sorted(array.nbytes for array in arrays) == [4, 24, 24, 48]
     starts = {array.ctypes.data for array in arrays}
-    assert {one.untyped_storage().data_ptr() for one in read.values() if one.numel()} == starts
+    assert {
+        tensor.untyped_storage().data_ptr() for tensor in read.values() if tensor.numel()
+    } == starts
 
 
 def test_tensors_can_be_read_to_a_device() -> None:
-    given: dict[str, Any] = {**tensors(), "model": torch.nn.Linear(3, 2), "number": 7}
-    read = unpack(pack(given), torch.device("meta"))
+    originals: dict[str, Any] = {**tensors(), "model": torch.nn.Linear(3, 2), "number": 7}
+    read = unpack(pack(originals), torch.device("meta"))
     assert {read[name].device.type for name in ("base", "part", "mask", "scalar")} == {"meta"}
     assert read["part"].shape == (2, 3)
-    assert read["part"].stride() == given["part"].stride()
+    assert read["part"].stride() == originals["part"].stride()
     assert {parameter.device.type for parameter in read["model"].parameters()} == {"meta"}
     assert read["number"] == 7
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_tensors_of_one_storage_are_copied_to_a_gpu_once() -> None:
-    given = tensors()
-    read: dict[str, torch.Tensor] = unpack(pack(given), torch.device("cuda"))
-    for name, tensor in given.items():
+    originals = tensors()
+    read: dict[str, torch.Tensor] = unpack(pack(originals), torch.device("cuda"))
+    for name, tensor in originals.items():
         assert torch.equal(read[name].cpu(), tensor)
     views = {read[name].untyped_storage().data_ptr() for name in ("base", "transposed", "part")}
     assert len(views) == 1
 
 
 def test_a_packed_file_gives_the_value_to_every_reader() -> None:
-    given = tensors()
-    file = PackedFile(given)
+    originals = tensors()
+    file = PackedFile(originals)
     for read in (file.read(), file.read()):
-        assert all(torch.equal(read[name], tensor) for name, tensor in given.items())
+        assert all(torch.equal(read[name], tensor) for name, tensor in originals.items())

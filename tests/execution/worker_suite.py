@@ -122,13 +122,13 @@ class WorkerSuite(ExecutorSuite):
         self, begin: Start, scripted: Scripted
     ) -> None:
         executor = begin(scripted)
-        # A slow task that is waited for while another beside it kills is not the guilty one.
+        # A slow task that runs beside a task that kills its worker is not the guilty task.
         results = list(executor.map(script("work", "slow", "crash", "work", "crash once", "slow")))
         assert results == [0, 1, "its worker died twice", 3, 4, 5]
         assert list(executor.map(script("work", "work"))) == [0, 1]
 
     @pytest.mark.fault("a candidate asks for more memory than there is")
-    def test_want_of_memory_ends_the_run_and_rejects_no_task(
+    def test_lack_of_memory_ends_the_run_and_rejects_no_task(
         self, begin: Start, scripted: Scripted
     ) -> None:
         with pytest.raises(PrunerZeroError) as refusal:

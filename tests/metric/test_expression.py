@@ -74,8 +74,8 @@ def test_equality_and_hash_follow_the_structure(
     for twin in (copy.deepcopy(expression), pickle.loads(pickle.dumps(expression))):
         assert twin == expression
         assert hash(twin) == hash(expression)
-    other = data.draw(terminals | constants) if expression.size < 3 else expression.operands[0]
-    assert (other == expression) == (str(other) == str(expression))
+    candidate = data.draw(terminals | constants) if expression.size < 3 else expression.operands[0]
+    assert (candidate == expression) == (str(candidate) == str(expression))
     assert expression != str(expression)
 
 

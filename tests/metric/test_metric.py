@@ -18,8 +18,8 @@ PUBLISHED = Metric(parse("abs(W * W) * mms(G)"))
 def test_everything_that_means_the_published_metric(tmp_path: Path) -> None:
     path = tmp_path / "best_tree.json"
     path.write_text(RELEASED)
-    other = tmp_path / "tree"
-    other.write_bytes(b"\xef\xbb\xbf" + RELEASED.encode())
+    path_with_mark = tmp_path / "tree"
+    path_with_mark.write_bytes(b"\xef\xbb\xbf" + RELEASED.encode())
     for spec in (
         PUBLISHED,
         PUBLISHED.expression,
@@ -27,8 +27,8 @@ def test_everything_that_means_the_published_metric(tmp_path: Path) -> None:
         json.loads(RELEASED),
         path,
         str(path),
-        other,
-        str(other),
+        path_with_mark,
+        str(path_with_mark),
     ):
         assert Metric.of(spec) == PUBLISHED
     assert Metric.of("pruner-zero") == Metric(PUBLISHED.expression, name="pruner-zero")

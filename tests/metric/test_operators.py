@@ -105,9 +105,9 @@ def test_small_counts_entries_under_a_tenth_of_the_mean_magnitude() -> None:
 
 
 def test_forms_join_by_broadcasting() -> None:
-    for one, other in product(Shape, Shape):
-        sizes = torch.broadcast_shapes(one.sizes((3, 4)), other.sizes((3, 4)))
-        assert one.join(other).sizes((3, 4)) == tuple(sizes)
+    for left, right in product(Shape, Shape):
+        sizes = torch.broadcast_shapes(left.sizes((3, 4)), right.sizes((3, 4)))
+        assert left.join(right).sizes((3, 4)) == tuple(sizes)
 
 
 def test_nothing_that_saturates_claims_to_be_increasing() -> None:

@@ -36,12 +36,12 @@ def test_running_every_block_gives_the_model_s_own_logits(architecture: str) -> 
 
 @pytest.mark.parametrize("architecture", SLIDING)
 @torch.no_grad()
-def test_the_tiny_models_do_look_through_a_sliding_window(architecture: str) -> None:
+def test_the_tiny_models_attend_through_a_sliding_window(architecture: str) -> None:
     # Or the test above would say nothing about masks that differ from block to block.
     model, windows = tiny_model(architecture), tiny_windows()
-    seen = model(windows).logits
+    logits = model(windows).logits
     model.config.sliding_window = 2 * windows.shape[1]
-    assert not torch.allclose(model(windows).logits, seen, atol=1e-3)
+    assert not torch.allclose(model(windows).logits, logits, atol=1e-3)
 
 
 @every_architecture
@@ -62,10 +62,10 @@ def test_recording_leaves_the_model_as_it_was(architecture: str) -> None:
 def test_a_forward_that_someone_else_replaced_is_put_back() -> None:
     model = tiny_model("llama")
     block = find_blocks(model)[0]
-    own = block.forward
-    block.forward = own  # as accelerate does
+    forward = block.forward
+    block.forward = forward  # as accelerate does
     record_block_calls(model, tiny_windows())
-    assert vars(block)["forward"] is own
+    assert vars(block)["forward"] is forward
 
 
 def test_recording_that_fails_leaves_the_model_as_it_was() -> None:
@@ -82,9 +82,9 @@ def test_arguments_that_windows_share_are_kept_once(architecture: str) -> None:
     # A mask or rotary table for each of 128 windows and 32 blocks would not fit in memory.
     calls = record_block_calls(tiny_model(architecture), tiny_windows(4))
     for windows in calls.arguments:
-        first, *others = [tensors(arguments) for arguments in windows]
-        for other in others:
-            assert all(one is same for one, same in zip(other, first, strict=True))
+        first, *later = [tensors(arguments) for arguments in windows]
+        for leaves in later:
+            assert all(leaf is same for leaf, same in zip(leaves, first, strict=True))
 
 
 def tensors(arguments: object) -> list[Tensor]:

@@ -57,7 +57,7 @@ LATENT: dict[str, Any] = {
 
 
 def router_of(block: nn.Module) -> nn.Module:
-    """What chooses the experts of a block."""
+    """The router of a block, which chooses its experts."""
     return next(module for module in block.modules() if type(module).__name__.endswith("Router"))
 
 
@@ -67,12 +67,12 @@ def never_chosen(model: PreTrainedModel, kept: Mapping[int, Sequence[int]]) -> I
     linear = nn.functional.linear
 
     def masking(forward: Callable[..., Any], gone: list[int]) -> Callable[..., Any]:
-        def logits(*given: Tensor) -> Tensor:
-            return linear(*given).index_fill(-1, torch.tensor(gone), -torch.inf)
+        def logits(*arguments: Tensor) -> Tensor:
+            return linear(*arguments).index_fill(-1, torch.tensor(gone), -torch.inf)
 
-        def masked(*given: Any, **named: Any) -> Any:
+        def masked(*arguments: Any, **named: Any) -> Any:
             with patch("torch.nn.functional.linear", logits):
-                return forward(*given, **named)
+                return forward(*arguments, **named)
 
         return masked
 
@@ -121,14 +121,14 @@ def test_removed_experts_are_those_that_no_router_chooses(family: str) -> None:
     with never_chosen(model, kept):
         expected = logits(model)
     assert (expected - dense).abs().max() > 1e-3
-    told, before = size_with_experts(model, mixtures, 5), size_of(model)
+    predicted, before = size_with_experts(model, mixtures, 5), size_of(model)
     with experts_kept(model, mixtures, kept):
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
     assert size_of(model) == before
     assert torch.equal(logits(model), dense)
     keep_experts(model, mixtures, kept)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
-    assert size_of(model) == told < before
+    assert size_of(model) == predicted < before
     rebuilt = AutoModelForCausalLM.from_config(type(model.config).from_dict(model.config.to_dict()))
     rebuilt.load_state_dict(model.state_dict())
     torch.testing.assert_close(logits(rebuilt.eval()), expected, atol=1e-5, rtol=1e-5)

@@ -28,23 +28,23 @@ def test_equal_models_have_equal_fingerprints_and_others_do_not(architecture: st
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_oss"])
 def test_every_weight_counts(architecture: str) -> None:
     model = tiny_model(architecture)
-    seen = {fingerprint(model)}
+    fingerprints = {fingerprint(model)}
     for matrix in find_matrices(model):
         matrix.weight[0, 0] += 1
-        seen.add(fingerprint(model))
-    assert len(seen) == 1 + len(find_matrices(model))
+        fingerprints.add(fingerprint(model))
+    assert len(fingerprints) == 1 + len(find_matrices(model))
 
 
 def test_the_dtype_counts() -> None:
     # Zeros have the same bytes in both; only their widths and names differ.
     model = nn.Linear(4, 4).requires_grad_(False)
     model.weight.zero_()
-    other = nn.Linear(8, 4).requires_grad_(False).bfloat16()
-    assert fingerprint(model) != fingerprint(other)
+    wider = nn.Linear(8, 4).requires_grad_(False).bfloat16()
+    assert fingerprint(model) != fingerprint(wider)
     assert fingerprint(model.half()) != fingerprint(model.bfloat16())
 
 
-def test_what_is_computed_with_the_weights_counts() -> None:
+def test_the_configuration_changes_the_description_and_not_the_fingerprint() -> None:
     model = tiny_model("llama")
     before, weights = described(model), fingerprint(model)
     model.config.rms_norm_eps = 1e-3

@@ -1,4 +1,4 @@
-"""Loading: a folder, a GGUF file or a hub id; whatever is wrong with it is said in one line."""
+"""Loading a folder, a GGUF file or a hub id; every fault is described in one line."""
 
 import json
 import logging
@@ -57,15 +57,15 @@ def test_a_folder_is_loaded_in_evaluation_mode_under_the_name_it_was_asked_by(
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("dtype", "expected"),
     [("auto", torch.bfloat16), ("float32", torch.float32), ("float16", torch.float16)],
 )
 def test_the_dtype_is_the_checkpoint_s_unless_asked_otherwise(
-    tmp_path: Path, asked: Dtype, expected: torch.dtype
+    tmp_path: Path, dtype: Dtype, expected: torch.dtype
 ) -> None:
     model = tiny_model("llama").bfloat16()
     save_model(LanguageModel(model, tiny_tokenizer(), "tiny"), tmp_path)
-    loaded = load_model(tmp_path, asked)
+    loaded = load_model(tmp_path, dtype)
     assert {p.dtype for p in loaded.model.parameters()} == {expected}
 
 

@@ -39,16 +39,18 @@ def in_memory(offloaded: OffloadedModel) -> set[str]:
 
 
 @every_architecture
-def test_its_fingerprint_is_the_loaded_model_s(architecture: str, tmp_path: Path) -> None:
+def test_its_fingerprint_equals_that_of_the_loaded_model(architecture: str, tmp_path: Path) -> None:
     folder = saved(tmp_path, architecture)
     assert load_offloaded(folder).fingerprint() == load_model(folder).fingerprint()
-    asked = load_offloaded(folder, "bfloat16").fingerprint()
-    assert asked == load_model(folder, "bfloat16").fingerprint()
-    assert asked != load_offloaded(folder).fingerprint()
+    fingerprint = load_offloaded(folder, "bfloat16").fingerprint()
+    assert fingerprint == load_model(folder, "bfloat16").fingerprint()
+    assert fingerprint != load_offloaded(folder).fingerprint()
 
 
 @every_architecture
-def test_its_blocks_compute_what_the_loaded_model_s_do(architecture: str, tmp_path: Path) -> None:
+def test_its_blocks_compute_the_same_as_those_of_the_loaded_model(
+    architecture: str, tmp_path: Path
+) -> None:
     folder, windows = saved(tmp_path, architecture), tiny_windows()
     loaded, offloaded = load_model(folder), load_offloaded(folder)
     expected, calls = loaded.block_calls(windows), offloaded.block_calls(windows)
@@ -58,13 +60,13 @@ def test_its_blocks_compute_what_the_loaded_model_s_do(architecture: str, tmp_pa
             assert all(torch.equal(*pair) for pair in zip(hidden, others, strict=True))
             with loaded.block(index) as block:
                 hidden = [
-                    run_block(block, one, rest)
-                    for one, rest in zip(hidden, expected.arguments[index], strict=True)
+                    run_block(block, state, arguments)
+                    for state, arguments in zip(hidden, expected.arguments[index], strict=True)
                 ]
             with offloaded.block(index) as block:
                 others = [
-                    run_block(block, one, rest)
-                    for one, rest in zip(others, calls.arguments[index], strict=True)
+                    run_block(block, state, arguments)
+                    for state, arguments in zip(others, calls.arguments[index], strict=True)
                 ]
     assert all(torch.equal(*pair) for pair in zip(hidden, others, strict=True))
     assert in_memory(offloaded) == set()
@@ -84,7 +86,7 @@ def test_one_block_is_in_memory_and_nothing_after_it(architecture: str, tmp_path
         assert in_memory(offloaded) == set(names.values()) - inside
 
 
-def test_what_is_not_loaded_is_nan(tmp_path: Path) -> None:
+def test_weights_that_are_not_loaded_are_nan(tmp_path: Path) -> None:
     offloaded = load_offloaded(saved(tmp_path, "llama"))
     assert all(parameter.isnan().all() for parameter in offloaded.model.parameters())
 
@@ -117,12 +119,12 @@ def test_it_is_saved_block_by_block_as_the_whole_model_is(
     save_model(loaded, tmp_path / "whole")
     files = []
     for index in range(3):
-        own = [one for one in find_matrices(offloaded.model) if one.block == index]
+        matrices = [matrix for matrix in find_matrices(offloaded.model) if matrix.block == index]
         with offloaded.block(index):
-            for matrix in own:
+            for matrix in matrices:
                 matrix.weight[:, ::2] = 0
             files.append(tmp_path / f"block-{index}")
-            write_tensors(files[-1], offloaded.changed(index, own), {"format": "pt"})
+            write_tensors(files[-1], offloaded.changed(index, matrices), {"format": "pt"})
     save_offloaded(offloaded, files, tmp_path / "blocks")
     again = load_model(tmp_path / "blocks")
     assert again.fingerprint() == load_model(tmp_path / "whole").fingerprint()
@@ -130,10 +132,10 @@ def test_it_is_saved_block_by_block_as_the_whole_model_is(
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "blocks").eval()
     with torch.no_grad():
         assert torch.equal(plain(windows).logits, loaded.model(windows).logits)
-    others = {file.name for file in (tmp_path / "whole").iterdir()}
-    others -= {file for file in others if "safetensors" in file}
-    assert others
-    for name in others:
+    names = {file.name for file in (tmp_path / "whole").iterdir()}
+    names -= {file for file in names if "safetensors" in file}
+    assert names
+    for name in names:
         assert (tmp_path / "blocks" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert (tmp_path / "blocks" / INDEX).is_file()
 
@@ -151,8 +153,8 @@ def test_a_gguf_file(tmp_path: Path) -> None:
 def test_a_quantized_model(tmp_path: Path) -> None:
     folder = saved(tmp_path, "llama")
     config = (folder / "config.json").read_text()
-    asked = '{"quantization_config": {"quant_method": "fp8"},'
-    (folder / "config.json").write_text(config.replace("{", asked, 1))
+    quantized = '{"quantization_config": {"quant_method": "fp8"},'
+    (folder / "config.json").write_text(config.replace("{", quantized, 1))
     assert "is quantized" in refusal(lambda: load_offloaded(folder))
 
 

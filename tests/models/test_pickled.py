@@ -83,7 +83,7 @@ def test_it_is_pruned_as_the_same_weights_in_safetensors(
     saved(tmp_path / "pickled")
     model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
     save_model(model, tmp_path / "plain")
-    found = []
+    fingerprints = []
     for number, source in enumerate((tmp_path / "plain", f"pickled:{tmp_path / 'pickled'}")):
         output = tmp_path / f"out-{number}"
         prune(
@@ -96,8 +96,8 @@ def test_it_is_pruned_as_the_same_weights_in_safetensors(
             offload=offload,
             output=output,
         )
-        found.append(load_model(output).fingerprint())
-    assert found[0] == found[1] != model.fingerprint()
+        fingerprints.append(load_model(output).fingerprint())
+    assert fingerprints[0] == fingerprints[1] != model.fingerprint()
 
 
 def garbled(folder: Path) -> None:
@@ -157,7 +157,7 @@ def an_index_that_points_outside(folder: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("load", [load_model, load_offloaded])
-def test_what_is_wrong_is_said_in_one_line(
+def test_each_fault_is_described_in_one_line(
     load: Callable[[str], object], damage: Callable[[Path], None], words: str, tmp_path: Path
 ) -> None:
     folder = tmp_path / "model"
@@ -175,5 +175,5 @@ def test_what_is_wrong_is_said_in_one_line(
         ("pickled:builtin:smollm2-135m", "builtin:smollm2-135m is no local folder"),
     ],
 )
-def test_what_is_no_model_is_refused(name: str, words: str) -> None:
+def test_a_name_without_a_model_is_refused(name: str, words: str) -> None:
     assert words in refusal(lambda: load_model(name))

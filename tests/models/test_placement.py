@@ -1,4 +1,4 @@
-"""A model over several devices: which block is where, and that what runs through it moves along."""
+"""A model over several devices: where each block is, and that hidden states move along."""
 
 from itertools import combinations_with_replacement
 
@@ -29,11 +29,11 @@ BOTH = Devices((HERE, THERE), spread=True)
 
 
 def fullest(chosen: tuple[int, ...], blocks: list[int], free: list[int], outside: int) -> float:
-    """The largest share of a device that is taken, infinite where one has not so much."""
+    """The largest share of a device that is taken, infinite where a device has no room."""
     shares = []
     for device, room in enumerate(free):
         held = outside * (device == 0)
-        held += sum(size for size, own in zip(blocks, chosen, strict=True) if own == device)
+        held += sum(size for size, place in zip(blocks, chosen, strict=True) if place == device)
         shares.append(held / room if room else float("inf") if held else 0.0)
     return max(shares)
 
@@ -56,8 +56,11 @@ def test_no_other_ranges_leave_the_fullest_device_emptier(
 
 def place_block_after_block(model: nn.Module) -> None:
     """The first block HERE and the second THERE: neither device has room for more."""
-    size = {id(one): one.numel() * one.element_size() for one in model.parameters()}
-    second = sum(size[id(one)] for one in find_blocks(model)[1].parameters())
+    size = {
+        id(parameter): parameter.numel() * parameter.element_size()
+        for parameter in model.parameters()
+    }
+    second = sum(size[id(parameter)] for parameter in find_blocks(model)[1].parameters())
     place_model(model, BOTH, {HERE: sum(size.values()) - second, THERE: second}.__getitem__)
     places = [next(block.parameters()).device for block in find_blocks(model)]
     assert places == [HERE, THERE]
@@ -95,10 +98,10 @@ def test_a_model_is_cut_only_where_the_first_device_is_too_small(
     room: float, places: set[torch.device]
 ) -> None:
     model = tiny_model("llama")
-    size = sum(one.numel() * one.element_size() for one in model.parameters())
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     with elsewhere():
         place_model(model, Devices((HERE, THERE)), lambda _: int(room * size))
-        assert {one.device for one in model.parameters()} == places
+        assert {parameter.device for parameter in model.parameters()} == places
 
 
 def test_a_model_can_be_placed_again() -> None:
@@ -108,35 +111,37 @@ def test_a_model_can_be_placed_again() -> None:
             place_model(model, devices, lambda _: 1 << 20)
             loss = next_token_loss(model, window)
             assert loss.device == devices.first
-    assert {one.device for one in model.parameters()} == {CPU}
+    assert {parameter.device for parameter in model.parameters()} == {CPU}
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
-def test_statistics_are_where_their_block_is_and_those_of_one_device(architecture: str) -> None:
+def test_statistics_lie_on_the_device_of_their_block_and_equal_those_of_one_device(
+    architecture: str,
+) -> None:
     model, windows = tiny_model(architecture), tiny_windows()
 
     def inputs() -> dict[str, Tensor]:
         calls = record_block_calls(model, windows)
-        hidden, found = calls.hidden, {}
+        hidden, collected = calls.hidden, {}
         for index, block in enumerate(find_blocks(model)):
-            own = [matrix for matrix in find_matrices(model) if matrix.block == index]
+            matrices = [matrix for matrix in find_matrices(model) if matrix.block == index]
             statistics, hidden = collect_inputs(
-                block, own, hidden, calls.arguments[index], ["gram"]
+                block, matrices, hidden, calls.arguments[index], ["gram"]
             )
-            for matrix in own:
-                one = statistics[matrix.name]
-                assert one["gram"].device == one["X"].device == matrix.weight.device
-                found[matrix.name] = torch.cat([one["X"], one["gram"]]).cpu()
-        return found
+            for matrix in matrices:
+                values = statistics[matrix.name]
+                assert values["gram"].device == values["X"].device == matrix.weight.device
+                collected[matrix.name] = torch.cat([values["X"], values["gram"]]).cpu()
+        return collected
 
     def gradients() -> dict[str, Tensor]:
-        found = collect_gradients(model, find_matrices(model), windows)
-        return {name: one["G"].cpu() for name, one in found.items()}
+        statistics = collect_gradients(model, find_matrices(model), windows)
+        return {name: values["G"].cpu() for name, values in statistics.items()}
 
     expected = {"X": inputs(), "G": gradients()}
     with elsewhere():
         place_block_after_block(model)
-        found = {"X": inputs(), "G": gradients()}
-    for kind, one in expected.items():
-        for name, value in one.items():
-            torch.testing.assert_close(found[kind][name], value, rtol=1e-4, atol=1e-5)
+        actual = {"X": inputs(), "G": gradients()}
+    for kind, tensors in expected.items():
+        for name, value in tensors.items():
+            torch.testing.assert_close(actual[kind][name], value, rtol=1e-4, atol=1e-5)

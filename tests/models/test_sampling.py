@@ -25,9 +25,9 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def write(
-    model: PreTrainedModel, windows: int = 3, ends: Collection[int] = (), **given: Any
+    model: PreTrainedModel, windows: int = 3, ends: Collection[int] = (), **options: Any
 ) -> Tensor:
-    return sample_windows(model, windows, SEQLEN, generator(), start=START, ends=ends, **given)
+    return sample_windows(model, windows, SEQLEN, generator(), start=START, ends=ends, **options)
 
 
 @torch.no_grad()
@@ -37,16 +37,16 @@ def write_plainly(model: PreTrainedModel, windows: int, ends: Collection[int]) -
     written = [[START] for _ in range(windows)]
     first = [0] * windows
     for place in range(1, SEQLEN):
-        given = []
+        distributions = []
         for tokens, begin in zip(written, first, strict=True):
             document: dict[str, Any] = {"input_ids": torch.tensor([tokens[begin:]])}
             if model.config.model_type == "gpt2":
                 document["position_ids"] = torch.arange(begin, place)[None]
-            given.append(model(**document, use_cache=False).logits[0, -1].softmax(-1))
+            distributions.append(model(**document, use_cache=False).logits[0, -1].softmax(-1))
         chosen = torch.rand(windows, generator=draws, dtype=torch.float64).tolist()
         drawn = [
             next(token for token, below in enumerate(accumulate(shares.tolist())) if below > place)
-            for shares, place in zip(given, chosen, strict=True)
+            for shares, place in zip(distributions, chosen, strict=True)
         ]
         for row, tokens in enumerate(written):
             ended = tokens[-1] in ends and tokens[-1] != START
@@ -90,8 +90,8 @@ def test_a_start_token_that_also_ends_documents_is_not_repeated() -> None:
 
 def test_the_temperature_is_one() -> None:
     model = tiny_model("llama")
-    given = torch.full((1, 1), START)
-    expected = model(given).logits[0, -1].softmax(-1)
+    prompt = torch.full((1, 1), START)
+    expected = model(prompt).logits[0, -1].softmax(-1)
     tokens = sample_windows(model, 20_000, 2, generator(), start=START)
     shares = tokens[:, 1].bincount(minlength=VOCABULARY) / len(tokens)
     assert (shares - expected).abs().sum() < 0.15

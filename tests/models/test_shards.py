@@ -48,15 +48,15 @@ def test_every_weight_is_what_transformers_loads(
 
 
 def test_one_file_is_read_as_several_are(tmp_path: Path) -> None:
-    one, several = saved(tmp_path / "one", "llama", "5GB"), saved(tmp_path / "several", "llama")
-    assert (one / WEIGHTS).is_file()
+    single, several = saved(tmp_path / "one", "llama", "5GB"), saved(tmp_path / "several", "llama")
+    assert (single / WEIGHTS).is_file()
     assert not (several / WEIGHTS).is_file()
     names = tiny_model("llama").state_dict()
-    left, right = dict(opened(one).read(names)), dict(opened(several).read(names))
+    left, right = dict(opened(single).read(names)), dict(opened(several).read(names))
     assert all(torch.equal(left[name], right[name]) for name in names)
 
 
-def test_what_is_read_is_nobody_else_s(tmp_path: Path) -> None:
+def test_a_tensor_that_is_read_shares_no_memory(tmp_path: Path) -> None:
     folder = saved(tmp_path, "llama")
     shards, name = opened(folder), "model.embed_tokens.weight"
     [(_, first)] = shards.read([name])

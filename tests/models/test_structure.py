@@ -23,34 +23,34 @@ def named(matrices: list[Matrix], ending: str) -> Matrix:
 @pytest.mark.parametrize("blocks", [1, 2, 3])
 def test_the_blocks_are_found_in_order(architecture: str, blocks: int) -> None:
     model = tiny_model(architecture, blocks=blocks)
-    found = find_blocks(model)
-    assert len(found) == blocks
-    names = [name for name, module in model.named_modules() if module in found]
+    modules = find_blocks(model)
+    assert len(modules) == blocks
+    names = [name for name, module in model.named_modules() if module in modules]
     assert [name.rsplit(".", 1)[1] for name in names] == [str(index) for index in range(blocks)]
 
 
 @every_architecture
 def test_the_matrices_are_the_linear_maps_inside_the_blocks(architecture: str) -> None:
-    found = find_matrices(tiny_model(architecture))
-    shapes = {matrix.name: tuple(matrix.weight.shape) for matrix in found}
+    matrices = find_matrices(tiny_model(architecture))
+    shapes = {matrix.name: tuple(matrix.weight.shape) for matrix in matrices}
     assert shapes == expected_matrices(architecture)
-    assert len(found) == len(shapes)
+    assert len(matrices) == len(shapes)
 
 
 @every_architecture
 def test_matrices_come_block_by_block_and_know_their_kind(architecture: str) -> None:
-    found = find_matrices(tiny_model(architecture))
-    assert [matrix.block for matrix in found] == sorted(matrix.block for matrix in found)
-    for matrix in found:
+    matrices = find_matrices(tiny_model(architecture))
+    assert [matrix.block for matrix in matrices] == sorted(matrix.block for matrix in matrices)
+    for matrix in matrices:
         assert matrix.name.endswith(f".{matrix.block}.{matrix.kind}")
 
 
 @every_architecture
 def test_the_embedding_and_the_head_are_never_among_them(architecture: str) -> None:
     model = tiny_model(architecture)
-    found = {matrix.parameter.data_ptr() for matrix in find_matrices(model)}
-    assert model.get_input_embeddings().weight.data_ptr() not in found
-    assert model.get_output_embeddings().weight.data_ptr() not in found
+    addresses = {matrix.parameter.data_ptr() for matrix in find_matrices(model)}
+    assert model.get_input_embeddings().weight.data_ptr() not in addresses
+    assert model.get_output_embeddings().weight.data_ptr() not in addresses
 
 
 @every_architecture
@@ -61,14 +61,14 @@ def test_the_parameter_is_the_model_s_own_under_its_own_name(architecture: str) 
 
 
 @every_architecture
-def test_a_module_multiplies_by_the_weight_as_it_is_seen(architecture: str) -> None:
+def test_a_module_multiplies_by_the_weight_of_its_matrix(architecture: str) -> None:
     model = tiny_model(architecture)
-    seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
 
     def remember(module: nn.Module, inputs: tuple[Tensor], output: Any) -> None:
         # llama4's router returns its logits second; falcon adds to an output in place.
         product = output[1] if isinstance(output, tuple) else output
-        seen[module] = (inputs[0], product.clone())
+        calls[module] = (inputs[0], product.clone())
 
     plain = [matrix for matrix in find_matrices(model) if matrix.expert is None]
     for matrix in plain:
@@ -78,7 +78,7 @@ def test_a_module_multiplies_by_the_weight_as_it_is_seen(architecture: str) -> N
         for matrix in plain:
             module = model.get_submodule(matrix.name)
             assert isinstance(module, (nn.Linear, Conv1D))
-            incoming, outgoing = seen[module]
+            incoming, outgoing = calls[module]
             product = incoming @ matrix.weight.T
             if module.bias is not None:
                 product = product + module.bias
@@ -120,7 +120,7 @@ def test_the_name_of_an_expert_matches_itself(architecture: str) -> None:
     # Its brackets would mean a set of characters otherwise.
     model = tiny_model(architecture)
     for matrix in find_matrices(model):
-        assert [one.name for one in find_matrices(model, [matrix.name])] == [matrix.name]
+        assert [selected.name for selected in find_matrices(model, [matrix.name])] == [matrix.name]
     assert len(find_matrices(model, ["*.down_proj[[]3]"])) == len(
         find_matrices(model, ["*.down_proj[3]"])
     )

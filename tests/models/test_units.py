@@ -86,9 +86,9 @@ def test_cutting_units_out_is_setting_their_columns_to_zero(
     removed(model, couplings, kept)
     masked = logits(model)
     assert (masked - dense).abs().max() > 1e-3
-    told = size_without_units(model, couplings, kept)
+    predicted = size_without_units(model, couplings, kept)
     shrink(model, couplings, structure, kept)
-    assert size_of(model) == told == (model.num_parameters(), 4 * model.num_parameters())
+    assert size_of(model) == predicted == (model.num_parameters(), 4 * model.num_parameters())
     torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
     if structure == "channels":
         assert model.config.intermediate_size == kept
@@ -142,9 +142,11 @@ def test_biases_are_cut_with_their_rows() -> None:
 def test_a_block_with_more_zero_units_keeps_the_first_of_them() -> None:
     model = tiny_model("llama")
     first, second = find_couplings(model, "channels")
-    down, other = (model.get_submodule(c.consumer).get_parameter("weight") for c in (first, second))
+    down, second_down = (
+        model.get_submodule(c.consumer).get_parameter("weight") for c in (first, second)
+    )
     down[:, 1:] = 0
-    other[:, 32:] = 0
+    second_down[:, 32:] = 0
     before = down.clone()
     shrink(model, [first, second], "channels", 32)
     cut = model.get_submodule(first.consumer).get_parameter("weight")

@@ -30,4 +30,4 @@ class Live:
         self.bytes -= size
 
     def around(self, function: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-        return lambda *given: self(function(*given))
+        return lambda *arguments: self(function(*arguments))

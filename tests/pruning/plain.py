@@ -39,7 +39,7 @@ class Place:
 
 
 def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
-    """The decoder blocks and what their names begin with."""
+    """The decoder blocks and the prefix of their names."""
     if hasattr(model, "transformer"):
         return "transformer.h", model.transformer.h
     return "model.layers", model.model.layers
@@ -48,41 +48,41 @@ def blocks_of(model: Any) -> tuple[str, nn.ModuleList]:
 def places(model: nn.Module) -> list[Place]:
     """All matrices to prune, in the order of the model."""
     prefix, blocks = blocks_of(model)
-    found = []
+    matrices = []
     for index, block in enumerate(blocks):
         for inner, module in block.named_modules():
             name = f"{prefix}.{index}.{inner}"
             if isinstance(module, nn.Linear):
-                found.append(Place(name, index, module.weight, lambda stored: stored))
+                matrices.append(Place(name, index, module.weight, lambda stored: stored))
             elif isinstance(module, Conv1D):
-                found.append(Place(name, index, module.weight, lambda stored: stored.T))
+                matrices.append(Place(name, index, module.weight, lambda stored: stored.T))
             elif inner.endswith("experts"):
-                for own in ("gate_up_proj", "down_proj"):
-                    stack = module.get_parameter(own)
+                for stack_name in ("gate_up_proj", "down_proj"):
+                    stack = module.get_parameter(stack_name)
                     for expert in range(len(stack)):
                         see = partial(torch.select, dim=0, index=expert)
-                        found.append(Place(f"{name}.{own}[{expert}]", index, stack, see))
-    return found
+                        matrices.append(Place(f"{name}.{stack_name}[{expert}]", index, stack, see))
+    return matrices
 
 
 @torch.no_grad()
 def inputs(model: nn.Module, windows: Tensor, index: int) -> dict[str, Tensor]:
-    """What enters each matrix of block `index`, (tokens, in), the whole model run as it is."""
+    """The inputs (tokens, in) of each matrix of block `index`, from a run of the whole model."""
     prefix, blocks = blocks_of(model)
-    seen: dict[str, list[Tensor]] = defaultdict(list)
+    entering: dict[str, list[Tensor]] = defaultdict(list)
     handles = []
 
     def watch(name: str, module: nn.Module) -> None:
-        def linear(_module: nn.Module, given: tuple[Tensor, ...]) -> None:
-            seen[name].append(given[0].reshape(-1, given[0].shape[-1]))
+        def linear(_module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            entering[name].append(arguments[0].reshape(-1, arguments[0].shape[-1]))
 
-        def experts(module: Any, given: tuple[Tensor, ...]) -> None:
-            hidden, chosen = given[0], given[1]
+        def experts(module: Any, arguments: tuple[Tensor, ...]) -> None:
+            hidden, chosen = arguments[0], arguments[1]
             for expert in range(len(module.gate_up_proj)):
                 tokens = hidden[(chosen == expert).any(-1)]
                 gate, up = (tokens @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
-                seen[f"{name}.gate_up_proj[{expert}]"].append(tokens)
-                seen[f"{name}.down_proj[{expert}]"].append(functional.silu(gate) * up)
+                entering[f"{name}.gate_up_proj[{expert}]"].append(tokens)
+                entering[f"{name}.down_proj[{expert}]"].append(functional.silu(gate) * up)
 
         if isinstance(module, (nn.Linear, Conv1D)):
             handles.append(module.register_forward_pre_hook(linear))
@@ -95,22 +95,22 @@ def inputs(model: nn.Module, windows: Tensor, index: int) -> dict[str, Tensor]:
         model(window[None], use_cache=False)
     for handle in handles:
         handle.remove()
-    return {name: torch.cat(parts) for name, parts in seen.items()}
+    return {name: torch.cat(parts) for name, parts in entering.items()}
 
 
 def in_order(model: nn.Module, tokens: Tensor, mode: str) -> Iterator[tuple[Place, Tensor]]:
-    """Each matrix with what enters it (tokens, in), block after block.
+    """Each matrix with its inputs (tokens, in), block after block.
 
-    Sequential: as the blocks before it are by then, changed by whoever takes the matrices;
-    one-shot: as all were at the beginning.
+    Sequential: the inputs after the caller has changed the blocks before; one-shot: those of
+    the unchanged model.
     """
     depth = len(blocks_of(model)[1])
     dense = [inputs(model, tokens, index) for index in range(depth)]
     for index in range(depth):
-        found = inputs(model, tokens, index) if mode == "sequential" else dense[index]
+        entering = inputs(model, tokens, index) if mode == "sequential" else dense[index]
         for place in places(model):
             if place.block == index:
-                yield place, found[place.name]
+                yield place, entering[place.name]
 
 
 def gradients(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
@@ -125,11 +125,11 @@ def gradients(model: nn.Module, windows: Tensor) -> dict[str, Tensor]:
             assert place.parameter.grad is not None
             total[place.name] += (100 * place.see(place.parameter.grad)).square()
     model.zero_grad()
-    return {name: one.sqrt() for name, one in total.items()}
+    return {name: squares.sqrt() for name, squares in total.items()}
 
 
 def row_zeros(scores: Tensor, sparsity: float) -> Tensor:
-    """True where a stable sort of each row puts the lowest."""
+    """True at the lowest scores of each row, which a stable sort puts first."""
     count = int(scores.shape[1] * sparsity)
     order = scores.argsort(dim=1, stable=True)[:, :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order, True)

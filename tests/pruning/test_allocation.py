@@ -28,7 +28,7 @@ def test_every_rule_prunes_the_same_total_in_other_places(
         method = parse_method(f"wanda@matrix@{rule}", sparsity=0.5)
         records = prune_model(model, windows, method, new_store(model), mode=mode)
         assert total_sparsity(records) == pytest.approx(0.5, abs=1e-4)
-        assert len({round(one.zeros / math.prod(one.shape), 3) for one in records}) > 1
+        assert len({round(record.zeros / math.prod(record.shape), 3) for record in records}) > 1
 
 
 @pytest.mark.parametrize("rule", ["owl", "error", "file"])
@@ -36,7 +36,7 @@ def test_every_rule_prunes_the_same_total_in_other_places(
 def test_each_rule_collects_what_it_looks_at(
     rule: str, metric: str, windows: Windows, new_store: OpenStore, tmp_path: Path
 ) -> None:
-    """Block after block, where nothing is known of the dense model but what the rule asks for."""
+    """Block after block, where the dense model gives only the statistics of the rule."""
     model = language_model("llama")
     if rule == "file":
         names = [matrix.name for matrix in find_matrices(model.model)]
@@ -53,9 +53,9 @@ def test_rows_are_pruned_alike_inside_a_matrix(windows: Windows, new_store: Open
     records = prune_model(model, windows, method, new_store(model), mode="one-shot")
     for matrix in find_matrices(model.model):
         assert len(set((matrix.weight == 0).sum(1).tolist())) == 1
-    smallest = min(one.shape[0] for one in records)
-    wanted = 0.6 * sum(math.prod(one.shape) for one in records)
-    assert wanted - 4 * smallest < sum(one.zeros for one in records) <= wanted
+    smallest = min(record.shape[0] for record in records)
+    wanted = 0.6 * sum(math.prod(record.shape) for record in records)
+    assert wanted - 4 * smallest < sum(record.zeros for record in records) <= wanted
 
 
 def test_by_error_costs_less_than_uniform(windows: Windows, new_store: OpenStore) -> None:
@@ -84,8 +84,8 @@ def test_a_file_says_how_much_each_matrix_loses(
 ) -> None:
     model = language_model("llama")
     matrices = find_matrices(model.model)
-    sizes = {one.name: one.weight.numel() for one in matrices}
-    first = {one.name for one in matrices if one.block == 0}
+    sizes = {matrix.name: matrix.weight.numel() for matrix in matrices}
+    first = {matrix.name for matrix in matrices if matrix.block == 0}
     inside = sum(size for name, size in sizes.items() if name in first)
     rest = (0.5 * sum(sizes.values()) - 0.25 * inside) / (sum(sizes.values()) - inside)
     shares = {name: 0.25 if name in first else rest for name in sizes}
@@ -96,9 +96,9 @@ def test_a_file_says_how_much_each_matrix_loses(
     for record in records:
         share = record.zeros / math.prod(record.shape)
         assert share == pytest.approx(shares[record.name], abs=0.01)
-    other = language_model("gpt2")
+    gpt2 = language_model("gpt2")
     with pytest.raises(PrunerZeroError, match="which is no matrix to prune"):
-        prune_model(other, windows, method, new_store(other), mode="one-shot")
+        prune_model(gpt2, windows, method, new_store(gpt2), mode="one-shot")
 
 
 def test_an_update_follows_the_shares(windows: Windows, new_store: OpenStore) -> None:
@@ -107,7 +107,9 @@ def test_an_update_follows_the_shares(windows: Windows, new_store: OpenStore) ->
     records = prune_model(model, windows, method, new_store(model))
     assert total_sparsity(records) == pytest.approx(0.5, abs=0.01)
     changed = [
-        not torch.equal(one.weight[one.weight != 0], other.weight[one.weight != 0])
-        for one, other in zip(find_matrices(model.model), find_matrices(dense.model), strict=True)
+        not torch.equal(matrix.weight[matrix.weight != 0], before.weight[matrix.weight != 0])
+        for matrix, before in zip(
+            find_matrices(model.model), find_matrices(dense.model), strict=True
+        )
     ]
     assert all(changed)

@@ -28,13 +28,13 @@ def test_the_first_block_has_nothing_to_make_up_for(windows: Windows, new_store:
     for text in ("wanda+exact", "wanda+asymmetric+exact"):
         model = language_model("llama")
         prune_model(model, windows, parse_method(text, sparsity=0.5), new_store(model))
-        weights[text] = {one.name: one.weight for one in find_matrices(model.model)}
+        weights[text] = {matrix.name: matrix.weight for matrix in find_matrices(model.model)}
     for name, weight in weights["wanda+exact"].items():
-        other = weights["wanda+asymmetric+exact"][name]
+        asymmetric = weights["wanda+asymmetric+exact"][name]
         if ".0." in name:
-            torch.testing.assert_close(other, weight, rtol=1e-3, atol=1e-3)
+            torch.testing.assert_close(asymmetric, weight, rtol=1e-3, atol=1e-3)
         else:
-            assert not torch.allclose(other, weight, rtol=1e-3, atol=1e-3)
+            assert not torch.allclose(asymmetric, weight, rtol=1e-3, atol=1e-3)
 
 
 def test_the_weights_solve_the_problem_that_was_set(windows: Windows, new_store: OpenStore) -> None:
@@ -44,18 +44,18 @@ def test_the_weights_solve_the_problem_that_was_set(windows: Windows, new_store:
         model, windows, parse_method("wanda+asymmetric+exact", sparsity=0.5), new_store(model)
     )
     # The inputs of the second block's first matrices do not depend on the block itself.
-    name = next(one.name for one in places(model.model) if one.block == 1)
-    seen = inputs(model.model, windows.tokens, 1)[name].double()
+    name = next(place.name for place in places(model.model) if place.block == 1)
+    incoming = inputs(model.model, windows.tokens, 1)[name].double()
     aimed = inputs(dense.model, windows.tokens, 1)[name].double()
-    matrix = next(one for one in find_matrices(model.model) if one.name == name)
-    before = next(one for one in find_matrices(dense.model) if one.name == name)
+    matrix = next(candidate for candidate in find_matrices(model.model) if candidate.name == name)
+    before = next(candidate for candidate in find_matrices(dense.model) if candidate.name == name)
     # A quarter of the way from what the dense weights give here to the dense model's output.
-    row, target = matrix.weight[0].double(), (aimed + 3 * seen) / 4 @ before.weight[0].double()
+    row, target = matrix.weight[0].double(), (aimed + 3 * incoming) / 4 @ before.weight[0].double()
     support = row != 0
-    gram = seen.T @ seen
+    gram = incoming.T @ incoming
     damping = 0.01 * gram.diagonal().mean()
     damped = gram[support][:, support] + damping * torch.eye(int(support.sum()), dtype=gram.dtype)
-    right = seen[:, support].T @ target + damping * before.weight[0].double()[support]
+    right = incoming[:, support].T @ target + damping * before.weight[0].double()[support]
     expected = torch.linalg.solve(damped, right)
     torch.testing.assert_close(row[support], expected, rtol=0.02, atol=0.02)
 
@@ -67,18 +67,18 @@ def test_swaps_aim_at_the_dense_outputs_too_and_leave_the_weights_that_stay(
     method = parse_method("wanda+refine+asymmetric", sparsity=0.5)
     prune_model(model, windows, method, new_store(model))
     prune_model(plain, windows, parse_method("wanda+refine", sparsity=0.5), new_store(plain))
-    for one, other in zip(places(model.model), places(dense.model), strict=True):
-        kept = one.weight != 0
-        assert torch.equal(one.weight, other.weight * kept)
+    for place, before in zip(places(model.model), places(dense.model), strict=True):
+        kept = place.weight != 0
+        assert torch.equal(place.weight, before.weight * kept)
         assert (kept.sum(1) == kept.shape[1] // 2).all()
-    name = next(one.name for one in places(model.model) if one.block == 1)
-    weight = next(one.weight for one in places(dense.model) if one.name == name)
-    seen, aimed = (inputs(one.model, windows.tokens, 1)[name] for one in (model, dense))
-    target = weight.double() @ ((aimed.double() + 3 * seen.double()) / 4).T
+    name = next(place.name for place in places(model.model) if place.block == 1)
+    weight = next(place.weight for place in places(dense.model) if place.name == name)
+    incoming, aimed = (inputs(source.model, windows.tokens, 1)[name] for source in (model, dense))
+    target = weight.double() @ ((aimed.double() + 3 * incoming.double()) / 4).T
 
     def apart(masked: LanguageModel) -> float:
-        own = next(one.weight for one in places(masked.model) if one.name == name)
-        return float((target - own.double() @ seen.double().T).square().sum())
+        pruned = next(place.weight for place in places(masked.model) if place.name == name)
+        return float((target - pruned.double() @ incoming.double().T).square().sum())
 
     # The first block is the same for both, so the inputs are too.
     assert apart(model) < apart(plain)
@@ -93,13 +93,13 @@ def test_a_mask_over_all_matrices_can_be_updated_block_by_block(
         model = language_model("llama")
         method = parse_method("W * G@global+exact", sparsity=0.5)
         prune_model(model, windows, method, new_store(model), mode=mode)
-        kept[mode] = [one.weight for one in find_matrices(model.model)]
-    for one, other in zip(kept["one-shot"], kept["sequential"], strict=True):
-        assert torch.equal(one == 0, other == 0)
+        kept[mode] = [matrix.weight for matrix in find_matrices(model.model)]
+    for one_shot, sequential in zip(kept["one-shot"], kept["sequential"], strict=True):
+        assert torch.equal(one_shot == 0, sequential == 0)
     assert not torch.equal(kept["one-shot"][-1], kept["sequential"][-1])
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_impossible_combinations_are_refused() -> None:
     with pytest.raises(PrunerZeroError, match=r"add \+obs, \+exact or \+refine"):
         parse_method("wanda+asymmetric", sparsity=0.5)
     method = parse_method("wanda+asymmetric+exact", sparsity=0.5)

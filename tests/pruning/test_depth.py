@@ -37,7 +37,7 @@ def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
 
 @torch.no_grad()
 def masked(architecture: str, dropped: list[int]) -> torch.Tensor:
-    """What a model computes whose blocks `dropped` have no weight left in their linear maps."""
+    """The logits of a model whose blocks `dropped` have only zeros in their linear maps."""
     model = tiny_model(architecture, blocks=DEPTH)
     for matrix in find_matrices(model):
         if matrix.block in dropped:
@@ -56,7 +56,7 @@ def test_influence_is_the_mean_over_tokens_of_one_minus_the_cosine() -> None:
     assert block_influence(model, tokens)[:2] == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_least_of_them_go_but_never_the_first_or_the_last() -> None:
+def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
     model, tokens = language_model("llama", blocks=DEPTH), tiny_windows()
     with torch.no_grad():
         # These leave almost everything as it is.
@@ -66,14 +66,16 @@ def test_the_least_of_them_go_but_never_the_first_or_the_last() -> None:
     assert choose_blocks(model, tokens, Blocks(0.34)).dropped == (3, 4)
 
 
-@pytest.mark.parametrize(("asked", "gone"), [(0.999, 1), (0.76, 2), (0.65, 3)])
-def test_as_few_blocks_go_as_leave_so_many_parameters(asked: float, gone: int, prose: str) -> None:
+@pytest.mark.parametrize(("share", "gone"), [(0.999, 1), (0.76, 2), (0.65, 3)])
+def test_the_fewest_blocks_that_reach_the_parameters_are_dropped(
+    share: float, gone: int, prose: str
+) -> None:
     model = tiny_model("llama", blocks=DEPTH)
     dense = model.num_parameters()
     block = sum(parameter.numel() for parameter in find_blocks(model)[0].parameters())
-    result = pruned(model, prose, sparsity=None, parameters=asked)
+    result = pruned(model, prose, sparsity=None, parameters=share)
     assert result.parameters == (dense, dense - gone * block)
-    assert dense - gone * block <= asked * dense < dense - (gone - 1) * block
+    assert dense - gone * block <= share * dense < dense - (gone - 1) * block
     pattern = result.method.pattern
     assert isinstance(pattern, Blocks)
     least = sorted(range(1, DEPTH - 1), key=pattern.influence.__getitem__)[:gone]
@@ -108,19 +110,23 @@ def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("settings", [{}, {"distill": 2}], ids=str)
-def test_it_tells_which_blocks_went(settings: dict[str, Any], prose: str, tmp_path: Path) -> None:
+def test_the_record_and_the_card_name_the_dropped_blocks(
+    settings: dict[str, Any], prose: str, tmp_path: Path
+) -> None:
     result = pruned(tiny_model("llama", blocks=DEPTH), prose, output=tmp_path / "out", **settings)
     before, after = result.parameters
     assert len(find_blocks(result.language_model.model)) == DEPTH - 2
-    told = json.loads((tmp_path / "out/pruning.json").read_text())
-    first, second = sorted(sorted(range(1, DEPTH - 1), key=told["block_influence"].__getitem__)[:2])
+    record = json.loads((tmp_path / "out/pruning.json").read_text())
+    first, second = sorted(
+        sorted(range(1, DEPTH - 1), key=record["block_influence"].__getitem__)[:2]
+    )
     into = [str(index - 1) for index in (first, second) if index - 1 != first]
     went = f"33.33% of the blocks: {first}, {second}"
-    assert told["pattern"] == f"{went}, folded into {', '.join(into)}"
-    assert list(told["folded"]) == into
-    assert all(0 <= left < 1 for left in told["folded"].values())
-    assert (told["expression"], told["settings"]["metric"]) == (None, "block-influence")
-    assert {entry["block"] for entry in told["matrices"] if entry["zeros"]} == {first, second}
+    assert record["pattern"] == f"{went}, folded into {', '.join(into)}"
+    assert list(record["folded"]) == into
+    assert all(0 <= left < 1 for left in record["folded"].values())
+    assert (record["expression"], record["settings"]["metric"]) == (None, "block-influence")
+    assert {entry["block"] for entry in record["matrices"] if entry["zeros"]} == {first, second}
     assert result.sparsity == pytest.approx(1 / 3)
     assert result.caption().endswith("parameters are left, by block influence")
     card = (tmp_path / "out/README.md").read_text()
@@ -167,7 +173,9 @@ def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture
         ({"sparsity": None, "parameters": "1B"}, "cannot be left by removing blocks: choose --par"),
     ],
 )
-def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:
+def test_each_impossible_combination_is_refused_in_one_line(
+    settings: dict[str, Any], line: str, prose: str
+) -> None:
     with pytest.raises(PrunerZeroError, match=line) as caught:
         pruned(tiny_model("llama", blocks=DEPTH), prose, **settings)
     assert "\n" not in str(caught.value)

@@ -18,11 +18,11 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
-    for (name, mine), theirs in zip(
-        one.state_dict().items(), other.state_dict().values(), strict=True
+def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
+    for (name, tensor), wanted in zip(
+        model.state_dict().items(), expected.state_dict().values(), strict=True
     ):
-        assert torch.equal(mine, theirs), name
+        assert torch.equal(tensor, wanted), name
 
 
 @contextmanager
@@ -37,7 +37,7 @@ def counted(model: nn.Module) -> Iterator[dict[str, int]]:
         counts["blocks"] += 1
 
     handles = [model.register_forward_pre_hook(run)]
-    handles += [one.register_forward_pre_hook(block) for one in find_blocks(model)]
+    handles += [module.register_forward_pre_hook(block) for module in find_blocks(model)]
     yield counts
     for handle in handles:
         handle.remove()
@@ -99,4 +99,4 @@ def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
     with counted(ours.model) as counts, pytest.raises(PrunerZeroError, match=r"layers\.0\..*5"):
         prune_model(ours, windows, parse_method("gblm", pattern="2:5"), new_store(ours))
     assert counts == {"forward": 0, "backward": 0, "blocks": 0}
-    assert all(torch.equal(ours.model.state_dict()[name], one) for name, one in dense.items())
+    assert all(torch.equal(ours.model.state_dict()[name], tensor) for name, tensor in dense.items())

@@ -1,4 +1,4 @@
-"""`prune` of a model that is elsewhere: everything follows it, and the same weights go."""
+"""`prune` of a model that is elsewhere: tensors follow it, and the same weights are pruned."""
 
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,18 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 def pruned(model: LanguageModel, prose: str, cache: Path, **method: Any) -> dict[str, Tensor]:
-    given = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": cache, **method}
-    prune(model, calibration=[prose], **given)
+    options = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "cache": cache, **method}
+    prune(model, calibration=[prose], **options)
     return {matrix.name: matrix.weight.detach().cpu() for matrix in find_matrices(model.model)}
 
 
-def check_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Sums may round otherwise elsewhere, which may tip a weight or two."""
-    assert found.keys() == expected.keys()
+def check_close(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Sums may round differently elsewhere, which may change the masks of a few weights."""
+    assert actual.keys() == expected.keys()
     for name, weight in expected.items():
-        same = (found[name] == 0) == (weight == 0)
+        same = (actual[name] == 0) == (weight == 0)
         assert same.float().mean() > 0.99, name
-        torch.testing.assert_close(found[name][same], weight[same], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(actual[name][same], weight[same], rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -69,9 +69,9 @@ def test_every_kind_of_method_prunes_elsewhere_as_here(
     model = language_model("llama")
     with elsewhere():
         model.model.to(HERE)
-        found = pruned(model, prose, tmp_path / "elsewhere", **method)
+        actual = pruned(model, prose, tmp_path / "elsewhere", **method)
         assert {matrix.weight.device for matrix in find_matrices(model.model)} == {HERE}
-    check_close(found, expected)
+    check_close(actual, expected)
 
 
 def test_blocks_of_a_model_on_two_devices_go_as_on_one(prose: str, tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_blocks_of_a_model_on_two_devices_go_as_on_one(prose: str, tmp_path: Pat
         place_model(model.model, BOTH, {HERE: sum(size.values()) - half, THERE: half}.__getitem__)
         places = [next(block.parameters()).device for block in find_blocks(model.model)]
         assert places == [HERE, HERE, THERE, THERE]
-        found = pruned(model, prose, tmp_path / "elsewhere", **method)
+        actual = pruned(model, prose, tmp_path / "elsewhere", **method)
     assert {matrix.block for matrix in find_matrices(model.model)} == {0, 1, 2}
-    check_close(found, expected)
+    check_close(actual, expected)
 
 
 @pytest.mark.parametrize("metric", ["wanda@global", "sparsegpt", "pruner-zero+exact"])
@@ -99,13 +99,13 @@ def test_a_model_on_two_devices_is_pruned_as_on_one(
     model = language_model("llama")
     with elsewhere():
         place_block_after_block(model.model)
-        found = pruned(model, prose, tmp_path / "elsewhere", metric=metric)
+        actual = pruned(model, prose, tmp_path / "elsewhere", metric=metric)
     places = [next(block.parameters()).device for block in find_blocks(model.model)]
     assert places == [HERE, THERE]
-    check_close(found, expected)
+    check_close(actual, expected)
 
 
-def test_what_is_written_loads_anywhere(prose: str, tmp_path: Path) -> None:
+def test_a_model_saved_on_one_device_loads_on_another(prose: str, tmp_path: Path) -> None:
     model = language_model("llama")
     with elsewhere():
         model.model.to(HERE)
@@ -115,8 +115,10 @@ def test_what_is_written_loads_anywhere(prose: str, tmp_path: Path) -> None:
         )
         assert result.provenance["device"] == str(HERE)
     loaded = load_model(output, device="cpu")
-    for one, other in zip(find_matrices(loaded.model), find_matrices(model.model), strict=True):
-        assert torch.equal(one.weight, other.weight.cpu())
+    for matrix, original in zip(
+        find_matrices(loaded.model), find_matrices(model.model), strict=True
+    ):
+        assert torch.equal(matrix.weight, original.weight.cpu())
 
 
 @pytest.mark.parametrize("metric", ["wanda", "pruner-zero", "sparsegpt", "wanda@global"])
@@ -127,8 +129,13 @@ def test_a_model_on_disk_is_read_to_the_device_block_by_block(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    given: dict[str, Any] = {"sparsity": 0.5, "windows": 3, "seqlen": 24, "calibration": text_file}
-    prune(llama_folder, metric, output=tmp_path / "here", cache=tmp_path / "a", **given)
+    options: dict[str, Any] = {
+        "sparsity": 0.5,
+        "windows": 3,
+        "seqlen": 24,
+        "calibration": text_file,
+    }
+    prune(llama_folder, metric, output=tmp_path / "here", cache=tmp_path / "a", **options)
     # Parameters that are not loaded are in main memory, and can become others in place.
     bare = offloaded.placeholder
     monkeypatch.setattr(offloaded, "placeholder", lambda like: Elsewhere(bare(like), CPU))
@@ -140,11 +147,14 @@ def test_a_model_on_disk_is_read_to_the_device_block_by_block(
             output=tmp_path / "there",
             cache=tmp_path / "b",
             offload=True,
-            **given,
+            **options,
         )
     assert result.provenance["device"] == str(HERE)
-    found, expected = (
-        {one.name: one.weight for one in find_matrices(load_model(folder, device="cpu").model)}
+    actual, expected = (
+        {
+            matrix.name: matrix.weight
+            for matrix in find_matrices(load_model(folder, device="cpu").model)
+        }
         for folder in (tmp_path / "there", tmp_path / "here")
     )
-    check_close(found, expected)
+    check_close(actual, expected)

@@ -1,4 +1,4 @@
-"""Experts that no token reaches are pruned by magnitude, and that is told."""
+"""Experts that no token reaches are pruned by magnitude, and a note says so."""
 
 from dataclasses import replace
 

@@ -51,7 +51,7 @@ def plain_scores(architecture: str, tokens: Tensor) -> dict[int, list[float | No
         mlp = block.get_submodule("mlp")
         if hasattr(mlp, "experts"):
             kept = inputs.setdefault(index, [])
-            mlp.register_forward_pre_hook(lambda _, given, kept=kept: kept.append(given[0]))
+            mlp.register_forward_pre_hook(lambda _, arguments, kept=kept: kept.append(arguments[0]))
     with torch.no_grad():
         model(tokens)
     scores: dict[int, list[float | None]] = {}
@@ -59,14 +59,16 @@ def plain_scores(architecture: str, tokens: Tensor) -> dict[int, list[float | No
         mlp = find_blocks(model)[index].get_submodule("mlp")
         router = mlp.get_submodule("gate").get_parameter("weight").detach()
         experts = {name: p.detach() for name, p in mlp.get_submodule("experts").named_parameters()}
-        found: list[list[float]] = [[] for _ in range(EXPERTS)]
+        contributions: list[list[float]] = [[] for _ in range(EXPERTS)]
         for x in torch.cat(states).flatten(0, 1):
             weights, chosen = torch.softmax(router @ x, 0).topk(2)
             for weight, expert in zip(weights / weights.sum(), chosen.tolist(), strict=True):
                 gate, up = (experts["gate_up_proj"][expert] @ x).chunk(2)
                 output = experts["down_proj"][expert] @ (silu(gate) * up)
-                found[expert].append(float(weight * output.norm()))
-        scores[index] = [sum(several) / len(several) if several else None for several in found]
+                contributions[expert].append(float(weight * output.norm()))
+        scores[index] = [
+            sum(several) / len(several) if several else None for several in contributions
+        ]
     return scores
 
 
@@ -78,12 +80,12 @@ def test_the_score_is_the_mean_of_router_weight_times_norm(
     model, expected = language_model(architecture), plain_scores(architecture, tokens)
     scores = reap_scores(model, tokens, find_mixtures(model.model))
     assert scores.keys() == expected.keys()
-    for block, found in scores.items():
-        for ours, theirs in zip(found, expected[block], strict=True):
-            assert ours == (None if theirs is None else pytest.approx(theirs, rel=1e-5))
+    for block, block_scores in scores.items():
+        for score, wanted in zip(block_scores, expected[block], strict=True):
+            assert score == (None if wanted is None else pytest.approx(wanted, rel=1e-5))
 
 
-def test_the_lowest_go_and_first_of_all_what_no_token_reaches() -> None:
+def test_experts_that_no_token_reaches_go_first_and_then_the_lowest_scores() -> None:
     fitted = Experts(0.5).of_model(tiny_model("qwen3_moe"))
     scores: dict[int, list[float | None]] = {1: [0.3, None, 0.5, 0.1, 0.1, 0.2, -4.0, 0.4]}
     chosen = Experts(0.5, mixtures=fitted.mixtures, kept=fitted.kept, scores=scores)
@@ -94,7 +96,7 @@ def test_the_lowest_go_and_first_of_all_what_no_token_reaches() -> None:
 
 @pytest.mark.parametrize("metric", [None, "wanda", "magnitude", "gblm"])
 @pytest.mark.parametrize("architecture", SUPPORTED)
-def test_what_is_left_computes_as_if_the_others_were_never_chosen(
+def test_the_smaller_model_computes_as_if_removed_experts_were_never_chosen(
     architecture: str, metric: str | None, prose: str
 ) -> None:
     model, dense = (tiny_model(architecture) for _ in range(2))
@@ -108,7 +110,7 @@ def test_what_is_left_computes_as_if_the_others_were_never_chosen(
     assert find_mixtures(model).count == KEPT
 
 
-def test_a_metric_adds_up_the_squared_scores_of_what_gives_the_outputs(
+def test_a_metric_adds_up_the_squared_scores_of_the_matrices_that_give_the_outputs(
     windows: Windows, new_store: OpenStore
 ) -> None:
     model = language_model("mixtral")
@@ -129,33 +131,37 @@ def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> No
     check_loads_alone(tmp_path, expected)
 
 
-@pytest.mark.parametrize(("asked", "gone"), [(0.999, 1), (0.9, 2), (0.7, 6)])
-def test_as_few_experts_go_as_leave_so_many_parameters(asked: float, gone: int, prose: str) -> None:
+@pytest.mark.parametrize(("share", "gone"), [(0.999, 1), (0.9, 2), (0.7, 6)])
+def test_the_fewest_experts_that_reach_the_parameters_are_removed(
+    share: float, gone: int, prose: str
+) -> None:
     model = tiny_model("qwen3_moe")
     dense = model.num_parameters()
     expert = 3 * 32 * 24 + 32
-    result = pruned(model, prose, sparsity=None, parameters=asked)
+    result = pruned(model, prose, sparsity=None, parameters=share)
     assert result.parameters == (dense, dense - gone * expert)
-    assert dense - gone * expert <= asked * dense < dense - (gone - 1) * expert
+    assert dense - gone * expert <= share * dense < dense - (gone - 1) * expert
 
 
 @pytest.mark.parametrize("settings", [{}, {"distill": 2}, {"metric": "wanda"}], ids=str)
-def test_it_tells_which_experts_stay(settings: dict[str, Any], prose: str, tmp_path: Path) -> None:
+def test_the_record_and_the_card_name_the_experts_that_stay(
+    settings: dict[str, Any], prose: str, tmp_path: Path
+) -> None:
     result = pruned(tiny_model("qwen3_moe"), prose, output=tmp_path / "out", **settings)
     before, after = result.parameters
-    told = json.loads((tmp_path / "out/pruning.json").read_text())
-    assert told["pattern"] == "25% of the experts of every block"
-    scores = told["expert_scores"]["1"]
-    assert told["experts"] == {"1": sorted(sorted(range(EXPERTS), key=scores.__getitem__)[2:])}
-    removed = [entry["name"] for entry in told["matrices"] if entry["sparsity"] == 1]
+    record = json.loads((tmp_path / "out/pruning.json").read_text())
+    assert record["pattern"] == "25% of the experts of every block"
+    scores = record["expert_scores"]["1"]
+    assert record["experts"] == {"1": sorted(sorted(range(EXPERTS), key=scores.__getitem__)[2:])}
+    removed = [entry["name"] for entry in record["matrices"] if entry["sparsity"] == 1]
     assert len(removed) == 4
     card = (tmp_path / "out/README.md").read_text()
     assert f"It has {after:,} of {before:,} parameters" in card
     if "metric" in settings:
-        assert (told["expression"], result.chosen_by) == ("W * X", "W * X")
+        assert (record["expression"], result.chosen_by) == ("W * X", "W * X")
         report([tmp_path / "out"], tmp_path / "report.html")
         return
-    assert (told["expression"], told["settings"]["metric"]) == (None, "reap")
+    assert (record["expression"], record["settings"]["metric"]) == (None, "reap")
     assert result.caption().endswith("parameters are left, by REAP")
     assert "by REAP, the mean over an expert's tokens of router weight times norm of" in card
     assert not (tmp_path / "out/metric.json").exists()
@@ -184,7 +190,7 @@ def test_a_smaller_mixture_can_be_pruned_again(prose: str, tmp_path: Path) -> No
 
 
 def test_compare_measures_the_smaller_mixture_and_puts_the_dense_one_back(prose: str) -> None:
-    given: dict[str, Any] = {"windows": 3, "seqlen": 24}
+    options: dict[str, Any] = {"windows": 3, "seqlen": 24}
     model, text = tiny_model("mixtral"), [prose]
     dense = logits(model)
     table = compare(
@@ -193,7 +199,7 @@ def test_compare_measures_the_smaller_mixture_and_puts_the_dense_one_back(prose:
         tokenizer=tiny_tokenizer(),
         calibration=text,
         text=text,
-        **given,
+        **options,
     )
     assert torch.equal(logits(model), dense)
     rows = {row["method"]: row for row in table.rows}
@@ -201,13 +207,13 @@ def test_compare_measures_the_smaller_mixture_and_puts_the_dense_one_back(prose:
     assert rows["wanda@experts=0.25"]["expression"] == "W * X"
     result = pruned(model, prose)
     smaller = compare(
-        model, "dense", tokenizer=tiny_tokenizer(), calibration=text, text=text, **given
+        model, "dense", tokenizer=tiny_tokenizer(), calibration=text, text=text, **options
     )
-    [left], found = smaller.rows, rows["reap@experts=0.25"]
-    assert found["perplexity"] == pytest.approx(left["perplexity"], rel=1e-5)
-    assert found["perplexity"] != pytest.approx(rows["dense"]["perplexity"], rel=1e-4)
-    assert (found["parameters"], found["bytes"]) == (left["parameters"], left["bytes"])
-    assert found["parameters"] == result.parameters[1]
+    [left], measured = smaller.rows, rows["reap@experts=0.25"]
+    assert measured["perplexity"] == pytest.approx(left["perplexity"], rel=1e-5)
+    assert measured["perplexity"] != pytest.approx(rows["dense"]["perplexity"], rel=1e-4)
+    assert (measured["parameters"], measured["bytes"]) == (left["parameters"], left["bytes"])
+    assert measured["parameters"] == result.parameters[1]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +232,9 @@ def test_compare_measures_the_smaller_mixture_and_puts_the_dense_one_back(prose:
         ({"sparsity": None, "parameters": "1B"}, "cannot be left by removing experts: choose --p"),
     ],
 )
-def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:
+def test_each_impossible_combination_is_refused_in_one_line(
+    settings: dict[str, Any], line: str, prose: str
+) -> None:
     with pytest.raises(PrunerZeroError, match=line) as caught:
         pruned(tiny_model("mixtral"), prose, **settings)
     assert "\n" not in str(caught.value)
@@ -235,8 +243,8 @@ def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: 
 @pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
 def test_a_kill_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
     dense = save_tiny(tmp_path / "dense", "mixtral", blocks=12)
-    asked = ["--structure", "experts", "--sparsity", "0.25", "--calibration", text_file]
-    command = ["prune", dense, *asked, "--windows", 3, "--seqlen", 24, "-o"]
+    options = ["--structure", "experts", "--sparsity", "0.25", "--calibration", text_file]
+    command = ["prune", dense, *options, "--windows", 3, "--seqlen", 24, "-o"]
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     killed = [*command, tmp_path / "killed/out"]

@@ -27,15 +27,15 @@ def passed(model: LanguageModel, tokens: Tensor, skipped: Sequence[int] = ()) ->
     states: list[Tensor] = []
 
     def hook(index: int) -> Any:
-        def see(_: Any, given: tuple[Tensor], out: Tensor) -> Tensor:
-            states.append(given[0])
-            return given[0] if index in skipped else out
+        def see(_: Any, arguments: tuple[Tensor], out: Tensor) -> Tensor:
+            states.append(arguments[0])
+            return arguments[0] if index in skipped else out
 
         return see
 
     blocks = find_blocks(model.model)
     handles = [block.register_forward_hook(hook(index)) for index, block in enumerate(blocks)]
-    last = blocks[-1].register_forward_hook(lambda _, given, out: states.append(out))
+    last = blocks[-1].register_forward_hook(lambda _, arguments, out: states.append(out))
     model.model(tokens)
     for handle in (*handles, last):
         handle.remove()
@@ -48,11 +48,11 @@ def solved(
 ) -> tuple[Tensor, float]:
     """The weight that ridge regression in fp64 finds for block `index`, and the share left."""
     linear = second(model, index)
-    seen: list[Tensor] = []
-    handle = linear.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    incoming: list[Tensor] = []
+    handle = linear.register_forward_pre_hook(lambda _, arguments: incoming.append(arguments[0]))
     states = passed(model, tokens, before)
     handle.remove()
-    A = seen[0].flatten(0, -2).double()
+    A = incoming[0].flatten(0, -2).double()
     B = (states[gone[-1] + 1] - states[index + 1]).flatten(0, -2).double()
     gram = A.T @ A
     gram += DAMPING * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
@@ -84,7 +84,7 @@ def test_the_map_before_a_run_is_what_ridge_regression_finds(architecture: str) 
             assert torch.equal(now, others[place])
 
 
-def test_a_later_run_learns_from_what_the_smaller_model_passes_on() -> None:
+def test_a_later_run_learns_from_the_states_of_the_smaller_model() -> None:
     model, tokens = language_model("llama", blocks=DEPTH), tiny_windows()
     folded = fold_blocks(model, tokens, (1, 4))
     assert list(folded) == [0, 3]

@@ -46,7 +46,7 @@ def test_masks_are_those_of_scores_that_are_all_held(
 
 
 @pytest.mark.parametrize(("hold", "computed"), [(0, 3 * 5), (100, 5 + 2 * 2), (1000, 5)])
-def test_what_is_held_is_computed_once(hold: int, computed: int) -> None:
+def test_scores_that_are_held_are_computed_once(hold: int, computed: int) -> None:
     # Each of five matrices has 32 bytes; two passes for the threshold and one for the masks.
     matrices = {f"m{index}": torch.randn(2, 4) for index in range(5)}
     live = Live()

@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"sparsity": 0.4, "windows": 2, "seqlen": 16, "save_mask
 
 @pytest.fixture(scope="module")
 def saved(llama_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pruned model with its masks. Not to be written to."""
+    """A pruned model with its masks. Tests must not write to it."""
     output = tmp_path_factory.mktemp("pruned") / "out"
     prune(llama_folder, "wanda", calibration=text_file, output=output, **SMALL)
     return output
@@ -63,43 +63,43 @@ def test_rows_of_any_width_are_packed(width: int, tmp_path: Path) -> None:
 def test_prune_saves_the_zeros_of_every_pruned_matrix(
     offload: bool, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    given = {**SMALL, "exclude": ("*.mlp.*",), "offload": offload}
-    prune(llama_folder, calibration=text_file, output=tmp_path / "out", **given)
+    options = {**SMALL, "exclude": ("*.mlp.*",), "offload": offload}
+    prune(llama_folder, calibration=text_file, output=tmp_path / "out", **options)
     model, masks = load_model(tmp_path / "out"), load_masks(tmp_path / "out")
     matrices = find_matrices(model.model, exclude=("*.mlp.*",))
     assert list(masks) == [matrix.name for matrix in matrices]
     for matrix in matrices:
         assert torch.equal(masks[matrix.name], matrix.weight != 0)
     index = json.loads((tmp_path / "out" / "masks" / "masks.json").read_text())
-    zeros = sum(one["zeros"] for one in told(tmp_path / "out")["matrices"])
+    zeros = sum(entry["zeros"] for entry in record_of(tmp_path / "out")["matrices"])
     assert zeros == sum(mask.numel() - int(mask.sum()) for mask in masks.values())
-    assert [one["kept"] for one in index["matrices"].values()] == [
+    assert [entry["kept"] for entry in index["matrices"].values()] == [
         int(mask.sum()) for mask in masks.values()
     ]
 
 
-def told(folder: Path) -> Any:
+def record_of(folder: Path) -> Any:
     return json.loads((folder / "pruning.json").read_text())
 
 
-def test_without_being_asked_it_saves_none(
+def test_prune_without_save_mask_saves_no_masks(
     llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    given = {**SMALL, "save_mask": None}
-    prune(llama_folder, calibration=text_file, output=tmp_path / "out", **given)
+    options = {**SMALL, "save_mask": None}
+    prune(llama_folder, calibration=text_file, output=tmp_path / "out", **options)
     assert not (tmp_path / "out" / "masks").exists()
     with pytest.raises(PrunerZeroError, match="holds no masks: give what prune --save-mask wrote"):
         load_masks(tmp_path / "out")
 
 
-def test_applied_to_the_dense_model_they_give_the_pruned_one(
+def test_masks_applied_to_the_dense_model_give_the_pruned_one(
     saved: Path, llama_folder: Path
 ) -> None:
     model, pruned = load_model(llama_folder), load_model(saved)
     records = apply_masks(model, saved)
     assert fingerprint(model.model) == fingerprint(pruned.model)
     assert sum(record.zeros for record in records) == sum(
-        one["zeros"] for one in told(saved)["matrices"]
+        entry["zeros"] for entry in record_of(saved)["matrices"]
     )
 
 
@@ -143,7 +143,7 @@ def test_the_command_applies_them(
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_the_command_tells_it_as_json(
+def test_the_command_prints_its_result_as_json(
     cli: Cli, saved: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
     outcome = cli("prune", llama_folder, "--mask", saved, "-o", tmp_path / "out", "--json")
@@ -159,17 +159,17 @@ def test_the_command_tells_it_as_json(
         (["--save-mask"], "--mask decides which weights are pruned: leave out --save-mask"),
     ],
 )
-def test_what_says_nothing_beside_a_mask_is_refused(
+def test_options_without_effect_beside_a_mask_are_refused(
     options: list[str], line: str, cli: Cli, saved: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
-    given = ["prune", llama_folder, "--mask", saved, "-o", tmp_path / "out", *options]
-    assert cli(*given).error == line
+    command = ["prune", llama_folder, "--mask", saved, "-o", tmp_path / "out", *options]
+    assert cli(*command).error == line
     assert not list(tmp_path.iterdir())
 
 
 def test_masks_of_another_model_are_refused(cli: Cli, saved: Path, tmp_path: Path) -> None:
-    other = save_tiny(tmp_path / "other", "gpt2")
-    line = cli("prune", other, "--mask", saved, "-o", tmp_path / "out").error
+    gpt2 = save_tiny(tmp_path / "other", "gpt2")
+    line = cli("prune", gpt2, "--mask", saved, "-o", tmp_path / "out").error
     assert "but the model has no such matrix: give the masks of a model of this shape" in line
     assert not (tmp_path / "out").exists()
 

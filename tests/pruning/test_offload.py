@@ -48,23 +48,23 @@ def saved(folder: Path, architecture: str, dtype: torch.dtype = torch.float32) -
     return folder
 
 
-def assert_same_result(one: PruneResult, other: PruneResult) -> None:
-    assert one.output is not None
-    assert other.output is not None
-    assert list(one.records) == list(other.records)
-    plain = AutoModelForCausalLM.from_pretrained(one.output).state_dict()
-    offloaded = AutoModelForCausalLM.from_pretrained(other.output).state_dict()
+def assert_same_result(expected: PruneResult, result: PruneResult) -> None:
+    assert expected.output is not None
+    assert result.output is not None
+    assert list(expected.records) == list(result.records)
+    plain = AutoModelForCausalLM.from_pretrained(expected.output).state_dict()
+    offloaded = AutoModelForCausalLM.from_pretrained(result.output).state_dict()
     assert plain.keys() == offloaded.keys()
     for name, tensor in plain.items():
         assert offloaded[name].dtype == tensor.dtype
         assert torch.equal(offloaded[name], tensor), name
-    for file in one.output.iterdir():
+    for file in expected.output.iterdir():
         if file.name not in ("timing.json", "pruning.json") and "safetensors" not in file.name:
-            assert (other.output / file.name).read_bytes() == file.read_bytes(), file.name
-    told, retold = one.to_json(), other.to_json()
-    assert retold.pop("settings")["offload"] is True
-    told.pop("settings")
-    assert told == retold
+            assert (result.output / file.name).read_bytes() == file.read_bytes(), file.name
+    expected_record, record = expected.to_json(), result.to_json()
+    assert record.pop("settings")["offload"] is True
+    expected_record.pop("settings")
+    assert expected_record == record
 
 
 @pytest.mark.parametrize(
@@ -85,27 +85,27 @@ def test_the_result_is_that_of_the_run_in_memory(
     architecture: str, run: str, text_file: Path, tmp_path: Path
 ) -> None:
     model = saved(tmp_path / "model", architecture)
-    given = {**RUNS[run], **SMALL, "calibration": text_file}
-    plain = prune(model, output=tmp_path / "plain", cache=tmp_path / "cache-1", **given)
-    other: dict[str, Any] = {"offload": True, "cache": tmp_path / "cache-2"}
-    offloaded = prune(model, output=tmp_path / "offloaded", **other, **given)
+    options = {**RUNS[run], **SMALL, "calibration": text_file}
+    plain = prune(model, output=tmp_path / "plain", cache=tmp_path / "cache-1", **options)
+    offloading: dict[str, Any] = {"offload": True, "cache": tmp_path / "cache-2"}
+    offloaded = prune(model, output=tmp_path / "offloaded", **offloading, **options)
     assert_same_result(plain, offloaded)
     # With statistics that are there already.
-    other = {"offload": True, "cache": tmp_path / "cache-1"}
-    assert_same_result(plain, prune(model, output=tmp_path / "cached", **other, **given))
+    offloading = {"offload": True, "cache": tmp_path / "cache-1"}
+    assert_same_result(plain, prune(model, output=tmp_path / "cached", **offloading, **options))
 
 
 def test_experts_that_no_token_reaches_end_as_they_do_in_memory(
     text_file: Path, tmp_path: Path
 ) -> None:
     model = saved(tmp_path / "model", "mixtral")
-    given: dict[str, Any] = {"calibration": text_file, "windows": 1, "seqlen": 2, "sparsity": 0.5}
+    options: dict[str, Any] = {"calibration": text_file, "windows": 1, "seqlen": 2, "sparsity": 0.5}
     for metric in ("wanda", "wanda@global", "sparsegpt"):
         output, cache = tmp_path / metric, tmp_path / "cache"
-        plain = prune(model, metric, output=output / "plain", cache=cache, **given)
-        given["offload"] = True
-        offloaded = prune(model, metric, output=output / "offloaded", cache=cache, **given)
-        del given["offload"]
+        plain = prune(model, metric, output=output / "plain", cache=cache, **options)
+        options["offload"] = True
+        offloaded = prune(model, metric, output=output / "offloaded", cache=cache, **options)
+        del options["offload"]
         assert any(record.note for record in plain.records)
         assert_same_result(plain, offloaded)
 
@@ -136,8 +136,8 @@ def test_a_model_that_becomes_smaller_on_disk_is_never_in_memory(
 
     monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "save_offloaded", noted)
     model, output = saved(tmp_path / "model", "llama"), tmp_path / "out"
-    given = {**RUNS[structure], **SMALL}
-    prune(model, output=output, calibration=text_file, offload=True, **given)
+    options = {**RUNS[structure], **SMALL}
+    prune(model, output=output, calibration=text_file, offload=True, **options)
     parameters = list(smaller[0].model.parameters())
     assert sum(p.numel() for p in parameters) < load_model(model).model.num_parameters()
     assert all(p.untyped_storage().nbytes() == p.element_size() for p in parameters)
@@ -147,24 +147,24 @@ def test_a_model_that_becomes_smaller_on_disk_is_never_in_memory(
 
 
 def test_a_model_object_cannot_be_offloaded(text_file: Path, tmp_path: Path) -> None:
-    given: dict[str, Any] = {"calibration": text_file, "sparsity": 0.5, "offload": True, **SMALL}
+    options: dict[str, Any] = {"calibration": text_file, "sparsity": 0.5, "offload": True, **SMALL}
     with pytest.raises(PrunerZeroError, match="give --offload its folder"):
-        prune(tiny_model("llama"), tokenizer=tiny_tokenizer(), output=tmp_path / "out", **given)
+        prune(tiny_model("llama"), tokenizer=tiny_tokenizer(), output=tmp_path / "out", **options)
     with pytest.raises(PrunerZeroError, match="needs an output folder"):
-        prune(saved(tmp_path / "model", "llama"), **given)
+        prune(saved(tmp_path / "model", "llama"), **options)
 
 
 # Killed, it goes on.
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the one that tells the time."""
+    """The bytes of every file but timing.json."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {str(f.relative_to(folder)): f.read_bytes() for f in files if f.name != "timing.json"}
 
 
 def journal(parent: Path) -> tuple[str, int] | None:
-    """Which of a run's journals is there, and how many steps it tells of."""
+    """The journal that a run has on disk, and the number of its steps."""
     for place, pattern in (
         ("blocks", "out.partial/blocks/journal.jsonl"),
         ("inputs", "cache/*/inputs.partial/journal.jsonl"),
@@ -205,13 +205,13 @@ def test_a_kill_after_every_step_changes_no_byte(
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert run(undisturbed).end() == 0
     whole = contents(undisturbed / "out")
-    seen: list[tuple[str, int]] = []
+    kills: list[tuple[str, int]] = []
     while not (killed / "out").exists():
         process = run(killed)
         while process.process.is_alive():
             now = journal(killed)
-            if now and now[1] > 0 and now not in seen:
-                seen.append(now)
+            if now and now[1] > 0 and now not in kills:
+                kills.append(now)
                 process.kill()
                 break
             time.sleep(0.0005)
@@ -220,8 +220,8 @@ def test_a_kill_after_every_step_changes_no_byte(
     # The last kill may have come when only the traces of its work were left: they go now.
     assert run(killed).end() == 2
     assert contents(killed / "out") == whole
-    assert {place for place, _ in seen} == passes, seen
-    assert len(seen) >= 2 * len(passes), seen
+    assert {place for place, _ in kills} == passes, kills
+    assert len(kills) >= 2 * len(passes), kills
     assert not (killed / "out.partial").exists()
     for store in (undisturbed, killed):
         assert not list(store.glob("cache/*/*.partial"))

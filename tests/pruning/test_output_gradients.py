@@ -30,14 +30,14 @@ def no_weight_sums(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("scope", ["row", "matrix"])
 def test_it_prunes_by_the_product_of_its_vectors(prose: str, scope: Any, tmp_path: Path) -> None:
     model, dense = language_model("llama"), language_model("llama")
-    given = {"calibration": [prose], "mode": "one-shot", "cache": tmp_path, **SMALL}
-    prune(model, "W * (O * X)^0.73", scope=scope, **given)
+    options = {"calibration": [prose], "mode": "one-shot", "cache": tmp_path, **SMALL}
+    prune(model, "W * (O * X)^0.73", scope=scope, **options)
     windows = random_windows(Corpus("prose", prose), tiny_tokenizer(), 3, 24, 0).tokens
     inputs, matrices = plain_inputs(dense.model, windows), find_matrices(dense.model)
-    found = collect_gradients(dense.model, matrices, windows, ["O"])
+    statistics = collect_gradients(dense.model, matrices, windows, ["O"])
     for matrix, before in zip(find_matrices(model.model), matrices, strict=True):
         X = inputs.X(matrix.name, matrix.weight.shape[1], 3)
-        scores = before.weight.abs() * (found[matrix.name]["O"] * X) ** 0.73
+        scores = before.weight.abs() * (statistics[matrix.name]["O"] * X) ** 0.73
         mask = keep_mask(scores, Unstructured(0.5, scope), matrix.name)
         # Sums that round differently may exchange two weights that nearly tie.
         assert ((matrix.weight != 0) == mask).float().mean() > 0.99

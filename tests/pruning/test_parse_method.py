@@ -198,12 +198,12 @@ def test_whole_units_stand_where_weights_would_compete() -> None:
     assert parse_method("reap@experts=.25").pattern == Experts(0.25)
     assert parse_method("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)
     assert not parse_method("wanda@experts=.25").steps
-    given: dict[str, Any] = {"structure": "channels", "multiple_of": 8, "coupled": True}
-    option = parse_method("wanda", sparsity=0.25, **given)
+    options: dict[str, Any] = {"structure": "channels", "multiple_of": 8, "coupled": True}
+    option = parse_method("wanda", sparsity=0.25, **options)
     assert option.pattern == Structured(0.25, "channels", 8, coupled=True)
 
 
-def test_what_does_not_go_with_whole_units_is_refused() -> None:
+def test_settings_that_do_not_go_with_whole_units_are_refused() -> None:
     def refused(text: str, **options: Any) -> str:
         return refusal(text, **{"sparsity": 0.5, **options})
 

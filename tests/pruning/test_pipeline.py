@@ -27,11 +27,11 @@ def state(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
-def assert_equal_models(one: nn.Module, other: nn.Module) -> None:
-    for (name, mine), theirs in zip(
-        one.state_dict().items(), other.state_dict().values(), strict=True
+def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
+    for (name, tensor), wanted in zip(
+        model.state_dict().items(), expected.state_dict().values(), strict=True
     ):
-        assert torch.equal(mine, theirs), name
+        assert torch.equal(tensor, wanted), name
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
@@ -79,13 +79,15 @@ def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
 
 
 def test_sequential_and_one_shot_differ(windows: Windows, new_store: OpenStore) -> None:
-    one, other = language_model("llama"), language_model("llama")
+    one_shot, sequential = language_model("llama"), language_model("llama")
     method = parse_method("wanda", sparsity=0.5)
-    prune_model(one, windows, method, new_store(one), mode="one-shot")
-    prune_model(other, windows, method, new_store(other))
+    prune_model(one_shot, windows, method, new_store(one_shot), mode="one-shot")
+    prune_model(sequential, windows, method, new_store(sequential))
     assert not all(
-        torch.equal(mine, theirs)
-        for mine, theirs in zip(state(one.model).values(), state(other.model).values(), strict=True)
+        torch.equal(first, second)
+        for first, second in zip(
+            state(one_shot.model).values(), state(sequential.model).values(), strict=True
+        )
     )
 
 
@@ -104,16 +106,16 @@ def test_global_competition_is_one_stable_sort_over_everything(
         tokens |= inputs(plain.model, windows.tokens, index)
     scores = [
         SCORES[metric](
-            one.weight.abs(),
-            tokens[one.name].norm(dim=0, keepdim=True) / len(windows) ** 0.5,
-            G[one.name],
+            place.weight.abs(),
+            tokens[place.name].norm(dim=0, keepdim=True) / len(windows) ** 0.5,
+            G[place.name],
         )
-        for one in every
+        for place in every
     ]
-    for one, keep in zip(every, keep_matrices(scores, 0.37), strict=True):
-        one.weight.masked_fill_(~keep, 0)
+    for place, keep in zip(every, keep_matrices(scores, 0.37), strict=True):
+        place.weight.masked_fill_(~keep, 0)
     assert_equal_models(ours.model, plain.model)
-    weights = sum(one.weight.numel() for one in every)
+    weights = sum(place.weight.numel() for place in every)
     assert sum(record.zeros for record in records) == int(weights * 0.37)
     assert len({record.sparsity for record in records}) > 1
 
@@ -144,9 +146,9 @@ def test_sparsegpt_is_the_column_by_column_textbook(
             lambda scores, _column: keep_matrices([scores], 0.5)[0],
         )
         place.weight.copy_(swept)
-    for mine, theirs in zip(places(ours.model), places(plain.model), strict=True):
-        torch.testing.assert_close(mine.weight, theirs.weight, atol=1e-4, rtol=1e-4)
-        assert torch.equal(mine.weight == 0, theirs.weight == 0), mine.name
+    for pruned, expected in zip(places(ours.model), places(plain.model), strict=True):
+        torch.testing.assert_close(pruned.weight, expected.weight, atol=1e-4, rtol=1e-4)
+        assert torch.equal(pruned.weight == 0, expected.weight == 0), pruned.name
 
 
 def test_any_metric_takes_the_update_under_its_own_mask(
@@ -184,9 +186,9 @@ def test_the_update_follows_the_masks_of_a_global_competition(
         updated, windows, parse_method("wanda@global+obs", sparsity=0.5), new_store(updated)
     )
     differ = False
-    for one, other in zip(places(masked.model), places(updated.model), strict=True):
-        assert torch.equal(one.weight == 0, other.weight == 0)
-        differ = differ or not torch.equal(one.weight, other.weight)
+    for before, after in zip(places(masked.model), places(updated.model), strict=True):
+        assert torch.equal(before.weight == 0, after.weight == 0)
+        differ = differ or not torch.equal(before.weight, after.weight)
     assert differ
 
 

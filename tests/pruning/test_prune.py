@@ -39,8 +39,8 @@ def test_a_model_object_and_its_folder_are_pruned_alike(
     prune(model, sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=iter([prose]), **SMALL)
     loaded = pruner_zero.load_model(llama_folder)
     prune(loaded, sparsity=0.5, calibration=text_file, **SMALL)
-    for one, other in zip(places(model), places(loaded.model), strict=True):
-        assert torch.equal(one.weight, other.weight)
+    for from_object, from_folder in zip(places(model), places(loaded.model), strict=True):
+        assert torch.equal(from_object.weight, from_folder.weight)
 
 
 def test_a_model_object_needs_its_tokenizer(prose: str) -> None:
@@ -59,11 +59,11 @@ def test_several_texts_give_windows_by_their_shares(
     corpus = Corpus("mine", prose[: len(prose) // 2])
     shares = {text_file: 1, corpus: 2, "self": 1}
     output = tmp_path / "out"
-    given: dict[str, Any] = {"windows": 8, "seqlen": 24, "cache": tmp_path, "output": output}
-    result = prune(language_model("llama"), sparsity=0.5, calibration=shares, **given)
+    options: dict[str, Any] = {"windows": 8, "seqlen": 24, "cache": tmp_path, "output": output}
+    result = prune(language_model("llama"), sparsity=0.5, calibration=shares, **options)
     assert result.settings.calibration == {str(text_file): 1, "mine": 2, "self": 1}
     sources = result.calibration["sources"]
-    assert [(one["text"], one["windows"]) for one in sources] == [
+    assert [(source["text"], source["windows"]) for source in sources] == [
         (str(text_file), 2),
         ("mine", 4),
         ("self", 2),
@@ -84,13 +84,13 @@ def test_a_mixture_of_one_text_is_that_text(text_file: Path) -> None:
 
 def test_a_metric_object_keeps_its_scope_unless_told_otherwise(prose: str) -> None:
     metric = Metric(Metric.of("W * G").expression, scope="global")
-    given: dict[str, Any] = {"calibration": [prose], **SMALL}
-    result = prune(language_model("llama"), metric, sparsity=0.5, **given)
+    options: dict[str, Any] = {"calibration": [prose], **SMALL}
+    result = prune(language_model("llama"), metric, sparsity=0.5, **options)
     assert result.method.scope == "global"
     assert result.mode == "one-shot"
-    result = prune(language_model("llama"), metric, sparsity=0.5, scope="matrix", **given)
+    result = prune(language_model("llama"), metric, sparsity=0.5, scope="matrix", **options)
     assert result.method.scope == "matrix"
-    result = prune(language_model("llama"), metric, pattern="2:4", **given)
+    result = prune(language_model("llama"), metric, pattern="2:4", **options)
     assert result.method.scope is None
 
 
@@ -134,7 +134,7 @@ def test_a_tree_file_that_changes_during_the_run_changes_nothing(
     assert json.loads((tmp_path / "out" / "metric.json").read_text())["name"] == "wanda"
 
 
-def test_a_relative_output_may_be_the_folder_one_stands_in(
+def test_a_relative_output_may_be_the_current_folder(
     tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "here").mkdir()
@@ -159,24 +159,24 @@ def test_the_ends_of_the_range_work(sparsity: float, prose: str) -> None:
     assert result.sparsity == pytest.approx(sparsity, abs=0.04)
 
 
-def test_a_failed_allocation_ends_the_run_with_what_to_change_and_keeps_what_is_done(
+def test_a_failed_allocation_names_the_settings_to_change_and_keeps_finished_blocks(
     prose: str, tmp_path: Path
 ) -> None:
     model, output = language_model("llama"), tmp_path / "out"
-    given: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], "output": output, **SMALL}
-    given["metric"] = "wanda"
+    options: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], "output": output, **SMALL}
+    options["metric"] = "wanda"
     last = model.model.model.layers[1].mlp.down_proj
     handle = last.register_forward_pre_hook(lambda *_: torch.empty(2**50))
     words = (
         r"^out of memory: choose --distill 0, fewer --windows, a shorter --seqlen, or --offload$"
     )
     with pytest.raises(PrunerZeroError, match=words):
-        prune(model, cache=tmp_path / "cache", **given)
+        prune(model, cache=tmp_path / "cache", **options)
     handle.remove()
     assert not output.exists()
     assert (tmp_path / "out.partial").exists()
-    resumed = prune(language_model("llama"), cache=tmp_path / "cache", **given)
+    resumed = prune(language_model("llama"), cache=tmp_path / "cache", **options)
     assert json.loads((output / "timing.json").read_text())["first_block_of_this_process"] == 1
     whole = language_model("llama")
-    prune(whole, cache=tmp_path / "cache", **{**given, "output": None})
+    prune(whole, cache=tmp_path / "cache", **{**options, "output": None})
     assert resumed.language_model.fingerprint() == whole.fingerprint()

@@ -1,4 +1,4 @@
-"""The result folder: it loads anywhere, says what was done, and leaves nothing beside it."""
+"""The result folder loads anywhere, describes the run, and has nothing left beside it."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def folder_of(result: PruneResult) -> Path:
     return result.output
 
 
-def told(result: PruneResult) -> Any:
+def record_of(result: PruneResult) -> Any:
     return json.loads((folder_of(result) / "pruning.json").read_text())
 
 
@@ -97,10 +97,12 @@ def test_it_loads_with_plain_transformers_and_has_exact_zeros(pruned: PruneResul
         assert not torch.signbit(zeros).any()
 
 
-def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_file: Path) -> None:
-    found = told(pruned)
-    assert found["settings"] | {"windows": 3} == found["settings"]
-    assert found["settings"] == {
+def test_the_record_describes_the_run(
+    pruned: PruneResult, llama_folder: Path, text_file: Path
+) -> None:
+    written = record_of(pruned)
+    assert written["settings"] | {"windows": 3} == written["settings"]
+    assert written["settings"] == {
         "model": str(llama_folder),
         "metric": "abs(W * W) * mms(G)@matrix",
         "calibration": str(text_file),
@@ -132,15 +134,15 @@ def test_it_says_what_was_done(pruned: PruneResult, llama_folder: Path, text_fil
         "parameters": None,
         "save_mask": False,
     }
-    assert found["calibration"]["text_sha256"] == sha256(text_file)
-    assert found["provenance"]["model_sha256"] == language_model("llama").fingerprint()
-    assert found["provenance"]["torch"] == torch.__version__
-    assert [one["sparsity"] for one in found["matrices"]] == [
+    assert written["calibration"]["text_sha256"] == sha256(text_file)
+    assert written["provenance"]["model_sha256"] == language_model("llama").fingerprint()
+    assert written["provenance"]["torch"] == torch.__version__
+    assert [entry["sparsity"] for entry in written["matrices"]] == [
         round(record.sparsity, 6) for record in pruned.records
     ]
-    assert found["sparsity"] == round(pruned.sparsity, 6)
+    assert written["sparsity"] == round(pruned.sparsity, 6)
     parameters = pruned.language_model.model.num_parameters()
-    assert found["parameters"] == [parameters, parameters]
+    assert written["parameters"] == [parameters, parameters]
 
 
 def test_the_card_says_that_the_model_wrote_the_text(llama_folder: Path, tmp_path: Path) -> None:
@@ -149,8 +151,8 @@ def test_the_card_says_that_the_model_wrote_the_text(llama_folder: Path, tmp_pat
     card = (output / "README.md").read_text()
     written = "3 windows of 24 tokens that the dense model wrote itself, seed 0."
     assert f"Calibrated on {written}" in card
-    told = json.loads((output / "pruning.json").read_text())
-    assert told["settings"]["calibration"] == told["calibration"]["text"] == "self"
+    record = json.loads((output / "pruning.json").read_text())
+    assert record["settings"]["calibration"] == record["calibration"]["text"] == "self"
 
 
 def test_the_metric_reads_back_with_its_scope(pruned: PruneResult) -> None:
@@ -164,7 +166,7 @@ def test_the_time_it_took_stands_apart(pruned: PruneResult) -> None:
     timing = json.loads((folder_of(pruned) / "timing.json").read_text())
     assert timing["seconds"] > 0
     assert timing["peak_rss_bytes"] > 0
-    assert "seconds" not in told(pruned)
+    assert "seconds" not in record_of(pruned)
 
 
 def test_nothing_else_is_left(pruned: PruneResult) -> None:
@@ -183,7 +185,7 @@ def test_nothing_else_is_left(pruned: PruneResult) -> None:
     ]
 
 
-def test_the_model_card_tells_it_to_people(pruned: PruneResult, text_file: Path) -> None:
+def test_the_model_card_describes_the_run(pruned: PruneResult, text_file: Path) -> None:
     card = (folder_of(pruned) / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
     assert "# llama, pruned to 39.9% zeros" in card
@@ -207,10 +209,10 @@ def test_the_card_and_the_record_name_experts_no_token_reached(
         output=tmp_path / "out",
     )
     card = (tmp_path / "out" / "README.md").read_text()
-    silent = [one for one in told(result)["matrices"] if one["note"]]
+    silent = [entry for entry in record_of(result)["matrices"] if entry["note"]]
     assert silent
-    for one in silent:
-        assert f"- `{one['name']}`: {one['note']}" in card
+    for entry in silent:
+        assert f"- `{entry['name']}`: {entry['note']}" in card
     assert "| `mlp.experts.gate_up_proj[*]` | 16 | 50.00% |" in card
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     experts = model.model.layers[0].mlp.experts.gate_up_proj
@@ -254,25 +256,25 @@ def test_gpt2_comes_back_in_its_own_layout(tmp_path: Path, text_file: Path) -> N
         **SMALL,
     )
     stored = load_file(tmp_path / "out" / "model.safetensors")
-    weight = next(one for name, one in stored.items() if name.endswith("h.0.mlp.c_fc.weight"))
+    weight = next(tensor for name, tensor in stored.items() if name.endswith("h.0.mlp.c_fc.weight"))
     assert weight.shape == (32, 48)
     assert ((weight == 0).sum(0) == 16).all()
     assert result.sparsity == 0.5
 
 
-def test_a_full_output_folder_is_refused_and_replaced_when_told(
+def test_a_full_output_folder_is_refused_and_replaced_by_overwrite(
     tmp_path: Path, llama_folder: Path, text_file: Path
 ) -> None:
     output = tmp_path / "out"
     output.mkdir()
-    given: dict[str, Any] = {"sparsity": 0.5, "calibration": text_file, "output": output, **SMALL}
-    prune(llama_folder, "magnitude", **given)
+    options: dict[str, Any] = {"sparsity": 0.5, "calibration": text_file, "output": output, **SMALL}
+    prune(llama_folder, "magnitude", **options)
     assert (output / "config.json").exists()
     (output / "mine.txt").write_text("precious")
     with pytest.raises(PrunerZeroError, match="is not empty: choose another folder, or add"):
-        prune(llama_folder, "wanda", **given)
+        prune(llama_folder, "wanda", **options)
     assert (output / "mine.txt").read_text() == "precious"
-    prune(llama_folder, "wanda", overwrite=True, **given)
+    prune(llama_folder, "wanda", overwrite=True, **options)
     assert not (output / "mine.txt").exists()
     assert json.loads((output / "metric.json").read_text())["name"] == "wanda"
     assert os.listdir(tmp_path) == ["out"]
@@ -297,8 +299,8 @@ def test_an_output_that_fills_while_the_model_loads_is_not_replaced(
 
 def test_a_model_can_be_replaced_by_its_pruned_self(tmp_path: Path, text_file: Path) -> None:
     folder = save_tiny(tmp_path / "llama")
-    given = {"sparsity": 0.5, "calibration": text_file, **SMALL}
-    prune(folder, "wanda", output=folder, overwrite=True, **given)
+    options = {"sparsity": 0.5, "calibration": text_file, **SMALL}
+    prune(folder, "wanda", output=folder, overwrite=True, **options)
     model = AutoModelForCausalLM.from_pretrained(folder)
     assert all((place.weight == 0).float().mean() == 0.5 for place in places(model))
     assert os.listdir(tmp_path) == ["llama"]
@@ -328,15 +330,15 @@ def test_a_file_a_mount_point_and_a_folder_below_a_file_are_refused(
 def test_a_run_that_fails_before_its_first_block_leaves_nothing(
     tmp_path: Path, llama_folder: Path, text_file: Path
 ) -> None:
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "sparsity": 0.5,
         "calibration": text_file,
         "output": tmp_path / "out",
         **SMALL,
     }
     with pytest.raises(PrunerZeroError, match="gradients in float16 vanish"):
-        prune(llama_folder, "pruner-zero", dtype="float16", **given)
+        prune(llama_folder, "pruner-zero", dtype="float16", **options)
     assert os.listdir(tmp_path) == []
-    prune(llama_folder, "pruner-zero", dtype="bfloat16", **given)
+    prune(llama_folder, "pruner-zero", dtype="bfloat16", **options)
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}

@@ -35,13 +35,13 @@ RUNS = {
 
 @pytest.fixture(scope="module", autouse=True)
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The first fork waits for torch to load; no test is to count that."""
+    """Start one fork beforehand, since the first one waits for torch to load."""
     assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
 
 
 @pytest.fixture(scope="module")
 def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with blocks enough to be stopped between."""
+    """A model with enough blocks to be stopped between them."""
     return save_tiny(tmp_path_factory.mktemp("models") / "deep", blocks=BLOCKS)
 
 
@@ -61,7 +61,7 @@ Command = Callable[[str, Path], list[object]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file but the one that tells the time."""
+    """The bytes of every file but timing.json."""
     return {
         str(file.relative_to(folder)): file.read_bytes()
         for file in sorted(folder.rglob("*"))
@@ -70,7 +70,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def undisturbed(command: Command, run: str, folder: Path) -> tuple[dict[str, bytes], float]:
-    """What one run makes, and the seconds of its work."""
+    """The files of one uninterrupted run, and the seconds that it took."""
     folder.mkdir()
     begin = time.monotonic()
     assert Forked(*command(run, folder / "out"), log=folder / "log").end() == 0
@@ -210,18 +210,18 @@ def error_of(process: Forked) -> str:
     return lines[0]
 
 
-def test_an_unfinished_run_of_other_settings_only_gives_way_if_told(
+def test_an_unfinished_run_of_other_settings_only_gives_way_to_overwrite(
     stopped: Path, command: Command
 ) -> None:
     log = stopped.parent / "log"
     before = contents(stopped.parent / "out.partial")
-    other = [*command("sequential", stopped), "--seed", 1]
-    line = error_of(Forked(*other, log=log))
+    reseeded = [*command("sequential", stopped), "--seed", 1]
+    line = error_of(Forked(*reseeded, log=log))
     changed = "(--seed, the calibration tokens changed)"
     assert f"holds an unfinished run with other settings {changed}: finish that run" in line
     assert "--overwrite" in line
     assert contents(stopped.parent / "out.partial") == before
-    process = Forked(*other, "--overwrite", log=log)
+    process = Forked(*reseeded, "--overwrite", log=log)
     assert process.end() == 0
     assert "going on" not in process.err.read_text()
     assert json.loads((stopped / "pruning.json").read_text())["settings"]["seed"] == 1
@@ -238,7 +238,7 @@ def test_an_unfinished_run_of_other_settings_only_gives_way_if_told(
         ("tree", "the metric"),
     ],
 )
-def test_what_changed_under_an_unfinished_run_is_named(
+def test_a_change_under_an_unfinished_run_is_named(
     what: str, named: str, text_file: Path, tmp_path: Path
 ) -> None:
     model = save_tiny(tmp_path / "model", blocks=BLOCKS)
@@ -246,10 +246,10 @@ def test_what_changed_under_an_unfinished_run_is_named(
     text.write_text(text_file.read_text())
     tree.write_text(Metric.of("gblm").to_json())
     config.write_text("damping: 0.01\n")
-    asked = ["prune", model, "--metric", tree, "--sparsity", "0.5", "--config", config]
-    asked += ["--calibration", text, "--windows", WINDOWS, "--seqlen", SEQLEN]
-    asked += ["-o", tmp_path / "out", "--cache", tmp_path / "cache"]
-    stop_in_the_middle(asked, tmp_path)
+    arguments = ["prune", model, "--metric", tree, "--sparsity", "0.5", "--config", config]
+    arguments += ["--calibration", text, "--windows", WINDOWS, "--seqlen", SEQLEN]
+    arguments += ["-o", tmp_path / "out", "--cache", tmp_path / "cache"]
+    stop_in_the_middle(arguments, tmp_path)
     before = contents(tmp_path / "out.partial")
     if what == "model":
         save_tiny(model, seed=1, blocks=BLOCKS)
@@ -259,7 +259,7 @@ def test_what_changed_under_an_unfinished_run_is_named(
         config.write_text("damping: 0.02\n")
     else:
         tree.write_text(Metric.of("wanda").to_json())
-    line = error_of(Forked(*asked, log=tmp_path / "log"))
+    line = error_of(Forked(*arguments, log=tmp_path / "log"))
     assert f"holds an unfinished run with other settings ({named} changed): " in line
     assert contents(tmp_path / "out.partial") == before
 
@@ -319,7 +319,7 @@ def test_a_missing_checkpoint_file_is_refused(stopped: Path, command: Command) -
     )
 
 
-def test_a_run_stopped_before_its_first_block_stands_in_no_ones_way(
+def test_a_run_stopped_before_its_first_block_does_not_block_another(
     stopped: Path, command: Command
 ) -> None:
     journal = stopped.parent / "out.partial" / "blocks" / "journal.jsonl"

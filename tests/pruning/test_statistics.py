@@ -74,9 +74,9 @@ def test_stored_statistics_are_read_once_for_each_input(
     reads: list[str] = []
     read = StatisticsStore.read
 
-    def counted(self: StatisticsStore, kind: str, *given: Any, **options: Any) -> Any:
+    def counted(self: StatisticsStore, kind: str, *arguments: Any, **options: Any) -> Any:
         reads.append(kind)
-        return read(self, kind, *given, **options)
+        return read(self, kind, *arguments, **options)
 
     monkeypatch.setattr(StatisticsStore, "read", counted)
     dense = DenseStatistics(store, matrices, 0.01)
@@ -87,9 +87,9 @@ def test_stored_statistics_are_read_once_for_each_input(
         assert statistics.hessian is not None
         expected = read(store, "gram", matrix.block)[matrix.name]
         assert torch.equal(statistics.hessian.gram, expected)
-        if all(one() is not statistics.hessian for one in living):
+        if all(reference() is not statistics.hessian for reference in living):
             living.append(weakref.ref(statistics.hessian))
         gc.collect()
-        assert sum(one() is not None for one in living) == 1
+        assert sum(reference() is not None for reference in living) == 1
     assert reads.count("gram") == 2 * INPUTS
     assert reads.count("X") == len(matrices)

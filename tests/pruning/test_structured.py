@@ -70,9 +70,9 @@ def check_loads_alone(folder: Path, expected: Mapping[str, Tensor]) -> None:
 
 
 def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
-    given = {"metric": "wanda", "calibration": [text], **SMALL, **settings}
+    options = {"metric": "wanda", "calibration": [text], **SMALL, **settings}
     tokenizer = tiny_tokenizer() if isinstance(model, PreTrainedModel) else None
-    return prune(model, tokenizer=tokenizer, **given)
+    return prune(model, tokenizer=tokenizer, **options)
 
 
 CHANNELS = Structured(0.34, multiple=8)
@@ -96,7 +96,7 @@ def masked(
     prune_model(model, windows, method, new_store(model), matrices=matrices)
 
 
-def test_folders_load_without_this_package_and_compute_what_the_masks_do(
+def test_folders_load_without_this_package_and_compute_the_same_as_the_masks(
     windows: Windows, new_store: OpenStore, prose: str, tmp_path: Path
 ) -> None:
     expected = {}
@@ -106,8 +106,8 @@ def test_folders_load_without_this_package_and_compute_what_the_masks_do(
         masked(model, windows, new_store, PATTERNS[structure])
         expected[place.name] = logits(model.model)
         dense = save_tiny(tmp_path / "dense" / place.name, architecture)
-        given = HEADS if structure == "heads" else {}
-        result = pruned(dense, prose, windows=4, output=place, **given)
+        options = HEADS if structure == "heads" else {}
+        result = pruned(dense, prose, windows=4, output=place, **options)
         cut = logits(result.language_model.model)
         torch.testing.assert_close(cut, expected[place.name], atol=1e-5, rtol=1e-5)
     check_loads_alone(tmp_path, expected)
@@ -121,7 +121,7 @@ def test_the_units_are_those_of_the_largest_contribution(
     inputs: list[torch.Tensor] = []
     down = model.model.model.layers[0].mlp.down_proj
     dense = down.weight.detach().clone()
-    handle = down.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    handle = down.register_forward_pre_hook(lambda _, arguments: inputs.append(arguments[0]))
     with torch.no_grad():
         model.model(windows.tokens)
     handle.remove()
@@ -136,7 +136,7 @@ def test_the_units_are_those_of_the_largest_contribution(
 
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("structure", ["channels", "heads"])
-def test_coupled_units_go_by_all_that_belongs_to_them(structure: Structure, power: int) -> None:
+def test_coupled_units_are_ranked_by_all_their_weights(structure: Structure, power: int) -> None:
     """LLM-Pruner's group magnitude in both its norms, by a plain loop over slices."""
     model = tiny_model("llama")
     chosen = Structured(0.5, structure, 8, coupled=True).of_model(model)
@@ -194,9 +194,7 @@ def test_the_consumer_is_refitted_unless_told_otherwise(
     ],
     ids=str,
 )
-def test_whatever_chooses_or_follows_the_units_stay_whole(
-    settings: dict[str, Any], prose: str
-) -> None:
+def test_units_stay_whole_under_every_method(settings: dict[str, Any], prose: str) -> None:
     model = tiny_model("llama")
     before = model.num_parameters()
     result = pruned(model, prose, **settings)
@@ -209,24 +207,24 @@ def test_whatever_chooses_or_follows_the_units_stay_whole(
         assert model.get_submodule(coupling.consumer).get_parameter("weight").any(0).all()
 
 
-@pytest.mark.parametrize("asked", [0.9, "0.95", 30_000, "29.9K", "0.03M"])
-def test_as_many_units_stay_as_the_parameters_allow(asked: float | str, prose: str) -> None:
+@pytest.mark.parametrize("parameters", [0.9, "0.95", 30_000, "29.9K", "0.03M"])
+def test_as_many_units_stay_as_the_parameters_allow(parameters: float | str, prose: str) -> None:
     model = tiny_model("llama")
     dense = model.num_parameters()
-    result = pruned(model, prose, sparsity=None, parameters=asked)
-    most = {"0.95": 0.95 * dense, "29.9K": 29_900, 0.9: 0.9 * dense}.get(asked, 30_000)
+    result = pruned(model, prose, sparsity=None, parameters=parameters)
+    most = {"0.95": 0.95 * dense, "29.9K": 29_900, 0.9: 0.9 * dense}.get(parameters, 30_000)
     assert model.num_parameters() == result.parameters[1] <= most
     # Eight channels more in each of two blocks would be too many.
     assert most < model.num_parameters() + 2 * 3 * 32 * 8
-    assert result.settings.parameters == str(asked)
+    assert result.settings.parameters == str(parameters)
 
 
 @pytest.mark.parametrize("structure", ["channels", "heads"])
-@pytest.mark.parametrize("asked", [100, 1.0, 10**6])
-def test_the_nearest_number_of_parameters_is_named(structure: Structure, asked: float) -> None:
+@pytest.mark.parametrize("parameters", [100, 1.0, 10**6])
+def test_the_nearest_number_of_parameters_is_named(structure: Structure, parameters: float) -> None:
     model = tiny_model("llama")
     with pytest.raises(PrunerZeroError, match="choose --parameters") as caught:
-        Structured(0.0, structure, 8, parameters=asked).of_model(model)
+        Structured(0.0, structure, 8, parameters=parameters).of_model(model)
     nearest = int(str(caught.value).split("--parameters ")[2].split(",")[0])
     fitted = Structured(0.0, structure, 8, parameters=nearest).of_model(model)
     assert fitted.size(model)[0] == nearest
@@ -247,19 +245,22 @@ def test_heads_go_with_the_queries_that_share_them(prose: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("structure", "other"), [("channels", "heads"), ("heads", "blocks"), ("blocks", "channels")]
+    ("structure", "next_structure"),
+    [("channels", "heads"), ("heads", "blocks"), ("blocks", "channels")],
 )
-def test_what_is_left_can_be_pruned_as_any_other_model(
-    structure: str, other: str, prose: str, tmp_path: Path
+def test_a_smaller_model_can_be_pruned_again(
+    structure: str, next_structure: str, prose: str, tmp_path: Path
 ) -> None:
     settings: dict[str, Any] = {"structure": structure, "sparsity": 0.5}
     if structure == "blocks":
         settings["metric"] = None
     compact = pruned(tiny_model("llama", blocks=4), prose, output=tmp_path / "compact", **settings)
     left = compact.parameters[1]
-    given: dict[str, Any] = {"calibration": [prose], "windows": 3, "seqlen": 24, "sparsity": 0.5}
+    options: dict[str, Any] = {"calibration": [prose], "windows": 3, "seqlen": 24, "sparsity": 0.5}
     halves = [
-        prune(tmp_path / "compact", "wanda+exact", output=tmp_path / name, offload=offload, **given)
+        prune(
+            tmp_path / "compact", "wanda+exact", output=tmp_path / name, offload=offload, **options
+        )
         for name, offload in (("half", False), ("offloaded", True))
     ]
     assert [result.sparsity for result in halves] == [0.5, 0.5]
@@ -268,8 +269,8 @@ def test_what_is_left_can_be_pruned_as_any_other_model(
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / name)
         assert loaded.num_parameters() == left
         torch.testing.assert_close(logits(loaded), logits(expected))
-    settings = {"structure": other, "sparsity": 0.5}
-    if other == "blocks":
+    settings = {"structure": next_structure, "sparsity": 0.5}
+    if next_structure == "blocks":
         settings["metric"] = None
     both = pruned(tmp_path / "compact", prose, output=tmp_path / "both", **settings)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "both")
@@ -283,16 +284,16 @@ def test_units_that_the_metric_names_are_for_compare(prose: str) -> None:
         pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure=None, sparsity=None)
 
 
-def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
+def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path: Path) -> None:
     result = pruned(tiny_model("llama"), prose, output=tmp_path / "out")
     before, after = result.parameters
     assert result.caption().endswith(
         f"33.33% of the weights of 6 matrices are removed, {after:,} of {before:,} parameters are "
         "left, by W * X"
     )
-    told = json.loads((tmp_path / "out/pruning.json").read_text())
-    assert told["parameters"] == [before, after]
-    assert told["pattern"] == "33.33% of the MLP channels of every block"
+    record = json.loads((tmp_path / "out/pruning.json").read_text())
+    assert record["parameters"] == [before, after]
+    assert record["pattern"] == "33.33% of the MLP channels of every block"
     card = (tmp_path / "out/README.md").read_text()
     assert "zeros" not in card
     assert "as large and as fast" not in card
@@ -336,7 +337,9 @@ def test_it_tells_what_was_removed(prose: str, tmp_path: Path) -> None:
         ({**HEADS, "sparsity": 0.2}, r"leaves 1\.6, which cannot be: choose --sparsity 0\.5"),
     ],
 )
-def test_what_cannot_be_is_one_line(settings: dict[str, Any], line: str, prose: str) -> None:
+def test_each_impossible_combination_is_refused_in_one_line(
+    settings: dict[str, Any], line: str, prose: str
+) -> None:
     with pytest.raises(PrunerZeroError, match=line) as caught:
         pruned(tiny_model("llama"), prose, **settings)
     assert "\n" not in str(caught.value)

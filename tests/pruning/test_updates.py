@@ -1,4 +1,4 @@
-"""What follows a mask: refined, swept, swept anew or solved, towards which outputs, with notes."""
+"""Steps after a mask: refinement, sweeps and least squares, their targets and their notes."""
 
 from typing import Any
 
@@ -42,24 +42,24 @@ def example(rows: int = 24, columns: int = 160) -> tuple[Tensor, Statistics]:
     return weight, Statistics({"X": gram.diagonal().sqrt()[None], "G": G}, Hessian(gram))
 
 
-def gram_of(known: Statistics) -> Tensor:
+def gram_of(statistics: Statistics) -> Tensor:
     """The Gram matrix, which has been collected."""
-    assert known.hessian is not None
-    return known.hessian.gram
+    assert statistics.hessian is not None
+    return statistics.hessian.gram
 
 
 def prune_one(
-    matrix: Matrix, known: Statistics, method: Method, mask: Tensor | None = None
+    matrix: Matrix, statistics: Statistics, method: Method, mask: Tensor | None = None
 ) -> MatrixRecord:
     """Prune a matrix that competes with no other, under `mask` if there is one."""
     choice = Choice({} if mask is None else {matrix.name: mask}, {matrix.name})
     if mask is None:
-        choice = choose([matrix], {matrix.name: known}, method, method.pattern)
-    return prune_matrix(matrix, known, method, method.pattern, choice)
+        choice = choose([matrix], {matrix.name: statistics}, method, method.pattern)
+    return prune_matrix(matrix, statistics, method, method.pattern, choice)
 
 
 def pruned(
-    text: str, weight: Tensor, known: Statistics, pattern: Pattern, mask: Tensor | None = None
+    text: str, weight: Tensor, statistics: Statistics, pattern: Pattern, mask: Tensor | None = None
 ) -> tuple[Tensor, str | None]:
     """The weights that a method leaves, and its note."""
     matrix = matrix_of(weight)
@@ -67,7 +67,7 @@ def pruned(
         method = parse_method(text, pattern=str(pattern))
     else:
         method = parse_method(text, sparsity=pattern.sparsity, scope=pattern.scope)
-    record = prune_one(matrix, known, method, mask)
+    record = prune_one(matrix, statistics, method, mask)
     assert record.zeros == int((matrix.weight == 0).sum())
     assert record.damping == (None if method.steps in ((), ("refine",)) else 0.01)
     return matrix.weight.detach(), record.note
@@ -77,9 +77,9 @@ PATTERNS = [Unstructured(0.5), Unstructured(0.6, "block"), SemiStructured(2, 4)]
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
-def test_each_step_is_what_the_room_of_masks_does(pattern: Pattern) -> None:
-    weight, known = example()
-    gram, X = gram_of(known), known.values["X"]
+def test_each_step_equals_the_function_of_the_sparsity_room(pattern: Pattern) -> None:
+    weight, statistics = example()
+    gram, X = gram_of(statistics), statistics.values["X"]
     assert X is not None
     mask = keep_mask(weight.abs() * X, pattern)
     refined = refine_mask(weight, gram, mask, pattern)
@@ -101,53 +101,55 @@ def test_each_step_is_what_the_room_of_masks_does(pattern: Pattern) -> None:
         "sparsegpt+obs-iter": sparsegpt(weight, gram, pattern).weight,
     }
     for text, weights in expected.items():
-        assert torch.equal(pruned(text, weight, known, pattern)[0], weights), text
+        assert torch.equal(pruned(text, weight, statistics, pattern)[0], weights), text
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_refinement_and_least_squares_take_the_mask_that_a_sweep_chose(pattern: Pattern) -> None:
-    weight, known = example()
-    chosen = sparsegpt(weight, gram_of(known), pattern).mask
-    solved, _ = pruned("sparsegpt+exact", weight, known, pattern)
-    assert torch.equal(solved, exact_update(weight, gram_of(known), chosen).weight)
-    refined = refine_mask(weight, gram_of(known), chosen, pattern)
-    swept, _ = pruned("sparsegpt+refine", weight, known, pattern)
-    assert torch.equal(swept, sparsegpt(weight, gram_of(known), pattern, mask=refined).weight)
+    weight, statistics = example()
+    chosen = sparsegpt(weight, gram_of(statistics), pattern).mask
+    solved, _ = pruned("sparsegpt+exact", weight, statistics, pattern)
+    assert torch.equal(solved, exact_update(weight, gram_of(statistics), chosen).weight)
+    refined = refine_mask(weight, gram_of(statistics), chosen, pattern)
+    swept, _ = pruned("sparsegpt+refine", weight, statistics, pattern)
+    assert torch.equal(swept, sparsegpt(weight, gram_of(statistics), pattern, mask=refined).weight)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_every_step_lowers_the_error(pattern: Pattern) -> None:
-    weight, known = example()
-    H = damped(gram_of(known))
+    weight, statistics = example()
+    H = damped(gram_of(statistics))
     steps = ["wanda", "wanda+obs", "wanda+exact", "wanda+refine+exact"]
-    errors = [error_under(H, weight - pruned(text, weight, known, pattern)[0]) for text in steps]
+    errors = [
+        error_under(H, weight - pruned(text, weight, statistics, pattern)[0]) for text in steps
+    ]
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.9 * errors[1]
 
 
 @pytest.mark.parametrize("text", ["wanda+refine", "wanda+obs", "wanda+exact", "wanda+refine+exact"])
-def test_a_known_mask_is_where_it_starts(text: str) -> None:
-    weight, known = example()
+def test_updates_start_from_a_given_mask(text: str) -> None:
+    weight, statistics = example()
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(2)) > 0.4
-    left, _ = pruned(text, weight, known, Unstructured(0.5), mask)
+    left, _ = pruned(text, weight, statistics, Unstructured(0.5), mask)
     assert torch.equal((left == 0).sum(1), (~mask).sum(1))
     assert torch.equal(left == 0, ~mask) == ("refine" not in text)
 
 
 @pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / D", "S * S * X", "W * X * O"])
 def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> None:
-    weight, known = example(8, 256)
-    known.values["O"] = torch.rand(8, 1, generator=torch.Generator().manual_seed(2))
+    weight, statistics = example(8, 256)
+    statistics.values["O"] = torch.rand(8, 1, generator=torch.Generator().manual_seed(2))
     moved = weight * torch.linspace(0.5, 1.5, 256)
-    score = sweep_scorer(matrix_of(weight), known, Metric.of(metric))
+    score = sweep_scorer(matrix_of(weight), statistics, Metric.of(metric))
     whole = Metric.of(metric).score(
         {
             "W": moved.abs(),
             "S": moved,
-            "G": known.values["G"],
-            "X": known.values["X"],
-            "O": known.values["O"],
-            "D": Hessian(gram_of(known)).diagonal,
+            "G": statistics.values["G"],
+            "X": statistics.values["X"],
+            "O": statistics.values["O"],
+            "D": Hessian(gram_of(statistics)).diagonal,
         }
     )
     for due in (slice(0, 4), slice(4, 8), slice(124, 128), slice(128, 256)):
@@ -155,17 +157,17 @@ def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> N
 
 
 def test_a_metric_that_looks_beyond_a_column_is_scored_once_for_128() -> None:
-    weight, known = example(8, 256)
-    score = sweep_scorer(matrix_of(weight), known, Metric.of("ria"))
+    weight, statistics = example(8, 256)
+    score = sweep_scorer(matrix_of(weight), statistics, Metric.of("ria"))
     first = score(weight, slice(0, 4))
     assert torch.equal(score(10 * weight * torch.rand(8, 256), slice(0, 4)), first)
     assert not torch.equal(score(weight * torch.rand(8, 256), slice(128, 132)), first)
 
 
 def test_a_metric_without_ranking_is_refused_before_the_sweep() -> None:
-    weight, known = example(4, 8)
+    weight, statistics = example(4, 8)
     with pytest.raises(PrunerZeroError, match="W - W cannot score up_proj"):
-        pruned("W - W+obs-iter", weight, known, Unstructured(0.5))
+        pruned("W - W+obs-iter", weight, statistics, Unstructured(0.5))
 
 
 @pytest.mark.parametrize("text", ["wanda+obs", "wanda+obs-iter", "sparsegpt", "wanda+exact"])
@@ -173,15 +175,15 @@ def test_updates_aim_at_the_dense_outputs_where_those_are_known(text: str) -> No
     weight, _ = layer(16, 64)
     generator = torch.Generator().manual_seed(3)
     dense = torch.randn(400, 64, generator=generator)
-    seen = dense + 0.3 * torch.randn(400, 64, generator=generator)
-    gram, cross = seen.T @ seen, dense.T @ seen
+    incoming = dense + 0.3 * torch.randn(400, 64, generator=generator)
+    gram, cross = incoming.T @ incoming, dense.T @ incoming
     X = gram.diagonal().sqrt()[None]
     aiming = Hessian(gram, torch.lerp(gram, cross, ASYMMETRY))
     aimed, _ = pruned(text, weight, Statistics({"X": X}, aiming), Unstructured(0.5))
     plain, _ = pruned(text, weight, Statistics({"X": X}, Hessian(gram)), Unstructured(0.5))
 
     def error(left: Tensor) -> float:
-        return float((dense @ weight.T - seen @ left.T).square().sum())
+        return float((dense @ weight.T - incoming @ left.T).square().sum())
 
     assert error(aimed) < 0.995 * error(plain)
     if text == "wanda+obs":
@@ -195,9 +197,9 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
 ) -> None:
     weight, _ = layer(4, 8)
     gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
-    known = Statistics({"X": torch.ones(1, 8)}, Hessian(gram))
+    statistics = Statistics({"X": torch.ones(1, 8)}, Hessian(gram))
     for text in ("wanda+exact", "wanda+obs", "wanda+obs-iter"):
-        record = prune_one(matrix_of(weight), known, parse_method(text, sparsity=0.5))
+        record = prune_one(matrix_of(weight), statistics, parse_method(text, sparsity=0.5))
         assert record.damping == pytest.approx(0.1)
         assert record.note == "damping raised to 0.1 for the Cholesky factor"
 
@@ -205,20 +207,20 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
         return solve(*arguments, **options, max_iterations=1)
 
     monkeypatch.setattr("pruner_zero.sparsity.steps.least_squares.solve", hurried)
-    weight, known = example()
-    _, note = pruned("wanda+exact", weight, known, Unstructured(0.5))
+    weight, statistics = example()
+    _, note = pruned("wanda+exact", weight, statistics, Unstructured(0.5))
     assert note is not None
     assert note.startswith("least squares stopped at 1 iterations with a residual of 0.")
 
 
 @pytest.mark.parametrize("text", ["magnitude+refine", "wanda+obs-iter", "wanda+exact"])
 def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str) -> None:
-    weight, known = example(6, 16)
-    known = Statistics(
-        {"X": torch.zeros(1, 16), "G": known.values["G"]}, Hessian(torch.zeros(16, 16))
+    weight, statistics = example(6, 16)
+    statistics = Statistics(
+        {"X": torch.zeros(1, 16), "G": statistics.values["G"]}, Hessian(torch.zeros(16, 16))
     )
     matrix = matrix_of(weight)
-    record = prune_one(matrix, known, parse_method(text, sparsity=0.5))
+    record = prune_one(matrix, statistics, parse_method(text, sparsity=0.5))
     assert record.note is not None
     assert record.note.endswith("zero: pruned by magnitude")
     mask = keep_groups(weight.abs(), 16, 8)
@@ -226,7 +228,7 @@ def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
-def test_a_whole_model_is_swept_by_a_metric_of_its_own_choice(
+def test_a_whole_model_is_swept_by_a_metric(
     mode: Mode, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
@@ -235,9 +237,9 @@ def test_a_whole_model_is_swept_by_a_metric_of_its_own_choice(
     )
     for place, x in in_order(plain.model, windows.tokens, mode):
         place.weight.copy_(swept_plainly(place.weight, x))
-    for mine, theirs in zip(places(ours.model), places(plain.model), strict=True):
-        torch.testing.assert_close(mine.weight, theirs.weight, atol=1e-4, rtol=1e-4)
-        assert torch.equal(mine.weight == 0, theirs.weight == 0), mine.name
+    for pruned_place, expected in zip(places(ours.model), places(plain.model), strict=True):
+        torch.testing.assert_close(pruned_place.weight, expected.weight, atol=1e-4, rtol=1e-4)
+        assert torch.equal(pruned_place.weight == 0, expected.weight == 0), pruned_place.name
 
 
 def swept_plainly(weight: Tensor, x: Tensor) -> Tensor:
@@ -269,8 +271,8 @@ def test_masks_over_the_whole_model_are_refined_in_either_order(
         place.weight.mul_(refined)
     every = places(plain.model)
     assert any((place.weight != 0).ne(masks[place.name]).any() for place in every)
-    for mine, theirs in zip(places(ours.model), every, strict=True):
-        assert torch.equal(mine.weight, theirs.weight), mine.name
+    for pruned_place, expected in zip(places(ours.model), every, strict=True):
+        assert torch.equal(pruned_place.weight, expected.weight), pruned_place.name
 
 
 def test_refinement_and_least_squares_of_a_whole_model(

@@ -22,7 +22,7 @@ def prune_half(model: torch.nn.Module) -> dict[str, Tensor]:
         flat = weight.flatten()
         flat[order] = 0
         weight.copy_(flat.view(weight.shape))
-    return {one.parameter_name: one.parameter.data == 0 for one in matrices}
+    return {matrix.parameter_name: matrix.parameter.data == 0 for matrix in matrices}
 
 
 def pruned_model(
@@ -35,7 +35,7 @@ def pruned_model(
 
 
 def save_pruned(folder: Path, architecture: str = "llama", blocks: int = 2) -> Path:
-    """Such a model saved as a user's would be."""
+    """Save a pruned tiny model as a user's would be."""
     language_model, _ = pruned_model(architecture, blocks=blocks)
     language_model.model.save_pretrained(folder)
     language_model.tokenizer.save_pretrained(folder)
@@ -46,12 +46,12 @@ def save_compact(folder: Path, prose: str, structure: str, dense: Path) -> Path:
     """The model at `dense` without half of its units, saved by prune."""
     sizes = {"windows": 3, "seqlen": 24, "multiple_of": 8}
     metric = None if structure == "blocks" else "wanda"
-    given: dict[str, Any] = {"structure": structure, "sparsity": 0.5, **sizes}
-    prune(dense, metric, calibration=[prose], output=folder, **given)
+    options: dict[str, Any] = {"structure": structure, "sparsity": 0.5, **sizes}
+    prune(dense, metric, calibration=[prose], output=folder, **options)
     return folder
 
 
 @pytest.fixture(scope="session")
 def pruned_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pruned tiny LLaMA. Not to be written to."""
+    """The folder of a pruned tiny LLaMA. Tests must not write to it."""
     return save_pruned(tmp_path_factory.mktemp("pruned") / "llama")

@@ -20,10 +20,10 @@ def commit(checkpoint: Checkpoint, step: int, best_step: int | None) -> None:
     checkpoint.commit({"step": step}, tensors(step), moments, best, best_step or 0)
 
 
-def same(found: dict[str, torch.Tensor], value: float) -> bool:
+def same(actual: dict[str, torch.Tensor], value: float) -> bool:
     expected = tensors(value)
-    return found.keys() == expected.keys() and all(
-        torch.equal(found[name], expected[name]) for name in expected
+    return actual.keys() == expected.keys() and all(
+        torch.equal(actual[name], expected[name]) for name in expected
     )
 
 

@@ -31,8 +31,8 @@ def dense() -> LanguageModel:
 def divergence(pruned: LanguageModel, windows: Windows) -> float:
     with torch.no_grad():
         wanted = dense().model(windows.tokens).logits.log_softmax(-1)
-        given = pruned.model(windows.tokens).logits.log_softmax(-1)
-    return float(functional.kl_div(given, wanted, log_target=True, reduction="batchmean"))
+        predicted = pruned.model(windows.tokens).logits.log_softmax(-1)
+    return float(functional.kl_div(predicted, wanted, log_target=True, reduction="batchmean"))
 
 
 def test_the_pruned_model_comes_nearer_to_the_dense_one_and_keeps_its_zeros() -> None:
@@ -71,8 +71,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     assert 0 < checkpoint.finished < 6
     again, _ = pruned_model()
     distill(again, dense(), some_windows(), 6, checkpoint=checkpoint)
-    for (name, wanted), (_, given) in zip(whole.weights(), again.weights(), strict=True):
-        assert torch.equal(wanted, given), name
+    for (name, wanted), (_, actual) in zip(whole.weights(), again.weights(), strict=True):
+        assert torch.equal(wanted, actual), name
 
 
 def test_one_window_is_not_enough() -> None:

@@ -32,8 +32,8 @@ def _fused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(optimizer, "_device_dtype_check_for_fused", lambda *_, **__: None)
 
 
-def recovered(model: LanguageModel, prose: str, **given: Any) -> RecoverResult:
-    return recover(model, text=[prose], **{**SMALL, **given})
+def recovered(model: LanguageModel, prose: str, **options: Any) -> RecoverResult:
+    return recover(model, text=[prose], **{**SMALL, **options})
 
 
 def losses(result: RecoverResult) -> list[float]:
@@ -42,14 +42,14 @@ def losses(result: RecoverResult) -> list[float]:
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_a_model_learns_elsewhere_as_here(mode: str, prose: str) -> None:
-    given = {"mode": mode, "norms": True, "rank": 2}
-    expected = recovered(pruned_model()[0], prose, **given)
+    options = {"mode": mode, "norms": True, "rank": 2}
+    expected = recovered(pruned_model()[0], prose, **options)
     model = pruned_model()[0]
     with elsewhere():
         model.model.to(HERE)
-        found = recovered(model, prose, **given)
-    assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
-    assert found.sparsity_after == expected.sparsity_after
+        result = recovered(model, prose, **options)
+    assert losses(result) == pytest.approx(losses(expected), rel=1e-3)
+    assert result.sparsity_after == expected.sparsity_after
 
 
 def test_a_teacher_may_be_on_another_device_than_a_model_on_two(prose: str) -> None:
@@ -59,16 +59,16 @@ def test_a_teacher_may_be_on_another_device_than_a_model_on_two(prose: str) -> N
     with elsewhere():
         place_block_after_block(model.model)
         teacher.model.to(THERE)
-        found = recovered(model, prose, teacher=teacher)
-    assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
+        result = recovered(model, prose, teacher=teacher)
+    assert losses(result) == pytest.approx(losses(expected), rel=1e-3)
 
 
-def test_what_was_stopped_elsewhere_goes_on_here(
+def test_a_run_stopped_elsewhere_goes_on_here(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = recovered(pruned_model()[0], prose)
     model, output = pruned_model()[0], tmp_path / "out"
-    given = {"output": output, "checkpoint_minutes": 0.0}
+    options = {"output": output, "checkpoint_minutes": 0.0}
 
     class StoppedError(Exception):
         pass
@@ -80,12 +80,12 @@ def test_what_was_stopped_elsewhere_goes_on_here(
         patch.setattr(import_module("pruner_zero.recovery.recover"), "RecoverResult", stop)
         model.model.to(HERE)
         with pytest.raises(StoppedError):
-            recovered(model, prose, **given)
-    found = recovered(pruned_model()[0], prose, **given)
-    assert losses(found) == pytest.approx(losses(expected), rel=1e-3)
-    for one, other in zip(
-        find_matrices(found.language_model.model),
+            recovered(model, prose, **options)
+    result = recovered(pruned_model()[0], prose, **options)
+    assert losses(result) == pytest.approx(losses(expected), rel=1e-3)
+    for matrix, reference in zip(
+        find_matrices(result.language_model.model),
         find_matrices(expected.language_model.model),
         strict=True,
     ):
-        torch.testing.assert_close(one.weight, other.weight, rtol=1e-2, atol=1e-3)
+        torch.testing.assert_close(matrix.weight, reference.weight, rtol=1e-2, atol=1e-3)

@@ -20,7 +20,7 @@ def adapters_of(model: torch.nn.Module, masks: dict[str, Tensor]) -> list[Masked
     """Adapters of all matrices, their B filled, so that every product counts."""
     matrices = find_matrices(model)
     generator = torch.Generator().manual_seed(5)
-    found = [
+    adapters = [
         MaskedAdapters(
             parameter,
             masks[name],
@@ -31,11 +31,11 @@ def adapters_of(model: torch.nn.Module, masks: dict[str, Tensor]) -> list[Masked
         )
         for name, parameter in parameters_of(matrices).items()
     ]
-    for one in found:
-        for name, tensor in one.tensors.items():
+    for adapter in adapters:
+        for name, tensor in adapter.tensors.items():
             if name.endswith("lora_B"):
                 tensor.copy_(torch.randn(tensor.shape, generator=generator) * 0.05)
-    return found
+    return adapters
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -48,8 +48,8 @@ def test_values_and_gradients_are_those_of_the_masked_product(architecture: str)
     # Autograd through a model whose weights are written out as W + mask * scale * B A.
     leaves = {
         name: tensor.clone().requires_grad_()
-        for one in adapters
-        for name, tensor in one.tensors.items()
+        for adapter in adapters
+        for name, tensor in adapter.tensors.items()
     }
     stacks: dict[str, list[Tensor]] = {}
     for matrix in matrices:
@@ -59,27 +59,27 @@ def test_values_and_gradients_are_those_of_the_masked_product(architecture: str)
             merged.T if matrix.transposed else merged
         )
     values = {
-        name: torch.stack(own) if len(own) > 1 or parameter.ndim == 3 else own[0]
-        for (name, own), parameter in zip(
+        name: torch.stack(parts) if len(parts) > 1 or parameter.ndim == 3 else parts[0]
+        for (name, parts), parameter in zip(
             stacks.items(), parameters_of(matrices).values(), strict=True
         )
     }
     logits = functional_call(model, values, (window,), {"use_cache": False}).logits[0, :-1]
     torch.nn.functional.cross_entropy(logits, window[0, 1:]).backward()
-    for one in adapters:
-        one.write()
+    for adapter in adapters:
+        adapter.write()
     for name, parameter in parameters_of(matrices).items():
         torch.testing.assert_close(parameter.data, values[name].detach())
         assert not parameter.data[zeros[name]].any()
     next_token_loss(model, window).backward()
-    for one in adapters:
-        if one.parameter.grad is not None:
-            one.pull(one.parameter.grad)
-        for name, tensor in one.tensors.items():
+    for adapter in adapters:
+        if adapter.parameter.grad is not None:
+            adapter.pull(adapter.parameter.grad)
+        for name, tensor in adapter.tensors.items():
             expected = leaves[name].grad
             assert expected is not None
             torch.testing.assert_close(tensor.grad, expected, rtol=1e-4, atol=1e-6)
-            assert one.matrices[0].expert is not None or expected.any(), name
+            assert adapter.matrices[0].expert is not None or expected.any(), name
 
 
 def test_at_first_nothing_is_added_and_A_is_drawn_as_usual() -> None:  # noqa: N802
@@ -87,23 +87,25 @@ def test_at_first_nothing_is_added_and_A_is_drawn_as_usual() -> None:  # noqa: N
     matrix = find_matrices(language_model.model)[0]
     before = matrix.parameter.data.clone()
     mask = before != 0
-    one = MaskedAdapters(
+    adapters = MaskedAdapters(
         matrix.parameter, mask, [matrix], rank=64, alpha=1, generator=torch.Generator()
     )
-    one.write()
+    adapters.write()
     assert torch.equal(matrix.parameter.data, before)
-    A = one.tensors[f"{matrix.name}.lora_A"]
+    A = adapters.tensors[f"{matrix.name}.lora_A"]
     bound = 1 / math.sqrt(matrix.weight.shape[1])
     assert A.abs().max() <= bound
     assert A.std() == pytest.approx(bound / math.sqrt(3), rel=0.05)
 
 
-def test_the_ordinary_merge_is_the_trap_that_this_avoids() -> None:
+def test_the_ordinary_merge_fills_the_zeros() -> None:
     """PEFT's own layers: same adapter, same sum, and after merging no zero is left."""
     peft = pytest.importorskip("peft")
     language_model, zeros = pruned_model()
     model, window = language_model.model, tiny_windows(1)
-    matrix = next(one for one in find_matrices(model) if one.name.endswith("0.mlp.up_proj"))
+    matrix = next(
+        candidate for candidate in find_matrices(model) if candidate.name.endswith("0.mlp.up_proj")
+    )
     weight = matrix.weight.clone()
     ours = MaskedAdapters(
         matrix.parameter,

@@ -40,9 +40,9 @@ def test_a_model_does_not_diverge_from_itself() -> None:
 def test_a_teacher_of_other_tokens_is_refused() -> None:
     pruned, _ = pruned_model()
     check_teacher(LanguageModel(tiny_model("gpt2"), tiny_tokenizer(), "gpt2"), pruned)
-    other = tiny_tokenizer()
-    other.add_tokens(["a new one"])
-    teacher = LanguageModel(tiny_model("llama"), other, "teacher")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["a new one"])
+    teacher = LanguageModel(tiny_model("llama"), tokenizer, "teacher")
     line = refusal(lambda: check_teacher(teacher, pruned))
     assert (
         line

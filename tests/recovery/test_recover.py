@@ -1,4 +1,4 @@
-"""`recover`, whole: better models, the same zeros, and a folder that tells how."""
+"""`recover` as a whole: better models, the same zeros, and a folder that describes the run."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,8 @@ SMALL: dict[str, Any] = {"steps": 4, "seqlen": 16, "validation_windows": 2, "lea
 modes = pytest.mark.parametrize("mode", ["full", "lora"])
 
 
-def run(model: object, prose: str, **given: Any) -> RecoverResult:
-    return recover(model, text=Corpus("prose", prose), **{**SMALL, **given})
+def run(model: object, prose: str, **options: Any) -> RecoverResult:
+    return recover(model, text=Corpus("prose", prose), **{**SMALL, **options})
 
 
 @modes
@@ -39,14 +39,14 @@ def test_every_zero_stays_and_the_model_learns(
     architecture: str, compute: str, mode: str, prose: str
 ) -> None:
     pruned, zeros = pruned_model(architecture)
-    before = {name: one.clone() for name, one in pruned.weights()}
+    before = {name: tensor.clone() for name, tensor in pruned.weights()}
     result = run(pruned, prose, mode=mode, compute_dtype=compute, keep="last")
     assert result.compute_dtype == compute
     assert result.loss_after < result.loss_before
     moved = 0
     for name, tensor in pruned.weights():
         if name in zeros:
-            # Exactly: what was zero is, and nothing else became it.
+            # Exactly the same weights are zero as before.
             assert torch.equal(tensor == 0, zeros[name]), name
             moved += int((tensor != before[name]).sum())
         else:
@@ -69,17 +69,19 @@ def test_a_narrow_model_comes_back_in_its_dtype(
 
 
 def test_norms_and_biases_learn_where_asked(prose: str) -> None:
-    for asked in (False, True):
+    for norms in (False, True):
         pruned, _ = pruned_model("gpt2")
         narrow = {
             name: parameter.clone()
             for name, parameter in pruned.model.named_parameters()
             if parameter.ndim == 1
         }
-        run(pruned, prose, norms=asked, keep="last")
+        run(pruned, prose, norms=norms, keep="last")
         parameters = dict(pruned.model.named_parameters())
-        moved = {name for name, one in narrow.items() if not torch.equal(one, parameters[name])}
-        assert moved == (narrow.keys() if asked else set())
+        moved = {
+            name for name, before in narrow.items() if not torch.equal(before, parameters[name])
+        }
+        assert moved == (narrow.keys() if norms else set())
 
 
 @modes
@@ -91,40 +93,40 @@ def test_plain_transformers_loads_the_folder(
     zeros = find_matrices(AutoModelForCausalLM.from_pretrained(pruned_folder))
     state = result.language_model.model.state_dict()
     assert plain.state_dict().keys() == state.keys()
-    assert all(torch.equal(one, state[name]) for name, one in plain.state_dict().items())
+    assert all(torch.equal(tensor, state[name]) for name, tensor in plain.state_dict().items())
     for matrix, before in zip(find_matrices(plain), zeros, strict=True):
         assert torch.equal(matrix.weight == 0, before.weight == 0)
     assert not list((tmp_path / "out").glob("adapter*"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
 
 
-def test_recovery_json_tells_all(
+def test_recovery_json_describes_the_run(
     pruned_folder: Path, text_file: Path, prose: str, tmp_path: Path
 ) -> None:
     result = recover(pruned_folder, text=text_file, output=tmp_path / "out", **SMALL)
-    told = json.loads((tmp_path / "out" / "recovery.json").read_text())
-    assert told == json.loads(json.dumps(result.to_json()))
-    assert told["settings"]["model"] == str(pruned_folder)
-    assert told["settings"]["learning_rate"] == 1e-2
-    assert told["settings"]["minutes"] is None
-    assert told["sparsity_before"] == told["sparsity_after"] == 0.5
-    assert told["kept"] == "best"
+    record = json.loads((tmp_path / "out" / "recovery.json").read_text())
+    assert record == json.loads(json.dumps(result.to_json()))
+    assert record["settings"]["model"] == str(pruned_folder)
+    assert record["settings"]["learning_rate"] == 1e-2
+    assert record["settings"]["minutes"] is None
+    assert record["sparsity_before"] == record["sparsity_after"] == 0.5
+    assert record["kept"] == "best"
     keys = {"step", "seconds", "tokens", "train_loss", "validation_loss"}
-    assert [point.keys() for point in told["curve"]] == [keys] * len(told["curve"])
-    assert told["loss_before"] == told["curve"][0]["validation_loss"]
-    assert told["loss_after"] == min(point["validation_loss"] for point in told["curve"])
-    assert told["training"]["text"] == f"{text_file} (first nine tenths)"
-    assert told["validation"]["windows"] == 2
-    assert told["provenance"]["model_sha256"] == load_model(pruned_folder).fingerprint()
-    assert told["provenance"]["teacher_sha256"] is None
-    assert [row.keys() for row in result.to_rows()] == [keys] * len(told["curve"])
+    assert [point.keys() for point in record["curve"]] == [keys] * len(record["curve"])
+    assert record["loss_before"] == record["curve"][0]["validation_loss"]
+    assert record["loss_after"] == min(point["validation_loss"] for point in record["curve"])
+    assert record["training"]["text"] == f"{text_file} (first nine tenths)"
+    assert record["validation"]["windows"] == 2
+    assert record["provenance"]["model_sha256"] == load_model(pruned_folder).fingerprint()
+    assert record["provenance"]["teacher_sha256"] is None
+    assert [row.keys() for row in result.to_rows()] == [keys] * len(record["curve"])
     assert f"{tmp_path / 'out'}: 50.00% zeros; loss on held-out text" in repr(result)
     timing = json.loads((tmp_path / "out" / "timing.json").read_text())
     assert timing["first_step_of_this_process"] == 0
     assert timing["seconds"] > 0
 
 
-def test_what_prune_wrote_goes_along_and_the_card_goes_on(prose: str, tmp_path: Path) -> None:
+def test_files_of_prune_are_copied_and_the_card_is_extended(prose: str, tmp_path: Path) -> None:
     source = save_pruned(tmp_path / "source")
     (source / "pruning.json").write_text('{"sparsity": 0.5}')
     (source / "metric.json").write_text('{"data": "W"}')
@@ -157,14 +159,14 @@ def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_p
 
 
 def test_a_teacher_by_name_or_as_an_object(llama_folder: Path, prose: str) -> None:
-    found = []
+    fingerprints = []
     for teacher in (llama_folder, load_model(llama_folder), None):
         pruned, _ = pruned_model()
         result = run(pruned, prose, teacher=teacher)
-        found.append(result.language_model.fingerprint())
+        fingerprints.append(result.language_model.fingerprint())
         hashed = None if teacher is None else load_model(llama_folder).fingerprint()
         assert result.provenance["teacher_sha256"] == hashed
-    assert found[0] == found[1] != found[2]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
 @pytest.mark.parametrize(
@@ -176,8 +178,8 @@ def test_a_smaller_model_learns_from_the_dense_one_of_other_widths(
     dense = save_tiny(tmp_path / "dense", blocks=4)
     folder = save_compact(tmp_path / "compact", prose, structure, dense)
     before = AutoModelForCausalLM.from_pretrained(folder)
-    given: dict[str, Any] = {"teacher": dense, "mode": mode, "keep": "last"}
-    result = run(folder, prose, output=tmp_path / "out", **given)
+    options: dict[str, Any] = {"teacher": dense, "mode": mode, "keep": "last"}
+    result = run(folder, prose, output=tmp_path / "out", **options)
     assert result.loss_after < result.loss_before
     assert "zeros" not in repr(result)
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -185,8 +187,8 @@ def test_a_smaller_model_learns_from_the_dense_one_of_other_widths(
         after.num_parameters() == before.num_parameters() < load_model(dense).model.num_parameters()
     )
     pairs = list(zip(find_matrices(before), find_matrices(after), strict=True))
-    assert all(one.weight.shape == other.weight.shape for one, other in pairs)
-    assert all(float((one.weight != other.weight).float().mean()) > 0.9 for one, other in pairs)
+    assert all(old.weight.shape == new.weight.shape for old, new in pairs)
+    assert all(float((old.weight != new.weight).float().mean()) > 0.9 for old, new in pairs)
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"taught by `{dense}`.\n" in card
     assert "mask" not in card.split("## Recovery")[1]
@@ -195,7 +197,7 @@ def test_a_smaller_model_learns_from_the_dense_one_of_other_widths(
     assert "where whole units went the dense model as --teacher" in line
 
 
-def test_what_cannot_be_recovered_is_one_line(
+def test_each_refusal_is_one_line(
     llama_folder: Path, pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
@@ -209,9 +211,9 @@ def test_what_cannot_be_recovered_is_one_line(
     find_matrices(broken.model)[0].weight[0, 0] = float("nan")
     assert "NaN or infinite" in refusal(lambda: run(broken, prose, output=output))
     assert "fewer than one window" in refusal(lambda: run(pruned_folder, "ab " * 9, output=output))
-    other = tiny_tokenizer()
-    other.add_tokens(["a new one"])
-    teacher = LanguageModel(tiny_model("llama"), other, "teacher")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["a new one"])
+    teacher = LanguageModel(tiny_model("llama"), tokenizer, "teacher")
     assert "has other tokens" in refusal(lambda: run(pruned_folder, prose, teacher=teacher))
     assert "setting 'text' is missing" in refusal(lambda: recover(pruned_folder, output=output))
     assert list(tmp_path.iterdir()) == []
@@ -250,7 +252,7 @@ def test_a_full_disk_costs_no_training(pruned_folder: Path, prose: str, tmp_path
     assert result.curve[-1].step == SMALL["steps"]
 
 
-def test_a_want_of_memory_names_what_to_make_smaller(
+def test_a_failed_allocation_names_the_settings_to_lower(
     pruned_folder: Path, prose: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:

@@ -25,7 +25,7 @@ STEPS = 24
 
 @pytest.fixture(scope="module", autouse=True)
 def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The first fork waits for torch to load; no test is to count that."""
+    """Start one fork beforehand, since the first one waits for torch to load."""
     assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
 
 
@@ -42,17 +42,17 @@ def command(model: Path, text: Path, output: Path, *more: object) -> list[object
 
 
 def untimed(folder: Path) -> dict[str, Any]:
-    """recovery.json without what the clock decides."""
-    told: dict[str, Any] = json.loads((folder / "recovery.json").read_text())
-    for point in told["curve"]:
+    """recovery.json without the fields that depend on the clock."""
+    record: dict[str, Any] = json.loads((folder / "recovery.json").read_text())
+    for point in record["curve"]:
         del point["seconds"]
-    return told
+    return record
 
 
-def check_same(folder: Path, other: Path) -> None:
+def check_same(folder: Path, expected: Path) -> None:
     for name in ("model.safetensors", "config.json"):
-        assert (folder / name).read_bytes() == (other / name).read_bytes(), name
-    assert untimed(folder) == untimed(other)
+        assert (folder / name).read_bytes() == (expected / name).read_bytes(), name
+    assert untimed(folder) == untimed(expected)
 
 
 def steps_on_disk(output: Path) -> int:
@@ -126,9 +126,9 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
 
 
 def stopped_run(model: Path, prose: str, output: Path, **more: Any) -> dict[str, Any]:
-    """A run that is stopped in its fourth step; what it was asked."""
+    """Stop a run in its fourth step; return its options."""
     sizes = {"steps": 8, "seqlen": 16, "validations": 8, "checkpoint_minutes": 0}
-    given: dict[str, Any] = {**sizes, **more}
+    options: dict[str, Any] = {**sizes, **more}
 
     class Stopping(Progress):
         def note(self, line: str) -> None:
@@ -136,26 +136,28 @@ def stopped_run(model: Path, prose: str, output: Path, **more: Any) -> dict[str,
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        recover(model, text=Corpus("prose", prose), output=output, progress=Stopping(), **given)
-    return given
+        recover(model, text=Corpus("prose", prose), output=output, progress=Stopping(), **options)
+    return options
 
 
 def test_other_settings_do_not_take_up_the_run(
     pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:
     output, text = tmp_path / "out", Corpus("prose", prose)
-    given = stopped_run(pruned_folder, prose, output)
+    options = stopped_run(pruned_folder, prose, output)
     assert steps_on_disk(output) == 3
     changed: dict[str, dict[str, Any]] = {
         "--seed": {"seed": 1},
         "the tokens of the text": {"text": Corpus("prose", prose + " and more of it")},
     }
-    for named, other in changed.items():
-        asked = partial(recover, pruned_folder, output=output, **{"text": text, **given, **other})
-        line = refusal(asked)
+    for named, change in changed.items():
+        attempt = partial(
+            recover, pruned_folder, output=output, **{"text": text, **options, **change}
+        )
+        line = refusal(attempt)
         assert f"holds an unfinished run with other settings ({named} changed): finish" in line
     assert steps_on_disk(output) == 3
-    result = recover(pruned_folder, text=text, output=output, overwrite=True, **given, seed=1)
+    result = recover(pruned_folder, text=text, output=output, overwrite=True, **options, seed=1)
     assert result.settings.seed == 1
     assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 0
 
@@ -163,24 +165,24 @@ def test_other_settings_do_not_take_up_the_run(
 @pytest.mark.fault("the model, a text or the configuration changes under an unfinished run")
 def test_a_model_that_changed_meanwhile_is_named(prose: str, tmp_path: Path) -> None:
     model, output = save_pruned(tmp_path / "model"), tmp_path / "out"
-    given = stopped_run(model, prose, output)
+    options = stopped_run(model, prose, output)
     weights = model / "model.safetensors"
     save_file(
-        {name: one / 2 for name, one in load_file(weights).items()}, weights, {"format": "pt"}
+        {name: tensor / 2 for name, tensor in load_file(weights).items()}, weights, {"format": "pt"}
     )
-    line = refusal(partial(recover, model, text=Corpus("prose", prose), output=output, **given))
+    line = refusal(partial(recover, model, text=Corpus("prose", prose), output=output, **options))
     assert "with other settings (the model's weights changed): finish that run" in line
     assert steps_on_disk(output) == 3
 
 
-def test_how_often_is_saved_may_change_on_the_way(
+def test_the_interval_of_checkpoints_may_change_when_a_run_goes_on(
     pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:
     output, text = tmp_path / "out", Corpus("prose", prose)
-    given = stopped_run(pruned_folder, prose, output)
-    recover(pruned_folder, text=text, output=output, **{**given, "checkpoint_minutes": 5})
+    options = stopped_run(pruned_folder, prose, output)
+    recover(pruned_folder, text=text, output=output, **{**options, "checkpoint_minutes": 5})
     assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 3
-    recover(pruned_folder, text=text, output=tmp_path / "whole", **given)
+    recover(pruned_folder, text=text, output=tmp_path / "whole", **options)
     ours, whole = (
         load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole")
     )
@@ -192,13 +194,13 @@ def test_a_smaller_model_goes_on_with_its_teacher(
 ) -> None:
     compact = save_compact(tmp_path / "compact", prose, "channels", llama_folder)
     output, text = tmp_path / "out", Corpus("prose", prose)
-    given = stopped_run(compact, prose, output, teacher=llama_folder)
+    options = stopped_run(compact, prose, output, teacher=llama_folder)
     assert steps_on_disk(output) == 3
-    other = {**given, "teacher": save_tiny(tmp_path / "other", seed=1)}
-    line = refusal(partial(recover, compact, text=text, output=output, **other))
+    changed = {**options, "teacher": save_tiny(tmp_path / "other", seed=1)}
+    line = refusal(partial(recover, compact, text=text, output=output, **changed))
     assert "the teacher's weights changed" in line
     for folder in (output, tmp_path / "whole"):
-        recover(compact, text=text, output=folder, **given)
+        recover(compact, text=text, output=folder, **options)
     assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 3
     check_same(output, tmp_path / "whole")
 
@@ -208,26 +210,26 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:
     output, text = tmp_path / "out", Corpus("prose", prose)
-    given = stopped_run(pruned_folder, prose, output)
+    options = stopped_run(pruned_folder, prose, output)
     file = next((tmp_path / "out.partial" / "training").glob("moments-*"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    line = refusal(lambda: recover(pruned_folder, text=text, output=output, **given))
+    line = refusal(lambda: recover(pruned_folder, text=text, output=output, **options))
     assert f"{file} is damaged" in line
     assert "--overwrite" in line
-    recover(pruned_folder, text=text, output=output, overwrite=True, **given)
+    recover(pruned_folder, text=text, output=output, overwrite=True, **options)
     assert not (tmp_path / "out.partial").exists()
 
 
-def test_minutes_that_are_spent_are_not_given_again(
+def test_a_run_that_goes_on_does_not_get_its_spent_minutes_back(
     pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:
     output, text = tmp_path / "out", Corpus("prose", prose)
-    given = stopped_run(pruned_folder, prose, output)
+    options = stopped_run(pruned_folder, prose, output)
     journal = tmp_path / "out.partial" / "training" / "journal.jsonl"
     spent = json.loads(journal.read_text().splitlines()[-1])["state"]["seconds"]
-    result = recover(pruned_folder, text=text, output=output, **given)
+    result = recover(pruned_folder, text=text, output=output, **options)
     seconds = [point.seconds for point in result.curve]
     assert seconds == sorted(seconds)
     assert seconds[-1] > spent

@@ -17,13 +17,13 @@ schedules = pytest.mark.parametrize("schedule", ["cosine", "linear"])
 def test_the_rate_rises_to_one_and_falls_to_zero(schedule: Schedule, warmup: float) -> None:
     shares = [index / 200 for index in range(201)]
     rates = [rate(share, warmup, schedule) for share in shares]
-    assert all(0 <= one <= 1 for one in rates)
+    assert all(0 <= value <= 1 for value in rates)
     assert rate(warmup, warmup, schedule) == 1
     assert rates[-1] == 0
-    rising = [one for one, share in zip(rates, shares, strict=True) if share < warmup]
-    assert all(one < other for one, other in pairwise(rising))
+    rising = [value for value, share in zip(rates, shares, strict=True) if share < warmup]
+    assert all(earlier < later for earlier, later in pairwise(rising))
     falling = rates[len(rising) :]
-    assert all(one > other for one, other in pairwise(falling))
+    assert all(earlier > later for earlier, later in pairwise(falling))
     assert rates[0] > 0
 
 

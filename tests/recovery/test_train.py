@@ -1,4 +1,4 @@
-"""The loop against a plain one, and what it does within its budget."""
+"""The training loop against a plain one, and within its budget of steps and minutes."""
 
 import math
 from dataclasses import asdict, replace
@@ -34,13 +34,13 @@ def parts(prose: str) -> tuple[Windows, Windows]:
     return split_windows(Corpus("prose", prose), tiny_tokenizer(), SEQLEN, 3)
 
 
-def settings(**given: Any) -> RecoverSettings:
+def settings(**options: Any) -> RecoverSettings:
     sizes = {"seqlen": SEQLEN, "batch": 2, "learning_rate": 1e-2, "compute_dtype": "float32"}
-    return RecoverSettings(**{"model": "m", "text": "t", **sizes, **given})
+    return RecoverSettings(**{"model": "m", "text": "t", **sizes, **options})
 
 
 def training(
-    pruned: LanguageModel, parts: tuple[Windows, Windows], given: RecoverSettings, **more: Any
+    pruned: LanguageModel, parts: tuple[Windows, Windows], config: RecoverSettings, **more: Any
 ) -> Training:
     matrices = find_matrices(pruned.model)
     masks = read_masks(matrices, "tiny")
@@ -48,36 +48,36 @@ def training(
         KeptWeights(name, parameter, masks[name])
         for name, parameter in parameters_of(matrices).items()
     ]
-    return Training(pruned.model, learning, *parts, given, **more)
+    return Training(pruned.model, learning, *parts, config, **more)
 
 
-def plain_training(pruned: LanguageModel, windows: Windows, given: RecoverSettings) -> None:
+def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSettings) -> None:
     """The same in the ordinary way: dense parameters, masked gradients, AdamW written out."""
-    model, steps = pruned.model, given.steps or 0
+    model, steps = pruned.model, config.steps or 0
     parameters = parameters_of(find_matrices(model)).values()
     masks = [(parameter != 0).float() for parameter in parameters]
     first = [torch.zeros_like(parameter) for parameter in parameters]
     second = [torch.zeros_like(parameter) for parameter in parameters]
-    drawn = in_training_order(windows, given.seed)
+    drawn = in_training_order(windows, config.seed)
     for step in range(steps):
-        batch = torch.cat(list(islice(drawn, given.batch)))
+        batch = torch.cat(list(islice(drawn, config.batch)))
         logits = model(batch).logits[:, :-1]
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
-        found = torch.autograd.grad(loss, list(parameters))
-        gradients = [one * mask for one, mask in zip(found, masks, strict=True)]
-        norm = math.sqrt(sum(float(one.square().sum()) for one in gradients))
-        shrink = min(1.0, given.clip / (norm + 1e-6))
+        dense_gradients = torch.autograd.grad(loss, list(parameters))
+        gradients = [gradient * mask for gradient, mask in zip(dense_gradients, masks, strict=True)]
+        norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
+        shrink = min(1.0, config.clip / (norm + 1e-6))
         share = (step + 0.5) / steps
-        warm = 0.1 + 0.9 * share / given.warmup if share < given.warmup else None
-        cosine = 0.5 * (1 + math.cos(math.pi * (share - given.warmup) / (1 - given.warmup)))
-        learning_rate = given.learning_rate * (cosine if warm is None else warm)
+        warm = 0.1 + 0.9 * share / config.warmup if share < config.warmup else None
+        cosine = 0.5 * (1 + math.cos(math.pi * (share - config.warmup) / (1 - config.warmup)))
+        learning_rate = config.learning_rate * (cosine if warm is None else warm)
         with torch.no_grad():
             for parameter, gradient, m, v in zip(parameters, gradients, first, second, strict=True):
                 m.mul_(BETAS[0]).add_(gradient * shrink, alpha=1 - BETAS[0])
                 v.mul_(BETAS[1]).add_((gradient * shrink).square(), alpha=1 - BETAS[1])
                 mean = m / (1 - BETAS[0] ** (step + 1))
                 deviation = (v / (1 - BETAS[1] ** (step + 1))).sqrt() + 1e-8
-                parameter.mul_(1 - learning_rate * given.weight_decay)
+                parameter.mul_(1 - learning_rate * config.weight_decay)
                 parameter.sub_(learning_rate * mean / deviation)
 
 
@@ -85,21 +85,21 @@ def plain_training(pruned: LanguageModel, windows: Windows, given: RecoverSettin
 def test_it_learns_what_a_plain_masked_loop_learns(
     architecture: str, parts: tuple[Windows, Windows]
 ) -> None:
-    given = settings(steps=6, keep="last", warmup=0.3, weight_decay=0.1, clip=0.5)
+    config = settings(steps=6, keep="last", warmup=0.3, weight_decay=0.1, clip=0.5)
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
     untouched = ours.model.get_input_embeddings().weight.clone()
-    assert training(ours, parts, given).run(SILENT) == 6
-    plain_training(plain, parts[0], given)
+    assert training(ours, parts, config).run(SILENT) == 6
+    plain_training(plain, parts[0], config)
     pairs = zip(ours.model.named_parameters(), plain.model.parameters(), strict=True)
-    for (name, parameter), other in pairs:
-        torch.testing.assert_close(parameter, other, rtol=1e-3, atol=2e-5, msg=name)
+    for (name, parameter), expected in pairs:
+        torch.testing.assert_close(parameter, expected, rtol=1e-3, atol=2e-5, msg=name)
         assert name not in zeros or not parameter[zeros[name]].any()
         assert parameter.requires_grad
         assert parameter.grad is None
     assert torch.equal(ours.model.get_input_embeddings().weight, untouched)
 
 
-def test_the_curve_tells_what_was_done(parts: tuple[Windows, Windows]) -> None:
+def test_the_curve_records_every_validation(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     before = loss_of(pruned, parts[1])
     run = training(pruned, parts, settings(steps=10, validations=5))
@@ -125,23 +125,23 @@ def loss_of(pruned: LanguageModel, validation: Windows) -> float:
 
 
 def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Windows]) -> None:
-    # Judged by what it says itself: the more it learns of the text, the worse it gets.
+    # Validated on the model's own text: the more it learns of the other, the larger this loss.
     says = torch.tensor([[1]])
     with torch.no_grad():
         for _ in range(SEQLEN - 1):
             likeliest = pruned_model()[0].model(says).logits[:, -1:].argmax(-1)
             says = torch.cat([says, likeliest], dim=1)
     judged = (parts[0], replace(parts[1], tokens=says))
-    found = {}
+    kept_steps = {}
     for keep in ("best", "last"):
         pruned, _ = pruned_model()
         before = [parameter.clone() for parameter in pruned.model.parameters()]
         run = training(pruned, judged, settings(steps=3, keep=keep))
-        found[keep] = run.run(SILENT)
+        kept_steps[keep] = run.run(SILENT)
         after = list(pruned.model.parameters())
-        same = all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+        same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
         assert same == (keep == "best")
-    assert found == {"best": 0, "last": 3}
+    assert kept_steps == {"best": 0, "last": 3}
 
 
 def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> None:
@@ -185,17 +185,19 @@ def test_the_teacher_pulls_the_model_towards_itself(parts: tuple[Windows, Window
 
     def apart(model: torch.nn.Module) -> float:
         with torch.no_grad():
-            pairs = [one(parts[1].tokens).logits.log_softmax(-1) for one in (teacher, model)]
+            pairs = [
+                network(parts[1].tokens).logits.log_softmax(-1) for network in (teacher, model)
+            ]
         return float((pairs[0].exp() * (pairs[0] - pairs[1])).sum(-1).mean())
 
-    found = []
+    distances = []
     for share in (0.0, 1.0):
         pruned, _ = pruned_model()
-        given = settings(steps=20, keep="last", teacher="t", teacher_share=share or 0.5)
-        run = training(pruned, parts, given, teacher=teacher if share else None)
+        config = settings(steps=20, keep="last", teacher="t", teacher_share=share or 0.5)
+        run = training(pruned, parts, config, teacher=teacher if share else None)
         run.run(SILENT)
-        found.append(apart(pruned.model))
-    assert found[1] < apart(pruned_model()[0].model) < found[0]
+        distances.append(apart(pruned.model))
+    assert distances[1] < apart(pruned_model()[0].model) < distances[0]
 
 
 def test_progress_hears_every_validation(parts: tuple[Windows, Windows]) -> None:
@@ -220,9 +222,9 @@ def test_a_state_reads_back_as_itself(parts: tuple[Windows, Windows]) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
-def test_weights_are_float32_inside_and_their_own_afterwards(dtype: torch.dtype) -> None:
+def test_weights_are_float32_inside_and_of_their_own_dtype_afterwards(dtype: torch.dtype) -> None:
     pruned, _ = pruned_model(dtype=dtype)
-    before: dict[str, Tensor] = {name: one.clone() for name, one in pruned.weights()}
+    before: dict[str, Tensor] = {name: tensor.clone() for name, tensor in pruned.weights()}
     with float32_weights(pruned.model):
         assert {parameter.dtype for parameter in pruned.model.parameters()} == {torch.float32}
     for name, tensor in pruned.weights():

@@ -1,4 +1,4 @@
-"""Windows: what is held out is never learned, every epoch covers the text, any place is found."""
+"""Windows: held-out text is never learned, every epoch covers the text, runs go on anywhere."""
 
 from collections import Counter
 from itertools import islice
@@ -17,12 +17,12 @@ SEQLEN = 16
 
 
 def numbered(tokens: int, seqlen: int) -> Windows:
-    """Windows of a stream whose tokens say where they stand."""
+    """Windows of a stream in which each token is its own position."""
     stream = torch.arange(tokens // seqlen * seqlen).view(-1, seqlen)
     return Windows(stream, "numbers", "", "", tokens, "consecutive")
 
 
-def test_what_is_held_out_is_the_end_of_the_text_and_not_learned(prose: str) -> None:
+def test_the_end_of_the_text_is_held_out_and_not_learned(prose: str) -> None:
     training, validation = split_windows(Corpus("prose", prose), tiny_tokenizer(), SEQLEN, 5)
     decode = tiny_tokenizer().decode
     learned, held_out = (decode(part.tokens.flatten()) for part in (training, validation))
@@ -53,15 +53,15 @@ def test_an_epoch_has_every_token_once_but_for_the_ends(
     windows = numbered(tokens + seqlen, seqlen)
     stream = windows.tokens.numel()
     drawn = list(islice(in_training_order(windows, seed), 3 * len(windows)))
-    seen: Counter[int] = Counter()
+    counts: Counter[int] = Counter()
     for window in drawn:
         assert window.shape == (1, seqlen)
         assert torch.equal(window[0], torch.arange(int(window[0, 0]), int(window[0, 0]) + seqlen))
-        if any(seen[int(token)] for token in window[0]):
+        if any(counts[int(token)] for token in window[0]):
             break
-        seen.update(window.flatten().tolist())
+        counts.update(window.flatten().tolist())
     # A new epoch repeats a token only once all but less than a window at each end are seen.
-    assert len(seen) > stream - 2 * seqlen
+    assert len(counts) > stream - 2 * seqlen
 
 
 @given(st.integers(0, 60))
@@ -69,7 +69,10 @@ def test_the_sequence_goes_on_from_any_place(skipped: int) -> None:
     windows = numbered(100, 8)
     whole = list(islice(in_training_order(windows, 3), 80))
     rest = list(islice(in_training_order(windows, 3, skipped), 80 - skipped))
-    assert all(torch.equal(one, other) for one, other in zip(whole[skipped:], rest, strict=True))
+    assert all(
+        torch.equal(expected, window)
+        for expected, window in zip(whole[skipped:], rest, strict=True)
+    )
 
 
 def test_the_seed_decides_the_order() -> None:

@@ -40,7 +40,7 @@ JUDGED: tuple[Judged, ...] = (
 
 
 def windows(text: str) -> dict[str, Any]:
-    """What a result tells of its windows."""
+    """The description of windows in a result."""
     return {
         "text": text,
         "text_sha256": "ab" * 32,
@@ -57,10 +57,10 @@ def write_search(
     batch: int = 2,
     **settings: Any,
 ) -> Path:
-    """A run folder whose candidates are `judged`, a batch of so many every ten seconds."""
+    """A run folder whose candidates are `judged`, `batch` of them every ten seconds."""
     folder.mkdir(parents=True, exist_ok=True)
-    told = {**SEARCH, **settings}
-    Archive(folder, told)
+    merged = {**SEARCH, **settings}
+    Archive(folder, merged)
     lines: list[dict[str, Any]] = []
     for number, (text, scope, results) in enumerate(judged):
         value = list(results.values())[-1] if results else float("inf")
@@ -74,9 +74,9 @@ def write_search(
     with open(folder / JOURNAL, "a") as file:
         file.writelines(json.dumps(with_checksum(line)) + "\n" for line in lines)
     run = {
-        "settings": told,
-        "calibration": windows(told["calibration"]),
-        "search": windows(told["search_text"]),
+        "settings": merged,
+        "calibration": windows(merged["calibration"]),
+        "search": windows(merged["search_text"]),
         "provenance": PROVENANCE,
     }
     (folder / "run.json").write_text(json.dumps(run))
@@ -91,7 +91,7 @@ def write_prune(folder: Path, blocks: int = 2, **changed: Any) -> Path:
         for block in range(blocks)
         for kind, zeros in (("attn.q", 16), ("mlp.up", 8))
     ]
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "settings": {**SETTINGS, "metric": "wanda", "mode": "one-shot", "scope": "row"},
         "expression": "W * X",
         "pattern": "50% per row",
@@ -101,13 +101,13 @@ def write_prune(folder: Path, blocks: int = 2, **changed: Any) -> Path:
         "provenance": PROVENANCE,
         "matrices": [record.to_json() for record in records],
     }
-    del told["settings"]["search_text"], told["settings"]["evaluations"]
-    (folder / "pruning.json").write_text(json.dumps({**told, **changed}))
+    del content["settings"]["search_text"], content["settings"]["evaluations"]
+    (folder / "pruning.json").write_text(json.dumps({**content, **changed}))
     return folder
 
 
 def pruned_row(method: str, expression: str, scope: str, perplexity: float | None) -> Row:
-    """What compare tells of a method."""
+    """The row that compare writes for a method."""
     return {
         "method": method,
         "perplexity": perplexity,
@@ -137,11 +137,11 @@ WITH_SMALLER: tuple[Row, ...] = (
 
 def write_comparison(file: Path, rows: Sequence[Row] = ROWS, **settings: Any) -> Path:
     """A table that compare wrote."""
-    told = {**SETTINGS, "methods": "dense,wanda,mine,ria", "text": "test.txt", **settings}
-    del told["search_text"], told["evaluations"]
+    merged = {**SETTINGS, "methods": "dense,wanda,mine,ria", "text": "test.txt", **settings}
+    del merged["search_text"], merged["evaluations"]
     provenance = {
         **PROVENANCE,
-        "settings": told,
+        "settings": merged,
         "calibration": windows("words.txt"),
         "evaluation": {**windows("test.txt"), "selection": "consecutive"},
     }

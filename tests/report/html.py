@@ -36,7 +36,7 @@ class Page(HTMLParser):
 
     @property
     def text(self) -> str:
-        """All that is read, with single spaces."""
+        """All text of the page, with single spaces."""
         return " ".join(" ".join(self.words).split())
 
     def count(self, tag: str) -> int:
@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
     @property
     def commands(self) -> list[str]:
-        """What stands in its <pre> elements, as a reader copies it."""
+        """The text of its <pre> elements, as a reader copies it."""
         pieces = re.findall(r"<pre>(.*?)</pre>", self.html, re.DOTALL)
         return [unescape(piece) for piece in pieces]
 

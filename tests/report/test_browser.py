@@ -68,8 +68,8 @@ def test_everything_is_drawn_and_nothing_is_too_wide(
     # Scripts are forbidden in the page, and browsers differ in how one asks them for dark.
     measured = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html)
     measured = measured.replace("</body>", f"{MEASURE}</body>")
-    asked = "all" if scheme == "dark" else "not all"
-    measured = measured.replace("(prefers-color-scheme: dark)", asked)
+    media = "all" if scheme == "dark" else "not all"
+    measured = measured.replace("(prefers-color-scheme: dark)", media)
     # A window has a least width, a frame has none.
     style = f"width: {width}px; height: 3000px; border: 0"
     frame = f'<title></title><iframe srcdoc="{escape(measured)}" style="{style}"></iframe>'
@@ -78,12 +78,12 @@ def test_everything_is_drawn_and_nothing_is_too_wide(
     done = chromium(tmp_path, f"--window-size={width + 40},3100", "--dump-dom", uri)
     title = re.search(r"<title>(.+?)</title>", done.stdout)
     assert title, done.stdout[:500]
-    told = json.loads(unescape(title[1]))
-    found = Page(html)
-    shown = {name: told[name] for name in ("svg", "math", "table", "pre")}
-    assert shown == {name: found.count(name) for name in shown}
-    assert told["wide"] == 0
-    assert told["paper"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
+    measures = json.loads(unescape(title[1]))
+    parsed = Page(html)
+    shown = {name: measures[name] for name in ("svg", "math", "table", "pre")}
+    assert shown == {name: parsed.count(name) for name in shown}
+    assert measures["wide"] == 0
+    assert measures["paper"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 27)"}[scheme]
 
 
 def test_a_picture_of_it(page: Path, tmp_path: Path) -> None:

@@ -28,10 +28,10 @@ VERBS: dict[str, Callable[..., None]] = {
 def options(command: str) -> dict[str, list[str]]:
     """The values of each option of a command."""
     words = shlex.split(command)[3:]
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for name, value in zip(words[::2], words[1::2], strict=True):
-        found.setdefault(name, []).append(value)
-    return found
+        values.setdefault(name, []).append(value)
+    return values
 
 
 def search_run(folder: Path, **settings: Any) -> Study:
@@ -40,7 +40,7 @@ def search_run(folder: Path, **settings: Any) -> Study:
     return run
 
 
-def test_a_search_again(run: Path) -> None:
+def test_the_command_that_repeats_a_search(run: Path) -> None:
     command = commands.repeat(read_result(run))
     assert command.startswith("pruner-zero search models/tiny --")
     assert options(command) == {
@@ -52,35 +52,35 @@ def test_a_search_again(run: Path) -> None:
     }
 
 
-def test_what_has_no_option_stands_in_a_file_of_settings(tmp_path: Path) -> None:
-    asked: dict[str, Any] = {
+def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {
         "seed": 3,
         "few_share": 0.3,
         "include": ["*.q", "*.k"],
         "algorithm_settings": {"batch": 16},
         "model": "a model's; rm -rf *",
     }
-    command = commands.repeat(search_run(tmp_path, **asked))
+    command = commands.repeat(search_run(tmp_path, **settings))
     file, _, line = command.partition("END\npruner-zero")
     assert file.startswith("cat > settings.yaml <<'END'\n")
     written = yaml.safe_load(file.split("\n", 1)[1])
     assert written == {"algorithm_settings": {"batch": 16}}
     words = shlex.split("pruner-zero" + line)
     assert words[:3] == ["pruner-zero", "search", "a model's; rm -rf *"]
-    found = options("pruner-zero" + line)
-    assert found["--include"] == ["*.q", "*.k"]
-    assert (found["--seed"], found["--few-share"]) == (["3"], ["0.3"])
-    assert found["--config"] == ["settings.yaml"]
+    values = options("pruner-zero" + line)
+    assert values["--include"] == ["*.q", "*.k"]
+    assert (values["--seed"], values["--few-share"]) == (["3"], ["0.3"])
+    assert values["--config"] == ["settings.yaml"]
 
 
 def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:
-    told = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
-    command = commands.repeat(read_result(write_prune(tmp_path, settings=told)))
+    settings = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
+    command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
     assert "--calibration words.txt --metric wanda --refine" in command
     assert "offload" not in command
 
 
-def test_a_prune_and_a_comparison_again(tmp_path: Path) -> None:
+def test_the_commands_that_repeat_a_prune_and_a_comparison(tmp_path: Path) -> None:
     pruned = read_result(write_prune(tmp_path / "pruned"))
     assert options(commands.repeat(pruned)) == {
         "--mode": ["one-shot"],
@@ -91,26 +91,26 @@ def test_a_prune_and_a_comparison_again(tmp_path: Path) -> None:
         "-o": [str(tmp_path / "pruned-again")],
     }
     table = read_result(write_comparison(tmp_path / "table.json", pattern="2:4", sparsity=None))
-    found = options(commands.repeat(table))
-    assert (found["--pattern"], found["--text"]) == (["2:4"], ["test.txt"])
-    assert found["--methods"] == ["dense,wanda,mine,ria"]
-    assert found["-o"] == [str(tmp_path / "table-again.json")]
+    values = options(commands.repeat(table))
+    assert (values["--pattern"], values["--text"]) == (["2:4"], ["test.txt"])
+    assert values["--methods"] == ["dense,wanda,mine,ria"]
+    assert values["-o"] == [str(tmp_path / "table-again.json")]
 
 
-def test_what_goes_on_from_a_search(run: Path) -> None:
-    found = read_result(run)
-    assert isinstance(found, Study)
-    assert options(commands.prune_with(found))["--metric"] == [str(run / "best.json")]
-    compared = options(commands.compare_with(found))
+def test_the_commands_that_follow_a_search(run: Path) -> None:
+    study = read_result(run)
+    assert isinstance(study, Study)
+    assert options(commands.prune_with(study))["--metric"] == [str(run / "best.json")]
+    compared = options(commands.compare_with(study))
     assert compared["--methods"][0].endswith(f",sparsegpt,{run / 'best.json'}")
     assert compared["--text"] == ["TEXT"]
     assert compared["-o"] == [str(run / "comparison.json")]
 
 
-def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
-    found = read_result(run)
-    assert isinstance(found, Study)
-    updated = replace(found, settings={**found.settings, "update": "exact"})
+def test_the_following_commands_update_weights_as_the_search_did(run: Path) -> None:
+    study = read_result(run)
+    assert isinstance(study, Study)
+    updated = replace(study, settings={**study.settings, "update": "exact"})
     assert options(commands.prune_with(updated))["--update"] == ["exact"]
     compared = options(commands.compare_with(updated))
     assert compared["--methods"][0].endswith(f"{run / 'best.json'}+exact")
@@ -120,10 +120,10 @@ def test_what_goes_on_is_finished_as_the_search_judged_it(run: Path) -> None:
 def test_whole_units_are_updated_as_the_search_judged_them(
     run: Path, update: str, written: str
 ) -> None:
-    found = read_result(run)
-    assert isinstance(found, Study)
+    study = read_result(run)
+    assert isinstance(study, Study)
     units = {"structure": "channels", "sparsity": 0.25, "update": update}
-    removed = replace(found, settings={**found.settings, **units})
+    removed = replace(study, settings={**study.settings, **units})
     assert options(commands.prune_with(removed))["--update"] == [update]
     methods = split_methods(options(commands.compare_with(removed))["--methods"][0])
     metrics = ("magnitude", "wanda", run / "best.json")
@@ -142,9 +142,9 @@ def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> Non
     assert options(commands.compare_with(run))["--text"] == ["builtin:pydoc"]
 
 
-def test_every_text_of_a_mixture_is_given_again(tmp_path: Path) -> None:
-    told = {**SETTINGS, "calibration": {"words.txt": 0.5, "self": 2.0}}
-    command = commands.repeat(read_result(write_prune(tmp_path, settings=told)))
+def test_every_text_of_a_mixture_is_repeated(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "calibration": {"words.txt": 0.5, "self": 2.0}}
+    command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
     assert options(command)["--calibration"] == ["words.txt=0.5", "self=2"]
 
 

@@ -1,4 +1,4 @@
-"""Figures: what they show of a search and of zeros, and how they become part of a page."""
+"""Figures of a search and of zeros: their contents, and how a page includes them."""
 
 import warnings
 import xml.etree.ElementTree as ElementTree
@@ -158,7 +158,7 @@ def test_the_same_figure_is_the_same_text_and_names_differ_between_figures(run: 
         return figures.to_svg(figure, label)
 
     def names(svg: str) -> set[str]:
-        return {one.get("id", "") for one in ElementTree.fromstring(svg).iter()} - {""}
+        return {element.get("id", "") for element in ElementTree.fromstring(svg).iter()} - {""}
 
     assert text("a") == text("a")
     assert names(text("a"))

@@ -33,10 +33,10 @@ def written(*paths: Path) -> Page:
 
 
 def test_all_kinds_of_results_on_one_page(run: Path, pruned: Path, table: Path) -> None:
-    found = written(run, pruned, table)
-    check_self_contained(found)
-    assert found.html.count("<!doctype html>") == 1
-    assert found.text.count("has the lowest perplexity on test.txt , 50.00") == 1
+    parsed = written(run, pruned, table)
+    check_self_contained(parsed)
+    assert parsed.html.count("<!doctype html>") == 1
+    assert parsed.text.count("has the lowest perplexity on test.txt , 50.00") == 1
     for heading in (
         "The winning metric",
         "Complexity and loss",
@@ -47,23 +47,23 @@ def test_all_kinds_of_results_on_one_page(run: Path, pruned: Path, table: Path) 
         "The commands",
         "Provenance",
     ):
-        assert found.text.count(heading) == 1, heading
+        assert parsed.text.count(heading) == 1, heading
     # The front, two curves, a heat map, and a tree for each of the three metrics.
-    labels = [figure.get("aria-label", "") for figure in found.figures]
+    labels = [figure.get("aria-label", "") for figure in parsed.figures]
     assert [label.split()[0] for label in labels] == (
         ["The", "Pareto", "Lowest", "Lowest", "The", "Share", "The"]
     )
-    assert found.count("table") == 4
-    assert found.count("math") == 4
+    assert parsed.count("table") == 4
+    assert parsed.count("math") == 4
 
 
 def test_the_front_and_its_table(run: Path) -> None:
-    found = written(run)
-    front = next(one for one in found.figures if "Pareto" in one.get("aria-label", ""))
+    parsed = written(run)
+    front = next(figure for figure in parsed.figures if "Pareto" in figure.get("aria-label", ""))
     assert len(list(front.iter(f"{SVG}title"))) == 3
     assert {"knee", "best"} <= {text.text for text in front.iter(f"{SVG}text")}
-    assert "W * G * X global best 9 3.8000 44.70" in found.text
-    assert "W * X row knee 4 4.0000 54.60" in found.text
+    assert "W * G * X global best 9 3.8000 44.70" in parsed.text
+    assert "W * X row knee 4 4.0000 54.60" in parsed.text
 
 
 def test_the_portrait_of_the_winner(run: Path) -> None:
@@ -73,42 +73,42 @@ def test_the_portrait_of_the_winner(run: Path) -> None:
 
 
 def test_the_heat_map_shows_each_matrix_kind_and_block(pruned: Path) -> None:
-    found = written(pruned)
-    heat = next(one for one in found.figures if "Share" in one.get("aria-label", ""))
-    titles = [one.text for one in heat.iter(f"{SVG}title") if one.text]
+    parsed = written(pruned)
+    heat = next(figure for figure in parsed.figures if "Share" in figure.get("aria-label", ""))
+    titles = [title.text for title in heat.iter(f"{SVG}title") if title.text]
     assert {"attn.q, 1: 50.0 %", "attn.q, all: 50.0 %", "all, all: 37.5 %"} <= set(titles)
-    assert "mlp.up 2 64 25.00%" in found.text
+    assert "mlp.up 2 64 25.00%" in parsed.text
 
 
 def test_the_experts_of_a_mixture_are_one_kind(pruned: Path) -> None:
     file = pruned / "pruning.json"
-    told = json.loads(file.read_text())
-    for number, matrix in enumerate(told["matrices"]):
+    record = json.loads(file.read_text())
+    for number, matrix in enumerate(record["matrices"]):
         matrix["name"] = f"layers.{matrix['block']}.experts.up[{number}]"
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(record))
     assert "experts.up[*] 4 128 37.50%" in written(pruned).text
 
 
 def test_the_table_of_a_comparison(table: Path) -> None:
-    found = written(table)
-    assert "mine global one-shot 50.00 50.00% 1.5 1.00 GiB" in found.text
-    assert "ria row one-shot failed" in found.text
-    assert "ria: no scores" in found.text
-    assert "on 4 windows of 16 tokens of test.txt (consecutive, one stream" in found.text
-    marked = [attributes for tag, attributes in found.elements if tag == "tr"]
-    assert [one.get("class") for one in marked] == [None, None, None, "marked", None]
+    parsed = written(table)
+    assert "mine global one-shot 50.00 50.00% 1.5 1.00 GiB" in parsed.text
+    assert "ria row one-shot failed" in parsed.text
+    assert "ria: no scores" in parsed.text
+    assert "on 4 windows of 16 tokens of test.txt (consecutive, one stream" in parsed.text
+    marked = [attributes for tag, attributes in parsed.elements if tag == "tr"]
+    assert [row.get("class") for row in marked] == [None, None, None, "marked", None]
 
 
 def test_a_comparison_with_smaller_models_shows_their_sizes(table: Path, tmp_path: Path) -> None:
     assert "parameters" not in written(table).text
-    found = written(write_comparison(tmp_path / "smaller.json", WITH_SMALLER))
-    assert "parameters" in found.text
-    assert "block-influence@blocks one-shot 40.00 50.00% 1.5 1.00 GiB 9,000" in found.text
+    parsed = written(write_comparison(tmp_path / "smaller.json", WITH_SMALLER))
+    assert "parameters" in parsed.text
+    assert "block-influence@blocks one-shot 40.00 50.00% 1.5 1.00 GiB 9,000" in parsed.text
     # The masks failed, and what is best has no metric to show.
     rest = [*ROWS[3:], WITH_SMALLER[-1]]
-    found = written(write_comparison(tmp_path / "rest.json", rest))
-    assert "block-influence@blocks has the lowest perplexity" in found.text
-    assert "The best of them" not in found.text
+    parsed = written(write_comparison(tmp_path / "rest.json", rest))
+    assert "block-influence@blocks has the lowest perplexity" in parsed.text
+    assert "The best of them" not in parsed.text
 
 
 def test_without_a_comparison_the_command_that_makes_one_is_shown(run: Path, table: Path) -> None:
@@ -120,65 +120,65 @@ def test_without_a_comparison_the_command_that_makes_one_is_shown(run: Path, tab
 def test_a_search_that_has_only_begun(tmp_path: Path) -> None:
     runs: list[list[Judged]] = [[], [("W", "row", {})]]
     for judged in runs:
-        found = written(write_search(tmp_path / str(len(judged)), judged))
-        assert "No metric that works has been found" in found.text
-        assert "pruner-zero search --resume" in found.text
-        assert found.figures == []
+        parsed = written(write_search(tmp_path / str(len(judged)), judged))
+        assert "No metric that works has been found" in parsed.text
+        assert "pruner-zero search --resume" in parsed.text
+        assert parsed.figures == []
 
 
 def test_a_search_of_one_candidate(tmp_path: Path) -> None:
-    found = written(write_search(tmp_path, [("W", "row", {"reconstruction": -1.0})]))
-    assert "The best metric is also the knee" in found.text
-    assert "Too few candidates were judged" in found.text
-    assert len(found.figures) == 4
+    parsed = written(write_search(tmp_path, [("W", "row", {"reconstruction": -1.0})]))
+    assert "The best metric is also the knee" in parsed.text
+    assert "Too few candidates were judged" in parsed.text
+    assert len(parsed.figures) == 4
 
 
 def test_a_comparison_in_which_all_failed(tmp_path: Path) -> None:
-    found = written(write_comparison(tmp_path / "none.json", ROWS[3:]))
-    assert found.figures == []
-    assert "failed" in found.text
+    parsed = written(write_comparison(tmp_path / "none.json", ROWS[3:]))
+    assert parsed.figures == []
+    assert "failed" in parsed.text
 
 
 def test_a_prune_of_nothing(tmp_path: Path) -> None:
-    found = written(write_prune(tmp_path, matrices=[], sparsity=0.0))
-    assert "No matrix was pruned." in found.text
+    parsed = written(write_prune(tmp_path, matrices=[], sparsity=0.0))
+    assert "No matrix was pruned." in parsed.text
 
 
-def test_texts_without_a_name_are_told(tmp_path: Path) -> None:
+def test_texts_without_a_name_are_mentioned(tmp_path: Path) -> None:
     assert (
         "given as strings in Python"
         in written(write_search(tmp_path, calibration="(strings)")).text
     )
 
 
-def test_hostile_names_are_words(tmp_path: Path) -> None:
+def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     folder = tmp_path / HOSTILE.replace("/", "|")
     settings: dict[str, Any] = {"model": HOSTILE, "calibration": HOSTILE, "search_text": HOSTILE}
     run = write_search(folder, **settings)
     pruned = write_prune(tmp_path / "pruned")
     file = pruned / "pruning.json"
-    told = json.loads(file.read_text())
-    told["pattern"] = told["provenance"]["git"] = told["settings"]["metric"] = HOSTILE
-    for matrix in told["matrices"]:
+    record = json.loads(file.read_text())
+    record["pattern"] = record["provenance"]["git"] = record["settings"]["metric"] = HOSTILE
+    for matrix in record["matrices"]:
         matrix["name"], matrix["note"] = HOSTILE, HOSTILE
-    file.write_text(json.dumps(told))
+    file.write_text(json.dumps(record))
     rows = [{**row, "method": HOSTILE, "mode": HOSTILE, "notes": [HOSTILE]} for row in ROWS]
     rows[3]["error"] = HOSTILE
     table = write_comparison(tmp_path / "table.json", rows, text=HOSTILE, model=HOSTILE)
     plain = written(write_search(tmp_path / "run"), write_prune(tmp_path / "p"))
-    found = written(run, pruned, table)
-    check_self_contained(found)
-    assert found.count("style") == plain.count("style") == 1
-    assert "{{ 7 * 7 }}" in found.text
-    assert "alert('x')" in found.text
-    assert all(figure.get("role") == "img" for figure in found.figures)
+    parsed = written(run, pruned, table)
+    check_self_contained(parsed)
+    assert parsed.count("style") == plain.count("style") == 1
+    assert "{{ 7 * 7 }}" in parsed.text
+    assert "alert('x')" in parsed.text
+    assert all(figure.get("role") == "img" for figure in parsed.figures)
 
 
 def test_names_that_no_encoding_holds(tmp_path: Path) -> None:
     run = write_search(tmp_path / os.fsdecode(b"run\xff"), model="a\x00b\ud800c")
-    found = written(run)
-    found.html.encode()
-    assert "a\ufffdb\ufffdc" in found.text
+    parsed = written(run)
+    parsed.html.encode()
+    assert "a\ufffdb\ufffdc" in parsed.text
 
 
 def test_a_large_search_is_a_small_page(tmp_path: Path) -> None:
@@ -192,15 +192,17 @@ def test_a_large_search_is_a_small_page(tmp_path: Path) -> None:
     html = page([read_result(write_search(tmp_path, judged, batch=500))])
     assert len(html.encode()) < 500_000
     assert "5,000 candidates" in html
-    front = next(one for one in Page(html).figures if "Pareto" in one.get("aria-label", ""))
+    front = next(
+        figure for figure in Page(html).figures if "Pareto" in figure.get("aria-label", "")
+    )
     assert 400 < len(list(front.iter(f"{SVG}use"))) < 1000
 
 
 def test_huge_expressions_are_cut_in_tables_and_not_drawn(tmp_path: Path) -> None:
     text = "W" + "".join(f" * zsn(X + {number})" for number in range(60))
     assert portrait(parse(text), "row").tree is None
-    found = written(write_search(tmp_path, [*JUDGED, (text, "row", {"a": 1, "b": 2, "all": 1.0})]))
-    assert len(found.html) < 500_000
+    parsed = written(write_search(tmp_path, [*JUDGED, (text, "row", {"a": 1, "b": 2, "all": 1.0})]))
+    assert len(parsed.html) < 500_000
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])

@@ -1,4 +1,4 @@
-"""What results lie on disk: read as they are, refused with one line where they are not."""
+"""Results on disk are read as they are, and anything else is refused in one line."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,15 @@ HOLDS = '{"rows": [%s], "provenance": {"settings": {}}}'
 
 
 def test_a_search(run: Path) -> None:
-    found = read_result(run)
-    assert isinstance(found, Study)
-    assert [str(one.candidate.expression) for one in found.records] == [one[0] for one in JUDGED]
-    assert found.batches == ((2, 10.0), (4, 20.0), (5, 30.0))
-    assert found.settings == SEARCH
-    assert found.provenance == PROVENANCE
-    assert found.windows["search"]["text"] == "other.txt"
+    study = read_result(run)
+    assert isinstance(study, Study)
+    assert [str(record.candidate.expression) for record in study.records] == [
+        text for text, _, _ in JUDGED
+    ]
+    assert study.batches == ((2, 10.0), (4, 20.0), (5, 30.0))
+    assert study.settings == SEARCH
+    assert study.provenance == PROVENANCE
+    assert study.windows["search"]["text"] == "other.txt"
 
 
 def test_a_search_that_was_cut_off_in_a_batch(run: Path) -> None:
@@ -28,32 +30,37 @@ def test_a_search_that_was_cut_off_in_a_batch(run: Path) -> None:
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:-1]) + '{"kind": "bat')
     (run / "run.json").unlink()
-    found = read_result(run)
-    assert isinstance(found, Study)
-    assert len(found.records) == 5
-    assert found.batches == ((2, 10.0), (4, 20.0))
-    assert found.settings == SEARCH
-    assert found.provenance == {}
+    study = read_result(run)
+    assert isinstance(study, Study)
+    assert len(study.records) == 5
+    assert study.batches == ((2, 10.0), (4, 20.0))
+    assert study.settings == SEARCH
+    assert study.provenance == {}
 
 
 def test_a_pruned_model(pruned: Path) -> None:
-    found = read_result(pruned)
-    assert isinstance(found, PruneRun)
-    assert (found.expression, found.sparsity, found.timing) == ("W * X", 0.375, {})
-    assert [(one.block, one.zeros) for one in found.matrices] == [(0, 16), (0, 8), (1, 16), (1, 8)]
+    result = read_result(pruned)
+    assert isinstance(result, PruneRun)
+    assert (result.expression, result.sparsity, result.timing) == ("W * X", 0.375, {})
+    assert [(matrix.block, matrix.zeros) for matrix in result.matrices] == [
+        (0, 16),
+        (0, 8),
+        (1, 16),
+        (1, 8),
+    ]
     (pruned / "timing.json").write_text('{"seconds": 3.5}')
-    found = read_result(pruned)
-    assert isinstance(found, PruneRun)
-    assert found.timing == {"seconds": 3.5}
+    result = read_result(pruned)
+    assert isinstance(result, PruneRun)
+    assert result.timing == {"seconds": 3.5}
 
 
 def test_a_comparison(table: Path) -> None:
-    found = read_result(table)
-    assert isinstance(found, ComparisonRun)
-    assert [row["method"] for row in found.rows] == ["dense", "wanda", "mine", "ria"]
-    assert found.settings["text"] == "test.txt"
-    assert found.provenance == PROVENANCE
-    assert found.windows["evaluation"]["selection"] == "consecutive"
+    comparison = read_result(table)
+    assert isinstance(comparison, ComparisonRun)
+    assert [row["method"] for row in comparison.rows] == ["dense", "wanda", "mine", "ria"]
+    assert comparison.settings["text"] == "test.txt"
+    assert comparison.provenance == PROVENANCE
+    assert comparison.windows["evaluation"]["selection"] == "consecutive"
 
 
 @pytest.mark.parametrize(
@@ -83,7 +90,7 @@ def test_a_comparison(table: Path) -> None:
         ("plain.json", '{"rows": [], "provenance": {}}', "KeyError: 'settings'"),
     ],
 )
-def test_what_is_no_result_is_one_line(
+def test_a_path_without_a_result_is_refused_in_one_line(
     name: str, content: str | bytes | None, words: str, tmp_path: Path
 ) -> None:
     path = tmp_path / name
@@ -118,14 +125,14 @@ def test_a_damaged_journal_is_one_line(line: str, run: Path) -> None:
 @pytest.mark.parametrize("key", ["settings", "matrices", "expression", "calibration"])
 def test_a_damaged_record_of_pruning_is_one_line(key: str, pruned: Path) -> None:
     file = pruned / "pruning.json"
-    told = json.loads(file.read_text())
-    del told[key]
-    file.write_text(json.dumps(told))
+    record = json.loads(file.read_text())
+    del record[key]
+    file.write_text(json.dumps(record))
     with pytest.raises(PrunerZeroError, match=f"damaged.*{key}"):
         read_result(pruned)
 
 
 def test_an_empty_search_is_a_search(tmp_path: Path) -> None:
-    found = read_result(write_search(tmp_path, judged=()))
-    assert isinstance(found, Study)
-    assert (found.records, found.batches) == ((), ())
+    study = read_result(write_search(tmp_path, judged=()))
+    assert isinstance(study, Study)
+    assert (study.records, study.batches) == ((), ())

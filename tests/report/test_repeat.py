@@ -20,7 +20,7 @@ SIZES: dict[str, Any] = {"windows": 3, "seqlen": 16, "sparsity": 0.5}
 
 def commands(page: Path) -> list[list[str]]:
     """The commands of a page, as a shell reads them, without the files of settings before."""
-    return [shlex.split(one.split("END\n")[-1]) for one in Page(page.read_text()).commands]
+    return [shlex.split(command.split("END\n")[-1]) for command in Page(page.read_text()).commands]
 
 
 @pytest.mark.slow
@@ -59,10 +59,10 @@ def test_the_commands_give_the_same_results(
 
 
 def _known(records: Any) -> list[Any]:
-    return [(str(one.candidate.expression), one.evaluation.results) for one in records]
+    return [(str(record.candidate.expression), record.evaluation.results) for record in records]
 
 
 def _result(file: Path) -> Any:
-    told = json.loads(file.read_text())
-    rows = told.get("rows")
-    return [(one["method"], one["perplexity"]) for one in rows] if rows else told["matrices"]
+    content = json.loads(file.read_text())
+    rows = content.get("rows")
+    return [(row["method"], row["perplexity"]) for row in rows] if rows else content["matrices"]

@@ -1,4 +1,4 @@
-"""Each result in one sentence that says what was found, beside what."""
+"""Each result in one sentence that names the outcome and the setting."""
 
 from html import unescape
 from pathlib import Path
@@ -14,13 +14,13 @@ from tests.report.conftest import (
 )
 
 
-def told(path: Path) -> str:
+def text_of(path: Path) -> str:
     html = unescape(summary(read_result(path)))
     return html.replace("<code>", "`").replace("</code>", "`")
 
 
 def test_a_search(run: Path) -> None:
-    assert told(run) == (
+    assert text_of(run) == (
         "Of 5 metrics tried for `models/tiny` at 50% zeros, `W * G * X`, compared across the "
         "whole model, prunes best: perplexity 44.70 on the search text."
     )
@@ -28,46 +28,46 @@ def test_a_search(run: Path) -> None:
 
 def test_a_search_under_a_pattern_names_no_group(tmp_path: Path) -> None:
     run = write_search(tmp_path, pattern="2:4", sparsity=None)
-    assert "at 2:4 zeros, `W * G * X` prunes best" in told(run)
+    assert "at 2:4 zeros, `W * G * X` prunes best" in text_of(run)
 
 
 def test_a_search_that_only_knows_the_closed_form(tmp_path: Path) -> None:
     run = write_search(tmp_path, [("W", "row", {"reconstruction": -1.5})])
-    assert told(run).endswith("prunes best: its closed-form error is -1.5.")
+    assert text_of(run).endswith("prunes best: its closed-form error is -1.5.")
 
 
 def test_a_search_without_result(tmp_path: Path) -> None:
     sentence = "No metric that works has been found for `models/tiny` at 50% zeros yet."
-    assert told(write_search(tmp_path / "empty", [])) == sentence
-    assert told(write_search(tmp_path / "bad", [("W", "row", {})])) == sentence
+    assert text_of(write_search(tmp_path / "empty", [])) == sentence
+    assert text_of(write_search(tmp_path / "bad", [("W", "row", {})])) == sentence
 
 
 def test_a_prune(tmp_path: Path) -> None:
     start = "37.50% of the weights in 4 matrices of `models/tiny` are zero, chosen by `W * X`"
-    assert told(write_prune(tmp_path / "a")) == f"{start} (50% per row)."
-    assert told(write_prune(tmp_path / "b", steps=["refine", "obs"])) == (
+    assert text_of(write_prune(tmp_path / "a")) == f"{start} (50% per row)."
+    assert text_of(write_prune(tmp_path / "b", steps=["refine", "obs"])) == (
         f"{start} (50% per row), the mask refined by swaps, "
         "the remaining weights corrected by SparseGPT's sweep."
     )
-    assert told(write_prune(tmp_path / "c", steps=["new"])).endswith(", the step new.")
+    assert text_of(write_prune(tmp_path / "c", steps=["new"])).endswith(", the step new.")
 
 
 def test_models_with_fewer_parameters_do_not_compete_with_masks(tmp_path: Path) -> None:
     table = write_comparison(tmp_path / "table.json", WITH_SMALLER)
-    assert "Of 3 methods" in told(table)
-    assert "`mine` has the lowest perplexity" in told(table)
+    assert "Of 3 methods" in text_of(table)
+    assert "`mine` has the lowest perplexity" in text_of(table)
     none = {"sparsity": None, "pattern": None}
     alone = write_comparison(tmp_path / "alone.json", [WITH_SMALLER[0], *WITH_SMALLER[4:]], **none)
-    assert told(alone).startswith(
+    assert text_of(alone).startswith(
         "Of 2 methods for `models/tiny`, `ria@channels` has the lowest perplexity on `test.txt`, "
     )
 
 
 def test_a_comparison(table: Path, tmp_path: Path) -> None:
-    assert told(table) == (
+    assert text_of(table) == (
         "Of 3 methods for `models/tiny` at 50% zeros, `mine` has the lowest perplexity on "
         "`test.txt`, 50.00, before `wanda` with 60.00; the dense model has 20.00."
     )
-    assert told(write_comparison(tmp_path / "none.json", ROWS[3:])) == (
+    assert text_of(write_comparison(tmp_path / "none.json", ROWS[3:])) == (
         "No method could be measured for `models/tiny` at 50% zeros."
     )

@@ -1,4 +1,4 @@
-"""Trees: every node once, nothing over anything else."""
+"""Trees: every node is drawn once, and none overlaps another."""
 
 import xml.etree.ElementTree as ElementTree
 from itertools import combinations
@@ -14,31 +14,37 @@ Box = tuple[float, float, float, float]
 
 
 def boxes(svg: ElementTree.Element) -> list[Box]:
-    def number(one: ElementTree.Element, name: str) -> float:
-        return float(one.get(name, "nan"))
+    def number(element: ElementTree.Element, name: str) -> float:
+        return float(element.get(name, "nan"))
 
     return [
-        (number(one, "x"), number(one, "y"), number(one, "width"), number(one, "height"))
-        for one in svg.iter(f"{SVG}rect")
+        (
+            number(rectangle, "x"),
+            number(rectangle, "y"),
+            number(rectangle, "width"),
+            number(rectangle, "height"),
+        )
+        for rectangle in svg.iter(f"{SVG}rect")
     ]
 
 
-def apart(one: Box, other: Box) -> bool:
+def apart(first: Box, second: Box) -> bool:
     return any(
-        one[axis] + one[axis + 2] <= other[axis] or other[axis] + other[axis + 2] <= one[axis]
+        first[axis] + first[axis + 2] <= second[axis]
+        or second[axis] + second[axis + 2] <= first[axis]
         for axis in (0, 1)
     )
 
 
 @given(expressions())
-def test_nodes_are_all_there_and_apart_and_inside(expression: Expression) -> None:
+def test_all_nodes_are_drawn_apart_and_inside_the_picture(expression: Expression) -> None:
     svg = ElementTree.fromstring(draw_tree("a tree", expression))
-    found = boxes(svg)
-    assert len(found) == expression.size
+    rectangles = boxes(svg)
+    assert len(rectangles) == expression.size
     assert len(list(svg.iter(f"{SVG}line"))) == expression.size - 1
-    assert all(apart(one, other) for one, other in combinations(found, 2))
+    assert all(apart(first, second) for first, second in combinations(rectangles, 2))
     width, height = map(float, svg.get("viewBox", "").split()[2:])
-    for x, y, wide, high in found:
+    for x, y, wide, high in rectangles:
         assert x >= 0
         assert y >= 0
         assert x + wide <= width + 1
@@ -47,5 +53,12 @@ def test_nodes_are_all_there_and_apart_and_inside(expression: Expression) -> Non
 
 def test_signs_for_arithmetic_and_names_for_the_rest() -> None:
     svg = ElementTree.fromstring(draw_tree("a tree", parse("mms(W) * X + 2")))
-    assert [one.text for one in svg.iter(f"{SVG}text")] == ["W", "mms", "X", "×", "2", "+"]
-    assert [one.text for one in svg.iter(f"{SVG}title")] == ["W", "mms", "X", "mul", "2.0", "add"]
+    assert [element.text for element in svg.iter(f"{SVG}text")] == ["W", "mms", "X", "×", "2", "+"]
+    assert [element.text for element in svg.iter(f"{SVG}title")] == [
+        "W",
+        "mms",
+        "X",
+        "mul",
+        "2.0",
+        "add",
+    ]

@@ -25,11 +25,11 @@ class Recipe(Settings):
         return self
 
 
-def refusal(tmp_path: Path, yaml: str, **given: object) -> str:
+def refusal(tmp_path: Path, yaml: str, **options: object) -> str:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml)
     with pytest.raises(PrunerZeroError) as raised:
-        read_settings(Recipe, given, file)
+        read_settings(Recipe, options, file)
     message = str(raised.value)
     assert "\n" not in message
     return message
@@ -67,7 +67,7 @@ def test_a_wrong_value_names_its_option_and_what_it_accepts(tmp_path: Path) -> N
     assert "--baking-time is 'long'" in refusal(tmp_path, "sugar: 1\nbaking_time: long\n")
 
 
-def test_what_does_not_go_together_is_told_without_all_that_was_given(tmp_path: Path) -> None:
+def test_a_conflict_of_settings_is_named_without_listing_all_values(tmp_path: Path) -> None:
     assert refusal(tmp_path, "sugar: 0.1\n") == "give more --sugar for so many --eggs"
 
 

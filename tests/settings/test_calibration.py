@@ -44,7 +44,7 @@ def test_the_words_of_a_mixture_give_it_back(shares: dict[str, float]) -> None:
         (["=2", "c4"], {"=2": 1, "c4": 1}),
     ],
 )
-def test_what_follows_the_last_equals_sign_is_a_share(words: list[str], expected: Any) -> None:
+def test_text_after_the_last_equals_sign_is_a_share(words: list[str], expected: Any) -> None:
     assert read_shares(words) == expected
     assert calibration(words) == expected
 
@@ -73,7 +73,7 @@ def test_a_text_is_given_once() -> None:
 
 
 @pytest.mark.parametrize("value", [[], {}, "", 7, [7], ["c4", None]])
-def test_what_is_no_text_is_refused(value: Any) -> None:
+def test_a_value_that_is_no_text_is_refused(value: Any) -> None:
     assert "give a text, or several, each as TEXT or TEXT=SHARE" in refusal(value)
 
 

@@ -22,14 +22,14 @@ def test_the_learning_rate_follows_the_mode_unless_given() -> None:
     assert RecoverSettings(**NAMES, mode="lora", learning_rate=0.5).learning_rate == 0.5
 
 
-@pytest.mark.parametrize("given", [{}, {"steps": 3}, {"mode": "lora", "minutes": 2.0}])
-def test_resolved_settings_read_back_as_themselves(given: dict[str, object]) -> None:
-    settings = RecoverSettings(**NAMES, **given)
+@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"mode": "lora", "minutes": 2.0}])
+def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -> None:
+    settings = RecoverSettings(**NAMES, **options)
     assert RecoverSettings(**settings.model_dump(mode="json")) == settings
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "words"),
     [
         ({"mode": "lorra"}, "--mode is 'lorra': input should be 'full' or 'lora'"),
         ({"steps": 0}, "--steps is 0"),
@@ -42,5 +42,5 @@ def test_resolved_settings_read_back_as_themselves(given: dict[str, object]) -> 
         ({"text": None}, "the setting 'text' is missing"),
     ],
 )
-def test_what_means_nothing_is_one_line(given: dict[str, object], words: str) -> None:
-    assert words in refusal(lambda: read_settings(RecoverSettings, {**NAMES, **given}))
+def test_an_invalid_setting_is_refused_in_one_line(options: dict[str, object], words: str) -> None:
+    assert words in refusal(lambda: read_settings(RecoverSettings, {**NAMES, **options}))

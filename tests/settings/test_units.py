@@ -1,4 +1,4 @@
-"""What is left of a model, as a number or a share."""
+"""The parameters to leave of a model, as a number or a share."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Allocations: what their file may say, and the exact zeros that come of them."""
+"""Allocations: the contents of their file, and the exact zeros that follow from them."""
 
 import json
 import math
@@ -44,10 +44,10 @@ def counts(
     allocation: Allocation, shapes: Shapes, sparsity: float, granularity: Granularity
 ) -> dict[str, int]:
     """The zeros of each matrix under the exact allocation, as a mask counts them."""
-    found = exact(allocation, shapes, sparsity, granularity).sparsity
+    rounded = exact(allocation, shapes, sparsity, granularity).sparsity
     groups = {name: rows if granularity == "row" else 1 for name, (rows, _) in shapes.items()}
     return {
-        name: groups[name] * pruned_count(rows * columns // groups[name], found[name])
+        name: groups[name] * pruned_count(rows * columns // groups[name], rounded[name])
         for name, (rows, columns) in shapes.items()
     }
 
@@ -101,10 +101,10 @@ def test_a_file_is_read_and_named_in_its_errors(tmp_path: Path) -> None:
 
 
 def test_an_unknown_name_is_told_with_the_nearest() -> None:
-    known = ["model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"]
-    allocation = Allocation(dict.fromkeys([*known, "model.layers.0.mlp.up_porj"], 0.5))
+    matrices = ["model.layers.0.mlp.up_proj", "model.layers.0.mlp.down_proj"]
+    allocation = Allocation(dict.fromkeys([*matrices, "model.layers.0.mlp.up_porj"], 0.5))
     with pytest.raises(PrunerZeroError) as caught:
-        allocation.check(known)
+        allocation.check(matrices)
     assert str(caught.value) == (
         "the allocation names 'model.layers.0.mlp.up_porj', which is no matrix to prune "
         "(the nearest is 'model.layers.0.mlp.up_proj'): correct the name or take it out"
@@ -125,8 +125,8 @@ def test_total_weighs_by_size() -> None:
 
 @settings(deadline=None)
 @given(allocated())
-def test_zeros_by_matrix_are_exact(given: tuple[Allocation, Shapes]) -> None:
-    allocation, shapes = given
+def test_zeros_by_matrix_are_exact(case: tuple[Allocation, Shapes]) -> None:
+    allocation, shapes = case
     sizes = sizes_of(shapes)
     sparsity = allocation.total(sizes)
     zeros = counts(allocation, shapes, sparsity, "matrix")
@@ -145,23 +145,23 @@ def test_zeros_by_matrix_are_the_nearest_of_all_with_that_total(eighths: list[in
     wanted = sum(eighths) // 8
     allocation = Allocation({str(index): value / 800 for index, value in enumerate(eighths)})
     shapes = dict.fromkeys(allocation.sparsity, (10, 10))
-    found = counts(allocation, shapes, wanted / 400, "matrix")
+    rounded = counts(allocation, shapes, wanted / 400, "matrix")
 
     def distance(zeros: Iterable[int]) -> int:
         return sum(abs(8 * zero - value) for zero, value in zip(zeros, eighths, strict=True))
 
     around = [(value // 8, value // 8 + 1) for value in eighths]
     best = min(distance(zeros) for zeros in product(*around) if sum(zeros) == wanted)
-    assert sum(found.values()) == wanted
-    assert distance(found.values()) == best
+    assert sum(rounded.values()) == wanted
+    assert distance(rounded.values()) == best
 
 
 @settings(deadline=None)
 @given(allocated())
 def test_zeros_by_row_are_whole_columns_and_nothing_more_fits(
-    given: tuple[Allocation, Shapes],
+    case: tuple[Allocation, Shapes],
 ) -> None:
-    allocation, shapes = given
+    allocation, shapes = case
     sizes = sizes_of(shapes)
     sparsity = allocation.total(sizes)
     zeros = counts(allocation, shapes, sparsity, "row")
@@ -185,9 +185,9 @@ def test_a_matrix_that_has_its_whole_share_takes_nothing_from_another() -> None:
 @settings(deadline=None)
 @given(allocated(), granularities)
 def test_of_equal_shapes_the_larger_share_never_gets_fewer_zeros(
-    given: tuple[Allocation, Shapes], granularity: Granularity
+    case: tuple[Allocation, Shapes], granularity: Granularity
 ) -> None:
-    allocation, shapes = given
+    allocation, shapes = case
     shapes = dict.fromkeys(shapes, (6, 20))
     zeros = counts(allocation, shapes, allocation.total(sizes_of(shapes)), granularity)
     ascending = sorted(shapes, key=lambda name: allocation.sparsity[name])
@@ -199,23 +199,23 @@ def test_of_equal_shapes_the_larger_share_never_gets_fewer_zeros(
 @settings(deadline=None)
 @given(allocated(), granularities)
 def test_masks_of_the_exact_allocation_hold_these_zeros(
-    given: tuple[Allocation, Shapes], granularity: Granularity
+    case: tuple[Allocation, Shapes], granularity: Granularity
 ) -> None:
-    allocation, shapes = given
+    allocation, shapes = case
     sparsity = allocation.total(sizes_of(shapes))
     zeros = counts(allocation, shapes, sparsity, granularity)
-    found = exact(allocation, shapes, sparsity, granularity)
+    rounded = exact(allocation, shapes, sparsity, granularity)
     for name, shape in shapes.items():
         scores = torch.rand(shape, generator=torch.Generator().manual_seed(0))
-        mask = keep_mask(scores, Unstructured(found.sparsity[name], granularity))
+        mask = keep_mask(scores, Unstructured(rounded.sparsity[name], granularity))
         assert int((~mask).sum()) == zeros[name]
 
 
 def test_a_share_that_no_decimal_names_still_gives_its_zeros() -> None:
     # floor(3 · 0.3333333333333333) is 0: the plain quotient would lose the zero.
     shapes = {"a": (5, 3)}
-    found = exact(Allocation({"a": 0.3334}), shapes, 0.3334, "row")
-    assert int((~keep_mask(torch.rand(5, 3), Unstructured(found.sparsity["a"]))).sum()) == 5
+    rounded = exact(Allocation({"a": 0.3334}), shapes, 0.3334, "row")
+    assert int((~keep_mask(torch.rand(5, 3), Unstructured(rounded.sparsity["a"]))).sum()) == 5
 
 
 def test_a_plain_share_stays_as_it_was_written() -> None:

@@ -66,11 +66,11 @@ def test_the_mean_is_of_the_whole_block_not_of_a_matrix() -> None:
 @settings(deadline=None)
 @given(outliers, st.floats(0.3, 0.7))
 def test_owl_is_the_released_formula_where_blocks_are_equal(
-    found: list[float], sparsity: float
+    ratios: list[float], sparsity: float
 ) -> None:
-    number = len(found)
-    allocation = owl(dict(enumerate(found)), blocks_of(number), equal_sizes(number), sparsity)
-    D = np.array(found)
+    number = len(ratios)
+    allocation = owl(dict(enumerate(ratios)), blocks_of(number), equal_sizes(number), sparsity)
+    D = np.array(ratios)
     if D.max() > D.min():
         # Released in terms of the kept share.
         kept = (D - D.min()) / (D.max() - D.min()) * 0.08 * 2
@@ -82,17 +82,17 @@ def test_owl_is_the_released_formula_where_blocks_are_equal(
 
 @settings(deadline=None)
 @given(outliers, st.floats(0, 0.99))
-def test_owl_keeps_total_bounds_and_order(found: list[float], sparsity: float) -> None:
-    number = len(found)
+def test_owl_keeps_total_bounds_and_order(ratios: list[float], sparsity: float) -> None:
+    number = len(ratios)
     sizes = uneven_sizes(number)
-    allocation = owl(dict(enumerate(found)), blocks_of(number), sizes, sparsity)
+    allocation = owl(dict(enumerate(ratios)), blocks_of(number), sizes, sparsity)
     shares = one_per_block(allocation, number)
     assert allocation.total(sizes) == pytest.approx(sparsity, abs=1e-12)
     assert all(0 <= share <= 0.99 for share in shares)
-    for index in range(number):
-        for other in range(number):
-            if found[index] < found[other]:
-                assert shares[index] >= shares[other]
+    for first in range(number):
+        for second in range(number):
+            if ratios[first] < ratios[second]:
+                assert shares[first] >= shares[second]
     assert max(shares) - min(shares) <= 0.16 + 1e-12
 
 
@@ -102,7 +102,7 @@ def test_equal_blocks_are_pruned_alike() -> None:
     assert list(allocation.sparsity.values()) == pytest.approx([0.6] * len(sizes), abs=1e-14)
 
 
-def test_what_cannot_be_allocated_is_refused() -> None:
+def test_an_impossible_allocation_is_refused() -> None:
     blocks, sizes = blocks_of(2), uneven_sizes(2)
     with pytest.raises(PrunerZeroError, match=r"set the sparsity to 0.99 or less, not 0.995"):
         owl({0: 0.1, 1: 0.2}, blocks, sizes, 0.995)
@@ -119,7 +119,7 @@ curves = st.dictionaries(
 
 
 def on_grid(values: Mapping[str, Sequence[float]]) -> dict[str, dict[float, float]]:
-    return {name: dict(zip(GRID, one, strict=True)) for name, one in values.items()}
+    return {name: dict(zip(GRID, curve, strict=True)) for name, curve in values.items()}
 
 
 def envelope_at(x: float, points: list[tuple[float, float]]) -> float:
@@ -142,7 +142,7 @@ def test_no_other_whole_number_of_zeros_has_less_error(
     total = sum(sizes.values())
     wanted = data.draw(st.integers(0, total * 9 // 10))
     allocation = by_error(on_grid(values), sizes, wanted / total)
-    points = {name: [(0.0, 0.0), *zip(GRID, one, strict=True)] for name, one in values.items()}
+    points = {name: [(0.0, 0.0), *zip(GRID, curve, strict=True)] for name, curve in values.items()}
     # The envelope of each matrix after each of its weights.
     table = {
         name: np.array(
@@ -152,9 +152,9 @@ def test_no_other_whole_number_of_zeros_has_less_error(
         for name, size in sizes.items()
     }
     best = np.zeros(1)
-    for one in table.values():
-        sums = np.full(len(best) + len(one) - 1, np.inf)
-        for k, error in enumerate(one):
+    for curve in table.values():
+        sums = np.full(len(best) + len(curve) - 1, np.inf)
+        for k, error in enumerate(curve):
             sums[k : k + len(best)] = np.minimum(sums[k : k + len(best)], best + error)
         best = sums
     reached = sum(envelope_at(allocation.sparsity[name], points[name]) for name in sizes)
@@ -165,14 +165,16 @@ def test_no_other_whole_number_of_zeros_has_less_error(
 @settings(deadline=None)
 @given(curves, st.floats(0.1, 0.8), st.floats(0.1, 0.8))
 def test_more_sparsity_never_gives_a_weight_back(
-    values: dict[str, tuple[float, ...]], one: float, other: float
+    values: dict[str, tuple[float, ...]], first: float, second: float
 ) -> None:
     sizes = {name: 100 + 30 * index for index, name in enumerate(values)}
-    less, more = (by_error(on_grid(values), sizes, sparsity) for sparsity in sorted((one, other)))
+    less, more = (
+        by_error(on_grid(values), sizes, sparsity) for sparsity in sorted((first, second))
+    )
     for name in sizes:
         assert 0 <= less.sparsity[name] <= more.sparsity[name] + 1e-12
         assert more.sparsity[name] <= 0.9
-    assert more.total(sizes) == pytest.approx(max(one, other), abs=1e-12)
+    assert more.total(sizes) == pytest.approx(max(first, second), abs=1e-12)
 
 
 def test_the_cheaper_matrix_is_pruned_first() -> None:
@@ -194,7 +196,7 @@ def test_a_bump_in_a_curve_is_crossed_not_stopped_at() -> None:
     assert by_error(measured, sizes, 0.25).sparsity == {"bump": 0.5, "other": 0.0}
 
 
-def test_what_the_curves_cannot_give_is_refused() -> None:
+def test_a_sparsity_beyond_the_curves_is_refused() -> None:
     measured = {"a": {0.5: 1.0}, "b": {0.7: 1.0}}
     sizes = {"a": 100, "b": 100}
     with pytest.raises(PrunerZeroError, match=r"reach a sparsity of 0.6 only, not 0.65"):

@@ -57,7 +57,7 @@ def test_no_damping_mends_an_indefinite_gram() -> None:
         _ = Hessian(gram, name="down_proj").diagonal
 
 
-def test_what_is_not_finite_is_an_error_at_once() -> None:
+def test_a_gram_that_is_not_finite_is_an_error_at_once() -> None:
     _, gram = layer(4, 8)
     for bad in (torch.nan, torch.inf):
         broken = gram.clone()

@@ -1,4 +1,4 @@
-"""What pruning a matrix costs: the closed form against running the layer."""
+"""The cost of pruning a matrix: the closed form against running the layer."""
 
 import pytest
 import torch
@@ -21,8 +21,8 @@ def test_a_rows_error_is_the_squared_change_of_its_output(seed: int) -> None:
     weight, tokens = layer(seed)
     mask = torch.rand(weight.shape, generator=torch.Generator().manual_seed(seed)) > 0.5
     change = tokens @ (weight * mask).T - tokens @ weight.T
-    found = row_errors(weight.masked_fill(mask, 0), tokens.T @ tokens)
-    torch.testing.assert_close(found, change.square().sum(0), rtol=1e-4, atol=1e-4)
+    actual = row_errors(weight.masked_fill(mask, 0), tokens.T @ tokens)
+    torch.testing.assert_close(actual, change.square().sum(0), rtol=1e-4, atol=1e-4)
 
 
 def test_in_bfloat16_the_error_is_the_same_to_its_precision() -> None:
@@ -42,10 +42,10 @@ def test_a_rows_sensitivity_is_the_mean_squared_gradient_at_its_output() -> None
         for gradient, token in zip(outputs, tokens, strict=True)
     )
     assert isinstance(squares, torch.Tensor)
-    found = output_sensitivity(squares.sqrt(), tokens.T @ tokens)
+    actual = output_sensitivity(squares.sqrt(), tokens.T @ tokens)
     weights = tokens.square().sum(1)
     expected = (outputs.square() * weights[:, None]).sum(0) / weights.sum()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_what_a_matrix_loses_costs_more_the_less_is_left() -> None:

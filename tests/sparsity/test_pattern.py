@@ -112,15 +112,15 @@ def test_width_must_be_whole_groups() -> None:
     Unstructured(0.5).check(name, (3, 10))
 
 
-def test_to_ask_for_a_name_computes_no_tensor() -> None:
-    asked: list[str] = []
+def test_looking_up_a_name_computes_no_tensor() -> None:
+    computed: list[str] = []
 
     def compute(name: str) -> Tensor:
-        asked.append(name)
+        computed.append(name)
         return torch.ones(1, 1)
 
     tensors = LazyTensors(["one"], compute)
     assert "one" in tensors
     assert "other" not in tensors
-    assert not asked
+    assert not computed
     assert tensors["one"].item() == 1

@@ -44,19 +44,21 @@ def test_each_mask_needs_no_other() -> None:
 
 
 @pytest.mark.parametrize(("ties", "passes"), [(False, 2), (True, 3)])
-def test_scores_are_asked_for_a_third_time_only_where_ties_part(ties: bool, passes: int) -> None:
+def test_scores_are_computed_a_third_time_only_where_ties_are_split(
+    ties: bool, passes: int
+) -> None:
     scores = torch.arange(10.0)[None]
     if ties:
         scores[0, 4:6] = 4.0
-    asked = []
+    computed = []
 
     def compute(name: str) -> Tensor:
-        asked.append(name)
+        computed.append(name)
         return scores
 
     stream = LazyTensors(["m"], compute)
     assert int(global_threshold(stream, 0.5).mask(scores, "m").sum()) == 5
-    assert len(asked) == passes
+    assert len(computed) == passes
 
 
 def test_a_score_that_is_not_finite_is_named() -> None:

@@ -101,9 +101,9 @@ def test_a_false_fact_of_an_operator_is_found(
     monkeypatch.setattr(type(OPERATORS), "plugged", {"half": "mine"})
     suite = OperatorSuite()
     suite.operator = broken
-    found = failing(suite)
+    failed = failing(suite)
     # What follows from a false power or rescaling is false as well.
-    assert test in found if test in (POWER, RESCALING) else found == ({test} if test else set())
+    assert test in failed if test in (POWER, RESCALING) else failed == ({test} if test else set())
 
 
 def test_an_operator_that_is_not_installed_is_found() -> None:

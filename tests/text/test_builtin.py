@@ -27,8 +27,8 @@ def test_the_parts_have_their_shares() -> None:
 
 def test_no_passage_is_in_two_parts() -> None:
     texts = [load_corpus(f"builtin:pydoc/{role}").text for role in ROLES]
-    for one, other in combinations(texts, 2):
-        assert passages_of(one).isdisjoint(passages_of(other))
+    for first, second in combinations(texts, 2):
+        assert passages_of(first).isdisjoint(passages_of(second))
 
 
 def test_the_split_does_not_depend_on_the_order_of_the_topics() -> None:

@@ -90,17 +90,17 @@ def test_c4_streams_a_bounded_number_of_documents(
 
 
 def test_progress_counts_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[str] = []
+    labels: list[str] = []
 
     class Labels(Progress):
         def track(self, items: Any, label: str, total: int | None = None) -> Any:
-            seen.append(label)
+            labels.append(label)
             return super().track(items, label, total)
 
     rows = datasets.Dataset.from_dict({"sentence": ["words"]})
     serve(monkeypatch, lambda path, **options: rows)
     load_corpus("ptb", progress=Labels())
-    assert seen == ["ptb"]
+    assert labels == ["ptb"]
 
 
 @pytest.mark.parametrize(

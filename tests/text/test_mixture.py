@@ -97,14 +97,14 @@ def test_the_windows_that_the_model_writes_are_counted() -> None:
 
 
 def test_of_a_text_in_two_mixtures_each_has_a_half() -> None:
-    shared, one, other = Corpus("shared", "abcd"), Corpus("one", "words"), SelfText()
-    calibration = Mixture((shared, one), (1, 2))
-    search = Mixture((other, shared), (3, 4))
+    shared, corpus, self_text = Corpus("shared", "abcd"), Corpus("one", "words"), SelfText()
+    calibration = Mixture((shared, corpus), (1, 2))
+    search = Mixture((self_text, shared), (3, 4))
     first, second = calibration.halves(search)
     assert [text.text for text in first.texts if isinstance(text, Corpus)] == ["ab", "words"]
     assert [text.text for text in second.texts if isinstance(text, Corpus)] == ["cd"]
     assert (first.shares, second.shares) == ((1, 2), (3, 4))
-    assert calibration.halves(Mixture((other,), (1,)))[0] == calibration
+    assert calibration.halves(Mixture((self_text,), (1,)))[0] == calibration
 
 
 def test_one_text_or_a_mapping_from_texts_to_shares_is_loaded() -> None:

@@ -61,9 +61,9 @@ def test_random_windows_have_distinct_offsets_down_to_the_last() -> None:
 
 
 def test_the_seed_decides() -> None:
-    one = random_windows(CORPUS, TOKENIZER, 4, 16, seed=1)
-    assert torch.equal(one.tokens, random_windows(CORPUS, TOKENIZER, 4, 16, seed=1).tokens)
-    assert not torch.equal(one.tokens, random_windows(CORPUS, TOKENIZER, 4, 16, seed=2).tokens)
+    drawn = random_windows(CORPUS, TOKENIZER, 4, 16, seed=1)
+    assert torch.equal(drawn.tokens, random_windows(CORPUS, TOKENIZER, 4, 16, seed=1).tokens)
+    assert not torch.equal(drawn.tokens, random_windows(CORPUS, TOKENIZER, 4, 16, seed=2).tokens)
 
 
 def test_the_global_generator_stays_untouched() -> None:

@@ -1,4 +1,4 @@
-"""The canonical form: it keeps the order inside every group, and finds what it should."""
+"""The canonical form keeps the order inside every group, and equal masks share it."""
 
 import itertools
 from collections.abc import Mapping
@@ -50,13 +50,13 @@ anything = st.one_of(
 )
 
 
-def values(expression: Expression, given: Mapping[str, Tensor], noise: float = 0.0) -> Tensor:
-    """The expression in float64, with relative noise after every step where that is given."""
+def values(expression: Expression, inputs: Mapping[str, Tensor], noise: float = 0.0) -> Tensor:
+    """The expression in float64, with relative `noise` after every step."""
     generator = torch.Generator().manual_seed(0)
 
     def value(node: Expression) -> Tensor:
         if isinstance(node, Terminal):
-            return given[node.name]
+            return inputs[node.name]
         if isinstance(node, Constant):
             return torch.tensor([[node.value]], dtype=torch.float64)
         assert isinstance(node, Call)
@@ -64,7 +64,7 @@ def values(expression: Expression, given: Mapping[str, Tensor], noise: float = 0
         random = torch.randn(exact.shape, generator=generator, dtype=torch.float64)
         return exact * (1 + noise * random)
 
-    return value(expression).expand(given["W"].shape).clone()
+    return value(expression).expand(inputs["W"].shape).clone()
 
 
 def doubles(rows: int, seed: int, scale: float = 1.0) -> dict[str, Tensor]:
@@ -89,7 +89,7 @@ def grouped(matrices: list[Tensor], scope: Group) -> list[Tensor]:
 
 
 def compared(group: Tensor, rough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The sign of every pairwise difference; where rounding cannot explain it; where it is none."""
+    """The sign of every pairwise difference, where rounding cannot cause it, and where it is 0."""
     difference = group[:, None] - group[None]
     size = torch.maximum(group.abs()[:, None], group.abs()[None])
     error = (rough - group).abs()
@@ -98,25 +98,25 @@ def compared(group: Tensor, rough: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return difference.sign(), clear, (difference == 0) & (error <= 1e-9 * size)
 
 
-def assert_same_order(one: Expression, other: Expression, scope: Group, seed: int) -> None:
-    given = [doubles(4, seed), doubles(3, seed + 1, scale=1.7)]
-    exact = [values(one, tensors) for tensors in given]
+def assert_same_order(expression: Expression, form: Expression, scope: Group, seed: int) -> None:
+    samples = [doubles(4, seed), doubles(3, seed + 1, scale=1.7)]
+    exact = [values(expression, tensors) for tensors in samples]
     usable = all(matrix.isfinite().all() and matrix.abs().max() < 1e100 for matrix in exact)
     if not usable:
         return
     rounds = [
-        grouped([values(e, tensors, noise) for tensors in given], scope)
-        for e in (one, other)
+        grouped([values(e, tensors, noise) for tensors in samples], scope)
+        for e in (expression, form)
         for noise in (0.0, 1e-12)
     ]
     for a, rough_a, b, rough_b in zip(*rounds, strict=True):
         sign_a, clear_a, same_a = compared(a, rough_a)
         sign_b, clear_b, same_b = compared(b, rough_b)
         both = clear_a & clear_b
-        assert (sign_a[both] == sign_b[both]).all(), (str(one), str(other))
-        # What ties has not become different, nor the reverse, but for a pair that rounding ties.
-        assert (same_a & clear_b).double().mean() < 0.1, (str(one), str(other))
-        assert (same_b & clear_a).double().mean() < 0.1, (str(one), str(other))
+        assert (sign_a[both] == sign_b[both]).all(), (str(expression), str(form))
+        # Ties stay ties and differences stay differences, but for a pair that rounding ties.
+        assert (same_a & clear_b).double().mean() < 0.1, (str(expression), str(form))
+        assert (same_b & clear_a).double().mean() < 0.1, (str(expression), str(form))
 
 
 @often
@@ -150,15 +150,15 @@ def test_the_form_is_its_own_form_and_never_larger(expression: Expression, scope
 def test_a_rejected_score_does_not_share_the_form_of_a_usable_one(
     expression: Expression, scope: Group, seed: int
 ) -> None:
-    given = terminals_of(5, 8, seed)
+    inputs = terminals_of(5, 8, seed)
     form = canonical(expression, scope)
     try:
-        score(expression, given)
+        score(expression, inputs)
     except ScoreError as error:
         # Equal scores that rounding separates are no loss; nan and infinities would be.
         if "finite" in str(error) and form.shape is Shape.MATRIX:
             with pytest.raises(ScoreError):
-                score(form, given)
+                score(form, inputs)
 
 
 PER_ROW = [
@@ -215,7 +215,7 @@ def test_classes_per_row_stay_apart() -> None:
 
 
 @pytest.mark.parametrize(
-    ("scope", "one", "other"),
+    ("scope", "first", "second"),
     [
         ("matrix", "mms(W * X)", "W * X"),
         ("block", "div(W, G)", "W"),
@@ -226,12 +226,12 @@ def test_classes_per_row_stay_apart() -> None:
         ("global", "log(W * X)", "W * X"),
     ],
 )
-def test_equal_masks_in_other_scopes_that_are_found(scope: Group, one: str, other: str) -> None:
-    assert canonical(parse(one), scope) == canonical(parse(other), scope)
+def test_equal_masks_in_other_scopes_share_a_form(scope: Group, first: str, second: str) -> None:
+    assert canonical(parse(first), scope) == canonical(parse(second), scope)
 
 
 @pytest.mark.parametrize(
-    ("scope", "one", "other"),
+    ("scope", "first", "second"),
     [
         ("row", "mms(G) * W", "G * W"),
         ("row", "zsn(G) * W", "mms(G) * W"),
@@ -273,8 +273,8 @@ def test_equal_masks_in_other_scopes_that_are_found(scope: Group, one: str, othe
         ("global", "W + small(G)", "W"),
     ],
 )
-def test_what_can_differ_is_not_merged(scope: Group, one: str, other: str) -> None:
-    assert canonical(parse(one), scope) != canonical(parse(other), scope)
+def test_what_can_differ_is_not_merged(scope: Group, first: str, second: str) -> None:
+    assert canonical(parse(first), scope) != canonical(parse(second), scope)
 
 
 def test_offsets_of_a_matrix_are_visible_only_across_matrices() -> None:
@@ -326,7 +326,7 @@ def test_what_can_mask(text: str, scope: Group, expected: bool) -> None:
 
 @pytest.mark.parametrize("text", ["3", "W - W", "W * (2 - 2)", "small(G)", "div(2, G)", "0 * X"])
 @pytest.mark.parametrize("scope", ["row", "matrix"])
-def test_what_is_constant_over_every_group_becomes_zero(text: str, scope: Group) -> None:
+def test_terms_constant_over_every_group_become_zero(text: str, scope: Group) -> None:
     assert canonical(parse(text), scope) == Constant(0)
 
 

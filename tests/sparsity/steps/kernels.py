@@ -29,11 +29,17 @@ def layer_of(
 
 
 def refine_mask(
-    weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, *, rounds: int = 100, **given: Any
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    pattern: Pattern,
+    *,
+    rounds: int = 100,
+    **options: Any,
 ) -> Tensor:
     """The mask after at most so many rounds of swaps."""
     with patch.object(swaps, "_ROUNDS", rounds):
-        return swaps.refine_mask(layer_of(weight, gram, mask, pattern, **given)).mask
+        return swaps.refine_mask(layer_of(weight, gram, mask, pattern, **options)).mask
 
 
 def exact_update(
@@ -44,19 +50,19 @@ def exact_update(
     cross: Tensor | None = None,
     damping: float = 0.01,
     name: str = "matrix",
-    **given: Any,
+    **options: Any,
 ) -> Solution:
     """Least squares under a mask."""
     layer = layer_of(weight, gram, mask, cross=cross, damping=damping, name=name)
-    return least_squares.solve(layer, **given)
+    return least_squares.solve(layer, **options)
 
 
 def refine_exact(
-    weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, *, turns: int = 12, **given: Any
+    weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, *, turns: int = 12, **options: Any
 ) -> Updated:
     """Swaps judged by least squares, at most so many turns of them."""
     with patch.object(exact_swaps, "_TURNS", turns):
-        return exact_swaps.refine_exact(layer_of(weight, gram, mask, pattern, **given))
+        return exact_swaps.refine_exact(layer_of(weight, gram, mask, pattern, **options))
 
 
 def sparsegpt(
@@ -66,16 +72,16 @@ def sparsegpt(
     *,
     mask: Tensor | None = None,
     block_size: int = 128,
-    **given: Any,
+    **options: Any,
 ) -> Updated:
     """SparseGPT's sweep in blocks of so many columns."""
     with (
         patch.object(sweep, "BLOCK_COLUMNS", block_size),
         patch.object(patterns, "BLOCK_COLUMNS", block_size),
     ):
-        return sweep.sparsegpt(layer_of(weight, gram, mask, pattern, **given))
+        return sweep.sparsegpt(layer_of(weight, gram, mask, pattern, **options))
 
 
-def retarget(weight: Tensor, gram: Tensor, cross: Tensor, **given: Any) -> Tensor:
+def retarget(weight: Tensor, gram: Tensor, cross: Tensor, **options: Any) -> Tensor:
     """The dense weights aimed at other outputs."""
-    return sweep.retarget(layer_of(weight, gram, cross=cross, **given))
+    return sweep.retarget(layer_of(weight, gram, cross=cross, **options))

@@ -29,7 +29,7 @@ def problem(rows: int, columns: int, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
 
 def errors(weight: Tensor, gram: Tensor, cross: Tensor | None, pruned: Tensor) -> Tensor:
-    """What solving lowers, of every row, in float64: w'Hw' − 2w'·(W(cross + λI))."""
+    """The quantity that solving lowers, of every row, in float64: w'Hw' − 2w'·(W(cross + λI))."""
     H = reference.damped(gram)
     aimed = H if cross is None else H + cross.double() - gram.double()
     return (pruned.double() * (pruned.double() @ H - 2 * weight.double() @ aimed)).sum(1)
@@ -40,8 +40,8 @@ def errors(weight: Tensor, gram: Tensor, cross: Tensor | None, pruned: Tensor) -
 def test_no_row_ends_worse_than_solving_under_its_mask(
     rows: int, seed: int, pattern: Pattern, elsewhere: bool
 ) -> None:
-    weight, gram, other = problem(rows, 16, seed)
-    cross = other if elsewhere else None
+    weight, gram, product = problem(rows, 16, seed)
+    cross = product if elsewhere else None
     mask = keep_mask(weight.abs(), pattern)
     result = refine_exact(weight, gram, mask, pattern, cross=cross)
     refined = result.mask
@@ -58,8 +58,8 @@ def test_no_row_ends_worse_than_solving_under_its_mask(
 def test_the_weights_are_the_solution_under_the_mask_that_is_left(
     pattern: Pattern, elsewhere: bool
 ) -> None:
-    weight, gram, other = problem(30, 32, 0)
-    cross = other if elsewhere else None
+    weight, gram, product = problem(30, 32, 0)
+    cross = product if elsewhere else None
     mask = keep_mask(weight.abs(), pattern)
     result = refine_exact(weight, gram, mask, pattern, cross=cross)
     refined = result.mask
@@ -75,7 +75,9 @@ def test_the_weights_are_the_solution_under_the_mask_that_is_left(
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.6), SemiStructured(2, 4)])
-def test_it_lowers_what_swaps_before_solving_leave(pattern: Pattern) -> None:
+def test_swaps_judged_by_solving_leave_less_error_than_swaps_before_solving(
+    pattern: Pattern,
+) -> None:
     weight, gram, _ = problem(64, 128, 0)
     mask = keep_mask(weight.abs(), pattern)
 
@@ -84,34 +86,34 @@ def test_it_lowers_what_swaps_before_solving_leave(pattern: Pattern) -> None:
         return float((removed @ reference.damped(gram) * removed).sum())
 
     before = error(exact_update(weight, gram, refine_mask(weight, gram, mask, pattern)).weight)
-    found = [error(refine_exact(weight, gram, mask, pattern, turns=n).weight) for n in range(9)]
+    by_turns = [error(refine_exact(weight, gram, mask, pattern, turns=n).weight) for n in range(9)]
     plain = error(exact_update(weight, gram, mask).weight)
-    assert found[0] == pytest.approx(plain, rel=1e-4)
+    assert by_turns[0] == pytest.approx(plain, rel=1e-4)
     # Equal but for how far the last solution goes.
-    assert all(new <= old * 1.0001 for old, new in pairwise(found))
-    assert found[8] < 0.9 * before
+    assert all(new <= old * 1.0001 for old, new in pairwise(by_turns))
+    assert by_turns[8] < 0.9 * before
 
 
 def in_turns(weight: Tensor, H: Tensor, kept: Tensor, group: int, turns: int) -> Tensor:
-    """The mask of one row, pair by pair: after a turn that did not help, half as many."""
+    """The mask of one row, pair by pair; a turn without gain halves the number of pairs."""
 
     def solved(mask: Tensor) -> tuple[Tensor, float]:
-        own = torch.zeros_like(weight)
-        own[mask] = torch.linalg.solve(H[mask][:, mask], (H @ weight)[mask])
-        return own, float((own - weight) @ H @ (own - weight))
+        solution = torch.zeros_like(weight)
+        solution[mask] = torch.linalg.solve(H[mask][:, mask], (H @ weight)[mask])
+        return solution, float((solution - weight) @ H @ (solution - weight))
 
     curvature = (H.diagonal() / torch.linalg.inv(H).diagonal()).sqrt()
     most = len(weight)
     for _ in range(turns):
-        own, before = solved(kept)
-        cost, gain = own.square() * curvature, (H @ (weight - own)).square() / curvature
+        solution, before = solved(kept)
+        cost, gain = solution.square() * curvature, (H @ (weight - solution)).square() / curvature
         pairs = []
         for start in range(0, len(weight), group):
             places = torch.arange(start, start + group)
             pruned = sorted(places[kept[places]].tolist(), key=lambda j: float(cost[j]))
             revived = sorted(places[~kept[places]].tolist(), key=lambda j: -float(gain[j]))
-            own_pairs = list(zip(pruned, revived, strict=False))
-            pairs += own_pairs[:1] if group < len(weight) else own_pairs
+            group_pairs = list(zip(pruned, revived, strict=False))
+            pairs += group_pairs[:1] if group < len(weight) else group_pairs
         pairs = [(q, p) for q, p in pairs if gain[p] > cost[q]]
         pairs = sorted(pairs, key=lambda pair: float(cost[pair[0]] - gain[pair[1]]))[:most]
         trial = kept.clone()
@@ -187,8 +189,8 @@ def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -
     mask = keep_mask(weight.abs(), Unstructured(0.5))
     result = refine_exact(weight, gram, mask, Unstructured(0.5), cross=cross)
     monkeypatch.setattr("pruner_zero.sparsity.steps.exact_swaps._ROWS", 7)
-    found = refine_exact(weight, gram, mask, Unstructured(0.5), cross=cross)
-    again = errors(weight, gram, cross, found.weight)
+    in_parts = refine_exact(weight, gram, mask, Unstructured(0.5), cross=cross)
+    again = errors(weight, gram, cross, in_parts.weight)
     assert again.sum() == pytest.approx(
         float(errors(weight, gram, cross, result.weight).sum()), rel=1e-3
     )
@@ -197,7 +199,7 @@ def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_arguments_are_left_alone_and_any_width_of_numbers_will_do() -> None:
     weight, gram, cross = problem(8, 32, 0)
     mask = keep_mask(weight.abs(), SemiStructured(2, 4))
-    copies = [one.clone() for one in (weight, gram, mask, cross)]
+    copies = [tensor.clone() for tensor in (weight, gram, mask, cross)]
     refine_exact(weight.bfloat16(), gram, mask, SemiStructured(2, 4), cross=cross)
     refine_exact(weight, gram, mask, SemiStructured(2, 4), cross=cross)
     assert all(map(torch.equal, (weight, gram, mask, cross), copies))

@@ -118,13 +118,13 @@ def test_the_dense_outputs_can_be_the_target(rows: int, columns: int, seed: int)
     weight, _ = layer(rows, columns, seed)
     generator = torch.Generator().manual_seed(seed)
     dense = torch.randn(4 * columns, columns, generator=generator)
-    seen = dense + 0.3 * torch.randn(4 * columns, columns, generator=generator)
-    gram, cross = seen.T @ seen, dense.T @ seen
+    incoming = dense + 0.3 * torch.randn(4 * columns, columns, generator=generator)
+    gram, cross = incoming.T @ incoming, dense.T @ incoming
     mask = random_mask(rows, columns, 0.5, seed)
     result = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
     # Damping is a second set of inputs on which the weights should stay as they are.
     pull = (0.01 * gram.diagonal().double().mean()).sqrt() * torch.eye(columns).double()
-    root = torch.cat([seen.double(), pull])
+    root = torch.cat([incoming.double(), pull])
     goal = weight.double() @ torch.cat([dense.double(), pull]).T
     assert_close(result.weight, lstsq(weight, root, mask, goal))
 
@@ -261,8 +261,8 @@ def test_arguments_are_left_alone_and_the_result_is_the_same_again() -> None:
     again = exact_update(weight, gram, mask, cross=cross)
     assert torch.equal(once.weight, again.weight)
     assert torch.equal(state, torch.get_rng_state())
-    for one, copy in zip((weight, gram, mask, cross), copies, strict=True):
-        assert torch.equal(one, copy)
+    for tensor, copy in zip((weight, gram, mask, cross), copies, strict=True):
+        assert torch.equal(tensor, copy)
 
 
 def test_nonsense_names_the_matrix() -> None:
@@ -286,12 +286,12 @@ def test_retargeted_weights_come_closest_to_the_dense_outputs() -> None:
     weight, _ = layer(6, 30)
     generator = torch.Generator().manual_seed(1)
     dense = torch.randn(200, 30, generator=generator)
-    seen = dense + 0.3 * torch.randn(200, 30, generator=generator)
-    seen[:, 7] = 0.0
-    gram, cross = seen.T @ seen, dense.T @ seen
+    incoming = dense + 0.3 * torch.randn(200, 30, generator=generator)
+    incoming[:, 7] = 0.0
+    gram, cross = incoming.T @ incoming, dense.T @ incoming
     target = retarget(weight, gram, cross)
     pull = (0.01 * gram.diagonal().double().mean()).sqrt() * torch.eye(30).double()
-    root = torch.cat([seen.double(), pull])
+    root = torch.cat([incoming.double(), pull])
     goal = weight.double() @ torch.cat([dense.double(), pull]).T
     mask = torch.ones(6, 30, dtype=torch.bool)
     expected = lstsq(weight, root, mask, goal).index_fill(1, torch.tensor([7]), 0.0)
@@ -334,12 +334,12 @@ def test_removed_columns_leave_what_least_squares_on_the_others_find(
     gram[:, 0] = gram[0] = 0
     mask = random_mask(1, columns, sparsity, seed).expand(rows, columns)
     hessian = Hessian(gram)
-    found = remove_columns(weight, hessian, ~mask[0])
-    assert found is not None
+    updated = remove_columns(weight, hessian, ~mask[0])
+    assert updated is not None
     plain = Layer(weight, Hessian(gram), Unstructured(0.5), mask, name="matrix")
     wanted = solve(plain).weight.double()
-    assert not found[~mask].any()
-    change, least = found.double() - weight, wanted - weight
+    assert not updated[~mask].any()
+    change, least = updated.double() - weight, wanted - weight
     least[:, 0] = change[:, 0] = 0
     H = hessian.damped().double()
     excess = error_rows(H, change) / error_rows(H, least).clamp_min(1e-30)

@@ -41,25 +41,25 @@ def test_a_step_that_chooses_the_mask_runs_first_and_again_where_the_mask_change
     assert names(plan(["refine", "exact"], "obs")) == ["obs", "refine+exact"]
 
 
-def recording(seen: list[tuple[str, bool]], name: str, **facts: bool) -> Step:
+def recording(calls: list[tuple[str, bool]], name: str, **facts: bool) -> Step:
     """A step that notes whether it was to aim, and adds one to all weights."""
 
     def run(layer: Layer) -> Updated:
-        seen.append((name, layer.required_hessian.cross is not None))
+        calls.append((name, layer.required_hessian.cross is not None))
         mask = torch.ones_like(layer.dense, dtype=torch.bool) if layer.mask is None else layer.mask
         return Updated(layer.weight + 1, mask, f"{name} ran")
 
     return Step(name, run, words=name, help=name, **facts)  # type: ignore[arg-type]
 
 
-def test_the_last_step_that_can_aim_does_and_one_that_chooses_the_mask() -> None:
+def test_the_last_step_that_can_aim_and_one_that_chooses_the_mask_aim() -> None:
     weight, gram = layer(3, 8)
-    seen: list[tuple[str, bool]] = []
-    make: Callable[..., Step] = lambda name, **facts: recording(seen, name, **facts)  # noqa: E731
+    calls: list[tuple[str, bool]] = []
+    make: Callable[..., Step] = lambda name, **facts: recording(calls, name, **facts)  # noqa: E731
     steps = [make("a", aims=True), make("b", aims=True), make("c", aims=True), make("d")]
     start = layer_of(weight, gram, cross=gram + 1)
     result = run_steps(start, steps)
-    assert seen == [("a", True), ("b", False), ("c", True), ("d", False)]
+    assert calls == [("a", True), ("b", False), ("c", True), ("d", False)]
     torch.testing.assert_close(result.weight, weight + 4)
     assert result.note == "a ran; b ran; c ran; d ran"
 
@@ -83,9 +83,9 @@ def test_raised_damping_is_told_where_a_step_is_damped() -> None:
 @pytest.mark.parametrize("name", [name for name, step in STEPS.items() if step.option])
 def test_the_help_of_an_option_says_what_the_steps_say(name: str) -> None:
     step = STEPS[name]
-    told = str(PruneSettings.model_fields[str(step.option)].description)
-    assert step.help in told
+    description = str(PruneSettings.model_fields[str(step.option)].description)
+    assert step.help in description
     if step.option == "update":
-        assert f"{name}, {step.help}" in told
+        assert f"{name}, {step.help}" in description
         searched = str(SearchOptions.model_fields["update"].description)
         assert (f"{name}, {step.help}" in searched) == (not step.chooses_mask)

@@ -65,7 +65,10 @@ def one_round(weight: Tensor, gram: Tensor, kept: Tensor, group: int) -> Tensor:
         by_group = [
             [pair for pair in pairs if pair[0] // group == g] for g in range(width // group)
         ]
-        pairs = [min(own, key=lambda pair: error(swapped(kept, pair))) for own in by_group]
+        pairs = [
+            min(group_pairs, key=lambda pair: error(swapped(kept, pair)))
+            for group_pairs in by_group
+        ]
     start = error(kept)
     while pairs:
         best = min(pairs, key=lambda pair: error(swapped(kept, pair)))
@@ -107,7 +110,7 @@ def outputs_apart(weight: Tensor, x: Tensor, dense: Tensor, mask: Tensor) -> lis
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), st.integers(0, 2**31), st.sampled_from(PATTERNS[:4]))
-def test_towards_other_outputs_no_pair_is_left_that_would_help(
+def test_no_pair_is_left_that_would_help_towards_other_outputs(
     rows: int, seed: int, pattern: Pattern
 ) -> None:
     weight, _ = layer(rows, 12, seed)
@@ -117,7 +120,7 @@ def test_towards_other_outputs_no_pair_is_left_that_would_help(
     mask = random_mask(weight, pattern, seed)
     refined = refine_mask(weight, x.T @ x, mask, pattern, cross=dense.T @ x)
     assert torch.equal(refined.sum(1), mask.sum(1))
-    before, after = (outputs_apart(weight, x, dense, one) for one in (mask, refined))
+    before, after = (outputs_apart(weight, x, dense, kept) for kept in (mask, refined))
     group = pattern.m if isinstance(pattern, SemiStructured) else 12
     for row in range(rows):
         assert after[row] <= before[row] * (1 + 1e-5)
@@ -125,9 +128,9 @@ def test_towards_other_outputs_no_pair_is_left_that_would_help(
             if not refined[row, p] and refined[row, q] and p // group == q // group:
                 trial = refined.clone()
                 trial[row, p], trial[row, q] = True, False
-                own = errors(weight, x.T @ x, refined)[row]
+                row_error = errors(weight, x.T @ x, refined)[row]
                 gain = after[row] - outputs_apart(weight, x, dense, trial)[row]
-                assert gain <= 2e-5 * own + 1e-4
+                assert gain <= 2e-5 * row_error + 1e-4
 
 
 def test_its_own_inputs_are_where_the_error_is_that_of_what_it_removes() -> None:
@@ -229,8 +232,8 @@ def test_arguments_are_left_alone() -> None:
     copies = weight.clone(), gram.clone(), mask.clone()
     refine_mask(weight.bfloat16(), gram, mask, SemiStructured(2, 4))
     refine_mask(weight, gram, mask, SemiStructured(2, 4))
-    for one, copy in zip((weight, gram, mask), copies, strict=True):
-        assert torch.equal(one, copy)
+    for tensor, copy in zip((weight, gram, mask), copies, strict=True):
+        assert torch.equal(tensor, copy)
     assert torch.equal(refine_mask(weight, gram, mask, SemiStructured(2, 4), rounds=0), mask)
 
 

@@ -105,12 +105,12 @@ LOCAL_PATTERNS = [Unstructured(0.6, "block"), Unstructured(0.7, "row"), SemiStru
 def test_a_scorer_that_gives_the_paper_score_changes_nothing(pattern: Pattern) -> None:
     weight, gram = layer(12, 296)
     scale = Hessian(gram).inverse_factor.diagonal()
-    own = sparsegpt(weight, gram, pattern)
-    told = sparsegpt(
+    default = sparsegpt(weight, gram, pattern)
+    scored = sparsegpt(
         weight, gram, pattern, scorer=lambda W, columns: W[:, columns].abs() / scale[columns]
     )
-    assert torch.equal(told.mask, own.mask)
-    assert torch.equal(told.weight, own.weight)
+    assert torch.equal(scored.mask, default.mask)
+    assert torch.equal(scored.weight, default.weight)
 
 
 @pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
