@@ -2,10 +2,11 @@
 
     python benchmarks/agreement.py --run runs/50-any-default-0
 
-The best 20 candidates of a finished run, by what the search knows of their loss on all of its
-windows (measured, or that on a few windows and the usual difference), are pruned in full and
-measured on all of its windows, and on 16 windows of the search text that it has not seen. Writes
-benchmarks/results/agreement-*.json as it goes, and agreement.md.
+The search ranks the candidates of a finished run by their loss on all search windows: the measured
+loss, or the loss on a few windows plus the mean difference of the two. Each of the best 20 prunes
+the model in full, and its loss is measured on all search windows and on 16 windows of the search
+text that the search has not used. Writes benchmarks/results/agreement-*.json as it goes, and
+agreement.md.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from pruner_zero.metric import parse
 from pruner_zero.models import load_model
 from pruner_zero.text import load_mixture
 from search import summary
+from tables import markdown
 
 HERE = Path(__file__).parent
 BEST, FRESH = 20, 16
@@ -43,24 +45,25 @@ def main() -> None:
     progress = LineProgress()
     lines = read_lines(given.run / JOURNAL)
     best = ranked(lines)[:BEST]
+    order = [line["number"] for line in best]
     file = HERE / "results" / f"agreement-{given.run.name}.json"
-    found: dict[str, Any] = {"run": cost(given.run), "rows": []}
+    report: dict[str, Any] = {"run": cost(given.run), "rows": []}
     if file.exists():
-        found["rows"] = json.loads(file.read_text())["rows"]
+        report["rows"] = json.loads(file.read_text())["rows"]
     settings = SearchSettings.model_validate(
         json.loads((given.run / "run.json").read_text())["settings"]
     )
     model, text = load_model(settings.model), load_mixture(settings.calibration)
-    # Windows of one seed are drawn in one order: the first are those that the search had.
+    # A seed draws its windows in a fixed order, so the first windows are those of the search.
     more = settings.model_copy(update={"search_windows": settings.search_windows + FRESH})
     windows, judged, _ = search_windows(
         more, text, load_mixture(settings.search_text or settings.calibration), model
     )
     evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
-    seen = judged.tokens[: settings.search_windows]
+    searched = judged.tokens[: settings.search_windows]
     fresh = judged.tokens[settings.search_windows :]
-    write_atomic(file, json.dumps(found, indent=2) + "\n")
-    measured = {row["number"]: row for row in found["rows"]}
+    write_atomic(file, json.dumps(report, indent=2) + "\n")
+    measured = {row["number"]: row for row in report["rows"]}
     for line in progress.track(best, "candidates", len(best)):
         row = {name: line[name] for name in ("number", "expression", "scope", "rung", "known")}
         row |= {"seen": line["results"].get("all")} | measured.get(line["number"], {})
@@ -69,18 +72,18 @@ def main() -> None:
             row["fresh"] = statistics.mean(evaluator.masked.losses(metric, line["scope"], fresh))
             row["seconds"] = round(time.monotonic() - start, 1)
         if row["seen"] is None:
-            row["seen"] = statistics.mean(evaluator.masked.losses(metric, line["scope"], seen))
+            row["seen"] = statistics.mean(evaluator.masked.losses(metric, line["scope"], searched))
         measured[line["number"]] = row
-        found["rows"] = [measured[one["number"]] for one in best if one["number"] in measured]
-        write_atomic(file, json.dumps(found, indent=2) + "\n")
+        report["rows"] = [measured[number] for number in order if number in measured]
+        write_atomic(file, json.dumps(report, indent=2) + "\n")
     write_page()
 
 
 def ranked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The distinct candidates of a journal that ran on text, best first, each with `known`.
 
-    known: the loss on all windows of the search, or the one on a few of them plus how far the
-    one lies from the other in the mean of those that have both.
+    known: the loss on all search windows; where it was not measured, the loss on a few windows plus
+    the mean difference of the two losses over the candidates that have both.
     """
     judged = [
         line
@@ -88,17 +91,17 @@ def ranked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if line["kind"] == "candidate" and line["same_as"] is None and line["rung"] >= 2
     ]
     both = [line["results"] for line in judged if "all" in line["results"]]
-    usual = statistics.mean(one["all"] - one["few"] for one in both)
+    difference = statistics.mean(results["all"] - results["few"] for results in both)
     for line in judged:
-        line["known"] = line["results"].get("all", line["results"]["few"] + usual)
+        line["known"] = line["results"].get("all", line["results"]["few"] + difference)
     return sorted(judged, key=lambda line: float(line["known"]))
 
 
 def cost(run: Path) -> dict[str, float]:
     """Distinct candidates of a run, and the mean seconds of judging one of them."""
-    found = summary(run, "")
-    seconds = sum(one["count"] * one["mean_seconds"] for one in found["rungs"].values())
-    return {"distinct": found["distinct"], "mean_seconds": seconds / found["distinct"]}
+    totals = summary(run, "")
+    seconds = sum(rung["count"] * rung["mean_seconds"] for rung in totals["rungs"].values())
+    return {"distinct": totals["distinct"], "mean_seconds": seconds / totals["distinct"]}
 
 
 def write_page() -> None:
@@ -115,13 +118,13 @@ def write_page() -> None:
         " the first on unseen windows, in nats. × cheaper: seconds of the full evaluation over the"
         " mean seconds of a distinct candidate in the search.",
         "",
-        "| run | candidates | on all windows | τ, windows of the search | τ, unseen windows"
-        " | apart | × cheaper |",
-        "|---|---|---|---|---|---|---|",
     ]
+    header = ["run", "candidates", "on all windows", "τ, windows of the search"]
+    header += ["τ, unseen windows", "apart", "× cheaper"]
+    table = []
     for file in sorted((HERE / "results").glob("agreement-*.json")):
-        found = json.loads(file.read_text())
-        rows = found["rows"]
+        report = json.loads(file.read_text())
+        rows = report["rows"]
         full = statistics.mean(row["seconds"] for row in rows)
         losses = sorted(row["fresh"] for row in rows)
         cells = [
@@ -131,16 +134,15 @@ def write_page() -> None:
             f"{agreement(rows, 'seen'):.2f}",
             f"{agreement(rows, 'fresh'):.2f}",
             f"{losses[1] - losses[0]:.3f}, {losses[-1] - losses[0]:.3f}",
-            f"{full / found['run']['mean_seconds']:.0f}",
+            f"{full / report['run']['mean_seconds']:.0f}",
         ]
-        page.append("| " + " | ".join(cells) + " |")
-    (HERE / "agreement.md").write_text("\n".join([*page, ""]))
+        table.append(cells)
+    (HERE / "agreement.md").write_text("\n".join([*page, markdown(header, table)]))
 
 
 def agreement(rows: list[dict[str, Any]], windows: str) -> float:
-    """Kendall's τ of the order of `rows` with their losses on `windows`, seen or fresh."""
-    found = kendalltau(range(len(rows)), [row[windows] for row in rows])
-    return float(found.statistic)
+    """Kendall's τ of the order of `rows` with their losses on `windows`, "seen" or "fresh"."""
+    return float(kendalltau(range(len(rows)), [row[windows] for row in rows]).statistic)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python benchmarks/asymmetry.py --calibration wiki.valid.raw
 
-Calibrated on windows of the first half of the text, measured on windows of its second half; the
-test text is not read. Writes benchmarks/results/asymmetry.json and asymmetry.md.
+Calibrates on windows of the first half of the text and measures on windows of its second half; does
+not read the test text. Writes benchmarks/results/asymmetry.json and asymmetry.md.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
 from pruner_zero.pruning import statistics
+from tables import markdown
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "asymmetry.json"
@@ -41,7 +42,7 @@ def main() -> None:
         if any((row["method"], row["strength"]) == (method, strength) for row in report["rows"]):
             continue
         statistics.ASYMMETRY = strength
-        found = compare(
+        result = compare(
             model,
             [method],
             calibration=lines[:half],
@@ -52,8 +53,8 @@ def main() -> None:
             windows_eval=16,
             progress=LineProgress(),
         )
-        report["rows"].append({"strength": strength, **found.rows[0]})
-        report["provenance"] = found.provenance
+        report["rows"].append({"strength": strength, **result.rows[0]})
+        report["provenance"] = result.provenance
         write_atomic(FILE, json.dumps(report, indent=2) + "\n")
         write_page(report, taken)
     write_page(report, taken)
@@ -70,16 +71,16 @@ def write_page(report: dict[str, Any], taken: float) -> None:
         " give on the inputs of the pruned model, 1 at what the dense model gives on its own."
         f" `prune` takes {taken:g}. [Result file](results/asymmetry.json).",
         "",
-        "| method | strength | perplexity |",
-        "|---|---|---|",
     ]
-    for method in METHODS:
-        rows = [row for row in report["rows"] if row["method"] == method]
-        page += [
-            f"| `{method}` | {row['strength']:g} | {row['perplexity']:.2f} |"
-            for row in sorted(rows, key=lambda row: float(row["strength"]))
-        ]
-    (HERE / "asymmetry.md").write_text("\n".join([*page, ""]))
+    rows = sorted(report["rows"], key=lambda row: float(row["strength"]))
+    cells = [
+        [f"`{method}`", f"{row['strength']:g}", f"{row['perplexity']:.2f}"]
+        for method in METHODS
+        for row in rows
+        if row["method"] == method
+    ]
+    page.append(markdown(("method", "strength", "perplexity"), cells))
+    (HERE / "asymmetry.md").write_text("\n".join(page))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The known methods beside each other on one model: 50 % and 2:4, one-shot and sequential.
+"""Compares the known methods on one model: 50 % and 2:4, one-shot and sequential.
 
     python benchmarks/classics.py --calibration wiki.valid.raw --text wiki.test.raw
 
-Writes one JSON a table to benchmarks/results/ and the page benchmarks/classics.md from all
-of them. Finished tables are kept; --again measures them anew.
+Writes a JSON file for each table to benchmarks/results/, and benchmarks/classics.md from all of
+them. Finished tables are kept; --again measures them anew.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.models import load_model
-from tables import measure_once
+from tables import markdown, measure_once
 
 HERE = Path(__file__).parent
 
@@ -30,8 +30,7 @@ ONE_SHOT = (
     "W * G^0.5 * X^0.25@global",
     "sparsegpt",
 )
-# Magnitude and the published tree see no activations, so the order of the blocks changes nothing
-# for them.
+# Magnitude and the published tree use no activations: both modes give them the same masks.
 SEQUENTIAL = ("wanda", "sparsegpt")
 
 TABLES: dict[str, dict[str, Any]] = {
@@ -43,13 +42,6 @@ TABLES: dict[str, dict[str, Any]] = {
         "mode": "one-shot",
     },
     "2-4-sequential": {"methods": SEQUENTIAL, "pattern": "2:4", "mode": "sequential"},
-}
-
-TITLES = {
-    "50-one-shot": "50 %, one-shot",
-    "50-sequential": "50 %, sequential",
-    "2-4-one-shot": "2:4, one-shot",
-    "2-4-sequential": "2:4, sequential",
 }
 
 
@@ -93,28 +85,24 @@ def write_page() -> None:
         " forward passes (sequential); peak memory is that of the process during it.",
         "",
     ]
-    for name in TABLES:
+    for name, settings in TABLES.items():
         file = HERE / "results" / f"classics-{name}.json"
         if not file.exists():
             continue
         table = json.loads(file.read_text())
-        lines += [f"## {TITLES[name]}", ""]
-        lines += [
-            "| method | perplexity | zeros | seconds | peak memory |",
-            "|---|---|---|---|---|",
-        ]
+        rows = []
         for row in table["rows"]:
             value = (
                 f"{row['perplexity']:.2f}" if row["perplexity"] else row.get("error", "overflow")
             )
             memory = f"{(row['peak_rss_bytes'] or 0) / 2**30:.2f} GiB"
-            zeros = f"{row['sparsity']:.2%}"
-            lines.append(
-                f"| `{row['method']}` | {value} | {zeros} | {row['seconds']:.1f} | {memory} |"
-            )
+            cells = [f"`{row['method']}`", value, f"{row['sparsity']:.2%}"]
+            rows.append([*cells, f"{row['seconds']:.1f}", memory])
         origin = table["provenance"]
         lines += [
+            f"## {settings.get('pattern', '50 %')}, {settings['mode']}",
             "",
+            markdown(("method", "perplexity", "zeros", "seconds", "peak memory"), rows),
             f"torch {origin['torch']}, transformers {origin['transformers']},"
             f" {origin['threads']} threads, commit {origin['git']}, test text"
             f" {origin['evaluation']['text_sha256'][:12]}."

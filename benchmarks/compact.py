@@ -2,12 +2,12 @@
 
     python benchmarks/compact.py
 
-The shape is the built-in model's, in bf16, pruned by magnitude per row to 50 % and to 2:4, with
-its own weights and with random normal ones: the built-in ones came from four bits, which
-compression sees. *bitmask*: a bit a weight and the weights that are left. *2:4*: two of each four
-and two bits for the place of each. Beside them the dense file as it is, and through zstd and gzip;
-seconds of compressed files include those of the dense file behind them. Each is written and read
---times times, in turns, and the fastest counts.
+The matrices have the built-in model's shapes, in bf16, and are pruned by magnitude per row to 50 %
+and to 2:4. Their weights are the model's own or random normal numbers: the model's own come from
+four bits, so they compress better. *bitmask* stores a bit for each weight, and the kept weights.
+*2:4* stores the two kept weights of each four, and two bits for the place of each. *dense* is the
+plain file; zstd and gzip compress a file, and their seconds include those of the file inside. Each
+file is written and read --times times, in turns; the fastest time counts.
 """
 
 import argparse
@@ -31,6 +31,7 @@ from pruner_zero.files import write_atomic
 from pruner_zero.models import find_matrices, load_model
 from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
 from pruner_zero.tensor_file import TensorFile, write_tensors
+from tables import machine
 
 HERE = Path(__file__).parent
 Tensors = dict[str, Tensor]
@@ -40,7 +41,7 @@ Unpack = Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]
 
 @dataclass(frozen=True)
 class Form:
-    """A way to keep tensors in a file: how they are written, and read back."""
+    """A file format: how tensors are written, and how they are read back."""
 
     name: str
     write: Callable[[Path, Tensors], object]
@@ -48,29 +49,29 @@ class Form:
 
 
 def pack(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """The numbers of a bf16 `tensor` that are not 0.0, in order, and where they are, as bits."""
+    """The numbers of a bf16 `tensor` that are not 0.0, in order, and a bitmask of their places."""
     numbers = tensor.contiguous().flatten().view(torch.int16)
-    # By their bits: −0.0 is no zero, so that nothing is lost.
+    # Compared as integers: −0.0 is kept, so that the file restores every bit.
     kept = numbers != 0
     bits = torch.from_numpy(np.packbits(kept.numpy(), bitorder="little"))
     return numbers[kept].view(tensor.dtype), bits
 
 
 def unpack(values: Tensor, bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What `pack` was given."""
+    """The tensor that `pack` was given."""
     whole = torch.zeros(shape, dtype=values.dtype)
     kept = np.unpackbits(bits.numpy(), count=whole.numel(), bitorder="little")
     return whole.view(-1).masked_scatter_(torch.from_numpy(kept).bool(), values).view(shape)
 
 
 def read_dense(path: Path) -> Tensors:
-    """All of a file as it is."""
+    """All tensors of a plain file."""
     file = TensorFile(path)
     return {name: file.read(name) for name in file}
 
 
 def pack_semi(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    """Two of each four of a 2:4 `tensor`, and their places, four to a byte."""
+    """The two kept numbers of each four of a 2:4 `tensor`, and their places, four to a byte."""
     groups = tensor.reshape(-1, 4)
     places = (groups != 0).to(torch.uint8).topk(2, dim=1).indices.sort(dim=1).values
     two = places.to(torch.uint8).view(-1, 4)
@@ -79,14 +80,14 @@ def pack_semi(tensor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unpack_semi(values: Tensor, bits: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What `pack_semi` was given."""
+    """The tensor that `pack_semi` was given."""
     places = torch.stack([bits >> shift & 3 for shift in (0, 2, 4, 6)], dim=1).view(-1, 2)
     whole = torch.zeros(2 * len(values), 2, dtype=values.dtype).view(-1, 4)
     return whole.scatter_(1, places.long(), values).view(shape)
 
 
 def write_packed(pack: Pack, path: Path, tensors: Tensors) -> None:
-    """Every tensor packed, its shape in its name."""
+    """Write every tensor packed, with its shape in its name."""
     parts = {}
     for name, tensor in tensors.items():
         parts[f"{name}|v|{json.dumps(tensor.shape)}"], parts[f"{name}|b"] = pack(tensor)
@@ -94,18 +95,18 @@ def write_packed(pack: Pack, path: Path, tensors: Tensors) -> None:
 
 
 def read_packed(unpack: Unpack, path: Path) -> Tensors:
-    """What `write_packed` was given."""
-    file, found = TensorFile(path), {}
+    """The tensors that `write_packed` was given."""
+    file, tensors = TensorFile(path), {}
     for key in file:
         name, kind, *shape = key.split("|")
         if kind == "v":
             values, bits = file.read(key), file.read(f"{name}|b")
-            found[name] = unpack(values, bits, tuple(json.loads(shape[0])))
-    return found
+            tensors[name] = unpack(values, bits, tuple(json.loads(shape[0])))
+    return tensors
 
 
 def through(inner: Form, *command: str) -> Form:
-    """`inner` with its file through a compressor that writes to stdout."""
+    """`inner`, its file compressed by a command that writes to stdout."""
 
     def write(path: Path, tensors: Tensors) -> None:
         plain = path.with_suffix(".plain")
@@ -118,9 +119,9 @@ def through(inner: Form, *command: str) -> Form:
         plain = path.with_suffix(".plain")
         with open(path, "rb") as given, open(plain, "wb") as out:
             subprocess.run([command[0], "-dc"], stdin=given, stdout=out, check=True)
-        found = inner.read(plain)
+        tensors = inner.read(plain)
         plain.unlink()
-        return found
+        return tensors
 
     return Form(f"{inner.name}, {' '.join(command)}", write, read)
 
@@ -148,7 +149,7 @@ def pruned(weights: str, pattern: str) -> Tensors:
 
 
 def measure(forms: list[Form], tensors: Tensors, times: int) -> list[dict[str, Any]]:
-    """Bytes and the fastest seconds of each form; what is read back must be the same bits."""
+    """Bytes and the fastest seconds of each form; asserts that reading restores every bit."""
     rows: list[dict[str, Any]] = [{"form": form.name, "write": [], "read": []} for form in forms]
     with TemporaryDirectory() as place:
         for _ in range(times):
@@ -157,11 +158,11 @@ def measure(forms: list[Form], tensors: Tensors, times: int) -> list[dict[str, A
                 start = time.monotonic()
                 form.write(path, tensors)
                 written = time.monotonic()
-                found = form.read(path)
+                restored = form.read(path)
                 row["read"].append(time.monotonic() - written)
                 row["write"].append(written - start)
                 row["bytes"] = path.stat().st_size
-                assert all(torch.equal(found[name], one) for name, one in tensors.items())
+                assert all(torch.equal(restored[name], given) for name, given in tensors.items())
     for row in rows:
         row |= {name: round(min(row[name]), 3) for name in ("write", "read")}
     return rows
@@ -178,36 +179,32 @@ def main() -> None:
         for pattern in ("50%", "2:4"):
             forms = [DENSE, BITMASK, *([SEMI] if pattern == "2:4" else [])]
             forms += [through(DENSE, *ZSTD), through(BITMASK, *ZSTD)]
-            # Slow, and one figure tells it.
+            # gzip is slow, so it compresses one pattern only.
             forms += [through(DENSE, *GZIP)] if pattern == "50%" else []
-            found = measure(forms, pruned(weights, pattern), arguments.times)
-            results += [{"weights": weights, "pattern": pattern, **row} for row in found]
-            print(json.dumps(results[-len(found) :]), flush=True)
-    machine = {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": [round(one, 1) for one in os.getloadavg()],
+            rows = measure(forms, pruned(weights, pattern), arguments.times)
+            results += [{"weights": weights, "pattern": pattern, **row} for row in rows]
+            print(json.dumps(results[-len(rows) :]), flush=True)
+    where = machine() | {
+        "load": [round(average, 1) for average in os.getloadavg()],
         "python": platform.python_version(),
-        "torch": torch.__version__,
         "zstd": subprocess.run(["zstd", "-V"], capture_output=True, text=True).stdout.strip(),
     }
-    report = {"machine": machine, "times": arguments.times, "results": results}
+    report = {"machine": where, "times": arguments.times, "results": results}
     write_atomic(arguments.output, json.dumps(report, indent=2) + "\n")
     write_page(report)
 
 
 def write_page(report: dict[str, Any]) -> None:
     """Write compact.md."""
-    machine = report["machine"]
+    where = report["machine"]
     lines = [
         "# Compact files",
         "",
         "Made by `python benchmarks/compact.py`: the 210 prunable matrices of the built-in model's"
         " shape in bf16, pruned by magnitude per row or to 2:4; *own* weights (which came from four"
         " bits, as compression sees) and random *normal* ones. Seconds are the fastest of"
-        f" {report['times']}, on {machine['threads']} threads beside other work (load"
-        f" {machine['load'][0]}). [Result file](results/compact.json).",
+        f" {report['times']}, on {where['threads']} threads beside other work (load"
+        f" {where['load'][0]}). [Result file](results/compact.json).",
         "",
         "A format of its own does not pay: zstd makes the dense file smaller than a bitmask or"
         " packed 2:4 does, whatever reads the dense file needs nothing new, and it is back sooner"

@@ -1,18 +1,16 @@
-"""`prune` beside llm-compressor's `oneshot`: time, peak memory, perplexity and masks in one run.
+"""Compares `prune` with llm-compressor's `oneshot`: time, peak memory, perplexity and masks.
 
     python benchmarks/end_to_end.py --calibration wiki.valid.raw --text wiki.test.raw \
         --peer PYTHON_WITH_LLMCOMPRESSOR
 
-The same model folder, the same 24 windows of 1024 tokens and the same threads; every case is a
-process of its own, from start to saved model, with no statistics cached. Cases alternate over
---repeats rounds. The peer's environment: `pip install 'llmcompressor==0.14.*'
-'transformers<=5.17'`. Runs are kept as they come in benchmarks/results/end-to-end.json.
+All cases have the same model folder, the same 24 windows of 1024 tokens and the same threads. Each
+case runs in its own process, from start to saved model, with no statistics cached. Cases alternate
+over --repeats rounds. The peer's environment: `pip install 'llmcompressor==0.14.*'
+'transformers<=5.17'`. Every run is written at once to benchmarks/results/end-to-end.json.
 """
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import sys
@@ -27,6 +25,7 @@ from pruner_zero import evaluate
 from pruner_zero.files import write_atomic
 from pruner_zero.models import find_matrices, load_model
 from pruner_zero.text import load_corpus, random_windows
+from tables import machine, markdown
 
 HERE = Path(__file__).parent
 OURS = {
@@ -66,77 +65,70 @@ def main() -> None:
     windows = random_windows(corpus, model.tokenizer, given.windows, given.seqlen, 0)
     np.save(given.folder / "windows.npy", windows.tokens.numpy())
     report = json.loads(given.output.read_text()) if given.output.exists() else {"runs": []}
-    report["machine"] = {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "windows": [given.windows, given.seqlen],
-        "windows_eval": given.windows_eval,
-    }
+    taken = {"windows": [given.windows, given.seqlen], "windows_eval": given.windows_eval}
+    report["machine"] = machine() | taken
     masks: dict[str, dict[str, torch.Tensor]] = {}
     for repeat in range(given.repeats):
         for case in given.cases:
             if any((run["case"], run["repeat"]) == (case, repeat) for run in report["runs"]):
                 continue
-            report["runs"].append(
-                {"case": case, "repeat": repeat, **one(case, dense, given, masks)}
-            )
+            run = {"case": case, "repeat": repeat, **run_case(case, dense, given, masks)}
+            report["runs"].append(run)
             write_atomic(given.output, json.dumps(report, indent=2) + "\n")
             write_page(report)
     write_page(report)
 
 
-def one(
+def run_case(
     case: str, dense: Path, given: argparse.Namespace, masks: dict[str, dict[str, torch.Tensor]]
 ) -> dict[str, Any]:
-    """One process: what it took, and what the model it saved is worth."""
+    """Prune in one process: its time and memory, and the perplexity and masks of its model."""
     output, cache = given.folder / "out", given.folder / "cache"
     for old in (output, cache):
         shutil.rmtree(old, ignore_errors=True)
     if case in PEER:
         script = str(HERE / "peer_oneshot.py")
-        own = [given.peer, script, str(dense), str(given.folder / "windows.npy"), PEER[case]]
-        own.append(str(output))
+        command = [given.peer, script, str(dense), str(given.folder / "windows.npy"), PEER[case]]
+        command.append(str(output))
     else:
         method, options = OURS[case]
-        own = [sys.executable, "-m", "pruner_zero", "prune", str(dense), "--metric", method]
-        own += ["--sparsity", "0.5", "--calibration", given.calibration, *options]
-        own += ["--windows", str(given.windows), "--seqlen", str(given.seqlen), "--seed", "0"]
-        own += ["--cache", str(cache), "-o", str(output)]
-    code, seconds, peak = measure(own, given.folder / "log")
-    found: dict[str, Any] = {"seconds": seconds, "peak_mib": round(peak / 2**20), "exit": code}
+        command = [sys.executable, "-m", "pruner_zero", "prune", str(dense), "--metric", method]
+        command += ["--sparsity", "0.5", "--calibration", given.calibration, *options]
+        command += ["--windows", str(given.windows), "--seqlen", str(given.seqlen), "--seed", "0"]
+        command += ["--cache", str(cache), "-o", str(output)]
+    code, seconds, peak = measure(command, given.folder / "log")
+    run: dict[str, Any] = {"seconds": seconds, "peak_mib": round(peak / 2**20), "exit": code}
     if code:
-        return found | {"error": (given.folder / "log").read_text().splitlines()[-1:]}
+        return run | {"error": (given.folder / "log").read_text().splitlines()[-1:]}
     pruned = load_model(output)
-    masks[case] = {one.name: one.parameter != 0 for one in find_matrices(pruned.model)}
+    masks[case] = {matrix.name: matrix.parameter != 0 for matrix in find_matrices(pruned.model)}
     total = sum(mask.numel() for mask in masks[case].values())
     kept = sum(int(mask.sum()) for mask in masks[case].values())
-    found["sparsity"] = 1 - kept / total
+    run["sparsity"] = 1 - kept / total
     peer = masks.get(f"{case.split(',')[0]}, llm-compressor")
     if peer is not None and case not in PEER:
         same = sum(int((mask == peer[name]).sum()) for name, mask in masks[case].items())
-        found["agreement"] = same / total
+        run["agreement"] = same / total
     result = evaluate(pruned, text=given.text, windows=given.windows_eval, seqlen=given.seqlen)
-    return found | {"perplexity": result.perplexity}
+    return run | {"perplexity": result.perplexity}
 
 
 def write_page(report: dict[str, Any]) -> None:
-    """Write end-to-end.md: medians and ratios to the peer's."""
-    machine = report["machine"]
+    """Write end-to-end.md: medians, and their ratios to the peer's medians."""
+    where = report["machine"]
     lines = [
         "# `prune` beside llm-compressor",
         "",
         "Made by `python benchmarks/end_to_end.py --calibration wiki.valid.raw --text"
         " wiki.test.raw --peer …`: SmolLM2-135M in fp32 at 50 %, 24 windows of 1024 tokens of"
-        f" WikiText-2 validation, {machine['threads']} threads, llm-compressor 0.14 (sequential,"
+        f" WikiText-2 validation, {where['threads']} threads, llm-compressor 0.14 (sequential,"
         " its default) in an environment of its own. Each case is one process from start to saved"
         " model. *agreement*: of the masks with the peer's. Perplexity on the first"
-        f" {machine['windows_eval']} windows of test. [Result file](results/end-to-end.json).",
+        f" {where['windows_eval']} windows of test. [Result file](results/end-to-end.json).",
         "",
-        "| case | seconds | of the peer's | peak, MiB | of the peer's | perplexity | agreement |",
-        "|---|---|---|---|---|---|---|",
     ]
+    header = ["case", "seconds", "of the peer's", "peak, MiB", "of the peer's"]
+    rows = []
     runs = [run for run in report["runs"] if not run["exit"]]
 
     def median(case: str, key: str) -> float | None:
@@ -153,8 +145,9 @@ def write_page(report: dict[str, Any]) -> None:
             cells += [f"{value:.0f}", f"{value / base:.2f}" if base and value else "–"]
         agreement = median(case, "agreement")
         cells += [f"{median(case, 'perplexity'):.2f}", f"{agreement:.4f}" if agreement else ""]
-        lines.append("| " + " | ".join(cells) + " |")
-    (HERE / "end-to-end.md").write_text("\n".join([*lines, ""]))
+        rows.append(cells)
+    lines.append(markdown([*header, "perplexity", "agreement"], rows))
+    (HERE / "end-to-end.md").write_text("\n".join(lines))
 
 
 if __name__ == "__main__":

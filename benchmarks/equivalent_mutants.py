@@ -1,7 +1,7 @@
-"""Mutants that no test should kill, each with the reason: looked at one by one, by hand."""
+"""Mutants that no test should kill, each inspected by hand, with the reason."""
 
-# Where, and the statement before and after, as in mutation.md → why nothing else comes out, or
-# why that is no business of tests.
+# The place of the mutant, its statement before and after, as in mutation.md → why the mutant gives
+# the same result, or why its result is not for a test to decide.
 EQUIVALENT: dict[tuple[str, str, str], str] = {
     (
         "metric/evaluate.score",

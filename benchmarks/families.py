@@ -1,9 +1,9 @@
-"""Which families `prune --structure` takes: every kind of block that the tests know, tried.
+"""Which families `prune --structure` takes: tries every architecture of the tests.
 
     python benchmarks/families.py
 
-Writes benchmarks/families.md. Each tiny random model is pruned, saved, loaded by transformers alone
-and run; what is refused is listed with the reason that the program gives.
+Writes benchmarks/families.md. A tiny random model of each family is pruned, saved, loaded by
+transformers alone and run; the page lists each refusal with the reason that the program gives.
 """
 
 import sys
@@ -21,6 +21,7 @@ from pruner_zero import PrunerZeroError, prune
 from pruner_zero.choices import Structure
 from pruner_zero.models import check_dropped
 from pruner_zero.text import Corpus
+from tables import markdown
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -28,34 +29,34 @@ sys.path.insert(0, str(HERE.parent))
 from tests.tiny import tiny_tokenizer  # noqa: E402 (the path above)
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows  # noqa: E402
 
-# Two of six blocks: a family whose blocks alternate can do without both.
+# A third of the blocks is two of six: families with alternating kinds of blocks can lose a pair.
 SHARES: dict[Structure, float] = {"channels": 0.5, "heads": 0.5, "blocks": 1 / 3, "experts": 0.25}
 DEPTH = 6
 TEXT = "What is pruned is as small as it says, and says what it is. " * 20
 
 
 def attempt(architecture: str, structure: Structure, folder: Path) -> str:
-    """Prune a tiny model, and load and run what was saved: yes, some, or why it was refused.
+    """Prune a tiny model, load and run the saved model; "yes", "some", or why it was refused.
 
-    "some" says that only some of the blocks can go. Raises AssertionError where the loaded model
-    computes anything else than the pruned one.
+    "some" says that only some of the blocks can be removed. Raises AssertionError where the logits
+    of the loaded model differ from those of the pruned model.
     """
     metric = "wanda" if structure in ("channels", "heads") else None
     sizes = {"windows": 3, "seqlen": 16, "multiple_of": 8, "cache": folder / "cache"}
-    asked: dict[str, Any] = {"structure": structure, "sparsity": SHARES[structure], **sizes}
+    options: dict[str, Any] = {"structure": structure, "sparsity": SHARES[structure], **sizes}
     model = tiny_model(architecture, blocks=DEPTH)
     place, text = folder / f"{architecture}-{structure}", Corpus("text", TEXT)
     some = structure == "blocks" and not all(_can_go(model, n) for n in range(1, DEPTH - 1))
     given = {"tokenizer": tiny_tokenizer(), "calibration": text, "output": place}
     try:
-        prune(model, metric, **given, **asked)
+        prune(model, metric, **given, **options)
     except PrunerZeroError as error:
-        # Anything else is no refusal of the family.
+        # An error without these words does not refuse the family: then the index fails.
         return str(error).split(" family: ")[1].partition(";")[0]
     loaded = AutoModelForCausalLM.from_pretrained(place)
     with torch.no_grad():
-        expected, found = model(tiny_windows()).logits, loaded(tiny_windows()).logits
-    torch.testing.assert_close(found, expected)
+        expected, logits = model(tiny_windows()).logits, loaded(tiny_windows()).logits
+    torch.testing.assert_close(logits, expected)
     assert loaded.num_parameters() == model.num_parameters()
     return "some" if some else "yes"
 
@@ -79,22 +80,22 @@ def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
         " and run: it computes the same. *some*: whether the configuration can do without a block"
         " depends on which it is.",
         "",
-        f"| family | {' | '.join(SHARES)} |",
-        f"|---|{'---|' * len(SHARES)}",
     ]
+    rows = []
     refused: dict[str, list[str]] = defaultdict(list)
     with TemporaryDirectory() as folder:
         for architecture in architectures:
-            cells = []
+            cells = [f"`{architecture}`"]
             for structure in SHARES:
                 outcome = attempt(architecture, structure, Path(folder))
                 taken = outcome in ("yes", "some")
                 cells.append(outcome if taken else "no")
                 if not taken:
                     refused[f"{structure}: {outcome}"].append(architecture)
-            lines.append(f"| `{architecture}` | {' | '.join(cells)} |")
+            rows.append(cells)
     reasons = [f"- {reason} ({', '.join(several)})" for reason, several in refused.items()]
-    return "\n".join([*lines, "", "What the refusals say:", "", *reasons, ""])
+    table = markdown(("family", *SHARES), rows)
+    return "\n".join([*lines, table, "What the refusals say:", "", *reasons, ""])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What the cheap rungs of the search are worth: closed-form error, few windows, the loss.
+"""How well the cheap rungs of the search rank metrics: closed-form error, few windows, the loss.
 
     python benchmarks/fitness.py --calibration wiki.valid.raw --search-text wiki.valid.raw
 
 Judges known and random metrics in every comparison group by the closed-form errors, and by the
-loss and the divergence from the dense model on each search window; writes every number to
-benchmarks/results/fitness-*.jsonl as it goes; a second call goes on. Writes fitness.md from all
-such files that are there; --page does only that.
+loss and the divergence from the dense model on each search window. Writes every number at once to
+benchmarks/results/fitness-*.jsonl, so that a second call continues, and fitness.md from all these
+files; --page only writes the page.
 """
 
 import argparse
@@ -33,11 +33,12 @@ from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
 from pruner_zero.text import load_mixture
+from tables import markdown
 
 HERE = Path(__file__).parent
 SCOPES = ("row", "block", "matrix", "global")
 BY_HAND = ("W * G", "W * G^0.5", "W * G^0.5 * X^0.25", "W * X * G^0.25", "sqr(W) * G", "W * X^0.5")
-# Search windows of the loss, and how many of them the divergence is measured on.
+# The number of search windows for the loss, and of those among them for the divergence.
 WINDOWS, COMPARED = 8, 2
 KNOWN = ("magnitude", "wanda", "gblm", "ria", "pruner-zero")
 
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def measure(given: argparse.Namespace) -> None:
-    """Judge what is missing, line by line."""
+    """Judge the metrics that are missing, and write a line for each."""
     name = "50" if given.pattern is None else given.pattern.replace(":", "-")
     output = HERE / "results" / f"fitness-{name}-{'-'.join(given.scopes)}.jsonl"
     zeros = {"pattern": given.pattern} if given.pattern else {"sparsity": 0.5}
@@ -99,14 +100,14 @@ def measure(given: argparse.Namespace) -> None:
                 line = {"reason": str(error)}
             append_line(output, {"expression": text, "scope": scope, **line})
             progress.note(f"{scope:<7} {text[:50]:<50} {line.get('loss', line.get('reason'))}")
-    found = [
+    closed_lines = [
         {"expression": line["expression"], "scope": line["scope"]}
         | closed_forms(evaluator, line["expression"], line["scope"])
         for line in progress.track(read_lines(output), "closed forms")
         if "loss" in line
     ]
     closed = output.with_name(output.name.replace("fitness", "closed-forms"))
-    write_atomic(closed, "".join(json.dumps(line) + "\n" for line in found))
+    write_atomic(closed, "".join(json.dumps(line) + "\n" for line in closed_lines))
 
 
 @torch.no_grad()
@@ -120,15 +121,12 @@ def _judge(
             if reference is None:
                 losses.append(float(next_token_loss(model, window[None])))
                 continue
-            found = _log_probabilities(model, window)
-            losses.append(float(functional.nll_loss(found[:-1], window[1:])))
-            divergences.append(
-                float(
-                    functional.kl_div(
-                        found, reference.float(), log_target=True, reduction="batchmean"
-                    )
-                )
+            log_p = _log_probabilities(model, window)
+            losses.append(float(functional.nll_loss(log_p[:-1], window[1:])))
+            divergence = functional.kl_div(
+                log_p, reference.float(), log_target=True, reduction="batchmean"
             )
+            divergences.append(float(divergence))
     return {
         "full_seconds": round(time.monotonic() - start, 3),
         "loss": sum(losses) / len(losses),
@@ -142,8 +140,8 @@ def closed_forms(evaluator: Any, text: str, scope: Any) -> dict[str, float]:
     """Three closed-form errors of one metric from its masks on the sampled rows.
 
     relative: the mean over matrices of the log of the lost share of the layer's output.
-    sensitive: the log of all layer errors, rows weighed by the gradient at their output.
-    closed: `closed_form_error`, what the search uses.
+    sensitive: the log of the sum of all layer errors, each row weighed by its output's gradient.
+    closed: `closed_form_error`, the error that the search uses.
     """
     start = time.monotonic()
     masks = sampled_masks(evaluator.sample, parse(text), scope, evaluator.pattern)
@@ -163,7 +161,7 @@ def closed_forms(evaluator: Any, text: str, scope: Any) -> dict[str, float]:
 
 
 def _log_probabilities(model: Any, window: Tensor) -> Tensor:
-    """The model's log-probabilities (tokens, vocabulary) on one window, fp32."""
+    """The model's log-probabilities (tokens, vocabulary) on a window, fp32."""
     return functional.log_softmax(model(window[None], use_cache=False).logits[0].float(), dim=-1)
 
 
@@ -187,26 +185,24 @@ def write_page() -> None:
         " with which they share no token. Perplexity is the exponential of the loss and ranks"
         " alike. *seconds*: one closed-form rung; masking the model and all windows.",
         "",
-        "| groups | metrics | " + " | ".join(names) + " | seconds |",
-        "|---" * (len(names) + 3) + "|",
     ]
-    judged = []
+    rows, judged = [], []
     for file in sorted((HERE / "results").glob("fitness-*.jsonl")):
         closed = {
             (line["expression"], line["scope"]): line
             for line in read_lines(file.with_name(file.name.replace("fitness", "closed-forms")))
         }
-        own = [
+        metrics = [
             closed[line["expression"], line["scope"]] | line
             for line in read_lines(file)
             if (line["expression"], line["scope"]) in closed
         ]
-        if own:
-            lines.append(_row(file.stem.removeprefix("fitness-"), own))
-            judged += own if file.stem.startswith("fitness-50") else []
-    lines.append(_row("50, together", judged))
+        if metrics:
+            rows.append(_row(file.stem.removeprefix("fitness-"), metrics))
+            judged += metrics if file.stem.startswith("fitness-50") else []
+    rows.append(_row("50, together", judged))
     lines += [
-        "",
+        markdown(("groups", "metrics", *names, "seconds"), rows),
         f"Over all {len(judged)}, the closed-form error (a logarithm) rises by"
         f" {_slope(judged):.1f} per nat of loss, the median slope over all pairs: where a search"
         " cannot tell yet, `Surrogate` takes 2.",
@@ -215,20 +211,20 @@ def write_page() -> None:
 
 
 def _slope(judged: list[dict[str, Any]]) -> float:
-    points: list[tuple[float, float]] = [(one["loss"], one["closed"]) for one in judged]
+    points: list[tuple[float, float]] = [(line["loss"], line["closed"]) for line in judged]
     slopes = [(y2 - y1) / (x2 - x1) for (x1, y1), (x2, y2) in combinations(points, 2) if x1 != x2]
     return statistics.median(slopes)
 
 
-def _row(name: str, judged: list[dict[str, Any]]) -> str:
+def _row(name: str, judged: list[dict[str, Any]]) -> list[str]:
     predictors = [
-        ([one[name] for one in judged], [one["loss"] for one in judged])
+        ([line[name] for line in judged], [line["loss"] for line in judged])
         for name in ("relative", "sensitive", "closed")
     ]
     for count in (1, 2):
-        rest = [sum(one["losses"][count:]) for one in judged]
+        rest = [sum(line["losses"][count:]) for line in judged]
         for kind in ("losses", "divergences"):
-            predictors.append(([sum(one[kind][:count]) for one in judged], rest))
+            predictors.append(([sum(line[kind][:count]) for line in judged], rest))
     cells = [name, str(len(judged))]
     for values, losses in predictors:
         middle = sorted(losses)[(len(losses) + 1) // 2 - 1]
@@ -236,9 +232,9 @@ def _row(name: str, judged: list[dict[str, Any]]) -> str:
         everyone = kendalltau(values, losses).statistic
         better = kendalltau(*zip(*best, strict=True)).statistic
         cells.append(f"{everyone:.2f} ({better:.2f})")
-    cheap = statistics.median(one["seconds"] for one in judged)
-    dear = statistics.median(one["full_seconds"] for one in judged)
-    return "| " + " | ".join([*cells, f"{cheap:.2f}; {dear:.0f}"]) + " |"
+    cheap = statistics.median(line["seconds"] for line in judged)
+    dear = statistics.median(line["full_seconds"] for line in judged)
+    return [*cells, f"{cheap:.2f}; {dear:.0f}"]
 
 
 if __name__ == "__main__":

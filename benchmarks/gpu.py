@@ -1,11 +1,11 @@
-"""What only a GPU shows: seconds and peak memory of `prune`, selection and `search` on one.
+"""Measures `prune`, selection and `search` on a GPU: seconds and peak memory.
 
     python benchmarks/gpu.py --model builtin:smollm2-135m --calibration wiki.valid.raw
 
-Measures part after part, each in a process of its own that is ended after eight minutes, and with
-nothing cached. Parts are kept as they come in benchmarks/results/gpu.json, from which gpu.md is
-written, so that a run which was cut goes on; --at-most 1 fits a machine that is lent for ten
-minutes. Without a GPU it measures what there is, and the page says so.
+Measures the parts one after the other, each in its own process, which is killed after eight
+minutes, with nothing cached. Every part is written at once to benchmarks/results/gpu.json, so that
+an interrupted run continues, and gpu.md is written from it; --at-most 1 fits a machine that is
+lent for ten minutes. Without a GPU the script measures the CPU, and the page says so.
 """
 
 import argparse
@@ -46,7 +46,7 @@ PATTERNS: tuple[Pattern, ...] = (
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the numbers. rows: of the matrices that selection chooses in."""
+    """The settings that decide the numbers. rows: of the matrices that selection chooses in."""
 
     model: str
     calibration: str
@@ -64,7 +64,7 @@ class Settings:
 
 
 def measure(part: str, settings: Settings) -> dict[str, Any]:
-    """The numbers of one part, and where they come from."""
+    """The numbers of a part, with its device and provenance."""
     measures = {"selection": selection, "search": searching}
     row = measures[part](settings) if part in measures else pruning(part, settings)
     device = str(find_devices(settings.device).first)
@@ -72,14 +72,14 @@ def measure(part: str, settings: Settings) -> dict[str, Any]:
 
 
 def pruning(method: str, settings: Settings) -> dict[str, Any]:
-    """Seconds and peak memory of `prune`, statistics included, the loading of the model not."""
+    """Seconds and peak memory of `prune`, with the statistics, without loading the model."""
     with TemporaryDirectory() as cache:
         result = prune(settings.model, method, cache=cache, **settings.common)
     return {**result.cost.to_json(), "zeros": result.sparsity}
 
 
 def searching(settings: Settings) -> dict[str, Any]:
-    """Candidates a minute, statistics not counted, and peak memory, of a search by one worker."""
+    """Candidates a minute, without the statistics, and peak memory of a search by one worker."""
     with TemporaryDirectory() as folder, measured() as cost:
         study = search(
             settings.model,
@@ -95,9 +95,9 @@ def searching(settings: Settings) -> dict[str, Any]:
 
 
 def selection(settings: Settings) -> dict[str, Any]:
-    """Of masks by each pattern the seconds, and the share of the bandwidth that a copy reaches.
+    """For each pattern the seconds of a mask, and its bandwidth as a share of a copy's bandwidth.
 
-    A mask has to read four bytes a score and to write one; what else is read counts for nothing.
+    A mask must read four bytes and write one byte for each score; other traffic is not counted.
     """
     device = find_devices(settings.device).first
     copied = torch.rand(settings.rows, 1 << 14, device=device)
@@ -121,7 +121,7 @@ def selection(settings: Settings) -> dict[str, Any]:
 
 
 def seconds(task: Callable[[], object], device: torch.device) -> float:
-    """The median time of a task on `device`, after one that warms up."""
+    """The median time of a task on `device`, after a run that warms up."""
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device.type)
     times = []
     for _ in range(TURNS + 1):
@@ -134,14 +134,14 @@ def seconds(task: Callable[[], object], device: torch.device) -> float:
 
 
 def apart(part: str, settings: Settings, limit: float = SECONDS) -> dict[str, Any]:
-    """`measure` in a process of its own; why there are no numbers where it fails or is too slow."""
+    """`measure` in its own process; where it fails or is too slow, the reason as "failed"."""
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_send, args=(part, settings, sender))
     process.start()
     sender.close()
     try:
-        # At its end a process that died without a word closes the pipe.
+        # A process that dies without a message closes the pipe, which ends the wait.
         if receiver.poll(limit):
             row: dict[str, Any] = receiver.recv()
             process.join(10)
@@ -159,12 +159,12 @@ def _send(part: str, settings: Settings, sender: Connection) -> None:
     try:
         sender.send(measure(part, settings))
     except Exception as error:
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        sender.send({"failed": told, "provenance": provenance()})
+        message = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        sender.send({"failed": message, "provenance": provenance()})
 
 
 def write_page(report: dict[str, Any], command: str, page: Path) -> None:
-    """Write the page of what was measured, of what was not, and of where."""
+    """Write the page: the measured parts, the missing parts, and the devices."""
     rows, settings = report["parts"], report["settings"]
     used = {part: _gpus(row) for part, row in rows.items()}
     gpus = sorted({name for names in used.values() for name in names})
@@ -210,11 +210,11 @@ def write_page(report: dict[str, Any], command: str, page: Path) -> None:
             shape = " × ".join(map(str, row["shape"]))
             lines.append(f"| {row['pattern']} | {shape} | {row['ms']:.2f} | {row['share']:.1%} |")
         lines.append("")
-    if (found := rows.get("search", {})).get("candidates"):
-        peak = f", peak on the GPU {_mib(found)} MiB" if "peak_gpu_bytes" in found else ""
+    if (searched := rows.get("search", {})).get("candidates"):
+        peak = f", peak on the GPU {_mib(searched)} MiB" if "peak_gpu_bytes" in searched else ""
         lines += [
-            f"`search`: {found['per_minute']} candidates a minute by one worker"
-            f" ({found['candidates']} judged){peak}.",
+            f"`search`: {searched['per_minute']} candidates a minute by one worker"
+            f" ({searched['candidates']} judged){peak}.",
             "",
         ]
     write_atomic(page, "\n".join(lines))
@@ -225,7 +225,7 @@ def _listed(parts: list[str]) -> str:
 
 
 def _gpus(row: dict[str, Any]) -> list[str]:
-    """The names of the GPUs that a part used; of one that is not CUDA's, the device."""
+    """The names of the GPUs that a part used; for a GPU without CUDA, the name of its device."""
     elsewhere = [device for device in [row.get("device", "cpu")] if device != "cpu"]
     names: list[str] = row["provenance"].get("gpus", elsewhere)
     return names

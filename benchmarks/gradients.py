@@ -1,9 +1,9 @@
-"""Of how long windows the gradients G tell most, the tokens being the same.
+"""The best length of the windows that the gradients G are taken on, with the same tokens.
 
     python benchmarks/gradients.py --calibration wiki.valid.raw
 
-Calibrated on windows of the first half of the text, measured on windows of its second half; the
-test text is not read. Writes benchmarks/results/gradients.json, table by table, and gradients.md.
+Calibrates on windows of the first half of the text and measures on windows of its second half; does
+not read the test text. Writes benchmarks/results/gradients.json, table by table, and gradients.md.
 """
 
 import argparse
@@ -16,6 +16,7 @@ from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
+from tables import markdown
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "gradients.json"
@@ -43,7 +44,7 @@ def main() -> None:
             if str(pieces) in rows:
                 continue
             with tempfile.TemporaryDirectory() as folder:
-                found = compare(
+                result = compare(
                     model,
                     methods,
                     calibration=lines[:half],
@@ -57,8 +58,8 @@ def main() -> None:
                     progress=LineProgress(),
                     **zeros,
                 )
-            rows[str(pieces)] = found.rows
-            report["provenance"] = found.provenance
+            rows[str(pieces)] = result.rows
+            report["provenance"] = result.provenance
             write_atomic(FILE, json.dumps(report, indent=2) + "\n")
             write_page(report)
     write_page(report)
@@ -78,11 +79,12 @@ def write_page(report: dict[str, Any]) -> None:
     ]
     for name, columns in report["tables"].items():
         lengths = list(columns)
-        page += ["", f"## {name}", "", "| metric | " + " | ".join(lengths) + " tokens |"]
-        page += ["|" + "---|" * (len(lengths) + 1)]
-        for index, method in enumerate(TABLES[name][1]):
-            values = [f"{columns[length][index]['perplexity']:.2f}" for length in lengths]
-            page.append(f"| `{method}` | " + " | ".join(values) + " |")
+        rows = [
+            [f"`{method}`", *(f"{columns[n][index]['perplexity']:.2f}" for n in lengths)]
+            for index, method in enumerate(TABLES[name][1])
+        ]
+        table = markdown(["metric", *lengths[:-1], f"{lengths[-1]} tokens"], rows)
+        page += ["", f"## {name}", "", table.rstrip()]
     (HERE / "gradients.md").write_text("\n".join([*page, ""]))
 
 

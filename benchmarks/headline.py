@@ -8,19 +8,17 @@ benchmarks/updates.py wrote: SmolLM2-135M, the first 12 windows of WikiText-2 te
 
 import json
 import math
-from io import BytesIO
 from pathlib import Path
 
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pruner_zero.files import write_atomic
+from curves import save
 
 HERE = Path(__file__).parent
 DENSE, WINDOWS = 25.88, 12
 CLASSIC, OURS = "#9aa5b1", "#0b5cad"
-# Label of the result file → (label of the figure, whether this program adds something to it).
+# Label in the result file → (label in the figure, whether this program adds a part of the method).
 ROWS = {
     "wanda": ("Wanda", False),
     "sparsegpt": ("SparseGPT", False),
@@ -37,16 +35,11 @@ def main() -> None:
     figure = Figure(figsize=(8.6, 2.7), layout="constrained")
     for axes, zeros in zip(figure.subplots(1, 2), ("50", "2-4"), strict=True):
         draw(axes, zeros)
-    data = BytesIO()
-    with rc_context({"svg.hashsalt": "pruner-zero"}):
-        figure.savefig(data, format="svg", facecolor="white", metadata={"Date": None})
-    # Matplotlib ends lines of paths in blanks.
-    text = "\n".join(line.rstrip() for line in data.getvalue().decode().splitlines())
-    write_atomic(HERE / "headline.svg", text + "\n")
+    save(figure, HERE / "headline.svg")
 
 
 def draw(axes: Axes, zeros: str) -> None:
-    """One bar a method that was measured at this pattern of zeros, and the dense model's line."""
+    """Draw a bar for each method measured at this pattern of zeros, and the dense model's line."""
     rows = json.loads((HERE / "results" / f"updates-{zeros}.json").read_text())["rows"]
     losses = {row["label"]: row["losses"][:WINDOWS] for row in rows}
     bars = [

@@ -1,12 +1,12 @@
-"""What a second Gram matrix, held out, could choose: the damping and a blend, for each matrix.
+"""Choosing the damping, and a blend of weights, of each matrix by a held-out Gram matrix.
 
     python benchmarks/heldout.py --text wiki.valid.raw
 
-Rows of every matrix of SmolLM2-135M lose half of their weights by Wanda's scores; those that stay
-are solved by least squares on windows of one text. The error of the outputs, beside that of the
-mask alone, is measured on these windows, on others of the same text, and on a text of another
-kind: for several dampings, for the damping that is best on the other windows of the same text,
-chosen for each matrix, and for the blend of masked and solved weights that is best there, which
+Rows of every matrix of SmolLM2-135M lose half of their weights by Wanda's scores; least squares on
+windows of a text solves for the kept weights. The output error, relative to that of the mask alone,
+is measured on these windows, on held-out windows of the same text, and on another kind of text. It
+is measured for several dampings, for the damping of each matrix with the least error on the
+held-out windows, and for the blend of masked and solved weights with the least error there, which
 has a closed form. Writes results/heldout.json and heldout.md.
 """
 
@@ -35,8 +35,8 @@ MODEL = "builtin:smollm2-135m"
 DAMPINGS = (0.001, 0.01, 0.03, 0.1, 0.3, 1.0)
 USUAL = 0.01
 ROWS, WINDOWS, SEQLEN = 64, 24, 1024
-# What is fitted to, and where the errors are measured: on what was fitted to, on other windows of
-# the same text, on another text.
+# The text for the fit → the sources that errors are measured on: the windows of the fit, held-out
+# windows of the same text, another text.
 CASES = {
     "WikiText-2": ("wiki", "wiki, held out", "pydoc"),
     "the model's own text": ("self", "self, held out", "wiki"),
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def windows_of(model: LanguageModel, source: str, text: str) -> Windows:
-    """`WINDOWS` windows of a source; those that are held out are of another part of it."""
+    """`WINDOWS` windows of a source; held-out windows come from another part of its text."""
     name, _, part = source.partition(", ")
     if name == "self":
         return self_windows(model, WINDOWS, SEQLEN, 0, first=WINDOWS if part else 0)
@@ -72,9 +72,9 @@ def windows_of(model: LanguageModel, source: str, text: str) -> Windows:
 
 
 def measure(model: LanguageModel, texts: list[Windows]) -> dict[str, Any]:
-    """The errors beside those of the mask alone, the geometric mean over matrices.
+    """The errors relative to those of the mask alone, geometric means over the matrices.
 
-    texts: what is fitted to, held-out windows, another text.
+    texts: the windows of the fit, held-out windows, another text.
     """
     matrices = find_matrices(model.model)
     readers = []
@@ -104,7 +104,7 @@ def measure(model: LanguageModel, texts: list[Windows]) -> dict[str, Any]:
 
 
 def of_matrix(dense: Tensor, grams: list[Tensor]) -> dict[str, list[Tensor]]:
-    """The errors of some rows (rows, in) on every Gram matrix, by what was done."""
+    """The relative errors of some rows (rows, in) on every Gram matrix, by damping or blend."""
     score = dense.abs() * grams[0].diagonal().sqrt()
     mask = Unstructured(0.5, "row").choose({"matrix": score})["matrix"]
     masked = dense * mask
@@ -120,7 +120,7 @@ def of_matrix(dense: Tensor, grams: list[Tensor]) -> dict[str, list[Tensor]]:
             for gram, error in zip(grams, base, strict=True)
         ]
     step = usual - masked
-    # The error along the line from masked to solved weights is a parabola.
+    # The error along the line from masked to solved weights is a parabola; `share` is its minimum.
     slope = (((dense - masked) @ grams[1]) * step).sum()
     share = (slope / row_errors(step, grams[1]).sum()).clamp(0, 1)
     blend = masked + share * step
@@ -132,7 +132,7 @@ def of_matrix(dense: Tensor, grams: list[Tensor]) -> dict[str, list[Tensor]]:
 
 
 def page(report: dict[str, Any]) -> str:
-    """A table for each text that is fitted to."""
+    """A table for each text of a fit."""
     lines = [
         "# What a held-out Gram matrix could choose",
         "",
@@ -143,13 +143,8 @@ def page(report: dict[str, Any]) -> str:
         "",
     ]
     for name, case in report.items():
-        _, held, other = CASES[name]
-        lines += [
-            f"## Fitted to {name}",
-            "",
-            f"| | where it was fitted | {held} | {other} |",
-            "|---|---|---|---|",
-        ]
+        sources = ["where it was fitted", *CASES[name][1:]]
+        lines += [f"## Fitted to {name}", "", f"| | {' | '.join(sources)} |", "|---|---|---|---|"]
         for label, errors in case["errors"].items():
             words = label if " " in label else f"damping {label}"
             lines.append(f"| {words} | {' | '.join(f'{error:.3f}' for error in errors)} |")

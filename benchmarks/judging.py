@@ -1,9 +1,9 @@
-"""What judging candidates in bfloat16 changes and saves, beside float32.
+"""How losses and seconds of candidates change when they are judged in bfloat16, not float32.
 
     python benchmarks/judging.py --calibration wiki.valid.raw
 
-Prunes by known and hand-made metrics at 50 % and takes the loss on two windows in both dtypes, in
-turn. Writes benchmarks/results/judging.json and judging.md.
+Prunes by known and hand-made metrics at 50 % and measures the loss on two windows in both dtypes,
+in turn. Writes benchmarks/results/judging.json and judging.md.
 """
 
 import argparse
@@ -25,6 +25,7 @@ from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import Scope
 from pruner_zero.text import load_mixture
+from tables import markdown
 
 HERE = Path(__file__).parent
 METRICS: tuple[tuple[str, Scope], ...] = (
@@ -68,8 +69,8 @@ def main() -> None:
             losses = evaluator.masked.losses(parse(text), scope, evaluator.windows)
             row[dtype] = {"losses": losses, "seconds": round(time.monotonic() - start, 2)}
         rows.append(row)
-    found = {"rows": rows, "provenance": {**provenance(), "threads": given.threads}}
-    write_atomic(HERE / "results" / "judging.json", json.dumps(found, indent=2) + "\n")
+    report = {"rows": rows, "provenance": {**provenance(), "threads": given.threads}}
+    write_atomic(HERE / "results" / "judging.json", json.dumps(report, indent=2) + "\n")
     write_page(rows)
 
 
@@ -79,7 +80,7 @@ def write_page(rows: list[dict[str, Any]]) -> None:
         dtype: [statistics.mean(row[dtype]["losses"]) for row in rows]
         for dtype in ("float32", "bfloat16")
     }
-    moved = [abs(one - other) for one, other in zip(*means.values(), strict=True)]
+    moved = [abs(wide - narrow) for wide, narrow in zip(*means.values(), strict=True)]
     ratio = statistics.median(
         row["bfloat16"]["seconds"] / row["float32"]["seconds"] for row in rows
     )
@@ -94,14 +95,14 @@ def write_page(rows: list[dict[str, Any]]) -> None:
         f" {order:.2f}; masking and both windows take {ratio:.2f} of the time"
         " (median).",
         "",
-        "| metric | float32 | bfloat16 | seconds |",
-        "|---|---|---|---|",
     ]
-    for row, one, other in zip(rows, *means.values(), strict=True):
+    cells = []
+    for row, wide, narrow in zip(rows, *means.values(), strict=True):
         seconds = f"{row['float32']['seconds']:.1f}; {row['bfloat16']['seconds']:.1f}"
         name = f"`{row['expression']}` @{row['scope']}"
-        lines.append(f"| {name} | {one:.4f} | {other:.4f} | {seconds} |")
-    lines += ["", "[Result file](results/judging.json).", ""]
+        cells.append([name, f"{wide:.4f}", f"{narrow:.4f}", seconds])
+    lines.append(markdown(("metric", "float32", "bfloat16", "seconds"), cells))
+    lines += ["[Result file](results/judging.json).", ""]
     (HERE / "judging.md").write_text("\n".join(lines))
 
 

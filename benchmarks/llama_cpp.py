@@ -1,13 +1,13 @@
-"""Do the folders of smaller models load in llama.cpp, and are they faster there?
+"""Whether the folders of smaller models load in llama.cpp, and how much faster they run there.
 
     pip install xllamacpp sentencepiece
     python benchmarks/llama_cpp.py llama.cpp/convert_hf_to_gguf.py
 
 Prunes SmolLM2-135M in several ways, converts every folder with the public converter (in the
 repository of llama.cpp, and in the source archive of llama-cpp-python from 0.3.36 on) and runs it
-by the public runtime, one thread, 16-bit weights. Every model continues a prompt greedily there
-from 32-bit weights and in transformers, and the two texts are compared. The tokens a second are
-medians over turns, in which the models follow one another. Writes results/llama-cpp.json and
+by the public runtime, with one thread and 16-bit weights. Every model continues a prompt greedily
+in llama.cpp from 32-bit weights and in transformers; the script compares the two texts. The models
+take turns; tokens a second are medians over the turns. Writes results/llama-cpp.json and
 llama-cpp.md.
 """
 
@@ -40,7 +40,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "a fifth of the blocks": {"structure": "blocks", "sparsity": 0.2},
 }
 PROMPT = "Python is a programming language that"
-# Tokens of the greedy continuation; of a prompt and its continuation whose speed is measured.
+# Numbers of tokens: of the compared greedy continuation; of the timed prompt and continuation.
 GREEDY, PREFILL, DECODE = 24, 512, 64
 WORDS = {"f32": "32-bit", "f16": "16-bit"}
 
@@ -73,7 +73,7 @@ def run(given: argparse.Namespace) -> None:
 
 
 def prepare(name: str, folder: Path, converter: Path) -> dict[str, Any]:
-    """Prune and convert one case; what its files are, and whether it continues the prompt alike."""
+    """Prune and convert a case; its files and sizes, and the two continuations of the prompt."""
     print(name, flush=True)
     settings, place = CASES[name], folder / name.replace(" ", "-")
     model = load_model(MODEL, dtype="float32")
@@ -96,15 +96,15 @@ def prepare(name: str, folder: Path, converter: Path) -> dict[str, Any]:
 
 
 def speed(path: Path) -> dict[str, float]:
-    """Tokens a second of a prompt of `PREFILL` tokens and of `DECODE` after it."""
-    # A list is taken as tokens.
+    """Tokens a second of a prompt of `PREFILL` tokens and of the `DECODE` tokens after it."""
+    # The server takes a list as tokens.
     times = ask(path, list(range(1000, 1000 + PREFILL)), DECODE)["timings"]
     return {"prefill": times["prompt_per_second"], "decode": times["predicted_per_second"]}
 
 
 def ask(path: Path, prompt: str | list[int], count: int) -> dict[str, Any]:
-    """The greedy continuation of `prompt` by `count` tokens, with the times that it took."""
-    # In a process of its own, since the runtime keeps the memory of a model.
+    """The greedy continuation of `prompt` by `count` tokens, with its times."""
+    # Runs in its own process, since the runtime does not free the memory of a model.
     source = (
         "import json, sys, xllamacpp\n"
         "path, prompt, count = json.loads(sys.argv[1])\n"
@@ -112,9 +112,9 @@ def ask(path: Path, prompt: str | list[int], count: int) -> dict[str, Any]:
         "settings.model.path, settings.n_ctx, settings.n_parallel = path, 1024, 1\n"
         "settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1\n"
         "server = xllamacpp.Server(settings)\n"
-        "asked = {'prompt': prompt, 'n_predict': count, 'temperature': 0.0,\n"
-        "         'cache_prompt': False, 'ignore_eos': True}\n"
-        "answer = server.handle_completions(asked)\n"
+        "request = {'prompt': prompt, 'n_predict': count, 'temperature': 0.0,\n"
+        "           'cache_prompt': False, 'ignore_eos': True}\n"
+        "answer = server.handle_completions(request)\n"
         "print(answer if isinstance(answer, str) else json.dumps(answer))\n"
     )
     command = [sys.executable, "-c", source, json.dumps([str(path), prompt, count])]
@@ -124,7 +124,7 @@ def ask(path: Path, prompt: str | list[int], count: int) -> dict[str, Any]:
 
 
 def page(report: Mapping[str, dict[str, Any]]) -> str:
-    """The table, with speeds beside those of the dense model."""
+    """The page: a table of sizes and speeds, each with its ratio to the dense model's."""
     lines = [
         "# Smaller models in llama.cpp",
         "",

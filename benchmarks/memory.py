@@ -2,15 +2,14 @@
 
     python benchmarks/memory.py --shapes 7B small 1B
 
-Random LLaMA-shaped bf16 checkpoints are made in --folder and pruned by the program itself, each in
-a process of its own, whose peak resident memory the system tells at its end: one shape at several
-depths, in memory and offloaded, a 1B shape, and LLaMA-2-7B's. Runs are kept as they come in
-benchmarks/results/memory.json, and memory.md is written from them.
+The script makes random LLaMA-shaped bf16 checkpoints in --folder. `prune` runs on each in its own
+process, whose peak resident memory the system reports at its end. The checkpoints: a small shape at
+several depths, in memory and offloaded, a 1B shape, and LLaMA-2-7B's shape. Every run is written at
+once to benchmarks/results/memory.json, and memory.md is written from that file.
 """
 
 import argparse
 import json
-import os
 import platform
 import shutil
 import subprocess
@@ -18,24 +17,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pruner_zero.files import write_atomic
 from shapes import Shape, make_checkpoint
+from tables import machine
 
 SMALL = {"hidden": 1024, "intermediate": 2816, "heads": 16, "kv_heads": 16}
 ONE_BILLION = Shape(2048, 5632, 22, 32, 4)
 SEVEN_BILLION = Shape(4096, 11008, 32, 32, 32)
 SHAPES = {"small": Shape(**SMALL, blocks=4), "1B": ONE_BILLION, "7B": SEVEN_BILLION}
 HERE = Path(__file__).parent
-# Methods that are more than a metric at half of the weights.
+# Methods that need more options than a metric at a sparsity of one half.
 OPTIONS = {
     "channels": ["--metric", "wanda", "--structure", "channels", "--sparsity", "0.2"],
 }
 METHODS = ("wanda", "pruner-zero", "W * (O * X)^0.75@global", *OPTIONS)
 
 
-# Run by a bare interpreter: what a process forks from counts in its child's peak.
+# Run by a bare interpreter, since the memory of the forking process counts in its child's peak.
 _LAUNCHER = """
 import json, os, subprocess, sys, time
 start = time.monotonic()
@@ -50,15 +48,15 @@ print(json.dumps([code, time.monotonic() - start, usage.ru_maxrss]))
 def measure(command: list[str], log: Path) -> tuple[int, float, int]:
     """Exit code, wall seconds and peak resident bytes of a process; its stderr goes to `log`."""
     launch = [sys.executable, "-S", "-c", _LAUNCHER, str(log), *command]
-    told = subprocess.run(launch, check=True, capture_output=True, text=True).stdout
-    code, seconds, peak = json.loads(told)
+    output = subprocess.run(launch, check=True, capture_output=True, text=True).stdout
+    code, seconds, peak = json.loads(output)
     return code, round(seconds, 1), peak * (1 if sys.platform == "darwin" else 1024)
 
 
 def prune(
     shape: Shape, method: str, offload: bool, arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """One run and what it took; its statistics are collected anew."""
+    """One run, with its time and peak memory; its statistics are collected anew."""
     folder: Path = arguments.folder
     model = make_checkpoint(shape, folder / shape.name)
     output, cache, log = folder / "out", folder / "cache", folder / "log"
@@ -107,19 +105,11 @@ def main() -> None:
         for method in arguments.methods:
             if name == "small":
                 shapes = [Shape(**SMALL, blocks=depth) for depth in arguments.depths]
-                runs += [(one, method, offload) for offload in (False, True) for one in shapes]
+                runs += [(shape, method, offload) for offload in (False, True) for shape in shapes]
             else:
                 runs.append((SHAPES[name], method, True))
     report = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
-    report |= {
-        "machine": {
-            "platform": platform.platform(),
-            "cores": os.cpu_count(),
-            "threads": torch.get_num_threads(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        }
-    }
+    report["machine"] = machine() | {"python": platform.python_version()}
     done = report.setdefault("results", [])
     for shape, method, offload in runs:
         key = (shape.name, shape.blocks, method, offload)
@@ -147,16 +137,13 @@ def write_page(report: dict[str, Any]) -> None:
         "| shape | blocks | checkpoint, MiB | tokens | method | | peak, MiB | s |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for one in report["results"]:
+    for run in report["results"]:
         cells = [
-            one["shape"],
-            one["blocks"],
-            one["checkpoint_mib"],
-            one["tokens"],
-            f"`{one['method']}`",
-            "offloaded" if one["offload"] else "in memory",
-            one["peak_mib"] if not one["exit"] else one["error"],
-            f"{one['seconds']:.0f}",
+            *(run[name] for name in ("shape", "blocks", "checkpoint_mib", "tokens")),
+            f"`{run['method']}`",
+            "offloaded" if run["offload"] else "in memory",
+            run["error"] if run["exit"] else run["peak_mib"],
+            f"{run['seconds']:.0f}",
         ]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     (HERE / "memory.md").write_text("\n".join([*lines, ""]))

@@ -3,7 +3,7 @@
 import ast
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -33,7 +33,8 @@ _SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
 }
 _SWAPPED_NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
 
-# What no test should see: types, and the wording of messages (strings are never mutated).
+# Fields that no test should depend on: types, and the wording of messages. Strings are never
+# mutated.
 _SKIPPED_FIELDS = {"annotation", "returns", "decorator_list", "type_params", "exc", "cause"}
 _SKIPPED = (ast.Assert, ast.Import, ast.ImportFrom, ast.JoinedStr)
 
@@ -49,23 +50,23 @@ class Mutant:
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Every fault we know how to make in a module, each on its own. Deterministic.
+    """Every fault that can be made in a module, each on its own. Deterministic.
 
     Comparison, arithmetic and boolean operators are exchanged, conditions negated, constants
     moved by one (floats doubled), not, - and ~ dropped, min and max, any and all exchanged,
-    and statements that act (calls, raise, break, +=) vanish. Left out is what fails at once or
-    what mypy refuses: other indices and axes, None in the place of what is returned.
-    Where two read alike, the later ones are numbered. Source: the usual operators, ours.
+    and statements that act (calls, raise, break, +=) removed. Faults that fail at once or that mypy
+    refuses are left out: other indices and axes, None in place of a return value. Where two mutants
+    read alike, the later ones are numbered. Source: the usual mutation operators, ours.
     """
     tree = ast.parse(source)
-    seen: Counter[tuple[str, str, str]] = Counter()
-    found = []
-    for one in _mutants(tree, tree, tree.body[0], ""):
-        key = (one.function, one.before, one.after)
-        seen[key] += 1
-        number = f"  # {seen[key]}" if seen[key] > 1 else ""
-        found.append(Mutant(one.function, one.before, one.after + number, one.source))
-    return found
+    counts: Counter[tuple[str, str, str]] = Counter()
+    numbered = []
+    for mutant in _mutants(tree, tree, tree.body[0], ""):
+        key = (mutant.function, mutant.before, mutant.after)
+        counts[key] += 1
+        number = f"  # {counts[key]}" if counts[key] > 1 else ""
+        numbered.append(replace(mutant, after=mutant.after + number))
+    return numbered
 
 
 def _mutants(
@@ -94,7 +95,7 @@ def _mutants(
 
 
 def _is_axis(parent: ast.AST, field: str) -> bool:
-    """Whether a number there is an index, or a method's argument such as the 1 of x.sum(1)."""
+    """Whether a number in this field is an index, or an argument such as the 1 of x.sum(1)."""
     if isinstance(parent, ast.Call):
         return field == "args" and isinstance(parent.func, ast.Attribute)
     return isinstance(parent, ast.Subscript) and field == "slice"
@@ -109,7 +110,7 @@ def _put(parent: ast.AST, field: str, index: int, child: ast.AST) -> None:
 
 
 def _header(statement: ast.AST) -> str:
-    """The statement on one line, without the body of a compound one."""
+    """The first line of a statement, which leaves out the body of a compound statement."""
     return ast.unparse(statement).strip().partition("\n")[0]
 
 
@@ -131,6 +132,6 @@ def _faults(node: ast.AST, condition: bool) -> Iterator[ast.AST]:
             yield ast.Pass()
         case ast.AugAssign():
             yield ast.Pass()
-    # Of one comparison, or a `not`, the negation is there already.
+    # A comparison and a `not` have their negation among the faults above.
     if condition and isinstance(node, ast.expr) and not isinstance(node, ast.UnaryOp | ast.Compare):
         yield ast.UnaryOp(ast.Not(), node)

@@ -2,11 +2,11 @@
 
     make mutants
 
-Draws faults of the modules below (`mutants.py`), and runs the tests that mirror the module
-against each in a process of its own; only where none fails, all tests of the room. Every verdict
-is written at once to benchmarks/results/mutation.json, so a run that was cut goes on; verdicts of
-a module that has changed are taken anew, those of survivors with --again. mutation.md is written
-from it. Hypothesis tries at most 60 examples, always the same ones.
+Draws faults of the modules below (`mutants.py`). For each fault, the tests that mirror the module
+run in their own process; where none of them fails, all tests of the room run. Every verdict is
+written at once to benchmarks/results/mutation.json, so that an interrupted run continues. A module
+that has changed is judged anew, survivors are judged anew with --again. mutation.md is written from
+that file. Hypothesis tries at most 60 examples, always the same ones.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from equivalent_mutants import EQUIVALENT
 from mutants import Mutant, mutants
 from pruner_zero.files import write_atomic
 from pruner_zero.provenance import provenance
+from tables import markdown
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -61,19 +62,19 @@ MODULES = {
     "sparsity/layer_error": "layer_error",
 }
 EXAMPLES = 60
-# Processor time a mutant may take, so that a busy machine makes nothing a timeout.
+# Processor time that a mutant may take, so that a busy machine causes no timeouts.
 LIMIT_SECONDS = 30
 LIMIT_BYTES = 4 * 2**30
 
 
 class Judge:
-    """Runs pytest on fewer examples and tells which test failed first."""
+    """Runs pytest on fewer examples and sends the names of failed tests."""
 
-    def __init__(self, told: Connection) -> None:
-        self.told = told
+    def __init__(self, sender: Connection) -> None:
+        self.sender = sender
 
     def pytest_configure(self, config: pytest.Config) -> None:
-        # What tests/conftest.py says too; it is left out, since it imports transformers.
+        # As in tests/conftest.py, which is not loaded since it imports transformers.
         config.addinivalue_line("markers", "fault(name, holds): a fault that is really made")
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
@@ -94,35 +95,35 @@ class Judge:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
-            self.told.send(report.nodeid)
+            self.sender.send(report.nodeid)
 
 
-def run_tests(source: Path, tests: Iterable[Path], told: Connection) -> None:
-    """In a process of its own: the tests against the package in `source`."""
+def run_tests(source: Path, tests: Iterable[Path], sender: Connection) -> None:
+    """Run the tests against the package in `source`; ends its process."""
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_SECONDS, LIMIT_SECONDS))
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
     for name in [name for name in sys.modules if name.partition(".")[0] == "pruner_zero"]:
         del sys.modules[name]
     sys.path.insert(0, str(source))
     os.environ["PYTHONPATH"] = str(source)
-    # A module is written anew for each mutant within one second, which bytecode files miss.
+    # Mutants of a module follow within a second, a change that bytecode files do not notice.
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     sys.dont_write_bytecode = True
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)
     os.dup2(nowhere, 2)
     options = ["-x", "-q", "-p", "no:cacheprovider", "--noconftest", f"--rootdir={ROOT}"]
-    os._exit(pytest.main([*options, *map(str, tests)], plugins=[Judge(told)]))
+    os._exit(pytest.main([*options, *map(str, tests)], plugins=[Judge(sender)]))
 
 
 def judged(source: Path, tests: Iterable[Path]) -> tuple[str, str]:
-    """survived, killed or timeout, and the test that failed."""
-    ours, theirs = multiprocessing.Pipe(duplex=False)
+    """The outcome "survived", "killed" or "timeout", and the test that failed."""
+    receiver, sender = multiprocessing.Pipe(duplex=False)
     process = multiprocessing.get_context("fork").Process(
-        target=run_tests, args=(source, tests, theirs)
+        target=run_tests, args=(source, tests, sender)
     )
     process.start()
-    theirs.close()
+    sender.close()
     process.join(10 * LIMIT_SECONDS)
     if process.is_alive():
         process.kill()
@@ -132,13 +133,13 @@ def judged(source: Path, tests: Iterable[Path]) -> tuple[str, str]:
     if process.exitcode is not None and process.exitcode < 0:
         return "timeout", ""
     try:
-        return "killed", ours.recv().partition("::")[2] if ours.poll() else "import"
+        return "killed", receiver.recv().partition("::")[2] if receiver.poll() else "import"
     except EOFError:
         return "killed", "import"
 
 
 def verdict(source: Path, module: str, explained: bool) -> tuple[str, str]:
-    """The mirror's verdict; where that finds nothing and we know no reason, the room's."""
+    """The verdict of the mirroring tests; of the room's where an unexplained mutant survives."""
     room = ROOT / "tests" / module.rpartition("/")[0]
     mirror = room / f"test_{MODULES[module]}.py"
     outcome, by = judged(source, [mirror])
@@ -148,62 +149,60 @@ def verdict(source: Path, module: str, explained: bool) -> tuple[str, str]:
 
 
 def sample(module: str, text: str, count: int, seed: int) -> list[Mutant]:
-    """Drawn by what each fault is, so that a change elsewhere in the module keeps the others."""
+    """Mutants drawn by a hash of each fault, so that other changes of the module keep the draw."""
 
-    def place(one: Mutant) -> str:
-        named = f"{seed} {module} {one.function} {one.before} {one.after}"
+    def place(mutant: Mutant) -> str:
+        named = f"{seed} {module} {mutant.function} {mutant.before} {mutant.after}"
         return sha256(named.encode()).hexdigest()
 
     return sorted(mutants(text), key=place)[:count]
 
 
-def try_module(module: str, source: Path, known: dict[str, Any], given: argparse.Namespace) -> None:
-    """Judge the module's mutants; each verdict is on disk at once."""
+def try_module(
+    module: str, source: Path, report: dict[str, Any], given: argparse.Namespace
+) -> None:
+    """Judge the module's mutants; write each verdict at once."""
     file = source / f"pruner_zero/{module}.py"
     text = file.read_text()
     state = sha256(text.encode()).hexdigest()[:12]
+    names = ("function", "before", "after")
     before = {
-        (one["function"], one["before"], one["after"]): one
-        for one in known["mutants"]
-        if one["module"] == module and one["state"] == state
+        tuple(record[name] for name in names): record
+        for record in report["mutants"]
+        if record["module"] == module and record["state"] == state
     }
-    others = [one for one in known["mutants"] if one["module"] != module]
+    others = [record for record in report["mutants"] if record["module"] != module]
     drawn = sample(module, text, given.count, given.seed)
     records = []
-    for number, one in enumerate(drawn, 1):
-        record = before.get((one.function, one.before, one.after))
+    for number, mutant in enumerate(drawn, 1):
+        fault = {name: getattr(mutant, name) for name in names}
+        record = before.get(tuple(fault.values()))
         if record is None or (given.again and record["outcome"] == "survived"):
-            file.write_text(one.source)
+            file.write_text(mutant.source)
             start = time.monotonic()
-            record = {
-                "module": module,
-                "function": one.function,
-                "before": one.before,
-                "after": one.after,
-            }
+            record = {"module": module, **fault}
             outcome, by = verdict(source, module, explained=bool(reason(record)))
             seconds = round(time.monotonic() - start, 1)
             record |= {"outcome": outcome, "by": by, "seconds": seconds, "state": state}
-            fault = " → ".join(shortened(record))
-            print(f"{module} {number}/{len(drawn)} {outcome}: {fault}")
-            sys.stdout.flush()
+            change = " → ".join(shortened(record))
+            print(f"{module} {number}/{len(drawn)} {outcome}: {change}", flush=True)
         records.append(record)
         rest = [r for r in before.values() if r not in records]
-        known["mutants"] = [*others, *records, *rest]
-        write_atomic(RESULT, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
-    known["mutants"] = [*others, *records]
-    write_atomic(RESULT, json.dumps(known, indent=1, ensure_ascii=False) + "\n")
+        report["mutants"] = [*others, *records, *rest]
+        write_atomic(RESULT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    report["mutants"] = [*others, *records]
+    write_atomic(RESULT, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     file.write_text(text)
 
 
-def reason(one: dict[str, Any]) -> str:
-    """Why no test can kill it, if so."""
-    return EQUIVALENT.get((f"{one['module']}.{one['function']}", *shortened(one)), "")
+def reason(record: dict[str, Any]) -> str:
+    """Why no test can kill the mutant; "" where no reason is known."""
+    return EQUIVALENT.get((f"{record['module']}.{record['function']}", *shortened(record)), "")
 
 
-def shortened(one: dict[str, Any]) -> tuple[str, str]:
-    """The statement before and after, of a long one only the neighbourhood of the fault."""
-    before, after = one["before"], one["after"]
+def shortened(record: dict[str, Any]) -> tuple[str, str]:
+    """The statement before and after; of a long statement, the text around the fault."""
+    before, after = record["before"], record["after"]
     start = max(0, _shared(before, after) - 40)
     stop = max(0, _shared(before[::-1], after[::-1]) - 40)
 
@@ -214,50 +213,50 @@ def shortened(one: dict[str, Any]) -> tuple[str, str]:
     return (before, after) if len(before) <= 120 else (cut(before), cut(after))
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters they begin with in common."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((index for index, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _shared(before: str, after: str) -> int:
+    """The number of characters that both begin with."""
+    pairs = enumerate(zip(before, after, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(before), len(after)))
 
 
-def page(known: dict[str, Any]) -> str:
+def page(report: dict[str, Any]) -> str:
     """benchmarks/mutation.md."""
     lines = [
         "# Mutation testing",
         "",
-        f"Made by `make mutants`: {known['count']} faults a module, drawn with seed "
-        f"{known['seed']} from all that `benchmarks/mutants.py` can make there. Killed: a test of "
+        f"Made by `make mutants`: {report['count']} faults a module, drawn with seed "
+        f"{report['seed']} from all that `benchmarks/mutants.py` can make there. Killed: a test of "
         "the room fails (a fault without end counts as well). Explained: survived, for a "
         "reason given below: either that nothing else comes out or that the number is a choice. "
         "Open: survived, and a test is missing. Hypothesis tries at most "
         f"{EXAMPLES} examples here.",
         "",
-        "| module | tried | killed | survived | of those explained | open |",
-        "|---|---|---|---|---|---|",
     ]
+    rows = []
     total: Counter[str] = Counter()
     for module in MODULES:
-        own = [one for one in known["mutants"] if one["module"] == module]
-        lived = [one for one in own if one["outcome"] == "survived"]
-        same = sum(bool(reason(one)) for one in lived)
-        row = {"tried": len(own), "killed": len(own) - len(lived), "survived": len(lived)}
-        row |= {"explained": same, "open": len(lived) - same}
+        tried = [record for record in report["mutants"] if record["module"] == module]
+        lived = [record for record in tried if record["outcome"] == "survived"]
+        same = sum(bool(reason(record)) for record in lived)
+        row = {"tried": len(tried), "killed": len(tried) - len(lived), "survived": len(lived)}
+        row |= {"of those explained": same, "open": len(lived) - same}
         total.update(row)
-        lines.append(f"| `{module}.py` | " + " | ".join(map(str, row.values())) + " |")
-    lines.append("| together | " + " | ".join(map(str, total.values())) + " |")
-    survivors = [one for one in known["mutants"] if one["outcome"] == "survived"]
+        rows.append([f"`{module}.py`", *map(str, row.values())])
+    rows.append(["together", *map(str, total.values())])
+    lines.append(markdown(("module", *total), rows))
+    survivors = [record for record in report["mutants"] if record["outcome"] == "survived"]
     for title, chosen in (
-        ("Explained", [one for one in survivors if reason(one)]),
-        ("Open", [one for one in survivors if not reason(one)]),
+        ("Explained", [record for record in survivors if reason(record)]),
+        ("Open", [record for record in survivors if not reason(record)]),
     ):
-        if not chosen:
-            continue
-        lines += ["", f"## {title}", "", "| where | statement | fault | why |", "|---|---|---|---|"]
-        for one in chosen:
-            where = f"`{one['module']}.{one['function']}`"
-            cells = (where, *map(_code, shortened(one)), reason(one))
-            lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join([*lines, "", "[Result file](results/mutation.json).", ""])
+        rows = [
+            [f"`{r['module']}.{r['function']}`", *map(_code, shortened(r)), reason(r)]
+            for r in chosen
+        ]
+        if rows:
+            table = markdown(("where", "statement", "fault", "why"), rows)
+            lines += [f"## {title}", "", table]
+    return "\n".join([*lines, "[Result file](results/mutation.json).", ""])
 
 
 def _code(text: str) -> str:
@@ -273,10 +272,10 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="try survivors again")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    known: dict[str, Any] = {"mutants": []}
+    report: dict[str, Any] = {"mutants": []}
     if RESULT.exists():
-        known = json.loads(RESULT.read_text())
-    known |= {"count": given.count, "seed": given.seed, "versions": provenance()}
+        report = json.loads(RESULT.read_text())
+    report |= {"count": given.count, "seed": given.seed, "versions": provenance()}
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder)
         shutil.copytree(
@@ -292,8 +291,8 @@ def main() -> None:
             room, _, name = module.rpartition("/")
             for stale in (source / "pruner_zero" / room / "__pycache__").glob(f"{name}.*"):
                 stale.unlink()
-            try_module(module, source, known, given)
-    write_atomic(HERE / "mutation.md", page(known))
+            try_module(module, source, report, given)
+    write_atomic(HERE / "mutation.md", page(report))
 
 
 if __name__ == "__main__":

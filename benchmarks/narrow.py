@@ -1,11 +1,11 @@
-"""Swaps under least squares with coarse products in bfloat16, beside float32.
+"""Compares swaps under least squares with coarse products in bfloat16 and in float32.
 
     python benchmarks/narrow.py --calibration wiki.valid.raw \\
         --models builtin:smollm2-135m qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
 
-Half of each row of matrices of one block goes by Wanda's scores, and `refine+exact` follows, in
-turns with either type of product, on the same Gram matrix: seconds, and the error of the outputs
-beside that of the mask alone. For a CPU with native bfloat16. Writes results/narrow.json and
+Wanda's scores remove half of each row in the matrices of one block; `refine+exact` follows on the
+same Gram matrix, with the two types of product in turns. Measures seconds, and the output error
+relative to that of the mask alone. For a CPU with native bfloat16. Writes results/narrow.json and
 narrow.md.
 """
 
@@ -28,6 +28,7 @@ from pruner_zero.sparsity import STEPS, Hessian, Layer, Unstructured
 from pruner_zero.sparsity.layer_error import row_errors
 from pruner_zero.sparsity.steps import least_squares
 from pruner_zero.text import consecutive_windows, load_corpus
+from tables import markdown
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "narrow.json"
@@ -54,7 +55,7 @@ def main() -> None:
 
 
 def measure(model: LanguageModel, calibration: str) -> list[dict[str, Any]]:
-    """A row for each matrix; blocks after `BLOCK` are left out of the model."""
+    """A row for each matrix of block `BLOCK`; removes the later blocks from the model."""
     model.model.model.layers = model.model.model.layers[: BLOCK + 1]
     corpus = load_corpus(calibration, role="calibration")
     windows = consecutive_windows(corpus, model.tokenizer, SEQLEN, WINDOWS)
@@ -72,7 +73,7 @@ def measure(model: LanguageModel, calibration: str) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def of_matrix(matrix: Matrix, hessian: Hessian | None) -> dict[str, Any]:
-    """Seconds and error with each type of product; the first `ROWS` rows."""
+    """Seconds and error of the first `ROWS` rows with each type of product."""
     assert hessian is not None
     gram = hessian.gram
     weight = matrix.weight.detach().float()[:ROWS]
@@ -106,19 +107,19 @@ def page(report: dict[str, Any]) -> str:
         f" Seconds: medians of {TURNS} turns in which the two types follow one another; error: that"
         " of the outputs, beside the mask alone. [Result file](results/narrow.json).",
         "",
-        "| model | matrix | in | seconds, float32 | seconds, bfloat16 | ratio | error, float32 |"
-        " error, bfloat16 |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    header = ["model", "matrix", "in", "seconds, float32", "seconds, bfloat16", "ratio"]
+    table = []
     for model, rows in report.items():
         for row in rows:
             wide, narrow = (row["seconds"][name] for name in ("float32", "bfloat16"))
             ratio = statistics.median(a / b for a, b in zip(narrow, wide, strict=True))
-            cells = [model, row["matrix"].rsplit(".", 1)[-1], row["shape"][1]]
+            cells = [model, row["matrix"].rsplit(".", 1)[-1], str(row["shape"][1])]
             cells += [f"{statistics.median(wide):.2f}", f"{statistics.median(narrow):.2f}"]
             cells += [f"{ratio:.2f}", *(f"{row['errors'][n]:.4f}" for n in row["seconds"])]
-            lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines) + "\n\n" + NOTES.read_text()
+            table.append(cells)
+    header += ["error, float32", "error, bfloat16"]
+    return "\n".join([*lines, markdown(header, table), NOTES.read_text()])
 
 
 if __name__ == "__main__":

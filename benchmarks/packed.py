@@ -1,9 +1,9 @@
 """lm-eval's multiple-choice questions in fewer forward passes: choices share their question.
 
 Two cores compute few tokens a second, and lm-eval's own model reads a question once for every
-choice and pads each batch. Here several questions stand in one sequence; a choice attends to its
-question and itself alone, and logits are computed only where a choice's next token is predicted.
-The log-likelihoods are those of lm-eval's model, up to rounding (tests/benchmarks/test_packed.py).
+choice and pads each batch. Here a sequence holds several questions; a choice attends only to its
+question and to itself, and logits are computed only where a choice's next token is predicted.
+The log-likelihoods are those of lm-eval's model, up to rounding (tests/test_packed.py).
 """
 
 import copy
@@ -17,10 +17,10 @@ from torch import Tensor
 
 from pruner_zero.models import LanguageModel
 
-# Tokens in a sequence: longer ones spend more on attention than they save in calls.
+# Tokens in a sequence: longer sequences spend more on attention than they save in calls.
 _TOKENS = 512
 
-# What lm-eval asks for: the two texts, the question's tokens, the choice's tokens.
+# A request of lm-eval: the two texts, the question's tokens, the choice's tokens.
 Request = tuple[tuple[str, str], list[int], list[int]]
 
 
@@ -40,7 +40,7 @@ class _Sequence:
     scored: list[tuple[int, list[int], list[int]]] = field(default_factory=list)
 
     def add(self, tokens: Sequence[int], position: int, question: int, segment: int) -> int:
-        """Append tokens whose first has this position; return the place of the first one."""
+        """Append tokens whose first token has this position; return its place in the sequence."""
         place = len(self.tokens)
         self.tokens += tokens
         self.positions += range(position, position + len(tokens))
@@ -59,8 +59,8 @@ class _Sequence:
 class PackedModel(HFLM):  # type: ignore[misc]
     """lm-eval's model of a decoder that accepts a mask; `packed` makes one.
 
-    Raises ValueError where a question with its choice is longer than a sliding window, which the
-    mask leaves out.
+    Raises ValueError where a question with its choice is longer than the model's sliding window:
+    the mask has no sliding window.
     """
 
     @torch.no_grad()

@@ -50,14 +50,14 @@ from pruner_zero.provenance import provenance
 from pruner_zero.text import Corpus, Role, load_corpus
 from updates import EVOLVED, TABLES
 
-# Options that change at most how sums round, or where files are.
+# Options that change nothing but the rounding of sums, or the places of files.
 PLACE = ("device", "offload", "batch_size", "folder", "output", "page")
-# What a result file says of a pruned model.
+# The fields of pruning.json that a result file repeats.
 DESCRIBED = ("expression", "pattern", "scope", "steps", "asymmetric", "sparsity", "calibration")
 
 
 def options() -> argparse.ArgumentParser:
-    """What the script can be told."""
+    """The parser of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("model", help="a hub id, a folder, a .gguf file or builtin:smollm2-135m")
     parser.add_argument(
@@ -138,7 +138,7 @@ def run(given: argparse.Namespace, command: str) -> None:
                 write_table(given, command, settings, everything)
             del model
         shutil.rmtree(pruned, ignore_errors=True)
-    # Of runs that were interrupted and then asked for with other settings.
+    # Folders of interrupted runs whose settings differ from those of this run.
     for left in given.folder.glob("pruned-*"):
         shutil.rmtree(left)
     write_table(given, command, settings, everything)
@@ -170,7 +170,7 @@ def weights(
             given.model,
             calibration=load_text(row.text) if row.text else None,
             output=pruned,
-            # Of an unfinished run, for example one by an earlier version of the program.
+            # An unfinished run, perhaps of an earlier version of the program, may have left files.
             overwrite=True,
             offload=given.offload,
             progress=progress,
@@ -187,7 +187,7 @@ def measure(
     load_text: LoadText,
     progress: Progress,
 ) -> dict[str, Any]:
-    """What a cell measures, as JSON values, with its provenance."""
+    """The measured values of a cell, as JSON values, with their provenance."""
     how: dict[str, Any] = {"batch_size": given.batch_size, "progress": progress}
     if cell.measure == PERPLEXITY:
         windows, seqlen = given.windows_eval, cell.settings["text_seqlen"]
@@ -200,7 +200,7 @@ def measure(
 
 
 def describe(pruned: Path) -> dict[str, Any]:
-    """How a model was pruned and what it took; empty for the dense one."""
+    """How a model was pruned, with time and memory; empty for the dense model."""
     if not pruned.exists():
         return {}
     record = json.loads((pruned / "pruning.json").read_text())

@@ -2,16 +2,16 @@
 
 import os
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from paper_protocol import DENSE, GRADIENT_SEQLEN, PAPER, PERPLEXITY, PUBLISHED_TREE, published
 from pruner_zero.files import write_atomic
-from tables import zeros_title
+from tables import markdown, zeros_title
 
 SCORES = ("acc", "acc_norm")
-# How the page calls the settings that the paper has others of.
+# The page's names for settings that may differ from the paper's.
 NAMES = {
     "calibration": "calibration text",
     "gradients": f"text for the gradients of `{PUBLISHED_TREE}`",
@@ -48,7 +48,7 @@ def write_page(table: dict[str, Any], command: str, page: Path, output: Path) ->
 
 
 def _differences(settings: dict[str, Any]) -> list[str]:
-    """What is not as in the paper; nothing where all is."""
+    """The settings that differ from the paper's; empty where none does."""
     column = settings["published"]
     models = ", ".join(published())
     rows = [] if column else [("model", models, settings["model"])]
@@ -67,7 +67,8 @@ def _differences(settings: dict[str, Any]) -> list[str]:
             "This is a proof of the protocol, on a model that the paper does not have and with the"
             " settings below. Its numbers are not the paper's and do not compare with them."
         )
-    return ["", f"**{notice}**", "", *_table(("setting", "the paper's", "here"), rows)]
+    table = markdown(("setting", "the paper's", "here"), rows)
+    return ["", f"**{notice}**", "", table.rstrip()]
 
 
 def _setting(value: object) -> str:
@@ -94,11 +95,12 @@ def _perplexity(settings: dict[str, Any], cells: list[dict[str, Any]]) -> list[s
                 figure = column["dense"] if label == DENSE else column[zeros].get(label)
                 row.append("" if figure is None else _number(figure))
         rows.append(row)
-    return ["", "## Perplexity", "", *_windows(cells), *_table(header, rows), *_expressions(cells)]
+    table = markdown(header, rows).rstrip()
+    return ["", "## Perplexity", "", *_windows(cells), table, *_expressions(cells)]
 
 
 def _windows(cells: list[dict[str, Any]]) -> list[str]:
-    """On what all perplexities were measured."""
+    """The windows that all perplexities were measured on."""
     text = next((cell["text"] for cell in cells if cell["measure"] == PERPLEXITY), None)
     if text is None:
         return []
@@ -107,7 +109,7 @@ def _windows(cells: list[dict[str, Any]]) -> list[str]:
 
 
 def _expressions(cells: Iterable[dict[str, Any]]) -> list[str]:
-    """The metric of each method whose name does not tell it."""
+    """The metric of each method whose label does not contain it."""
     lines = {
         f"`{cell['method']}` at {zeros_title(cell['zeros'])}: `{cell['pruned']['expression']}`"
         + (f", compared by {scope}." if (scope := cell["pruned"]["scope"]) else ".")
@@ -129,14 +131,15 @@ def _tasks(settings: dict[str, Any], cells: list[dict[str, Any]]) -> list[str]:
 def _scores(
     settings: dict[str, Any], cells: list[dict[str, Any]], zeros: str, score: str
 ) -> list[str]:
-    """A table of one kind of score, so that no table or mean mixes both."""
+    """A table of one kind of score, so that no table or mean mixes the two kinds."""
     scored = {
         (label, task): cell
         for label in settings["methods"]
         for task in settings["tasks"]
         if (cell := _find(cells, zeros, label, task)) and cell.get(score) is not None
     }
-    tasks = [task for task in settings["tasks"] if any(task == other for _, other in scored)]
+    names = {task for _, task in scored}
+    tasks = [task for task in settings["tasks"] if task in names]
     if not tasks:
         return []
     rows = []
@@ -153,12 +156,12 @@ def _scores(
         f"`{score}` in percent, {count} questions a task; standard errors up to"
         f" {_percent(max(errors, default=None))}.",
         "",
-        *_table(("method", *tasks, f"mean of {len(tasks)}"), rows),
+        markdown(("method", *tasks, f"mean of {len(tasks)}"), rows).rstrip(),
     ]
 
 
 def _origin(cells: list[dict[str, Any]]) -> list[str]:
-    """Where the numbers come from."""
+    """The versions and machines that the numbers were measured with."""
     lines = set()
     for cell in cells:
         origin = cell["provenance"]
@@ -172,8 +175,8 @@ def _origin(cells: list[dict[str, Any]]) -> list[str]:
 def _find(
     cells: list[dict[str, Any]], zeros: str, label: str, measure: str
 ) -> dict[str, Any] | None:
-    wanted = (DENSE if label == DENSE else zeros, label, measure)
-    return next((c for c in cells if (c["zeros"], c["method"], c["measure"]) == wanted), None)
+    key = (DENSE if label == DENSE else zeros, label, measure)
+    return next((c for c in cells if (c["zeros"], c["method"], c["measure"]) == key), None)
 
 
 def _number(value: float | None) -> str:
@@ -182,8 +185,3 @@ def _number(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]

@@ -1,4 +1,4 @@
-"""The protocol of the paper's tables: its settings, its numbers, and what has to be measured."""
+"""The protocol of the paper's tables: its settings, its numbers, and the cells to measure."""
 
 import json
 import re
@@ -15,7 +15,7 @@ from updates import EVOLVED, TABLES, evolved
 
 PUBLISHED = Path(__file__).parent / "published.json"
 TASKS = ("boolq", "rte", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
-# Settings of the paper, by the names of the script's options.
+# The paper's settings, by the names of the script's options.
 PAPER: dict[str, Any] = {
     "calibration": "c4",
     "gradients": "wikitext2",
@@ -36,7 +36,7 @@ ONE_TEXT = ", one text"
 METHODS = (DENSE, "magnitude", "wanda", "sparsegpt", PUBLISHED_TREE)
 PERPLEXITY = "perplexity"
 
-# Gives the text of an option: calibration, gradients or text.
+# Loads the text of an option: calibration, gradients or text.
 LoadText = Callable[[str], Corpus]
 
 
@@ -48,7 +48,7 @@ def published() -> dict[str, Any]:
 
 
 def column_of(model: str) -> str | None:
-    """The paper's name of `model`, None where that name does not tell it."""
+    """The paper's name of `model`; None where no name of a model in the paper matches."""
     name = model.rstrip("/").split("/")[-1].lower()
     return next((key for key, column in published().items() if name in column["names"]), None)
 
@@ -58,7 +58,7 @@ class Row:
     """One model of the tables.
 
     zeros: a name of TABLES, or "dense". pruning: keywords of `prune` as JSON values, empty for
-    the dense model. text: the option that names its calibration text, None where it needs none.
+    the dense model. text: the option with its calibration text, None where it needs no text.
     """
 
     zeros: str
@@ -71,8 +71,8 @@ class Row:
 class Cell:
     """One number of a row.
 
-    measure: "perplexity" or the name of a task. settings: all that decides the number, as JSON
-    values.
+    measure: "perplexity" or the name of a task. settings: every setting that decides the number, as
+    JSON values.
     """
 
     row: Row
@@ -114,7 +114,7 @@ def _pruned(zeros: str, label: str, settings: dict[str, Any]) -> Row:
 
 
 def weights_settings(row: Row, settings: dict[str, Any], load_text: LoadText) -> dict[str, Any]:
-    """All that decides the weights of `row`, as JSON values."""
+    """Every setting that decides the weights of `row`, as JSON values."""
     text = load_text(row.text).sha256 if row.text else None
     return {
         "model": settings["model"],

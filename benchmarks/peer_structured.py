@@ -2,9 +2,9 @@
 
     python benchmarks/peer_structured.py PEER MODEL_FOLDER WINDOWS.npy SHARE OUTPUT
 
-PEER is optipfair (its peak-to-peak weights), optipfair-data (with activations) or torch-pruning
-(the first-order Taylor of groups, as LLM-Pruner has it). WINDOWS.npy holds the tokens (windows,
-length) of the calibration. OUTPUT/peer.json says what it took.
+PEER is optipfair (peak-to-peak of the weights), optipfair-data (with activations) or torch-pruning
+(the first-order Taylor score of groups, as in LLM-Pruner). WINDOWS.npy holds the calibration tokens
+(windows, length). OUTPUT/peer.json records seconds and peak memory.
 """
 
 import json
@@ -36,17 +36,17 @@ def main() -> None:
     model.save_pretrained(output)
     AutoTokenizer.from_pretrained(source).save_pretrained(output)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    said = {"peer": peer, "seconds": round(seconds, 1), "peak_bytes": peak}
-    (Path(output) / "peer.json").write_text(json.dumps(said) + "\n")
+    record = {"peer": peer, "seconds": round(seconds, 1), "peak_bytes": peak}
+    (Path(output) / "peer.json").write_text(json.dumps(record) + "\n")
 
 
 def with_optipfair(model: Any, windows: torch.Tensor | None, share: float) -> None:
-    """Neurons go by the range of their weights, with `windows` times the norm of activations."""
+    """Remove neurons by the range of their weights, times the activation norm with `windows`."""
     from optipfair import prune_model
 
     loader: Any = None
     if windows is not None:
-        # A list of batches is all that is asked of a loader.
+        # optipfair only iterates over its loader: a list of batches will do.
         loader = [
             {"input_ids": window[None], "attention_mask": torch.ones_like(window[None])}
             for window in windows
@@ -63,7 +63,7 @@ def with_optipfair(model: Any, windows: torch.Tensor | None, share: float) -> No
 
 
 def with_torch_pruning(model: Any, windows: torch.Tensor, share: float) -> None:
-    """Groups of coupled channels go by |weight · gradient|, summed over the group."""
+    """Remove groups of coupled channels by |weight · gradient|, summed over the group."""
     import torch_pruning as tp
 
     mlps = [layer.mlp for layer in model.model.layers]

@@ -1,12 +1,12 @@
-"""Searches from scratch on one model, and what their winners are worth on the test text.
+"""Searches from scratch on one model, and measures their winners on the test text.
 
     python benchmarks/search.py --calibration wiki.valid.raw --text wiki.test.raw \
         --sparsity 0.5 --minutes 60 --seeds 0 1 2
 
 Calibrates and searches on the halves of the calibration text, keeps each run under --runs, and
-writes its summary to benchmarks/results/search-*.json. Then prunes with every winner and with the
-classics in one comparison on the test text, which nothing before has read. Finished runs and
-tables are kept, unfinished ones go on.
+writes its summary to benchmarks/results/search-*.json. Then compares every winner and the classics
+on the test text, which no search reads. Finished runs and tables are kept; unfinished ones
+continue.
 """
 
 import argparse
@@ -21,16 +21,17 @@ from pruner_zero.cli.search import Display
 from pruner_zero.evolution.archive import JOURNAL
 from pruner_zero.files import read_lines, write_atomic
 from pruner_zero.models import load_model
+from tables import markdown
 
 HERE = Path(__file__).parent
 CLASSICS = ("dense", "magnitude", "wanda", "gblm", "ria", "pruner-zero", "sparsegpt")
-# How the names of the latest runs end.
+# The end of the names of the latest runs.
 CURRENT = "-products"
 BY_HAND = "W * G^0.5 * X^0.25@global"
 
 
 def main() -> None:
-    """Run what is missing."""
+    """Run the searches and the table that are missing."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
@@ -110,16 +111,16 @@ def test(given: argparse.Namespace, name: str, zeros: dict[str, Any], methods: l
 
 
 def winner(file: Path) -> str:
-    """The metric that a run found, as a method; from its summary, so that no run is needed."""
+    """The method of a run's best metric, read from the summary in `file`."""
     best = next(row for row in json.loads(file.read_text())["hall_of_fame"] if row["best"])
     scope = "" if best["scope"] == "row" else f"@{best['scope']}"
     return f"{best['expression']}{scope}"
 
 
 def summary(folder: Path, stopped: str) -> dict[str, Any]:
-    """What a run found, what it cost, and how its best improved."""
+    """The results of a run, its cost, and the curve of its lowest loss."""
     lines = read_lines(folder / JOURNAL)
-    own = [line for line in lines if line["kind"] == "candidate"]
+    candidates = [line for line in lines if line["kind"] == "candidate"]
     curve, best, distinct, judged = [], float("inf"), 0, 0
     for line in lines:
         if line["kind"] == "candidate" and line["same_as"] is None and line["rung"]:
@@ -140,14 +141,14 @@ def summary(folder: Path, stopped: str) -> dict[str, Any]:
     return {
         "run": json.loads((folder / "run.json").read_text()),
         "stopped": stopped,
-        "candidates": len(own),
+        "candidates": len(candidates),
         "distinct": distinct,
         "saved": {
-            level: sum(line["level"] == level for line in own)
+            level: sum(line["level"] == level for line in candidates)
             for level in ("canonical", "fingerprint")
         },
         "avoided": [line.get("avoided") for line in lines if line["kind"] == "batch"][-1:],
-        "rejected": sum(line["rung"] == 0 and line["same_as"] is None for line in own),
+        "rejected": sum(line["rung"] == 0 and line["same_as"] is None for line in candidates),
         "rungs": {
             rung: {"count": len(seconds), "mean_seconds": sum(seconds) / len(seconds)}
             for rung, seconds in rungs.items()
@@ -181,8 +182,7 @@ def write_page() -> None:
         " metric do not take all places on windows, and more candidates run on all windows where a"
         " few say little.",
         "",
-        *_runs(now),
-        "",
+        _runs(now),
         "*× cheaper*: the mean cost of masking all matrices and running 16 windows, reckoned from"
         " the run's own 12, over the mean cost of a distinct candidate. Losses of different seeds"
         " are on different windows. `few` and `all`: how many ran on two windows, on all.",
@@ -223,7 +223,7 @@ def write_page() -> None:
         "",
         "Of the search before that, and of the published evolution, which is as it was.",
         "",
-        *_runs(before),
+        _runs(before).rstrip(),
         *(line for file in before for line in _test_table(file)),
         "",
         "## Read with care",
@@ -252,45 +252,42 @@ def write_page() -> None:
     (HERE / "search.md").write_text("\n".join([*lines, ""]))
 
 
-def _runs(files: list[Path]) -> list[str]:
-    return [
-        "| run | options | minutes | candidates | distinct | few | all | loss on the search text"
-        " after 2.5, 5, 10, 20 minutes | seconds a distinct candidate | × cheaper | winner |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-        *(_run_row(file) for file in files if not file.stem.endswith("-test")),
-    ]
+def _runs(files: list[Path]) -> str:
+    header = ["run", "options", "minutes", "candidates", "distinct", "few", "all"]
+    header += ["loss on the search text after 2.5, 5, 10, 20 minutes"]
+    header += ["seconds a distinct candidate", "× cheaper", "winner"]
+    return markdown(header, [_run_row(file) for file in files if not file.stem.endswith("-test")])
 
 
-def _run_row(file: Path) -> str:
-    found = json.loads(file.read_text())
-    curve = found["curve"]
+def _run_row(file: Path) -> list[str]:
+    run = json.loads(file.read_text())
+    curve, distinct = run["curve"], run["distinct"]
     reached = [
-        next((f"{one['loss']:.3f}" for one in reversed(curve) if one["seconds"] <= 60 * at), "–")
+        next((f"{point['loss']:.3f}" for point in curve[::-1] if point["seconds"] <= 60 * at), "–")
         for at in (2.5, 5, 10, 20)
         if curve and curve[-1]["seconds"] >= 60 * at
     ]
     if curve:
         reached.append(f"{curve[-1]['loss']:.3f} at the end")
-    seconds = sum(one["count"] * one["mean_seconds"] for one in found["rungs"].values())
-    full = 16 / 12 * found["rungs"].get("all", {"mean_seconds": 0.0})["mean_seconds"]
-    best = next((row for row in found["hall_of_fame"] if row["best"]), None)
-    cells = [
+    seconds = sum(rung["count"] * rung["mean_seconds"] for rung in run["rungs"].values())
+    full = 16 / 12 * run["rungs"].get("all", {"mean_seconds": 0.0})["mean_seconds"]
+    best = next((row for row in run["hall_of_fame"] if row["best"]), None)
+    return [
         file.stem.removeprefix("search-"),
-        f"`{_options(found['run']['settings'], file.stem)}`",
+        f"`{_options(run['run']['settings'], file.stem)}`",
         f"{curve[-1]['seconds'] / 60:.1f}" if curve else f"{seconds / 60:.1f}, in its first batch",
-        str(found["candidates"]),
-        str(found["distinct"]),
-        *(str(found["rungs"].get(rung, {"count": 0})["count"]) for rung in ("few", "all")),
-        ", ".join(reached) if curve else f"{found['best_loss']:.3f} when it was stopped",
-        f"{seconds / found['distinct']:.2f}" if found["distinct"] else "–",
-        f"{full * found['distinct'] / seconds:.0f}" if found["distinct"] else "–",
+        str(run["candidates"]),
+        str(distinct),
+        *(str(run["rungs"].get(rung, {"count": 0})["count"]) for rung in ("few", "all")),
+        ", ".join(reached) if curve else f"{run['best_loss']:.3f} when it was stopped",
+        f"{seconds / distinct:.2f}" if distinct else "–",
+        f"{full * distinct / seconds:.0f}" if distinct else "–",
         f"`{best['expression']}` @{best['scope']}" if best else "none",
     ]
-    return "| " + " | ".join(cells) + " |"
 
 
 def _options(settings: dict[str, Any], name: str) -> str:
-    """What the run of this name was asked for on this script's command line."""
+    """The options of this script that started the run of this name."""
     zeros = ["--pattern", settings["pattern"]]
     if settings["pattern"] is None:
         zeros = ["--sparsity", f"{settings['sparsity']:g}"]
@@ -308,21 +305,16 @@ def _options(settings: dict[str, Any], name: str) -> str:
 def _test_table(file: Path) -> list[str]:
     if not file.stem.endswith("-test"):
         return []
-    table = json.loads(file.read_text())
-    lines = [
-        "",
-        f"## {file.stem.removeprefix('search-').removesuffix('-test')}, on the test text",
-        "",
-        "| method | first 12 windows | 24 windows | expression |",
-        "|---|---|---|---|",
-    ]
-    for row in table["rows"]:
+    rows = []
+    for row in json.loads(file.read_text())["rows"]:
         name = "/".join(Path(row["method"]).parts[-2:])
         expression = f"`{row['expression']}`" if "expression" in row else ""
         expression += f" @{row['scope']}" if row.get("scope") else ""
         whole = f"{row['perplexity']:.2f}" if len(row.get("losses", [])) > 12 else ""
-        lines.append(f"| {name} | {_first(row)} | {whole} | {expression} |")
-    return lines
+        rows.append([name, _first(row), whole, expression])
+    title = f"## {file.stem.removeprefix('search-').removesuffix('-test')}, on the test text"
+    table = markdown(("method", "first 12 windows", "24 windows", "expression"), rows)
+    return ["", title, "", table.rstrip()]
 
 
 def _first(row: dict[str, Any]) -> str:

@@ -1,11 +1,11 @@
-"""What a search costs: by rung, by windows and size of the model, and without what is shared.
+"""The cost of a search: by rung, by windows and size of the model, and without shared work.
 
     OMP_NUM_THREADS=1 python benchmarks/search_cost.py
 
 Searches on the built-in model and text, and masks random models of its width (`shapes.py`) at
-several depths. All is done by one thread and told in processor time, so that what else the
-machine does shows little. What candidates share is switched off piece by piece, in turn
-with runs that have all of it, and every run must leave the same archive. Sections that are in
+several depths. One thread does all work, and times are processor times, which other work on the
+machine changes little. Each kind of work that candidates share is switched off, in turn with runs
+that share all of it, and every run must leave the same archive. Sections in
 benchmarks/results/search-cost.json are kept, `--again SECTION` measures one anew; search_cost.md
 is written from that file.
 """
@@ -44,7 +44,7 @@ from unshared import SHARED, Clocked, Searched, fields_of, search
 HERE = Path(__file__).parent
 RESULT = HERE / "results" / "search-cost.json"
 TEXT = "builtin:pydoc"
-# The built-in model's width; one, two, four and eight times as many blocks.
+# The built-in model's width; the depths are one, two, four and eight times the least.
 WIDTH = {"hidden": 576, "intermediate": 1536, "heads": 9, "kv_heads": 3, "vocabulary": 49152}
 DEPTHS = (8, 16, 32, 64)
 WINDOWS = (1, 2, 4, 8)
@@ -57,7 +57,7 @@ TOP = 15
 
 
 def prepare(model: str, **given: Any) -> tuple[SearchSettings, Evaluator]:
-    """The settings of a search on the built-in text, and what judges its candidates."""
+    """The settings of a search on the built-in text, and the evaluator of its candidates."""
     settings = SearchSettings(
         model=model, calibration=TEXT, search_text=TEXT, sparsity=0.5, **given
     )
@@ -69,30 +69,30 @@ def prepare(model: str, **given: Any) -> tuple[SearchSettings, Evaluator]:
 
 
 def measure_rungs(folder: Path) -> dict[str, Any]:
-    """Where the time of a short search with default windows goes."""
+    """The time that each rung takes of a short search with default windows."""
     settings, evaluator = prepare(
         "builtin:smollm2-135m",
         windows=4,
         evaluations=60,
         algorithm_settings={"initial": 48, "batch": 24},
     )
-    found = search(settings, evaluator, folder)
-    seconds: dict[str, list[float]] = {"rejection": found.rejection}
-    for line in found.journal:
+    searched = search(settings, evaluator, folder)
+    seconds: dict[str, list[float]] = {"rejection": searched.rejection}
+    for line in searched.journal:
         if line["kind"] == "outcome":
             seconds.setdefault(line["rung"], []).append(line["seconds"])
     rungs = {
         rung: {
-            "count": len(own),
-            "median_seconds": statistics.median(own),
-            "share": sum(own) / found.seconds,
+            "count": len(times),
+            "median_seconds": statistics.median(times),
+            "share": sum(times) / searched.seconds,
         }
-        for rung, own in seconds.items()
+        for rung, times in seconds.items()
     }
     windows = {"few": settings.few_windows, "all": settings.search_windows}
     return {
-        "candidates": found.candidates,
-        "seconds": found.seconds,
+        "candidates": searched.candidates,
+        "seconds": searched.seconds,
         "windows": windows,
         "seqlen": settings.seqlen,
         "rungs": rungs,
@@ -100,7 +100,7 @@ def measure_rungs(folder: Path) -> dict[str, Any]:
 
 
 def measure_windows(folder: Path, repeats: int) -> dict[str, Any]:
-    """What a candidate costs on the dearest rung by the number of windows, in turn."""
+    """Seconds of a candidate on the most expensive rung for each number of windows, in turn."""
     del folder
     settings, evaluator = prepare(
         "builtin:smollm2-135m", windows=4, evaluations=1, search_windows=max(WINDOWS)
@@ -109,21 +109,20 @@ def measure_windows(folder: Path, repeats: int) -> dict[str, Any]:
         str(count): (replace(evaluator, windows=evaluator.windows[:count]), ("all",))
         for count in WINDOWS
     }
-    found = in_turn(tasks, repeats)
-    medians = {count: own["all"] for count, own in found.items()}
+    medians = {count: times["all"] for count, times in in_turn(tasks, repeats).items()}
     return {"seqlen": settings.seqlen, "repeats": repeats, "seconds": medians}
 
 
 def measure_sizes(folder: Path, repeats: int) -> dict[str, Any]:
-    """What a candidate costs on each rung by the number of blocks of the same width."""
+    """Seconds of a candidate on each rung for each number of blocks of the same width."""
     given = {"windows": 2, "seqlen": 256, "search_windows": 4, "few_windows": 1, "evaluations": 1}
     rows = []
     for blocks in DEPTHS:
         model = make_checkpoint(Shape(**WIDTH, blocks=blocks), folder / f"blocks-{blocks}")
         _, evaluator = prepare(str(model), **given)
-        weights = sum(one.weight.numel() for one in evaluator.masked.matrices)
-        own = in_turn({"": (evaluator, RUNGS)}, repeats)[""]
-        rows.append({"blocks": blocks, "weights": weights, "seconds": own})
+        weights = sum(matrix.weight.numel() for matrix in evaluator.masked.matrices)
+        medians = in_turn({"": (evaluator, RUNGS)}, repeats)[""]
+        rows.append({"blocks": blocks, "weights": weights, "seconds": medians})
         print(json.dumps(rows[-1]), flush=True)
         shutil.rmtree(model)
     return {**given, "repeats": repeats, "rows": rows}
@@ -132,7 +131,7 @@ def measure_sizes(folder: Path, repeats: int) -> dict[str, Any]:
 def in_turn(
     tasks: Mapping[str, tuple[Evaluator, Sequence[Rung]]], repeats: int
 ) -> dict[str, dict[str, float]]:
-    """Median seconds of a candidate on each rung, the evaluators taking turns."""
+    """Median seconds of a candidate on each rung; the evaluators take turns."""
     seconds: dict[str, dict[str, list[float]]] = {name: {} for name in tasks}
     for _ in range(repeats):
         for expression, scope in METRICS:
@@ -142,13 +141,13 @@ def in_turn(
                     assert outcome.reason is None, outcome.reason
                     seconds[name].setdefault(rung, []).append(outcome.seconds)
     return {
-        name: {rung: statistics.median(every) for rung, every in own.items()}
-        for name, own in seconds.items()
+        name: {rung: statistics.median(times) for rung, times in by_rung.items()}
+        for name, by_rung in seconds.items()
     }
 
 
 def short_search() -> tuple[SearchSettings, Evaluator]:
-    """A search that is repeated often: a sixth of the model and sample, few and short windows."""
+    """A search short enough to repeat: a sixth of the model and sample, few and short windows."""
     return prepare(
         "builtin:smollm2-135m",
         windows=4,
@@ -165,20 +164,20 @@ def short_search() -> tuple[SearchSettings, Evaluator]:
 def measure_sharing(
     folder: Path, repeats: int, keep: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Candidates a minute with everything shared, and without each piece, in turn.
+    """Candidates a minute with all shared work, and without each kind of it, in turn.
 
-    keep: is given what is known after each turn.
+    keep: called with the result so far after each turn.
     """
     settings, evaluator = short_search()
-    runs: dict[str, tuple[str, ...]] = {"nothing": (), **{one: (one,) for one in SHARED}}
+    runs: dict[str, tuple[str, ...]] = {"nothing": (), **{name: (name,) for name in SHARED}}
     runs["all of it"] = tuple(SHARED)
     turns: list[dict[str, Searched]] = []
     while len(turns) < repeats:
         turns.append({})
         for name, off in runs.items():
-            found = turns[-1][name] = search(settings, evaluator, folder, off)
-            assert found.archive == turns[0]["nothing"].archive, f"{name}: another archive"
-            print(name, round(found.seconds, 1), dict(found.again), flush=True)
+            searched = turns[-1][name] = search(settings, evaluator, folder, off)
+            assert searched.archive == turns[0]["nothing"].archive, f"{name}: another archive"
+            print(name, round(searched.seconds, 1), dict(searched.again), flush=True)
         result = {
             "settings": settings.model_dump(mode="json", exclude_unset=True),
             "candidates": turns[0]["nothing"].candidates,
@@ -191,41 +190,41 @@ def measure_sharing(
 
 
 def _compared(name: str, turns: Sequence[Mapping[str, Searched]]) -> dict[str, Any]:
-    own = [turn[name] for turn in turns]
+    runs = [turn[name] for turn in turns]
     return {
         "off": name,
-        "seconds": [one.seconds for one in own],
-        "per_minute": statistics.median(60 * one.candidates / one.seconds for one in own),
+        "seconds": [run.seconds for run in runs],
+        "per_minute": statistics.median(60 * run.candidates / run.seconds for run in runs),
         "ratio": statistics.median(turn["nothing"].seconds / turn[name].seconds for turn in turns),
-        "judged_again": dict(own[0].again),
+        "judged_again": dict(runs[0].again),
     }
 
 
 def measure_profile(folder: Path) -> dict[str, Any]:
-    """The functions of this project that a search spends its time under."""
+    """The functions of this project with the most cumulative time in a search."""
     settings, evaluator = short_search()
     profile = cProfile.Profile(time.process_time)
     profile.enable()
-    found = search(settings, evaluator, folder)
+    searched = search(settings, evaluator, folder)
     profile.disable()
     root = str(Path(pruner_zero.__file__).parent) + os.sep
     stats = cast(Any, pstats.Stats(profile)).stats
-    own = [
+    functions = [
         (cumulative, total, calls, f"{file.removeprefix(root)}:{line} {name}")
         for (file, line, name), (_, calls, total, cumulative, _) in stats.items()
         if file.startswith(root) and not name.startswith("<")
     ]
     lines = [
         f"{cumulative:8.2f} {total:8.2f} {calls:8d}  {where}"
-        for cumulative, total, calls, where in sorted(own, reverse=True)[:TOP]
+        for cumulative, total, calls, where in sorted(functions, reverse=True)[:TOP]
     ]
     header = f"{'cumul. s':>8} {'own s':>8} {'calls':>8}  function"
-    return {"seconds": found.seconds, "text": "\n".join([header, *lines])}
+    return {"seconds": searched.seconds, "text": "\n".join([header, *lines])}
 
 
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards."""
+    """A folder that is deleted afterwards."""
     folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
@@ -241,8 +240,8 @@ def main() -> None:
     torch.set_num_threads(1)
     report = json.loads(RESULT.read_text()) if RESULT.exists() else {}
 
-    def keep(name: str, found: dict[str, Any]) -> None:
-        report[name] = {**found, "machine": machine(), "provenance": provenance()}
+    def keep(name: str, section: dict[str, Any]) -> None:
+        report[name] = {**section, "machine": machine(), "provenance": provenance()}
         write_atomic(RESULT, json.dumps(report, indent=2) + "\n")
         write_page(report)
 

@@ -7,22 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.evolution.evaluator import RUNGS
+from tables import markdown
 from unshared import SHARED
 
 HERE = Path(__file__).parent
 
 
-def committed() -> list[dict[str, Any]]:
-    """Seconds and shares of the rungs in the committed searches of this evolution."""
+def committed() -> list[list[str]]:
+    """A row for each committed search of this evolution: mean seconds and shares of the rungs."""
     rows = []
     for file in sorted((HERE / "results").glob("search-*-default-*.json")):
-        found = json.loads(file.read_text())
-        total = {rung: one["count"] * one["mean_seconds"] for rung, one in found["rungs"].items()}
-        rungs = {
-            rung: (found["rungs"][rung]["mean_seconds"], seconds / sum(total.values()))
-            for rung, seconds in total.items()
-        }
-        rows.append({"run": file.stem.removeprefix("search-"), "rungs": rungs})
+        rungs = json.loads(file.read_text())["rungs"]
+        sums = {rung: cost["count"] * cost["mean_seconds"] for rung, cost in rungs.items()}
+        shares = {rung: seconds / sum(sums.values()) for rung, seconds in sums.items()}
+        cells = [f"{_time(rungs[rung]['mean_seconds'])}, {shares[rung]:.0%}" for rung in RUNGS]
+        rows.append([file.stem.removeprefix("search-"), *cells])
     return rows
 
 
@@ -48,8 +47,8 @@ def write_page(report: dict[str, Any]) -> None:
     (HERE / "search_cost.md").write_text("\n".join([*lines, ""]))
 
 
-def _rungs_part(found: dict[str, Any]) -> list[str]:
-    rungs, windows = found["rungs"], found["windows"]
+def _rungs_part(part: dict[str, Any]) -> list[str]:
+    rungs, windows = part["rungs"], part["windows"]
     titles = {
         "rejection": "rejection, by form",
         "probe": "probe",
@@ -57,12 +56,12 @@ def _rungs_part(found: dict[str, Any]) -> list[str]:
         "few": f"few ({windows['few']} windows)",
         "all": f"all ({windows['all']} windows)",
     }
-    rest = 1 - sum(one["share"] for one in rungs.values())
+    rest = 1 - sum(cost["share"] for cost in rungs.values())
     lines = [
         "## By rung",
         "",
-        f"A search of {found['candidates']} candidates on SmolLM2-135M, windows of"
-        f" {found['seqlen']} tokens, {found['seconds']:.0f} s. Rejection: whether a proposal can"
+        f"A search of {part['candidates']} candidates on SmolLM2-135M, windows of"
+        f" {part['seqlen']} tokens, {part['seconds']:.0f} s. Rejection: whether a proposal can"
         " mask and is new, by its canonical form, before it becomes a candidate.",
         "",
         "| rung | asked | median | share of the time |",
@@ -70,94 +69,81 @@ def _rungs_part(found: dict[str, Any]) -> list[str]:
     ]
     for rung, title in titles.items():
         if rung in rungs:
-            one = rungs[rung]
-            median = _time(one["median_seconds"])
-            lines.append(f"| {title} | {one['count']} | {median} | {one['share']:.1%} |")
-    lines += [
+            cost = rungs[rung]
+            median = _time(cost["median_seconds"])
+            lines.append(f"| {title} | {cost['count']} | {median} | {cost['share']:.1%} |")
+    return [
+        *lines,
         f"| drawing proposals, deciding, journal | | | {rest:.1%} |",
         "",
         "The same from the [committed searches](search.md), which had longer to find what is"
         " worth a loss: mean wall time and share of what was spent on judging.",
         "",
-        "| run | " + " | ".join(RUNGS) + " |",
-        "|---|---|---|---|---|",
+        markdown(("run", *RUNGS), committed()).rstrip(),
     ]
-    for row in committed():
-        cells = [f"{_time(row['rungs'][rung][0])}, {row['rungs'][rung][1]:.0%}" for rung in RUNGS]
-        lines.append("| " + " | ".join([row["run"], *cells]) + " |")
-    return lines
 
 
-def _windows_part(found: dict[str, Any]) -> list[str]:
-    counts = [int(count) for count in found["seconds"]]
-    seconds = list(found["seconds"].values())
-    slope, start = statistics.linear_regression(counts, seconds)
+def _windows_part(part: dict[str, Any]) -> list[str]:
+    seconds = {int(count): median for count, median in part["seconds"].items()}
+    slope, start = statistics.linear_regression([*seconds], [*seconds.values()])
+    row = ["seconds", *(f"{median:.1f}" for median in seconds.values())]
     return [
         "## By windows",
         "",
-        f"Masking all matrices and the loss on so many windows of {found['seqlen']} tokens,"
-        f" medians over three metrics and {found['repeats']} turns. The line through"
+        f"Masking all matrices and the loss on so many windows of {part['seqlen']} tokens,"
+        f" medians over three metrics and {part['repeats']} turns. The line through"
         f" them: {start:.1f} s, and {slope:.2f} s a window.",
         "",
-        "| windows | " + " | ".join(map(str, counts)) + " |",
-        "|---|" + "---|" * len(counts),
-        "| seconds | " + " | ".join(f"{one:.1f}" for one in seconds) + " |",
+        markdown(("windows", *map(str, seconds)), [row]).rstrip(),
     ]
 
 
-def _sizes_part(found: dict[str, Any]) -> list[str]:
-    rows = found["rows"]
-    least = rows[0]
-    lines = [
-        "## By size of the model",
-        "",
-        "Random models of SmolLM2-135M's width, bfloat16, windows of"
-        f" {found['seqlen']} tokens; the median of a candidate, and how many times those of"
-        " the smallest. The closed form looks at 8 M weights of any model: what grows is the number"
-        " of statistics that these meet.",
-        "",
-        f"| blocks | weights | × | probe | reconstruction | few ({found['few_windows']} window)"
-        f" | all ({found['search_windows']} windows) |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
+def _sizes_part(part: dict[str, Any]) -> list[str]:
+    least = part["rows"][0]
+    rows = []
+    for row in part["rows"]:
         cells = [
             f"{_time(row['seconds'][rung])} ({row['seconds'][rung] / least['seconds'][rung]:.1f}×)"
             for rung in RUNGS
         ]
         head = [str(row["blocks"]), f"{row['weights'] / 1e6:.0f} M"]
-        lines.append(
-            "| " + " | ".join([*head, f"{row['weights'] / least['weights']:.0f}", *cells]) + " |"
-        )
-    return lines
+        rows.append([*head, f"{row['weights'] / least['weights']:.0f}", *cells])
+    header = ["blocks", "weights", "×", "probe", "reconstruction"]
+    header += [f"few ({part['few_windows']} window)", f"all ({part['search_windows']} windows)"]
+    return [
+        "## By size of the model",
+        "",
+        "Random models of SmolLM2-135M's width, bfloat16, windows of"
+        f" {part['seqlen']} tokens; the median of a candidate, and how many times those of"
+        " the smallest. The closed form looks at 8 M weights of any model: what grows is the number"
+        " of statistics that these meet.",
+        "",
+        markdown(header, rows).rstrip(),
+    ]
 
 
-def _sharing_part(found: dict[str, Any]) -> list[str]:
-    lines = [
+def _sharing_part(part: dict[str, Any]) -> list[str]:
+    rows = []
+    for row in part["rows"]:
+        again = ", ".join(f"{count} {rung}" for rung, count in row["judged_again"].items())
+        rows.append([row["off"], f"{row['per_minute']:.1f}", f"{row['ratio']:.2f}", again])
+    return [
         "## With and without what is shared",
         "",
-        f"The same search of {found['candidates']} candidates that mask five of SmolLM2-135M's"
+        f"The same search of {part['candidates']} candidates that mask five of SmolLM2-135M's"
         " thirty blocks, with a sample in proportion, seed and number of evaluations equal, in"
-        f" {found['turns']} turn(s); all archives (expressions, fingerprints, losses) are asserted"
+        f" {part['turns']} turn(s); all archives (expressions, fingerprints, losses) are asserted"
         " to be equal. Medians; ratios are taken within a turn. A copy is one of the whole model,"
         " so it weighs more here than where all blocks are masked.",
         "",
-        "| switched off | candidates a minute | × | judged again |",
-        "|---|---|---|---|",
-    ]
-    for row in found["rows"]:
-        again = ", ".join(f"{count} {rung}" for rung, count in row["judged_again"].items())
-        lines.append(f"| {row['off']} | {row['per_minute']:.1f} | {row['ratio']:.2f} | {again} |")
-    lines += ["", *(f"- {name}: {told}." for name, told in SHARED.items())]
-    lines += [
+        markdown(("switched off", "candidates a minute", "×", "judged again"), rows),
+        *(f"- {name}: {meaning}." for name, meaning in SHARED.items()),
         "",
         "Beside fingerprints, canonical forms save no time: every duplicate that they spare would"
         " have been stopped by its fingerprint on the probe, which takes milliseconds. (This table"
         " once said 0.77, because duplicates were judged on all rungs of their twins.) They keep"
         " places in a batch for candidates that are new, and serve the analysis and the report."
         " The form has been reduced to half its rules since this was measured.",
-    ]
-    lines += [
         "",
         "Not separable with the same archive:",
         "",
@@ -168,23 +154,21 @@ def _sharing_part(found: dict[str, Any]) -> list[str]:
         "- A prefix of unchanged blocks: every candidate masks every block, so there is none.",
         "- Statistics: without them kept, every candidate would wait for a calibration.",
     ]
-    return lines
 
 
-def _profile_part(found: dict[str, Any]) -> list[str]:
-    lines = [
+def _profile_part(part: dict[str, Any]) -> list[str]:
+    rows = []
+    for line in part["text"].splitlines()[1:]:
+        *numbers, function = line.split(maxsplit=3)
+        rows.append([*numbers, f"`{function}`"])
+    return [
         "## Where the time is",
         "",
         f"The functions of this project by cumulative time in one such search under cProfile,"
-        f" {found['seconds']:.0f} s.",
+        f" {part['seconds']:.0f} s.",
         "",
-        "| cumulative, s | own, s | calls | function |",
-        "|---|---|---|---|",
+        markdown(("cumulative, s", "own, s", "calls", "function"), rows).rstrip(),
     ]
-    for line in found["text"].splitlines()[1:]:
-        cumulative, own, calls, where = line.split(maxsplit=3)
-        lines.append(f"| {cumulative} | {own} | {calls} | `{where}` |")
-    return lines
 
 
 def _time(seconds: float) -> str:

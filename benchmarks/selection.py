@@ -1,9 +1,9 @@
 """Exact selection against a stable sort per row and a loop over column groups for 2:4.
 
 Run: python benchmarks/selection.py -o benchmarks/results/selection.json
-The contenders take turns, so a busy machine slows both; read the ratios. That of the fastest
-runs is the one other work on the machine disturbs least. Every mask is asserted to be bit-equal
-to the baseline's.
+Selection and baseline take turns, so a busy machine slows both; read the ratios. Other work on the
+machine disturbs the ratio of the fastest runs least. Asserts that every mask is equal to the
+baseline's.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def distinct_in_groups(shape: tuple[int, int], seed: int) -> Tensor:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on."""
+    """The facts of this machine that the figures depend on."""
     cpu = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -107,7 +107,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
 
-    # The second width is LLaMA-7B's down projection, in proportion to its hidden size.
+    # The second width is that of LLaMA-7B's down projection, in proportion to the hidden size.
     widths = (arguments.size, arguments.size * 11008 // 4096 // 8 * 8)
     patterns: tuple[Pattern, ...] = (Unstructured(0.5), SemiStructured(2, 4), SemiStructured(4, 8))
     results = []

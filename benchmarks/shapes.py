@@ -1,9 +1,8 @@
 """Random checkpoints of a given shape, written block by block: LLaMA's architecture, bf16.
 
 Run: python benchmarks/shapes.py OUT --hidden 4096 --intermediate 11008 --blocks 32 --heads 32
-No block is in memory with another, so a 13 GB folder takes a few hundred megabytes to make. The
-weights are what an initialised model has, so nothing can be learned from what is pruned; how
-long that takes and how much memory can.
+Memory holds one block at a time, so a 13 GB folder takes a few hundred megabytes to make. The
+weights are those of an initialised model: pruning it shows time and memory, not quality.
 """
 
 import argparse
@@ -23,7 +22,7 @@ INDEX = "model.safetensors.index.json"
 
 @dataclass(frozen=True)
 class Shape:
-    """What decides the size of a LLaMA."""
+    """The sizes of a LLaMA model."""
 
     hidden: int
     intermediate: int
@@ -38,7 +37,7 @@ class Shape:
         return f"llama-{self.hidden}x{self.intermediate}x{self.blocks}"
 
     def config(self) -> LlamaConfig:
-        """The configuration of such a model."""
+        """The configuration of a model with this shape."""
         return LlamaConfig(
             vocab_size=self.vocabulary,
             hidden_size=self.hidden,
@@ -65,21 +64,21 @@ def make_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> Path:
     byte_tokenizer().save_pretrained(folder)
     parts = [_outside(shape), *(_block(shape, index) for index in range(shape.blocks))]
     weight_map: dict[str, str] = {}
-    size = 0
+    total = 0
     for number, shapes in enumerate(parts, 1):
         file = folder / f"model-{number:05d}-of-{len(parts):05d}.safetensors"
-        tensors = {name: _weight(own, generator) for name, own in shapes.items()}
+        tensors = {name: _weight(size, generator) for name, size in shapes.items()}
         write_tensors(file, tensors, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, file.name)
-        size += TensorFile(file).nbytes
-    # Last, so that a folder with an index is whole.
-    index = {"metadata": {"total_size": size}, "weight_map": weight_map}
+        total += TensorFile(file).nbytes
+    # Written last, so that a folder with an index is complete.
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
     return folder
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte: any text encodes, and no vocabulary has to be fetched."""
+    """A tokenizer of bytes: it encodes any text, and needs no download."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: index for index, symbol in enumerate(["<s>", *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -98,7 +97,7 @@ def _outside(shape: Shape) -> dict[str, tuple[int, ...]]:
 
 def _block(shape: Shape, index: int) -> dict[str, tuple[int, ...]]:
     narrow = shape.hidden // shape.heads * shape.kv_heads
-    own = {
+    sizes = {
         "self_attn.q_proj": (shape.hidden, shape.hidden),
         "self_attn.k_proj": (narrow, shape.hidden),
         "self_attn.v_proj": (narrow, shape.hidden),
@@ -109,11 +108,11 @@ def _block(shape: Shape, index: int) -> dict[str, tuple[int, ...]]:
         "input_layernorm": (shape.hidden,),
         "post_attention_layernorm": (shape.hidden,),
     }
-    return {f"model.layers.{index}.{name}.weight": size for name, size in own.items()}
+    return {f"model.layers.{index}.{name}.weight": size for name, size in sizes.items()}
 
 
 def _weight(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """A norm of ones, or a matrix as LLaMA's initialisation draws it."""
+    """A norm of ones, or a matrix drawn like LLaMA's initialisation."""
     if len(size) == 1:
         return torch.ones(size, dtype=torch.bfloat16)
     return torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)

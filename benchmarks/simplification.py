@@ -2,14 +2,15 @@
 
     python benchmarks/simplification.py --calibration wiki.valid.raw
 
-Draws random candidates in the published and in our space, leaves out those that a level of
-simplification knows already, and counts the distinct masks of the first 100 that remain; the
-mean over ten seeds. Writes benchmarks/results/simplification.json and simplification.md.
+Draws random candidates from the published and from our space, leaves out those whose simplified
+form occurred before, and counts the distinct masks of the first 100 that remain; medians over ten
+seeds. Writes benchmarks/results/simplification.json and simplification.md.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +30,16 @@ from pruner_zero.metric.canonical import canonical, masks, simplify_opposing
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.text import load_mixture
+from tables import markdown
 
 HERE = Path(__file__).parent
 SPACES = {"published": PUBLISHED_SPACE, "ours": SearchSpace(scopes=("row",))}
 LEVELS: dict[str, Callable[[Expression], str | None] | None] = {
     "none": None,
-    "the paper's": lambda one: str(simplify_opposing(one)),
-    "ours": lambda one: str(canonical(one, "row")) if masks(one, "row") else None,
+    "the paper's": lambda metric: str(simplify_opposing(metric)),
+    "ours": lambda metric: str(canonical(metric, "row")) if masks(metric, "row") else None,
 }
 CANDIDATES = 100
-NOTHING = "rejected"
 
 
 def main() -> None:
@@ -80,25 +81,23 @@ def _count(
     seed: int,
     simplify: Callable[[Expression], str | None] | None,
 ) -> dict[str, int]:
-    """How many of the first 100 that remain have masks of their own, and how many were left out."""
-    seen: set[str] = set()
-    found: set[str] = set()
+    """The numbers of drawn candidates, of judged ones (100), and of their distinct masks."""
+    forms: set[str] = set()
+    fingerprints: set[str] = set()
     drawn = judged = 0
     for expression in _stream(space, seed):
         drawn += 1
         if simplify is not None:
-            name = simplify(expression)
-            if name is None or name in seen:
+            form = simplify(expression)
+            if form is None or form in forms:
                 continue
-            seen.add(name)
+            forms.add(form)
         judged += 1
-        try:
-            found.add(evaluator.fingerprint(expression, "row"))
-        except PrunerZeroError:
-            found.add(NOTHING)
+        with suppress(PrunerZeroError):
+            fingerprints.add(evaluator.fingerprint(expression, "row"))
         if judged == CANDIDATES:
             break
-    return {"drawn": drawn, "judged": judged, "distinct": len(found - {NOTHING})}
+    return {"drawn": drawn, "judged": judged, "distinct": len(fingerprints)}
 
 
 def _stream(space: SearchSpace, seed: int) -> Iterator[Expression]:
@@ -120,15 +119,16 @@ def write_page(rows: list[dict[str, Any]]) -> None:
         " with a canonical form of more rules, common factors of sums among them, which were"
         " removed since they save a search no time.",
         "",
-        f"| space | simplification | drawn for {CANDIDATES} | distinct masks of {CANDIDATES} |",
-        "|---|---|---|---|",
     ]
+    table = []
     for space in SPACES:
         for level in LEVELS:
-            own = [row for row in rows if (row["space"], row["simplification"]) == (space, level)]
-            cells = [_range([row[name] for row in own]) for name in ("drawn", "distinct")]
-            lines.append(f"| {space} | {level} | {cells[0]} | {cells[1]} |")
-    lines += ["", "[Result file](results/simplification.json).", ""]
+            seeds = [row for row in rows if (row["space"], row["simplification"]) == (space, level)]
+            cells = [_range([row[name] for row in seeds]) for name in ("drawn", "distinct")]
+            table.append([space, level, *cells])
+    columns = (f"drawn for {CANDIDATES}", f"distinct masks of {CANDIDATES}")
+    lines.append(markdown(("space", "simplification", *columns), table))
+    lines += ["[Result file](results/simplification.json).", ""]
     (HERE / "simplification.md").write_text("\n".join(lines))
 
 

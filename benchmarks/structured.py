@@ -1,4 +1,4 @@
-"""A smaller model: a quarter of the MLP channels, a tenth of the blocks, with and without a refit.
+"""Smaller models: without a quarter of the MLP channels or a tenth of the blocks, refit or not.
 
     python benchmarks/structured.py --calibration wiki.valid.raw --text wiki.test.raw
 
@@ -20,6 +20,7 @@ from pruner_zero.evaluation import measure_speed
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.provenance import provenance
+from tables import markdown
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "structured.json"
@@ -37,7 +38,7 @@ PROMPT, TURNS = 512, 9
 
 
 def main() -> None:
-    """Measure what is missing and write the page."""
+    """Measure the runs that are missing and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
@@ -106,19 +107,17 @@ def write_page(report: dict[str, Any]) -> None:
         f" in turns, medians of {TURNS}, with random weights of these shapes, on which speed does"
         " not depend. [Result file](results/structured.json).",
         "",
-        "| model | parameters | perplexity | prefill | decode |",
-        "|---|---|---|---|---|",
     ]
     fast = {row["model"]: row for row in report["speed"]["speed"]}
     dense = report["speed"]["speed"][0]
+    rows = []
     for name in ("dense", *(name for name in RUNS if name in report["rows"])):
         row, shape = report["rows"][name], fast.get(name.split(",")[0], dense)
         times = [f"×{shape[kind] / dense[kind]:.2f}" for kind in ("prefill", "decode")]
-        page.append(
-            f"| {name} | {row['parameters'] / 1e6:.1f} M | {row['perplexity']:.2f} | "
-            f"{times[0]} | {times[1]} |"
-        )
-    (HERE / "structured.md").write_text("\n".join([*page, ""]))
+        cells = [name, f"{row['parameters'] / 1e6:.1f} M", f"{row['perplexity']:.2f}"]
+        rows.append([*cells, *times])
+    page.append(markdown(("model", "parameters", "perplexity", "prefill", "decode"), rows))
+    (HERE / "structured.md").write_text("\n".join(page))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Swaps of a mask beside SparseSwaps' rule: layer error, perplexity and seconds.
+"""Compares swaps of a mask with SparseSwaps' rule: layer error, perplexity and seconds.
 
     python benchmarks/swaps.py --calibration wiki.valid.raw --text wiki.test.raw
 
 SparseSwaps (Zimmer et al. 2025, 2512.10922) takes the best single swap of every row, one at a time,
-until none helps. That rule is written here on its own. It runs as a step after Wanda's mask, and on
-every matrix it meets, this program's swaps start from the same mask with the same Gram matrix, one
-right after the other, so that both are timed on the machine as it is at that moment.
+until no swap helps. This script has its own implementation of that rule, which runs as a step after
+Wanda's mask. On every matrix, this program's swaps start from the same mask with the same Gram
+matrix, and the two run directly after one another, so that the load of the machine is the same.
 """
 
 import argparse
@@ -25,23 +25,25 @@ from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
 from pruner_zero.sparsity import STEPS, Layer, SemiStructured, Updated, refine_mask
+from tables import markdown
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "swaps.json"
-# A gain below this share of a row's error is none: the same for both rules.
+# Both rules ignore a gain below this share of a row's error.
 LEAST_GAIN = 1e-5
-# The rule is also timed without bounds on matrices of at most so many rows.
+# SparseSwaps' rule is also timed without bounds on matrices with at most this number of rows.
 PLAIN_ROWS = 200
 ZEROS: dict[str, dict[str, Any]] = {"2:4": {"pattern": "2:4"}, "50 %": {"sparsity": 0.5}}
 METHODS = ("wanda+single", "wanda+refine", "wanda")
 
-# (W, C, mask, change (rows, in) of the error by flipping each weight) → effect, revive, prune.
+# A function of W, C, mask, and the change (rows, in) of the error by flipping each weight, that
+# returns for each row the effect of the best swap, the weight to revive and the weight to prune.
 Pair = tuple[Tensor, Tensor, Tensor]
 BestPair = Callable[[Tensor, Tensor, Tensor, Tensor], Pair]
 
 
 def single_swaps(W: Tensor, C: Tensor, mask: Tensor, best_pair: BestPair) -> tuple[Tensor, int]:
-    """SparseSwaps' mask: the best swap of each row until no row has one; and the most swaps.
+    """SparseSwaps' mask, by the best swap of each row until none helps; the most swaps of a row.
 
     W, mask: (rows, in). C: (in, in).
     """
@@ -57,9 +59,9 @@ def single_swaps(W: Tensor, C: Tensor, mask: Tensor, best_pair: BestPair) -> tup
         slope, square = 2 * weight * gradient, weight * weight * diagonal
         change = torch.where(kept, square + slope, square - slope)
         effect, revive, prune = best_pair(weight, C, kept, change)
-        wanted = effect < -LEAST_GAIN * error
-        rows, gradient = rows[wanted], gradient[wanted]
-        revive, prune = revive[wanted], prune[wanted]
+        better = effect < -LEAST_GAIN * error
+        rows, gradient = rows[better], gradient[better]
+        revive, prune = revive[better], prune[better]
         refined[rows, revive] = True
         refined[rows, prune] = False
         gradient -= W[rows, revive][:, None] * C[revive]
@@ -69,7 +71,7 @@ def single_swaps(W: Tensor, C: Tensor, mask: Tensor, best_pair: BestPair) -> tup
 
 
 def of_all_pairs(W: Tensor, C: Tensor, mask: Tensor, change: Tensor) -> Pair:
-    """Every pair of a pruned and a kept weight of each row, as the paper says it."""
+    """The best of all pairs of a pruned and a kept weight of each row, as in the paper."""
     results = []
     chunk = max(1, 2**24 // W.shape[1] ** 2)
     for w, kept, alone in zip(*(part.split(chunk) for part in (W, mask, change)), strict=True):
@@ -82,7 +84,7 @@ def of_all_pairs(W: Tensor, C: Tensor, mask: Tensor, change: Tensor) -> Pair:
 
 
 def within_groups(m: int) -> BestPair:
-    """Every pair of each group of m columns."""
+    """The best of all pairs within groups of m columns."""
 
     def best_pair(W: Tensor, C: Tensor, mask: Tensor, change: Tensor) -> Pair:
         groups = torch.arange(W.shape[1] // m)
@@ -99,11 +101,11 @@ def within_groups(m: int) -> BestPair:
 
 
 def bounded(C: Tensor) -> BestPair:
-    """The pair that `of_all_pairs` finds, without looking at pairs that cannot be the best.
+    """The same pair as `of_all_pairs`, without computing pairs that cannot be the best.
 
     |2·w_p·w_q·C_pq| is at most 2·ρ_p·s_p·s_q with s = |w|·√C_jj and ρ_p the largest correlation of
-    p with any other channel. The best of the 16 most promising weights of either side bounds the
-    effect from above; a weight whose best conceivable pair is above that is left out.
+    p with any other channel. The best pair among the 16 most promising weights of either side is an
+    upper bound on the effect; weights whose lower bound is above it are left out.
     """
     root = C.diagonal().clamp_min(1e-30).sqrt()
     correlation = (C / root[:, None] / root).fill_diagonal_(0.0).abs().amax(1)
@@ -119,22 +121,22 @@ def bounded(C: Tensor) -> BestPair:
         )
         limit = first[0]
         near, counts = [], []
-        for own, other in ((gain, cost), (cost, gain)):
-            least = torch.stack([(other - level * size).amin(1) for level in levels], 1)
-            # The next level above each weight's reach, for a bound that holds.
+        for side, partners in ((gain, cost), (cost, gain)):
+            least = torch.stack([(partners - level * size).amin(1) for level in levels], 1)
+            # The next level above each weight's reach keeps the bound valid.
             place = torch.bucketize(reach, levels).clamp_max(len(levels) - 1)
-            bound = own + least.gather(1, place)
+            bound = side + least.gather(1, place)
             counts.append((bound <= limit[:, None]).sum(1).clamp_min(1))
             near.append(bound.topk(int(counts[-1].max()), 1, largest=False).indices)
-        # Rows with about as many candidates are looked at together.
+        # Rows with similar numbers of candidates share a batch.
         results = [W.new_zeros(len(W)), *(torch.zeros(2, len(W), dtype=torch.long))]
         for rows in (counts[0] * counts[1]).argsort().split(32):
             sides = (
                 side[rows, : int(count[rows].max())]
                 for side, count in zip(near, counts, strict=True)
             )
-            found = _pairs(W[rows], C, gain[rows], cost[rows], *sides)
-            for result, part in zip(results, found, strict=True):
+            best = _pairs(W[rows], C, gain[rows], cost[rows], *sides)
+            for result, part in zip(results, best, strict=True):
                 result[rows] = part
         return results[0], results[1], results[2]
 
@@ -144,7 +146,7 @@ def bounded(C: Tensor) -> BestPair:
 def _pairs(
     W: Tensor, C: Tensor, gain: Tensor, cost: Tensor, revived: Tensor, pruned: Tensor
 ) -> Pair:
-    """The best of the pairs of `revived` and `pruned` (rows, candidates), columns."""
+    """The best pair of each row among the columns `revived` and `pruned` (rows, candidates)."""
     results = []
     chunk = max(1, 2**22 // (revived.shape[1] * pruned.shape[1]))
     parts = (part.split(chunk) for part in (W, gain, cost, revived, pruned))
@@ -166,13 +168,13 @@ def _pairs(
 
 
 def layer_error(W: Tensor, C: Tensor, mask: Tensor) -> float:
-    """δ·C·δᵀ over all rows."""
+    """The sum of δ·C·δᵀ over all rows."""
     delta = W.masked_fill(mask, 0.0)
     return float((delta * (delta @ C)).sum(dtype=torch.float64))
 
 
 def measured(layers: list[dict[str, Any]], save: Callable[[], None]) -> Callable[[Layer], Updated]:
-    """SparseSwaps' rule as a step that also measures both rules on every layer it meets."""
+    """SparseSwaps' rule as a step that also measures both rules on every layer."""
 
     def run(layer: Layer) -> Updated:
         W, C, mask = layer.dense.float(), layer.required_hessian.gram, layer.required_mask
@@ -224,9 +226,9 @@ def main() -> None:
                 table["layers"] = []
                 run = measured(table["layers"], lambda: save(report))
                 step = replace(STEPS["refine"], name="single", run=run, option=None)
-                # The registry takes plug-ins from installed packages; a benchmark is none.
+                # The registry takes plug-ins of installed packages only, so this sets its table.
                 STEPS._builtin = MappingProxyType({**builtin, "single": step})
-            found = compare(
+            result = compare(
                 model,
                 [method],
                 calibration=given.calibration,
@@ -239,8 +241,8 @@ def main() -> None:
                 progress=LineProgress(),
                 **options,
             )
-            table["rows"] += found.rows
-            report["provenance"] = found.provenance
+            table["rows"] += result.rows
+            report["provenance"] = result.provenance
             save(report)
             write_page(report)
     write_page(report)
@@ -272,19 +274,19 @@ def write_page(report: dict[str, Any]) -> None:
         " each round, among the 16 most promising weights of either side. Both start from Wanda's"
         " mask and have the same Gram matrix; on every matrix one runs right after the other.",
         "",
-        "| zeros | matrices | error after SparseSwaps' rule | after `+refine` | seconds, rule to"
-        " `+refine` | clock | most swaps of a row |",
-        "|---|---|---|---|---|---|---|",
     ]
+    header = ["zeros", "matrices", "error after SparseSwaps' rule", "after `+refine`"]
+    header += ["seconds, rule to `+refine`", "clock", "most swaps of a row"]
+    table = []
     for zeros in ZEROS:
         layers = report.get(zeros, {}).get("layers", [])
         kinds = {layer["name"].split(".")[-1]: None for layer in layers}
         for kind in [*kinds, "all"]:
-            own = [layer for layer in layers if kind in ("all", layer["name"].split(".")[-1])]
-            if own:
-                lines.append(f"| {zeros} | {kind} | {_row(own)} |")
+            chosen = [layer for layer in layers if kind in ("all", layer["name"].split(".")[-1])]
+            if chosen:
+                table.append([zeros, kind, *_row(chosen)])
     lines += [
-        "",
+        markdown(header, table),
         "Errors are δ·C·δᵀ beside that of Wanda's mask, the mean over matrices; rows of 50 % are of"
         f" {len(report.get('50 %', {}).get('layers', []))} matrices, of 2:4 of"
         f" {len(report.get('2:4', {}).get('layers', []))}. The rule as timed looks only at pairs"
@@ -306,22 +308,23 @@ def write_page(report: dict[str, Any]) -> None:
         for row in report.get(zeros, {}).get("rows", [])
     }
     if rows:
-        lines += ["", "| perplexity | 2:4 | 50 % |", "|---|---|---|"]
         names = {
             "wanda": "`wanda`",
             "wanda+single": "SparseSwaps' rule",
             "wanda+refine": "`wanda+refine`",
         }
+        table = []
         for method, shown in names.items():
             cells = [
                 f"{rows[method, zeros]['perplexity']:.3f}" if (method, zeros) in rows else "–"
                 for zeros in ZEROS
             ]
-            lines.append(f"| {shown} | {' | '.join(cells)} |")
+            table.append([shown, *cells])
+        lines += ["", markdown(("perplexity", *ZEROS), table).rstrip()]
     (HERE / "swaps.md").write_text("\n".join([*lines, ""]))
 
 
-def _row(layers: list[dict[str, Any]]) -> str:
+def _row(layers: list[dict[str, Any]]) -> list[str]:
     """The cells of a table row: mean relative errors, the ratio of seconds, the most swaps."""
     relative = [
         sum(layer["error"][name] / layer["error"]["wanda"] for layer in layers) / len(layers)
@@ -332,7 +335,7 @@ def _row(layers: list[dict[str, Any]]) -> str:
     )
     swaps = max(layer["swaps"] for layer in layers)
     clock = layers[0].get("clock", "wall")
-    return f"{relative[0]:.4f} | {relative[1]:.4f} | {single / ours:.1f} | {clock} | {swaps}"
+    return [*(f"{error:.4f}" for error in relative), f"{single / ours:.1f}", clock, str(swaps)]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,12 @@
 """What benchmarks that write tables share."""
 
+import os
+import platform
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 def measure_once(output: Path, again: bool, measure: Callable[..., object]) -> None:
@@ -11,6 +16,16 @@ def measure_once(output: Path, again: bool, measure: Callable[..., object]) -> N
     partial = output.with_suffix(".unfinished")
     measure(output=partial)
     partial.rename(output)
+
+
+def machine() -> dict[str, Any]:
+    """The facts of this machine that measured seconds depend on."""
+    return {
+        "platform": platform.platform(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
 
 
 def zeros_title(name: str) -> str:

@@ -1,10 +1,10 @@
-"""What a winner of a search is worth where it was not searched: other sparsities, another text.
+"""Measures the winner of a search outside its search: at other sparsities, on another text.
 
     python benchmarks/transfer.py --search search-50-any-default-0-products \
         --calibration wiki.valid.raw --text wiki.test.raw
 
-Writes one JSON a table to benchmarks/results/transfer-*.json and transfer.md from all of them.
-Rows are kept: the winner of another search is one more in each table.
+Writes a JSON file for each table, benchmarks/results/transfer-*.json, and transfer.md from all of
+them. Rows are kept: the winner of another search adds a row to each table.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
 from search import winner
+from tables import markdown, zeros_title
 
 HERE = Path(__file__).parent
 KNOWN = ("wanda", "ria", "pruner-zero", "W * G^0.5 * X^0.25@global")
@@ -29,12 +30,7 @@ TABLES: dict[str, dict[str, Any]] = {
     "50-pydoc": {"sparsity": 0.5, "text": "builtin:pydoc"},
 }
 
-TITLES = {
-    **{name: f"{name} %" for name in ("40", "60", "70")},
-    "2-4": "2:4",
-    "4-8": "4:8",
-    "50-pydoc": "50 %, the built-in text",
-}
+TITLES = {name: zeros_title(name) for name in TABLES} | {"50-pydoc": "50 %, the built-in text"}
 
 
 def main() -> None:
@@ -48,13 +44,13 @@ def main() -> None:
     parser.add_argument("--windows-eval", type=int, default=12)
     given = parser.parse_args()
     model = load_model(given.model)
-    found = HERE / "results" / f"{given.search}.json"
-    pieces = json.loads(found.read_text())["run"]["settings"].get("gradient_seqlen")
+    summary = HERE / "results" / f"{given.search}.json"
+    pieces = json.loads(summary.read_text())["run"]["settings"].get("gradient_seqlen")
     for name in given.tables:
-        # N:M groups lie inside rows and leave no other.
+        # The groups of N:M lie inside rows, so that a method has no other group there.
         methods = [
-            one.removesuffix("@global") if "pattern" in TABLES[name] else one
-            for one in (*KNOWN, winner(found))
+            method.removesuffix("@global") if "pattern" in TABLES[name] else method
+            for method in (*KNOWN, winner(summary))
         ]
         file = HERE / "results" / f"transfer-{name}.json"
         table: dict[str, Any] = {"rows": []}
@@ -64,7 +60,7 @@ def main() -> None:
         for method in methods:
             if method in measured:
                 continue
-            measured_now = compare(
+            result = compare(
                 model,
                 [method],
                 calibration=given.calibration,
@@ -74,9 +70,9 @@ def main() -> None:
                 progress=LineProgress(),
                 **{"text": given.text, **TABLES[name]},
             )
-            own = {"winner": method == methods[-1], "gradient_seqlen": pieces}
-            table["rows"].append(measured_now.rows[0] | own)
-            table["provenance"] = measured_now.provenance
+            origin = {"winner": method == methods[-1], "gradient_seqlen": pieces}
+            table["rows"].append(result.rows[0] | origin)
+            table["provenance"] = result.provenance
             write_atomic(file, json.dumps(table, indent=2) + "\n")
     write_page()
 
@@ -98,24 +94,18 @@ def write_page() -> None:
             continue
         table = json.loads(file.read_text())
         windows = table["provenance"]["evaluation"]["windows"]
-        lines += ["", f"## {TITLES[name]}"]
-        lines += [
-            "",
-            f"{windows} windows (`--windows-eval {windows}`).",
-            "",
-            "| metric | group | G of pieces | perplexity |",
-            "|---|---|---|---|",
-        ]
+        rows = []
         for row in table["rows"]:
             value = (
                 f"{row['perplexity']:.2f}" if row["perplexity"] else row.get("error", "overflow")
             )
-            pieces = (row["gradient_seqlen"] or "whole") if "G" in row["expression"] else ""
+            pieces = str(row["gradient_seqlen"] or "whole") if "G" in row["expression"] else ""
             mark = "**" if row["winner"] else ""
-            lines.append(
-                f"| {mark}`{row['expression']}`{mark} | {row['scope'] or 'N:M'} | {pieces}"
-                f" | {value} |"
+            rows.append(
+                [f"{mark}`{row['expression']}`{mark}", row["scope"] or "N:M", pieces, value]
             )
+        lines += ["", f"## {TITLES[name]}", "", f"{windows} windows (`--windows-eval {windows}`)."]
+        lines += ["", markdown(("metric", "group", "G of pieces", "perplexity"), rows).rstrip()]
     (HERE / "transfer.md").write_text("\n".join([*lines, ""]))
 
 

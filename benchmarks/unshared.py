@@ -1,4 +1,4 @@
-"""A search without what its candidates share, piece by piece."""
+"""Searches in which one kind of work that candidates share is switched off."""
 
 import shutil
 import time
@@ -48,7 +48,11 @@ SHARED = {
 
 @dataclass(frozen=True)
 class Searched:
-    """One search: what it took and left, and what it took to see whether proposals are new."""
+    """The result of a search.
+
+    rejection: seconds of each check whether a proposal is new. again: how often each rung judged
+    candidates that sharing would have spared.
+    """
 
     seconds: float
     journal: list[dict[str, Any]]
@@ -57,17 +61,17 @@ class Searched:
 
     @property
     def archive(self) -> list[dict[str, Any]]:
-        """The journal without what time decides."""
+        """The journal without the fields that depend on time."""
         return [{k: v for k, v in line.items() if k not in TIMED} for line in self.journal]
 
     @property
     def candidates(self) -> int:
-        """How many were asked."""
+        """The number of candidates."""
         return sum(line["kind"] == "candidate" for line in self.journal)
 
 
 class Copying(MaskedModel):
-    """Puts every candidate on a copy of the model, which is then thrown away."""
+    """Masks a new copy of the model for every candidate."""
 
     @contextmanager
     def masked(
@@ -83,7 +87,7 @@ class Copying(MaskedModel):
 
 
 class Clocked(Evaluator):
-    """Tells processor time."""
+    """Measures processor time."""
 
     def run(self, task: Task, limit: TimeLimit = UNLIMITED) -> Outcome:
         """As `Evaluator.run`."""
@@ -108,20 +112,20 @@ class Remembering(SerialExecutor[Task, Outcome]):
 
 
 class Resampling(Clocked):
-    """Computes what the closed form compares with for every candidate, and throws it away."""
+    """Computes norms and sensitivities of the sample for every candidate, without using them."""
 
     def reconstruction(
         self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> float:
         """As `Evaluator.reconstruction`."""
-        for one in self.sample:
-            row_errors(one.weight, one.gram.float())
-            output_sensitivity(one.terminals["G"], one.gram)
+        for matrix in self.sample:
+            row_errors(matrix.weight, matrix.gram.float())
+            output_sensitivity(matrix.terminals["G"], matrix.gram)
         return super().reconstruction(expression, scope, limit)
 
 
 def evaluate_plainly(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
-    """`evaluate` with every subtree computed as often as it occurs."""
+    """`evaluate` that computes every subtree as often as it occurs."""
 
     def value(node: Expression) -> Tensor:
         if isinstance(node, Terminal):
@@ -137,7 +141,7 @@ def evaluate_plainly(expression: Expression, terminals: Mapping[str, Tensor]) ->
 def search(
     settings: SearchSettings, evaluator: Evaluator, folder: Path, off: Iterable[str] = ()
 ) -> Searched:
-    """One whole search in one process, without what is switched `off`."""
+    """Run a search in one process, without the shared work named in `off`."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     if "model" in off:
@@ -154,7 +158,7 @@ def search(
     avoided: list[Proposal] = []
     rejection: list[float] = []
     again: Counter[str] = Counter()
-    seen = 0
+    judged = 0
 
     def is_new(proposal: Proposal) -> bool:
         start = time.process_time()
@@ -165,14 +169,14 @@ def search(
         return new
 
     def observe(status: Status) -> None:
-        nonlocal seen
+        nonlocal judged
         if "canonical forms" in off:
-            known = frozenset() if "fingerprints" in off else frozenset(executor.fingerprints)
-            again.update(_judge_avoided(avoided, status.records, executor, known))
+            fingerprints = frozenset(() if "fingerprints" in off else executor.fingerprints)
+            again.update(_judge_avoided(avoided, status.records, executor, fingerprints))
         if "fingerprints" in off:
-            again.update(_judge_twins(status.records[seen:], status.records, executor))
+            again.update(_judge_twins(status.records[judged:], status.records, executor))
         avoided.clear()
-        seen = len(status.records)
+        judged = len(status.records)
 
     archive = Archive(folder, settings.identity())
     plainly = patch.object(
@@ -192,17 +196,17 @@ def _judge_avoided(
     avoided: Sequence[Proposal],
     records: Sequence[Record],
     executor: Executor[Task, Outcome],
-    known: frozenset[str],
+    fingerprints: frozenset[str],
 ) -> Iterator[Rung]:
-    """Judge proposals that were not asked; a fingerprint among the `known` ones ends it."""
-    first = {(one.canonical, one.candidate.scope): one for one in reversed(records)}
+    """Judge the avoided proposals, after the probe only those with a new fingerprint."""
+    first = {(record.canonical, record.candidate.scope): record for record in reversed(records)}
     for proposal in avoided:
         form = str(canonical(proposal.expression, proposal.scope))
         twin = first.get((form, proposal.scope))
         task = Task(0, "probe", str(proposal.expression), proposal.scope)
         for outcome in executor.map([task]):
             yield outcome.rung
-            if outcome.reason is None and outcome.fingerprint not in known:
+            if outcome.reason is None and outcome.fingerprint not in fingerprints:
                 yield from _judge(proposal, twin, records, executor)
 
 
@@ -216,19 +220,20 @@ def _judge_twins(
 
 
 def _judge(
-    one: Any,
+    candidate: Any,
     twin: Record | None,
     records: Sequence[Record],
     executor: Executor[Task, Outcome],
 ) -> Iterator[Rung]:
-    """Judge a formula on the rungs after the probe that its twin reached; results are dropped."""
+    """Judge a candidate on the rungs after the probe that its twin reached; drops the results."""
     while twin is not None and twin.evaluation.same_as is not None:
         twin = records[twin.evaluation.same_as]
     reached = twin.evaluation.results if twin else {}
-    tasks = [Task(0, rung, str(one.expression), one.scope) for rung in RUNGS if rung in reached]
+    text, scope = str(candidate.expression), candidate.scope
+    tasks = [Task(0, rung, text, scope) for rung in RUNGS if rung in reached]
     yield from (outcome.rung for outcome in executor.map(tasks))
 
 
 def fields_of(value: Any) -> dict[str, Any]:
-    """The fields of a dataclass, for one of another class."""
-    return {one.name: getattr(value, one.name) for one in fields(value)}
+    """The fields of a dataclass instance, as arguments of another dataclass."""
+    return {field.name: getattr(value, field.name) for field in fields(value)}

@@ -1,11 +1,12 @@
-"""What follows a mask: updates, refinement, aims and shares beside SparseGPT, a table a sparsity.
+"""Compares the steps after a mask with SparseGPT: updates, swaps, targets and shares of zeros.
 
     python benchmarks/updates.py --calibration wiki.valid.raw --text wiki.test.raw --tables 50 2-4
 
-Every row starts from the same dense weights, in order (sequential), with the same calibration
-windows. `EVOLVED` is the winner of the search with seed 0 (benchmarks/results/search-*.json), found
-on validation text alone. Rows are kept as they come, so that a run that was cut goes on, and
-updates.md is written from all of them.
+Every row starts from the same dense weights, prunes blocks in order (sequential), and has the same
+calibration windows. `EVOLVED` is the winner of the search with seed 0
+(benchmarks/results/search-*.json), which read validation text alone. There is a table for each
+sparsity. Every row is written at once, so that an interrupted run continues, and updates.md is
+written from all of them.
 """
 
 import argparse
@@ -18,11 +19,11 @@ from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_atomic
 from pruner_zero.models import load_model
-from tables import zeros_title
+from tables import markdown, zeros_title
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-# Tables of what was tried and removed: their results stay, and the page says why.
+# Tables of removed methods: their results stay, and the page says why the method was removed.
 REMOVED = {
     "mixed-4": "Tried and removed: 2:4 on average, with an N of its own for each matrix, chosen by"
     " the closed-form error. `sparsegpt+asymmetric+exact` reaches 49.16 on 24 windows, and 49.37 at"
@@ -30,7 +31,7 @@ REMOVED = {
 }
 
 EVOLVED = "EVOLVED"
-# Ends the label of a row that is all calibrated on the dense model.
+# The end of the label of a row whose statistics are all those of the dense model.
 ONE_SHOT = ", one-shot"
 
 TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -134,7 +135,7 @@ def main() -> None:
             kept = [row for row in table["rows"] if row["label"] != label]
             if any(row["label"] == label and row["method"] == method for row in table["rows"]):
                 continue
-            found = compare(
+            result = compare(
                 model,
                 [method],
                 calibration=given.calibration,
@@ -148,23 +149,24 @@ def main() -> None:
                 progress=LineProgress(),
                 **zeros,
             )
-            table["rows"] = [*kept, *({"label": label, **row} for row in found.rows)]
-            table["provenance"] = found.provenance
+            table["rows"] = [*kept, *({"label": label, **row} for row in result.rows)]
+            table["provenance"] = result.provenance
             write_atomic(file, json.dumps(table, indent=2) + "\n")
             write_page()
     write_page()
 
 
 def evolved(table: str) -> tuple[str, int | None]:
-    """The winner of the search at 2:4 for N:M, of that at 50 % for shares, with its scope.
+    """A method and a number of tokens, the length of the windows for the method's gradients.
 
-    Beside it how long the pieces of windows were that its G came from.
+    For N:M the method is the winner of the search at 2:4, for sparsities that of the search at
+    50 %, with its scope.
     """
     name = "2-4-any-default-0-products" if "-" in table else "50-any-default-0-again"
-    found = json.loads((RESULTS / f"search-{name}.json").read_text())
-    best = next(row for row in found["hall_of_fame"] if row["best"])
+    summary = json.loads((RESULTS / f"search-{name}.json").read_text())
+    best = next(row for row in summary["hall_of_fame"] if row["best"])
     scope = "" if "-" in table else f"@{best['scope']}"
-    return f"{best['expression']}{scope}", found["run"]["settings"].get("gradient_seqlen")
+    return f"{best['expression']}{scope}", summary["run"]["settings"].get("gradient_seqlen")
 
 
 def write_page() -> None:
@@ -189,30 +191,27 @@ def write_page() -> None:
 
 
 def _table(file: Path) -> list[str]:
-    found = json.loads(file.read_text())
-    rows = found["rows"]
+    rows = json.loads(file.read_text())["rows"]
     base = next((_first(row) for row in rows if row["label"] == "sparsegpt"), None)
     name = file.stem.removeprefix("updates-")
     zeros = name.removesuffix("-pydoc")
-    lines = [
-        f"## {zeros_title(zeros)}{', on the built-in text' if name != zeros else ''}",
-        "",
-        *([REMOVED[name], ""] if name in REMOVED else []),
-        "| method | first 12 windows | against | 24 windows | seconds | peak GiB |",
-        "|---|---|---|---|---|---|",
-    ]
+    table = []
     for row in sorted(rows, key=_first):
         first = _first(row)
         against = f"{100 * (first / base - 1):+.1f} %" if base and math.isfinite(first) else ""
         whole = f"{row['perplexity']:.2f}" if len(row.get("losses", [])) > 12 else ""
         value = f"{first:.2f}" if math.isfinite(first) else str(row.get("error", "–"))
-        lines.append(
-            f"| {row['label']} | {value} | {against} | {whole} | {row['seconds']:.0f}"
-            f" | {row['peak_rss_bytes'] / 2**30:.1f} |"
-        )
+        cells = [row["label"], value, against, whole, f"{row['seconds']:.0f}"]
+        table.append([*cells, f"{row['peak_rss_bytes'] / 2**30:.1f}"])
     evolved_rows = {row["expression"] for row in rows if EVOLVED in row["label"]}
-    lines += ["", *(f"EVOLVED: `{expression}`." for expression in sorted(evolved_rows))]
-    return lines
+    header = ("method", "first 12 windows", "against", "24 windows", "seconds", "peak GiB")
+    return [
+        f"## {zeros_title(zeros)}{', on the built-in text' if name != zeros else ''}",
+        "",
+        *([REMOVED[name], ""] if name in REMOVED else []),
+        markdown(header, table),
+        *(f"EVOLVED: `{expression}`." for expression in sorted(evolved_rows)),
+    ]
 
 
 def _first(row: dict[str, Any]) -> float:

@@ -1,20 +1,20 @@
-"""Two versions of this program side by side: the size of the source, and what `prune` costs.
+"""Compares two versions of this program: the size of the source, and the cost of `prune`.
 
     python benchmarks/versions.py size --old COMMIT
     python benchmarks/versions.py prune --old COMMIT --calibration wiki.valid.raw
     python benchmarks/versions.py commands
 
-`size` counts lines and parameters in the source of both commits. `prune` runs the command line
-of both, each case a process of its own with no statistics cached, old and new in turn over
---rounds. `commands` clones the repository and runs `make demo` and `make test` there, environment
-included, --rounds times. Everything is kept as it comes in benchmarks/results/versions.json.
+`size` counts lines and parameters in the source of both commits. `prune` runs the command line of
+both, old and new in turn over --rounds, each case in its own process with no statistics cached.
+`commands` clones the repository and runs `make demo` and `make test` there, with the installation
+of the environment, --rounds times. Every number is written at once to
+benchmarks/results/versions.json.
 """
 
 import argparse
 import ast
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -24,22 +24,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from memory import measure
 from pruner_zero.files import write_atomic
+from tables import machine, markdown
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results" / "versions.json"
 METHODS = ("wanda", "sparsegpt", "wanda+refine+asymmetric+exact")
 
-# What the search's loop and the analysis of finished searches consist of in either version.
+# Names of folders and modules in either version: of the search's loop, of the analysis of
+# searches, and of the algebra of metrics.
 LOOP = ("search", "evolution")
 ANALYSIS = ("analysis", "correlations", "features", "lineage", "principles", "statistics")
 ALGEBRA = ("algebra", "bounds", "normal", "canonical")
 
-# What is said beside the figures, by hand.
+# The text that ends the page, written by hand.
 NOTES = HERE / "results" / "versions-notes.md"
 
 
@@ -73,13 +73,13 @@ def main() -> None:
 
 
 def write(report: dict[str, Any]) -> None:
-    """Write the result file and the page made of it."""
+    """Write the result file and its page."""
     write_atomic(RESULTS, json.dumps(report, indent=2) + "\n")
     write_atomic(HERE / "versions.md", page(report))
 
 
 def checkout(commit: str, folder: Path) -> Path:
-    """The files of `commit` in a folder of their own."""
+    """A folder with the files of `commit`."""
     target = folder / commit
     if not target.exists():
         target.mkdir()
@@ -123,7 +123,7 @@ def sizes(source: Path) -> dict[str, int]:
 
 
 def compare_prune(given: argparse.Namespace, report: dict[str, Any]) -> None:
-    """Run every method by both versions in turn; runs that are there already are kept."""
+    """Run every method with both versions in turn; keeps finished runs."""
     if given.calibration is None:
         raise SystemExit("--calibration is missing: give WikiText-2 validation, raw")
     sources = {"old": checkout(given.old, given.folder) / "src", "new": ROOT / "src"}
@@ -131,7 +131,7 @@ def compare_prune(given: argparse.Namespace, report: dict[str, Any]) -> None:
     report["prune_machine"] = machine() | {"windows": [given.windows, 1024], "beside": given.beside}
     for round_ in range(given.rounds):
         for method in given.methods:
-            # The version that runs first alternates, so that neither always has the colder disk.
+            # Old and new alternate as the first, so that neither always meets the colder disk.
             versions = list(sources) if round_ % 2 == 0 else list(sources)[::-1]
             for version in versions:
                 case = {"method": method, "version": version, "round": round_}
@@ -195,30 +195,20 @@ def time_commands(given: argparse.Namespace, report: dict[str, Any]) -> None:
 
 
 def without_python_path() -> dict[str, str]:
-    """This environment, but for what would bring in another version of the program."""
+    """This environment without the variable that may select another version of the program."""
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
-def machine() -> dict[str, Any]:
-    """What the seconds were taken on."""
-    return {
-        "platform": platform.platform(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-
-
 def page(report: dict[str, Any]) -> str:
-    """The page of what has been measured so far."""
+    """The page of the parts that are measured."""
     text = "# Before and after the redesign\n\nMade by `python benchmarks/versions.py`"
     text += " (`size`, `prune --calibration wiki.valid.raw`, `commands`).\n"
     if size := report.get("size"):
-        text += (
-            "\n## Size of the source\n\n| lines, unless said | before | after |\n|---|---|---|\n"
-        )
-        for name, count in size["old"].items():
-            text += f"| {name} | {count:,} | {size['new'][name]:,} |\n"
+        rows = [
+            [name, f"{count:,}", f"{size['new'][name]:,}"] for name, count in size["old"].items()
+        ]
+        table = markdown(("lines, unless said", "before", "after"), rows)
+        text += f"\n## Size of the source\n\n{table}"
     if runs := report.get("prune"):
         text += prune_table(runs, report["prune_machine"])
     if runs := report.get("commands"):
@@ -228,10 +218,11 @@ def page(report: dict[str, Any]) -> str:
         text += "\n## The two commands\n\nEach time from a fresh clone, `make demo` with the "
         text += "installation of its environment, on "
         text += f"{report['commands_machine']['cores']} cores.\n\n"
-        text += "| command | seconds, each time | median |\n|---|---|---|\n"
+        rows = []
         for command, times in seconds.items():
             each = ", ".join(f"{time_:.0f}" for time_ in times)
-            text += f"| `{command}` | {each} | {statistics.median(times):.0f} |\n"
+            rows.append([f"`{command}`", each, f"{statistics.median(times):.0f}"])
+        text += markdown(("command", "seconds, each time", "median"), rows)
     return text + "\n" + NOTES.read_text()
 
 
@@ -242,8 +233,9 @@ def prune_table(runs: list[dict[str, Any]], where: dict[str, Any]) -> str:
     text += f"SmolLM2-135M at 50 %, {count} windows of {length} tokens of WikiText-2 validation, "
     text += f"{where['threads']} threads, a process each, nothing cached. Medians over the rounds; "
     text += f"the ratio is the median of the ratios within a round.{where['beside']}\n\n"
-    text += "| method | rounds | seconds before | after | ratio | MiB before | after | ratio |\n"
-    text += "|---|---|---|---|---|---|---|---|\n"
+    after = ["after", "ratio"]
+    header = ["method", "rounds", "seconds before", *after, "MiB before", *after]
+    rows = []
     for method in dict.fromkeys(run["method"] for run in runs):
         pairs = list(paired(runs, method))
         if not pairs:
@@ -254,8 +246,8 @@ def prune_table(runs: list[dict[str, Any]], where: dict[str, Any]) -> str:
             new = statistics.median(pair[1][field] for pair in pairs)
             ratio = statistics.median(pair[1][field] / pair[0][field] for pair in pairs)
             cells += [f"{old:.{digits}f}", f"{new:.{digits}f}", f"{ratio:.2f}"]
-        text += f"| {' | '.join(cells)} |\n"
-    return text
+        rows.append(cells)
+    return text + markdown(header, rows)
 
 
 def paired(

@@ -14,7 +14,6 @@ from pruner_zero.devices import (
     is_out_of_memory,
     naming_out_of_memory,
     present_devices,
-    where_float64_is,
 )
 from pruner_zero.errors import PrunerZeroError
 
@@ -59,10 +58,6 @@ def test_an_absent_device_is_refused_and_the_present_ones_are_named(device: str)
 
 def test_this_machine_has_a_cpu_and_it_comes_last() -> None:
     assert present_devices()[-1] == CPU
-
-
-def test_the_device_named_for_float64_holds_float64() -> None:
-    assert where_float64_is(torch.ones(2)).double().dtype == torch.float64
 
 
 def test_one_module_asks_the_machine_for_devices_and_another_measures_them() -> None:

@@ -89,7 +89,7 @@ def test_c4_streams_a_bounded_number_of_documents(
     assert f"c4-{split}.00000" in calls[0]["data_files"][split]
 
 
-def test_progress_counts_the_documents(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_is_labelled_with_the_name_of_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     labels: list[str] = []
 
     class Labels(Progress):
