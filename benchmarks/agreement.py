@@ -36,7 +36,7 @@ BEST, FRESH = 20, 16
 
 
 def main() -> None:
-    """Measure what is missing and write the page."""
+    """Measure the missing candidates and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--run", type=Path, required=True, help="the folder of a search")
     parser.add_argument("--threads", type=int, default=1)

@@ -44,7 +44,7 @@ KNOWN = ("magnitude", "wanda", "gblm", "ria", "pruner-zero")
 
 
 def main() -> None:
-    """Measure what is missing and write the page."""
+    """Measure the missing metrics and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", default="wiki.valid.raw")

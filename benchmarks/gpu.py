@@ -236,7 +236,7 @@ def _mib(row: dict[str, Any]) -> str:
 
 
 def main(given: list[str]) -> None:
-    """Measure what is missing and write the page."""
+    """Measure the missing parts and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", default="builtin:pydoc")

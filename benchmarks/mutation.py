@@ -264,7 +264,7 @@ def _code(text: str) -> str:
 
 
 def main() -> None:
-    """Judge what is not judged yet and write the page."""
+    """Judge the mutants without a verdict and write the page."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=15, help="mutants of each module")
     parser.add_argument("--seed", type=int, default=0)
