@@ -57,6 +57,32 @@ def test_the_classics_in_one_table(
     assert list(table.to_pandas()["method"]) == CLASSICS.split(",")
 
 
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("default", {}), ("wanda+exact+distill=2", {"metric": "wanda+exact", "distill": 2})],
+)
+def test_a_distilled_row_is_what_prune_gives(
+    mine: LanguageModel, texts: dict[str, Any], method: str, options: dict[str, Any]
+) -> None:
+    sizes: dict[str, Any] = {"windows": 3, "seqlen": 24}
+    rows = compare(mine, ["wanda", method, "dense"], sparsity=0.5, **texts, **SIZES).rows
+    pruned = prune(mine, calibration=texts["calibration"], sparsity=0.5, **sizes, **options)
+    loss = evaluate(pruned.language_model, texts["text"], seqlen=24, windows=3).loss
+    assert rows[1]["loss"] == pytest.approx(loss, rel=1e-6)
+    assert rows[1]["distill"] == options.get("distill", 40)
+    assert rows[1]["sparsity"] == 0.5
+
+
+def test_the_next_row_begins_with_the_dense_weights_after_distillation(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    rows = compare(
+        mine, ["dense", "magnitude+distill=2", "wanda"], sparsity=0.5, **texts, **SIZES
+    ).rows
+    alone = compare(mine, ["dense", "wanda"], sparsity=0.5, **texts, **SIZES).rows
+    assert [row["loss"] for row in alone] == [rows[0]["loss"], rows[2]["loss"]]
+
+
 def test_without_any_text_methods_are_measured_on_the_next_text_of_the_model(
     mine: LanguageModel, tmp_path: Path
 ) -> None:

@@ -117,7 +117,6 @@ def test_with_a_metric_nothing_is_added() -> None:
 def test_the_parts_that_cannot_be_done_are_left_out() -> None:
     assert settings(offload=True).distill == 0
     assert not settings(mode="one-shot").asymmetric
-    assert "--distill" in refusal(lambda: settings(offload=True, distill=5))
 
 
 def test_the_model_writes_the_text_and_the_card_describes_the_run(tmp_path: Path) -> None:

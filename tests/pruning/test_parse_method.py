@@ -10,6 +10,7 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.pruning import Blocks, Experts, Structured, parse_method, split_methods
+from pruner_zero.pruning.parse_method import with_distillation
 from pruner_zero.sparsity import Allocation
 
 
@@ -123,6 +124,20 @@ def test_settings_say_what_the_text_leaves_open() -> None:
     )
     assert refusal("wanda+obs+exact", sparsity=0.5) == (
         "wanda+obs+exact names 2 updates: keep one of them"
+    )
+
+
+def test_distillation_ends_the_text_of_a_method() -> None:
+    method = parse_method(" wanda+refine + exact +distill = 40 ", sparsity=0.5)
+    assert (method.steps, method.distill) == (("refine", "exact"), 40)
+    assert parse_method("wanda@channels=0.25+distill=3", sparsity=0.5).distill == 3
+    assert parse_method("wanda", sparsity=0.5).distill == 0
+    assert with_distillation(parse_method("wanda", sparsity=0.5), 2).distill == 2
+    assert with_distillation(method, 0) == with_distillation(method, 40) == method
+    with pytest.raises(PrunerZeroError, match=r"leave out --distill 3, or \+distill=40$"):
+        with_distillation(method, 3)
+    assert refusal("wanda+distill", sparsity=0.5) == (
+        "wanda+distill: say how many steps of distillation, as in +distill=40"
     )
 
 

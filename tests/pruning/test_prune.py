@@ -53,6 +53,27 @@ def test_no_strings_are_an_empty_text(prose: str) -> None:
         prune(language_model("llama"), sparsity=0.5, calibration=[], **SMALL)
 
 
+@pytest.mark.parametrize(
+    "options", [{"metric": "wanda", "distill": 2}, {"metric": "wanda+distill=2"}]
+)
+def test_a_model_on_disk_cannot_be_distilled(options: dict[str, Any], llama_folder: Path) -> None:
+    with pytest.raises(PrunerZeroError, match="needs the whole model in memory: leave out --off"):
+        prune(llama_folder, sparsity=0.5, offload=True, calibration="self", **options)
+
+
+def test_distillation_may_stand_in_the_method(prose: str) -> None:
+    models = [language_model("llama") for _ in range(2)]
+    methods: list[dict[str, Any]] = [
+        {"metric": "wanda", "distill": 2},
+        {"metric": "wanda+distill=2"},
+    ]
+    for model, method in zip(models, methods, strict=True):
+        result = prune(model, sparsity=0.5, calibration=[prose], **SMALL, **method)
+        assert result.distillation[-1].step == 2
+    for by_option, by_text in zip(*(places(model.model) for model in models), strict=True):
+        assert torch.equal(by_option.weight, by_text.weight)
+
+
 def test_several_texts_give_windows_by_their_shares(
     prose: str, text_file: Path, tmp_path: Path
 ) -> None:

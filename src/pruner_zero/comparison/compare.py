@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -46,11 +47,18 @@ from pruner_zero.pruning import (
     split_methods,
     total_sparsity,
 )
-from pruner_zero.settings import CompareSettings, name_of, names_of, read_settings
+from pruner_zero.recovery import distill
+from pruner_zero.settings import (
+    CompareSettings,
+    default_beside,
+    name_of,
+    names_of,
+    read_settings,
+)
 from pruner_zero.table import Tabular
 from pruner_zero.text import Corpus, SelfText, Source, Text, Windows, consecutive_windows, load_text
 
-DENSE = "dense"
+DENSE, DEFAULT = "dense", "default"
 _ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of", "coupled")
 _COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 
@@ -107,9 +115,11 @@ def compare(
     """Prune `model` by each method in turn, from the same dense weights, and measure each.
 
     methods: names, expressions or tree files, as a list or with commas between them; `dense` is
-    the unpruned model. calibration: as `prune` takes it. text: the text that perplexity is
-    measured on, or "self". model, calibration, text: None where `config` names them. settings:
-    the other fields of `CompareSettings`. config: a YAML file of settings; arguments win over it.
+    the unpruned model, `default` what `prune` does without a metric. calibration: as `prune` takes
+    it. text: the text that perplexity is measured on, or "self". model, calibration, text: None
+    where `config` names them. settings: the other fields of `CompareSettings`. config: a YAML file
+    of settings; arguments win over it.
+
     The table is written to `output` after each row. Where a method cannot score this model, its
     row has the reason. A model object gets its weights back. Raises PrunerZeroError on wrong
     settings.
@@ -124,9 +134,9 @@ def compare(
     checked = read_settings(CompareSettings, given, config)
     given = {name: getattr(checked, name) for name in _ZEROS}
     names = split_methods(checked.methods)
-    chosen = {name: None if name == DENSE else parse_method(name, **given) for name in names}
+    chosen = {name: _parse(name, given, checked) for name in names}
     pruning = [method for method in chosen.values() if method]
-    needed = any(chosen_by(method.pattern) for method in pruning)
+    needed = any(chosen_by(method.pattern) or method.distill for method in pruning)
     file = Path(output) if output is not None else None
     if file:
         if file.is_dir():
@@ -151,6 +161,17 @@ def compare(
         store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
         table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)
+
+
+def _parse(name: str, given: Mapping[str, Any], settings: CompareSettings) -> Method | None:
+    """The method of this name with the `given` settings, None for the unpruned model."""
+    if name == DENSE:
+        return None
+    if name != DEFAULT:
+        return parse_method(name, **given)
+    chosen = {**given, **default_beside({**given, "mode": settings.mode})}
+    metric, distill = chosen.pop("metric"), chosen.pop("distill")
+    return replace(parse_method(metric, **chosen), name=name, distill=distill)
 
 
 def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:
@@ -252,6 +273,8 @@ class _Table:
         include: Sequence[str] = settings.include
         if isinstance(method.pattern, Removal):
             include = method.pattern.include
+        # A copy, because pruning changes the weights in place.
+        teacher = replace(model, model=deepcopy(model.model)) if method.distill else None
         method = choose_units(model, self.windows, method, self.store, progress=progress)
         records = prune_model(
             model,
@@ -263,6 +286,15 @@ class _Table:
             damping=settings.damping,
             progress=progress,
         )
+        if teacher is not None:
+            distill(
+                model,
+                teacher,
+                self.windows,
+                method.distill,
+                seed=settings.seed,
+                progress=progress,
+            )
         return method, records
 
     def row(self, name: str, method: Method | None) -> dict[str, Any]:

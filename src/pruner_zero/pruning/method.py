@@ -27,6 +27,7 @@ class Method:
     asymmetric: the target of the last step that supports it is a weighted mean of the dense model's
     outputs and of the outputs of the dense weights on the pruned model's inputs.
     allocation: how much of each matrix is pruned, by a rule or as given.
+    distill: how many steps of distillation follow once all matrices are pruned.
     Raises PrunerZeroError where these cannot be combined.
     """
 
@@ -36,6 +37,7 @@ class Method:
     steps: tuple[str, ...] = ()
     asymmetric: bool = False
     allocation: AllocationRule | Allocation = "uniform"
+    distill: int = 0
 
     def __post_init__(self) -> None:
         if self.asymmetric and not any(STEPS[name].aims for name in self.steps):
@@ -87,6 +89,7 @@ class Method:
             "allocation": "as given" if given else self.allocation,
             "steps": list(self.steps),
             "asymmetric": self.asymmetric,
+            "distill": self.distill,
         }
 
     def describe_steps(self) -> str:

@@ -1,6 +1,7 @@
-"""Parsing methods: `METRIC[@SCOPE][@ALLOCATION][+STEPS]`."""
+"""Parsing methods: `METRIC[@SCOPE][@ALLOCATION][+STEPS][+distill=N]`."""
 
 import re
+from dataclasses import replace
 from os.path import isfile
 from pathlib import Path
 from typing import cast
@@ -33,6 +34,7 @@ from pruner_zero.sparsity import (
 _LONGEST_PATH = 4096
 
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
+_DISTILL = re.compile(r"(.*)\+\s*distill\s*(?:=\s*(\d+)\s*)?", re.DOTALL)
 
 
 def parse_method(
@@ -50,7 +52,7 @@ def parse_method(
     multiple_of: int = 32,
     coupled: bool = False,
 ) -> Method:
-    """Read `METRIC[@SCOPE][@ALLOCATION][+asymmetric][+STEP]…`.
+    """Read `METRIC[@SCOPE][@ALLOCATION][+asymmetric][+STEP]…[+distill=N]`.
 
     METRIC is a name, an expression or a tree file, ALLOCATION one of `ALLOCATION_RULES` or a
     .json file of shares, STEP a name of `STEPS`, or none for no update where the method would have
@@ -71,7 +73,8 @@ def parse_method(
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
     """
     name = text.strip()
-    rest, written = _split_steps(name)
+    untrained, distill = _split_distillation(name)
+    rest, written = _split_steps(untrained)
     body, written_scope, written_rule = _split_groups(rest)
     removal = parse_removal(
         name, body, written_scope, structure, sparsity, parameters, multiple_of, coupled
@@ -105,7 +108,20 @@ def parse_method(
         chosen = cast(Scope, asked or metric.scope or fallback)
         zeros = Unstructured(sparsity or 0.0, chosen)
     check_steps(name, zeros, steps)
-    return Method(name, metric, zeros, steps, asymmetric, shares)
+    return Method(name, metric, zeros, steps, asymmetric, shares, distill)
+
+
+def with_distillation(method: Method, steps: int) -> Method:
+    """The method with so many steps of distillation, where its text names none.
+
+    Raises PrunerZeroError where both name a number, and not the same.
+    """
+    if steps and method.distill not in (0, steps):
+        raise PrunerZeroError(
+            f"{method.name} names its distillation: leave out --distill {steps}, or "
+            f"+distill={method.distill}"
+        )
+    return replace(method, distill=steps or method.distill)
 
 
 def check_compares_weights(name: str, metric: Metric) -> None:
@@ -147,6 +163,16 @@ def _allocation(text: str | None) -> AllocationRule | Allocation:
     raise PrunerZeroError(
         f"--allocation {text} is neither a rule nor a file: {did_you_mean(text, ALLOCATION_RULES)}"
     )
+
+
+def _split_distillation(text: str) -> tuple[str, int]:
+    """The text without the distillation it ends in, and the number of its steps."""
+    written = _DISTILL.fullmatch(text)
+    if written is None:
+        return text, 0
+    if written[2] is None:
+        raise PrunerZeroError(f"{text}: say how many steps of distillation, as in +distill=40")
+    return written[1].rstrip(), int(written[2])
 
 
 def _split_steps(text: str) -> tuple[str, list[str]]:

@@ -25,7 +25,11 @@ from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
-from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
+from pruner_zero.pruning.parse_method import (
+    check_compares_weights,
+    parse_method,
+    with_distillation,
+)
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
@@ -117,6 +121,7 @@ def prune(
         multiple_of=checked.multiple_of,
         coupled=checked.coupled,
     )
+    method = with_distillation(method, checked.distill)
     if isinstance(method.pattern, Removal) and not checked.structure:
         raise PrunerZeroError(
             f"{method.name} removes whole units: name them by --structure, and their share by "
@@ -128,12 +133,14 @@ def prune(
             "a model object is in memory already: save it with save_pretrained and give "
             "--offload its folder, or leave out --offload"
         )
+    if checked.offload and method.distill:
+        raise PrunerZeroError("distillation needs the whole model in memory: leave out --offload")
     if checked.offload and folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
     if checked.save_mask and folder is None:
         raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
-    needed = chosen_by(method.pattern) is not None or checked.distill > 0
+    needed = chosen_by(method.pattern) is not None or method.distill > 0
     texts = calibration_texts(text, [method], progress, needed=needed)
     if checked.offload:
         language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
@@ -157,7 +164,7 @@ def prune(
             progress.note(_describe_default(method, checked, inputs if slow else None))
         # A copy, because pruning changes the weights in place.
         teacher = None
-        if checked.distill:
+        if method.distill:
             teacher = replace(language_model, model=deepcopy(language_model.model))
         with measured() as cost:
             fold = checked.update != "none"
@@ -185,13 +192,13 @@ def prune(
             if teacher is not None:
                 training = None
                 if checkpoint is not None:
-                    place = checkpoint.folder / f"training-{checked.distill}"
+                    place = checkpoint.folder / f"training-{method.distill}"
                     training = TrainingCheckpoint(place, {})
                 curve = distill(
                     language_model,
                     teacher,
                     windows,
-                    checked.distill,
+                    method.distill,
                     seed=checked.seed,
                     checkpoint=training,
                     progress=progress,
@@ -243,10 +250,9 @@ def prune(
 
 def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:
     """What is taken where no metric is named; inputs: of the widest matrix, where that is slow."""
-    distill = settings.distill
-    trained = f", {distill} steps of distillation" if distill else ""
+    trained = f", {method.distill} steps of distillation" if method.distill else ""
     chosen = f"{method.metric.expression} ({method.pattern}){method.describe_steps()}{trained}"
-    note = _CHOSEN.format(method=chosen, more="; more: --distill 200" if distill else "")
+    note = _CHOSEN.format(method=chosen, more="; more: --distill 200" if method.distill else "")
     if inputs is None or not settings.refine:
         return note
     scope = f" --scope {settings.scope}" if settings.scope else ""

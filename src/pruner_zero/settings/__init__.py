@@ -18,7 +18,7 @@ from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.options import Option, options_of
-from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, PruneSettings
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, PruneSettings, default_beside
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchOptions
 from pruner_zero.settings.units import SizeSettings, UnitSettings, check_structure, read_parameters
@@ -44,6 +44,7 @@ __all__ = [
     "SparsitySettings",
     "UnitSettings",
     "check_structure",
+    "default_beside",
     "name_of",
     "names_of",
     "options_of",

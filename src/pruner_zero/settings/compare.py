@@ -22,9 +22,10 @@ class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
         Field(
             CLASSICS,
             description=f"Methods with commas between them, each {METHOD}; dense is the unpruned "
-            "model. METRIC@channels=0.25 and METRIC@heads=0.25 remove this share of units as "
-            f"prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 of blocks, "
-            f"{REAP}@experts=0.25 and METRIC@experts=0.25 of experts. "
+            "model, default what prune does without a metric. METRIC@channels=0.25 and "
+            "METRIC@heads=0.25 remove this share of units as prune --structure does, "
+            f"{BLOCK_INFLUENCE}@blocks=0.25 of blocks, {REAP}@experts=0.25 and "
+            "METRIC@experts=0.25 of experts. "
             'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
         )
     )

@@ -13,7 +13,7 @@ from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import UnitSettings, check_structure
 
-METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
+METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS][+distill=N]"
 
 # The method where no metric is named: the best measured method that takes minutes on two cores
 # (benchmarks/proof.md, benchmarks/why.md).
@@ -132,12 +132,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
             return given
         chosen = default_beside(given)
         return {**chosen, **{name: value for name, value in given.items() if value is not None}}
-
-    @model_validator(mode="after")
-    def _check_distillation(self) -> "PruneSettings":
-        if self.offload and self.distill:
-            raise ValueError("--distill needs the whole model in memory: leave out --offload")
-        return self
 
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":
