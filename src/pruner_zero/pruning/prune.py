@@ -50,6 +50,8 @@ _CHOSEN = (
     "no metric is named, so that the best is taken that is measured for some minutes: {method}. "
     "Less: --metric wanda{more}"
 )
+# More steps on the same windows gain little (benchmarks/why.md); more text does (recovery.md).
+_MORE = "; more: pruner-zero recover, with the dense model as --teacher and much text"
 # Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
 # number (benchmarks/narrow.md).
 _MANY_INPUTS = 4096
@@ -252,7 +254,7 @@ def _describe_default(method: Method, settings: PruneSettings, inputs: int | Non
     """What is taken where no metric is named; inputs: of the widest matrix, where that is slow."""
     trained = f", {method.distill} steps of distillation" if method.distill else ""
     chosen = f"{method.metric.expression} ({method.pattern}){method.describe_steps()}{trained}"
-    note = _CHOSEN.format(method=chosen, more="; more: --distill 200" if method.distill else "")
+    note = _CHOSEN.format(method=chosen, more=_MORE if method.distill else "")
     if inputs is None or not settings.refine:
         return note
     scope = f" --scope {settings.scope}" if settings.scope else ""
