@@ -64,6 +64,7 @@ FACTORS: Mapping[str, Mapping[str, Any]] = {
     "half Python's documentation": {"calibration": {"self": 1, "pydoc": 1}},
     "a quarter of the windows": {"windows": 24},
     "windows of 1024 tokens": {"windows": 24, "seqlen": 1024},
+    "windows of 128 tokens": {"windows": 192, "seqlen": 128},
     "40 steps of distillation": {"distill": 40},
 }
 # What `prune` does where no metric is named, part by part, and more of its last part.

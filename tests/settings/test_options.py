@@ -75,4 +75,4 @@ def test_help_has_choices_and_default_unless_the_description_has_them() -> None:
     assert "One of" not in options["update"].full_help
     assert "[default: the metric's own, else none]" in options["update"].full_help
     assert "Repeatable." in options["include"].full_help
-    assert options["windows"].full_help == "Calibration windows. [default: 24]"
+    assert options["seed"].full_help.endswith("[default: 0]")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
+from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text.builtin import pydoc_documents
@@ -16,7 +17,6 @@ from pruner_zero.text.role import ROLES, Role
 from pruner_zero.text.source import SOURCES
 
 PYDOC = "builtin:pydoc"
-SELF = "self"
 NAMES = (PYDOC, *HUB)
 BLANK_LINE = "\n\n"
 

@@ -6,9 +6,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.text.corpus import SELF, Corpus, load_corpus
+from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.role import Role
 
 Source = str | Path | Corpus | Iterable[str]
