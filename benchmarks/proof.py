@@ -49,6 +49,8 @@ NOTES = HERE / "results" / "proof-notes.md"
 BASES = ("Wanda", "SparseGPT")
 # What `prune` does where no metric is named.
 DEFAULT = "default"
+# The windows of an earlier default.
+LONGER, LONG = ", 24 windows of 1024", {"windows": 24, "seqlen": 1024}
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
 
@@ -99,13 +101,14 @@ class Cell:
 def all_cells() -> Iterator[Cell]:
     """Every row of a model's tables."""
     yield Cell("dense")
+    in_default = "+refine+asymmetric+exact+distill=40"
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
         yield Cell("default on WikiText-2", zeros, DEFAULT)
         yield Cell("default on both", zeros, DEFAULT, "both")
+        yield Cell(f"default{LONGER}", zeros, DEFAULT, "self", LONG)
         for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
-            steps = f"{metric}+refine+asymmetric+exact"
-            yield Cell(f"{words} in the default", zeros, steps, "self", {"distill": 40})
+            yield Cell(f"{words} in the default{LONGER}", zeros, metric + in_default, "self", LONG)
     for zeros in ZEROS:
         for words, metric in METRICS.items():
             for after, steps in AFTER.items():
@@ -113,6 +116,7 @@ def all_cells() -> Iterator[Cell]:
         yield Cell("SparseGPT", zeros, "sparsegpt")
     for zeros in UNITS:
         yield Cell("default", zeros, DEFAULT, "self")
+        yield Cell(f"default{LONGER}", zeros, DEFAULT, "self", LONG)
         yield Cell("Wanda", zeros, "wanda")
 
 
@@ -156,7 +160,9 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
             "self": "self",
             "both": {given.calibration: 0.5, "self": 0.5},
         }[cell.calibration]
-        settings = {"windows": given.windows, **cell.settings, **zeros}
+        settings = {**cell.settings, **zeros}
+        if cell.calibration != "self":
+            settings["windows"] = given.windows
         method = None if cell.method == DEFAULT else cell.method
         result = prune(model, method, calibration=calibration, **settings)
         row |= {"calibration": result.calibration, "sparsity": result.sparsity}
