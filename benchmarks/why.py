@@ -60,6 +60,7 @@ FACTORS: Mapping[str, Mapping[str, Any]] = {
     "base again": {},
     "damping 0.1": {"damping": 0.1},
     "WikiText": {"calibration": TEXT},
+    "WikiText, windows of 1024 tokens": {"calibration": TEXT, "windows": 24, "seqlen": 1024},
     "half WikiText": {"calibration": {"self": 1, TEXT: 1}},
     "half Python's documentation": {"calibration": {"self": 1, "pydoc": 1}},
     "a quarter of the windows": {"windows": 24},
