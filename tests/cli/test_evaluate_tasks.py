@@ -32,6 +32,15 @@ def test_the_table_has_each_metric_beside_its_standard_error(
     assert remark.startswith("acc takes the choice of the highest log-probability")
 
 
+def test_answers_beside_those_of_another_model(
+    cli: Cli, arguments: list[object], llama_folder: Path
+) -> None:
+    header, row, *_, remark = cli(*arguments, "--beside", llama_folder).out.splitlines()
+    assert header.split()[-4:] == ["gain", "gain_stderr", "moved", "moved_stderr"]
+    assert row.split()[-4:] == ["0.0000"] * 4
+    assert remark.startswith(f"gain is prob less that of {llama_folder}, moved how far")
+
+
 def test_a_text_and_tasks_in_one_run(
     cli: Cli, arguments: list[object], text_file: Path, tmp_path: Path
 ) -> None:
@@ -50,6 +59,9 @@ def test_a_text_and_tasks_in_one_run(
 
 def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:
     assert cli(*arguments[:2]).error == "give --text to measure perplexity on, --tasks or --speed"
+    assert cli(*arguments, "--beside", "a", "--beside", "b").error == (
+        "--tasks compares with one model: give one --beside"
+    )
     assert cli(*arguments, "--limit", 0).error == (
         "--limit is 0: input should be greater than or equal to 1"
     )

@@ -69,8 +69,8 @@ def test_positions_that_a_model_has_not_learned_are_refused() -> None:
         measure_speed([language_model("gpt2")], 60, generated=5)
 
 
-def test_models_beside_need_speed(llama_folder: Path, prose: str) -> None:
-    with pytest.raises(PrunerZeroError, match="add --speed"):
+def test_models_beside_need_speed_or_tasks(llama_folder: Path, prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match="add --speed or --tasks"):
         evaluate(llama_folder, [prose], beside=["other"])
     with pytest.raises(PrunerZeroError, match="one of them"):
         evaluate(llama_folder, [prose], tasks="boolq", speed=True)

@@ -113,6 +113,37 @@ def test_the_probability_of_the_right_choice_is_the_softmax_over_the_choices(
     assert written == pytest.approx(wanted, abs=1e-5)
 
 
+def test_answers_are_compared_with_another_model_question_by_question(
+    tmp_path: Path, llama_folder: Path
+) -> None:
+    write_task(tmp_path)
+    beside = [str(llama_folder)]
+    pruned = load_model(llama_folder)
+    with torch.no_grad():
+        for parameter in pruned.model.parameters():
+            parameter[parameter.abs() < parameter.abs().median()] = 0
+    options: dict[str, Any] = {"tasks": "kinds", "include_path": tmp_path}
+    result = evaluate(pruned, beside=beside, **options)
+    dense = evaluate(llama_folder, **options)
+    (row,) = result.rows
+    differences = [
+        mine - other
+        for mine, other in zip(
+            result.probabilities["kinds"], dense.probabilities["kinds"], strict=True
+        )
+    ]
+    distances = [abs(difference) for difference in differences]
+    for name, values in (("gain", differences), ("moved", distances)):
+        error = statistics.stdev(values) / math.sqrt(len(values))
+        assert row[name] == pytest.approx(statistics.fmean(values))
+        assert row[f"{name}_stderr"] == pytest.approx(error)
+    assert row["moved"] > abs(row["gain"])
+    assert row["prob"] == pytest.approx(dense.rows[0]["prob"] + row["gain"])
+    assert result.settings["beside"] == str(llama_folder)
+    (same,) = evaluate(llama_folder, beside=beside, **options).rows
+    assert (same["gain"], same["moved"]) == (0, 0)
+
+
 def test_a_single_question_has_no_standard_error(tmp_path: Path) -> None:
     assert ask(write_task(tmp_path), limit=1).rows[0]["prob_stderr"] is None
 

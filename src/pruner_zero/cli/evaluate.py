@@ -64,6 +64,11 @@ def _print_scores(result: "TaskResult") -> None:
         "character; prob is the probability of the right choice among all; lm-eval "
         f"{result.provenance['lm_eval']}"
     )
+    if beside := result.settings.get("beside"):
+        print(
+            f"gain is prob less that of {beside}, moved how far it is from that, up or down, the "
+            "mean over the questions"
+        )
 
 
 def _cell(value: object) -> str:

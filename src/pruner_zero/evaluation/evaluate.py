@@ -1,7 +1,7 @@
 """`evaluate`: the perplexity of a model on a text, its scores in tasks, or its speed."""
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -67,7 +67,8 @@ def evaluate(
     model: what `load_model` takes, or a model object with its `tokenizer`. text: what
     `load_corpus` takes. tasks: names of lm-eval, as a list or with commas between them.
     settings: the remaining fields of `EvaluateSettings`, such as seqlen=2048 or limit=100.
-    speed: measure the speed of the model and, in turn, of the models in the setting `beside`. For
+    speed: measure the speed of the model and, in turn, of the models in the setting `beside`, which
+    with tasks is one model, whose answers are compared question by question. For
     several, load the model once and call again. Raises PrunerZeroError, naming what to change.
     """
     if [text is not None, tasks is not None, speed].count(True) != 1:
@@ -99,16 +100,10 @@ def measure(
     scores = None
     with torch_threads(settings.threads):
         if settings.tasks is not None:
-            scores = evaluate_tasks(
-                load,
-                settings.task_names,
-                num_fewshot=settings.num_fewshot,
-                limit=settings.limit,
-                include_path=settings.include_path,
-                batch_size=settings.batch_size,
-                apply_chat_template=settings.apply_chat_template,
-                progress=progress,
-            )
+            scores = _scores(settings, load, progress)
+            for name in settings.beside:
+                base = partial(as_language_model, name, None, **settings.loading)
+                scores = scores.beside(_scores(settings, base, progress))
         speed = None
         if settings.speed:
             others = [as_language_model(name, None, **settings.loading) for name in settings.beside]
@@ -118,3 +113,19 @@ def measure(
         windows = consecutive_windows(corpus, load().tokenizer, settings.seqlen, settings.windows)
         measured = perplexity(load(), windows, progress, settings.batch_size)
         return measured, scores, speed
+
+
+def _scores(
+    settings: EvaluateSettings, load: Callable[[], LanguageModel], progress: Progress
+) -> TaskResult:
+    """The scores in the tasks of the model that `load` gives."""
+    return evaluate_tasks(
+        load,
+        settings.task_names,
+        num_fewshot=settings.num_fewshot,
+        limit=settings.limit,
+        include_path=settings.include_path,
+        batch_size=settings.batch_size,
+        apply_chat_template=settings.apply_chat_template,
+        progress=progress,
+    )

@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from statistics import fmean
@@ -41,13 +41,34 @@ class TaskResult(Tabular):
     multiple-choice task has the metric `prob` too, the mean of its probabilities.
     probabilities: for each multiple-choice task, the probability of each question's right choice:
     the softmax over the choices of their log-likelihoods. Accuracy counts only which choice comes
-    first; the probability tells two models apart with fewer questions.
+    first; the probability tells two models apart with fewer questions. `beside` adds how these
+    differ from another model's.
     """
 
     rows: tuple[Mapping[str, Any], ...]
     settings: Mapping[str, Any]
     provenance: Mapping[str, Any]
     probabilities: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def beside(self, base: "TaskResult") -> "TaskResult":
+        """The result with the differences from the model of `base` in the same questions.
+
+        A multiple-choice task gets `gain`, the mean by which the probability of the right choice is
+        higher than the base's, and `moved`, the mean of how far it is from it either way, each with
+        its standard error over the questions. Answers that become right and answers that become
+        wrong cancel out in `gain` and in accuracy, not in `moved`.
+        Source: answers that change beside accuracy, Dutta et al. 2024 (2407.09141).
+        """
+        rows = []
+        for row in self.rows:
+            mine, others = (result.probabilities.get(row["task"]) for result in (self, base))
+            if mine and others:
+                gains = [value - other for value, other in zip(mine, others, strict=True)]
+                moved = [abs(gain) for gain in gains]
+                row = {**row, **_mean("gain", gains), **_mean("moved", moved)}
+            rows.append(row)
+        settings = {**self.settings, "beside": base.settings.get("model")}
+        return replace(self, rows=tuple(rows), settings=settings)
 
     def caption(self) -> str:
         """How many tasks, and which model."""
@@ -294,10 +315,14 @@ def _rows(
             row[f"{metric}{suffix}"] = _number(value)
             row[f"{metric}_stderr{suffix}"] = _number(values.get(f"{metric}_stderr,{filtered}"))
         if task in probabilities:
-            error = sem(probabilities[task]) if len(probabilities[task]) > 1 else None
-            row["prob"] = fmean(probabilities[task])
-            row["prob_stderr"] = None if error is None else float(error)
+            row |= _mean("prob", probabilities[task])
         yield row
+
+
+def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """The mean of the values under this name, and its standard error where there are several."""
+    error = float(sem(values)) if len(values) > 1 else None
+    return {name: fmean(values), f"{name}_stderr": error}
 
 
 def _number(value: object) -> float | None:

@@ -33,7 +33,9 @@ class EvaluateSettings(ModelSettings):
         "and for 32 more tokens one by one (decode); medians of 5 turns after a warm-up.",
     )
     beside: Annotated[tuple[str, ...], Cli(panel="Options", metavar="MODEL")] = Field(
-        (), description="Another model whose speed is measured in turn with that of MODEL."
+        (),
+        description="Another model: its speed is measured in turn with that of MODEL, or its "
+        "answers to --tasks are compared with those of MODEL, question by question.",
     )
     num_fewshot: Annotated[int | None, Cli(default="the task's own")] = Field(
         None, ge=0, description="Examples before each question."
@@ -50,8 +52,12 @@ class EvaluateSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _check_beside(self) -> "EvaluateSettings":
-        if self.beside and not self.speed:
-            raise PrunerZeroError("--beside names models to compare in speed: add --speed")
+        if self.beside and not self.speed and self.tasks is None:
+            raise PrunerZeroError(
+                "--beside names models to compare in speed or in tasks: add --speed or --tasks"
+            )
+        if len(self.beside) > 1 and self.tasks is not None:
+            raise PrunerZeroError("--tasks compares with one model: give one --beside")
         return self
 
     @property
