@@ -21,11 +21,11 @@ class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
     methods: Annotated[CommaSeparated, Cli(panel="Options", metavar="METHOD,…", first=True)] = (
         Field(
             CLASSICS,
-            description=f"Methods with commas between them, each {METHOD}; dense is the unpruned "
-            "model, default what prune does without a metric. METRIC@channels=0.25 and "
-            "METRIC@heads=0.25 remove this share of units as prune --structure does, "
-            f"{BLOCK_INFLUENCE}@blocks=0.25 of blocks, {REAP}@experts=0.25 and "
-            "METRIC@experts=0.25 of experts. "
+            description=f"Methods with commas between them, each {METHOD}, at whose end +distill=N "
+            "adds N steps of distillation; dense is the unpruned model, default what prune does "
+            "without a metric. METRIC@channels=0.25 and METRIC@heads=0.25 remove this share of "
+            f"units as prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 of blocks, "
+            f"{REAP}@experts=0.25 and METRIC@experts=0.25 of experts. "
             'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
         )
     )

@@ -13,7 +13,7 @@ from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import UnitSettings, check_structure
 
-METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS][+distill=N]"
+METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 
 # The method where no metric is named: the best measured method that takes minutes on two cores
 # (benchmarks/proof.md, benchmarks/why.md).
