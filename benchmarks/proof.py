@@ -81,8 +81,8 @@ TITLES = {"50": "50 %", "2-4": "2:4", "channels-25": "a quarter of the channels 
 class Cell:
     """A row of the table of a model: how it is pruned.
 
-    method: as `prune` takes it or `DEFAULT`, None for the dense model. calibration: "text", "self"
-    or "both", half of each. settings: other keywords of `prune`.
+    method: as `prune` takes it or `DEFAULT`, None for the dense model. calibration: "text" or
+    "self". settings: other keywords of `prune`.
     """
 
     label: str
@@ -104,11 +104,9 @@ def all_cells() -> Iterator[Cell]:
     in_default = "+refine+asymmetric+exact+distill=40"
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
-        yield Cell("default on WikiText-2", zeros, DEFAULT)
-        yield Cell("default on both", zeros, DEFAULT, "both")
-        yield Cell(f"default{LONGER}", zeros, DEFAULT, "self", LONG)
-        for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
-            yield Cell(f"{words} in the default{LONGER}", zeros, metric + in_default, "self", LONG)
+    yield Cell(f"default{LONGER}", "50", DEFAULT, "self", LONG)
+    for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
+        yield Cell(f"{words} in the default{LONGER}", "50", metric + in_default, "self", LONG)
     for zeros in ZEROS:
         for words, metric in METRICS.items():
             for after, steps in AFTER.items():
@@ -155,14 +153,9 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     zeros = {**ZEROS, **UNITS}[cell.zeros] if cell.method is not None else {}
     row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
     if cell.method is not None:
-        calibration: str | dict[str, float] = {
-            "text": given.calibration,
-            "self": "self",
-            "both": {given.calibration: 0.5, "self": 0.5},
-        }[cell.calibration]
-        settings = {**cell.settings, **zeros}
-        if cell.calibration != "self":
-            settings["windows"] = given.windows
+        calibration, settings = "self", {**cell.settings, **zeros}
+        if cell.calibration == "text":
+            calibration, settings["windows"] = given.calibration, given.windows
         method = None if cell.method == DEFAULT else cell.method
         result = prune(model, method, calibration=calibration, **settings)
         row |= {"calibration": result.calibration, "sparsity": result.sparsity}

@@ -31,9 +31,8 @@ REMOVED = {
 }
 
 EVOLVED = "EVOLVED"
-# The winner of later searches (duel.md), with all that follows a mask; DISTILLED goes on training.
+# The winner of later searches (duel.md), with swaps and least squares.
 KRONECKER = "W * (O * X)^0.75@global+refine+asymmetric+exact"
-DISTILLED = f"{KRONECKER}+distill=40"
 # The end of the label of a row whose statistics are all those of the dense model.
 ONE_SHOT = ", one-shot"
 
@@ -44,7 +43,6 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "dense",
             "sparsegpt",
             KRONECKER,
-            DISTILLED,
             "EVOLVED+asymmetric+exact",
             "EVOLVED",
             "EVOLVED+refine",
@@ -86,8 +84,6 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"sparsity": 0.6},
         (
             "sparsegpt",
-            KRONECKER,
-            DISTILLED,
             "EVOLVED+refine+asymmetric+exact",
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric+exact",
@@ -97,8 +93,6 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"sparsity": 0.7},
         (
             "sparsegpt",
-            KRONECKER,
-            DISTILLED,
             "EVOLVED+refine+asymmetric+exact",
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric+exact",

@@ -23,8 +23,8 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text import SelfText, Windows, tokens_sha256
 
-# Tokens that are written together: 24 windows, the default of --windows, of 1024 tokens. The drawn
-# text depends on the number of windows in a batch, so this number does not depend on --windows.
+# Tokens that are written together, as many as `prune` calibrates on by default. The drawn text
+# depends on the number of windows in a batch, so this number does not depend on --windows.
 BATCH_TOKENS = 24 * 1024
 
 

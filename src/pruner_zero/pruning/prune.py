@@ -50,7 +50,8 @@ _CHOSEN = (
     "no metric is named, so that the best is taken that is measured for some minutes: {method}. "
     "Less: --metric wanda{more}"
 )
-# More steps on the same windows gain little (benchmarks/why.md); more text does (recovery.md).
+# More steps on the same windows gain little (benchmarks/why.md), training on the text that the
+# model is for gains much (benchmarks/recovery.md).
 _MORE = "; more: pruner-zero recover, with the dense model as --teacher and much text"
 # Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
 # number (benchmarks/narrow.md).

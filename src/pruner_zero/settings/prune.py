@@ -30,6 +30,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 # The windows where the model writes all text, each a text of its own: of as many tokens, shorter
 # ones give a model nearer to the dense one (benchmarks/why.md).
 WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
+_WINDOWS, _SEQLEN = (CalibrationSettings.model_fields[name] for name in WRITTEN)
 # The default metric where the weights are not compared over the whole model.
 WITHIN = "wanda"
 # The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
@@ -69,11 +70,19 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     panel: ClassVar[str] = "What follows the mask"
 
     windows: Annotated[
-        int, Cli(panel="Options", default=f"24; {WRITTEN['windows']} if the model writes them")
-    ] = Field(24, ge=1, description=CalibrationSettings.model_fields["windows"].description)
+        int,
+        Cli(
+            panel="Options",
+            default=f"{_WINDOWS.default}; {WRITTEN['windows']} if the model writes them",
+        ),
+    ] = Field(_WINDOWS.default, ge=1, description=_WINDOWS.description)
     seqlen: Annotated[
-        int, Cli(panel="Calibration", default=f"1024; {WRITTEN['seqlen']} if the model writes it")
-    ] = Field(1024, ge=2, description=CalibrationSettings.model_fields["seqlen"].description)
+        int,
+        Cli(
+            panel=CalibrationSettings.panel,
+            default=f"{_SEQLEN.default}; {WRITTEN['seqlen']} if the model writes it",
+        ),
+    ] = Field(_SEQLEN.default, ge=2, description=_SEQLEN.description)
     metric: Annotated[
         str,
         Cli(
