@@ -27,7 +27,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from packed import packed
-from pruner_zero import prune
+from pruner_zero import prune, recover
 from pruner_zero.calibration import self_windows
 from pruner_zero.evaluation import perplexity
 from pruner_zero.evaluation.tasks import evaluate_tasks
@@ -38,6 +38,8 @@ from tables import markdown
 
 HERE = Path(__file__).parent
 CELLS = HERE / "results" / "proof"
+# Pruned models that cells recover.
+FOLDERS = Path("runs/proof")
 # Windows that the dense model wrote, after those that calibrations use.
 WRITTEN, FIRST_WRITTEN = 6, 72
 TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
@@ -82,7 +84,8 @@ class Cell:
     """A row of the table of a model: how it is pruned.
 
     method: as `prune` takes it or `DEFAULT`, None for the dense model. calibration: "text" or
-    "self". settings: other keywords of `prune`.
+    "self". settings: other keywords of `prune`. minutes: of `recover`, on text that the dense model
+    writes, after the default.
     """
 
     label: str
@@ -90,6 +93,7 @@ class Cell:
     method: str | None = None
     calibration: str = "text"
     settings: Mapping[str, Any] = field(default_factory=dict)
+    minutes: float = 0
 
     @property
     def name(self) -> str:
@@ -104,6 +108,7 @@ def all_cells() -> Iterator[Cell]:
     in_default = "+refine+asymmetric+exact+distill=40"
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
+    yield Cell("default, recovered", "50", DEFAULT, "self", minutes=10)
     yield Cell(f"default{LONGER}", "50", DEFAULT, "self", LONG)
     for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
         yield Cell(f"{words} in the default{LONGER}", "50", metric + in_default, "self", LONG)
@@ -152,7 +157,14 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
     zeros = {**ZEROS, **UNITS}[cell.zeros] if cell.method is not None else {}
     row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
-    if cell.method is not None:
+    if cell.minutes:
+        pruned = FOLDERS / given.model / cell.zeros
+        if not pruned.exists():
+            prune(given.source, output=pruned, **zeros)
+        model = load_model(pruned)
+        recovered = recover(model, teacher=dense, minutes=cell.minutes)
+        row |= {"recovery": recovered.to_json(), "seconds": recovered.cost.to_json()}
+    elif cell.method is not None:
         calibration, settings = "self", {**cell.settings, **zeros}
         if cell.calibration == "text":
             calibration, settings["windows"] = given.calibration, given.windows

@@ -35,6 +35,9 @@ EVOLVED = "EVOLVED"
 KRONECKER = "W * (O * X)^0.75@global+refine+asymmetric+exact"
 # The end of the label of a row whose statistics are all those of the dense model.
 ONE_SHOT = ", one-shot"
+# The end of the label of a row with as many tokens of the same text in shorter windows.
+SHORT = ", 96 windows of 256"
+DISTILLED = f"{KRONECKER}+distill=40"
 
 TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "50": (
@@ -43,6 +46,8 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "dense",
             "sparsegpt",
             KRONECKER,
+            DISTILLED,
+            DISTILLED + SHORT,
             "EVOLVED+asymmetric+exact",
             "EVOLVED",
             "EVOLVED+refine",
@@ -84,6 +89,7 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"sparsity": 0.6},
         (
             "sparsegpt",
+            DISTILLED + SHORT,
             "EVOLVED+refine+asymmetric+exact",
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric+exact",
@@ -93,6 +99,7 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"sparsity": 0.7},
         (
             "sparsegpt",
+            DISTILLED + SHORT,
             "EVOLVED+refine+asymmetric+exact",
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric+exact",
@@ -133,7 +140,8 @@ def main() -> None:
         table = json.loads(file.read_text()) if file.exists() else {"rows": []}
         metric, gradient_seqlen = evolved(name)
         for label in given.only or methods:
-            method = label.replace(EVOLVED, metric).removesuffix(ONE_SHOT)
+            method = label.replace(EVOLVED, metric).removesuffix(ONE_SHOT).removesuffix(SHORT)
+            windows, seqlen = (96, 256) if label.endswith(SHORT) else (24, 1024)
             # A row of an earlier winner is measured anew.
             kept = [row for row in table["rows"] if row["label"] != label]
             if any(row["label"] == label and row["method"] == method for row in table["rows"]):
@@ -143,8 +151,8 @@ def main() -> None:
                 [method],
                 calibration=given.calibration,
                 text=text,
-                windows=24,
-                seqlen=1024,
+                windows=windows,
+                seqlen=seqlen,
                 gradient_seqlen=gradient_seqlen,
                 seed=0,
                 mode="one-shot" if label.endswith(ONE_SHOT) else "sequential",

@@ -65,7 +65,7 @@ def test_bad_input_is_refused_in_one_line(
     assert "--mode is 'lorra'" in cli(*good, "--mode", "lorra").error
     assert "--minutes is 0.0" in cli(*good, "--minutes", 0).error
     assert "is not pruned" in cli("recover", llama_folder, *good[2:], *SMALL).error
-    assert "'text' is missing" in cli("recover", model, "-o", tmp_path / "out").error
+    assert "no text to train on" in cli("recover", model, "-o", tmp_path / "out").error
     assert "'model' is missing" in cli("recover", *good[2:]).error
     assert "Missing option '--output'" in cli(*good[:4]).error
     assert "choose another folder, or add --overwrite" in cli(*good[:4], "-o", model).error

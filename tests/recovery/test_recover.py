@@ -8,10 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pruner_zero.calibration import self_windows
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.recovery import RecoverResult, recover
 from pruner_zero.recovery.train import Training
-from pruner_zero.text import Corpus
+from pruner_zero.text import Corpus, tokens_sha256
 from tests.conftest import save_tiny
 from tests.full_disk import full_disk
 from tests.recovery.conftest import pruned_model, save_compact, save_pruned
@@ -158,6 +159,22 @@ def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_p
     assert "a LoRA of rank 4 under the pruning mask" in card
 
 
+def test_without_a_text_the_teacher_writes_it(
+    llama_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path))
+    pruned, zeros = pruned_model()
+    small = {**SMALL, "windows": 12, "steps": 30, "keep": "last"}
+    result = recover(pruned, teacher=llama_folder, **small)
+    learned = [point.train_loss for point in result.curve if point.train_loss is not None]
+    assert learned[-1] < 0.8 * learned[0]
+    assert all(not pruned.model.get_parameter(name)[zero].any() for name, zero in zeros.items())
+    assert (result.settings.text, result.settings.teacher_share) == ("self", 1)
+    written = self_windows(load_model(llama_folder), 12, 16, seed=0).tokens
+    for described, windows in ((result.training, written[:11]), (result.validation, written[11:])):
+        assert described["tokens_sha256"] == tokens_sha256(windows)
+
+
 def test_a_teacher_by_name_or_as_an_object(llama_folder: Path, prose: str) -> None:
     fingerprints = []
     for teacher in (llama_folder, load_model(llama_folder), None):
@@ -215,7 +232,7 @@ def test_each_refusal_is_one_line(
     tokenizer.add_tokens(["a new one"])
     teacher = LanguageModel(tiny_model("llama"), tokenizer, "teacher")
     assert "has other tokens" in refusal(lambda: run(pruned_folder, prose, teacher=teacher))
-    assert "setting 'text' is missing" in refusal(lambda: recover(pruned_folder, output=output))
+    assert "no text to train on" in refusal(lambda: recover(pruned_folder, output=output))
     assert list(tmp_path.iterdir()) == []
     output.mkdir()
     (output / "mine.txt").write_text("mine")

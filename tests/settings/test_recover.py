@@ -22,6 +22,17 @@ def test_the_learning_rate_follows_the_mode_unless_given() -> None:
     assert RecoverSettings(**NAMES, mode="lora", learning_rate=0.5).learning_rate == 0.5
 
 
+@pytest.mark.parametrize(
+    ("options", "share"),
+    [({"text": "t"}, 0.5), ({}, 1), ({"text": "self"}, 1), ({"teacher_share": 0.3}, 0.3)],
+)
+def test_predictions_alone_are_learned_where_the_teacher_writes_the_text(
+    options: dict[str, object], share: float
+) -> None:
+    given = {"model": "m", "teacher": "d", **options}
+    assert read_settings(RecoverSettings, given).teacher_share == share
+
+
 @pytest.mark.parametrize("options", [{}, {"steps": 3}, {"mode": "lora", "minutes": 2.0}])
 def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -> None:
     settings = RecoverSettings(**NAMES, **options)
@@ -39,7 +50,7 @@ def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -
         ({"teacher_share": 1.5}, "--teacher-share is 1.5"),
         ({"learning_rate": -1}, "--learning-rate is -1"),
         ({"learn_rate": 1}, "no setting 'learn_rate': did you mean 'learning_rate'?"),
-        ({"text": None}, "the setting 'text' is missing"),
+        ({"text": None}, "give one as --text, or the dense model as --teacher"),
     ],
 )
 def test_an_invalid_setting_is_refused_in_one_line(options: dict[str, object], words: str) -> None:

@@ -54,6 +54,7 @@ def distill(
     settings = RecoverSettings(
         model=pruned.name,
         text=windows.corpus,
+        teacher=teacher.name,
         steps=steps,
         learning_rate=DEFAULT_LEARNING_RATE["full"],
         teacher_share=1.0,

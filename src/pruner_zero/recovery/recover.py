@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruner_zero.choices import SELF
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.models import (
     LanguageModel,
@@ -33,7 +34,7 @@ from pruner_zero.recovery.trainable import (
     read_masks,
     sparsity,
 )
-from pruner_zero.recovery.windows import split_windows
+from pruner_zero.recovery.windows import split_windows, written_windows
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import RecoverSettings, name_of, read_settings
 from pruner_zero.text import Corpus, load_corpus
@@ -59,10 +60,10 @@ def recover(
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
     place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
-    remaining weights are trained, and the teacher is needed. text: what `load_corpus` takes; the
-    last tenth is for validation. teacher: the dense model, for distillation. settings: the other
-    fields of `RecoverSettings`, such as minutes=10 or mode="lora". config: a YAML file of settings;
-    arguments win over it.
+    remaining weights are trained, and the teacher is needed. text: what `load_corpus` takes, or
+    "self", the default, text that the teacher writes; the last tenth is for validation. teacher:
+    the dense model, for distillation. settings: the other fields of `RecoverSettings`, such as
+    minutes=10 or mode="lora". config: a YAML file of settings; arguments win over it.
 
     The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call
     after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
@@ -76,20 +77,25 @@ def recover(
     }
     checked = read_settings(RecoverSettings, given, config)
     folder = None if output is None else check_output(output, overwrite)
-    corpus = load_corpus(checked.text if text is None else text, progress=progress)
+    source = checked.text if text is None else text
+    corpus = None if source == SELF else load_corpus(source, progress=progress)
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    windows, validation = split_windows(
-        corpus, pruned.tokenizer, checked.seqlen, checked.validation_windows
-    )
-    for part in (windows, validation):
-        check_tokens(pruned.model, part.tokens)
     matrices = find_matrices(pruned.model)
     check_weights(matrices)
     masks = read_masks(matrices, checked.model)
     dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned, checked.device)
     check_pruned(pruned, dense)
+    if corpus is not None:
+        windows, validation = split_windows(
+            corpus, pruned.tokenizer, checked.seqlen, checked.validation_windows
+        )
+    else:
+        assert dense is not None
+        windows, validation = written_windows(dense, checked, progress)
+    for part in (windows, validation):
+        check_tokens(pruned.model, part.tokens)
     origin = {
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,

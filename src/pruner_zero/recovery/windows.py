@@ -7,6 +7,10 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from pruner_zero.calibration import self_windows
+from pruner_zero.models import LanguageModel
+from pruner_zero.progress import Progress
+from pruner_zero.settings import RecoverSettings
 from pruner_zero.text import Corpus, Tokenizer, Windows, consecutive_windows
 from pruner_zero.text.windows import RANDOM_CHARACTERS
 
@@ -29,6 +33,27 @@ def split_windows(
     validation = consecutive_windows(held_out, tokenizer, seqlen)
     validation = replace(validation, tokens=validation.tokens[:validation_windows])
     return consecutive_windows(training, tokenizer, seqlen), validation
+
+
+def written_windows(
+    teacher: LanguageModel, settings: RecoverSettings, progress: Progress
+) -> tuple[Windows, Windows]:
+    """Windows that `teacher` writes: the first nine tenths, and of the last as `split_windows`.
+
+    Raises PrunerZeroError as `self_windows` does.
+    """
+    count = settings.windows
+    written = self_windows(teacher, count, settings.seqlen, settings.seed, progress=progress)
+    cut = count - max(1, round(count * HELD_OUT))
+    training, held_out = written.tokens[:cut], written.tokens[cut:]
+    return (
+        replace(written, tokens=training, corpus=f"{written.corpus} (first nine tenths)"),
+        replace(
+            written,
+            tokens=held_out[: settings.validation_windows],
+            corpus=f"{written.corpus} (last tenth)",
+        ),
+    )
 
 
 def in_training_order(windows: Windows, seed: int, skipped: int = 0) -> Iterator[Tensor]:

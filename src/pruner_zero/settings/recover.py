@@ -4,6 +4,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from pruner_zero.choices import SELF
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
@@ -24,7 +26,9 @@ class RecoverSettings(ModelSettings):
     panel: ClassVar[str] = "Training"
 
     text: Annotated[str, MAIN] = Field(
-        description=f"Text to train on, of which the last tenth is for validation: {TEXT_HELP}"
+        SELF,
+        description=f"Text to train on, of which the last tenth is for validation: {TEXT_HELP} Or "
+        "self: text that the teacher writes, which is kept in the cache.",
     )
     minutes: Annotated[
         float | None, Cli(panel="Options", default=f"{DEFAULT_MINUTES:g} without --steps")
@@ -42,8 +46,8 @@ class RecoverSettings(ModelSettings):
         description="The dense model, for distillation from its logits; needed where prune "
         "--structure removed whole units.",
     )
-    teacher_share: float = Field(
-        0.5, gt=0, le=1, description="Weight of the distillation loss; the rest is the text's loss."
+    teacher_share: Annotated[float, Cli(default="0.5; 1 if the teacher writes the text")] = Field(
+        gt=0, le=1, description="Weight of the distillation loss; the rest is the text's loss."
     )
     learning_rate: Annotated[float, Cli(default="2e-4 for full, 1e-3 for lora")] = Field(
         gt=0, description="Highest learning rate."
@@ -63,6 +67,7 @@ class RecoverSettings(ModelSettings):
     )
     batch: int = Field(2, ge=1, description="Windows in an optimizer step.")
     seqlen: int = Field(512, ge=2, description="Tokens in a window.")
+    windows: int = Field(96, ge=2, description="Windows that the teacher writes, with --text self.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the window order and the adapters.")
     validations: int = Field(
         10, ge=1, description="How many times the validation loss is measured over the budget."
@@ -86,4 +91,15 @@ class RecoverSettings(ModelSettings):
         if "minutes" not in resolved and "steps" not in resolved:
             resolved["minutes"] = DEFAULT_MINUTES
         rate = DEFAULT_LEARNING_RATE.get(str(resolved.get("mode", "full")), 1.0)
-        return {"learning_rate": rate, **resolved}
+        # The tokens that a teacher draws say no more than the predictions they are drawn from.
+        share = 1.0 if resolved.get("text", SELF) == SELF else 0.5
+        return {"learning_rate": rate, "teacher_share": share, **resolved}
+
+    @model_validator(mode="after")
+    def _check_writer(self) -> "RecoverSettings":
+        if self.text == SELF and self.teacher is None:
+            raise PrunerZeroError(
+                "there is no text to train on: give one as --text, or the dense model as "
+                "--teacher, which then writes it"
+            )
+        return self
