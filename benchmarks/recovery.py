@@ -4,10 +4,12 @@
         --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test \\
         --method 'G^1.5 * sqr(W)@global+asymmetric+exact' --sparsity 0.5
     python benchmarks/recovery.py … --method wanda@channels=0.2
+    python benchmarks/recovery.py … --method wanda@channels=0.2 --train self
     python benchmarks/recovery.py page
 
-Prunes on the calibration text, fine-tunes on it with the dense model as teacher, and measures the
-model before and after. Rows are added to benchmarks/results/recovery.json; the page is made of it.
+Prunes on the calibration text, fine-tunes on it or on another with the dense model as teacher, and
+measures the model before and after. Rows are added to benchmarks/results/recovery.json; the page is
+made of it.
 """
 
 import argparse
@@ -35,6 +37,7 @@ def main() -> None:
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
+    parser.add_argument("--train", help="text to train on, that of the calibration if left out")
     parser.add_argument("--method", help="as `compare` takes it")
     parser.add_argument("--sparsity", type=float, help="where the method has no share")
     parser.add_argument("--minutes", type=float, default=10)
@@ -66,7 +69,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     )
     recover(
         pruned,
-        text=given.calibration,
+        text=given.train or given.calibration,
         output=recovered,
         minutes=given.minutes,
         teacher=given.model,
@@ -108,7 +111,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     cells = []
     for row in rows:
         zeros = "" if row["sparsity"] is None else f"{100 * row['sparsity']:g} %"
-        line = [f"`{row['method']}`", zeros, f"{row['minutes']:g} × {row['threads']}"]
+        trained = row["learning"]["settings"]["text"]
+        line = [f"`{row['method']}`", zeros, trained, f"{row['minutes']:g} × {row['threads']}"]
         for text in texts:
             values = row["perplexity"].get(text)
             if values is None:
@@ -122,7 +126,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "# Recovery by fine-tuning, on SmolLM2-135M\n\n"
         "Made by `python benchmarks/recovery.py --calibration wiki.valid.raw --texts"
         " wikitext=wiki.test.raw pydoc=builtin:pydoc/test` with the method of each row.\n\n"
-        + markdown(["method", "zeros", "minutes × threads", *columns, "zeros lost"], cells)
+        + markdown(
+            ["method", "zeros", "trained on", "minutes × threads", *columns, "zeros lost"], cells
+        )
         + "\n"
         + NOTES.read_text()
     )

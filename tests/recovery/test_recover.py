@@ -165,7 +165,9 @@ def test_without_a_text_the_teacher_writes_it(
     monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path))
     pruned, zeros = pruned_model()
     small = {**SMALL, "windows": 12, "steps": 30, "keep": "last"}
-    result = recover(pruned, teacher=llama_folder, **small)
+    result = recover(pruned, teacher=llama_folder, output=tmp_path / "out", **small)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"text that the teacher wrote, taught by `{llama_folder}`" in card
     learned = [point.train_loss for point in result.curve if point.train_loss is not None]
     assert learned[-1] < 0.8 * learned[0]
     assert all(not pruned.model.get_parameter(name)[zero].any() for name, zero in zeros.items())

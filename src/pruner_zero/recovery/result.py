@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pruner_zero.choices import SELF
 from pruner_zero.files import write_atomic, writing
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
@@ -117,6 +118,9 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
     }[settings.mode]
     norms = ", norms and biases" if settings.norms else ""
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
+    text = f"`{result.training['text']}`"
+    if settings.text == SELF:
+        text = "text that the teacher wrote"
     chose = ", but it chose among the states of the training" if settings.keep == "best" else ""
     if pruned.is_file():
         card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
@@ -129,7 +133,7 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
 ## Recovery
 
 Fine-tuned ({how}{norms}) for {last.step} steps on {last.tokens} tokens of \
-`{result.training["text"]}`{taught}.{kept}
+{text}{taught}.{kept}
 
 | | step | loss on held-out text, nats per token |
 |---|---|---|
