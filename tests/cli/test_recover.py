@@ -31,6 +31,25 @@ def test_it_reports_the_recovered_model(
     assert (output / "recovery.json").is_file()
 
 
+def test_a_text_may_be_given_with_a_share(
+    cli: Cli, model: Path, text_file: Path, tmp_path: Path
+) -> None:
+    texts = ["--text", f"{text_file}=3", "--text", "builtin:pydoc"]
+    done = cli(
+        "recover",
+        model,
+        *texts,
+        *SMALL,
+        "--validation-windows",
+        4,
+        "--json",
+        "-o",
+        tmp_path / "out",
+    )
+    report = json.loads(done.out)
+    assert report["settings"]["text"] == {str(text_file): 3, "builtin:pydoc": 1}
+
+
 def test_json_output(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
     options = ["--mode", "lora", "--rank", 2, "--norms", "--keep", "last", "--json"]
     done = cli("recover", model, "--text", text_file, *SMALL, *options, "-o", tmp_path / "out")

@@ -177,6 +177,23 @@ def test_without_a_text_the_teacher_writes_it(
         assert described["tokens_sha256"] == tokens_sha256(windows)
 
 
+def test_several_texts_are_learned_by_their_shares(
+    llama_folder: Path, prose: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path))
+    pruned, _ = pruned_model()
+    texts = {Corpus("prose", prose): 2, "self": 1}
+    small = {**SMALL, "windows": 10, "validation_windows": 3}
+    result = recover(pruned, text=texts, teacher=llama_folder, **small)
+    assert result.settings.text == {"prose": 2, "self": 1}
+    assert result.settings.teacher_share == 0.5
+    described = [part["sources"] for part in (result.training, result.validation)]
+    names = [[source["text"] for source in sources] for sources in described]
+    assert names[0] == ["prose (first nine tenths)", "self (first nine tenths)"]
+    # The one written window that is held out is the last of ten.
+    assert [source["windows"] for source in described[1]] == [2, 1]
+
+
 def test_a_teacher_by_name_or_as_an_object(llama_folder: Path, prose: str) -> None:
     fingerprints = []
     for teacher in (llama_folder, load_model(llama_folder), None):

@@ -48,7 +48,8 @@ def training(
         KeptWeights(name, parameter, masks[name])
         for name, parameter in parameters_of(matrices).items()
     ]
-    return Training(pruned.model, learning, *parts, config, **more)
+    learned, held_out = parts
+    return Training(pruned.model, learning, [learned], [1], held_out, config, **more)
 
 
 def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSettings) -> None:
@@ -58,7 +59,7 @@ def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSetti
     masks = [(parameter != 0).float() for parameter in parameters]
     first = [torch.zeros_like(parameter) for parameter in parameters]
     second = [torch.zeros_like(parameter) for parameter in parameters]
-    drawn = in_training_order(windows, config.seed)
+    drawn = in_training_order([windows], [1], config.seed)
     for step in range(steps):
         batch = torch.cat(list(islice(drawn, config.batch)))
         logits = model(batch).logits[:, :-1]

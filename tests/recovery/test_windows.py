@@ -52,7 +52,7 @@ def test_an_epoch_has_every_token_once_but_for_the_ends(
 ) -> None:
     windows = numbered(tokens + seqlen, seqlen)
     stream = windows.tokens.numel()
-    drawn = list(islice(in_training_order(windows, seed), 3 * len(windows)))
+    drawn = list(islice(in_training_order([windows], [1], seed), 3 * len(windows)))
     counts: Counter[int] = Counter()
     for window in drawn:
         assert window.shape == (1, seqlen)
@@ -67,8 +67,8 @@ def test_an_epoch_has_every_token_once_but_for_the_ends(
 @given(st.integers(0, 60))
 def test_the_sequence_goes_on_from_any_place(skipped: int) -> None:
     windows = numbered(100, 8)
-    whole = list(islice(in_training_order(windows, 3), 80))
-    rest = list(islice(in_training_order(windows, 3, skipped), 80 - skipped))
+    whole = list(islice(in_training_order([windows], [1], 3), 80))
+    rest = list(islice(in_training_order([windows], [1], 3, skipped), 80 - skipped))
     assert all(
         torch.equal(expected, window)
         for expected, window in zip(whole[skipped:], rest, strict=True)
@@ -78,7 +78,8 @@ def test_the_sequence_goes_on_from_any_place(skipped: int) -> None:
 def test_the_seed_decides_the_order() -> None:
     windows = numbered(400, 8)
     orders = [
-        torch.cat(list(islice(in_training_order(windows, seed), 40))).tolist() for seed in (0, 0, 1)
+        torch.cat(list(islice(in_training_order([windows], [1], seed), 40))).tolist()
+        for seed in (0, 0, 1)
     ]
     assert orders[0] == orders[1]
     assert orders[0] != orders[2]
@@ -86,5 +87,23 @@ def test_the_seed_decides_the_order() -> None:
 
 @pytest.mark.parametrize("tokens", [8, 15, 16])
 def test_a_text_of_one_or_two_windows_serves(tokens: int) -> None:
-    drawn = list(islice(in_training_order(numbered(tokens, 8), 0), 9))
+    drawn = list(islice(in_training_order([numbered(tokens, 8)], [1], 0), 9))
     assert {window.shape for window in drawn} == {(1, 8)}
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(0, 40), st.integers(1, 40))
+def test_texts_take_turns_by_their_shares(shares: list[int], skipped: int, count: int) -> None:
+    texts = [
+        Windows(torch.full((4, 8), text), str(text), "", "", 32, "consecutive")
+        for text in range(len(shares))
+    ]
+    drawn = [
+        int(window[0, 0]) for window in islice(in_training_order(texts, shares, 0), skipped + count)
+    ]
+    for length in range(1, len(drawn) + 1):
+        for text, share in enumerate(shares):
+            wanted = length * share / sum(shares)
+            # D'Hondt's method never gives less than the rounded part.
+            assert drawn[:length].count(text) >= int(wanted)
+    resumed = islice(in_training_order(texts, shares, 0, skipped), count)
+    assert drawn[skipped:] == [int(window[0, 0]) for window in resumed]

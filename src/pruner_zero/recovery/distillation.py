@@ -76,7 +76,8 @@ def distill(
         training = Training(
             pruned.model,
             trainables,
-            replace(windows, tokens=windows.tokens[:-held_out]),
+            [replace(windows, tokens=windows.tokens[:-held_out])],
+            [1.0],
             replace(windows, tokens=windows.tokens[-held_out:]),
             settings,
             teacher.model,

@@ -1,13 +1,12 @@
 """`recover`: fine-tune a pruned model on a text, its zeros kept."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pruner_zero.choices import SELF
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.models import (
     LanguageModel,
@@ -34,10 +33,10 @@ from pruner_zero.recovery.trainable import (
     read_masks,
     sparsity,
 )
-from pruner_zero.recovery.windows import split_windows, written_windows
+from pruner_zero.recovery.windows import split_texts
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.settings import RecoverSettings, name_of, read_settings
-from pruner_zero.text import Corpus, load_corpus
+from pruner_zero.settings import RecoverSettings, name_of, names_of, read_settings
+from pruner_zero.text import Source, load_mixture, mix_windows
 
 # Settings that may change when an interrupted run is resumed.
 _PLACE = {"checkpoint_minutes", "device", "threads"}
@@ -47,7 +46,7 @@ _PLACE = {"checkpoint_minutes", "device", "threads"}
 def recover(
     model: str | Path | LanguageModel | Any = None,
     *,
-    text: str | Path | Corpus | Iterable[str] | None = None,
+    text: Source | Mapping[Any, float] | None = None,
     output: str | Path | None = None,
     overwrite: bool = False,
     tokenizer: Any = None,
@@ -61,9 +60,10 @@ def recover(
     model: what `load_model` takes, or a model object with its `tokenizer`, which is changed in
     place; None where `config` names it. Its zeros are its mask; where whole units were removed, all
     remaining weights are trained, and the teacher is needed. text: what `load_corpus` takes, or
-    "self", the default, text that the teacher writes; the last tenth is for validation. teacher:
-    the dense model, for distillation. settings: the other fields of `RecoverSettings`, such as
-    minutes=10 or mode="lora". config: a YAML file of settings; arguments win over it.
+    "self", the default, text that the teacher writes, or a mapping from several texts to their
+    shares; the last tenth of each is for validation. teacher: the dense model, for distillation.
+    settings: the other fields of `RecoverSettings`, such as minutes=10 or mode="lora". config: a
+    YAML file of settings; arguments win over it.
 
     The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call
     after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
@@ -72,13 +72,12 @@ def recover(
     given = {
         **settings,
         "model": name_of(model),
-        "text": name_of(text),
+        "text": names_of(text),
         "teacher": name_of(teacher),
     }
     checked = read_settings(RecoverSettings, given, config)
     folder = None if output is None else check_output(output, overwrite)
-    source = checked.text if text is None else text
-    corpus = None if source == SELF else load_corpus(source, progress=progress)
+    mixture = load_mixture(checked.text if text is None else text, progress=progress)
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
@@ -87,13 +86,8 @@ def recover(
     masks = read_masks(matrices, checked.model)
     dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned, checked.device)
     check_pruned(pruned, dense)
-    if corpus is not None:
-        windows, validation = split_windows(
-            corpus, pruned.tokenizer, checked.seqlen, checked.validation_windows
-        )
-    else:
-        assert dense is not None
-        windows, validation = written_windows(dense, checked, progress)
+    texts, validation = split_texts(mixture, pruned.tokenizer, dense, checked, progress)
+    windows = mix_windows(texts)
     for part in (windows, validation):
         check_tokens(pruned.model, part.tokens)
     origin = {
@@ -107,7 +101,8 @@ def recover(
             training = Training(
                 pruned.model,
                 _trainables(checked, pruned.model, matrices, masks),
-                windows,
+                texts,
+                mixture.shares,
                 validation,
                 checked,
                 dense.model if dense else None,

@@ -75,7 +75,7 @@ class State:
 
 @dataclass(eq=False, repr=False)
 class Training:
-    """Trains the `trainables` of `model` on `windows` and measures the loss on `validation`.
+    """Trains the `trainables` of `model` on `texts` by `shares`, with the loss on `validation`.
 
     The settings and the step number determine everything; there is no other random state. The
     model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
@@ -85,7 +85,8 @@ class Training:
 
     model: nn.Module
     trainables: Sequence[Trainable]
-    windows: Windows
+    texts: Sequence[Windows]
+    shares: Sequence[float]
     validation: Windows
     settings: RecoverSettings
     teacher: nn.Module | None = None
@@ -150,7 +151,8 @@ class Training:
     def _batches(self, start: float) -> Iterator[list[Tensor]]:
         """The windows of each step until the budget is spent; at least one step."""
         state, size = self.state, self.settings.batch
-        windows = in_training_order(self.windows, self.settings.seed, state.step * size)
+        skipped, seed = state.step * size, self.settings.seed
+        windows = in_training_order(self.texts, self.shares, seed, skipped)
         while True:
             ahead = state.step_seconds + state.validation_seconds
             share = self.budget.share(state.step, time.monotonic() - start + ahead)

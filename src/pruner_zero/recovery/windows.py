@@ -1,6 +1,6 @@
 """Training and validation windows of a recovery, and the order of training windows."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -9,9 +9,16 @@ from torch import Tensor
 
 from pruner_zero.calibration import self_windows
 from pruner_zero.models import LanguageModel
-from pruner_zero.progress import Progress
+from pruner_zero.progress import SILENT, Progress
 from pruner_zero.settings import RecoverSettings
-from pruner_zero.text import Corpus, Tokenizer, Windows, consecutive_windows
+from pruner_zero.text import (
+    Corpus,
+    Mixture,
+    Tokenizer,
+    Windows,
+    consecutive_windows,
+    mix_windows,
+)
 from pruner_zero.text.windows import RANDOM_CHARACTERS
 
 HELD_OUT = 0.1
@@ -36,34 +43,67 @@ def split_windows(
 
 
 def written_windows(
-    teacher: LanguageModel, settings: RecoverSettings, progress: Progress
+    teacher: LanguageModel, settings: RecoverSettings, held_out: int, progress: Progress = SILENT
 ) -> tuple[Windows, Windows]:
-    """Windows that `teacher` writes: the first nine tenths, and of the last as `split_windows`.
+    """Windows that `teacher` writes: the first nine tenths, and at most `held_out` of the last.
 
     Raises PrunerZeroError as `self_windows` does.
     """
     count = settings.windows
     written = self_windows(teacher, count, settings.seqlen, settings.seed, progress=progress)
     cut = count - max(1, round(count * HELD_OUT))
-    training, held_out = written.tokens[:cut], written.tokens[cut:]
+    training = replace(written, tokens=written.tokens[:cut])
+    validation = replace(written, tokens=written.tokens[cut:][:held_out])
     return (
-        replace(written, tokens=training, corpus=f"{written.corpus} (first nine tenths)"),
-        replace(
-            written,
-            tokens=held_out[: settings.validation_windows],
-            corpus=f"{written.corpus} (last tenth)",
-        ),
+        replace(training, corpus=f"{written.corpus} (first nine tenths)"),
+        replace(validation, corpus=f"{written.corpus} (last tenth)"),
     )
 
 
-def in_training_order(windows: Windows, seed: int, skipped: int = 0) -> Iterator[Tensor]:
-    """An endless sequence of windows (1, seqlen) of the same stream, epoch after epoch.
+def split_texts(
+    mixture: Mixture,
+    tokenizer: Tokenizer,
+    teacher: LanguageModel | None,
+    settings: RecoverSettings,
+    progress: Progress = SILENT,
+) -> tuple[list[Windows], Windows]:
+    """The training windows of each text of `mixture`, and validation windows by their shares.
 
-    Each epoch cuts the stream at a random offset and visits its windows in random order. `seed`
-    and the place in the sequence determine a window, so a resumed run passes the number of
-    windows to be `skipped`.
+    Raises PrunerZeroError as `split_windows`, `written_windows` and `Mixture.divide` do.
     """
-    yield from islice(_epochs(windows.tokens.flatten(), windows.seqlen, seed), skipped, None)
+    training, validation = [], []
+    counts = mixture.divide(settings.validation_windows)
+    for text, count in zip(mixture.texts, counts, strict=True):
+        if isinstance(text, Corpus):
+            learned, held_out = split_windows(text, tokenizer, settings.seqlen, count)
+        else:
+            assert teacher is not None
+            learned, held_out = written_windows(teacher, settings, count, progress)
+        training.append(learned)
+        validation.append(held_out)
+    return training, mix_windows(validation)
+
+
+def in_training_order(
+    texts: Sequence[Windows], shares: Sequence[float], seed: int, skipped: int = 0
+) -> Iterator[Tensor]:
+    """An endless sequence of windows (1, seqlen) of the streams of `texts`, epoch after epoch.
+
+    The texts take turns so that each has its share of every beginning of the sequence (D'Hondt's
+    method). An epoch of a text cuts its stream at a random offset and visits the windows in random
+    order. `seed` and the place in the sequence determine a window, so a resumed run passes the
+    number of windows to be `skipped`.
+    """
+    streams = [_epochs(text.tokens.flatten(), text.seqlen, seed) for text in texts]
+    yield from islice(_in_turn(streams, shares), skipped, None)
+
+
+def _in_turn(streams: Sequence[Iterator[Tensor]], shares: Sequence[float]) -> Iterator[Tensor]:
+    drawn = [0] * len(streams)
+    while True:
+        index = min(range(len(drawn)), key=lambda text: (drawn[text] + 1) / shares[text])
+        drawn[index] += 1
+        yield next(streams[index])
 
 
 def _epochs(stream: Tensor, seqlen: int, seed: int) -> Iterator[Tensor]:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
+from pruner_zero.settings.calibration import SHARES, Texts
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
 TuningMode = Literal["full", "lora"]
@@ -25,10 +26,11 @@ class RecoverSettings(ModelSettings):
 
     panel: ClassVar[str] = "Training"
 
-    text: Annotated[str, MAIN] = Field(
+    text: Annotated[Texts, SHARES] = Field(
         SELF,
         description=f"Text to train on, of which the last tenth is for validation: {TEXT_HELP} Or "
-        "self: text that the teacher writes, which is kept in the cache.",
+        "self: text that the teacher writes, which is kept in the cache. Several texts take turns, "
+        "in equal parts or by shares, each given as TEXT=SHARE.",
     )
     minutes: Annotated[
         float | None, Cli(panel="Options", default=f"{DEFAULT_MINUTES:g} without --steps")
@@ -97,7 +99,8 @@ class RecoverSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _check_writer(self) -> "RecoverSettings":
-        if self.text == SELF and self.teacher is None:
+        writes = SELF in self.text if isinstance(self.text, dict) else self.text == SELF
+        if writes and self.teacher is None:
             raise PrunerZeroError(
                 "there is no text to train on: give one as --text, or the dense model as "
                 "--teacher, which then writes it"
