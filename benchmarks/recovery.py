@@ -4,10 +4,10 @@
         --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test \\
         --method 'G^1.5 * sqr(W)@global+asymmetric+exact' --sparsity 0.5
     python benchmarks/recovery.py … --method wanda@channels=0.2
-    python benchmarks/recovery.py … --method wanda@channels=0.2 --train self
+    python benchmarks/recovery.py … --method wanda@channels=0.2 --train self wiki.valid.raw
     python benchmarks/recovery.py page
 
-Prunes on the calibration text, fine-tunes on it or on another with the dense model as teacher, and
+Prunes on the calibration text, fine-tunes on it or on others with the dense model as teacher, and
 measures the model before and after. Rows are added to benchmarks/results/recovery.json; the page is
 made of it.
 """
@@ -37,7 +37,9 @@ def main() -> None:
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
-    parser.add_argument("--train", help="text to train on, that of the calibration if left out")
+    parser.add_argument(
+        "--train", nargs="*", help="texts to train on, else that of the calibration"
+    )
     parser.add_argument("--method", help="as `compare` takes it")
     parser.add_argument("--sparsity", type=float, help="where the method has no share")
     parser.add_argument("--minutes", type=float, default=10)
@@ -69,7 +71,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     )
     recover(
         pruned,
-        text=given.train or given.calibration,
+        text=dict.fromkeys(given.train, 1) if given.train else given.calibration,
         output=recovered,
         minutes=given.minutes,
         teacher=given.model,
@@ -112,6 +114,7 @@ def page(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         zeros = "" if row["sparsity"] is None else f"{100 * row['sparsity']:g} %"
         trained = row["learning"]["settings"]["text"]
+        trained = trained if isinstance(trained, str) else " and ".join(trained)
         line = [f"`{row['method']}`", zeros, trained, f"{row['minutes']:g} × {row['threads']}"]
         for text in texts:
             values = row["perplexity"].get(text)
