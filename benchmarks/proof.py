@@ -132,7 +132,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
     parser.add_argument("--windows-eval", type=int, default=12)
-    parser.add_argument("--tasks", type=Path, help="the folder of task files")
+    parser.add_argument("--tasks", type=Path, help="the folder of task files, none if left out")
     parser.add_argument("--items", type=int, nargs=3, help="questions of each task, else all")
     parser.add_argument(
         "--no-divergence",
@@ -187,7 +187,8 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     if not given.no_divergence:
         written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
         row["divergence"] = divergence(model, dense, written.tokens)
-    row["tasks"] = ask(model, given.tasks, given.items)
+    if given.tasks:
+        row["tasks"] = ask(model, given.tasks, given.items)
     return row
 
 
@@ -258,15 +259,14 @@ def page() -> str:
 def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
     """The tables of one model and pattern and the dense model: texts, tasks, moved answers."""
     bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
-    of_tasks = sorted(rows.values(), key=lambda row: (-questions(row), -average(row, "prob")))
-    of_moved = sorted(rows.values(), key=lambda row: first(moved(row, dense)))
-    return "\n".join(
-        (
-            texts_table([dense, *sorted(rows.values(), key=mean_loss)]),
-            tasks_table([dense, *of_tasks], bases),
-            moved_table(of_moved, dense, bases),
-        )
-    )
+    shown = [texts_table([dense, *sorted(rows.values(), key=mean_loss)])]
+    asked = [row for row in rows.values() if "tasks" in row]
+    if asked:
+        of_tasks = sorted(asked, key=lambda row: (-questions(row), -average(row, "prob")))
+        of_moved = sorted(asked, key=lambda row: first(moved(row, dense)))
+        shown.append(tasks_table([dense, *of_tasks], bases))
+        shown.append(moved_table(of_moved, dense, bases))
+    return "\n".join(shown)
 
 
 def texts_table(rows: Sequence[dict[str, Any]]) -> str:
