@@ -153,6 +153,7 @@ def main() -> None:
                 text=text,
                 windows=windows,
                 seqlen=seqlen,
+                seqlen_eval=1024,
                 gradient_seqlen=gradient_seqlen,
                 seed=0,
                 mode="one-shot" if label.endswith(ONE_SHOT) else "sequential",

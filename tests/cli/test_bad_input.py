@@ -236,6 +236,7 @@ def test_evaluate_needs_a_text_that_exists(cli: Cli, llama_folder: Path, tmp_pat
         (["--methods", "wanda", "--pattern", "2:5"], "input width 32 of model.layers.0."),
         (["--windows-eval", "0", *HALF], "--windows-eval is 0"),
         (["--windows-eval", "9999", *HALF], "and not 9999"),
+        (["--seqlen-eval", "1", *HALF], "--seqlen-eval is 1"),
     ],
 )
 def test_compare_refuses_invalid_options(

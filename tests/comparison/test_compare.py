@@ -73,6 +73,15 @@ def test_a_distilled_row_is_what_prune_gives(
     assert rows[1]["sparsity"] == 0.5
 
 
+def test_perplexity_may_be_measured_on_other_windows_than_calibration(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    result = compare(mine, "dense", sparsity=0.5, **texts, **SIZES, seqlen_eval=40)
+    expected = evaluate(mine, texts["text"], seqlen=40, windows=3).loss
+    assert result.rows[0]["loss"] == pytest.approx(expected, rel=1e-6)
+    assert result.provenance["evaluation"]["seqlen"] == 40
+
+
 def test_the_next_row_begins_with_the_dense_weights_after_distillation(
     mine: LanguageModel, texts: dict[str, Any]
 ) -> None:
