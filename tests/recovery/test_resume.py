@@ -65,7 +65,11 @@ def steps_on_disk(output: Path) -> int:
 
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
 @pytest.mark.parametrize(
-    "mode", [["--norms"], pytest.param(["--mode", "lora"], marks=pytest.mark.slow)]
+    "mode",
+    [
+        ["--norms", "--text", "builtin:pydoc=2"],
+        pytest.param(["--mode", "lora"], marks=pytest.mark.slow),
+    ],
 )
 def test_kills_change_no_byte(
     mode: list[object], deep_folder: Path, text_file: Path, tmp_path: Path
