@@ -89,7 +89,7 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"sparsity": 0.6},
         (
             "sparsegpt",
-            DISTILLED + SHORT,
+            DISTILLED,
             "EVOLVED+refine+asymmetric+exact",
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric+exact",
@@ -99,7 +99,7 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         {"sparsity": 0.7},
         (
             "sparsegpt",
-            DISTILLED + SHORT,
+            DISTILLED,
             "EVOLVED+refine+asymmetric+exact",
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric+exact",

@@ -29,8 +29,7 @@ def verbs() -> list[str]:
 
 def command(name: str) -> str:
     """The help of one command as Markdown: usage, a table for each panel, settings of --config."""
-    found = dict(_walk(typer.main.get_command(app), ()))
-    node = found[name]
+    node = dict(_walk(typer.main.get_command(app), ()))[name]
     context: Any = None
     for part in ("pruner-zero", *name.split()):
         context = typer.Context(node, info_name=part, parent=context)
@@ -54,8 +53,9 @@ def command(name: str) -> str:
 def metrics() -> str:
     """The known metrics with their formulas, as a Markdown table."""
     lines = ["| name | expression | formula | from |", "|---|---|---|---|"]
-    for name, one in NAMED.items():
-        lines.append(f"| `{name}` | `{one.text}` | {formula(one.text)} | {one.citation} |")
+    for name, metric in NAMED.items():
+        text = metric.text
+        lines.append(f"| `{name}` | `{text}` | {formula(text)} | {metric.citation} |")
     return "\n".join(lines)
 
 
@@ -90,10 +90,10 @@ def steps() -> str:
 def terminals() -> str:
     """The terminals, as a Markdown table."""
     lines = ["| terminal | varies over | meaning |", "|---|---|---|"]
-    for name, one in TERMINALS.items():
-        axes = zip(one.shape.value, ("outputs", "inputs"), strict=True)
+    for name, terminal in TERMINALS.items():
+        axes = zip(terminal.shape.value, ("outputs", "inputs"), strict=True)
         form = " and ".join(axis for varies, axis in axes if varies)
-        lines.append(f"| `{name}` | {form} | {_cell(one.meaning)} |")
+        lines.append(f"| `{name}` | {form} | {_cell(terminal.meaning)} |")
     return "\n".join(lines)
 
 
@@ -105,7 +105,7 @@ def formula(text: str) -> str:
 def _walk(node: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
     if not hasattr(node, "commands"):
         return [(" ".join(path), node)]
-    return [one for name, child in node.commands.items() for one in _walk(child, (*path, name))]
+    return [below for name, child in node.commands.items() for below in _walk(child, (*path, name))]
 
 
 def _usage(node: Any, name: str, context: Any) -> str:
@@ -116,7 +116,7 @@ def _settings(verb: str, options: set[str]) -> list[str]:
     """The settings that only a --config file can give."""
     module, name = SETTINGS[verb]
     kind: type[Settings] = getattr(importlib.import_module(module), name)
-    rest = {field: one for field, one in kind.model_fields.items() if field not in options}
+    rest = {field: info for field, info in kind.model_fields.items() if field not in options}
     if not rest:
         return ["Every setting of a `--config` file is an option, with `_` for `-`."]
     lines = [
@@ -125,8 +125,8 @@ def _settings(verb: str, options: set[str]) -> list[str]:
         "| setting | default |",
         "|---|---|",
     ]
-    for field, one in rest.items():
-        default = one.get_default(call_default_factory=True)
+    for field, info in rest.items():
+        default = info.get_default(call_default_factory=True)
         lines.append(f"| `{field}` | `{_cell(str(default))}` |")
     return [*lines, "", f"What they decide: [`{name}`][{module}.{name}]."]
 

@@ -41,20 +41,20 @@ class Measurement:
 
     @property
     def uses_gradients(self) -> bool:
-        return re.search(r"\bG\b", self.expression) is not None
+        return re.search(r"\b[GO]\b", self.expression) is not None
 
 
 Budget = Callable[[Measurement], bool]
 
 BUDGETS: dict[str, Budget] = {
-    "weights stay, forward passes only": lambda one: (
-        not (one.updated or one.searched or one.uses_gradients)
+    "weights stay, forward passes only": lambda row: (
+        not (row.updated or row.searched or row.uses_gradients)
     ),
-    "weights stay, and gradients": lambda one: (
-        not (one.updated or one.searched) and one.uses_gradients
+    "weights stay, and gradients": lambda row: (
+        not (row.updated or row.searched) and row.uses_gradients
     ),
-    "weights stay, and a search": lambda one: one.searched and not one.updated,
-    "weights are updated": lambda one: one.updated,
+    "weights stay, and a search": lambda row: row.searched and not row.updated,
+    "weights are updated": lambda row: row.updated,
 }
 
 
@@ -67,7 +67,7 @@ def read(results: Path) -> list[Measurement]:
         for row in json.loads(file.read_text()).get("hall_of_fame", [])
         if row["best"]
     }
-    found: dict[tuple[object, ...], Measurement] = {}
+    best: dict[tuple[object, ...], Measurement] = {}
     for file in sorted(results.glob("*.json")):
         table = json.loads(file.read_text())
         if "rows" not in table or _conditions(table.get("provenance", {})) != like:
@@ -75,32 +75,32 @@ def read(results: Path) -> list[Measurement]:
         for row in table["rows"]:
             if row.get("perplexity") is None:
                 continue
-            one = _measurement(row, table["provenance"], winners)
-            key = (one.zeros, one.method, one.mode)
-            if key not in found or len(one.losses) >= len(found[key].losses):
-                found[key] = one
-    return list(found.values())
+            measured = _measurement(row, table["provenance"], winners)
+            key = (measured.zeros, measured.method, measured.mode)
+            if key not in best or len(measured.losses) >= len(best[key].losses):
+                best[key] = measured
+    return list(best.values())
 
 
 def summary(measurements: Sequence[Measurement]) -> str:
     """The best method by zeros and budget, as a Markdown table."""
     lines = [_line("zeros", "dense", *BUDGETS), _line(*["---"] * (2 + len(BUDGETS)))]
     for zeros in ZEROS:
-        own = [one for one in measurements if one.zeros == zeros]
-        windows = windows_of(own)
-        cells = [_best(filter(budget, own), windows) for budget in BUDGETS.values()]
+        rows = [row for row in measurements if row.zeros == zeros]
+        windows = windows_of(rows)
+        cells = [_best(filter(budget, rows), windows) for budget in BUDGETS.values()]
         dense = _dense(measurements, windows)
         shown = f"{zeros}, {windows} windows" if windows else zeros
         lines.append(_line(shown, dense, *cells))
     return "\n".join(lines)
 
 
-def windows_of(own: Sequence[Measurement]) -> int:
+def windows_of(rows: Sequence[Measurement]) -> int:
     """How many first windows fill most cells of a row, then compare most methods; 0 for none."""
-    counts = {max(one.windows, len(one.losses)) for one in own}
+    counts = {max(row.windows, len(row.losses)) for row in rows}
 
     def worth(windows: int) -> tuple[int, int, int]:
-        known = [one for one in own if one.perplexity(windows) is not None]
+        known = [row for row in rows if row.perplexity(windows) is not None]
         filled = sum(any(map(budget, known)) for budget in BUDGETS.values())
         return filled, len(known), windows
 
@@ -172,16 +172,16 @@ def _conditions(provenance: dict[str, Any]) -> tuple[object, ...] | None:
 
 
 def _best(candidates: Iterator[Measurement], windows: int) -> str:
-    known = [(value, one) for one in candidates if (value := one.perplexity(windows)) is not None]
+    known = [(value, row) for row in candidates if (value := row.perplexity(windows)) is not None]
     if not known:
         return MISSING
-    value, one = min(known, key=lambda pair: pair[0])
-    order = " in sequence" if one.mode == "sequential" else ""
-    return f"**{_shown(value)}** `{one.method}`{order}"
+    value, row = min(known, key=lambda pair: pair[0])
+    order = " in sequence" if row.mode == "sequential" else ""
+    return f"**{_shown(value)}** `{row.method}`{order}"
 
 
 def _dense(measurements: Sequence[Measurement], windows: int) -> str:
-    values = [one.perplexity(windows) for one in measurements if one.zeros == "dense"]
+    values = [row.perplexity(windows) for row in measurements if row.zeros == "dense"]
     known = [value for value in values if value is not None]
     return _shown(known[0]) if known and windows else MISSING
 

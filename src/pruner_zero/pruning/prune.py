@@ -52,7 +52,10 @@ _CHOSEN = (
 )
 # More steps on the same windows gain little (benchmarks/why.md), training on the text that the
 # model is for gains much (benchmarks/recovery.md).
-_MORE = "; more: pruner-zero recover, with the dense model as --teacher and much text"
+_MORE = (
+    "; more: pruner-zero recover, with the dense model as --teacher and much text of the kind that "
+    "the model is for"
+)
 # Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
 # number (benchmarks/narrow.md).
 _MANY_INPUTS = 4096
