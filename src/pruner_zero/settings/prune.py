@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
-from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings
+from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import UnitSettings, check_structure
 
@@ -27,7 +27,6 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-_WINDOWS, _SEQLEN = (CalibrationSettings.model_fields[name] for name in ("windows", "seqlen"))
 # The default metric where the weights are not compared over the whole model.
 WITHIN = "wanda"
 # The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
@@ -66,14 +65,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
 
     panel: ClassVar[str] = "What follows the mask"
 
-    # As many tokens in fewer, longer windows give a model farther from the dense one
-    # (benchmarks/why.md).
-    windows: Annotated[int, Cli(panel="Options")] = Field(
-        96, ge=1, description=_WINDOWS.description
-    )
-    seqlen: Annotated[int, Cli(panel=CalibrationSettings.panel)] = Field(
-        256, ge=2, description=_SEQLEN.description
-    )
     metric: Annotated[
         str,
         Cli(
