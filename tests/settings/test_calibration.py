@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings import PruneSettings, names_of, options_of, read_settings
+from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.settings import (
+    PruneSettings,
+    RecoverSettings,
+    names_of,
+    options_of,
+    read_settings,
+)
 from pruner_zero.settings.calibration import read_shares
 from pruner_zero.text import Corpus
 
@@ -47,6 +54,15 @@ def test_the_words_of_a_mixture_give_it_back(shares: dict[str, float]) -> None:
 def test_text_after_the_last_equals_sign_is_a_share(words: list[str], expected: Any) -> None:
     assert read_shares(words) == expected
     assert calibration(words) == expected
+
+
+def test_every_text_setting_takes_a_list_from_a_file() -> None:
+    mixed = {"c4": 3, "b.txt": 1}
+    words = ["c4=3", "b.txt"]
+    needed = {"model": "m", "sparsity": 0.5, "minutes": 1, "calibration": words}
+    search = read_settings(SearchSettings, {**needed, "search_text": words})
+    assert (search.calibration, search.search_text) == (mixed, mixed)
+    assert read_settings(RecoverSettings, {"model": "m", "text": words}).text == mixed
 
 
 def test_a_path_of_a_file_is_a_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,13 @@ def test_the_learning_rate_follows_the_mode_unless_given() -> None:
 
 @pytest.mark.parametrize(
     ("options", "share"),
-    [({"text": "t"}, 0.5), ({}, 1), ({"text": "self"}, 1), ({"teacher_share": 0.3}, 0.3)],
+    [
+        ({"text": "t"}, 0.5),
+        ({}, 1),
+        ({"text": ["self"]}, 1),
+        ({"text": {"self": 2.0, "t": 1.0}}, 0.5),
+        ({"teacher_share": 0.3}, 0.3),
+    ],
 )
 def test_predictions_alone_are_learned_where_the_teacher_writes_the_text(
     options: dict[str, object], share: float

@@ -34,6 +34,20 @@ def read_shares(words: Sequence[str]) -> str | dict[str, float]:
     return shares if len(shares) > 1 else next(iter(shares))
 
 
+def read_texts(given: Any) -> Any:
+    """A text, or several with their shares, of what the command line, YAML or Python give.
+
+    One text is its name. Raises ValueError, and PrunerZeroError as `read_shares` does.
+    """
+    if isinstance(given, list | tuple) and given and all(isinstance(word, str) for word in given):
+        given = read_shares(given)
+    if isinstance(given, dict) and len(given) == 1:
+        [given] = given
+    if not given or not isinstance(given, str | dict):
+        raise ValueError("give a text, or several, each as TEXT or TEXT=SHARE")
+    return given
+
+
 def _split(word: str) -> tuple[str, float]:
     text, _, share = word.rpartition("=")
     if text and not os.path.exists(word):
@@ -81,14 +95,7 @@ class CalibrationSettings(Settings):
     @field_validator("calibration", mode="before")
     @classmethod
     def _mixed(cls, given: Any) -> Any:
-        """The command line and YAML give a list too; one text is its name."""
-        if isinstance(given, list | tuple) and given and all(isinstance(w, str) for w in given):
-            given = read_shares(given)
-        if isinstance(given, dict) and len(given) == 1:
-            [given] = given
-        if not given or not isinstance(given, str | dict):
-            raise ValueError("give a text, or several, each as TEXT or TEXT=SHARE")
-        return given
+        return read_texts(given)
 
     @model_validator(mode="after")
     def _check_pieces(self) -> Self:
