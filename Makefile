@@ -19,7 +19,7 @@ $(BIN)/.developing: $(BIN)/.installed
 	@touch $@
 
 # One small set of calibration windows for all steps, so that its statistics are collected once.
-CALIBRATION := --calibration builtin:pydoc --windows 8 --seqlen 1024 --seed 0
+CALIBRATION := --calibration builtin:pydoc --windows 8 --seed 0
 
 TEXT := --text builtin:pydoc
 BEST := runs/demo/search/best.json

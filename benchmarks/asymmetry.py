@@ -51,7 +51,6 @@ def main() -> None:
             windows=8,
             seqlen=512,
             windows_eval=16,
-            seqlen_eval=512,
             progress=LineProgress(),
         )
         report["rows"].append({"strength": strength, **result.rows[0]})

@@ -53,7 +53,6 @@ def main() -> None:
                     seqlen=SEQLEN,
                     gradient_seqlen=pieces,
                     windows_eval=WINDOWS_EVAL,
-                    seqlen_eval=SEQLEN,
                     mode="one-shot",
                     output=Path(folder) / "table.json",
                     progress=LineProgress(),

@@ -31,12 +31,7 @@ HERE = Path(__file__).parent
 FILE = HERE / "results" / "llama-cpp.json"
 NOTES = HERE / "results" / "llama-cpp-notes.md"
 MODEL = "builtin:smollm2-135m"
-TEXT: Mapping[str, Any] = {
-    "calibration": "builtin:pydoc",
-    "windows": 8,
-    "seqlen": 1024,
-    "distill": 0,
-}
+TEXT: Mapping[str, Any] = {"calibration": "builtin:pydoc", "windows": 8, "distill": 0}
 CASES: Mapping[str, Mapping[str, Any]] = {
     "dense": {},
     "half of the weights zero": {"metric": "wanda", "sparsity": 0.5},

@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("model", help="a name for the files, or `page`")
     parser.add_argument("source", nargs="?", help="what prune takes as MODEL")
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
-    parser.add_argument("--windows", type=int, default=24, help="of 1024 tokens, of --calibration")
+    parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
     parser.add_argument("--windows-eval", type=int, default=12)
     parser.add_argument("--tasks", type=Path, help="the folder of task files, none if left out")
@@ -167,8 +167,7 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     elif cell.method is not None:
         calibration, settings = "self", {**cell.settings, **zeros}
         if cell.calibration == "text":
-            calibration = given.calibration
-            settings = {"windows": given.windows, "seqlen": 1024, **settings}
+            calibration, settings["windows"] = given.calibration, given.windows
         method = None if cell.method == DEFAULT else cell.method
         result = prune(model, method, calibration=calibration, **settings)
         row |= {"calibration": result.calibration, "sparsity": result.sparsity}

@@ -103,8 +103,6 @@ def test(given: argparse.Namespace, name: str, zeros: dict[str, Any], methods: l
         text=given.text,
         output=HERE / "results" / f"search-{name}-test.json",
         mode="one-shot",
-        windows=24,
-        seqlen=1024,
         gradient_seqlen=given.gradient_seqlen,
         windows_eval=given.windows_eval,
         progress=LineProgress(),

@@ -57,8 +57,6 @@ def main() -> None:
                 load_model(given.model, dtype="float32"),
                 None if name.startswith("blocks") else "wanda",
                 calibration=given.calibration,
-                windows=24,
-                seqlen=1024,
                 output=Path(folder) / name,
                 progress=LineProgress(),
                 **RUNS[name],

@@ -65,8 +65,6 @@ def main() -> None:
                 [method],
                 calibration=given.calibration,
                 mode="one-shot",
-                windows=24,
-                seqlen=1024,
                 gradient_seqlen=pieces,
                 windows_eval=given.windows_eval,
                 progress=LineProgress(),

@@ -39,7 +39,6 @@ NOTES = HERE / "results" / "units-notes.md"
 MODEL = "builtin:smollm2-135m"
 # Windows of 1024 tokens of each text.
 WINDOWS = 8
-CALIBRATED: Mapping[str, Any] = {"windows": 24, "seqlen": 1024}
 # SmolLM2-135M has 3 key-value heads in a block, of which only one can go.
 SHARES = {
     "channels": (0.2, 0.5, 0.3, 0.1),
@@ -102,7 +101,6 @@ def run(given: argparse.Namespace) -> None:
         settings = {name: row[name] for name in row if name not in ("name", "metric")}
         if row["structure"] == "mixed":
             dropped = {"structure": "blocks", "sparsity": settings.pop("blocks") / 30}
-            dropped |= CALIBRATED
             prune(model, calibration=given.calibration, progress=LineProgress(), **dropped)
             settings |= {"structure": "channels", "sparsity": None}
             settings["parameters"] = str(MIXED_PARAMETERS)
@@ -113,7 +111,6 @@ def run(given: argparse.Namespace) -> None:
                 calibration=given.calibration,
                 progress=LineProgress(),
                 **settings,
-                **CALIBRATED,
             )
         line = {
             **row,

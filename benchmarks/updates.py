@@ -35,8 +35,8 @@ EVOLVED = "EVOLVED"
 KRONECKER = "W * (O * X)^0.75@global+refine+asymmetric+exact"
 # The end of the label of a row whose statistics are all those of the dense model.
 ONE_SHOT = ", one-shot"
-# The end of the label of a row with as many tokens of the same text in shorter windows.
-SHORT = ", 96 windows of 256"
+# The end of the name of a table with as many tokens of the same text in shorter windows.
+SHORT = "-short"
 DISTILLED = f"{KRONECKER}+distill=40"
 
 TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -47,7 +47,6 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "sparsegpt",
             KRONECKER,
             DISTILLED,
-            DISTILLED + SHORT,
             "EVOLVED+asymmetric+exact",
             "EVOLVED",
             "EVOLVED+refine",
@@ -68,6 +67,7 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "EVOLVED+asymmetric+obs",
         ),
     ),
+    f"50{SHORT}": ({"sparsity": 0.5, "windows": 96, "seqlen": 256}, (DISTILLED,)),
     "2-4": (
         {"pattern": "2:4"},
         (
@@ -140,8 +140,7 @@ def main() -> None:
         table = json.loads(file.read_text()) if file.exists() else {"rows": []}
         metric, gradient_seqlen = evolved(name)
         for label in given.only or methods:
-            method = label.replace(EVOLVED, metric).removesuffix(ONE_SHOT).removesuffix(SHORT)
-            windows, seqlen = (96, 256) if label.endswith(SHORT) else (24, 1024)
+            method = label.replace(EVOLVED, metric).removesuffix(ONE_SHOT)
             # A row of an earlier winner is measured anew.
             kept = [row for row in table["rows"] if row["label"] != label]
             if any(row["label"] == label and row["method"] == method for row in table["rows"]):
@@ -151,15 +150,13 @@ def main() -> None:
                 [method],
                 calibration=given.calibration,
                 text=text,
-                windows=windows,
-                seqlen=seqlen,
                 seqlen_eval=1024,
                 gradient_seqlen=gradient_seqlen,
                 seed=0,
                 mode="one-shot" if label.endswith(ONE_SHOT) else "sequential",
                 windows_eval=given.windows_eval,
                 progress=LineProgress(),
-                **zeros,
+                **{"windows": 24, "seqlen": 1024, **zeros},
             )
             table["rows"] = [*kept, *({"label": label, **row} for row in result.rows)]
             table["provenance"] = result.provenance
@@ -174,6 +171,7 @@ def evolved(table: str) -> tuple[str, int | None]:
     For N:M the method is the winner of the search at 2:4, for sparsities that of the search at
     50 %, with its scope.
     """
+    table = table.removesuffix(SHORT)
     name = "2-4-any-default-0-products" if "-" in table else "50-any-default-0-again"
     summary = json.loads((RESULTS / f"search-{name}.json").read_text())
     best = next(row for row in summary["hall_of_fame"] if row["best"])
@@ -188,7 +186,7 @@ def write_page() -> None:
         "",
         "Made by `python benchmarks/updates.py --calibration wiki.valid.raw --text"
         " wiki.test.raw`: calibrated on 24 random windows of 1024 tokens of WikiText-2"
-        " validation (seed 0), blocks in order unless said, perplexity on the test text."
+        " validation (seed 0) and blocks in order unless said, perplexity on the test text."
         " *against*: below (−) or above the SparseGPT of the same table, on the first 12"
         " windows. `EVOLVED` is the winner of a search with seed 0 ([search.md](search.md)):"
         " `products` at 2:4 for N:M, on G of pieces of 128 tokens, the earlier `again` at 50 %"
@@ -206,7 +204,9 @@ def _table(file: Path) -> list[str]:
     rows = json.loads(file.read_text())["rows"]
     base = next((_first(row) for row in rows if row["label"] == "sparsegpt"), None)
     name = file.stem.removeprefix("updates-")
-    zeros = name.removesuffix("-pydoc")
+    zeros = name.removesuffix("-pydoc").removesuffix(SHORT)
+    kind = ", on the built-in text" if name.endswith("-pydoc") else ""
+    kind = ", calibrated on 96 windows of 256 tokens" if name.endswith(SHORT) else kind
     table = []
     for row in sorted(rows, key=_first):
         first = _first(row)
@@ -218,7 +218,7 @@ def _table(file: Path) -> list[str]:
     evolved_rows = {row["expression"] for row in rows if EVOLVED in row["label"]}
     header = ("method", "first 12 windows", "against", "24 windows", "seconds", "peak GiB")
     return [
-        f"## {zeros_title(zeros)}{', on the built-in text' if name != zeros else ''}",
+        f"## {zeros_title(zeros)}{kind}",
         "",
         *([REMOVED[name], ""] if name in REMOVED else []),
         markdown(header, table),

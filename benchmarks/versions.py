@@ -149,16 +149,7 @@ def prune_once(method: str, source: Path, given: argparse.Namespace) -> dict[str
     command = ["env", f"PYTHONPATH={source}", sys.executable, "-m", "pruner_zero", "prune"]
     command += [given.model, "--metric", method]
     command += ["--sparsity", "0.5", "--calibration", str(Path(given.calibration).resolve())]
-    command += [
-        "--windows",
-        str(given.windows),
-        "--seqlen",
-        "1024",
-        "--cache",
-        str(cache),
-        "-o",
-        str(output),
-    ]
+    command += ["--windows", str(given.windows), "--cache", str(cache), "-o", str(output)]
     code, seconds, peak = measure(command, given.folder / "log")
     if code:
         raise SystemExit((given.folder / "log").read_text())

@@ -85,7 +85,6 @@ def test_compare_reads_it_in_a_method(prose: str) -> None:
         windows=4,
         seqlen=16,
         windows_eval=2,
-        seqlen_eval=16,
     )
     assert [row["steps"] for row in table.rows] == [[], ["rescale"], ["refine", "rescale"]]
     assert len({row["loss"] for row in table.rows}) == 3

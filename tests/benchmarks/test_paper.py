@@ -71,7 +71,7 @@ def test_numbers_are_those_of_the_package(
     }
     # The papers take magnitudes over a whole matrix.
     methods = ["dense", "magnitude@matrix", "wanda", "sparsegpt"]
-    given: dict[str, Any] = {"sparsity": 0.5, "text": texts["text"], "seqlen_eval": 16, **SIZES}
+    given: dict[str, Any] = {"sparsity": 0.5, "text": texts["text"], **SIZES}
     rows = compare(llama_folder, methods, calibration=texts["calibration"], **given).rows
     # The published tree has a calibration text of its own.
     rows += compare(llama_folder, "pruner-zero", calibration=texts["gradients"], **given).rows

@@ -243,7 +243,6 @@ def test_compare_refuses_invalid_options(
     options: list[str], words: str, cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     texts = ["--calibration", text_file, "--text", text_file, "--windows", 2, "--seqlen", 16]
-    texts += ["--seqlen-eval", 16]
     line = cli("compare", llama_folder, *texts, "-o", tmp_path / "t.json", *options).error
     assert words in line
     assert os.listdir(tmp_path) == []
@@ -253,7 +252,6 @@ def test_compare_refuses_a_table_it_cannot_write(
     cli: Cli, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     texts = ["--calibration", text_file, "--text", text_file, "--windows", 2, "--seqlen", 16]
-    texts += ["--seqlen-eval", 16]
     line = cli("compare", llama_folder, *texts, *HALF, "-o", tmp_path).error
     assert "is a folder: name a file for the table" in line
 

@@ -17,7 +17,6 @@ from tests.cli.conftest import Cli, Outcome
 from tests.processes import finish, start
 
 HALF = ("--sparsity", "0.5")
-EVALUATED = ("--windows-eval", 2, "--seqlen-eval", 16)
 
 
 @pytest.fixture
@@ -114,8 +113,7 @@ def test_compare_may_have_everything_from_the_file(
     config = tmp_path / "table.yaml"
     config.write_text(
         f"model: {llama_folder}\ncalibration: {text_file}\ntext: {text_file}\nwindows: 2\n"
-        "seqlen: 16\nwindows_eval: 1\nseqlen_eval: 16\nsparsity: 0.5\n"
-        "methods: [dense, 'max(W, G)']\n"
+        "seqlen: 16\nwindows_eval: 1\nsparsity: 0.5\nmethods: [dense, 'max(W, G)']\n"
     )
     table = one_value(cli("compare", "--config", config, "--json"))
     assert [row["method"] for row in table["rows"]] == ["dense", "max(W, G)"]
@@ -151,7 +149,7 @@ def test_compare_prints_a_table_without_truncation(
 ) -> None:
     long = " + ".join(["W * X"] * 30)
     outcome = cli(
-        *["compare", llama_folder, *texts, *HALF, "--text", text_file, *EVALUATED],
+        *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
         *["--methods", f"dense,wanda@matrix,{long},W - W", "-o", tmp_path / "t.json"],
     )
     assert outcome.code == 0
@@ -177,7 +175,7 @@ def test_compare_prints_sizes_where_they_differ(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path
 ) -> None:
     outcome = cli(
-        *["compare", llama_folder, *texts, *HALF, "--text", text_file, *EVALUATED],
+        *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
         *["--methods", "dense,wanda@heads,W - W", "--quiet"],
     )
     header, dense, heads, failed, *_ = (line.split() for line in outcome.out.splitlines())
@@ -195,7 +193,7 @@ def test_compare_with_json_prints_the_file_that_it_writes(
     file = tmp_path / "new" / "table.json"
     table = one_value(
         cli(
-            *["compare", llama_folder, *texts, *HALF, "--text", text_file, *EVALUATED],
+            *["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2],
             *["--methods", "dense,wanda", "-o", file, "--json"],
         )
     )
@@ -250,7 +248,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     assert outcome.code == 0
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][@ALLOCATION][+STEPS]" in text
-    assert "Calibration windows. [default: 96]" in text
+    assert "[default: 24; 96 if the model writes them]" in text
     steps = "--refine --asymmetric --update exact --distill 40"
     assert f"[default: W * (O * X)^0.73 --scope global {steps}]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):
@@ -377,7 +375,7 @@ def test_a_terminal_gets_a_table_and_is_left_as_it_was(
 ) -> None:
     our_end, process_end = pty.openpty()
     arguments = ["compare", llama_folder, *texts, *HALF, "--text", text_file]
-    arguments += [*EVALUATED, "--methods", "dense,wanda"]
+    arguments += ["--windows-eval", 2, "--methods", "dense,wanda"]
     process = subprocess.Popen(
         [sys.executable, "-m", "pruner_zero", *map(str, arguments)],
         stdin=process_end,

@@ -12,11 +12,11 @@ from pruner_zero.comparison import CLASSICS
 from pruner_zero.files import sha256
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
-from pruner_zero.settings import CompareSettings, PruneSettings
+from pruner_zero.settings import CalibrationSettings
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
-SIZES: dict[str, Any] = {"windows": 3, "seqlen": 24, "windows_eval": 3, "seqlen_eval": 24}
+SIZES: dict[str, Any] = {"windows": 3, "seqlen": 24, "windows_eval": 3}
 KEYS = {"method", "perplexity", "sparsity", "seconds", "peak_rss_bytes"}
 
 
@@ -76,7 +76,7 @@ def test_a_distilled_row_is_what_prune_gives(
 def test_perplexity_may_be_measured_on_other_windows_than_calibration(
     mine: LanguageModel, texts: dict[str, Any]
 ) -> None:
-    result = compare(mine, "dense", sparsity=0.5, **texts, **{**SIZES, "seqlen_eval": 40})
+    result = compare(mine, "dense", sparsity=0.5, **texts, **SIZES, seqlen_eval=40)
     expected = evaluate(mine, texts["text"], seqlen=40, windows=3).loss
     assert result.rows[0]["loss"] == pytest.approx(expected, rel=1e-6)
     assert result.provenance["evaluation"]["seqlen"] == 40
@@ -357,7 +357,6 @@ def test_notes_of_unreached_experts_reach_the_row(texts: dict[str, Any]) -> None
         tokenizer=tiny_tokenizer(),
         windows=1,
         seqlen=2,
-        seqlen_eval=2,
         windows_eval=2,
         **texts,
     )
@@ -374,9 +373,8 @@ def test_a_plan_that_fits_no_matrix_is_refused_before_any_work(
 
 
 def test_compare_and_prune_share_their_defaults() -> None:
-    for name in ("windows", "seqlen"):
-        defaults = [kind.model_fields[name].default for kind in (CompareSettings, PruneSettings)]
-        assert defaults[0] == defaults[1]
+    assert CalibrationSettings.model_fields["windows"].default == 24
+    assert CalibrationSettings.model_fields["seqlen"].default == 1024
 
 
 def test_a_failed_allocation_ends_the_table_and_is_no_row(

@@ -9,13 +9,7 @@ from pruner_zero import compare, evaluate
 from pruner_zero.devices import CPU
 from tests.elsewhere import HERE, THERE, elsewhere
 
-SMALL: dict[str, Any] = {
-    "sparsity": 0.5,
-    "windows": 2,
-    "seqlen": 16,
-    "windows_eval": 2,
-    "seqlen_eval": 16,
-}
+SMALL: dict[str, Any] = {"sparsity": 0.5, "windows": 2, "seqlen": 16, "windows_eval": 2}
 
 
 @pytest.fixture

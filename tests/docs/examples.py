@@ -41,7 +41,7 @@ REPLACED = {
 _WINDOWS = ("--windows", "2", "--seqlen", "16")
 TINY: dict[str, tuple[str, ...]] = {
     "prune": _WINDOWS,
-    "compare": (*_WINDOWS, "--windows-eval", "2", "--seqlen-eval", "16"),
+    "compare": (*_WINDOWS, "--windows-eval", "2"),
     "evaluate": _WINDOWS,
     "search": (*_WINDOWS, "--search-windows", "2", "--evaluations", "12", "--workers", "1"),
     "recover": ("--steps", "2", "--batch", "1", "--seqlen", "16", "--validation-windows", "2"),

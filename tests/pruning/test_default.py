@@ -49,13 +49,17 @@ def test_without_a_metric_all_of_the_default_is_taken() -> None:
     ("options", "windows", "seqlen"),
     [
         ({}, 96, 256),
-        ({"calibration": "builtin:pydoc", "metric": "wanda"}, 96, 256),
+        ({"calibration": "self"}, 96, 256),
+        ({"calibration": {"self": 2.0}}, 96, 256),
+        ({"calibration": "self", "metric": "wanda"}, 96, 256),
         ({"windows": 8}, 8, 256),
-        ({"seqlen": 1024}, 96, 1024),
+        ({"seqlen": 1024}, 24, 1024),
+        ({"calibration": "builtin:pydoc"}, 24, 1024),
+        ({"calibration": {"builtin:pydoc": 1.0, "self": 1.0}}, 24, 1024),
     ],
     ids=str,
 )
-def test_windows_are_short_and_many_unless_given(
+def test_windows_that_the_model_writes_alone_are_shorter_and_more(
     options: dict[str, Any], windows: int, seqlen: int
 ) -> None:
     chosen = settings(**options)

@@ -198,7 +198,7 @@ def _test_windows(
     progress: Progress,
 ) -> Windows:
     """The windows that perplexity is measured on; of the model's own text, from `written` on."""
-    seqlen, windows = settings.seqlen_eval, settings.windows_eval
+    seqlen, windows = settings.seqlen_eval or settings.seqlen, settings.windows_eval
     if isinstance(text, Corpus):
         return consecutive_windows(text, language_model.tokenizer, seqlen, windows)
     assert windows is not None

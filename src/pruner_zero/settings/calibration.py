@@ -71,10 +71,8 @@ class CalibrationSettings(Settings):
         description=f"{CALIBRATION_HELP} Metrics over the weights alone, such as magnitude, need "
         "none.",
     )
-    windows: Annotated[int, MAIN] = Field(96, ge=1, description="Calibration windows.")
-    # As many tokens in fewer, longer windows give models farther from the dense one
-    # (benchmarks/why.md).
-    seqlen: int = Field(256, ge=2, description="Tokens in a calibration window.")
+    windows: Annotated[int, MAIN] = Field(24, ge=1, description="Calibration windows.")
+    seqlen: int = Field(1024, ge=2, description="Tokens in a window.")
     seed: int = Field(
         0, ge=0, description="Seed of the choice of windows, or of the text that the model writes."
     )

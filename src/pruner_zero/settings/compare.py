@@ -36,8 +36,8 @@ class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
     windows_eval: Annotated[int | None, Cli(default="all")] = Field(
         None, ge=1, description="Windows of the text that perplexity is measured on."
     )
-    seqlen_eval: int = Field(
-        1024, ge=2, description="Tokens in a window that perplexity is measured on."
+    seqlen_eval: Annotated[int | None, Cli(default="as --seqlen")] = Field(
+        None, ge=2, description="Tokens in a window that perplexity is measured on."
     )
     batch_size: int = Field(
         1, ge=1, description="Windows of the text in a forward pass that measures perplexity."

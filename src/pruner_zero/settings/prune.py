@@ -6,10 +6,10 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import Structure
+from pruner_zero.choices import SELF, Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
-from pruner_zero.settings.calibration import MethodSettings
+from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import UnitSettings, check_structure
 
@@ -27,6 +27,10 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
+# The windows where the model writes all text, each a text of its own: of as many tokens, shorter
+# ones give a model nearer to the dense one (benchmarks/why.md).
+WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
+_WINDOWS, _SEQLEN = (CalibrationSettings.model_fields[name] for name in WRITTEN)
 # The default metric where the weights are not compared over the whole model.
 WITHIN = "wanda"
 # The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
@@ -65,6 +69,20 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
 
     panel: ClassVar[str] = "What follows the mask"
 
+    windows: Annotated[
+        int,
+        Cli(
+            panel="Options",
+            default=f"{_WINDOWS.default}; {WRITTEN['windows']} if the model writes them",
+        ),
+    ] = Field(_WINDOWS.default, ge=1, description=_WINDOWS.description)
+    seqlen: Annotated[
+        int,
+        Cli(
+            panel=CalibrationSettings.panel,
+            default=f"{_SEQLEN.default}; {WRITTEN['seqlen']} if the model writes it",
+        ),
+    ] = Field(_SEQLEN.default, ge=2, description=_SEQLEN.description)
     metric: Annotated[
         str,
         Cli(
@@ -132,6 +150,18 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
             return given
         chosen = default_beside(given)
         return {**chosen, **{name: value for name, value in given.items() if value is not None}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shape_written_text(cls, given: Any) -> Any:
+        """Where the model writes all text, the windows are shorter unless their length is given."""
+        if not isinstance(given, dict) or given.get("seqlen") is not None:
+            return given
+        text = given.get("calibration")
+        names = list(text) if isinstance(text, list | tuple | dict) else [text]
+        if names not in ([None], [SELF]):
+            return given
+        return {**WRITTEN, **{name: value for name, value in given.items() if value is not None}}
 
     @model_validator(mode="after")
     def _check_structure(self) -> "PruneSettings":

@@ -35,10 +35,6 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
         None,
         description="Text that candidates are judged on: as --calibration, several texts too.",
     )
-    windows: Annotated[int, MAIN] = Field(24, ge=1, description="Calibration windows.")
-    seqlen: Annotated[int, Cli(panel=CalibrationSettings.panel)] = Field(
-        1024, ge=2, description="Tokens in a window of calibration and of the search text."
-    )
     minutes: Annotated[float | None, MAIN] = Field(
         None, gt=0, description="Stop after this many minutes; or give --evaluations."
     )
