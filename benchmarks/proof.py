@@ -154,7 +154,9 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     """Prune and measure one cell."""
     print(cell.name, flush=True)
     model = load_model(given.source)
-    dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
+    dense = None
+    if cell.minutes or not given.no_divergence:
+        dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
     zeros = {**ZEROS, **UNITS}[cell.zeros] if cell.method is not None else {}
     row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
     if cell.minutes:
@@ -184,7 +186,7 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
             "losses": [round(loss, 5) for loss in measured["losses"]],
             "tokens_sha256": measured["text"]["tokens_sha256"],
         }
-    if not given.no_divergence:
+    if dense is not None and not given.no_divergence:
         written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
         row["divergence"] = divergence(model, dense, written.tokens)
     if given.tasks:
