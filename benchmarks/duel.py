@@ -46,7 +46,6 @@ USUAL = "builtin:smollm2-135m"
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "random": {"algorithm": "random"},
-    "no-steps": {"algorithm_settings": {"steps": 0}},
 }
 
 

@@ -65,7 +65,6 @@ FACTORS: Mapping[str, Mapping[str, Any]] = {
     "half Python's documentation": {"calibration": {"self": 1, "pydoc": 1}},
     "a quarter of the windows": {"windows": 24},
     "twice the windows": {"windows": 192},
-    "four times the windows": {"windows": 384},
     "windows of 1024 tokens": {"windows": 24, "seqlen": 1024},
     "windows of 128 tokens": {"windows": 192, "seqlen": 128},
     "40 steps of distillation": {"distill": 40},
