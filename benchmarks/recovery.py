@@ -128,7 +128,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     return (
         "# Recovery by fine-tuning, on SmolLM2-135M\n\n"
         "Made by `python benchmarks/recovery.py --calibration wiki.valid.raw --texts"
-        " wikitext=wiki.test.raw pydoc=builtin:pydoc/test` with the method of each row.\n\n"
+        " wikitext=wiki.test.raw pydoc=builtin:pydoc/test` with the method of each row, and its"
+        " texts as `--train`.\n\n"
         + markdown(
             ["method", "zeros", "trained on", "minutes × threads", *columns, "zeros lost"], cells
         )

@@ -33,11 +33,11 @@ REMOVED = {
 EVOLVED = "EVOLVED"
 # The winner of later searches (duel.md), with swaps and least squares.
 KRONECKER = "W * (O * X)^0.75@global+refine+asymmetric+exact"
+DISTILLED = f"{KRONECKER}+distill=40"
 # The end of the label of a row whose statistics are all those of the dense model.
 ONE_SHOT = ", one-shot"
 # The end of the name of a table with as many tokens of the same text in shorter windows.
 SHORT = "-short"
-DISTILLED = f"{KRONECKER}+distill=40"
 
 TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "50": (

@@ -80,8 +80,11 @@ def test_a_cell_without_a_file_is_marked_as_not_measured_yet(results: Path) -> N
     assert set(cells(results, "4:8").values()) == {"4:8", measured.MISSING}
 
 
-def test_a_metric_with_gradients_costs_more_than_one_without(results: Path) -> None:
-    write(results, "more.json", row("gblm", 55, expression="W * X + W * G"))
+@pytest.mark.parametrize("expression", ["W * X + W * G", "W * (O * X)^0.73"])
+def test_a_metric_with_gradients_costs_more_than_one_without(
+    expression: str, results: Path
+) -> None:
+    write(results, "more.json", row("gblm", 55, expression=expression))
     assert cells(results, "50 %")[GRADIENTS] == "**55.0** `gblm`"
     assert cells(results, "50 %")[KEPT] == "**60.0** `wanda`"
 

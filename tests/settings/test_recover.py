@@ -28,6 +28,7 @@ def test_the_learning_rate_follows_the_mode_unless_given() -> None:
         ({"text": "t"}, 0.5),
         ({}, 1),
         ({"text": ["self"]}, 1),
+        ({"text": {"self": 2.0}}, 1),
         ({"text": {"self": 2.0, "t": 1.0}}, 0.5),
         ({"teacher_share": 0.3}, 0.3),
     ],
@@ -56,6 +57,7 @@ def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -
         ({"teacher_share": 1.5}, "--teacher-share is 1.5"),
         ({"learning_rate": -1}, "--learning-rate is -1"),
         ({"learn_rate": 1}, "no setting 'learn_rate': did you mean 'learning_rate'?"),
+        ({"text": 3}, "give a text, or several, each as TEXT or TEXT=SHARE"),
         ({"text": None}, "give one as --text, or the dense model as --teacher"),
     ],
 )

@@ -75,12 +75,13 @@ class State:
 
 @dataclass(eq=False, repr=False)
 class Training:
-    """Trains the `trainables` of `model` on `texts` by `shares`, with the loss on `validation`.
+    """Trains the `trainables` of `model` on `texts` and measures the loss on `validation`.
 
     The settings and the step number determine everything; there is no other random state. The
     model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
     products are computed in `dtype`, which is bfloat16 where the settings say "auto" and the device
-    multiplies it natively. checkpoint: where the run is saved and resumed from.
+    multiplies it natively. texts: the windows (n, seqlen) of each text, which take turns by their
+    `shares`. checkpoint: where the run is saved and resumed from.
     """
 
     model: nn.Module

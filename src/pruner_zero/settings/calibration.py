@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pruner_zero.choices import Mode, Scope
 from pruner_zero.errors import PrunerZeroError
@@ -57,7 +57,9 @@ def _split(word: str) -> tuple[str, float]:
 
 
 # One text, or several with their shares.
-Texts = dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | str
+Texts = Annotated[
+    dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] | str, BeforeValidator(read_texts)
+]
 SHARES = Cli(panel="Options", metavar="TEXT", read=read_shares)
 
 
@@ -89,11 +91,6 @@ class CalibrationSettings(Settings):
         description="Added to the diagonal of the Hessian before it is inverted, as a share of "
         "the diagonal's mean. Raised where the inversion fails.",
     )
-
-    @field_validator("calibration", mode="before")
-    @classmethod
-    def _mixed(cls, given: Any) -> Any:
-        return read_texts(given)
 
     @model_validator(mode="after")
     def _check_pieces(self) -> Self:

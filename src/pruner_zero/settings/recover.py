@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
-from pruner_zero.settings.calibration import SHARES, Texts, read_texts
+from pruner_zero.settings.calibration import SHARES, Texts
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
 TuningMode = Literal["full", "lora"]
@@ -95,13 +95,9 @@ class RecoverSettings(ModelSettings):
         rate = DEFAULT_LEARNING_RATE.get(str(resolved.get("mode", "full")), 1.0)
         text = resolved.get("text", SELF)
         # The tokens that a teacher draws say no more than the predictions they are drawn from.
-        share = 1.0 if text == SELF or list(text) == [SELF] else 0.5
+        written = text == SELF or (isinstance(text, list | tuple | dict) and [*text] == [SELF])
+        share = 1.0 if written else 0.5
         return {"learning_rate": rate, "teacher_share": share, **resolved}
-
-    @field_validator("text", mode="before")
-    @classmethod
-    def _mixed(cls, given: Any) -> Any:
-        return read_texts(given)
 
     @model_validator(mode="after")
     def _check_writer(self) -> "RecoverSettings":

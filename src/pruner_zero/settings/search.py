@@ -13,7 +13,6 @@ from pruner_zero.settings.calibration import (
     CalibrationSettings,
     SparsitySettings,
     Texts,
-    read_texts,
 )
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import SizeSettings
@@ -123,11 +122,6 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
         default_factory=dict,
         description="Resources that each Ray worker needs, such as num_cpus=2.",
     )
-
-    @field_validator("search_text", mode="before")
-    @classmethod
-    def _mixed_search(cls, given: Any) -> Any:
-        return None if given is None else read_texts(given)
 
     @field_validator("ray_resources", mode="before")
     @classmethod
