@@ -5,11 +5,12 @@
         --method 'G^1.5 * sqr(W)@global+asymmetric+exact' --sparsity 0.5
     python benchmarks/recovery.py … --method wanda@channels=0.2
     python benchmarks/recovery.py … --method wanda@channels=0.2 --train self wiki.valid.raw
+    python benchmarks/recovery.py --calibration wiki.valid.raw builtin:pydoc …
     python benchmarks/recovery.py page
 
-Prunes on the calibration text, fine-tunes on it or on others with the dense model as teacher, and
-measures the model before and after. Rows are added to benchmarks/results/recovery.json; the page is
-made of it.
+Prunes on the calibration texts, fine-tunes on them or on others with the dense model as teacher,
+and measures the model before and after. Rows are added to benchmarks/results/recovery.json; the
+page is made of it.
 """
 
 import argparse
@@ -35,10 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("page", nargs="?", choices=["page"], help="write the page alone")
     parser.add_argument("--model", default="builtin:smollm2-135m")
-    parser.add_argument("--calibration", help="WikiText-2 validation, raw")
+    parser.add_argument("--calibration", nargs="+", help="WikiText-2 validation, raw; or more")
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
     parser.add_argument(
-        "--train", nargs="*", help="texts to train on, else that of the calibration"
+        "--train", nargs="*", help="texts to train on, else those of the calibration"
     )
     parser.add_argument("--method", help="as `compare` takes it")
     parser.add_argument("--sparsity", type=float, help="where the method has no share")
@@ -61,7 +62,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     prune(
         given.model,
         metric,
-        calibration=given.calibration,
+        calibration=dict.fromkeys(given.calibration, 1),
         windows=24,
         seqlen=1024,
         output=pruned,
@@ -71,7 +72,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     )
     recover(
         pruned,
-        text=dict.fromkeys(given.train, 1) if given.train else given.calibration,
+        text=dict.fromkeys(given.train or given.calibration, 1),
         output=recovered,
         minutes=given.minutes,
         teacher=given.model,
@@ -83,6 +84,7 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     texts = dict(text.split("=", 1) for text in given.texts)
     return {
         "method": given.method,
+        "calibration": given.calibration,
         "sparsity": given.sparsity,
         "minutes": given.minutes,
         "threads": torch.get_num_threads(),
@@ -115,7 +117,14 @@ def page(rows: list[dict[str, Any]]) -> str:
         zeros = "" if row["sparsity"] is None else f"{100 * row['sparsity']:g} %"
         trained = row["learning"]["settings"]["text"]
         trained = trained if isinstance(trained, str) else " and ".join(trained)
-        line = [f"`{row['method']}`", zeros, trained, f"{row['minutes']:g} × {row['threads']}"]
+        calibrated = " and ".join(row.get("calibration", ["wiki.valid.raw"]))
+        line = [
+            f"`{row['method']}`",
+            zeros,
+            calibrated,
+            trained,
+            f"{row['minutes']:g} × {row['threads']}",
+        ]
         for text in texts:
             values = row["perplexity"].get(text)
             if values is None:
@@ -127,11 +136,19 @@ def page(rows: list[dict[str, Any]]) -> str:
     columns = [f"{text}, {name}" for text in texts for name in ("pruned", "recovered", "of dense")]
     return (
         "# Recovery by fine-tuning, on SmolLM2-135M\n\n"
-        "Made by `python benchmarks/recovery.py --calibration wiki.valid.raw --texts"
-        " wikitext=wiki.test.raw pydoc=builtin:pydoc/test` with the method of each row, and its"
-        " texts as `--train`.\n\n"
+        "Made by `python benchmarks/recovery.py --texts wikitext=wiki.test.raw"
+        " pydoc=builtin:pydoc/test` with the method and the texts of each row.\n\n"
         + markdown(
-            ["method", "zeros", "trained on", "minutes × threads", *columns, "zeros lost"], cells
+            [
+                "method",
+                "zeros",
+                "calibrated on",
+                "trained on",
+                "minutes × threads",
+                *columns,
+                "zeros lost",
+            ],
+            cells,
         )
         + "\n"
         + NOTES.read_text()
