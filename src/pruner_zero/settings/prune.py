@@ -15,7 +15,7 @@ from pruner_zero.settings.units import UnitSettings, check_structure
 
 METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
 
-# The method where no metric is named: the best measured method that takes minutes on two cores
+# The method where no metric is named: the best method measured so far, in half an hour of a core
 # (benchmarks/proof.md, benchmarks/why.md).
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
