@@ -68,7 +68,7 @@ def main() -> None:
 def write_page(report: dict[str, Any]) -> None:
     """Write gradients.md."""
     page = [
-        "# Of how long windows G tells most",
+        "# The length of the windows for G",
         "",
         "Made by `python benchmarks/gradients.py --calibration wiki.valid.raw`: SmolLM2-135M in"
         f" bfloat16, calibrated on {WINDOWS} windows of {SEQLEN} tokens of the first half of"

@@ -127,7 +127,8 @@ def write_page(report: dict[str, Any]) -> None:
     lines = [
         "# Peak memory of `prune`",
         "",
-        "Made by `python benchmarks/memory.py`: random bf16 checkpoints of LLaMA's shape, each run"
+        "Made by `python benchmarks/memory.py --shapes 7B small 1B`: random bf16 checkpoints of"
+        " LLaMA's shape, each run"
         " a process of its own with nothing cached, statistics included, on the built-in text. Half"
         " of the weights by a metric (gradients for the published tree, those of outputs for `O`);"
         " or, as *channels*, a fifth of the channels with the refit. In the 7B run of `wanda` the"

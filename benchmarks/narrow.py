@@ -101,7 +101,9 @@ def page(report: dict[str, Any]) -> str:
     lines = [
         "# Coarse products in bfloat16",
         "",
-        "Made by `python benchmarks/narrow.py`: half of each row by Wanda's scores, then swaps"
+        "Made by `python benchmarks/narrow.py --calibration wiki.valid.raw --models"
+        " builtin:smollm2-135m qwen2.5-coder-1.5b-instruct-q4_k_m.gguf`: half of each row by"
+        " Wanda's scores, then swaps"
         f" under least squares, the first {ROWS} rows of matrices of block {BLOCK}, {WINDOWS}"
         f" windows of {SEQLEN} tokens of WikiText-2 validation, one thread."
         f" Seconds: medians of {TURNS} turns in which the two types follow one another; error: that"

@@ -1,7 +1,8 @@
-"""What holds: models × methods × {texts, divergence, tasks}, a cell a file, and the page of them.
+"""Models × methods × {texts, divergence, tasks}, a cell a file, and the page of them.
 
     python benchmarks/proof.py smollm2 builtin:smollm2-135m --calibration wiki.valid.raw \\
-        --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt --tasks zero-shot
+        --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt \\
+        --windows-eval 8 --tasks zero-shot --items 400 400 200
     python benchmarks/proof.py page
 
 A cell is a model pruned by one method: its perplexity on each text, its divergence from the dense
@@ -47,6 +48,8 @@ TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
 FIRST = (400, 400, 200)
 ACCURACIES = ("acc", "acc_norm")
 NOTES = HERE / "results" / "proof-notes.md"
+# The part of the notes below the tables begins here.
+RESULTS = "## What holds, and what does not"
 # The methods that all others are compared with, question by question.
 BASES = ("Wanda", "SparseGPT")
 # What `prune` does where no metric is named.
@@ -246,7 +249,13 @@ def in_bfloat16(model: LanguageModel) -> Iterator[None]:
 
 def page() -> str:
     """The page of all cells."""
-    text = "# What holds\n\nMade by `python benchmarks/proof.py`.\n"
+    reading, _, results = NOTES.read_text().partition(RESULTS)
+    text = (
+        "# Texts, divergence and tasks\n\nMade by `python benchmarks/proof.py smollm2"
+        " builtin:smollm2-135m --calibration wiki.valid.raw --texts wikitext=wiki.test.raw"
+        " pydoc=builtin:pydoc/test news=news.txt --windows-eval 8 --tasks zero-shot --items 400 400"
+        f" 200`, and the same for each model, with the differences named below.\n\n{reading}"
+    )
     for folder in sorted(path for path in CELLS.iterdir() if path.is_dir()):
         rows = {file.stem: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
         if "dense" not in rows:
@@ -254,8 +263,8 @@ def page() -> str:
         for zeros, shown in TITLES.items():
             chosen = {name: row for name, row in rows.items() if name.startswith(f"{zeros}-")}
             if chosen:
-                text += f"\n## {folder.name}, {shown}\n\n{tables(chosen, rows['dense'], zeros)}"
-    return text + "\n" + NOTES.read_text()
+                text += f"## {folder.name}, {shown}\n\n{tables(chosen, rows['dense'], zeros)}\n"
+    return f"{text}\n{RESULTS}{results}"
 
 
 def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:

@@ -172,9 +172,7 @@ def write_page() -> None:
         " these result files is called `D` today.",
         "",
     ]
-    files = sorted((HERE / "results").glob("search-[0-9]*.json"))
-    now = [file for file in files if CURRENT in file.stem]
-    before = [file for file in files if file not in now]
+    now = sorted((HERE / "results").glob(f"search-[0-9]*{CURRENT}*.json"))
     lines += [
         "All of these runs are of the search before exponents were fitted apart from structure"
         " and a final race chose the winner; [duel.md](duel.md) has it as it is now. The latest of"
@@ -219,13 +217,6 @@ def write_page() -> None:
         " windows, and the 20 lie within 0.053 nats of each other"
         " ([agreement.md](agreement.md)).",
         "",
-        "## Earlier runs",
-        "",
-        "Of the search before that, and of the published evolution, which is as it was.",
-        "",
-        _runs(before).rstrip(),
-        *(line for file in before for line in _test_table(file)),
-        "",
         "## Read with care",
         "",
         "- The settings, versions and commit of each run stand in its result file.",
@@ -236,16 +227,6 @@ def write_page() -> None:
         " it on seed 0 (3.901 and 3.909), behind on seed 1 (4.028 and 3.981), level on seed 2"
         " (3.712 and 3.709): at 50 % the gain of evolution over a good generator and good rungs is"
         " small, and comes later. How random search fares at 2:4 was not tried.",
-        "- Of the earlier runs, those at 50 % without a label were made before losses moved what is"
-        " expected of a candidate's relatives (`Surrogate`), those with `--label again` with more"
-        " candidates on text where the closed form does not rank them (`Racing.share`). At 2:4"
-        " it hardly does ([agreement of the rungs](results/analysis-2-4-any-default-0.json); at"
-        " 50 % it [does](results/analysis-50-any-default-0.json)). Random search had six minutes"
-        " and no products then; it was about level on seed 0.",
-        "- The runs `pieces` had fewer minutes, of a core that was shared, than those before them,"
-        " so the tables do not tell what pieces are worth; what they give fixed metrics is in"
-        " [gradients.md](gradients.md). The table 2-4-any-pieces was read when seed 0 had run for"
-        " 7 minutes; it then went on to 18, and that winner was not read on the test text.",
         "- The machine was shared: seconds are upper bounds, and a run on quiet cores sees more"
         " candidates in its minutes.",
     ]

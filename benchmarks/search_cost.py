@@ -11,23 +11,18 @@ is written from that file.
 """
 
 import argparse
-import cProfile
 import json
-import os
-import pstats
 import shutil
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
-import pruner_zero
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Rung, Task
 from pruner_zero.evolution.settings import SearchSettings
@@ -200,28 +195,6 @@ def _compared(name: str, turns: Sequence[Mapping[str, Searched]]) -> dict[str, A
     }
 
 
-def measure_profile(folder: Path) -> dict[str, Any]:
-    """The functions of this project with the most cumulative time in a search."""
-    settings, evaluator = short_search()
-    profile = cProfile.Profile(time.process_time)
-    profile.enable()
-    searched = search(settings, evaluator, folder)
-    profile.disable()
-    root = str(Path(pruner_zero.__file__).parent) + os.sep
-    stats = cast(Any, pstats.Stats(profile)).stats
-    functions = [
-        (cumulative, total, calls, f"{file.removeprefix(root)}:{line} {name}")
-        for (file, line, name), (_, calls, total, cumulative, _) in stats.items()
-        if file.startswith(root) and not name.startswith("<")
-    ]
-    lines = [
-        f"{cumulative:8.2f} {total:8.2f} {calls:8d}  {where}"
-        for cumulative, total, calls, where in sorted(functions, reverse=True)[:TOP]
-    ]
-    header = f"{'cumul. s':>8} {'own s':>8} {'calls':>8}  function"
-    return {"seconds": searched.seconds, "text": "\n".join([header, *lines])}
-
-
 @contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
     """A folder that is deleted afterwards."""
@@ -249,7 +222,6 @@ def main() -> None:
         "rungs": measure_rungs,
         "windows": lambda folder: measure_windows(folder, given.repeats),
         "sizes": lambda folder: measure_sizes(folder, given.repeats),
-        "profile": measure_profile,
         "sharing": lambda folder: measure_sharing(folder, given.repeats, partial(keep, "sharing")),
     }
     for name, measure in sections.items():

@@ -1,6 +1,5 @@
-"""The page of `search_cost.py`, from its result file and the committed searches."""
+"""The page of `search_cost.py`, from its result file."""
 
-import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -11,18 +10,6 @@ from tables import markdown
 from unshared import SHARED
 
 HERE = Path(__file__).parent
-
-
-def committed() -> list[list[str]]:
-    """A row for each committed search of this evolution: mean seconds and shares of the rungs."""
-    rows = []
-    for file in sorted((HERE / "results").glob("search-*-default-*.json")):
-        rungs = json.loads(file.read_text())["rungs"]
-        sums = {rung: cost["count"] * cost["mean_seconds"] for rung, cost in rungs.items()}
-        shares = {rung: seconds / sum(sums.values()) for rung, seconds in sums.items()}
-        cells = [f"{_time(rungs[rung]['mean_seconds'])}, {shares[rung]:.0%}" for rung in RUNGS]
-        rows.append([file.stem.removeprefix("search-"), *cells])
-    return rows
 
 
 def write_page(report: dict[str, Any]) -> None:
@@ -39,7 +26,6 @@ def write_page(report: dict[str, Any]) -> None:
         "windows": _windows_part,
         "sizes": _sizes_part,
         "sharing": _sharing_part,
-        "profile": _profile_part,
     }
     for name, write in writers.items():
         if name in report:
@@ -75,11 +61,6 @@ def _rungs_part(part: dict[str, Any]) -> list[str]:
     return [
         *lines,
         f"| drawing proposals, deciding, journal | | | {rest:.1%} |",
-        "",
-        "The same from the [committed searches](search.md), which had longer to find what is"
-        " worth a loss: mean wall time and share of what was spent on judging.",
-        "",
-        markdown(("run", *RUNGS), committed()).rstrip(),
     ]
 
 
@@ -153,21 +134,6 @@ def _sharing_part(part: dict[str, Any]) -> list[str]:
         " all windows would cost follows from the first table.",
         "- A prefix of unchanged blocks: every candidate masks every block, so there is none.",
         "- Statistics: without them kept, every candidate would wait for a calibration.",
-    ]
-
-
-def _profile_part(part: dict[str, Any]) -> list[str]:
-    rows = []
-    for line in part["text"].splitlines()[1:]:
-        *numbers, function = line.split(maxsplit=3)
-        rows.append([*numbers, f"`{function}`"])
-    return [
-        "## Where the time is",
-        "",
-        f"The functions of this project by cumulative time in one such search under cProfile,"
-        f" {part['seconds']:.0f} s.",
-        "",
-        markdown(("cumulative, s", "own, s", "calls", "function"), rows).rstrip(),
     ]
 
 

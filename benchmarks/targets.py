@@ -163,7 +163,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         for name in ("loss", "divergence"):
             row[f"both {name}"] = (row[f"wiki {name}"] + row[f"self {name}"]) / 2
     lines = [
-        "# Which judgement agrees with what users want",
+        "# Which search text agrees with other texts and tasks",
         "",
         "Made by `python benchmarks/targets.py --calibration wiki.valid.raw --news news.txt"
         f" --tasks zero-shot`. SmolLM2-135M at 50 %, masks of {len(rows)} random metrics from the"

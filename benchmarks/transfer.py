@@ -80,7 +80,7 @@ def main() -> None:
 def write_page() -> None:
     """Write transfer.md from the result files that are there."""
     lines = [
-        "# A winner where it was not searched",
+        "# Metrics found at 50 %, used at other sparsities",
         "",
         "Made by `python benchmarks/transfer.py --search search-50-any-default-0-products"
         " --calibration wiki.valid.raw --text wiki.test.raw`, and by the same of `-pieces`, an"

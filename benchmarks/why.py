@@ -149,7 +149,10 @@ def judged(dense: LanguageModel, texts: Mapping[str, str]) -> dict[str, Tensor]:
 def page() -> str:
     """The page of all rows, in the order of the tables."""
     rows = {row["label"]: row for row in map(json.loads, map(Path.read_text, ROWS.glob("*.json")))}
-    text = "# Why: one factor at a time\n\nMade by `python benchmarks/why.py`.\n"
+    text = (
+        "# What each part of the method adds\n\nMade by `python benchmarks/why.py"
+        " builtin:smollm2-135m --text wiki.valid.raw`.\n"
+    )
     for header, (_, labels) in TABLES.items():
         shown = [rows[label] for label in labels if label in rows]
         names = list(shown[0]["divergence"]) if shown else []
