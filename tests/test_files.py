@@ -16,6 +16,7 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import (
     append_line,
+    check_file,
     check_writable,
     locked,
     read_lines,
@@ -119,6 +120,30 @@ def test_check_writable_looks_at_the_nearest_folder_there_is(tmp_path: Path) -> 
     with pytest.raises(PrunerZeroError, match="file is not a folder"):
         check_writable(tmp_path / "file" / "out")
     assert sorted(os.listdir(tmp_path)) == ["file"]
+
+
+@pytest.mark.parametrize("text", ["weights", "[1]", '{"settings": 1}', "<p>"])
+@pytest.mark.parametrize("page", [False, True])
+def test_a_file_that_is_no_earlier_output_is_not_replaced(
+    text: str, page: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text(text)
+    with pytest.raises(PrunerZeroError, match="is no earlier output: choose another file"):
+        check_file(tmp_path / "file", page=page)
+    assert (tmp_path / "file").read_text() == text
+
+
+def test_an_earlier_output_may_be_replaced(tmp_path: Path) -> None:
+    for text, page in (('{"rows": []}', False), ("<!doctype html><p>", True)):
+        (tmp_path / "file").write_text(text)
+        assert check_file(tmp_path / "file", page=page) == tmp_path / "file"
+    assert check_file(tmp_path / "new") == tmp_path / "new"
+
+
+def test_no_name_and_a_folder_are_no_files(tmp_path: Path) -> None:
+    for output in ("", tmp_path):
+        with pytest.raises(PrunerZeroError, match="is a folder: name a file"):
+            check_file(output)
 
 
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")

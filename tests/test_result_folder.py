@@ -89,7 +89,58 @@ def test_a_run_that_is_killed_before_its_result_has_moved_goes_on(tmp_path: Path
 def test_an_unfinished_run_beside_an_older_result_stays(tmp_path: Path) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     output.mkdir()
-    (output / "weights").write_text("older")
+    (output / "config.json").write_text("older")
     work_in(partial).journal.append({"step": 1}, {})
+    (partial / ".lock").touch()
     check_output(output, overwrite=True)
     assert len(work_in(partial).journal.lines) == 1
+
+
+def test_overwrite_replaces_the_folder_of_a_model_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(PrunerZeroError, match="not the folder of a model"):
+        check_output(tmp_path, overwrite=True)
+    (tmp_path / "config.json").write_text("{}")
+    check_output(tmp_path, overwrite=True)
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", ["", ".", ".."])
+def test_the_current_folder_is_no_output(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(PrunerZeroError, match=r"is empty|is the current folder"):
+        check_output(output, overwrite=True)
+
+
+def test_a_folder_of_the_user_that_has_the_name_of_an_unfinished_run_stays(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "notes.txt").write_text("mine")
+    with pytest.raises(PrunerZeroError, match=r"out.partial, where .* is made, holds other files"):
+        check_output(tmp_path / "out", overwrite=True)
+
+
+def test_a_link_stays_and_the_result_is_where_it_leads(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "out")
+    assert check_output(tmp_path / "link", overwrite=False) == tmp_path / "disk" / "out"
+
+
+@pytest.mark.parametrize(
+    ("output", "words"), [("/", "is a mount point"), ("x" * 300, "file name too long")]
+)
+def test_a_path_that_cannot_be_is_refused(output: str, words: str) -> None:
+    with pytest.raises(PrunerZeroError, match=words):
+        check_output(output, overwrite=False)
+
+
+def test_a_current_folder_that_was_deleted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(PrunerZeroError, match="no such file"):
+        check_output("out", overwrite=False)

@@ -22,6 +22,11 @@ _REASONS = {
 # The names of the incomplete files of `committing`.
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 CHECKSUM = "sha256"
+# Keys of what `compare`, `evaluate` and `analyze` write, one of which each output has.
+OUTPUTS = frozenset({"rows", "losses", "tasks", "speed", "principles"})
+_PAGE = b"<!doctype html"
+# The file by which `locked` locks a folder.
+LOCK = ".lock"
 
 
 @contextmanager
@@ -55,6 +60,34 @@ def check_writable(path: Path) -> None:
         raise PrunerZeroError(f"{folder} is not writable: choose another place than {path}")
 
 
+def check_file(path: str | Path, *, page: bool = False) -> Path:
+    """The path of a file to write, checked before any work is spent on it.
+
+    An existing file is replaced only where it is an earlier output: a JSON object with one of
+    `OUTPUTS`, or, with `page`, an HTML page. Raises PrunerZeroError for another file, a folder,
+    and a place that cannot be written.
+    """
+    file = Path(path)
+    if not str(path) or file.is_dir():
+        raise PrunerZeroError(f"'{path}' is a folder: name a file as --output")
+    with writing(file):
+        if file.exists() and not _is_earlier_output(file, page):
+            raise PrunerZeroError(f"{file} is no earlier output: choose another file as --output")
+    check_writable(file)
+    return file
+
+
+def _is_earlier_output(file: Path, page: bool) -> bool:
+    if page:
+        with open(file, "rb") as opened:
+            return opened.read(1000).lstrip().lower().startswith(_PAGE)
+    try:
+        values = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(values, dict) and not OUTPUTS.isdisjoint(values)
+
+
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path`: readers, and a crash at any time, find the old file or the new one.
 
@@ -82,12 +115,12 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115
+        file = open(folder / LOCK, "w")  # noqa: SIM115
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # If the folder was deleted and created again just now, this lock is of a deleted file.
-            held = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / ".lock"))
+            held = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
         except OSError:
             held = False
         if not held:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import check_writable, locked, write_atomic, writing
+from pruner_zero.files import LOCK, check_writable, locked, write_atomic, writing
 from pruner_zero.journal import Journal, Run
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost
@@ -54,21 +54,40 @@ R = TypeVar("R", bound=Result)
 
 
 def check_output(output: str | Path, overwrite: bool) -> Path:
-    """The absolute path of `output`. Raises PrunerZeroError if the result cannot be put there.
+    """The absolute path of `output`, links resolved.
 
-    Files that a run left beside it, killed after it had moved its result, are deleted.
+    Raises PrunerZeroError if the result cannot be put there. `overwrite` allows to replace a folder
+    that holds a model, and no other. Files that a run left beside it, killed after it had moved its
+    result, are deleted.
     """
-    folder = Path(os.path.abspath(output))
-    partial = _partial(folder)
-    if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
-        _discard(partial)
-    if folder.exists() and not folder.is_dir():
-        raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
-    if folder.is_mount():
-        raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise PrunerZeroError(f"{folder} is not empty: choose another folder, or add --overwrite")
-    check_writable(folder)
+    if not str(output):
+        raise PrunerZeroError("--output is empty: name a folder for the result")
+    with writing(Path(output)):
+        folder, here = Path(os.path.realpath(output)), Path.cwd()
+        if folder.is_mount():
+            raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
+        if here.is_relative_to(folder):
+            raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
+        partial = _partial(folder)
+        if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
+            _discard(partial)
+        if partial.is_dir() and any(partial.iterdir()) and not (partial / LOCK).exists():
+            raise PrunerZeroError(
+                f"{partial}, where {folder} is made, holds other files: choose another folder"
+            )
+        if folder.exists() and not folder.is_dir():
+            raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
+        if folder.is_dir() and any(folder.iterdir()):
+            if not overwrite:
+                raise PrunerZeroError(
+                    f"{folder} is not empty: choose another folder, or add --overwrite"
+                )
+            if not (folder / "config.json").exists():
+                raise PrunerZeroError(
+                    f"{folder} is not the folder of a model, which alone --overwrite replaces: "
+                    "choose another folder"
+                )
+        check_writable(folder)
     return folder
 
 

@@ -253,7 +253,7 @@ def test_compare_refuses_a_table_it_cannot_write(
 ) -> None:
     texts = ["--calibration", text_file, "--text", text_file, "--windows", 2, "--seqlen", 16]
     line = cli("compare", llama_folder, *texts, *HALF, "-o", tmp_path).error
-    assert "is a folder: name a file for the table" in line
+    assert "is a folder: name a file" in line
 
 
 def test_a_hub_name_without_the_hub_names_the_local_alternative(

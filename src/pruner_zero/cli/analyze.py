@@ -41,10 +41,10 @@ def analyze(
     from pruner_zero.analysis.analysis import plain
     from pruner_zero.errors import PrunerZeroError
     from pruner_zero.evolution import Study
-    from pruner_zero.files import check_writable, write_atomic
+    from pruner_zero.files import check_file, write_atomic
 
     if output is not None:
-        check_writable(output)
+        check_file(output)
     if len({run.resolve() for run in runs}) < len(runs):
         raise PrunerZeroError("a search is named twice: name every RUN once")
     analyses = [explain(Study.open(run), top) for run in runs]

@@ -27,10 +27,10 @@ def evaluate(
     if checked.text is None and checked.tasks is None and not checked.speed:
         raise PrunerZeroError("give --text to measure perplexity on, --tasks or --speed")
     from pruner_zero.evaluation.evaluate import measure
-    from pruner_zero.files import check_writable, write_atomic
+    from pruner_zero.files import check_file, write_atomic
 
     if output is not None:
-        check_writable(output)
+        check_file(output)
     results = measure(checked, checked.model, checked.text, progress=progress(quiet))
     perplexity, scores, speed = results
     values = {

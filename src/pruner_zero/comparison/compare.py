@@ -22,7 +22,7 @@ from pruner_zero.calibration import (
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import perplexity
-from pruner_zero.files import check_writable, write_atomic
+from pruner_zero.files import check_file, write_atomic
 from pruner_zero.models import (
     LanguageModel,
     as_language_model,
@@ -137,11 +137,7 @@ def compare(
     chosen = {name: _parse(name, given, checked) for name in names}
     pruning = [method for method in chosen.values() if method]
     needed = any(chosen_by(method.pattern) or method.distill for method in pruning)
-    file = Path(output) if output is not None else None
-    if file:
-        if file.is_dir():
-            raise PrunerZeroError(f"{file} is a folder: name a file for the table")
-        check_writable(file)
+    file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
     texts = calibration_texts(calibration, pruning, progress, needed=needed)
     test_text = load_text(checked.text if text is None else text, role="test", progress=progress)

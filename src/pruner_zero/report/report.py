@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import check_writable, write_atomic
+from pruner_zero.files import check_file, write_atomic
 from pruner_zero.report.page import page
 from pruner_zero.report.read import read_result
 
@@ -23,10 +23,7 @@ def report(inputs: str | Path | Sequence[str | Path], output: str | Path | None 
     if not paths:
         raise PrunerZeroError("give at least one folder or file of results")
     results = [read_result(path) for path in paths]
-    file = Path(output) if output is not None else _place(paths)
-    if file.is_dir():
-        raise PrunerZeroError(f"{file} is a folder: name a file for the page")
-    check_writable(file)
+    file = check_file(output if output is not None else _place(paths), page=True)
     # The name of a file can hold half a surrogate pair, which has no UTF-8.
     write_atomic(file, page(results).encode(errors="replace"))
     return file
