@@ -22,7 +22,7 @@ from pruner_zero.metric.named import NAMED, NamedMetric
 from pruner_zero.metric.operator import Operator, Shape
 from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED
 from pruner_zero.metric.terminals import TERMINALS, Statistic, collected_for
-from pruner_zero.metric.tree_json import dumps, from_tree, loads, to_tree
+from pruner_zero.metric.tree_json import from_tree, to_tree
 
 __all__ = [
     "EXTENDED",
@@ -45,11 +45,9 @@ __all__ = [
     "Terminal",
     "call",
     "collected_for",
-    "dumps",
     "evaluate",
     "format",
     "from_tree",
-    "loads",
     "parse",
     "score",
     "to_latex",

@@ -143,9 +143,6 @@ class Metric:
     def __str__(self) -> str:
         return str(self.expression)
 
-    def _repr_latex_(self) -> str:
-        return self.expression._repr_latex_()
-
     def _repr_html_(self) -> str:
         scope = f"@{self.scope}" if self.scope else ""
         caption = element("div", f"{self.name or ''} {scope}".strip())

@@ -25,10 +25,6 @@ class Shape(Enum):
     COLUMN = (True, False)
     SCALAR = (False, False)
 
-    def join(self, other: "Shape") -> "Shape":
-        """The form of the result when two values are broadcast against each other."""
-        return Shape((self.value[0] or other.value[0], self.value[1] or other.value[1]))
-
     def sizes(self, matrix: tuple[int, int]) -> tuple[int, int]:
         """The tensor shape of this form beside a weight `matrix` of shape (out, in)."""
         outputs, inputs = matrix
@@ -126,9 +122,10 @@ class Operator:
         """The form of the result for operands of these forms."""
         if self.shape_rule == "scalar":
             return Shape.SCALAR
-        if self.shape_rule == "first" or len(operands) == 1:
+        if self.shape_rule == "first":
             return operands[0]
-        return operands[0].join(operands[1])
+        outputs, inputs = zip(*(operand.value for operand in operands), strict=True)
+        return Shape((any(outputs), any(inputs)))
 
     def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
         # Operators compare by identity, so another process has to get its registered operator.

@@ -43,16 +43,6 @@ def from_tree(tree: object) -> Expression:
     return _Reader().read(tree, ())
 
 
-def dumps(expression: Expression) -> str:
-    """The nested form as JSON text."""
-    return json.dumps(to_tree(expression))
-
-
-def loads(text: str) -> Expression:
-    """Read the nested form from JSON text. Raises PrunerZeroError as `from_tree` does."""
-    return from_tree(load_json(text))
-
-
 def load_json(text: str) -> Any:
     """Decode JSON. Raises PrunerZeroError in one line for invalid or too deeply nested text."""
     try:

@@ -60,11 +60,6 @@ def canonical(expression: Expression, scope: Group) -> Expression:
     return form
 
 
-def masks(expression: Expression, scope: Group) -> bool:
-    """Whether the canonical form still has a value per weight. Raises as `canonical` does."""
-    return canonical(expression, scope).shape is Shape.MATRIX
-
-
 def _without_outermost(form: Expression, scope: Group) -> Expression:
     """The form without parts of its root that cannot change the order within a group."""
     outputs, inputs = form.shape.value
