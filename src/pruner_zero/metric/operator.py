@@ -60,7 +60,8 @@ class Operator:
         is constant over the reach makes no difference, nor does an offset where it is affine.
     commutative: f(x, y) = f(y, x).
     twins: f(x, x) is worth nothing: a constant, x, or a multiple of x.
-    inverse: the name of the operator that undoes this one, as the paper's simplification sees it.
+    inverse: the name of an operator that undoes this one, as the paper's simplification sees it;
+        one of the two has to state it.
     infix: the symbol between the operands in text, if any, and how tightly it binds.
     latex: the formula, and how tightly it binds; else the name with its operands in parentheses.
         #1 and #2 are the operands, (#1) gets parentheses where the operand binds less tightly,
