@@ -82,8 +82,8 @@ def ratio_draws(
 ) -> Array:
     """Draws of (draws, features) from the distribution of `ratios`, by a Bayesian bootstrap.
 
-    Each group gets half an observation with all features and half a one with none: the share of
-    one feature is then drawn from Jeffreys' posterior, which does not collapse where all or none
+    Each group gets half an observation with all features and half of another with none: the share
+    of a feature is then drawn from Jeffreys' posterior, which does not collapse where all or none
     have it. Features are drawn together, so that functions of several of them have intervals.
     Source: Rubin 1981, the Bayesian bootstrap; Jeffreys' prior.
     """

@@ -125,7 +125,7 @@ _PUBLISHED = (
     ),
 )
 
-# Ours, so that every known metric is an expression.
+# Added by this project, so that every known metric can be written as an expression.
 _EXTENDED = (
     Operator(
         "quotient",

@@ -58,8 +58,8 @@ class _Reader:
         self.nodes = 0
 
     def read(self, tree: object, path: tuple[str, ...]) -> Expression:
-        # Counted here, since dictionaries that share subtrees or contain themselves could unfold
-        # without end before an expression refuses its size.
+        # Counted while reading: a dictionary that contains itself, or that shares subtrees, would
+        # be read without end before an expression could refuse its size.
         self.nodes += 1
         if len(path) >= MAX_DEPTH:
             raise PrunerZeroError(f"the tree is nested deeper than {MAX_DEPTH} levels")
