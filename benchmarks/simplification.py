@@ -25,8 +25,8 @@ from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.files import write_atomic
-from pruner_zero.metric import Expression
-from pruner_zero.metric.canonical import canonical, masks, simplify_opposing
+from pruner_zero.metric import Expression, Shape
+from pruner_zero.metric.canonical import canonical, simplify_opposing
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.text import load_mixture
@@ -37,7 +37,7 @@ SPACES = {"published": PUBLISHED_SPACE, "ours": SearchSpace(scopes=("row",))}
 LEVELS: dict[str, Callable[[Expression], str | None] | None] = {
     "none": None,
     "the paper's": lambda metric: str(simplify_opposing(metric)),
-    "ours": lambda metric: str(canonical(metric, "row")) if masks(metric, "row") else None,
+    "ours": lambda metric: _canonical(metric),
 }
 CANDIDATES = 100
 
@@ -98,6 +98,12 @@ def _count(
         if judged == CANDIDATES:
             break
     return {"drawn": drawn, "judged": judged, "distinct": len(fingerprints)}
+
+
+def _canonical(metric: Expression) -> str | None:
+    """The canonical form; None where it has no value per weight, and so gives no mask."""
+    form = canonical(metric, "row")
+    return str(form) if form.shape is Shape.MATRIX else None
 
 
 def _stream(space: SearchSpace, seed: int) -> Iterator[Expression]:

@@ -12,8 +12,7 @@ import pytest
 
 from pruner_zero.analysis import analyze as analyze_study
 from pruner_zero.analysis.analysis import Analysis, Share
-from pruner_zero.analysis.features import exponents, structure
-from pruner_zero.analysis.lineage import lineage
+from pruner_zero.analysis.features import structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
@@ -29,8 +28,6 @@ def record(
     text: str = "W * X",
     results: Mapping[str, float] | None = None,
     scope: Scope = "row",
-    parents: tuple[int, ...] = (),
-    operation: str = "random",
     **fields: Any,
 ) -> Record:
     """A candidate with these results, on the rungs up to the most expensive of them."""
@@ -39,7 +36,7 @@ def record(
     rung = max((RUNGS.index(name) for name in results), default=0)
     value = results.get(RUNGS[rung], math.inf)
     return Record(
-        Candidate(number, expression, scope, parents, operation),
+        Candidate(number, expression, scope),
         Evaluation(**{"rung": rung, "value": value, "results": results, **fields}),
         str(canonical(expression, scope)),
     )
@@ -63,14 +60,6 @@ def share(analysis: Analysis, name: str) -> Share:
     return next(row for row in analysis.shares if row.name == name)
 
 
-def kendall_of(analysis: Analysis, feature: str, rung: str = "all") -> float:
-    return next(
-        correlation.kendall.value
-        for correlation in analysis.correlations
-        if (correlation.rung, correlation.feature) == (rung, feature)
-    )
-
-
 def verdicts(records: Sequence[Record]) -> list[str]:
     return [principle.verdict for principle in analyze(records).principles]
 
@@ -79,9 +68,7 @@ def test_no_records_give_an_empty_answer() -> None:
     analysis = analyze([])
     assert analysis.counts.candidates == analysis.best_count == 0
     assert not analysis.shares
-    assert not analysis.correlations
     assert not analysis.agreements
-    assert analysis.lineage is None
     assert {principle.verdict for principle in analysis.principles} == {"too little data"}
     assert json.loads(json.dumps(analysis.to_json(), allow_nan=False))["loss_rung"] is None
 
@@ -92,8 +79,7 @@ def test_a_tiny_run_gives_a_sensible_answer(size: int) -> None:
     assert analysis.best_count == 1
     assert analysis.best_rung is None
     assert {principle.verdict for principle in analysis.principles} == {"too little data"}
-    assert all(row.p_adjusted == 1 for row in analysis.shares)
-    assert analysis.lineage is not None
+    assert all(row.ratio.low <= 1 <= row.ratio.high for row in analysis.shares)
     json.dumps(analysis.to_json(), allow_nan=False)
 
 
@@ -103,13 +89,12 @@ def test_nothing_but_rejections() -> None:
     )
     assert analysis.counts.rejected == {"scores are constant": 2}
     assert analysis.counts.distinct == 0
-    assert analysis.lineage is None
 
 
 def test_the_shares_are_a_table() -> None:
     analysis = analyze(judged(["W * X", "W * G"]))
-    assert "what the best 1 (10% of all) use" in repr(analysis)
-    assert {"name", "ratio", "low", "high", "p"} <= set(analysis.to_pandas().columns)
+    assert "what the best 1 (10% of all) use, beside all 2 with distinct masks" in repr(analysis)
+    assert {"name", "ratio", "low", "high"} <= set(analysis.to_pandas().columns)
 
 
 def test_counts() -> None:
@@ -149,10 +134,9 @@ def test_a_planted_share_is_found() -> None:
     assert (planted.best, planted.everyone) == (20, 65)
     assert planted.ratio.value == pytest.approx(200 / 65)
     assert planted.ratio.low > 2
-    assert planted.p_adjusted < 1e-6
     assert (absent.best, absent.ratio.value) == (0, 0)
     assert absent.ratio.high < 0.5
-    assert (everywhere.ratio.value, everywhere.p) == (1, 1)
+    assert everywhere.ratio.value == 1
     assert share(analysis, "mul").kind == "operator"
     assert share(analysis, "row").kind == "scope"
 
@@ -161,32 +145,13 @@ def test_a_share_that_was_not_planted_is_not_found() -> None:
     generator = random.Random(0)
     texts = generator.choices(["W * G", "W * X", "mms(W) * G", "exp(W * X)", "W + G"], k=300)
     analysis = analyze(judged(texts))
-    assert min(row.p_adjusted for row in analysis.shares) > 0.05
+    assert all(row.ratio.low <= 1 <= row.ratio.high for row in analysis.shares)
 
 
 def test_terminals_that_cannot_matter_do_not_count() -> None:
     facts = structure(record(0, "W * X + sqr(G) - sqr(G)"))
     assert facts.terminals == {"W", "X"}
     assert facts.operators == {"mul", "add", "sqr", "sub"}
-    assert (facts.features["uses G"], facts.features["number of G"]) == (0, 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "scope", "expected"),
-    [
-        ("abs(W * W) * G", "row", {"W": 1, "G": 0.5}),
-        ("sqrt(X) * W", "row", {"W": 1, "X": 0.5}),
-        ("log(W)", "row", {"W": 1}),
-        ("sqr(W) / sqr(D)", "row", {"W": 1, "D": -1}),
-        ("W * mms(G)", "row", {}),
-        ("W + G", "row", {}),
-        ("neg(W)", "row", {}),
-    ],
-)
-def test_exponents_of_products_of_powers(
-    text: str, scope: Scope, expected: dict[str, float]
-) -> None:
-    assert exponents(canonical(parse(text), scope)) == expected
 
 
 def test_the_best_candidates_are_of_the_most_expensive_rung_with_enough_of_them() -> None:
@@ -200,36 +165,18 @@ def test_the_best_candidates_are_of_the_most_expensive_rung_with_enough_of_them(
     assert analyze(records, top=0.02).best_rung is None
 
 
-def test_features_correlate_as_planted() -> None:
+def test_the_size_correlates_with_the_loss_as_planted() -> None:
     sizes = ["W", "W * G", "W * G * X", "W * G * X + G"]
-    records = judged([sizes[loss // 10] for loss in range(40)])
-    analysis = analyze(records)
-    assert analysis.loss_rung == "all"
-    assert kendall_of(analysis, "size") == pytest.approx(math.sqrt(600 / 780))
-    assert kendall_of(analysis, "size", "reconstruction") == pytest.approx(math.sqrt(600 / 780))
-    assert kendall_of(analysis, "uses G") > 0.5
-    assert kendall_of(analysis, "product of powers") < -0.5
-    correlation = next(row for row in analysis.correlations if row.feature == "exponent of X")
-    assert correlation.n == 30
-    # A feature that does not vary is left out.
-    assert "uses D" not in {row.feature for row in analysis.correlations}
-
-
-def test_closed_form_errors_are_compared_within_a_scope() -> None:
-    texts = ["W", "W * G", "W * G * X"]
-    scopes: tuple[tuple[Scope, float], ...] = (("row", -500.0), ("global", 900.0))
-    records = [
-        record(
-            3 * index + size,
-            texts[size],
-            {"reconstruction": offset + 10 * index + size},
-            scope=scope,
-        )
-        for index, (scope, offset) in enumerate(scopes)
-        for size in range(3)
+    planted = [sizes[loss // 10] for loss in range(40)]
+    closed_form = [
+        record(number, text, {"reconstruction": float(number)}, "row" if number % 3 else "global")
+        for number, text in enumerate(planted)
     ]
-    analysis = analyze(records)
-    assert kendall_of(analysis, "size", "reconstruction") == 1
+    for records, rung in ((judged(planted), "all"), (closed_form, "reconstruction")):
+        analysis = analyze(records)
+        size = analysis.principles[0]
+        assert (analysis.loss_rung, size.n) == (rung, 40)
+        assert size.estimate.value == pytest.approx(math.sqrt(600 / 780))
 
 
 def test_rungs_that_agree_and_rungs_that_do_not() -> None:
@@ -297,55 +244,6 @@ def test_an_operator_that_all_metrics_have_is_not_over_represented() -> None:
     # All good metrics have mms, and so do nearly all other metrics.
     texts = ["mms(W) * G"] * 199 + ["W * G"]
     assert verdicts(judged(texts))[2] == "not held"
-
-
-def test_lineage_of_a_winner() -> None:
-    records = [
-        record(0, "W", {"reconstruction": 5.0}),
-        record(1, "W * X", {"reconstruction": 4.0}),
-        record(2, "W * G", {"reconstruction": 3.0}, parents=(0, 1), operation="crossover"),
-        record(3, "skp(W) * X", rung=1, value=4.0, same_as=1, level="canonical", parents=(1,)),
-        record(4, "W * G * X", {"all": 1.0}, "global", parents=(2, 3), operation="crossover"),
-        record(5, "W + W", reason="no better", parents=(0,)),
-    ]
-    ancestry = analyze(records).lineage
-    assert ancestry is not None
-    assert (ancestry.ancestors, ancestry.generations, ancestry.roots) == (4, 2, (0, 1))
-    assert [(ancestor.number, ancestor.generation) for ancestor in ancestry.tree] == [
-        (4, 0),
-        (2, 1),
-        (3, 1),
-        (0, 2),
-        (1, 2),
-    ]
-    winner, twin = ancestry.tree[0], ancestry.tree[2]
-    assert (winner.operation, winner.expression, winner.scope) == (
-        "crossover",
-        "W * G * X",
-        "global",
-    )
-    assert (winner.rung, winner.value) == (3, 1.0)
-    assert (twin.same_as, twin.value, twin.rung) == (1, 4.0, 1)
-    assert winner.parents == (2, 3)
-
-
-def test_lineage_lists_ancestors_once_and_ends() -> None:
-    chain = [record(0, results={"few": 0.0})]
-    chain += [
-        record(n, results={"few": -float(n)}, parents=(n - 1, max(0, n - 2))) for n in range(1, 40)
-    ]
-    ancestry = lineage(chain[-1], chain, generations=3)
-    assert (ancestry.ancestors, ancestry.generations, ancestry.roots) == (39, 20, (0,))
-    assert [ancestor.number for ancestor in ancestry.tree] == [39, 38, 37, 36, 35, 34, 33]
-    assert [ancestor.generation for ancestor in ancestry.tree] == [0, 1, 1, 2, 2, 3, 3]
-    assert len(lineage(chain[-1], chain, generations=100).tree) == 40
-
-
-def test_lineage_without_some_parents() -> None:
-    orphan = record(7, results={"few": 0.0}, parents=(3, 3))
-    ancestry = lineage(orphan, [orphan])
-    assert [ancestor.number for ancestor in ancestry.tree] == [7]
-    assert ancestry.ancestors == 0
 
 
 def test_the_seed_decides_the_intervals_and_nothing_else() -> None:

@@ -11,8 +11,6 @@ from scipy import stats
 
 from pruner_zero.analysis.statistics import (
     Array,
-    holm,
-    hypergeometric_p,
     interval,
     rank_correlation,
     ratio_draws,
@@ -89,32 +87,6 @@ def test_few_or_constant_pairs_have_no_interval() -> None:
         undefined = rank_correlation(x, y)
         assert math.isnan(undefined.value)
         assert undefined.cells == ("", "")
-
-
-@lightly
-@given(st.integers(0, 7), st.integers(0, 7), st.integers(0, 7))
-def test_hypergeometric_p_counts_all_draws(chosen: int, having: int, total: int) -> None:
-    chosen, having = min(chosen, total), min(having, total)
-    draws = [
-        sum(element < having for element in draw) for draw in combinations(range(total), chosen)
-    ]
-    for k in set(draws):
-        tails = sum(count <= k for count in draws), sum(count >= k for count in draws)
-        expected = min(1.0, 2 * min(tails) / len(draws))
-        assert hypergeometric_p(k, chosen, having, total) == pytest.approx(expected)
-
-
-def test_hypergeometric_p_of_large_counts() -> None:
-    # All 100 chosen have a feature that half of 10,000 have: twice C(5000, 100) / C(10000, 100).
-    expected = 2 * math.comb(5000, 100) / math.comb(10_000, 100)
-    assert hypergeometric_p(100, 100, 5000, 10_000) == pytest.approx(expected)
-    assert hypergeometric_p(50, 100, 5000, 10_000) == 1
-
-
-def test_holm() -> None:
-    assert holm([]) == []
-    assert holm([0.01, 0.04, 0.03, 0.5]) == pytest.approx([0.04, 0.09, 0.09, 0.5])
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_ratios_of_shares() -> None:

@@ -39,9 +39,7 @@ def run(tmp_path: Path) -> Path:
             evaluation = Evaluation(3, 3.0, same_as=0, level="canonical")
         if number == 121:
             evaluation = Evaluation(0, float("inf"), reason="3 of 9 scores are not finite (3 nan)")
-        parents = (number - 1,) if number % 10 else ()
-        operation = "grow" if parents else "random"
-        candidate = Candidate(number, parse(text), scope, parents, operation)
+        candidate = Candidate(number, parse(text), scope)
         records.append(Record(candidate, evaluation, str(canonical(parse(text), scope))))
         archive.remember(Outcome(number, "probe", fingerprint=str(number), seconds=0.125))
     archive.commit(records, 60.0, {"identical": 3, "canonical": 2})
@@ -63,7 +61,7 @@ def test_tables(
     printed = capsys.readouterr()
     assert printed.err == ""
     lines = printed.out.splitlines()
-    assert lines[0] == "122 candidates, 120 with distinct masks (98 of 100)"
+    assert lines[0] == "122 candidates, 120 with distinct masks (98 %)"
     assert lines[1] == "rejected: 1 … of … scores are not finite (… nan)"
     assert lines[2] == "never judged: 2 canonical, 3 identical"
     assert lines[3] == "duplicates: 1 canonical"
@@ -72,7 +70,10 @@ def test_tables(
     assert any(row[:5] == ["operator", "sqrt", "12", "30", "4.00"] for row in cells)
     assert any(row[:5] == ["few", "all", "all", "120", "1.00"] for row in cells)
     assert any(line.startswith("simpler trees are better ") for line in lines)
-    assert "0 random: W * sqrt(G) @global, 3.0000 on 'all'" in lines
+    caption = (
+        "what the best 12 (10% of those judged on 'all') use, beside all 120 with distinct masks"
+    )
+    assert caption in lines
 
 
 def test_json_on_stdout_and_in_a_file(
@@ -89,7 +90,6 @@ def test_json_on_stdout_and_in_a_file(
         "not held",
         "too little data",
     }
-    assert printed["lineage"]["tree"][0]["expression"] == "W * sqrt(G)"
 
 
 def test_a_run_that_has_only_begun(
@@ -100,7 +100,6 @@ def test_a_run_that_has_only_begun(
     printed = capsys.readouterr().out
     assert printed.startswith("0 candidates, 0 with distinct masks\n")
     assert printed.count("too little data") == 4
-    assert "No metric that works was found" in printed
 
 
 @pytest.mark.parametrize("what", ["empty", "file", "missing"])

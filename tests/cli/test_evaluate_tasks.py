@@ -38,7 +38,7 @@ def test_answers_beside_those_of_another_model(
     header, row, *_, remark = cli(*arguments, "--beside", llama_folder).out.splitlines()
     assert header.split()[-4:] == ["gain", "gain_stderr", "moved", "moved_stderr"]
     assert row.split()[-4:] == ["0.0000"] * 4
-    assert remark.startswith(f"gain is prob less that of {llama_folder}, moved how far")
+    assert remark.startswith(f"gain is the mean change of prob from that of {llama_folder}, ")
 
 
 def test_a_text_and_tasks_in_one_run(

@@ -132,9 +132,11 @@ def test_operator_keeps_arity_and_operands() -> None:
 def test_exponents_move_on_the_grid_and_stay_in_range() -> None:
     mutants = children("exponent", "W^0.1 * G")
     moved = {
-        parse(text).at(1) for text in mutants if text.startswith("W^") and text.endswith(" * G")
+        text.removesuffix(" * G")
+        for text in mutants
+        if text.startswith("W^") and text.endswith(" * G")
     }
-    assert {"W^0.15", "W^0.2"} <= {str(factor) for factor in moved}
+    assert {"W^0.15", "W^0.2"} <= moved
     assert any("G^" in text for text in mutants)
     assert any(text.startswith("(W^0.1 * G)^") for text in mutants)
     assert {"W^0.55", "W^0.45"} <= children("exponent", "sqrt(W)")

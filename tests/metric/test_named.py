@@ -1,5 +1,6 @@
 """Every known metric equals its formula written by hand in torch."""
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from pruner_zero.metric import NAMED, Metric, loads, score
+from pruner_zero.metric import NAMED, Metric, from_tree, score
 from tests.metric.strategies import lightly, matrices, terminals_of
 from tests.metric.test_tree_json import RELEASED
 
@@ -49,8 +50,9 @@ def test_the_expression_is_the_formula(name: str, tensors: dict[str, Tensor]) ->
 def test_the_released_tree_scores_exactly_as_its_formula() -> None:
     tensors = terminals_of(16, 24, seed=3)
     expected = pruner_zero(**tensors)
-    assert torch.equal(score(loads(RELEASED), tensors), expected)
-    assert Metric.of("pruner-zero").expression == loads(RELEASED)
+    released = from_tree(json.loads(RELEASED))
+    assert torch.equal(score(released, tensors), expected)
+    assert Metric.of("pruner-zero").expression == released
 
 
 def test_every_name_has_its_formula_description_and_source() -> None:

@@ -96,6 +96,8 @@ def write_prune(folder: Path, blocks: int = 2, **changed: Any) -> Path:
         "expression": "W * X",
         "pattern": "50% per row",
         "steps": [],
+        "asymmetric": False,
+        "distill": 0,
         "sparsity": 0.375,
         "calibration": windows("words.txt"),
         "provenance": PROVENANCE,

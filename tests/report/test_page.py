@@ -17,6 +17,7 @@ from pruner_zero.report.read import read_result
 from tests.report.conftest import (
     JUDGED,
     ROWS,
+    SETTINGS,
     WITH_SMALLER,
     Judged,
     write_comparison,
@@ -123,6 +124,7 @@ def test_a_search_that_has_only_begun(tmp_path: Path) -> None:
         parsed = written(write_search(tmp_path / str(len(judged)), judged))
         assert "No metric that works has been found" in parsed.text
         assert "pruner-zero search --resume" in parsed.text
+        assert not any("best.json" in command for command in parsed.commands)
         assert parsed.figures == []
 
 
@@ -131,6 +133,34 @@ def test_a_search_of_one_candidate(tmp_path: Path) -> None:
     assert "The best metric is also the knee" in parsed.text
     assert "Too few candidates were judged" in parsed.text
     assert len(parsed.figures) == 4
+
+
+def test_a_search_that_has_not_ended_says_so_and_how_it_continues(tmp_path: Path) -> None:
+    run = write_search(tmp_path / "my run", JUDGED[4:], final_windows=4)
+    text = written(run).text
+    assert "metrics tried so far for" in text
+    assert (
+        f"has not had its final race. To continue it: pruner-zero search --resume '{run}'" in text
+    )
+    # Nothing was judged on text.
+    assert "Candidates on 'reconstruction', the highest rung reached: 1." in text
+    assert "complexity closed-form error perplexity W + X matrix" in text
+    assert "final race" not in written(write_search(tmp_path / "ended", JUDGED)).text
+
+
+def test_removed_units_are_no_groups_of_a_pattern(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "metric": "wanda", "structure": "channels", "scope": None}
+    words = "25% of the MLP channels of every block"
+    pruned = write_prune(tmp_path / "pruned", settings=settings, pattern=words)
+    text = written(pruned).text
+    assert "compared as whole units" in text
+    assert "Where weights were removed" in text
+    assert "zeros" not in text
+    row = {**WITH_SMALLER[4], "scope": None, "pattern": words}
+    assert "compared as whole units" in written(write_comparison(tmp_path / "c.json", [row])).text
+    row = {**row, "pattern": "2:4"}
+    table = write_comparison(tmp_path / "c.json", [row])
+    assert "compared within the groups of the pattern" in written(table).text
 
 
 def test_a_comparison_in_which_all_failed(tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ def test_a_prune(tmp_path: Path) -> None:
         "the remaining weights corrected by SparseGPT's sweep."
     )
     assert text_of(write_prune(tmp_path / "c", steps=["new"])).endswith(", the step new.")
+    trained = write_prune(tmp_path / "d", steps=["obs"], asymmetric=True, distill=40)
+    assert text_of(trained).endswith(
+        "SparseGPT's sweep towards the dense model's outputs, the kept weights trained for 40 "
+        "steps towards the dense model."
+    )
 
 
 def test_models_with_fewer_parameters_do_not_compete_with_masks(tmp_path: Path) -> None:

@@ -12,20 +12,16 @@ import numpy as np
 from pruner_zero.analysis.correlations import (
     VALUE_RUNGS,
     Agreement,
-    Correlation,
     agreements,
-    correlations,
     has_value,
     loss_rung,
 )
 from pruner_zero.analysis.features import Structure, structure
-from pruner_zero.analysis.lineage import Lineage, lineage
 from pruner_zero.analysis.principles import FEWEST_BEST, Principle, principles_of
 from pruner_zero.analysis.statistics import (
     Estimate,
-    holm,
-    hypergeometric_p,
     interval,
+    rank_correlation,
     ratio_draws,
     ratios,
 )
@@ -62,8 +58,7 @@ class Share:
     """How often the best candidates use a terminal, operator or scope, compared with all.
 
     kind: terminal, operator or scope. best, everyone: how many use it. ratio: its share
-    among the best over its share among all, with an interval. p: `hypergeometric_p`, two-sided;
-    p_adjusted: by Holm's method over all shares of the analysis.
+    among the best over its share among all, with an interval.
     """
 
     kind: str
@@ -71,8 +66,6 @@ class Share:
     best: int
     everyone: int
     ratio: Estimate
-    p: float
-    p_adjusted: float
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,15 +74,12 @@ class Analysis(Tabular):
 
     top: the share asked for; best_count: how many count as the best, a share `top` of the
     candidates that reached best_rung, which is None where no rung has enough and all count.
-    loss_rung: the most expensive rung with enough values, which stands for the loss.
-    correlations: with the values on that rung, and with those of the closed form. The closed form
-    is a coarser measure but judges nearly all candidates; the later rungs judge only those it
-    chose, which weakens correlations there. Intervals and p-values take candidates as independent
-    draws. The candidates of an evolution are related, so intervals are too narrow and p-values
-    too small.
+    loss_rung: the most expensive rung with enough values, which stands for the loss. Intervals
+    take candidates as independent draws; the candidates of an evolution are related, so the
+    intervals are too narrow.
     """
 
-    shown = ("kind", "name", "best", "everyone", "ratio", "low", "high", "p", "p_adjusted")
+    shown = ("kind", "name", "best", "everyone", "ratio", "low", "high")
 
     counts: Counts
     top: float
@@ -97,17 +87,15 @@ class Analysis(Tabular):
     best_rung: str | None
     shares: tuple[Share, ...]
     loss_rung: str | None
-    correlations: tuple[Correlation, ...]
     agreements: tuple[Agreement, ...]
     principles: tuple[Principle, ...]
-    lineage: Lineage | None
 
     def caption(self) -> str:
-        """How many candidates there are, and which of them count as the best."""
+        """What the shares compare: which candidates count as the best, and how many there are."""
         where = f"of those judged on '{self.best_rung}'" if self.best_rung else "of all"
         return (
-            f"{self.counts.candidates} candidates, {self.counts.distinct} with distinct masks; "
-            f"what the best {self.best_count} ({self.top:.0%} {where}) use beside all"
+            f"what the best {self.best_count} ({self.top:.0%} {where}) use, "
+            f"beside all {self.counts.distinct} with distinct masks"
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -139,13 +127,12 @@ def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
     best_rung, best_count = _how_many_best(distinct, top)
     best, others = structures[:best_count], structures[best_count:]
     rung = loss_rung(distinct)
-    rows: list[Correlation] = []
-    for name in dict.fromkeys((rung, VALUE_RUNGS[-1])):
-        rows += correlations(distinct, structures, name) if name else []
-    losses = sum(has_value(record, rung) for record in distinct) if rung else 0
-    sizes = [row.kendall for row in rows if (row.rung, row.feature) == (rung, "size")]
-    size = sizes[0] if sizes else Estimate()
-    winner = study.hall_of_fame.best
+    sizes_and_losses = [
+        (record.candidate.expression.size, record.evaluation.results[rung])
+        for record in distinct
+        if rung and has_value(record, rung)
+    ]
+    size = rank_correlation(*zip(*sizes_and_losses, strict=True)) if rung else Estimate()
     return Analysis(
         _counts(study),
         top,
@@ -153,10 +140,8 @@ def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
         best_rung,
         _shares(best, others, generator),
         rung,
-        tuple(rows),
         agreements(distinct),
-        tuple(principles_of(best, others, size, losses, generator)),
-        lineage(winner, records) if winner else None,
+        tuple(principles_of(best, others, size, len(sizes_and_losses), generator)),
     )
 
 
@@ -214,19 +199,12 @@ def _shares(
     values = ratios(chosen, rest)
     among_best = [int(count) for count in chosen.sum(axis=0)]
     among_all = [int(count) for count in table.sum(axis=0)]
-    p_values = [
-        hypergeometric_p(k, len(best), n, len(used))
-        for k, n in zip(among_best, among_all, strict=True)
-    ]
-    adjusted = holm(p_values)
     shares = [
         Share(
             *trait,
             among_best[index],
             among_all[index],
             interval(float(values[index]), draws[:, index]),
-            p_values[index],
-            adjusted[index],
         )
         for index, trait in enumerate(traits)
     ]

@@ -1,37 +1,20 @@
-"""Correlations of features with the loss, and of cheap rungs with expensive rungs."""
+"""Correlation of the results of cheap rungs with those of expensive rungs."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-import numpy as np
-from numpy.typing import NDArray
-from scipy.stats import rankdata
-
-from pruner_zero.analysis.features import Structure
 from pruner_zero.analysis.principles import FEWEST_LOSSES
 from pruner_zero.analysis.statistics import Estimate, rank_correlation
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS, Rung
-
-Array = NDArray[np.float64]
 
 # The rungs that give a value, the most expensive one first.
 VALUE_RUNGS: tuple[Rung, ...] = tuple(reversed(RUNGS[1:]))
 
 _BEST = 20
 _FEWEST_PAIRS = 3
-
-
-@dataclass(frozen=True)
-class Correlation:
-    """A feature and the value on a rung over n candidates; positive: the more of it, the worse."""
-
-    rung: str
-    feature: str
-    n: int
-    kendall: Estimate
 
 
 @dataclass(frozen=True)
@@ -68,50 +51,11 @@ def loss_rung(records: Sequence[Record]) -> str | None:
     return rung if values[rung] else None
 
 
-def correlations(
-    records: Sequence[Record], structures: Sequence[Structure], rung: str
-) -> list[Correlation]:
-    """Every feature that varies among the candidates with a value on `rung`, against that value.
-
-    structures: those of the records, in their order.
-    """
-    judged = [
-        (record, facts.features)
-        for record, facts in zip(records, structures, strict=True)
-        if has_value(record, rung)
-    ]
-    losses = _comparable([record for record, _ in judged], rung)
-    rows = []
-    for name in judged[0][1] if judged else ():
-        values = np.array([features[name] for _, features in judged])
-        applies = ~np.isnan(values)
-        if len(np.unique(values[applies])) > 1:
-            kendall = rank_correlation(values[applies], losses[applies])
-            rows.append(Correlation(rung, name, int(applies.sum()), kendall))
-    return rows
-
-
-def _comparable(records: Sequence[Record], rung: str) -> Array:
-    """The values on a rung; the closed form's as ranks within each scope, from 0 to 1.
-
-    The errors of the closed form do not compare between scopes.
-    """
-    values = np.array([record.evaluation.results[rung] for record in records], dtype=float)
-    if rung != "reconstruction":
-        return values
-    scopes = np.array([record.candidate.scope for record in records])
-    for scope in np.unique(scopes):
-        alike = scopes == scope
-        values[alike] = (rankdata(values[alike]) - 0.5) / alike.sum()
-    return values
-
-
 def agreements(records: Sequence[Record]) -> tuple[Agreement, ...]:
     """How alike every two rungs rank the candidates.
 
     Over all candidates that have values on both rungs, those of each scope, and the best 20 on the
-    expensive rung. The errors of the closed form do not compare between scopes, so that its
-    agreement over all is lower than within scopes.
+    expensive rung.
     """
     rows = []
     for expensive, cheap in combinations(VALUE_RUNGS, 2):

@@ -4,7 +4,6 @@ All intervals take the observations as independent draws.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,27 +64,6 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> Estimate:
     return Estimate(tau, float(low), float(high))
 
 
-def hypergeometric_p(chosen_with: int, chosen: int, all_with: int, total: int) -> float:
-    """Two-sided p-value: a trait in `chosen_with` of `chosen` and in `all_with` of `total`.
-
-    Twice the smaller tail of the hypergeometric distribution, at most 1: the probability of a
-    count at least as far out on its side if the chosen were drawn blindly. Source: Fisher's exact
-    test.
-    """
-    distribution = stats.hypergeom(total, all_with, chosen)
-    tails = distribution.cdf(chosen_with), distribution.sf(chosen_with - 1)
-    return min(1.0, 2 * float(min(tails)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values adjusted for being read together, in the same order. Source: Holm 1979."""
-    adjusted, worst = [0.0] * len(p_values), 0.0
-    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        worst = max(worst, min(1.0, (len(p_values) - position) * p_values[index]))
-        adjusted[index] = worst
-    return adjusted
-
-
 def ratios(chosen: ArrayLike, others: ArrayLike) -> Array:
     """Each feature's share among the chosen over its share among all; nan where nobody has it.
 
@@ -104,8 +82,8 @@ def ratio_draws(
 ) -> Array:
     """Draws of (draws, features) from the distribution of `ratios`, by a Bayesian bootstrap.
 
-    Each group gets half an observation with all features and half a one with none: the share of
-    one feature is then drawn from Jeffreys' posterior, which does not collapse where all or none
+    Each group gets half an observation with all features and half of another with none: the share
+    of a feature is then drawn from Jeffreys' posterior, which does not collapse where all or none
     have it. Features are drawn together, so that functions of several of them have intervals.
     Source: Rubin 1981, the Bayesian bootstrap; Jeffreys' prior.
     """

@@ -13,7 +13,6 @@ from pruner_zero.cli.tables import print_table
 
 if TYPE_CHECKING:
     from pruner_zero.analysis import Analysis, Principle
-    from pruner_zero.analysis.lineage import Ancestor
 
 
 def analyze(
@@ -32,7 +31,7 @@ def analyze(
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Explain RUN: what good metrics share, whether the rungs agree, how the best came about.
+    """Explain RUN: what good metrics share, and whether the rungs agree.
 
     Of several searches, of one model or of more, it tells which principles hold across them.
     """
@@ -67,16 +66,15 @@ def analyze(
         return
     _print_counts(analysis)
     _print_shares(analysis)
-    _print_correlations(analysis)
+    _print_agreements(analysis)
     _print_principles(analysis)
-    _print_lineage(analysis)
 
 
 def _print_counts(analysis: "Analysis") -> None:
     counts = analysis.counts
     print(f"{counts.candidates} candidates, {counts.distinct} with distinct masks", end="")
     share = 100 * counts.distinct / max(1, counts.candidates)
-    print(f" ({share:.0f} of 100)" if counts.candidates else "")
+    print(f" ({share:.0f} %)" if counts.candidates else "")
     print(f"rejected: {_listed(counts.rejected)}")
     print(f"never judged: {_listed(counts.avoided)}")
     print(f"duplicates: {_listed(counts.saved)}")
@@ -95,31 +93,15 @@ def _print_counts(analysis: "Analysis") -> None:
 def _print_shares(analysis: "Analysis") -> None:
     if not analysis.shares:
         return
-    where = f"of those judged on '{analysis.best_rung}'" if analysis.best_rung else "of all"
-    print(
-        f"\nThe best {analysis.best_count} ({analysis.top:.0%} {where}) beside all "
-        f"{analysis.counts.distinct}: counts, quotient of shares, 95 % interval, "
-        "hypergeometric p, Holm's p for the table"
-    )
+    print(f"\n{analysis.caption()}")
     rows = [
-        (
-            *(share.kind, share.name, str(share.best), str(share.everyone)),
-            *(*share.ratio.cells, f"{share.p:.3g}", f"{share.p_adjusted:.3g}"),
-        )
+        (share.kind, share.name, str(share.best), str(share.everyone), *share.ratio.cells)
         for share in analysis.shares
     ]
-    print_table(("kind", "name", "best", "all", "ratio", "95 %", "p", "adjusted"), rows, left=2)
+    print_table(("kind", "name", "best", "all", "ratio of shares", "95 %"), rows, left=2)
 
 
-def _print_correlations(analysis: "Analysis") -> None:
-    for rung in dict.fromkeys(row.rung for row in analysis.correlations):
-        print(f"\nFeatures and the value on '{rung}' (positive: the more of it, the worse)")
-        rows = [
-            (row.feature, str(row.n), *row.kendall.cells)
-            for row in analysis.correlations
-            if row.rung == rung
-        ]
-        print_table(("feature", "n", "Kendall", "95 %"), rows, left=1)
+def _print_agreements(analysis: "Analysis") -> None:
     if analysis.agreements:
         print("\nAgreement of the rungs, over the candidates that have both")
         cells = [row.cells for row in analysis.agreements]
@@ -143,8 +125,8 @@ def _print_principles(analysis: "Analysis") -> None:
     _print_tests(analysis.principles, "measure", "n")
     if analysis.shares:
         print(
-            "The candidates of an evolution are related: intervals, which take them as "
-            "independent, are too narrow and p-values too small."
+            "The candidates of an evolution are related: the intervals, which take them as "
+            "independent, are too narrow."
         )
 
 
@@ -159,37 +141,6 @@ def _print_across(
         for run, analysis in zip(runs, analyses, strict=True)
     ]
     print_table(("search", *map(str, range(1, 1 + len(together)))), estimates, left=1)
-
-
-def _print_lineage(analysis: "Analysis") -> None:
-    lineage = analysis.lineage
-    if lineage is None:
-        print("\nNo metric that works was found.")
-        return
-    if not lineage.ancestors:
-        print("\nThe best metric has no parents.")
-    else:
-        print(
-            f"\nThe best metric has {lineage.ancestors} ancestors in {lineage.generations} "
-            f"generations, {len(lineage.roots)} of them without parents:"
-        )
-    for ancestor in lineage.tree:
-        print("  " * ancestor.generation + _line(ancestor))
-    if missing := lineage.ancestors + 1 - len(lineage.tree):
-        print(f"{missing} older ancestors are not listed")
-
-
-def _line(ancestor: "Ancestor") -> str:
-    from pruner_zero.evolution.evaluator import RUNGS
-
-    rung = RUNGS[ancestor.rung]
-    remarks = [
-        f"{ancestor.number} {ancestor.operation}: {ancestor.expression} @{ancestor.scope}, "
-        + (f"{ancestor.value:.4f} on '{rung}'" if ancestor.rung else "rejected"),
-        f"the mask of {ancestor.same_as}" if ancestor.same_as is not None else "",
-        f"from {', '.join(map(str, ancestor.parents))}" if ancestor.parents else "",
-    ]
-    return "; ".join(filter(None, remarks))
 
 
 def _listed(counts: Mapping[str, int]) -> str:

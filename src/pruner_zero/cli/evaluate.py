@@ -66,8 +66,8 @@ def _print_scores(result: "TaskResult") -> None:
     )
     if beside := result.settings.get("beside"):
         print(
-            f"gain is prob less that of {beside}, moved how far it is from that, up or down, the "
-            "mean over the questions"
+            f"gain is the mean change of prob from that of {beside}, over the questions; moved is "
+            "the mean absolute change"
         )
 
 

@@ -1,4 +1,4 @@
-"""The language of pruning metrics: expressions over W, G, X, D and S.
+"""The language of pruning metrics: expressions over W, G, X, O, D and S.
 
 >>> from pruner_zero.metric import Metric
 >>> str(Metric.of("pruner-zero"))
@@ -6,15 +6,7 @@
 """
 
 from pruner_zero.metric.evaluate import ScoreError, evaluate, score
-from pruner_zero.metric.expression import (
-    MAX_DEPTH,
-    MAX_SIZE,
-    Call,
-    Constant,
-    Expression,
-    Terminal,
-    call,
-)
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
 from pruner_zero.metric.grammar import ParseError, format, parse
 from pruner_zero.metric.latex import to_latex, to_mathml
 from pruner_zero.metric.metric import Metric
@@ -22,12 +14,10 @@ from pruner_zero.metric.named import NAMED, NamedMetric
 from pruner_zero.metric.operator import Operator, Shape
 from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED
 from pruner_zero.metric.terminals import TERMINALS, Statistic, collected_for
-from pruner_zero.metric.tree_json import dumps, from_tree, loads, to_tree
+from pruner_zero.metric.tree_json import from_tree, to_tree
 
 __all__ = [
     "EXTENDED",
-    "MAX_DEPTH",
-    "MAX_SIZE",
     "NAMED",
     "OPERATORS",
     "PUBLISHED",
@@ -45,11 +35,9 @@ __all__ = [
     "Terminal",
     "call",
     "collected_for",
-    "dumps",
     "evaluate",
     "format",
     "from_tree",
-    "loads",
     "parse",
     "score",
     "to_latex",

@@ -40,14 +40,15 @@ def _value(
 ) -> Tensor:
     """The value of `node`, kept in `values` until its last use.
 
-    No closure, which would refer to itself and keep the terminals until the garbage collector runs.
+    It is no closure: a recursive closure refers to itself, which would keep the terminals in
+    memory until the garbage collector runs.
     """
     if node not in values:
         if isinstance(node, Terminal):
             values[node] = terminals[node.name].to(torch.float32)
         elif isinstance(node, Constant):
             device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
-            # Made in its place: a copy to a GPU waits for all the work that is queued there.
+            # Created on the device: a copy to a GPU would wait for all the work queued there.
             value = torch.tensor(node.value, dtype=torch.float32).item()
             values[node] = torch.full((1, 1), value, dtype=torch.float32, device=device)
         else:

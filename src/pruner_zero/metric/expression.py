@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
-from pruner_zero.metric.operator import Increasing, Operator, Shape
+from pruner_zero.metric.operator import Operator, Shape
 from pruner_zero.metric.operators import OPERATORS
 from pruner_zero.metric.terminals import TERMINALS
 
@@ -34,19 +34,12 @@ class Expression:
     terminals: frozenset[str]
 
     def walk(self) -> Iterator["Expression"]:
-        """Every node in preorder; positions in it are the indices of `at` and `replace`."""
+        """Every node in preorder; positions in it are the indices of `replace`."""
         pending: list[Expression] = [self]
         while pending:
             node = pending.pop()
             yield node
             pending.extend(reversed(node.operands))
-
-    def at(self, index: int) -> "Expression":
-        """The subtree at preorder `index`. Raises IndexError outside 0 … size − 1."""
-        if index == 0:
-            return self
-        position, within = self._descend(index)
-        return self.operands[position].at(within)
 
     def replace(self, index: int, subtree: "Expression") -> "Expression":
         """This tree with the node at preorder `index` replaced; the rest is shared.
@@ -54,12 +47,17 @@ class Expression:
         Raises IndexError outside 0 … size − 1, PrunerZeroError where the result breaks a limit
         or a power would lose its constant exponent.
         """
+        if not 0 <= index < self.size:
+            raise IndexError(f"node {index} of an expression of {self.size} nodes")
         if index == 0:
             return subtree
-        position, within = self._descend(index)
         assert isinstance(self, Call)
-        operands = list(self.operands)
-        operands[position] = operands[position].replace(within, subtree)
+        operands, within = list(self.operands), index - 1
+        for position, operand in enumerate(operands):
+            if within < operand.size:
+                operands[position] = operand.replace(within, subtree)
+                break
+            within -= operand.size
         return Call(self.operator, tuple(operands))
 
     def leaf_counts(self) -> Counter[str]:
@@ -69,16 +67,6 @@ class Expression:
     def operator_counts(self) -> Counter[str]:
         """How often each operator occurs, by its name."""
         return Counter(node.operator.name for node in self.walk() if isinstance(node, Call))
-
-    def _descend(self, index: int) -> tuple[int, int]:
-        """Which operand holds preorder `index`, and the index within it."""
-        if not 0 < index < self.size:
-            raise IndexError(f"node {index} of an expression of {self.size} nodes")
-        position, within = 0, index - 1
-        while within >= self.operands[position].size:
-            within -= self.operands[position].size
-            position += 1
-        return position, within
 
     def _key(self) -> tuple[Any, ...]:
         """The arguments of the node's constructor."""
@@ -111,11 +99,6 @@ class Expression:
 
     def __repr__(self) -> str:
         return f"parse({str(self)!r})"
-
-    def _repr_latex_(self) -> str:
-        from pruner_zero.metric.latex import to_latex
-
-        return f"${to_latex(self)}$"
 
     def _repr_html_(self) -> str:
         from pruner_zero.markup import element
@@ -265,18 +248,6 @@ class Call(Expression):
         number = self.operands[-1]
         assert isinstance(number, Constant)
         return number.value
-
-    @property
-    def increasing(self) -> Increasing:
-        """The operator's fact of that name; a power increases where its exponent is above 0."""
-        if self.exponent is None:
-            return self.operator.increasing
-        return "nonnegative" if self.exponent > 0 else "never"
-
-    @property
-    def degree(self) -> float | None:
-        """The operator's fact of that name; a power's is its exponent, where its base is scaled."""
-        return self.operator.degree if self.exponent is None else self.exponent
 
     def _key(self) -> tuple[Operator, tuple[Expression, ...]]:
         return (self.operator, self.operands)

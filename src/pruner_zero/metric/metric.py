@@ -32,7 +32,7 @@ class Metric:
     """An expression that scores every weight, with an optional name and comparison scope.
 
     scope: which weights competed with each other when the metric was found (row, block,
-        matrix, global); `pruner_zero.sparsity` defines the scopes.
+        matrix, global, unit); `pruner_zero.choices.Group` lists the scopes.
     Raises PrunerZeroError where the expression gives no value per weight.
     """
 
@@ -142,9 +142,6 @@ class Metric:
 
     def __str__(self) -> str:
         return str(self.expression)
-
-    def _repr_latex_(self) -> str:
-        return self.expression._repr_latex_()
 
     def _repr_html_(self) -> str:
         scope = f"@{self.scope}" if self.scope else ""

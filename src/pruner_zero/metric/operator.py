@@ -25,10 +25,6 @@ class Shape(Enum):
     COLUMN = (True, False)
     SCALAR = (False, False)
 
-    def join(self, other: "Shape") -> "Shape":
-        """The form of the result when two values are broadcast against each other."""
-        return Shape((self.value[0] or other.value[0], self.value[1] or other.value[1]))
-
     def sizes(self, matrix: tuple[int, int]) -> tuple[int, int]:
         """The tensor shape of this form beside a weight `matrix` of shape (out, in)."""
         outputs, inputs = matrix
@@ -64,7 +60,8 @@ class Operator:
         is constant over the reach makes no difference, nor does an offset where it is affine.
     commutative: f(x, y) = f(y, x).
     twins: f(x, x) is worth nothing: a constant, x, or a multiple of x.
-    inverse: the name of the operator that undoes this one, as the paper's simplification sees it.
+    inverse: the name of an operator that undoes this one, as the paper's simplification sees it;
+        one of the two has to state it.
     infix: the symbol between the operands in text, if any, and how tightly it binds.
     latex: the formula, and how tightly it binds; else the name with its operands in parentheses.
         #1 and #2 are the operands, (#1) gets parentheses where the operand binds less tightly,
@@ -126,9 +123,10 @@ class Operator:
         """The form of the result for operands of these forms."""
         if self.shape_rule == "scalar":
             return Shape.SCALAR
-        if self.shape_rule == "first" or len(operands) == 1:
+        if self.shape_rule == "first":
             return operands[0]
-        return operands[0].join(operands[1])
+        outputs, inputs = zip(*(operand.value for operand in operands), strict=True)
+        return Shape((any(outputs), any(inputs)))
 
     def __reduce__(self) -> tuple[Callable[[str], "Operator"], tuple[str]]:
         # Operators compare by identity, so another process has to get its registered operator.

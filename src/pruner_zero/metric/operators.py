@@ -54,7 +54,7 @@ def _small(x: Tensor) -> Tensor:
 
 # Numerics as released with Pruner-Zero (Dong 2024, arXiv 2406.02924).
 _PUBLISHED = (
-    Operator("sqr", 1, lambda x: x * x, exponent=2.0, latex=("(#1)^{2}", POWER)),
+    Operator("sqr", 1, lambda x: x * x, exponent=2.0, inverse="sqrt", latex=("(#1)^{2}", POWER)),
     Operator("neg", 1, torch.neg, factor=-1.0, inverse="neg", latex=("-(#1)", SIGN)),
     Operator("abs", 1, torch.abs, exponent=1.0, latex=(r"\left|#1\right|", ATOM)),
     Operator(
@@ -71,17 +71,9 @@ _PUBLISHED = (
         1,
         lambda x: x.clamp(max=100).exp(),
         sign="nonnegative",
-        inverse="log",
         latex=(r"e^{\min\left(#1, 100\right)}", POWER),
     ),
-    Operator(
-        "sqrt",
-        1,
-        lambda x: x.abs().sqrt(),
-        exponent=0.5,
-        inverse="sqr",
-        latex=(r"\sqrt{|#1|}", ATOM),
-    ),
+    Operator("sqrt", 1, lambda x: x.abs().sqrt(), exponent=0.5, latex=(r"\sqrt{|#1|}", ATOM)),
     Operator("tanh", 1, torch.tanh, sign="keeps", parity="odd"),
     Operator("pow", 1, lambda x: x * x, exponent=2.0, inverse="sqrt", latex=("(#1)^{2}", POWER)),
     Operator("skp", 1, lambda x: x, factor=1.0),
@@ -133,7 +125,7 @@ _PUBLISHED = (
     ),
 )
 
-# Ours, so that every known metric is an expression.
+# Added by this project, so that every known metric can be written as an expression.
 _EXTENDED = (
     Operator(
         "quotient",

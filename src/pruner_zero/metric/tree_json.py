@@ -43,16 +43,6 @@ def from_tree(tree: object) -> Expression:
     return _Reader().read(tree, ())
 
 
-def dumps(expression: Expression) -> str:
-    """The nested form as JSON text."""
-    return json.dumps(to_tree(expression))
-
-
-def loads(text: str) -> Expression:
-    """Read the nested form from JSON text. Raises PrunerZeroError as `from_tree` does."""
-    return from_tree(load_json(text))
-
-
 def load_json(text: str) -> Any:
     """Decode JSON. Raises PrunerZeroError in one line for invalid or too deeply nested text."""
     try:
@@ -68,8 +58,8 @@ class _Reader:
         self.nodes = 0
 
     def read(self, tree: object, path: tuple[str, ...]) -> Expression:
-        # Counted here, since dictionaries that share subtrees or contain themselves could unfold
-        # without end before an expression refuses its size.
+        # Counted while reading: a dictionary that contains itself, or that shares subtrees, would
+        # be read without end before an expression could refuse its size.
         self.nodes += 1
         if len(path) >= MAX_DEPTH:
             raise PrunerZeroError(f"the tree is nested deeper than {MAX_DEPTH} levels")

@@ -79,7 +79,7 @@ def front(study: Study) -> Figure | None:
         axes.plot(*place, "o", markersize=5.5, color=color, gid=tooltip)
     axes.set_xlabel("complexity")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_ylabel(LOSSES[_rung(study)])
+    axes.set_ylabel(LOSSES[highest_rung(study)])
     axes.margins(0.08, 0.1)
     for record in hall.members:
         if record.candidate.number in named:
@@ -114,7 +114,7 @@ def best_by_evaluations(study: Study) -> Figure | None:
 
 
 def sparsity(records: Sequence[MatrixRecord]) -> Figure:
-    """The share of zeros by kind of matrix (rows) and block (columns), and over all of each."""
+    """The share of pruned weights by kind of matrix (rows) and block (columns), and of all."""
     groups: dict[tuple[str, str], list[MatrixRecord]] = defaultdict(list)
     for record in records:
         for kind in (record.kind, _ALL):
@@ -149,7 +149,7 @@ def sparsity(records: Sequence[MatrixRecord]) -> Figure:
     axes.set_yticks(range(len(kinds)), names, parse_math=False)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xlabel(f"block ({low:.1f} to {high:.1f} % zeros)")
+    axes.set_xlabel(f"block ({low:.1f} to {high:.1f} % pruned)")
     return figure
 
 
@@ -224,6 +224,11 @@ def dots(study: Study) -> list[Record]:
     return beside[:: math.ceil(len(beside) / MOST_DOTS) or 1]
 
 
+def highest_rung(study: Study) -> str:
+    """The highest rung that a distinct candidate reached; `probe` where none did."""
+    return RUNGS[max((record.evaluation.rung for record in study.judged), default=0)]
+
+
 def time_unit(seconds: float) -> tuple[float, str]:
     """The unit in which a duration reads well: its seconds and its name."""
     if seconds >= 3 * 3600:
@@ -249,16 +254,12 @@ def _best_so_far(study: Study, places: Sequence[float], end: float, name: str) -
     axes.set_xlim(0, 1.02 * end or None)
     axes.margins(y=0.1)
     axes.set_xlabel(name)
-    axes.set_ylabel(LOSSES[_rung(study)])
+    axes.set_ylabel(LOSSES[highest_rung(study)])
     return figure
 
 
 def _place(record: Record) -> tuple[int, float]:
     return complexity(record.candidate.expression), record.evaluation.value
-
-
-def _rung(study: Study) -> str:
-    return RUNGS[study.judged[0].evaluation.rung]
 
 
 def _names(hall: HallOfFame) -> dict[int, str]:

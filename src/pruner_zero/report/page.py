@@ -27,15 +27,17 @@ def page(results: Sequence[Result]) -> str:
         lstrip_blocks=True,
         finalize=_visible,
     )
+    # A search that found no metric has written no best.json.
+    searches = [
+        result for result in results if isinstance(result, Study) and result.hall_of_fame.best
+    ]
     models = dict.fromkeys(str(result.settings.get("model", "")) for result in results)
     context = {
         "title": "Pruning of " + ", ".join(Path(name).name or "a model" for name in models),
         "summaries": [summary(result) for result in results],
         "parts": [part(result) for result in results],
         "compared": any(isinstance(result, ComparisonRun) for result in results),
-        "comparisons": [
-            commands.compare_with(result) for result in results if isinstance(result, Study)
-        ],
+        "comparisons": list(map(commands.compare_with, searches)),
         "origins": [(str(result.path), _origin(result)) for result in results],
         "commands": _commands(results),
         "repeatable": all(commands.repeatable(result) for result in results),
@@ -49,10 +51,9 @@ def _commands(results: Sequence[Result]) -> list[tuple[str, str]]:
     for result in results:
         if isinstance(result, Study):
             path = result.path
-            shown += [
-                (f"Explain {path}", shlex.join(["pruner-zero", "analyze", str(path)])),
-                (f"Prune with the best metric of {path}", commands.prune_with(result)),
-            ]
+            shown.append((f"Explain {path}", shlex.join(["pruner-zero", "analyze", str(path)])))
+            if result.hall_of_fame.best:
+                shown.append((f"Prune with the best metric of {path}", commands.prune_with(result)))
     paths = [str(result.path) for result in results]
     return [*shown, ("Reproduce this page", shlex.join(["pruner-zero", "report", *paths]))]
 

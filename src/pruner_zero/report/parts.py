@@ -1,5 +1,6 @@
 """The parts of a page, one for each result: its figures, tables and portraits."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord, total_sparsity
 from pruner_zero.report import figures
-from pruner_zero.report.portrait import Portrait, portrait
-from pruner_zero.report.read import ComparisonRun, PruneRun, Result
+from pruner_zero.report.portrait import Portrait, group_of, portrait
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result, has_ended
 
 _LONGEST = 300
 
@@ -59,6 +60,8 @@ def _search(study: Study) -> dict[str, Any]:
         "kind": "search",
         "run": study,
         "facts": facts,
+        "ended": has_ended(study),
+        "resume": shlex.join(["pruner-zero", "search", "--resume", str(study.path)]),
         "winner": _portrait(hall.best, study),
         "knee": _portrait(hall.knee, study) if hall.knee is not hall.best else None,
         "front": figures.to_svg(front, label) if front else None,
@@ -78,12 +81,12 @@ def _prune(run: PruneRun) -> dict[str, Any]:
         (kind, str(len(records)), f"{_weights(records):,}", f"{total_sparsity(records):.2%}")
         for kind, records in kinds.items()
     )
-    label = "Share of zeros by kind of matrix and block"
+    label = "Share of pruned weights by kind of matrix and block"
     return {
         "kind": "prune",
         "run": run,
-        "metric": portrait(parse(run.expression), run.settings.get("scope")),
-        "kinds": Table(("matrices", "count", "weights", "zeros"), rows),
+        "metric": portrait(parse(run.expression), group_of(run.settings.get("scope"), run.pattern)),
+        "kinds": Table(("matrices", "count", "weights", "pruned"), rows),
         "heat_map": figures.to_svg(figures.sparsity(run.matrices), label) if run.matrices else None,
         "remarks": [f"{record.name}: {record.note}" for record in run.matrices if record.note],
     }
@@ -92,7 +95,7 @@ def _prune(run: PruneRun) -> dict[str, Any]:
 def _comparison(run: ComparisonRun) -> dict[str, Any]:
     best = run.ranked[0] if run.ranked else None
     metric = best["expression"] if best else None
-    header: tuple[str, ...] = ("method", "group", "mode", "perplexity", "zeros")
+    header: tuple[str, ...] = ("method", "group", "mode", "perplexity", "sparsity")
     header += ("seconds", "peak memory")
     cells = [_row(row) for row in run.rows]
     if len({row["parameters"] for row in run.rows if row.get("parameters")}) > 1:
@@ -114,12 +117,13 @@ def _comparison(run: ComparisonRun) -> dict[str, Any]:
         for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", []))
     ]
     marked = run.rows.index(best) if best else None
+    scope = group_of(best.get("scope"), best.get("pattern", "")) if best else None
     return {
         "kind": "comparison",
         "run": run,
         "table": Table(header, tuple(cells), 3, marked),
         "caption": f"{caption}. Seconds and memory are those of pruning alone.",
-        "best": portrait(parse(metric), best.get("scope")) if best and metric else None,
+        "best": portrait(parse(metric), scope) if metric else None,
         "remarks": remarks,
     }
 
@@ -142,11 +146,12 @@ def _hall(study: Study) -> Table:
                 ", ".join(named),
                 str(row["complexity"]),
                 f"{row['loss']:.4f}",
-                # The closed form on the first rung is no loss of the model.
                 f"{row['perplexity']:,.2f}" if record.evaluation.rung > 1 else "",
             )
         )
-    header = ("metric", "group", "", "complexity", "loss", "perplexity")
+    # The closed form on the first rung is no loss of the model.
+    value = "loss" if figures.highest_rung(study) != "reconstruction" else "closed-form error"
+    header = ("metric", "group", "", "complexity", value, "perplexity")
     best = [place for place, row in enumerate(study.to_rows()) if row["best"]]
     return Table(header, tuple(rows), 3, best[0] if best else None)
 
@@ -171,9 +176,10 @@ def _final(study: Study) -> Table | None:
 
 
 def _note(study: Study) -> str:
+    rung = figures.highest_rung(study)
     note = (
-        f"{len(study.judged):,} candidates reached the last rung. Complexity counts the nodes of "
-        "the expression and what its statistics cost to collect."
+        f"Candidates on '{rung}', the highest rung reached: {len(study.judged):,}. "
+        "Complexity counts the nodes of the expression and what its statistics cost to collect."
     )
     hidden = len(study.judged) - len(study.hall_of_fame.members) - len(figures.dots(study))
     return note + (f" {hidden:,} others are not drawn, the worst among them." if hidden else "")

@@ -1,5 +1,6 @@
 """A metric as a page shows it: formula, tree, canonical form."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast, get_args
@@ -38,6 +39,11 @@ class Portrait:
     latex: str
     canonical: str
     tree: Markup | None
+
+
+def group_of(scope: str | None, pattern: str) -> str | None:
+    """The comparison group of a result: its scope, `unit` for removed units, None for N:M."""
+    return scope or (None if re.fullmatch(r"\d+:\d+", pattern) else "unit")
 
 
 def portrait(expression: Expression, scope: str | None) -> Portrait:

@@ -25,11 +25,17 @@ class _Saved:
 
 @dataclass(frozen=True)
 class PruneRun(_Saved):
-    """A pruned model: its settings, its matrices. timing: the cost of the last process."""
+    """A pruned model: its settings, its matrices.
+
+    steps: what followed the mask; asymmetric: towards the dense model's outputs. distill: the steps
+    of the training after them. timing: the cost of the last process.
+    """
 
     expression: str
     pattern: str
     steps: tuple[str, ...]
+    asymmetric: bool
+    distill: int
     sparsity: float
     matrices: tuple[MatrixRecord, ...]
     timing: Mapping[str, Any]
@@ -62,6 +68,11 @@ class ComparisonRun(_Saved):
 Result = Study | PruneRun | ComparisonRun
 
 
+def has_ended(study: Study) -> bool:
+    """Whether a search had its final race, or was to have none."""
+    return bool(study.final_losses) or not study.settings.get("final_windows")
+
+
 def read_result(path: Path) -> Result:
     """The result at `path`: the folder of a search or a prune, or the JSON file of a comparison.
 
@@ -87,8 +98,7 @@ def _read_prune(path: Path) -> PruneRun:
     if values["expression"] is None:
         raise PrunerZeroError(
             f"{path} was made by --structure {values['settings']['structure']}, without a metric "
-            "that a report could show: "
-            "give other results"
+            "that a report could show: give other results"
         )
     return PruneRun(
         path,
@@ -98,6 +108,8 @@ def _read_prune(path: Path) -> PruneRun:
         str(parse(values["expression"])),
         str(values["pattern"]),
         tuple(values["steps"]),
+        bool(values["asymmetric"]),
+        int(values["distill"]),
         float(values["sparsity"]),
         tuple(MatrixRecord.from_json(record) for record in values["matrices"]),
         read_json(path / TIMING) if (path / TIMING).is_file() else {},

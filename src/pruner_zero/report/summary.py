@@ -13,7 +13,7 @@ from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression
 from pruner_zero.pruning import describe_steps
 from pruner_zero.report.portrait import COMPARED
-from pruner_zero.report.read import ComparisonRun, PruneRun, Result
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result, has_ended
 
 _LONGEST = 200
 
@@ -29,7 +29,7 @@ def summary(result: Result) -> Markup:
 
 
 def zeros(settings: Mapping[str, Any]) -> str:
-    """The share or pattern of zeros that was asked for."""
+    """The share or pattern of zeros in the settings."""
     if settings.get("pattern"):
         return str(settings["pattern"])
     share = settings.get("sparsity")
@@ -38,13 +38,14 @@ def zeros(settings: Mapping[str, Any]) -> str:
 
 def _search(study: Study) -> Markup:
     best = study.hall_of_fame.best
-    asked = _at(study.settings)
+    setting = _at(study.settings)
     if best is None:
-        return Markup("No metric that works has been found {} yet.").format(asked)
+        return Markup("No metric that works has been found {} yet.").format(setting)
     scope = f", compared {COMPARED[best.candidate.scope]},"
-    return Markup("Of {:,} metrics tried {}, {}{} prunes best: {}.").format(
+    return Markup("Of {:,} metrics tried{} {}, {}{} prunes best: {}.").format(
         len(study.records),
-        asked,
+        "" if has_ended(study) else " so far",
+        setting,
         _code(best.candidate.expression),
         "" if study.settings.get("pattern") else scope,
         _value(study, best),
@@ -73,7 +74,9 @@ def _comparison(run: ComparisonRun) -> Markup:
 
 
 def _prune(run: PruneRun) -> Markup:
-    steps = "".join(f", {words}" for words in describe_steps(run.steps))
+    steps = "".join(f", {words}" for words in describe_steps(run.steps, run.asymmetric))
+    if run.distill:
+        steps += f", the kept weights trained for {run.distill} steps towards the dense model"
     return Markup(
         "{:.2%} of the weights in {:,} matrices of {} are {}, chosen by {} ({}){}."
     ).format(

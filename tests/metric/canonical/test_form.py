@@ -26,7 +26,7 @@ from pruner_zero.metric import (
     parse,
     score,
 )
-from pruner_zero.metric.canonical import canonical, masks
+from pruner_zero.metric.canonical import canonical
 from tests.metric.strategies import (
     expressions,
     lightly,
@@ -320,8 +320,10 @@ def test_the_forms_read_well() -> None:
         ("3", "row", False),
     ],
 )
-def test_what_can_mask(text: str, scope: Group, expected: bool) -> None:
-    assert masks(parse(text), scope) is expected
+def test_the_form_has_a_value_per_weight_where_it_can_mask(
+    text: str, scope: Group, expected: bool
+) -> None:
+    assert (canonical(parse(text), scope).shape is Shape.MATRIX) is expected
 
 
 @pytest.mark.parametrize("text", ["3", "W - W", "W * (2 - 2)", "small(G)", "div(2, G)", "0 * X"])

@@ -40,8 +40,8 @@ def canonical(expression: Expression, scope: Group) -> Expression:
     positive factors constant over the group, and added numbers, unless fp32 may overflow or
     round to ties; one exponent of a product of powers becomes 1, the largest where that is as
     short. An expression that is constant over every group becomes 0. The form has no more nodes
-    than the expression, and is its own form. Raises PrunerZeroError for an unknown scope. Source:
-    normal forms of computer algebra; the rules for rankings are ours.
+    than the expression, and the form of a form is itself. Raises PrunerZeroError for an unknown
+    scope. Source: normal forms of computer algebra; the rules for rankings are ours.
     """
     if scope not in get_args(Group):
         raise PrunerZeroError(
@@ -58,11 +58,6 @@ def canonical(expression: Expression, scope: Group) -> Expression:
         # Too deep once rewritten, or a number beyond the floats.
         pass
     return form
-
-
-def masks(expression: Expression, scope: Group) -> bool:
-    """Whether the canonical form still has a value per weight. Raises as `canonical` does."""
-    return canonical(expression, scope).shape is Shape.MATRIX
 
 
 def _without_outermost(form: Expression, scope: Group) -> Expression:

@@ -48,7 +48,7 @@ def normal(expression: Expression) -> Expression:
 
 
 def _function(form: Call) -> Expression:
-    """The form with the sign and the coefficient of its operand outside, as far as facts let."""
+    """The form with its operand's sign and coefficient moved outside, where facts allow it."""
     operator, x = form.operator, form.operands[0]
     coefficient, bases = factors(_raised(x, 1.0) if operator.parity == "even" else x)
     outside, inside = 1.0, coefficient
@@ -63,8 +63,8 @@ def factors(form: Expression) -> tuple[float, dict[Expression, float]]:
     """An expression as a coefficient and bases with exponents.
 
     A base that may be negative has the exponent 1; only a base that is known to be positive has
-    an exponent below 0, so that no base that may be zero is cancelled. Powers of expressions that
-    fp32 may not hold are bases of their own.
+    an exponent below 0, so that no base that may be zero is cancelled. A power of an expression
+    whose values fp32 may not hold is a base as a whole.
     """
     coefficient, bases = 1.0, dict[Expression, float]()
     for base, exponent in _factors(form, 1.0, False):

@@ -8,8 +8,8 @@ from pruner_zero.metric.canonical.facts import is_tame
 from pruner_zero.metric.canonical.normal import factors, include, product
 from pruner_zero.metric.expression import Call, Expression, Terminal
 
-# At the root only ratios of exponents matter to an order. That of the first of these terminals is
-# 1 there, or of the first factor where the form has none of them.
+# At the root only the ratios of exponents decide the order, so one exponent is set to 1: that of
+# the first of these terminals, or of the first factor where the form has none of them.
 _REFERENCES = ("W", "S")
 
 
