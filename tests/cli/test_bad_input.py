@@ -43,7 +43,7 @@ def test_invalid_metrics(metric: str, words: str, refused: Callable[..., str]) -
         (("--sparsity", "1"), "sparsity 1.0 is outside [0, 1)"),
         (("--sparsity", "-0.1"), "sparsity -0.1 is outside [0, 1)"),
         (("--sparsity", "50"), "such as 0.5 for 50 %"),
-        (("--sparsity", "nan"), "sparsity nan is outside [0, 1)"),
+        (("--sparsity", "nan"), "--sparsity is nan: input should be a finite number"),
         (("--sparsity", "half"), "--sparsity"),
         (("--pattern", "4:4"), "choose N and M with 0 < N < M"),
         (("--pattern", "5:4"), "choose N and M with 0 < N < M"),
@@ -181,6 +181,11 @@ def test_invalid_yaml(refused: Callable[..., str], tmp_path: Path) -> None:
         ("include: 7", "--include is 7: input should be a list"),
         ("sparsity: [", "run.yaml is not valid YAML"),
         ("[1, 2]", "run.yaml must hold settings"),
+        ("windows: true", "windows is true in"),
+        ("windows: 2\nwindows: 3", "windows stands twice"),
+        ("output: out", "'output' is an option of the command line alone"),
+        ("damping: .nan", "--damping is nan: input should be"),
+        ("threads: 99999999999", "--threads is 99999999999: input should be less than"),
     ):
         config.write_text(yaml)
         assert words in refused("--config", config)

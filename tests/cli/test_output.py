@@ -187,6 +187,14 @@ def test_compare_prints_sizes_where_they_differ(
     assert "failed" in failed
 
 
+def test_compare_fails_where_every_method_fails(
+    cli: Cli, llama_folder: Path, texts: list[object], text_file: Path
+) -> None:
+    words = ["compare", llama_folder, *texts, *HALF, "--text", text_file, "--windows-eval", 2]
+    assert cli(*words, "--methods", "W - W", "--quiet").code == 2
+    assert cli(*words, "--methods", "W - W", "--json").code == 2
+
+
 def test_compare_with_json_prints_the_file_that_it_writes(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
 ) -> None:
@@ -359,6 +367,14 @@ def test_the_real_process_keeps_stdout_for_the_result(
     assert out.count("\n") == 1
     assert "Writing model shards" not in err
     assert "\r" not in err
+
+
+def test_a_full_standard_output_is_one_line() -> None:
+    command = [sys.executable, "-m", "pruner_zero", "metric", "list"]
+    with open("/dev/full", "w") as full:
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "error: the standard output has no space left\n"
 
 
 @pytest.mark.parametrize(("reader", "lines"), [("head -1", 1), ("true", 0)])

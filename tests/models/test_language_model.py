@@ -86,6 +86,9 @@ def test_windows_longer_than_the_learned_positions_are_refused(architecture: str
     message = refusal(lambda: check_tokens(model, torch.zeros(1, POSITIONS + 1, dtype=torch.int64)))
     assert f"longer than the {POSITIONS} positions" in message
     assert f"choose --seqlen {POSITIONS} or less" in message
+    prompt = torch.zeros(1, POSITIONS, dtype=torch.int64)
+    message = refusal(lambda: check_tokens(model, prompt, generated=8))
+    assert f"choose --seqlen {POSITIONS - 8} or less" in message
 
 
 def test_rotary_models_take_windows_of_any_length() -> None:

@@ -227,6 +227,27 @@ def test_a_weight_of_another_shape(folder: Path) -> None:
     assert "(48, 32)" in message
 
 
+def test_weights_of_more_blocks_than_the_configuration_has_are_not_dropped(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    blocks = config["num_hidden_layers"]
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": blocks - 1}))
+    message = refusal(lambda: load_model(folder))
+    assert f"model.layers.{blocks - 1}." in message
+    assert f"its config.json describes {blocks - 1} blocks" in message
+
+
+@pytest.mark.parametrize(
+    "value", [{"hidden_act": "none"}, {"rope_parameters": {"rope_type": "none"}}]
+)
+def test_a_value_that_transformers_does_not_know_is_named(
+    folder: Path, value: dict[str, object]
+) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **value}))
+    message = refusal(lambda: load_model(folder))
+    assert "transformers misses or does not know 'none' in one of its .json files" in message
+
+
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"model_type": "nonesuch"}', "\udcff"])
 def test_a_broken_configuration(folder: Path, text: str) -> None:
     (folder / "config.json").write_bytes(text.encode(errors="surrogateescape"))

@@ -330,6 +330,8 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
             {"sparsity": 0.95},
             r"leaves 2\.4, .*: choose --sparsity 0\.8333, which leaves 8",
         ),
+        # A multiple of 32 leaves 32 or 48, and 48 is nearer.
+        ({"multiple_of": 32, "sparsity": 0.01}, "choose --sparsity 0.3333, which leaves 32"),
         (
             {"multiple_of": 64},
             "none of the 48 .* can go: choose a smaller --multiple-of than 64",

@@ -252,9 +252,15 @@ def test_each_refusal_is_one_line(
     teacher = LanguageModel(tiny_model("llama"), tokenizer, "teacher")
     assert "has other tokens" in refusal(lambda: run(pruned_folder, prose, teacher=teacher))
     assert "no text to train on" in refusal(lambda: recover(pruned_folder, output=output))
+    line = refusal(lambda: run(pruned_folder, prose, output=output, batch=10**6))
+    assert line.startswith("--batch is 1000000: the text has ")
+    short = LanguageModel(tiny_model("gpt2"), tiny_tokenizer(), "short")
+    line = refusal(lambda: run(pruned_folder, prose, output=output, teacher=short, seqlen=65))
+    assert "choose --seqlen 64 or less" in line
     assert list(tmp_path.iterdir()) == []
     output.mkdir()
-    (output / "mine.txt").write_text("mine")
+    for name in ("config.json", "mine.txt"):
+        (output / name).write_text("mine")
     assert "add --overwrite" in refusal(lambda: run(pruned_folder, prose, output=output))
     run(pruned_folder, prose, output=output, overwrite=True)
     assert not (output / "mine.txt").exists()

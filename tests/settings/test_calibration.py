@@ -80,7 +80,8 @@ def test_a_text_that_is_alone_is_its_name() -> None:
 
 def test_shares_are_positive_numbers() -> None:
     for share in ("-1", "0", "nan", "inf"):
-        assert refusal(["c4", f"self={share}"]).startswith("--calibration is ")
+        words = f"the share of self is {share}: give a number above 0"
+        assert refusal(["c4", f"self={share}"]) == refusal([f"self={share}"]) == words
     assert refusal({"c4": 1, "self": "much"}).startswith("--calibration is 'much'")
 
 

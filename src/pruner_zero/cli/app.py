@@ -1,5 +1,6 @@
 """The command line: all commands, and errors printed as one line with exit code 2."""
 
+import errno
 import os
 import sys
 from io import TextIOWrapper
@@ -71,6 +72,12 @@ def main() -> NoReturn:
         # which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:
+            raise
+        # What cannot be written now must not be written once more on exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end("error: the standard output has no space left", 2)
     except Exception as error:
         # Imported late: it brings torch, which a command line that is only read does not need.
         from pruner_zero.devices import is_out_of_memory

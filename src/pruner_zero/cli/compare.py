@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import typer
+
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.progress import progress
@@ -24,9 +26,10 @@ def compare(
     from pruner_zero.comparison import compare as run
 
     result = run(output=output, cache=cache, config=config, progress=progress(quiet), **settings)
+    code = 2 if all("error" in row for row in result.rows) else 0
     if as_json:
         print(json.dumps(result.to_json()))
-        return
+        raise typer.Exit(code)
     # Zeros leave a model as large as it was.
     smaller = len({row.get("parameters") for row in result.rows if "error" not in row}) > 1
     header = ("method", "mode", "perplexity", "pruned" if smaller else "zeros")
@@ -37,6 +40,7 @@ def compare(
         for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", [])):
             print(f"{row['method']}: {remark}")
     print(f"{result.caption()}; seconds and memory of pruning, without what all methods share")
+    raise typer.Exit(code)
 
 
 def _cells(row: dict[str, Any], sizes: Sequence[str]) -> tuple[str, ...]:

@@ -93,7 +93,7 @@ def _turn(language_model: LanguageModel, prompt: int, generated: int) -> tuple[f
     vocabulary = model.get_input_embeddings().weight.shape[0]
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(vocabulary, (1, prompt), generator=generator)
-    check_tokens(model, torch.zeros(1, prompt + generated, dtype=torch.long))
+    check_tokens(model, tokens, generated)
     tokens = tokens.to(language_model.device)
     arguments = cache_arguments(model, DynamicCache(config=model.config))
     if arguments is None:

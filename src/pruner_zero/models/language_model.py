@@ -70,8 +70,10 @@ class LanguageModel:
         return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
 
 
-def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
+def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> None:
     """Raise PrunerZeroError where windows `tokens` (n, seqlen) do not fit `model`.
+
+    generated: tokens that the model adds to each window.
 
     Every token needs a row of the embedding, and every position a row of the table of positions
     where a model has learned one (GPT-2, OPT); rotary models have no such limit.
@@ -90,8 +92,9 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor) -> None:
         learned = isinstance(table, torch.nn.Embedding) and table is not embedding
         if learned and name.endswith(("wpe", "positions", "position_embeddings")):
             positions = table.num_embeddings - getattr(table, "offset", 0)
-            if tokens.shape[-1] > positions:
+            length = tokens.shape[-1] + generated
+            if length > positions:
                 raise PrunerZeroError(
-                    f"windows of {tokens.shape[-1]} tokens are longer than the {positions} "
-                    f"positions that the model has learned: choose --seqlen {positions} or less"
+                    f"windows of {length} tokens are longer than the {positions} positions that "
+                    f"the model has learned: choose --seqlen {positions - generated} or less"
                 )

@@ -1,6 +1,7 @@
 """Reading a checkpoint with transformers; every error in one line that says what to change."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from io import StringIO
@@ -66,6 +67,7 @@ def read_model(
             **options,
         )
         _check_complete(report, name)
+        _check_blocks(model, report, name)
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     _forget_quantization(model)
     return LanguageModel(model.eval(), tokenizer, name)
@@ -115,6 +117,18 @@ def _check_complete(report: Mapping[str, Any], name: str) -> None:
         )
 
 
+def _check_blocks(model: PreTrainedModel, report: Mapping[str, Any], name: str) -> None:
+    """Raise PrunerZeroError where the files hold weights of blocks that the model does not have."""
+    for weight in sorted(report["unexpected_keys"]):
+        block = re.match(r"(.+?)\.\d+\.", weight)
+        blocks = dict(model.named_modules()).get(block[1]) if block else None
+        if isinstance(blocks, torch.nn.ModuleList):
+            raise PrunerZeroError(
+                f"{name} has {weight}, but its config.json describes {len(blocks)} blocks: "
+                "use the configuration that belongs to the weights"
+            )
+
+
 def _forget_quantization(model: PreTrainedModel) -> None:
     """Mark a dequantized model as an ordinary one, so that it is saved as one."""
     if hasattr(model.config, "quantization_config"):
@@ -150,4 +164,7 @@ def readable(name: str, *, local: bool) -> Iterator[None]:
                 f"{name} is no local folder and the Hugging Face hub did not provide it: "
                 f"give a folder, a .gguf file or builtin:smollm2-135m ({one_line(error, 160)})"
             ) from error
-        raise PrunerZeroError(f"{name} cannot be loaded: {one_line(error, 300)}") from error
+        reason = one_line(error, 300)
+        if isinstance(error, KeyError):
+            reason = f"transformers misses or does not know {reason} in one of its .json files"
+        raise PrunerZeroError(f"{name} cannot be loaded: {reason}") from error

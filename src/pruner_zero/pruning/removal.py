@@ -102,7 +102,8 @@ def units_left(
         return first(n for n in reversed(counts) if size(n) <= most)
     wanted = count * (1 - asked.sparsity)
     kept = first(sorted(counts, key=lambda n: abs(n - wanted)))
-    if abs(kept - wanted) > step / 2:
+    # Keeping all is no answer, but may be nearer.
+    if abs(kept - wanted) > min(step / 2, count - wanted):
         raise PrunerZeroError(
             f"--sparsity {asked.sparsity:g} of the {count} {words} of a block leaves {wanted:g}, "
             f"which cannot be: choose --sparsity {1 - kept / count:.4g}, which leaves {kept}"

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from pruner_zero.devices import naming_out_of_memory, torch_threads
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
@@ -89,7 +90,13 @@ def recover(
     texts, validation = split_texts(mixture, pruned.tokenizer, dense, checked, progress)
     windows = mix_windows(texts)
     for part in (windows, validation):
-        check_tokens(pruned.model, part.tokens)
+        for language_model in filter(None, (pruned, dense)):
+            check_tokens(language_model.model, part.tokens)
+    if checked.batch > len(windows):
+        raise PrunerZeroError(
+            f"--batch is {checked.batch}: the text has {len(windows)} windows to train on, choose "
+            "no more, or a longer text"
+        )
     origin = {
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,

@@ -1,5 +1,6 @@
 """The base of all settings, and how they are read: from YAML and from keywords."""
 
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ class Settings(BaseModel):
     the fields that a class declares are listed.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     panel: ClassVar[str] = "Options"
 
     def by_option(self, exclude: set[str]) -> dict[str, Any]:
@@ -92,6 +93,8 @@ def names_of(texts: object) -> str | dict[str, float] | None:
 
 
 STRINGS = "(strings)"
+# Options that are no settings.
+_OPTIONS = frozenset({"cache", "config", "json", "mask", "output", "overwrite", "quiet", "resume"})
 
 # YAML aliases let a few lines stand for more text than fits in memory.
 _shorten = reprlib.Repr()
@@ -108,6 +111,11 @@ def read_settings(kind: type[S], given: Mapping[str, Any], file: str | Path | No
     the option and what it accepts.
     """
     values = {**(_read_yaml(Path(file)) if file else {})}
+    for key, value in values.items():
+        field = kind.model_fields.get(key)
+        # Pydantic would read it as 1 or 0.
+        if isinstance(value, bool) and field is not None and field.annotation is not bool:
+            raise PrunerZeroError(f"{key} is {str(value).lower()} in {file}: it is no switch")
     values.update({key: value for key, value in given.items() if value is not None})
     try:
         return kind(**values)
@@ -115,9 +123,24 @@ def read_settings(kind: type[S], given: Mapping[str, Any], file: str | Path | No
         raise PrunerZeroError(_first_line(error, kind)) from error
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which 2:4 is text, not a number in base 60, and no key stands twice."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is yaml.ScalarNode and re.fullmatch(r"\d+:\d+", value):
+            return "tag:yaml.org,2002:str"
+        return super().resolve(kind, value, implicit)  # type: ignore[no-untyped-call]
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        if twice := sorted({str(key) for key in keys if keys.count(key) > 1}):
+            raise yaml.YAMLError(f"{twice[0]} stands twice")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(file.read_text())
+        values = yaml.load(file.read_text(), _Loader)
     except OSError as error:
         raise PrunerZeroError(f"{file} cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -131,6 +154,8 @@ def _first_line(error: ValidationError, kind: type[Settings]) -> str:
     # An unknown name first: a missing setting may be the one that was misspelt.
     first = min(error.errors(), key=lambda error: error["type"] != "extra_forbidden")
     key = str(first["loc"][0]) if first["loc"] else ""
+    if first["type"] == "extra_forbidden" and key in _OPTIONS:
+        return f"'{key}' is an option of the command line alone: leave it out of the --config file"
     if first["type"] == "extra_forbidden":
         return f"no setting '{key}': {did_you_mean(key.replace('-', '_'), kind.model_fields)}"
     if first["type"] == "missing":

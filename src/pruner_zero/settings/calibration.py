@@ -1,5 +1,6 @@
 """Settings of the verbs that prune: the weights to prune, and the calibration text."""
 
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -52,7 +53,10 @@ def _split(word: str) -> tuple[str, float]:
     text, _, share = word.rpartition("=")
     if text and not os.path.exists(word):
         with suppress(ValueError):
-            return text, float(share)
+            number = float(share)
+            if not 0 < number < math.inf:
+                raise PrunerZeroError(f"the share of {text} is {share}: give a number above 0")
+            return text, number
     return word, 1.0
 
 

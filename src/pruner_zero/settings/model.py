@@ -44,7 +44,7 @@ class ModelSettings(Settings):
         None, description="Implementation of attention, such as eager, sdpa or flash_attention_2."
     )
     threads: Annotated[int | None, Cli(default="as many as torch chooses")] = Field(
-        None, ge=1, description="CPU threads that torch computes with."
+        None, ge=1, le=1024, description="CPU threads that torch computes with."
     )
 
     @property
