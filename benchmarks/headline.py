@@ -22,11 +22,15 @@ CLASSIC, OURS = "#9aa5b1", "#0b5cad"
 ROWS = {
     "wanda": ("Wanda", False),
     "sparsegpt": ("SparseGPT", False),
-    "EVOLVED": ("evolved metric", True),
+    "EVOLVED": ("evolved mask", True),
     "wanda+refine": ("Wanda + swaps", True),
     "EVOLVED+refine": ("evolved + swaps", True),
     "wanda+refine+asymmetric+exact": ("Wanda + swaps + LS", True),
     "EVOLVED+refine+asymmetric+exact": ("evolved + swaps + LS", True),
+    "W * (O * X)^0.75@global+refine+asymmetric+exact+distill=40": (
+        "evolved + swaps + LS + 40 steps",
+        True,
+    ),
 }
 
 
