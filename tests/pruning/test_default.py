@@ -209,7 +209,7 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
         raise PrunerZeroError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("pruner_zero.pruning.prune"), "distill", full)
+        patch.setattr(import_module("pruner_zero.pruning.run_method"), "distill", full)
         assert "no memory" in refusal(
             lambda: prune(language_model(), output=tmp_path / "o", **options)
         )

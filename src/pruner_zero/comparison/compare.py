@@ -3,8 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from copy import deepcopy
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,18 +35,17 @@ from pruner_zero.pruning import (
     MatrixRecord,
     Method,
     Order,
+    Pruned,
     Removal,
     calibration_texts,
     calibration_windows,
     check_plan,
-    choose_units,
     chosen_by,
     parse_method,
-    prune_model,
+    run_method,
     split_methods,
     total_sparsity,
 )
-from pruner_zero.recovery import distill
 from pruner_zero.settings import (
     CompareSettings,
     default_beside,
@@ -267,16 +265,13 @@ class _Table:
         bound = method.asymmetric or method.at_once
         return method.mode("auto" if bound else self.settings.mode)
 
-    def prune(self, method: Method) -> tuple[Method, list[MatrixRecord]]:
-        """Prune by one method; return the method as fitted to the model, and the records."""
-        model, settings, progress = self.language_model, self.settings, self.progress
+    def prune(self, method: Method, undo: ExitStack) -> Pruned:
+        """Prune by one method; units that it removes come back when `undo` is closed."""
+        model, settings = self.language_model, self.settings
         include: Sequence[str] = settings.include
         if isinstance(method.pattern, Removal):
             include = method.pattern.include
-        # A copy, because pruning changes the weights in place.
-        teacher = replace(model, model=deepcopy(model.model)) if method.distill else None
-        method = choose_units(model, self.windows, method, self.store, progress=progress)
-        records = prune_model(
+        return run_method(
             model,
             self.windows,
             method,
@@ -284,18 +279,10 @@ class _Table:
             mode=self.mode(method),
             matrices=find_matrices(model.model, include, settings.exclude),
             damping=settings.damping,
-            progress=progress,
+            seed=settings.seed,
+            undo=undo,
+            progress=self.progress,
         )
-        if teacher is not None:
-            distill(
-                model,
-                teacher,
-                self.windows,
-                method.distill,
-                seed=settings.seed,
-                progress=progress,
-            )
-        return method, records
 
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
@@ -312,14 +299,14 @@ class _Table:
             row |= {**method.to_json(), "mode": self.mode(method)}
         records: Sequence[MatrixRecord] = ()
         try:
-            with measured() as cost:
-                if method:
-                    method, records = self.prune(method)
-            row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
-            pattern = method.pattern if method else None
-            removal = pattern if isinstance(pattern, Removal) else None
-            row["parameters"], row["bytes"] = (removal.size if removal else size_of)(model.model)
-            with removal.shrunk(model.model) if removal else nullcontext():
+            with ExitStack() as undo:
+                size = size_of(model.model)
+                with measured() as cost:
+                    if method:
+                        pruned = self.prune(method, undo)
+                        records, size = pruned.records, pruned.size
+                row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
+                row["parameters"], row["bytes"] = size
                 loss = perplexity(model, self.test, progress, settings.batch_size)
         except PrunerZeroError as error:
             row["error"] = str(error)

@@ -1,7 +1,6 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
@@ -19,6 +18,7 @@ from pruner_zero.models import (
     load_offloaded,
     save_model,
     save_offloaded,
+    size_of,
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
@@ -30,14 +30,12 @@ from pruner_zero.pruning.parse_method import (
     parse_method,
     with_distillation,
 )
-from pruner_zero.pruning.pipeline import check_plan, prune_model
+from pruner_zero.pruning.pipeline import check_plan
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
+from pruner_zero.pruning.run_method import run_method
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.structured import Structured
-from pruner_zero.pruning.units import choose_units
-from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
-from pruner_zero.recovery import Point, distill
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
@@ -160,7 +158,7 @@ def prune(
             progress.note(f"{fitted} go: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
     matrices = check_plan(language_model, method, include, checked.exclude)
-    before = language_model.model.num_parameters()
+    before = size_of(language_model.model)[0]
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
@@ -168,47 +166,20 @@ def prune(
             inputs = max(matrix.weight.shape[1] for matrix in matrices)
             slow = language_model.device.type == "cpu" and inputs >= _MANY_INPUTS
             progress.note(_describe_default(method, checked, inputs if slow else None))
-        # A copy, because pruning changes the weights in place.
-        teacher = None
-        if method.distill:
-            teacher = replace(language_model, model=deepcopy(language_model.model))
         with measured() as cost:
-            fold = checked.update != "none"
-            chosen = choose_units(
-                language_model, windows, method, store, fold=fold, progress=progress
-            )
-            records = prune_model(
+            pruned = run_method(
                 language_model,
                 windows,
-                chosen,
+                method,
                 store,
                 mode=order,
                 matrices=matrices,
                 damping=checked.damping,
+                fold=checked.update != "none",
+                seed=checked.seed,
                 checkpoint=checkpoint,
                 progress=progress,
             )
-            after, pattern = before, chosen.pattern
-            if isinstance(pattern, Removal):
-                after = pattern.size(language_model.model)[0]
-                # For a model on disk, the files are cut after all blocks are finished.
-                if not isinstance(language_model, OffloadedModel):
-                    pattern.shrink(language_model.model)
-            curve: Sequence[Point] = ()
-            if teacher is not None:
-                training = None
-                if checkpoint is not None:
-                    place = checkpoint.folder / f"training-{method.distill}"
-                    training = TrainingCheckpoint(place, {})
-                curve = distill(
-                    language_model,
-                    teacher,
-                    windows,
-                    method.distill,
-                    seed=checked.seed,
-                    checkpoint=training,
-                    progress=progress,
-                )
         calibrated = windows.describe() if len(windows) else {}
         origin = {
             **provenance(),
@@ -218,14 +189,14 @@ def prune(
         return PruneResult(
             language_model,
             checked,
-            replace(method, pattern=pattern),
+            replace(method, pattern=pruned.method.pattern),
             order,
-            records,
-            (before, after),
+            pruned.records,
+            (before, pruned.size[0]),
             calibrated,
             origin,
             cost,
-            curve,
+            pruned.curve,
             folder,
         )
 
