@@ -134,7 +134,8 @@ class Structured(Removal):
 def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:
     """The squares of scores (out, in) with the sign of the score, fp64, in blocks of rows.
 
-    They are on the CPU where the device of the scores has no float64. Raises PrunerZeroError, naming the matrix `name`, for scores that are not finite.
+    They are on the CPU where the device of the scores has no float64. Raises PrunerZeroError,
+    naming the matrix `name`, for scores that are not finite.
     """
     compared = where_float64_is(comparable(scores, name))
     parts = (part.double() for part in compared.split(_ROWS))

@@ -95,7 +95,7 @@ def read_masks(matrices: Sequence[Matrix], name: str) -> dict[str, Tensor]:
 
 
 def check_pruned(pruned: LanguageModel, dense: LanguageModel | None) -> None:
-    """Raise PrunerZeroError where a model has hardly any zeros and no fewer parameters than `dense`."""
+    """Raise PrunerZeroError for hardly any zeros and no fewer parameters than `dense` has."""
     zeros = sparsity(find_matrices(pruned.model))
     if zeros >= LEAST_SPARSITY:
         return
