@@ -139,9 +139,12 @@ def _forward(
 
     calls = language_model.block_calls(windows, DISCARDED if first else place(0))
     hidden = WindowFile.open(path(first)) if first else calls.hidden
+    of_blocks = calls.arguments
+    # Holds the inputs of the first block, which would stay in memory to the end.
+    del calls
     for index in progress.track(range(first, depth), "activations", depth - first):
         of_block = [matrix for matrix in matrices if matrix.block == index]
-        arguments, outputs = calls.arguments[index], place(index + 1)
+        arguments, outputs = of_blocks[index], place(index + 1)
         with language_model.block(index) as block:
             results, _ = collect_inputs(
                 block, of_block, hidden, arguments, statistics, outputs=outputs
