@@ -63,11 +63,11 @@ class Journal:
         files: the files that the next steps read, already written: SHA-256 by name under the
         folder. unneeded: names of earlier files, which are deleted now.
         """
-        gone = list(unneeded)
-        line = with_checksum({**values, "files": dict(files), "unneeded": gone})
+        deleted = list(unneeded)
+        line = with_checksum({**values, "files": dict(files), "unneeded": deleted})
         append_line(self.folder / JOURNAL, line)
         self.lines.append(line)
-        for name in gone:
+        for name in deleted:
             (self.folder / name).unlink(missing_ok=True)
 
     def discard(self) -> None:

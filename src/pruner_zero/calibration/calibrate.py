@@ -33,14 +33,16 @@ def open_store(
     *,
     gradient_seqlen: int | None = None,
     folder: str | Path | None = None,
+    fingerprint: str | None = None,
 ) -> StatisticsStore:
     """The store for this model, these windows and settings, under `folder` (default: the cache).
 
     Its key is made of all weights and the configuration of the model, all tokens,
-    `gradient_seqlen` (see `gradient_windows`) and the version of torch.
+    `gradient_seqlen` (see `gradient_windows`) and the version of torch. fingerprint: that of the
+    dense model, which takes long to compute, where it is known.
     """
     settings = {
-        "model": language_model.fingerprint(),
+        "model": fingerprint or language_model.fingerprint(),
         "windows": windows.sha256,
         "shape": list(windows.tokens.shape),
         "torch": torch.__version__,

@@ -144,7 +144,10 @@ def compare(
     texts = calibration_texts(calibration, pruning, progress, needed=needed)
     test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
-        raise PrunerZeroError("--text self has no end: give --windows-eval, such as 24")
+        raise PrunerZeroError(
+            "the model can write any number of windows for --text self: give --windows-eval, such "
+            "as 24"
+        )
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
@@ -152,11 +155,19 @@ def compare(
         name: method and _plan(method, language_model, checked) for name, method in chosen.items()
     }
     with torch_threads(checked.threads):
-        windows = calibration_windows(texts, language_model, checked, cache, progress)
+        fingerprint = language_model.fingerprint()
+        windows = calibration_windows(texts, language_model, checked, cache, fingerprint, progress)
         written = texts.count_self(checked.windows) if texts else 0
-        test = _test_windows(test_text, language_model, checked, written, cache, progress)
-        pieces = checked.gradient_seqlen
-        store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
+        test = _test_windows(
+            test_text, language_model, checked, written, cache, fingerprint, progress
+        )
+        store = open_store(
+            language_model,
+            windows,
+            gradient_seqlen=checked.gradient_seqlen,
+            folder=cache,
+            fingerprint=fingerprint,
+        )
         table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)
 
@@ -193,12 +204,13 @@ def _test_windows(
     settings: CompareSettings,
     written: int,
     cache: str | Path | None,
+    fingerprint: str,
     progress: Progress,
 ) -> Windows:
     """The windows that perplexity is measured on; of the model's own text, from `written` on."""
     seqlen, windows = settings.seqlen_eval or settings.seqlen, settings.windows_eval
     if isinstance(text, Corpus):
-        return consecutive_windows(text, language_model.tokenizer, seqlen, windows)
+        return consecutive_windows(text, language_model.tokenizer, seqlen, windows, "-eval")
     assert windows is not None
     return self_windows(
         language_model,
@@ -207,6 +219,7 @@ def _test_windows(
         settings.seed,
         first=written,
         folder=cache,
+        fingerprint=fingerprint,
         progress=progress,
     )
 

@@ -10,10 +10,10 @@ from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.pruned import Pruned, run_method
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.run_method import Pruned, run_method
 from pruner_zero.pruning.scoring import reached_score
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.statistics import Statistics

@@ -31,9 +31,9 @@ from pruner_zero.pruning.parse_method import (
     with_distillation,
 )
 from pruner_zero.pruning.pipeline import check_plan
+from pruner_zero.pruning.pruned import run_method
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.run_method import run_method
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.structured import Structured
 from pruner_zero.result_folder import build_folder, check_output
@@ -45,14 +45,14 @@ from pruner_zero.text import Source
 _NAMED = {"model", "windows", "torch"}
 # The note that is shown where no metric is named; benchmarks/proof.md has the figures.
 _CHOSEN = (
-    "no metric is named, so that the best is taken that is measured for some minutes: {method}. "
-    "Less: --metric wanda{more}"
+    "No --metric: using {method}, the best method measured so far. A faster one: --metric wanda"
+    "{more}"
 )
 # More steps on the same windows gain little (benchmarks/why.md), training on the text that the
 # model is for gains much (benchmarks/recovery.md).
 _MORE = (
-    "; more: pruner-zero recover, with the dense model as --teacher and much text of the kind that "
-    "the model is for"
+    "; a better model: pruner-zero recover afterwards, with the dense model as --teacher and much "
+    "text of the kind that the model is for"
 )
 # Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
 # number (benchmarks/narrow.md).
@@ -89,9 +89,9 @@ def prune(
     `Pattern`; config: a YAML file of them, over which arguments win. cache: the folder that keeps
     statistics, and what the model writes, for the next run, the user's where None.
 
-    offload=True leaves the model on disk and reads it block by block, which keeps
-    its memory small; the result is the same. It needs an `output`, and a model that is not an
-    object.
+    offload=True leaves the model on disk and reads it block by block, which keeps its memory small;
+    the result is the same, but for the distillation of the default method, which is left out. It
+    needs an `output`, and a model that is not an object.
 
     The result is built up in `OUTPUT.partial` and moved to `output` when it is complete; the same
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
@@ -218,9 +218,15 @@ def prune(
         result.write(staged)
 
     with torch_threads(checked.threads):
-        windows = calibration_windows(texts, language_model, checked, cache, progress)
-        pieces = checked.gradient_seqlen
-        store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
+        fingerprint = language_model.fingerprint()
+        windows = calibration_windows(texts, language_model, checked, cache, fingerprint, progress)
+        store = open_store(
+            language_model,
+            windows,
+            gradient_seqlen=checked.gradient_seqlen,
+            folder=cache,
+            fingerprint=fingerprint,
+        )
         identity = _identity(checked, method, store)
         return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
 

@@ -86,14 +86,16 @@ def recover(
     masks = read_masks(matrices, checked.model)
     dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned, checked.device)
     check_pruned(pruned, dense)
-    texts, validation = split_texts(mixture, pruned.tokenizer, dense, checked, progress)
-    windows = mix_windows(texts)
-    for part in (windows, validation):
-        check_tokens(pruned.model, part.tokens)
     origin = {
         "model_sha256": pruned.fingerprint(),
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
+    texts, validation = split_texts(
+        mixture, pruned.tokenizer, dense, checked, origin["teacher_sha256"], progress
+    )
+    windows = mix_windows(texts)
+    for part in (windows, validation):
+        check_tokens(pruned.model, part.tokens)
 
     def run(checkpoint: Checkpoint | None) -> RecoverResult:
         before = sparsity(matrices)
