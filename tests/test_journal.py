@@ -73,3 +73,12 @@ def test_another_run_is_refused_once_it_has_a_step(tmp_path: Path) -> None:
     assert "other settings" in refusal(lambda: Journal(tmp_path, "run"))
     journal.discard()
     assert Journal(tmp_path, "run").lines == []
+
+
+def test_half_written_files_of_a_killed_process_are_deleted(tmp_path: Path) -> None:
+    folder = tmp_path / "blocks"
+    Journal(folder, "run").append({}, file(folder, "a"))
+    for name in ("weights-0001.safetensors.71.partial", "notes.partial"):
+        (folder / name).write_text("half")
+    Journal(folder, "run")
+    assert {path.name for path in folder.iterdir()} == {JOURNAL, "a", "notes.partial"}

@@ -1,4 +1,4 @@
-"""The devices of this machine and their memory. No other module queries them."""
+"""The devices of this machine and their free memory; only `provenance` queries them too."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

@@ -110,8 +110,9 @@ def sha256(path: Path) -> str:
 def locked(folder: Path) -> Iterator[None]:
     """Lock `folder`, created if missing, for this process alone.
 
-    Files that a killed process left half written are deleted. The folder may be deleted while it
-    is locked. Raises PrunerZeroError where another process has the lock.
+    Files that a killed process left half written in it are deleted; those in a folder inside it
+    that has a `Journal` are deleted when that is opened. The folder may be deleted while it is
+    locked. Raises PrunerZeroError where another process has the lock.
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -127,10 +128,15 @@ def locked(folder: Path) -> Iterator[None]:
             raise PrunerZeroError(
                 f"another process is working in {folder}: wait for it or choose another folder"
             )
-        for left in folder.glob("*.partial"):
-            if _HALF_WRITTEN.fullmatch(left.name) and left.is_file():
-                left.unlink(missing_ok=True)
+        delete_half_written(folder)
         yield
+
+
+def delete_half_written(folder: Path) -> None:
+    """Delete the files in `folder` that a killed process left half written."""
+    for path in folder.glob("*.partial"):
+        if _HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def with_checksum(line: Mapping[str, Any]) -> dict[str, Any]:

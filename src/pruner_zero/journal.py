@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import append_line, is_intact, read_lines, sha256, with_checksum, writing
+from pruner_zero.files import (
+    append_line,
+    delete_half_written,
+    is_intact,
+    read_lines,
+    sha256,
+    with_checksum,
+    writing,
+)
 
 JOURNAL = "journal.jsonl"
 
@@ -18,7 +26,8 @@ class Journal:
     """Finished steps under `folder`: one line for each, and the files that later steps read.
 
     A step is finished once its line is on disk. The files that the line names are written before
-    it, and the line has their checksums. `run` identifies the settings. Raises PrunerZeroError for
+    it, and the line has their checksums. Files that a killed process left half written are deleted.
+    `run` identifies the settings. Raises PrunerZeroError for
     a folder that belongs to other settings, naming what changed, and for a damaged one.
     """
 
@@ -26,6 +35,7 @@ class Journal:
         self.folder = folder
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            delete_half_written(folder)
         try:
             lines = read_lines(folder / JOURNAL)
         except PrunerZeroError as error:
@@ -53,11 +63,11 @@ class Journal:
         files: the files that the next steps read, already written: SHA-256 by name under the
         folder. unneeded: names of earlier files, which are deleted now.
         """
-        gone = list(unneeded)
-        line = with_checksum({**values, "files": dict(files), "unneeded": gone})
+        deleted = list(unneeded)
+        line = with_checksum({**values, "files": dict(files), "unneeded": deleted})
         append_line(self.folder / JOURNAL, line)
         self.lines.append(line)
-        for name in gone:
+        for name in deleted:
             (self.folder / name).unlink(missing_ok=True)
 
     def discard(self) -> None:

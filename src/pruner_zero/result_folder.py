@@ -115,7 +115,7 @@ def build_folder(
         return run(None)
     partial = _partial(output)
     with locked(partial):
-        checkpoint = _take_up(kind, partial / kind.name, identity, overwrite)
+        checkpoint = take_up(kind, partial / kind.name, identity, overwrite)
         started = checkpoint.finished
         if started:
             progress.note(f"going on after {kind.step} {started} in {partial}")
@@ -153,7 +153,7 @@ def _discard(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _take_up(kind: type[C], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> C:
+def take_up(kind: type[C], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> C:
     """Open the unfinished run of this `identity` under `folder`, or begin it.
 
     A run of another identity is deleted if `overwrite` is true.

@@ -67,3 +67,12 @@ def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:
     )
     (tmp_path / "file").write_text("")
     assert "is not a folder" in cli(*arguments, "-o", tmp_path / "file" / "out.json").error
+
+
+def test_tasks_and_speed_in_one_run_keep_the_provenance_of_both(
+    cli: Cli, arguments: list[object]
+) -> None:
+    tasks = json.loads(cli(*arguments, "--json").out)
+    both = json.loads(cli(*arguments, "--speed", "--seqlen", 8, "--json").out)
+    assert "lm_eval" in tasks["provenance"]
+    assert both["provenance"] == tasks["provenance"]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune
+from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune, recover
 from pruner_zero.comparison import CLASSICS
 from pruner_zero.files import sha256
 from pruner_zero.models import LanguageModel
@@ -105,7 +105,7 @@ def test_without_any_text_methods_are_measured_on_the_next_text_of_the_model(
 
 
 def test_the_model_writes_without_end(mine: LanguageModel) -> None:
-    with pytest.raises(PrunerZeroError, match="--text self has no end: give --windows-eval"):
+    with pytest.raises(PrunerZeroError, match="for --text self: give --windows-eval"):
         compare(mine, "dense", sparsity=0.5, text="self")
 
 
@@ -387,3 +387,41 @@ def test_a_failed_allocation_ends_the_table_and_is_no_row(
     with pytest.raises(PrunerZeroError, match=r"^out of memory: choose fewer --windows or"):
         compare(mine, "dense,wanda", sparsity=0.5, **texts, **SIZES)
     handle.remove()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "line"),
+    [
+        ({"windows_eval": 10**6}, "or a smaller --windows-eval or --seqlen-eval"),
+        ({"seqlen_eval": 10**6}, "choose a longer text or a smaller --seqlen-eval"),
+    ],
+)
+def test_a_text_too_short_to_measure_on_names_the_options_of_its_windows(
+    sizes: dict[str, Any], line: str, mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    with pytest.raises(PrunerZeroError, match=line):
+        compare(mine, "dense", sparsity=0.5, **texts, **{**SIZES, **sizes})
+
+
+def test_the_weights_of_a_model_are_hashed_once(
+    mine: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[LanguageModel] = []
+    fingerprint = LanguageModel.fingerprint
+
+    def noted(model: LanguageModel) -> str:
+        hashed.append(model)
+        return fingerprint(model)
+
+    monkeypatch.setattr(LanguageModel, "fingerprint", noted)
+    sizes: dict[str, Any] = {"windows": 2, "seqlen": 16}
+    folders = [tmp_path / name for name in ("compare", "prune", "pruned")]
+    compare(mine, "wanda", text="self", sparsity=0.5, cache=folders[0], windows_eval=2, **sizes)
+    assert hashed == [mine]
+    dense = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "dense")
+    hashed.clear()
+    prune(mine, "wanda", sparsity=0.5, cache=folders[1], **sizes)
+    assert hashed == [mine]
+    hashed.clear()
+    recover(mine, teacher=dense, steps=1, validation_windows=1, windows=11, seqlen=16)
+    assert hashed == [mine, dense]

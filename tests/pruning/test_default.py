@@ -104,7 +104,7 @@ def test_a_note_describes_the_default_method(
     prune(
         language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **options}
     )
-    (note,) = [note for note in progress.notes if "no metric is named" in note]
+    (note,) = [note for note in progress.notes if "No --metric" in note]
     assert words in note
     assert "40 steps of distillation" in note
     assert "hours" not in note
@@ -125,7 +125,7 @@ def test_a_note_warns_of_matrices_that_take_hours(
     prune(
         language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **options}
     )
-    (note,) = [note for note in progress.notes if "no metric is named" in note]
+    (note,) = [note for note in progress.notes if "No --metric" in note]
     widest = max(matrix.weight.shape[1] for matrix in find_matrices(language_model().model))
     assert f"hours for matrices of {widest} inputs: {instead}" in note
 
@@ -209,7 +209,7 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
         raise PrunerZeroError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("pruner_zero.pruning.prune"), "distill", full)
+        patch.setattr(import_module("pruner_zero.pruning.pruned"), "distill", full)
         assert "no memory" in refusal(
             lambda: prune(language_model(), output=tmp_path / "o", **options)
         )

@@ -1,17 +1,25 @@
 """Only what a metric needs is computed, once, and nothing before the plan is known to fit."""
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.calibration import calibrate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import find_blocks
+from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, find_matrices
+from pruner_zero.progress import Progress
 from pruner_zero.pruning import Mode, parse_method, prune_model
+from pruner_zero.pruning.depth import block_influence
+from pruner_zero.pruning.folding import fold_blocks
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
+
+T = TypeVar("T")
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -100,3 +108,55 @@ def test_a_width_that_m_does_not_divide_is_refused_before_any_work(
         prune_model(ours, windows, parse_method("gblm", pattern="2:5"), new_store(ours))
     assert counts == {"forward": 0, "backward": 0, "blocks": 0}
     assert all(torch.equal(ours.model.state_dict()[name], tensor) for name, tensor in dense.items())
+
+
+@pytest.mark.parametrize(
+    ("include", "runs"), [((), 4 + 3), (("*.0.*",), 1), (("*.1.*",), 2)], ids=str
+)
+def test_no_block_is_run_whose_outputs_no_matrix_needs(
+    include: tuple[str, ...], runs: int, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, method = language_model("llama", blocks=4), parse_method("wanda", sparsity=0.5)
+    matrices = find_matrices(ours.model, include)
+    with counted(ours.model) as counts:
+        prune_model(ours, windows, method, new_store(ours), matrices=matrices)
+    # Recording the arguments of the blocks calls each of them once.
+    assert counts["blocks"] == (4 + runs) * len(windows)
+
+
+class FirstInputs(Progress):
+    """How many inputs of the first block are in memory when each block is begun, by label."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.inputs: list[weakref.ref[Tensor]] = []
+        self.counts: dict[str, list[int]] = {}
+        record = LanguageModel.block_calls
+
+        def noted(model: LanguageModel, tokens: Tensor, *rest: Any) -> BlockCalls:
+            calls = record(model, tokens, *rest)
+            self.inputs += [weakref.ref(tensor) for tensor in calls.hidden]
+            return calls
+
+        monkeypatch.setattr(LanguageModel, "block_calls", noted)
+
+    def track(self, items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+        for item in items:
+            alive = sum(tensor() is not None for tensor in self.inputs)
+            self.counts.setdefault(label, []).append(alive)
+            yield item
+
+
+@pytest.mark.parametrize("label", ["activations", "block influence", "folding"])
+def test_the_inputs_of_the_first_block_are_freed_after_it(
+    label: str, windows: Windows, new_store: OpenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, progress = language_model("llama", blocks=5), FirstInputs(monkeypatch)
+    match label:
+        case "activations":
+            calibrate(ours, windows, ["X"], new_store(ours), progress=progress)
+        case "block influence":
+            block_influence(ours, windows.tokens, progress)
+        case "folding":
+            fold_blocks(ours, windows.tokens, [3], progress)
+    first, *_, last = progress.counts[label]
+    assert (first, last) == (len(windows), 0)

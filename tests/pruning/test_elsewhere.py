@@ -1,11 +1,14 @@
 """`prune` of a model that is elsewhere: tensors follow it, and the same weights are pruned."""
 
+from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pruner_zero import prune
 from pruner_zero.devices import CPU
@@ -157,4 +160,34 @@ def test_a_model_on_disk_is_read_to_the_device_block_by_block(
         }
         for folder in (tmp_path / "there", tmp_path / "here")
     )
+    check_close(actual, expected)
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Refuses float64 on the pretended device, as Metal does."""
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, Elsewhere) and result.dtype == torch.float64:
+            raise TypeError(f"{func} makes a tensor of float64, which the device does not have")
+        return result
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+def test_units_are_chosen_on_a_device_without_float64(
+    structure: str, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = METHODS[structure]
+    expected = pruned(language_model("llama"), prose, tmp_path / "here", **method)
+    module = import_module("pruner_zero.pruning.structured")
+    monkeypatch.setattr(module, "where_float64_is", Tensor.cpu, raising=False)
+    model = language_model("llama")
+    with elsewhere():
+        model.model.to(HERE)
+        refusing: Any = WithoutFloat64
+        with refusing():
+            actual = pruned(model, prose, tmp_path / "elsewhere", **method)
+        assert {matrix.weight.device for matrix in find_matrices(model.model)} == {HERE}
     check_close(actual, expected)

@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pruner_zero.calibration import collect_inputs
+from pruner_zero.models import LanguageModel, find_blocks, find_matrices, run_block
 from pruner_zero.progress import Progress
 from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
 from pruner_zero.text import Windows
@@ -73,3 +75,38 @@ def test_an_unreached_expert_keeps_its_share_under_global_competition(
     assert silent
     assert {record.sparsity for record in silent} == {0.5}
     assert total_sparsity(records) == 0.5
+
+
+def reached_in(model: LanguageModel, windows: Windows, block: int) -> set[str]:
+    """The matrices of the experts of one block that a token of `model` reaches."""
+    calls, blocks = model.block_calls(windows.tokens), find_blocks(model.model)
+    hidden = list(calls.hidden)
+    for index in range(block):
+        rest = calls.arguments[index]
+        hidden = [run_block(blocks[index], x, r) for x, r in zip(hidden, rest, strict=True)]
+    experts = find_matrices(model.model, include=[f"*.{block}.*experts*"])
+    statistics, _ = collect_inputs(blocks[block], experts, hidden, calls.arguments[block])
+    return {name for name, values in statistics.items() if values["X"].any()}
+
+
+@pytest.mark.parametrize("method", ["wanda+asymmetric+exact", "wanda@global+asymmetric+exact"])
+@torch.no_grad()
+def test_an_expert_that_only_the_dense_model_reaches_keeps_its_dense_weights_under_its_mask(
+    method: str, few_tokens: Windows, new_store: OpenStore
+) -> None:
+    ours, dense, halfway = (language_model("mixtral", seed=5) for _ in range(3))
+    parsed = parse_method(method, sparsity=0.95)
+    records = prune_model(ours, few_tokens, parsed, new_store(ours))
+    # The second block is observed while the first block alone is pruned.
+    find_blocks(halfway.model)[0].load_state_dict(find_blocks(ours.model)[0].state_dict())
+    lost = reached_in(dense, few_tokens, 1) - reached_in(halfway, few_tokens, 1)
+    assert lost
+    weights = {place.name: place.weight for place in places(ours.model)}
+    before = {place.name: place.weight for place in places(dense.model)}
+    for record in records:
+        if record.name in lost:
+            weight = weights[record.name]
+            assert weight.any()
+            assert torch.equal(weight, before[record.name].masked_fill(weight == 0, 0))
+            assert record.note is not None
+            assert record.note.startswith("calibration left X and XᵀX zero: ")

@@ -216,6 +216,16 @@ def test_compare_measures_the_smaller_mixture_and_puts_the_dense_one_back(prose:
     assert measured["parameters"] == result.parameters[1]
 
 
+def test_compare_distills_the_smaller_mixture_as_prune_does(prose: str) -> None:
+    options: dict[str, Any] = {"windows": 3, "seqlen": 24, "text": [prose]}
+    options |= {"tokenizer": tiny_tokenizer(), "calibration": [prose]}
+    model = tiny_model("mixtral")
+    [row] = compare(model, "reap@experts=0.5+distill=4", **options).rows
+    pruned(model, prose, sparsity=0.5, distill=4)
+    [smaller] = compare(model, "dense", **options).rows
+    assert row["loss"] == pytest.approx(smaller["loss"], rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [

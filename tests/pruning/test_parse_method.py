@@ -176,6 +176,9 @@ def test_matrices_that_compete_cannot_be_pruned_one_after_the_other() -> None:
     assert method.mode("auto") == method.mode("one-shot") == "one-shot"
     with pytest.raises(PrunerZeroError, match="choose --mode one-shot or another --scope"):
         method.mode("sequential")
+    blocks = parse_method("block-influence@blocks=0.25")
+    with pytest.raises(PrunerZeroError, match=r"choose --mode one-shot$"):
+        blocks.mode("sequential")
     assert parse_method("wanda", sparsity=0.5).mode("auto") == "sequential"
     for follows in ("+refine", "+obs"):
         method = parse_method(f"wanda@global{follows}", sparsity=0.5)

@@ -54,8 +54,8 @@ def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
     assert hessian is not statistics["o"].hessian
     assert hessian.damping == 0.02
     # A quarter of the way to the dense model's outputs.
-    assert hessian.cross is not None
-    assert torch.equal(hessian.cross, 2 * gram)
+    assert hessian.target is not None
+    assert torch.equal(hessian.target, 2 * gram)
     alive = weakref.ref(hessian)
     del hessian, statistics["q"], shared
     assert alive() is not None

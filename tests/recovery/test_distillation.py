@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pruner_zero.models import LanguageModel
+from pruner_zero.models import LanguageModel, find_matrices
 from pruner_zero.recovery import Checkpoint, distill
 from pruner_zero.text import Windows
 from tests.recovery.conftest import pruned_model
@@ -78,3 +78,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 def test_one_window_is_not_enough() -> None:
     pruned, _ = pruned_model()
     assert "--windows" in refusal(lambda: distill(pruned, dense(), some_windows(1), 2))
+
+
+def test_a_loss_that_is_not_finite_names_the_options_of_prune() -> None:
+    pruned, _ = pruned_model()
+    find_matrices(pruned.model)[0].weight[0, 0] = 1e38
+    line = refusal(lambda: distill(pruned, dense(), some_windows(), 2))
+    assert "is not finite: leave out the distillation, by --distill 0" in line
+    assert "--learning-rate" not in line

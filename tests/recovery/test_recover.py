@@ -230,7 +230,7 @@ def test_a_smaller_model_learns_from_the_dense_one_of_other_widths(
     assert "mask" not in card.split("## Recovery")[1]
     assert json.loads((tmp_path / "out" / "pruning.json").read_text())["settings"]["structure"]
     line = refusal(lambda: run(folder, prose, mode=mode))
-    assert "where whole units went the dense model as --teacher" in line
+    assert "if prune removed whole units, give the dense model as --teacher" in line
 
 
 def test_each_refusal_is_one_line(

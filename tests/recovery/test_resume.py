@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pruner_zero.progress import Progress
-from pruner_zero.recovery import recover
+from pruner_zero.recovery import Checkpoint, recover
+from pruner_zero.recovery.train import State
 from pruner_zero.text import Corpus
 from tests.conftest import save_tiny
 from tests.processes import Forked
@@ -224,6 +226,30 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     assert "--overwrite" in line
     recover(pruned_folder, text=text, output=output, overwrite=True, **options)
     assert not (tmp_path / "out.partial").exists()
+
+
+def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
+    pruned_folder: Path, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output, text = tmp_path / "out", Corpus("prose", prose)
+    options = stopped_run(pruned_folder, prose, output)
+    # As if the steps before had taken an hour.
+    earlier = State.from_json
+
+    def slow(value: dict[str, Any]) -> State:
+        return replace(earlier(value), seconds=3600.0)
+
+    steps: list[int] = []
+    commit = Checkpoint.commit
+
+    def noted(self: Checkpoint, state: Any, *rest: Any) -> None:
+        steps.append(state["step"])
+        commit(self, state, *rest)
+
+    monkeypatch.setattr(State, "from_json", slow)
+    monkeypatch.setattr(Checkpoint, "commit", noted)
+    recover(pruned_folder, text=text, output=output, **{**options, "checkpoint_minutes": 30})
+    assert steps == [8]
 
 
 def test_a_run_that_goes_on_does_not_get_its_spent_minutes_back(

@@ -113,15 +113,15 @@ def test_everything_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [24, 24, 24]
 
 
-def test_without_a_cross_nothing_drifts() -> None:
+def test_without_a_target_nothing_drifts() -> None:
     weight, gram = layer(4, 24)
     hessian = Hessian(gram, gram + 1)
-    assert hessian.without_cross().cross is None
-    assert hessian.without_cross().drift(weight) is None
+    assert hessian.without_target().target is None
+    assert hessian.without_target().drift(weight) is None
     drift = hessian.drift(weight)
     assert drift is not None
     assert_close(drift, weight.sum(1, keepdim=True).expand(4, 24))
-    assert Hessian(gram).without_cross() is not None
+    assert Hessian(gram).without_target() is not None
 
 
 def test_the_gram_is_left_alone() -> None:
@@ -130,3 +130,15 @@ def test_the_gram_is_left_alone() -> None:
     hessian = Hessian(gram)
     _ = hessian.inverse_factor, hessian.diagonal, hessian.nystrom, hessian.damped()
     assert torch.equal(gram, copy)
+
+
+def test_the_diagonal_of_the_inverse_is_kept_without_the_factor() -> None:
+    hessian = Hessian(layer(4, 24)[1])
+    expected = torch.linalg.inv(hessian.damped().double()).diagonal()
+    torch.testing.assert_close(hessian.inverse_diagonal.double(), expected, rtol=1e-4, atol=0.0)
+    assert "inverse_factor" not in vars(hessian)
+    factor = hessian.inverse_factor
+    assert torch.equal(hessian.inverse_diagonal, factor.square().sum(0))
+    held = Hessian(layer(4, 24)[1])
+    _ = held.inverse_factor, held.inverse_diagonal
+    assert "inverse_factor" in vars(held)

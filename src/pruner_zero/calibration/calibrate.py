@@ -33,14 +33,16 @@ def open_store(
     *,
     gradient_seqlen: int | None = None,
     folder: str | Path | None = None,
+    fingerprint: str | None = None,
 ) -> StatisticsStore:
     """The store for this model, these windows and settings, under `folder` (default: the cache).
 
     Its key is made of all weights and the configuration of the model, all tokens,
-    `gradient_seqlen` (see `gradient_windows`) and the version of torch.
+    `gradient_seqlen` (see `gradient_windows`) and the version of torch. fingerprint: that of the
+    dense model, which takes long to compute, where it is known.
     """
     settings = {
-        "model": language_model.fingerprint(),
+        "model": fingerprint or language_model.fingerprint(),
         "windows": windows.sha256,
         "shape": list(windows.tokens.shape),
         "torch": torch.__version__,
@@ -139,9 +141,12 @@ def _forward(
 
     calls = language_model.block_calls(windows, DISCARDED if first else place(0))
     hidden = WindowFile.open(path(first)) if first else calls.hidden
+    of_blocks = calls.arguments
+    # Holds the inputs of the first block, which would stay in memory to the end.
+    del calls
     for index in progress.track(range(first, depth), "activations", depth - first):
         of_block = [matrix for matrix in matrices if matrix.block == index]
-        arguments, outputs = calls.arguments[index], place(index + 1)
+        arguments, outputs = of_blocks[index], place(index + 1)
         with language_model.block(index) as block:
             results, _ = collect_inputs(
                 block, of_block, hidden, arguments, statistics, outputs=outputs

@@ -15,8 +15,9 @@ from pruner_zero.models import Matrix
 class InputSums:
     """Sums over the windows seen so far, fp32.
 
-    statistics: what is collected, by kind. owner: for each matrix that a token reached, the name
-    of the matrix that holds its sums: matrices that are fed the very same tensor share them.
+    statistics: what is collected, by kind. owner: for each matrix that a token reached, of this
+    model or of the dense one, the name of the matrix that holds its sums: matrices that are fed the
+    very same tensor share them.
     sums: by kind and owner. crosses: (in, in), `X_denseᵀX` by owner. uncrossed: owners whose tokens
     differ from the dense model's, as an expert's do, which depend on its router.
     """
@@ -64,15 +65,13 @@ class InputSums:
     def result(self, matrices: Sequence[Matrix], windows: int) -> dict[str, MatrixStatistics]:
         """The statistics by matrix name over that many `windows`; the sums are used up.
 
-        A matrix that no token reached (an expert that was never chosen) has zeros.
+        A matrix that no token reached (an expert that was never chosen) has zeros, also where a
+        token of the dense model reached it.
         """
         by_owner: dict[str, MatrixStatistics] = {}
         results = {}
         for matrix in matrices:
-            owner = self.owner.get(matrix.name)
-            if owner is None:
-                results[matrix.name] = self._zeros(matrix)
-                continue
+            owner = self.owner.get(matrix.name, matrix.name)
             if owner not in by_owner:
                 by_owner[owner] = self._values(owner, matrix, windows)
             results[matrix.name] = by_owner[owner]
@@ -87,18 +86,14 @@ class InputSums:
             self.crosses[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
         self.crosses[name].addmm_(dense.T, tokens)
 
-    def _zeros(self, matrix: Matrix) -> MatrixStatistics:
-        width, device = matrix.weight.shape[1], matrix.weight.device
-        return {
-            kind: statistic.value(torch.zeros(statistic.shape(width), device=device), 1)
-            for kind, statistic in self.statistics.items()
-        }
-
     def _values(self, owner: str, matrix: Matrix, windows: int) -> MatrixStatistics:
-        values = {
-            kind: statistic.value(self.sums[kind].pop(owner), windows)
-            for kind, statistic in self.statistics.items()
-        }
+        width, device = matrix.weight.shape[1], matrix.weight.device
+        values = {}
+        for kind, statistic in self.statistics.items():
+            total = self.sums.get(kind, {}).pop(owner, None)
+            if total is None:
+                total = torch.zeros(statistic.shape(width), device=device)
+            values[kind] = statistic.value(total, windows)
         cross = self.crosses.pop(owner, None)
         if cross is not None and owner not in self.uncrossed and matrix.expert is None:
             values["cross"] = cross.mul_(2 / windows)

@@ -36,6 +36,7 @@ def self_windows(
     *,
     first: int = 0,
     folder: str | Path | None = None,
+    fingerprint: str | None = None,
     progress: Progress = SILENT,
 ) -> Windows:
     """`windows` windows of `seqlen` tokens that `language_model` writes, from number `first` on.
@@ -43,14 +44,15 @@ def self_windows(
     With the same seed, fewer windows are the first of more. They are written in batches of
     about 24576 tokens, each with a generator of its own; finished batches are kept under
     `folder` (default: the cache), so that an interrupted call continues after the last batch. An
-    offloaded model cannot write, and uses the text that the same model wrote in memory. Raises
+    offloaded model cannot write, and uses the text that the same model wrote in memory.
+    fingerprint: that of the model, which takes long to compute, where it is known. Raises
     PrunerZeroError where that text is missing, where another process writes the same text, and as
     `start_token`, `check_tokens` and `sample_windows` do.
     """
     start, ends = start_token(language_model), end_tokens(language_model)
     check_tokens(language_model.model, torch.full((1, seqlen), start))
     settings = {
-        "model": language_model.fingerprint(),
+        "model": fingerprint or language_model.fingerprint(),
         "seqlen": seqlen,
         "seed": seed,
         "start": start,

@@ -19,13 +19,15 @@ def take_windows(
     first_written: int = 0,
     after: int = 0,
     folder: str | Path | None = None,
+    fingerprint: str | None = None,
     progress: Progress = SILENT,
 ) -> Windows:
     """`windows` windows of `seqlen` tokens, divided among the texts of `mixture` by its shares.
 
     Windows of a corpus are at random places; windows that the model writes are taken from number
     `first_written` on and kept under `folder` (default: the cache). after: skip this many windows
-    of the same mixture. The same seed is used for each text. Raises PrunerZeroError as
+    of the same mixture. The same seed is used for each text. fingerprint: as `self_windows` takes
+    it. Raises PrunerZeroError as
     `Mixture.divide`, `random_windows` and `self_windows` do.
     """
     sources = []
@@ -40,6 +42,7 @@ def take_windows(
                 seed,
                 first=first_written + skipped,
                 folder=folder,
+                fingerprint=fingerprint,
                 progress=progress,
             )
         else:

@@ -1,6 +1,7 @@
 """`pruner-zero evaluate`: the perplexity of a model, its scores in tasks, its speed."""
 
 import json
+from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 from pruner_zero.cli import options
@@ -33,12 +34,10 @@ def evaluate(
         check_file(output)
     results = measure(checked, checked.model, checked.text, progress=progress(quiet))
     perplexity, scores, speed = results
-    values = {
-        key: value
-        for result in results
-        if result is not None
-        for key, value in result.to_json().items()
-    }
+    parts = [result.to_json() for result in results if result is not None]
+    values = {key: value for part in parts for key, value in part.items()}
+    if origin := dict(ChainMap(*(part.get("provenance", {}) for part in parts))):
+        values["provenance"] = origin
     if output is not None:
         write_atomic(output, json.dumps(values, indent=2) + "\n")
     if as_json:

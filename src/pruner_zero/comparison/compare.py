@@ -3,8 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
-from copy import deepcopy
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,18 +35,17 @@ from pruner_zero.pruning import (
     MatrixRecord,
     Method,
     Order,
+    Pruned,
     Removal,
     calibration_texts,
     calibration_windows,
     check_plan,
-    choose_units,
     chosen_by,
     parse_method,
-    prune_model,
+    run_method,
     split_methods,
     total_sparsity,
 )
-from pruner_zero.recovery import distill
 from pruner_zero.settings import (
     CompareSettings,
     default_beside,
@@ -142,7 +140,10 @@ def compare(
     texts = calibration_texts(calibration, pruning, progress, needed=needed)
     test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
-        raise PrunerZeroError("--text self has no end: give --windows-eval, such as 24")
+        raise PrunerZeroError(
+            "the model can write any number of windows for --text self: give --windows-eval, such "
+            "as 24"
+        )
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
@@ -150,11 +151,19 @@ def compare(
         name: method and _plan(method, language_model, checked) for name, method in chosen.items()
     }
     with torch_threads(checked.threads):
-        windows = calibration_windows(texts, language_model, checked, cache, progress)
+        fingerprint = language_model.fingerprint()
+        windows = calibration_windows(texts, language_model, checked, cache, fingerprint, progress)
         written = texts.count_self(checked.windows) if texts else 0
-        test = _test_windows(test_text, language_model, checked, written, cache, progress)
-        pieces = checked.gradient_seqlen
-        store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
+        test = _test_windows(
+            test_text, language_model, checked, written, cache, fingerprint, progress
+        )
+        store = open_store(
+            language_model,
+            windows,
+            gradient_seqlen=checked.gradient_seqlen,
+            folder=cache,
+            fingerprint=fingerprint,
+        )
         table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)
 
@@ -191,12 +200,13 @@ def _test_windows(
     settings: CompareSettings,
     written: int,
     cache: str | Path | None,
+    fingerprint: str,
     progress: Progress,
 ) -> Windows:
     """The windows that perplexity is measured on; of the model's own text, from `written` on."""
     seqlen, windows = settings.seqlen_eval or settings.seqlen, settings.windows_eval
     if isinstance(text, Corpus):
-        return consecutive_windows(text, language_model.tokenizer, seqlen, windows)
+        return consecutive_windows(text, language_model.tokenizer, seqlen, windows, "-eval")
     assert windows is not None
     return self_windows(
         language_model,
@@ -205,6 +215,7 @@ def _test_windows(
         settings.seed,
         first=written,
         folder=cache,
+        fingerprint=fingerprint,
         progress=progress,
     )
 
@@ -263,16 +274,13 @@ class _Table:
         bound = method.asymmetric or method.at_once
         return method.mode("auto" if bound else self.settings.mode)
 
-    def prune(self, method: Method) -> tuple[Method, list[MatrixRecord]]:
-        """Prune by one method; return the method as fitted to the model, and the records."""
-        model, settings, progress = self.language_model, self.settings, self.progress
+    def prune(self, method: Method, undo: ExitStack) -> Pruned:
+        """Prune by one method; units that it removes come back when `undo` is closed."""
+        model, settings = self.language_model, self.settings
         include: Sequence[str] = settings.include
         if isinstance(method.pattern, Removal):
             include = method.pattern.include
-        # A copy, because pruning changes the weights in place.
-        teacher = replace(model, model=deepcopy(model.model)) if method.distill else None
-        method = choose_units(model, self.windows, method, self.store, progress=progress)
-        records = prune_model(
+        return run_method(
             model,
             self.windows,
             method,
@@ -280,18 +288,10 @@ class _Table:
             mode=self.mode(method),
             matrices=find_matrices(model.model, include, settings.exclude),
             damping=settings.damping,
-            progress=progress,
+            seed=settings.seed,
+            undo=undo,
+            progress=self.progress,
         )
-        if teacher is not None:
-            distill(
-                model,
-                teacher,
-                self.windows,
-                method.distill,
-                seed=settings.seed,
-                progress=progress,
-            )
-        return method, records
 
     def row(self, name: str, method: Method | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
@@ -308,14 +308,14 @@ class _Table:
             row |= {**method.to_json(), "mode": self.mode(method)}
         records: Sequence[MatrixRecord] = ()
         try:
-            with measured() as cost:
-                if method:
-                    method, records = self.prune(method)
-            row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
-            pattern = method.pattern if method else None
-            removal = pattern if isinstance(pattern, Removal) else None
-            row["parameters"], row["bytes"] = (removal.size if removal else size_of)(model.model)
-            with removal.shrunk(model.model) if removal else nullcontext():
+            with ExitStack() as undo:
+                size = size_of(model.model)
+                with measured() as cost:
+                    if method:
+                        pruned = self.prune(method, undo)
+                        records, size = pruned.records, pruned.size
+                row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
+                row["parameters"], row["bytes"] = size
                 loss = perplexity(model, self.test, progress, settings.batch_size)
         except PrunerZeroError as error:
             row["error"] = str(error)

@@ -93,7 +93,7 @@ def drop_blocks(model: PreTrainedModel, dropped: Collection[int]) -> None:
     """
     check_dropped(model, dropped)
     blocks = block_list(model)
-    _tell(model.config, len(blocks), dropped)
+    _set_blocks(model.config, len(blocks), dropped)
     for index in sorted(dropped, reverse=True):
         del blocks[index]
     for index, block in enumerate(blocks):
@@ -119,18 +119,19 @@ def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
     """
     config = deepcopy(model.config)
     blocks = find_blocks(model)
-    _tell(config, len(blocks), dropped)
-    told = find_blocks(without_weights(model, config))
-    left = [block for index, block in enumerate(blocks) if index not in dropped]
-    if [list(_described(block)) for block in left] != [list(_described(block)) for block in told]:
+    _set_blocks(config, len(blocks), dropped)
+    described = find_blocks(without_weights(model, config))
+    kept = [block for index, block in enumerate(blocks) if index not in dropped]
+    if [list(_kind(block)) for block in kept] != [list(_kind(block)) for block in described]:
         raise PrunerZeroError(
-            f"blocks {', '.join(map(str, sorted(dropped)))} cannot be dropped, since a "
-            f"configuration of the {model.config.model_type} family does not say of which kind "
-            "each block is that stays: choose --structure channels or heads"
+            f"blocks {', '.join(map(str, sorted(dropped)))} cannot be dropped, since the blocks of "
+            f"the {model.config.model_type} family differ and its configuration cannot describe "
+            "those that stay: choose --structure channels or heads"
         )
 
 
-def _tell(config: PreTrainedConfig, count: int, dropped: Collection[int]) -> None:
+def _set_blocks(config: PreTrainedConfig, count: int, dropped: Collection[int]) -> None:
+    """Describe, in place, the blocks that stay of the `count` blocks."""
     for field, value in config.to_dict().items():
         if isinstance(value, list) and len(value) == count:
             kept = [entry for index, entry in enumerate(value) if index not in dropped]
@@ -138,7 +139,7 @@ def _tell(config: PreTrainedConfig, count: int, dropped: Collection[int]) -> Non
     config.num_hidden_layers = count - len(dropped)
 
 
-def _described(block: nn.Module) -> Iterator[tuple[Any, ...]]:
+def _kind(block: nn.Module) -> Iterator[tuple[Any, ...]]:
     """The properties of a block that make up its kind, without its number and weights."""
     for name, module in block.named_modules():
         plain = {

@@ -76,9 +76,9 @@ def find_mixtures(model: PreTrainedModel) -> Mixtures:
             f"none of the {count} experts of a block can go, since the router chooses {chosen} for "
             "each token: leave out --structure"
         )
-    told = _told(model, field, count - 1)
+    smaller_model = _described_model(model, field, count - 1)
     tensors = tensors_of(model)
-    axes = _axes(model, told, count)
+    axes = _axes(model, smaller_model, count)
     names = {module: name for name, module in model.named_modules()}
     blocks = []
     for index, block in enumerate(find_blocks(model)):
@@ -96,7 +96,7 @@ def find_mixtures(model: PreTrainedModel) -> Mixtures:
         blocks.append(Mixture(index, stacks[-1], inside))
     if axes or not blocks:
         raise _refused(model, "its experts are not in the decoder blocks")
-    smaller = dict(told.named_modules())
+    smaller = dict(smaller_model.named_modules())
     attributes = [
         (name, key)
         for module, name in names.items()
@@ -111,7 +111,7 @@ def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def _told(model: PreTrainedModel, field: str, count: int) -> PreTrainedModel:
+def _described_model(model: PreTrainedModel, field: str, count: int) -> PreTrainedModel:
     """The model, without weights, of the configuration with `count` experts in a block."""
     config = deepcopy(model.config)
     setattr(config, field, count)
@@ -121,9 +121,9 @@ def _told(model: PreTrainedModel, field: str, count: int) -> PreTrainedModel:
         raise _refused(model, f"its configuration does not take {count} of them") from None
 
 
-def _axes(model: PreTrainedModel, told: PreTrainedModel, count: int) -> dict[str, int]:
-    """The tensors that are smaller in `told`, which has an expert less, and along which axis."""
-    tensors, smaller = tensors_of(model), tensors_of(told)
+def _axes(model: PreTrainedModel, smaller_model: PreTrainedModel, count: int) -> dict[str, int]:
+    """The tensors that are smaller in the model with an expert less, and along which axis."""
+    tensors, smaller = tensors_of(model), tensors_of(smaller_model)
     if tensors.keys() != smaller.keys():
         raise _refused(model, "the experts of a block are not in one tensor")
     axes = {}

@@ -10,6 +10,7 @@ from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.pruned import Pruned, run_method
 from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
@@ -17,7 +18,6 @@ from pruner_zero.pruning.scoring import reached_score
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.pruning.structured import Structured
-from pruner_zero.pruning.units import choose_units
 from pruner_zero.settings import PruneSettings
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "Order",
     "PruneResult",
     "PruneSettings",
+    "Pruned",
     "Removal",
     "Statistics",
     "Structured",
@@ -38,7 +39,6 @@ __all__ = [
     "calibration_texts",
     "calibration_windows",
     "check_plan",
-    "choose_units",
     "chosen_by",
     "describe_steps",
     "load_masks",
@@ -47,6 +47,7 @@ __all__ = [
     "prune_by_masks",
     "prune_model",
     "reached_score",
+    "run_method",
     "save_masks",
     "split_methods",
     "total_sparsity",

@@ -59,8 +59,8 @@ class Blocks(Removal):
         blocks = find_blocks(model)
         numbers, nbytes = size_of(model)
         for index in self.dropped:
-            gone = size_of(blocks[index])
-            numbers, nbytes = numbers - gone[0], nbytes - gone[1]
+            of_block = size_of(blocks[index])
+            numbers, nbytes = numbers - of_block[0], nbytes - of_block[1]
         return numbers, nbytes
 
     def fold(
@@ -73,7 +73,7 @@ class Blocks(Removal):
         drop_blocks(model, self.dropped)
 
     def to_json(self) -> dict[str, Any]:
-        folded = {str(index): round(left, 4) for index, left in self.folded.items()}
+        folded = {str(index): round(error, 4) for index, error in self.folded.items()}
         return {"block_influence": list(self.influence), "folded": folded}
 
     def __str__(self) -> str:
@@ -109,8 +109,8 @@ def choose_blocks(
     influence = block_influence(language_model, tokens, progress)
     ranked = sorted(sizes, key=influence.__getitem__)
     if asked.parameters:
-        left = accumulate((-sizes[index] for index in ranked), initial=dense)
-        count = next(count for count, size in enumerate(left) if size <= most)
+        smaller = accumulate((-sizes[index] for index in ranked), initial=dense)
+        count = next(count for count, size in enumerate(smaller) if size <= most)
     dropped = tuple(sorted(ranked[:count]))
     check_dropped(language_model.model, dropped)
     matrices = [m for m in find_matrices(language_model.model) if m.block in dropped]
@@ -128,12 +128,15 @@ def block_influence(
     Source: ShortGPT (Men et al. 2024, 2403.03853), equation 1.
     """
     calls = language_model.block_calls(tokens)
-    hidden, influence = list(calls.hidden), []
+    hidden, arguments = list(calls.hidden), calls.arguments
+    # Holds the inputs of the first block, which would stay in memory to the end.
+    del calls
+    influence = []
     blocks = find_blocks(language_model.model)
     for index in progress.track(range(len(blocks)), "block influence", len(blocks)):
         outputs = [
             run_block(blocks[index], window, rest)
-            for window, rest in zip(hidden, calls.arguments[index], strict=True)
+            for window, rest in zip(hidden, arguments[index], strict=True)
         ]
         cosines = [
             float(cosine_similarity(before.to(after.device).float(), after.float(), dim=-1).mean())

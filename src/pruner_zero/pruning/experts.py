@@ -70,13 +70,13 @@ class Experts(Removal):
     def stay(self) -> dict[int, list[int]]:
         """By the number of the block, the experts with the highest scores, in order."""
 
-        gone = self._mixtures.count - self.kept
+        removed = self._mixtures.count - self.kept
         stay = {}
         for block, scores in self.scores.items():
             # An expert that no token reached adds nothing.
             comparable = [-math.inf if score is None else score for score in scores]
             ranked = sorted(range(len(scores)), key=comparable.__getitem__)
-            stay[block] = sorted(ranked[gone:])
+            stay[block] = sorted(ranked[removed:])
         return stay
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, run_block
+from pruner_zero.models import Arguments, LanguageModel, find_blocks, run_block
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.sparsity import Hessian
 
@@ -37,18 +37,21 @@ def fold_blocks(
     blocks = find_blocks(language_model.model)
     calls = language_model.block_calls(tokens)
     hidden: Sequence[Tensor] = list(calls.hidden)
+    arguments = calls.arguments
+    # Holds the inputs of the first block, which would stay in memory to the end.
+    del calls
     kept = [index for index in range(max(dropped)) if index not in dropped]
-    left = {}
+    errors = {}
     for index in progress.track(kept, "folding", len(kept)):
-        gone = _run_after(index, dropped)
-        linear = _added_map(blocks[index], hidden[0], calls, index) if gone else None
+        run = _run_after(index, dropped)
+        linear = _added_map(blocks[index], hidden[0], arguments[index][0]) if run else None
         if linear is not None:
-            left[index] = _fold(linear, blocks, [index, *gone], hidden, calls)
+            errors[index] = _fold(linear, blocks, [index, *run], hidden, arguments)
         hidden = [
             run_block(blocks[index], window, rest)
-            for window, rest in zip(hidden, calls.arguments[index], strict=True)
+            for window, rest in zip(hidden, arguments[index], strict=True)
         ]
-    return left
+    return errors
 
 
 def _run_after(index: int, dropped: Collection[int]) -> list[int]:
@@ -64,19 +67,22 @@ def _fold(
     blocks: Sequence[nn.Module],
     run: Sequence[int],
     hidden: Sequence[Tensor],
-    calls: BlockCalls,
+    arguments: Sequence[Sequence[Arguments]],
 ) -> float:
-    """Fit `linear`, of block run[0], to add the effect of the rest of `run`; the share left."""
+    """Fit `linear`, of block run[0], to add the effect of the rest of `run`; the error left.
+
+    arguments: of the blocks, by block and window. The error is a share of the squared effect.
+    """
     weight = linear.weight
     gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
     cross = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=torch.float32)
     size = 0.0
     for number, window in enumerate(hidden):
         with _seen(linear, lambda inputs, outputs: outputs) as seen:
-            outputs = run_block(blocks[run[0]], window, calls.arguments[run[0]][number])
+            outputs = run_block(blocks[run[0]], window, arguments[run[0]][number])
         target = outputs
         for index in run[1:]:
-            target = run_block(blocks[index], target, calls.arguments[index][number])
+            target = run_block(blocks[index], target, arguments[index][number])
         missing = (target.to(outputs.device) - outputs).float().flatten(0, -2)
         inputs = seen[0].float().flatten(0, -2)
         gram.addmm_(inputs.t(), inputs)
@@ -89,9 +95,11 @@ def _fold(
     return max(0.0, 1 - fell / size) if size else 0.0
 
 
-def _added_map(block: nn.Module, window: Tensor, calls: BlockCalls, index: int) -> nn.Linear | None:
-    """The last linear map whose output changes appear unchanged in the block's outputs."""
-    rest = calls.arguments[index][0]
+def _added_map(block: nn.Module, window: Tensor, rest: Arguments) -> nn.Linear | None:
+    """The last linear map whose output changes appear unchanged in the block's outputs.
+
+    rest: the arguments of the block beside `window`.
+    """
     before = run_block(block, window, rest)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(before.shape, generator=generator).to(before)

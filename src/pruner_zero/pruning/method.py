@@ -42,7 +42,7 @@ class Method:
     def __post_init__(self) -> None:
         if self.asymmetric and not any(STEPS[name].aims for name in self.steps):
             raise PrunerZeroError(
-                f"{self.name} aims at the dense outputs but has nothing to aim: "
+                f"{self.name} names a target for the steps after the mask, but no such step: "
                 "add +obs, +exact or +refine"
             )
         if self.allocation != "uniform" and self.scope not in ("row", "block", "matrix"):
@@ -149,9 +149,10 @@ class Method:
         if not self.at_once:
             return "one-shot" if asked == "one-shot" else "sequential"
         if asked == "sequential":
+            other = " or another --scope" if self.scope else ""
             raise PrunerZeroError(
                 f"{self.name} compares all matrices at once, which one block after the other "
-                "cannot: choose --mode one-shot or another --scope"
+                f"cannot: choose --mode one-shot{other}"
             )
         return "one-shot"
 

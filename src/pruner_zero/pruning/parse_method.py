@@ -128,8 +128,8 @@ def check_compares_weights(name: str, metric: Metric) -> None:
     """Raise PrunerZeroError where the search of `metric` compared whole units."""
     if metric.scope == "unit":
         raise PrunerZeroError(
-            f"{name} was found for whole units: add --structure channels or heads, or say by "
-            "--scope which weights it shall compare"
+            f"the metric of {name} was found for whole units: add --structure channels or heads, "
+            "or choose the weights that it compares by --scope"
         )
 
 
@@ -213,7 +213,10 @@ def _split_groups(body: str) -> tuple[str, str | None, str | None]:
         body = before
         is_rule = part in ALLOCATION_RULES or part.endswith(".json")
         if (rule if is_rule else scope) is not None:
-            raise PrunerZeroError(f"'@{part}' is one too many: keep one scope and one allocation")
+            second = "allocation" if is_rule else "scope"
+            raise PrunerZeroError(
+                f"'@{part}' is a second {second}: keep one scope and one allocation"
+            )
         if is_rule:
             rule = part
         elif part in SCOPES or names_units(part):

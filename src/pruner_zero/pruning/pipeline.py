@@ -122,17 +122,18 @@ class _Run:
         if method.allocation != "uniform":
             pattern = allocated_pattern(method, self.dense_matrices())
         dense = self.dense_choice(pattern) if pattern.reach == "model" else None
+        first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
+        last = max(matrix.block for matrix in self.matrices)
         propagation = None
-        if self.propagated:
+        if self.propagated and first <= last:
             tokens = self.windows.tokens
             propagation = Propagation(model, tokens, checkpoint, asymmetric=method.asymmetric)
         if checkpoint and not isinstance(model, OffloadedModel):
             checkpoint.restore(self.matrices)
-        first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
         if propagation:
             propagation.catch_up(model, first)
-        left = range(first, len(self.by_block))
-        for index in self.progress.track(left, "pruning", len(left)):
+        unfinished = range(first, len(self.by_block))
+        for index in self.progress.track(unfinished, "pruning", len(unfinished)):
             matrices = self.by_block[index]
             with model.block(index) as block:
                 inputs: dict[str, Statistics] = {}
@@ -140,6 +141,9 @@ class _Run:
                     collected = propagation.observe(block, index, matrices, method.kinds)
                     inputs = block_statistics(collected, self.damping)
                 done = list(self.prune(pattern, dense, matrices, inputs))
+                if index == last:
+                    # No block after it has matrices, so nothing needs its outputs.
+                    propagation = None
                 if propagation:
                     propagation.advance(block, index)
                 if checkpoint:

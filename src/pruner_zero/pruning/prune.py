@@ -1,7 +1,6 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
@@ -19,6 +18,7 @@ from pruner_zero.models import (
     load_offloaded,
     save_model,
     save_offloaded,
+    size_of,
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
@@ -30,14 +30,12 @@ from pruner_zero.pruning.parse_method import (
     parse_method,
     with_distillation,
 )
-from pruner_zero.pruning.pipeline import check_plan, prune_model
+from pruner_zero.pruning.pipeline import check_plan
+from pruner_zero.pruning.pruned import run_method
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.structured import Structured
-from pruner_zero.pruning.units import choose_units
-from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
-from pruner_zero.recovery import Point, distill
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
 from pruner_zero.sparsity import Allocation, Pattern
@@ -47,14 +45,14 @@ from pruner_zero.text import Source
 _NAMED = {"model", "windows", "torch"}
 # The note that is shown where no metric is named; benchmarks/proof.md has the figures.
 _CHOSEN = (
-    "no metric is named, so that the best is taken that is measured for some minutes: {method}. "
-    "Less: --metric wanda{more}"
+    "No --metric: using {method}, the best method measured so far. A faster one: --metric wanda"
+    "{more}"
 )
 # More steps on the same windows gain little (benchmarks/why.md), training on the text that the
 # model is for gains much (benchmarks/recovery.md).
 _MORE = (
-    "; more: pruner-zero recover, with the dense model as --teacher and much text of the kind that "
-    "the model is for"
+    "; a better model: pruner-zero recover afterwards, with the dense model as --teacher and much "
+    "text of the kind that the model is for"
 )
 # Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
 # number (benchmarks/narrow.md).
@@ -91,9 +89,9 @@ def prune(
     `Pattern`; config: a YAML file of them, over which arguments win. cache: the folder that keeps
     statistics, and what the model writes, for the next run, the user's where None.
 
-    offload=True leaves the model on disk and reads it block by block, which keeps
-    its memory small; the result is the same. It needs an `output`, and a model that is not an
-    object.
+    offload=True leaves the model on disk and reads it block by block, which keeps its memory small;
+    the result is the same, but for the distillation of the default method, which is left out. It
+    needs an `output`, and a model that is not an object.
 
     The result is built up in `OUTPUT.partial` and moved to `output` when it is complete; the same
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
@@ -160,7 +158,7 @@ def prune(
             progress.note(f"{fitted} go: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
     matrices = check_plan(language_model, method, include, checked.exclude)
-    before = language_model.model.num_parameters()
+    before = size_of(language_model.model)[0]
     order = method.mode(checked.mode)
 
     def run(checkpoint: Checkpoint | None) -> PruneResult:
@@ -168,47 +166,20 @@ def prune(
             inputs = max(matrix.weight.shape[1] for matrix in matrices)
             slow = language_model.device.type == "cpu" and inputs >= _MANY_INPUTS
             progress.note(_describe_default(method, checked, inputs if slow else None))
-        # A copy, because pruning changes the weights in place.
-        teacher = None
-        if method.distill:
-            teacher = replace(language_model, model=deepcopy(language_model.model))
         with measured() as cost:
-            fold = checked.update != "none"
-            chosen = choose_units(
-                language_model, windows, method, store, fold=fold, progress=progress
-            )
-            records = prune_model(
+            pruned = run_method(
                 language_model,
                 windows,
-                chosen,
+                method,
                 store,
                 mode=order,
                 matrices=matrices,
                 damping=checked.damping,
+                fold=checked.update != "none",
+                seed=checked.seed,
                 checkpoint=checkpoint,
                 progress=progress,
             )
-            after, pattern = before, chosen.pattern
-            if isinstance(pattern, Removal):
-                after = pattern.size(language_model.model)[0]
-                # For a model on disk, the files are cut after all blocks are finished.
-                if not isinstance(language_model, OffloadedModel):
-                    pattern.shrink(language_model.model)
-            curve: Sequence[Point] = ()
-            if teacher is not None:
-                training = None
-                if checkpoint is not None:
-                    place = checkpoint.folder / f"training-{method.distill}"
-                    training = TrainingCheckpoint(place, {})
-                curve = distill(
-                    language_model,
-                    teacher,
-                    windows,
-                    method.distill,
-                    seed=checked.seed,
-                    checkpoint=training,
-                    progress=progress,
-                )
         calibrated = windows.describe() if len(windows) else {}
         origin = {
             **provenance(),
@@ -218,14 +189,14 @@ def prune(
         return PruneResult(
             language_model,
             checked,
-            replace(method, pattern=pattern),
+            replace(method, pattern=pruned.method.pattern),
             order,
-            records,
-            (before, after),
+            pruned.records,
+            (before, pruned.size[0]),
             calibrated,
             origin,
             cost,
-            curve,
+            pruned.curve,
             folder,
         )
 
@@ -247,9 +218,15 @@ def prune(
         result.write(staged)
 
     with torch_threads(checked.threads):
-        windows = calibration_windows(texts, language_model, checked, cache, progress)
-        pieces = checked.gradient_seqlen
-        store = open_store(language_model, windows, gradient_seqlen=pieces, folder=cache)
+        fingerprint = language_model.fingerprint()
+        windows = calibration_windows(texts, language_model, checked, cache, fingerprint, progress)
+        store = open_store(
+            language_model,
+            windows,
+            gradient_seqlen=checked.gradient_seqlen,
+            folder=cache,
+            fingerprint=fingerprint,
+        )
         identity = _identity(checked, method, store)
         return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
 

@@ -16,13 +16,17 @@ def prune_matrix(
 ) -> MatrixRecord:
     """Run the steps of the method on one matrix of the model, in place, and write the zeros.
 
-    A matrix that calibration never reached only gets the zeros of its mask: the record's note says
-    so. Raises PrunerZeroError naming the matrix.
+    A matrix that calibration never reached only gets the zeros of its mask, and so does a matrix
+    that only the dense model's tokens reached: the record's note says so. Raises PrunerZeroError
+    naming the matrix.
     """
-    mask = choice.masks.get(matrix.name)
-    if matrix.name not in choice.reached:
-        silent = " and ".join(statistics.silent())
-        note = f"calibration left {silent} zero: pruned by magnitude"
+    mask, hessian = choice.masks.get(matrix.name), statistics.hessian
+    reached = matrix.name in choice.reached
+    # Under a Hessian of zeros, every step would give weights of zero.
+    if not reached or (hessian is not None and not hessian.gram.diagonal().any()):
+        silent = " and ".join(statistics.silent()) or "its inputs"
+        consequence = "no step after the mask" if reached else "pruned by magnitude"
+        note = f"calibration left {silent} zero: {consequence}"
         return write_zeros(matrix, choice.masks[matrix.name], note=note)
     chooser = method.chooser if mask is None else None
     steps = plan(method.steps, chooser)
@@ -30,7 +34,7 @@ def prune_matrix(
         return write_zeros(matrix, mask)
     by_metric = chooser is not None and not method.sweeps_by_own_score
     scorer = sweep_scorer(matrix, statistics, method.metric) if by_metric else None
-    weight, hessian = matrix.weight.float(), statistics.hessian
+    weight = matrix.weight.float()
     layer = Layer(weight, hessian, pattern.of(matrix.name), mask, scorer, name=matrix.name)
     result = run_steps(layer, steps)
     matrix.weight.copy_(result.weight)

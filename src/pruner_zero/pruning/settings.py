@@ -36,11 +36,13 @@ def calibration_windows(
     language_model: LanguageModel,
     settings: CalibrationSettings,
     folder: str | Path | None = None,
+    fingerprint: str | None = None,
     progress: Progress = SILENT,
 ) -> Windows:
     """The windows that statistics are collected on, none without a text.
 
-    folder: the cache for windows that the model writes. Raises PrunerZeroError as `take_windows`
+    folder: the cache for windows that the model writes. fingerprint: as `self_windows` takes it.
+    Raises PrunerZeroError as `take_windows`
     and `check_tokens` do.
     """
     if texts is None:
@@ -52,6 +54,7 @@ def calibration_windows(
         settings.seqlen,
         settings.seed,
         folder=folder,
+        fingerprint=fingerprint,
         progress=progress,
     )
     check_tokens(language_model.model, windows.tokens)

@@ -27,7 +27,7 @@ class Statistics:
     """The statistics of one matrix that were collected.
 
     values: by kind, all but the Gram matrix, which the Hessian has. hessian: of the input, one
-    object for all matrices that have the same input; its cross is there where steps aim at the
+    object for all matrices that have the same input; it has a target where steps aim at the
     dense outputs.
     """
 
@@ -77,8 +77,8 @@ def _hessian(values: MatrixStatistics, damping: float, name: str) -> Hessian | N
     gram, cross = values.get("gram"), values.get("cross")
     if gram is None:
         return None
-    aimed_at = None if cross is None else gram.lerp(cross, ASYMMETRY)
-    return Hessian(gram, aimed_at, damping, name)
+    target = None if cross is None else gram.lerp(cross, ASYMMETRY)
+    return Hessian(gram, target, damping, name)
 
 
 class DenseStatistics:

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.choices import Structure
+from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     Coupling,
@@ -109,7 +110,8 @@ class Structured(Removal):
             for name in inside:
                 axis = int(name == coupling.consumer)
                 shape = scores[name].shape
-                along = units.repeat_interleave(shape[axis] // coupling.count)
+                along = units.to(scores[name].device)
+                along = along.repeat_interleave(shape[axis] // coupling.count)
                 masks[name] = (along if axis else along[:, None]).expand(shape)
         return masks
 
@@ -132,9 +134,11 @@ class Structured(Removal):
 def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:
     """The squares of scores (out, in) with the sign of the score, fp64, in blocks of rows.
 
-    Raises PrunerZeroError, naming the matrix `name`, for scores that are not finite.
+    They are on the CPU where the device of the scores has no float64. Raises PrunerZeroError,
+    naming the matrix `name`, for scores that are not finite.
     """
-    parts = (part.double() for part in comparable(scores, name).split(_ROWS))
+    compared = where_float64_is(comparable(scores, name))
+    parts = (part.double() for part in compared.split(_ROWS))
     return (part * part.abs() for part in parts)
 
 

@@ -56,5 +56,5 @@ class Checkpoint(RunCheckpoint):
             names[kind] = f"{kind}-{step:08d}.safetensors"
             if before.get(kind) != names[kind]:
                 files[names[kind]] = write_tensors(self.folder / names[kind], tensors)
-        gone = set(before.values()) - set(names.values())
-        self.journal.append({"state": dict(state), "tensors": names}, files, sorted(gone))
+        unneeded = set(before.values()) - set(names.values())
+        self.journal.append({"state": dict(state), "tensors": names}, files, sorted(unneeded))

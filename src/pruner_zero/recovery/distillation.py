@@ -82,6 +82,7 @@ def distill(
             settings,
             teacher.model,
             checkpoint,
+            "leave out the distillation, by --distill 0 or without +distill after the method",
         )
         training.run(progress)
     return training.state.curve

@@ -87,7 +87,13 @@ def recover(
     masks = read_masks(matrices, checked.model)
     dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned, checked.device)
     check_pruned(pruned, dense)
-    texts, validation = split_texts(mixture, pruned.tokenizer, dense, checked, progress)
+    origin = {
+        "model_sha256": pruned.fingerprint(),
+        "teacher_sha256": dense.fingerprint() if dense else None,
+    }
+    texts, validation = split_texts(
+        mixture, pruned.tokenizer, dense, checked, origin["teacher_sha256"], progress
+    )
     windows = mix_windows(texts)
     for part in (windows, validation):
         for language_model in filter(None, (pruned, dense)):
@@ -97,10 +103,6 @@ def recover(
             f"--batch is {checked.batch}: the text has {len(windows)} windows to train on, choose "
             "no more, or a longer text"
         )
-    origin = {
-        "model_sha256": pruned.fingerprint(),
-        "teacher_sha256": dense.fingerprint() if dense else None,
-    }
 
     def run(checkpoint: Checkpoint | None) -> RecoverResult:
         before = sparsity(matrices)

@@ -121,7 +121,9 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
     text = f"`{result.training['text']}`"
     if settings.text == SELF:
         text = "text that the teacher wrote"
-    chose = ", but it chose among the states of the training" if settings.keep == "best" else ""
+    chose = ""
+    if settings.keep == "best":
+        chose = "; the saved step is the one with the lowest loss on it"
     if pruned.is_file():
         card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
     else:
@@ -140,6 +142,6 @@ Fine-tuned ({how}{norms}) for {last.step} steps on {last.tokens} tokens of \
 | pruned | 0 | {result.loss_before:.4f} |
 | recovered | {result.kept_step} | {result.loss_after:.4f} |
 
-The held-out text is the last tenth of the same text. Nothing was learned from it{chose}. \
+The held-out text is the last tenth of the same text. It was not trained on{chose}. \
 Settings, versions and the learning curve are in `recovery.json`.
 """

@@ -81,7 +81,8 @@ class Training:
     model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
     products are computed in `dtype`, which is bfloat16 where the settings say "auto" and the device
     multiplies it natively. texts: the windows (n, seqlen) of each text, which take turns by their
-    `shares`. checkpoint: where the run is saved and resumed from.
+    `shares`. checkpoint: where the run is saved and resumed from. remedy: what the message on a
+    loss that is not finite tells the user to do.
     """
 
     model: nn.Module
@@ -92,6 +93,7 @@ class Training:
     settings: RecoverSettings
     teacher: nn.Module | None = None
     checkpoint: Checkpoint | None = None
+    remedy: str = "choose a lower --learning-rate, or --compute-dtype float32"
 
     def __post_init__(self) -> None:
         settings, checkpoint = self.settings, self.checkpoint
@@ -125,7 +127,8 @@ class Training:
         Raises PrunerZeroError where the loss is no longer finite.
         """
         state, settings = self.state, self.settings
-        start = saved = time.monotonic() - state.seconds
+        saved = time.monotonic()
+        start = saved - state.seconds
         left = settings.steps and settings.steps - state.step
         pulls = {trainable.parameter: trainable.pull for trainable in self.trainables}
         with gradients_to(pulls, self.model):
@@ -224,8 +227,7 @@ class Training:
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise PrunerZeroError(
-                f"the loss at step {self.state.step} is not finite: "
-                "choose a lower --learning-rate, or --compute-dtype float32"
+                f"the loss at step {self.state.step} is not finite: {self.remedy}"
             )
 
     def _save(self) -> None:

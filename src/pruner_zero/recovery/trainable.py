@@ -95,14 +95,16 @@ def read_masks(matrices: Sequence[Matrix], name: str) -> dict[str, Tensor]:
 
 
 def check_pruned(pruned: LanguageModel, dense: LanguageModel | None) -> None:
-    """Raise PrunerZeroError where a model has hardly any zeros and is no smaller than `dense`."""
+    """Raise PrunerZeroError for hardly any zeros and no fewer parameters than `dense` has."""
     zeros = sparsity(find_matrices(pruned.model))
     if zeros >= LEAST_SPARSITY:
         return
-    if dense is None or size_of(pruned.model) >= size_of(dense.model):
+    # Bytes depend on the dtype too.
+    if dense is None or size_of(pruned.model)[0] >= size_of(dense.model)[0]:
         raise PrunerZeroError(
             f"{pruned.name} is not pruned, {zeros:.2%} of its prunable weights are zero: give the "
-            "folder that prune wrote, and where whole units went the dense model as --teacher"
+            "folder that prune wrote; if prune removed whole units, give the dense model as "
+            "--teacher"
         )
 
 

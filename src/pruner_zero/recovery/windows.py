@@ -43,14 +43,26 @@ def split_windows(
 
 
 def written_windows(
-    teacher: LanguageModel, settings: RecoverSettings, held_out: int, progress: Progress = SILENT
+    teacher: LanguageModel,
+    settings: RecoverSettings,
+    held_out: int,
+    fingerprint: str | None = None,
+    progress: Progress = SILENT,
 ) -> tuple[Windows, Windows]:
     """Windows that `teacher` writes: the first nine tenths, and at most `held_out` of the last.
 
+    fingerprint: that of the teacher, as `self_windows` takes it.
     Raises PrunerZeroError as `self_windows` does.
     """
     count = settings.windows
-    written = self_windows(teacher, count, settings.seqlen, settings.seed, progress=progress)
+    written = self_windows(
+        teacher,
+        count,
+        settings.seqlen,
+        settings.seed,
+        fingerprint=fingerprint,
+        progress=progress,
+    )
     cut = count - max(1, round(count * HELD_OUT))
     training = replace(written, tokens=written.tokens[:cut])
     validation = replace(written, tokens=written.tokens[cut:][:held_out])
@@ -65,10 +77,12 @@ def split_texts(
     tokenizer: Tokenizer,
     teacher: LanguageModel | None,
     settings: RecoverSettings,
+    fingerprint: str | None = None,
     progress: Progress = SILENT,
 ) -> tuple[list[Windows], Windows]:
     """The training windows of each text of `mixture`, and validation windows by their shares.
 
+    fingerprint: that of the teacher, as `self_windows` takes it.
     Raises PrunerZeroError as `split_windows`, `written_windows` and `Mixture.divide` do.
     """
     training, validation = [], []
@@ -78,7 +92,7 @@ def split_texts(
             learned, held_out = split_windows(text, tokenizer, settings.seqlen, count)
         else:
             assert teacher is not None
-            learned, held_out = written_windows(teacher, settings, count, progress)
+            learned, held_out = written_windows(teacher, settings, count, fingerprint, progress)
         training.append(learned)
         validation.append(held_out)
     return training, mix_windows(validation)

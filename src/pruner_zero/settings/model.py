@@ -7,7 +7,9 @@ from pydantic import AfterValidator, Field
 from pruner_zero.choices import Dtype
 from pruner_zero.settings.base import Cli, Settings
 
-TEXT_HELP = "a corpus (wikitext2, c4, ptb, builtin:pydoc) or a .txt, .raw, .jsonl or .parquet file."
+TEXT_HELP = (
+    "a corpus (wikitext2, c4, ptb, builtin:pydoc) or a .txt, .raw, .md, .jsonl or .parquet file."
+)
 
 
 def _check_device(asked: str) -> str:

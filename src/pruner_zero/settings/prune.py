@@ -173,8 +173,8 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
                 )
             if self.update not in (None, "none", "exact"):
                 raise PrunerZeroError(
-                    f"--update {self.update} does not fit --structure blocks: exact, the default, "
-                    "folds what they do into those before them; none does not"
+                    f"--update {self.update} does not fit --structure blocks: exact fits the block "
+                    "before to replace the dropped blocks; none does not"
                 )
         if self.structure in ("blocks", "experts"):
             beside += ("asymmetric", "coupled", "offload")

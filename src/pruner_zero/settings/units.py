@@ -32,7 +32,9 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
     if not settings.structure:
         for name in ("coupled", "parameters"):
             if getattr(settings, name, None):
-                raise PrunerZeroError(f"--{name} is of units: add --structure, or leave it out")
+                raise PrunerZeroError(
+                    f"--{name} applies to whole units alone: add --structure, or leave out --{name}"
+                )
         return
     if (settings.sparsity is None) == (settings.parameters is None):
         raise PrunerZeroError(

@@ -20,8 +20,9 @@ _POWER_STEPS = 2
 class Hessian:
     """Second moments of one input, shared by all matrices that have this input.
 
-    gram: (in, in), XᵀX or any positive multiple of it. cross: (in, in), X_denseᵀX in the same
-    multiple, where updates aim at the outputs on other inputs X_dense; None elsewhere.
+    gram: (in, in), XᵀX or any positive multiple of it. target: (in, in), TᵀX in the same multiple,
+    where updates aim at the outputs W·Tᵀ of the dense weights W on other inputs T, such as the
+    dense model's or a weighted mean of those and X; None where T is X.
     damping: the share of the mean diagonal that is added to the diagonal. Both matrices are held
     in float32. Factors are computed when they are first asked for and kept with this value.
     Raises PrunerZeroError naming the matrix `name` where a number is not finite, for a damping
@@ -30,7 +31,7 @@ class Hessian:
     """
 
     gram: Tensor
-    cross: Tensor | None = None
+    target: Tensor | None = None
     damping: float = 0.01
     name: str = "matrix"
 
@@ -39,7 +40,7 @@ class Hessian:
             raise PrunerZeroError(
                 f"damping {self.damping} is outside (0, 1]: set it to 0.01 or near"
             )
-        for field, shown in (("gram", "XᵀX"), ("cross", "X_denseᵀX")):
+        for field, shown in (("gram", "XᵀX"), ("target", "X_denseᵀX")):
             product: Tensor | None = getattr(self, field)
             if product is None:
                 continue
@@ -86,6 +87,15 @@ class Hessian:
         return inverse.flip(0, 1)
 
     @cached_property
+    def inverse_diagonal(self) -> Tensor:
+        """The diagonal (in,) of H⁻¹ for H = `damped()`; `inverse_factor` is not kept for it."""
+        held = "inverse_factor" in self.__dict__
+        diagonal: Tensor = self.inverse_factor.square().sum(0)
+        if not held:
+            self.forget()
+        return diagonal
+
+    @cached_property
     def inverse(self) -> Tensor:
         """H⁻¹ (in, in) for H = `damped()`, kept for many removals of columns."""
         return torch.cholesky_inverse(torch.linalg.cholesky(self.damped()))
@@ -125,12 +135,12 @@ class Hessian:
         return H
 
     def drift(self, weight: Tensor) -> Tensor | None:
-        """weight·(cross − gram), (rows, in): the term of the gradient for the target on X_dense."""
-        return None if self.cross is None else weight @ (self.cross - self.gram)
+        """weight·(target − gram), (rows, in): what the target adds to the negative gradient."""
+        return None if self.target is None else weight @ (self.target - self.gram)
 
-    def without_cross(self) -> "Hessian":
-        """The same second moments without `cross`; its factors are computed again."""
-        return self if self.cross is None else replace(self, cross=None)
+    def without_target(self) -> "Hessian":
+        """The same second moments without `target`; its factors are computed again."""
+        return self if self.target is None else replace(self, target=None)
 
     def prepare(self) -> "Hessian":
         """Compute the small factors now, so that copies in other processes have them."""

@@ -61,15 +61,15 @@ def global_threshold(scores: Mapping[str, Tensor], sparsity: float) -> GlobalThr
     for values in scores.values():
         counts += _histogram(values.detach(), upper)
     lower, within = _bin_of(counts, pruned - below)
-    left = pruned - below - within
+    remaining = pruned - below - within
     value = _from_order_key(((upper - _HALF_KEYS // 2) << 16) | lower)
-    if left == counts[lower]:
+    if remaining == counts[lower]:
         return GlobalThreshold(value, {})
     ties = {}
     for name, values in scores.items():
         equal = int((values.detach().float() == value).sum())
-        ties[name] = min(equal, left)
-        left -= ties[name]
+        ties[name] = min(equal, remaining)
+        remaining -= ties[name]
     return GlobalThreshold(value, ties)
 
 

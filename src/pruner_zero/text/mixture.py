@@ -63,8 +63,8 @@ class Mixture:
 
         Of a corpus that both have, this mixture gets the first half and `other` the second half.
         """
-        here, there = self._hashes(), other._hashes()
-        return self._halved(here & there, 0), other._halved(here & there, 1)
+        shared = self._hashes() & other._hashes()
+        return self._halved(shared, 0), other._halved(shared, 1)
 
     def _hashes(self) -> set[str]:
         return {text.sha256 for text in self.texts if isinstance(text, Corpus)}

@@ -101,20 +101,24 @@ def random_windows(
 
 
 def consecutive_windows(
-    corpus: Corpus, tokenizer: Tokenizer, seqlen: int, windows: int | None = None
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    seqlen: int,
+    windows: int | None = None,
+    suffix: str = "",
 ) -> Windows:
     """The first `windows` non-overlapping windows, all of them where None; the rest is dropped.
 
-    Used for perplexity, as in the papers. Raises PrunerZeroError where the corpus has too few
-    tokens.
+    Used for perplexity, as in the papers. suffix: of the options --windows and --seqlen, in
+    messages. Raises PrunerZeroError where the corpus has too few tokens.
     """
     _check(windows, seqlen)
-    stream = _encode(corpus, corpus.text, tokenizer, seqlen)
+    stream = _encode(corpus, corpus.text, tokenizer, seqlen, suffix)
     whole = len(stream) // seqlen
     if windows is None:
         windows = whole
     if windows > whole:
-        raise _too_few(corpus, len(stream), whole, windows, seqlen)
+        raise _too_few(corpus, len(stream), whole, windows, seqlen, suffix)
     tokens = stream[: windows * seqlen].reshape(windows, seqlen).clone()
     return Windows(tokens, corpus.name, corpus.sha256, corpus.joined, len(stream), "consecutive")
 
@@ -150,20 +154,24 @@ def _check(windows: int | None, seqlen: int) -> None:
         )
 
 
-def _encode(corpus: Corpus, text: str, tokenizer: Tokenizer, seqlen: int) -> torch.Tensor:
+def _encode(
+    corpus: Corpus, text: str, tokenizer: Tokenizer, seqlen: int, suffix: str = ""
+) -> torch.Tensor:
     # No BOS: in the literature windows are cut from the bare stream. verbose=False suppresses the
     # warning about a text longer than the model's context, which every corpus is.
     ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < seqlen:
         raise PrunerZeroError(
             f"corpus {corpus.name} has {len(ids)} tokens, fewer than one window of {seqlen}: "
-            "choose a longer text or a smaller --seqlen"
+            f"choose a longer text or a smaller --seqlen{suffix}"
         )
     return torch.tensor(ids, dtype=torch.int64)
 
 
-def _too_few(corpus: Corpus, tokens: int, most: int, windows: int, seqlen: int) -> PrunerZeroError:
+def _too_few(
+    corpus: Corpus, tokens: int, most: int, windows: int, seqlen: int, suffix: str = ""
+) -> PrunerZeroError:
     return PrunerZeroError(
         f"corpus {corpus.name} has {tokens} tokens, which hold {most} windows of {seqlen} and "
-        f"not {windows}: choose a longer text, or a smaller --windows or --seqlen"
+        f"not {windows}: choose a longer text, or a smaller --windows{suffix} or --seqlen{suffix}"
     )

@@ -18,13 +18,13 @@ def layer_of(
     mask: Tensor | None = None,
     pattern: Pattern = HALF,
     *,
-    cross: Tensor | None = None,
+    target: Tensor | None = None,
     damping: float = 0.01,
     scorer: Scorer | None = None,
     name: str = "matrix",
 ) -> Layer:
     """A layer with a Hessian of its own."""
-    hessian = Hessian(gram, cross, damping, name)
+    hessian = Hessian(gram, target, damping, name)
     return Layer(weight, hessian, pattern, mask, scorer, name=name)
 
 
@@ -47,13 +47,13 @@ def exact_update(
     gram: Tensor,
     mask: Tensor,
     *,
-    cross: Tensor | None = None,
+    target: Tensor | None = None,
     damping: float = 0.01,
     name: str = "matrix",
     **options: Any,
 ) -> Solution:
     """Least squares under a mask."""
-    layer = layer_of(weight, gram, mask, cross=cross, damping=damping, name=name)
+    layer = layer_of(weight, gram, mask, target=target, damping=damping, name=name)
     return least_squares.solve(layer, **options)
 
 
@@ -82,6 +82,6 @@ def sparsegpt(
         return sweep.sparsegpt(layer_of(weight, gram, mask, pattern, **options))
 
 
-def retarget(weight: Tensor, gram: Tensor, cross: Tensor, **options: Any) -> Tensor:
+def retarget(weight: Tensor, gram: Tensor, target: Tensor, **options: Any) -> Tensor:
     """The dense weights aimed at other outputs."""
-    return sweep.retarget(layer_of(weight, gram, cross=cross, **options))
+    return sweep.retarget(layer_of(weight, gram, target=target, **options))

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.steps import exact_swaps
 from tests.sparsity import reference
-from tests.sparsity.steps.kernels import exact_update, refine_exact, refine_mask
+from tests.sparsity.steps.kernels import exact_update, layer_of, refine_exact, refine_mask
 from tests.sparsity.steps.test_least_squares import lstsq
 from tests.sparsity.steps.test_sweep import layer
 
@@ -43,12 +44,12 @@ def test_no_row_ends_worse_than_solving_under_its_mask(
     weight, gram, product = problem(rows, 16, seed)
     cross = product if elsewhere else None
     mask = keep_mask(weight.abs(), pattern)
-    result = refine_exact(weight, gram, mask, pattern, cross=cross)
+    result = refine_exact(weight, gram, mask, pattern, target=cross)
     refined = result.mask
     assert torch.equal(refined.sum(1), mask.sum(1))
     if isinstance(pattern, SemiStructured):
         assert (refined.view(rows, -1, pattern.m).sum(2) == pattern.m - pattern.n).all()
-    before = errors(weight, gram, cross, exact_update(weight, gram, mask, cross=cross).weight)
+    before = errors(weight, gram, cross, exact_update(weight, gram, mask, target=cross).weight)
     after = errors(weight, gram, cross, result.weight)
     assert (after <= before + 1e-5 * before.abs()).all()
 
@@ -61,7 +62,7 @@ def test_the_weights_are_the_solution_under_the_mask_that_is_left(
     weight, gram, product = problem(30, 32, 0)
     cross = product if elsewhere else None
     mask = keep_mask(weight.abs(), pattern)
-    result = refine_exact(weight, gram, mask, pattern, cross=cross)
+    result = refine_exact(weight, gram, mask, pattern, target=cross)
     refined = result.mask
     assert not torch.equal(refined, mask)
     H = reference.damped(gram)
@@ -187,21 +188,29 @@ def test_channels_that_were_never_active_end_up_pruned(kept_first: bool) -> None
 def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, gram, cross = problem(20, 40, 0)
     mask = keep_mask(weight.abs(), Unstructured(0.5))
-    result = refine_exact(weight, gram, mask, Unstructured(0.5), cross=cross)
+    result = refine_exact(weight, gram, mask, Unstructured(0.5), target=cross)
     monkeypatch.setattr("pruner_zero.sparsity.steps.exact_swaps._ROWS", 7)
-    in_parts = refine_exact(weight, gram, mask, Unstructured(0.5), cross=cross)
+    in_parts = refine_exact(weight, gram, mask, Unstructured(0.5), target=cross)
     again = errors(weight, gram, cross, in_parts.weight)
     assert again.sum() == pytest.approx(
         float(errors(weight, gram, cross, result.weight).sum()), rel=1e-3
     )
 
 
+def test_no_factor_of_the_hessian_stays_in_memory() -> None:
+    weight, gram, _ = problem(8, 32, 0)
+    mask = keep_mask(weight.abs(), Unstructured(0.5))
+    swapped = layer_of(weight, gram, mask, Unstructured(0.5))
+    exact_swaps.refine_exact(swapped)
+    assert "inverse_factor" not in vars(swapped.required_hessian)
+
+
 def test_arguments_are_left_alone_and_any_width_of_numbers_will_do() -> None:
     weight, gram, cross = problem(8, 32, 0)
     mask = keep_mask(weight.abs(), SemiStructured(2, 4))
     copies = [tensor.clone() for tensor in (weight, gram, mask, cross)]
-    refine_exact(weight.bfloat16(), gram, mask, SemiStructured(2, 4), cross=cross)
-    refine_exact(weight, gram, mask, SemiStructured(2, 4), cross=cross)
+    refine_exact(weight.bfloat16(), gram, mask, SemiStructured(2, 4), target=cross)
+    refine_exact(weight, gram, mask, SemiStructured(2, 4), target=cross)
     assert all(map(torch.equal, (weight, gram, mask, cross), copies))
 
 
@@ -211,4 +220,4 @@ def test_nonsense_names_the_matrix() -> None:
     with pytest.raises(PrunerZeroError, match="o_proj"):
         refine_exact(weight / 0, gram, mask, Unstructured(0.5), name="o_proj")
     with pytest.raises(PrunerZeroError, match="o_proj"):
-        refine_exact(weight, gram, mask, Unstructured(0.5), cross=gram / 0, name="o_proj")
+        refine_exact(weight, gram, mask, Unstructured(0.5), target=gram / 0, name="o_proj")

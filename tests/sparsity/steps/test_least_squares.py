@@ -1,6 +1,7 @@
 """Least squares under a mask: what NumPy's solver finds row by row, never worse than a sweep."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,18 +71,18 @@ def test_each_row_is_what_a_least_squares_solver_finds(
 def test_rows_that_share_their_columns_are_solved_by_the_reduced_normal_equations(
     elsewhere: bool,
 ) -> None:
-    """W·H[:, P]·H[P, P]⁻¹ in float64, or with a cross W·(cross + λI)[:, P]·H[P, P]⁻¹."""
+    """W·H[:, P]·H[P, P]⁻¹ in float64, or with a target W·(target + λI)[:, P]·H[P, P]⁻¹."""
     weight, gram = loud_layer(20, 96)
     cross = gram + gram.diag().diag() if elsewhere else None
     columns, empty = random_mask(1, 96, 0.25)[0], torch.tensor([3, 7])
     mask = columns.repeat(20, 1)
     mask[empty] = False
-    result = exact_update(weight, gram, mask, cross=cross)
+    result = exact_update(weight, gram, mask, target=cross)
     H = reference.damped(gram)
-    target = H if cross is None else cross.double() + H - gram.double()
+    goal = H if cross is None else cross.double() + H - gram.double()
     inverse = torch.linalg.inv(H[columns][:, columns])
     expected = torch.zeros(20, 96, dtype=torch.float64)
-    expected[:, columns] = weight.double() @ target[:, columns] @ inverse
+    expected[:, columns] = weight.double() @ goal[:, columns] @ inverse
     expected[empty] = 0
     assert_close(result.weight, expected)
     assert (result.iterations, result.converged) == (0, True)
@@ -100,14 +101,14 @@ def test_a_start_near_the_solution_only_saves_iterations(elsewhere: bool) -> Non
     weight, gram = loud_layer(20, 96)
     cross = gram + gram.diag().diag() if elsewhere else None
     mask = random_mask(20, 96, 0.5)
-    plain = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
+    plain = exact_update(weight, gram, mask, target=cross, tolerance=1e-5)
     near = plain.weight + 0.01 * torch.randn(20, 96, generator=torch.Generator().manual_seed(1))
-    again = exact_update(weight, gram, mask, cross=cross, start=near, tolerance=1e-5)
+    again = exact_update(weight, gram, mask, target=cross, start=near, tolerance=1e-5)
     assert again.iterations < plain.iterations
     assert again.converged
     assert_close(again.weight, plain.weight)
     assert not again.weight[~mask].any()
-    there = exact_update(weight, gram, mask, cross=cross, start=plain.weight)
+    there = exact_update(weight, gram, mask, target=cross, start=plain.weight)
     assert there.iterations == 0
     assert torch.equal(there.weight, plain.weight)
 
@@ -121,7 +122,7 @@ def test_the_dense_outputs_can_be_the_target(rows: int, columns: int, seed: int)
     incoming = dense + 0.3 * torch.randn(4 * columns, columns, generator=generator)
     gram, cross = incoming.T @ incoming, dense.T @ incoming
     mask = random_mask(rows, columns, 0.5, seed)
-    result = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
+    result = exact_update(weight, gram, mask, target=cross, tolerance=1e-5)
     # Damping is a second set of inputs on which the weights should stay as they are.
     pull = (0.01 * gram.diagonal().double().mean()).sqrt() * torch.eye(columns).double()
     root = torch.cat([incoming.double(), pull])
@@ -257,8 +258,8 @@ def test_arguments_are_left_alone_and_the_result_is_the_same_again() -> None:
     cross = gram + 0.1
     copies = weight.clone(), gram.clone(), mask.clone(), cross.clone()
     state = torch.get_rng_state()
-    once = exact_update(weight, gram, mask, cross=cross)
-    again = exact_update(weight, gram, mask, cross=cross)
+    once = exact_update(weight, gram, mask, target=cross)
+    again = exact_update(weight, gram, mask, target=cross)
     assert torch.equal(once.weight, again.weight)
     assert torch.equal(state, torch.get_rng_state())
     for tensor, copy in zip((weight, gram, mask, cross), copies, strict=True):
@@ -273,7 +274,7 @@ def test_nonsense_names_the_matrix() -> None:
     with pytest.raises(PrunerZeroError, match="XᵀX of o_proj is not finite"):
         exact_update(weight, broken, mask, name="o_proj")
     with pytest.raises(PrunerZeroError, match="X_denseᵀX of o_proj is not finite"):
-        exact_update(weight, gram, mask, cross=broken, name="o_proj")
+        exact_update(weight, gram, mask, target=broken, name="o_proj")
     with pytest.raises(PrunerZeroError, match="weights of o_proj are not finite"):
         exact_update(weight / 0, gram, mask, name="o_proj")
     with pytest.raises(PrunerZeroError, match="o_proj is not positive definite"):
@@ -296,7 +297,7 @@ def test_retargeted_weights_come_closest_to_the_dense_outputs() -> None:
     mask = torch.ones(6, 30, dtype=torch.bool)
     expected = lstsq(weight, root, mask, goal).index_fill(1, torch.tensor([7]), 0.0)
     assert_close(target, expected)
-    exact = exact_update(weight, gram, mask, cross=cross, tolerance=1e-5)
+    exact = exact_update(weight, gram, mask, target=cross, tolerance=1e-5)
     assert_close(exact.weight, expected)
 
 
@@ -312,6 +313,38 @@ def test_a_mask_that_prunes_nothing_has_converged_at_once() -> None:
     weight, gram = layer(3, 8)
     result = exact_update(weight, gram, torch.ones(3, 8, dtype=torch.bool), tolerance=0.0)
     assert (result.iterations, result.residual, result.converged) == (0, 0.0, True)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_rows_beyond_those_solved_together_have_the_same_solution_up_to_the_tolerance(
+    started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, gram = loud_layer(20, 40)
+    mask = random_mask(20, 40, 0.5)
+    start = weight.roll(1, 0) if started else None
+    whole = exact_update(weight, gram, mask, start=start, tolerance=1e-4)
+    most = 0
+    conjugate_gradients = least_squares._conjugate_gradients
+
+    def noted(product: Any, residual: Tensor, *rest: Any) -> tuple[Tensor, int]:
+        nonlocal most
+        most = max(most, len(residual))
+        return conjugate_gradients(product, residual, *rest)
+
+    monkeypatch.setattr(least_squares, "_conjugate_gradients", noted)
+    monkeypatch.setattr(least_squares, "_ROWS", 7)
+    parts = exact_update(weight, gram, mask, start=start, tolerance=1e-4)
+    assert most == 7
+    assert parts.converged
+    assert parts.iterations <= whole.iterations
+    H = reference.damped(gram)
+    apart = error_rows(H, parts.weight - whole.weight)
+    assert (apart <= 1e-6 * error_rows(H, weight.masked_fill(mask, 0))).all()
+    again = [
+        exact_update(weight[i : i + 7], gram, mask[i : i + 7], tolerance=1e-4).weight
+        for i in range(0, 20, 7)
+    ]
+    assert started or torch.equal(parts.weight, torch.cat(again))
 
 
 def test_known_dominant_directions_save_most_iterations() -> None:

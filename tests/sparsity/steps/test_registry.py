@@ -45,7 +45,7 @@ def recording(calls: list[tuple[str, bool]], name: str, **facts: bool) -> Step:
     """A step that notes whether it was to aim, and adds one to all weights."""
 
     def run(layer: Layer) -> Updated:
-        calls.append((name, layer.required_hessian.cross is not None))
+        calls.append((name, layer.required_hessian.target is not None))
         mask = torch.ones_like(layer.dense, dtype=torch.bool) if layer.mask is None else layer.mask
         return Updated(layer.weight + 1, mask, f"{name} ran")
 
@@ -57,7 +57,7 @@ def test_the_last_step_that_can_aim_and_one_that_chooses_the_mask_aim() -> None:
     calls: list[tuple[str, bool]] = []
     make: Callable[..., Step] = lambda name, **facts: recording(calls, name, **facts)  # noqa: E731
     steps = [make("a", aims=True), make("b", aims=True), make("c", aims=True), make("d")]
-    start = layer_of(weight, gram, cross=gram + 1)
+    start = layer_of(weight, gram, target=gram + 1)
     result = run_steps(start, steps)
     assert calls == [("a", True), ("b", False), ("c", True), ("d", False)]
     torch.testing.assert_close(result.weight, weight + 4)

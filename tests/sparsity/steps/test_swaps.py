@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.steps import swaps
 from tests.sparsity.steps.kernels import refine_mask
 from tests.sparsity.steps.test_sweep import layer
 
@@ -118,7 +119,7 @@ def test_no_pair_is_left_that_would_help_towards_other_outputs(
     dense = torch.randn(40, 12, generator=generator)
     x = dense + 0.3 * torch.randn(40, 12, generator=generator)
     mask = random_mask(weight, pattern, seed)
-    refined = refine_mask(weight, x.T @ x, mask, pattern, cross=dense.T @ x)
+    refined = refine_mask(weight, x.T @ x, mask, pattern, target=dense.T @ x)
     assert torch.equal(refined.sum(1), mask.sum(1))
     before, after = (outputs_apart(weight, x, dense, kept) for kept in (mask, refined))
     group = pattern.m if isinstance(pattern, SemiStructured) else 12
@@ -137,7 +138,7 @@ def test_its_own_inputs_are_where_the_error_is_that_of_what_it_removes() -> None
     weight, gram = layer(16, 64)
     mask = random_mask(weight, Unstructured(0.5), 0)
     plain = refine_mask(weight, gram, mask, Unstructured(0.5))
-    assert torch.equal(refine_mask(weight, gram, mask, Unstructured(0.5), cross=gram), plain)
+    assert torch.equal(refine_mask(weight, gram, mask, Unstructured(0.5), target=gram), plain)
 
 
 @pytest.mark.parametrize("pattern", [Unstructured(0.5), SemiStructured(2, 4)])
@@ -215,6 +216,25 @@ def test_more_rows_than_are_worked_on_at_once(monkeypatch: pytest.MonkeyPatch) -
     assert sum(errors(weight, gram, parts)) == pytest.approx(
         sum(errors(weight, gram, whole)), rel=1e-3
     )
+
+
+def test_groups_of_as_many_rows_as_memory_holds_are_swapped_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, gram = layer(20, 40)
+    mask = random_mask(weight, SemiStructured(2, 4), 0)
+    whole = refine_mask(weight, gram, mask, SemiStructured(2, 4))
+    sizes: list[int] = []
+    pairs_of_groups = swaps._pairs_of_groups
+
+    def noted(W: Tensor, C: Tensor, mask: Tensor, change: Tensor, m: int) -> tuple[Tensor, Tensor]:
+        sizes.append(W.numel() * m)
+        return pairs_of_groups(W, C, mask, change, m)
+
+    monkeypatch.setattr(swaps, "_pairs_of_groups", noted)
+    monkeypatch.setattr(swaps, "_PAIRS", 7 * 40 * 4)
+    assert torch.equal(refine_mask(weight, gram, mask, SemiStructured(2, 4)), whole)
+    assert max(sizes) == 7 * 40 * 4
 
 
 def test_channels_that_were_never_active_are_pruned_first() -> None:

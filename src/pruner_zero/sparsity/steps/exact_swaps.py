@@ -39,7 +39,7 @@ def refine_exact(layer: Layer) -> Updated:
     group = pattern.swap_columns
     pattern.check(layer.name, (W.shape[0], W.shape[1]))
     # Before `damped`, which then need not factor the gram once more for its damping.
-    inverse_diagonal = hessian.inverse_factor.square().sum(0)
+    inverse_diagonal = hessian.inverse_diagonal
     H = hessian.damped()
     # Weights of channels that were never active have no effect.
     target = (W * (hessian.gram.diagonal() != 0)) @ H

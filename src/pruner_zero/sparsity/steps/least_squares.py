@@ -1,7 +1,7 @@
 """The best weights under a mask: each row's least squares on the columns it keeps."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
 # How small the preconditioner's diagonal may be beside its low-rank part, for float32's sake.
 _RANGE = 1e-5
+
+# Rows solved together hold about ten arrays (rows, in), and iterate until the last one is solved.
+_ROWS = 2048
 
 # From this tolerance and this number of inputs on, products are computed in bfloat16 where that is
 # native. Its rounding of 0.004 is small beside the tolerance, and the number of iterations stays
@@ -68,15 +71,16 @@ def solve(
 ) -> Solution:
     """Per row the w' that minimises (w' − w)·H·(w' − w)ᵀ with zeros where the mask is False.
 
-    w are the dense weights, H the damped Hessian. Where the Hessian has a cross, the outputs on the
-    inputs of the dense model are the target: |w·X_denseᵀ − w'·Xᵀ|² + λ·|w' − w|² is minimised, λ
-    the damping in absolute terms, so that H_SS·w'_S = (w·(cross + λI))_S on the kept columns S.
+    w are the dense weights, H the damped Hessian. Where the Hessian has a target, TᵀX, the outputs
+    on the inputs T are aimed at: |w·Tᵀ − w'·Xᵀ|² + λ·|w' − w|² is minimised, λ the damping in
+    absolute terms, so that H_SS·w'_S = (w·(target + λI))_S on the kept columns S.
     Weights of channels that were never active become 0. Iterates until each row's residual is at
     most `tolerance` of that of plain masking, or for `max_iterations`; the result says which. Where
     all rows keep the same columns, but for rows that keep none, one factorisation solves them all:
-    w'_S = w·H[:, S]·H_SS⁻¹ without a cross, which is `remove_columns` where H⁻¹ is held. start:
+    w'_S = w·H[:, S]·H_SS⁻¹ without a target, which is `remove_columns` where H⁻¹ is held. start:
     (out, in), weights to begin with, in place of the masked ones. No row ends with a larger error
-    than its start. Raises PrunerZeroError naming the layer for a result that is not finite, and
+    than its start. At most 2048 rows are solved together; how many changes the result within the
+    tolerance alone. Raises PrunerZeroError naming the layer for a result that is not finite, and
     what `Hessian` raises.
     Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem for all rows at once by
     conjugate gradients (Hestenes & Stiefel 1952), preconditioned by the diagonal, with 10
@@ -86,9 +90,26 @@ def solve(
     computes in bfloat16 for 4096 inputs and more, where that is native.
     """
     hessian, mask = layer.required_hessian, layer.required_mask
+    active = hessian.gram.diagonal() != 0
+    columns = _shared_columns(mask & active) if start is None else None
+    if columns is None and len(mask) > _ROWS:
+        parts = [
+            solve(
+                replace(layer, dense=layer.dense[rows], mask=mask[rows]),
+                tolerance=tolerance,
+                max_iterations=max_iterations,
+                start=None if start is None else start[rows],
+            )
+            for rows in (slice(first, first + _ROWS) for first in range(0, len(mask), _ROWS))
+        ]
+        return Solution(
+            torch.cat([part.weight for part in parts]),
+            max(part.iterations for part in parts),
+            max(part.residual for part in parts),
+            all(part.converged for part in parts),
+        )
     H = hessian.damped()
     W = layer.dense.detach().float()
-    active = hessian.gram.diagonal() != 0
     support = (mask & active).float()
     begin = W * support
     plain = (W * active - begin) @ H
@@ -96,8 +117,7 @@ def solve(
     if drift is not None:
         plain += drift
     plain *= support
-    columns = _shared_columns(support != 0)
-    if columns is not None and start is None:
+    if columns is not None:
         if drift is None and hessian.holds_inverse:
             removed = remove_columns(W, hessian, ~columns)
             if removed is not None:
@@ -135,7 +155,7 @@ def remove_columns(weight: Tensor, hessian: Hessian, removed: Tensor) -> Tensor 
     """`weight` (rows, in), least squares on the columns that stay once `removed` (in,) bool go.
 
     w − w_P·(H⁻¹_PP)⁻¹·H⁻¹_P for the removed columns P: given H⁻¹, this factors |P| columns instead
-    of the columns that stay. Without a cross. None where rounding makes it fail.
+    of the columns that stay. Without a target. None where rounding makes it fail.
     Source: optimal brain surgeon for several weights (Hassibi & Stork 1993), as in ZipLM (Kurtić et
     al. 2023, 2302.04089).
     """

@@ -42,8 +42,8 @@ def plan(names: Sequence[str], chooser: str | None = None) -> tuple[Step, ...]:
 def run_steps(layer: Layer, steps: Sequence[Step]) -> Updated:
     """Run `steps` on `layer`, one after the other; the last result, with all notes joined.
 
-    Where the Hessian has a cross, the dense outputs are the target of the last step that supports
-    it, and of a step that chooses the mask. Raises what the steps raise.
+    Where the Hessian has a target, it is used by the last step that supports it, and by a step that
+    chooses the mask. Raises what the steps raise.
     """
     last = max((place for place, step in enumerate(steps) if step.aims), default=-1)
     notes: list[str] = []
@@ -51,7 +51,7 @@ def run_steps(layer: Layer, steps: Sequence[Step]) -> Updated:
     for place, step in enumerate(steps):
         hessian = layer.hessian
         if hessian is not None and place != last and mask is not None:
-            hessian = hessian.without_cross()
+            hessian = hessian.without_target()
         result = step.run(replace(layer, hessian=hessian, mask=mask, updated=weight))
         weight, mask = result.weight, result.mask
         notes += [result.note] if result.note else []

@@ -19,7 +19,7 @@ class Layer:
     """The state of one matrix before a step.
 
     dense: (out, in), the dense weights. hessian: the Hessian of its input, None where it was not
-    collected; its `cross` is set only where the dense model's outputs are the step's target.
+    collected; its `target` is set only where the step aims at other outputs than its own.
     pattern: the pattern of zeros. mask: (out, in) bool, True is kept; None where the step chooses
     it. scorer: where the step chooses the mask by a metric, the scores of weights as they are
     updated. updated: (out, in) float32, what the steps before left; None where no step has changed

@@ -14,6 +14,10 @@ _CANDIDATES = 16
 # Rows processed together hold their candidates' part of the gram, 4 · _CANDIDATES² numbers each.
 _ROWS = 2048
 
+# Under N:M a round computes the effect of every pair of a group: rows · in · M numbers, at most as
+# many as fill 256 MiB.
+_PAIRS = 2**26
+
 # A gain below this share of the row's error is within rounding, or too small for a round.
 _LEAST_GAIN = 1e-5
 
@@ -23,10 +27,10 @@ _ROUNDS = 100
 def refine_mask(layer: Layer) -> Updated:
     """The mask after swaps that lower each row's error δ·C·δᵀ, δ the weights it removes.
 
-    C is the gram; weights stay dense. Where the Hessian has a cross, the target is W·X_denseᵀ, and
-    the error is δ·C·δᵀ + 2·δ·Dᵀ plus a constant, with D = W·(cross − C). A swap revives p and
-    prunes q of the same row, under N:M of the same group, so every row and group keeps its zeros
-    (and blocks of columns only in sum). Its effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq −
+    C is the gram; weights stay dense. Where the Hessian has a target, the error is δ·C·δᵀ + 2·δ·Dᵀ
+    plus a constant, with D = W·(target − C). A swap revives p and prunes q of the same row, under
+    N:M of the same group, so every row and group keeps its zeros (and blocks of columns only in
+    sum). Its effect −2·w_p·r_p + w_p²·C_pp + 2·w_q·r_q + w_q²·C_qq −
     2·w_p·w_q·C_pq, with r = δ·C + D, is exact. In a round each row takes the best pair, again and
     again, among the 16 weights of either side (N:M: the 16 pairs) that gain most on their own. Ends
     when no row improves, or after 100 rounds. No row ends with a larger error. Raises
@@ -41,8 +45,9 @@ def refine_mask(layer: Layer) -> Updated:
     layer.pattern.check(layer.name, (W.shape[0], W.shape[1]))
     drift = hessian.drift(W)
     refined = mask.clone()
-    for first in range(0, len(W), _ROWS):
-        rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
+    size = _ROWS if group is None else max(1, min(_ROWS, _PAIRS // (W.shape[1] * group)))
+    for first in range(0, len(W), size):
+        rows = torch.arange(first, min(first + size, len(W)), device=W.device)
         best = _errors(W[rows], refined[rows], C, _of(drift, rows))
         for _ in range(_ROUNDS):
             trial = _swap(W[rows], C, refined[rows], best, group)

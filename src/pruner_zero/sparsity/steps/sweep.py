@@ -21,7 +21,7 @@ def sparsegpt(layer: Layer) -> Updated:
     inside the block, counts rounded so that each row ends with floor(in · sparsity) zeros; N:M: per
     group at its first column, blocks being shortened to whole groups. With a mask, that mask is
     kept and the pattern decides nothing. Channels that were never active (zero diagonal) get zero
-    weights. Where the Hessian has a cross, the sweep starts from the weights of `retarget`. Raises
+    weights. Where the Hessian has a target, the sweep starts from the weights of `retarget`. Raises
     PrunerZeroError for scores that are not finite and for scopes that look beyond a block when no
     mask is given.
     Source: Frantar & Alistarh 2023 (2301.00774), algorithm 1.
@@ -87,12 +87,12 @@ def sparsegpt(layer: Layer) -> Updated:
 
 
 def retarget(layer: Layer) -> Tensor:
-    """The dense weights that, on the pruned model's inputs, come closest to the dense outputs.
+    """The dense weights that, on the pruned model's inputs, come closest to the target.
 
-    (out, in) float32. They minimise |W·X_denseᵀ − W'·Xᵀ|² + λ·|W' − W|², with
-    λ = damping · mean(diagonal); sweeping them is sweeping the dense weights with the dense model's
-    outputs as the target. Channels that were never active get zero weights. Without a cross, these
-    are the dense weights.
+    (out, in) float32. They minimise |W·Tᵀ − W'·Xᵀ|² + λ·|W' − W|², with T the inputs of the
+    Hessian's target and λ = damping · mean(diagonal); sweeping them is sweeping the dense weights
+    with W·Tᵀ as the target. Channels that were never active get zero weights. Without a target,
+    these are the dense weights.
     Source: the target is that of GPTAQ (Li et al. 2025, 2504.02692) in quantization, and the
     product of dense and pruned inputs that of OSSCAR's full sequence (Meng et al. 2024, 2403.12983)
     in structured pruning. GPTAQ corrects the target column by column during the sweep; here the

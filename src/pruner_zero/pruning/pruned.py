@@ -1,0 +1,99 @@
+"""One method from the dense model to the pruned one, as `prune` and `compare` run it."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+from pruner_zero.calibration import StatisticsStore
+from pruner_zero.choices import Mode
+from pruner_zero.models import LanguageModel, Matrix, OffloadedModel, size_of
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.pipeline import prune_model
+from pruner_zero.pruning.record import MatrixRecord
+from pruner_zero.pruning.removal import Removal
+from pruner_zero.pruning.units import choose_units
+from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
+from pruner_zero.recovery import Point, distill
+from pruner_zero.result_folder import take_up
+from pruner_zero.text import Windows
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The outcome of a method.
+
+    method: with the units that it removed. size: the number of parameters of the pruned model and
+    their bytes. curve: the learning curve of the distillation.
+    """
+
+    method: Method
+    records: list[MatrixRecord]
+    size: tuple[int, int]
+    curve: Sequence[Point] = ()
+
+
+def run_method(
+    language_model: LanguageModel,
+    windows: Windows,
+    method: Method,
+    store: StatisticsStore,
+    *,
+    mode: Mode,
+    matrices: Sequence[Matrix],
+    damping: float,
+    fold: bool = True,
+    seed: int = 0,
+    checkpoint: Checkpoint | None = None,
+    undo: ExitStack | None = None,
+    progress: Progress = SILENT,
+) -> Pruned:
+    """Choose units, prune, cut out the units and distill, all in place.
+
+    mode, matrices, damping, checkpoint: as `prune_model` takes them. fold: as `choose_units` takes
+    it. seed: of the distillation. undo: units that were cut out come back when it is closed; where
+    None they are gone for good. An offloaded model keeps masked units: its files are cut when they
+    are saved. Raises PrunerZeroError.
+    """
+    teacher = None
+    if method.distill:
+        # A copy, because pruning changes the weights in place.
+        teacher = replace(language_model, model=deepcopy(language_model.model))
+    method = choose_units(language_model, windows, method, store, fold=fold, progress=progress)
+    records = prune_model(
+        language_model,
+        windows,
+        method,
+        store,
+        mode=mode,
+        matrices=matrices,
+        damping=damping,
+        checkpoint=checkpoint,
+        progress=progress,
+    )
+    model, pattern, size = language_model.model, method.pattern, size_of(language_model.model)
+    if isinstance(pattern, Removal):
+        size = pattern.size(model)
+        if undo is not None:
+            undo.enter_context(pattern.shrunk(model))
+        elif not isinstance(language_model, OffloadedModel):
+            pattern.shrink(model)
+    if teacher is None:
+        return Pruned(method, records, size)
+    training = None
+    if checkpoint is not None:
+        # Distillation takes minutes, so a damaged folder is deleted and training starts again.
+        folder = checkpoint.folder / f"training-{method.distill}"
+        training = take_up(TrainingCheckpoint, folder, {}, overwrite=True)
+    curve = distill(
+        language_model,
+        teacher,
+        windows,
+        method.distill,
+        seed=seed,
+        checkpoint=training,
+        progress=progress,
+    )
+    return Pruned(method, records, size, curve)
