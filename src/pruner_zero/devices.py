@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 
@@ -113,8 +112,3 @@ def has_fast_bfloat16(device: torch.device = CPU) -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return device.type == "cpu" and bool(fast)
-
-
-def where_float64_is(tensor: Tensor) -> Tensor:
-    """`tensor`, moved to the CPU if its device has no float64."""
-    return tensor.cpu() if tensor.device.type == "mps" else tensor

@@ -106,9 +106,3 @@ def test_impossible_combinations_are_refused() -> None:
     with pytest.raises(PrunerZeroError, match="--mode sequential"):
         method.mode("one-shot")
     assert parse_method("W@global+asymmetric+obs", sparsity=0.5).mode("auto") == "sequential"
-    with pytest.raises(PrunerZeroError, match="leave out the allocation"):
-        parse_method("W@global@owl", sparsity=0.5)
-    with pytest.raises(PrunerZeroError, match="leave out the allocation"):
-        parse_method("W@owl", pattern="2:4")
-    with pytest.raises(PrunerZeroError, match="keep one scope and one allocation"):
-        parse_method("W@owl@error", sparsity=0.5)

@@ -74,7 +74,7 @@ def test_settings_that_are_given_stay() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"pattern": "2:4", "sparsity": None}, {"scope": "row"}, {"allocation": "owl"}],
+    [{"pattern": "2:4", "sparsity": None}, {"scope": "row"}],
     ids=str,
 )
 def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
@@ -94,7 +94,6 @@ def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
     [
         ({}, "W * (O * X)^0.73"),
         ({"pattern": "2:4", "sparsity": None}, "W * X (2:4)"),
-        ({"allocation": "owl"}, "the share of each matrix given by the rule owl"),
     ],
 )
 def test_a_note_describes_the_default_method(

@@ -127,7 +127,6 @@ def test_the_record_describes_the_run(
         "refine": False,
         "asymmetric": False,
         "distill": 0,
-        "allocation": None,
         "structure": None,
         "multiple_of": 32,
         "coupled": False,

@@ -315,7 +315,6 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"pattern": "2:4"}, "leave out --pattern"),
         ({"scope": "matrix"}, "leave out --scope"),
         ({"exclude": ["*.0.*"]}, "leave out --exclude"),
-        ({"allocation": "owl"}, "leave out --allocation"),
         ({"refine": True}, "leave out --refine"),
         ({"save_mask": True}, "leave out --save-mask"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),

@@ -54,8 +54,8 @@ def prune_one(
     """Prune a matrix that competes with no other, under `mask` if there is one."""
     choice = Choice({} if mask is None else {matrix.name: mask}, {matrix.name})
     if mask is None:
-        choice = choose([matrix], {matrix.name: statistics}, method, method.pattern)
-    return prune_matrix(matrix, statistics, method, method.pattern, choice)
+        choice = choose([matrix], {matrix.name: statistics}, method)
+    return prune_matrix(matrix, statistics, method, choice)
 
 
 def pruned(

@@ -11,7 +11,7 @@ from pruner_zero.pruning.lazy_scores import LazyScores
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.pruning.statistics import Statistics
-from pruner_zero.sparsity import Pattern, choose_masks
+from pruner_zero.sparsity import choose_masks
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,9 @@ class Choice:
 
 
 def choose(
-    matrices: Sequence[Matrix],
-    statistics: Mapping[str, Statistics],
-    method: Method,
-    pattern: Pattern,
+    matrices: Sequence[Matrix], statistics: Mapping[str, Statistics], method: Method
 ) -> Choice:
-    """The choice for one group of matrices, whose scores the pattern needs at once.
+    """The choice for one group of matrices, whose scores the method's pattern needs at once.
 
     statistics: of each matrix by name. Raises PrunerZeroError naming a matrix that the metric
     cannot score.
@@ -55,7 +52,9 @@ def choose(
         return score_matrix(by_name[name], statistics[name], method.metric)
 
     scores = LazyScores(by_name.copy, score)
-    masks = choose_masks(pattern, by_name, scores, lambda name: by_name[name].weight.float().abs())
+    masks = choose_masks(
+        method.pattern, by_name, scores, lambda name: by_name[name].weight.float().abs()
+    )
     by_step = scores if method.chooser else ()
     chosen = {name: masks[name] for name in by_name if name not in by_step}
     return Choice(chosen, swept.union(scores))
@@ -65,11 +64,10 @@ def choose_for_model(
     language_model: LanguageModel,
     matrices: Sequence[Matrix],
     method: Method,
-    pattern: Pattern,
     read: Callable[[Matrix], Statistics],
     progress: Progress,
 ) -> Choice:
-    """The choice for all matrices, where the pattern needs the scores of the whole model.
+    """The choice for all matrices, where the method's pattern needs the scores of the whole model.
 
     read: the statistics of one matrix that the metric needs. Masks are computed when they are asked
     for, and so are scores that `LazyScores` does not hold; for an offloaded model it holds no
@@ -93,4 +91,4 @@ def choose_for_model(
 
     hold = 0 if isinstance(language_model, OffloadedModel) else None
     scores = LazyScores(names, score, hold)
-    return Choice(choose_masks(pattern, by_name, scores, magnitude), scores)
+    return Choice(choose_masks(method.pattern, by_name, scores, magnitude), scores)

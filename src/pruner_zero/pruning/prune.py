@@ -40,7 +40,7 @@ from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
 from pruner_zero.recovery import Point, distill
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
-from pruner_zero.sparsity import Allocation, Pattern
+from pruner_zero.sparsity import Pattern
 from pruner_zero.text import Source
 
 # Settings of the statistics that `identity` names one by one.
@@ -121,7 +121,6 @@ def prune(
         update=None if checked.structure == "blocks" else checked.update,
         refine=checked.refine,
         asymmetric=checked.asymmetric,
-        allocation=checked.allocation,
         structure=checked.structure,
         parameters=checked.parameters,
         multiple_of=checked.multiple_of,
@@ -267,12 +266,11 @@ def _describe_default(method: Method, settings: PruneSettings, inputs: int | Non
 
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:
     """The values that an unfinished run must share with this run to be resumed by it."""
-    shares, statistics = method.allocation, store.settings
+    statistics = store.settings
     # The settings left out change only the rounding of sums or which files are written.
     return {
         **settings.by_option(_PLACE),
         "the metric": method.metric.to_json(),
-        "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
         "the model's weights": statistics["model"],
         "the calibration tokens": statistics["windows"],
         "the version of torch": statistics["torch"],

@@ -13,7 +13,7 @@ from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import UnitSettings, check_structure
 
-METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
+METHOD = "METRIC[@SCOPE][+STEPS]"
 
 # The method where no metric is named: the best method measured so far, in half an hour of a core
 # (benchmarks/proof.md, benchmarks/why.md).
@@ -39,7 +39,7 @@ BLOCK_INFLUENCE, REAP = "block-influence", "reap"
 # Settings that cannot be combined with --structure.
 _BESIDE_STRUCTURE: tuple[str, ...] = (
     *("pattern", "scope", "include", "exclude"),
-    *("allocation", "refine", "save_mask"),
+    *("refine", "save_mask"),
 )
 
 
@@ -48,7 +48,7 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("structure") in ("blocks", "experts"):
         return {"metric": BLOCK_INFLUENCE if given["structure"] == "blocks" else REAP}
     chosen = dict(DEFAULT)
-    narrower = any(given.get(name) for name in ("pattern", "structure", "allocation"))
+    narrower = any(given.get(name) for name in ("pattern", "structure"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
         chosen["metric"] = WITHIN
         del chosen["scope"]
@@ -119,13 +119,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         ge=0,
         description="Then train the kept weights for this many optimizer steps of about 1024 "
         "tokens towards the dense model's predictions on the calibration windows.",
-    )
-    allocation: Annotated[
-        str | None, Cli(panel="What is pruned", default="the metric's own, else uniform")
-    ] = Field(
-        None,
-        description="Share of zeros in each matrix: uniform; owl or error, rules that look at "
-        "statistics; or a JSON file of shares.",
     )
     structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
         None,

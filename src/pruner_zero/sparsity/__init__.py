@@ -1,14 +1,11 @@
 """Scores → mask → weights: patterns, exact selection, better masks, updates under a mask."""
 
 from pruner_zero.choices import Scope
-from pruner_zero.sparsity.allocation import Allocation, Granularity, exact, read_allocation
-from pruner_zero.sparsity.allocation_rules import by_error, outlier_share, owl
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import (
     SCOPES,
     LazyTensors,
     Pattern,
-    PerMatrix,
     Reach,
     SemiStructured,
     Unstructured,
@@ -29,14 +26,11 @@ __all__ = [
     "BLOCK_COLUMNS",
     "SCOPES",
     "STEPS",
-    "Allocation",
     "GlobalThreshold",
-    "Granularity",
     "Hessian",
     "Layer",
     "LazyTensors",
     "Pattern",
-    "PerMatrix",
     "Reach",
     "Scope",
     "Scorer",
@@ -45,19 +39,14 @@ __all__ = [
     "Step",
     "Unstructured",
     "Updated",
-    "by_error",
     "choose_masks",
-    "exact",
     "exact_update",
     "global_threshold",
     "groups",
     "in_order",
     "keep_mask",
-    "outlier_share",
-    "owl",
     "plan",
     "pruned_count",
-    "read_allocation",
     "refine_exact",
     "refine_mask",
     "retarget",
