@@ -27,6 +27,7 @@ RESULTS = HERE / "results"
 REMOVED_ROWS = {
     "50": "`@owl` and `@error`, which shared out the zeros among the matrices, were removed since:"
     " comparing the weights of the whole model (`@global`, as `EVOLVED` does) gains more.",
+    "2-4": "`obs-iter`, SparseGPT's sweep choosing its mask by the metric, was removed since.",
 }
 REMOVED = {
     "mixed-4": "Tried and removed: 2:4 on average, with an N of its own for each matrix, chosen by"
@@ -78,8 +79,6 @@ TABLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "EVOLVED+asymmetric+exact",
             "sparsegpt+asymmetric",
             "EVOLVED+exact",
-            "EVOLVED+asymmetric+obs-iter",
-            "wanda+obs-iter",
             "wanda+refine+asymmetric+exact",
             "sparsegpt+refine+asymmetric+exact",
             "EVOLVED+refine+asymmetric+exact",

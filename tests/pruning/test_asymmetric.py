@@ -11,7 +11,7 @@ from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import inputs, places
 
 
-@pytest.mark.parametrize("update", ["exact", "refine+exact", "obs", "obs-iter"])
+@pytest.mark.parametrize("update", ["exact", "refine+exact", "obs"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral", "gemma3"])
 def test_it_keeps_the_zeros_and_stays_finite_on_every_architecture(
     architecture: str, update: str, windows: Windows, new_store: OpenStore

@@ -25,7 +25,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "a statistic by forward": {"metric": "wanda"},
     "gradients and an operator over the matrix": {"metric": "pruner-zero", "mode": "one-shot"},
     "the Hessian": {"metric": "sparsegpt"},
-    "a metric in the sweep": {"metric": "ria", "update": "obs-iter", "scope": "block"},
     "N:M": {"metric": "ria", "pattern": "2:4", "sparsity": None},
     "wide N:M, swept": {
         "metric": "wanda",

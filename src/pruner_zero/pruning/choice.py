@@ -18,8 +18,8 @@ from pruner_zero.sparsity import choose_masks
 class Choice:
     """Masks by matrix name, and the names of the matrices that calibration reached.
 
-    masks: bool (out, in), True = kept. A reached matrix without a mask gets its mask from a step
-    that chooses masks.
+    masks: bool (out, in), True = kept. A reached matrix without a mask gets its mask from the
+    sweep.
     """
 
     masks: Mapping[str, Tensor]
@@ -41,7 +41,7 @@ def choose(
     """
     by_name = {matrix.name: matrix for matrix in matrices}
     swept: set[str] = set()
-    if method.chooser and method.sweeps_by_own_score:
+    if method.chooser:
         # The sweep computes the score itself, one matrix at a time.
         swept = {name for name in by_name if not statistics[name].silent()}
         if len(swept) == len(by_name):
@@ -55,9 +55,7 @@ def choose(
     masks = choose_masks(
         method.pattern, by_name, scores, lambda name: by_name[name].weight.float().abs()
     )
-    by_step = scores if method.chooser else ()
-    chosen = {name: masks[name] for name in by_name if name not in by_step}
-    return Choice(chosen, swept.union(scores))
+    return Choice({name: masks[name] for name in by_name}, swept.union(scores))
 
 
 def choose_for_model(

@@ -40,12 +40,6 @@ class Method:
                 f"{self.name} aims at the dense outputs but has nothing to aim: "
                 "add +obs, +exact or +refine"
             )
-        chooses = any(STEPS[name].chooses_mask for name in self.steps)
-        if chooses and self.pattern.sweep_columns is None:
-            raise PrunerZeroError(
-                f"{self.name} chooses the mask of a few columns at a time, but {self.pattern} "
-                "compares more: set scope to row or block, or choose +obs"
-            )
 
     @property
     def scope(self) -> Scope | None:
@@ -53,22 +47,16 @@ class Method:
         return self.pattern.scope
 
     @property
-    def sweeps_by_own_score(self) -> bool:
-        """Whether the metric is SparseGPT's, which its sweep computes by itself."""
-        return self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression
-
-    @property
     def chooser(self) -> str | None:
         """The step that chooses the mask as it goes, None where scores alone choose it.
 
-        SparseGPT's sweep does so with its own score wherever an update follows.
+        SparseGPT's sweep does so with SparseGPT's score, which it computes, wherever an update
+        follows.
         """
-        for name in self.steps:
-            if STEPS[name].chooses_mask:
-                return name
         updates = any(STEPS[name].changes == "weights" for name in self.steps)
         local = self.pattern.sweep_columns is not None
-        return "obs" if updates and local and self.sweeps_by_own_score else None
+        its_score = self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression
+        return "obs" if updates and local and its_score else None
 
     def to_json(self) -> dict[str, Any]:
         """The groups and the steps around the metric, as JSON values."""

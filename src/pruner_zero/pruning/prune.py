@@ -15,7 +15,6 @@ from pruner_zero.models import (
     LanguageModel,
     OffloadedModel,
     as_language_model,
-    find_matrices,
     load_offloaded,
     save_model,
     save_offloaded,
@@ -23,7 +22,6 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import (
     check_compares_weights,
@@ -64,7 +62,7 @@ _SLOW = (
     "--metric '{metric}'{scope} leaves them out"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
-_PLACE = {"device", "distill", "save_mask", "threads"}
+_PLACE = {"device", "distill", "threads"}
 
 
 @naming_out_of_memory("choose --distill 0, fewer --windows, a shorter --seqlen, or --offload")
@@ -142,8 +140,6 @@ def prune(
         raise PrunerZeroError("distillation needs the whole model in memory: leave out --offload")
     if checked.offload and folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
-    if checked.save_mask and folder is None:
-        raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
     needed = chosen_by(method.pattern) is not None or method.distill > 0
     texts = calibration_texts(text, [method], progress, needed=needed)
@@ -236,13 +232,6 @@ def prune(
             save_offloaded(saved, files, staged)
         else:
             save_model(language_model, staged)
-        if checked.save_mask:
-            pruned, of_pruned = language_model, matrices
-            if checked.offload:
-                # The checkpoint, not the offloaded model, holds the pruned weights.
-                pruned = load_offloaded(staged, checked.dtype)
-                of_pruned = find_matrices(pruned.model, checked.include, checked.exclude)
-            save_masks(pruned, of_pruned, staged / FOLDER)
         result.write(staged)
 
     with torch_threads(checked.threads):

@@ -37,10 +37,7 @@ WITHIN = "wanda"
 BLOCK_INFLUENCE, REAP = "block-influence", "reap"
 
 # Settings that cannot be combined with --structure.
-_BESIDE_STRUCTURE: tuple[str, ...] = (
-    *("pattern", "scope", "include", "exclude"),
-    *("refine", "save_mask"),
-)
+_BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
 
 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,8 +103,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     ] = Field(
         None,
         description="Change the kept weights to compensate for pruned weights: none; obs, "
-        "SparseGPT's sweep; obs-iter, SparseGPT's sweep, which chooses the mask by the metric; "
-        "exact, least squares.",
+        "SparseGPT's sweep; exact, least squares.",
     )
     asymmetric: Annotated[bool, MAIN] = Field(
         False,
@@ -130,9 +126,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
-    )
-    save_mask: Annotated[bool, Cli(panel="Files and output")] = Field(
-        False, description="Also save the mask, one bit a weight, to `masks` in the output folder."
     )
 
     @model_validator(mode="before")

@@ -17,7 +17,7 @@ from pruner_zero.sparsity.selection import BLOCK_COLUMNS, pruned_count
 from pruner_zero.sparsity.steps.exact_swaps import refine_exact
 from pruner_zero.sparsity.steps.least_squares import Solution, exact_update, solve
 from pruner_zero.sparsity.steps.registry import STEPS, in_order, plan, run_steps, used_damping
-from pruner_zero.sparsity.steps.step import Layer, Scorer, Step, Updated
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 from pruner_zero.sparsity.steps.swaps import refine_mask
 from pruner_zero.sparsity.steps.sweep import retarget, sparsegpt
 from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold
@@ -33,7 +33,6 @@ __all__ = [
     "Pattern",
     "Reach",
     "Scope",
-    "Scorer",
     "SemiStructured",
     "Solution",
     "Step",

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from pruner_zero.sparsity import Hessian, Layer, Pattern, Scorer, Solution, Unstructured, Updated
+from pruner_zero.sparsity import Hessian, Layer, Pattern, Solution, Unstructured, Updated
 from pruner_zero.sparsity import pattern as patterns
 from pruner_zero.sparsity.steps import exact_swaps, least_squares, swaps, sweep
 
@@ -20,12 +20,11 @@ def layer_of(
     *,
     cross: Tensor | None = None,
     damping: float = 0.01,
-    scorer: Scorer | None = None,
     name: str = "matrix",
 ) -> Layer:
     """A layer with a Hessian of its own."""
     hessian = Hessian(gram, cross, damping, name)
-    return Layer(weight, hessian, pattern, mask, scorer, name=name)
+    return Layer(weight, hessian, pattern, mask, name=name)
 
 
 def refine_mask(
