@@ -170,7 +170,7 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
-    monkeypatch.setattr("pruner_zero.recovery.distillation.CHECKPOINT_MINUTES", 0.0)
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
     prune(language_model(), output=tmp_path / "whole", **options)
     from pruner_zero.recovery.train import Training
 
