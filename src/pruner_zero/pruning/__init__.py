@@ -18,7 +18,6 @@ from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.pruning.structured import Structured
 from pruner_zero.pruning.units import choose_units
-from pruner_zero.settings import PruneSettings
 
 __all__ = [
     "Blocks",
@@ -30,7 +29,6 @@ __all__ = [
     "Mode",
     "Order",
     "PruneResult",
-    "PruneSettings",
     "Removal",
     "Statistics",
     "Structured",

@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from pruner_zero.sparsity import Hessian, Layer, Pattern, Solution, Unstructured, Updated
+from pruner_zero.sparsity import Hessian, Layer, Pattern, Unstructured, Updated
 from pruner_zero.sparsity import pattern as patterns
 from pruner_zero.sparsity.steps import exact_swaps, least_squares, swaps, sweep
 
@@ -50,7 +50,7 @@ def exact_update(
     damping: float = 0.01,
     name: str = "matrix",
     **options: Any,
-) -> Solution:
+) -> least_squares.Solution:
     """Least squares under a mask."""
     layer = layer_of(weight, gram, mask, cross=cross, damping=damping, name=name)
     return least_squares.solve(layer, **options)
