@@ -29,11 +29,6 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_CANDIDATES = 17",
     ): "a measured trade of time against quality; every property holds for others",
     (
-        "sparsity/allocation.Allocation.check",
-        "near = get_close_matches(name, names, n=1, cutoff=0.0)",
-        "near = get_close_matches(name, names, n=2, cutoff=0.0)",
-    ): "only the first is shown",
-    (
         "metric/operators._quotient",
         "return x / torch.where(y.abs() < _TINY, guard, y)",
         "return x / torch.where(y.abs() <= _TINY, guard, y)",
@@ -53,9 +48,4 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_LEAST_GAIN = 1e-05",
         "_LEAST_GAIN = 2e-05",
     ): "where a gain is not worth a round, a choice",
-    (
-        "sparsity/allocation.exact",
-        "shares = at_mean(lambda shift: (given + shift).clip(0.0, 1.0), sizes, mean, -1.0, 1.0)",
-        "shares = at_mean(lambda shift: (given + shift).clip(0.0, 1.0), sizes, mean, -2.0, 1.0)",
-    ): "bisecting a wider interval finds the same shift",
 }

@@ -58,7 +58,6 @@ MODULES = {
     "sparsity/steps/exact_swaps": "exact_swaps",
     "sparsity/steps/registry": "registry",
     "sparsity/threshold": "threshold",
-    "sparsity/allocation": "allocation",
     "sparsity/layer_error": "layer_error",
 }
 EXAMPLES = 60

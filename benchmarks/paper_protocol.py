@@ -104,7 +104,7 @@ def _pruned(zeros: str, label: str, settings: dict[str, Any]) -> Row:
         method = "magnitude@matrix"
     pruning = {"metric": method, **pattern}
     parsed = parse_method(method, **pattern)
-    if not parsed.kinds | parsed.allocation_kinds:
+    if not parsed.kinds:
         return Row(zeros, label, pruning)
     text, seqlen = "calibration", settings["seqlen"]
     if label == PUBLISHED_TREE:

@@ -51,11 +51,10 @@ def test_a_text_may_be_given_with_a_share(
 
 
 def test_json_output(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
-    options = ["--mode", "lora", "--rank", 2, "--norms", "--keep", "last", "--json"]
+    options = ["--mode", "lora", "--rank", 2, "--keep", "last", "--json"]
     done = cli("recover", model, "--text", text_file, *SMALL, *options, "-o", tmp_path / "out")
     report = json.loads(done.out)
     assert report["settings"]["mode"] == "lora"
-    assert report["settings"]["norms"] is True
     assert (report["steps"], report["kept_step"], report["sparsity"]) == (3, 3, 0.5)
     assert report["loss_after"] < report["loss_before"]
 

@@ -187,8 +187,6 @@ def test_swaps_move_nothing_where_the_pattern_allows_none(prose: str, tmp_path: 
 @pytest.mark.parametrize(
     ("pattern", "method", "line"),
     [
-        (Columns(0.5), "wanda@owl", "allocates sparsity, but no matrix has its own under"),
-        (Columns(0.5), "wanda+obs-iter", "chooses the mask of a few columns at a time"),
         (Columns(0.5), "wanda@global", "leave out scope 'global'"),
         (Odd(0.5), "wanda", "has an odd width: exclude it"),
     ],

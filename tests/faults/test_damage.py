@@ -96,36 +96,6 @@ def test_the_cache(
 
 
 @pytest.mark.fault(
-    "a bit flipped in, or the end torn off, saved masks",
-    "refused in one line that names the file; no model is written",
-)
-@every_damage
-@pytest.mark.parametrize("times", FEW)
-def test_masks(
-    times: int,
-    damage: str,
-    models: dict[str, Path],
-    text_file: Path,
-    generator: random.Random,
-    tried: Tried,
-    tmp_path: Path,
-) -> None:
-    pruned, output = tmp_path / "pruned", tmp_path / "out"
-    sizes = ["--windows", 2, "--seqlen", 16, "--sparsity", 0.5, "--calibration", text_file]
-    assert run("prune", models["dense"], *sizes, "--save-mask", "-o", pruned).code == 0
-    files = list((pruned / "masks").iterdir())
-    good = {file: file.read_bytes() for file in files}
-    for _ in range(times):
-        file = hit(files, damage, generator)
-        line = one_line(run("prune", models["dense"], "--mask", pruned, "-o", output))
-        assert line.startswith(f"{file} is damaged: "), line
-        assert not list(tmp_path.glob("out*"))
-        file.write_bytes(good[file])
-    assert run("prune", models["dense"], "--mask", pruned, "-o", output).code == 0
-    tried(times)
-
-
-@pytest.mark.fault(
     "a bit flipped in, or the end torn off, the model's weights while a run is unfinished",
     "one line; the run never goes on with other weights than it began with",
 )

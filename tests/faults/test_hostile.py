@@ -478,13 +478,6 @@ def test_yaml(kind: str, llama_folder: Path, text_file: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.fault("shares in a JSON file that is nested without end", "refused in one line")
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"sparsity":' * 100_000, '{"sparsity": 1e999}'])
-def test_shares(text: str, llama_folder: Path, refused: Refused, tmp_path: Path) -> None:
-    (tmp_path / "shares.json").write_text(text)
-    assert "allocation" in refused(llama_folder, "--allocation", tmp_path / "shares.json")
-
-
 @pytest.mark.fault("a run folder whose run.json is garbage", "refused in one line")
 @pytest.mark.parametrize(
     "text", ["", "[" * 100_000, "[]", '{"settings": 3}', '{"settings": {}}', "\udcff", "{}"]

@@ -20,7 +20,7 @@ COMMANDS = {
     "search": ["search", *HALF, "--evaluations", 8, "--workers", 1, "--minutes", 0.2],
     **{
         f"prune {metric}": ["prune", *HALF, "--metric", metric]
-        for metric in ("magnitude", "wanda", "gblm", "sparsegpt", "W * G@global", "wanda@owl")
+        for metric in ("magnitude", "wanda", "gblm", "sparsegpt", "W * G@global")
     },
     "prune --offload": ["prune", *HALF, "--metric", "gblm", "--offload"],
     "recover": ["recover", "--steps", 2, "--seqlen", 16],

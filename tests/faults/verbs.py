@@ -77,9 +77,8 @@ def _prune(work: str, windows: int, *options: object) -> Callable[[Path, Path], 
 
 def _recover(model: Path, text: Path) -> Verb:
     def arguments(folder: Path) -> Arguments:
-        sizes = ["--steps", 16, "--seqlen", 32, "--validation-windows", 2, "--validations", 6]
-        always = ["--checkpoint-minutes", 0]
-        return ["recover", model, "--text", text, "-o", folder / "out", *sizes, *always]
+        sizes = ["--steps", 16, "--seqlen", 32, "--validation-windows", 2]
+        return ["recover", model, "--text", text, "-o", folder / "out", *sizes]
 
     def result(folder: Path) -> Any:
         weights = (folder / "out" / "model.safetensors").read_bytes()
@@ -108,6 +107,7 @@ def run(*arguments: object) -> Outcome:
     out, err = StringIO(), StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr(sys, "argv", ["pruner-zero", *map(str, arguments)])
+        patch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(SystemExit) as ended:
             main()
     code = ended.value.code

@@ -74,7 +74,7 @@ def test_settings_that_are_given_stay() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"pattern": "2:4", "sparsity": None}, {"scope": "row"}, {"allocation": "owl"}],
+    [{"pattern": "2:4", "sparsity": None}, {"scope": "row"}],
     ids=str,
 )
 def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
@@ -94,7 +94,6 @@ def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
     [
         ({}, "W * (O * X)^0.73"),
         ({"pattern": "2:4", "sparsity": None}, "W * X (2:4)"),
-        ({"allocation": "owl"}, "the share of each matrix given by the rule owl"),
     ],
 )
 def test_a_note_describes_the_default_method(
@@ -171,7 +170,7 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
-    monkeypatch.setattr("pruner_zero.recovery.distillation.CHECKPOINT_MINUTES", 0.0)
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
     prune(language_model(), output=tmp_path / "whole", **options)
     from pruner_zero.recovery.train import Training
 

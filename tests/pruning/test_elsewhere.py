@@ -28,7 +28,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "a statistic by forward": {"metric": "wanda"},
     "gradients and an operator over the matrix": {"metric": "pruner-zero", "mode": "one-shot"},
     "the Hessian": {"metric": "sparsegpt"},
-    "a metric in the sweep": {"metric": "ria", "update": "obs-iter", "scope": "block"},
     "N:M": {"metric": "ria", "pattern": "2:4", "sparsity": None},
     "wide N:M, swept": {
         "metric": "wanda",
@@ -42,8 +41,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "swaps and least squares": {"metric": "wanda", "refine": True, "update": "exact"},
     "swaps within groups": {"metric": "wanda", "refine": True, "pattern": "2:4", "sparsity": None},
     "aims at the dense outputs": {"metric": "wanda", "update": "obs", "asymmetric": True},
-    "shares by outliers": {"metric": "wanda", "allocation": "owl"},
-    "shares by error": {"metric": "wanda", "allocation": "error"},
     "channels": {"metric": "wanda", "structure": "channels", "multiple_of": 8},
     "heads": {"metric": "wanda", "structure": "heads"},
 }

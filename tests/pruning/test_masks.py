@@ -1,4 +1,4 @@
-"""Masks on disk: saved beside the model, read back bit for bit, applied to another model."""
+"""The zeros of a pruned model: read from its folder, written into another model."""
 
 import json
 from pathlib import Path
@@ -8,40 +8,39 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, find_matrices, load_model
-from pruner_zero.pruning import apply_masks, load_masks, prune, prune_by_masks, save_masks
+from pruner_zero.models import LanguageModel, find_matrices, load_model, save_model
+from pruner_zero.pruning import apply_masks, load_masks, prune, prune_by_masks
 from tests.cli.conftest import Cli, cli
 from tests.conftest import save_tiny
-from tests.full_disk import full_disk
 from tests.pruning.conftest import language_model
-from tests.tiny import fingerprint
-from tests.tiny_models import ARCHITECTURES
+from tests.tiny import fingerprint, tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model
 
 __all__ = ["cli"]
 
-SMALL: dict[str, Any] = {"sparsity": 0.4, "windows": 2, "seqlen": 16, "save_mask": True}
+SMALL: dict[str, Any] = {"sparsity": 0.4, "windows": 2, "seqlen": 16}
 
 
 @pytest.fixture(scope="module")
-def saved(llama_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A pruned model with its masks. Tests must not write to it."""
+def pruned(llama_folder: Path, text_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pruned model. Tests must not write to it."""
     output = tmp_path_factory.mktemp("pruned") / "out"
     prune(llama_folder, "wanda", calibration=text_file, output=output, **SMALL)
     return output
 
 
-def halved(model: LanguageModel) -> LanguageModel:
-    """`model` with every other weight of each matrix zero."""
-    for matrix in find_matrices(model.model):
-        matrix.weight[:, ::2] = 0
-    return model
+def zeros_of(folder: Path) -> int:
+    entries = json.loads((folder / "pruning.json").read_text())["matrices"]
+    return sum(entry["zeros"] for entry in entries)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_masks_of_a_model_come_back(architecture: str, tmp_path: Path) -> None:
-    model = halved(language_model(architecture))
+def test_the_masks_are_where_the_saved_model_has_zeros(architecture: str, tmp_path: Path) -> None:
+    model = language_model(architecture)
     matrices = find_matrices(model.model)
-    save_masks(model, matrices, tmp_path)
+    for matrix in matrices[1:]:
+        matrix.weight[:, ::2] = 0
+    save_model(model, tmp_path)
     masks = load_masks(tmp_path)
     assert list(masks) == [matrix.name for matrix in matrices]
     for matrix in matrices:
@@ -49,63 +48,31 @@ def test_the_masks_of_a_model_come_back(architecture: str, tmp_path: Path) -> No
         assert torch.equal(masks[matrix.name], matrix.weight != 0)
 
 
-@pytest.mark.parametrize("width", [1, 7, 8, 9])
-def test_rows_of_any_width_are_packed(width: int, tmp_path: Path) -> None:
-    model = language_model("llama")
-    matrix = find_matrices(model.model)[0]
-    matrix.parameter.data = (torch.arange(3 * width).reshape(3, width) % 3).float()
-    save_masks(model, [matrix], tmp_path)
-    assert torch.equal(load_masks(tmp_path)[matrix.name], matrix.weight != 0)
-    assert (tmp_path / "masks.safetensors").stat().st_size < 200
-
-
-@pytest.mark.parametrize("offload", [False, True])
-def test_prune_saves_the_zeros_of_every_pruned_matrix(
-    offload: bool, llama_folder: Path, text_file: Path, tmp_path: Path
+def test_masks_applied_to_the_dense_model_give_the_pruned_one(
+    pruned: Path, llama_folder: Path
 ) -> None:
-    options = {**SMALL, "exclude": ("*.mlp.*",), "offload": offload}
-    prune(llama_folder, calibration=text_file, output=tmp_path / "out", **options)
-    model, masks = load_model(tmp_path / "out"), load_masks(tmp_path / "out")
-    matrices = find_matrices(model.model, exclude=("*.mlp.*",))
-    assert list(masks) == [matrix.name for matrix in matrices]
-    for matrix in matrices:
-        assert torch.equal(masks[matrix.name], matrix.weight != 0)
-    index = json.loads((tmp_path / "out" / "masks" / "masks.json").read_text())
-    zeros = sum(entry["zeros"] for entry in record_of(tmp_path / "out")["matrices"])
-    assert zeros == sum(mask.numel() - int(mask.sum()) for mask in masks.values())
-    assert [entry["kept"] for entry in index["matrices"].values()] == [
-        int(mask.sum()) for mask in masks.values()
-    ]
+    model = load_model(llama_folder)
+    records = apply_masks(model, pruned)
+    assert fingerprint(model.model) == fingerprint(load_model(pruned).model)
+    assert sum(record.zeros for record in records) == zeros_of(pruned)
 
 
-def record_of(folder: Path) -> Any:
-    return json.loads((folder / "pruning.json").read_text())
-
-
-def test_prune_without_save_mask_saves_no_masks(
+def test_matrices_without_zeros_stay_as_they_are(
     llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    options = {**SMALL, "save_mask": None}
-    prune(llama_folder, calibration=text_file, output=tmp_path / "out", **options)
-    assert not (tmp_path / "out" / "masks").exists()
-    with pytest.raises(PrunerZeroError, match="holds no masks: give what prune --save-mask wrote"):
-        load_masks(tmp_path / "out")
+    options = {**SMALL, "exclude": ("*.mlp.*",)}
+    prune(llama_folder, "wanda", calibration=text_file, output=tmp_path / "out", **options)
+    model = load_model(llama_folder)
+    records = apply_masks(model, tmp_path / "out")
+    assert fingerprint(model.model) == fingerprint(load_model(tmp_path / "out").model)
+    assert {record.name.split(".")[3] for record in records} == {"self_attn"}
 
 
-def test_masks_applied_to_the_dense_model_give_the_pruned_one(
-    saved: Path, llama_folder: Path
+def test_a_model_object_without_a_tokenizer_takes_some_of_the_masks(
+    pruned: Path, llama_folder: Path
 ) -> None:
-    model, pruned = load_model(llama_folder), load_model(saved)
-    records = apply_masks(model, saved)
-    assert fingerprint(model.model) == fingerprint(pruned.model)
-    assert sum(record.zeros for record in records) == sum(
-        entry["zeros"] for entry in record_of(saved)["matrices"]
-    )
-
-
-def test_a_model_object_without_a_tokenizer_takes_them_too(saved: Path, llama_folder: Path) -> None:
     model = load_model(llama_folder).model
-    masks = dict(list(load_masks(saved / "masks").items())[:3])
+    masks = dict(list(load_masks(pruned).items())[:3])
     assert [record.name for record in apply_masks(model, masks)] == list(masks)
 
 
@@ -118,11 +85,11 @@ def test_a_model_object_without_a_tokenizer_takes_them_too(saved: Path, llama_fo
     ],
 )
 def test_a_mask_that_does_not_fit_leaves_the_model_as_it_was(
-    name: str, mask: torch.Tensor, why: str, llama_folder: Path, saved: Path
+    name: str, mask: torch.Tensor, why: str, llama_folder: Path, pruned: Path
 ) -> None:
     model = load_model(llama_folder)
     before = fingerprint(model.model)
-    masks = load_masks(saved)
+    masks = load_masks(pruned)
     masks[next(iter(masks)) if name == "first" else name] = mask
     with pytest.raises(PrunerZeroError, match=why):
         apply_masks(model, masks)
@@ -130,24 +97,22 @@ def test_a_mask_that_does_not_fit_leaves_the_model_as_it_was(
 
 
 def test_the_command_applies_them(
-    cli: Cli, saved: Path, llama_folder: Path, tmp_path: Path
+    cli: Cli, pruned: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
-    outcome = cli("prune", llama_folder, "--mask", saved, "-o", tmp_path / "out")
+    outcome = cli("prune", llama_folder, "--mask", pruned, "-o", tmp_path / "out")
     assert outcome.code == 0, outcome.err
     assert "of the weights of 14 matrices are zero" in outcome.out
-    again, once = load_model(tmp_path / "out"), load_model(saved)
+    again, once = load_model(tmp_path / "out"), load_model(pruned)
     assert fingerprint(again.model) == fingerprint(once.model)
-    for name, mask in load_masks(tmp_path / "out").items():
-        assert torch.equal(mask, load_masks(saved)[name])
-    assert "prune" in (tmp_path / "out" / "README.md").read_text()
+    assert f"where `{pruned}` has zeros" in (tmp_path / "out" / "README.md").read_text()
     assert not list(tmp_path.glob("*.partial"))
 
 
 def test_the_command_prints_its_result_as_json(
-    cli: Cli, saved: Path, llama_folder: Path, tmp_path: Path
+    cli: Cli, pruned: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
-    outcome = cli("prune", llama_folder, "--mask", saved, "-o", tmp_path / "out", "--json")
-    assert json.loads(outcome.out)["masks"] == str(saved)
+    outcome = cli("prune", llama_folder, "--mask", pruned, "-o", tmp_path / "out", "--json")
+    assert json.loads(outcome.out)["masks"] == str(pruned)
 
 
 @pytest.mark.parametrize(
@@ -156,40 +121,40 @@ def test_the_command_prints_its_result_as_json(
         (["--metric", "wanda"], "--mask decides which weights are pruned: leave out --metric"),
         (["--sparsity", "0.5"], "--mask decides which weights are pruned: leave out --sparsity"),
         (["--seed", "0"], "--mask decides which weights are pruned: leave out --seed"),
-        (["--save-mask"], "--mask decides which weights are pruned: leave out --save-mask"),
     ],
 )
 def test_options_without_effect_beside_a_mask_are_refused(
-    options: list[str], line: str, cli: Cli, saved: Path, llama_folder: Path, tmp_path: Path
+    options: list[str], line: str, cli: Cli, pruned: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
-    command = ["prune", llama_folder, "--mask", saved, "-o", tmp_path / "out", *options]
+    command = ["prune", llama_folder, "--mask", pruned, "-o", tmp_path / "out", *options]
     assert cli(*command).error == line
     assert not list(tmp_path.iterdir())
 
 
-def test_masks_of_another_model_are_refused(cli: Cli, saved: Path, tmp_path: Path) -> None:
-    gpt2 = save_tiny(tmp_path / "other", "gpt2")
-    line = cli("prune", gpt2, "--mask", saved, "-o", tmp_path / "out").error
-    assert "but the model has no such matrix: give the masks of a model of this shape" in line
-    assert not (tmp_path / "out").exists()
+def blocks(count: int) -> LanguageModel:
+    return LanguageModel(tiny_model("llama", blocks=count), tiny_tokenizer(), "tiny")
 
 
-def test_a_result_says_where_its_masks_are_from(
-    saved: Path, llama_folder: Path, tmp_path: Path
+def test_a_folder_that_does_not_fit_is_refused_in_one_line(
+    cli: Cli, pruned: Path, llama_folder: Path, tmp_path: Path
 ) -> None:
-    result = prune_by_masks(llama_folder, saved, tmp_path / "out")
+    save_model(blocks(3), tmp_path / "deep")
+    refusals = {
+        (save_tiny(tmp_path / "gpt2", "gpt2"), pruned): "has no matrix transformer.h.0",
+        (tmp_path / "deep", pruned): "has no matrix model.layers.2.mlp.down_proj, which the model",
+        (llama_folder, llama_folder): "has no zero weights: give the folder of a pruned model",
+        (llama_folder, tmp_path): str(tmp_path),
+    }
+    for (model, masks), line in refusals.items():
+        outcome = cli("prune", model, "--mask", masks, "-o", tmp_path / "out")
+        assert line in outcome.error
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_result_names_the_model_whose_zeros_it_has(
+    pruned: Path, llama_folder: Path, tmp_path: Path
+) -> None:
+    result = prune_by_masks(llama_folder, pruned, tmp_path / "out")
     assert repr(result).startswith(f"{tmp_path / 'out'}: ")
-    assert f"by the masks in {saved}" in repr(result)
+    assert f"by the zeros of {pruned}" in repr(result)
     assert len(result.to_rows()) == 14
-
-
-def test_masks_need_a_folder(llama_folder: Path, text_file: Path) -> None:
-    with pytest.raises(PrunerZeroError, match="--save-mask needs an output folder"):
-        prune(llama_folder, calibration=text_file, **SMALL)
-
-
-def test_a_full_disk_leaves_no_masks(tmp_path: Path) -> None:
-    model = language_model("llama")
-    with full_disk(room=100), pytest.raises(PrunerZeroError, match="no space left"):
-        save_masks(model, find_matrices(model.model), tmp_path / "masks")
-    assert not list((tmp_path / "masks").iterdir())

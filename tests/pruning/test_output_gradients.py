@@ -46,7 +46,7 @@ def test_it_prunes_by_the_product_of_its_vectors(prose: str, scope: Any, tmp_pat
         assert (same > 0.99) == (scope == "row")
 
 
-@pytest.mark.parametrize("method", ["W * O * X", "W * O * X+obs-iter", "W * O * X@global"])
+@pytest.mark.parametrize("method", ["W * O * X", "W * O * X+obs", "W * O * X@global"])
 def test_it_prunes_a_model_on_disk_as_one_in_memory(
     prose: str, method: str, tmp_path: Path
 ) -> None:

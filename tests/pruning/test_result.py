@@ -127,12 +127,10 @@ def test_the_record_describes_the_run(
         "refine": False,
         "asymmetric": False,
         "distill": 0,
-        "allocation": None,
         "structure": None,
         "multiple_of": 32,
         "coupled": False,
         "parameters": None,
-        "save_mask": False,
     }
     assert written["calibration"]["text_sha256"] == sha256(text_file)
     assert written["provenance"]["model_sha256"] == language_model("llama").fingerprint()

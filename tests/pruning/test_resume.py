@@ -21,8 +21,8 @@ WINDOWS, SEQLEN, BLOCKS = 40, 48, 6
 RUNS = {
     "sequential": ["--metric", "gblm", "--sparsity", "0.5"],
     "sparsegpt": ["--metric", "sparsegpt", "--pattern", "2:4"],
-    # What it aims at comes from blocks that are pruned by then, and so do its shares.
-    "asymmetric": ["--metric", "wanda@error+refine+asymmetric+exact", "--sparsity", "0.5"],
+    # What it aims at comes from blocks that are pruned by then.
+    "asymmetric": ["--metric", "wanda+refine+asymmetric+exact", "--sparsity", "0.5"],
     "one-shot": ["--metric", "wanda", "--sparsity", "0.5", "--mode", "one-shot"],
     "offloaded": ["--metric", "wanda", "--sparsity", "0.5", "--offload"],
     "global": ["--metric", "W * G", "--sparsity", "0.5", "--scope", "global"],

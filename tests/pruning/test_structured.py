@@ -315,13 +315,10 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"pattern": "2:4"}, "leave out --pattern"),
         ({"scope": "matrix"}, "leave out --scope"),
         ({"exclude": ["*.0.*"]}, "leave out --exclude"),
-        ({"allocation": "owl"}, "leave out --allocation"),
         ({"refine": True}, "leave out --refine"),
-        ({"save_mask": True}, "leave out --save-mask"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),
         ({"structure": None, "coupled": True}, "add --structure, or leave it out"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
-        ({"metric": "wanda+obs-iter"}, "chooses the mask of a few columns at a time"),
         (
             {"sparsity": 0.05},
             r"leaves 45\.6, .*: choose --sparsity 0\.1667, which leaves 40",

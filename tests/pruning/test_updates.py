@@ -6,13 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import Metric
 from pruner_zero.models import Matrix
 from pruner_zero.pruning import MatrixRecord, Method, Mode, parse_method, prune_model
 from pruner_zero.pruning.choice import Choice, choose
 from pruner_zero.pruning.prune_matrix import prune_matrix
-from pruner_zero.pruning.scoring import sweep_scorer
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity import Hessian, Pattern, SemiStructured, Unstructured, keep_mask
 from pruner_zero.sparsity.steps.least_squares import solve
@@ -54,8 +51,8 @@ def prune_one(
     """Prune a matrix that competes with no other, under `mask` if there is one."""
     choice = Choice({} if mask is None else {matrix.name: mask}, {matrix.name})
     if mask is None:
-        choice = choose([matrix], {matrix.name: statistics}, method, method.pattern)
-    return prune_matrix(matrix, statistics, method, method.pattern, choice)
+        choice = choose([matrix], {matrix.name: statistics}, method)
+    return prune_matrix(matrix, statistics, method, choice)
 
 
 def pruned(
@@ -94,11 +91,7 @@ def test_each_step_equals_the_function_of_the_sparsity_room(pattern: Pattern) ->
         "wanda+refine+obs": swept(refined),
         "wanda+exact": exact_update(weight, gram, mask).weight,
         "wanda+refine+exact": refine_exact(weight, gram, mask, pattern).weight,
-        "wanda+obs-iter": sparsegpt(
-            weight, gram, pattern, scorer=lambda W, due: W[:, due].abs() * X[:, due]
-        ).weight,
         "sparsegpt": sparsegpt(weight, gram, pattern).weight,
-        "sparsegpt+obs-iter": sparsegpt(weight, gram, pattern).weight,
     }
     for text, weights in expected.items():
         assert torch.equal(pruned(text, weight, statistics, pattern)[0], weights), text
@@ -136,41 +129,7 @@ def test_updates_start_from_a_given_mask(text: str) -> None:
     assert torch.equal(left == 0, ~mask) == ("refine" not in text)
 
 
-@pytest.mark.parametrize("metric", ["ria", "W * mms(G)", "gblm", "W / D", "S * S * X", "W * X * O"])
-def test_the_sweep_scores_any_metric_by_the_weights_as_updated(metric: str) -> None:
-    weight, statistics = example(8, 256)
-    statistics.values["O"] = torch.rand(8, 1, generator=torch.Generator().manual_seed(2))
-    moved = weight * torch.linspace(0.5, 1.5, 256)
-    score = sweep_scorer(matrix_of(weight), statistics, Metric.of(metric))
-    whole = Metric.of(metric).score(
-        {
-            "W": moved.abs(),
-            "S": moved,
-            "G": statistics.values["G"],
-            "X": statistics.values["X"],
-            "O": statistics.values["O"],
-            "D": Hessian(gram_of(statistics)).diagonal,
-        }
-    )
-    for due in (slice(0, 4), slice(4, 8), slice(124, 128), slice(128, 256)):
-        torch.testing.assert_close(score(moved, due), whole[:, due])
-
-
-def test_a_metric_that_looks_beyond_a_column_is_scored_once_for_128() -> None:
-    weight, statistics = example(8, 256)
-    score = sweep_scorer(matrix_of(weight), statistics, Metric.of("ria"))
-    first = score(weight, slice(0, 4))
-    assert torch.equal(score(10 * weight * torch.rand(8, 256), slice(0, 4)), first)
-    assert not torch.equal(score(weight * torch.rand(8, 256), slice(128, 132)), first)
-
-
-def test_a_metric_without_ranking_is_refused_before_the_sweep() -> None:
-    weight, statistics = example(4, 8)
-    with pytest.raises(PrunerZeroError, match="W - W cannot score up_proj"):
-        pruned("W - W+obs-iter", weight, statistics, Unstructured(0.5))
-
-
-@pytest.mark.parametrize("text", ["wanda+obs", "wanda+obs-iter", "sparsegpt", "wanda+exact"])
+@pytest.mark.parametrize("text", ["wanda+obs", "sparsegpt", "wanda+exact"])
 def test_updates_aim_at_the_dense_outputs_where_those_are_known(text: str) -> None:
     weight, _ = layer(16, 64)
     generator = torch.Generator().manual_seed(3)
@@ -198,7 +157,7 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
     weight, _ = layer(4, 8)
     gram = torch.full((8, 8), 1.05).fill_diagonal_(1.0)
     statistics = Statistics({"X": torch.ones(1, 8)}, Hessian(gram))
-    for text in ("wanda+exact", "wanda+obs", "wanda+obs-iter"):
+    for text in ("wanda+exact", "wanda+obs", "sparsegpt"):
         record = prune_one(matrix_of(weight), statistics, parse_method(text, sparsity=0.5))
         assert record.damping == pytest.approx(0.1)
         assert record.note == "damping raised to 0.1 for the Cholesky factor"
@@ -213,7 +172,7 @@ def test_raised_damping_and_an_unfinished_solution_are_noted(
     assert note.startswith("least squares stopped at 1 iterations with a residual of 0.")
 
 
-@pytest.mark.parametrize("text", ["magnitude+refine", "wanda+obs-iter", "wanda+exact"])
+@pytest.mark.parametrize("text", ["magnitude+refine", "sparsegpt@row", "wanda+exact"])
 def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str) -> None:
     weight, statistics = example(6, 16)
     statistics = Statistics(
@@ -228,31 +187,19 @@ def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
-def test_a_whole_model_is_swept_by_a_metric(
-    mode: Mode, windows: Windows, new_store: OpenStore
-) -> None:
+def test_a_whole_model_is_swept(mode: Mode, windows: Windows, new_store: OpenStore) -> None:
     ours, plain = language_model("llama"), language_model("llama")
-    prune_model(
-        ours, windows, parse_method("wanda+obs-iter", pattern="2:4"), new_store(ours), mode=mode
-    )
+    method = parse_method("sparsegpt", pattern="2:4")
+    prune_model(ours, windows, method, new_store(ours), mode=mode)
+
+    def keep(scores: Tensor, _: int) -> Tensor:
+        return keep_groups(scores, 4, 2)
+
     for place, x in in_order(plain.model, windows.tokens, mode):
-        place.weight.copy_(swept_plainly(place.weight, x))
+        place.weight.copy_(sparsegpt_choosing(place.weight, x.T @ x, 4, keep)[0])
     for pruned_place, expected in zip(places(ours.model), places(plain.model), strict=True):
         torch.testing.assert_close(pruned_place.weight, expected.weight, atol=1e-4, rtol=1e-4)
         assert torch.equal(pruned_place.weight == 0, expected.weight == 0), pruned_place.name
-
-
-def swept_plainly(weight: Tensor, x: Tensor) -> Tensor:
-    """The textbook's sweep at 2:4, by the weights so far and the norm of their inputs."""
-    norm = x.square().sum(0).sqrt()
-
-    def wanda(W: Tensor, due: slice) -> Tensor:
-        return W[:, due].abs() * norm[due]
-
-    swept, _ = sparsegpt_choosing(
-        weight, x.T @ x, 4, lambda scores, _column: keep_groups(scores, 4, 2), score=wanda
-    )
-    return swept
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])

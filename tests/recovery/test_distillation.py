@@ -53,7 +53,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     torch.set_num_threads(1)
     whole, _ = pruned_model()
     distill(whole, dense(), some_windows(), 6)
-    monkeypatch.setattr("pruner_zero.recovery.distillation.CHECKPOINT_MINUTES", 0.0)
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
     cut, _ = pruned_model()
     teacher, calls = dense(), 0
 

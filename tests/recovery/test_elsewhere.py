@@ -42,7 +42,7 @@ def losses(result: RecoverResult) -> list[float]:
 
 @pytest.mark.parametrize("mode", ["full", "lora"])
 def test_a_model_learns_elsewhere_as_here(mode: str, prose: str) -> None:
-    options = {"mode": mode, "norms": True, "rank": 2}
+    options = {"mode": mode, "rank": 2}
     expected = recovered(pruned_model()[0], prose, **options)
     model = pruned_model()[0]
     with elsewhere():
@@ -68,7 +68,7 @@ def test_a_run_stopped_elsewhere_goes_on_here(
 ) -> None:
     expected = recovered(pruned_model()[0], prose)
     model, output = pruned_model()[0], tmp_path / "out"
-    options = {"output": output, "checkpoint_minutes": 0.0}
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
 
     class StoppedError(Exception):
         pass
@@ -80,8 +80,8 @@ def test_a_run_stopped_elsewhere_goes_on_here(
         patch.setattr(import_module("pruner_zero.recovery.recover"), "RecoverResult", stop)
         model.model.to(HERE)
         with pytest.raises(StoppedError):
-            recovered(model, prose, **options)
-    result = recovered(pruned_model()[0], prose, **options)
+            recovered(model, prose, output=output)
+    result = recovered(pruned_model()[0], prose, output=output)
     assert losses(result) == pytest.approx(losses(expected), rel=1e-3)
     for matrix, reference in zip(
         find_matrices(result.language_model.model),

@@ -69,22 +69,6 @@ def test_a_narrow_model_comes_back_in_its_dtype(
         assert name not in zeros or not parameter[zeros[name]].any()
 
 
-def test_norms_and_biases_learn_where_asked(prose: str) -> None:
-    for norms in (False, True):
-        pruned, _ = pruned_model("gpt2")
-        narrow = {
-            name: parameter.clone()
-            for name, parameter in pruned.model.named_parameters()
-            if parameter.ndim == 1
-        }
-        run(pruned, prose, norms=norms, keep="last")
-        parameters = dict(pruned.model.named_parameters())
-        moved = {
-            name for name, before in narrow.items() if not torch.equal(before, parameters[name])
-        }
-        assert moved == (narrow.keys() if norms else set())
-
-
 @modes
 def test_plain_transformers_loads_the_folder(
     mode: str, pruned_folder: Path, prose: str, tmp_path: Path

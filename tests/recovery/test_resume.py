@@ -31,6 +31,12 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
 
 
+@pytest.fixture(autouse=True)
+def save_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save after every step, so that a run that is stopped early has a checkpoint."""
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="module")
 def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pruned model that takes long enough to be hit."""
@@ -38,9 +44,8 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(model: Path, text: Path, output: Path, *more: object) -> list[object]:
-    sizes = ["--steps", STEPS, "--seqlen", 32, "--validation-windows", 2, "--validations", 8]
-    always = ["--checkpoint-minutes", 0]
-    return ["recover", model, "--text", text, "-o", output, *sizes, *always, *more]
+    sizes = ["--steps", STEPS, "--seqlen", 32, "--validation-windows", 2]
+    return ["recover", model, "--text", text, "-o", output, *sizes, *more]
 
 
 def untimed(folder: Path) -> dict[str, Any]:
@@ -69,7 +74,7 @@ def steps_on_disk(output: Path) -> int:
 @pytest.mark.parametrize(
     "mode",
     [
-        ["--norms", "--text", "builtin:pydoc=2"],
+        ["--text", "builtin:pydoc=2"],
         pytest.param(["--mode", "lora"], marks=pytest.mark.slow),
     ],
 )
@@ -133,8 +138,7 @@ def test_ctrl_c_keeps_the_checkpoint_and_says_how_to_go_on(
 
 def stopped_run(model: Path, prose: str, output: Path, **more: Any) -> dict[str, Any]:
     """Stop a run in its fourth step; return its options."""
-    sizes = {"steps": 8, "seqlen": 16, "validations": 8, "checkpoint_minutes": 0}
-    options: dict[str, Any] = {**sizes, **more}
+    options: dict[str, Any] = {"steps": 8, "seqlen": 16, **more}
 
     class Stopping(Progress):
         def note(self, line: str) -> None:
@@ -179,20 +183,6 @@ def test_a_model_that_changed_meanwhile_is_named(prose: str, tmp_path: Path) -> 
     line = refusal(partial(recover, model, text=Corpus("prose", prose), output=output, **options))
     assert "with other settings (the model's weights changed): finish that run" in line
     assert steps_on_disk(output) == 3
-
-
-def test_the_interval_of_checkpoints_may_change_when_a_run_goes_on(
-    pruned_folder: Path, prose: str, tmp_path: Path
-) -> None:
-    output, text = tmp_path / "out", Corpus("prose", prose)
-    options = stopped_run(pruned_folder, prose, output)
-    recover(pruned_folder, text=text, output=output, **{**options, "checkpoint_minutes": 5})
-    assert json.loads((output / "timing.json").read_text())["first_step_of_this_process"] == 3
-    recover(pruned_folder, text=text, output=tmp_path / "whole", **options)
-    ours, whole = (
-        load_file(folder / "model.safetensors") for folder in (output, tmp_path / "whole")
-    )
-    assert all(bool((ours[name] == whole[name]).all()) for name in whole)
 
 
 def test_a_smaller_model_goes_on_with_its_teacher(

@@ -3,34 +3,27 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pruner_zero.recovery.schedule import Budget, rate
-from pruner_zero.settings.recover import Schedule
-
-schedules = pytest.mark.parametrize("schedule", ["cosine", "linear"])
+from pruner_zero.recovery.schedule import WARMUP, Budget, rate
 
 
-@schedules
-@given(st.floats(0, 0.9))
-def test_the_rate_rises_to_one_and_falls_to_zero(schedule: Schedule, warmup: float) -> None:
+def test_the_rate_rises_to_one_and_falls_to_zero() -> None:
     shares = [index / 200 for index in range(201)]
-    rates = [rate(share, warmup, schedule) for share in shares]
+    rates = [rate(share) for share in shares]
     assert all(0 <= value <= 1 for value in rates)
-    assert rate(warmup, warmup, schedule) == 1
+    assert rate(WARMUP) == 1
     assert rates[-1] == 0
-    rising = [value for value, share in zip(rates, shares, strict=True) if share < warmup]
+    rising = [value for value, share in zip(rates, shares, strict=True) if share < WARMUP]
     assert all(earlier < later for earlier, later in pairwise(rising))
     falling = rates[len(rising) :]
     assert all(earlier > later for earlier, later in pairwise(falling))
     assert rates[0] > 0
 
 
-def test_halfway_both_are_at_one_half() -> None:
-    assert rate(0.5, 0, "linear") == 0.5
-    assert rate(0.5, 0, "cosine") == pytest.approx(0.5)
-    assert rate(0.25, 0, "cosine") == pytest.approx(0.8535533905932737)
+def test_the_fall_is_half_a_cosine() -> None:
+    fall = 1 - WARMUP
+    assert rate(WARMUP + fall / 2) == pytest.approx(0.5)
+    assert rate(WARMUP + fall / 4) == pytest.approx(0.8535533905932737)
 
 
 def test_the_budget_that_is_spent_sooner_counts() -> None:

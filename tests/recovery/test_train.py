@@ -27,6 +27,8 @@ from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 SEQLEN = 16
+# A warmup of some steps, and a norm that some gradients exceed.
+WARMUP, CLIP = 0.3, 0.5
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +69,10 @@ def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSetti
         dense_gradients = torch.autograd.grad(loss, list(parameters))
         gradients = [gradient * mask for gradient, mask in zip(dense_gradients, masks, strict=True)]
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-        shrink = min(1.0, config.clip / (norm + 1e-6))
+        shrink = min(1.0, CLIP / (norm + 1e-6))
         share = (step + 0.5) / steps
-        warm = 0.1 + 0.9 * share / config.warmup if share < config.warmup else None
-        cosine = 0.5 * (1 + math.cos(math.pi * (share - config.warmup) / (1 - config.warmup)))
+        warm = 0.1 + 0.9 * share / WARMUP if share < WARMUP else None
+        cosine = 0.5 * (1 + math.cos(math.pi * (share - WARMUP) / (1 - WARMUP)))
         learning_rate = config.learning_rate * (cosine if warm is None else warm)
         with torch.no_grad():
             for parameter, gradient, m, v in zip(parameters, gradients, first, second, strict=True):
@@ -78,15 +80,16 @@ def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSetti
                 v.mul_(BETAS[1]).add_((gradient * shrink).square(), alpha=1 - BETAS[1])
                 mean = m / (1 - BETAS[0] ** (step + 1))
                 deviation = (v / (1 - BETAS[1] ** (step + 1))).sqrt() + 1e-8
-                parameter.mul_(1 - learning_rate * config.weight_decay)
                 parameter.sub_(learning_rate * mean / deviation)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
 def test_it_learns_what_a_plain_masked_loop_learns(
-    architecture: str, parts: tuple[Windows, Windows]
+    architecture: str, parts: tuple[Windows, Windows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings(steps=6, keep="last", warmup=0.3, weight_decay=0.1, clip=0.5)
+    monkeypatch.setattr("pruner_zero.recovery.schedule.WARMUP", WARMUP)
+    monkeypatch.setattr("pruner_zero.recovery.train.CLIP", CLIP)
+    config = settings(steps=6, keep="last")
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
     untouched = ours.model.get_input_embeddings().weight.clone()
     assert training(ours, parts, config).run(SILENT) == 6
@@ -103,7 +106,7 @@ def test_it_learns_what_a_plain_masked_loop_learns(
 def test_the_curve_records_every_validation(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     before = loss_of(pruned, parts[1])
-    run = training(pruned, parts, settings(steps=10, validations=5))
+    run = training(pruned, parts, settings(steps=10), validations=5)
     kept = run.run(SILENT)
     curve = run.state.curve
     assert [point.step for point in curve] == [0, 2, 4, 6, 8, 10]
@@ -147,7 +150,7 @@ def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Window
 
 def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
-    run = training(pruned, parts, settings(minutes=2 / 60, validations=4))
+    run = training(pruned, parts, settings(minutes=2 / 60), validations=4)
     run.run(SILENT)
     last = run.state.curve[-1]
     assert 1 < last.seconds < 3
@@ -209,7 +212,7 @@ def test_progress_hears_every_validation(parts: tuple[Windows, Windows]) -> None
             self.lines.append(line)
 
     pruned, _ = pruned_model()
-    training(pruned, parts, settings(steps=2, validations=2)).run(Heard())
+    training(pruned, parts, settings(steps=2)).run(Heard())
     assert [line.split(",")[0] for line in Heard.lines] == ["step 0", "step 1", "step 2"]
     assert "validation loss" in Heard.lines[-1]
     assert "training loss" in Heard.lines[-1]

@@ -52,7 +52,6 @@ def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -
         ({"mode": "lorra"}, "--mode is 'lorra': input should be 'full' or 'lora'"),
         ({"steps": 0}, "--steps is 0"),
         ({"minutes": 0}, "--minutes is 0"),
-        ({"warmup": 1}, "--warmup is 1"),
         ({"rank": 0}, "--rank is 0"),
         ({"teacher_share": 1.5}, "--teacher-share is 1.5"),
         ({"learning_rate": -1}, "--learning-rate is -1"),

@@ -82,12 +82,8 @@ def sparsegpt_choosing(
     width: int,
     keep: Callable[[Tensor, int], Tensor],
     damping: float = 0.01,
-    score: Callable[[Tensor, slice], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The textbook with masks chosen at the first column of every `width` columns.
-
-    score: of the weights so far and the columns due, SparseGPT's where it is None.
-    """
+    """The textbook with masks chosen at the first column of every `width` columns."""
     W = weight.double().clone()
     H = damped(gram, damping)
     W[:, gram.diagonal() == 0] = 0
@@ -98,8 +94,7 @@ def sparsegpt_choosing(
         if j % width == 0:
             stop = min(j + width, columns)
             due = slice(j, stop)
-            scores = score(W, due) if score else W[:, due] ** 2 / denominators[due]
-            mask[:, due] = keep(scores, j)
+            mask[:, due] = keep(W[:, due] ** 2 / denominators[due], j)
         inverse = torch.linalg.inv(H[j:, j:])
         error = torch.where(mask[:, j], 0.0, W[:, j]) / inverse[0, 0]
         W[:, j:] -= error[:, None] * inverse[0][None]

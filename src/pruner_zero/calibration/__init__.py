@@ -6,12 +6,10 @@ from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import (
-    STATISTICS,
     GradientStatistic,
     InputStatistic,
     Kind,
     MatrixStatistics,
-    OutputGradientStatistic,
     WeightGradientStatistic,
     select,
 )
@@ -20,12 +18,10 @@ from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.calibration.windows import take_windows
 
 __all__ = [
-    "STATISTICS",
     "GradientStatistic",
     "InputStatistic",
     "Kind",
     "MatrixStatistics",
-    "OutputGradientStatistic",
     "StatisticsStore",
     "WeightGradientStatistic",
     "WindowFile",

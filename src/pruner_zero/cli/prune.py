@@ -32,7 +32,7 @@ def prune(
     mask: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of masks that --save-mask wrote: apply them, without metric or "
+            help="Folder of a pruned model: its zeros are written into MODEL, without metric or "
             "calibration.",
             show_default=False,
             rich_help_panel="What is pruned",

@@ -3,14 +3,13 @@
 from pruner_zero.evaluation.evaluate import evaluate
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.evaluation.speed import Speed, measure_speed
-from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
+from pruner_zero.evaluation.tasks import TaskResult
 
 __all__ = [
     "Perplexity",
     "Speed",
     "TaskResult",
     "evaluate",
-    "evaluate_tasks",
     "measure_speed",
     "perplexity",
 ]

@@ -38,10 +38,9 @@ class SearchSettings(SearchOptions):
     @field_validator("update")
     @classmethod
     def _check_update(cls, name: str) -> str:
-        if name == "none" or (name in STEPS and not STEPS[name].chooses_mask):
+        if name == "none" or name in STEPS:
             return name
-        fitting = [step.name for step in STEPS.values() if not step.chooses_mask]
-        raise ValueError(f"--update {name} cannot follow a mask: {did_you_mean(name, fitting)}")
+        raise ValueError(f"--update {name} is unknown: {did_you_mean(name, STEPS)}")
 
     @field_validator("executor", "algorithm")
     @classmethod

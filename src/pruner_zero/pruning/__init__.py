@@ -5,7 +5,7 @@ from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
 from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.lazy_scores import LazyScores
-from pruner_zero.pruning.masks import load_masks, save_masks
+from pruner_zero.pruning.masks import load_masks
 from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import check_plan, prune_model
@@ -18,7 +18,6 @@ from pruner_zero.pruning.scoring import reached_score
 from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.pruning.structured import Structured
-from pruner_zero.settings import PruneSettings
 
 __all__ = [
     "Blocks",
@@ -30,7 +29,6 @@ __all__ = [
     "Mode",
     "Order",
     "PruneResult",
-    "PruneSettings",
     "Pruned",
     "Removal",
     "Statistics",
@@ -48,7 +46,6 @@ __all__ = [
     "prune_model",
     "reached_score",
     "run_method",
-    "save_masks",
     "split_methods",
     "total_sparsity",
 ]

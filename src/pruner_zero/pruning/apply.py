@@ -1,4 +1,4 @@
-"""Pruning by masks from an earlier run: no calibration, no metric."""
+"""Pruning by the zeros of another model: no calibration, no metric."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pruner_zero.files import write_atomic
 from pruner_zero.models import Dtype, LanguageModel, as_language_model, find_matrices, save_model
 from pruner_zero.provenance import Cost, measured
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.masks import FOLDER, check_fit, load_masks, save_masks
+from pruner_zero.pruning.masks import masks_for
 from pruner_zero.pruning.prune_matrix import write_zeros
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices
 from pruner_zero.result_folder import build_folder, check_output
@@ -30,8 +30,8 @@ class MaskedResult(PrunedMatrices):
     output: Path
 
     def caption(self) -> str:
-        """How much of the model is zero, by which masks, and where it is."""
-        return f"{self.output}: {self.share()}, by the masks in {self.masks}"
+        """How much of the model is zero, by whose zeros, and where it is."""
+        return f"{self.output}: {self.share()}, by the zeros of {self.masks}"
 
 
 def apply_masks(
@@ -39,15 +39,17 @@ def apply_masks(
 ) -> list[MatrixRecord]:
     """Zero, in place, the weights that `masks` prune; return a record of each matrix.
 
-    masks: bool (out, in) by matrix name, True = kept, or the folder that `load_masks` reads.
-    Matrices without a mask stay as they are. Raises PrunerZeroError, with the model as it was,
-    where a mask fits no matrix of the model.
+    masks: bool (out, in) by matrix name, True = kept, or the folder of a pruned model, whose zeros
+    are taken. Matrices without a mask, or with one that keeps all, stay as they are. Raises
+    PrunerZeroError, with the model as it was, where a mask fits no matrix of the model.
     """
-    by_name = load_masks(masks) if isinstance(masks, str | Path) else masks
     module = model.model if isinstance(model, LanguageModel) else model
+    matrices = find_matrices(module)
+    by_name = masks_for(matrices, masks)
     return [
         write_zeros(matrix, by_name[matrix.name].to(matrix.weight.device))
-        for matrix in check_fit(find_matrices(module), by_name)
+        for matrix in matrices
+        if matrix.name in by_name and not by_name[matrix.name].all()
     ]
 
 
@@ -60,16 +62,15 @@ def prune_by_masks(
     tokenizer: Any = None,
     dtype: Dtype = "auto",
 ) -> MaskedResult:
-    """Prune `model` by the masks in the folder `masks`, and save it to `output`.
+    """Write the zeros of the pruned model in the folder `masks` into `model`; save it to `output`.
 
     model: what `load_model` takes, or a model object with its `tokenizer`, which is then pruned
-    in place. The masks are saved with it. Raises PrunerZeroError for masks that are damaged or of
-    a model of other shapes, and for an output that cannot be written.
+    in place. Raises PrunerZeroError for a folder without zeros or of a model of other shapes, and
+    for an output that cannot be written.
     """
     folder = check_output(output, overwrite)
-    by_name = load_masks(masks)
     language_model = as_language_model(model, tokenizer, dtype)
-    matrices = check_fit(find_matrices(language_model.model), by_name)
+    by_name = masks_for(find_matrices(language_model.model), masks)
 
     def run(_: object) -> MaskedResult:
         with measured() as cost:
@@ -78,7 +79,6 @@ def prune_by_masks(
 
     def write(result: MaskedResult, _: object, staged: Path) -> None:
         save_model(language_model, staged)
-        save_masks(language_model, matrices, staged / FOLDER)
         write_atomic(staged / "README.md", _card(result))
 
     return build_folder(folder, overwrite, Checkpoint, {}, run, write)
@@ -89,6 +89,6 @@ def _card(result: MaskedResult) -> str:
     return (
         "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n\n"
         f"# {Path(name).name}, {result.sparsity:.1%} zeros\n\n"
-        f"The weights of `{name}` with zeros where the masks in `{result.masks}` prune. Nothing "
-        "was calibrated or retrained. The masks are in `masks/`.\n"
+        f"The weights of `{name}` with zeros where `{result.masks}` has zeros. Nothing was "
+        "calibrated or retrained.\n"
     )

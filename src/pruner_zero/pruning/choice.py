@@ -11,15 +11,15 @@ from pruner_zero.pruning.lazy_scores import LazyScores
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.pruning.statistics import Statistics
-from pruner_zero.sparsity import Pattern, choose_masks
+from pruner_zero.sparsity import choose_masks
 
 
 @dataclass(frozen=True)
 class Choice:
     """Masks by matrix name, and the names of the matrices that calibration reached.
 
-    masks: bool (out, in), True = kept. A reached matrix without a mask gets its mask from a step
-    that chooses masks.
+    masks: bool (out, in), True = kept. A reached matrix without a mask gets its mask from the
+    sweep.
     """
 
     masks: Mapping[str, Tensor]
@@ -32,19 +32,16 @@ class Choice:
 
 
 def choose(
-    matrices: Sequence[Matrix],
-    statistics: Mapping[str, Statistics],
-    method: Method,
-    pattern: Pattern,
+    matrices: Sequence[Matrix], statistics: Mapping[str, Statistics], method: Method
 ) -> Choice:
-    """The choice for one group of matrices, whose scores the pattern needs at once.
+    """The choice for one group of matrices, whose scores the method's pattern needs at once.
 
     statistics: of each matrix by name. Raises PrunerZeroError naming a matrix that the metric
     cannot score.
     """
     by_name = {matrix.name: matrix for matrix in matrices}
     swept: set[str] = set()
-    if method.chooser and method.sweeps_by_own_score:
+    if method.chooser:
         # The sweep computes the score itself, one matrix at a time.
         swept = {name for name in by_name if not statistics[name].silent()}
         if len(swept) == len(by_name):
@@ -55,21 +52,20 @@ def choose(
         return score_matrix(by_name[name], statistics[name], method.metric)
 
     scores = LazyScores(by_name.copy, score)
-    masks = choose_masks(pattern, by_name, scores, lambda name: by_name[name].weight.float().abs())
-    by_step = scores if method.chooser else ()
-    chosen = {name: masks[name] for name in by_name if name not in by_step}
-    return Choice(chosen, swept.union(scores))
+    masks = choose_masks(
+        method.pattern, by_name, scores, lambda name: by_name[name].weight.float().abs()
+    )
+    return Choice({name: masks[name] for name in by_name}, swept.union(scores))
 
 
 def choose_for_model(
     language_model: LanguageModel,
     matrices: Sequence[Matrix],
     method: Method,
-    pattern: Pattern,
     read: Callable[[Matrix], Statistics],
     progress: Progress,
 ) -> Choice:
-    """The choice for all matrices, where the pattern needs the scores of the whole model.
+    """The choice for all matrices, where the method's pattern needs the scores of the whole model.
 
     read: the statistics of one matrix that the metric needs. Masks are computed when they are asked
     for, and so are scores that `LazyScores` does not hold; for an offloaded model it holds no
@@ -93,4 +89,4 @@ def choose_for_model(
 
     hold = 0 if isinstance(language_model, OffloadedModel) else None
     scores = LazyScores(names, score, hold)
-    return Choice(choose_masks(pattern, by_name, scores, magnitude), scores)
+    return Choice(choose_masks(method.pattern, by_name, scores, magnitude), scores)

@@ -1,22 +1,19 @@
-"""A pruning method: a metric, a pattern of zeros, an allocation, steps after the mask."""
+"""A pruning method: a metric, a pattern of zeros, steps after the mask."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from pruner_zero.calibration import GradientStatistic, Kind, select
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric, collected_for
-from pruner_zero.sparsity import STEPS, Allocation, Pattern, Scope, plan
+from pruner_zero.sparsity import STEPS, Pattern, Scope, plan
 
-AllocationRule = Literal["uniform", "owl", "error"]
 Order = Literal["sequential", "one-shot"]
 
 SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"
-
-ALLOCATION_RULES: tuple[AllocationRule, ...] = get_args(AllocationRule)
 
 
 @dataclass(frozen=True)
@@ -26,7 +23,6 @@ class Method:
     steps: the names of the steps after the mask, of `STEPS`, in the order they run.
     asymmetric: the target of the last step that supports it is a weighted mean of the dense model's
     outputs and of the outputs of the dense weights on the pruned model's inputs.
-    allocation: how much of each matrix is pruned, by a rule or as given.
     distill: how many steps of distillation follow once all matrices are pruned.
     Raises PrunerZeroError where these cannot be combined.
     """
@@ -36,7 +32,6 @@ class Method:
     pattern: Pattern
     steps: tuple[str, ...] = ()
     asymmetric: bool = False
-    allocation: AllocationRule | Allocation = "uniform"
     distill: int = 0
 
     def __post_init__(self) -> None:
@@ -45,17 +40,6 @@ class Method:
                 f"{self.name} names a target for the steps after the mask, but no such step: "
                 "add +obs, +exact or +refine"
             )
-        if self.allocation != "uniform" and self.scope not in ("row", "block", "matrix"):
-            raise PrunerZeroError(
-                f"{self.name} allocates sparsity, but no matrix has its own under {self.pattern}: "
-                "choose scope row, block or matrix, or leave out the allocation"
-            )
-        chooses = any(STEPS[name].chooses_mask for name in self.steps)
-        if chooses and self.pattern.sweep_columns is None:
-            raise PrunerZeroError(
-                f"{self.name} chooses the mask of a few columns at a time, but {self.pattern} "
-                "compares more: set scope to row or block, or choose +obs"
-            )
 
     @property
     def scope(self) -> Scope | None:
@@ -63,30 +47,22 @@ class Method:
         return self.pattern.scope
 
     @property
-    def sweeps_by_own_score(self) -> bool:
-        """Whether the metric is SparseGPT's, which its sweep computes by itself."""
-        return self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression
-
-    @property
     def chooser(self) -> str | None:
         """The step that chooses the mask as it goes, None where scores alone choose it.
 
-        SparseGPT's sweep does so with its own score wherever an update follows.
+        SparseGPT's sweep does so with SparseGPT's score, which it computes, wherever an update
+        follows.
         """
-        for name in self.steps:
-            if STEPS[name].chooses_mask:
-                return name
         updates = any(STEPS[name].changes == "weights" for name in self.steps)
         local = self.pattern.sweep_columns is not None
-        return "obs" if updates and local and self.sweeps_by_own_score else None
+        its_score = self.metric.expression == Metric.of(SPARSEGPT_SCORE).expression
+        return "obs" if updates and local and its_score else None
 
     def to_json(self) -> dict[str, Any]:
         """The groups and the steps around the metric, as JSON values."""
-        given = isinstance(self.allocation, Allocation)
         return {
             "pattern": str(self.pattern),
             "scope": self.scope,
-            "allocation": "as given" if given else self.allocation,
             "steps": list(self.steps),
             "asymmetric": self.asymmetric,
             "distill": self.distill,
@@ -94,12 +70,7 @@ class Method:
 
     def describe_steps(self) -> str:
         """The steps after the mask, as the end of a sentence; empty for a mask alone."""
-        parts = describe_steps(self.steps, self.asymmetric)
-        if self.allocation != "uniform":
-            given = isinstance(self.allocation, Allocation)
-            by = "a file" if given else f"the rule {self.allocation}"
-            parts.insert(0, f"the share of each matrix given by {by}")
-        return "".join(f", {part}" for part in parts)
+        return "".join(f", {part}" for part in describe_steps(self.steps, self.asymmetric))
 
     @property
     def kinds(self) -> frozenset[Kind]:
@@ -112,22 +83,13 @@ class Method:
         """The statistics that the metric needs."""
         return collected_for(self.metric.needs)
 
-    @property
-    def allocation_kinds(self) -> frozenset[Kind]:
-        """The statistics of the dense model that the allocation needs."""
-        if self.allocation == "owl":
-            return frozenset({"X"})
-        if self.allocation == "error":
-            return self.scoring_kinds | {"gram", "G"}
-        return frozenset()
-
     def dense_kinds(self, order: Order) -> frozenset[Kind]:
         """The statistics of the dense model that have to be collected before the first block."""
         if order == "one-shot":
-            return self.allocation_kinds | self.kinds
+            return self.kinds
         if self.pattern.reach == "model":
-            return self.allocation_kinds | self.scoring_kinds
-        return self.allocation_kinds | set(select(GradientStatistic, self.kinds))
+            return self.scoring_kinds
+        return frozenset(select(GradientStatistic, self.kinds))
 
     @property
     def at_once(self) -> bool:

@@ -1,37 +1,24 @@
-"""Parsing methods: `METRIC[@SCOPE][@ALLOCATION][+STEPS][+distill=N]`."""
+"""Parsing methods: `METRIC[@SCOPE][+STEPS][+distill=N]`."""
 
 import re
 from dataclasses import replace
-from os.path import isfile
-from pathlib import Path
 from typing import cast
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric import Metric
-from pruner_zero.pruning.method import (
-    ALLOCATION_RULES,
-    SPARSEGPT,
-    SPARSEGPT_SCORE,
-    AllocationRule,
-    Method,
-)
+from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.pruning.parse_removal import STRUCTURES, check_steps, names_units, parse_removal
 from pruner_zero.settings import BLOCK_INFLUENCE, REAP
 from pruner_zero.sparsity import (
     SCOPES,
     STEPS,
-    Allocation,
     Pattern,
     Scope,
     SemiStructured,
     Unstructured,
     in_order,
-    read_allocation,
 )
-
-# No file has a longer path; an expression may have a hundred million characters.
-_LONGEST_PATH = 4096
 
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
 _DISTILL = re.compile(r"(.*)\+\s*distill\s*(?:=\s*(\d+)\s*)?", re.DOTALL)
@@ -46,22 +33,20 @@ def parse_method(
     update: str | None = None,
     refine: bool = False,
     asymmetric: bool = False,
-    allocation: str | None = None,
     structure: Structure | None = None,
     parameters: str | None = None,
     multiple_of: int = 32,
     coupled: bool = False,
 ) -> Method:
-    """Read `METRIC[@SCOPE][@ALLOCATION][+asymmetric][+STEP]…[+distill=N]`.
+    """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+distill=N]`.
 
-    METRIC is a name, an expression or a tree file, ALLOCATION one of `ALLOCATION_RULES` or a
-    .json file of shares, STEP a name of `STEPS`, or none for no update where the method would have
-    one.
+    METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
+    where the method would have one.
 
     `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
     the mask that its sweep chooses. A scope in the text has precedence over `scope`, and that over
-    the scope in a tree file; the default is "row". `update`, `refine`, `asymmetric` and
-    `allocation`, which may also be a file, are used where the text names none.
+    the scope in a tree file; the default is "row". `update`, `refine` and
+    `asymmetric` are used where the text names none.
 
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
     (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is not
@@ -75,7 +60,7 @@ def parse_method(
     name = text.strip()
     untrained, distill = _split_distillation(name)
     rest, written = _split_steps(untrained)
-    body, written_scope, written_rule = _split_groups(rest)
+    body, written_scope = _split_scope(rest)
     removal = parse_removal(
         name, body, written_scope, structure, sparsity, parameters, multiple_of, coupled
     )
@@ -93,7 +78,6 @@ def parse_method(
     names = _with_update(name, names, update, default)
     steps = in_order(["refine", *names] if refine else names)
     asked = written_scope or scope
-    shares = _allocation(written_rule or allocation)
     zeros: Pattern
     if pattern is not None:
         zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
@@ -108,7 +92,7 @@ def parse_method(
         chosen = cast(Scope, asked or metric.scope or fallback)
         zeros = Unstructured(sparsity or 0.0, chosen)
     check_steps(name, zeros, steps)
-    return Method(name, metric, zeros, steps, asymmetric, shares, distill)
+    return Method(name, metric, zeros, steps, asymmetric, distill)
 
 
 def with_distillation(method: Method, steps: int) -> Method:
@@ -152,19 +136,6 @@ def split_methods(text: str) -> list[str]:
     return methods
 
 
-def _allocation(text: str | None) -> AllocationRule | Allocation:
-    """The rule of this name, or the allocation in the file of this name."""
-    if text is None:
-        return "uniform"
-    if text in ALLOCATION_RULES:
-        return text
-    if isfile(text):
-        return read_allocation(Path(text))
-    raise PrunerZeroError(
-        f"--allocation {text} is neither a rule nor a file: {did_you_mean(text, ALLOCATION_RULES)}"
-    )
-
-
 def _split_distillation(text: str) -> tuple[str, int]:
     """The text without the distillation it ends in, and the number of its steps."""
     written = _DISTILL.fullmatch(text)
@@ -203,37 +174,21 @@ def _with_update(name: str, steps: list[str], option: str | None, default: str) 
     return others if update == "none" else [*others, update]
 
 
-def _split_groups(body: str) -> tuple[str, str | None, str | None]:
-    """The text without its `@…` parts; the scope and the allocation that these name."""
-    scope = rule = None
-    while True:
-        before, part = _last_part(body)
-        if part is None:
-            return body, scope, rule
-        body = before
-        is_rule = part in ALLOCATION_RULES or part.endswith(".json")
-        if (rule if is_rule else scope) is not None:
-            second = "allocation" if is_rule else "scope"
-            raise PrunerZeroError(
-                f"'@{part}' is a second {second}: keep one scope and one allocation"
-            )
-        if is_rule:
-            rule = part
-        elif part in SCOPES or names_units(part):
-            scope = part
-        else:
-            near = did_you_mean(part, (*SCOPES, *STRUCTURES, *ALLOCATION_RULES))
-            raise PrunerZeroError(f"unknown scope '{part}': {near}")
+def _split_scope(body: str) -> tuple[str, str | None]:
+    """The text without the `@…` part that it ends in, and the scope or units in that part."""
+    before, part = _last_part(body)
+    if part is None:
+        return body, None
+    if part not in SCOPES and not names_units(part):
+        near = did_you_mean(part, (*SCOPES, *STRUCTURES))
+        raise PrunerZeroError(f"unknown scope '{part}': {near}")
+    if _last_part(before)[1] is not None:
+        raise PrunerZeroError(f"'@{part}' is one too many: keep one scope")
+    return before, part
 
 
 def _last_part(body: str) -> tuple[str, str | None]:
-    """The text before the last `@…` part, and that part: a word or an allocation file."""
-    if body.rstrip().endswith(".json"):
-        # The longest path is tried first, since names of folders may hold an @ too.
-        for place in range(max(0, len(body) - _LONGEST_PATH), len(body)):
-            part = body[place + 1 :].strip()
-            if body[place] == "@" and isfile(part):
-                return body[:place].rstrip(), part
+    """The text before the last `@…` part, and that part."""
     before, at, after = body.rpartition("@")
     word = re.fullmatch(r"[A-Za-z]+(=[^\s@]*)?", after.strip()) if at else None
     return (before.rstrip(), word[0]) if word else (body, None)

@@ -23,7 +23,6 @@ from pruner_zero.models import (
     give_back,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning.allocation import allocated_pattern
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.choice import Choice, choose, choose_for_model
 from pruner_zero.pruning.method import Method
@@ -31,7 +30,7 @@ from pruner_zero.pruning.propagation import Propagation
 from pruner_zero.pruning.prune_matrix import prune_matrix
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
-from pruner_zero.sparsity import Allocation, Pattern, groups
+from pruner_zero.sparsity import groups
 from pruner_zero.text import Windows
 
 
@@ -48,8 +47,6 @@ def check_plan(
     matrices = find_matrices(language_model.model, include, exclude)
     for matrix in matrices:
         method.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
-    if isinstance(method.allocation, Allocation):
-        method.allocation.check([matrix.name for matrix in matrices])
     for index, of_block in groupby(matrices, key=lambda matrix: matrix.block):
         with language_model.block(index):
             check_weights(list(of_block))
@@ -117,11 +114,8 @@ class _Run:
     def blocks(self) -> list[MatrixRecord]:
         """Prune all blocks that are not finished yet; the records of all."""
         model, method, checkpoint = self.language_model, self.method, self.checkpoint
-        # All of these look at dense weights, so they come before finished blocks are restored.
-        pattern = method.pattern
-        if method.allocation != "uniform":
-            pattern = allocated_pattern(method, self.dense_matrices())
-        dense = self.dense_choice(pattern) if pattern.reach == "model" else None
+        # This looks at dense weights, so it comes before finished blocks are restored.
+        dense = self.dense_choice() if method.pattern.reach == "model" else None
         first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
         last = max(matrix.block for matrix in self.matrices)
         propagation = None
@@ -140,7 +134,7 @@ class _Run:
                 if propagation:
                     collected = propagation.observe(block, index, matrices, method.kinds)
                     inputs = block_statistics(collected, self.damping)
-                done = list(self.prune(pattern, dense, matrices, inputs))
+                done = list(self.prune(dense, matrices, inputs))
                 if index == last:
                     # No block after it has matrices, so nothing needs its outputs.
                     propagation = None
@@ -153,30 +147,17 @@ class _Run:
             records += done
         return records
 
-    def dense_matrices(self) -> Iterator[tuple[Matrix, Statistics]]:
-        """Each matrix, loaded, with the statistics that the allocation needs."""
-        kinds = self.method.allocation_kinds
-        blocks = range(len(self.by_block))
-        for index in self.progress.track(blocks, "allocation", len(blocks)):
-            with self.language_model.block(index):
-                for matrix in self.by_block[index]:
-                    yield matrix, self.statistics.read(matrix, kinds)
-
-    def dense_choice(self, pattern: Pattern) -> Choice:
+    def dense_choice(self) -> Choice:
         """The masks of all matrices, by the scores of the whole dense model."""
 
         def read(matrix: Matrix) -> Statistics:
             return self.statistics.read(matrix, self.method.scoring_kinds)
 
         model, progress = self.language_model, self.progress
-        return choose_for_model(model, self.matrices, self.method, pattern, read, progress)
+        return choose_for_model(model, self.matrices, self.method, read, progress)
 
     def prune(
-        self,
-        pattern: Pattern,
-        dense: Choice | None,
-        matrices: Sequence[Matrix],
-        inputs: dict[str, Statistics],
+        self, dense: Choice | None, matrices: Sequence[Matrix], inputs: dict[str, Statistics]
     ) -> Iterator[MatrixRecord]:
         """Prune the matrices of one loaded block; entries of `inputs` are removed when used.
 
@@ -186,12 +167,14 @@ class _Run:
         blocks = {name: matrix.block for name, matrix in by_name.items()}
         # All masks of the block, before the first of its weights changes.
         chosen = None if dense is None else dense.of(blocks)
-        for names in groups(pattern, blocks) if chosen is None else [[name] for name in blocks]:
+        for names in (
+            groups(self.method.pattern, blocks) if chosen is None else [[name] for name in blocks]
+        ):
             group = [by_name[name] for name in names]
             statistics = {name: self.read(by_name[name], inputs) for name in names}
-            choice = chosen or choose(group, statistics, self.method, pattern)
+            choice = chosen or choose(group, statistics, self.method)
             for name, matrix in zip(names, group, strict=True):
-                yield prune_matrix(matrix, statistics.pop(name), self.method, pattern, choice)
+                yield prune_matrix(matrix, statistics.pop(name), self.method, choice)
                 if isinstance(self.language_model, OffloadedModel):
                     give_back()
 

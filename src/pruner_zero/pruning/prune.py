@@ -14,7 +14,6 @@ from pruner_zero.models import (
     LanguageModel,
     OffloadedModel,
     as_language_model,
-    find_matrices,
     load_offloaded,
     save_model,
     save_offloaded,
@@ -23,7 +22,6 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.masks import FOLDER, save_masks
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.parse_method import (
     check_compares_weights,
@@ -38,7 +36,7 @@ from pruner_zero.pruning.settings import calibration_texts, calibration_windows
 from pruner_zero.pruning.structured import Structured
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
-from pruner_zero.sparsity import Allocation, Pattern
+from pruner_zero.sparsity import Pattern
 from pruner_zero.text import Source
 
 # Settings of the statistics that `identity` names one by one.
@@ -62,7 +60,7 @@ _SLOW = (
     "--metric '{metric}'{scope} leaves them out"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
-_PLACE = {"device", "distill", "save_mask", "threads"}
+_PLACE = {"device", "distill", "threads"}
 
 
 @naming_out_of_memory("choose --distill 0, fewer --windows, a shorter --seqlen, or --offload")
@@ -119,7 +117,6 @@ def prune(
         update=None if checked.structure == "blocks" else checked.update,
         refine=checked.refine,
         asymmetric=checked.asymmetric,
-        allocation=checked.allocation,
         structure=checked.structure,
         parameters=checked.parameters,
         multiple_of=checked.multiple_of,
@@ -141,8 +138,6 @@ def prune(
         raise PrunerZeroError("distillation needs the whole model in memory: leave out --offload")
     if checked.offload and folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
-    if checked.save_mask and folder is None:
-        raise PrunerZeroError("--save-mask needs an output folder, where the masks are put")
     text = checked.calibration if calibration is None else calibration
     needed = chosen_by(method.pattern) is not None or method.distill > 0
     texts = calibration_texts(text, [method], progress, needed=needed)
@@ -208,13 +203,6 @@ def prune(
             save_offloaded(saved, files, staged)
         else:
             save_model(language_model, staged)
-        if checked.save_mask:
-            pruned, of_pruned = language_model, matrices
-            if checked.offload:
-                # The checkpoint, not the offloaded model, holds the pruned weights.
-                pruned = load_offloaded(staged, checked.dtype)
-                of_pruned = find_matrices(pruned.model, checked.include, checked.exclude)
-            save_masks(pruned, of_pruned, staged / FOLDER)
         result.write(staged)
 
     with torch_threads(checked.threads):
@@ -244,12 +232,11 @@ def _describe_default(method: Method, settings: PruneSettings, inputs: int | Non
 
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:
     """The values that an unfinished run must share with this run to be resumed by it."""
-    shares, statistics = method.allocation, store.settings
+    statistics = store.settings
     # The settings left out change only the rounding of sums or which files are written.
     return {
         **settings.by_option(_PLACE),
         "the metric": method.metric.to_json(),
-        "the shares": dict(shares.sparsity) if isinstance(shares, Allocation) else shares,
         "the model's weights": statistics["model"],
         "the calibration tokens": statistics["windows"],
         "the version of torch": statistics["torch"],

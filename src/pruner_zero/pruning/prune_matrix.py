@@ -6,13 +6,12 @@ from pruner_zero.models import Matrix
 from pruner_zero.pruning.choice import Choice
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord
-from pruner_zero.pruning.scoring import sweep_scorer
 from pruner_zero.pruning.statistics import Statistics
-from pruner_zero.sparsity import Layer, Pattern, plan, run_steps, used_damping
+from pruner_zero.sparsity import Layer, plan, run_steps, used_damping
 
 
 def prune_matrix(
-    matrix: Matrix, statistics: Statistics, method: Method, pattern: Pattern, choice: Choice
+    matrix: Matrix, statistics: Statistics, method: Method, choice: Choice
 ) -> MatrixRecord:
     """Run the steps of the method on one matrix of the model, in place, and write the zeros.
 
@@ -32,10 +31,8 @@ def prune_matrix(
     steps = plan(method.steps, chooser)
     if mask is not None and not steps:
         return write_zeros(matrix, mask)
-    by_metric = chooser is not None and not method.sweeps_by_own_score
-    scorer = sweep_scorer(matrix, statistics, method.metric) if by_metric else None
     weight = matrix.weight.float()
-    layer = Layer(weight, hessian, pattern.of(matrix.name), mask, scorer, name=matrix.name)
+    layer = Layer(weight, hessian, method.pattern, mask, name=matrix.name)
     result = run_steps(layer, steps)
     matrix.weight.copy_(result.weight)
     return write_zeros(matrix, result.mask, used_damping(hessian, steps), result.note)

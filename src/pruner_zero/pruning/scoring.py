@@ -6,19 +6,9 @@ from torch import Tensor
 
 from pruner_zero.calibration import InputStatistic, select
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import (
-    TERMINALS,
-    Call,
-    Expression,
-    Metric,
-    ScoreError,
-    collected_for,
-    evaluate,
-    score,
-)
+from pruner_zero.metric import TERMINALS, Expression, Metric, ScoreError, collected_for, score
 from pruner_zero.models import Matrix
 from pruner_zero.pruning.statistics import Statistics
-from pruner_zero.sparsity import BLOCK_COLUMNS, Scorer
 
 
 def reached_score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor | None:
@@ -55,41 +45,3 @@ def score_matrix(matrix: Matrix, statistics: Statistics, metric: Metric) -> Tens
         return reached_score(metric.expression, terminals)
     except ScoreError as error:
         raise PrunerZeroError(f"{metric} cannot score {matrix.name}: {error}") from error
-
-
-def sweep_scorer(matrix: Matrix, statistics: Statistics, metric: Metric) -> Scorer:
-    """The metric as the sweep calls it: on some columns, with the weights as updated so far.
-
-    What calibration collected stays as it is. A metric whose operators look beyond a column
-    sees the whole matrix, which is scored anew for every 128 columns only.
-    """
-    collected = statistics.terminals({"W", *metric.needs}, matrix.weight.float())
-    local = all(
-        node.operator.reach in ("element", "column")
-        for node in metric.expression.walk()
-        if isinstance(node, Call)
-    )
-    whole: dict[int, Tensor] = {}
-
-    def score_columns(weight: Tensor, columns: slice) -> Tensor:
-        if local:
-            return _evaluate(metric, collected, weight, columns)
-        block = columns.start // BLOCK_COLUMNS
-        if block not in whole:
-            whole.clear()
-            whole[block] = _evaluate(metric, collected, weight, slice(None))
-        return whole[block][:, columns]
-
-    return score_columns
-
-
-def _evaluate(
-    metric: Metric, collected: dict[str, Tensor], weight: Tensor, columns: slice
-) -> Tensor:
-    current = {"W": weight[:, columns].abs(), "S": weight[:, columns]}
-    fixed = {
-        name: value[:, columns] if TERMINALS[name].shape.value[1] else value
-        for name, value in collected.items()
-        if name not in current
-    }
-    return evaluate(metric.expression, fixed | current)

@@ -24,7 +24,7 @@ def calibration_texts(
     None where no text is given, no method looks at statistics, and nothing else has `needed` one.
     """
     if source is None:
-        if not needed and not any(method.kinds | method.allocation_kinds for method in methods):
+        if not needed and not any(method.kinds for method in methods):
             return None
         progress.note("no --calibration is given: the model writes the text itself (self)")
         source = SelfText.name

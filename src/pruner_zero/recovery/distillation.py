@@ -21,7 +21,6 @@ from pruner_zero.text import Windows
 TOKENS = 1024
 # The share of the windows that only the validation loss is measured on.
 _HELD_OUT = 1 / 16
-CHECKPOINT_MINUTES = 2.0
 
 
 def distill(
@@ -61,10 +60,8 @@ def distill(
         batch=max(1, min(TOKENS // windows.seqlen, len(windows) - held_out)),
         seqlen=windows.seqlen,
         seed=seed,
-        validations=1,
         validation_windows=held_out,
         keep="last",
-        checkpoint_minutes=CHECKPOINT_MINUTES,
     )
     matrices = find_matrices(pruned.model)
     check_weights(matrices)
@@ -82,7 +79,8 @@ def distill(
             settings,
             teacher.model,
             checkpoint,
-            "leave out the distillation, by --distill 0 or without +distill after the method",
+            validations=1,
+            remedy="leave out the distillation, by --distill 0 or without +distill=N",
         )
         training.run(progress)
     return training.state.curve

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
@@ -40,7 +39,7 @@ from pruner_zero.settings import RecoverSettings, name_of, names_of, read_settin
 from pruner_zero.text import Source, load_mixture, mix_windows
 
 # Settings that may change when an interrupted run is resumed.
-_PLACE = {"checkpoint_minutes", "device", "threads"}
+_PLACE = {"device", "threads"}
 
 
 @naming_out_of_memory("choose a smaller --batch or a shorter --seqlen")
@@ -109,7 +108,7 @@ def recover(
         with measured() as cost, float32_weights(pruned.model):
             training = Training(
                 pruned.model,
-                _trainables(checked, pruned.model, matrices, masks),
+                _trainables(checked, matrices, masks),
                 texts,
                 mixture.shares,
                 validation,
@@ -162,15 +161,13 @@ def _load_teacher(
 
 def _trainables(
     settings: RecoverSettings,
-    model: nn.Module,
     matrices: Sequence[Matrix],
     masks: Mapping[str, torch.Tensor],
 ) -> list[Trainable]:
     """The trained tensors, in the order of the model."""
     trainables: list[Trainable] = []
     generator = torch.Generator().manual_seed(settings.seed)
-    parameters = parameters_of(matrices)
-    for name, parameter in parameters.items():
+    for name, parameter in parameters_of(matrices).items():
         mask = masks[name]
         if settings.mode == "full":
             trainables.append(KeptWeights(name, parameter, mask))
@@ -180,12 +177,6 @@ def _trainables(
             parameter, mask, inside, rank=settings.rank, alpha=settings.alpha, generator=generator
         )
         trainables.append(adapters)
-    if settings.norms:
-        trainables += [
-            KeptWeights(name, parameter, torch.ones_like(parameter, dtype=torch.bool))
-            for name, parameter in model.named_parameters()
-            if parameter.ndim == 1 and name not in parameters
-        ]
     return trainables
 
 

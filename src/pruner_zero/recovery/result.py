@@ -116,7 +116,6 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
         "full": "all kept weights",
         "lora": f"a LoRA of rank {settings.rank}{under}, merged since",
     }[settings.mode]
-    norms = ", norms and biases" if settings.norms else ""
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
     text = f"`{result.training['text']}`"
     if settings.text == SELF:
@@ -134,7 +133,7 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
 
 ## Recovery
 
-Fine-tuned ({how}{norms}) for {last.step} steps on {last.tokens} tokens of \
+Fine-tuned ({how}) for {last.step} steps on {last.tokens} tokens of \
 {text}{taught}.{kept}
 
 | | step | loss on held-out text, nats per token |

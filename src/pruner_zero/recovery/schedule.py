@@ -3,9 +3,9 @@
 import math
 from dataclasses import dataclass
 
-from pruner_zero.settings.recover import Schedule
-
-# The warmup begins at this share of the rate: a first step with rate 0 would do nothing.
+# The share of the budget in which the rate rises. It begins at a tenth of the highest rate, since
+# a first step with rate 0 would do nothing.
+WARMUP = 0.05
 FIRST_RATE = 0.1
 
 
@@ -23,12 +23,11 @@ class Budget:
         return min(max(of_steps, of_seconds), 1.0)
 
 
-def rate(share: float, warmup: float, schedule: Schedule) -> float:
+def rate(share: float) -> float:
     """The learning rate as a share of the highest, when `share` of the budget is spent.
 
-    Linear up to 1 at `warmup`, then along half a cosine or a line to 0 at the end.
+    Linear up to 1 at `WARMUP`, then along half a cosine to 0 at the end.
     """
-    if share < warmup:
-        return FIRST_RATE + (1 - FIRST_RATE) * share / warmup
-    left = (1 - share) / (1 - warmup)
-    return left if schedule == "linear" else (1 - math.cos(math.pi * left)) / 2
+    if share < WARMUP:
+        return FIRST_RATE + (1 - FIRST_RATE) * share / WARMUP
+    return (1 - math.cos(math.pi * (1 - share) / (1 - WARMUP))) / 2

@@ -25,6 +25,10 @@ from pruner_zero.text import Windows
 
 # A budget of minutes allows few steps; the usual 0.999 averages over more steps.
 BETAS = (0.9, 0.95)
+# Gradients are clipped to this norm.
+CLIP = 1.0
+VALIDATIONS = 10
+CHECKPOINT_SECONDS = 120.0
 # The most tokens of a forward pass, but for one window: enough that the cost of casting weights to
 # bfloat16 and of adding gradients is small, few enough that the logits fit in memory.
 FORWARD_TOKENS = 1024
@@ -81,8 +85,9 @@ class Training:
     model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
     products are computed in `dtype`, which is bfloat16 where the settings say "auto" and the device
     multiplies it natively. texts: the windows (n, seqlen) of each text, which take turns by their
-    `shares`. checkpoint: where the run is saved and resumed from. remedy: what the message on a
-    loss that is not finite tells the user to do.
+    `shares`. checkpoint: where the run is saved and resumed from. validations: how many times the
+    validation loss is measured over the budget. remedy: what the message on a loss that is not
+    finite tells the user to do.
     """
 
     model: nn.Module
@@ -94,6 +99,7 @@ class Training:
     teacher: nn.Module | None = None
     checkpoint: Checkpoint | None = None
     remedy: str = "choose a lower --learning-rate, or --compute-dtype float32"
+    validations: int = VALIDATIONS
 
     def __post_init__(self) -> None:
         settings, checkpoint = self.settings, self.checkpoint
@@ -108,7 +114,7 @@ class Training:
             list(self.tensors.values()),
             settings.learning_rate,
             BETAS,
-            weight_decay=settings.weight_decay,
+            weight_decay=0.0,
             fused=True,
         )
         self.best: dict[str, Tensor] | None = None
@@ -141,7 +147,7 @@ class Training:
                 state.seconds = time.monotonic() - start
                 if self._validation_is_due():
                     self._validate(start, progress)
-                if time.monotonic() - saved >= settings.checkpoint_minutes * 60:
+                if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                     self._save()
                     saved = time.monotonic()
             if state.losses:
@@ -176,12 +182,12 @@ class Training:
             loss.backward()
             total += float(loss.detach())
         self._check(total)
-        torch.nn.utils.clip_grad_norm_(self.tensors.values(), settings.clip)
+        torch.nn.utils.clip_grad_norm_(self.tensors.values(), CLIP)
         # At the middle of the step, so that neither the first nor the last has a rate of 0.
         ahead = state.validation_seconds + state.step_seconds / 2
         share = self.budget.share(state.step + 0.5, state.seconds + ahead)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate(share, settings.warmup, settings.schedule)
+            group["lr"] = settings.learning_rate * rate(share)
         self.optimizer.step()
         state.step += 1
         self._write()
@@ -196,7 +202,7 @@ class Training:
 
     def _validation_is_due(self) -> bool:
         """Whether the budget passed a boundary of its equal parts since the last validation."""
-        last, parts = self.state.curve[-1], self.settings.validations
+        last, parts = self.state.curve[-1], self.validations
         now = self.budget.share(self.state.step, self.state.seconds)
         return int(now * parts) > int(self.budget.share(last.step, last.seconds) * parts)
 

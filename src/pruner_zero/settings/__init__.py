@@ -4,16 +4,14 @@ Nothing here imports torch, so that `--help` and shell completion answer at once
 """
 
 from pruner_zero.settings.base import (
-    MAIN,
     STRINGS,
-    Cli,
     Settings,
     name_of,
     names_of,
     quoted,
     read_settings,
 )
-from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings, SparsitySettings
+from pruner_zero.settings.calibration import CalibrationSettings, SparsitySettings
 from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.model import ModelSettings
@@ -21,19 +19,16 @@ from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, PruneSettings, default_beside
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchOptions
-from pruner_zero.settings.units import SizeSettings, UnitSettings, check_structure, read_parameters
+from pruner_zero.settings.units import SizeSettings, check_structure, read_parameters
 
 __all__ = [
     "BLOCK_INFLUENCE",
     "CLASSICS",
-    "MAIN",
     "REAP",
     "STRINGS",
     "CalibrationSettings",
-    "Cli",
     "CompareSettings",
     "EvaluateSettings",
-    "MethodSettings",
     "ModelSettings",
     "Option",
     "PruneSettings",
@@ -42,7 +37,6 @@ __all__ = [
     "Settings",
     "SizeSettings",
     "SparsitySettings",
-    "UnitSettings",
     "check_structure",
     "default_beside",
     "name_of",

@@ -13,7 +13,7 @@ from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import UnitSettings, check_structure
 
-METHOD = "METRIC[@SCOPE][@ALLOCATION][+STEPS]"
+METHOD = "METRIC[@SCOPE][+STEPS]"
 
 # The method where no metric is named: the best method measured so far, in half an hour of a core
 # (benchmarks/proof.md, benchmarks/why.md).
@@ -37,10 +37,7 @@ WITHIN = "wanda"
 BLOCK_INFLUENCE, REAP = "block-influence", "reap"
 
 # Settings that cannot be combined with --structure.
-_BESIDE_STRUCTURE: tuple[str, ...] = (
-    *("pattern", "scope", "include", "exclude"),
-    *("allocation", "refine", "save_mask"),
-)
+_BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
 
 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -48,7 +45,7 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("structure") in ("blocks", "experts"):
         return {"metric": BLOCK_INFLUENCE if given["structure"] == "blocks" else REAP}
     chosen = dict(DEFAULT)
-    narrower = any(given.get(name) for name in ("pattern", "structure", "allocation"))
+    narrower = any(given.get(name) for name in ("pattern", "structure"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
         chosen["metric"] = WITHIN
         del chosen["scope"]
@@ -106,8 +103,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     ] = Field(
         None,
         description="Change the kept weights to compensate for pruned weights: none; obs, "
-        "SparseGPT's sweep; obs-iter, SparseGPT's sweep, which chooses the mask by the metric; "
-        "exact, least squares.",
+        "SparseGPT's sweep; exact, least squares.",
     )
     asymmetric: Annotated[bool, MAIN] = Field(
         False,
@@ -120,13 +116,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         description="Then train the kept weights for this many optimizer steps of about 1024 "
         "tokens towards the dense model's predictions on the calibration windows.",
     )
-    allocation: Annotated[
-        str | None, Cli(panel="What is pruned", default="the metric's own, else uniform")
-    ] = Field(
-        None,
-        description="Share of zeros in each matrix: uniform; owl or error, rules that look at "
-        "statistics; or a JSON file of shares.",
-    )
     structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
@@ -137,9 +126,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     )
     offload: Annotated[bool, Cli(panel=ModelSettings.panel)] = Field(
         False, description="Leave the model on disk and read one block at a time."
-    )
-    save_mask: Annotated[bool, Cli(panel="Files and output")] = Field(
-        False, description="Also save the mask, one bit a weight, to `masks` in the output folder."
     )
 
     @model_validator(mode="before")

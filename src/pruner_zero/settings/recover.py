@@ -11,7 +11,6 @@ from pruner_zero.settings.calibration import SHARES, Texts
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
 TuningMode = Literal["full", "lora"]
-Schedule = Literal["cosine", "linear"]
 
 DEFAULT_MINUTES = 10.0
 DEFAULT_LEARNING_RATE = {"full": 2e-4, "lora": 1e-3}
@@ -54,15 +53,6 @@ class RecoverSettings(ModelSettings):
     learning_rate: Annotated[float, Cli(default="2e-4 for full, 1e-3 for lora")] = Field(
         gt=0, description="Highest learning rate."
     )
-    schedule: Schedule = Field(
-        "cosine", description="Curve along which the learning rate falls to 0."
-    )
-    warmup: float = Field(
-        0.05, ge=0, lt=1, description="Share of the budget in which the learning rate rises."
-    )
-    weight_decay: float = Field(0.0, ge=0, description="Weight decay of AdamW.")
-    clip: float = Field(1.0, gt=0, description="Gradients are clipped to this norm.")
-    norms: bool = Field(False, description="Train the weights of norm layers and the biases too.")
     rank: int = Field(16, ge=1, description="Rank of the LoRA adapters, with --mode lora.")
     alpha: float = Field(
         32.0, gt=0, description="The adapters' product is scaled by alpha/rank, with --mode lora."
@@ -71,9 +61,6 @@ class RecoverSettings(ModelSettings):
     seqlen: int = Field(512, ge=2, description="Tokens in a window.")
     windows: int = Field(96, ge=2, description="Windows that the teacher writes, with --text self.")
     seed: int = Field(0, ge=0, lt=2**63, description="Seed of the window order and the adapters.")
-    validations: int = Field(
-        10, ge=1, description="How many times the validation loss is measured over the budget."
-    )
     validation_windows: int = Field(8, ge=1, description="Windows in a validation.")
     keep: Literal["best", "last"] = Field(
         "best",
@@ -82,7 +69,6 @@ class RecoverSettings(ModelSettings):
     compute_dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Type of matrix products; auto is bfloat16 where it is native."
     )
-    checkpoint_minutes: float = Field(2.0, ge=0, description="Minutes between two checkpoints.")
 
     @model_validator(mode="before")
     @classmethod

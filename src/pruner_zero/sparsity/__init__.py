@@ -1,14 +1,11 @@
 """Scores → mask → weights: patterns, exact selection, better masks, updates under a mask."""
 
 from pruner_zero.choices import Scope
-from pruner_zero.sparsity.allocation import Allocation, Granularity, exact, read_allocation
-from pruner_zero.sparsity.allocation_rules import by_error, outlier_share, owl
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import (
     SCOPES,
     LazyTensors,
     Pattern,
-    PerMatrix,
     Reach,
     SemiStructured,
     Unstructured,
@@ -16,53 +13,31 @@ from pruner_zero.sparsity.pattern import (
     groups,
     keep_mask,
 )
-from pruner_zero.sparsity.selection import BLOCK_COLUMNS, pruned_count
-from pruner_zero.sparsity.steps.exact_swaps import refine_exact
-from pruner_zero.sparsity.steps.least_squares import Solution, exact_update, solve
+from pruner_zero.sparsity.selection import pruned_count
 from pruner_zero.sparsity.steps.registry import STEPS, in_order, plan, run_steps, used_damping
-from pruner_zero.sparsity.steps.step import Layer, Scorer, Step, Updated
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 from pruner_zero.sparsity.steps.swaps import refine_mask
-from pruner_zero.sparsity.steps.sweep import retarget, sparsegpt
-from pruner_zero.sparsity.threshold import GlobalThreshold, global_threshold
 
 __all__ = [
-    "BLOCK_COLUMNS",
     "SCOPES",
     "STEPS",
-    "Allocation",
-    "GlobalThreshold",
-    "Granularity",
     "Hessian",
     "Layer",
     "LazyTensors",
     "Pattern",
-    "PerMatrix",
     "Reach",
     "Scope",
-    "Scorer",
     "SemiStructured",
-    "Solution",
     "Step",
     "Unstructured",
     "Updated",
-    "by_error",
     "choose_masks",
-    "exact",
-    "exact_update",
-    "global_threshold",
     "groups",
     "in_order",
     "keep_mask",
-    "outlier_share",
-    "owl",
     "plan",
     "pruned_count",
-    "read_allocation",
-    "refine_exact",
     "refine_mask",
-    "retarget",
     "run_steps",
-    "solve",
-    "sparsegpt",
     "used_damping",
 ]

@@ -107,17 +107,6 @@ class Pattern(ABC):
         del scope
         return self
 
-    def at(self, sparsity: float) -> "Pattern":
-        """The same kind of pattern at another sparsity. Raises PrunerZeroError without one."""
-        raise PrunerZeroError(
-            f"pattern {self} has no other sparsity than {self.sparsity:g}: leave out the allocation"
-        )
-
-    def of(self, name: str) -> "Pattern":
-        """The pattern of the matrix `name`, where matrices have patterns of their own."""
-        del name
-        return self
-
     @property
     def swap_columns(self) -> int | None:
         """In how many consecutive columns of a row a swap exchanges a pruned and a kept weight.
@@ -191,9 +180,6 @@ class Unstructured(Pattern):
 
     def with_scope(self, scope: Group) -> "Unstructured":
         return replace(self, scope=cast(Scope, scope))
-
-    def at(self, sparsity: float) -> "Unstructured":
-        return replace(self, sparsity=sparsity)
 
     @property
     def swap_columns(self) -> None:
@@ -277,27 +263,6 @@ class SemiStructured(Pattern):
 
     def __str__(self) -> str:
         return f"{self.n}:{self.m}"
-
-
-@dataclass(frozen=True)
-class PerMatrix(Pattern):
-    """A pattern of its own for each matrix by name, as an allocation of sparsity gives it.
-
-    sparsity: the pruned share of all weights together. None of the patterns may look beyond
-    its matrix.
-    """
-
-    patterns: Mapping[str, Pattern]
-    sparsity: float
-
-    def check(self, name: str, shape: tuple[int, int]) -> None:
-        self.patterns[name].check(name, shape)
-
-    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return LazyTensors(scores, lambda name: keep_mask(scores[name], self.patterns[name], name))
-
-    def of(self, name: str) -> Pattern:
-        return self.patterns[name]
 
 
 def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:

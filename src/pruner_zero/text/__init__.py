@@ -1,6 +1,6 @@
 """Text: a corpus by name, file or strings, cut into token windows."""
 
-from pruner_zero.text.corpus import NAMES, Corpus, load_corpus
+from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.mixture import Mixture, SelfText, Source, Text, load_mixture, load_text
 from pruner_zero.text.role import ROLES, Role
 from pruner_zero.text.source import TextSource
@@ -15,7 +15,6 @@ from pruner_zero.text.windows import (
 )
 
 __all__ = [
-    "NAMES",
     "ROLES",
     "Corpus",
     "Mixture",

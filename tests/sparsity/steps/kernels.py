@@ -5,7 +5,7 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from pruner_zero.sparsity import Hessian, Layer, Pattern, Scorer, Solution, Unstructured, Updated
+from pruner_zero.sparsity import Hessian, Layer, Pattern, Unstructured, Updated
 from pruner_zero.sparsity import pattern as patterns
 from pruner_zero.sparsity.steps import exact_swaps, least_squares, swaps, sweep
 
@@ -20,12 +20,11 @@ def layer_of(
     *,
     target: Tensor | None = None,
     damping: float = 0.01,
-    scorer: Scorer | None = None,
     name: str = "matrix",
 ) -> Layer:
     """A layer with a Hessian of its own."""
     hessian = Hessian(gram, target, damping, name)
-    return Layer(weight, hessian, pattern, mask, scorer, name=name)
+    return Layer(weight, hessian, pattern, mask, name=name)
 
 
 def refine_mask(
@@ -51,7 +50,7 @@ def exact_update(
     damping: float = 0.01,
     name: str = "matrix",
     **options: Any,
-) -> Solution:
+) -> least_squares.Solution:
     """Least squares under a mask."""
     layer = layer_of(weight, gram, mask, target=target, damping=damping, name=name)
     return least_squares.solve(layer, **options)

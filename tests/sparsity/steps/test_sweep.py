@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import evaluate, parse
 from pruner_zero.sparsity import (
     Hessian,
     Pattern,
@@ -101,67 +100,14 @@ def test_groups_are_chosen_as_in_the_textbook(
 LOCAL_PATTERNS = [Unstructured(0.6, "block"), Unstructured(0.7, "row"), SemiStructured(3, 8)]
 
 
-@pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
-def test_a_scorer_that_gives_the_paper_score_changes_nothing(pattern: Pattern) -> None:
-    weight, gram = layer(12, 296)
-    scale = Hessian(gram).inverse_factor.diagonal()
-    default = sparsegpt(weight, gram, pattern)
-    scored = sparsegpt(
-        weight, gram, pattern, scorer=lambda W, columns: W[:, columns].abs() / scale[columns]
-    )
-    assert torch.equal(scored.mask, default.mask)
-    assert torch.equal(scored.weight, default.weight)
-
-
-@pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
-def test_a_scorer_sees_the_weights_as_the_textbook_has_them(pattern: Pattern) -> None:
-    weight, gram = layer(12, 40)
-    norm = gram.diagonal().sqrt()
-    width = pattern.m if isinstance(pattern, SemiStructured) else 16
-
-    def keep(scores: Tensor, start: int) -> Tensor:
-        columns = scores.shape[1]
-        if isinstance(pattern, SemiStructured):
-            return reference.keep_groups(scores, pattern.m, pattern.n)
-        if pattern.scope == "block":
-            return reference.keep_matrices([scores], pattern.sparsity)[0]
-        zeros = [reference.zeros_in(end, pattern.sparsity) for end in (start, start + columns)]
-        return reference.keep_groups(scores, columns, zeros[1] - zeros[0])
-
-    def wanda(W: Tensor, columns: slice) -> Tensor:
-        return W[:, columns].abs() * norm[columns]
-
-    result = sparsegpt(weight, gram, pattern, scorer=wanda, block_size=16)
-    expected, mask = reference.sparsegpt_choosing(weight, gram, width, keep, score=wanda)
-    assert torch.equal(result.mask, mask)
-    assert_close(result.weight, expected)
-    assert not torch.equal(mask, sparsegpt(weight, gram, pattern, block_size=16).mask)
-
-
-@pytest.mark.parametrize("pattern", LOCAL_PATTERNS)
-def test_scores_that_are_not_finite_name_the_matrix(pattern: Pattern) -> None:
-    weight, gram = layer(4, 16)
-    with pytest.raises(PrunerZeroError, match="scores of v_proj are not finite"):
-        sparsegpt(weight, gram, pattern, scorer=lambda W, due: W[:, due] / 0, name="v_proj")
-
-
 @pytest.mark.parametrize("pattern", [*LOCAL_PATTERNS, SemiStructured(16, 32)])
-@pytest.mark.parametrize("metric", [None, "W * X^0.5 / row_share(W)"])
-def test_a_device_is_waited_for_as_often_whatever_the_number_of_columns(
-    pattern: Pattern, metric: str | None
-) -> None:
+def test_a_device_is_waited_for_as_often_whatever_the_number_of_columns(pattern: Pattern) -> None:
     def waited(columns: int) -> list[str]:
         weight, gram = layer(6, columns)
         with elsewhere():
             W, C = weight.to(HERE), gram.to(HERE)
-            X = C.diagonal().sqrt()[None]
-
-            def score(W: Tensor, due: slice) -> Tensor:
-                terminals = {"W": W[:, due].abs(), "X": X[:, due]}
-                return evaluate(parse(str(metric)), terminals)
-
             with waits() as operations:
-                sparsegpt(W, C, pattern, scorer=score if metric else None)
+                sparsegpt(W, C, pattern)
         return operations
 
     assert waited(64) == waited(320)

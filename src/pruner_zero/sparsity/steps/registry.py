@@ -9,10 +9,10 @@ from pruner_zero.sparsity.steps.exact_swaps import REFINE_EXACT
 from pruner_zero.sparsity.steps.least_squares import EXACT
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 from pruner_zero.sparsity.steps.swaps import REFINE
-from pruner_zero.sparsity.steps.sweep import OBS, OBS_ITER
+from pruner_zero.sparsity.steps.sweep import OBS
 
 STEPS: Registry[Step] = Registry(
-    "steps", Step, {step.name: step for step in (REFINE, OBS, OBS_ITER, EXACT, REFINE_EXACT)}
+    "steps", Step, {step.name: step for step in (REFINE, OBS, EXACT, REFINE_EXACT)}
 )
 
 

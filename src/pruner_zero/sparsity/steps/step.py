@@ -10,9 +10,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 
-# (weights (out, in) as updated so far, the columns whose mask is chosen next) → their scores.
-Scorer = Callable[[Tensor, slice], Tensor]
-
 
 @dataclass(frozen=True)
 class Layer:
@@ -21,8 +18,7 @@ class Layer:
     dense: (out, in), the dense weights. hessian: the Hessian of its input, None where it was not
     collected; its `target` is set only where the step aims at other outputs than its own.
     pattern: the pattern of zeros. mask: (out, in) bool, True is kept; None where the step chooses
-    it. scorer: where the step chooses the mask by a metric, the scores of weights as they are
-    updated. updated: (out, in) float32, what the steps before left; None where no step has changed
+    it. updated: (out, in) float32, what the steps before left; None where no step has changed
     weights. Raises PrunerZeroError naming `name` where a weight is not finite; ValueError for
     shapes.
     """
@@ -31,7 +27,6 @@ class Layer:
     hessian: Hessian | None
     pattern: Pattern
     mask: Tensor | None = None
-    scorer: Scorer | None = None
     updated: Tensor | None = None
     name: str = "matrix"
 
@@ -82,10 +77,9 @@ class Step:
     named. run: the step. words: what it does, for the model card, after "the metric …,".
     help: what it does in a few words, for `--help` and the reference. changes: a step that changes
     the mask alone runs before those that change weights. option: the command-line option that names
-    it too. chooses_mask: it chooses the mask itself, by `Layer.scorer`. needs_gram: it needs a
-    `Layer.hessian`. aims: it can aim at the dense model's outputs. damps: it uses the damped
-    Hessian, and the record has the damping. estimate: a cheaper `run` for the search's closed-form
-    error, close to it for a few rows.
+    it too. needs_gram: it needs a `Layer.hessian`. aims: it can aim at the dense model's outputs.
+    damps: it uses the damped Hessian, and the record has the damping. estimate: a cheaper `run` for
+    the search's closed-form error, close to it for a few rows.
     """
 
     name: str
@@ -94,7 +88,6 @@ class Step:
     help: str
     changes: Literal["mask", "weights"] = "weights"
     option: Literal["refine", "update"] | None = None
-    chooses_mask: bool = False
     needs_gram: bool = True
     aims: bool = False
     damps: bool = False

@@ -15,15 +15,14 @@ _PANEL_COLUMNS = 16
 def sparsegpt(layer: Layer) -> Updated:
     """Prune one matrix and spread each removed weight's error over the columns to its right.
 
-    Without a mask, the weights with the lowest scores are pruned: scores of the layer's scorer,
-    else |W| / U_jj (whose square is the paper's score) with U the Hessian's inverse factor. Scope
+    Without a mask, the weights with the lowest scores |W| / U_jj (whose square is the paper's
+    score) are pruned, with U the Hessian's inverse factor. Scope
     `block`: floor(rows · columns · sparsity) of each 128 columns at its start; scope `row`: per row
     inside the block, counts rounded so that each row ends with floor(in · sparsity) zeros; N:M: per
     group at its first column, blocks being shortened to whole groups. With a mask, that mask is
     kept and the pattern decides nothing. Channels that were never active (zero diagonal) get zero
     weights. Where the Hessian has a target, the sweep starts from the weights of `retarget`. Raises
-    PrunerZeroError for scores that are not finite and for scopes that look beyond a block when no
-    mask is given.
+    PrunerZeroError for scopes that look beyond a block when no mask is given.
     Source: Frantar & Alistarh 2023 (2301.00774), algorithm 1.
     """
     rows, columns = layer.dense.shape
@@ -51,17 +50,6 @@ def sparsegpt(layer: Layer) -> Updated:
         kept.copy_(mask.t())
     errors = torch.empty(min(width, columns), rows, dtype=W.dtype, device=W.device)
 
-    # Read once, after the sweep: reading a value from a GPU waits for all its queued work.
-    finite = torch.ones((), dtype=torch.bool, device=W.device)
-
-    def saliency(due: slice) -> Tensor:
-        """The scores (rows, columns) of the columns that are due."""
-        if layer.scorer is None:
-            return (W[due].abs() / scale[due]).t()
-        scores = layer.scorer(W.t(), due).float()
-        finite.logical_and_(scores.isfinite().all())
-        return scores.nan_to_num(0.0, 0.0, 0.0)
-
     for start in range(0, columns, width):
         stop = min(start + width, columns)
         for left in range(start, stop, panel):
@@ -70,7 +58,7 @@ def sparsegpt(layer: Layer) -> Updated:
             W[group].addmm_(U[start:left, group].t(), errors[: left - start], alpha=-1)
             if mask is None and (left - start) % due_columns == 0:
                 due = slice(left, min(left + due_columns, stop))
-                kept[due] = pattern.choose_columns(saliency(due), left).t()
+                kept[due] = pattern.choose_columns((W[due].abs() / scale[due]).t(), left).t()
             for j in range(left, right):
                 error = errors[j - start]
                 torch.div(W[j], U[j, j], out=error)
@@ -78,10 +66,6 @@ def sparsegpt(layer: Layer) -> Updated:
                 W[j + 1 : right].addr_(U[j, j + 1 : right], error, alpha=-1)
         W[stop:].addmm_(U[start:stop, stop:].t(), errors[: stop - start], alpha=-1)
 
-    if not finite:
-        raise PrunerZeroError(
-            f"scores of {layer.name} are not finite: choose another metric or exclude the matrix"
-        )
     W.masked_fill_(~kept, 0.0)
     return Updated(W.t().contiguous(), kept.t().contiguous())
 
@@ -116,15 +100,4 @@ OBS = Step(
     aims=True,
     damps=True,
     estimate=estimate_update,
-)
-
-OBS_ITER = Step(
-    "obs-iter",
-    sparsegpt,
-    words="the remaining weights corrected by SparseGPT's sweep, which chose the mask as it went",
-    help="SparseGPT's sweep, which chooses the mask by the metric",
-    option="update",
-    chooses_mask=True,
-    aims=True,
-    damps=True,
 )
