@@ -307,7 +307,7 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"sparsity": None}, "--structure channels needs either --sparsity"),
         ({"parameters": 0.9}, "--structure channels needs either --sparsity"),
         ({"sparsity": None, "parameters": "most"}, "--parameters is 'most': write a share such as"),
-        ({"structure": None, "parameters": 0.9}, "add --structure, or leave it out"),
+        ({"structure": None, "parameters": 0.9}, "add --structure, or leave out --"),
         (
             {"sparsity": None, "parameters": "20K"},
             r"20,000 of 31,968 cannot .* MLP channels: choose --parameters 24288, the nearest",
@@ -319,7 +319,7 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"refine": True}, "leave out --refine"),
         ({"save_mask": True}, "leave out --save-mask"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),
-        ({"structure": None, "coupled": True}, "add --structure, or leave it out"),
+        ({"structure": None, "coupled": True}, "add --structure, or leave out --"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
         ({"metric": "wanda+obs-iter"}, "chooses the mask of a few columns at a time"),
         (
