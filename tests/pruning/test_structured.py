@@ -307,7 +307,7 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"sparsity": None}, "--structure channels needs either --sparsity"),
         ({"parameters": 0.9}, "--structure channels needs either --sparsity"),
         ({"sparsity": None, "parameters": "most"}, "--parameters is 'most': write a share such as"),
-        ({"structure": None, "parameters": 0.9}, "add --structure, or leave it out"),
+        ({"structure": None, "parameters": 0.9}, "add --structure, or leave out --"),
         (
             {"sparsity": None, "parameters": "20K"},
             r"20,000 of 31,968 cannot .* MLP channels: choose --parameters 24288, the nearest",
@@ -317,7 +317,7 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"exclude": ["*.0.*"]}, "leave out --exclude"),
         ({"refine": True}, "leave out --refine"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),
-        ({"structure": None, "coupled": True}, "add --structure, or leave it out"),
+        ({"structure": None, "coupled": True}, "add --structure, or leave out --"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
         (
             {"sparsity": 0.05},
