@@ -137,6 +137,24 @@ def test_known_metrics_open_the_first_batch(name: str) -> None:
     assert not any(candidate.operation == "seed" for candidate in small(name).ask())
 
 
+@every
+def test_a_known_metric_of_another_scope_is_tried_under_those_of_the_space(name: str) -> None:
+    """As the best metric of a search over all scopes, in a search over rows."""
+    metric = Metric(Metric.of("wanda").expression, scope="global")
+    space = ALGORITHMS[name].space.model_copy(update={"scopes": ("row",)})
+    first = make_algorithm(name, space, 0, SMALL[name], [metric]).ask()
+    assert (str(first[0].expression), first[0].scope) == ("W * X", "row")
+    assert first[0].operation == "seed"
+
+
+def test_a_known_metric_with_a_terminal_outside_the_space_is_refused() -> None:
+    with pytest.raises(PrunerZeroError, match="needs D: leave it out, or add D to `space:"):
+        small("default", metrics=[Metric.of("sparsegpt-score")])
+    space = SearchSpace(terminals=("W", "X", "O"))
+    with pytest.raises(PrunerZeroError, match="needs G"):
+        make_algorithm("default", space, 0, {}, [Metric.of("pruner-zero")])
+
+
 @pytest.mark.parametrize("name", ["default", "random"])
 def test_no_two_candidates_have_the_same_canonical_form(name: str) -> None:
     algorithm = small(name)

@@ -39,6 +39,12 @@ def test_it_searches_the_first_scope_of_its_space() -> None:
     assert {candidate.scope for candidate in Published(space).ask()} == {"global"}
 
 
+def test_its_first_trees_have_the_terminals_of_its_space() -> None:
+    space = PUBLISHED_SPACE.model_copy(update={"terminals": ("W", "O")})
+    first = Published(space).ask()
+    assert frozenset("WO") == frozenset[str]().union(*(each.expression.terminals for each in first))
+
+
 def test_only_the_best_trees_have_children_and_the_worst_trees_leave() -> None:
     settings = PublishedSettings(population=20, parents=3, tournament_share=1, batch=5)
     algorithm = Published(PUBLISHED_SPACE, 1, settings)

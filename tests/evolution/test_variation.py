@@ -176,7 +176,7 @@ def test_constants_change_only_where_there_are_any() -> None:
 @given(seeds)
 def test_published_children_stay_within_the_limits(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    mother, father = (random_published_tree(generator) for _ in range(2))
+    mother, father = (random_published_tree(generator, PUBLISHED_SPACE.terminals) for _ in range(2))
     child = published_crossover(generator, mother, father, PUBLISHED_SPACE)
     if child is not None:
         assert child.size <= 31
@@ -188,7 +188,7 @@ def test_published_children_stay_within_the_limits(seed: int) -> None:
 @given(seeds)
 def test_node_mutation_changes_one_symbol_and_keeps_the_form_of_the_tree(seed: int) -> None:
     generator = np.random.default_rng(seed)
-    tree = random_published_tree(generator)
+    tree = random_published_tree(generator, PUBLISHED_SPACE.terminals)
     mutant = node_mutation(generator, tree, PUBLISHED_SPACE)
     pairs = list(zip(tree.walk(), mutant.walk(), strict=True))
     assert all(len(old.operands) == len(new.operands) for old, new in pairs)

@@ -69,8 +69,9 @@ def make_algorithm(
     """The algorithm of that name, in its default space where none is given.
 
     settings: some of the algorithm's settings. seed_metrics: known metrics that open the first
-    batch, each under its own scope, or under all scopes where it names none.
-    Raises PrunerZeroError for unknown names and settings.
+    batch, each under its own scope, or under all scopes where the space has no such.
+    Raises PrunerZeroError for unknown names and settings, and for a seed metric with a terminal
+    that is not in the space.
     """
     if name not in ALGORITHMS:
         raise PrunerZeroError(f"unknown algorithm '{name}': {did_you_mean(name, ALGORITHMS)}")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pruner_zero.choices import Group
+from pruner_zero.errors import PrunerZeroError, excerpt
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import Expression, Metric, Shape
@@ -42,7 +43,7 @@ class BatchAlgorithm(ABC):
         self.space = space
         self.generator = np.random.default_rng(np.random.SeedSequence(seed))
         self.avoided: Counter[str] = Counter()
-        self._seeds = _planted(seed_metrics, space)
+        self._seeds = _seeds(seed_metrics, space)
         self._open: tuple[Candidate, ...] = ()
         self._count = 0
         self._asked: dict[str, set[tuple[Expression, Group]]] = {
@@ -143,11 +144,21 @@ class BatchAlgorithm(ABC):
         return proposals
 
 
-def _planted(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:
-    """Every known metric under its own scope, or under all where it names none."""
+def _seeds(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:
+    """The known metrics, each under its own scope, or under all scopes if the space has no such.
+
+    Raises PrunerZeroError where a metric needs a terminal that is not in the space.
+    """
+    for metric in metrics:
+        if missing := sorted(metric.needs - set(space.terminals)):
+            names = " and ".join(missing)
+            raise PrunerZeroError(
+                f"the seed metric {excerpt(metric)} needs {names}: leave it out, or add {names} to "
+                "`space: {terminals: …}`"
+            )
     return [
         Proposal(metric.expression, scope, operation="seed")
         for metric in metrics
         for scope in space.scopes
-        if metric.scope in (None, scope)
+        if metric.scope == scope or metric.scope not in space.scopes
     ]

@@ -1,9 +1,11 @@
 """Random expressions: typed by shape, and those of the released generator."""
 
+from collections.abc import Sequence
+
 from numpy.random import Generator
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
+from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import (
     OPERATORS,
     PUBLISHED,
@@ -125,14 +127,14 @@ def random_exponent(generator: Generator, space: SearchSpace) -> Constant:
 
 
 def random_published_tree(
-    generator: Generator, min_depth: int = 3, max_depth: int = 5
+    generator: Generator, terminals: Sequence[str], min_depth: int = 3, max_depth: int = 5
 ) -> Expression:
     """A random tree as the released generator makes it, regardless of shapes.
 
     Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones. Below,
     grow ends a path at every second node, and full continues to the limit, which is drawn from
-    min_depth … max_depth. Leaves are W, G and X with equal chance. About a fifth of the trees
-    contain only X.
+    min_depth … max_depth. Leaves are `terminals` with equal chance: of W, G and X, the paper's,
+    about a fifth of the trees contain only X.
     Source: Dong 2024, released code (gptree), tinyGP's ramped start.
     """
     limit = int(generator.integers(min_depth, max_depth + 1))
@@ -143,8 +145,7 @@ def random_published_tree(
             level < limit and (not grow or bool(generator.random() < 0.5))
         )
         if not inner or level >= limit:
-            names = PUBLISHED_SPACE.terminals
-            return Terminal(names[generator.integers(len(names))])
+            return Terminal(terminals[int(generator.integers(len(terminals)))])
         operator = OPERATORS[PUBLISHED[generator.integers(len(PUBLISHED))]]
         return Call(operator, tuple(tree(level + 1) for _ in range(operator.arity)))
 

@@ -85,7 +85,10 @@ class Published(BatchAlgorithm):
 
     def _fresh(self) -> Proposal:
         tree = random_published_tree(
-            self.generator, self.settings.min_depth, self.settings.max_depth
+            self.generator,
+            self.space.terminals,
+            self.settings.min_depth,
+            self.settings.max_depth,
         )
         return Proposal(self._simplified(tree), self.scope)
 

@@ -105,6 +105,13 @@ def search(
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)
     _check_folder(folder)
+    algorithm = make_algorithm(
+        checked.algorithm,
+        checked.search_space,
+        checked.seed,
+        checked.algorithm_settings,
+        [Metric.of(text) for text in checked.seed_metrics],
+    )
     source = checked.calibration if calibration is None else calibration
     texts = load_mixture(source, role="calibration", progress=progress)
     text = checked.search_text if search_text is None else search_text
@@ -115,13 +122,6 @@ def search(
     kept = Path(cache) if cache is not None else None
     windows, judged, fresh = search_windows(
         checked, texts, judged_on, language_model, cache=kept, progress=progress
-    )
-    algorithm = make_algorithm(
-        checked.algorithm,
-        checked.search_space,
-        checked.seed,
-        checked.algorithm_settings,
-        [Metric.of(text) for text in checked.seed_metrics],
     )
     with locked(folder):
         identity = {
