@@ -1,5 +1,6 @@
 """The final race: the best candidates of the best skeletons on fresh windows."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -130,10 +131,15 @@ def test_the_winner_is_the_best_of_the_hall_of_fame_and_shown_in_it() -> None:
         ((4.1, 4.1, 4.2, 3.9), (4.0, 4.2, 4.1, 4.0), False),
         ((4.001, 4.201, 4.101, 4.101), (4.0, 4.2, 4.1, 4.1), False),
         ((4.1, 4.3, 4.2, 4.2), (), False),
+        ((math.inf,), (), True),
+        ((4.0, 4.2, 4.1, math.nan), (4.0, 4.2, 4.1, 4.1), True),
     ],
 )
 def test_a_candidate_is_behind_where_paired_differences_say_so(
     losses: tuple[float, ...], best: tuple[float, ...], behind: bool
 ) -> None:
-    """After at least four windows, by more than two standard errors of at least 0.0025."""
+    """After at least four windows, by more than two standard errors of at least 0.0025.
+
+    A loss that is not finite is behind at once.
+    """
     assert is_behind(losses, best) is behind

@@ -27,7 +27,7 @@ class Racing:
     All candidates are judged on the same windows, so that differences are those of the metrics; one
     that falls clearly behind the best is stopped (`is_behind`). `near` and `few_share` widen as the
     run finds that the closed form does not rank like the loss (`Surrogate.trust`). direct: every
-    distinct candidate is judged on all search windows, as the published search does.
+    distinct candidate is judged on all search windows, none is stopped, as in the published search.
     """
 
     near: float = 0.3
@@ -96,7 +96,7 @@ def judge(
         near = _promising(entries, archive, racing, surrogate.trust)
         _climb("few", near, archive, executor)
         near = _near_the_best(near, archive, racing.margin, surrogate.further)
-        _climb("all", near, archive, executor)
+        _climb("all", near, archive, executor, _best_losses(archive))
     earlier = list(archive.records)
     for entry in entries:
         if (twin := entry.evaluation.same_as) is not None:
@@ -123,14 +123,20 @@ def _checked(candidate: Candidate, archive: Archive) -> _Entry:
 
 
 def _climb(
-    rung: Rung, entries: Sequence[_Entry], archive: Archive, executor: Executor[Task, Outcome]
+    rung: Rung,
+    entries: Sequence[_Entry],
+    archive: Archive,
+    executor: Executor[Task, Outcome],
+    best: tuple[float, ...] = (),
 ) -> list[tuple[_Entry, Outcome]]:
-    """Judge the entries that are neither rejected nor duplicates; yield them with outcomes."""
+    """Judge the entries that are neither rejected nor duplicates; return them with outcomes.
+
+    best: the losses of a candidate on all windows; entries clearly behind it are stopped.
+    """
     alive = [entry for entry in entries if entry.alive]
     earlier = {
         entry.candidate.number: archive.outcome(entry.candidate.number, rung) for entry in alive
     }
-    best = _best_losses(archive) if rung == "all" else ()
     tasks = [
         task_of(entry.candidate, rung, archive, best)
         for entry in alive

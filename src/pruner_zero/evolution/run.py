@@ -35,9 +35,9 @@ from pruner_zero.settings import name_of, names_of, read_settings
 from pruner_zero.text import Source, load_mixture
 
 INTERRUPTED = "interrupted"
-# After this many batches without a new mask, the search has seen all masks: a model with few heads
-# has few masks.
-_BATCHES_WITHOUT_NEWS = 10
+# After this many candidates without a new mask (ten batches of the default algorithm), the search
+# has seen all masks: a model with few heads has few masks.
+_CANDIDATES_WITHOUT_NEWS = 480
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def run_batches(
 ) -> str:
     """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped."""
     start = time.monotonic() - archive.elapsed
-    best_batch, best_key, new_batch = 0, (0, math.inf), 0
+    best_batch, best_key, with_news = 0, (0, math.inf), 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
     while not reason or archive.batches < archive.batches_written:
@@ -189,10 +189,10 @@ def run_batches(
         if hall.best and hall.best.evaluation.key < best_key:
             best_batch, best_key = archive.batches, hall.best.evaluation.key
         if any(record.evaluation.counts for record in records):
-            new_batch = archive.batches
+            with_news = len(archive.records)
         reason = _stops(settings, status, archive.batches - best_batch)
-        if archive.batches - new_batch >= _BATCHES_WITHOUT_NEWS:
-            reason = reason or f"no new mask in {_BATCHES_WITHOUT_NEWS} batches"
+        if len(archive.records) - with_news >= _CANDIDATES_WITHOUT_NEWS:
+            reason = reason or f"no new mask among {_CANDIDATES_WITHOUT_NEWS} candidates"
     if settings.final_windows:
         most = FINALISTS
         if settings.minutes is not None:
