@@ -17,15 +17,15 @@ def take_windows(
     seed: int,
     *,
     first_written: int = 0,
-    after: int = 0,
+    after: int | None = None,
     folder: str | Path | None = None,
     progress: Progress = SILENT,
 ) -> Windows:
     """`windows` windows of `seqlen` tokens, divided among the texts of `mixture` by its shares.
 
     Windows of a corpus are at random places; windows that the model writes are taken from number
-    `first_written` on and kept under `folder` (default: the cache). after: skip this many windows
-    of the same mixture. The same seed is used for each text. Raises PrunerZeroError as
+    `first_written` on and kept under `folder` (default: the cache). after: take windows that do not
+    overlap, and skip this many of the same mixture. The same seed is used for each text. Raises PrunerZeroError as
     `Mixture.divide`, `random_windows` and `self_windows` do.
     """
     sources = []
@@ -43,7 +43,14 @@ def take_windows(
                 progress=progress,
             )
         else:
-            drawn = random_windows(text, language_model.tokenizer, count + skipped, seqlen, seed)
+            drawn = random_windows(
+                text,
+                language_model.tokenizer,
+                count + skipped,
+                seqlen,
+                seed,
+                apart=after is not None,
+            )
             source = replace(drawn, tokens=drawn.tokens[skipped:])
         sources.append(source)
     return mix_windows(sources)
