@@ -73,6 +73,27 @@ def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     assert values["--config"] == ["settings.yaml"]
 
 
+def test_a_value_is_left_out_only_where_it_is_what_the_others_imply(tmp_path: Path) -> None:
+    """Without a length, 96 windows of 256 tokens are the default if the model writes the text."""
+    settings = {**SETTINGS, "calibration": None, "metric": "wanda", "windows": 24, "seqlen": 1024}
+    pruned = read_result(write_prune(tmp_path / "pruned", settings=settings))
+    assert options(commands.repeat(pruned))["--seqlen"] == ["1024"]
+    run = search_run(tmp_path / "run", calibration="self", windows=24, seqlen=1024)
+    assert options(commands.prune_with(run))["--seqlen"] == ["1024"]
+    assert "--seqlen" not in options(commands.repeat(run))
+    units = {"structure": "channels", "scope": None}
+    for update in ("none", "exact"):
+        run = search_run(tmp_path / update, **units, update=update)
+        assert options(commands.repeat(run))["--update"] == [update]
+
+
+def test_a_result_of_a_missing_device_has_the_same_command(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "metric": "wanda", "seqlen": 1024, "device": "cuda:7"}
+    values = options(commands.repeat(read_result(write_prune(tmp_path, settings=settings))))
+    assert values["--device"] == ["cuda:7"]
+    assert "--seqlen" not in values
+
+
 def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:
     settings = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
     command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
