@@ -25,7 +25,7 @@ from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.study import RUN, Study
-from pruner_zero.execution import Executor, make_executor
+from pruner_zero.execution import Executor, check_executor, make_executor
 from pruner_zero.files import locked, write_atomic
 from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model
@@ -105,6 +105,7 @@ def search(
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)
     _check_folder(folder)
+    check_executor(checked.executor, checked.spread)
     algorithm = make_algorithm(
         checked.algorithm,
         checked.search_space,
