@@ -25,8 +25,8 @@ def take_windows(
 
     Windows of a corpus are at random places; windows that the model writes are taken from number
     `first_written` on and kept under `folder` (default: the cache). after: take windows that do not
-    overlap, and skip this many of the same mixture. The same seed is used for each text. Raises PrunerZeroError as
-    `Mixture.divide`, `random_windows` and `self_windows` do.
+    overlap, and skip this many of the same mixture. The same seed is used for each text. Raises
+    PrunerZeroError as `Mixture.divide`, `random_windows` and `self_windows` do.
     """
     sources = []
     before = mixture.divide(after) if after else [0] * len(mixture.texts)

@@ -67,9 +67,9 @@ class Evaluation:
         return (-self.rung, self.value if math.isfinite(self.value) else math.inf)
 
     @property
-    def perplexity(self) -> float:
-        """The perplexity of the value, where its rung judges by the loss of the pruned model."""
-        return to_perplexity(self.value)
+    def perplexity(self) -> float | None:
+        """The perplexity of the value, which is a loss of the pruned model from rung 2 on."""
+        return to_perplexity(self.value) if self.rung >= 2 else None
 
     @property
     def counts(self) -> bool:

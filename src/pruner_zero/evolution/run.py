@@ -24,7 +24,7 @@ from pruner_zero.evolution.final import (
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.evolution.study import RUN, Study
+from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution import Executor, check_executor, make_executor
 from pruner_zero.files import locked, write_atomic
 from pruner_zero.metric import Metric
@@ -34,7 +34,6 @@ from pruner_zero.provenance import provenance
 from pruner_zero.settings import name_of, names_of, read_settings
 from pruner_zero.text import Source, load_mixture
 
-INTERRUPTED = "interrupted"
 # After this many candidates without a new mask (ten batches of the default algorithm), the search
 # has seen all masks: a model with few heads has few masks.
 _CANDIDATES_WITHOUT_NEWS = 480

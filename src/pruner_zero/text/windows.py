@@ -90,8 +90,9 @@ def random_windows(
     """`windows` windows at distinct random offsets of the token stream.
 
     They may overlap, as in the papers' calibration, unless they are `apart`: then offsets are
-    multiples of `seqlen`. With the same seed, fewer windows are the first of more. Only the first RANDOM_CHARACTERS characters of the corpus are tokenized. Raises
-    PrunerZeroError where the corpus has too few tokens.
+    multiples of `seqlen`. With the same seed, fewer windows are the first of more. Only the first
+    RANDOM_CHARACTERS characters of the corpus are tokenized. Raises PrunerZeroError where the
+    corpus has too few tokens.
     """
     _check(windows, seqlen)
     if not 0 <= seed < 2**63:
