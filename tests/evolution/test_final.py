@@ -59,6 +59,10 @@ def test_the_simplest_of_the_level_candidates_wins() -> None:
     assert winner(race(level)) == "W * X"
 
 
+def test_the_simplest_of_candidates_with_the_same_masks_wins() -> None:
+    assert winner(race({"W * X * G^0.5": (4.0, 4.1), "W * X": (4.0, 4.1)})) == "W * X"
+
+
 def test_a_candidate_that_is_behind_in_every_window_is_not_level() -> None:
     result = race({"W * X * G^0.5": (3.9, 5.0, 4.4), "W * X": (3.93, 5.02, 4.44)})
     assert winner(result) == "W * X * G^0.5"
@@ -111,6 +115,8 @@ def test_the_time_limits_the_number_of_finalists() -> None:
     assert affordable([few, full], 20.0, windows=12, seconds=60.0) == 5
     assert affordable([few, full], 20.0, windows=12, seconds=20.0) == 2
     assert affordable([few, full], 20.0, windows=12, seconds=9999.0) == FINALISTS
+    final = Outcome(0, "final", 4.0, losses=(4.0,) * 12, seconds=999.0)
+    assert affordable([few, full, final], 20.0, windows=12, seconds=60.0) == 5
     assert affordable([few], 20.0, windows=12, seconds=9999.0) == 2
 
 

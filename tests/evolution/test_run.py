@@ -362,6 +362,11 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
         ({"algorithm": "genetic"}, "--algorithm is 'genetic'"),
         ({"evolutions": 3}, "no setting 'evolutions': did you mean 'evaluations'?"),
         ({"pattern": "2:5", "sparsity": None}, "not divisible by 5"),
+        (
+            {"pattern": "2:4", "sparsity": None, "scope": "global"},
+            "--pattern 2:4 says which weights compete: leave out --scope",
+        ),
+        ({"space": {"scopes": ["unit"]}}, "the scope unit of `space` is of units: add --structure"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line_and_write_no_run(

@@ -69,6 +69,13 @@ class SearchSettings(SearchOptions):
                 f"--structure {self.structure} goes by {score}, which no metric is: search for "
                 "channels or heads"
             )
+        if self.pattern is not None and self.scope not in (None, "any", "row"):
+            raise ValueError(
+                f"--pattern {self.pattern} says which weights compete: leave out --scope"
+            )
+        scopes = () if self.space is None else self.space.scopes
+        if "unit" in scopes and not self.structure:
+            raise ValueError("the scope unit of `space` is of units: add --structure")
         if not self.structure and (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
         _ = self.zeros
