@@ -60,7 +60,7 @@ def test_crossed_children_stay_inside_the_space(seed: int, space: SearchSpace) -
 
 @pytest.mark.parametrize("name", sorted(MUTATIONS))
 def test_the_generator_alone_decides(name: str) -> None:
-    expression = parse("0.5 * row_share(W) * X^0.5 + column_share(W - S) * G")
+    expression = parse("row_share(W) * X^0.5 + column_share(W - S) * G")
     once, again = (
         [MUTATIONS[name](np.random.default_rng(seed), expression, WIDE) for seed in RANGE]
         for _ in range(2)
@@ -162,14 +162,6 @@ def test_neighbours_of_any_metric_are_allowed() -> None:
             for form in neighbours(expression, space):
                 check_child(form, space)
                 assert form != expression
-
-
-def test_constants_change_only_where_there_are_any() -> None:
-    mutants = children("constant", "0.5 * W", WIDE)
-    assert len(mutants) > 20
-    assert all(parse(text).leaf_counts()["W"] == 1 for text in mutants)
-    assert children("constant", "W^0.5", WIDE) == set()
-    assert children("constant", "0.5 * W") == set()
 
 
 @lightly

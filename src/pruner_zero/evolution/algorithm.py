@@ -28,10 +28,6 @@ class Algorithm(Protocol):
         """Learn the results of a whole batch, in its order. Raises ValueError for any other."""
 
     @property
-    def population(self) -> Sequence[tuple[Candidate, Evaluation]]:
-        """The candidates that parents are drawn from, best first."""
-
-    @property
     def avoided(self) -> Mapping[str, int]:
         """How many proposals were dropped without being asked, by the reason."""
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from numpy.random import Generator
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.space import EXPONENTS, SearchSpace
 from pruner_zero.metric import (
     OPERATORS,
     PUBLISHED,
@@ -18,6 +18,10 @@ from pruner_zero.metric import (
 )
 
 _TRIES = 1000
+
+# The share of products among the expressions that a search starts with, and the fewest and most
+# levels of the other trees.
+_PRODUCTS, _START_DEPTH = 0.5, (2, 4)
 
 # The chance that a path of a grown tree ends before the limit of levels.
 _LEAF = 0.3
@@ -55,16 +59,13 @@ def random_expression(
     )
 
 
-def random_start(
-    generator: Generator, space: SearchSpace, depth: tuple[int, int], products: float
-) -> Expression:
-    """A `random_product` with chance `products`, else a random tree; the start of a search.
+def random_start(generator: Generator, space: SearchSpace) -> Expression:
+    """A `random_product`, or with equal chance a random tree; the start of a search.
 
     Raises PrunerZeroError as `random_expression` does.
     """
-    if generator.random() < products:
-        return random_product(generator, space, depth)
-    return random_expression(generator, space, depth=depth)
+    draw = random_product if generator.random() < _PRODUCTS else random_expression
+    return draw(generator, space, depth=_START_DEPTH)
 
 
 def random_product(
@@ -97,8 +98,8 @@ def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:
     factor: Expression = Terminal(name)
     if generator.random() < _NORMALISED:
         factor = _normalised(generator, space, factor)
-    if "power" in space.operators and space.exponents and generator.random() < 0.5:
-        factor = apply_operator(generator, space, OPERATORS["power"], factor)
+    if "power" in space.operators and generator.random() < 0.5:
+        factor = apply_operator(generator, OPERATORS["power"], factor)
     return factor
 
 
@@ -116,14 +117,9 @@ def _normalised(generator: Generator, space: SearchSpace, expression: Expression
     return Call(operators[generator.integers(len(operators))], (expression,))
 
 
-def random_constant(generator: Generator) -> Constant:
-    """A number with two significant digits, log-uniform between 0.01 and 100."""
-    return Constant(float(f"{10 ** generator.uniform(-2, 2):.2g}"))
-
-
-def random_exponent(generator: Generator, space: SearchSpace) -> Constant:
+def random_exponent(generator: Generator) -> Constant:
     """One of the exponents of a new power."""
-    return Constant(space.exponents[generator.integers(len(space.exponents))])
+    return Constant(EXPONENTS[generator.integers(len(EXPONENTS))])
 
 
 def random_published_tree(
@@ -152,12 +148,10 @@ def random_published_tree(
     return tree(1)
 
 
-def apply_operator(
-    generator: Generator, space: SearchSpace, operator: Operator, *operands: Expression
-) -> Call:
+def apply_operator(generator: Generator, operator: Operator, *operands: Expression) -> Call:
     """The operator applied to its operands; the exponent of a power is drawn."""
     if operator.exponent == "operand":
-        return Call(operator, (*operands, random_exponent(generator, space)))
+        return Call(operator, (*operands, random_exponent(generator)))
     return Call(operator, operands)
 
 
@@ -166,15 +160,12 @@ def _subtree(
 ) -> Expression:
     choices = space.choices[shape, levels]
     leaves = space.leaves[shape]
-    numbers = space.constants and shape is Shape.SCALAR
     wants_leaf = not full and not root and bool(generator.random() < _LEAF)
-    if (leaves or numbers) and (not choices or wants_leaf):
-        if numbers and (not leaves or generator.random() < 0.5):
-            return random_constant(generator)
+    if leaves and (not choices or wants_leaf):
         return Terminal(leaves[generator.integers(len(leaves))])
     # Drawn evenly: first the arity, then the operator, then the shapes of its operands.
     operators = choices[generator.integers(len(choices))]
     forms = operators[generator.integers(len(operators))]
     form = forms[generator.integers(len(forms))]
     operands = [_subtree(generator, space, operand, levels - 1, full) for operand in form.operands]
-    return apply_operator(generator, space, form.operator, *operands)
+    return apply_operator(generator, form.operator, *operands)

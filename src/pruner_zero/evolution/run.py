@@ -1,7 +1,6 @@
 """`search`: find the metric that prunes a model best at a sparsity."""
 
 import json
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -119,9 +118,9 @@ def search(
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    kept = Path(cache) if cache is not None else None
+    cache_folder = Path(cache) if cache is not None else None
     windows, judged, fresh = search_windows(
-        checked, texts, judged_on, language_model, cache=kept, progress=progress
+        checked, texts, judged_on, language_model, cache=cache_folder, progress=progress
     )
     with locked(folder):
         identity = {
@@ -146,7 +145,7 @@ def search(
             windows,
             judged,
             fresh=fresh,
-            cache=kept,
+            cache=cache_folder,
             progress=progress,
         )
         # Only tensors in main memory can be shared between processes.
@@ -171,7 +170,7 @@ def run_batches(
 ) -> str:
     """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped."""
     start = time.monotonic() - archive.elapsed
-    best_batch, best_key, with_news = 0, (0, math.inf), 0
+    with_news = 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
     while not reason or archive.batches < archive.batches_written:
@@ -186,18 +185,16 @@ def run_batches(
         hall.write(folder)
         status = _status(archive, algorithm, settings, hall)
         observer(status)
-        if hall.best and hall.best.evaluation.key < best_key:
-            best_batch, best_key = archive.batches, hall.best.evaluation.key
         if any(record.evaluation.counts for record in records):
             with_news = len(archive.records)
-        reason = _stops(settings, status, archive.batches - best_batch)
+        reason = _stops(settings, status)
         if len(archive.records) - with_news >= _CANDIDATES_WITHOUT_NEWS:
             reason = reason or f"no new mask among {_CANDIDATES_WITHOUT_NEWS} candidates"
     if settings.final_windows:
         most = FINALISTS
         if settings.minutes is not None:
-            left = 60 * settings.minutes * FINAL_SHARE
-            most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, left)
+            seconds = 60 * settings.minutes * FINAL_SHARE
+            most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, seconds)
         winner = race_finalists(archive, executor, most).winner
         hall = HallOfFame.of(archive.records, winner.record if winner else None)
         hall.write(folder)
@@ -212,20 +209,14 @@ def _status(
     return Status(archive.batches, archive.elapsed, archive.records, hall, saved, settings.budget)
 
 
-def _stops(settings: SearchSettings, status: Status, stale: int) -> str | None:
-    """Why the search stops now; stale: batches since the last better metric."""
+def _stops(settings: SearchSettings, status: Status) -> str | None:
+    """Why the budget ends the search now; None where it does not."""
     distinct = sum(record.evaluation.counts for record in status.records)
     if settings.evaluations is not None and distinct >= settings.evaluations:
         return f"{distinct} distinct candidates evaluated"
-    kept = FINAL_SHARE if settings.final_windows else 0.0
-    if settings.minutes is not None and status.elapsed >= 60 * settings.minutes * (1 - kept):
+    final = FINAL_SHARE if settings.final_windows else 0.0
+    if settings.minutes is not None and status.elapsed >= 60 * settings.minutes * (1 - final):
         return f"{settings.minutes:g} minutes spent"
-    best = status.hall_of_fame.best
-    loss = best.evaluation.value if best and best.evaluation.rung == 3 else math.inf
-    if settings.target_loss is not None and loss <= settings.target_loss:
-        return f"target loss {settings.target_loss:g} reached"
-    if settings.patience is not None and stale >= settings.patience:
-        return f"no better metric in {stale} batches"
     return None
 
 

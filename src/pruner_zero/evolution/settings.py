@@ -154,6 +154,6 @@ class SearchSettings(SearchOptions):
 
 
 LIMITS = {
-    *("minutes", "evaluations", "target_loss", "patience", "workers", "executor", "device"),
+    *("minutes", "evaluations", "workers", "executor", "device"),
     *("time_limit", "ray_address", "ray_resources"),
 }

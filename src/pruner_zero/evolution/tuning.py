@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.ask_tell import Proposal, Result
 from pruner_zero.evolution.candidate import TUNE, Candidate, Kind
-from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.space import SearchSpace, on_grid
 from pruner_zero.metric import Expression
 
 Array = NDArray[np.float64]
@@ -81,7 +81,7 @@ class Tuner:
         steps[: _DRAWS // 2] *= np.eye(len(points.center))[alone]
         drawn: dict[tuple[float, ...], Expression] = {}
         for values in points.center + np.vstack([points.vertex(), steps]):
-            exponents = tuple(self.space.on_grid(value) or float(value) for value in values)
+            exponents = tuple(on_grid(value) or float(value) for value in values)
             known = exponents in drawn or exponents in self._kinds[best.kind]
             if known or min(exponents) <= 0:
                 continue

@@ -62,12 +62,6 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     algorithm_settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the algorithm, by name."
     )
-    target_loss: float | None = Field(
-        None, description="Stop at this loss on the search text, in nats per token."
-    )
-    patience: int | None = Field(
-        None, ge=1, description="Stop after this many batches without a better metric."
-    )
     search_windows: int = Field(
         12, ge=1, description="Windows of the search text on the last rung."
     )
