@@ -171,3 +171,5 @@ def test_unknown_names_and_settings_are_refused() -> None:
         make_algorithm("defualt", None, 0)
     with pytest.raises(PrunerZeroError, match="no setting 'population_size'"):
         make_algorithm("default", None, 0, {"population_size": 3})
+    with pytest.raises(PrunerZeroError, match=r"^`algorithm_settings: \{initial: 0\}`: input"):
+        make_algorithm("default", None, 0, {"initial": 0})

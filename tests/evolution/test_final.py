@@ -125,7 +125,7 @@ def test_the_winner_is_the_best_of_the_hall_of_fame_and_shown_in_it() -> None:
     hall = HallOfFame.of(records, winner=records[2])
     assert hall.best is records[2]
     assert records[2] in hall.members
-    assert [row["number"] for row in hall.to_json() if row["best"]] == [2]
+    assert [row["number"] for row in hall.to_rows() if row["best"]] == [2]
     assert HallOfFame.of(records).best is records[1]
 
 

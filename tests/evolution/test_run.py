@@ -366,6 +366,8 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
             {"pattern": "2:4", "sparsity": None, "scope": "global"},
             "--pattern 2:4 says which weights compete: leave out --scope",
         ),
+        ({"space": {"max_size": 0}}, "`space: {max_size: 0}`: input should be greater"),
+        ({"algorithm_settings": 3}, "`algorithm_settings: 3`: input should be"),
         ({"space": {"scopes": ["unit"]}}, "the scope unit of `space` is of units: add --structure"),
     ],
 )

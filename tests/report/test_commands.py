@@ -55,7 +55,7 @@ def test_the_command_that_repeats_a_search(run: Path) -> None:
 def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "seed": 3,
-        "few_share": 0.3,
+        "few_windows": 4,
         "include": ["*.q", "*.k"],
         "algorithm_settings": {"batch": 16},
         "model": "a model's; rm -rf *",
@@ -69,7 +69,7 @@ def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     assert words[:3] == ["pruner-zero", "search", "a model's; rm -rf *"]
     values = options("pruner-zero" + line)
     assert values["--include"] == ["*.q", "*.k"]
-    assert (values["--seed"], values["--few-share"]) == (["3"], ["0.3"])
+    assert (values["--seed"], values["--few-windows"]) == (["3"], ["4"])
     assert values["--config"] == ["settings.yaml"]
 
 
@@ -81,7 +81,7 @@ def test_a_value_is_left_out_only_where_it_is_what_the_others_imply(tmp_path: Pa
     run = search_run(tmp_path / "run", calibration="self", windows=24, seqlen=1024)
     assert options(commands.prune_with(run))["--seqlen"] == ["1024"]
     assert "--seqlen" not in options(commands.repeat(run))
-    units = {"structure": "channels", "scope": None}
+    units = {"structure": "channels"}
     for update in ("none", "exact"):
         run = search_run(tmp_path / update, **units, update=update)
         assert options(commands.repeat(run))["--update"] == [update]

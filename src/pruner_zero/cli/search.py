@@ -67,7 +67,7 @@ def search(
             "output": str(result.path),
             "stopped": result.stopped,
             "candidates": len(result.records),
-            "hall_of_fame": result.hall_of_fame.to_json(),
+            "hall_of_fame": result.hall_of_fame.to_rows(),
             "final": result.final_race.to_rows(),
         }
         print(json.dumps(summary))
@@ -80,7 +80,7 @@ def search(
 def _print(study: "Study") -> None:
     """The metrics that the search found, and the command that continues from here."""
     print(study.caption())
-    for row in study.hall_of_fame.to_json():
+    for row in study.hall_of_fame.to_rows():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
         print(
             f"{row['complexity']:>3} {_perplexity(row['perplexity']):>10}  "
@@ -135,13 +135,13 @@ def _line(status: "Status") -> str:
         f"batch {status.batch}: {status.elapsed / 60:.1f} min of {status.budget}, "
         f"{len(status.records)} candidates ({status.per_minute:.0f}/min; rejected {rejected}, "
         f"closed form {cheap}, few windows {few}, all windows {full}; "
-        f"saved {sum(status.saved.values())}), best {text}"
+        f"saved {status.saved}), best {text}"
     )
 
 
 def _table(status: "Status") -> Table:
     table = Table("complexity", "perplexity", "metric", "scope", title=_line(status))
-    for row in status.hall_of_fame.to_json():
+    for row in status.hall_of_fame.to_rows():
         style = "bold" if row["best"] else "cyan" if row["knee"] else ""
         cells = (str(row["complexity"]), _perplexity(row["perplexity"]), row["expression"])
         table.add_row(*cells, row["scope"], style=style)

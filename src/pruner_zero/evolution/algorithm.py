@@ -72,5 +72,5 @@ def make_algorithm(
     if name not in ALGORITHMS:
         raise PrunerZeroError(f"unknown algorithm '{name}': {did_you_mean(name, ALGORITHMS)}")
     kind = ALGORITHMS[name]
-    checked = read_settings(kind.settings, settings or {})
+    checked = read_settings(kind.settings, settings or {}, within="algorithm_settings")
     return kind.build(space or kind.space, seed, checked, seed_metrics)

@@ -53,9 +53,9 @@ class Task:
 class Outcome:
     """The result of a rung: a value (lower is better), or the reason of a rejection.
 
-    Neither is set where the candidate was stopped behind the best. fingerprint: the hash of the
-    mask on the probe rows, from the probe rung alone. losses: by window, those known before among
-    them.
+    A candidate that was stopped because it is behind the best has neither. fingerprint: the hash of
+    the mask on the probe rows, from the probe rung alone. losses: by window, those known before
+    among them.
     """
 
     number: int

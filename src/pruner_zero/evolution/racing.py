@@ -93,10 +93,10 @@ def judge(
         surrogate = Surrogate(archive.records)
         for entry in entries:
             entry.update(expected=surrogate.expect(entry.candidate, entry.evaluation.results))
-        near = _promising(entries, archive, racing, surrogate.trust)
-        _climb("few", near, archive, executor)
-        near = _near_the_best(near, archive, racing.margin, surrogate.further)
-        _climb("all", near, archive, executor, _best_losses(archive))
+        chosen = _promising(entries, archive, racing, surrogate.trust)
+        _climb("few", chosen, archive, executor)
+        chosen = _near_the_best(chosen, archive, racing.margin, surrogate.further)
+        _climb("all", chosen, archive, executor, _best_losses(archive))
     earlier = list(archive.records)
     for entry in entries:
         if (twin := entry.evaluation.same_as) is not None:
@@ -196,8 +196,8 @@ def _promising(
     for count, value in ((most - most // 3, _expected), (most, _on("reconstruction"))):
         lowest = min(_values([*alive, *archive.distinct()], value), default=math.inf)
         limit = lowest + racing.reach(trust)
-        near = [entry for entry in alive if value(entry.evaluation) <= limit]
-        for entry in _sorted(near, value):
+        within_reach = [entry for entry in alive if value(entry.evaluation) <= limit]
+        for entry in _sorted(within_reach, value):
             number, kind = entry.candidate.number, entry.candidate.kind
             if number not in chosen and len(chosen) < count and kinds[kind] < room:
                 chosen[number] = entry

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,13 +39,16 @@ _CANDIDATES_WITHOUT_NEWS = 480
 
 @dataclass(frozen=True)
 class Status:
-    """How far a search is, after each batch."""
+    """How far a search is, after each batch.
+
+    avoided: how many proposals were dropped without being asked, by the reason.
+    """
 
     batch: int
     elapsed: float
     records: Sequence[Record]
     hall_of_fame: HallOfFame
-    saved: Mapping[str, int]
+    avoided: Mapping[str, int]
     budget: str
 
     @property
@@ -57,6 +59,12 @@ class Status:
             if record.evaluation.same_as is None:
                 counts[record.evaluation.rung] += 1
         return counts
+
+    @property
+    def saved(self) -> int:
+        """How many proposals and candidates were not judged, because their mask was known."""
+        known = sum(record.evaluation.same_as is not None for record in self.records)
+        return known + sum(self.avoided.values())
 
     @property
     def per_minute(self) -> float:
@@ -205,8 +213,8 @@ def run_batches(
 def _status(
     archive: Archive, algorithm: Algorithm, settings: SearchSettings, hall: HallOfFame
 ) -> Status:
-    saved = archive.saved + Counter(algorithm.avoided)
-    return Status(archive.batches, archive.elapsed, archive.records, hall, saved, settings.budget)
+    avoided, records = dict(algorithm.avoided), archive.records
+    return Status(archive.batches, archive.elapsed, records, hall, avoided, settings.budget)
 
 
 def _stops(settings: SearchSettings, status: Status) -> str | None:

@@ -19,8 +19,8 @@ class SearchSettings(SearchOptions):
     """Everything that decides what a search finds, when it stops, and how it is run.
 
     A run can only be resumed with the same settings, except for the budget and the way the work
-    is spread (`LIMITS`), which do not change what is found within the budget. near, few_share,
-    margin: see `Racing`. ray_address, ray_resources: as `RayExecutor` takes them.
+    is spread (`MAY_CHANGE`), which do not change what is found within the budget. ray_address,
+    ray_resources: as `RayExecutor` takes them.
     """
 
     space: SearchSpace | None = Field(
@@ -62,14 +62,15 @@ class SearchSettings(SearchOptions):
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
-        check_structure(self, ("pattern", "scope", "include", "exclude"))
+        scope = () if self.scope == "any" else ("scope",)
+        check_structure(self, ("pattern", *scope, "include", "exclude"))
         if self.structure in ("blocks", "experts"):
             score = "block influence" if self.structure == "blocks" else "REAP"
             raise ValueError(
                 f"--structure {self.structure} goes by {score}, which no metric is: search for "
                 "channels or heads"
             )
-        if self.pattern is not None and self.scope not in (None, "any", "row"):
+        if self.pattern is not None and self.scope not in ("any", "row"):
             raise ValueError(
                 f"--pattern {self.pattern} says which weights compete: leave out --scope"
             )
@@ -105,9 +106,9 @@ class SearchSettings(SearchOptions):
         A pattern of units has to be fitted to a model (`Structured.of_model`).
         """
         if self.structure is not None:
-            left = None if self.parameters is None else read_parameters(self.parameters)
+            size = None if self.parameters is None else read_parameters(self.parameters)
             share = self.sparsity or 0.0
-            return Structured(share, self.structure, self.multiple_of, parameters=left)
+            return Structured(share, self.structure, self.multiple_of, parameters=size)
         if self.pattern is not None:
             return SemiStructured.parse(self.pattern)
         return Unstructured(self.sparsity or 0.0)
@@ -125,14 +126,14 @@ class SearchSettings(SearchOptions):
         if self.pattern is not None:
             return space.model_copy(update={"scopes": ("row",)})
         scopes = space.scopes
-        if self.scope not in (None, "any"):
+        if self.scope != "any":
             scopes = (cast(Scope, self.scope),)
         return space.model_copy(update={"scopes": scopes})
 
     @property
     def racing(self) -> Racing:
         """Which candidates climb. The published search judges every one on all windows."""
-        return Racing(self.near, self.few_share, self.margin, direct=self.algorithm == "published")
+        return Racing(direct=self.algorithm == "published")
 
     @property
     def budget(self) -> str:
@@ -150,10 +151,11 @@ class SearchSettings(SearchOptions):
 
     def identity(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the run that it resumes."""
-        return self.model_dump(mode="json", exclude=LIMITS)
+        return self.model_dump(mode="json", exclude=MAY_CHANGE)
 
 
-LIMITS = {
+# The settings that a resumed run need not share with the run that it resumes.
+MAY_CHANGE = {
     *("minutes", "evaluations", "workers", "executor", "device"),
     *("time_limit", "ray_address", "ray_resources"),
 }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.evolution.archive import Record, SearchJournal
+from pruner_zero.evolution.archive import Record, SearchJournal, final_losses
 from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
@@ -89,7 +89,7 @@ class Study(Tabular):
                 journal.seconds,
                 journal.avoided,
                 {name: run[name] for name in ("calibration", "search", "final") if name in run},
-                journal.final_losses,
+                final_losses(journal.outcomes),
                 run.get("provenance", {}),
                 stopped,
             )
