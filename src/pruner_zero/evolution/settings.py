@@ -1,6 +1,6 @@
 """The settings of `search`."""
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -12,7 +12,7 @@ from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.pruning import Structured
 from pruner_zero.settings import SearchOptions, check_structure, read_parameters
-from pruner_zero.sparsity import STEPS, Pattern, Scope, SemiStructured, Unstructured
+from pruner_zero.sparsity import STEPS, Pattern, SemiStructured, Unstructured
 
 
 class SearchSettings(SearchOptions):
@@ -127,7 +127,7 @@ class SearchSettings(SearchOptions):
             return space.model_copy(update={"scopes": ("row",)})
         scopes = space.scopes
         if self.scope != "any":
-            scopes = (cast(Scope, self.scope),)
+            scopes = (self.scope,)
         return space.model_copy(update={"scopes": scopes})
 
     @property
