@@ -120,7 +120,7 @@ def metrics(evaluator: Evaluator, settings: SearchSettings) -> list[tuple[str, s
     errors: dict[tuple[str, str], float] = {}
     while len(errors) < DRAWN:
         scope = space.scopes[generator.integers(len(space.scopes))]
-        expression = simplest(random_start(generator, space, (2, 4), 0.5), scope, space)
+        expression = simplest(random_start(generator, space), scope, space)
         try:
             with torch.no_grad():
                 error = evaluator.reconstruction(expression, scope)

@@ -1,9 +1,14 @@
-"""`pruner-zero search` prints the command that prunes with its best metric."""
+"""What `pruner-zero search` prints, and how `--resume` changes its budget."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.evolution.archive import SearchJournal
+from pruner_zero.evolution.evaluator import Evaluator
+from pruner_zero.evolution.masked_model import MaskedModel
 from tests.cli.conftest import Cli
 
 SIZES = ["--windows", 2, "--seqlen", 16, "--search-windows", 2, "--workers", 1, "--evaluations", 4]
@@ -23,6 +28,77 @@ def test_the_command_that_prunes_names_the_update(
     assert outcome.code == 0, outcome
     last = outcome.out.splitlines()[-1]
     assert last.endswith(f"--metric {output / 'best.json'} --update exact …")
+
+
+@pytest.fixture
+def words(llama_folder: Path, text_file: Path, tmp_path: Path) -> list[object]:
+    """The arguments of a small search, without a budget and the folder."""
+    config = tmp_path / "config.yaml"
+    config.write_text("algorithm_settings: {initial: 8, batch: 8}\nfinal_windows: 0\n")
+    texts = ["--calibration", text_file, "--search-text", text_file, "--sparsity", 0.5]
+    return ["search", llama_folder, *texts, *SIZES[:-2], "--config", config]
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_an_interrupted_search_ends_with_130(
+    as_json: bool, cli: Cli, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pruner_zero.evolution.run._status", interrupt)
+    run = tmp_path / "the run"
+    outcome = cli(*words, "--evaluations", 8, "-o", run, *(["--json"] if as_json else []))
+    assert outcome.code == 130
+    if as_json:
+        assert json.loads(outcome.out)["stopped"] == "interrupted"
+    else:
+        assert outcome.out.endswith(f"to continue: pruner-zero search --resume '{run}'\n")
+
+
+def test_a_search_in_which_no_metric_works_names_no_command(
+    cli: Cli, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PrunerZeroError("no")
+
+    monkeypatch.setattr(Evaluator, "fingerprint", fail)
+    config = tmp_path / "config.yaml"
+    config.write_text("algorithm: published\nfinal_windows: 0\n")
+    monkeypatch.setattr("pruner_zero.evolution.run._CANDIDATES_WITHOUT_NEWS", 10)
+    outcome = cli(*words, "--evaluations", 8, "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome
+    assert "prune with it" not in outcome.out
+
+
+def test_a_closed_form_error_is_shown_without_a_perplexity(
+    cli: Cli, words: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise PrunerZeroError("no")
+
+    monkeypatch.setattr(MaskedModel, "losses", fail)
+    outcome = cli(*words, "--evaluations", 1, "--json", "-o", tmp_path / "run")
+    assert outcome.code == 0, outcome
+    rows = json.loads(outcome.out)["hall_of_fame"]
+    assert rows
+    assert {row["perplexity"] for row in rows} == {None}
+
+
+def test_a_resumed_run_may_have_a_budget_of_another_kind(
+    cli: Cli, words: list[object], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert cli(*words, "--minutes", 0.0001, "-o", run).code == 0
+    before = len(SearchJournal(run).records)
+    assert cli("search", "--resume", run, "--evaluations", before + 1).code == 0
+    assert len(SearchJournal(run).records) > before
+    described = json.loads((run / "run.json").read_text())["settings"]
+    assert (described["minutes"], described["evaluations"]) == (None, before + 1)
+    again = cli("search", "--resume", run, "--output", run / ".." / "run")
+    assert again.code == 0, again
+    other = cli("search", "--resume", run, "--output", tmp_path / "other")
+    assert other.error == f"--resume {run} writes to that folder: leave out --output"
 
 
 def test_a_resumed_run_takes_no_other_settings(cli: Cli, tmp_path: Path) -> None:

@@ -6,12 +6,11 @@ from pruner_zero.metric import OPERATORS
 WIDE = SearchSpace(
     terminals=("W", "G", "X", "O", "D", "S"),
     operators=tuple(OPERATORS),
-    constants=True,
     max_size=25,
 )
 SPACES = (
     SearchSpace(),
     WIDE,
-    SearchSpace(operators=("mul", "power"), exponent_step=0),
+    SearchSpace(operators=("mul", "power")),
     SearchSpace(terminals=("G", "X"), operators=("mul", "add", "sqrt", "row_share"), max_size=9),
 )

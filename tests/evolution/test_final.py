@@ -1,5 +1,6 @@
 """The final race: the best candidates of the best skeletons on fresh windows."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -58,6 +59,10 @@ def test_the_simplest_of_the_level_candidates_wins() -> None:
     assert winner(race(level)) == "W * X"
 
 
+def test_the_simplest_of_candidates_with_the_same_masks_wins() -> None:
+    assert winner(race({"W * X * G^0.5": (4.0, 4.1), "W * X": (4.0, 4.1)})) == "W * X"
+
+
 def test_a_candidate_that_is_behind_in_every_window_is_not_level() -> None:
     result = race({"W * X * G^0.5": (3.9, 5.0, 4.4), "W * X": (3.93, 5.02, 4.44)})
     assert winner(result) == "W * X * G^0.5"
@@ -110,6 +115,8 @@ def test_the_time_limits_the_number_of_finalists() -> None:
     assert affordable([few, full], 20.0, windows=12, seconds=60.0) == 5
     assert affordable([few, full], 20.0, windows=12, seconds=20.0) == 2
     assert affordable([few, full], 20.0, windows=12, seconds=9999.0) == FINALISTS
+    final = Outcome(0, "final", 4.0, losses=(4.0,) * 12, seconds=999.0)
+    assert affordable([few, full, final], 20.0, windows=12, seconds=60.0) == 5
     assert affordable([few], 20.0, windows=12, seconds=9999.0) == 2
 
 
@@ -118,7 +125,7 @@ def test_the_winner_is_the_best_of_the_hall_of_fame_and_shown_in_it() -> None:
     hall = HallOfFame.of(records, winner=records[2])
     assert hall.best is records[2]
     assert records[2] in hall.members
-    assert [row["number"] for row in hall.to_json() if row["best"]] == [2]
+    assert [row["number"] for row in hall.to_rows() if row["best"]] == [2]
     assert HallOfFame.of(records).best is records[1]
 
 
@@ -130,10 +137,15 @@ def test_the_winner_is_the_best_of_the_hall_of_fame_and_shown_in_it() -> None:
         ((4.1, 4.1, 4.2, 3.9), (4.0, 4.2, 4.1, 4.0), False),
         ((4.001, 4.201, 4.101, 4.101), (4.0, 4.2, 4.1, 4.1), False),
         ((4.1, 4.3, 4.2, 4.2), (), False),
+        ((math.inf,), (), True),
+        ((4.0, 4.2, 4.1, math.nan), (4.0, 4.2, 4.1, 4.1), True),
     ],
 )
 def test_a_candidate_is_behind_where_paired_differences_say_so(
     losses: tuple[float, ...], best: tuple[float, ...], behind: bool
 ) -> None:
-    """After at least four windows, by more than two standard errors of at least 0.0025."""
+    """After at least four windows, by more than two standard errors of at least 0.0025.
+
+    A loss that is not finite is behind at once.
+    """
     assert is_behind(losses, best) is behind

@@ -68,7 +68,7 @@ def test_a_space_too_narrow_is_named() -> None:
 
 def test_published_trees_are_the_released_generators() -> None:
     generator = np.random.default_rng(0)
-    trees = [random_published_tree(generator) for _ in range(4000)]
+    trees = [random_published_tree(generator, PUBLISHED_SPACE.terminals) for _ in range(4000)]
     assert {tree.depth for tree in trees} == {3, 4, 5}
     assert all(tree.size <= 31 for tree in trees)
     used = sum((tree.operator_counts() for tree in trees), Counter[str]())

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruner_zero.evolution import masked_model
+from pruner_zero.evolution.evaluator import Task
 from pruner_zero.metric import ScoreError, parse
 from pruner_zero.models import find_matrices, next_token_loss
 from pruner_zero.pruning import prune
@@ -60,6 +62,18 @@ def test_losses_are_those_of_the_pruned_model_window_by_window(build: Build) -> 
     with torch.no_grad():
         dense = [float(next_token_loss(evaluator.masked.model, window[None])) for window in windows]
     assert losses != dense
+
+
+@pytest.mark.parametrize("loss", [float("inf"), float("nan")])
+def test_a_candidate_without_a_finite_loss_is_rejected_at_the_first_window(
+    loss: float, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluator = build(search_windows=6)
+    losses = iter([4.0, loss])
+    monkeypatch.setattr(masked_model, "next_token_loss", lambda *_: next(losses))
+    outcome = evaluator.run(Task(0, "all", "W * X", "row", (4.0,), (4.0,) * 6))
+    assert outcome.reason == "the loss of the pruned model is not finite"
+    assert outcome.losses == ()
 
 
 def test_judging_in_bfloat16_keeps_the_masks_of_the_exact_weights(build: Build) -> None:

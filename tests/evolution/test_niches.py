@@ -5,13 +5,13 @@ from statistics import median
 
 import numpy as np
 import pytest
-from pydantic import ValidationError
 
-from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
+from pruner_zero.evolution import generate, niches
+from pruner_zero.evolution.algorithm import Algorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.niches import Evolution, EvolutionSettings
 from pruner_zero.evolution.population import Population
-from pruner_zero.evolution.random_search import RandomSearch, RandomSettings
+from pruner_zero.evolution.random_search import RandomSearch
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import parse
 from tests.evolution.synthetic import EXACT, Fitness, best, by_loss, by_rank, run
@@ -55,8 +55,16 @@ def test_rejected_and_repeated_candidates_do_not_join() -> None:
     population.add([result(0, "W * G", 0.5), result(1, "G", float("inf"), rung=0)])
     population.add([(Candidate(2, parse("W * G * X"), "row"), repeated)])
     assert numbers(population) == [0]
-    population.add([(Candidate(3, parse("W"), "row"), repeated)])
-    assert population.members == [(Candidate(3, parse("W"), "row"), Evaluation(1, 0.5))]
+
+
+def test_every_smaller_expression_with_the_masks_of_a_member_takes_its_place() -> None:
+    population = Population("row", 4, 0)
+    population.add([result(0, "sqrt(W * G * X)", 0.5)])
+    for number, text, same_as in ((1, "W * G * X", 0), (2, "W * G", 0), (3, "W", 1)):
+        repeated = Evaluation(1, 0.5, same_as=same_as, level="fingerprint")
+        candidate = Candidate(number, parse(text), "row")
+        population.add([(candidate, repeated)])
+        assert population.members == [(candidate, Evaluation(1, 0.5))]
 
 
 def test_a_tournament_prefers_the_smaller_of_nearly_equal_candidates() -> None:
@@ -85,8 +93,12 @@ def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> N
     assert counts == [24, 24, 24, 24]
 
 
-def test_the_best_candidate_of_a_scope_is_tried_in_every_other_scope_at_once() -> None:
-    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40, products=0, spread=1))
+def test_the_best_candidate_of_a_scope_is_tried_in_every_other_scope_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(generate, "_PRODUCTS", 0)
+    monkeypatch.setattr(niches, "_SPREAD", 1)
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40))
     first = algorithm.ask()
     best = max(
         (candidate for candidate in first if candidate.scope == "block"),
@@ -114,8 +126,11 @@ def test_candidates_of_all_rungs_are_compared_by_their_expected_values() -> None
     ][::-1]
 
 
-def test_successful_scopes_get_more_and_the_others_a_minimum() -> None:
-    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(batch=40, even=0.4))
+def test_successful_scopes_get_more_and_the_others_a_minimum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(niches, "_EVEN", 0.4)
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(batch=40))
 
     def fitness(candidate: Candidate) -> Evaluation:
         return Evaluation(1, candidate.number / 1e4 + (candidate.scope != "matrix"))
@@ -154,40 +169,19 @@ def test_no_niche_outgrows_its_share() -> None:
         assert 6 <= len(members) <= 12
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"mutations": {"growth": 1}}, "did you mean 'grow'"),
-        ({"mutations": {"grow": -1}}, "must not be negative"),
-        ({"mutations": {"grow": 0}}, "at least one"),
-        ({"crossover": 0.9, "migrants": 0.3}, "together are more than 1"),
-    ],
-)
-def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ValidationError, match=message):
-        EvolutionSettings(**settings)
-
-
-def test_a_mutation_without_weight_is_never_used() -> None:
-    off = dict.fromkeys(("crossover", "immigrants", "twice"), 0.0)
-    settings = {"mutations": {"grow": 1.0}, "steps": 0, **off}
-    evaluated = run(make_algorithm("default", None, 0, settings), by_loss("W * G"), 200)
-    assert {candidate.operation for candidate, _ in evaluated} <= {
-        "random",
-        "grow",
-        "migrate",
-        "immigrant",
-    }
+def test_the_population_is_sorted_and_holds_nothing_that_was_rejected() -> None:
+    algorithm = Evolution(SearchSpace(), 3, EvolutionSettings(initial=20, batch=12, population=8))
+    run(algorithm, by_rank("W * G^0.5 * X^0.25"), 150)
+    keys = [evaluation.key for _, evaluation in algorithm.population]
+    assert keys == sorted(keys)
+    assert all(evaluation.counts for _, evaluation in algorithm.population)
 
 
 def medians(space: SearchSpace, fitness: Fitness, evaluations: int, seeds: int) -> list[float]:
-    """The median over seeds of the best value, of our evolution and of random search.
-
-    Both start from trees alone: the hidden products could be among random products by luck.
-    """
+    """The median over seeds of the best value, of our evolution and of random search."""
     algorithms: tuple[Callable[[int], Algorithm], ...] = (
-        lambda seed: Evolution(space, seed, EvolutionSettings(products=0)),
-        lambda seed: RandomSearch(space, seed, RandomSettings(products=0)),
+        lambda seed: Evolution(space, seed),
+        lambda seed: RandomSearch(space, seed),
     )
     return [
         median(
@@ -198,6 +192,13 @@ def medians(space: SearchSpace, fitness: Fitness, evaluations: int, seeds: int) 
     ]
 
 
+@pytest.fixture
+def from_trees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches start from trees alone: a hidden product could be a random product by luck."""
+    monkeypatch.setattr(generate, "_PRODUCTS", 0)
+
+
+@pytest.mark.usefixtures("from_trees")
 def test_it_finds_the_hidden_ranking_that_random_search_misses() -> None:
     operators = ("mul", "add", "sub", "max", "power", "sqrt", "sqr", "log", "row_share")
     space = SearchSpace(terminals=("W", "G", "X"), scopes=("row",), operators=operators)
@@ -214,6 +215,7 @@ def test_it_finds_the_hidden_ranking_that_random_search_misses() -> None:
         ("row", "(row_share(W) + column_share(W)) * X^0.5"),
     ],
 )
+@pytest.mark.usefixtures("from_trees")
 def test_it_beats_random_search_on_hidden_targets(scope: str, target: str) -> None:
     space = SearchSpace(scopes=(scope,))
     ours, random = medians(space, by_rank(target), evaluations=2000, seeds=5)

@@ -218,6 +218,13 @@ def test_direct_judging_skips_the_cheap_rungs(archive: Archive) -> None:
     assert [record.evaluation.rung for record in records] == [3, 3, 3]
 
 
+def test_direct_judging_stops_no_candidate(archive: Archive) -> None:
+    racing, workers = Racing(direct=True), ByWindow()
+    archive.commit(judge(batch(TEXTS[:1]), archive, workers, racing), 1.0)
+    judge(batch(TEXTS[1:2], 1), archive, workers, racing)
+    assert [task.best for task in workers.tasks] == [()] * 4
+
+
 def test_known_outcomes_are_not_asked_for_again(tmp_path: Path) -> None:
     judge(batch(TEXTS), Archive(tmp_path, {}), Fake(values()), Racing())
     fake = Fake(values())

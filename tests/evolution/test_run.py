@@ -3,17 +3,22 @@
 import json
 import random
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution import Status, Study, search
-from pruner_zero.evolution.archive import JOURNAL, SearchJournal
-from pruner_zero.metric import Metric
+from pruner_zero.evolution import SearchSpace, Status, Study, search
+from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
+from pruner_zero.evolution.run import run_batches
+from pruner_zero.metric import Metric, parse
 from pruner_zero.pruning import prune
 from tests.conftest import save_tiny
+from tests.evolution.conftest import tiny_settings
+from tests.evolution.test_racing import Fake
 from tests.processes import Forked
 from tests.text.refusals import refusal
 
@@ -288,6 +293,31 @@ def test_the_other_algorithms_run_too(
         assert scopes == {"row"}
 
 
+@pytest.mark.parametrize("size", [1, 10])
+def test_candidates_without_a_new_mask_end_the_search_in_batches_of_any_size(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The batches of the published algorithm have one candidate."""
+
+    class Repeating(BatchAlgorithm):
+        population = ()
+
+        def start(self) -> list[Proposal]:
+            return [Proposal(parse("W"), "row")] * size
+
+        propose = start
+
+        def learn(self, results: Sequence[Result]) -> None:
+            """Nothing changes."""
+
+    monkeypatch.setattr("pruner_zero.evolution.run._CANDIDATES_WITHOUT_NEWS", 20)
+    settings, archive = tiny_settings(final_windows=0, evaluations=100), Archive(tmp_path, {})
+    algorithm, fake = Repeating(SearchSpace(), 0), Fake({"W": 1.0})
+    stopped = run_batches(algorithm, archive, fake, settings, tmp_path, lambda _: None)
+    assert stopped == "no new mask among 20 candidates"
+    assert len(archive.records) == 20 + size
+
+
 def test_a_pattern_has_no_scopes_to_search(
     llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
@@ -332,6 +362,13 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
         ({"algorithm": "genetic"}, "--algorithm is 'genetic'"),
         ({"evolutions": 3}, "no setting 'evolutions': did you mean 'evaluations'?"),
         ({"pattern": "2:5", "sparsity": None}, "not divisible by 5"),
+        (
+            {"pattern": "2:4", "sparsity": None, "scope": "global"},
+            "--pattern 2:4 says which weights compete: leave out --scope",
+        ),
+        ({"space": {"max_size": 0}}, "`space: {max_size: 0}`: input should be greater"),
+        ({"algorithm_settings": 3}, "`algorithm_settings: 3`: input should be"),
+        ({"space": {"scopes": ["unit"]}}, "the scope unit of `space` is of units: add --structure"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line_and_write_no_run(

@@ -67,11 +67,23 @@ def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
     assert [outcome.reason for outcome in executor.map(tasks)] == [
         "took longer than the time limit of 1e-09 s"
     ] * 2
-    with pytest.raises(PrunerZeroError, match="leave out --workers"):
-        make_executor("serial", build(), Workers(4))
     assert isinstance(make_executor("serial", build(), Workers()), SerialExecutor)
     within = make_executor("serial", build(), Workers(1))
     assert [outcome.reason for outcome in within.map(tasks)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        ({"executor": "serial", "workers": 4}, "leave out --workers"),
+        ({"executor": "ray", "ray_address": "127.0.0.1:1"}, "no Ray cluster can be used at 127"),
+    ],
+)
+def test_an_executor_that_cannot_run_is_refused_before_the_model_is_read(
+    options: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    missing = tmp_path / "missing"
+    assert line in refusal(lambda: run(missing, tmp_path / "run", missing, **options))
 
 
 class Countdown(TimeLimit):

@@ -23,11 +23,14 @@ def test_it_gives_the_results_of_the_search(run: Path) -> None:
     assert [row["expression"] for row in study.to_rows()] == ["W", "W * X", "W * G * X"]
 
 
-def test_a_metric_judged_with_an_update_is_applied_with_it_and_its_damping(run: Path) -> None:
+@pytest.mark.parametrize("update", [{"update": "exact"}, {}])
+def test_a_metric_is_applied_with_the_update_and_the_damping_of_the_search(
+    update: dict[str, str], run: Path
+) -> None:
     described = json.loads((run / "run.json").read_text())
-    described["settings"] |= {"update": "exact", "damping": 0.1}
+    described["settings"] |= {"damping": 0.1, **update}
     (run / "run.json").write_text(json.dumps(described))
-    chosen = {"metric": str(run / "best.json"), "update": "exact", "damping": 0.1}
+    chosen = {"metric": str(run / "best.json"), "damping": 0.1, **update}
     assert Study.open(run).prune_options == chosen
 
 

@@ -92,7 +92,7 @@ def test_it_stops_where_there_are_no_more_masks(
     llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     study = run(llama_folder, tmp_path / "run", text_file, structure="heads", evaluations=10**6)
-    assert "no new mask in 10 batches" in study.stopped
+    assert "no new mask among 480 candidates" in study.stopped
     assert 0 < sum(record.evaluation.counts for record in study.records) <= 4
 
 

@@ -65,6 +65,13 @@ def test_matrices_that_calibration_never_reached_have_no_scores() -> None:
         scores["b"]
 
 
+def test_a_key_error_of_the_score_is_no_unreached_matrix() -> None:
+    statistics: dict[str, Tensor] = {}
+    scores = LazyScores(lambda: "ab", statistics.__getitem__)
+    with pytest.raises(KeyError):
+        choose_masks(HALF, "ab", scores, lambda name: torch.ones(2, 2))["a"]
+
+
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
 @pytest.mark.parametrize("architecture", ["llama", "mixtral"])
 @pytest.mark.parametrize("method", ["wanda@global+obs", "W * (O * X)^0.73@global+exact"])

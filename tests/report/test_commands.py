@@ -55,7 +55,7 @@ def test_the_command_that_repeats_a_search(run: Path) -> None:
 def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "seed": 3,
-        "few_share": 0.3,
+        "few_windows": 4,
         "include": ["*.q", "*.k"],
         "algorithm_settings": {"batch": 16},
         "model": "a model's; rm -rf *",
@@ -69,8 +69,29 @@ def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     assert words[:3] == ["pruner-zero", "search", "a model's; rm -rf *"]
     values = options("pruner-zero" + line)
     assert values["--include"] == ["*.q", "*.k"]
-    assert (values["--seed"], values["--few-share"]) == (["3"], ["0.3"])
+    assert (values["--seed"], values["--few-windows"]) == (["3"], ["4"])
     assert values["--config"] == ["settings.yaml"]
+
+
+def test_a_value_is_left_out_only_where_it_is_what_the_others_imply(tmp_path: Path) -> None:
+    """Without a length, 96 windows of 256 tokens are the default if the model writes the text."""
+    settings = {**SETTINGS, "calibration": None, "metric": "wanda", "windows": 24, "seqlen": 1024}
+    pruned = read_result(write_prune(tmp_path / "pruned", settings=settings))
+    assert options(commands.repeat(pruned))["--seqlen"] == ["1024"]
+    run = search_run(tmp_path / "run", calibration="self", windows=24, seqlen=1024)
+    assert options(commands.prune_with(run))["--seqlen"] == ["1024"]
+    assert "--seqlen" not in options(commands.repeat(run))
+    units = {"structure": "channels"}
+    for update in ("none", "exact"):
+        run = search_run(tmp_path / update, **units, update=update)
+        assert options(commands.repeat(run))["--update"] == [update]
+
+
+def test_a_result_of_a_missing_device_has_the_same_command(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "metric": "wanda", "seqlen": 1024, "device": "cuda:7"}
+    values = options(commands.repeat(read_result(write_prune(tmp_path, settings=settings))))
+    assert values["--device"] == ["cuda:7"]
+    assert "--seqlen" not in values
 
 
 def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:

@@ -60,6 +60,18 @@ def test_random_windows_have_distinct_offsets_down_to_the_last() -> None:
     assert len(set(drawn.tokens[:, 0].tolist())) == offsets
 
 
+def test_windows_that_are_apart_hold_no_token_twice() -> None:
+    """All of them are in another order than in the text, without the rest of 4 characters."""
+    text = bytes(range(33, 127)).decode()
+    corpus = Corpus("each byte once", text)
+    drawn = random_windows(corpus, TOKENIZER, 9, 10, seed=0, apart=True).tokens
+    assert drawn.flatten().unique().tolist() == sorted(stream(text[:90]))
+    assert drawn.flatten().tolist() != stream(text[:90])
+    line = refusal(lambda: random_windows(corpus, TOKENIZER, 10, 10, seed=0, apart=True))
+    assert "which hold 9 windows of 10 and not 10" in line
+    assert "a smaller --search-windows, --final-windows or --seqlen" in line
+
+
 def test_the_seed_decides() -> None:
     drawn = random_windows(CORPUS, TOKENIZER, 4, 16, seed=1)
     assert torch.equal(drawn.tokens, random_windows(CORPUS, TOKENIZER, 4, 16, seed=1).tokens)

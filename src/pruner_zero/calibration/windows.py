@@ -17,7 +17,7 @@ def take_windows(
     seed: int,
     *,
     first_written: int = 0,
-    after: int = 0,
+    after: int | None = None,
     folder: str | Path | None = None,
     fingerprint: str | None = None,
     progress: Progress = SILENT,
@@ -25,10 +25,10 @@ def take_windows(
     """`windows` windows of `seqlen` tokens, divided among the texts of `mixture` by its shares.
 
     Windows of a corpus are at random places; windows that the model writes are taken from number
-    `first_written` on and kept under `folder` (default: the cache). after: skip this many windows
-    of the same mixture. The same seed is used for each text. fingerprint: as `self_windows` takes
-    it. Raises PrunerZeroError as
-    `Mixture.divide`, `random_windows` and `self_windows` do.
+    `first_written` on and kept under `folder` (default: the cache). after: take windows that do not
+    overlap, and skip this many of the same mixture. The same seed is used for each text.
+    fingerprint: as `self_windows` takes it. Raises PrunerZeroError as `Mixture.divide`,
+    `random_windows` and `self_windows` do.
     """
     sources = []
     before = mixture.divide(after) if after else [0] * len(mixture.texts)
@@ -46,7 +46,14 @@ def take_windows(
                 progress=progress,
             )
         else:
-            drawn = random_windows(text, language_model.tokenizer, count + skipped, seqlen, seed)
+            drawn = random_windows(
+                text,
+                language_model.tokenizer,
+                count + skipped,
+                seqlen,
+                seed,
+                apart=after is not None,
+            )
             source = replace(drawn, tokens=drawn.tokens[skipped:])
         sources.append(source)
     return mix_windows(sources)

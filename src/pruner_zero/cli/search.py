@@ -1,6 +1,7 @@
 """`pruner-zero search`: find the metric that suits a model at a sparsity."""
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,7 +18,10 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings import SearchOptions
 
 if TYPE_CHECKING:
-    from pruner_zero.evolution.run import Status
+    from pruner_zero.evolution import Status, Study
+
+# Either of these is the budget of a search.
+_BUDGET = {"minutes", "evaluations"}
 
 
 @with_settings(SearchOptions)
@@ -35,13 +39,17 @@ def search(
     quiet: options.Quiet = False,
 ) -> None:
     """Search for the best metric for MODEL. After an interruption, `--resume RUN` continues it."""
-    from pruner_zero.evolution.run import search as run
+    from pruner_zero.evolution import search as run
 
     if resume is not None and config is not None:
         raise PrunerZeroError("--resume reads the settings of its run: leave out --config")
     if resume is not None:
-        settings = {**_stored(resume), **settings}
-        output = resume
+        if output is not None and output.resolve() != resume.resolve():
+            raise PrunerZeroError(f"--resume {resume} writes to that folder: leave out --output")
+        stored = _stored(resume)
+        if settings.keys() & _BUDGET:
+            stored = {name: value for name, value in stored.items() if name not in _BUDGET}
+        settings, output = {**stored, **settings}, resume
     if output is None:
         raise PrunerZeroError("give --output, or --resume with the folder of a run")
     display = Display(quiet)
@@ -59,26 +67,34 @@ def search(
             "output": str(result.path),
             "stopped": result.stopped,
             "candidates": len(result.records),
-            "hall_of_fame": result.hall_of_fame.to_json(),
+            "hall_of_fame": result.hall_of_fame.to_rows(),
             "final": result.final_race.to_rows(),
         }
         print(json.dumps(summary))
-        return
-    print(result.caption())
-    for row in result.hall_of_fame.to_json():
+    else:
+        _print(result)
+    if result.interrupted:
+        raise typer.Exit(130)
+
+
+def _print(study: "Study") -> None:
+    """The metrics that the search found, and the command that continues from here."""
+    print(study.caption())
+    for row in study.hall_of_fame.to_rows():
         mark = "best" if row["best"] else "knee" if row["knee"] else ""
         print(
-            f"{row['complexity']:>3} {row['perplexity']:>10.2f}  "
+            f"{row['complexity']:>3} {_perplexity(row['perplexity']):>10}  "
             f"{row['expression']} @{row['scope']} {mark}"
         )
-    if result.final_race.winner:
-        print(result.final_race.caption())
-    if result.stopped == "interrupted":
-        print(f"to continue: pruner-zero search --resume {result.path}")
-        raise typer.Exit(130)
-    chosen = {name.replace("_", "-"): value for name, value in result.prune_options.items()}
-    words = " ".join(f"--{name} {value}" for name, value in chosen.items())
-    print(f"prune with it: pruner-zero prune {result.settings['model']} {words} …")
+    if study.final_race.winner:
+        print(study.final_race.caption())
+    if study.interrupted:
+        print(f"to continue: {shlex.join(['pruner-zero', 'search', '--resume', str(study.path)])}")
+    elif study.hall_of_fame.best:
+        words = ["pruner-zero", "prune", str(study.settings["model"])]
+        for name, value in study.prune_options.items():
+            words += [f"--{name.replace('_', '-')}", str(value)]
+        print(f"prune with it: {shlex.join(words)} …")
 
 
 class Display:
@@ -113,22 +129,27 @@ def _line(status: "Status") -> str:
     text = "none"
     if best:
         candidate = best.candidate
-        text = f"{best.evaluation.perplexity:.2f} {candidate.expression} @{candidate.scope}"
+        perplexity = _perplexity(best.evaluation.perplexity)
+        text = f"{perplexity} {candidate.expression} @{candidate.scope}".lstrip()
     return (
         f"batch {status.batch}: {status.elapsed / 60:.1f} min of {status.budget}, "
         f"{len(status.records)} candidates ({status.per_minute:.0f}/min; rejected {rejected}, "
         f"closed form {cheap}, few windows {few}, all windows {full}; "
-        f"saved {sum(status.saved.values())}), best {text}"
+        f"saved {status.saved}), best {text}"
     )
 
 
 def _table(status: "Status") -> Table:
     table = Table("complexity", "perplexity", "metric", "scope", title=_line(status))
-    for row in status.hall_of_fame.to_json():
+    for row in status.hall_of_fame.to_rows():
         style = "bold" if row["best"] else "cyan" if row["knee"] else ""
-        cells = (str(row["complexity"]), f"{row['perplexity']:.2f}", row["expression"])
+        cells = (str(row["complexity"]), _perplexity(row["perplexity"]), row["expression"])
         table.add_row(*cells, row["scope"], style=style)
     return table
+
+
+def _perplexity(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 def _stored(folder: Path) -> dict[str, Any]:

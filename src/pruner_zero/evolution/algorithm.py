@@ -28,10 +28,6 @@ class Algorithm(Protocol):
         """Learn the results of a whole batch, in its order. Raises ValueError for any other."""
 
     @property
-    def population(self) -> Sequence[tuple[Candidate, Evaluation]]:
-        """The candidates that parents are drawn from, best first."""
-
-    @property
     def avoided(self) -> Mapping[str, int]:
         """How many proposals were dropped without being asked, by the reason."""
 
@@ -69,11 +65,12 @@ def make_algorithm(
     """The algorithm of that name, in its default space where none is given.
 
     settings: some of the algorithm's settings. seed_metrics: known metrics that open the first
-    batch, each under its own scope, or under all scopes where it names none.
-    Raises PrunerZeroError for unknown names and settings.
+    batch, each under its own scope, or under all scopes where the space has no such.
+    Raises PrunerZeroError for unknown names and settings, and for a seed metric with a terminal
+    that is not in the space.
     """
     if name not in ALGORITHMS:
         raise PrunerZeroError(f"unknown algorithm '{name}': {did_you_mean(name, ALGORITHMS)}")
     kind = ALGORITHMS[name]
-    checked = read_settings(kind.settings, settings or {})
+    checked = read_settings(kind.settings, settings or {}, within="algorithm_settings")
     return kind.build(space or kind.space, seed, checked, seed_metrics)

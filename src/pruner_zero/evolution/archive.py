@@ -1,6 +1,5 @@
 """The append-only journal of a search, from which everything else follows."""
 
-from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +11,10 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome, Rung
 from pruner_zero.files import CHECKSUM, append_line, is_intact, read_lines, with_checksum
+from pruner_zero.journal import JOURNAL as JOURNAL
 from pruner_zero.journal import changed
 from pruner_zero.metric import parse
 
-JOURNAL = "journal.jsonl"
 FORMAT = 1
 
 
@@ -102,11 +101,6 @@ class SearchJournal:
         return tuple(Outcome.from_json(line) for line in self._of("outcome"))
 
     @property
-    def final_losses(self) -> dict[int, tuple[float, ...]]:
-        """The losses on the windows of the final race, by the number of the candidate."""
-        return final_losses(self.outcomes)
-
-    @property
     def seconds(self) -> dict[str, list[float]]:
         """The seconds of each judgement, by rung."""
         seconds: dict[str, list[float]] = {}
@@ -142,15 +136,14 @@ class SearchJournal:
 class Archive:
     """The state of a search under `folder`: its records, and outcomes that are in no record yet.
 
-    The seed alone decides the order of the journal's lines. A resumed search asks for everything
-    again from the beginning, takes from the journal the outcomes that it holds, and does not
-    write a line twice. Raises PrunerZeroError where the journal belongs to other settings or is
-    damaged.
+    Seed and budget decide the order of the journal's lines, the workers do not. A resumed search
+    asks for everything again from the beginning, takes from the journal the outcomes that it holds,
+    and does not write a line twice. Raises PrunerZeroError where the journal belongs to other
+    settings or is damaged.
     """
 
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.records: list[Record] = []
-        self.saved: Counter[str] = Counter()
         self.batches = 0
         journal = self._journal = SearchJournal(folder)
         header = {"kind": "run", "format": FORMAT, "settings": settings}
@@ -207,8 +200,6 @@ class Archive:
             if len(self.records) >= self._written:
                 self._journal.append(record.to_json())
             self.records.append(record)
-            if record.evaluation.level:
-                self.saved[record.evaluation.level] += 1
         self.batches += 1
         if self.batches > self.batches_written:
             line = {"kind": "batch", "elapsed": round(elapsed, 2), "avoided": dict(avoided)}

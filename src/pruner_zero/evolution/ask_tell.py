@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from pruner_zero.choices import Group
+from pruner_zero.errors import PrunerZeroError, excerpt
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import Expression, Metric, Shape
-from pruner_zero.metric.canonical import canonical, simplify_opposing
+from pruner_zero.metric.canonical import canonical
 
 Result = tuple[Candidate, Evaluation]
 
@@ -33,8 +34,7 @@ class BatchAlgorithm(ABC):
 
     Its state depends on the seed and on the results alone, so that replaying the asks and tells
     of a run restores it. avoided: how many proposals were dropped without being asked, by the
-    reason: "no mask" (every weight has the same score), "identical" (the same tree), "opposing"
-    (the same after the paper's simplification) or "canonical" (the same in canonical form).
+    reason: "no mask" (every weight has the same score) or "canonical" (a known canonical form).
     Source: the ask-and-tell interface, as in Optuna (Akiba et al. 2019, 1907.10902).
     """
 
@@ -42,14 +42,10 @@ class BatchAlgorithm(ABC):
         self.space = space
         self.generator = np.random.default_rng(np.random.SeedSequence(seed))
         self.avoided: Counter[str] = Counter()
-        self._seeds = _planted(seed_metrics, space)
+        self._seeds = _seeds(seed_metrics, space)
         self._open: tuple[Candidate, ...] = ()
         self._count = 0
-        self._asked: dict[str, set[tuple[Expression, Group]]] = {
-            "identical": set(),
-            "opposing": set(),
-            "canonical": set(),
-        }
+        self._asked: set[tuple[Expression, Group]] = set()
 
     def ask(self) -> list[Candidate]:
         """The next batch, numbered on from the last; empty where nothing new was found.
@@ -73,19 +69,14 @@ class BatchAlgorithm(ABC):
 
         Raises ValueError, and learns nothing, where the candidates are not those of the batch.
         """
-        told = tuple(candidate for candidate, _ in results)
-        if told != self._open:
+        judged = tuple(candidate for candidate, _ in results)
+        if judged != self._open:
             raise ValueError(
                 f"tell the results of candidates {[candidate.number for candidate in self._open]} "
-                f"in this order, not of {[candidate.number for candidate in told]}"
+                f"in this order, not of {[candidate.number for candidate in judged]}"
             )
         self._open = ()
         self.learn(results)
-
-    @property
-    @abstractmethod
-    def population(self) -> Sequence[Result]:
-        """The candidates that parents are drawn from, best first."""
 
     @abstractmethod
     def start(self) -> list[Proposal]:
@@ -101,25 +92,16 @@ class BatchAlgorithm(ABC):
 
     def is_new(self, proposal: Proposal) -> bool:
         """Whether the proposal gives a mask and was never asked; it counts as asked from now on."""
-        expression, scope = proposal.expression, proposal.scope
-        if (expression, scope) in self._asked["identical"]:
-            self.avoided["identical"] += 1
-            return False
-        self._asked["identical"].add((expression, scope))
-        form = canonical(expression, scope)
+        form = canonical(proposal.expression, proposal.scope), proposal.scope
         # This is the test of `masks`, without computing the canonical form twice.
-        if form.shape is not Shape.MATRIX:
+        if form[0].shape is not Shape.MATRIX:
             self.avoided["no mask"] += 1
             return False
-        forms = {"canonical": form, "opposing": simplify_opposing(expression)}
-        seen = [level for level, form in forms.items() if (form, scope) in self._asked[level]]
-        for level, form in forms.items():
-            self._asked[level].add((form, scope))
-        # The paper's simplification is no proof of equal masks (it takes sqrt(sqr(x)) for x): a
-        # proposal is counted under it only where the canonical form is known too.
-        if "canonical" in seen:
-            self.avoided[seen[-1]] += 1
-        return "canonical" not in seen
+        if form in self._asked:
+            self.avoided["canonical"] += 1
+            return False
+        self._asked.add(form)
+        return True
 
     def fill(self, count: int, *draws: Callable[[], Proposal | None]) -> list[Proposal]:
         """`count` new proposals from `draws`, the next one where one is exhausted; else fewer.
@@ -143,11 +125,21 @@ class BatchAlgorithm(ABC):
         return proposals
 
 
-def _planted(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:
-    """Every known metric under its own scope, or under all where it names none."""
+def _seeds(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:
+    """The known metrics, each under its own scope, or under all scopes if the space has no such.
+
+    Raises PrunerZeroError where a metric needs a terminal that is not in the space.
+    """
+    for metric in metrics:
+        if missing := sorted(metric.needs - set(space.terminals)):
+            names = " and ".join(missing)
+            raise PrunerZeroError(
+                f"the seed metric {excerpt(metric)} needs {names}: leave it out, or add {names} to "
+                "`space: {terminals: …}`"
+            )
     return [
         Proposal(metric.expression, scope, operation="seed")
         for metric in metrics
         for scope in space.scopes
-        if metric.scope in (None, scope)
+        if metric.scope == scope or metric.scope not in space.scopes
     ]

@@ -43,12 +43,12 @@ def search_windows(
     Where a text is in both, statistics are collected on its first half and candidates are judged
     on the second, so that no gradient has seen the text that candidates are judged on. Of the
     model's own text, candidates are judged on later windows. The windows of the final race are
-    further ones of the judged text.
+    further ones of the judged text, and overlap with none of the windows that judge candidates.
     """
     calibration, search = calibration.halves(search)
     written = calibration.count_self(settings.windows)
 
-    def take(texts: Mixture, windows: int, first: int, after: int = 0) -> Windows:
+    def take(texts: Mixture, windows: int, first: int, after: int | None = None) -> Windows:
         return take_windows(
             texts,
             language_model,
@@ -64,7 +64,7 @@ def search_windows(
     judged = settings.search_windows
     return (
         take(calibration, settings.windows, 0),
-        take(search, judged, written),
+        take(search, judged, written, 0),
         take(search, settings.final_windows, written, judged)
         if settings.final_windows
         else no_windows(),

@@ -1,7 +1,7 @@
 """The values of a search: candidates and their evaluations."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -14,6 +14,14 @@ Kind = tuple[Expression, Group]
 
 # The operation of a candidate whose exponents were fitted to losses of its kind.
 TUNE = "tune"
+
+
+def excess(results: Iterable[Mapping[str, float]]) -> list[float]:
+    """How much the loss on all windows exceeds that on few, for candidates that ran on both.
+
+    results: the values of a candidate on every rung, as in `Evaluation`.
+    """
+    return [values["all"] - values["few"] for values in results if {"few", "all"} <= values.keys()]
 
 
 @dataclass(frozen=True)
@@ -63,13 +71,13 @@ class Evaluation:
 
     @property
     def key(self) -> tuple[int, float]:
-        """Sorts candidates, best first: a higher rung was only reached by beating others."""
+        """Sorts candidates, best first: by rung, the highest first, and then by value."""
         return (-self.rung, self.value if math.isfinite(self.value) else math.inf)
 
     @property
-    def perplexity(self) -> float:
-        """The perplexity of the value, where its rung judges by the loss of the pruned model."""
-        return to_perplexity(self.value)
+    def perplexity(self) -> float | None:
+        """The perplexity of the value, which is a loss of the pruned model from rung 2 on."""
+        return to_perplexity(self.value) if self.rung >= 2 else None
 
     @property
     def counts(self) -> bool:

@@ -42,6 +42,8 @@ def candidate_masks(
 
     def score(name: str) -> Tensor | None:
         limit.check()
+        if name not in by_name:
+            return None
         return reached_score(expression, terminals(by_name[name]))
 
     for names in groups(pattern, blocks):

@@ -53,9 +53,9 @@ class Task:
 class Outcome:
     """The result of a rung: a value (lower is better), or the reason of a rejection.
 
-    Neither is set where the candidate was stopped behind the best. fingerprint: the hash of the
-    mask on the probe rows, from the probe rung alone. losses: by window, those known before among
-    them.
+    A candidate that was stopped because it is behind the best has neither. fingerprint: the hash of
+    the mask on the probe rows, from the probe rung alone. losses: by window, those known before
+    among them.
     """
 
     number: int
@@ -143,12 +143,11 @@ class Evaluator:
             lambda losses: is_behind([*known, *losses], task.best),
         )
         losses = [*known, *losses]
+        if not np.isfinite(losses).all():
+            return {"reason": "the loss of the pruned model is not finite"}
         if len(losses) < len(windows):
             return {"losses": tuple(losses)}
-        mean = sum(losses) / len(losses)
-        if not np.isfinite(mean):
-            return {"reason": "the loss of the pruned model is not finite"}
-        return {"value": mean, "losses": tuple(losses)}
+        return {"value": sum(losses) / len(losses), "losses": tuple(losses)}
 
     def fingerprint(
         self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
@@ -167,10 +166,12 @@ class Evaluator:
 
 
 def is_behind(losses: Sequence[float], best: Sequence[float]) -> bool:
-    """Whether `losses` are clearly above those of the best on the same windows.
+    """Whether `losses` are clearly above those of the best on the same windows, or not finite.
 
     Source: races by paired differences (Maron & Moore 1994, Hoeffding races; irace, 2016).
     """
+    if not all(map(math.isfinite, losses)):
+        return True
     if len(losses) < _LEAST_WINDOWS or len(best) < len(losses):
         return False
     differences = [loss - lowest for loss, lowest in zip(losses, best, strict=False)]

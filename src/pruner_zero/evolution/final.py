@@ -75,7 +75,7 @@ class FinalRace(Tabular):
         level = [lowest]
         for finalist in self.finalists[1:]:
             behind, error = finalist.behind(lowest)
-            if behind < error:
+            if behind <= error:
                 level.append(finalist)
         return min(level, key=lambda finalist: complexity(finalist.record.candidate.expression))
 
@@ -155,7 +155,9 @@ def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, second
         outcome.seconds / max(1, len(outcome.losses) - known.get(outcome.number, 0))
         for outcome in full
     )
-    at_once = max(1.0, sum(outcome.seconds for outcome in outcomes) / elapsed)
+    # A resumed run holds outcomes of a final race, whose time is not part of `elapsed`.
+    seconds_spent = sum(outcome.seconds for outcome in outcomes if outcome.rung != "final")
+    at_once = max(1.0, seconds_spent / elapsed)
     return max(2, min(FINALISTS, int(at_once * seconds / max(a_window * windows, 1e-9))))
 
 

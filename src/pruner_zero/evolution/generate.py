@@ -1,9 +1,11 @@
 """Random expressions: typed by shape, and those of the released generator."""
 
+from collections.abc import Sequence
+
 from numpy.random import Generator
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
+from pruner_zero.evolution.space import EXPONENTS, SearchSpace
 from pruner_zero.metric import (
     OPERATORS,
     PUBLISHED,
@@ -16,6 +18,10 @@ from pruner_zero.metric import (
 )
 
 _TRIES = 1000
+
+# The share of products among the expressions that a search starts with, and the fewest and most
+# levels of the other trees.
+_PRODUCTS, _START_DEPTH = 0.5, (2, 4)
 
 # The chance that a path of a grown tree ends before the limit of levels.
 _LEAF = 0.3
@@ -53,16 +59,13 @@ def random_expression(
     )
 
 
-def random_start(
-    generator: Generator, space: SearchSpace, depth: tuple[int, int], products: float
-) -> Expression:
-    """A `random_product` with chance `products`, else a random tree; the start of a search.
+def random_start(generator: Generator, space: SearchSpace) -> Expression:
+    """A `random_product`, or with equal chance a random tree; the start of a search.
 
     Raises PrunerZeroError as `random_expression` does.
     """
-    if generator.random() < products:
-        return random_product(generator, space, depth)
-    return random_expression(generator, space, depth=depth)
+    draw = random_product if generator.random() < _PRODUCTS else random_expression
+    return draw(generator, space, depth=_START_DEPTH)
 
 
 def random_product(
@@ -95,8 +98,8 @@ def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:
     factor: Expression = Terminal(name)
     if generator.random() < _NORMALISED:
         factor = _normalised(generator, space, factor)
-    if "power" in space.operators and space.exponents and generator.random() < 0.5:
-        factor = apply_operator(generator, space, OPERATORS["power"], factor)
+    if "power" in space.operators and generator.random() < 0.5:
+        factor = apply_operator(generator, OPERATORS["power"], factor)
     return factor
 
 
@@ -114,25 +117,20 @@ def _normalised(generator: Generator, space: SearchSpace, expression: Expression
     return Call(operators[generator.integers(len(operators))], (expression,))
 
 
-def random_constant(generator: Generator) -> Constant:
-    """A number with two significant digits, log-uniform between 0.01 and 100."""
-    return Constant(float(f"{10 ** generator.uniform(-2, 2):.2g}"))
-
-
-def random_exponent(generator: Generator, space: SearchSpace) -> Constant:
+def random_exponent(generator: Generator) -> Constant:
     """One of the exponents of a new power."""
-    return Constant(space.exponents[generator.integers(len(space.exponents))])
+    return Constant(EXPONENTS[generator.integers(len(EXPONENTS))])
 
 
 def random_published_tree(
-    generator: Generator, min_depth: int = 3, max_depth: int = 5
+    generator: Generator, terminals: Sequence[str], min_depth: int = 3, max_depth: int = 5
 ) -> Expression:
     """A random tree as the released generator makes it, regardless of shapes.
 
     Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones. Below,
     grow ends a path at every second node, and full continues to the limit, which is drawn from
-    min_depth … max_depth. Leaves are W, G and X with equal chance. About a fifth of the trees
-    contain only X.
+    min_depth … max_depth. Leaves are `terminals` with equal chance: of W, G and X, the paper's,
+    about a fifth of the trees contain only X.
     Source: Dong 2024, released code (gptree), tinyGP's ramped start.
     """
     limit = int(generator.integers(min_depth, max_depth + 1))
@@ -143,20 +141,17 @@ def random_published_tree(
             level < limit and (not grow or bool(generator.random() < 0.5))
         )
         if not inner or level >= limit:
-            names = PUBLISHED_SPACE.terminals
-            return Terminal(names[generator.integers(len(names))])
+            return Terminal(terminals[int(generator.integers(len(terminals)))])
         operator = OPERATORS[PUBLISHED[generator.integers(len(PUBLISHED))]]
         return Call(operator, tuple(tree(level + 1) for _ in range(operator.arity)))
 
     return tree(1)
 
 
-def apply_operator(
-    generator: Generator, space: SearchSpace, operator: Operator, *operands: Expression
-) -> Call:
+def apply_operator(generator: Generator, operator: Operator, *operands: Expression) -> Call:
     """The operator applied to its operands; the exponent of a power is drawn."""
     if operator.exponent == "operand":
-        return Call(operator, (*operands, random_exponent(generator, space)))
+        return Call(operator, (*operands, random_exponent(generator)))
     return Call(operator, operands)
 
 
@@ -165,15 +160,12 @@ def _subtree(
 ) -> Expression:
     choices = space.choices[shape, levels]
     leaves = space.leaves[shape]
-    numbers = space.constants and shape is Shape.SCALAR
     wants_leaf = not full and not root and bool(generator.random() < _LEAF)
-    if (leaves or numbers) and (not choices or wants_leaf):
-        if numbers and (not leaves or generator.random() < 0.5):
-            return random_constant(generator)
+    if leaves and (not choices or wants_leaf):
         return Terminal(leaves[generator.integers(len(leaves))])
     # Drawn evenly: first the arity, then the operator, then the shapes of its operands.
     operators = choices[generator.integers(len(choices))]
     forms = operators[generator.integers(len(operators))]
     form = forms[generator.integers(len(forms))]
     operands = [_subtree(generator, space, operand, levels - 1, full) for operand in form.operands]
-    return apply_operator(generator, space, form.operator, *operands)
+    return apply_operator(generator, form.operator, *operands)

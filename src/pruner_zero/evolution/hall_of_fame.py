@@ -93,29 +93,27 @@ class HallOfFame(Tabular):
         return f"{len(self.front)} metrics, the best of each complexity"
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """As `to_json`."""
-        return self.to_json()
-
-    def to_json(self) -> list[dict[str, Any]]:
-        """A row a metric, simplest first."""
-        return [
-            {
+        """A row a metric, simplest first; perplexity: None for a closed-form error."""
+        rows: list[dict[str, Any]] = []
+        for record in self.members:
+            perplexity = record.evaluation.perplexity
+            row = {
                 "complexity": complexity(record.candidate.expression),
                 "loss": record.evaluation.value,
                 # JSON cannot represent infinity, the perplexity of a large loss.
-                "perplexity": min(record.evaluation.perplexity, sys.float_info.max),
+                "perplexity": perplexity and min(perplexity, sys.float_info.max),
                 "expression": str(record.candidate.expression),
                 "scope": record.candidate.scope,
                 "number": record.candidate.number,
                 "knee": record is self.knee,
                 "best": record is self.best,
             }
-            for record in self.members
-        ]
+            rows.append(row)
+        return rows
 
     def write(self, folder: Path) -> None:
         """Write hall_of_fame.json, best.json and knee.json (trees with their scope) to `folder`."""
-        write_atomic(folder / "hall_of_fame.json", json.dumps(self.to_json(), indent=2) + "\n")
+        write_atomic(folder / "hall_of_fame.json", json.dumps(self.to_rows(), indent=2) + "\n")
         for name, record in (("best", self.best), ("knee", self.knee)):
             if record is not None:
                 write_atomic(

@@ -22,7 +22,7 @@ class MaskedModel:
 
     dense: by parameter name, in any dtype; scores and masks come from them, while `model`
     may be of another dtype, in which the losses are computed.
-    statistics: by matrix name, the terminals G (out, in), X and D (1, in), fp32.
+    statistics: by matrix name, the terminals G (out, in), X and D (1, in), O (out, 1), fp32.
     steps: the names of the steps after the mask, carried out as by `prune` where all statistics are
     the dense model's; hessians: by matrix name, the Hessian of the input of each matrix that they
     change. A matrix that calibration never reached has none, and is masked alone.

@@ -1,15 +1,13 @@
 """The default algorithm: one population per comparison group, which exchange expressions."""
 
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
 from pruner_zero.choices import Group
-from pruner_zero.errors import did_you_mean
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
 from pruner_zero.evolution.candidate import Evaluation
 from pruner_zero.evolution.generate import random_start
@@ -20,6 +18,16 @@ from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours
 from pruner_zero.metric import Expression, Metric
 from pruner_zero.settings import Settings
 
+# The contestants of a tournament, which values count as equal there (`Population.tournament`), and
+# the members of each niche that never leave.
+_CONTESTANTS, _PARSIMONY, _ELITE = 6, 0.02, 8
+# This many of the best members of each scope are tried in every other scope, and this many of the
+# best of all have neighbours.
+_SPREAD = 3
+# Shares of the children that are random, that come from another scope, and that have two parents;
+# the rest are mutations, which a second one follows with chance `_TWICE`.
+_IMMIGRANTS, _MIGRANTS, _CROSSOVER, _TWICE = 0.05, 0.1, 0.25, 0.5
+# How often each mutation is drawn, relative to the others.
 _WEIGHTS = {
     "grow": 2.0,
     "shrink": 1.0,
@@ -29,62 +37,26 @@ _WEIGHTS = {
     "operator": 1.5,
     "exponent": 3.0,
     "terminal": 1.0,
-    "constant": 1.0,
 }
+# The candidates of a batch with exponents fitted by `Tuner`.
+_TUNED = 4
+# The share of the children that is split evenly over the scopes; the rest is split by the scopes'
+# part in the best tenth of the last `_MEMORY` results.
+_EVEN, _MEMORY = 0.5, 240
 
 
 class EvolutionSettings(Settings):
     """Settings of the default algorithm.
 
-    initial, batch: candidates of the first and of every later batch. population: members for
-    each scope. depth: fewest and most levels of random trees; products: the share of random
-    expressions that are products (`random_product`) instead. tournament: contestants of a
-    tournament. parsimony: which values count as equal (`Population.tournament`). elite: members
-    that never leave. spread: this many of the best members of each scope are tried in every other
-    scope. immigrants, migrants, crossover: shares of the children that are random, that come from
-    another scope, and that have two parents; the rest are mutations, drawn by `mutations` (name to
-    weight), followed by a second one with chance `twice`. tuned: the number of candidates of a
-    batch with exponents fitted by `Tuner`. steps: the number of `neighbours` of the best, as long
-    as there are new ones. even: the share of a batch that is split evenly over the scopes; the rest
-    is split by the scopes' part in the best tenth of the last `memory` results.
+    initial: candidates of the first batch. batch: children of every later batch, to which tuned
+    exponents, neighbours and migrants are added. population: members for each scope. steps: the
+    number of `neighbours` of the best in a batch, as long as there are new ones.
     """
 
     initial: int = Field(96, ge=1)
     batch: int = Field(48, ge=1)
     population: int = Field(48, ge=2)
-    depth: tuple[int, int] = (2, 4)
-    products: float = Field(0.5, ge=0, le=1)
-    tournament: int = Field(6, ge=1)
-    parsimony: float = Field(0.02, ge=0)
-    elite: int = Field(8, ge=0)
-    spread: int = Field(3, ge=0)
-    immigrants: float = Field(0.05, ge=0, le=1)
-    migrants: float = Field(0.1, ge=0, le=1)
-    crossover: float = Field(0.25, ge=0, le=1)
-    twice: float = Field(0.5, ge=0, le=1)
-    mutations: Mapping[str, float] = _WEIGHTS
-    tuned: int = Field(4, ge=0)
     steps: int = Field(8, ge=0)
-    even: float = Field(0.5, ge=0, le=1)
-    memory: int = Field(240, ge=1)
-
-    @field_validator("mutations")
-    @classmethod
-    def _check_mutations(cls, weights: Mapping[str, float]) -> Mapping[str, float]:
-        for name, weight in weights.items():
-            if name not in MUTATIONS:
-                raise ValueError(f"unknown mutation '{name}': {did_you_mean(name, MUTATIONS)}")
-            if not weight >= 0:
-                raise ValueError(f"the weight of {name} must not be negative")
-        if not any(weights.values()):
-            raise ValueError("give at least one mutation a weight above 0")
-        return weights
-
-    @model_validator(mode="after")
-    def _shares_leave_room(self) -> Self:
-        if self.immigrants + self.migrants + self.crossover > 1:
-            raise ValueError("immigrants, migrants and crossover together are more than 1")
-        return self
 
 
 class Evolution(BatchAlgorithm):
@@ -105,18 +77,14 @@ class Evolution(BatchAlgorithm):
     ) -> None:
         super().__init__(space, seed, seed_metrics)
         self.settings = settings = settings or EvolutionSettings()
-        self.niches = [
-            Population(scope, settings.population, settings.elite) for scope in space.scopes
-        ]
+        self.niches = [Population(scope, settings.population, _ELITE) for scope in space.scopes]
         self._tuner = Tuner(space)
-        self._recent: deque[Result] = deque(maxlen=settings.memory)
+        self._recent: deque[Result] = deque(maxlen=_MEMORY)
         self._tried: set[int] = set()
-        weights = {name: float(settings.mutations.get(name, 0)) for name in MUTATIONS}
-        self._mutations = [name for name, weight in weights.items() if weight]
-        self._chances = [weights[name] / sum(weights.values()) for name in self._mutations]
 
     @property
     def population(self) -> Sequence[Result]:
+        """The candidates that parents are drawn from, best first."""
         return best_first(member for niche in self.niches for member in niche.members)
 
     def start(self) -> list[Proposal]:
@@ -133,9 +101,9 @@ class Evolution(BatchAlgorithm):
 
     def propose(self) -> list[Proposal]:
         """Tuned exponents, neighbours of the best, the best in other scopes, children."""
-        tuned = self._tuner.propose(self.generator, self.settings.tuned)
-        near = self._near_the_best()
-        steps = self.fill(self.settings.steps, lambda: next(near, None))
+        tuned = self._tuner.propose(self.generator, _TUNED)
+        neighbouring = self._near_the_best()
+        steps = self.fill(self.settings.steps, lambda: next(neighbouring, None))
         return [*filter(self.is_new, [*tuned, *self._spread()]), *steps] + [
             proposal
             for niche, share in zip(self.niches, self._shares(), strict=True)
@@ -155,7 +123,7 @@ class Evolution(BatchAlgorithm):
     def _spread(self) -> Iterator[Proposal]:
         """The best of each niche that were not tried elsewhere yet, in every other scope."""
         for niche in self.niches:
-            for candidate, _ in niche.members[: self.settings.spread]:
+            for candidate, _ in niche.members[:_SPREAD]:
                 if candidate.number not in self._tried:
                     self._tried.add(candidate.number)
                     for scope in self.space.scopes:
@@ -165,26 +133,24 @@ class Evolution(BatchAlgorithm):
 
     def _near_the_best(self) -> Iterator[Proposal]:
         """The neighbours of the best members, starting with the best."""
-        for candidate, _ in self.population[: self.settings.spread]:
+        for candidate, _ in self.population[:_SPREAD]:
             for form in neighbours(candidate.expression, self.space):
                 yield Proposal(form, candidate.scope, (candidate.number,), "step")
 
     def _random(self, scope: Group, operation: str) -> Proposal:
-        settings = self.settings
-        expression = random_start(self.generator, self.space, settings.depth, settings.products)
-        return Proposal(expression, scope, operation=operation)
+        return Proposal(random_start(self.generator, self.space), scope, operation=operation)
 
     def _child(self, niche: Population) -> Proposal | None:
-        settings, chance = self.settings, self.generator.random()
-        if not niche.members or chance < settings.immigrants:
+        chance = self.generator.random()
+        if not niche.members or chance < _IMMIGRANTS:
             return self._random(niche.scope, "immigrant")
-        if chance < settings.immigrants + settings.migrants:
+        if chance < _IMMIGRANTS + _MIGRANTS:
             sources = [source for source in self.niches if source is not niche and source.members]
             if sources:
                 parent, _ = self._parent(sources[self.generator.integers(len(sources))])
                 return Proposal(parent.expression, niche.scope, (parent.number,), "migrate")
         mother, _ = self._parent(niche)
-        if chance > 1 - settings.crossover:
+        if chance > 1 - _CROSSOVER:
             father, _ = self._parent(niche)
             child = crossover(self.generator, mother.expression, father.expression, self.space)
             parents: tuple[int, ...] = (mother.number, father.number)
@@ -195,23 +161,28 @@ class Evolution(BatchAlgorithm):
         return Proposal(child, niche.scope, parents, name) if child else None
 
     def _parent(self, niche: Population) -> Result:
-        return niche.tournament(self.generator, self.settings.tournament, self.settings.parsimony)
+        return niche.tournament(self.generator, _CONTESTANTS, _PARSIMONY)
 
     def _mutated(self, expression: Expression) -> tuple[str, Expression | None]:
         """The expression after one mutation or two, named by the first."""
-        name = self._mutations[self.generator.choice(len(self._mutations), p=self._chances)]
+        name = self._drawn_mutation()
         child = MUTATIONS[name](self.generator, expression, self.space)
-        if child is not None and self.generator.random() < self.settings.twice:
-            second = self._mutations[self.generator.choice(len(self._mutations), p=self._chances)]
+        if child is not None and self.generator.random() < _TWICE:
+            second = self._drawn_mutation()
             child = MUTATIONS[second](self.generator, child, self.space) or child
         return name, child
+
+    def _drawn_mutation(self) -> str:
+        total = sum(_WEIGHTS.values())
+        chances = [weight / total for weight in _WEIGHTS.values()]
+        return list(_WEIGHTS)[self.generator.choice(len(chances), p=chances)]
 
     def _shares(self) -> list[int]:
         """How many of a batch each niche gets."""
         best = sorted(self._recent, key=lambda result: result[1].key)
         best = best[: -(-len(best) // 10)]
         success = Counter(candidate.scope for candidate, _ in best)
-        count, even = len(self.niches), self.settings.even if best else 1.0
+        count, even = len(self.niches), _EVEN if best else 1.0
         exact = [
             self.settings.batch
             * (even / count + (1 - even) * success[niche.scope] / max(1, len(best)))

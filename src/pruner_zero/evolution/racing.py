@@ -27,7 +27,7 @@ class Racing:
     All candidates are judged on the same windows, so that differences are those of the metrics; one
     that falls clearly behind the best is stopped (`is_behind`). `near` and `few_share` widen as the
     run finds that the closed form does not rank like the loss (`Surrogate.trust`). direct: every
-    distinct candidate is judged on all search windows, as the published search does.
+    distinct candidate is judged on all search windows, none is stopped, as in the published search.
     """
 
     near: float = 0.3
@@ -93,10 +93,10 @@ def judge(
         surrogate = Surrogate(archive.records)
         for entry in entries:
             entry.update(expected=surrogate.expect(entry.candidate, entry.evaluation.results))
-        near = _promising(entries, archive, racing, surrogate.trust)
-        _climb("few", near, archive, executor)
-        near = _near_the_best(near, archive, racing.margin, surrogate.further)
-        _climb("all", near, archive, executor)
+        chosen = _promising(entries, archive, racing, surrogate.trust)
+        _climb("few", chosen, archive, executor)
+        chosen = _near_the_best(chosen, archive, racing.margin, surrogate.further)
+        _climb("all", chosen, archive, executor, _best_losses(archive))
     earlier = list(archive.records)
     for entry in entries:
         if (twin := entry.evaluation.same_as) is not None:
@@ -123,14 +123,20 @@ def _checked(candidate: Candidate, archive: Archive) -> _Entry:
 
 
 def _climb(
-    rung: Rung, entries: Sequence[_Entry], archive: Archive, executor: Executor[Task, Outcome]
+    rung: Rung,
+    entries: Sequence[_Entry],
+    archive: Archive,
+    executor: Executor[Task, Outcome],
+    best: tuple[float, ...] = (),
 ) -> list[tuple[_Entry, Outcome]]:
-    """Judge the entries that are neither rejected nor duplicates; yield them with outcomes."""
+    """Judge the entries that are neither rejected nor duplicates; return them with outcomes.
+
+    best: the losses of a candidate on all windows; entries clearly behind it are stopped.
+    """
     alive = [entry for entry in entries if entry.alive]
     earlier = {
         entry.candidate.number: archive.outcome(entry.candidate.number, rung) for entry in alive
     }
-    best = _best_losses(archive) if rung == "all" else ()
     tasks = [
         task_of(entry.candidate, rung, archive, best)
         for entry in alive
@@ -190,8 +196,8 @@ def _promising(
     for count, value in ((most - most // 3, _expected), (most, _on("reconstruction"))):
         lowest = min(_values([*alive, *archive.distinct()], value), default=math.inf)
         limit = lowest + racing.reach(trust)
-        near = [entry for entry in alive if value(entry.evaluation) <= limit]
-        for entry in _sorted(near, value):
+        within_reach = [entry for entry in alive if value(entry.evaluation) <= limit]
+        for entry in _sorted(within_reach, value):
             number, kind = entry.candidate.number, entry.candidate.kind
             if number not in chosen and len(chosen) < count and kinds[kind] < room:
                 chosen[number] = entry

@@ -1,9 +1,7 @@
 """`search`: find the metric that prunes a model best at a sparsity."""
 
 import json
-import math
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +22,8 @@ from pruner_zero.evolution.final import (
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.evolution.study import RUN, Study
-from pruner_zero.execution import Executor, make_executor
+from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
+from pruner_zero.execution import Executor, check_executor, make_executor
 from pruner_zero.files import locked, write_atomic
 from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model
@@ -34,21 +32,23 @@ from pruner_zero.provenance import provenance
 from pruner_zero.settings import name_of, names_of, read_settings
 from pruner_zero.text import Source, load_mixture
 
-INTERRUPTED = "interrupted"
-# After this many batches without a new mask, the search has seen all masks: a model with few heads
-# has few masks.
-_BATCHES_WITHOUT_NEWS = 10
+# After this many candidates without a new mask (ten batches of the default algorithm), the search
+# has seen all masks: a model with few heads has few masks.
+_CANDIDATES_WITHOUT_NEWS = 480
 
 
 @dataclass(frozen=True)
 class Status:
-    """How far a search is, after each batch."""
+    """How far a search is, after each batch.
+
+    avoided: how many proposals were dropped without being asked, by the reason.
+    """
 
     batch: int
     elapsed: float
     records: Sequence[Record]
     hall_of_fame: HallOfFame
-    saved: Mapping[str, int]
+    avoided: Mapping[str, int]
     budget: str
 
     @property
@@ -59,6 +59,12 @@ class Status:
             if record.evaluation.same_as is None:
                 counts[record.evaluation.rung] += 1
         return counts
+
+    @property
+    def saved(self) -> int:
+        """How many proposals and candidates were not judged, because their mask was known."""
+        known = sum(record.evaluation.same_as is not None for record in self.records)
+        return known + sum(self.avoided.values())
 
     @property
     def per_minute(self) -> float:
@@ -105,6 +111,14 @@ def search(
     checked = read_settings(SearchSettings, given, config)
     folder = Path(output)
     _check_folder(folder)
+    check_executor(checked.executor, checked.spread)
+    algorithm = make_algorithm(
+        checked.algorithm,
+        checked.search_space,
+        checked.seed,
+        checked.algorithm_settings,
+        [Metric.of(text) for text in checked.seed_metrics],
+    )
     source = checked.calibration if calibration is None else calibration
     texts = load_mixture(source, role="calibration", progress=progress)
     text = checked.search_text if search_text is None else search_text
@@ -112,16 +126,9 @@ def search(
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    kept = Path(cache) if cache is not None else None
+    cache_folder = Path(cache) if cache is not None else None
     windows, judged, fresh = search_windows(
-        checked, texts, judged_on, language_model, cache=kept, progress=progress
-    )
-    algorithm = make_algorithm(
-        checked.algorithm,
-        checked.search_space,
-        checked.seed,
-        checked.algorithm_settings,
-        [Metric.of(text) for text in checked.seed_metrics],
+        checked, texts, judged_on, language_model, cache=cache_folder, progress=progress
     )
     with locked(folder):
         identity = {
@@ -146,7 +153,7 @@ def search(
             windows,
             judged,
             fresh=fresh,
-            cache=kept,
+            cache=cache_folder,
             progress=progress,
         )
         # Only tensors in main memory can be shared between processes.
@@ -171,7 +178,7 @@ def run_batches(
 ) -> str:
     """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped."""
     start = time.monotonic() - archive.elapsed
-    best_batch, best_key, new_batch = 0, (0, math.inf), 0
+    with_news = 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
     while not reason or archive.batches < archive.batches_written:
@@ -186,18 +193,16 @@ def run_batches(
         hall.write(folder)
         status = _status(archive, algorithm, settings, hall)
         observer(status)
-        if hall.best and hall.best.evaluation.key < best_key:
-            best_batch, best_key = archive.batches, hall.best.evaluation.key
         if any(record.evaluation.counts for record in records):
-            new_batch = archive.batches
-        reason = _stops(settings, status, archive.batches - best_batch)
-        if archive.batches - new_batch >= _BATCHES_WITHOUT_NEWS:
-            reason = reason or f"no new mask in {_BATCHES_WITHOUT_NEWS} batches"
+            with_news = len(archive.records)
+        reason = _stops(settings, status)
+        if len(archive.records) - with_news >= _CANDIDATES_WITHOUT_NEWS:
+            reason = reason or f"no new mask among {_CANDIDATES_WITHOUT_NEWS} candidates"
     if settings.final_windows:
         most = FINALISTS
         if settings.minutes is not None:
-            left = 60 * settings.minutes * FINAL_SHARE
-            most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, left)
+            seconds = 60 * settings.minutes * FINAL_SHARE
+            most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, seconds)
         winner = race_finalists(archive, executor, most).winner
         hall = HallOfFame.of(archive.records, winner.record if winner else None)
         hall.write(folder)
@@ -208,24 +213,18 @@ def run_batches(
 def _status(
     archive: Archive, algorithm: Algorithm, settings: SearchSettings, hall: HallOfFame
 ) -> Status:
-    saved = archive.saved + Counter(algorithm.avoided)
-    return Status(archive.batches, archive.elapsed, archive.records, hall, saved, settings.budget)
+    avoided, records = dict(algorithm.avoided), archive.records
+    return Status(archive.batches, archive.elapsed, records, hall, avoided, settings.budget)
 
 
-def _stops(settings: SearchSettings, status: Status, stale: int) -> str | None:
-    """Why the search stops now; stale: batches since the last better metric."""
+def _stops(settings: SearchSettings, status: Status) -> str | None:
+    """Why the budget ends the search now; None where it does not."""
     distinct = sum(record.evaluation.counts for record in status.records)
     if settings.evaluations is not None and distinct >= settings.evaluations:
         return f"{distinct} distinct candidates evaluated"
-    kept = FINAL_SHARE if settings.final_windows else 0.0
-    if settings.minutes is not None and status.elapsed >= 60 * settings.minutes * (1 - kept):
+    final = FINAL_SHARE if settings.final_windows else 0.0
+    if settings.minutes is not None and status.elapsed >= 60 * settings.minutes * (1 - final):
         return f"{settings.minutes:g} minutes spent"
-    best = status.hall_of_fame.best
-    loss = best.evaluation.value if best and best.evaluation.rung == 3 else math.inf
-    if settings.target_loss is not None and loss <= settings.target_loss:
-        return f"target loss {settings.target_loss:g} reached"
-    if settings.patience is not None and stale >= settings.patience:
-        return f"no better metric in {stale} batches"
     return None
 
 

@@ -1,6 +1,6 @@
 """The settings of `search`."""
 
-from typing import Any, Self, cast
+from typing import Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
@@ -12,15 +12,15 @@ from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.pruning import Structured
 from pruner_zero.settings import SearchOptions, check_structure, read_parameters
-from pruner_zero.sparsity import STEPS, Pattern, Scope, SemiStructured, Unstructured
+from pruner_zero.sparsity import STEPS, Pattern, SemiStructured, Unstructured
 
 
 class SearchSettings(SearchOptions):
     """Everything that decides what a search finds, when it stops, and how it is run.
 
     A run can only be resumed with the same settings, except for the budget and the way the work
-    is spread (`LIMITS`), which do not change what is found within the budget. near, few_share,
-    margin: see `Racing`. ray_address, ray_resources: as `RayExecutor` takes them.
+    is spread (`MAY_CHANGE`), which do not change what is found within the budget. ray_address,
+    ray_resources: as `RayExecutor` takes them.
     """
 
     space: SearchSpace | None = Field(
@@ -61,13 +61,21 @@ class SearchSettings(SearchOptions):
 
     @model_validator(mode="after")
     def _combine(self) -> Self:
-        check_structure(self, ("pattern", "scope", "include", "exclude"))
+        scope = () if self.scope == "any" else ("scope",)
+        check_structure(self, ("pattern", *scope, "include", "exclude"))
         if self.structure in ("blocks", "experts"):
             score = "block influence" if self.structure == "blocks" else "REAP"
             raise ValueError(
                 f"--structure {self.structure} goes by {score}, which no metric is: search for "
                 "channels or heads"
             )
+        if self.pattern is not None and self.scope not in ("any", "row"):
+            raise ValueError(
+                f"--pattern {self.pattern} says which weights compete: leave out --scope"
+            )
+        scopes = () if self.space is None else self.space.scopes
+        if "unit" in scopes and not self.structure:
+            raise ValueError("the scope unit of `space` is of units: add --structure")
         if not self.structure and (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
         _ = self.zeros
@@ -97,9 +105,9 @@ class SearchSettings(SearchOptions):
         A pattern of units has to be fitted to a model (`Structured.of_model`).
         """
         if self.structure is not None:
-            left = None if self.parameters is None else read_parameters(self.parameters)
+            size = None if self.parameters is None else read_parameters(self.parameters)
             share = self.sparsity or 0.0
-            return Structured(share, self.structure, self.multiple_of, parameters=left)
+            return Structured(share, self.structure, self.multiple_of, parameters=size)
         if self.pattern is not None:
             return SemiStructured.parse(self.pattern)
         return Unstructured(self.sparsity or 0.0)
@@ -117,14 +125,14 @@ class SearchSettings(SearchOptions):
         if self.pattern is not None:
             return space.model_copy(update={"scopes": ("row",)})
         scopes = space.scopes
-        if self.scope not in (None, "any"):
-            scopes = (cast(Scope, self.scope),)
+        if self.scope != "any":
+            scopes = (self.scope,)
         return space.model_copy(update={"scopes": scopes})
 
     @property
     def racing(self) -> Racing:
         """Which candidates climb. The published search judges every one on all windows."""
-        return Racing(self.near, self.few_share, self.margin, direct=self.algorithm == "published")
+        return Racing(direct=self.algorithm == "published")
 
     @property
     def budget(self) -> str:
@@ -142,10 +150,11 @@ class SearchSettings(SearchOptions):
 
     def identity(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the run that it resumes."""
-        return self.model_dump(mode="json", exclude=LIMITS)
+        return self.model_dump(mode="json", exclude=MAY_CHANGE)
 
 
-LIMITS = {
-    *("minutes", "evaluations", "target_loss", "patience", "workers", "executor", "device"),
+# The settings that a resumed run need not share with the run that it resumes.
+MAY_CHANGE = {
+    *("minutes", "evaluations", "workers", "executor", "device"),
     *("time_limit", "ray_address", "ray_resources"),
 }

@@ -1,6 +1,7 @@
 """The space of a search: terminals, operators, limits and comparison groups."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import NamedTuple
@@ -24,8 +25,13 @@ from pruner_zero.metric.canonical import Skeleton, canonical
 from pruner_zero.metric.operator import Family
 from pruner_zero.settings import Settings
 
+# Exponents of a new power. Variation moves them by `EXPONENT_STEP` within LOWEST … HIGHEST.
+EXPONENTS = (0.25, 0.333, 0.5, 0.667, 0.75, 1.5, 2.0, 3.0)
+EXPONENT_STEP, LOWEST, HIGHEST = 0.05, 0.1, 4.0
 
-class Nesting(Settings):
+
+@dataclass(frozen=True)
+class _Nesting:
     """How often operators of one `family` (`Operator.family`) may be nested.
 
     most: how many of them a path from the root to a leaf may have. direct: count only unbroken
@@ -33,7 +39,7 @@ class Nesting(Settings):
     """
 
     family: Family
-    most: int = Field(1, ge=0)
+    most: int = 1
     direct: bool = False
 
     def _longest(self, node: Expression) -> tuple[int, int]:
@@ -51,6 +57,14 @@ class Nesting(Settings):
         return self._longest(expression)[0] > self.most
 
 
+_NESTING = (
+    _Nesting("power", direct=True),
+    _Nesting("matrix rescaling"),
+    _Nesting("transcendental"),
+    _Nesting("row or column rescaling", most=2),
+)
+
+
 class Form(NamedTuple):
     """An operator with the shapes of its operands, without the exponent of a power."""
 
@@ -61,11 +75,9 @@ class Form(NamedTuple):
 class SearchSpace(Settings):
     """The expressions and comparison groups that a search may try.
 
-    terminals, operators: names. constants: allow numeric leaves; the exponent of a power is not
-    one. exponents: of a new power; variation moves them by `exponent_step` within
-    `exponent_range`, or draws from the list again where the step is 0. scopes: the comparison
-    groups. max_size: nodes. max_depth: levels. max_nesting: limits of nesting. idle: allow nodes
-    that change nothing, such as `abs` of a non-negative operand. Source: ours.
+    terminals, operators: names. scopes: the comparison groups. max_size: nodes. max_depth: levels.
+    idle: allow nodes that change nothing, such as `abs` of a non-negative operand, and any nesting
+    of operators of one family. Source: ours.
     """
 
     terminals: tuple[str, ...] = ("W", "G", "X", "O")
@@ -74,19 +86,9 @@ class SearchSpace(Settings):
         *("power", "sqr", "sqrt", "log", "exp", "abs", "mms", "zsn"),
         *("row_share", "column_share", "row_normalize", "column_normalize"),
     )
-    constants: bool = False
-    exponents: tuple[float, ...] = (0.25, 0.333, 0.5, 0.667, 0.75, 1.5, 2.0, 3.0)
-    exponent_step: float = Field(0.05, ge=0)
-    exponent_range: tuple[float, float] = (0.1, 4.0)
     scopes: tuple[Group, ...] = Field(("row", "block", "matrix", "global"), min_length=1)
     max_size: int = Field(15, ge=1)
     max_depth: int = Field(6, ge=1)
-    max_nesting: tuple[Nesting, ...] = (
-        Nesting(family="power", direct=True),
-        Nesting(family="matrix rescaling"),
-        Nesting(family="transcendental"),
-        Nesting(family="row or column rescaling", most=2),
-    )
     idle: bool = False
 
     @field_validator("terminals", "operators", "scopes")
@@ -110,13 +112,6 @@ class SearchSpace(Settings):
             raise ValueError("no weight can be told from another without one of W, G, S")
         return names
 
-    @field_validator("exponents")
-    @classmethod
-    def _positive_exponents(cls, exponents: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(exponent > 0 for exponent in exponents):
-            raise ValueError("exponents must be above 0")
-        return exponents
-
     def allows(self, expression: Expression, shape: Shape = Shape.MATRIX) -> str | None:
         """None where the space has this expression of this shape, else the reason why not."""
         if expression.shape is not shape:
@@ -128,7 +123,7 @@ class SearchSpace(Settings):
         for _, node in positions(expression):
             if reason := self._refuses(node):
                 return reason
-        for rule in self.max_nesting:
+        for rule in () if self.idle else _NESTING:
             if rule.broken_by(expression):
                 how = "directly " if rule.direct else ""
                 return f"more than {rule.most} of the family '{rule.family}' {how}nested"
@@ -138,27 +133,14 @@ class SearchSpace(Settings):
         if isinstance(node, Terminal):
             return None if node.name in self.terminals else f"terminal {node.name} is not allowed"
         if isinstance(node, Constant):
-            return None if self.constants else "constants are not allowed"
+            return "constants are not allowed"
         assert isinstance(node, Call)
         if node.operator.name not in self.operators:
             return f"operator {node.operator.name} is not allowed"
         exponent = node.exponent if node.operator.exponent == "operand" else None
-        if exponent is not None and not self.allows_exponent(exponent):
+        if exponent is not None and not _allows_exponent(exponent):
             return f"exponent {exponent} is not allowed"
         return None if self.idle else _idle(node)
-
-    def allows_exponent(self, exponent: float) -> bool:
-        """Whether it is listed, or lies on the grid inside the range."""
-        if exponent in self.exponents:
-            return True
-        low, high = self.exponent_range
-        return low <= exponent <= high and exponent == self.on_grid(exponent)
-
-    def on_grid(self, exponent: float) -> float | None:
-        """The nearest point of the exponents' grid, or None where there is no grid."""
-        if self.exponent_step == 0:
-            return None
-        return round(round(exponent / self.exponent_step) * self.exponent_step, 6)
 
     @cached_property
     def leaves(self) -> Mapping[Shape, tuple[str, ...]]:
@@ -172,8 +154,6 @@ class SearchSpace(Settings):
     def least_depth(self) -> Mapping[Shape, int]:
         """The fewest levels of an expression of each shape; without the shapes that none has."""
         least = {shape: 1 for shape in Shape if self.leaves[shape]}
-        if self.constants:
-            least[Shape.SCALAR] = 1
         grown = True
         while grown:
             grown = False
@@ -208,8 +188,6 @@ class SearchSpace(Settings):
         for name in self.operators:
             operator = OPERATORS[name]
             powers = operator.exponent == "operand"
-            if powers and not self.exponents:
-                continue
             for operands in product(shapes, repeat=operator.expressions):
                 if not _constant(operator, operands):
                     whole = (*operands, Shape.SCALAR) if powers else operands
@@ -222,12 +200,24 @@ def simplest(expression: Expression, scope: Group, space: SearchSpace) -> Expres
     The expression itself where the space does not have that form, or it is larger.
     """
     skeleton = Skeleton(canonical(expression, scope))
-    exponents = [space.on_grid(exponent) or exponent for exponent in skeleton.exponents]
+    exponents = [on_grid(exponent) or exponent for exponent in skeleton.exponents]
     try:
         form = skeleton.with_exponents(exponents)
     except PrunerZeroError:
         return expression
     return form if form.size <= expression.size and space.allows(form) is None else expression
+
+
+def on_grid(exponent: float) -> float:
+    """The nearest point of the exponents' grid."""
+    return round(round(exponent / EXPONENT_STEP) * EXPONENT_STEP, 6)
+
+
+def _allows_exponent(exponent: float) -> bool:
+    """Whether it is listed, or lies on the grid inside the range."""
+    return exponent in EXPONENTS or (
+        LOWEST <= exponent <= HIGHEST and exponent == on_grid(exponent)
+    )
 
 
 def _grouped(forms: Iterable[Form]) -> tuple[tuple[tuple[Form, ...], ...], ...]:
@@ -277,6 +267,5 @@ PUBLISHED_SPACE = SearchSpace(
     scopes=("row",),
     max_size=31,
     max_depth=5,
-    max_nesting=(),
     idle=True,
 )

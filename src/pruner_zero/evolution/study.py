@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.evolution.archive import Record, SearchJournal
+from pruner_zero.evolution.archive import Record, SearchJournal, final_losses
 from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
@@ -22,6 +22,8 @@ from pruner_zero.settings import CalibrationSettings, PruneSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
+# Why a search stopped that the user interrupted.
+INTERRUPTED = "interrupted"
 # The keys of a journal's first line other than settings.
 _HASHES = ("calibration_tokens", "search_tokens", "model_weights")
 
@@ -87,7 +89,7 @@ class Study(Tabular):
                 journal.seconds,
                 journal.avoided,
                 {name: run[name] for name in ("calibration", "search", "final") if name in run},
-                journal.final_losses,
+                final_losses(journal.outcomes),
                 run.get("provenance", {}),
                 stopped,
             )
@@ -127,7 +129,7 @@ class Study(Tabular):
     def prune_options(self) -> dict[str, Any]:
         """The settings with which `prune` applies the best metric as the search judged it.
 
-        Besides the metric, these are the weight update and its damping, and for a metric of units
+        Besides the metric, these are the damping and the weight update, and for a metric of units
         the structure and the number of units to remove, as the search had them.
         """
         chosen: dict[str, Any] = {"metric": str(self.path / "best.json")}
@@ -140,10 +142,16 @@ class Study(Tabular):
         # Whole units are followed by an update unless the option says otherwise.
         if update != "none" or "structure" in chosen:
             chosen["update"] = update
-            damping = CalibrationSettings.model_fields["damping"].default
-            if (given := self.settings.get("damping", damping)) != damping:
-                chosen["damping"] = given
+        # The terminal D depends on it too.
+        damping = CalibrationSettings.model_fields["damping"].default
+        if (given := self.settings.get("damping", damping)) != damping:
+            chosen["damping"] = given
         return chosen
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether the user interrupted the search."""
+        return self.stopped == INTERRUPTED
 
     @property
     def elapsed(self) -> float:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pruner_zero.evolution.archive import Record
-from pruner_zero.evolution.candidate import Candidate
+from pruner_zero.evolution.candidate import Candidate, excess
 
 # How many pairs of loss and closed-form error the line is fitted to, at least and at most.
 _PAIRS, _MEMORY = 8, 64
@@ -33,9 +33,7 @@ class Surrogate:
     def __init__(self, records: Sequence[Record]) -> None:
         self.records = records
         results = [record.evaluation.results for record in records]
-        self.further = [
-            values["all"] - values["few"] for values in results if {"few", "all"} <= values.keys()
-        ]
+        self.further = excess(results)
         self._usual = sum(self.further) / len(self.further) if self.further else 0.0
         pairs = [
             (self._loss(values), values["reconstruction"])

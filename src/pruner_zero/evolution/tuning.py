@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.ask_tell import Proposal, Result
-from pruner_zero.evolution.candidate import TUNE, Candidate, Kind
-from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.candidate import TUNE, Candidate, Kind, excess
+from pruner_zero.evolution.space import SearchSpace, on_grid
 from pruner_zero.metric import Expression
 
 Array = NDArray[np.float64]
@@ -81,7 +81,7 @@ class Tuner:
         steps[: _DRAWS // 2] *= np.eye(len(points.center))[alone]
         drawn: dict[tuple[float, ...], Expression] = {}
         for values in points.center + np.vstack([points.vertex(), steps]):
-            exponents = tuple(self.space.on_grid(value) or float(value) for value in values)
+            exponents = tuple(on_grid(value) or float(value) for value in values)
             known = exponents in drawn or exponents in self._kinds[best.kind]
             if known or min(exponents) <= 0:
                 continue
@@ -167,12 +167,8 @@ def _prior(count: int) -> tuple[Array, Array]:
 
 
 def _usual(results: Sequence[Result], default: float = 0.0) -> float:
-    """How much the loss on all windows exceeds that on few, on average."""
-    further = [
-        evaluation.results["all"] - evaluation.results["few"]
-        for _, evaluation in results
-        if "all" in evaluation.results
-    ]
+    """The mean `excess` of the results; `default` where none ran on all windows."""
+    further = excess(evaluation.results for _, evaluation in results)
     return sum(further) / len(further) if further else default
 
 

@@ -11,12 +11,18 @@ from numpy.random import Generator
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.generate import (
     apply_operator,
-    random_constant,
     random_exponent,
     random_expression,
 )
-from pruner_zero.evolution.space import SearchSpace, positions
-from pruner_zero.metric import OPERATORS, Call, Constant, Expression, Shape, Terminal
+from pruner_zero.evolution.space import (
+    EXPONENT_STEP,
+    HIGHEST,
+    LOWEST,
+    SearchSpace,
+    on_grid,
+    positions,
+)
+from pruner_zero.metric import OPERATORS, Call, Expression, Shape, Terminal
 from pruner_zero.metric.canonical import factors, product
 
 # None where no allowed child was found.
@@ -62,11 +68,11 @@ def crossover(
     not outgrow their parents. None where no allowed child was found.
     Source: size-fair crossover (Langdon 2000); strongly typed programs (Montana 1995).
     """
-    gifts = [node for _, node in positions(father)]
+    subtrees = [node for _, node in positions(father)]
 
     def draw() -> Child:
         index, old = _pick(generator, list(positions(mother)))
-        fair = [gift for gift in gifts if gift.shape is old.shape and gift.size <= 2 * old.size + 1]
+        fair = [new for new in subtrees if new.shape is old.shape and new.size <= 2 * old.size + 1]
         return mother.replace(index, _pick(generator, fair)) if fair else None
 
     return _allowed(draw, mother, space)
@@ -88,7 +94,7 @@ def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Ch
         node if i == place else random_expression(generator, space, shape, depth=(1, 2))
         for i, shape in enumerate(form.operands)
     ]
-    return expression.replace(index, apply_operator(generator, space, form.operator, *operands))
+    return expression.replace(index, apply_operator(generator, form.operator, *operands))
 
 
 @_tried
@@ -149,7 +155,7 @@ def operator(generator: Generator, expression: Expression, space: SearchSpace) -
     if not names:
         return None
     symbol = OPERATORS[_pick(generator, names)]
-    return expression.replace(index, apply_operator(generator, space, symbol, *_operands(node)))
+    return expression.replace(index, apply_operator(generator, symbol, *_operands(node)))
 
 
 @_tried
@@ -163,12 +169,8 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     index, node = _pick(generator, list(positions(expression)))
     if isinstance(node, Call) and node.operator.family == "power":
         assert node.exponent is not None
-        return expression.replace(
-            index, node.operands[0] ** _moved(generator, node.exponent, space)
-        )
-    if not space.exponents:
-        return None
-    return expression.replace(index, node ** random_exponent(generator, space).value)
+        return expression.replace(index, node.operands[0] ** _moved(generator, node.exponent))
+    return expression.replace(index, node ** random_exponent(generator).value)
 
 
 @_tried
@@ -179,24 +181,10 @@ def terminal(generator: Generator, expression: Expression, space: SearchSpace) -
     return expression.replace(index, Terminal(_pick(generator, list(space.terminals))))
 
 
-@_tried
-def constant(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """A numeric leaf scaled by a random factor near 1, sometimes drawn anew or negated."""
-    numbers = [(i, node) for i, node in positions(expression) if isinstance(node, Constant)]
-    if not (numbers and space.constants):
-        return None
-    index, node = _pick(generator, numbers)
-    chance = generator.random()
-    if chance < 0.1 or node.value == 0:
-        return expression.replace(index, random_constant(generator))
-    factor = -1.0 if chance < 0.2 else float(generator.lognormal(0, 0.5))
-    return expression.replace(index, Constant(float(f"{node.value * factor:.3g}")))
-
-
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
     {
         mutation.__name__: mutation
-        for mutation in [grow, shrink, hoist, replace, swap, operator, exponent, terminal, constant]
+        for mutation in [grow, shrink, hoist, replace, swap, operator, exponent, terminal]
     }
 )
 
@@ -231,8 +219,8 @@ def published_crossover(
     None where the child is larger or deeper than the space allows. Source: Dong 2024.
     """
     index, _ = _pick(generator, list(positions(mother)))
-    _, gift = _pick(generator, list(positions(father)))
-    child = mother.replace(index, gift)
+    _, subtree = _pick(generator, list(positions(father)))
+    child = mother.replace(index, subtree)
     return child if child.size <= space.max_size and child.depth <= space.max_depth else None
 
 
@@ -246,7 +234,7 @@ def node_mutation(generator: Generator, expression: Expression, space: SearchSpa
         return expression.replace(index, Terminal(_pick(generator, list(space.terminals))))
     alike = _of_arity(space, node)
     symbol = OPERATORS[_pick(generator, alike)] if alike else node.operator
-    return expression.replace(index, apply_operator(generator, space, symbol, *_operands(node)))
+    return expression.replace(index, apply_operator(generator, symbol, *_operands(node)))
 
 
 def _pick(generator: Generator, choices: Sequence[T]) -> T:
@@ -268,11 +256,7 @@ def _operands(node: Call) -> list[Expression]:
     return list(node.operands[: node.operator.expressions])
 
 
-def _moved(generator: Generator, exponent: float, space: SearchSpace) -> float:
-    """The exponent moved by some steps of the grid; without a grid, any exponent of the list."""
+def _moved(generator: Generator, exponent: float) -> float:
+    """The exponent moved by some steps of the grid."""
     steps = int(generator.geometric(0.4)) * (1 if generator.random() < 0.5 else -1)
-    moved = space.on_grid(exponent + steps * space.exponent_step)
-    if moved is None:
-        return random_exponent(generator, space).value
-    low, high = space.exponent_range
-    return min(max(moved, low), high)
+    return min(max(on_grid(exponent + steps * EXPONENT_STEP), LOWEST), HIGHEST)

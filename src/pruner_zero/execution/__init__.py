@@ -2,7 +2,7 @@
 
 from pruner_zero.execution.executor import Executor, SerialExecutor, Work, Workers
 from pruner_zero.execution.processes import ProcessExecutor
-from pruner_zero.execution.registry import EXECUTORS, make_executor
+from pruner_zero.execution.registry import EXECUTORS, check_executor, make_executor
 from pruner_zero.execution.time_limit import UNLIMITED, TimeLimit
 from pruner_zero.execution.workers import WorkerExecutor
 
@@ -16,5 +16,6 @@ __all__ = [
     "Work",
     "WorkerExecutor",
     "Workers",
+    "check_executor",
     "make_executor",
 ]

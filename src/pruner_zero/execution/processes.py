@@ -33,7 +33,7 @@ class ProcessExecutor(WorkerExecutor[T, R]):
         """A new process."""
         return _Process(self.packed, self.threads)
 
-    def for_want_of_memory(self, worker: Worker, error: BaseException) -> bool:
+    def ran_out_of_memory(self, worker: Worker, error: BaseException) -> bool:
         """Whether the process was killed by SIGKILL, which is how Linux frees memory."""
         return isinstance(worker, _Process) and worker.exit_code() == -signal.SIGKILL
 

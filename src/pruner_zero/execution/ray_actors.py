@@ -44,7 +44,7 @@ class RayExecutor(WorkerExecutor[T, R]):
         """A new actor."""
         return _Handle(self.cluster.ray, self.actor.remote(self.packed, self.threads))
 
-    def for_want_of_memory(self, worker: Worker, error: BaseException) -> bool:
+    def ran_out_of_memory(self, worker: Worker, error: BaseException) -> bool:
         """Whether Ray itself killed the actor because its machine was short of memory."""
         return isinstance(error, self.cluster.ray.exceptions.OutOfMemoryError)
 

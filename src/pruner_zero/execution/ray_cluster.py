@@ -73,27 +73,49 @@ class RayCluster:
         self.started = False
 
     def _connect(self, address: str | None, cpus: float) -> None:
-        address = address or os.environ.get("RAY_ADDRESS") or "local"
+        address = _resolved(address)
         given: dict[str, Any] = {}
         if address == "local":
             # Ray only counts CPUs: as many as the actors need, at least those of the machine.
             given = {"num_cpus": max(math.ceil(cpus), os.cpu_count() or 1)}
             given["include_dashboard"] = False
         try:
-            _knock(address)
+            _reach(address)
             self.ray.init(address, log_to_driver=False, logging_level="error", **given)
         except (OSError, RuntimeError, ValueError) as error:
-            raise PrunerZeroError(
-                f"no Ray cluster can be used at {address}: start one (ray start --head), or give "
-                f"another --ray-address ({one_line(error)})"
-            ) from error
+            raise _unusable(address, error) from error
 
 
 # The names in Ray's options, and in the resources of its nodes.
 _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 
 
-def _knock(address: str) -> None:
+def check_cluster(address: str | None) -> None:
+    """Raise PrunerZeroError where Ray is not installed or nothing listens at `address`.
+
+    address: as `RayCluster` takes it. A Ray that is initialised already is not checked.
+    """
+    if _import_ray().is_initialized():
+        return
+    address = _resolved(address)
+    try:
+        _reach(address)
+    except (OSError, ValueError) as error:
+        raise _unusable(address, error) from error
+
+
+def _resolved(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _unusable(address: str, error: Exception) -> PrunerZeroError:
+    return PrunerZeroError(
+        f"no Ray cluster can be used at {address}: start one (ray start --head), or give another "
+        f"--ray-address ({one_line(error)})"
+    )
+
+
+def _reach(address: str) -> None:
     """Raise OSError where nothing listens at `host:port`; Ray itself would try for minutes."""
     host, _, port = address.rpartition("/")[2].rpartition(":")
     if host:

@@ -26,19 +26,30 @@ EXECUTORS: Registry[Callable[[AnyWork, Workers], Executor[Any, Any]]] = Registry
 )
 
 
+def check_executor(name: str | None, workers: Workers) -> None:
+    """Check what `make_executor` needs, before the work is there, which takes minutes.
+
+    Raises PrunerZeroError for several workers of the serial executor, and for a missing Ray.
+    """
+    if name == "serial" and (workers.count or 1) > 1:
+        raise PrunerZeroError(
+            "--executor serial is one worker: leave out --workers, or give --executor processes"
+        )
+    if name == "ray":
+        from pruner_zero.execution.ray_cluster import check_cluster
+
+        check_cluster(workers.ray_address)
+
+
 def make_executor(
     name: str | None, work: Work[T, R], workers: Workers, *, shareable: bool = True
 ) -> Executor[T, R]:
     """The executor of that name; by default processes where there is more than one worker.
 
     shareable: whether the work lies in main memory, where processes share it. Where it does not,
-    one worker is the default. Raises PrunerZeroError for several workers of the serial executor.
+    one worker is the default.
     """
     if workers.count is None and name != "ray":
         cores = (os.cpu_count() or 1) if shareable and name != "serial" else 1
         workers = replace(workers, count=max(1, cores // workers.threads))
-    if name == "serial" and (workers.count or 1) > 1:
-        raise PrunerZeroError(
-            "--executor serial is one worker: leave out --workers, or give --executor processes"
-        )
     return EXECUTORS[name or ("serial" if workers.count == 1 else "processes")](work, workers)

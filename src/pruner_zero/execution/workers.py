@@ -82,7 +82,7 @@ class WorkerExecutor(Executor[T, R], ABC):
     def worker(self) -> Worker:
         """A new worker."""
 
-    def for_want_of_memory(self, worker: Worker, error: BaseException) -> bool:
+    def ran_out_of_memory(self, worker: Worker, error: BaseException) -> bool:
         """Whether the system killed a dead worker because memory ran out, as far as it tells."""
         del worker, error
         return False
@@ -136,12 +136,12 @@ class WorkerExecutor(Executor[T, R], ABC):
         place.future = place.job = None
         error = future.exception()
         if isinstance(error, self.died):
-            starved = self.for_want_of_memory(place.worker, error)
+            out_of_memory = self.ran_out_of_memory(place.worker, error)
             self._replace(place)
             if job is None:
                 self._count_failed_start(error)
             else:
-                self._count_death(job, starved)
+                self._count_death(job, out_of_memory)
         elif error is not None:
             raise error
         elif job is None:
@@ -157,13 +157,13 @@ class WorkerExecutor(Executor[T, R], ABC):
                 f"in its memory ({one_line(error)})"
             ) from error
 
-    def _count_death(self, job: _Job[T, R], starved: bool) -> None:
+    def _count_death(self, job: _Job[T, R], out_of_memory: bool) -> None:
         """Run the job again once; a lack of memory is not the task's fault and ends the run."""
         job.started = False
         job.deaths += 1
         if job.deaths < 2:
             return
-        if starved:
+        if out_of_memory:
             raise PrunerZeroError(
                 "a worker was killed twice at one task, as happens when memory runs out: choose "
                 "fewer --workers, and go on with --resume"
@@ -184,6 +184,6 @@ class WorkerExecutor(Executor[T, R], ABC):
     def _wait(self) -> None:
         """Wait until a worker is done or overdue."""
         ends = [place.since + self.time_limit for place in self.places if place.job is not None]
-        left = max(0.0, min(ends) - time.monotonic()) if ends else None
+        seconds = max(0.0, min(ends) - time.monotonic()) if ends else None
         futures = [place.future for place in self.places if place.future is not None]
-        wait(futures, left, FIRST_COMPLETED)
+        wait(futures, seconds, FIRST_COMPLETED)

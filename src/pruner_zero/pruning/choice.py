@@ -49,6 +49,8 @@ def choose(
         by_name = {name: matrix for name, matrix in by_name.items() if name not in swept}
 
     def score(name: str) -> Tensor | None:
+        if name not in by_name:
+            return None
         return score_matrix(by_name[name], statistics[name], method.metric)
 
     scores = LazyScores(by_name.copy, score)
@@ -78,6 +80,8 @@ def choose_for_model(
             return by_name[name].weight.float().abs()
 
     def score(name: str) -> Tensor | None:
+        if name not in by_name:
+            return None
         with language_model.block(by_name[name].block):
             return score_matrix(by_name[name], read(by_name[name]), method.metric)
 

@@ -14,8 +14,9 @@ class LazyScores(Mapping[str, Tensor]):
 
     names: gives the names of all matrices, anew whenever it is called; it may load the weights of
     each before it yields its name. score: the scores of one matrix, the same whenever they are
-    asked for; None for a matrix that calibration never reached. hold: how many bytes of scores,
-    from the first matrix on, are held, `HELD_BYTES` where None; of the others only the last.
+    asked for; None for a matrix that calibration never reached, and for a name of no matrix. hold:
+    how many bytes of scores, from the first matrix on, are held, `HELD_BYTES` where None; of the
+    others only the last.
     """
 
     def __init__(
@@ -31,6 +32,23 @@ class LazyScores(Mapping[str, Tensor]):
         self._last: tuple[str, Tensor | None] = ("", None)
 
     def __getitem__(self, name: str) -> Tensor:
+        scores = self._computed(name)
+        if scores is None:
+            raise KeyError(name)
+        return scores
+
+    def __contains__(self, name: object) -> bool:
+        # A KeyError of the score itself is an error, no answer.
+        name = str(name)
+        return self._reached[name] if name in self._reached else self._computed(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in self._names() if name in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _computed(self, name: str) -> Tensor | None:
         if name in self._held:
             return self._held[name]
         if name != self._last[0]:
@@ -39,18 +57,7 @@ class LazyScores(Mapping[str, Tensor]):
             self._last = name, self._score(name)
             self._reached[name] = self._last[1] is not None
         scores = self._last[1]
-        if scores is None:
-            raise KeyError(name)
-        if scores.nbytes <= self._room:
+        if scores is not None and scores.nbytes <= self._room:
             self._room -= scores.nbytes
             self._held[name] = scores
         return scores
-
-    def __contains__(self, name: object) -> bool:
-        return self._reached[name] if name in self._reached else super().__contains__(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._names() if name in self)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

@@ -34,6 +34,6 @@ def choose_units(
             pattern = pattern.fold(language_model, windows.tokens, progress)
     elif isinstance(pattern, Experts):
         pattern = choose_experts(language_model, windows, method, pattern, store, progress)
-        # The masks only repeat this choice, so no other metric is needed.
+        # The pattern names the chosen experts: the masks need no scores of another metric.
         method = replace(method, metric=Metric.of("magnitude"))
     return replace(method, pattern=pattern)

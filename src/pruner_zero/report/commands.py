@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
@@ -22,6 +23,7 @@ from pruner_zero.settings import (
     SparsitySettings,
     options_of,
     quoted,
+    read_settings,
 )
 from pruner_zero.text.corpus import NAMES
 
@@ -92,12 +94,11 @@ def _calibration(run: Study) -> dict[str, Any]:
 
 
 def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: Path) -> str:
-    fields = kind.model_fields
-    given = {}
-    for name in filter(fields.__contains__, asked):
-        default = fields[name].get_default(call_default_factory=True)
-        if asked[name] != (list(default) if isinstance(default, tuple) else default):
-            given[name] = asked[name]
+    given = {name: value for name, value in asked.items() if name in kind.model_fields}
+    for name in list(given):
+        rest = {other: value for other, value in given.items() if other != name}
+        if _is_default(kind, name, given[name], rest):
+            given = rest
     words = ["pruner-zero", verb, str(given.pop("model", "MODEL"))]
     for name, option in options_of(kind).items():
         value = given.pop(name, None)
@@ -108,3 +109,20 @@ def _command(verb: str, kind: type[Settings], asked: Mapping[str, Any], output: 
         settings = yaml.safe_dump(given, default_flow_style=None, allow_unicode=True)
         file = f"cat > settings.yaml <<'END'\n{settings}END\n"
     return file + shlex.join([*words, "-o", str(output)])
+
+
+def _is_default(kind: type[Settings], name: str, value: Any, rest: Mapping[str, Any]) -> bool:
+    """Whether `value`, in JSON form, is the field's default, and is read from `rest` alone too.
+
+    Some defaults depend on other settings. False if `rest` cannot be read on this machine, which
+    may lack a plug-in.
+    """
+    default = kind.model_fields[name].get_default(call_default_factory=True)
+    if value != (list(default) if isinstance(default, tuple) else default):
+        return False
+    # The device of the result may be missing on this machine.
+    readable = {"model": "MODEL", **rest, "device": "auto"}
+    try:
+        return bool(getattr(read_settings(kind, readable), name) == default)
+    except PrunerZeroError:
+        return False

@@ -104,11 +104,18 @@ _shorten.maxstring = _shorten.maxother = _shorten.maxlong = 200
 S = TypeVar("S", bound=Settings)
 
 
-def read_settings(kind: type[S], given: Mapping[str, Any], file: str | Path | None = None) -> S:
+def read_settings(
+    kind: type[S],
+    given: Mapping[str, Any],
+    file: str | Path | None = None,
+    *,
+    within: str | None = None,
+) -> S:
     """Settings of `kind` from a YAML `file` and from `given`, which wins over the file.
 
-    Keys whose value is None in `given` count as not given. Raises PrunerZeroError naming
-    the option and what it accepts.
+    Keys whose value is None in `given` count as not given. within: the setting of a command that
+    holds these settings. Raises PrunerZeroError naming the option, or the setting that has none,
+    and what it accepts.
     """
     values = {**(_read_yaml(Path(file)) if file else {})}
     for key, value in values.items():
@@ -120,7 +127,7 @@ def read_settings(kind: type[S], given: Mapping[str, Any], file: str | Path | No
     try:
         return kind(**values)
     except ValidationError as error:
-        raise PrunerZeroError(_first_line(error, kind)) from error
+        raise PrunerZeroError(_first_line(error, kind, within)) from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -150,7 +157,10 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     return values
 
 
-def _first_line(error: ValidationError, kind: type[Settings]) -> str:
+def _first_line(error: ValidationError, kind: type[Settings], within: str | None) -> str:
+    # Imported here, because options are made of settings.
+    from pruner_zero.settings.options import options_of
+
     # An unknown name first: a missing setting may be the one that was misspelt.
     first = min(error.errors(), key=lambda error: error["type"] != "extra_forbidden")
     key = str(first["loc"][0]) if first["loc"] else ""
@@ -164,4 +174,8 @@ def _first_line(error: ValidationError, kind: type[Settings]) -> str:
     message = message[0].lower() + message[1:]
     if not key:
         return message
-    return f"--{key.replace('_', '-')} is {_shorten.repr(first['input']):.80}: {message}"
+    value = f"{_shorten.repr(first['input']):.80}"
+    if within is None and key in options_of(kind):
+        return f"--{key.replace('_', '-')} is {value}: {message}"
+    names = [name for name in (within, *first["loc"]) if isinstance(name, str)]
+    return f"`{': {'.join(names)}: {value}{'}' * (len(names) - 1)}`: {message}"

@@ -40,8 +40,8 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     evaluations: Annotated[int | None, MAIN] = Field(
         None, ge=1, description="Stop after this many distinct candidates."
     )
-    scope: Annotated[Scope | Literal["any"] | None, Cli(panel="Options", default="any")] = Field(
-        None,
+    scope: Annotated[Scope | Literal["any"], MAIN] = Field(
+        "any",
         description="Weights that are compared with each other: those of a row, of a block of "
         "128 columns, of a matrix, or of the whole model (global), or any: the search chooses.",
     )
@@ -62,12 +62,6 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     algorithm_settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the algorithm, by name."
     )
-    target_loss: float | None = Field(
-        None, description="Stop at this loss on the search text, in nats per token."
-    )
-    patience: int | None = Field(
-        None, ge=1, description="Stop after this many batches without a better metric."
-    )
     search_windows: int = Field(
         12, ge=1, description="Windows of the search text on the last rung."
     )
@@ -79,21 +73,6 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     )
     few_windows: Annotated[int, _RUNGS] = Field(
         2, ge=1, description="Windows of the search text on the rung before the last."
-    )
-    near: Annotated[float, _RUNGS] = Field(
-        0.3,
-        ge=0,
-        description="A candidate runs on the few windows if its closed-form error is at most this "
-        "much above the best, in nats of its logarithm.",
-    )
-    few_share: Annotated[float, _RUNGS] = Field(
-        0.15, gt=0, le=1, description="At most this share of a batch runs on the few windows."
-    )
-    margin: Annotated[float, _RUNGS] = Field(
-        0.005,
-        ge=0,
-        description="A candidate runs on all windows if its loss on the few windows is at most "
-        "this much above the best, in nats per token.",
     )
     judge_dtype: Annotated[Literal["auto", "float32", "bfloat16"], _RUNGS] = Field(
         "auto", description="Type of the forward passes; auto is bfloat16 where it is native."

@@ -79,23 +79,33 @@ def no_windows() -> Windows:
 
 
 def random_windows(
-    corpus: Corpus, tokenizer: Tokenizer, windows: int, seqlen: int, seed: int
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    windows: int,
+    seqlen: int,
+    seed: int,
+    *,
+    apart: bool = False,
 ) -> Windows:
-    """`windows` windows at distinct random offsets of the token stream; they may overlap.
+    """`windows` windows at distinct random offsets of the token stream.
 
-    Used for calibration, as in the papers. With the same seed, fewer windows are the first of
-    more. Only the first RANDOM_CHARACTERS characters of the corpus are tokenized. Raises
-    PrunerZeroError where the corpus has too few tokens.
+    They may overlap, as in the papers' calibration, unless they are `apart`: then offsets are
+    multiples of `seqlen`. With the same seed, fewer windows are the first of more. Only the first
+    RANDOM_CHARACTERS characters of the corpus are tokenized. Raises PrunerZeroError where the
+    corpus has too few tokens.
     """
     _check(windows, seqlen)
     if not 0 <= seed < 2**63:
         raise PrunerZeroError(f"--seed is {seed}: choose one from 0 to 2**63 - 1")
     stream = _encode(corpus, corpus.text[:RANDOM_CHARACTERS], tokenizer, seqlen)
-    offsets = len(stream) - seqlen + 1
+    step = seqlen if apart else 1
+    offsets = (len(stream) - seqlen) // step + 1
     if windows > offsets:
-        raise _too_few(corpus, len(stream), offsets, windows, seqlen)
+        options = "--search-windows, --final-windows" if apart else "--windows"
+        options += " or --seqlen"
+        raise _too_few(corpus, len(stream), offsets, windows, seqlen, options)
     generator = torch.Generator().manual_seed(seed)
-    starts = torch.randperm(offsets, generator=generator)[:windows]
+    starts = torch.randperm(offsets, generator=generator)[:windows] * step
     tokens = stream[starts[:, None] + torch.arange(seqlen)]
     return Windows(tokens, corpus.name, corpus.sha256, corpus.joined, len(stream), "random", seed)
 
@@ -118,7 +128,8 @@ def consecutive_windows(
     if windows is None:
         windows = whole
     if windows > whole:
-        raise _too_few(corpus, len(stream), whole, windows, seqlen, suffix)
+        options = f"--windows{suffix} or --seqlen{suffix}"
+        raise _too_few(corpus, len(stream), whole, windows, seqlen, options)
     tokens = stream[: windows * seqlen].reshape(windows, seqlen).clone()
     return Windows(tokens, corpus.name, corpus.sha256, corpus.joined, len(stream), "consecutive")
 
@@ -169,9 +180,9 @@ def _encode(
 
 
 def _too_few(
-    corpus: Corpus, tokens: int, most: int, windows: int, seqlen: int, suffix: str = ""
+    corpus: Corpus, tokens: int, most: int, windows: int, seqlen: int, options: str
 ) -> PrunerZeroError:
     return PrunerZeroError(
         f"corpus {corpus.name} has {tokens} tokens, which hold {most} windows of {seqlen} and "
-        f"not {windows}: choose a longer text, or a smaller --windows{suffix} or --seqlen{suffix}"
+        f"not {windows}: choose a longer text, or a smaller {options}"
     )
