@@ -6,7 +6,7 @@ from typing import cast
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric import Metric
+from pruner_zero.metric import NAMED, Metric
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.pruning.parse_removal import STRUCTURES, check_steps, names_units, parse_removal
 from pruner_zero.settings import BLOCK_INFLUENCE, REAP
@@ -147,10 +147,17 @@ def _split_distillation(text: str) -> tuple[str, int]:
 
 
 def _split_steps(text: str) -> tuple[str, list[str]]:
-    """The text without the steps it ends in, and their names, "asymmetric" among them."""
+    """The text without the steps it ends in, and their names, "asymmetric" among them.
+
+    Raises PrunerZeroError for a name that is no step after the name of a metric.
+    """
     steps: list[str] = []
     while written := _STEP.fullmatch(text):
         if written[2] not in ("asymmetric", "none") and written[2] not in STEPS:
+            # No expression holds the name of a metric.
+            if written[1].partition("@")[0].strip() in {*NAMED, SPARSEGPT}:
+                near = did_you_mean(written[2], ("asymmetric", *STEPS))
+                raise PrunerZeroError(f"unknown step '{written[2]}': {near}")
             break
         steps.insert(0, written[2])
         text = written[1].rstrip()
