@@ -59,15 +59,16 @@ LONGER, LONG = ", 24 windows of 1024", {"windows": 24, "seqlen": 1024}
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
 
-# What follows a mask, from nothing to all of it.
-AFTER = {"": "", ", swaps": "+refine", ", swaps, least squares": "+refine+asymmetric+exact"}
-METRICS = {
-    "magnitude": "magnitude",
-    "Wanda": "wanda",
-    "RIA": "ria",
-    "published tree": "pruner-zero",
-    "evolved on SmolLM2": CARRIED,
-    "evolved on Gemma": EVOLVED_ON_GEMMA,
+# Masks alone.
+MASKS: Mapping[str, Mapping[str, str]] = {
+    "50": {
+        "magnitude": "magnitude",
+        "Wanda": "wanda",
+        "RIA": "ria",
+        "published tree": "pruner-zero",
+        "evolved on SmolLM2": CARRIED,
+    },
+    "2-4": {"Wanda": "wanda"},
 }
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
@@ -115,10 +116,9 @@ def all_cells() -> Iterator[Cell]:
     yield Cell(f"default{LONGER}", "50", DEFAULT, "self", LONG)
     for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
         yield Cell(f"{words} in the default{LONGER}", "50", metric + in_default, "self", LONG)
-    for zeros in ZEROS:
-        for words, metric in METRICS.items():
-            for after, steps in AFTER.items():
-                yield Cell(words + after, zeros, metric + steps)
+    for zeros, masks in MASKS.items():
+        for words, metric in masks.items():
+            yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
     for zeros in UNITS:
         yield Cell("default", zeros, DEFAULT, "self")

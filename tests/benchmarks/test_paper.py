@@ -122,6 +122,7 @@ def test_an_unfinished_model_of_another_version_is_begun_again(
         weights = paper.weights_settings(row, settings, lambda name: load_corpus(texts[name]))
         blocks = tmp_path / f"pruned-{paper.cache_key(weights)}.partial" / "blocks"
         blocks.mkdir(parents=True)
+        (blocks.parent / ".lock").touch()
         (blocks / "journal.jsonl").write_text('{"run": {"--old": "1"}}\n{"block": 0}\n')
     paper.main(given)
     assert len(measured(tmp_path)) == len(paper.plan(settings))
