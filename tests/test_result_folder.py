@@ -106,11 +106,12 @@ def test_overwrite_replaces_the_folder_of_a_model_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("output", ["", ".", ".."])
-def test_the_current_folder_is_no_output(
+def test_the_current_folder_is_not_overwritten(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "notes.txt").write_text("mine")
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(PrunerZeroError, match=r"is empty|is the current folder"):
         check_output(output, overwrite=True)

@@ -66,8 +66,6 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
         folder, here = Path(os.path.realpath(output)), Path.cwd()
         if folder.is_mount():
             raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
-        if here.is_relative_to(folder):
-            raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
         partial = _partial(folder)
         if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
             _discard(partial)
@@ -82,6 +80,8 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
                 raise PrunerZeroError(
                     f"{folder} is not empty: choose another folder, or add --overwrite"
                 )
+            if here.is_relative_to(folder):
+                raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
             if not (folder / "config.json").exists():
                 raise PrunerZeroError(
                     f"{folder} is not the folder of a model, which alone --overwrite replaces: "

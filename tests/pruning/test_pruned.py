@@ -32,7 +32,7 @@ def test_a_damaged_checkpoint_of_the_distillation_is_trained_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.distillation.CHECKPOINT_MINUTES", 0.0)
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
     options: dict[str, Any] = {"calibration": [prose], "windows": 3, "seqlen": 24}
     options |= {"metric": "wanda", "sparsity": 0.5, "distill": 4}
     prune(llama_folder, output=tmp_path / "whole", **options)

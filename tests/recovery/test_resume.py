@@ -238,7 +238,8 @@ def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
 
     monkeypatch.setattr(State, "from_json", slow)
     monkeypatch.setattr(Checkpoint, "commit", noted)
-    recover(pruned_folder, text=text, output=output, **{**options, "checkpoint_minutes": 30})
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 1800.0)
+    recover(pruned_folder, text=text, output=output, **options)
     assert steps == [8]
 
 
