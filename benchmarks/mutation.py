@@ -44,7 +44,7 @@ RESULT = HERE / "results/mutation.json"
 MODULES = {
     "metric/canonical/form": "form",
     "metric/canonical/normal": "form",
-    "metric/canonical/facts": "form",
+    "metric/canonical/facts": "facts",
     "metric/evaluate": "evaluate",
     "metric/operator": "operators",
     "metric/operators": "operators",

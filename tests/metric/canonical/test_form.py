@@ -301,6 +301,7 @@ def test_the_forms_read_well() -> None:
         "W*X + W*G": "G * W + W * X",
         "1 - sqr(W)": "-W",
         "X / D * W": "W * X / D",
+        "W^0.4 * G^0.8 * X^1.6": "G * sqr(X) * sqrt(W)",
     }.items():
         assert canonical(parse(text), "row") == parse(form)
 

@@ -1,0 +1,73 @@
+"""Facts that are derived from an expression are true of its values, and cautious in doubt."""
+
+import math
+
+import pytest
+
+from pruner_zero.metric import Constant, parse
+from pruner_zero.metric.canonical.facts import growth, is_positive, is_tame
+
+
+@pytest.mark.parametrize(
+    ("text", "positive"),
+    [
+        ("D", True),
+        ("W", False),
+        ("S", False),
+        ("D * D", True),
+        ("D * W", False),
+        ("D + W", False),
+        ("D / D", True),
+        ("D ^ 0.5", True),
+        ("exp(D)", False),
+        ("sqrt(D)", True),
+        ("D - D", False),
+        ("log(D)", False),
+        ("D * 0.5", True),
+    ],
+)
+def test_values_are_positive_where_every_operand_is(text: str, positive: bool) -> None:
+    assert is_positive(parse(text)) == positive
+
+
+def test_numbers_above_zero_are_positive() -> None:
+    assert is_positive(Constant(0.5))
+    assert not is_positive(Constant(0.0))
+    assert not is_positive(Constant(-1.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "degree"),
+    [
+        ("W", 1),
+        ("W * X", 2),
+        ("W * X ^ 0.5", 1.5),
+        ("W / D", 2),
+        ("D ^ -1", 1),
+        ("W + X * G", 2),
+        # A negative power or a division may meet a zero, and the power 0 makes all values equal.
+        ("W ^ -1", math.inf),
+        ("W ^ 0", math.inf),
+        ("W / X", math.inf),
+        # Roots so high that fp32 rounds their values to ties.
+        ("W ^ 0.05", math.inf),
+        ("W ^ 0.0625", 0.0625),
+        # No statistic at all.
+        ("abs(2)", math.inf),
+        # The logarithm of values up to the degree 8 has the degree 1.
+        ("log(W ^ 8)", 1),
+        ("log(W ^ 8.05)", math.inf),
+    ],
+)
+def test_the_degree_of_an_expression(text: str, degree: float) -> None:
+    assert growth(parse(text)) == pytest.approx(degree)
+
+
+def test_numbers_that_fp32_holds_beside_statistics_are_tame() -> None:
+    for value, tame in ((1e-6, True), (9e-7, False), (1e6, True), (1.1e6, False), (-1.0, True)):
+        assert is_tame(Constant(value)) == tame
+
+
+def test_expressions_are_tame_up_to_the_degree_8() -> None:
+    assert is_tame(parse("W ^ 8"))
+    assert not is_tame(parse("W ^ 8.05"))
