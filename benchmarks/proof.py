@@ -123,7 +123,6 @@ def all_cells() -> Iterator[Cell]:
     for zeros in UNITS:
         yield Cell("default", zeros, DEFAULT, "self")
         yield Cell(f"default{LONGER}", zeros, DEFAULT, "self", LONG)
-        yield Cell("Wanda", zeros, "wanda")
 
 
 def main() -> None:
