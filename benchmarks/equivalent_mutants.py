@@ -9,6 +9,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if not torch.isfinite(high + low) and (not torch.isfinite(scores).all()):",
     ): "a shortcut before the real check: where an end is not finite the sum is not either",
     (
+        "metric/canonical/form._without_outermost",
+        "positive = [exponent for exponent in inner.values() if exponent > 0]",
+        "positive = [exponent for exponent in inner.values() if exponent > 1]",
+    ): "a later pass, after which all exponents are smaller, finds the same form",
+    (
+        "metric/operator.Operator.shape",
+        "outputs, inputs = zip(*(operand.value for operand in operands), strict=True)",
+        "outputs, inputs = zip(*(operand.value for operand in operands), strict=False)",
+    ): "every shape has two axes",
+    (
         "metric/canonical/normal.normal",
         "form = Constant(_rounded(value)) if 1e-06 <= abs(value) <= 1000000.0 or not value"
         " else plain",

@@ -365,6 +365,12 @@ def test_the_order_of_terms_does_not_matter() -> None:
     assert len(sums) == 6
 
 
+@pytest.mark.parametrize("name", ["min", "max"])
+def test_the_order_of_the_operands_of_an_extreme_does_not_matter(name: str) -> None:
+    first, second = (parse(f"{name}({pair})") for pair in ("W, G * X", "G * X, W"))
+    assert canonical(first, "row") == canonical(second, "row")
+
+
 def test_an_unknown_scope_is_named() -> None:
     with pytest.raises(PrunerZeroError, match="did you mean 'matrix'"):
         canonical(Terminal("W"), "matrx")  # type: ignore[arg-type]
