@@ -66,6 +66,16 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "chunk = max(2, CHUNK // rows.shape[1])",
     ): "how many rows are in work at once, not what comes out",
     (
+        "sparsity/selection.",
+        "CHUNK = 1 << 18",
+        "CHUNK = 2 << 18",
+    ): "how many numbers are in work at once, not what comes out",
+    (
+        "sparsity/steps/sweep.sparsegpt",
+        "if mask is None and (left - start) % due_columns == 0:",
+        "if mask is None and (left + start) % due_columns == 0:",
+    ): "every block starts at a multiple of due_columns",
+    (
         "sparsity/steps/least_squares.",
         "_RANGE = 1e-05",
         "_RANGE = 2e-05",

@@ -72,6 +72,7 @@ def test_a_gram_that_is_not_finite_is_an_error_at_once() -> None:
 def test_damping_has_a_range(damping: float) -> None:
     with pytest.raises(PrunerZeroError, match="damping"):
         Hessian(torch.eye(3), damping=damping)
+    assert Hessian(torch.eye(3), damping=1.0).used_damping == 1.0
 
 
 def test_the_nystrom_factor_holds_the_dominant_directions() -> None:

@@ -76,8 +76,9 @@ def test_raised_damping_is_told_where_a_step_is_damped() -> None:
     start = layer_of(layer(4, 8)[0], gram, mask)
     refined = run_steps(start, plan(["refine"]))
     assert refined.note is None
-    solved = run_steps(replace(start, mask=refined.mask), plan(["exact"]))
-    assert solved.note == "damping raised to 0.1 for the Cholesky factor"
+    for update in ("exact", "obs"):
+        solved = run_steps(replace(start, mask=refined.mask), plan([update]))
+        assert solved.note == "damping raised to 0.1 for the Cholesky factor"
 
 
 @pytest.mark.parametrize("name", [name for name, step in STEPS.items() if step.option])
