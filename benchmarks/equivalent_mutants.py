@@ -85,4 +85,44 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "_LEAST_GAIN = 1e-05",
         "_LEAST_GAIN = 2e-05",
     ): "where a gain is not worth a round, a choice",
+    (
+        "sparsity/steps/sweep.sparsegpt",
+        "due = slice(left, min(left + due_columns, stop))",
+        "due = slice(left, max(left + due_columns, stop))",
+    ): "columns that are chosen too early are chosen once more when they are due",
+    (
+        "sparsity/steps/least_squares.",
+        "_COARSE, _WIDE = (0.03, 4096)",
+        "_COARSE, _WIDE = (0.03, 4097)",
+    ): "a measured trade of time against rounding",
+    (
+        "sparsity/steps/least_squares.solve",
+        "fell = (change * (first + residual)).sum(1, keepdim=True) >= 0",
+        "fell = (change * (first + residual)).sum(1, keepdim=True) > 0",
+    ): "where the error is the same, either weights will do",
+    (
+        "sparsity/steps/least_squares.solve",
+        "return Solution(_finite(result, layer), iterations, relative, relative <= 2 * tolerance)",
+        "return Solution(_finite(result, layer), iterations, relative, relative <= 3 * tolerance)",
+    ): "how far beyond the tolerance rounding may leave a solution is a choice",
+    (
+        "sparsity/steps/swaps.refine_mask",
+        "better = errors.error < best.error",
+        "better = errors.error <= best.error",
+    ): "where the error is the same, either mask will do",
+    (
+        "sparsity/steps/swaps._best_swaps",
+        "wanted = least < -_LEAST_GAIN * error",
+        "wanted = least <= -_LEAST_GAIN * error",
+    ): "a gain of exactly the least one counts or does not",
+    (
+        "sparsity/steps/exact_swaps.refine_exact",
+        "lower = reached < error",
+        "lower = reached <= error",
+    ): "where the error is the same, either mask will do",
+    (
+        "sparsity/steps/exact_swaps._swap",
+        "chosen = (effect > 0) & (place < most[:, None])",
+        "chosen = (effect >= 0) & (place < most[:, None])",
+    ): "a pair without effect may swap or stay",
 }

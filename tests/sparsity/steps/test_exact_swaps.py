@@ -162,6 +162,15 @@ def test_it_goes_more_than_half_way_to_the_best_of_all_masks() -> None:
     assert (end - best).sum() < 0.5 * (start - best).sum()
 
 
+def test_the_scale_of_weights_and_inputs_has_no_effect() -> None:
+    weight, gram, _ = problem(6, 16, 3)
+    mask = keep_mask(weight.abs(), Unstructured(0.5))
+    refined = refine_exact(weight, gram, mask, Unstructured(0.5)).mask
+    assert not torch.equal(refined, mask)
+    small = refine_exact(weight / 64, gram / 64, mask, Unstructured(0.5)).mask
+    assert torch.equal(small, refined)
+
+
 def test_a_mask_that_no_swap_would_help_stays() -> None:
     weight, _ = layer(8, 32)
     gram = torch.diag(torch.rand(32, generator=torch.Generator().manual_seed(0)) + 0.1)

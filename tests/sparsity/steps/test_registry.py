@@ -68,6 +68,8 @@ def test_without_a_mask_in_the_end_it_is_an_error() -> None:
     weight, gram = layer(3, 8)
     with pytest.raises(ValueError, match="no step has chosen a mask of matrix"):
         run_steps(layer_of(weight, gram), [])
+    with pytest.raises(ValueError, match="no step has chosen a mask of matrix"):
+        run_steps(layer_of(weight, gram, weight > 0), [])
 
 
 def test_raised_damping_is_told_where_a_step_is_damped() -> None:
@@ -76,8 +78,8 @@ def test_raised_damping_is_told_where_a_step_is_damped() -> None:
     start = layer_of(layer(4, 8)[0], gram, mask)
     refined = run_steps(start, plan(["refine"]))
     assert refined.note is None
-    for update in ("exact", "obs"):
-        solved = run_steps(replace(start, mask=refined.mask), plan([update]))
+    for names_of_steps in (["exact"], ["obs"], ["refine", "exact"]):
+        solved = run_steps(replace(start, mask=refined.mask), plan(names_of_steps))
         assert solved.note == "damping raised to 0.1 for the Cholesky factor"
 
 
