@@ -143,7 +143,7 @@ def verdict(source: Path, module: str, explained: bool) -> tuple[str, str]:
     mirror = room / f"test_{MODULES[module]}.py"
     outcome, by = judged(source, [mirror])
     if outcome == "survived" and not explained:
-        outcome, by = judged(source, sorted({*room.glob("test_*.py")} - {mirror}))
+        outcome, by = judged(source, sorted({*room.rglob("test_*.py")} - {mirror}))
     return outcome, by
 
 
