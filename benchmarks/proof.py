@@ -62,7 +62,6 @@ EVOLVED_ON_GEMMA = "W * G^0.75@global"
 # Masks alone.
 MASKS: Mapping[str, Mapping[str, str]] = {
     "50": {
-        "magnitude": "magnitude",
         "Wanda": "wanda",
         "RIA": "ria",
         "published tree": "pruner-zero",
