@@ -5,7 +5,7 @@
 
 All runs share the model, the statistics, the search windows and the rungs, and have the same
 minutes of the processor, one thread, statistics not counted. What each run chose is measured on
-windows of another text, which nothing before has read. A run is a file under
+windows of another text, which no search has read. A run is a file under
 benchmarks/results/duel; runs that are there are kept. The page is duel.md. --model searches another
 model, and --beside measures fixed metrics on the same windows:
 
@@ -169,7 +169,7 @@ def write_page() -> None:
         " without the statistics. All runs of a table share the statistics (24"
         " windows of the first half of WikiText-2 validation), the search windows (of its second"
         " half), the rungs and the final race. The loss is that of what a run chose, on windows"
-        " of WikiText-2 test, which nothing before has read.",
+        " of WikiText-2 test, which no search has read.",
         "",
     ]
     tables: dict[str, list[dict[str, Any]]] = {}
