@@ -117,11 +117,16 @@ def test_the_current_folder_is_not_overwritten(
         check_output(output, overwrite=True)
 
 
-def test_a_folder_of_the_user_that_has_the_name_of_an_unfinished_run_stays(tmp_path: Path) -> None:
-    (tmp_path / "out.partial").mkdir()
-    (tmp_path / "out.partial" / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("name", ["notes.txt", "complete"])
+def test_a_folder_of_the_user_that_has_the_name_of_an_unfinished_run_stays(
+    name: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "out.partial" / name
+    file.parent.mkdir()
+    file.write_text("mine")
     with pytest.raises(PrunerZeroError, match=r"out.partial, where .* is made, holds other files"):
         check_output(tmp_path / "out", overwrite=True)
+    assert file.read_text() == "mine"
 
 
 def test_a_link_stays_and_the_result_is_where_it_leads(tmp_path: Path) -> None:

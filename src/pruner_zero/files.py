@@ -68,8 +68,9 @@ def check_file(path: str | Path, *, page: bool = False) -> Path:
     and a place that cannot be written.
     """
     file = Path(path)
-    if not str(path) or file.is_dir():
-        raise PrunerZeroError(f"'{path}' is a folder: name a file as --output")
+    # An empty name is the current folder.
+    if file.is_dir():
+        raise PrunerZeroError(f"{file} is a folder: name a file as --output")
     with writing(file):
         if file.exists() and not _is_earlier_output(file, page):
             raise PrunerZeroError(f"{file} is no earlier output: choose another file as --output")

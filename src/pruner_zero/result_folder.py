@@ -67,12 +67,12 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
         if folder.is_mount():
             raise PrunerZeroError(f"{folder} is a mount point: choose a folder inside it")
         partial = _partial(folder)
-        if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
-            _discard(partial)
         if partial.is_dir() and any(partial.iterdir()) and not (partial / LOCK).exists():
             raise PrunerZeroError(
                 f"{partial}, where {folder} is made, holds other files: choose another folder"
             )
+        if (partial / _COMPLETE).exists() and not (partial / _RESULT).exists():
+            _discard(partial)
         if folder.exists() and not folder.is_dir():
             raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
         if folder.is_dir() and any(folder.iterdir()):
@@ -146,10 +146,14 @@ def _partial(output: Path) -> Path:
 
 
 def _discard(partial: Path) -> None:
-    """Delete the folder of a finished run, its marker file last."""
-    for left in partial.glob("*"):
-        if left.is_dir():
-            shutil.rmtree(left, ignore_errors=True)
+    """Delete the folder of a finished run: first its folders, then the marker file, then the rest.
+
+    So a folder that a kill leaves here still has its lock, by which `check_output` knows it.
+    """
+    for path in partial.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    (partial / _COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
 
 

@@ -14,7 +14,6 @@ from pruner_zero.calibration import (
     Kind,
     StatisticsStore,
     calibrate,
-    open_store,
     select,
     self_windows,
 )
@@ -38,9 +37,9 @@ from pruner_zero.pruning import (
     Pruned,
     Removal,
     calibration_texts,
-    calibration_windows,
     check_plan,
     chosen_by,
+    open_calibration,
     parse_method,
     run_method,
     split_methods,
@@ -151,18 +150,11 @@ def compare(
         name: method and _plan(method, language_model, checked) for name, method in chosen.items()
     }
     with torch_threads(checked.threads):
-        fingerprint = language_model.fingerprint()
-        windows = calibration_windows(texts, language_model, checked, cache, fingerprint, progress)
+        windows, store = open_calibration(texts, language_model, checked, cache, progress)
         written = texts.count_self(checked.windows) if texts else 0
+        fingerprint = store.settings["model"]
         test = _test_windows(
             test_text, language_model, checked, written, cache, fingerprint, progress
-        )
-        store = open_store(
-            language_model,
-            windows,
-            gradient_seqlen=checked.gradient_seqlen,
-            folder=cache,
-            fingerprint=fingerprint,
         )
         table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)

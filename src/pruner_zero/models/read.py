@@ -119,9 +119,10 @@ def _check_complete(report: Mapping[str, Any], name: str) -> None:
 
 def _check_blocks(model: PreTrainedModel, report: Mapping[str, Any], name: str) -> None:
     """Raise PrunerZeroError where the files hold weights of blocks that the model does not have."""
+    modules = dict(model.named_modules())
     for weight in sorted(report["unexpected_keys"]):
         block = re.match(r"(.+?)\.\d+\.", weight)
-        blocks = dict(model.named_modules()).get(block[1]) if block else None
+        blocks = modules.get(block[1]) if block else None
         if isinstance(blocks, torch.nn.ModuleList):
             raise PrunerZeroError(
                 f"{name} has {weight}, but its config.json describes {len(blocks)} blocks: "

@@ -15,7 +15,7 @@ from pruner_zero.pruning.record import MatrixRecord, total_sparsity
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.pruning.scoring import reached_score
-from pruner_zero.pruning.settings import calibration_texts, calibration_windows
+from pruner_zero.pruning.settings import calibration_texts, open_calibration
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.pruning.structured import Structured
 
@@ -35,11 +35,11 @@ __all__ = [
     "Structured",
     "apply_masks",
     "calibration_texts",
-    "calibration_windows",
     "check_plan",
     "chosen_by",
     "describe_steps",
     "load_masks",
+    "open_calibration",
     "parse_method",
     "prune",
     "prune_by_masks",

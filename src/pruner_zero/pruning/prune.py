@@ -6,7 +6,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.calibration import StatisticsStore, open_store
+from pruner_zero.calibration import StatisticsStore
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
@@ -32,7 +32,7 @@ from pruner_zero.pruning.pipeline import check_plan
 from pruner_zero.pruning.pruned import run_method
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.settings import calibration_texts, calibration_windows
+from pruner_zero.pruning.settings import calibration_texts, open_calibration
 from pruner_zero.pruning.structured import Structured
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
@@ -206,15 +206,7 @@ def prune(
         result.write(staged)
 
     with torch_threads(checked.threads):
-        fingerprint = language_model.fingerprint()
-        windows = calibration_windows(texts, language_model, checked, cache, fingerprint, progress)
-        store = open_store(
-            language_model,
-            windows,
-            gradient_seqlen=checked.gradient_seqlen,
-            folder=cache,
-            fingerprint=fingerprint,
-        )
+        windows, store = open_calibration(texts, language_model, checked, cache, progress)
         identity = _identity(checked, method, store)
         return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
 

@@ -1,10 +1,10 @@
-"""From settings to the calibration texts and their windows."""
+"""From settings to the calibration texts, their windows, and the store of statistics."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.calibration import take_windows
+from pruner_zero.calibration import StatisticsStore, open_store, take_windows
 from pruner_zero.models import LanguageModel, check_tokens
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.method import Method
@@ -31,31 +31,38 @@ def calibration_texts(
     return load_mixture(source, role="calibration", progress=progress)
 
 
-def calibration_windows(
+def open_calibration(
     texts: Mixture | None,
     language_model: LanguageModel,
     settings: CalibrationSettings,
-    folder: str | Path | None = None,
-    fingerprint: str | None = None,
+    cache: str | Path | None = None,
     progress: Progress = SILENT,
-) -> Windows:
-    """The windows that statistics are collected on, none without a text.
+) -> tuple[Windows, StatisticsStore]:
+    """The windows that statistics are collected on, none without a text, and the statistics' store.
 
-    folder: the cache for windows that the model writes. fingerprint: as `self_windows` takes it.
-    Raises PrunerZeroError as `take_windows`
-    and `check_tokens` do.
+    cache: the folder for statistics and for windows that the model writes. Raises PrunerZeroError
+    as `take_windows` and `check_tokens` do.
     """
-    if texts is None:
-        return no_windows()
-    windows = take_windows(
-        texts,
+    # Computed once, because it reads all weights.
+    fingerprint = language_model.fingerprint()
+    windows = no_windows()
+    if texts is not None:
+        windows = take_windows(
+            texts,
+            language_model,
+            settings.windows,
+            settings.seqlen,
+            settings.seed,
+            folder=cache,
+            fingerprint=fingerprint,
+            progress=progress,
+        )
+        check_tokens(language_model.model, windows.tokens)
+    store = open_store(
         language_model,
-        settings.windows,
-        settings.seqlen,
-        settings.seed,
-        folder=folder,
+        windows,
+        gradient_seqlen=settings.gradient_seqlen,
+        folder=cache,
         fingerprint=fingerprint,
-        progress=progress,
     )
-    check_tokens(language_model.model, windows.tokens)
-    return windows
+    return windows, store
