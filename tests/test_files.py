@@ -114,6 +114,15 @@ def test_every_write_error_of_the_system_is_one_line(error: OSError, words: str)
     assert str(raised.value).startswith("out cannot be written")
 
 
+def test_a_write_error_in_the_cache_says_what_chooses_its_place(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path))
+    place = r"place \(--cache, \$PRUNER_ZERO_CACHE\)$"
+    with pytest.raises(PrunerZeroError, match=place), writing(tmp_path / "text"):
+        raise PermissionError(13, "Permission denied")
+
+
 def test_check_writable_looks_at_the_nearest_folder_there_is(tmp_path: Path) -> None:
     check_writable(tmp_path / "new" / "deeper" / "out")
     (tmp_path / "file").write_text("")

@@ -13,6 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from pruner_zero.cache import default_cache
 from pruner_zero.errors import PrunerZeroError
 
 _REASONS = {
@@ -45,8 +46,14 @@ def writing(path: Path) -> Iterator[None]:
             raise
         why = _REASONS.get(code) or os.strerror(code).lower()
         raise PrunerZeroError(
-            f"{path} cannot be written ({why}): mend that or choose another place"
+            f"{path} cannot be written ({why}): mend that or choose another place{_how(path)}"
         ) from error
+
+
+def _how(path: Path) -> str:
+    """How the place of `path` is chosen, where that is not an option's own value."""
+    cache = default_cache().absolute()
+    return " (--cache, $PRUNER_ZERO_CACHE)" if cache in path.absolute().parents else ""
 
 
 def check_writable(path: Path) -> None:

@@ -145,12 +145,13 @@ def test_no_strings_at_all_are_refused_as_an_empty_text(llama_folder: Path, tmp_
     assert line == "corpus strings is empty: choose a text with words in it"
 
 
-@pytest.mark.parametrize("search_text", [None, "self"])
+@pytest.mark.parametrize("texts", [{}, {"search_text": "self"}, {"calibration": "self"}])
 def test_candidates_are_judged_on_the_next_text_of_the_model(
-    search_text: str | None, llama_folder: Path, tmp_path: Path
+    texts: dict[str, str], llama_folder: Path, tmp_path: Path
 ) -> None:
+    """Without a text the model writes it."""
     output = tmp_path / "run"
-    options: dict[str, Any] = {"calibration": "self", "search_text": search_text, "evaluations": 12}
+    options: dict[str, Any] = {**texts, "evaluations": 12}
     search(llama_folder, output=output, cache=tmp_path / "cache", **options, **TINY)
     description = json.loads((output / "run.json").read_text())
     assert description["calibration"]["text"] == "self"

@@ -40,7 +40,7 @@ class SearchSettings(SearchOptions):
     def _check_update(cls, name: str) -> str:
         if name == "none" or name in STEPS:
             return name
-        raise ValueError(f"--update {name} is unknown: {did_you_mean(name, STEPS)}")
+        raise ValueError(f"no update: {did_you_mean(name, ('none', *STEPS))}")
 
     @field_validator("executor", "algorithm")
     @classmethod

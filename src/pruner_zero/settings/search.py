@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pruner_zero.choices import Scope, Structure
+from pruner_zero.choices import SELF, Scope, Structure
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import (
     CALIBRATION_HELP,
@@ -26,10 +26,10 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
 
     panel: ClassVar[str] = "Search"
 
-    calibration: Annotated[Texts, SHARES] = Field(description=CALIBRATION_HELP)
+    calibration: Annotated[Texts, SHARES] = Field(SELF, description=CALIBRATION_HELP)
     search_text: Annotated[
         Texts | None,
-        replace(SHARES, default="the second half of the calibration text"),
+        replace(SHARES, default="the second half of the calibration text; more text by self"),
     ] = Field(
         None,
         description="Text that candidates are judged on: as --calibration, several texts too.",
