@@ -17,7 +17,6 @@ from pruner_zero.recovery.trainable import (
     KeptWeights,
     Trainable,
     float32_weights,
-    read_masks,
 )
 from pruner_zero.recovery.windows import in_training_order, split_windows
 from pruner_zero.text import Corpus, Windows
@@ -45,10 +44,8 @@ def training(
     pruned: LanguageModel, parts: tuple[Windows, Windows], config: RecoverSettings, **more: Any
 ) -> Training:
     matrices = find_matrices(pruned.model)
-    masks = read_masks(matrices, "tiny")
     learning: list[Trainable] = [
-        KeptWeights(name, parameter, masks[name])
-        for name, parameter in parameters_of(matrices).items()
+        KeptWeights(name, parameter) for name, parameter in parameters_of(matrices).items()
     ]
     learned, held_out = parts
     return Training(pruned.model, learning, [learned], [1], held_out, config, **more)

@@ -7,8 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from pruner_zero.models import LanguageModel, find_matrices
-from pruner_zero.recovery.trainable import KeptWeights, check_pruned, read_masks, sparsity
+from pruner_zero.models import LanguageModel, find_matrices, parameters_of
+from pruner_zero.recovery.lora import MaskedAdapters
+from pruner_zero.recovery.trainable import (
+    KeptWeights,
+    Trainable,
+    check_pruned,
+    check_trainable,
+    sparsity,
+)
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
@@ -19,12 +26,16 @@ from tests.tiny_models import ARCHITECTURES, tiny_model
 def test_the_masks_are_the_zeros_of_every_matrix(architecture: str) -> None:
     language_model, zeros = pruned_model(architecture)
     matrices = find_matrices(language_model.model)
-    masks = read_masks(matrices, "tiny")
-    assert masks.keys() == zeros.keys()
-    for matrix in matrices:
-        kept = matrix.view(masks[matrix.parameter_name])
-        assert torch.equal(kept, matrix.weight != 0)
-    assert sparsity(matrices) == pytest.approx(0.5, abs=0.01)
+    for name, parameter in parameters_of(matrices).items():
+        trainables: list[Trainable] = [
+            KeptWeights(name, parameter),
+            MaskedAdapters(parameter, [], rank=1, alpha=1, generator=torch.Generator()),
+        ]
+        values = torch.randn(parameter.shape)
+        parameter.data = values
+        for trainable in trainables:
+            assert torch.equal(trainable.pruned, values[zeros[name]])
+    assert sparsity(matrices) == 0
 
 
 def test_a_dense_model_is_refused_unless_its_teacher_is_larger() -> None:
@@ -50,13 +61,15 @@ def test_a_quantized_model_is_refused() -> None:
     matrices = find_matrices(language_model.model)
     matrices[0].parameter.requires_grad_(False)
     matrices[0].parameter.data = matrices[0].parameter.data.to(torch.int8)
-    assert "is quantized and cannot be trained" in refusal(lambda: read_masks(matrices, "tiny"))
+    assert "is quantized and cannot be trained" in refusal(
+        lambda: check_trainable(matrices, "tiny")
+    )
 
 
 def test_kept_weights_come_and_go_without_touching_the_others() -> None:
     weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, -3.0, -0.0]])
     parameter = nn.Parameter(weight.clone())
-    kept = KeptWeights("weight", parameter, weight != 0)
+    kept = KeptWeights("weight", parameter)
     vector = kept.tensors["weight"]
     assert vector.tolist() == [1, 2, -3]
     kept.pull(torch.arange(6.0).view(2, 3))
@@ -66,3 +79,6 @@ def test_kept_weights_come_and_go_without_touching_the_others() -> None:
     vector.copy_(torch.tensor([7.0, 8.0, 9.0]))
     kept.write()
     assert parameter.tolist() == [[7, 0, 8], [0, 9, 0]]
+    assert kept.pruned.tolist() == [0, 0, 0]
+    parameter.data.fill_(4)
+    assert kept.pruned.tolist() == [4, 4, 4]

@@ -67,8 +67,7 @@ def distill(
     check_weights(matrices)
     with float32_weights(pruned.model):
         trainables: list[Trainable] = [
-            KeptWeights(name, parameter, parameter.data != 0)
-            for name, parameter in parameters_of(matrices).items()
+            KeptWeights(name, parameter) for name, parameter in parameters_of(matrices).items()
         ]
         training = Training(
             pruned.model,

@@ -21,14 +21,14 @@ from pruner_zero.recovery.trainable import with_gradient
 class MaskedAdapters:
     """One adapter for each of the `matrices` stored in one parameter.
 
-    A is (rank, in), drawn uniformly from ±1/√in; B is (out, rank), zero at first. mask: the mask
-    of the parameter, True = kept.
+    A is (rank, in), drawn uniformly from ±1/√in; B is (out, rank), zero at first. The zeros of the
+    parameter are the mask. Its values are kept in the dtype that it has now, also where it is
+    float32 in training.
     """
 
     def __init__(
         self,
         parameter: nn.Parameter,
-        mask: Tensor,
         matrices: Sequence[Matrix],
         *,
         rank: int,
@@ -36,7 +36,6 @@ class MaskedAdapters:
         generator: torch.Generator,
     ) -> None:
         self.parameter = parameter
-        self.mask = mask
         self.matrices = matrices
         self.base = parameter.data.clone()
         self.scale = alpha / rank
@@ -49,18 +48,23 @@ class MaskedAdapters:
             self.tensors[f"{matrix.name}.lora_A"] = with_gradient(A)
             self.tensors[f"{matrix.name}.lora_B"] = with_gradient(B)
 
+    @property
+    def pruned(self) -> Tensor:
+        """The values that the parameter now has where its mask is zero."""
+        return self.parameter.data[self.base == 0]
+
     def write(self) -> None:
         """Set each matrix to its pruned weights plus the masked product of its adapter."""
         for matrix in self.matrices:
             A, B = self._adapter(matrix)
-            product = (B @ A).mul_(self.scale).mul_(matrix.view(self.mask))
-            matrix.weight.copy_(product.add_(matrix.view(self.base)))
+            base = matrix.view(self.base)
+            matrix.weight.copy_((B @ A).mul_(self.scale).mul_(base != 0).add_(base))
 
     def pull(self, gradient: Tensor) -> None:
         """The chain rule through the masked product."""
         for matrix in self.matrices:
             A, B = self._adapter(matrix)
-            G = (matrix.view(gradient) * matrix.view(self.mask)).mul_(self.scale)
+            G = (matrix.view(gradient) * (matrix.view(self.base) != 0)).mul_(self.scale)
             assert A.grad is not None
             assert B.grad is not None
             A.grad += B.T @ G

@@ -17,11 +17,16 @@ LEAST_SPARSITY = 0.01
 class Trainable(Protocol):
     """One parameter of the model, made from fp32 `tensors` that the optimizer changes.
 
-    Each tensor has a gradient from the start, zero until `pull` adds to it.
+    The zeros that the parameter has at the beginning are its mask. Each tensor has a gradient from
+    the start, zero until `pull` adds to it.
     """
 
     parameter: nn.Parameter
     tensors: dict[str, Tensor]
+
+    @property
+    def pruned(self) -> Tensor:
+        """The values that the parameter now has where its mask is zero."""
 
     def write(self) -> None:
         """Compute the parameter, fp32, from the tensors."""
@@ -37,13 +42,19 @@ class KeptWeights:
     and the optimizer's state is smaller by the sparsity.
     """
 
-    def __init__(self, name: str, parameter: nn.Parameter, mask: Tensor) -> None:
+    def __init__(self, name: str, parameter: nn.Parameter) -> None:
         self.parameter = parameter
         # Indexing by positions is ten times as fast as by a mask; int32 halves their memory.
-        positions = mask.flatten().nonzero().flatten()
-        self.positions = positions.int() if mask.numel() < 2**31 else positions
-        self.kept = with_gradient(self._gather(parameter.data))
+        positions = parameter.data.flatten().nonzero().flatten()
+        self.positions = positions.int() if parameter.numel() < 2**31 else positions
+        self.kept = with_gradient(self._gather(parameter.data).float())
         self.tensors = {name: self.kept}
+
+    @property
+    def pruned(self) -> Tensor:
+        """The values that the parameter now has where its mask is zero."""
+        mask = torch.ones(self.parameter.numel(), dtype=torch.bool, device=self.kept.device)
+        return self.parameter.data.flatten()[mask.index_fill_(0, self.positions.long(), False)]
 
     def write(self) -> None:
         """Write the kept weights to their positions."""
@@ -79,19 +90,14 @@ def with_gradient(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def read_masks(matrices: Sequence[Matrix], name: str) -> dict[str, Tensor]:
-    """The masks of all parameters that hold `matrices`: bool, True = kept, in stored layout.
-
-    Raises PrunerZeroError where the model `name` stores weights in a quantized form.
-    """
-    parameters = parameters_of(matrices)
-    for parameter_name, parameter in parameters.items():
+def check_trainable(matrices: Sequence[Matrix], name: str) -> None:
+    """Raise PrunerZeroError where the model `name` stores weights in a quantized form."""
+    for parameter_name, parameter in parameters_of(matrices).items():
         if not parameter.is_floating_point():
             raise PrunerZeroError(
                 f"{parameter_name} of {name} is quantized and cannot be trained: "
                 "give the pruned model with its weights in floating point"
             )
-    return {name: parameter.data != 0 for name, parameter in parameters.items()}
 
 
 def check_pruned(pruned: LanguageModel, dense: LanguageModel | None) -> None:
