@@ -1,4 +1,4 @@
-"""Measures `prune`, selection and `search` on a GPU: seconds and peak memory.
+"""Measures `prune`, `recover`, `search`, masks and products on a GPU: seconds and peak memory.
 
     python benchmarks/gpu.py --model builtin:smollm2-135m --calibration wiki.valid.raw
 
@@ -23,8 +23,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from torch.sparse import to_sparse_semi_structured
 
-from pruner_zero import prune, search
+from pruner_zero import prune, recover, search
 from pruner_zero.devices import find_devices
 from pruner_zero.files import write_atomic
 from pruner_zero.provenance import measured, provenance
@@ -33,7 +36,13 @@ from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mas
 HERE = Path(__file__).parent
 BEST = "W * (O * X)^0.73@global"
 METHODS = ("wanda", "sparsegpt", BEST, f"{BEST}+refine+asymmetric+exact")
-PARTS = (*METHODS, "selection", "search")
+# What `prune` does without a metric, and parts of other zeros.
+DEFAULT = "default"
+SEMI, CHANNELS = ", 2:4", "wanda, a fifth of the channels"
+PRUNED = (*METHODS, f"wanda{SEMI}", f"sparsegpt{SEMI}", f"{DEFAULT}{SEMI}", CHANNELS)
+PARTS = (*PRUNED, "selection", "products", "recover", "search")
+# Optimizer steps of `recover`, and rows of the inputs of products.
+STEPS, TOKENS = 20, (1, 8, 64, 2048)
 SECONDS = 480.0
 TURNS = 7
 PATTERNS: tuple[Pattern, ...] = (
@@ -58,24 +67,89 @@ class Settings:
 
     @property
     def common(self) -> dict[str, Any]:
-        """The arguments that `prune` and `search` share."""
+        """The arguments that `prune` and `search` share, but for the zeros."""
         names = ("calibration", "device", "windows", "seqlen")
-        return {"sparsity": 0.5, **{name: getattr(self, name) for name in names}}
+        return {name: getattr(self, name) for name in names}
 
 
 def measure(part: str, settings: Settings) -> dict[str, Any]:
     """The numbers of a part, with its device and provenance."""
-    measures = {"selection": selection, "search": searching}
+    measures = {
+        "selection": selection,
+        "products": products,
+        "recover": recovering,
+        "search": searching,
+    }
     row = measures[part](settings) if part in measures else pruning(part, settings)
     device = str(find_devices(settings.device).first)
     return {**row, "device": device, "provenance": provenance()}
 
 
-def pruning(method: str, settings: Settings) -> dict[str, Any]:
+def pruning(part: str, settings: Settings) -> dict[str, Any]:
     """Seconds and peak memory of `prune`, with the statistics, without loading the model."""
+    method = part.partition(",")[0]
+    zeros: dict[str, Any] = {"pattern": "2:4"} if part.endswith(SEMI) else {"sparsity": 0.5}
+    if part == CHANNELS:
+        zeros = {"structure": "channels", "sparsity": 0.2}
     with TemporaryDirectory() as cache:
-        result = prune(settings.model, method, cache=cache, **settings.common)
+        result = prune(
+            settings.model,
+            None if method == DEFAULT else method,
+            cache=cache,
+            **settings.common,
+            **zeros,
+        )
     return {**result.cost.to_json(), "zeros": result.sparsity}
+
+
+def recovering(settings: Settings) -> dict[str, Any]:
+    """Seconds of an optimizer step and peak memory of `recover` by LoRA, with a teacher."""
+    with TemporaryDirectory() as folder:
+        pruned = Path(folder) / "pruned"
+        prune(settings.model, "magnitude", output=pruned, sparsity=0.5, device=settings.device)
+        result = recover(
+            pruned,
+            teacher=settings.model,
+            text=settings.calibration,
+            mode="lora",
+            steps=STEPS,
+            validation_windows=1,
+            device=settings.device,
+        )
+    spent = result.curve[-1].seconds - result.curve[0].seconds
+    return {**result.cost.to_json(), "seconds_a_step": round(spent / STEPS, 3)}
+
+
+def products(settings: Settings) -> dict[str, Any]:
+    """Times of x·Wᵀ in bfloat16 beside the dense product: W half zero, 2:4, or with half the rows.
+
+    W is square. 2:4 is multiplied by torch's semi-structured kernels; a device without them has
+    the reason in place of their times.
+    """
+    device = find_devices(settings.device).first
+    dense = torch.randn(settings.rows, settings.rows, device=device, dtype=torch.bfloat16)
+
+    def masked(pattern: Pattern) -> Tensor:
+        return dense * keep_mask(dense.abs().float(), pattern)
+
+    weights = {"half zero": masked(Unstructured(0.5, "row")), "half the rows": dense[::2].clone()}
+    report: dict[str, Any] = {}
+    try:
+        weights["2:4"] = to_sparse_semi_structured(masked(SemiStructured(2, 4)))
+        linear(dense[:1], weights["2:4"])
+    except (RuntimeError, NotImplementedError) as error:
+        weights.pop("2:4", None)
+        report["without"] = f"2:4 has no times: {' '.join(str(error).split())[:200]}"
+    rows = []
+    for tokens in TOKENS:
+        inputs = torch.randn(tokens, settings.rows, device=device, dtype=torch.bfloat16)
+        usual = seconds(lambda: linear(inputs, dense), device)  # noqa: B023
+        row = {"tokens": tokens, "ms": round(1e3 * usual, 4)}
+        for name, weight in weights.items():
+            taken = seconds(lambda: linear(inputs, weight), device)  # noqa: B023
+            row[name] = round(usual / taken, 3)
+        rows.append(row)
+    return {**report, "products": rows, "shape": [settings.rows, settings.rows]}
 
 
 def searching(settings: Settings) -> dict[str, Any]:
@@ -87,6 +161,7 @@ def searching(settings: Settings) -> dict[str, Any]:
             cache=Path(folder) / "cache",
             minutes=settings.minutes,
             workers=1,
+            sparsity=0.5,
             **settings.common,
         )
     candidates = len(study.records)
@@ -172,7 +247,8 @@ def write_page(report: dict[str, Any], command: str, page: Path) -> None:
         "# What a GPU takes",
         "",
         f"Made by `{command}`: {settings['windows']} windows of {settings['seqlen']} tokens of"
-        f" {settings['calibration']}, 50 %, device `{settings['device']}`; each part in a process"
+        f" {settings['calibration']}, 50 % where a part says nothing else, device"
+        f" `{settings['device']}`; each part in a process"
         f" of its own with nothing cached, ended after {SECONDS:g} s.",
         "",
         f"Measured on {', '.join(gpus)}."
@@ -210,6 +286,26 @@ def write_page(report: dict[str, Any], command: str, page: Path) -> None:
             shape = " × ".join(map(str, row["shape"]))
             lines.append(f"| {row['pattern']} | {shape} | {row['ms']:.2f} | {row['share']:.1%} |")
         lines.append("")
+    if multiplied := rows.get("products", {}).get("products"):
+        names = [name for name in multiplied[0] if name not in ("tokens", "ms")]
+        shape = " × ".join(map(str, rows["products"]["shape"]))
+        lines += [
+            f"Products in bfloat16 with a matrix of {shape}: the dense product's time, and how many"
+            f" times as fast others are, medians of {TURNS}.",
+            "",
+            f"| tokens | dense, ms | {' | '.join(names)} |",
+            f"|--:|--:|{'--:|' * len(names)}",
+        ]
+        for row in multiplied:
+            cells = " | ".join(f"×{row[name]:.2f}" for name in names)
+            lines.append(f"| {row['tokens']} | {row['ms']:.3f} | {cells} |")
+        lines += ["", f"{rows['products'].get('without', '')}", ""]
+    if "seconds_a_step" in (recovered := rows.get("recover", {})):
+        lines += [
+            f"`recover --mode lora` with a dense teacher: {recovered['seconds_a_step']} s for a"
+            f" step of 1024 tokens, peak on the GPU, MiB: {_mib(recovered)}.",
+            "",
+        ]
     if (searched := rows.get("search", {})).get("candidates"):
         peak = f", peak on the GPU {_mib(searched)} MiB" if "peak_gpu_bytes" in searched else ""
         lines += [

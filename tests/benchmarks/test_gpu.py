@@ -40,7 +40,32 @@ def test_methods_are_pruned_and_timed(gpu: ModuleType, settings: Any, tmp_path: 
         f"| `{method}` | {row['seconds']:.1f} | none used |" in page
         for method, row in parts.items()
     )
-    assert "Not measured yet: `selection`, `search`." in page
+    assert "Not measured yet: `wanda, 2:4`, " in page
+
+
+def test_other_zeros_are_pruned_too(gpu: ModuleType, settings: Any) -> None:
+    assert gpu.measure("default, 2:4", settings)["zeros"] == pytest.approx(0.5, abs=0.01)
+    assert "failed" not in gpu.measure("wanda, a fifth of the channels", settings)
+
+
+def test_products_are_timed_beside_the_dense_one(
+    gpu: ModuleType, settings: Any, tmp_path: Path
+) -> None:
+    row = gpu.measure("products", settings)
+    assert [product["tokens"] for product in row["products"]] == [1, 8, 64, 2048]
+    assert all(product["half the rows"] > 0 for product in row["products"])
+    # A CPU has no semi-structured kernels.
+    assert row["without"].startswith("2:4 has no times: ")
+    page = write(gpu, tmp_path, settings, {"products": row})
+    assert "| tokens | dense, ms | half zero | half the rows |" in page
+    assert row["without"] in page
+
+
+def test_steps_of_a_recovery_are_timed(gpu: ModuleType, settings: Any, tmp_path: Path) -> None:
+    row = gpu.measure("recover", settings)
+    assert row["seconds_a_step"] > 0
+    page = write(gpu, tmp_path, settings, {"recover": row})
+    assert f"{row['seconds_a_step']} s for a step" in page
 
 
 def test_selection_is_timed_in_two_shapes_by_every_pattern(
@@ -120,5 +145,5 @@ def test_a_part_that_fails_says_why(gpu: ModuleType, settings: Any, tmp_path: Pa
     broken = gpu.Settings(**{**gpu.asdict(settings), "model": str(tmp_path / "none")})
     row = gpu.apart("wanda", broken)
     with pytest.raises(Exception) as told:  # noqa: PT011
-        prune(broken.model, "wanda", **broken.common)
+        prune(broken.model, "wanda", sparsity=0.5, **broken.common)
     assert row["failed"] == f"{told.type.__name__}: {' '.join(str(told.value).split())}"
