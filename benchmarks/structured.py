@@ -2,24 +2,27 @@
 
     python benchmarks/structured.py --calibration wiki.valid.raw --text wiki.test.raw
 
-Writes benchmarks/results/structured.json and structured.md. Finished runs are kept.
+Measures the speed of such shapes too, of two sizes, with random weights, on which speed does not
+depend. Writes benchmarks/results/structured.json and structured.md. Finished runs are kept.
 """
 
 import argparse
 import json
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from pruner_zero import evaluate, prune
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.evaluation import measure_speed
 from pruner_zero.files import write_atomic
-from pruner_zero.models import LanguageModel, load_model
+from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.provenance import provenance
+from pruner_zero.sparsity import SemiStructured, Unstructured, keep_mask
 from tables import markdown
 
 HERE = Path(__file__).parent
@@ -30,11 +33,35 @@ RUNS: dict[str, dict[str, Any]] = {
     "blocks, as chosen": {"structure": "blocks", "sparsity": 0.1, "update": "none"},
     "blocks, folded": {"structure": "blocks", "sparsity": 0.1},
 }
-SHAPES: dict[str, dict[str, int]] = {
-    "channels": {"intermediate_size": 1152},
-    "blocks": {"num_hidden_layers": 27},
+# TinyLlama's shape.
+LARGER = {
+    "vocab_size": 32000,
+    "hidden_size": 2048,
+    "intermediate_size": 5632,
+    "num_hidden_layers": 22,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
 }
-PROMPT, TURNS = 512, 9
+HALF, SEMI = "half of the weights zero", "2:4"
+# By the model and its dtype: what is removed, and the changed fields of the configuration.
+SHAPES: dict[tuple[str, str], dict[str, dict[str, int]]] = {
+    ("135 M", "float32"): {
+        "a quarter of the channels": {"intermediate_size": 1152},
+        "a tenth of the blocks": {"num_hidden_layers": 27},
+        "a third of the heads": {"num_attention_heads": 6, "num_key_value_heads": 2},
+        HALF: {},
+        SEMI: {},
+    },
+    ("1.1 B", "bfloat16"): {
+        "a quarter of the channels": {"intermediate_size": 4224},
+        "two of 22 blocks": {"num_hidden_layers": 20},
+        "a quarter of the heads": {"num_attention_heads": 24, "num_key_value_heads": 3},
+        HALF: {},
+    },
+}
+PROMPT, TURNS = 512, 5
+KINDS = ("prefill", "decode")
 
 
 def main() -> None:
@@ -68,23 +95,57 @@ def main() -> None:
             report["calibration"] = result.calibration
             report["provenance"] = provenance()
             write_atomic(FILE, json.dumps(report, indent=2) + "\n")
-    if "speed" not in report:
-        report["speed"] = speeds(given.model)
-        write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+    for (size, dtype), removed in SHAPES.items():
+        for words, fields in removed.items():
+            measured = report.setdefault("speeds", {})
+            name = f"{size}, {words}"
+            if name not in measured:
+                measured[name] = speed(config_of(given.model, size), dtype, words, fields)
+                write_atomic(FILE, json.dumps(report, indent=2) + "\n")
     write_page(report)
 
 
-def speeds(model: str) -> dict[str, Any]:
-    """Tokens a second of each shape. Weights are random, since speed does not depend on them."""
-    dense = load_model(model, dtype="float32")
-    shapes = [dense]
-    for name, sizes in SHAPES.items():
-        config = deepcopy(dense.model.config)
-        for field, size in sizes.items():
-            setattr(config, field, size)
-        smaller = AutoModelForCausalLM.from_config(config, dtype="float32").eval()
-        shapes.append(LanguageModel(smaller, None, name))
-    return measure_speed(shapes, PROMPT, turns=TURNS).to_json()
+def config_of(model: str, size: str) -> PreTrainedConfig:
+    """The configuration of the model, or of the larger shape."""
+    if size != "135 M":
+        return LlamaConfig(**LARGER)
+    config: PreTrainedConfig = load_model(model).model.config
+    # The width of a head otherwise follows from their number.
+    config.head_dim = config.hidden_size // config.num_attention_heads
+    return config
+
+
+def speed(
+    config: PreTrainedConfig, dtype: str, words: str, fields: Mapping[str, int]
+) -> dict[str, Any]:
+    """How many times as fast as the dense shape, and how many times fewer multiplications it has.
+
+    The two models take turns. Those of attention are not counted, and those of the head only for
+    decoding, since prefill computes the logits of one token.
+    """
+    smaller = deepcopy(config)
+    for field, size in fields.items():
+        setattr(smaller, field, size)
+    models = [
+        AutoModelForCausalLM.from_config(shape, dtype=dtype).eval() for shape in (config, smaller)
+    ]
+    pattern = {HALF: Unstructured(0.5, "row"), SEMI: SemiStructured(2, 4)}.get(words)
+    if pattern is not None:
+        for matrix in find_matrices(models[1]):
+            matrix.weight.masked_fill_(~keep_mask(matrix.weight.abs().float(), pattern), 0)
+    names = [LanguageModel(model, None, name) for model, name in zip(models, "ab", strict=True)]
+    dense, other = measure_speed(names, PROMPT, turns=TURNS).rows
+    blocks = [sum(m.weight.numel() for m in find_matrices(model)) for model in models]
+    heads = [model.get_output_embeddings().weight.numel() for model in models]
+    return {
+        "dtype": dtype,
+        "fewer_prefill": round(blocks[0] / blocks[1], 4),
+        "fewer_decode": round((blocks[0] + heads[0]) / (blocks[1] + heads[1]), 4),
+        "prefill": round(other["prefill"] / dense["prefill"], 4),
+        "decode": round(other["decode"] / dense["decode"], 4),
+        "tokens_a_second": [dense["prefill"], dense["decode"]],
+        "provenance": provenance(),
+    }
 
 
 def judged(model: LanguageModel, text: str) -> dict[str, Any]:
@@ -102,21 +163,29 @@ def write_page(report: dict[str, Any]) -> None:
         " wiki.test.raw`: SmolLM2-135M in float32; a quarter of the channels by Wanda's scores, a"
         " tenth of the blocks by their influence; calibrated on 24 windows of 1024 tokens of"
         " WikiText-2 validation, perplexity on the first 8 windows of 1024 tokens of its test."
-        f" *prefill* is the speed of a pass over {PROMPT} tokens, *decode* that of 32 tokens after"
-        " them, one by one, both beside the dense model's: one thread of a CPU, batch 1, the models"
-        f" in turns, medians of {TURNS}, with random weights of these shapes, on which speed does"
-        " not depend. [Result file](results/structured.json).",
+        " [Result file](results/structured.json).",
         "",
     ]
-    fast = {row["model"]: row for row in report["speed"]["speed"]}
-    dense = report["speed"]["speed"][0]
     rows = []
     for name in ("dense", *(name for name in RUNS if name in report["rows"])):
-        row, shape = report["rows"][name], fast.get(name.split(",")[0], dense)
-        times = [f"×{shape[kind] / dense[kind]:.2f}" for kind in ("prefill", "decode")]
-        cells = [name, f"{row['parameters'] / 1e6:.1f} M", f"{row['perplexity']:.2f}"]
-        rows.append([*cells, *times])
-    page.append(markdown(("model", "parameters", "perplexity", "prefill", "decode"), rows))
+        row = report["rows"][name]
+        rows.append([name, f"{row['parameters'] / 1e6:.1f} M", f"{row['perplexity']:.2f}"])
+    page.append(markdown(("model", "parameters", "perplexity"), rows))
+    page += [
+        "",
+        "How many times as fast as the dense model, and in brackets how many times fewer"
+        " multiplications, without those of attention, and in prefill without the head, which is"
+        f" needed for one token. *prefill*: a pass over {PROMPT} tokens; *decode*: 32 tokens after"
+        " them, one by one. One thread of a CPU, batch 1, the two models in turns, medians of"
+        f" {TURNS}, random weights. 135 M: the shape of SmolLM2-135M in float32; 1.1 B: that of"
+        " TinyLlama in bfloat16.",
+        "",
+    ]
+    faster = []
+    for name, row in report.get("speeds", {}).items():
+        times = [f"×{row[kind]:.2f} (×{row[f'fewer_{kind}']:.2f})" for kind in KINDS]
+        faster.append([name, *times])
+    page.append(markdown(("removed", *KINDS), faster))
     (HERE / "structured.md").write_text("\n".join(page))
 
 
