@@ -46,12 +46,12 @@ def writing(path: Path) -> Iterator[None]:
             raise
         why = _REASONS.get(code) or os.strerror(code).lower()
         raise PrunerZeroError(
-            f"{path} cannot be written ({why}): mend that or choose another place{_how(path)}"
+            f"{path} cannot be written ({why}): mend that or choose another place{_choice(path)}"
         ) from error
 
 
-def _how(path: Path) -> str:
-    """How the place of `path` is chosen, where that is not an option's own value."""
+def _choice(path: Path) -> str:
+    """The option and the variable that choose the cache folder, for a path in the default one."""
     cache = default_cache().absolute()
     return " (--cache, $PRUNER_ZERO_CACHE)" if cache in path.absolute().parents else ""
 
