@@ -66,6 +66,7 @@ MASKS: Mapping[str, Mapping[str, str]] = {
         "RIA": "ria",
         "published tree": "pruner-zero",
         "evolved on SmolLM2": CARRIED,
+        "evolved on Gemma": EVOLVED_ON_GEMMA,
     },
     "2-4": {"Wanda": "wanda"},
 }
