@@ -52,8 +52,8 @@ def writing(path: Path) -> Iterator[None]:
 
 def _choice(path: Path) -> str:
     """The option and the variable that choose the cache folder, for a path in the default one."""
-    cache = default_cache().absolute()
-    return " (--cache, $PRUNER_ZERO_CACHE)" if cache in path.absolute().parents else ""
+    # Not made absolute, which fails where the current folder was deleted.
+    return " (--cache, $PRUNER_ZERO_CACHE)" if default_cache() in path.parents else ""
 
 
 def check_writable(path: Path) -> None:
