@@ -15,7 +15,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -36,10 +36,18 @@ from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mas
 HERE = Path(__file__).parent
 BEST = "W * (O * X)^0.73@global"
 METHODS = ("wanda", "sparsegpt", BEST, f"{BEST}+refine+asymmetric+exact")
-# What `prune` does without a metric, and parts of other zeros.
-DEFAULT = "default"
-SEMI, CHANNELS = ", 2:4", "wanda, a fifth of the channels"
-PRUNED = (*METHODS, f"wanda{SEMI}", f"sparsegpt{SEMI}", f"{DEFAULT}{SEMI}", CHANNELS)
+# By part, the arguments of `prune`; without a metric it takes the default method.
+PRUNED: Mapping[str, Mapping[str, Any]] = {
+    **{method: {"metric": method, "sparsity": 0.5} for method in METHODS},
+    "wanda, 2:4": {"metric": "wanda", "pattern": "2:4"},
+    "sparsegpt, 2:4": {"metric": "sparsegpt", "pattern": "2:4"},
+    "default, 2:4": {"pattern": "2:4"},
+    "wanda, a fifth of the channels": {
+        "metric": "wanda",
+        "structure": "channels",
+        "sparsity": 0.2,
+    },
+}
 PARTS = (*PRUNED, "selection", "products", "recover", "search")
 # Optimizer steps of `recover`, and rows of the inputs of products.
 STEPS, TOKENS = 20, (1, 8, 64, 2048)
@@ -87,18 +95,8 @@ def measure(part: str, settings: Settings) -> dict[str, Any]:
 
 def pruning(part: str, settings: Settings) -> dict[str, Any]:
     """Seconds and peak memory of `prune`, with the statistics, without loading the model."""
-    method = part.partition(",")[0]
-    zeros: dict[str, Any] = {"pattern": "2:4"} if part.endswith(SEMI) else {"sparsity": 0.5}
-    if part == CHANNELS:
-        zeros = {"structure": "channels", "sparsity": 0.2}
     with TemporaryDirectory() as cache:
-        result = prune(
-            settings.model,
-            None if method == DEFAULT else method,
-            cache=cache,
-            **settings.common,
-            **zeros,
-        )
+        result = prune(settings.model, cache=cache, **settings.common, **PRUNED[part])
     return {**result.cost.to_json(), "zeros": result.sparsity}
 
 

@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 from pruner_zero.calibration import self_windows
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.recovery import RecoverResult, recover
+from pruner_zero.recovery.lora import MaskedAdapters
 from pruner_zero.recovery.train import Training
 from pruner_zero.text import Corpus, tokens_sha256
 from tests.conftest import save_tiny
@@ -287,3 +288,23 @@ def test_a_failed_allocation_names_the_settings_to_lower(
     monkeypatch.setattr(Training, "run", fail)
     line = refusal(lambda: run(pruned_folder, prose))
     assert line == "out of memory: choose a smaller --batch or a shorter --seqlen"
+
+
+def test_adapters_keep_the_weights_in_the_dtype_of_the_model(
+    prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32 a copy of a 7B model in bfloat16 would take twice the memory."""
+    pruned, _ = pruned_model(dtype=torch.bfloat16)
+    seen: list[torch.dtype] = []
+    train = Training.run
+
+    def spied(self: Training, *given: Any) -> int:
+        for trainable in self.trainables:
+            assert isinstance(trainable, MaskedAdapters)
+            assert trainable.parameter.dtype == torch.float32
+            seen.append(trainable.base.dtype)
+        return train(self, *given)
+
+    monkeypatch.setattr(Training, "run", spied)
+    run(pruned, prose, mode="lora")
+    assert set(seen) == {torch.bfloat16}
