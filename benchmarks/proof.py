@@ -59,17 +59,16 @@ LONGER, LONG = ", 24 windows of 1024", {"windows": 24, "seqlen": 1024}
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
 
-# Masks alone.
-MASKS: Mapping[str, Mapping[str, str]] = {
-    "50": {
-        "Wanda": "wanda",
-        "RIA": "ria",
-        "published tree": "pruner-zero",
-        "evolved on SmolLM2": CARRIED,
-        "evolved on Gemma": EVOLVED_ON_GEMMA,
-    },
-    "2-4": {"Wanda": "wanda"},
+# Masks alone, and one step after each of them.
+MASKS: Mapping[str, str] = {
+    "magnitude": "magnitude",
+    "Wanda": "wanda",
+    "RIA": "ria",
+    "published tree": "pruner-zero",
+    "evolved on SmolLM2": CARRIED,
+    "evolved on Gemma": EVOLVED_ON_GEMMA,
 }
+AFTER: Mapping[str, str] = {"": "", " with swaps": "+refine", " with least squares": "+exact"}
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
 UNITS: Mapping[str, Mapping[str, Any]] = {
@@ -116,10 +115,12 @@ def all_cells() -> Iterator[Cell]:
     yield Cell(f"default{LONGER}", "50", DEFAULT, "self", LONG)
     for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
         yield Cell(f"{words} in the default{LONGER}", "50", metric + in_default, "self", LONG)
-    for zeros, masks in MASKS.items():
-        for words, metric in masks.items():
-            yield Cell(words, zeros, metric)
+    for zeros in ZEROS:
         yield Cell("SparseGPT", zeros, "sparsegpt")
+        for words, metric in MASKS.items():
+            scored = metric if zeros == "50" else metric.removesuffix("@global")
+            for step, suffix in AFTER.items():
+                yield Cell(words + step, zeros, scored + suffix)
     for zeros in UNITS:
         yield Cell("default", zeros, DEFAULT, "self")
         yield Cell(f"default{LONGER}", zeros, DEFAULT, "self", LONG)
@@ -269,7 +270,11 @@ def page() -> str:
 def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
     """The tables of one model and pattern and the dense model: texts, tasks, moved answers."""
     bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
-    shown = [texts_table([dense, *sorted(rows.values(), key=mean_loss)])]
+    stepped = [label + step for label in MASKS for step in AFTER if step]
+    methods = [row for row in rows.values() if row["label"] not in stepped]
+    shown = [texts_table([dense, *sorted(methods, key=mean_loss)])]
+    if len(methods) < len(rows):
+        shown.append(steps_table({row["label"]: row for row in rows.values()}))
     asked = [row for row in rows.values() if "tasks" in row]
     if asked:
         of_tasks = sorted(asked, key=lambda row: (-questions(row), -average(row, "prob")))
@@ -288,6 +293,18 @@ def texts_table(rows: Sequence[dict[str, Any]]) -> str:
         values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
         cells.append([row["label"], *values])
     return markdown(["method", *rows[0]["texts"], "divergence", "minutes"], cells)
+
+
+def steps_table(rows: Mapping[str, dict[str, Any]]) -> str:
+    """Perplexities on the texts, a row a metric, a column what follows its mask."""
+    cells = []
+    for label in MASKS:
+        values = []
+        for step in AFTER:
+            texts = rows[label + step]["texts"].values() if label + step in rows else ()
+            values.append(" / ".join(f"{text['perplexity']:.1f}" for text in texts))
+        cells.append([label, *values])
+    return markdown(["one step", *(step.strip() or "mask alone" for step in AFTER)], cells)
 
 
 def tasks_table(rows: Sequence[dict[str, Any]], bases: Bases) -> str:
