@@ -147,13 +147,13 @@ def closed_forms(evaluator: Any, text: str, scope: Any) -> dict[str, float]:
     masks = sampled_masks(evaluator.sample, parse(text), scope, evaluator.pattern)
     closed = closed_form_error(evaluator.sample, masks)
     seconds = time.monotonic() - start
-    relative, sensitive = 0.0, 0.0
-    for matrix, mask in zip(evaluator.sample, masks, strict=True):
-        errors = matrix.errors(mask)
-        relative += math.log(max(float(errors.sum() / matrix.norms.sum()), 1e-30))
-        sensitive += matrix.share * float(errors @ matrix.sensitivity)
+    lost, sensitive = [], 0.0
+    for stacked, mask in zip(evaluator.sample, masks, strict=True):
+        errors = stacked.errors(mask)
+        lost.append((errors.sum(-1) / stacked.norms.sum(-1)).flatten())
+        sensitive += stacked.share * float((errors * stacked.sensitivity).sum())
     return {
-        "relative": relative / len(masks),
+        "relative": float(torch.cat(lost).clamp_min(1e-30).log().mean()),
         "sensitive": math.log(max(sensitive, 1e-30)),
         "closed": closed,
         "seconds": round(seconds, 3),

@@ -15,6 +15,7 @@ from pruner_zero.models import find_matrices
 from pruner_zero.pruning import parse_method, prune
 from pruner_zero.sparsity import STEPS, Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
+from tests.evolution.test_update import by_magnitude
 from tests.test_plugins import Install, install  # noqa: F401
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
@@ -101,8 +102,11 @@ def test_the_search_judges_candidates_by_it(
     with evaluator.masked.masked(parse("W * X"), "row"):
         for matrix in evaluator.masked.matrices:
             assert torch.equal(matrix.weight, expected[matrix.name])
-    masks = [matrix.weight.abs() > matrix.weight.abs().median() for matrix in evaluator.sample]
-    assert closed_form_error(evaluator.sample, masks) != closed_form_error(build().sample, masks)
+    errors = [
+        closed_form_error(sample, by_magnitude(sample))
+        for sample in (evaluator.sample, build().sample)
+    ]
+    assert errors[0] != errors[1]
 
 
 def test_a_step_that_is_no_step_is_refused_in_one_line(

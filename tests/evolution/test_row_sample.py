@@ -12,9 +12,10 @@ from pruner_zero.evolution.row_sample import (
     closed_form_error,
     sample_matrix,
     sampled_masks,
+    stack,
 )
-from pruner_zero.metric import parse
-from pruner_zero.sparsity import Scope, SemiStructured, Unstructured
+from pruner_zero.metric import ScoreError, parse
+from pruner_zero.sparsity import Pattern, Scope, SemiStructured, Unstructured
 
 
 def matrices(rows: int) -> tuple[list[SampledMatrix], list[Tensor], list[Tensor]]:
@@ -129,3 +130,90 @@ def test_a_column_is_cut_to_the_rows_and_weighs_them() -> None:
     [mask] = sampled_masks([from_outputs], parse("W * O"), "matrix", Unstructured(0.5))
     expected = pruned_rank((dense[0].abs() * column)[rows].flatten(), 0.5)
     assert torch.equal(mask.flatten(), expected)
+
+
+def of_blocks(blocks: int) -> list[SampledMatrix]:
+    """In each block two matrices of one input and one shape, and one of another."""
+    generator = torch.Generator().manual_seed(2)
+    sample = []
+    for block in range(blocks):
+        for inputs, outputs in [(16, [12, 12]), (24, [20])]:
+            tokens = torch.randn(64, inputs, generator=generator)
+            gram = (tokens.T @ tokens).bfloat16()
+            for place, rows in enumerate(outputs):
+                weight = torch.randn(rows, inputs, generator=generator)
+                statistics = {
+                    "X": gram.diagonal().float().sqrt()[None],
+                    "O": torch.rand(rows, 1, generator=generator),
+                    "G": torch.rand(rows, inputs, generator=generator),
+                }
+                name = f"{block}.{inputs}.{place}"
+                sample.append(sample_matrix(name, block, weight, statistics, gram, 6))
+    return sample
+
+
+@pytest.mark.parametrize(
+    ("pattern", "scope"),
+    [
+        *((Unstructured(0.5), scope) for scope in ("row", "block", "matrix", "global")),
+        (SemiStructured(2, 4), "row"),
+    ],
+)
+@pytest.mark.parametrize("expression", ["mms(W) * X^0.5", "O * column_share(G) * W + 0.5", "S"])
+def test_a_stack_is_masked_and_judged_like_its_matrices(
+    pattern: Pattern, scope: Scope, expression: str
+) -> None:
+    sample = of_blocks(3)
+    masks = sampled_masks(sample, parse(expression), scope, pattern)
+    stacks = stack(list(sample))
+    # Equal shapes come together, in the order in which they stand in the sample.
+    places = [[0, 1, 3, 4, 6, 7], [2, 5, 8]]
+    assert [len(stacked.weight) for stacked in stacks] == [6, 3]
+    stacked_masks = sampled_masks(stacks, parse(expression), scope, pattern)
+    for where, stacked, mask in zip(places, stacks, stacked_masks, strict=True):
+        for place, alike, cost in zip(where, mask, stacked.cost(mask), strict=True):
+            assert torch.equal(alike, masks[place]), sample[place].name
+            torch.testing.assert_close(cost, sample[place].cost(masks[place]))
+    expected = pytest.approx(closed_form_error(sample, masks))
+    assert closed_form_error(stacks, stacked_masks) == expected
+
+
+def test_a_gram_matrix_of_several_matrices_is_stacked_once() -> None:
+    sample = of_blocks(2)
+    sample = [matrix for matrix in sample if not matrix.name.endswith("16.1")]
+    other = [replace(m, share=2 * m.share) for m in sample if m.name.endswith("16.0")]
+    first, _, second = stack([*sample, *other])
+    assert first.gram is second.gram
+
+
+def test_a_matrix_that_calibration_never_reached_is_in_no_stack() -> None:
+    sample = of_blocks(2)
+    unreached = {name: torch.zeros_like(value) for name, value in sample[0].terminals.items()}
+    sample[0] = replace(sample[0], terminals={**unreached, "W": sample[0].terminals["W"]})
+    lone, *stacks = stack(list(sample))
+    assert lone is sample[0]
+    masks = sampled_masks([lone, *stacks], parse("W * X"), "row", Unstructured(0.5))
+    assert torch.equal(masks[0], sampled_masks([lone], parse("W"), "row", Unstructured(0.5))[0])
+
+
+def test_more_blocks_take_no_more_operations() -> None:
+    def operations(blocks: int) -> int:
+        stacks = stack(of_blocks(blocks))
+        with torch.profiler.profile() as profile:
+            masks = sampled_masks(stacks, parse("W * (O * X)^0.75"), "row", Unstructured(0.5))
+            closed_form_error(stacks, masks)
+        return sum(event.count for event in profile.key_averages() if "aten::" in event.key)
+
+    assert operations(8) == operations(2)
+
+
+def test_one_matrix_of_a_stack_without_scores_rejects_the_metric() -> None:
+    sample = of_blocks(2)
+    sample[0].terminals["G"].fill_(torch.inf)
+    stacks = stack(sample)
+    with pytest.raises(ScoreError, match="scores are not finite"):
+        sampled_masks(stacks, parse("G * W"), "row", Unstructured(0.5))
+    equal = of_blocks(2)
+    equal[0].terminals["G"].fill_(1)
+    with pytest.raises(ScoreError, match=r"all 96 scores equal 1\.0"):
+        sampled_masks(stack(equal), parse("G"), "row", Unstructured(0.5))

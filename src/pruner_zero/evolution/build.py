@@ -12,7 +12,7 @@ from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.masked_model import MaskedModel
-from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix
+from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
 from pruner_zero.models import LanguageModel, check_weights, find_matrices
@@ -136,6 +136,9 @@ def build_evaluator(
             sample.append(sampled)
     if not any(matrix.terminals["X"].any() for matrix in sample):
         raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
+    probe = _probe(sample)
+    if pattern.with_scope("row").stacks:
+        sample = stack(sample)
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates mask a copy, so that the model stays intact whatever happens.
     copy = deepcopy(language_model.model).to(dtype)
@@ -150,7 +153,7 @@ def build_evaluator(
         hessians,
     )
     return Evaluator(
-        _probe(sample),
+        probe,
         sample,
         masked,
         judged.tokens,

@@ -13,6 +13,7 @@ from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_loss
+from pruner_zero.pruning import reached_score
 from pruner_zero.sparsity import Hessian, Layer, Pattern, plan, run_steps
 
 
@@ -86,7 +87,11 @@ class MaskedModel:
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
         return candidate_masks(
-            expression, scope, self.pattern, self.matrices, self.terminals, limit
+            self.pattern.with_scope(scope),
+            self.matrices,
+            lambda matrix: reached_score(expression, self.terminals(matrix)),
+            lambda matrix: self.terminals(matrix)["W"],
+            limit,
         )
 
     @torch.no_grad()

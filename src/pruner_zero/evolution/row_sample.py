@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from pruner_zero.choices import Group
 from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
+from pruner_zero.pruning import reached_score
 from pruner_zero.sparsity import STEPS, Layer, Pattern
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
 
@@ -22,14 +25,16 @@ _UPDATED_ROWS = 16
 class SampledMatrix:
     """Some rows of one matrix with its statistics, fp32, and what pruning them costs.
 
+    Or a stack of n matrices of one shape, where every tensor has a first dimension of size n.
+
     weight: (rows, in) signed. terminals: W, G, S (rows, in), X, D (1, in), O (rows, 1), those
     collected.
     gram: (in, in), shared between matrices with the same input; in bfloat16 the layer errors
     are computed in it. norms: (rows,), `w C wᵀ`.
     sensitivity: (rows,), see `output_sensitivity`; None where neither G nor O was collected.
     share: how many rows of the matrix each sampled row stands for. layer: these rows as the step
-    `step` after the mask finds them; None where none follows, or where calibration never reached
-    the matrix.
+    `step` after the mask finds them; None where none follows, in a stack, and where calibration
+    never reached the matrix.
     """
 
     name: str
@@ -44,10 +49,10 @@ class SampledMatrix:
     step: str | None = None
 
     def errors(self, mask: Tensor) -> Tensor:
-        """`δ C δᵀ` of each row (rows,) for the weights δ that `mask` removes: the layer error."""
+        """`δ C δᵀ` of each row for the weights δ that `mask` removes: the layer error."""
         return row_errors(self.weight.masked_fill(mask, 0), self.gram)
 
-    def cost(self, mask: Tensor) -> float:
+    def cost(self, mask: Tensor) -> Tensor:
         """What pruning by `mask` (rows, in) costs, after the step where one follows.
 
         The step is carried out, or estimated where it has an estimate, on 16 of the rows, which
@@ -92,6 +97,55 @@ def sample_matrix(
     return SampledMatrix(name, block, weight, terminals, gram, norms, sensitivity, share)
 
 
+def stack(sample: list[SampledMatrix]) -> list[SampledMatrix]:
+    """Matrices of one shape as one, so that a candidate takes few calls, however deep the model.
+
+    `sample` is emptied, so that no more than one kind of matrix is held twice. A matrix with a step
+    after its mask stays alone, as does one that calibration never reached.
+    """
+    kinds: dict[object, list[SampledMatrix]] = {}
+    for matrix in sample:
+        collected = [values.any() for name, values in matrix.terminals.items() if name not in "WS"]
+        alone = matrix.layer is not None or not all(collected)
+        kind = (matrix.weight.shape, matrix.weight.device, matrix.share)
+        kinds.setdefault(matrix.name if alone else kind, []).append(matrix)
+    sample.clear()
+    grams: dict[tuple[int, ...], Tensor] = {}
+    return [_joined(kinds.pop(kind), grams) for kind in list(kinds)]
+
+
+def _joined(matrices: list[SampledMatrix], grams: dict[tuple[int, ...], Tensor]) -> SampledMatrix:
+    """Matrices of one shape as a stack. grams: those stacked before, by what they were."""
+    first = matrices[0]
+    if len(matrices) == 1:
+        return first
+    shared = tuple(id(matrix.gram) for matrix in matrices)
+    if shared not in grams:
+        grams[shared] = torch.stack([matrix.gram for matrix in matrices])
+    weight = torch.stack([matrix.weight for matrix in matrices])
+    terminals = {"W": weight.abs(), "S": weight}
+    for name in first.terminals.keys() - terminals.keys():
+        terminals[name] = torch.stack([matrix.terminals[name] for matrix in matrices])
+    sensitivities = [matrix.sensitivity for matrix in matrices if matrix.sensitivity is not None]
+    return replace(
+        first,
+        weight=weight,
+        terminals=terminals,
+        gram=grams[shared],
+        norms=torch.stack([matrix.norms for matrix in matrices]),
+        sensitivity=torch.stack(sensitivities) if sensitivities else None,
+    )
+
+
+class _Rows(NamedTuple):
+    """Rows that a pattern masks as one matrix; scores and magnitudes are (rows, in)."""
+
+    name: str
+    block: int
+    scores: Tensor | None
+    magnitudes: Tensor
+
+
 def sampled_masks(
     sample: Sequence[SampledMatrix],
     expression: Expression,
@@ -99,14 +153,33 @@ def sampled_masks(
     pattern: Pattern,
     limit: TimeLimit = UNLIMITED,
 ) -> list[Tensor]:
-    """The masks (rows, in) of all sampled matrices, as if they were the whole model.
+    """The masks of all sampled matrices, in their shapes, as if they were the whole model.
 
     Raises ScoreError where the expression cannot score one of them, PrunerZeroError over the
     limit.
     """
-    return list(
-        candidate_masks(expression, scope, pattern, sample, lambda matrix: matrix.terminals, limit)
+    pattern = pattern.with_scope(scope)
+    parts: list[list[_Rows]] = []
+    for matrix in sample:
+        limit.check()
+        scores = reached_score(expression, matrix.terminals)
+        rows = matrix.weight.flatten(0, -2).shape[0] if pattern.stacks else matrix.weight.shape[-2]
+        magnitudes = matrix.terminals["W"].flatten(0, -2).split(rows)
+        ranked = [None] if scores is None else scores.flatten(0, -2).split(rows)
+        names = [matrix.name, *(f"{matrix.name} {place}" for place in range(1, len(ranked)))]
+        blocks = [matrix.block] * len(ranked)
+        parts.append(list(map(_Rows, names, blocks, ranked, magnitudes)))
+    masks = candidate_masks(
+        pattern,
+        list(chain(*parts)),
+        lambda part: part.scores,
+        lambda part: part.magnitudes,
+        limit,
     )
+    return [
+        torch.cat(list(islice(masks, len(of_matrix)))).view(matrix.weight.shape)
+        for matrix, of_matrix in zip(sample, parts, strict=True)
+    ]
 
 
 def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) -> float:
@@ -115,5 +188,5 @@ def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) 
     The sum of `pruning_cost` over the sampled matrices. It ranks like the loss of the pruned
     model, within and across comparison groups (benchmarks/fitness.md, of masks alone).
     """
-    total = sum(matrix.cost(mask) for matrix, mask in zip(sample, masks, strict=True))
-    return math.log(max(total, TINY))
+    costs = [matrix.cost(mask).flatten() for matrix, mask in zip(sample, masks, strict=True)]
+    return math.log(max(sum(torch.cat(costs).tolist()), TINY))

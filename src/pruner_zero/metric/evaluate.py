@@ -59,23 +59,44 @@ def _value(
     return values[node] if uses[node] else values.pop(node)
 
 
+def evaluate_stack(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
+    """`evaluate` of n matrices of one shape at once: (n, out, in), from stacked statistics.
+
+    Every operator is applied once to all of them, by `torch.func.vmap`. The scores may share
+    memory with the statistics.
+    """
+    first = {name: values[0] for name, values in terminals.items()}
+    shape = _matrix_shape(first)
+    _check(expression, first, shape)
+
+    def of_one(values: Mapping[str, Tensor]) -> Tensor:
+        return _value(expression, values, _uses(expression), {}).expand(shape)
+
+    with torch.no_grad():
+        scores: Tensor = torch.func.vmap(of_one)(dict(terminals))
+        return scores.contiguous()
+
+
 def score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
-    """The result of `evaluate`, if it can be ranked.
+    """The result of `evaluate`, or of `evaluate_stack` where one is given, if it can be ranked.
 
     Raises ScoreError for missing terminals, wrong shapes, scores that are not finite, and
-    scores that are all equal (unless the matrix has a single entry).
+    scores of a matrix that are all equal (unless it has a single entry).
     """
-    scores = evaluate(expression, terminals)
-    # The usual case takes one pass without temporaries: nan and infinities are minima or maxima.
-    low, high = scores.aminmax()
-    if not torch.isfinite(high - low) and not torch.isfinite(scores).all():
+    stacked = all(values.dim() == 3 for values in terminals.values())
+    scores = (evaluate_stack if stacked else evaluate)(expression, terminals)
+    # The usual case needs no temporaries: nan and infinities are minima or maxima.
+    low, high = scores.amin((-2, -1)), scores.amax((-2, -1))
+    if not torch.isfinite(high - low).all() and not torch.isfinite(scores).all():
         kinds = {"nan": scores.isnan(), "+inf": scores.isposinf(), "-inf": scores.isneginf()}
         counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}
         listed = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
         total = sum(counts.values())
         raise ScoreError(f"{total} of {scores.numel()} scores are not finite ({listed})")
-    if low == high and scores.numel() > 1:
-        raise ScoreError(f"all {scores.numel()} scores equal {low.item()}: nothing to rank by")
+    equal, entries = low == high, scores.shape[-2] * scores.shape[-1]
+    if equal.any() and entries > 1:
+        value = low[equal][0].item()
+        raise ScoreError(f"all {entries} scores equal {value}: nothing to rank by")
     return scores
 
 

@@ -75,6 +75,15 @@ class Pattern(ABC):
         return "matrix"
 
     @property
+    def stacks(self) -> bool:
+        """Whether matrices of one width can be masked as one matrix that has the rows of all.
+
+        So where weights compete inside rows, or all weights do; of equal scores then those of the
+        first rows go first.
+        """
+        return False
+
+    @property
     def scope(self) -> Scope | None:
         """The comparison group of an unstructured pattern; None for all other patterns."""
         return None
@@ -161,6 +170,10 @@ class Unstructured(Pattern):
     def reach(self) -> Reach:
         return "model" if self.scope == "global" else "matrix"
 
+    @property
+    def stacks(self) -> bool:
+        return self.scope in ("row", "global")
+
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.scope == "global":
             threshold = global_threshold(scores, self.sparsity)
@@ -241,6 +254,10 @@ class SemiStructured(Pattern):
                 f"input width {shape[1]} of {name} is not divisible by {self.m}: "
                 "choose another M or exclude the matrix"
             )
+
+    @property
+    def stacks(self) -> bool:
+        return True
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return LazyTensors(scores, lambda name: self._mask(scores[name], name))
