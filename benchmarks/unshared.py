@@ -124,18 +124,14 @@ class Resampling(Clocked):
         return super().reconstruction(expression, scope, limit)
 
 
-def evaluate_plainly(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
-    """`evaluate` that computes every subtree as often as it occurs."""
-
-    def value(node: Expression) -> Tensor:
-        if isinstance(node, Terminal):
-            return terminals[node.name].float()
-        if isinstance(node, Constant):
-            return torch.tensor([[node.value]])
-        assert isinstance(node, Call)
-        return node.operator.apply(*map(value, node.operands))
-
-    return value(expression).expand(terminals["W"].shape).contiguous()
+def value_plainly(node: Expression, terminals: Mapping[str, Tensor], *_: object) -> Tensor:
+    """The value of `node`, for which every subtree is computed as often as it occurs."""
+    if isinstance(node, Terminal):
+        return terminals[node.name].float()
+    if isinstance(node, Constant):
+        return torch.tensor([[node.value]])
+    assert isinstance(node, Call)
+    return node.operator.apply(*(value_plainly(each, terminals) for each in node.operands))
 
 
 def search(
@@ -179,9 +175,7 @@ def search(
         judged = len(status.records)
 
     archive = Archive(folder, settings.identity())
-    plainly = patch.object(
-        import_module("pruner_zero.metric.evaluate"), "evaluate", evaluate_plainly
-    )
+    plainly = patch.object(import_module("pruner_zero.metric.evaluate"), "_value", value_plainly)
     with (
         patch.object(algorithm, "is_new", is_new),
         plainly if "subexpressions" in off else nullcontext(),

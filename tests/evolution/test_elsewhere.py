@@ -58,6 +58,25 @@ def test_every_rung_gives_the_same_results_elsewhere(
         assert outcome.value == pytest.approx(reference.value, rel=1e-3)
 
 
+def test_elsewhere_several_windows_share_a_forward_pass(prose: str, tmp_path: Path) -> None:
+    passes: list[int] = []
+
+    def count(module: Any, args: tuple[Any, ...]) -> None:
+        passes.append(len(args[0]))
+
+    def losses(judge: Evaluator) -> tuple[float, ...]:
+        passes.clear()
+        with judge.masked.model.register_forward_pre_hook(count):
+            return judge.run(Task(0, "all", "W * X", "row")).losses
+
+    expected = losses(evaluator(prose, tmp_path / "here", search_windows=8))
+    assert passes == [1] * 8
+    with elsewhere():
+        actual = losses(evaluator(prose, tmp_path / "elsewhere", search_windows=8))
+    assert passes == [8]
+    assert actual == pytest.approx(expected, rel=1e-4)
+
+
 def test_elsewhere_one_worker_judges_unless_more_are_asked_for(prose: str, tmp_path: Path) -> None:
     with elsewhere():
         judge = evaluator(prose, tmp_path / "elsewhere")

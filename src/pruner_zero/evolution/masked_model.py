@@ -12,9 +12,12 @@ from pruner_zero.choices import Group
 from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
-from pruner_zero.models import Matrix, next_token_loss
+from pruner_zero.models import Matrix, next_token_losses
 from pruner_zero.pruning import reached_score
 from pruner_zero.sparsity import Hessian, Layer, Pattern, plan, run_steps
+
+# Tokens of a forward pass on a GPU, which a small model does not fill with one window.
+_BATCH_TOKENS = 4096
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,14 @@ class MaskedModel:
     ) -> list[float]:
         """The pruned model's mean next-token loss on each of `windows` (n, tokens), in nats.
 
-        enough: whether the losses so far suffice, so that the other windows are left out.
+        enough: whether the losses so far suffice, so that the other windows are left out. A CPU
+        runs one window at a time; on a GPU several share a forward pass.
         """
         losses: list[float] = []
+        batch = 1 if self.device.type == "cpu" else max(1, _BATCH_TOKENS // windows.shape[1])
         with self.masked(expression, scope, limit) as model:
-            for window in limit.steps(windows):
-                losses.append(float(next_token_loss(model, window[None])))
+            for part in limit.steps(windows.split(batch) if len(windows) else ()):
+                losses += next_token_losses(model, part).tolist()
                 if enough(losses):
                     break
         return losses
