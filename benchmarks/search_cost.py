@@ -49,6 +49,7 @@ METRICS: tuple[tuple[str, Scope], ...] = (
     ("W * G^0.5 * X^0.25", "global"),
 )
 TOP = 15
+SECTIONS = ("rungs", "windows", "sizes", "sharing")
 
 
 def prepare(model: str, **given: Any) -> tuple[SearchSettings, Evaluator]:
@@ -208,7 +209,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/search-cost"))
-    parser.add_argument("--again", nargs="*", default=[], help="sections to measure anew")
+    parser.add_argument("--again", nargs="*", choices=SECTIONS, default=[], help="to measure anew")
     given = parser.parse_args()
     torch.set_num_threads(1)
     report = json.loads(RESULT.read_text()) if RESULT.exists() else {}
