@@ -64,6 +64,13 @@ SEQUENTIAL: Mapping[str, Mapping[str, Any]] = {
     "block after block, towards the dense outputs": {"mode": "sequential", "asymmetric": True},
 }
 SEQUENTIAL_AT = ("channels", 0.2)
+# What `prune --structure channels` does where no metric is named, on the text of the other rows.
+DISTILLED: Mapping[str, Any] = {
+    "name": "Wanda, then 40 steps of distillation",
+    "metric": "wanda",
+    "update": "exact",
+    "distill": 40,
+}
 REFITS = {"none": "without refit", "exact": "with refit", "peer": "by other packages"}
 
 
@@ -175,6 +182,8 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for update in ("none", "exact") if metric else ():
                     chosen = {**settings, "metric": metric, "update": update, "mode": "one-shot"}
                     yield {"name": name, **units, **chosen}
+            if structure == "channels":
+                yield {**DISTILLED, **units, "mode": "one-shot"}
             if (structure, share) == SEQUENTIAL_AT:
                 for words, settings in SEQUENTIAL.items():
                     chosen = {"metric": "wanda", "update": "exact", **settings}
