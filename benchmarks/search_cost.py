@@ -53,9 +53,14 @@ SECTIONS = ("rungs", "windows", "sizes", "sharing")
 
 
 def prepare(model: str, **given: Any) -> tuple[SearchSettings, Evaluator]:
-    """The settings of a search on the built-in text, and the evaluator of its candidates."""
+    """The settings of a search on the built-in text without a final race, and its evaluator."""
     settings = SearchSettings(
-        model=model, calibration=TEXT, search_text=TEXT, sparsity=0.5, **given
+        model=model,
+        calibration=TEXT,
+        search_text=TEXT,
+        sparsity=0.5,
+        final_windows=0,
+        **given,
     )
     language_model = load_model(model)
     texts = load_mixture(TEXT, role="calibration"), load_mixture(TEXT, role="search")

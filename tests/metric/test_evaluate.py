@@ -21,6 +21,7 @@ from pruner_zero.metric import (
     parse,
     score,
 )
+from pruner_zero.metric.evaluate import evaluate_stack
 from tests.metric.strategies import (
     expressions,
     lightly,
@@ -214,3 +215,37 @@ def test_what_is_not_rejected() -> None:
     extreme = torch.tensor([[-3e38, 3e38]])
     assert torch.equal(score(parse("S"), {"S": extreme}), extreme)
     assert score(parse("W"), {"W": torch.tensor([[1.0, 1.0, 2.0]])}).shape == (1, 3)
+
+
+def stack_of(count: int, outputs: int = 4, inputs: int = 6) -> dict[str, Tensor]:
+    """The statistics of `count` matrices, stacked."""
+    each = [terminals_of(outputs, inputs, seed) for seed in range(count)]
+    return {name: torch.stack([values[name] for values in each]) for name in each[0]}
+
+
+@lightly
+@given(expressions())
+def test_a_stack_is_evaluated_like_each_of_its_matrices(expression: Expression) -> None:
+    stacked = stack_of(3)
+    actual = evaluate_stack(expression, stacked)
+    for place in range(3):
+        alone = {name: values[place] for name, values in stacked.items()}
+        expected = evaluate(expression, alone)
+        torch.testing.assert_close(actual[place], expected, equal_nan=True)
+
+
+def test_an_operator_that_reads_values_is_applied_to_one_matrix_after_the_other() -> None:
+    def by_numpy(x: Tensor) -> Tensor:
+        return torch.from_numpy(x.numpy() * 2) if x.sum().item() else x
+
+    expression = Call(Operator("by_numpy", 1, by_numpy), (W,))
+    stacked = stack_of(3)
+    assert torch.equal(evaluate_stack(expression, stacked), 2 * stacked["W"])
+
+
+def test_an_error_of_an_operator_in_a_stack_is_raised() -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise RuntimeError("no such kernel")
+
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        evaluate_stack(Call(Operator("fails", 1, fails), (W,)), stack_of(2))

@@ -62,8 +62,9 @@ def _value(
 def evaluate_stack(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     """`evaluate` of n matrices of one shape at once: (n, out, in), from stacked statistics.
 
-    Every operator is applied once to all of them, by `torch.func.vmap`. The scores may share
-    memory with the statistics.
+    Every operator is applied once to all of them, by `torch.func.vmap`, or to one after the other
+    where an operator of another package does not allow it. The scores may share memory with the
+    statistics.
     """
     first = {name: values[0] for name, values in terminals.items()}
     shape = _matrix_shape(first)
@@ -73,7 +74,12 @@ def evaluate_stack(expression: Expression, terminals: Mapping[str, Tensor]) -> T
         return _value(expression, values, _uses(expression), {}).expand(shape)
 
     with torch.no_grad():
-        scores: Tensor = torch.func.vmap(of_one)(dict(terminals))
+        try:
+            scores: Tensor = torch.func.vmap(of_one)(dict(terminals))
+        except RuntimeError:
+            # It reads values, which a batch refuses. Another error is raised again here.
+            each = zip(*terminals.values(), strict=True)
+            scores = torch.stack([of_one(dict(zip(terminals, v, strict=True))) for v in each])
         return scores.contiguous()
 
 
