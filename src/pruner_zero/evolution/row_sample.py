@@ -188,5 +188,7 @@ def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) 
     The sum of `pruning_cost` over the sampled matrices. It ranks like the loss of the pruned
     model, within and across comparison groups (benchmarks/fitness.md, of masks alone).
     """
-    costs = [matrix.cost(mask).flatten() for matrix, mask in zip(sample, masks, strict=True)]
-    return math.log(max(sum(torch.cat(costs).tolist()), TINY))
+    pairs = zip(sample, masks, strict=True)
+    # Read stack by stack, since they may be on several devices.
+    total = sum(sum(matrix.cost(mask).flatten().tolist()) for matrix, mask in pairs)
+    return math.log(max(total, TINY))
