@@ -47,7 +47,8 @@ def _rungs_part(part: dict[str, Any]) -> list[str]:
         "## By rung",
         "",
         f"A search of {part['candidates']} candidates on SmolLM2-135M, windows of"
-        f" {part['seqlen']} tokens, {part['seconds']:.0f} s. Rejection: whether a proposal can"
+        f" {part['seqlen']} tokens, {part['seconds']:.0f} s, without a final race."
+        " Rejection: whether a proposal can"
         " mask and is new, by its canonical form, before it becomes a candidate.",
         "",
         "| rung | asked | median | share of the time |",
