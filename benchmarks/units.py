@@ -58,6 +58,7 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
     "Wanda": {"metric": "wanda"},
     EVOLVED: {},
 }
+RULES = {"block influence": "block-influence", "SLEB": "sleb"}
 # With the statistics of each block from the smaller blocks before it, at one share.
 SEQUENTIAL: Mapping[str, Mapping[str, Any]] = {
     "block after block": {"mode": "sequential"},
@@ -107,7 +108,8 @@ def run(given: argparse.Namespace) -> None:
         model = load_model(MODEL, dtype="float32")
         settings = {name: row[name] for name in row if name not in ("name", "metric")}
         if row["structure"] == "mixed":
-            dropped = {"structure": "blocks", "sparsity": settings.pop("blocks") / 30}
+            dropped: dict[str, Any] = {"structure": "blocks", "metric": "block-influence"}
+            dropped["sparsity"] = settings.pop("blocks") / 30
             prune(model, calibration=given.calibration, progress=LineProgress(), **dropped)
             settings |= {"structure": "channels", "sparsity": None}
             settings["parameters"] = str(MIXED_PARAMETERS)
@@ -174,8 +176,9 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     yield {"name": name, **units, **chosen, "blocks": blocks}
                 continue
             if structure == "blocks":
-                for update in ("none", "exact"):
-                    yield {"name": "block influence", "metric": None, **units, "update": update}
+                for name, rule in RULES.items():
+                    for update in ("none", "exact"):
+                        yield {"name": name, "metric": rule, **units, "update": update}
                 continue
             for name, settings in METRICS.items():
                 metric = settings.get("metric", given.evolved)

@@ -1,9 +1,8 @@
-"""Removing whole decoder blocks: those that change the hidden state the least."""
+"""Removing whole decoder blocks: those without which the loss is the lowest, one by one."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
 from statistics import fmean
 from typing import Any
 
@@ -16,38 +15,52 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
+    blocks_replaced,
     check_dropped,
     drop_blocks,
     find_blocks,
     find_matrices,
+    next_token_loss,
     run_block,
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.folding import fold_blocks
 from pruner_zero.pruning.removal import Removal, most_parameters
+from pruner_zero.settings import BLOCK_INFLUENCE, SLEB
 from pruner_zero.sparsity import LazyTensors
+
+# By rule, what the blocks that go are chosen by.
+_RULES = {
+    SLEB: "SLEB, the loss of the model without a block, one block after the other",
+    BLOCK_INFLUENCE: "block influence, 1 minus the cosine of a block's input and output",
+}
+# The loss is measured on so many tokens, or on one window where it is longer. Block influence takes
+# one pass, over all windows.
+_LOSS_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Blocks(Removal):
-    """Whole blocks are removed, chosen beforehand by their influence, without scores.
+    """Whole blocks are removed, chosen beforehand by a rule, without scores.
 
-    sparsity: the share of blocks to remove; parameters: as in `Structured`. influence: of every
-    block, from `block_influence`. dropped: the numbers of the blocks to remove; names: of all their
-    matrices. folded: from `fold_blocks`.
+    sparsity: the share of blocks to remove; parameters: as in `Structured`. rule: "sleb" or
+    "block-influence". measured: by block, its influence, or the loss when it went, in the order in
+    which they went. dropped: the numbers of the blocks to remove; names: of all their matrices.
+    folded: from `fold_blocks`.
     """
 
     sparsity: float
     parameters: float | None = None
-    influence: tuple[float, ...] = field(default=(), repr=False)
+    rule: str = SLEB
+    measured: Mapping[int, float] = field(default_factory=dict, repr=False)
     dropped: tuple[int, ...] = ()
     names: frozenset[str] = field(default=frozenset(), repr=False)
     folded: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def chosen_by(self) -> str | None:
-        return "block influence, 1 minus the cosine of a block's input and output"
+        return _RULES[self.rule]
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         def mask(name: str) -> Tensor:
@@ -73,8 +86,9 @@ class Blocks(Removal):
         drop_blocks(model, self.dropped)
 
     def to_json(self) -> dict[str, Any]:
+        measured = {str(index): round(value, 5) for index, value in self.measured.items()}
         folded = {str(index): round(error, 4) for index, error in self.folded.items()}
-        return {"block_influence": list(self.influence), "folded": folded}
+        return {self.rule.replace("-", "_"): measured, "folded": folded}
 
     def __str__(self) -> str:
         listed = f": {', '.join(map(str, self.dropped))}" if self.dropped else ""
@@ -86,12 +100,10 @@ class Blocks(Removal):
 def choose_blocks(
     language_model: LanguageModel, tokens: Tensor, asked: Blocks, progress: Progress = SILENT
 ) -> Blocks:
-    """The blocks of the least influence, as many as `asked`; the first and last block stay.
+    """The blocks that go by the rule of `asked`, as many as it says; the first and last block stay.
 
     tokens: windows (n, seqlen). Raises PrunerZeroError for a share that leaves out no block or too
     many, for a number of parameters that cannot be left, and where a block cannot be dropped.
-    Source: ShortGPT (Men et al. 2024, 2403.03853), which may also remove the first and the last
-    block.
     """
     blocks = find_blocks(language_model.model)
     sizes = {index: size_of(blocks[index])[0] for index in range(1, len(blocks) - 1)}
@@ -100,23 +112,79 @@ def choose_blocks(
             f"of {len(blocks)} blocks none can go, since the first and the last stay: leave out "
             "--structure"
         )
-    dense = size_of(language_model.model)[0]
+    left = size_of(language_model.model)[0]
+    count, most = 0, left
     if asked.parameters:
-        reachable = dense - sum(sizes.values()), dense - min(sizes.values())
+        reachable = left - sum(sizes.values()), left - min(sizes.values())
         most = most_parameters(language_model.model, asked.parameters, reachable, "blocks")
     else:
         count = _count(len(blocks), asked.sparsity)
-    influence = block_influence(language_model, tokens, progress)
-    ranked = sorted(sizes, key=influence.__getitem__)
-    if asked.parameters:
-        smaller = accumulate((-sizes[index] for index in ranked), initial=dense)
-        count = next(count for count, size in enumerate(smaller) if size <= most)
-    dropped = tuple(sorted(ranked[:count]))
+    order = (by_loss if asked.rule == SLEB else by_influence)(language_model, tokens, progress)
+    measured: dict[int, float] = {}
+    while len(measured) < count or left > most:
+        index, value = next(order)
+        measured[index] = value
+        left -= sizes[index]
+    dropped = tuple(sorted(measured))
     check_dropped(language_model.model, dropped)
     matrices = [m for m in find_matrices(language_model.model) if m.block in dropped]
     _check_silent(language_model, tokens[:1], dropped, matrices)
     names = frozenset(matrix.name for matrix in matrices)
-    return Blocks(count / len(blocks), asked.parameters, tuple(influence), dropped, names)
+    share = len(dropped) / len(blocks)
+    return replace(asked, sparsity=share, measured=measured, dropped=dropped, names=names)
+
+
+@torch.no_grad()
+def by_loss(
+    language_model: LanguageModel, tokens: Tensor, progress: Progress = SILENT
+) -> Iterator[tuple[int, float]]:
+    """Blocks in the order in which they go, each with the mean loss of the model without it.
+
+    That block goes next without which, and without all before, the loss is the lowest on windows
+    (n, seqlen). Source: SLEB (Song et al. 2024, 2402.09025), on fewer tokens here.
+    """
+    tokens = tokens[: max(1, _LOSS_TOKENS // tokens.shape[1])]
+    model = language_model.model
+    calls, blocks = language_model.block_calls(tokens), find_blocks(model)
+
+    def run(index: int, hidden: Iterable[Tensor]) -> list[Tensor]:
+        arguments = calls.arguments[index]
+        return [run_block(blocks[index], *each) for each in zip(hidden, arguments, strict=True)]
+
+    def loss(hidden: list[Tensor]) -> float:
+        losses = []
+        for window, states in zip(tokens, hidden, strict=True):
+            with blocks_replaced(model, states, calls.as_tuple):
+                losses.append(float(next_token_loss(model, window[None])))
+        return fmean(losses)
+
+    left = list(range(len(blocks)))
+    while len(left) > 2:
+        hidden = run(left[0], calls.hidden)
+        losses: dict[int, float] = {}
+        inner = left[1:-1]
+        for index in progress.track(inner, f"loss without one of {len(left)}", len(inner)):
+            without = hidden
+            for later in left[left.index(index) + 1 :]:
+                without = run(later, without)
+            losses[index] = loss(without)
+            hidden = run(index, hidden)
+        best = min(losses, key=losses.__getitem__)
+        left.remove(best)
+        yield best, losses[best]
+
+
+def by_influence(
+    language_model: LanguageModel, tokens: Tensor, progress: Progress = SILENT
+) -> Iterator[tuple[int, float]]:
+    """Blocks but the first and the last, that of the least influence first, with their influence.
+
+    Source: ShortGPT (Men et al. 2024, 2403.03853), which may also remove the first and the last
+    block.
+    """
+    influence = block_influence(language_model, tokens, progress)
+    inner = range(1, len(influence) - 1)
+    yield from ((index, influence[index]) for index in sorted(inner, key=influence.__getitem__))
 
 
 @torch.no_grad()
@@ -125,7 +193,7 @@ def block_influence(
 ) -> list[float]:
     """Of every block 1 − cos(input, output), the mean over all tokens of the windows (n, seqlen).
 
-    Source: ShortGPT (Men et al. 2024, 2403.03853), equation 1.
+    Source: ShortGPT, equation 1.
     """
     calls = language_model.block_calls(tokens)
     hidden, arguments = list(calls.hidden), calls.arguments

@@ -9,7 +9,7 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric import NAMED, Metric
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.pruning.parse_removal import STRUCTURES, check_steps, names_units, parse_removal
-from pruner_zero.settings import BLOCK_INFLUENCE, REAP
+from pruner_zero.settings import OF_BLOCKS, REAP
 from pruner_zero.sparsity import (
     SCOPES,
     STEPS,
@@ -49,10 +49,10 @@ def parse_method(
     `asymmetric` are used where the text names none.
 
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
-    (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is not
-    `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units, and
-    `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of, coupled: as
-    in `Structured`.
+    (METRIC may be reap) or blocks (METRIC is sleb or block-influence), with their share if it is
+    not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
+    and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of,
+    coupled: as in `Structured`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -69,7 +69,7 @@ def parse_method(
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     # Blocks and experts are chosen beforehand, independently of the scores.
-    known = {SPARSEGPT: SPARSEGPT_SCORE, BLOCK_INFLUENCE: "magnitude", REAP: "magnitude"}
+    known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys((*OF_BLOCKS, REAP), "magnitude")}
     metric = Metric.of(known.get(body, body))
     metric_update = "obs" if body == SPARSEGPT else "none"
     default = pattern.update or metric_update if isinstance(pattern, Pattern) else metric_update

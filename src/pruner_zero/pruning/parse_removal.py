@@ -9,7 +9,7 @@ from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.removal import Removal
 from pruner_zero.pruning.structured import Structured
-from pruner_zero.settings import BLOCK_INFLUENCE, REAP, read_parameters
+from pruner_zero.settings import OF_BLOCKS, REAP, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern
 
 STRUCTURES: tuple[Structure, ...] = get_args(Structure)
@@ -44,11 +44,12 @@ def parse_removal(
         structure = cast(Structure, word)
         if written:
             sparsity, parameters = _share(name, written), None
-    fits = {"blocks": metric == BLOCK_INFLUENCE, "experts": metric != BLOCK_INFLUENCE}
-    if not fits.get(structure or "", metric not in (BLOCK_INFLUENCE, REAP)):
+    fits = {"blocks": metric in OF_BLOCKS, "experts": metric not in OF_BLOCKS}
+    if not fits.get(structure or "", metric not in (*OF_BLOCKS, REAP)):
         raise PrunerZeroError(
             f"{metric} does not choose {structure or 'weights'}: whole blocks go by "
-            f"{BLOCK_INFLUENCE}, experts by {REAP} or a metric, channels and heads by a metric"
+            f"{' or '.join(OF_BLOCKS)}, experts by {REAP} or a metric, channels and heads by a "
+            "metric"
         )
     if structure is None:
         return None
@@ -57,7 +58,7 @@ def parse_removal(
         raise _no_share(name)
     share = 0.0 if left or sparsity is None else sparsity
     if structure == "blocks":
-        return Blocks(share, left)
+        return Blocks(share, left, metric)
     if structure == "experts":
         return Experts(share, left, by_metric=metric != REAP)
     return Structured(share, structure, multiple_of, coupled, left)

@@ -16,7 +16,14 @@ from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.options import Option, options_of
-from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, PruneSettings, default_beside
+from pruner_zero.settings.prune import (
+    BLOCK_INFLUENCE,
+    OF_BLOCKS,
+    REAP,
+    SLEB,
+    PruneSettings,
+    default_beside,
+)
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchOptions
 from pruner_zero.settings.units import SizeSettings, check_structure, read_parameters
@@ -24,7 +31,9 @@ from pruner_zero.settings.units import SizeSettings, check_structure, read_param
 __all__ = [
     "BLOCK_INFLUENCE",
     "CLASSICS",
+    "OF_BLOCKS",
     "REAP",
+    "SLEB",
     "STRINGS",
     "CalibrationSettings",
     "CompareSettings",

@@ -34,7 +34,8 @@ _WINDOWS, _SEQLEN = (CalibrationSettings.model_fields[name] for name in WRITTEN)
 # The default metric where the weights are not compared over the whole model.
 WITHIN = "wanda"
 # The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
-BLOCK_INFLUENCE, REAP = "block-influence", "reap"
+SLEB, BLOCK_INFLUENCE, REAP = "sleb", "block-influence", "reap"
+OF_BLOCKS = (SLEB, BLOCK_INFLUENCE)
 
 # Settings that cannot be combined with --structure.
 _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
@@ -43,7 +44,7 @@ _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     """The default method where no metric is named, without parts that exclude `given` settings."""
     if given.get("structure") in ("blocks", "experts"):
-        return {"metric": BLOCK_INFLUENCE if given["structure"] == "blocks" else REAP}
+        return {"metric": SLEB if given["structure"] == "blocks" else REAP}
     chosen = dict(DEFAULT)
     narrower = any(given.get(name) for name in ("pattern", "structure"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
@@ -120,7 +121,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs; heads (key-value heads with the query heads "
-        "that share them); blocks (those that change their input the least); or experts of a "
+        "that share them); blocks (those without which the loss is the lowest); or experts of a "
         "mixture. Except for experts, kept weights are then corrected by least squares unless "
         "--update says otherwise. --sparsity is the share of units, or give --parameters.",
     )
@@ -153,9 +154,9 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     def _check_structure(self) -> "PruneSettings":
         beside = _BESIDE_STRUCTURE
         if self.structure == "blocks":
-            if self.metric != BLOCK_INFLUENCE:
+            if self.metric not in OF_BLOCKS:
                 raise PrunerZeroError(
-                    f"--structure blocks chooses them by {BLOCK_INFLUENCE}: leave out --metric"
+                    f"--structure blocks takes no metric: --metric may be {' or '.join(OF_BLOCKS)}"
                 )
             if self.update not in (None, "none", "exact"):
                 raise PrunerZeroError(
