@@ -37,7 +37,7 @@ _RULES = {
 }
 # The loss is measured on so many tokens, or on one window where it is longer. Block influence takes
 # one pass, over all windows.
-_LOSS_TOKENS = 2048
+_LOSS_TOKENS = 1024
 
 
 @dataclass(frozen=True)
