@@ -132,7 +132,8 @@ def write_page(report: dict[str, Any]) -> None:
         " a process of its own with nothing cached, statistics included, on the built-in text. Half"
         " of the weights by a metric (gradients for the published tree, those of outputs for `O`);"
         " or, as *channels*, a fifth of the channels with the refit. In the 7B run of `wanda` the"
-        " activations between two blocks were in memory (4 MiB); they are on disk now. [Result"
+        " activations between two blocks were in memory (4 MiB); they are on disk now. The runs of"
+        " *channels* of the two largest shapes shared two cores with three other processes. [Result"
         " file](results/memory.json).",
         "",
         "| shape | blocks | checkpoint, MiB | tokens | method | | peak, MiB | s |",
