@@ -299,6 +299,8 @@ def steps_table(rows: Mapping[str, dict[str, Any]]) -> str:
     """Perplexities on the texts, a row a metric, a column what follows its mask."""
     cells = []
     for label in MASKS:
+        if not any(label + step in rows for step in AFTER if step):
+            continue
         values = []
         for step in AFTER:
             texts = rows[label + step]["texts"].values() if label + step in rows else ()
