@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
@@ -21,6 +22,7 @@ from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
 from pruner_zero.evolution.masked_model import MaskedModel
+from pruner_zero.evolution.row_sample import SampledMatrix
 from pruner_zero.evolution.run import Status, run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.execution import UNLIMITED, Executor, SerialExecutor, TimeLimit
@@ -41,6 +43,8 @@ SHARED = {
     " further; off: it is judged on the rungs the earlier one reached",
     "sample": "norms and sensitivities of the sampled rows are computed once for all candidates;"
     " off: for each",
+    "stacks": "sampled matrices of one shape are scored, masked and judged at once; off: one after the"
+    " other",
     "model": "one copy of the model is masked in place and restored; off: each loss has a copy of"
     " its own",
 }
@@ -144,6 +148,8 @@ def search(
         evaluator = replace(evaluator, masked=Copying(**fields_of(evaluator.masked)))
     if "sample" in off:
         evaluator = Resampling(**fields_of(evaluator))
+    if "stacks" in off:
+        evaluator = replace(evaluator, sample=[*chain(*map(unstacked, evaluator.sample))])
     algorithm = cast(
         BatchAlgorithm,
         make_algorithm(
@@ -226,6 +232,23 @@ def _judge(
     text, scope = str(candidate.expression), candidate.scope
     tasks = [Task(0, rung, text, scope) for rung in RUNGS if rung in reached]
     yield from (outcome.rung for outcome in executor.map(tasks))
+
+
+def unstacked(matrix: SampledMatrix) -> Iterator[SampledMatrix]:
+    """The matrices of a stack, one by one."""
+    if matrix.weight.dim() == 2:
+        yield matrix
+        return
+    for place in range(len(matrix.weight)):
+        yield replace(
+            matrix,
+            name=f"{matrix.name} {place}",
+            weight=matrix.weight[place],
+            terminals={name: values[place] for name, values in matrix.terminals.items()},
+            gram=matrix.gram[place],
+            norms=matrix.norms[place],
+            sensitivity=None if matrix.sensitivity is None else matrix.sensitivity[place],
+        )
 
 
 def fields_of(value: Any) -> dict[str, Any]:

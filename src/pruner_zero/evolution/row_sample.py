@@ -189,6 +189,6 @@ def closed_form_error(sample: Sequence[SampledMatrix], masks: Sequence[Tensor]) 
     model, within and across comparison groups (benchmarks/fitness.md, of masks alone).
     """
     pairs = zip(sample, masks, strict=True)
-    # Read stack by stack, since they may be on several devices.
-    total = sum(sum(matrix.cost(mask).flatten().tolist()) for matrix, mask in pairs)
-    return math.log(max(total, TINY))
+    # Read stack by stack, since they may be on several devices, and summed whatever the order.
+    costs = (matrix.cost(mask).flatten().tolist() for matrix, mask in pairs)
+    return math.log(max(math.fsum(chain.from_iterable(costs)), TINY))
