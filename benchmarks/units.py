@@ -245,7 +245,11 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
                 f"| goes by | {' | '.join(heads)} |",
                 "|---|" + "---|" * len(heads),
             ]
-            for name, metric in dict.fromkeys((line["name"], line["metric"]) for line in chosen):
+            order = list(METRICS)
+            named = dict.fromkeys((line["name"], line["metric"]) for line in chosen)
+            for name, metric in sorted(
+                named, key=lambda row: order.index(row[0]) if row[0] in order else len(order)
+            ):
                 cells = []
                 for share in shares:
                     values = [

@@ -43,8 +43,8 @@ SHARED = {
     " further; off: it is judged on the rungs the earlier one reached",
     "sample": "norms and sensitivities of the sampled rows are computed once for all candidates;"
     " off: for each",
-    "stacks": "sampled matrices of one shape are scored, masked and judged at once; off: one after the"
-    " other",
+    "stacks": "sampled matrices of one shape are scored, masked and judged at once; off: one after"
+    " the other",
     "model": "one copy of the model is masked in place and restored; off: each loss has a copy of"
     " its own",
 }
