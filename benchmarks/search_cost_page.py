@@ -122,10 +122,8 @@ def _sharing_part(part: dict[str, Any]) -> list[str]:
         *(f"- {name}: {meaning}." for name, meaning in SHARED.items()),
         "",
         "Beside fingerprints, canonical forms save no time: every duplicate that they spare would"
-        " have been stopped by its fingerprint on the probe, which takes milliseconds. (This table"
-        " once said 0.77, because duplicates were judged on all rungs of their twins.) They keep"
-        " places in a batch for candidates that are new, and serve the analysis and the report."
-        " The form has been reduced to half its rules since this was measured.",
+        " have been stopped by its fingerprint on the probe, which takes milliseconds. They keep"
+        " places in a batch for candidates that are new, and serve the analysis and the report.",
         "",
         "Not separable with the same archive:",
         "",
