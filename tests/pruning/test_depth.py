@@ -100,7 +100,7 @@ def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
         for index in (0, 3, 4, DEPTH - 1):
             for parameter in find_blocks(model.model)[index].parameters():
                 parameter.mul_(0.1)
-    chosen = choose_blocks(model, tokens, Blocks(0.34, rule="block-influence"))
+    chosen = choose_blocks(model, tokens, Blocks(0.34))
     assert chosen.dropped == (3, 4)
     influence = block_influence(model, tokens)
     assert chosen.measured == {index: influence[index] for index in chosen.measured}
@@ -153,9 +153,9 @@ def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("settings", "rule", "words"),
     [
-        ({}, "sleb", "SLEB"),
-        ({"distill": 2}, "sleb", "SLEB"),
-        ({"metric": "block-influence"}, "block-influence", "block influence"),
+        ({}, "block-influence", "block influence"),
+        ({"distill": 2}, "block-influence", "block influence"),
+        ({"metric": "sleb"}, "sleb", "SLEB"),
     ],
     ids=str,
 )
@@ -210,7 +210,7 @@ def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"metric": "wanda"}, "--metric may be sleb or block-influence"),
+        ({"metric": "wanda"}, "--metric may be block-influence or sleb"),
         ({"update": "obs"}, "does not fit --structure blocks: exact fits the block before"),
         ({"asymmetric": True}, "leave out --asymmetric"),
         ({"coupled": True}, "leave out --coupled"),

@@ -189,7 +189,7 @@ def test_whole_units_stand_where_weights_would_compete() -> None:
     assert (str(method.metric.expression), method.steps) == ("W * X", ("exact",))
     assert parse_method("wanda@heads", sparsity=0.5).pattern == Structured(0.5, "heads")
     assert parse_method("wanda@heads=0.5+obs", pattern="2:4").steps == ("obs",)
-    method = parse_method("sleb@blocks=.1")
+    method = parse_method("block-influence@blocks=.1")
     assert method.pattern == Blocks(0.1)
     assert not method.kinds
     assert method.mode("auto") == "one-shot"

@@ -1,4 +1,4 @@
-"""Removing whole decoder blocks: those without which the loss is the lowest, one by one."""
+"""Removing whole decoder blocks: those that change the hidden state, or the loss, the least."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
@@ -32,8 +32,8 @@ from pruner_zero.sparsity import LazyTensors
 
 # By rule, what the blocks that go are chosen by.
 _RULES = {
-    SLEB: "SLEB, the loss of the model without a block, one block after the other",
     BLOCK_INFLUENCE: "block influence, 1 minus the cosine of a block's input and output",
+    SLEB: "SLEB, the loss of the model without a block, one block after the other",
 }
 # The loss is measured on so many tokens, or on one window where it is longer. Block influence takes
 # one pass, over all windows.
@@ -44,15 +44,15 @@ _LOSS_TOKENS = 1024
 class Blocks(Removal):
     """Whole blocks are removed, chosen beforehand by a rule, without scores.
 
-    sparsity: the share of blocks to remove; parameters: as in `Structured`. rule: "sleb" or
-    "block-influence". measured: by block, its influence, or the loss when it went, in the order in
+    sparsity: the share of blocks to remove; parameters: as in `Structured`. rule: "block-influence"
+    or "sleb". measured: by block, its influence, or the loss when it went, in the order in
     which they went. dropped: the numbers of the blocks to remove; names: of all their matrices.
     folded: from `fold_blocks`.
     """
 
     sparsity: float
     parameters: float | None = None
-    rule: str = SLEB
+    rule: str = BLOCK_INFLUENCE
     measured: Mapping[int, float] = field(default_factory=dict, repr=False)
     dropped: tuple[int, ...] = ()
     names: frozenset[str] = field(default=frozenset(), repr=False)

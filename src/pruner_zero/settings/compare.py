@@ -7,7 +7,7 @@ from pydantic import Field
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
-from pruner_zero.settings.prune import METHOD, REAP, SLEB
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD, REAP
 from pruner_zero.settings.units import UnitSettings
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
@@ -24,7 +24,7 @@ class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
             description=f"Methods with commas between them, each {METHOD}, at whose end +distill=N "
             "adds N steps of distillation; dense is the unpruned model, default what prune does "
             "without a metric. METRIC@channels=0.25 and METRIC@heads=0.25 remove this share of "
-            f"units as prune --structure does, {SLEB}@blocks=0.25 of blocks, "
+            f"units as prune --structure does, {BLOCK_INFLUENCE}@blocks=0.25 of blocks, "
             f"{REAP}@experts=0.25 and METRIC@experts=0.25 of experts. "
             'The name of a file that has commas stands in double quotes: "a,b.json"+exact.',
         )

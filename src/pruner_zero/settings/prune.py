@@ -34,8 +34,8 @@ _WINDOWS, _SEQLEN = (CalibrationSettings.model_fields[name] for name in WRITTEN)
 # The default metric where the weights are not compared over the whole model.
 WITHIN = "wanda"
 # The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
-SLEB, BLOCK_INFLUENCE, REAP = "sleb", "block-influence", "reap"
-OF_BLOCKS = (SLEB, BLOCK_INFLUENCE)
+BLOCK_INFLUENCE, SLEB, REAP = "block-influence", "sleb", "reap"
+OF_BLOCKS = (BLOCK_INFLUENCE, SLEB)
 
 # Settings that cannot be combined with --structure.
 _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
@@ -44,7 +44,7 @@ _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", 
 def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     """The default method where no metric is named, without parts that exclude `given` settings."""
     if given.get("structure") in ("blocks", "experts"):
-        return {"metric": SLEB if given["structure"] == "blocks" else REAP}
+        return {"metric": BLOCK_INFLUENCE if given["structure"] == "blocks" else REAP}
     chosen = dict(DEFAULT)
     narrower = any(given.get(name) for name in ("pattern", "structure"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
@@ -121,7 +121,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         None,
         description="Remove whole units in place of single weights, so that the model becomes "
         "smaller and faster: channels of the MLPs; heads (key-value heads with the query heads "
-        "that share them); blocks (those without which the loss is the lowest); or experts of a "
+        "that share them); blocks (those that change their input the least); or experts of a "
         "mixture. Except for experts, kept weights are then corrected by least squares unless "
         "--update says otherwise. --sparsity is the share of units, or give --parameters.",
     )
