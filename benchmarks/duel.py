@@ -46,7 +46,6 @@ USUAL = "builtin:smollm2-135m"
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "random": {"algorithm": "random"},
-    "small batches": {"algorithm_settings": {"initial": 48, "batch": 24}},
 }
 
 

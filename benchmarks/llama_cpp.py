@@ -37,11 +37,7 @@ CASES: Mapping[str, Mapping[str, Any]] = {
     "half of the weights zero": {"metric": "wanda", "sparsity": 0.5},
     "a quarter of the channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.25},
     "a third of the heads": {"metric": "wanda", "structure": "heads", "sparsity": 1 / 3},
-    "a fifth of the blocks": {
-        "structure": "blocks",
-        "sparsity": 0.2,
-        "metric": "block-influence",
-    },
+    "a fifth of the blocks": {"structure": "blocks", "sparsity": 0.2},
 }
 PROMPT = "Python is a programming language that"
 # Numbers of tokens: of the compared greedy continuation; of the timed prompt and continuation.

@@ -59,16 +59,21 @@ LONGER, LONG = ", 24 windows of 1024", {"windows": 24, "seqlen": 1024}
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
 
-# Masks alone, and one step after each of them.
-MASKS: Mapping[str, str] = {
-    "magnitude": "magnitude",
-    "Wanda": "wanda",
-    "RIA": "ria",
-    "published tree": "pruner-zero",
-    "evolved on SmolLM2": CARRIED,
-    "evolved on Gemma": EVOLVED_ON_GEMMA,
+# Masks alone.
+MASKS: Mapping[str, Mapping[str, str]] = {
+    "50": {
+        "magnitude": "magnitude",
+        "Wanda": "wanda",
+        "RIA": "ria",
+        "published tree": "pruner-zero",
+        "evolved on SmolLM2": CARRIED,
+        "evolved on Gemma": EVOLVED_ON_GEMMA,
+    },
+    "2-4": {"Wanda": "wanda"},
 }
-AFTER: Mapping[str, str] = {"": "", " with swaps": "+refine", " with least squares": "+exact"}
+# One step after each of these masks.
+STEPPED = ("magnitude", "Wanda")
+STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exact"}
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
 UNITS: Mapping[str, Mapping[str, Any]] = {
@@ -115,12 +120,13 @@ def all_cells() -> Iterator[Cell]:
     yield Cell(f"default{LONGER}", "50", DEFAULT, "self", LONG)
     for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
         yield Cell(f"{words} in the default{LONGER}", "50", metric + in_default, "self", LONG)
-    for zeros in ZEROS:
+    for zeros, masks in MASKS.items():
+        for words, metric in masks.items():
+            yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
-        for words, metric in MASKS.items():
-            scored = metric if zeros == "50" else metric.removesuffix("@global")
-            for step, suffix in AFTER.items():
-                yield Cell(words + step, zeros, scored + suffix)
+    for label in STEPPED:
+        for step, suffix in STEPS.items():
+            yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
     for zeros in UNITS:
         yield Cell("default", zeros, DEFAULT, "self")
         yield Cell(f"default{LONGER}", zeros, DEFAULT, "self", LONG)
@@ -270,7 +276,7 @@ def page() -> str:
 def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
     """The tables of one model and pattern and the dense model: texts, tasks, moved answers."""
     bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
-    stepped = [label + step for label in MASKS for step in AFTER if step]
+    stepped = [f"{label} {step}" for label in STEPPED for step in STEPS]
     methods = [row for row in rows.values() if row["label"] not in stepped]
     shown = [texts_table([dense, *sorted(methods, key=mean_loss)])]
     if len(methods) < len(rows):
@@ -298,15 +304,13 @@ def texts_table(rows: Sequence[dict[str, Any]]) -> str:
 def steps_table(rows: Mapping[str, dict[str, Any]]) -> str:
     """Perplexities on the texts, a row a metric, a column what follows its mask."""
     cells = []
-    for label in MASKS:
-        if not any(label + step in rows for step in AFTER if step):
-            continue
-        values = []
-        for step in AFTER:
-            texts = rows[label + step]["texts"].values() if label + step in rows else ()
-            values.append(" / ".join(f"{text['perplexity']:.1f}" for text in texts))
-        cells.append([label, *values])
-    return markdown(["one step", *(step.strip() or "mask alone" for step in AFTER)], cells)
+    for label in STEPPED:
+        names = (label, *(f"{label} {step}" for step in STEPS))
+        # A run that was cut has filled some of them.
+        texts = [rows[name]["texts"] if name in rows else {} for name in names]
+        values = [[f"{text['perplexity']:.1f}" for text in each.values()] for each in texts]
+        cells.append([label, *map(" / ".join, values)])
+    return markdown(["one step", "mask alone", *STEPS], cells)
 
 
 def tasks_table(rows: Sequence[dict[str, Any]], bases: Bases) -> str:

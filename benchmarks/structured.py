@@ -81,7 +81,7 @@ def main() -> None:
                 continue
             result = prune(
                 load_model(given.model, dtype="float32"),
-                "block-influence" if name.startswith("blocks") else "wanda",
+                None if name.startswith("blocks") else "wanda",
                 calibration=given.calibration,
                 output=Path(folder) / name,
                 progress=LineProgress(),

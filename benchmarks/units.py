@@ -43,7 +43,7 @@ WINDOWS = 8
 SHARES = {
     "channels": (0.2, 0.5, 0.3, 0.1),
     "heads": (0.3334,),
-    "blocks": (0.1, 0.2, 0.3),
+    "blocks": (0.1, 0.2),
     "mixed": (0.2,),
 }
 # Of the 30 blocks so many are folded, then channels go until the model has the parameters of that
@@ -59,19 +59,14 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
     EVOLVED: {},
 }
 RULES = {"block influence": "block-influence", "SLEB": "sleb"}
-# With the statistics of each block from the smaller blocks before it, at one share.
-SEQUENTIAL: Mapping[str, Mapping[str, Any]] = {
+# What else the refit of Wanda's channels can have, at one share: statistics of each block from the
+# smaller blocks before it, and the distillation that `prune` adds where no metric is named.
+FURTHER: Mapping[str, Mapping[str, Any]] = {
     "block after block": {"mode": "sequential"},
     "block after block, towards the dense outputs": {"mode": "sequential", "asymmetric": True},
+    "then 40 steps of distillation": {"mode": "one-shot", "distill": 40},
 }
-SEQUENTIAL_AT = ("channels", 0.2)
-# What `prune --structure channels` does where no metric is named, on the text of the other rows.
-DISTILLED: Mapping[str, Any] = {
-    "name": "Wanda, then 40 steps of distillation",
-    "metric": "wanda",
-    "update": "exact",
-    "distill": 40,
-}
+FURTHER_AT = ("channels", 0.2)
 REFITS = {"none": "without refit", "exact": "with refit", "peer": "by other packages"}
 
 
@@ -108,8 +103,7 @@ def run(given: argparse.Namespace) -> None:
         model = load_model(MODEL, dtype="float32")
         settings = {name: row[name] for name in row if name not in ("name", "metric")}
         if row["structure"] == "mixed":
-            dropped: dict[str, Any] = {"structure": "blocks", "metric": "block-influence"}
-            dropped["sparsity"] = settings.pop("blocks") / 30
+            dropped = {"structure": "blocks", "sparsity": settings.pop("blocks") / 30}
             prune(model, calibration=given.calibration, progress=LineProgress(), **dropped)
             settings |= {"structure": "channels", "sparsity": None}
             settings["parameters"] = str(MIXED_PARAMETERS)
@@ -185,10 +179,8 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for update in ("none", "exact") if metric else ():
                     chosen = {**settings, "metric": metric, "update": update, "mode": "one-shot"}
                     yield {"name": name, **units, **chosen}
-            if structure == "channels":
-                yield {**DISTILLED, **units, "mode": "one-shot"}
-            if (structure, share) == SEQUENTIAL_AT:
-                for words, settings in SEQUENTIAL.items():
+            if (structure, share) == FURTHER_AT:
+                for words, settings in FURTHER.items():
                     chosen = {"metric": "wanda", "update": "exact", **settings}
                     yield {"name": f"Wanda, {words}", **units, **chosen}
 

@@ -103,6 +103,7 @@ def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
     chosen = choose_blocks(model, tokens, Blocks(0.34))
     assert chosen.dropped == (3, 4)
     influence = block_influence(model, tokens)
+    assert list(chosen.measured) == sorted(range(1, DEPTH - 1), key=influence.__getitem__)[:2]
     assert chosen.measured == {index: influence[index] for index in chosen.measured}
 
 
@@ -119,8 +120,10 @@ def test_the_fewest_blocks_that_reach_the_parameters_are_dropped(
     assert dense - gone * block <= share * dense < dense - (gone - 1) * block
     pattern = result.method.pattern
     assert isinstance(pattern, Blocks)
-    assert len(pattern.measured) == gone
-    assert pattern.dropped == tuple(sorted(pattern.measured))
+    by_share = pruned(tiny_model("llama", blocks=DEPTH), prose, sparsity=gone / DEPTH, metric=rule)
+    assert isinstance(by_share.method.pattern, Blocks)
+    assert len(pattern.dropped) == gone
+    assert pattern.measured == by_share.method.pattern.measured
 
 
 @pytest.mark.parametrize("architecture", SUPPORTED)

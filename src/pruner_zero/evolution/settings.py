@@ -64,9 +64,8 @@ class SearchSettings(SearchOptions):
         scope = () if self.scope == "any" else ("scope",)
         check_structure(self, ("pattern", *scope, "include", "exclude"))
         if self.structure in ("blocks", "experts"):
-            score = "a rule" if self.structure == "blocks" else "REAP"
             raise ValueError(
-                f"--structure {self.structure} goes by {score}, which is no metric: search for "
+                f"--structure {self.structure} goes by a rule and needs no metric: search for "
                 "channels or heads"
             )
         if self.pattern is not None and self.scope not in ("any", "row"):

@@ -91,8 +91,9 @@ def score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     """
     stacked = all(values.dim() == 3 for values in terminals.values())
     scores = (evaluate_stack if stacked else evaluate)(expression, terminals)
-    # The usual case needs no temporaries: nan and infinities are minima or maxima.
-    low, high = scores.amin((-2, -1)), scores.amax((-2, -1))
+    # The usual case needs no temporaries: nan and infinities are minima or maxima. One pass finds
+    # both, but for several matrices torch has no fast kernel of it.
+    low, high = (scores.amin((1, 2)), scores.amax((1, 2))) if stacked else scores.aminmax()
     if not torch.isfinite(high - low).all() and not torch.isfinite(scores).all():
         kinds = {"nan": scores.isnan(), "+inf": scores.isposinf(), "-inf": scores.isneginf()}
         counts = {kind: int(mask.sum()) for kind, mask in kinds.items()}

@@ -119,6 +119,8 @@ def choose_blocks(
         most = most_parameters(language_model.model, asked.parameters, reachable, "blocks")
     else:
         count = _count(len(blocks), asked.sparsity)
+    matrices = [matrix for matrix in find_matrices(language_model.model) if matrix.block in sizes]
+    _check_silent(language_model, tokens[:1], tuple(sizes), matrices)
     order = (by_loss if asked.rule == SLEB else by_influence)(language_model, tokens, progress)
     measured: dict[int, float] = {}
     while len(measured) < count or left > most:
@@ -127,9 +129,7 @@ def choose_blocks(
         left -= sizes[index]
     dropped = tuple(sorted(measured))
     check_dropped(language_model.model, dropped)
-    matrices = [m for m in find_matrices(language_model.model) if m.block in dropped]
-    _check_silent(language_model, tokens[:1], dropped, matrices)
-    names = frozenset(matrix.name for matrix in matrices)
+    names = frozenset(matrix.name for matrix in matrices if matrix.block in dropped)
     share = len(dropped) / len(blocks)
     return replace(asked, sparsity=share, measured=measured, dropped=dropped, names=names)
 

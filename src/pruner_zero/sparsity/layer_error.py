@@ -36,7 +36,7 @@ def pruning_cost(
 
     errors, norms, sensitivity (…, rows): `δ C δᵀ`, `w C wᵀ` of the dense rows, and
     `output_sensitivity`. e = Σ s_i δ_i C δ_iᵀ, r = Σ δCδᵀ / Σ wCwᵀ the lost share of the output;
-    without sensitivity e = r. share: how many rows each given one stands for. (…).
+    without sensitivity e = r. share: how many rows each given one stands for. The costs are (…).
     Source: layer errors weighed by the curvature at the output, EigenDamage (Wang et al. 2019,
     1905.05934); the power is ours: pruning most of a matrix costs far more than its gradient
     predicts (benchmarks/fitness.md).
