@@ -203,12 +203,12 @@ def write_page(report: dict[str, Any]) -> None:
         "Made by `python benchmarks/compact.py`: the 210 prunable matrices of the built-in model's"
         " shape in bf16, pruned by magnitude per row or to 2:4; *own* weights (which came from four"
         " bits, as compression sees) and random *normal* ones. Seconds are the fastest of"
-        f" {report['times']}, on {where['threads']} threads beside other work (load"
+        f" {report['times']} turns, threads: {where['threads']}, beside other work (load"
         f" {where['load'][0]}). [Result file](results/compact.json).",
         "",
         "A format of its own does not pay: zstd makes the dense file smaller than a bitmask or"
-        " packed 2:4 does, whatever reads the dense file needs nothing new, and it is back sooner"
-        " than the bitmask at 50 %. Both together save a few percent more.",
+        " packed 2:4 does, whatever reads the dense file needs nothing new, and at 50 % it"
+        " takes less time to read than the bitmask. Both together save a few percent more.",
         "",
         "| weights | pattern | file | MiB | of dense | write, s | read, s |",
         "|---|---|---|---:|---:|---:|---:|",

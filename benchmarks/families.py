@@ -77,8 +77,8 @@ def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
         "Made by `python benchmarks/families.py`: of every kind of model in the tests a tiny random"
         f" one, of {DEPTH} blocks, loses half of its channels or heads, a third of its blocks, or a"
         " quarter of its experts, by `prune --structure`, is saved, loaded by transformers alone,"
-        " and run: it computes the same. *some*: whether the configuration can do without a block"
-        " depends on which it is.",
+        " and run: it computes the same. *some*: only some blocks can be removed, since the"
+        " configuration must state the kind of each kept block.",
         "",
     ]
     rows = []

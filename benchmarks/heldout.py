@@ -134,7 +134,7 @@ def of_matrix(dense: Tensor, grams: list[Tensor]) -> dict[str, list[Tensor]]:
 def page(report: dict[str, Any]) -> str:
     """A table for each text of a fit."""
     lines = [
-        "# What a held-out Gram matrix could choose",
+        "# Choosing the damping by held-out windows",
         "",
         "Made by `python benchmarks/heldout.py --text wiki.valid.raw`: SmolLM2-135M, half of each"
         f" row by Wanda's scores, {ROWS} rows of every matrix, {WINDOWS} windows of {SEQLEN} tokens"

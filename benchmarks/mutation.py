@@ -243,7 +243,11 @@ def page(report: dict[str, Any]) -> str:
         rows.append([f"`{module}.py`", *map(str, row.values())])
     rows.append(["together", *map(str, total.values())])
     lines.append(markdown(("module", *total), rows))
-    survivors = [record for record in report["mutants"] if record["outcome"] == "survived"]
+    survivors = [
+        record
+        for record in report["mutants"]
+        if record["outcome"] == "survived" and record["module"] in MODULES
+    ]
     for title, chosen in (
         ("Explained", [record for record in survivors if reason(record)]),
         ("Open", [record for record in survivors if not reason(record)]),

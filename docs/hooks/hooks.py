@@ -74,8 +74,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Fill the marks of one page."""
+    """Fill the marks of one page; links to the benchmarks lead to their pages in the site."""
     try:
-        return fill(markdown)
+        return fill(markdown.replace("](../benchmarks/", "](benchmarks/"))
     except (KeyError, ValueError, OSError) as error:
         raise PluginError(f"{page.file.src_uri}: {error!r}") from error

@@ -61,8 +61,9 @@ BUDGETS: dict[str, Budget] = {
 def read(results: Path) -> list[Measurement]:
     """All comparable measurements under `results`; of repeated ones, one that has its losses."""
     like = _conditions(json.loads((results / REFERENCE).read_text())["provenance"])
+    # By expression alone: a winner is applied under N:M too, which has no scopes.
     winners = {
-        (row["expression"], row["scope"])
+        row["expression"]
         for file in sorted(results.glob("search-*.json"))
         for row in json.loads(file.read_text()).get("hall_of_fame", [])
         if row["best"]
@@ -124,9 +125,7 @@ def table_of(page: Path, heading: str | None = None) -> str:
     return "\n".join(table)
 
 
-def _measurement(
-    row: dict[str, Any], provenance: dict[str, Any], winners: set[tuple[str, str]]
-) -> Measurement:
+def _measurement(row: dict[str, Any], provenance: dict[str, Any], winners: set[str]) -> Measurement:
     settings, expression = provenance["settings"], row.get("expression", "")
     scope, method = row.get("scope"), row["method"]
     tree_file = method.endswith(".json")
@@ -139,7 +138,6 @@ def _measurement(
     losses = tuple(row.get("losses", ()))
     # Result files from before steps had names hold the update alone.
     updated = bool({*row.get("steps", [row.get("update", "none")])} - {"refine", "none"})
-    # Under N:M no scope is told, and a search there has nominal rows.
     evolved = tree_file or "EVOLVED" in row.get("label", "")
     return Measurement(
         "dense" if method == "dense" else _zeros(settings),
@@ -147,7 +145,7 @@ def _measurement(
         expression,
         row.get("mode", ""),
         updated,
-        evolved or (expression, scope or "row") in winners,
+        evolved or expression in winners,
         row["loss"],
         provenance["evaluation"]["windows"],
         losses,

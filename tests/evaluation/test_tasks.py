@@ -334,7 +334,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows.jsonl").unlink()
     assert line().startswith("task kinds could not be loaded (Unable to find")
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    assert "pip install 'pruner-zero[eval]'" in line()
+    assert "pip install 'lm-eval[hf]'" in line()
 
 
 def test_a_damaged_model_is_refused(tmp_path: Path) -> None:

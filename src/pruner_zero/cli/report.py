@@ -20,7 +20,7 @@ def report(
         typer.Option(
             "--output",
             "-o",
-            help="HTML file. [default: report.html in the first folder]",
+            help="HTML file. \\[default: report.html in the first folder]",
             show_default=False,
         ),
     ] = None,

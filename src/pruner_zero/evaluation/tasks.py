@@ -181,7 +181,7 @@ def _lm_eval() -> Any:
         import lm_eval.tasks
     except ImportError as error:
         raise PrunerZeroError(
-            "tasks need lm-eval: pip install 'pruner-zero[eval]', or measure perplexity on a text"
+            "tasks need lm-eval: pip install 'lm-eval[hf]', or measure perplexity on a text"
         ) from error
     return lm_eval
 

@@ -63,11 +63,6 @@ class SearchSettings(SearchOptions):
     def _combine(self) -> Self:
         scope = () if self.scope == "any" else ("scope",)
         check_structure(self, ("pattern", *scope, "include", "exclude"))
-        if self.structure in ("blocks", "experts"):
-            raise ValueError(
-                f"--structure {self.structure} goes by a rule and needs no metric: search for "
-                "channels or heads"
-            )
         if self.pattern is not None and self.scope not in ("any", "row"):
             raise ValueError(
                 f"--pattern {self.pattern} says which weights compete: leave out --scope"

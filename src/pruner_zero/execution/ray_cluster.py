@@ -127,7 +127,6 @@ def _import_ray() -> Any:
         import ray
     except ImportError as error:
         raise PrunerZeroError(
-            "--executor ray needs Ray: pip install 'pruner-zero[ray]', or choose --executor "
-            "processes"
+            "--executor ray needs Ray: pip install ray, or choose --executor processes"
         ) from error
     return ray

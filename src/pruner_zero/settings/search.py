@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from pruner_zero.choices import SELF, Scope, Structure
+from pruner_zero.choices import SELF, Scope
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import (
     CALIBRATION_HELP,
@@ -45,10 +45,9 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
         description="Weights that are compared with each other: those of a row, of a block of "
         "128 columns, of a matrix, or of the whole model (global), or any: the search chooses.",
     )
-    structure: Annotated[Structure | None, Cli(panel="Options")] = Field(
+    structure: Annotated[Literal["channels", "heads"] | None, Cli(panel="Options")] = Field(
         None,
-        description="Search for a metric that ranks whole units, which prune --structure removes: "
-        "channels or heads.",
+        description="Search for a metric that ranks whole units, which prune --structure removes.",
     )
     seed_metrics: Annotated[tuple[str, ...], Cli(panel="Options", metavar="METRIC")] = Field(
         (), description="Start with a known metric or an expression among the candidates."

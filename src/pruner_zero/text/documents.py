@@ -71,8 +71,7 @@ def read_parquet(path: Path, key: str) -> list[str]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise PrunerZeroError(
-            f"{path} needs pyarrow (pip install 'pruner-zero[datasets]'): "
-            "install it, or convert the file to .jsonl"
+            f"{path} needs pyarrow: pip install pyarrow, or convert the file to .jsonl"
         ) from error
     try:
         # Opened here: given a path, pyarrow would read `key=value` folders as columns.

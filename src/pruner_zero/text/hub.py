@@ -97,8 +97,7 @@ def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[st
         import datasets
     except ImportError as error:
         raise PrunerZeroError(
-            f"{name} needs the datasets library (pip install 'pruner-zero[datasets]'): "
-            f"install it, or {instead}"
+            f"{name} needs the datasets library: pip install datasets, or {instead}"
         ) from error
     away = f"{name} needs the Hugging Face hub, which cannot be reached: {instead}"
     if not hub_reachable():
