@@ -44,6 +44,45 @@ def test_a_replayed_run_writes_nothing_twice(tmp_path: Path) -> None:
     assert len(lines) == 4
 
 
+def test_other_candidates_than_those_of_the_journal_are_refused(tmp_path: Path) -> None:
+    """Else the outcomes of the candidates before would be taken for theirs."""
+    first, second = [record(0).candidate], [record(1, "W * G").candidate]
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.begin(first)
+    archive.remember(Outcome(0, "all", value=1.0))
+    archive.commit([record(0)], elapsed=1.0)
+    archive.begin(second)
+    before = (tmp_path / JOURNAL).read_bytes()
+    again = Archive(tmp_path, {"seed": 0})
+    with pytest.raises(PrunerZeroError, match=r"batch 1 in .* had other candidates"):
+        again.begin(second)
+    again.begin(first)
+    again.commit([record(0)], elapsed=1.0)
+    # The second batch was begun, and none of its candidates judged.
+    with pytest.raises(PrunerZeroError, match=r"batch 2 in .* had other candidates"):
+        again.begin(first)
+    again.begin(second)
+    assert (tmp_path / JOURNAL).read_bytes() == before
+
+
+def test_a_search_has_ended_until_it_goes_on(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {"seed": 0})
+    archive.begin([record(0).candidate])
+    archive.commit([record(0)], elapsed=1.0)
+    archive.remember(Outcome(0, "final", value=1.0, losses=(1.0,)))
+    assert not SearchJournal(tmp_path).ended
+    archive.end()
+    assert SearchJournal(tmp_path).ended
+    whole = (tmp_path / JOURNAL).read_bytes()
+    again = Archive(tmp_path, {"seed": 0})
+    again.begin([record(0).candidate])
+    again.commit([record(0)], elapsed=1.0)
+    again.end()
+    assert (tmp_path / JOURNAL).read_bytes() == whole
+    again.begin([record(1).candidate])
+    assert not SearchJournal(tmp_path).ended
+
+
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 def test_a_torn_last_line_is_as_if_it_had_not_been_written(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {"seed": 0})

@@ -76,6 +76,19 @@ def test_a_candidate_without_a_finite_loss_is_rejected_at_the_first_window(
     assert outcome.losses == ()
 
 
+def test_judging_in_bfloat16_keeps_the_dtype_of_buffers(build: Build) -> None:
+    """So transformers loads a model in bfloat16: the frequencies of rotary embeddings are fp32."""
+    buffers = dict(build(judge_dtype="bfloat16").masked.model.named_buffers())
+    assert {buffer.dtype for buffer in buffers.values()} == {torch.float32}
+
+
+def test_the_rows_for_fingerprints_hold_no_gram_matrix(build: Build) -> None:
+    """They go to every worker, and masks need none."""
+    evaluator = build()
+    assert all(matrix.gram.numel() == 0 for matrix in evaluator.probe)
+    assert evaluator.fingerprint(parse("W * X"), "row") != evaluator.fingerprint(parse("W"), "row")
+
+
 def test_judging_in_bfloat16_keeps_the_masks_of_the_exact_weights(build: Build) -> None:
     exact, fast = build().masked, build(judge_dtype="bfloat16").masked
     expression = parse("W * X * G^0.5")

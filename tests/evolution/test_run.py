@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import SearchSpace, Status, Study, search
 from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
+from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.metric import Metric, parse
 from pruner_zero.pruning import prune
@@ -77,9 +79,11 @@ def test_a_run_leaves_its_archive_and_its_best_in_the_released_form(undisturbed:
     assert wanted <= names
     tree = json.loads((undisturbed / "best.json").read_text())
     assert tree["scope"] in ("row", "block", "matrix", "global")
-    front = json.loads((undisturbed / "hall_of_fame.json").read_text())
-    assert [row["complexity"] for row in front] == sorted({row["complexity"] for row in front})
-    losses = [row["loss"] for row in front]
+    hall = Study.open(undisturbed).hall_of_fame
+    assert json.loads((undisturbed / "hall_of_fame.json").read_text()) == hall.to_rows()
+    sizes = [complexity(record.candidate.expression) for record in hall.front]
+    assert sizes == sorted(set(sizes))
+    losses = [record.evaluation.value for record in hall.front]
     assert losses == sorted(losses, reverse=True)
     records = SearchJournal(undisturbed).records
     assert [record.candidate.number for record in records] == list(range(len(records)))
@@ -229,7 +233,7 @@ def test_an_interruption_keeps_everything_and_resumes(
     [
         ("model", "model_weights"),
         ("calibration", "calibration_tokens"),
-        ("search text", "search_tokens"),
+        ("search text", "search_tokens, final_tokens"),
         ("configuration", "few_windows"),
     ],
 )
@@ -269,10 +273,44 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(
     run(llama_folder, tmp_path / "run", text_file, evaluations=40)
     # The smaller budget ended in a final race of its own.
     actual, wanted = (
-        [line for line in journal(folder) if line.get("rung") != "final"]
+        [line for line in journal(folder) if line.get("rung") != "final" and line["kind"] != "end"]
         for folder in (tmp_path / "run", undisturbed)
     )
     assert actual == wanted
+
+
+def test_an_interrupted_resumption_leaves_the_files_of_the_finished_search(
+    undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """While batches are replayed, the first ones know less than the files."""
+
+    def interrupt(status: Status) -> None:
+        raise KeyboardInterrupt
+
+    output = shutil.copytree(undisturbed, tmp_path / "run")
+    names = ("best.json", "knee.json", "hall_of_fame.json")
+    before = {name: (output / name).read_bytes() for name in names}
+    study = run(llama_folder, output, text_file, evaluations=60, observer=interrupt)
+    assert study.interrupted
+    assert {name: (output / name).read_bytes() for name in names} == before
+    assert Metric.of(output / "best.json") == study.best
+
+
+def test_other_windows_of_the_final_race_are_refused(
+    llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Else candidates would be compared with each other on different windows."""
+    search_text = tmp_path / "judged.txt"
+    text = text_file.read_text().upper()
+    search_text.write_text(text)
+    settings = {**TINY, "evaluations": 12, "calibration": text_file, "search_text": search_text}
+    study = search(llama_folder, output=tmp_path / "run", **settings)
+    windows = study.windows["final"]
+    search_text.write_text(text[: len(text) // 2] + text[len(text) // 2 :][::-1])
+    changed = search(llama_folder, output=tmp_path / "other", **settings).windows["final"]
+    assert changed["tokens_sha256"] != windows["tokens_sha256"]
+    line = refusal(lambda: search(llama_folder, output=tmp_path / "run", **settings))
+    assert "final_tokens" in line
 
 
 @pytest.mark.parametrize("algorithm", ["published", "random"])

@@ -1,11 +1,14 @@
 """Packed tensors come back as they were, in memory that several processes share."""
 
+import errno
+import tempfile
 from typing import Any
 
 import pytest
 import torch
 
 from pruner_zero.execution.shared_memory import PackedFile, pack, unpack
+from tests.text.refusals import refusal
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -39,6 +42,16 @@ def test_what_is_packed_comes_back_as_it_was_and_shares_the_arrays() -> None:
     assert {
         tensor.untyped_storage().data_ptr() for tensor in read.values() if tensor.numel()
     } == starts
+
+
+def test_a_full_folder_of_temporary_files_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    line = refusal(lambda: PackedFile(tensors()))
+    assert line.startswith(tempfile.gettempdir())
+    assert "no space left" in line
 
 
 def test_tensors_can_be_read_to_a_device() -> None:

@@ -136,7 +136,7 @@ def test_a_search_of_one_candidate(tmp_path: Path) -> None:
 
 
 def test_a_search_that_has_not_ended_says_so_and_how_it_continues(tmp_path: Path) -> None:
-    run = write_search(tmp_path / "my run", JUDGED[4:], final_windows=4)
+    run = write_search(tmp_path / "my run", JUDGED[4:], ended=False)
     text = written(run).text
     assert "metrics tried so far for" in text
     assert (

@@ -25,7 +25,8 @@ def test_a_search(run: Path) -> None:
     assert study.windows["search"]["text"] == "other.txt"
 
 
-def test_a_search_that_was_cut_off_in_a_batch(run: Path) -> None:
+def test_a_search_that_was_cut_off_in_a_batch(tmp_path: Path) -> None:
+    run = write_search(tmp_path / "run", ended=False)
     journal = run / "journal.jsonl"
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[:-1]) + '{"kind": "bat')
@@ -34,6 +35,7 @@ def test_a_search_that_was_cut_off_in_a_batch(run: Path) -> None:
     assert isinstance(study, Study)
     assert len(study.records) == 5
     assert study.batches == ((2, 10.0), (4, 20.0))
+    assert not study.ended
     assert study.settings == SEARCH
     assert study.provenance == {}
 

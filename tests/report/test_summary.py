@@ -2,6 +2,7 @@
 
 from html import unescape
 from pathlib import Path
+from typing import Any
 
 from pruner_zero.report.read import read_result
 from pruner_zero.report.summary import summary
@@ -29,6 +30,14 @@ def test_a_search(run: Path) -> None:
 def test_a_search_under_a_pattern_names_no_group(tmp_path: Path) -> None:
     run = write_search(tmp_path, pattern="2:4", sparsity=None)
     assert "at 2:4 zeros, `W * G * X` prunes best" in text_of(run)
+
+
+def test_a_search_for_units_names_them_and_the_size(tmp_path: Path) -> None:
+    units: dict[str, Any] = {"structure": "channels", "pattern": None}
+    share = write_search(tmp_path / "share", sparsity=0.25, **units)
+    assert "for `models/tiny` at 25% fewer channels, `W * G * X`" in text_of(share)
+    size = write_search(tmp_path / "size", sparsity=None, parameters="100M", **units)
+    assert "for `models/tiny` at 100M parameters by channels, `W * G * X`" in text_of(size)
 
 
 def test_a_search_that_only_knows_the_closed_form(tmp_path: Path) -> None:

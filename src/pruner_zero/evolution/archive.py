@@ -1,8 +1,10 @@
 """The append-only journal of a search, from which everything else follows."""
 
+import json
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +17,7 @@ from pruner_zero.journal import JOURNAL as JOURNAL
 from pruner_zero.journal import changed
 from pruner_zero.metric import parse
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,10 @@ class Record:
 class SearchJournal:
     """The journal of the search in `folder`, read and verified once.
 
-    Its first line holds the settings; then follow the outcome of every rung, the record of every
-    candidate, and a line for every batch. There are no lines where there is no search. Raises
-    PrunerZeroError naming the first line that does not match its checksum.
+    Its first line holds the settings. For every batch follow a hash of its candidates, the outcome
+    of every rung, the record of every candidate, and a line that ends the batch; a last line ends
+    the search. There are no lines where there is no search. Raises PrunerZeroError naming the first
+    line that does not match its checksum.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -125,6 +128,16 @@ class SearchJournal:
         batches = self._of("batch")
         return dict(batches[-1]["avoided"]) if batches else {}
 
+    @property
+    def asked(self) -> list[str]:
+        """A hash of the candidates of every batch that was begun."""
+        return [line["candidates"] for line in self._of("asked")]
+
+    @property
+    def ended(self) -> bool:
+        """Whether the search ended, its final race included, and no batch was begun since."""
+        return bool(self.lines) and self.lines[-1]["kind"] == "end"
+
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line and wait until it is on disk. The values read before do not change."""
         append_line(self.path, with_checksum(line))
@@ -149,7 +162,7 @@ class Archive:
         header = {"kind": "run", "format": FORMAT, "settings": settings}
         expected = {**header, CHECKSUM: None}
         differs = bool(journal.lines) and {**journal.lines[0], CHECKSUM: None} != expected
-        if differs and len(journal.lines) > 1:
+        if differs and journal.outcomes:
             names = changed(journal.lines[0].get("settings", {}), settings) or "format"
             raise PrunerZeroError(
                 f"{folder} holds a run of other settings: {names} differ; choose another folder or "
@@ -161,10 +174,43 @@ class Archive:
         if differs or not journal.lines:
             journal.append(header)
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
+        self._asked = journal.asked
+        self._ended = journal.ended
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
         self._first: dict[Hashable, int] = {}
+
+    @property
+    def replaying(self) -> bool:
+        """Whether batches that an earlier process judged are still to be told."""
+        return self.batches < self.batches_written
+
+    def begin(self, batch: Sequence[Candidate]) -> None:
+        """Note which candidates are judged next, before any is.
+
+        Raises PrunerZeroError where an earlier process of the search judged other candidates here,
+        whose outcomes would be taken for these.
+        """
+        asked = [[str(candidate.expression), candidate.scope] for candidate in batch]
+        digest = sha256(json.dumps(asked).encode()).hexdigest()[:24]
+        if self.batches < len(self._asked):
+            if self._asked[self.batches] != digest:
+                raise PrunerZeroError(
+                    f"batch {self.batches + 1} in {self._journal.path.parent} had other "
+                    "candidates: a file of --seed-metrics, a plug-in or a version changed; choose "
+                    "another folder for a new search"
+                )
+            return
+        self._asked.append(digest)
+        self._journal.append({"kind": "asked", "candidates": digest})
+        self._ended = False
+
+    def end(self) -> None:
+        """Note that the search ended, unless that is the last line already."""
+        if not self._ended:
+            self._journal.append({"kind": "end"})
+            self._ended = True
 
     def outcome(self, number: int, rung: Rung) -> Outcome | None:
         """The outcome that an earlier process of the search wrote, if it did."""
@@ -175,6 +221,7 @@ class Archive:
         if (outcome.number, outcome.rung) not in self._outcomes:
             self._outcomes[outcome.number, outcome.rung] = outcome
             self._journal.append({"kind": "outcome", **outcome.to_json()})
+            self._ended = False
 
     @property
     def outcomes(self) -> list[Outcome]:

@@ -141,7 +141,10 @@ def build_evaluator(
         sample = stack(sample)
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates mask a copy, so that the model stays intact whatever happens.
-    copy = deepcopy(language_model.model).to(dtype)
+    copy = deepcopy(language_model.model)
+    # Buffers, such as the frequencies of rotary embeddings, keep their dtype, as in a loaded model.
+    for parameter in copy.parameters():
+        parameter.data = parameter.data.to(dtype)
     copied = find_matrices(copy, include, settings.exclude)
     masked = MaskedModel(
         copy,
@@ -173,12 +176,15 @@ def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
 
 
 def _probe(sample: list[SampledMatrix]) -> list[SampledMatrix]:
-    """A few rows of matrices spread over depth and kind."""
+    """A few rows of matrices spread over depth and kind, for masks alone: without Gram matrices."""
     index = torch.linspace(0, len(sample) - 1, min(PROBE_MATRICES, len(sample))).round().long()
     chosen = [sample[place] for place in index.tolist()]
     return [
-        sample_matrix(
-            whole.name, whole.block, whole.weight, whole.terminals, whole.gram, PROBE_ROWS
+        replace(
+            sample_matrix(
+                whole.name, whole.block, whole.weight, whole.terminals, whole.gram, PROBE_ROWS
+            ),
+            gram=whole.gram.new_empty(0, 0),
         )
         for whole in chosen
     ]

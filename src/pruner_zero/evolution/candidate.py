@@ -41,7 +41,7 @@ class Candidate:
     @cached_property
     def skeleton(self) -> Skeleton:
         """Its canonical form, apart from the exponents."""
-        return Skeleton(canonical(self.expression, self.scope))
+        return Skeleton(canonical(self.expression, self.scope), self.scope)
 
     @property
     def kind(self) -> Kind:

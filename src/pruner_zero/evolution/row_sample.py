@@ -100,16 +100,25 @@ def sample_matrix(
 def stack(sample: list[SampledMatrix]) -> list[SampledMatrix]:
     """Matrices of one shape as one, so that a candidate takes few calls, however deep the model.
 
-    `sample` is emptied, so that no more than one kind of matrix is held twice. A matrix with a step
-    after its mask stays alone, as does one that calibration never reached.
+    Matrices that share a Gram matrix, such as `gate_proj` and `up_proj`, are in stacks of their
+    own, which share the stack of Gram matrices. `sample` is emptied, so that no more than one kind
+    of matrix is held twice. A matrix with a step after its mask stays alone, as does one that
+    calibration never reached.
     """
     kinds: dict[object, list[SampledMatrix]] = {}
+    sharing: dict[int, list[SampledMatrix]] = {}
+    for matrix in sample:
+        sharing.setdefault(id(matrix.gram), []).append(matrix)
     for matrix in sample:
         collected = [values.any() for name, values in matrix.terminals.items() if name not in "WS"]
         alone = matrix.layer is not None or not all(collected)
-        kind = (matrix.weight.shape, matrix.weight.device, matrix.share)
+        beside = sharing[id(matrix.gram)]
+        place = next(place for place, other in enumerate(beside) if other is matrix)
+        shapes = tuple(other.weight.shape for other in beside)
+        kind = (matrix.weight.shape, matrix.weight.device, matrix.share, shapes, place)
         kinds.setdefault(matrix.name if alone else kind, []).append(matrix)
     sample.clear()
+    sharing.clear()
     grams: dict[tuple[int, ...], Tensor] = {}
     return [_joined(kinds.pop(kind), grams) for kind in list(kinds)]
 

@@ -10,12 +10,13 @@ from typing import Any
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
-from pruner_zero.evolution.archive import JOURNAL, Archive, Record
+from pruner_zero.evolution.archive import JOURNAL, Archive, Record, final_losses
 from pruner_zero.evolution.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.final import (
     FINAL_SHARE,
     FINALISTS,
+    FinalRace,
     affordable,
     race_finalists,
 )
@@ -136,6 +137,7 @@ def search(
             "judge_dtype": str(judging_dtype(language_model.model, checked)),
             "calibration_tokens": windows.sha256,
             "search_tokens": judged.sha256,
+            "final_tokens": fresh.sha256,
             "model_weights": language_model.fingerprint(),
         }
         archive = Archive(folder, identity)
@@ -181,16 +183,19 @@ def run_batches(
     with_news = 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
-    while not reason or archive.batches < archive.batches_written:
+    while not reason or archive.replaying:
         batch = algorithm.ask()
         if not batch:
             reason = "the search space is exhausted"
             break
+        archive.begin(batch)
         records = judge(batch, archive, executor, settings.racing)
         algorithm.tell([(record.candidate, record.evaluation) for record in records])
         archive.commit(records, time.monotonic() - start, algorithm.avoided)
-        hall = HallOfFame.of(archive.records)
-        hall.write(folder)
+        hall = _hall_of_fame(archive)
+        # The files of an earlier process know more than the batches replayed so far.
+        if not archive.replaying:
+            hall.write(folder)
         status = _status(archive, algorithm, settings, hall)
         observer(status)
         if any(record.evaluation.counts for record in records):
@@ -203,11 +208,24 @@ def run_batches(
         if settings.minutes is not None:
             seconds = 60 * settings.minutes * FINAL_SHARE
             most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, seconds)
-        winner = race_finalists(archive, executor, most).winner
-        hall = HallOfFame.of(archive.records, winner.record if winner else None)
+        race_finalists(archive, executor, most)
+        hall = _hall_of_fame(archive)
         hall.write(folder)
         observer(_status(archive, algorithm, settings, hall))
+    archive.end()
     return reason
+
+
+def _hall_of_fame(archive: Archive) -> HallOfFame:
+    """The hall of fame of the batches told so far, with the winner of an earlier final race."""
+    known = len(archive.records)
+    losses = {
+        number: values
+        for number, values in final_losses(archive.outcomes).items()
+        if number < known
+    }
+    winner = FinalRace.of(archive.records, losses).winner
+    return HallOfFame.of(archive.records, winner.record if winner else None)
 
 
 def _status(

@@ -199,7 +199,7 @@ def simplest(expression: Expression, scope: Group, space: SearchSpace) -> Expres
 
     The expression itself where the space does not have that form, or it is larger.
     """
-    skeleton = Skeleton(canonical(expression, scope))
+    skeleton = Skeleton(canonical(expression, scope), scope)
     exponents = [on_grid(exponent) or exponent for exponent in skeleton.exponents]
     try:
         form = skeleton.with_exponents(exponents)

@@ -25,7 +25,7 @@ RUN = "run.json"
 # Why a search stopped that the user interrupted.
 INTERRUPTED = "interrupted"
 # The keys of a journal's first line other than settings.
-_HASHES = ("calibration_tokens", "search_tokens", "model_weights")
+_HASHES = ("calibration_tokens", "search_tokens", "final_tokens", "model_weights")
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,8 +53,9 @@ class Study(Tabular):
     batches: for each finished batch, the candidates judged until then and the seconds since the
     run began. seconds: what each judgement took, by rung. avoided: proposals that were never
     judged, by the reason. windows: where the tokens come from, by their use (calibration,
-    search, final). final_losses: those of the final race, by candidate. provenance: versions and
-    the machine. stopped: why the search ended, empty where it was opened from its folder.
+    search, final). final_losses: those of the final race, by candidate. ended: whether it ended,
+    its final race included. provenance: versions and the machine. stopped: why the search ended,
+    empty where it was opened from its folder.
     """
 
     shown = HallOfFame.shown
@@ -67,6 +68,7 @@ class Study(Tabular):
     avoided: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     final_losses: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    ended: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stopped: str = ""
 
@@ -90,6 +92,7 @@ class Study(Tabular):
                 journal.avoided,
                 {name: run[name] for name in ("calibration", "search", "final") if name in run},
                 final_losses(journal.outcomes),
+                journal.ended,
                 run.get("provenance", {}),
                 stopped,
             )

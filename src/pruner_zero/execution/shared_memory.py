@@ -6,6 +6,7 @@ import pickle
 import tempfile
 import warnings
 from multiprocessing import reduction
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pruner_zero.devices import CPU
+from pruner_zero.files import writing
 
 Bytes = NDArray[np.uint8]
 Packed = tuple[bytes, list[Bytes]]
@@ -27,17 +29,19 @@ class PackedFile:
 
     A child process gets it as one open file, however many tensors there are. The tensors that it
     reads are mapped from the file, so that all processes share them: they must not be written to.
+    Raises PrunerZeroError where the folder of temporary files is full.
     """
 
     def __init__(self, value: Any) -> None:
         self.stream, arrays = pack(value)
         self.spans: list[tuple[int, int]] = []
-        self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        for array in arrays:
-            self.file.seek(-self.file.tell() % _ALIGNMENT, io.SEEK_CUR)
-            self.spans.append((self.file.tell(), array.nbytes))
-            self.file.write(array.data)
-        self.file.flush()
+        with writing(Path(tempfile.gettempdir())):
+            self.file: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
+            for array in arrays:
+                self.file.seek(-self.file.tell() % _ALIGNMENT, io.SEEK_CUR)
+                self.spans.append((self.file.tell(), array.nbytes))
+                self.file.write(array.data)
+            self.file.flush()
 
     def __getstate__(self) -> dict[str, Any]:
         """The state for a child that is being started: only then can an open file be passed on."""

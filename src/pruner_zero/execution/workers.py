@@ -154,7 +154,8 @@ class WorkerExecutor(Executor[T, R], ABC):
         if self.failed_starts == FAILED_STARTS:
             raise PrunerZeroError(
                 "workers die while they start: choose fewer --workers, for each needs the model "
-                f"in its memory ({one_line(error)})"
+                "in its memory; a Python script must call search under "
+                f"`if __name__ == '__main__':` ({one_line(error)})"
             ) from error
 
     def _count_death(self, job: _Job[T, R], out_of_memory: bool) -> None:

@@ -14,7 +14,7 @@ from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord, total_sparsity
 from pruner_zero.report import figures
 from pruner_zero.report.portrait import Portrait, group_of, portrait
-from pruner_zero.report.read import ComparisonRun, PruneRun, Result, has_ended
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 
 _LONGEST = 300
 
@@ -60,7 +60,7 @@ def _search(study: Study) -> dict[str, Any]:
         "kind": "search",
         "run": study,
         "facts": facts,
-        "ended": has_ended(study),
+        "ended": study.ended,
         "resume": shlex.join(["pruner-zero", "search", "--resume", str(study.path)]),
         "winner": _portrait(hall.best, study),
         "knee": _portrait(hall.knee, study) if hall.knee is not hall.best else None,

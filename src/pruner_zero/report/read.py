@@ -68,11 +68,6 @@ class ComparisonRun(_Saved):
 Result = Study | PruneRun | ComparisonRun
 
 
-def has_ended(study: Study) -> bool:
-    """Whether a search had its final race, or was to have none."""
-    return bool(study.final_losses) or not study.settings.get("final_windows")
-
-
 def read_result(path: Path) -> Result:
     """The result at `path`: the folder of a search or a prune, or the JSON file of a comparison.
 

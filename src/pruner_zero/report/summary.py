@@ -13,7 +13,7 @@ from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression
 from pruner_zero.pruning import describe_steps
 from pruner_zero.report.portrait import COMPARED
-from pruner_zero.report.read import ComparisonRun, PruneRun, Result, has_ended
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 
 _LONGEST = 200
 
@@ -44,7 +44,7 @@ def _search(study: Study) -> Markup:
     scope = f", compared {COMPARED[best.candidate.scope]},"
     return Markup("Of {:,} metrics tried{} {}, {}{} prunes best: {}.").format(
         len(study.records),
-        "" if has_ended(study) else " so far",
+        "" if study.ended else " so far",
         setting,
         _code(best.candidate.expression),
         "" if study.settings.get("pattern") else scope,
@@ -92,15 +92,15 @@ def _prune(run: PruneRun) -> Markup:
 
 def _at(settings: Mapping[str, Any]) -> Markup:
     model = _code(settings.get("model", "the model"))
-    if settings.get("pattern") is None and settings.get("sparsity") is None:
-        # Methods that remove whole units may bring their shares.
-        return Markup("for {}").format(model)
     if settings.get("structure"):
         units, left = settings["structure"], settings.get("parameters")
         size = (
             f"{zeros(settings)} fewer {units}" if left is None else f"{left} parameters by {units}"
         )
         return Markup("for {} at {}").format(model, size)
+    if settings.get("pattern") is None and settings.get("sparsity") is None:
+        # Methods that remove whole units may bring their shares.
+        return Markup("for {}").format(model)
     return Markup("for {} at {} zeros").format(model, zeros(settings))
 
 

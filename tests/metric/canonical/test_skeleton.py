@@ -5,14 +5,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pruner_zero.choices import Group
 from pruner_zero.metric import parse, score
 from pruner_zero.metric.canonical import Skeleton, canonical
-from pruner_zero.sparsity import Scope
 from tests.metric.strategies import expressions
 
 
-def skeleton(text: str, scope: Scope = "global") -> Skeleton:
-    return Skeleton(canonical(parse(text), scope))
+def skeleton(text: str, scope: Group = "global") -> Skeleton:
+    return Skeleton(canonical(parse(text), scope), scope)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,14 @@ def test_a_factor_that_may_be_negative_has_no_exponent() -> None:
     )
 
 
+def test_where_scores_are_summed_over_units_the_power_of_the_whole_counts() -> None:
+    alike = [skeleton(text, "unit") for text in ("W * X", "W^2 * X^2", "sqrt(W * X)", "W * X^0.5")]
+    assert {form.structure for form in alike} == {parse("W * X")}
+    exponents = [(1, 1), (2, 2), (0.5, 0.5), (1, 0.5)]
+    assert [form.exponents for form in alike] == [pytest.approx(pair) for pair in exponents]
+    assert str(alike[0].with_exponents((2.0, 0.5))) == "sqr(W) * sqrt(X)"
+
+
 def test_other_exponents_give_the_metric_with_them() -> None:
     assert str(skeleton("W * G^0.75").with_exponents((0.5,))) == "W * sqrt(G)"
     changed = skeleton("W * (O * X)^0.7").with_exponents((0.6, 0.9))
@@ -66,12 +74,12 @@ def test_one_exponent_is_needed_for_each_factor() -> None:
         skeleton("W * G * X").with_exponents((1.0,))
 
 
-@given(expressions(), st.sampled_from(["row", "block", "matrix", "global"]))
-def test_a_form_is_rebuilt_from_its_skeleton(text: object, scope: Scope) -> None:
+@given(expressions(), st.sampled_from(["row", "block", "matrix", "global", "unit"]))
+def test_a_form_is_rebuilt_from_its_skeleton(text: object, scope: Group) -> None:
     """Its own exponents give a form with the same structure and the same exponents."""
     form = canonical(text, scope)  # type: ignore[arg-type]
-    first = Skeleton(form)
-    again = Skeleton(first.with_exponents(first.exponents))
+    first = Skeleton(form, scope)
+    again = Skeleton(first.with_exponents(first.exponents), scope)
     assert again.structure == first.structure
     assert again.exponents == pytest.approx(first.exponents)
 

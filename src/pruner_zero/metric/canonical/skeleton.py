@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
 
+from pruner_zero.choices import Group
 from pruner_zero.metric.canonical.facts import is_tame
 from pruner_zero.metric.canonical.normal import factors, include, product
 from pruner_zero.metric.expression import Call, Expression, Terminal
 
 # At the root only the ratios of exponents decide the order, so one exponent is set to 1: that of
-# the first of these terminals, or of the first factor where the form has none of them.
+# the first of these terminals, or of the first factor where the form has none of them. Where scores
+# are summed over a unit, the power of the whole decides too.
 _REFERENCES = ("W", "S")
 
 
@@ -17,14 +19,15 @@ class Skeleton:
     """A canonical form as a structure and the exponents of its factors.
 
     Every factor that cannot be negative has an exponent, 1 where none is written, except for one
-    of the root's factors. A form whose values fp32 may not hold has no exponents. Forms that differ
-    in their exponents alone have equal `structure` and `exponents` in the same order. Source:
-    constants apart from structure, as in symbolic regression (Kommenda et al. 2020, Genetic
-    Programming and Evolvable Machines 21).
+    of the root's factors in all scopes but "unit". A form whose values fp32 may not hold has no
+    exponents. Forms that differ in their exponents alone have equal `structure` and `exponents` in
+    the same order. Source: constants apart from structure, as in symbolic regression (Kommenda et
+    al. 2020, Genetic Programming and Evolvable Machines 21).
     """
 
-    def __init__(self, form: Expression) -> None:
+    def __init__(self, form: Expression, scope: Group) -> None:
         self.form = form
+        self.scope = scope
 
     @cached_property
     def structure(self) -> Expression:
@@ -55,7 +58,8 @@ class Skeleton:
         return self._moved(lambda _: next(following))
 
     def _moved(self, move: Callable[[float], float]) -> Expression:
-        return _moved(self.form, move, root=True) if is_tame(self.form) else self.form
+        root = self.scope != "unit"
+        return _moved(self.form, move, root) if is_tame(self.form) else self.form
 
 
 def _moved(form: Expression, move: Callable[[float], float], root: bool = False) -> Expression:
