@@ -53,8 +53,8 @@ class EvolutionSettings(Settings):
     number of `neighbours` of the best in a batch, as long as there are new ones.
     """
 
-    initial: int = Field(96, ge=1)
-    batch: int = Field(48, ge=1)
+    initial: int = Field(48, ge=1)
+    batch: int = Field(24, ge=1)
     population: int = Field(48, ge=2)
     steps: int = Field(8, ge=0)
 

@@ -17,7 +17,7 @@ class RandomSettings(Settings):
     batch: candidates asked at once.
     """
 
-    batch: int = Field(48, ge=1)
+    batch: int = Field(24, ge=1)
 
 
 class RandomSearch(BatchAlgorithm):
