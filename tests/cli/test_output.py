@@ -301,6 +301,7 @@ def test_a_plain_mask_is_noted_with_the_options_that_improve_it(
     assert cli(*options, "-o", tmp_path / "quiet", "--quiet").err == ""
     assert "plain mask" not in cli(*options, "-o", tmp_path / "refined", "--refine").err
     assert "plain mask" not in cli(*options, "-o", tmp_path / "o", "--metric", "sparsegpt").err
+    assert "plain mask" not in cli(*options, "-o", tmp_path / "d", "--distill", 1).err
 
 
 def test_threads_are_set_for_the_run_alone(

@@ -4,8 +4,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.models import BlockCalls, find_blocks, record_block_calls, run_block
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import (
+    BlockCalls,
+    LanguageModel,
+    find_blocks,
+    record_block_calls,
+    run_block,
+)
+from pruner_zero.models.blocks import check_block_calls
 from tests.models.expected import FINAL_NORM
+from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, SLIDING, SLIDING_WINDOW, tiny_model, tiny_windows
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -117,3 +126,50 @@ def test_a_model_that_never_reaches_its_blocks_is_a_defect() -> None:
 
     with pytest.raises(RuntimeError, match="Odd finished without"):
         record_block_calls(Odd(), tiny_windows())
+
+
+@every_architecture
+def test_blocks_that_run_one_after_the_other_pass_the_check(architecture: str) -> None:
+    check_block_calls(tiny_model(architecture), tiny_windows())
+
+
+def within(model: nn.Module) -> dict[str, bool]:
+    """Whether the model's own forward pass is running, under "model"."""
+    inside = {"model": False}
+
+    def enter(*_args: object) -> None:
+        inside["model"] = True
+
+    def leave(*_args: object) -> None:
+        inside["model"] = False
+
+    model.register_forward_pre_hook(enter)
+    model.register_forward_hook(leave, always_call=True)
+    return inside
+
+
+def test_a_model_that_does_more_with_its_blocks_is_refused() -> None:
+    """Statistics would be those of other inputs than the blocks have in the model."""
+    model = tiny_model("llama")
+    inside = within(model)
+
+    def more(_block: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        return output + inside["model"]
+
+    check_block_calls(model, tiny_windows())
+    find_blocks(model)[1].register_forward_hook(more)
+    with pytest.raises(PrunerZeroError, match="blocks of the llama family cannot be run one after"):
+        LanguageModel(model, tiny_tokenizer(), "tiny").block_calls(tiny_windows())
+
+
+def test_a_model_whose_blocks_fail_apart_is_refused() -> None:
+    model = tiny_model("llama")
+    inside = within(model)
+
+    def fail(_block: nn.Module, _inputs: object) -> None:
+        if not inside["model"]:
+            raise ValueError("a block before was not run")
+
+    find_blocks(model)[1].register_forward_pre_hook(fail)
+    with pytest.raises(PrunerZeroError, match="cannot be run one after the other"):
+        check_block_calls(model, tiny_windows())

@@ -110,6 +110,8 @@ def test_a_model_object_is_used_in_place() -> None:
 def test_a_model_object_gets_the_dtype_that_is_asked_for() -> None:
     taken = as_language_model(tiny_model("llama"), tiny_tokenizer(), dtype="bfloat16")
     assert {parameter.dtype for parameter in taken.model.parameters()} == {torch.bfloat16}
+    # As where transformers loads it: the frequencies of rotary embeddings stay float32.
+    assert {buffer.dtype for buffer in taken.model.buffers()} == {torch.float32}
 
 
 def test_a_path_as_language_model_is_loaded(folder: Path) -> None:

@@ -1,14 +1,22 @@
 """Updates that aim at the dense model's outputs, and masks of all matrices updated in order."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from transformers import PreTrainedModel
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.models import LanguageModel, find_blocks, find_matrices, load_offloaded
 from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
+from pruner_zero.pruning.propagation import Propagation
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import inputs, places
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import VOCABULARY
 
 
 @pytest.mark.parametrize("update", ["exact", "refine+exact", "obs"])
@@ -106,3 +114,69 @@ def test_impossible_combinations_are_refused() -> None:
     with pytest.raises(PrunerZeroError, match="--mode sequential"):
         method.mode("one-shot")
     assert parse_method("W@global+asymmetric+obs", sparsity=0.5).mode("auto") == "sequential"
+
+
+def sharing_model() -> PreTrainedModel:
+    """A model whose last two blocks take keys and values of earlier blocks."""
+    config = CONFIG_MAPPING["gemma4_text"](
+        vocab_size=VOCABULARY,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size=32,
+        hidden_size_per_layer_input=8,
+        intermediate_size=48,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_global_key_value_heads=2,
+        head_dim=8,
+        global_head_dim=8,
+        num_kv_shared_layers=2,
+        layer_types=["sliding_attention", "full_attention"] * 3,
+        max_position_embeddings=64,
+        pad_token_id=None,
+    )
+    torch.manual_seed(0)
+    model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    return model.eval()
+
+
+@torch.no_grad()
+def test_the_aim_is_the_dense_model_where_blocks_share_keys_and_values(windows: Windows) -> None:
+    """The pruned blocks must not give their keys and values to the blocks of the dense model."""
+    model, dense = sharing_model(), sharing_model()
+    expected = record_outputs(dense, windows.tokens)
+    language_model = LanguageModel(model, tiny_tokenizer(), "tiny")
+    passage = Propagation(language_model, windows.tokens, None, asymmetric=True)
+    matrices = find_matrices(model)
+    for index, block in enumerate(find_blocks(model)):
+        of_block = [matrix for matrix in matrices if matrix.block == index]
+        passage.observe(block, index, of_block, {"gram"})
+        assert passage._dense is not None
+        torch.testing.assert_close(torch.cat([*passage._dense]), expected[index])
+        for matrix in of_block:
+            matrix.weight.mul_(0.5)
+        passage.advance(block, index)
+
+
+def record_outputs(model: PreTrainedModel, tokens: torch.Tensor) -> list[torch.Tensor]:
+    """The outputs of every block (windows, tokens, width), of a whole forward pass."""
+    outputs: list[torch.Tensor] = []
+
+    def note(_block: object, _inputs: object, output: object) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)  # type: ignore[arg-type]
+
+    hooks = [block.register_forward_hook(note) for block in find_blocks(model)]
+    model(tokens, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return outputs
+
+
+def test_offloaded_blocks_that_share_keys_and_values_are_refused(
+    windows: Windows, tmp_path: Path
+) -> None:
+    """What a block passes on beside its output is in no file to go on from."""
+    sharing_model().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(PrunerZeroError, match="more than their output: leave out --offload"):
+        load_offloaded(tmp_path).block_calls(windows.tokens)

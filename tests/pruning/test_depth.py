@@ -10,8 +10,16 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
+from pruner_zero.comparison import compare
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import drop_blocks, find_blocks, find_matrices, next_token_loss
+from pruner_zero.evaluation import evaluate
+from pruner_zero.models import (
+    LanguageModel,
+    drop_blocks,
+    find_blocks,
+    find_matrices,
+    next_token_loss,
+)
 from pruner_zero.pruning import PruneResult, prune
 from pruner_zero.pruning.depth import Blocks, block_influence, by_loss, choose_blocks
 from pruner_zero.report import report
@@ -107,6 +115,18 @@ def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
     assert chosen.measured == {index: influence[index] for index in chosen.measured}
 
 
+def test_each_rule_chooses_the_blocks_by_its_own_measure() -> None:
+    model, tokens = language_model("llama", blocks=DEPTH), tiny_windows()
+    by = {
+        rule: choose_blocks(model, tokens, Blocks(0.5, rule=rule)).measured
+        for rule in ("sleb", "block-influence")
+    }
+    assert by["sleb"] == dict(islice(by_loss(model, tokens), 3))
+    influence = block_influence(model, tokens)
+    assert by["block-influence"] == {index: influence[index] for index in by["block-influence"]}
+    assert by["sleb"] != by["block-influence"]
+
+
 @pytest.mark.parametrize("rule", ["sleb", "block-influence"])
 @pytest.mark.parametrize(("share", "gone"), [(0.999, 1), (0.76, 2), (0.65, 3)])
 def test_the_fewest_blocks_that_reach_the_parameters_are_dropped(
@@ -197,6 +217,20 @@ def test_nothing_is_folded_without_an_update(prose: str) -> None:
     assert torch.equal(logits(model), logits(dense))
 
 
+def test_compare_folds_dropped_blocks_unless_told_otherwise(prose: str) -> None:
+    methods = ("block-influence@blocks=0.34", "block-influence@blocks=0.34+none")
+    options: dict[str, Any] = {"calibration": [prose], "text": [prose], "windows_eval": 2}
+    options |= {"windows": 3, "seqlen": 24, "sparsity": 0.5, "tokenizer": tiny_tokenizer()}
+    rows = compare(tiny_model("llama", blocks=DEPTH), methods, **options).rows
+    for row, update in zip(rows, ("exact", "none"), strict=True):
+        model = tiny_model("llama", blocks=DEPTH)
+        pruned(model, prose, update=update)
+        kept = LanguageModel(model.eval(), tiny_tokenizer(), "tiny")
+        alone = evaluate(kept, [prose], windows=2, seqlen=24)
+        assert row["loss"] == pytest.approx(alone.loss, rel=1e-6)
+    assert rows[0]["loss"] != rows[1]["loss"]
+
+
 @pytest.mark.parametrize("architecture", WITH_BIASES)
 def test_blocks_that_add_biases_are_refused(architecture: str, prose: str) -> None:
     model = tiny_model(architecture, blocks=DEPTH)
@@ -208,6 +242,17 @@ def test_blocks_that_add_biases_are_refused(architecture: str, prose: str) -> No
 def test_blocks_whose_kinds_no_configuration_could_tell_are_refused(architecture: str) -> None:
     with pytest.raises(PrunerZeroError, match="its configuration cannot describe those that stay"):
         drop_blocks(tiny_model(architecture, blocks=DEPTH), [0])
+
+
+def test_a_configuration_that_refuses_fewer_blocks_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(_model: object, _config: object) -> None:
+        raise ValueError("keys must be layer indices in the range [0, 4)")
+
+    monkeypatch.setattr("pruner_zero.models.compact.without_weights", refuse)
+    with pytest.raises(PrunerZeroError, match="its configuration cannot describe those that stay"):
+        drop_blocks(tiny_model("llama", blocks=DEPTH), [2])
 
 
 @pytest.mark.parametrize(

@@ -116,7 +116,7 @@ def test_a_metric_adds_up_the_squared_scores_of_the_matrices_that_give_the_outpu
     model = language_model("mixtral")
     fitted = Experts(0.25, by_metric=True).of_model(model.model)
     method = parse_method("magnitude@experts=0.25")
-    chosen = choose_experts(model, windows, method, fitted, new_store(model))
+    chosen = choose_experts(model, windows, method, fitted, new_store(model), damping=0.01)
     for index, block in enumerate(find_blocks(model.model)):
         down = block.get_submodule("mlp.experts").get_parameter("down_proj").detach()
         assert chosen.scores[index] == pytest.approx(down.square().sum((1, 2)).tolist(), rel=1e-5)
@@ -224,6 +224,20 @@ def test_compare_distills_the_smaller_mixture_as_prune_does(prose: str) -> None:
     pruned(model, prose, sparsity=0.5, distill=4)
     [smaller] = compare(model, "dense", **options).rows
     assert row["loss"] == pytest.approx(smaller["loss"], rel=1e-6)
+
+
+def test_a_metric_of_the_inverse_hessian_has_the_damping_of_the_run(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    model = language_model("mixtral")
+    fitted = Experts(0.25, by_metric=True).of_model(model.model)
+    method = parse_method("sparsegpt@experts=0.25")
+    assert method.steps == ()
+    scores = [
+        choose_experts(model, windows, method, fitted, new_store(model), damping=damping).scores
+        for damping in (0.01, 0.5)
+    ]
+    assert scores[0] != scores[1]
 
 
 @pytest.mark.parametrize(

@@ -212,7 +212,7 @@ def test_settings_that_do_not_go_with_whole_units_are_refused() -> None:
     assert "block-influence does not choose heads" in refused("block-influence@heads")
     assert "block-influence does not choose weights" in refused("block-influence")
     assert "reap does not choose blocks" in refused("reap@blocks")
-    assert "leave out --structure heads" in refused("wanda@heads", structure="heads")
+    assert "leave out @heads" in refused("wanda@heads", structure="heads")
     assert "+refine has nothing to do" in refused("wanda@heads+refine")
     assert "+exact has nothing to do" in refused("block-influence@blocks+exact")
     assert "keep one scope" in refused("wanda@heads@row")

@@ -10,7 +10,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    AutoModelForCausalLM,
+    HeliumConfig,
+    HeliumForCausalLM,
+    PreTrainedModel,
+)
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
@@ -24,7 +29,7 @@ from tests.conftest import save_tiny
 from tests.models.test_units import CASES, logits
 from tests.pruning.conftest import OpenStore, language_model
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import INNER, tiny_model, tiny_windows
+from tests.tiny_models import INNER, VOCABULARY, tiny_model, tiny_windows
 
 # Two thirds of the 48 channels stay.
 SMALL: dict[str, Any] = {
@@ -280,8 +285,27 @@ def test_a_smaller_model_can_be_pruned_again(
 
 
 def test_units_that_the_metric_names_are_for_compare(prose: str) -> None:
-    with pytest.raises(PrunerZeroError, match="name them by --structure, and their share by"):
+    line = r"write --metric 'wanda', name the units by --structure, and their share by --sparsity"
+    with pytest.raises(PrunerZeroError, match=line):
         pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure=None, sparsity=None)
+    with pytest.raises(PrunerZeroError, match=r"names its units: leave out @heads=0\.5"):
+        pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure="heads")
+
+
+def test_heads_whose_absence_no_configuration_could_tell_are_refused(prose: str) -> None:
+    """The output projection of this family is as wide as the model, whatever its heads."""
+    config = HeliumConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        pad_token_id=0,
+    )
+    with pytest.raises(PrunerZeroError, match="whose configuration cannot describe the smaller"):
+        pruned(HeliumForCausalLM(config).eval(), prose, structure="heads", sparsity=0.5)
 
 
 def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ def collect_inputs(
     *,
     outputs: Activations | None = None,
     dense: Iterable[Tensor] | None = None,
+    dense_arguments: Sequence[Arguments] | None = None,
     dense_outputs: Activations | None = None,
 ) -> tuple[dict[str, MatrixStatistics], Activations]:
     """Run `block` over all windows once; return statistics by matrix name, and its outputs.
@@ -28,7 +29,8 @@ def collect_inputs(
     hidden, arguments: one a window, as `record_block_calls` gives them. kinds: the statistics to
     collect; X always comes along, since it costs next to nothing. outputs: where the
     outputs are appended, a new list where None. dense: the input that the dense model gives the
-    block, which is run on it too, for "cross"; its outputs go to `dense_outputs`.
+    block, which is run on it too, with `dense_arguments` or else the same, for "cross"; its outputs
+    go to `dense_outputs`.
     Raises PrunerZeroError where the inputs of a mixture's experts cannot be observed.
     """
     sums = InputSums(select(InputStatistic, {"X", *kinds}))
@@ -36,10 +38,12 @@ def collect_inputs(
     dense_outputs = [] if dense_outputs is None else dense_outputs
     with torch.no_grad(), _observing(block, matrices, sums):
         dense_windows = [None] * len(arguments) if dense is None else dense
-        for window, dense_window, rest in zip(hidden, dense_windows, arguments, strict=True):
+        of_dense = arguments if dense_arguments is None else dense_arguments
+        windows = zip(hidden, arguments, dense_windows, of_dense, strict=True)
+        for window, rest, dense_window, dense_rest in windows:
             if dense_window is not None:
                 with sums.dense():
-                    dense_outputs.append(run_block(block, dense_window, rest))
+                    dense_outputs.append(run_block(block, dense_window, dense_rest))
             outputs.append(run_block(block, window, rest))
             sums.end_window()
     check_observed(matrices, sums.owner, "inputs", "without X and without D, and no update")

@@ -72,7 +72,8 @@ def prune(
         **settings,
     )
     _print(result, {"settings": result.settings.model_dump(mode="json")} if as_json else None)
-    if not result.method.steps and not result.settings.structure and not quiet:
+    changed = result.method.steps or result.method.distill or result.settings.structure
+    if not changed and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
-from pruner_zero.models import LanguageModel, check_weights, find_matrices
+from pruner_zero.models import LanguageModel, cast_weights, check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning import Structured
 from pruner_zero.pruning.statistics import DenseStatistics
@@ -142,9 +142,7 @@ def build_evaluator(
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
     # Candidates mask a copy, so that the model stays intact whatever happens.
     copy = deepcopy(language_model.model)
-    # Buffers, such as the frequencies of rotary embeddings, keep their dtype, as in a loaded model.
-    for parameter in copy.parameters():
-        parameter.data = parameter.data.to(dtype)
+    cast_weights(copy, dtype)
     copied = find_matrices(copy, include, settings.exclude)
     masked = MaskedModel(
         copy,

@@ -13,6 +13,7 @@ from pruner_zero.models.blocks import (
 from pruner_zero.models.builtin import BUILTIN_MODELS
 from pruner_zero.models.compact import (
     check_dropped,
+    check_shrunk,
     drop_blocks,
     shrink,
     size_of,
@@ -21,7 +22,7 @@ from pruner_zero.models.compact import (
 from pruner_zero.models.compact_offloaded import shrink_offloaded
 from pruner_zero.models.experts import experts_kept, keep_experts, size_with_experts
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.load import as_language_model, load_model, load_offloaded
+from pruner_zero.models.load import as_language_model, cast_weights, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
 from pruner_zero.models.mixtures import Mixtures, find_mixtures
 from pruner_zero.models.offloaded import OffloadedModel, give_back
@@ -54,7 +55,9 @@ __all__ = [
     "as_language_model",
     "blocks_replaced",
     "cache_arguments",
+    "cast_weights",
     "check_dropped",
+    "check_shrunk",
     "check_tokens",
     "check_weights",
     "common_kind",

@@ -1,6 +1,6 @@
 """Running one decoder block with the arguments that its model calls it with."""
 
-from collections import deque
+from collections import UserDict, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -10,7 +10,10 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from transformers import PreTrainedModel
 
+from pruner_zero.devices import is_out_of_memory
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -28,6 +31,10 @@ class Activations(Protocol):
 
     def __iter__(self) -> Iterator[Tensor]: ...
 
+
+# How many tokens of one window `check_block_calls` runs, and the largest difference it allows, as a
+# share of the largest value.
+_CHECKED_TOKENS, _TOLERANCE = 16, 1e-2
 
 # Forgets what is appended.
 DISCARDED: Activations = deque[Tensor](maxlen=0)
@@ -73,7 +80,7 @@ def record_block_calls(
             if index == 0:
                 hidden.append(incoming)
             if as_tuple is None:
-                as_tuple = isinstance(first(*args, **kwargs), tuple)
+                as_tuple = isinstance(first(*args, **kwargs), tuple | list)
             earlier = arguments[index][0] if arguments[index] else arguments[max(index - 1, 0)]
             arguments[index].append(_share(rest, earlier))
             if index == len(blocks) - 1:
@@ -91,6 +98,54 @@ def record_block_calls(
                 model(window[None].to(device), use_cache=False)
                 raise RuntimeError(f"{type(model).__name__} finished without calling its blocks")
     return BlockCalls(hidden, arguments, bool(as_tuple))
+
+
+def check_block_calls(model: PreTrainedModel, windows: Tensor) -> None:
+    """Raise PrunerZeroError where `model` does more with its blocks than run each after the other.
+
+    Statistics are collected block by block, so that they would be wrong where blocks pass on a
+    second value, or run twice. Compared is the last block's output for the first tokens of
+    `windows` (n, tokens).
+    """
+    if not len(windows):
+        return
+    tokens, blocks = windows[:1, :_CHECKED_TOKENS], find_blocks(model)
+    expected: list[Tensor] = []
+    hook = blocks[-1].register_forward_hook(
+        lambda _module, _inputs, output: expected.append(_hidden_of(output))
+    )
+    try:
+        with torch.no_grad():
+            model(tokens.to(next(model.parameters()).device), use_cache=False)
+            hook.remove()
+            calls = record_block_calls(model, tokens)
+            hidden = calls.hidden[0]
+            for block, arguments in zip(blocks, calls.arguments, strict=True):
+                hidden = run_block(block, hidden, arguments[0])
+        worst = (hidden - expected[-1].to(hidden.device)).abs().max()
+        # Outputs that are not finite are found, and named, elsewhere.
+        alike = not bool(worst > _TOLERANCE * hidden.abs().max())
+    except PrunerZeroError:
+        raise
+    # A model's own code can raise anything where its blocks are called apart.
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        alike = False
+    finally:
+        hook.remove()
+    if not alike:
+        raise PrunerZeroError(
+            f"blocks of the {model.config.model_type} family cannot be run one after the other, as "
+            "calibration does: choose --metric magnitude, which needs no calibration"
+        )
+
+
+def shares_state(calls: BlockCalls) -> bool:
+    """Whether blocks get an object through which one passes keys and values on to later ones."""
+    of_window = (arguments[0] for arguments in calls.arguments if arguments)
+    given = (value for args, kwargs in of_window for value in (*args, *kwargs.values()))
+    return any(isinstance(value, UserDict) for value in given)
 
 
 @contextmanager
@@ -115,8 +170,11 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     All of them are moved to the device of the block.
     """
     args, kwargs = take_inputs(block, (hidden, *arguments[0]), arguments[1])
-    output = block(*args, **kwargs)
-    result = output[0] if isinstance(output, tuple) else output
+    return _hidden_of(block(*args, **kwargs))
+
+
+def _hidden_of(output: Any) -> Tensor:
+    result = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(result, Tensor)
     return result
 

@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import block_list, find_blocks
-from pruner_zero.models.units import Coupling, counts_left
+from pruner_zero.models.units import REFUSALS, Coupling, counts_left
 
 
 def size_of(module: nn.Module) -> tuple[int, int]:
@@ -111,18 +111,50 @@ def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrai
         return type(model)(type(config).from_dict(config.to_dict()))
 
 
+def check_shrunk(
+    model: PreTrainedModel, couplings: Sequence[Coupling], structure: Structure, kept: int
+) -> None:
+    """Raise PrunerZeroError where the configuration cannot describe what `shrink` leaves.
+
+    The model that it describes is built without its weights, and their shapes are compared.
+    """
+    expected = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
+    for coupling in couplings:
+        for axis, names in enumerate((coupling.producers, (coupling.consumer,))):
+            for module in names:
+                for name, tensor in model.get_submodule(module).named_parameters(prefix=module):
+                    if tensor.ndim > axis:
+                        expected[name][axis] = tensor.shape[axis] // coupling.count * kept
+    config = deepcopy(model.config)
+    for field, count in counts_left(config, structure, kept).items():
+        setattr(config, field, count)
+    try:
+        described = without_weights(model, config).named_parameters()
+        fits = {name: list(tensor.shape) for name, tensor in described} == expected
+    except REFUSALS:
+        fits = False
+    if not fits:
+        raise PrunerZeroError(
+            f"--structure {structure} cannot remove any of the {model.config.model_type} family, "
+            "whose configuration cannot describe the smaller model: leave out --structure"
+        )
+
+
 def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
     """Raise PrunerZeroError where the configuration cannot say which blocks stay.
 
     The model that it describes is built without its weights, and its blocks are compared with those
     that stay: shapes, classes and all plain attributes, such as a sliding window.
     """
-    config = deepcopy(model.config)
-    blocks = find_blocks(model)
+    config, blocks = deepcopy(model.config), find_blocks(model)
     _set_blocks(config, len(blocks), dropped)
-    described = find_blocks(without_weights(model, config))
     kept = [block for index, block in enumerate(blocks) if index not in dropped]
-    if [list(_kind(block)) for block in kept] != [list(_kind(block)) for block in described]:
+    try:
+        described = find_blocks(without_weights(model, config))
+        fits = [list(_kind(block)) for block in kept] == [list(_kind(block)) for block in described]
+    except REFUSALS:
+        fits = False
+    if not fits:
         raise PrunerZeroError(
             f"blocks {', '.join(map(str, sorted(dropped)))} cannot be dropped, since the blocks of "
             f"the {model.config.model_type} family differ and its configuration cannot describe "

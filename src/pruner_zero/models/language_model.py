@@ -12,7 +12,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import Activations, BlockCalls, record_block_calls
+from pruner_zero.models.blocks import (
+    Activations,
+    BlockCalls,
+    check_block_calls,
+    record_block_calls,
+)
 from pruner_zero.models.structure import Matrix, find_blocks
 
 # Fields of a configuration that say how it was saved and change nothing that is computed.
@@ -61,7 +66,8 @@ class LanguageModel:
         return nullcontext()
 
     def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:
-        """What `record_block_calls` records of this model."""
+        """What `record_block_calls` records of this model, checked by `check_block_calls`."""
+        check_block_calls(self.model, windows)
         return record_block_calls(self.model, windows, hidden)
 
     def changed(self, index: int, matrices: Sequence[Matrix]) -> dict[str, Tensor]:

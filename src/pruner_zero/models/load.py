@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import is_offline_mode, snapshot_download
+from torch import nn
 from transformers import PreTrainedModel
 
 from pruner_zero.choices import Dtype
@@ -114,10 +115,20 @@ def as_language_model(
     if attn_implementation is not None:
         model.model.set_attn_implementation(attn_implementation)
     if dtype != "auto":
-        model.model.to(getattr(torch, dtype))
+        cast_weights(model.model, getattr(torch, dtype))
     if device != "auto":
         place_model(model.model, find_devices(device))
     return model
+
+
+def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give the parameters of `model`, in place, the dtype.
+
+    Buffers, such as the frequencies of rotary embeddings, keep theirs, as in a model that
+    transformers loads in that dtype.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def _local_path(name: str, revision: str | None) -> Path | None:

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU
-from pruner_zero.models.blocks import Activations, BlockCalls
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.blocks import Activations, BlockCalls, record_block_calls, shares_state
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import quiet, read_model
 from pruner_zero.models.shards import Shards
@@ -65,13 +66,23 @@ class OffloadedModel(LanguageModel):
             yield
 
     def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:
-        """What `record_block_calls` records of this model; the head is not read for it."""
+        """What `record_block_calls` records of this model; the head is not read for it.
+
+        Raises PrunerZeroError for families whose blocks pass on more than their output: that is in
+        no file from which an interrupted run could continue.
+        """
         head = self.model.get_output_embeddings()
         unused = set() if head is None else set(map(id, head.parameters()))
         unused -= set(map(id, self.model.get_input_embeddings().parameters()))
         needed = [parameter for parameter in self._outside() if id(parameter) not in unused]
         with self._loaded(needed), self.block(0):
-            return super().block_calls(windows, hidden)
+            first = record_block_calls(self.model, windows[:1])
+            if shares_state(first) or any(len(states) != 1 for states in first.hidden):
+                raise PrunerZeroError(
+                    f"blocks of the {self.model.config.model_type} family pass on more than their "
+                    "output: leave out --offload"
+                )
+            return record_block_calls(self.model, windows, hidden)
 
     def changed(self, index: int, matrices: Sequence[Matrix]) -> dict[str, Tensor]:
         """All of a loaded block, under the names and in the layout in which it is saved."""

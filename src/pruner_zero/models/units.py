@@ -22,6 +22,8 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
     "channels": ("intermediate_size",),
     "heads": ("num_key_value_heads", "num_attention_heads"),
 }
+# What transformers raises for a configuration that it refuses, or that has no such fields.
+REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError)
 _NEEDED: Mapping[str, str] = {
     "channels": "one MLP, without experts,",
     "heads": "one attention",
@@ -97,10 +99,10 @@ def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> di
 
 def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bool:
     """Whether transformers accepts the configuration of a model with `kept` units in a block."""
-    changed = {**config.to_dict(), **counts_left(config, structure, kept)}
     try:
+        changed = {**config.to_dict(), **counts_left(config, structure, kept)}
         type(config).from_dict(changed)
-    except (ValueError, StrictDataclassError):
+    except REFUSALS:
         return False
     return True
 

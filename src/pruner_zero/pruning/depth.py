@@ -45,14 +45,16 @@ class Blocks(Removal):
     """Whole blocks are removed, chosen beforehand by a rule, without scores.
 
     sparsity: the share of blocks to remove; parameters: as in `Structured`. rule: "block-influence"
-    or "sleb". measured: by block, its influence, or the loss when it went, in the order in
-    which they went. dropped: the numbers of the blocks to remove; names: of all their matrices.
+    or "sleb". folds: whether the effect of the dropped blocks is folded. measured: by block, its
+    influence, or the loss when it went, in the order in which they went. dropped: the numbers of
+    the blocks to remove; names: of all their matrices.
     folded: from `fold_blocks`.
     """
 
     sparsity: float
     parameters: float | None = None
     rule: str = BLOCK_INFLUENCE
+    folds: bool = True
     measured: Mapping[int, float] = field(default_factory=dict, repr=False)
     dropped: tuple[int, ...] = ()
     names: frozenset[str] = field(default=frozenset(), repr=False)

@@ -22,12 +22,15 @@ def choose_experts(
     method: Method,
     asked: Experts,
     store: StatisticsStore,
+    *,
+    damping: float,
     progress: Progress = SILENT,
 ) -> Experts:
     """The pattern `asked` of `method`, with the scores of all experts of the dense model.
 
     The scores are those of `reap_scores`, or with a metric the signed sums of squared scores of the
-    matrix that gives an expert's outputs; `store` keeps the statistics. Raises PrunerZeroError
+    matrix that gives an expert's outputs; `store` keeps the statistics, damping is that of the
+    Hessian behind the terminal D. Raises PrunerZeroError
     where the metric cannot score a matrix.
     """
     assert asked.mixtures is not None
@@ -38,7 +41,7 @@ def choose_experts(
     calibrate(language_model, windows, kinds, store, progress=progress)
     consumers = [f"{mixture.consumer}*" for mixture in asked.mixtures.blocks]
     matrices = find_matrices(language_model.model, consumers)
-    statistics = DenseStatistics(store, matrices, damping=0.0)
+    statistics = DenseStatistics(store, matrices, damping=damping)
     totals: dict[int, list[float | None]] = {}
     for matrix in progress.track(matrices, "expert scores", len(matrices)):
         score = score_matrix(matrix, statistics.read(matrix, kinds), method.metric)

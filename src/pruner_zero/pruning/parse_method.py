@@ -7,6 +7,8 @@ from typing import cast
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric import NAMED, Metric
+from pruner_zero.pruning.depth import Blocks
+from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.pruning.parse_removal import STRUCTURES, check_steps, names_units, parse_removal
 from pruner_zero.settings import OF_BLOCKS, REAP
@@ -71,7 +73,10 @@ def parse_method(
     # Blocks and experts are chosen beforehand, independently of the scores.
     known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys((*OF_BLOCKS, REAP), "magnitude")}
     metric = Metric.of(known.get(body, body))
-    metric_update = "obs" if body == SPARSEGPT else "none"
+    if isinstance(removal, Blocks):
+        pattern = replace(removal, folds="none" not in (*written, update))
+        update = None
+    metric_update = "obs" if body == SPARSEGPT and not isinstance(removal, Experts) else "none"
     default = pattern.update or metric_update if isinstance(pattern, Pattern) else metric_update
     asymmetric = asymmetric or "asymmetric" in written
     names = [step for step in written if step != "asymmetric"]

@@ -39,7 +39,7 @@ def parse_removal(
     """
     if part is not None and names_units(part):
         if structure:
-            raise PrunerZeroError(f"{name} names its units: leave out --structure {structure}")
+            raise PrunerZeroError(f"{name} names its units: leave out @{part}")
         word, _, written = part.partition("=")
         structure = cast(Structure, word)
         if written:
@@ -62,6 +62,16 @@ def parse_removal(
     if structure == "experts":
         return Experts(share, left, by_metric=metric != REAP)
     return Structured(share, structure, multiple_of, coupled, left)
+
+
+def check_names_no_units(text: str) -> None:
+    """Raise PrunerZeroError where a method for `prune` names its units in its text."""
+    before, _, part = text.rpartition("@")
+    if names_units(part.strip().partition("+")[0]):
+        raise PrunerZeroError(
+            f"{text} names its units, as methods of compare do: write --metric '{before}', name "
+            "the units by --structure, and their share by --sparsity"
+        )
 
 
 def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:

@@ -42,12 +42,14 @@ class Propagation:
         first = self.hidden if started is None else DISCARDED
         self._arguments = language_model.block_calls(tokens, first).arguments
         self._dense: Activations | None = None
+        self._dense_arguments = self._arguments
         if asymmetric:
             self._dense = self._dense_place(-1)
-            language_model.block_calls(tokens, self._dense)
+            # Of its own: through some arguments a block passes keys and values on to later ones.
+            self._dense_arguments = language_model.block_calls(tokens, self._dense).arguments
             for index in range(checkpoint.finished if checkpoint else 0):
                 with language_model.block(index) as block:
-                    self._dense = self._run(block, index, self._dense, self._dense_place(index))
+                    self._dense = self._run_dense(block, index, self._dense)
 
     @property
     def file(self) -> WindowFile | None:
@@ -64,9 +66,9 @@ class Propagation:
         self, block: nn.Module, index: int, matrices: Sequence[Matrix], kinds: Collection[Kind]
     ) -> dict[str, MatrixStatistics]:
         """The statistics `kinds` of the inputs of `matrices` in one loaded, still dense block."""
-        dense_outputs = None if self._dense is None else self._dense_place(index)
         inputs: dict[str, MatrixStatistics] = {}
         if matrices:
+            dense_outputs = None if self._dense is None else self._dense_place(index)
             inputs, _ = collect_inputs(
                 block,
                 matrices,
@@ -75,24 +77,21 @@ class Propagation:
                 kinds,
                 outputs=DISCARDED,
                 dense=self._dense,
+                dense_arguments=self._dense_arguments[index],
                 dense_outputs=dense_outputs,
             )
-        elif self._dense is not None and dense_outputs is not None:
-            self._run(block, index, self._dense, dense_outputs)
-        self._dense = dense_outputs
+            self._dense = dense_outputs
+        elif self._dense is not None:
+            self._dense = self._run_dense(block, index, self._dense)
         return inputs
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Run one loaded block that has been pruned; its outputs are the next `hidden`."""
-        self.hidden = self._run(block, index, self.hidden, self._place(index))
+        self.hidden = _run(block, self.hidden, self._arguments[index], self._place(index))
 
-    def _run(
-        self, block: nn.Module, index: int, hidden: Activations, outputs: Activations
-    ) -> Activations:
-        arguments: Sequence[Arguments] = self._arguments[index]
-        for window, rest in zip(hidden, arguments, strict=True):
-            outputs.append(run_block(block, window, rest))
-        return outputs
+    def _run_dense(self, block: nn.Module, index: int, hidden: Activations) -> Activations:
+        """Run one loaded dense block; returns its outputs."""
+        return _run(block, hidden, self._dense_arguments[index], self._dense_place(index))
 
     def _place(self, index: int) -> Activations:
         """A new place for the outputs of a block; −1 stands for the embeddings."""
@@ -100,3 +99,14 @@ class Propagation:
 
     def _dense_place(self, index: int) -> Activations:
         return self._files.dense_activations(index, self._windows) if self._files else []
+
+
+def _run(
+    block: nn.Module,
+    hidden: Activations,
+    arguments: Sequence[Arguments],
+    outputs: Activations,
+) -> Activations:
+    for window, rest in zip(hidden, arguments, strict=True):
+        outputs.append(run_block(block, window, rest))
+    return outputs

@@ -44,7 +44,6 @@ def run_method(
     mode: Mode,
     matrices: Sequence[Matrix],
     damping: float,
-    fold: bool = True,
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
     undo: ExitStack | None = None,
@@ -52,16 +51,18 @@ def run_method(
 ) -> Pruned:
     """Choose units, prune, cut out the units and distill, all in place.
 
-    mode, matrices, damping, checkpoint: as `prune_model` takes them. fold: as `choose_units` takes
-    it. seed: of the distillation. undo: units that were cut out come back when it is closed; where
-    None they are gone for good. An offloaded model keeps masked units: its files are cut when they
-    are saved. Raises PrunerZeroError.
+    mode, matrices, damping, checkpoint: as `prune_model` takes them. seed: of the distillation.
+    undo: units that were cut out come back when it is closed; where None they are gone for good. An
+    offloaded model keeps masked units: its files are cut when they are saved. Raises
+    PrunerZeroError.
     """
     teacher = None
     if method.distill:
         # A copy, because pruning changes the weights in place.
         teacher = replace(language_model, model=deepcopy(language_model.model))
-    method = choose_units(language_model, windows, method, store, fold=fold, progress=progress)
+    method = choose_units(
+        language_model, windows, method, store, damping=damping, progress=progress
+    )
     records = prune_model(
         language_model,
         windows,

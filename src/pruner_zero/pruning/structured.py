@@ -15,6 +15,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     Coupling,
     OffloadedModel,
+    check_shrunk,
     find_couplings,
     is_loadable,
     shrink,
@@ -81,6 +82,7 @@ class Structured(Removal):
             _WORDS[self.structure],
             lambda kept: is_loadable(model.config, self.structure, kept),
         )
+        check_shrunk(model, couplings, self.structure, kept)
         return replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
 
     @property

@@ -19,21 +19,23 @@ def choose_units(
     method: Method,
     store: StatisticsStore,
     *,
-    fold: bool = True,
+    damping: float,
     progress: Progress = SILENT,
 ) -> Method:
     """The method with the units to remove in its pattern; other methods are returned unchanged.
 
-    fold: whether the effect of dropped blocks is folded, in place, into blocks that stay. Raises
-    what `choose_blocks` and `choose_experts` raise.
+    The effect of dropped blocks is folded, in place, into blocks that stay, where the pattern says
+    so. damping: of the Hessians in scores. Raises what `choose_blocks` and `choose_experts` raise.
     """
     pattern = method.pattern
     if isinstance(pattern, Blocks):
         pattern = choose_blocks(language_model, windows.tokens, pattern, progress)
-        if fold:
+        if pattern.folds:
             pattern = pattern.fold(language_model, windows.tokens, progress)
     elif isinstance(pattern, Experts):
-        pattern = choose_experts(language_model, windows, method, pattern, store, progress)
+        pattern = choose_experts(
+            language_model, windows, method, pattern, store, damping=damping, progress=progress
+        )
         # The pattern names the chosen experts: the masks need no scores of another metric.
         method = replace(method, metric=Metric.of("magnitude"))
     return replace(method, pattern=pattern)

@@ -86,7 +86,7 @@ def split_texts(
     Raises PrunerZeroError as `split_windows`, `written_windows` and `Mixture.divide` do.
     """
     training, validation = [], []
-    counts = mixture.divide(settings.validation_windows)
+    counts = mixture.divide(settings.validation_windows, "--validation-windows")
     for text, count in zip(mixture.texts, counts, strict=True):
         if isinstance(text, Corpus):
             learned, held_out = split_windows(text, tokenizer, settings.seqlen, count)

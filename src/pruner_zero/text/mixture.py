@@ -32,11 +32,11 @@ class Mixture:
     texts: tuple[Text, ...]
     shares: tuple[float, ...]
 
-    def divide(self, windows: int) -> list[int]:
+    def divide(self, windows: int, option: str = "windows") -> list[int]:
         """How many of `windows` windows each text gives, by the largest remainder.
 
         Where remainders are equal, the earlier text gives one more. Raises PrunerZeroError where a
-        text would give none.
+        text would give none, naming the `option` that sets the number of windows.
         """
         total = sum(map(Fraction, self.shares))
         quotas = [windows * Fraction(share) / total for share in self.shares]
@@ -48,8 +48,8 @@ class Mixture:
         for text, count in zip(self.texts, counts, strict=True):
             if not count:
                 raise PrunerZeroError(
-                    f"none of {windows} windows is of {text.name}: choose a larger number of "
-                    "windows or a larger share for it"
+                    f"none of {windows} windows is of {text.name}: choose a larger {option} or a "
+                    "larger share for it"
                 )
         return counts
 
