@@ -119,6 +119,8 @@ def _sharing_part(part: dict[str, Any]) -> list[str]:
         " so it weighs more here than where all blocks are masked.",
         "",
         markdown(("switched off", "candidates a minute", "×", "judged again"), rows),
+        "- subexpressions: a subtree that occurs twice in a formula was computed once; off: each"
+        " time. It gained nothing, and was removed since.",
         *(f"- {name}: {meaning}." for name, meaning in SHARED.items()),
         "",
         "Beside fingerprints, canonical forms save no time: every duplicate that they spare would"

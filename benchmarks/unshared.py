@@ -3,18 +3,16 @@
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pruner_zero.choices import Group
 from pruner_zero.evolution.algorithm import make_algorithm
@@ -27,7 +25,7 @@ from pruner_zero.evolution.run import Status, run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.execution import UNLIMITED, Executor, SerialExecutor, TimeLimit
 from pruner_zero.files import read_lines
-from pruner_zero.metric import Call, Constant, Expression, Terminal
+from pruner_zero.metric import Expression
 from pruner_zero.metric.canonical import canonical
 from pruner_zero.models import find_matrices
 from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
@@ -35,7 +33,6 @@ from pruner_zero.sparsity.layer_error import output_sensitivity, row_errors
 TIMED = ("seconds", "elapsed", "sha256")
 
 SHARED = {
-    "subexpressions": "a subtree that occurs twice in a formula is computed once; off: each time",
     "canonical forms": "a proposal with the canonical form of an earlier one is not asked; off: it"
     " runs on the probe rows, and only where its mask there is a new one on the rungs that the"
     " earlier one reached",
@@ -128,16 +125,6 @@ class Resampling(Clocked):
         return super().reconstruction(expression, scope, limit)
 
 
-def value_plainly(node: Expression, terminals: Mapping[str, Tensor], *_: object) -> Tensor:
-    """The value of `node`, for which every subtree is computed as often as it occurs."""
-    if isinstance(node, Terminal):
-        return terminals[node.name].float()
-    if isinstance(node, Constant):
-        return torch.tensor([[node.value]])
-    assert isinstance(node, Call)
-    return node.operator.apply(*(value_plainly(each, terminals) for each in node.operands))
-
-
 def search(
     settings: SearchSettings, evaluator: Evaluator, folder: Path, off: Iterable[str] = ()
 ) -> Searched:
@@ -181,11 +168,7 @@ def search(
         judged = len(status.records)
 
     archive = Archive(folder, settings.identity())
-    plainly = patch.object(import_module("pruner_zero.metric.evaluate"), "_value", value_plainly)
-    with (
-        patch.object(algorithm, "is_new", is_new),
-        plainly if "subexpressions" in off else nullcontext(),
-    ):
+    with patch.object(algorithm, "is_new", is_new):
         start = time.process_time()
         run_batches(algorithm, archive, executor, settings, folder, observe)
         seconds = time.process_time() - start

@@ -1,6 +1,5 @@
 """Evaluating expressions: the scores of one weight matrix, or the reason there are none."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 import torch
@@ -21,42 +20,27 @@ def evaluate(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
 
     terminals: the statistics by name, in the shapes of TERMINALS; of any dtype, used in fp32.
         One of W, G, S is among them, whose shape is (out, in).
-    Every distinct subtree is computed once and freed after its last use; inputs are not changed.
-    Raises ScoreError for missing terminals and wrong shapes; the values can be non-finite.
+    Inputs are not changed. Raises ScoreError for missing terminals and wrong shapes; the values can
+    be non-finite.
     """
     shape = _matrix_shape(terminals)
     _check(expression, terminals, shape)
     with torch.no_grad():
-        result = _value(expression, terminals, _uses(expression), {}).expand(shape).contiguous()
+        result = _value(expression, terminals).expand(shape).contiguous()
         inputs = {tensor.untyped_storage().data_ptr() for tensor in terminals.values()}
         return result.clone() if result.untyped_storage().data_ptr() in inputs else result
 
 
-def _value(
-    node: Expression,
-    terminals: Mapping[str, Tensor],
-    uses: Counter[Expression],
-    values: dict[Expression, Tensor],
-) -> Tensor:
-    """The value of `node`, kept in `values` until its last use.
-
-    It is no closure: a recursive closure refers to itself, which would keep the terminals in
-    memory until the garbage collector runs.
-    """
-    if node not in values:
-        if isinstance(node, Terminal):
-            values[node] = terminals[node.name].to(torch.float32)
-        elif isinstance(node, Constant):
-            device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
-            # Created on the device: a copy to a GPU would wait for all the work queued there.
-            value = torch.tensor(node.value, dtype=torch.float32).item()
-            values[node] = torch.full((1, 1), value, dtype=torch.float32, device=device)
-        else:
-            assert isinstance(node, Call)
-            operands = [_value(operand, terminals, uses, values) for operand in node.operands]
-            values[node] = node.operator.apply(*operands)
-    uses[node] -= 1
-    return values[node] if uses[node] else values.pop(node)
+def _value(node: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
+    if isinstance(node, Terminal):
+        return terminals[node.name].to(torch.float32)
+    if isinstance(node, Constant):
+        device = next((tensor.device for tensor in terminals.values()), torch.device("cpu"))
+        # Created on the device: a copy to a GPU would wait for all the work queued there.
+        value = torch.tensor(node.value, dtype=torch.float32).item()
+        return torch.full((1, 1), value, dtype=torch.float32, device=device)
+    assert isinstance(node, Call)
+    return node.operator.apply(*(_value(operand, terminals) for operand in node.operands))
 
 
 def evaluate_stack(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
@@ -71,7 +55,7 @@ def evaluate_stack(expression: Expression, terminals: Mapping[str, Tensor]) -> T
     _check(expression, first, shape)
 
     def of_one(values: Mapping[str, Tensor]) -> Tensor:
-        return _value(expression, values, _uses(expression), {}).expand(shape)
+        return _value(expression, values).expand(shape)
 
     with torch.no_grad():
         try:
@@ -105,18 +89,6 @@ def score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
         value = low[equal][0].item()
         raise ScoreError(f"all {entries} scores equal {value}: nothing to rank by")
     return scores
-
-
-def _uses(expression: Expression) -> Counter[Expression]:
-    """How often the value of each distinct subtree is used."""
-    uses = Counter({expression: 1})
-    pending = [expression]
-    while pending:
-        for operand in pending.pop().operands:
-            uses[operand] += 1
-            if uses[operand] == 1:
-                pending.append(operand)
-    return uses
 
 
 def _matrix_shape(terminals: Mapping[str, Tensor]) -> tuple[int, int]:
