@@ -77,14 +77,22 @@ STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exa
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
 UNITS: Mapping[str, Mapping[str, Any]] = {
-    "channels-25": {"structure": "channels", "sparsity": 0.25}
+    "channels-25": {"structure": "channels", "sparsity": 0.25},
+    "heads-33": {"structure": "heads", "sparsity": 0.3334},
 }
+# By which heads go, with the refit and 40 steps of distillation.
+OF_HEADS: Mapping[str, str] = {"Wanda": "wanda", "evolved": "X * row_normalize(W * X)"}
 # Values by task and question.
 Answers = Mapping[str, Sequence[float]]
 # The cells that others are compared with, by the header of the column; None where not filled.
 Bases = Mapping[str, dict[str, Any] | None]
 
-TITLES = {"50": "50 %", "2-4": "2:4", "channels-25": "a quarter of the channels removed"}
+TITLES = {
+    "50": "50 %",
+    "2-4": "2:4",
+    "channels-25": "a quarter of the channels removed",
+    "heads-33": "a third of the key-value heads removed",
+}
 
 
 @dataclass(frozen=True)
@@ -127,9 +135,10 @@ def all_cells() -> Iterator[Cell]:
     for label in STEPPED:
         for step, suffix in STEPS.items():
             yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
-    for zeros in UNITS:
-        yield Cell("default", zeros, DEFAULT, "self")
-        yield Cell(f"default{LONGER}", zeros, DEFAULT, "self", LONG)
+    yield Cell("default", "channels-25", DEFAULT, "self")
+    yield Cell(f"default{LONGER}", "channels-25", DEFAULT, "self", LONG)
+    for label, metric in OF_HEADS.items():
+        yield Cell(label, "heads-33", f"{metric}+distill=40", "self")
 
 
 def main() -> None:
