@@ -44,11 +44,11 @@ SHARES = {
     "channels": (0.2, 0.5, 0.3, 0.1),
     "heads": (0.3334,),
     "blocks": (0.1, 0.2, 0.3),
-    "mixed": (0.2, 0.3, 0.5),
+    "mixed": (0.2,),
 }
 # One or two of the 30 blocks are folded, then channels go until the model has the parameters of
-# that without this share of its channels.
-MIXED, MIXED_PARAMETERS = (2, 1), {0.2: 117_926_208, 0.3: 111_290_688, 0.5: 94_701_888}
+# that without a fifth of its channels.
+MIXED, MIXED_PARAMETERS = (2, 1), 117_926_208
 RANDOM, EVOLVED = "random units", "evolved"
 METRICS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"metric": "magnitude"},
@@ -59,20 +59,14 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
     EVOLVED: {},
 }
 RULES = {"block influence": "block-influence", "SLEB": "sleb"}
-# What else the refit of Wanda's channels can have, and at which shares: statistics of each block
-# from the smaller blocks before it, and the distillation that `prune` adds where no metric is
-# named.
-FURTHER: Mapping[str, tuple[Mapping[str, Any], Sequence[float]]] = {
-    "block after block": ({"mode": "sequential"}, (0.2,)),
-    "block after block, towards the dense outputs": (
-        {"mode": "sequential", "asymmetric": True},
-        (0.2,),
-    ),
-    "then 40 steps of distillation": (
-        {"mode": "one-shot", "distill": 40},
-        SHARES["channels"],
-    ),
+# What else the refit of Wanda's channels can have, at one share: statistics of each block from the
+# smaller blocks before it, and the distillation that `prune` adds where no metric is named.
+FURTHER: Mapping[str, Mapping[str, Any]] = {
+    "block after block": {"mode": "sequential"},
+    "block after block, towards the dense outputs": {"mode": "sequential", "asymmetric": True},
+    "then 40 steps of distillation": {"mode": "one-shot", "distill": 40},
 }
+FURTHER_AT = ("channels", 0.2)
 REFITS = {"none": "without refit", "exact": "with refit", "peer": "by other packages"}
 
 
@@ -112,7 +106,7 @@ def run(given: argparse.Namespace) -> None:
             dropped = {"structure": "blocks", "sparsity": settings.pop("blocks") / 30}
             prune(model, calibration=given.calibration, progress=LineProgress(), **dropped)
             settings |= {"structure": "channels", "sparsity": None}
-            settings["parameters"] = str(MIXED_PARAMETERS[row["sparsity"]])
+            settings["parameters"] = str(MIXED_PARAMETERS)
         with random_units() if row["name"] == RANDOM else nullcontext():
             result = prune(
                 model,
@@ -185,8 +179,8 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 for update in ("none", "exact") if metric else ():
                     chosen = {**settings, "metric": metric, "update": update, "mode": "one-shot"}
                     yield {"name": name, **units, **chosen}
-            for words, (settings, shares) in FURTHER.items():
-                if structure == "channels" and share in shares:
+            if (structure, share) == FURTHER_AT:
+                for words, settings in FURTHER.items():
                     chosen = {"metric": "wanda", "update": "exact", **settings}
                     yield {"name": f"Wanda, {words}", **units, **chosen}
 
