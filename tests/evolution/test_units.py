@@ -122,6 +122,7 @@ def test_a_number_of_parameters_in_place_of_a_share(build: Build) -> None:
         ({"structure": "channels", "pattern": "2:4"}, "leave out --pattern"),
         ({"structure": "channels", "parameters": "0.9"}, "either --sparsity"),
         ({"parameters": "0.9"}, "add --structure"),
+        ({"final_windows": 1}, "one window has no interval: choose 2 or more, or 0"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(

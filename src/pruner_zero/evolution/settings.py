@@ -50,6 +50,13 @@ class SearchSettings(SearchOptions):
             raise ValueError(f"no {info.field_name}: {did_you_mean(name, kinds)}")
         return name
 
+    @field_validator("final_windows")
+    @classmethod
+    def _compares(cls, count: int) -> int:
+        if count == 1:
+            raise ValueError("one window has no interval: choose 2 or more, or 0 for no final race")
+        return count
+
     @model_validator(mode="after")
     def _check_device(self) -> Self:
         if self.sharing and find_devices(self.placed_on).first != CPU:

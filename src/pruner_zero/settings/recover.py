@@ -76,6 +76,8 @@ class RecoverSettings(ModelSettings):
         if not isinstance(given, dict):
             return given
         resolved = {key: value for key, value in given.items() if value is not None}
+        if "teacher_share" in resolved and "teacher" not in resolved:
+            raise PrunerZeroError("--teacher-share has no effect without --teacher: leave it out")
         if "minutes" not in resolved and "steps" not in resolved:
             resolved["minutes"] = DEFAULT_MINUTES
         rate = DEFAULT_LEARNING_RATE.get(str(resolved.get("mode", "full")), 1.0)
