@@ -76,8 +76,6 @@ class RecoverSettings(ModelSettings):
         if not isinstance(given, dict):
             return given
         resolved = {key: value for key, value in given.items() if value is not None}
-        if "teacher_share" in resolved and "teacher" not in resolved:
-            raise PrunerZeroError("--teacher-share has no effect without --teacher: leave it out")
         if "minutes" not in resolved and "steps" not in resolved:
             resolved["minutes"] = DEFAULT_MINUTES
         rate = DEFAULT_LEARNING_RATE.get(str(resolved.get("mode", "full")), 1.0)
@@ -85,6 +83,8 @@ class RecoverSettings(ModelSettings):
         # The tokens that a teacher draws say no more than the predictions they are drawn from.
         written = text == SELF or (isinstance(text, list | tuple | dict) and [*text] == [SELF])
         share = 1.0 if written else 0.5
+        if resolved.get("teacher_share", share) != share and "teacher" not in resolved:
+            raise PrunerZeroError("--teacher-share has no effect without --teacher: leave it out")
         return {"learning_rate": rate, "teacher_share": share, **resolved}
 
     @model_validator(mode="after")
