@@ -122,13 +122,14 @@ def as_language_model(
 
 
 def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
-    """Give the parameters of `model`, in place, the dtype.
+    """Give the parameters of `model` that are floating-point numbers the dtype, in place.
 
     Buffers, such as the frequencies of rotary embeddings, keep theirs, as in a model that
     transformers loads in that dtype.
     """
     for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def _local_path(name: str, revision: str | None) -> Path | None:
