@@ -90,7 +90,7 @@ def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> N
     counts = [
         sum(candidate.scope == scope for candidate in first) for scope in SearchSpace().scopes
     ]
-    assert counts == [24, 24, 24, 24]
+    assert counts == [12, 12, 12, 12]
 
 
 def test_the_best_candidate_of_a_scope_is_tried_in_every_other_scope_at_once(
@@ -130,7 +130,7 @@ def test_successful_scopes_get_more_and_the_others_a_minimum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(niches, "_EVEN", 0.4)
-    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(batch=40))
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=96, batch=40))
 
     def fitness(candidate: Candidate) -> Evaluation:
         return Evaluation(1, candidate.number / 1e4 + (candidate.scope != "matrix"))

@@ -85,6 +85,7 @@ def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
     assert chosen.scope == options.get("scope")
     assert chosen.is_default
     assert settings(structure="channels").metric == "wanda"
+    assert settings(structure="heads").metric == "X * row_normalize(W * X)"
     assert settings(structure="experts").metric == "reap"
     assert settings(scope="global").metric == DEFAULT["metric"]
 
