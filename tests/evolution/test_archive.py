@@ -65,6 +65,16 @@ def test_other_candidates_than_those_of_the_journal_are_refused(tmp_path: Path) 
     assert (tmp_path / JOURNAL).read_bytes() == before
 
 
+def test_a_run_of_other_settings_without_an_outcome_is_forgotten(tmp_path: Path) -> None:
+    Archive(tmp_path, {"seed": 0}).begin([record(0).candidate])
+    archive = Archive(tmp_path, {"seed": 1})
+    other = [record(1, "W * G").candidate]
+    archive.begin(other)
+    assert SearchJournal(tmp_path).settings == {"seed": 1}
+    Archive(tmp_path, {"seed": 1}).begin(other)
+    assert len((tmp_path / JOURNAL).read_text().splitlines()) == 2
+
+
 def test_a_search_has_ended_until_it_goes_on(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {"seed": 0})
     archive.begin([record(0).candidate])

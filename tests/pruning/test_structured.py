@@ -285,8 +285,7 @@ def test_a_smaller_model_can_be_pruned_again(
 
 
 def test_units_that_the_metric_names_are_for_compare(prose: str) -> None:
-    line = r"write --metric 'wanda', name the units by --structure, and their share by --sparsity"
-    with pytest.raises(PrunerZeroError, match=line):
+    with pytest.raises(PrunerZeroError, match="name them by --structure, and their share by"):
         pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure=None, sparsity=None)
     with pytest.raises(PrunerZeroError, match=r"names its units: leave out @heads=0\.5"):
         pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure="heads")

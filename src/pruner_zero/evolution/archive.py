@@ -171,11 +171,12 @@ class Archive:
         if differs:
             # That run ended before its first outcome, so there is nothing to lose.
             journal.path.unlink()
-        if differs or not journal.lines:
+            journal = self._journal = SearchJournal(folder)
+        if not journal.lines:
             journal.append(header)
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._asked = journal.asked
-        self._ended = journal.ended
+        self._last = journal.lines[-1]["kind"] if journal.lines else header["kind"]
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
@@ -203,14 +204,16 @@ class Archive:
                 )
             return
         self._asked.append(digest)
-        self._journal.append({"kind": "asked", "candidates": digest})
-        self._ended = False
+        self._append({"kind": "asked", "candidates": digest})
 
     def end(self) -> None:
         """Note that the search ended, unless that is the last line already."""
-        if not self._ended:
-            self._journal.append({"kind": "end"})
-            self._ended = True
+        if self._last != "end":
+            self._append({"kind": "end"})
+
+    def _append(self, line: Mapping[str, Any]) -> None:
+        self._journal.append(line)
+        self._last = line["kind"]
 
     def outcome(self, number: int, rung: Rung) -> Outcome | None:
         """The outcome that an earlier process of the search wrote, if it did."""
@@ -220,8 +223,7 @@ class Archive:
         """Write one outcome to the journal, unless it is there."""
         if (outcome.number, outcome.rung) not in self._outcomes:
             self._outcomes[outcome.number, outcome.rung] = outcome
-            self._journal.append({"kind": "outcome", **outcome.to_json()})
-            self._ended = False
+            self._append({"kind": "outcome", **outcome.to_json()})
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -245,12 +247,12 @@ class Archive:
         """
         for record in records:
             if len(self.records) >= self._written:
-                self._journal.append(record.to_json())
+                self._append(record.to_json())
             self.records.append(record)
         self.batches += 1
         if self.batches > self.batches_written:
             line = {"kind": "batch", "elapsed": round(elapsed, 2), "avoided": dict(avoided)}
-            self._journal.append(line)
+            self._append(line)
             self.elapsed = elapsed
 
     def distinct(self) -> Iterator[Record]:

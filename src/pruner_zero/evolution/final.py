@@ -62,8 +62,12 @@ class FinalRace(Tabular):
 
     @classmethod
     def of(cls, records: Sequence[Record], losses: Mapping[int, tuple[float, ...]]) -> "FinalRace":
-        """The race of the records that have losses on the fresh windows."""
-        finalists = [Finalist(records[number], losses[number]) for number in sorted(losses)]
+        """The race of the records that have losses on the fresh windows, by number.
+
+        Losses of candidates that are not among the records yet, as in a replay, are left out.
+        """
+        known = sorted(number for number in losses if number < len(records))
+        finalists = [Finalist(records[number], losses[number]) for number in known]
         return cls(tuple(sorted(finalists, key=lambda finalist: finalist.loss)))
 
     @cached_property

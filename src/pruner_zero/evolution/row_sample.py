@@ -105,22 +105,26 @@ def stack(sample: list[SampledMatrix]) -> list[SampledMatrix]:
     of matrix is held twice. A matrix with a step after its mask stays alone, as does one that
     calibration never reached.
     """
+    kinds = _kinds(sample)
+    sample.clear()
+    grams: dict[tuple[int, ...], Tensor] = {}
+    return [_joined(kinds.pop(kind), grams) for kind in list(kinds)]
+
+
+def _kinds(sample: Sequence[SampledMatrix]) -> dict[object, list[SampledMatrix]]:
+    """The matrices that can be stacked: equal in shape, and beside equal ones at their input."""
     kinds: dict[object, list[SampledMatrix]] = {}
     sharing: dict[int, list[SampledMatrix]] = {}
     for matrix in sample:
         sharing.setdefault(id(matrix.gram), []).append(matrix)
-    for matrix in sample:
-        collected = [values.any() for name, values in matrix.terminals.items() if name not in "WS"]
-        alone = matrix.layer is not None or not all(collected)
-        beside = sharing[id(matrix.gram)]
-        place = next(place for place, other in enumerate(beside) if other is matrix)
-        shapes = tuple(other.weight.shape for other in beside)
-        kind = (matrix.weight.shape, matrix.weight.device, matrix.share, shapes, place)
-        kinds.setdefault(matrix.name if alone else kind, []).append(matrix)
-    sample.clear()
-    sharing.clear()
-    grams: dict[tuple[int, ...], Tensor] = {}
-    return [_joined(kinds.pop(kind), grams) for kind in list(kinds)]
+    for beside in sharing.values():
+        shapes = tuple(matrix.weight.shape for matrix in beside)
+        for place, matrix in enumerate(beside):
+            read = [values.any() for name, values in matrix.terminals.items() if name not in "WS"]
+            alone = matrix.layer is not None or not all(read)
+            kind = (place, shapes, matrix.weight.device, matrix.share)
+            kinds.setdefault(matrix.name if alone else kind, []).append(matrix)
+    return kinds
 
 
 def _joined(matrices: list[SampledMatrix], grams: dict[tuple[int, ...], Tensor]) -> SampledMatrix:

@@ -218,13 +218,7 @@ def run_batches(
 
 def _hall_of_fame(archive: Archive) -> HallOfFame:
     """The hall of fame of the batches told so far, with the winner of an earlier final race."""
-    known = len(archive.records)
-    losses = {
-        number: values
-        for number, values in final_losses(archive.outcomes).items()
-        if number < known
-    }
-    winner = FinalRace.of(archive.records, losses).winner
+    winner = FinalRace.of(archive.records, final_losses(archive.outcomes)).winner
     return HallOfFame.of(archive.records, winner.record if winner else None)
 
 

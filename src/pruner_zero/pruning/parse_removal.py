@@ -64,16 +64,6 @@ def parse_removal(
     return Structured(share, structure, multiple_of, coupled, left)
 
 
-def check_names_no_units(text: str) -> None:
-    """Raise PrunerZeroError where a method for `prune` names its units in its text."""
-    before, _, part = text.rpartition("@")
-    if names_units(part.strip().partition("+")[0]):
-        raise PrunerZeroError(
-            f"{text} names its units, as methods of compare do: write --metric '{before}', name "
-            "the units by --structure, and their share by --sparsity"
-        )
-
-
 def check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
     """Raise PrunerZeroError for a step that changes nothing where `pattern` removes whole units."""
     if not isinstance(pattern, Removal):

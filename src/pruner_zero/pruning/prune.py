@@ -28,7 +28,6 @@ from pruner_zero.pruning.parse_method import (
     parse_method,
     with_distillation,
 )
-from pruner_zero.pruning.parse_removal import check_names_no_units
 from pruner_zero.pruning.pipeline import check_plan
 from pruner_zero.pruning.pruned import run_method
 from pruner_zero.pruning.removal import Removal, chosen_by
@@ -109,8 +108,6 @@ def prune(
         "calibration": names_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
-    if not checked.structure:
-        check_names_no_units(checked.metric)
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
     method = parse_method(
         checked.metric,
@@ -126,6 +123,11 @@ def prune(
         coupled=checked.coupled,
     )
     method = with_distillation(method, checked.distill)
+    if isinstance(method.pattern, Removal) and not checked.structure:
+        raise PrunerZeroError(
+            f"{method.name} removes whole units: name them by --structure, and their share by "
+            "--sparsity"
+        )
     folder = None if output is None else check_output(output, overwrite)
     if checked.offload and model is not None and not isinstance(model, str | Path):
         raise PrunerZeroError(

@@ -33,7 +33,7 @@ WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
 _WINDOWS, _SEQLEN = (CalibrationSettings.model_fields[name] for name in WRITTEN)
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
-WITHIN, OF_HEADS = "wanda", "X * row_normalize(W * X)"
+WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
 # The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
 BLOCK_INFLUENCE, SLEB, REAP = "block-influence", "sleb", "reap"
 OF_BLOCKS = (BLOCK_INFLUENCE, SLEB)
@@ -49,7 +49,7 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     chosen = dict(DEFAULT)
     narrower = any(given.get(name) for name in ("pattern", "structure"))
     if narrower or given.get("scope") not in (None, DEFAULT["scope"]):
-        chosen["metric"] = OF_HEADS if given.get("structure") == "heads" else WITHIN
+        chosen["metric"] = HEAD_METRIC if given.get("structure") == "heads" else WITHIN
         del chosen["scope"]
     if given.get("structure"):
         # Whole units are pruned or kept, so that single weights cannot be swapped.
