@@ -46,6 +46,7 @@ USUAL = "builtin:smollm2-135m"
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "random": {"algorithm": "random"},
+    "larger batches": {"algorithm_settings": {"initial": 96, "batch": 48}},
 }
 
 
@@ -103,7 +104,7 @@ def run(given: argparse.Namespace) -> None:
     executor = make_executor("serial", evaluator, Workers(None, 1, 600.0, None, {}))
     for seed in given.seeds:
         for arm in given.arms:
-            file = RESULTS / f"{name}-{arm}-{seed}.json"
+            file = RESULTS / f"{name}-{arm.replace(' ', '-')}-{seed}.json"
             if file.exists():
                 continue
             chosen, folder = settings[arm], given.runs / f"{name}-{arm}-{seed}"

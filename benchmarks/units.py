@@ -4,13 +4,15 @@
         --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt --evolved METRIC
     python benchmarks/units.py --windows windows.npy
     python benchmarks/units.py --texts … --peers peers/*
+    python benchmarks/units.py --search runs/heads
     python benchmarks/units.py --page
 
 Every model is a line of results/units.jsonl, and lines that are there are kept. All are made by
 `prune --structure` from statistics of the dense model (--mode one-shot), so that they differ in
 nothing but the units that go and the refit, but for those that say "block after block". --windows
 writes the tokens that they are calibrated on, for peer_structured.py; --peers measures the folders
-that it made. news.txt is that of proof.py. The page is units.md.
+that it made; --search writes what a search of units found, results/units-search-STRUCTURE.json.
+news.txt is that of proof.py. The page is units.md.
 """
 
 import argparse
@@ -28,7 +30,8 @@ from torch import Tensor
 from pruner_zero import evaluate, prune
 from pruner_zero.calibration import take_windows
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import read_lines
+from pruner_zero.evolution.study import Study
+from pruner_zero.files import read_lines, write_atomic
 from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.pruning import Structured
 from pruner_zero.text import load_mixture
@@ -49,6 +52,11 @@ SHARES = {
 # One or two of the 30 blocks are folded, then channels go until the model has the parameters of
 # that without a fifth of its channels.
 MIXED, MIXED_PARAMETERS = (2, 1), 117_926_208
+# The settings of a search that its file names.
+SEARCHED = (
+    *("calibration", "windows", "seqlen", "seed", "sparsity", "model", "minutes", "structure"),
+    *("update", "search_windows", "final_windows"),
+)
 RANDOM, EVOLVED = "random units", "evolved"
 METRICS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"metric": "magnitude"},
@@ -79,6 +87,7 @@ def main() -> None:
     parser.add_argument("--structures", nargs="*", choices=list(SHARES), default=list(SHARES))
     parser.add_argument("--windows", type=Path, help="write the windows of calibration here")
     parser.add_argument("--peers", nargs="*", type=Path, default=[], help="folders of peers")
+    parser.add_argument("--search", type=Path, help="the folder of a search of units")
     parser.add_argument("--page", action="store_true", help="write the page alone")
     given = parser.parse_args()
     if given.windows:
@@ -87,6 +96,8 @@ def main() -> None:
         np.save(given.windows, take_windows(texts, model, 24, 1024, 0).tokens.numpy())
     elif given.peers:
         measure_peers(given)
+    elif given.search:
+        write_search(Study.open(given.search))
     elif not given.page:
         run(given)
     (HERE / "units.md").write_text(page(read_lines(RESULTS)))
@@ -125,6 +136,18 @@ def run(given: argparse.Namespace) -> None:
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
         (HERE / "units.md").write_text(page(read_lines(RESULTS)))
+
+
+def write_search(study: Study) -> None:
+    """Write the settings, the hall of fame and the final race of a search."""
+    found = {
+        "settings": {name: study.settings[name] for name in SEARCHED},
+        "candidates": len(study.records),
+        "hall_of_fame": study.hall_of_fame.to_rows(),
+        "final": study.final_race.to_rows(),
+    }
+    file = HERE / "results" / f"units-search-{study.settings['structure']}.json"
+    write_atomic(file, json.dumps(found, indent=2) + "\n")
 
 
 def measure_peers(given: argparse.Namespace) -> None:
