@@ -51,7 +51,8 @@ def test_no_row_ends_worse_than_solving_under_its_mask(
         assert (refined.view(rows, -1, pattern.m).sum(2) == pattern.m - pattern.n).all()
     before = errors(weight, gram, cross, exact_update(weight, gram, mask, target=cross).weight)
     after = errors(weight, gram, cross, result.weight)
-    assert (after <= before + 1e-5 * before.abs()).all()
+    plain = errors(weight, gram, cross, weight * refined)
+    assert (after <= before + 1e-4 * (plain - before).abs() + 1e-5 * before.abs()).all()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -70,7 +71,12 @@ def test_the_weights_are_the_solution_under_the_mask_that_is_left(
     aimed = H if cross is None else H + cross.double() - gram.double()
     goal = torch.linalg.solve_triangular(root.T, (weight.double() @ aimed).T, upper=False).T
     expected = lstsq(weight, root, refined, goal)
-    assert float((result.weight - expected).abs().max()) < 3e-3 * float(expected.abs().max())
+    assert float((result.weight - expected).abs().max()) < 1e-2 * float(expected.abs().max())
+    plain, least, left = (
+        errors(weight, gram, cross, pruned).sum()
+        for pruned in (weight * refined, expected, result.weight)
+    )
+    assert least <= left < least + 1e-4 * (plain - least)
     assert torch.equal(result.weight.masked_fill(refined, 0.0), torch.zeros_like(weight))
     assert result.note is None
 

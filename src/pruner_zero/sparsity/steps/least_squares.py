@@ -17,10 +17,11 @@ _RANGE = 1e-5
 # Rows solved together hold about ten arrays (rows, in), and iterate until the last one is solved.
 _ROWS = 2048
 
-# From this tolerance and this number of inputs on, products are computed in bfloat16 where that is
-# native. Its rounding of 0.004 is small beside the tolerance, and the number of iterations stays
-# the same. Narrower matrices gain little (benchmarks/narrow.md) and have the same masks everywhere.
-_COARSE, _WIDE = 0.03, 4096
+# From this number of inputs on, products are computed in bfloat16 where that is native, and the
+# residual anew in float32 each time it has fallen to this share, beside which bfloat16's rounding
+# of 0.004 is small. Narrower matrices gain little (benchmarks/narrow.md) and have the same masks on
+# every machine.
+_WIDE, _COARSE = 4096, 0.03
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,9 @@ def solve(
     conjugate gradients (Hestenes & Stiefel 1952), preconditioned by the diagonal, with 10
     iterations. Here the preconditioner is Nyström's (Frangella, Tropp & Udell 2021, 2110.02820) cut
     to each row's support, rows stop by a tolerance, and the target can be the dense model's
-    outputs. An iteration is one product (out, in) × (in, in), which a `tolerance` of 0.03 and more
-    computes in bfloat16 for 4096 inputs and more, where that is native.
+    outputs. An iteration is one product (out, in) × (in, in), for 4096 inputs and more in bfloat16
+    where that is native, with the residual computed again in float32 (iterative refinement:
+    Wilkinson 1963; in two precisions, Carson & Higham 2018, 10.1137/17M1140819).
     """
     hessian, mask = layer.required_hessian, layer.required_mask
     active = hessian.gram.diagonal() != 0
@@ -130,25 +132,34 @@ def solve(
             change[:, columns] = torch.cholesky_solve(plain[:, columns].t(), L).t()
             solved = (begin + change).masked_fill_(support == 0, 0.0)
             return Solution(_finite(solved, layer), 0, 0.0, True)
-    precondition = _preconditioner(hessian, H, support)
-    whole = _dot(plain, precondition(plain))
+    precondition = preconditioner(hessian, H)(support)
+    whole = dot(plain, precondition(plain))
     first = plain
     if start is not None:
         masked, begin = begin, start.detach().float() * support
         first = plain - ((begin - masked) @ H) * support
 
-    narrow = tolerance >= _COARSE and len(H) >= _WIDE and has_fast_bfloat16(H.device)
-    product = _narrow_product(hessian, H) if narrow else lambda direction: direction @ H
-    change, iterations = _conjugate_gradients(
-        product, first, support, precondition, tolerance**2 * whole, max_iterations
-    )
-    residual = first - (change @ H) * support
+    goal = tolerance**2 * whole
+    product, coarse = products_with(hessian, H)
+    change, iterations = torch.zeros_like(first), 0
+    residual, left = first, dot(first, precondition(first))
+    while True:
+        # With coarse products the residual is computed anew when it has fallen to `_COARSE`.
+        within = goal.maximum(_COARSE**2 * left) if coarse else goal
+        step, used = conjugate_gradients(
+            product, residual, support, precondition, within, max_iterations - iterations
+        )
+        change, iterations = change.add_(step), iterations + used
+        residual = first - (change @ H) * support
+        left = dot(residual, precondition(residual))
+        relative = float(_ratio(left, whole).max().clamp_min(0).sqrt())
+        converged = relative <= 2 * tolerance
+        if not coarse or converged or not used or iterations == max_iterations:
+            break
     # Twice the decrease of the error; a row that rounding has made worse returns to its start.
     fell = (change * (first + residual)).sum(1, keepdim=True) >= 0
     result = torch.where(fell, begin + change, begin).masked_fill_(support == 0, 0.0)
-    left = _ratio(_dot(residual, precondition(residual)), whole)
-    relative = float(left.max().clamp_min(0).sqrt())
-    return Solution(_finite(result, layer), iterations, relative, relative <= 2 * tolerance)
+    return Solution(_finite(result, layer), iterations, relative, converged)
 
 
 def remove_columns(weight: Tensor, hessian: Hessian, removed: Tensor) -> Tensor | None:
@@ -187,21 +198,24 @@ def _finite(weight: Tensor, layer: Layer) -> Tensor:
     return weight
 
 
-def _narrow_product(hessian: Hessian, H: Tensor) -> Callable[[Tensor], Tensor]:
-    """x·H for x (rows, in), with what Nyström's factor leaves of H in bfloat16.
+def products_with(hessian: Hessian, H: Tensor) -> tuple[Callable[[Tensor], Tensor], bool]:
+    """x·H for x (rows, in), and whether it is computed in bfloat16.
 
-    The dominant directions stay in float32: rounding them could make H indefinite.
+    Then this is what Nyström's factor leaves of H: the dominant directions stay in float32, since
+    rounding them could make H indefinite.
     """
+    if len(H) < _WIDE or not has_fast_bfloat16(H.device):
+        return lambda x: x @ H, False
     F = hessian.nystrom
     rest = (H - F @ F.t()).bfloat16()
 
     def apply(x: Tensor) -> Tensor:
         return torch.addmm((x.bfloat16() @ rest).float(), x @ F, F.t())
 
-    return apply
+    return apply, True
 
 
-def _conjugate_gradients(
+def conjugate_gradients(
     product: Callable[[Tensor], Tensor],
     residual: Tensor,
     support: Tensor,
@@ -216,21 +230,21 @@ def _conjugate_gradients(
     change = torch.zeros_like(residual)
     residual = residual.clone()
     direction = z = precondition(residual)
-    now = _dot(residual, z)
+    now = dot(residual, z)
     for iteration in range(max_iterations):
         if (now <= goal).all():
             return change, iteration
         image = product(direction).mul_(support)
-        length = _ratio(now, _dot(direction, image))
+        length = _ratio(now, dot(direction, image))
         change.addcmul_(length, direction)
         residual.addcmul_(length, image, value=-1)
         z = precondition(residual)
-        before, now = now, _dot(residual, z)
+        before, now = now, dot(residual, z)
         direction = z + _ratio(now, before) * direction
     return change, max_iterations
 
 
-def _dot(left: Tensor, right: Tensor) -> Tensor:
+def dot(left: Tensor, right: Tensor) -> Tensor:
     """The inner products of the rows, (out, 1)."""
     return (left * right).sum(1, keepdim=True)
 
@@ -240,11 +254,11 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
-def _preconditioner(hessian: Hessian, H: Tensor, support: Tensor) -> Callable[[Tensor], Tensor]:
-    """An approximate inverse of every row's H_SS, from D + F·Fᵀ ≈ H.
+def preconditioner(hessian: Hessian, H: Tensor) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+    """From a support (rows, in) to an approximate inverse of every row's H_SS.
 
-    F (in, rank) is Nyström's factor, D the diagonal of what it leaves, at least the damping; each
-    row's support cuts both, and Woodbury's identity inverts the sum.
+    From D + F·Fᵀ ≈ H: F (in, rank) is Nyström's factor, D the diagonal of what it leaves, at least
+    the damping; each row's support cuts both, and Woodbury's identity inverts the sum.
     """
     F = hessian.nystrom
     rank = F.shape[1]
@@ -254,15 +268,19 @@ def _preconditioner(hessian: Hessian, H: Tensor, support: Tensor) -> Callable[[T
     inverse = (H.diagonal() - squares).clamp_min(floor).reciprocal()
     scaled = F * inverse[:, None]
     products = (F[:, :, None] * scaled[:, None, :]).view(len(H), rank * rank)
-    inner = (support @ products).view(len(support), rank, rank)
-    inner.diagonal(dim1=1, dim2=2).add_(1)
-    L = torch.linalg.cholesky(inner)
 
-    def apply(residual: Tensor) -> Tensor:
-        low_rank = torch.cholesky_solve((residual @ scaled)[:, :, None], L)[:, :, 0]
-        return (residual * inverse).sub_((low_rank @ scaled.t()).mul_(support))
+    def cut(support: Tensor) -> Callable[[Tensor], Tensor]:
+        inner = (support @ products).view(len(support), rank, rank)
+        inner.diagonal(dim1=1, dim2=2).add_(1)
+        L = torch.linalg.cholesky(inner)
 
-    return apply
+        def apply(residual: Tensor) -> Tensor:
+            low_rank = torch.cholesky_solve((residual @ scaled)[:, :, None], L)[:, :, 0]
+            return (residual * inverse).sub_((low_rank @ scaled.t()).mul_(support))
+
+        return apply
+
+    return cut
 
 
 EXACT = Step(
