@@ -35,7 +35,7 @@ FILE = HERE / "results" / "narrow.json"
 NOTES = HERE / "results" / "narrow-notes.md"
 # The block, and the ends of the names of its matrices.
 BLOCK, ENDS = 2, ("o_proj", "gate_proj", "down_proj")
-WINDOWS, SEQLEN, ROWS, TURNS = 16, 1024, 128, 3
+WINDOWS, SEQLEN, ROWS, TURNS = 16, 1024, 384, 3
 HALF = Unstructured(0.5, "row")
 
 
