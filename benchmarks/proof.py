@@ -69,10 +69,16 @@ MASKS: Mapping[str, Mapping[str, str]] = {
         "evolved on SmolLM2": CARRIED,
         "evolved on Gemma": EVOLVED_ON_GEMMA,
     },
-    "2-4": {"Wanda": "wanda"},
+    "2-4": {
+        "magnitude": "magnitude",
+        "Wanda": "wanda",
+        "RIA": "ria",
+        "published tree": "pruner-zero",
+        "evolved on SmolLM2": CARRIED.removesuffix("@global"),
+    },
 }
 # One step after each of these masks.
-STEPPED = ("magnitude", "Wanda")
+STEPPED = ("magnitude", "Wanda", "RIA", "published tree", "evolved on SmolLM2")
 STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exact"}
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
@@ -132,9 +138,9 @@ def all_cells() -> Iterator[Cell]:
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
-    for label in STEPPED:
-        for step, suffix in STEPS.items():
-            yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
+        for label in STEPPED:
+            for step, suffix in STEPS.items():
+                yield Cell(f"{label} {step}", zeros, masks[label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")
     yield Cell(f"default{LONGER}", "channels-25", DEFAULT, "self", LONG)
     for label, metric in OF_HEADS.items():
@@ -157,6 +163,7 @@ def main() -> None:
         action="store_true",
         help="leave out the divergence: a model with many words is slow to write its windows",
     )
+    parser.add_argument("--dtype", default="auto", help="of the weights while they are pruned")
     parser.add_argument("--only", nargs="*", help="names of cells, all where left out")
     given = parser.parse_args()
     if given.model != "page":
