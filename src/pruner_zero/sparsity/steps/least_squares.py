@@ -139,27 +139,15 @@ def solve(
         masked, begin = begin, start.detach().float() * support
         first = plain - ((begin - masked) @ H) * support
 
-    goal = tolerance**2 * whole
-    product, coarse = products_with(hessian, H)
-    change, iterations = torch.zeros_like(first), 0
-    residual, left = first, dot(first, precondition(first))
-    while True:
-        # With coarse products the residual is computed anew when it has fallen to `_COARSE`.
-        within = goal.maximum(_COARSE**2 * left) if coarse else goal
-        step, used = conjugate_gradients(
-            product, residual, support, precondition, within, max_iterations - iterations
-        )
-        change, iterations = change.add_(step), iterations + used
-        residual = first - (change @ H) * support
-        left = dot(residual, precondition(residual))
-        relative = float(_ratio(left, whole).max().clamp_min(0).sqrt())
-        converged = relative <= 2 * tolerance
-        if not coarse or converged or not used or iterations == max_iterations:
-            break
+    change, residual, iterations = _descend(
+        first, hessian, H, support, precondition, tolerance**2 * whole, max_iterations
+    )
+    left = _ratio(dot(residual, precondition(residual)), whole)
+    relative = float(left.max().clamp_min(0).sqrt())
     # Twice the decrease of the error; a row that rounding has made worse returns to its start.
     fell = (change * (first + residual)).sum(1, keepdim=True) >= 0
     result = torch.where(fell, begin + change, begin).masked_fill_(support == 0, 0.0)
-    return Solution(_finite(result, layer), iterations, relative, converged)
+    return Solution(_finite(result, layer), iterations, relative, relative <= 2 * tolerance)
 
 
 def remove_columns(weight: Tensor, hessian: Hessian, removed: Tensor) -> Tensor | None:
@@ -213,6 +201,37 @@ def products_with(hessian: Hessian, H: Tensor) -> tuple[Callable[[Tensor], Tenso
         return torch.addmm((x.bfloat16() @ rest).float(), x @ F, F.t())
 
     return apply, True
+
+
+def _descend(
+    first: Tensor,
+    hessian: Hessian,
+    H: Tensor,
+    support: Tensor,
+    precondition: Callable[[Tensor], Tensor],
+    goal: Tensor,
+    max_iterations: int,
+) -> tuple[Tensor, Tensor, int]:
+    """The change (out, in) that solves H_SS·change = first, what is left of `first`, iterations.
+
+    With products in bfloat16, what is left is computed in float32 each time it has fallen to
+    `_COARSE`, and solved for again until all rows are down to twice the root of `goal` (out, 1).
+    """
+    product, coarse = products_with(hessian, H)
+    change, iterations = torch.zeros_like(first), 0
+    residual, left = first, dot(first, precondition(first))
+    while True:
+        within = goal.maximum(_COARSE**2 * left) if coarse else goal
+        step, used = conjugate_gradients(
+            product, residual, support, precondition, within, max_iterations - iterations
+        )
+        change, iterations = change.add_(step), iterations + used
+        residual = first - (change @ H) * support
+        if not coarse or not used or iterations == max_iterations:
+            return change, residual, iterations
+        left = dot(residual, precondition(residual))
+        if (left <= 4 * goal).all():
+            return change, residual, iterations
 
 
 def conjugate_gradients(
