@@ -92,8 +92,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "columns that are chosen too early are chosen once more when they are due",
     (
         "sparsity/steps/least_squares.",
-        "_COARSE, _WIDE = (0.03, 4096)",
-        "_COARSE, _WIDE = (0.03, 4097)",
+        "_WIDE, _COARSE = (4096, 0.03)",
+        "_WIDE, _COARSE = (4097, 0.03)",
     ): "a measured trade of time against rounding",
     (
         "sparsity/steps/least_squares.solve",
@@ -117,8 +117,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "a gain of exactly the least one counts or does not",
     (
         "sparsity/steps/exact_swaps.refine_exact",
-        "lower = reached < error",
-        "lower = reached <= error",
+        "lower = reached.error < best.error",
+        "lower = reached.error <= best.error",
     ): "where the error is the same, either mask will do",
     (
         "sparsity/steps/exact_swaps._swap",
