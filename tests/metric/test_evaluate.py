@@ -236,3 +236,18 @@ def test_an_error_of_an_operator_in_a_stack_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="no such kernel"):
         evaluate_stack(Call(Operator("fails", 1, fails), (W,)), stack_of(2))
+
+
+def test_a_stack_is_scored_and_refused_like_each_of_its_matrices() -> None:
+    stacked = stack_of(3)
+    expected = [score(W, {"W": values}) for values in stacked["W"]]
+    assert torch.equal(score(W, {"W": stacked["W"]}), torch.stack(expected))
+    # One value in every row, and others in other rows, can be ranked.
+    rows = torch.arange(1.0, 5.0)[None, :, None].expand(2, 4, 6)
+    assert torch.equal(score(W, {"W": rows}), rows)
+    equal = stacked["W"].clone()
+    equal[1] = 0.5
+    with pytest.raises(ScoreError, match=r"all 24 scores equal 0\.5"):
+        score(W, {"W": equal})
+    with pytest.raises(ScoreError, match="X has shape"):
+        score(W * Terminal("X"), {**stacked, "X": stacked["X"][:, :, 1:]})

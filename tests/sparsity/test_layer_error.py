@@ -48,6 +48,15 @@ def test_a_rows_sensitivity_is_the_mean_squared_gradient_at_its_output() -> None
     torch.testing.assert_close(actual, expected)
 
 
+def test_stacked_matrices_have_the_sensitivities_of_each() -> None:
+    G, grams = (
+        torch.rand(3, 7, 12),
+        torch.stack([layer(seed)[1].T @ layer(seed)[1] for seed in range(3)]),
+    )
+    each = [output_sensitivity(values, gram) for values, gram in zip(G, grams, strict=True)]
+    torch.testing.assert_close(output_sensitivity(G, grams), torch.stack(each))
+
+
 def test_what_a_matrix_loses_costs_more_the_less_is_left() -> None:
     norms, sensitivity = torch.ones(4), torch.tensor([1.0, 2.0, 3.0, 4.0])
     costs = [

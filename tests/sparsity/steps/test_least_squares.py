@@ -438,3 +438,19 @@ def test_fine_solutions_of_wide_matrices_are_as_good_with_products_in_bfloat16(
     assert coarse.residual <= 2e-3
     least, reached = (error_rows(H, weight - each.weight) for each in (fine, coarse))
     assert (reached <= least * (1 + 1e-5)).all()
+
+
+def test_products_in_float32_are_iterated_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, gram = loud_layer(24, 192)
+    calls = []
+    conjugate_gradients = least_squares.conjugate_gradients
+
+    def noted(*given: Any) -> tuple[Tensor, int]:
+        calls.append(1)
+        return conjugate_gradients(*given)
+
+    monkeypatch.setattr(least_squares, "conjugate_gradients", noted)
+    # Beyond what rounding allows, so that the residual is above the tolerance afterwards.
+    solution = exact_update(weight, gram, random_mask(24, 192, 0.5), tolerance=1e-9)
+    assert len(calls) == 1
+    assert not solution.converged
