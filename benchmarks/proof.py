@@ -78,7 +78,7 @@ MASKS: Mapping[str, Mapping[str, str]] = {
     },
 }
 # One step after each of these masks.
-STEPPED = ("magnitude", "Wanda", "RIA", "published tree", "evolved on SmolLM2")
+STEPPED = ("magnitude", "Wanda", "evolved on SmolLM2")
 STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exact"}
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
@@ -138,9 +138,9 @@ def all_cells() -> Iterator[Cell]:
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
-        for label in STEPPED:
-            for step, suffix in STEPS.items():
-                yield Cell(f"{label} {step}", zeros, masks[label] + suffix)
+    for label in STEPPED:
+        for step, suffix in STEPS.items():
+            yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")
     yield Cell(f"default{LONGER}", "channels-25", DEFAULT, "self", LONG)
     for label, metric in OF_HEADS.items():
@@ -163,7 +163,6 @@ def main() -> None:
         action="store_true",
         help="leave out the divergence: a model with many words is slow to write its windows",
     )
-    parser.add_argument("--dtype", default="auto", help="of the weights while they are pruned")
     parser.add_argument("--only", nargs="*", help="names of cells, all where left out")
     given = parser.parse_args()
     if given.model != "page":
