@@ -78,7 +78,7 @@ MASKS: Mapping[str, Mapping[str, str]] = {
     },
 }
 # One step after each of these masks.
-STEPPED = ("magnitude", "Wanda", "evolved on SmolLM2")
+STEPPED = ("magnitude", "Wanda", "RIA", "evolved on SmolLM2")
 STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exact"}
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
