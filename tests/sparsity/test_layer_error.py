@@ -49,10 +49,8 @@ def test_a_rows_sensitivity_is_the_mean_squared_gradient_at_its_output() -> None
 
 
 def test_stacked_matrices_have_the_sensitivities_of_each() -> None:
-    G, grams = (
-        torch.rand(3, 7, 12),
-        torch.stack([layer(seed)[1].T @ layer(seed)[1] for seed in range(3)]),
-    )
+    G = torch.rand(3, 7, 12, generator=torch.Generator().manual_seed(0))
+    grams = torch.stack([tokens.T @ tokens for _, tokens in map(layer, range(3))])
     each = [output_sensitivity(values, gram) for values, gram in zip(G, grams, strict=True)]
     torch.testing.assert_close(output_sensitivity(G, grams), torch.stack(each))
 

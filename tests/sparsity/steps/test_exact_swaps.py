@@ -1,6 +1,7 @@
 """Swaps judged by solving anew: smaller errors, towards the best of all masks, the same counts."""
 
 from itertools import combinations, pairwise
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -44,26 +45,28 @@ def test_no_row_ends_worse_than_solving_under_its_mask(
     weight, gram, product = problem(rows, 16, seed)
     cross = product if elsewhere else None
     mask = keep_mask(weight.abs(), pattern)
-    result = refine_exact(weight, gram, mask, pattern, target=cross)
+    with patch.object(exact_swaps, "_LAST", 1e-3):
+        result = refine_exact(weight, gram, mask, pattern, target=cross)
     refined = result.mask
     assert torch.equal(refined.sum(1), mask.sum(1))
     if isinstance(pattern, SemiStructured):
         assert (refined.view(rows, -1, pattern.m).sum(2) == pattern.m - pattern.n).all()
     before = errors(weight, gram, cross, exact_update(weight, gram, mask, target=cross).weight)
     after = errors(weight, gram, cross, result.weight)
-    plain = errors(weight, gram, cross, weight * refined)
-    assert (after <= before + 1e-4 * (plain - before).abs() + 1e-5 * before.abs()).all()
+    assert (after <= before + 1e-5 * before.abs()).all()
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize(("last", "apart"), [(1e-3, 3e-3), (exact_swaps._LAST, 1e-2)])
 def test_the_weights_are_the_solution_under_the_mask_that_is_left(
-    pattern: Pattern, elsewhere: bool
+    pattern: Pattern, elsewhere: bool, last: float, apart: float
 ) -> None:
     weight, gram, product = problem(30, 32, 0)
     cross = product if elsewhere else None
     mask = keep_mask(weight.abs(), pattern)
-    result = refine_exact(weight, gram, mask, pattern, target=cross)
+    with patch.object(exact_swaps, "_LAST", last):
+        result = refine_exact(weight, gram, mask, pattern, target=cross)
     refined = result.mask
     assert not torch.equal(refined, mask)
     H = reference.damped(gram)
@@ -71,7 +74,7 @@ def test_the_weights_are_the_solution_under_the_mask_that_is_left(
     aimed = H if cross is None else H + cross.double() - gram.double()
     goal = torch.linalg.solve_triangular(root.T, (weight.double() @ aimed).T, upper=False).T
     expected = lstsq(weight, root, refined, goal)
-    assert float((result.weight - expected).abs().max()) < 1e-2 * float(expected.abs().max())
+    assert float((result.weight - expected).abs().max()) < apart * float(expected.abs().max())
     plain, least, left = (
         errors(weight, gram, cross, pruned).sum()
         for pruned in (weight * refined, expected, result.weight)

@@ -21,9 +21,8 @@ _TOLERANCE, _LAST = 0.05, 0.01
 # Rows processed together list every place of a row as pruned and as revived.
 _ROWS = 2048
 
-_TURNS = 12
-
-_ITERATIONS = 200
+# The most turns, and the most iterations of a solution that compares masks.
+_TURNS, _ITERATIONS = 12, 200
 
 
 def refine_exact(layer: Layer) -> Updated:
@@ -37,9 +36,8 @@ def refine_exact(layer: Layer) -> Updated:
     whose error did not fall keeps its old mask and swaps the better half of the pairs in the next
     turn. Ends after 12 turns, or where no row has a pair left. Every row and N:M group keeps its
     zeros. Masks are compared by solutions with a tolerance of 0.05, and the last solution has one
-    of 0.01, with which it has all but 0.0001 of what solving gains: up to these differences, no row
-    ends with a larger error than `solve` leaves under the given mask. Raises what `solve` raises,
-    and PrunerZeroError where the pattern does not fit.
+    of 0.01: up to what these leave, no row ends with a larger error than `solve` leaves under the
+    given mask. Raises what `solve` raises, and PrunerZeroError where the pattern does not fit.
     Source: the two estimates are those of optimal brain surgery (Hassibi & Stork 1993), a swap as a
     step of local search under least squares is that of Hazimeh & Mazumder 2020 (1803.01454); their
     combination over all rows at once is ours.
