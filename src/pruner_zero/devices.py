@@ -1,6 +1,7 @@
 """The devices of this machine and their free memory; only `provenance` queries them too."""
 
-from collections.abc import Iterator, Sequence
+import platform
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -113,6 +114,20 @@ def has_fast_bfloat16(device: torch.device = CPU) -> bool:
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return device.type == "cpu" and bool(fast)
+
+
+def emulated_dtypes() -> Collection[torch.dtype]:
+    """The half-precision dtypes whose products this CPU emulates, which is many times slower.
+
+    On x86, bfloat16 without AVX-512, and float16 without its own AVX-512 or AMX instructions.
+    """
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return ()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    narrow = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    float16 = not (capabilities.get("avx512_fp16") or capabilities.get("amx_fp16"))
+    emulated = {torch.bfloat16: narrow, torch.float16: float16}
+    return [dtype for dtype, slow in emulated.items() if slow]
 
 
 def where_float64_is(tensor: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models import LanguageModel
+from pruner_zero.models import LanguageModel, half_products
 from pruner_zero.models.read import quiet
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
@@ -91,6 +91,7 @@ class TaskResult(Tabular):
         }
 
 
+@half_products()
 def evaluate_tasks(
     load: Callable[[], LanguageModel],
     names: Sequence[str],

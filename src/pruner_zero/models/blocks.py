@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.half_precision import half_products
 from pruner_zero.models.structure import find_blocks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -58,6 +59,7 @@ class BlockCalls:
     as_tuple: bool = False
 
 
+@half_products()
 def record_block_calls(
     model: nn.Module, windows: Tensor, hidden: Activations | None = None
 ) -> BlockCalls:
@@ -100,6 +102,7 @@ def record_block_calls(
     return BlockCalls(hidden, arguments, bool(as_tuple))
 
 
+@half_products()
 def check_block_calls(model: PreTrainedModel, windows: Tensor) -> None:
     """Raise PrunerZeroError where `model` does more with its blocks than run each after the other.
 
@@ -164,6 +167,7 @@ def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterato
         yield
 
 
+@half_products()
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     """The output (1, tokens, width) of `block` for `hidden` and recorded `arguments`.
 

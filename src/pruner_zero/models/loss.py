@@ -6,7 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pruner_zero.models.half_precision import half_products
 
+
+@half_products()
 def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
     """The mean next-token cross entropy of each of `windows` (n, tokens): (n,), nats, fp32."""
     windows = windows.to(next(model.parameters()).device)
@@ -19,6 +22,7 @@ def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
+@half_products()
 def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
     """The mean next-token cross entropy of `windows` (n, tokens): a scalar, nats, fp32."""
     windows = windows.to(next(model.parameters()).device)

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.half_precision import half_products
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.progress import SILENT, Progress
 
@@ -123,6 +124,7 @@ class _NextToken:
             raise _no_cache(model)
         self.arguments = arguments
 
+    @half_products()
     def __call__(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Probabilities (n, vocabulary) float64 on the CPU.
 

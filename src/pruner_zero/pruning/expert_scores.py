@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import StatisticsStore, calibrate
-from pruner_zero.models import LanguageModel, Mixtures, find_matrices
+from pruner_zero.models import LanguageModel, Mixtures, find_matrices, half_products
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.method import Method
@@ -52,6 +52,7 @@ def choose_experts(
     return replace(asked, scores=totals)
 
 
+@half_products()
 @torch.no_grad()
 def reap_scores(
     language_model: LanguageModel, tokens: Tensor, mixtures: Mixtures, progress: Progress = SILENT

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel
+from pruner_zero.models import LanguageModel, half_products
 
 # The number of logits processed at a time: larger temporary tensors are slower, and with a
 # vocabulary of 262,144 and 1024 tokens each of them would take a gigabyte.
 _CHUNK = 2**22
 
 
+@half_products()
 def distillation_loss(
     model: nn.Module, teacher: nn.Module, windows: Tensor, share: float
 ) -> Tensor:

@@ -1,0 +1,88 @@
+"""What models in half precision cost on a CPU that emulates their products.
+
+    OMP_NUM_THREADS=1 python benchmarks/half.py
+
+The loss of one window and its gradients, in float32 and in both half-precision dtypes, by torch
+alone and with `half_products`. Writes half.md and results/half.json.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from pruner_zero.devices import emulated_dtypes
+from pruner_zero.models import load_model, next_token_loss
+from pruner_zero.text import consecutive_windows, load_corpus
+from tables import markdown
+
+HERE = Path(__file__).parent
+FILE = HERE / "results" / "half.json"
+MODEL, TOKENS, TURNS = "builtin:smollm2-135m", 256, 3
+EMULATED = "pruner_zero.models.half_precision.emulated_dtypes"
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def main() -> None:
+    """Measure, and write the page."""
+    torch.set_num_threads(1)
+    emulated = [DTYPES[dtype] for dtype in emulated_dtypes()]
+    rows: list[dict[str, Any]] = [
+        {"dtype": name, "by": by, "seconds": [], "losses": []}
+        for name in DTYPES.values()
+        for by in ("torch alone", "float32 products")
+        if by == "torch alone" or name in emulated
+    ]
+    corpus = load_corpus("builtin:pydoc/test", role="test")
+    for _ in range(TURNS):
+        for row in rows:
+            model = load_model(MODEL, dtype=row["dtype"])
+            window = consecutive_windows(corpus, model.tokenizer, TOKENS, 1).tokens
+            with patch(EMULATED, tuple if row["by"] == "torch alone" else emulated_dtypes):
+                start = time.process_time()
+                loss = next_token_loss(model.model, window)
+                loss.backward()
+                row["seconds"].append(round(time.process_time() - start, 2))
+            row["losses"].append(round(float(loss.detach()), 5))
+    capability = torch.backends.cpu.get_cpu_capability()
+    result = {"capability": capability, "emulated": emulated, "torch": torch.__version__}
+    FILE.write_text(json.dumps({**result, "rows": rows}, indent=2) + "\n")
+    write_page()
+
+
+def write_page() -> None:
+    """Write half.md from the result file."""
+    result = json.loads(FILE.read_text())
+    seconds = {(row["dtype"], row["by"]): row["seconds"] for row in result["rows"]}
+    base = seconds["float32", "torch alone"]
+    cells = []
+    for row in result["rows"]:
+        ratio = statistics.median(a / b for a, b in zip(row["seconds"], base, strict=True))
+        middle, loss = statistics.median(row["seconds"]), row["losses"][0]
+        cells.append([row["dtype"], row["by"], f"{middle:.1f}", f"{ratio:.1f}", f"{loss:.4f}"])
+    lines = [
+        "# Half precision on a CPU that emulates its products",
+        "",
+        f"Made by `OMP_NUM_THREADS=1 python benchmarks/half.py` on a CPU of which torch"
+        f" {result['torch']} uses {result['capability']}: the loss of a window of {TOKENS} tokens"
+        f" of SmolLM2-135M and all its gradients, one thread, medians of {TURNS} turns in which the"
+        " rows follow one another; ratios are taken within a turn."
+        " [Result file](results/half.json).",
+        "",
+        markdown(["dtype", "products", "seconds", "×", "loss"], cells),
+        "Most checkpoints are bfloat16. torch multiplies it by a slow reference path where it has"
+        " no AVX-512, and float16 where the CPU has no instructions for it"
+        " ([pytorch#146508](https://github.com/pytorch/pytorch/issues/146508)). *float32 products*:"
+        " `half_products` takes them in float32 and rounds once, as processors do that have such"
+        " products. The model keeps its dtype and its memory. All forward passes of this package"
+        " do so on such CPUs; on others nothing changes.",
+    ]
+    (HERE / "half.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
