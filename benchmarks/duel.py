@@ -1,13 +1,14 @@
 """The search against random search, seed by seed, and on another model beside fixed metrics.
 
     python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw \
-        --arms default random --seeds 0 1 2 3 4 --minutes 6
+        --arms default random --minutes 6
 
 All runs share the model, the statistics, the search windows and the rungs, and have the same
-minutes of the processor, one thread, statistics not counted. What each run chose is measured on
-windows of another text, which no search has read. A run is a file under
-benchmarks/results/duel; runs that are there are kept. The page is duel.md. --model searches another
-model, and --beside measures fixed metrics on the same windows:
+minutes, on a clock that advances by what judging a candidate costs: `recorded.py`. What each run
+chose is measured on windows of another text, which no search has read. A run is a file under
+benchmarks/results/duel; runs that are there are kept. Judgements are kept in the table beside them:
+a run that needs no others needs neither the texts nor the model. The page is duel.md. --model
+searches another model, and --beside measures fixed metrics on the same windows:
 
     python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw \
         --model gemma-3-270m-q4_k_m.gguf --arms default --seeds 0 --minutes 30 --windows-eval 24 \
@@ -18,26 +19,32 @@ import argparse
 import json
 import math
 import re
+import shutil
 import statistics
-import time
+from contextlib import ExitStack
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import torch
+from torch import Tensor
+
+from pruner_zero.choices import Group
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.cli.search import Display
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.study import Study
-from pruner_zero.execution import Workers, make_executor
 from pruner_zero.files import write_atomic
 from pruner_zero.metric import parse
 from pruner_zero.models import load_model
 from pruner_zero.text import consecutive_windows, load_corpus, load_mixture
+from recorded import Costs, Recorded, Table, measure_costs
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "duel"
@@ -47,7 +54,15 @@ ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "random": {"algorithm": "random"},
     "larger batches": {"algorithm_settings": {"initial": 96, "batch": 48}},
+    "most 8": {"constants": {"racing._MOST": 8}},
+    "most 6": {"constants": {"racing._MOST": 6}},
+    "steps 24": {"algorithm_settings": {"steps": 24}},
+    "steps 24 most 8": {"algorithm_settings": {"steps": 24}, "constants": {"racing._MOST": 8}},
+    "spread 1": {"constants": {"niches._SPREAD": 1}},
+    "no steps": {"algorithm_settings": {"steps": 0}},
 }
+# As measured in search_cost.md.
+COSTS = {USUAL: Costs(probe=0.009, closed_form=0.26, masks=1.1, window=1.48)}
 
 
 def main() -> None:
@@ -58,16 +73,18 @@ def main() -> None:
     parser.add_argument("--text", help="WikiText-2 test, raw")
     parser.add_argument("--sparsity", type=float)
     parser.add_argument("--pattern")
-    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=["default", "random"])
+    parser.add_argument("--arms", nargs="*", choices=list(ARMS), default=[])
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(10)))
-    parser.add_argument("--minutes", type=float, default=6)
+    parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument("--windows-eval", type=int, default=48)
     parser.add_argument("--beside", nargs="*", default=[], metavar="METRIC@SCOPE")
     parser.add_argument("--runs", type=Path, default=Path("runs/duel"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
-    if given.calibration and given.text:
+    if given.arms or given.beside:
+        torch.set_num_threads(1)
         run(given)
-    write_page()
+    write_page(given.results)
 
 
 def run(given: argparse.Namespace) -> None:
@@ -76,56 +93,39 @@ def run(given: argparse.Namespace) -> None:
     name = str(next(iter(zeros.values()))).replace(":", "-")
     if given.model != USUAL:
         name = f"{Path(given.model).stem}-{name}"
-    base = {
-        "model": given.model,
-        "calibration": given.calibration,
-        "minutes": given.minutes,
-        "executor": "serial",
-        **zeros,
-    }
-    settings = {arm: SearchSettings(**base, **ARMS[arm]) for arm in given.arms}
-    language_model = load_model(given.model)
-    text = load_mixture(given.calibration, role="calibration")
-    widest = SearchSettings(**base)
-    windows, judged, fresh = search_windows(widest, text, text, language_model)
-    progress = LineProgress()
-    evaluator = build_evaluator(
-        language_model, widest, windows, judged, fresh=fresh, progress=progress
-    )
-    corpus = load_corpus(given.text)
-    test = consecutive_windows(corpus, language_model.tokenizer, widest.seqlen, given.windows_eval)
+    judge = Judge(given, zeros, Table(given.results / f"{name}.table.jsonl"))
     for metric in given.beside:
-        file = RESULTS / f"{name}-{re.sub('[^A-Za-z0-9.^@]+', '-', metric)}.json"
+        file = given.results / f"{name}-{re.sub('[^A-Za-z0-9.^@]+', '-', metric)}.json"
         if not file.exists():
             expression, _, scope = metric.partition("@")
-            losses = evaluator.masked.losses(parse(expression), scope, test.tokens)
+            losses = judge.test_losses(expression, scope)
             row = {"model": given.model, "zeros": zeros, "metric": metric, "losses": losses}
             write_atomic(file, json.dumps(row, indent=2) + "\n")
-    executor = make_executor("serial", evaluator, Workers(None, 1, 600.0, None, {}))
     for seed in given.seeds:
         for arm in given.arms:
-            file = RESULTS / f"{name}-{arm.replace(' ', '-')}-{seed}.json"
+            file = given.results / f"{name}-{arm.replace(' ', '-')}-{seed}.json"
             if file.exists():
                 continue
-            chosen, folder = settings[arm], given.runs / f"{name}-{arm}-{seed}"
-            algorithm = make_algorithm(
-                chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
-            )
-            folder.mkdir(parents=True, exist_ok=True)
-            archive = Archive(folder, chosen.identity())
-            # Minutes of the processor, so that other work on the machine takes none of a run's.
-            clock = SimpleNamespace(monotonic=time.process_time)
-            with (
-                Display() as display,
-                patch("pruner_zero.evolution.run.time", clock),
-                patch("pruner_zero.evolution.evaluator.time", clock),
-            ):
-                run_batches(algorithm, archive, executor, chosen, folder, display)
+            judge.table.refresh()
+            changes = {key: value for key, value in ARMS[arm].items() if key != "constants"}
+            chosen = SearchSettings(**judge.base, **changes)
+            folder = given.runs / f"{name}-{arm}-{seed}"
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            with ExitStack() as stack:
+                for constant, value in ARMS[arm].get("constants", {}).items():
+                    stack.enter_context(patch(f"pruner_zero.evolution.{constant}", value))
+                executor = Recorded(judge.evaluator, judge.table, judge.costs, judge.windows)
+                stack.enter_context(patch("pruner_zero.evolution.run.time", executor.clock))
+                algorithm = make_algorithm(
+                    chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
+                )
+                archive = Archive(folder, chosen.identity())
+                run_batches(algorithm, archive, executor, chosen, folder, lambda status: None)
             study = Study.open(folder)
             best = study.hall_of_fame.best
             assert best is not None
             candidate = best.candidate
-            losses = evaluator.masked.losses(candidate.expression, candidate.scope, test.tokens)
             result = {
                 "model": given.model,
                 "arm": arm,
@@ -134,16 +134,98 @@ def run(given: argparse.Namespace) -> None:
                 "minutes": given.minutes,
                 "arm_settings": ARMS[arm],
                 "winner": f"{candidate.expression} @{candidate.scope}",
-                "losses": losses,
+                "losses": judge.test_losses(str(candidate.expression), candidate.scope),
                 "final": study.final_race.to_rows(),
                 "candidates": len(study.records),
+                "batches": len(study.batches),
                 "by_rung": {rung: len(seconds) for rung, seconds in study.seconds.items()},
                 "seconds_by_rung": {rung: sum(s) for rung, s in study.seconds.items()},
                 "curve": curve(study),
-                "windows": {"search": judged.describe(), "test": test.describe()},
             }
             write_atomic(file, json.dumps(result, indent=2) + "\n")
-            write_page()
+            print(file.stem, result["candidates"], result["batches"], result["by_rung"])
+            print(" ", result["winner"], math.exp(statistics.mean(result["losses"])), flush=True)
+
+
+class Judge:
+    """What judges the candidates of all runs: a table, and a model for what the table lacks."""
+
+    def __init__(self, given: argparse.Namespace, zeros: dict[str, Any], table: Table) -> None:
+        self.given = given
+        self.table = table
+        self.base = {
+            "model": given.model,
+            "executor": "serial",
+            "minutes": given.minutes,
+            "judge_dtype": "float32",
+            **zeros,
+        }
+
+    @cached_property
+    def evaluator_and_windows(self) -> tuple[Evaluator, Tensor]:
+        """The evaluator, and the windows of the test."""
+        given = self.given
+        if not (given.calibration and given.text):
+            raise SystemExit("the table lacks a judgement: give --calibration and --text")
+        language_model = load_model(given.model)
+        text = load_mixture(given.calibration, role="calibration")
+        settings = SearchSettings(**self.base)
+        windows, judged, fresh = search_windows(settings, text, text, language_model)
+        test = consecutive_windows(
+            load_corpus(given.text), language_model.tokenizer, settings.seqlen, given.windows_eval
+        )
+        described = {
+            "calibration": windows.describe(),
+            "search": judged.describe(),
+            "final": fresh.describe(),
+            "test": test.describe(),
+        }
+        header = self.table.find("", "", "header")
+        if header and header["windows"] != described:
+            raise SystemExit(f"{self.table.file} is of other texts: choose another --results")
+        evaluator = build_evaluator(
+            language_model,
+            settings,
+            windows,
+            judged,
+            fresh=fresh,
+            cache=given.runs / "cache",
+            progress=LineProgress(),
+        )
+        if not header:
+            costs = COSTS.get(given.model) or measure_costs(evaluator)
+            self.table.add("", "", "header", windows=described, costs=asdict(costs))
+        return evaluator, test.tokens
+
+    @property
+    def costs(self) -> Costs:
+        """What the clock counts, from the table's header."""
+        if not self.table.find("", "", "header"):
+            self.evaluator()
+        return Costs(**self.table.find("", "", "header")["costs"])
+
+    def evaluator(self) -> Evaluator:
+        """The evaluator, built when it is first asked for."""
+        return self.evaluator_and_windows[0]
+
+    @property
+    def windows(self) -> dict[str, int]:
+        """The number of windows of each rung."""
+        settings = SearchSettings(**self.base)
+        return {
+            "few": settings.few_windows,
+            "all": settings.search_windows,
+            "final": settings.final_windows,
+        }
+
+    def test_losses(self, expression: str, scope: Group) -> list[float]:
+        """The losses on the windows of the test."""
+        if line := self.table.find(expression, scope, "test"):
+            return list(line["losses"])
+        evaluator, test = self.evaluator_and_windows
+        losses = evaluator.masked.losses(parse(expression), scope, test)
+        self.table.add(expression, scope, "test", losses=losses)
+        return self.test_losses(expression, scope)
 
 
 def curve(study: Study) -> list[tuple[float, float]]:
@@ -159,18 +241,17 @@ def curve(study: Study) -> list[tuple[float, float]]:
     return points
 
 
-def write_page() -> None:
+def write_page(folder: Path = RESULTS) -> None:
     """Write duel.md from the result files that are there."""
-    results = [json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))]
+    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
     lines = [
         "# The search beside random search, seed by seed",
         "",
         "Made by `python benchmarks/duel.py --calibration wiki.valid.raw --text wiki.test.raw` with"
-        " the zeros, arms, seeds and minutes in the tables: minutes of the processor, one thread,"
-        " without the statistics. All runs of a table share the statistics (24"
-        " windows of the first half of WikiText-2 validation), the search windows (of its second"
-        " half), the rungs and the final race. The loss is that of what a run chose, on windows"
-        " of WikiText-2 test, which no search has read.",
+        " the zeros, arms, seeds and minutes in the tables. All runs of a table share the"
+        " statistics (24 windows of the first half of WikiText-2 validation), the search windows"
+        " (of its second half), the rungs and the final race. The loss is that of what a run chose,"
+        " on windows of WikiText-2 test, which no search has read.",
         "",
     ]
     tables: dict[str, list[dict[str, Any]]] = {}

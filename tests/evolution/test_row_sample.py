@@ -202,9 +202,11 @@ def test_more_blocks_take_no_more_operations() -> None:
         with torch.profiler.profile() as profile:
             masks = sampled_masks(stacks, parse("W * (O * X)^0.75"), "row", Unstructured(0.5))
             closed_form_error(stacks, masks)
-        return sum(event.count for event in profile.key_averages() if "aten::" in event.key)
+        # The operations inside another one depend on the processor.
+        outer = [event for event in profile.events() if event.cpu_parent is None]
+        return sum("aten::" in event.name for event in outer)
 
-    assert operations(16) == operations(4)
+    assert 0 < operations(16) == operations(4)
 
 
 def test_one_matrix_of_a_stack_without_scores_rejects_the_metric() -> None:

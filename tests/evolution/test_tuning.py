@@ -54,6 +54,31 @@ def test_two_exponents_that_interact_are_found() -> None:
     assert min(map(loss, tried)) <= 4.004
 
 
+def test_a_minimum_that_is_well_known_is_tried_before_unknown_exponents() -> None:
+    """Far from all points, where little is known, a lower loss is plausible too."""
+    tuner = Tuner(SPACE)
+    points = {
+        (0.9, 0.9): 4.019,
+        (1.0, 1.0): 4.041,
+        (0.65, 1.1): 4.153,
+        (0.7, 1.1): 4.089,
+        (0.9, 1.15): 4.069,
+        (0.9, 1.1): 4.057,
+        (0.6, 0.6): 4.017,
+        (1.1, 1.1): 4.074,
+    }
+    tuner.add(
+        [
+            judged(number, f"W * O^{first} * X^{second}", loss)
+            for number, ((first, second), loss) in enumerate(points.items())
+        ]
+    )
+    proposals = tuner.propose(np.random.default_rng(0), 4)
+    tried = [Candidate(0, *proposal).skeleton.exponents for proposal in proposals]
+    assert tried[0] == pytest.approx((0.75, 0.75), abs=0.06)
+    assert any(second < 0.5 for _, second in tried[1:]), "unknown exponents are explored too"
+
+
 def test_a_finished_skeleton_is_left_alone() -> None:
     """Around the lowest loss of many exponents no lower loss is plausible."""
     tuner = Tuner(SPACE)

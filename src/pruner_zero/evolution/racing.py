@@ -190,14 +190,17 @@ def _promising(
     most = math.ceil(racing.share(trust) * len(alive))
     # Where all candidates are of one kind, that kind has all places.
     room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
-    tuned = [entry for entry in alive if entry.candidate.operation == TUNE]
-    chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
     kinds: Counter[Kind] = Counter()
-    for count, value in ((most - most // 3, _expected), (most, _on("reconstruction"))):
+
+    def within_reach(value: Callable[[Evaluation], float]) -> list[_Entry]:
         lowest = min(_values([*alive, *archive.distinct()], value), default=math.inf)
         limit = lowest + racing.reach(trust)
-        within_reach = [entry for entry in alive if value(entry.evaluation) <= limit]
-        for entry in _sorted(within_reach, value):
+        return [entry for entry in alive if value(entry.evaluation) <= limit]
+
+    tuned = [entry for entry in within_reach(_expected) if entry.candidate.operation == TUNE]
+    chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
+    for count, value in ((most - most // 3, _expected), (most, _on("reconstruction"))):
+        for entry in _sorted(within_reach(value), value):
             number, kind = entry.candidate.number, entry.candidate.kind
             if number not in chosen and len(chosen) < count and kinds[kind] < room:
                 chosen[number] = entry

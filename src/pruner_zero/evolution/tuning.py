@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -28,8 +29,8 @@ _RADIUS, _HEIGHT = 0.6, 0.3
 _STEP, _DRAWS = 0.2, 64
 # The least gain (nats) of the lowest plausible loss over the best loss, to propose exponents.
 _GAIN = 0.001
-# The most skeletons that are fitted, and the most proposals for each.
-_SKELETONS, _EACH = 8, 2
+# The most skeletons that are fitted, and for each the most proposals to tune and to explore it.
+_SKELETONS, _TO_TUNE, _TO_EXPLORE = 8, 1, 2
 
 
 class Tuner:
@@ -37,8 +38,9 @@ class Tuner:
 
     For each of the skeletons with the lowest losses the loss is modelled as a quadratic function of
     the exponents around the best ones, by Bayesian linear regression. Of exponents drawn nearby
-    and on the grid, those with the lowest plausible loss, the mean less a standard deviation,
-    are proposed. So a skeleton with few points is explored, and one with many is tuned.
+    and on the grid, those with the lowest expected loss are proposed first, then those with the
+    lowest plausible loss, the mean less a standard deviation; both only where that loss is below
+    the best one. So a skeleton with many points is tuned, and one with few is explored.
     Source: response surfaces (Box & Wilson 1951) with a lower confidence bound (Cox & John 1992);
     constants apart from structure as in Kommenda et al. 2020.
     """
@@ -62,18 +64,17 @@ class Tuner:
             for points in self._kinds.values()
         ]
         kinds.sort(key=lambda points: (points.lowest, points.best.number))
-        plausible: list[tuple[float, int, Proposal]] = []
+        ranked: list[_Ranked] = []
         for points in islice(kinds, _SKELETONS):
-            plausible += self._of_kind(points, generator)
+            ranked += self._of_kind(points, generator)
         limit = min((points.lowest for points in kinds), default=0.0) - _GAIN
-        plausible = [part for part in plausible if part[0] < limit]
-        plausible.sort(key=lambda part: part[:2])
-        return [proposal for _, _, proposal in plausible[:count]]
+        ranked = sorted(part for part in ranked if part.loss < limit)
+        # Exponents can have both the lowest expected and the lowest plausible loss.
+        distinct = dict.fromkeys(part.proposal for part in ranked)
+        return [*islice(distinct, count)]
 
-    def _of_kind(
-        self, points: "_Points", generator: Generator
-    ) -> list[tuple[float, int, Proposal]]:
-        """The most promising exponents of one skeleton, with their lowest plausible loss."""
+    def _of_kind(self, points: "_Points", generator: Generator) -> list["_Ranked"]:
+        """The exponents of one skeleton with the lowest expected and lowest plausible losses."""
         best = points.best
         steps = generator.normal(0.0, _STEP, (_DRAWS, len(points.center)))
         # Half of the draws move one exponent alone.
@@ -93,16 +94,27 @@ class Tuner:
                 drawn[exponents] = expression
         if not drawn:
             return []
-        losses = points.lowest_plausible(np.array([*drawn]))
+        mean, deviation = points.predict(np.array([*drawn]))
         expressions = [*drawn.values()]
-        return [
-            (
-                float(losses[index]),
-                best.number,
-                Proposal(expressions[index], best.scope, (best.number,), TUNE),
-            )
-            for index in np.argsort(losses, kind="stable")[:_EACH]
-        ]
+        ranked = []
+        for explores, losses, most in (
+            (False, mean, _TO_TUNE),
+            (True, mean - deviation, _TO_EXPLORE),
+        ):
+            for index in np.argsort(losses, kind="stable")[:most]:
+                proposal = Proposal(expressions[index], best.scope, (best.number,), TUNE)
+                ranked.append(_Ranked(explores, float(losses[index]), best.number, proposal))
+        return ranked
+
+
+@dataclass(frozen=True, order=True)
+class _Ranked:
+    """A proposal with its predicted loss, expected or, where it explores, plausible."""
+
+    explores: bool
+    loss: float
+    parent: int
+    proposal: Proposal = field(compare=False)
 
 
 class _Points:
@@ -129,12 +141,11 @@ class _Points:
         self._covariance = np.linalg.inv(precision)
         self._coefficients = self._covariance @ right
 
-    def lowest_plausible(self, exponents: Array) -> Array:
-        """The expected loss less a standard deviation, for each row of `exponents`."""
+    def predict(self, exponents: Array) -> tuple[Array, Array]:
+        """The expected loss and its standard deviation, for each row of `exponents`."""
         design = _features(exponents - self.center)
         variance = np.einsum("ij,jk,ik->i", design, self._covariance, design)
-        lowest: Array = self.lowest + design @ self._coefficients - np.sqrt(variance)
-        return lowest
+        return self.lowest + design @ self._coefficients, np.sqrt(variance)
 
     def vertex(self) -> Array:
         """The step from the center to the minimum of the quadratic, within the radius."""
