@@ -21,7 +21,6 @@ import math
 import re
 import shutil
 import statistics
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -49,17 +48,12 @@ from recorded import Costs, Recorded, Table, measure_costs
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "duel"
 USUAL = "builtin:smollm2-135m"
+# How the names of results begin whose minutes are of the processor.
+PROCESSOR = "processor-"
 # What differs from the search as it is: settings of `search`, such as a space without a terminal.
 ARMS: dict[str, dict[str, Any]] = {
     "default": {},
     "random": {"algorithm": "random"},
-    "larger batches": {"algorithm_settings": {"initial": 96, "batch": 48}},
-    "most 8": {"constants": {"racing._MOST": 8}},
-    "most 6": {"constants": {"racing._MOST": 6}},
-    "steps 24": {"algorithm_settings": {"steps": 24}},
-    "steps 24 most 8": {"algorithm_settings": {"steps": 24}, "constants": {"racing._MOST": 8}},
-    "spread 1": {"constants": {"niches._SPREAD": 1}},
-    "no steps": {"algorithm_settings": {"steps": 0}},
 }
 # As measured in search_cost.md.
 COSTS = {USUAL: Costs(probe=0.009, closed_form=0.26, masks=1.1, window=1.48)}
@@ -107,20 +101,16 @@ def run(given: argparse.Namespace) -> None:
             if file.exists():
                 continue
             judge.table.refresh()
-            changes = {key: value for key, value in ARMS[arm].items() if key != "constants"}
-            chosen = SearchSettings(**judge.base, **changes)
+            chosen = SearchSettings(**judge.base, **ARMS[arm])
             folder = given.runs / f"{name}-{arm}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            with ExitStack() as stack:
-                for constant, value in ARMS[arm].get("constants", {}).items():
-                    stack.enter_context(patch(f"pruner_zero.evolution.{constant}", value))
-                executor = Recorded(judge.evaluator, judge.table, judge.costs, judge.windows)
-                stack.enter_context(patch("pruner_zero.evolution.run.time", executor.clock))
-                algorithm = make_algorithm(
-                    chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
-                )
-                archive = Archive(folder, chosen.identity())
+            executor = Recorded(judge.evaluator, judge.table, judge.costs, judge.windows)
+            algorithm = make_algorithm(
+                chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
+            )
+            archive = Archive(folder, chosen.identity())
+            with patch("pruner_zero.evolution.run.time", executor.clock):
                 run_batches(algorithm, archive, executor, chosen, folder, lambda status: None)
             study = Study.open(folder)
             best = study.hall_of_fame.best
@@ -243,7 +233,7 @@ def curve(study: Study) -> list[tuple[float, float]]:
 
 def write_page(folder: Path = RESULTS) -> None:
     """Write duel.md from the result files that are there."""
-    results = [json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))]
+    results = {file: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
     lines = [
         "# The search beside random search, seed by seed",
         "",
@@ -255,10 +245,13 @@ def write_page(folder: Path = RESULTS) -> None:
         "",
     ]
     tables: dict[str, list[dict[str, Any]]] = {}
-    for result in results:
+    for file, result in results.items():
         model = Path(result.get("model", USUAL)).stem.removeprefix("builtin:")
-        title = " ".join(f"{key} {value}" for key, value in result["zeros"].items())
-        tables.setdefault(f"{model}, {title}", []).append(result)
+        title = f"{model}, " + " ".join(f"{key} {value}" for key, value in result["zeros"].items())
+        # Before there was a clock of judgements; metrics beside them took no minutes.
+        if file.stem.startswith(PROCESSOR):
+            title += ", minutes of the processor, an earlier version"
+        tables.setdefault(title, []).append(result)
     for title, rows in tables.items():
         arms = [row for row in rows if "arm" in row]
         fixed = [row for row in rows if "metric" in row]

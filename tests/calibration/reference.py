@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from pruner_zero.models import find_matrices
+from pruner_zero.models import find_matrices, half_products
 
 
 @dataclass
@@ -36,6 +36,7 @@ class Inputs:
 
 
 @torch.no_grad()
+@half_products()
 def plain_inputs(model: PreTrainedModel, windows: Tensor) -> Inputs:
     """Run the whole model window by window and record the inputs of every matrix."""
     inputs = Inputs()

@@ -1,6 +1,7 @@
 """Products that a CPU emulates are those of float32, rounded once, with the same gradients."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from pruner_zero.devices import emulated_dtypes
 from pruner_zero.models import half_products, next_token_loss
@@ -92,6 +94,25 @@ def test_float32_and_inputs_of_few_rows_are_left_alone() -> None:
     with patch("pruner_zero.models.half_precision._Linear.apply", side_effect=AssertionError):
         functional.linear(drawn(0, 9, 5), weight)
         functional.linear(drawn(0, 1, 5).bfloat16(), weight.bfloat16())
+
+
+@pytest.mark.usefixtures("emulating")
+def test_what_observes_products_sees_their_factors() -> None:
+    seen: list[object] = []
+
+    class Observer(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            seen.extend(args)
+            return func(*args, **(kwargs or {}))
+
+    a, b = drawn(0, 9, 5).bfloat16(), drawn(1, 5, 9).bfloat16()
+    with Observer(), half_products():
+        result = torch.matmul(a, b)
+    assert seen[0] is a
+    assert seen[1] is b
+    assert torch.equal(result, (a.float() @ b.float()).bfloat16())
 
 
 def test_a_model_has_the_loss_and_gradients_of_one_whose_products_are_native() -> None:

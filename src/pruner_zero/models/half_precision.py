@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -16,19 +17,28 @@ from pruner_zero.devices import emulated_dtypes
 _LEAST_ROWS = 8
 
 
+_active: ContextVar[bool] = ContextVar("half_products", default=False)
+
+
 @contextmanager
 def half_products() -> Iterator[None]:
     """Within the context, products whose dtype the CPU emulates are taken in float32.
 
     Sums are taken in float32 and rounded once to the dtype of the factors, as by processors that
     have such products. On these nothing changes, nor on other devices, nor in other dtypes.
-    Emulated products take ten to hundreds of times as long (pytorch/pytorch#146508).
+    Emulated products take ten to hundreds of times as long (pytorch/pytorch#146508). A context
+    within another one changes nothing: what observes products between the two sees their factors.
     """
-    if dtypes := emulated_dtypes():
+    dtypes = () if _active.get() else emulated_dtypes()
+    if not dtypes:
+        yield
+        return
+    token = _active.set(True)
+    try:
         with _InFloat32(dtypes):
             yield
-    else:
-        yield
+    finally:
+        _active.reset(token)
 
 
 class _InFloat32(TorchFunctionMode):
