@@ -76,6 +76,8 @@ def test_a_linear_layer_is_that_of_float32_rounded_once(
         lambda a, b: torch.mm(a[0], b[0]),
         lambda a, b: torch.addmm(torch.ones_like(a[0] @ b[0]), a[0], b[0]),
         lambda a, b: functional.scaled_dot_product_attention(a, a, b.mT, is_causal=True),
+        lambda a, b: functional.scaled_dot_product_attention(query=a, key=a, value=b.mT),
+        lambda a, b: functional.linear(input=a, weight=b[0].T),
     ],
 )
 @pytest.mark.usefixtures("emulating")

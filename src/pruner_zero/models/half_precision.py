@@ -16,7 +16,6 @@ from pruner_zero.devices import emulated_dtypes
 # With fewer rows, as where a model writes one token, casting the weights takes longer.
 _LEAST_ROWS = 8
 
-
 _active: ContextVar[bool] = ContextVar("half_products", default=False)
 
 
@@ -58,15 +57,14 @@ class _InFloat32(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         given = kwargs or {}
-        if func is functional.linear and self._emulated(args[0]):
-            return _linear(*args, **given)
-        if func in self._products and self._emulated(args[0]) and "out" not in given:
-            wide = {name: _widened(value) for name, value in given.items()}
-            return func(*map(_widened, args), **wide).to(args[0].dtype)
+        first = next(iter((*args, *given.values())), None)
+        if isinstance(first, Tensor) and first.dtype in self.dtypes and first.is_cpu:
+            if func is functional.linear:
+                return _linear(*args, **given)
+            if func in self._products and "out" not in given:
+                wide = {name: _widened(value) for name, value in given.items()}
+                return func(*map(_widened, args), **wide).to(first.dtype)
         return func(*args, **given)
-
-    def _emulated(self, value: Tensor) -> bool:
-        return value.dtype in self.dtypes and value.device.type == "cpu"
 
 
 def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
