@@ -88,7 +88,7 @@ class Table:
     def _take(self, line: dict[str, Any]) -> None:
         key = line["expression"], line["scope"], line["what"]
         known = self._values.get(key, {})
-        if len(line.get("losses", ())) >= len(known.get("losses", ())):
+        if "reason" in line or len(line.get("losses", ())) >= len(known.get("losses", ())):
             self._values[key] = line
 
 
@@ -127,7 +127,7 @@ class Recorded:
             made = self.evaluator().run(task)
             values = {"value": made.value, "fingerprint": made.fingerprint, "reason": made.reason}
             values = {name: value for name, value in values.items() if value is not None}
-            self.table.add(task.expression, task.scope, task.rung, **values, seconds=made.seconds)
+            self.table.add(task.expression, task.scope, task.rung, **values)
             line = self.table.find(task.expression, task.scope, task.rung)
         costs = {"probe": self.costs.probe, "reconstruction": self.costs.closed_form}
         seconds = costs[task.rung]
@@ -144,17 +144,8 @@ class Recorded:
             # What is recorded is not run again.
             known = tuple(line.get("losses", task.known))
             made = self.evaluator().run(replace(task, known=known))
-            values = {"reason": made.reason} if made.reason else {}
-            new = len(made.losses) - len(known)
-            self.table.add(
-                task.expression,
-                task.scope,
-                series,
-                losses=list(made.losses),
-                seconds=made.seconds,
-                new=new,
-                **values,
-            )
+            values = {"reason": made.reason} if made.reason else {"losses": list(made.losses)}
+            self.table.add(task.expression, task.scope, series, **values)
             line = self.table.find(task.expression, task.scope, series)
             losses = self._taken(task, line) or ()
         reason = line.get("reason")
