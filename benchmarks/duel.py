@@ -73,12 +73,11 @@ def main() -> None:
     parser.add_argument("--windows-eval", type=int, default=48)
     parser.add_argument("--beside", nargs="*", default=[], metavar="METRIC@SCOPE")
     parser.add_argument("--runs", type=Path, default=Path("runs/duel"))
-    parser.add_argument("--results", type=Path, default=RESULTS)
     given = parser.parse_args()
     if given.arms or given.beside:
         torch.set_num_threads(1)
         run(given)
-    write_page(given.results)
+    write_page()
 
 
 def run(given: argparse.Namespace) -> None:
@@ -87,9 +86,10 @@ def run(given: argparse.Namespace) -> None:
     name = str(next(iter(zeros.values()))).replace(":", "-")
     if given.model != USUAL:
         name = f"{Path(given.model).stem}-{name}"
-    judge = Judge(given, zeros, Table(given.results / f"{name}.table.jsonl"))
+    table = Table(RESULTS / f"{name}.table.jsonl", given.runs / f"{name}.added.jsonl")
+    judge = Judge(given, zeros, table)
     for metric in given.beside:
-        file = given.results / f"{name}-{re.sub('[^A-Za-z0-9.^@]+', '-', metric)}.json"
+        file = RESULTS / f"{name}-{re.sub('[^A-Za-z0-9.^@]+', '-', metric)}.json"
         if not file.exists():
             expression, _, scope = metric.partition("@")
             losses = judge.test_losses(expression, scope)
@@ -97,15 +97,15 @@ def run(given: argparse.Namespace) -> None:
             write_atomic(file, json.dumps(row, indent=2) + "\n")
     for seed in given.seeds:
         for arm in given.arms:
-            file = given.results / f"{name}-{arm.replace(' ', '-')}-{seed}.json"
+            file = RESULTS / f"{name}-{arm.replace(' ', '-')}-{seed}.json"
             if file.exists():
                 continue
-            judge.table.refresh()
+            table.refresh()
             chosen = SearchSettings(**judge.base, **ARMS[arm])
             folder = given.runs / f"{name}-{arm}-{seed}"
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            executor = Recorded(judge.evaluator, judge.table, judge.costs, judge.windows)
+            executor = Recorded(judge.evaluator, table, judge.costs, judge.windows)
             algorithm = make_algorithm(
                 chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
             )
@@ -133,6 +133,8 @@ def run(given: argparse.Namespace) -> None:
                 "curve": curve(study),
             }
             write_atomic(file, json.dumps(result, indent=2) + "\n")
+            table.refresh()
+            table.pack()
             print(file.stem, result["candidates"], result["batches"], result["by_rung"])
             print(" ", result["winner"], math.exp(statistics.mean(result["losses"])), flush=True)
 
@@ -170,9 +172,9 @@ class Judge:
             "final": fresh.describe(),
             "test": test.describe(),
         }
-        header = self.table.find("", "", "header")
+        header = self.table.header
         if header and header["windows"] != described:
-            raise SystemExit(f"{self.table.file} is of other texts: choose another --results")
+            raise SystemExit(f"{self.table.whole} is of other texts: move it elsewhere")
         evaluator = build_evaluator(
             language_model,
             settings,
@@ -184,15 +186,15 @@ class Judge:
         )
         if not header:
             costs = COSTS.get(given.model) or measure_costs(evaluator)
-            self.table.add("", "", "header", windows=described, costs=asdict(costs))
+            self.table.add({"windows": described, "costs": asdict(costs)})
         return evaluator, test.tokens
 
     @property
     def costs(self) -> Costs:
         """What the clock counts, from the table's header."""
-        if not self.table.find("", "", "header"):
+        if not self.table.header:
             self.evaluator()
-        return Costs(**self.table.find("", "", "header")["costs"])
+        return Costs(**self.table.header["costs"])
 
     def evaluator(self) -> Evaluator:
         """The evaluator, built when it is first asked for."""
@@ -210,12 +212,12 @@ class Judge:
 
     def test_losses(self, expression: str, scope: Group) -> list[float]:
         """The losses on the windows of the test."""
-        if line := self.table.find(expression, scope, "test"):
-            return list(line["losses"])
-        evaluator, test = self.evaluator_and_windows
-        losses = evaluator.masked.losses(parse(expression), scope, test)
-        self.table.add(expression, scope, "test", losses=losses)
-        return self.test_losses(expression, scope)
+        losses: list[float] | None = self.table.find(expression, scope, "test")
+        if losses is None:
+            evaluator, test = self.evaluator_and_windows
+            losses = evaluator.masked.losses(parse(expression), scope, test)
+            self.table.add({"expression": expression, "scope": scope, "test": losses})
+        return losses
 
 
 def curve(study: Study) -> list[tuple[float, float]]:
@@ -231,9 +233,9 @@ def curve(study: Study) -> list[tuple[float, float]]:
     return points
 
 
-def write_page(folder: Path = RESULTS) -> None:
+def write_page() -> None:
     """Write duel.md from the result files that are there."""
-    results = {file: json.loads(file.read_text()) for file in sorted(folder.glob("*.json"))}
+    results = {file: json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))}
     lines = [
         "# The search beside random search, seed by seed",
         "",

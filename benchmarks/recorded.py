@@ -7,15 +7,17 @@ made and added. So the same search gives the same result on any machine and besi
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task, is_behind
+from pruner_zero.files import append_line, read_lines, write_atomic
 
-# The windows of a table, by the rung that runs on them.
+# The windows of a table, by the rung that runs on them, and the field of the other rungs' outcomes.
 _SERIES = {"few": "search", "all": "search", "final": "final"}
+_FIELDS = {"probe": "fingerprint", "reconstruction": "value"}
 
 
 @dataclass(frozen=True)
@@ -53,49 +55,58 @@ class Clock:
 
 
 class Table:
-    """Judgements by candidate, in a file of one JSON line each, which several processes share."""
+    """Judgements by candidate: a file of one line each, and a file of one line a judgement.
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
-        self._values: dict[tuple[str, str, str], dict[str, Any]] = {}
-        self._read_bytes = 0
+    whole: the first, which `pack` writes. added: the second, to which several processes append. A
+    judgement is a fingerprint, an error, losses by window, or the reason why there is none.
+    """
+
+    def __init__(self, whole: Path, added: Path) -> None:
+        self.whole, self.added = whole, added
+        self.header: dict[str, Any] = {}
+        self._judgements: dict[tuple[str, str], dict[str, Any]] = {}
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the lines that other processes have added."""
-        if not self.file.exists():
-            return
-        with self.file.open("rb") as stream:
-            stream.seek(self._read_bytes)
-            for line in stream:
-                if not line.endswith(b"\n"):
-                    break
-                self._read_bytes += len(line)
-                self._take(json.loads(line))
+        """Read both files, of which another process may have written either."""
+        for file in (self.whole, self.added):
+            for line in read_lines(file):
+                self._take(line)
 
-    def find(self, expression: str, scope: str, what: str) -> dict[str, Any]:
-        """What is recorded of a candidate; what: a rung, or a series of windows."""
-        return self._values.get((expression, scope, what), {})
+    def find(self, expression: str, scope: str, what: str) -> Any:
+        """A judgement, None where there is none; what: a rung, or a series of windows."""
+        return self._judgements.get((expression, scope), {}).get(what)
 
-    def add(self, expression: str, scope: str, what: str, **values: Any) -> None:
-        """Record a judgement."""
-        line = {"expression": expression, "scope": scope, "what": what, **values}
-        self._take(line)
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        with self.file.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Record the header, or judgements of one candidate."""
+        self._take(dict(line))
+        self.added.parent.mkdir(parents=True, exist_ok=True)
+        append_line(self.added, line)
+
+    def pack(self) -> None:
+        """Write one line for the header and for each candidate, sorted by expression."""
+        lines = [self.header] if self.header else []
+        for (expression, scope), judgements in sorted(self._judgements.items()):
+            lines.append({"expression": expression, "scope": scope, **judgements})
+        text = "".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines)
+        write_atomic(self.whole, text)
 
     def _take(self, line: dict[str, Any]) -> None:
-        key = line["expression"], line["scope"], line["what"]
-        known = self._values.get(key, {})
-        if "reason" in line or len(line.get("losses", ())) >= len(known.get("losses", ())):
-            self._values[key] = line
+        if "expression" not in line:
+            self.header = line
+            return
+        known = self._judgements.setdefault((line.pop("expression"), line.pop("scope")), {})
+        for what, judgement in line.items():
+            earlier = known.get(what)
+            if isinstance(earlier, list) and isinstance(judgement, list):
+                judgement = max(earlier, judgement, key=len)
+            known[what] = judgement
 
 
 class Recorded:
     """An executor that takes judgements from a table, and makes those that it lacks.
 
-    evaluator: called where a judgement is missing.
+    evaluator: called where a judgement is missing. windows: how many each rung has.
     """
 
     def __init__(
@@ -103,7 +114,7 @@ class Recorded:
         evaluator: Callable[[], Evaluator],
         table: Table,
         costs: Costs,
-        windows: dict[str, int],
+        windows: Mapping[str, int],
     ) -> None:
         self.evaluator = evaluator
         self.table = table
@@ -123,48 +134,45 @@ class Recorded:
 
     def _closed(self, task: Task) -> Outcome:
         """The outcome of a rung without windows."""
-        if not (line := self.table.find(task.expression, task.scope, task.rung)):
-            made = self.evaluator().run(task)
-            values = {"value": made.value, "fingerprint": made.fingerprint, "reason": made.reason}
-            values = {name: value for name, value in values.items() if value is not None}
-            self.table.add(task.expression, task.scope, task.rung, **values)
-            line = self.table.find(task.expression, task.scope, task.rung)
-        costs = {"probe": self.costs.probe, "reconstruction": self.costs.closed_form}
-        seconds = costs[task.rung]
-        return Outcome.from_json(
-            {**line, "number": task.number, "rung": task.rung, "seconds": seconds}
-        )
+        field = _FIELDS[task.rung]
+        known = self.table.find(task.expression, task.scope, task.rung)
+        if known is None:
+            known = self._make(task, task.rung, field)
+        seconds = self.costs.probe if task.rung == "probe" else self.costs.closed_form
+        values = known if isinstance(known, dict) else {field: known}
+        return Outcome(task.number, task.rung, seconds=seconds, **values)
 
     def _on_windows(self, task: Task) -> Outcome:
         """The outcome of a rung on windows, stopped where the evaluator stops it."""
         series = _SERIES[task.rung]
-        line = self.table.find(task.expression, task.scope, series)
-        losses = self._taken(task, line)
-        if losses is None:
+        known = self.table.find(task.expression, task.scope, series) or []
+        if not isinstance(known, dict) and self._taken(task, known) is None:
             # What is recorded is not run again.
-            known = tuple(line.get("losses", task.known))
-            made = self.evaluator().run(replace(task, known=known))
-            values = {"reason": made.reason} if made.reason else {"losses": list(made.losses)}
-            self.table.add(task.expression, task.scope, series, **values)
-            line = self.table.find(task.expression, task.scope, series)
-            losses = self._taken(task, line) or ()
-        reason = line.get("reason")
-        run = 1 if reason else len(losses) - len(task.known)
+            longest = max(task.known, tuple(known), key=len)
+            known = self._make(replace(task, known=longest), series, "losses")
+        if isinstance(known, dict):
+            seconds = self.costs.masks + self.costs.window
+            return Outcome(task.number, task.rung, seconds=round(seconds, 4), **known)
+        losses = self._taken(task, known)
+        assert losses is not None
+        run = len(losses) - len(task.known)
         seconds = round(self.costs.masks + run * self.costs.window, 4)
-        if reason:
-            return Outcome(task.number, task.rung, reason=reason, seconds=seconds)
         whole = len(losses) == self.windows[task.rung]
         value = sum(losses) / len(losses) if whole else None
         return Outcome(task.number, task.rung, value=value, losses=losses, seconds=seconds)
 
-    def _taken(self, task: Task, line: dict[str, Any]) -> tuple[float, ...] | None:
-        """The losses as far as the evaluator would have run; None where the table holds fewer."""
-        if line.get("reason"):
-            return ()
-        stored = line.get("losses", [])
+    def _make(self, task: Task, what: str, field: str) -> Any:
+        """Have a candidate judged, and record the `field` of the outcome, or the reason."""
+        made = self.evaluator().run(task)
+        judgement = {"reason": made.reason} if made.reason else getattr(made, field)
+        self.table.add({"expression": task.expression, "scope": task.scope, what: judgement})
+        return judgement
+
+    def _taken(self, task: Task, losses: list[float]) -> tuple[float, ...] | None:
+        """The losses as far as the evaluator would have run; None where there are fewer."""
         for count in range(len(task.known) + 1, self.windows[task.rung] + 1):
-            if count > len(stored):
+            if count > len(losses):
                 return None
-            if is_behind(stored[:count], task.best):
-                return tuple(stored[:count])
-        return tuple(stored[: self.windows[task.rung]])
+            if is_behind(losses[:count], task.best):
+                return tuple(losses[:count])
+        return tuple(losses[: self.windows[task.rung]])

@@ -111,9 +111,7 @@ def has_fast_bfloat16(device: torch.device = CPU) -> bool:
     if device.type == "cuda":
         native: bool = torch.cuda.is_bf16_supported(including_emulation=False)
         return native
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    fast = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
-    return device.type == "cpu" and bool(fast)
+    return device.type == "cpu" and _has_instructions("avx512_bf16", "amx_bf16")
 
 
 def emulated_dtypes() -> Collection[torch.dtype]:
@@ -123,11 +121,17 @@ def emulated_dtypes() -> Collection[torch.dtype]:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return ()
+    native = {
+        torch.bfloat16: torch.backends.cpu.get_cpu_capability().startswith("AVX512"),
+        torch.float16: _has_instructions("avx512_fp16", "amx_fp16"),
+    }
+    return [dtype for dtype, has_products in native.items() if not has_products]
+
+
+def _has_instructions(*names: str) -> bool:
+    """Whether the CPU has any of the sets of instructions that torch knows by `names`."""
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    narrow = not torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    float16 = not (capabilities.get("avx512_fp16") or capabilities.get("amx_fp16"))
-    emulated = {torch.bfloat16: narrow, torch.float16: float16}
-    return [dtype for dtype, slow in emulated.items() if slow]
+    return any(capabilities.get(name) for name in names)
 
 
 def where_float64_is(tensor: Tensor) -> Tensor:

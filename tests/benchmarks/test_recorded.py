@@ -12,7 +12,7 @@ import pytest
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows
-from pruner_zero.evolution.evaluator import Evaluator, Task
+from pruner_zero.evolution.evaluator import Evaluator, Rung, Task
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.execution import make_executor
 from pruner_zero.models import LanguageModel
@@ -22,6 +22,8 @@ from tests.evolution.test_run import journal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
+# Opens an executor with what gives its evaluator.
+Open = Callable[[Callable[[], Evaluator]], Any]
 SETTINGS = tiny_settings(
     evaluations=60,
     search_windows=6,
@@ -57,69 +59,80 @@ def absent() -> Evaluator:
     raise AssertionError("a recorded judgement was made again")
 
 
+@pytest.fixture
+def executor(recorded: ModuleType, tmp_path: Path) -> Open:
+    """An executor over the files of one table, as a new process opens them."""
+
+    def opened(evaluator: Callable[[], Evaluator]) -> Any:
+        table = recorded.Table(tmp_path / "whole.jsonl", tmp_path / "added.jsonl")
+        costs = recorded.Costs(probe=0.01, closed_form=0.25, masks=1.0, window=1.5)
+        return recorded.Recorded(evaluator, table, costs, {"few": 1, "all": 6, "final": 3})
+
+    return opened
+
+
 def test_a_replayed_search_is_the_search(
-    recorded: ModuleType, evaluator: Evaluator, tmp_path: Path
+    executor: Open, evaluator: Evaluator, tmp_path: Path
 ) -> None:
-    file = tmp_path / "table.jsonl"
-    costs = recorded.Costs(probe=0.01, closed_form=0.25, masks=1.0, window=1.5)
-    windows = {"few": 1, "all": 6, "final": 3}
-    first = recorded.Recorded(lambda: evaluator, recorded.Table(file), costs, windows)
-    again = recorded.Recorded(absent, recorded.Table(file), costs, windows)
     plain = search(make_executor("serial", evaluator, SETTINGS.spread), tmp_path / "plain")
-    # The first executor fills the table that the second one has opened.
+    first = executor(lambda: evaluator)
     assert search(first, tmp_path / "first") == plain
-    again.table.refresh()
-    assert search(again, tmp_path / "again") == plain
-    assert first.clock.seconds == again.clock.seconds > 0
+    from_added = executor(absent)
+    assert search(from_added, tmp_path / "from-added") == plain
+    from_added.table.pack()
+    (tmp_path / "added.jsonl").unlink()
+    from_whole = executor(absent)
+    assert search(from_whole, tmp_path / "from-whole") == plain
+    assert first.clock.seconds == from_added.clock.seconds == from_whole.clock.seconds > 0
 
 
-def test_the_clock_counts_what_a_judgement_costs(
-    recorded: ModuleType, evaluator: Evaluator, tmp_path: Path
+def test_judgements_of_another_process_are_read_on_refresh(
+    executor: Open, evaluator: Evaluator
 ) -> None:
-    costs = recorded.Costs(probe=0.01, closed_form=0.25, masks=1.0, window=1.5)
-    table = recorded.Table(tmp_path / "table.jsonl")
-    executor = recorded.Recorded(lambda: evaluator, table, costs, {"few": 1, "all": 6, "final": 3})
+    waiting, working = executor(absent), executor(lambda: evaluator)
+    task = Task(0, "all", "W * X", "row")
+    (made,) = working.map([task])
+    waiting.table.refresh()
+    assert list(waiting.map([task])) == [made]
+
+
+def test_the_clock_counts_what_a_judgement_costs(executor: Open, evaluator: Evaluator) -> None:
+    counting = executor(lambda: evaluator)
 
     def seconds(**task: Any) -> float:
-        before = executor.clock.seconds
-        list(executor.map([Task(0, expression="W * X", scope="row", **task)]))
-        return float(executor.clock.seconds - before)
+        before = counting.clock.seconds
+        list(counting.map([Task(0, expression="W * X", scope="row", **task)]))
+        return float(counting.clock.seconds - before)
 
     assert seconds(rung="probe") == pytest.approx(0.01)
     assert seconds(rung="reconstruction") == pytest.approx(0.25)
     assert seconds(rung="few") == pytest.approx(1.0 + 1.5)
-    few = tuple(table.find("W * X", "row", "search")["losses"])
+    few = tuple(counting.table.find("W * X", "row", "search"))
     assert seconds(rung="all", known=few) == pytest.approx(1.0 + 5 * 1.5)
     assert seconds(rung="final") == pytest.approx(1.0 + 3 * 1.5)
 
 
 def test_a_candidate_behind_the_best_stops_where_the_evaluator_stops_it(
-    recorded: ModuleType, evaluator: Evaluator, tmp_path: Path
+    executor: Open, evaluator: Evaluator
 ) -> None:
     task = Task(0, "all", "W * X", "row")
     whole = evaluator.run(task)
     far_ahead = replace(task, best=tuple(loss - 1 for loss in whole.losses))
-    table = recorded.Table(tmp_path / "table.jsonl")
-    costs = recorded.Costs(probe=0.01, closed_form=0.25, masks=1.0, window=1.5)
-    executor = recorded.Recorded(lambda: evaluator, table, costs, {"all": 6})
-    stopped, ended, stopped_again = executor.map([far_ahead, task, far_ahead])
+    stopped, ended, stopped_again = executor(lambda: evaluator).map([far_ahead, task, far_ahead])
     assert stopped.value is None
     assert stopped.losses == stopped_again.losses == evaluator.run(far_ahead).losses
     assert len(stopped.losses) < 6
     assert (ended.value, ended.losses) == (whole.value, whole.losses)
 
 
+@pytest.mark.parametrize("rung", ["probe", "reconstruction", "few", "all", "final"])
 def test_a_failure_is_recorded_with_its_reason(
-    recorded: ModuleType, evaluator: Evaluator, tmp_path: Path
+    executor: Open, evaluator: Evaluator, rung: Rung
 ) -> None:
-    table = recorded.Table(tmp_path / "table.jsonl")
-    costs = recorded.Costs(probe=0.01, closed_form=0.25, masks=1.0, window=1.5)
-    task = Task(0, "few", "log(W - W)", "row")
+    task = Task(0, rung, "W * X", "row")
     with patch.object(Evaluator, "run", lambda self, task: self.reject(task, "not finite")):
-        executor = recorded.Recorded(lambda: evaluator, table, costs, {"few": 1})
-        (made,) = executor.map([task])
-    executor = recorded.Recorded(absent, recorded.Table(table.file), costs, {"few": 1})
-    (replayed,) = executor.map([task])
+        (made,) = executor(lambda: evaluator).map([task])
+    (replayed,) = executor(absent).map([task])
     assert made == replayed
     assert replayed.reason == "not finite"
 

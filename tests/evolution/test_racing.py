@@ -283,7 +283,14 @@ def test_a_stopped_candidate_keeps_its_last_rung_and_its_value_there(archive: Ar
     assert "all" not in records[1].evaluation.results
 
 
-@pytest.mark.parametrize(("near", "run"), [(100, TEXTS[5:7]), (5.5, TEXTS[5:6]), (3.5, ())])
+@pytest.mark.parametrize(
+    ("near", "run"),
+    [
+        (100, (*TEXTS[5:7], *TEXTS[:3])),
+        (5.5, (*TEXTS[5:6], *TEXTS[:4])),
+        (3.5, TEXTS[:4]),
+    ],
+)
 def test_tuned_exponents_within_reach_run_on_windows_before_others(
     archive: Archive, near: float, run: tuple[str, ...]
 ) -> None:
@@ -292,5 +299,4 @@ def test_tuned_exponents_within_reach_run_on_windows_before_others(
     candidates = batch(TEXTS)
     tuned = [replace(candidate, operation="tune") for candidate in candidates[5:]]
     judge([*candidates[:5], *tuned], archive, fake, Racing(near=near, few_share=0.5, margin=0))
-    others = TEXTS[: min(5 - len(run), 4 if near < 4 else 5)]
-    assert fake.on("few") == [str(parse(text)) for text in (*run, *others)]
+    assert fake.on("few") == [str(parse(text)) for text in run]

@@ -182,25 +182,31 @@ def _promising(
 ) -> list[_Entry]:
     """The entries to run on a few windows: tuned, then best by expectation and closed form.
 
-    Tuned ones get half of the places at most. At least a third are the best by the closed form, so
-    that losses of related candidates do not decide alone. Of the others no kind (`Candidate.kind`)
-    gets more than its part of the places, so that variants of the best do not take all of them.
+    Tuned ones within reach by their expectation get half of the places at most. At least a third
+    are the best by the closed form, so that losses of related candidates do not decide alone. Of
+    the others no kind (`Candidate.kind`) gets more than its part of the places, so that variants of
+    the best do not take all of them.
     """
     alive = [entry for entry in entries if entry.alive]
     most = math.ceil(racing.share(trust) * len(alive))
     # Where all candidates are of one kind, that kind has all places.
     room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
-    kinds: Counter[Kind] = Counter()
 
     def within_reach(value: Callable[[Evaluation], float]) -> list[_Entry]:
         lowest = min(_values([*alive, *archive.distinct()], value), default=math.inf)
         limit = lowest + racing.reach(trust)
         return [entry for entry in alive if value(entry.evaluation) <= limit]
 
-    tuned = [entry for entry in within_reach(_expected) if entry.candidate.operation == TUNE]
+    expected = within_reach(_expected)
+    tuned = [entry for entry in expected if entry.candidate.operation == TUNE]
     chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
-    for count, value in ((most - most // 3, _expected), (most, _on("reconstruction"))):
-        for entry in _sorted(within_reach(value), value):
+    kinds: Counter[Kind] = Counter()
+    error = _on("reconstruction")
+    for count, best in (
+        (most - most // 3, _sorted(expected, _expected)),
+        (most, _sorted(within_reach(error), error)),
+    ):
+        for entry in best:
             number, kind = entry.candidate.number, entry.candidate.kind
             if number not in chosen and len(chosen) < count and kinds[kind] < room:
                 chosen[number] = entry

@@ -27,7 +27,7 @@ _NOISE_FEW, _NOISE_ALL = 0.006, 0.003
 _RADIUS, _HEIGHT = 0.6, 0.3
 # The standard deviation of new exponents around the best, and their number for a skeleton.
 _STEP, _DRAWS = 0.2, 64
-# The least gain (nats) of the lowest plausible loss over the best loss, to propose exponents.
+# The least gain (nats) of an expected or plausible loss over the best, to propose exponents.
 _GAIN = 0.001
 # The most skeletons that are fitted, and for each the most proposals to tune and to explore it.
 _SKELETONS, _TO_TUNE, _TO_EXPLORE = 8, 1, 2

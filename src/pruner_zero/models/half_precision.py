@@ -13,8 +13,9 @@ from torch.overrides import TorchFunctionMode
 
 from pruner_zero.devices import emulated_dtypes
 
-# With fewer rows, as where a model writes one token, casting the weights takes longer.
-_LEAST_ROWS = 8
+# With one row, as where a model writes one token, casting the weights takes longer
+# (benchmarks/half.md).
+_LEAST_ROWS = 2
 
 _active: ContextVar[bool] = ContextVar("half_products", default=False)
 
