@@ -116,8 +116,8 @@ def write_page() -> None:
         " grouped kernels are left to torch. On other CPUs nothing changes.",
         "",
         "One layer with 576 inputs and 1536 outputs, medians of"
-        f" {LAYER_TURNS} turns. With one row casting the weights takes as long as the product, so"
-        " that such products are left to torch.",
+        f" {LAYER_TURNS} turns. With one or two rows casting the weights takes as long as the"
+        " product: below four rows products are left to torch.",
         "",
         markdown(["dtype", "rows", "torch alone, ms", "float32 products, ms"], layers).rstrip(),
     ]

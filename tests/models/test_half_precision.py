@@ -34,7 +34,7 @@ def drawn(seed: int, *shape: int) -> Tensor:
 @given(
     st.sampled_from(HALF),
     st.lists(st.integers(1, 4), max_size=2),
-    st.tuples(st.integers(2, 12), st.integers(1, 9), st.integers(1, 7)),
+    st.tuples(st.integers(4, 12), st.integers(1, 9), st.integers(1, 7)),
     st.booleans(),
     st.integers(0, 9),
 )
@@ -91,11 +91,11 @@ def test_other_products_are_those_of_float32_rounded_once(
 
 
 @pytest.mark.usefixtures("emulating")
-def test_float32_and_inputs_of_one_row_are_left_alone() -> None:
+def test_float32_and_inputs_of_few_rows_are_left_alone() -> None:
     weight = drawn(1, 6, 5)
     with patch("pruner_zero.models.half_precision._Linear.apply", side_effect=AssertionError):
         functional.linear(drawn(0, 9, 5), weight)
-        functional.linear(drawn(0, 1, 5).bfloat16(), weight.bfloat16())
+        functional.linear(drawn(0, 3, 5).bfloat16(), weight.bfloat16())
 
 
 @pytest.mark.usefixtures("emulating")
