@@ -21,7 +21,9 @@ import math
 import re
 import shutil
 import statistics
-from dataclasses import asdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -30,14 +32,17 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from adaptive import Adaptive
 from pruner_zero.choices import Group
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.evolution.algorithm import make_algorithm
+from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
 from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
+from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_atomic
 from pruner_zero.metric import parse
@@ -50,11 +55,45 @@ RESULTS = HERE / "results" / "duel"
 USUAL = "builtin:smollm2-135m"
 # How the names of results begin whose minutes are of the processor.
 PROCESSOR = "processor-"
-# What differs from the search as it is: settings of `search`, such as a space without a terminal.
-ARMS: dict[str, dict[str, Any]] = {
-    "default": {},
-    "random": {"algorithm": "random"},
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What differs from the search as it is.
+
+    settings: of `search`. patches: other values of constants, by their full names. build: another
+    algorithm, from its space and seed.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    patches: dict[str, Any] = field(default_factory=dict)
+    build: Callable[[SearchSpace, int], Algorithm] | None = None
+
+    def algorithm(self, chosen: SearchSettings) -> Algorithm:
+        """The algorithm of this arm."""
+        if self.build is not None:
+            return self.build(chosen.search_space or SearchSpace(), chosen.seed)
+        return make_algorithm(
+            chosen.algorithm, chosen.search_space, chosen.seed, chosen.algorithm_settings
+        )
+
+
+# Where the rungs of a search come from.
+RUNGS = "pruner_zero.evolution.settings.SearchSettings.racing"
+ARMS = {
+    "default": Arm(),
+    "random": Arm({"algorithm": "random"}),
+    "without steps": Arm({"algorithm_settings": {"steps": 0}}),
+    "without tuning": Arm(patches={"pruner_zero.evolution.niches._TUNED": 0}),
+    "adaptive": Arm(build=Adaptive),
+    # Without bound, on the candidates of a batch that run on a few windows.
+    "without bound": Arm(patches={RUNGS: Racing(few_most=1000)}),
+    # By itself the published algorithm judges every candidate on all windows.
+    "published global": Arm({"algorithm": "published", "scope": "global"}, {RUNGS: Racing()}),
 }
+# A run has reached the best where its loss on the search windows is this near, in nats, to the
+# lowest of all runs of the table.
+NEAR = 0.01
 # As measured in search_cost.md.
 COSTS = {USUAL: Costs(probe=0.009, closed_form=0.26, masks=1.1, window=1.48)}
 
@@ -97,20 +136,22 @@ def run(given: argparse.Namespace) -> None:
             write_atomic(file, json.dumps(row, indent=2) + "\n")
     for seed in given.seeds:
         for arm in given.arms:
-            file = RESULTS / f"{name}-{arm.replace(' ', '-')}-{seed}.json"
+            run_name = f"{name}-{given.minutes:g}-minutes-{arm.replace(' ', '-')}-{seed}"
+            file = RESULTS / f"{run_name}.json"
             if file.exists():
                 continue
             table.refresh()
-            chosen = SearchSettings(**judge.base, **ARMS[arm])
-            folder = given.runs / f"{name}-{arm}-{seed}"
+            chosen = SearchSettings(**judge.base, **ARMS[arm].settings, seed=seed)
+            folder = given.runs / run_name
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             executor = Recorded(judge.evaluator, table, judge.costs, judge.windows)
-            algorithm = make_algorithm(
-                chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
-            )
+            algorithm = ARMS[arm].algorithm(chosen)
             archive = Archive(folder, chosen.identity())
-            with patch("pruner_zero.evolution.run.time", executor.clock):
+            with ExitStack() as patched:
+                patched.enter_context(patch("pruner_zero.evolution.run.time", executor.clock))
+                for name_of_constant, constant in ARMS[arm].patches.items():
+                    patched.enter_context(patch(name_of_constant, constant))
                 run_batches(algorithm, archive, executor, chosen, folder, lambda status: None)
             study = Study.open(folder)
             best = study.hall_of_fame.best
@@ -122,7 +163,7 @@ def run(given: argparse.Namespace) -> None:
                 "seed": seed,
                 "zeros": zeros,
                 "minutes": given.minutes,
-                "arm_settings": ARMS[arm],
+                "arm_settings": ARMS[arm].settings,
                 "winner": f"{candidate.expression} @{candidate.scope}",
                 "losses": judge.test_losses(str(candidate.expression), candidate.scope),
                 "final": study.final_race.to_rows(),
@@ -253,6 +294,8 @@ def write_page() -> None:
         # Before there was a clock of judgements; metrics beside them took no minutes.
         if file.stem.startswith(PROCESSOR):
             title += ", minutes of the processor, an earlier version"
+        else:
+            title += f", {result['minutes']:g} minutes"
         tables.setdefault(title, []).append(result)
     for title, rows in tables.items():
         arms = [row for row in rows if "arm" in row]
@@ -294,10 +337,11 @@ def _against(rows: list[dict[str, Any]]) -> list[str]:
 def _runs(rows: list[dict[str, Any]], fixed: list[dict[str, Any]]) -> list[str]:
     windows = len((rows + fixed)[0]["losses"])
     lines = [
-        "| seed | arm | minutes | candidates | few | all | perplexity on test, 12 windows"
-        f" | {windows} windows | chosen |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| seed | arm | minutes | candidates | few | all | minutes to the best"
+        f" | perplexity on test, 12 windows | {windows} windows | chosen |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
+    lowest = min((row["curve"][-1][1] for row in rows if row["curve"]), default=math.inf)
     for row in sorted(rows, key=lambda row: (row["seed"], row["arm"])):
         cells = [
             str(row["seed"]),
@@ -305,14 +349,21 @@ def _runs(rows: list[dict[str, Any]], fixed: list[dict[str, Any]]) -> list[str]:
             f"{row['minutes']:g}",
             str(row["candidates"]),
             *(str(row["by_rung"].get(rung, 0)) for rung in ("few", "all")),
+            _minutes_to(row["curve"], lowest + NEAR),
             *_perplexities(row),
             f"`{row['winner']}`",
         ]
         lines.append("| " + " | ".join(cells) + " |")
     for row in fixed:
-        cells = ["", "fixed", "", "", "", "", *_perplexities(row), f"`{row['metric']}`"]
+        cells = ["", "fixed", "", "", "", "", "", *_perplexities(row), f"`{row['metric']}`"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def _minutes_to(points: list[list[float]], loss: float) -> str:
+    """The minutes until the loss on all search windows was as low as this; a dash if never."""
+    first = next((seconds for seconds, value in points if value <= loss), None)
+    return "–" if first is None else f"{first / 60:.1f}"
 
 
 def _perplexities(row: dict[str, Any]) -> list[str]:

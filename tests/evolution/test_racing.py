@@ -98,14 +98,21 @@ def test_a_run_in_which_the_closed_form_ranks_nothing_tries_half_of_a_batch(
     earlier = [f"W * X^{1 + place / 50:.2f}" for place in range(40)]
     for place, text in enumerate(earlier):
         fake.values[str(parse(text))] = 1.0 + 1e-3 * (place % 7)
-    everyone = Racing(near=10, few_share=1, margin=0)
+    everyone = Racing(near=10, few_share=1, few_most=40, margin=0)
     archive.commit(judge(batch(earlier), archive, Losses(fake), everyone), 1.0)
     forms = ("G * X^{}", "G + X^{}", "max(G, X^{})", "W * G * X^{}")
     later = [form.format(1 + place / 50) for place in range(5) for form in forms]
     fake.values |= {str(parse(text)): 1.0 for text in later}
     fake.asked.clear()
-    judge(batch(later, len(earlier)), archive, Losses(fake), Racing(few_share=0.01, margin=0))
+    racing = Racing(few_share=0.01, few_most=40, margin=0)
+    judge(batch(later, len(earlier)), archive, Losses(fake), racing)
     assert 4 <= len(fake.on("few")) <= 10
+
+
+def test_a_large_batch_runs_no_more_candidates_on_windows_than_the_bound(archive: Archive) -> None:
+    fake = Fake(values())
+    judge(batch(TEXTS), archive, fake, Racing(near=10, few_share=1, few_most=3, margin=0))
+    assert fake.on("few") == list(TEXTS[:3])
 
 
 def test_variants_of_one_metric_do_not_take_all_the_places(archive: Archive) -> None:
@@ -150,10 +157,12 @@ def test_a_candidate_level_with_the_run_but_behind_its_batch_is_not_run_on_all_w
 ) -> None:
     """The others must come near the best of the batch, which is far below the earlier run."""
     fake = Fake({str(parse(text)): 1.0 + place / 1000 for place, text in enumerate(TEXTS)})
-    archive.commit(judge(batch(TEXTS[:3]), archive, fake, Racing(10, 1, 1)), 0.0)
+    archive.commit(
+        judge(batch(TEXTS[:3]), archive, fake, Racing(near=10, few_share=1, margin=1)), 0.0
+    )
     fake.values |= {str(parse(TEXTS[3])): 0.9, str(parse(TEXTS[4])): 1.001}
     fake.asked.clear()
-    judge(batch(TEXTS[3:5], first=3), archive, fake, Racing(10, 1, 0.005))
+    judge(batch(TEXTS[3:5], first=3), archive, fake, Racing(near=10, few_share=1, margin=0.005))
     assert fake.on("all") == [TEXTS[3]]
 
 

@@ -21,7 +21,8 @@ class Racing:
 
     From the closed-form error to the loss on a few windows: candidates at most `near` above the
     lowest of the run so far, by their expectation (`Surrogate`) or by the error itself, and among
-    the best `few_share` of their batch, tuned exponents (`Tuner`) first. From there to all search
+    the best `few_share` of their batch, at most `few_most`, tuned exponents (`Tuner`) first, so
+    that the search learns before more candidates run. From there to all search
     windows: those whose loss is at most `margin`, in nats, above the lowest on the few windows, or
     may become the lowest on all, judged by how much the two losses differed for other candidates.
     All candidates are judged on the same windows, so that differences are those of the metrics; one
@@ -32,6 +33,7 @@ class Racing:
 
     near: float = 0.3
     few_share: float = 0.15
+    few_most: int = 8
     margin: float = 0.005
     direct: bool = False
 
@@ -188,7 +190,7 @@ def _promising(
     the best do not take all of them.
     """
     alive = [entry for entry in entries if entry.alive]
-    most = math.ceil(racing.share(trust) * len(alive))
+    most = min(racing.few_most, math.ceil(racing.share(trust) * len(alive)))
     # Where all candidates are of one kind, that kind has all places.
     room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
 
