@@ -113,7 +113,8 @@ def write_page() -> None:
         " `half_products` takes them in float32 and rounds once, as processors do that have such"
         " products. The model keeps its dtype and its memory. All forward passes of this package"
         " do so on such CPUs, but not those that `evaluate --speed` times; products of experts by"
-        " grouped kernels are left to torch. On other CPUs nothing changes.",
+        " grouped kernels are among them where torch has `nn.functional.grouped_mm`. On other CPUs"
+        " nothing changes.",
         "",
         "One layer with 576 inputs and 1536 outputs, medians of"
         f" {LAYER_TURNS} turns. With one or two rows casting the weights takes as long as the"

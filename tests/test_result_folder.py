@@ -113,8 +113,17 @@ def test_the_current_folder_is_not_overwritten(
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "notes.txt").write_text("mine")
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(PrunerZeroError, match=r"is empty|is the current folder"):
+    with pytest.raises(PrunerZeroError, match="is the current folder"):
         check_output(output, overwrite=True)
+
+
+@pytest.mark.parametrize("output", ["", "."])
+def test_the_current_folder_is_not_replaced_where_it_is_empty(
+    output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrunerZeroError, match="is the current folder"):
+        check_output(output, overwrite=False)
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "complete"])

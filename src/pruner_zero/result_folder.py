@@ -60,8 +60,6 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
     that holds a model, and no other. Files that a run left beside it, killed after it had moved its
     result, are deleted.
     """
-    if not str(output):
-        raise PrunerZeroError("--output is empty: name a folder for the result")
     with writing(Path(output)):
         folder, here = Path(os.path.realpath(output)), Path.cwd()
         if folder.is_mount():
@@ -75,13 +73,13 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
             _discard(partial)
         if folder.exists() and not folder.is_dir():
             raise PrunerZeroError(f"{folder} is a file: choose another folder for the result")
+        if folder.is_dir() and here.is_relative_to(folder):
+            raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
         if folder.is_dir() and any(folder.iterdir()):
             if not overwrite:
                 raise PrunerZeroError(
                     f"{folder} is not empty: choose another folder, or add --overwrite"
                 )
-            if here.is_relative_to(folder):
-                raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
             if not (folder / "config.json").exists():
                 raise PrunerZeroError(
                     f"{folder} is not the folder of a model, which alone --overwrite replaces: "

@@ -138,6 +138,8 @@ def _tiny(words: list[str], folder: Path) -> list[str]:
     """The arguments with the sizes of TINY, and the settings of TINY_SEARCH for a search."""
     # A command with --mask has no calibration.
     sizes = () if "--mask" in words else examples.TINY.get(words[0], ())
+    if words[0] == "evaluate" and "--text" not in words:
+        sizes = sizes[2:]  # Without the windows of a text.
     words = [*words, *sizes]
     if words[0] == "search" and "--resume" not in words:
         settings = {}

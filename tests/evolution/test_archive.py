@@ -68,7 +68,7 @@ def test_other_candidates_than_those_of_the_journal_are_refused(tmp_path: Path) 
 def test_a_run_of_other_settings_without_an_outcome_is_forgotten(tmp_path: Path) -> None:
     Archive(tmp_path, {"seed": 0}).begin([record(0).candidate])
     archive = Archive(tmp_path, {"seed": 1})
-    other = [record(1, "W * G").candidate]
+    other = [record(0, "W * G").candidate]
     archive.begin(other)
     assert SearchJournal(tmp_path).settings == {"seed": 1}
     Archive(tmp_path, {"seed": 1}).begin(other)
@@ -149,3 +149,47 @@ def test_the_first_of_equal_candidates_counts(tmp_path: Path) -> None:
     assert archive.first("abc", 1) is None
     assert archive.first("abc", 1) is None
     assert archive.first("abc", 7) == 1
+
+
+def test_a_journal_that_lacks_a_candidate_is_refused(tmp_path: Path) -> None:
+    """Every line has a checksum of its own, so that a missing one leaves the others intact."""
+    archive = Archive(tmp_path, {})
+    archive.commit([record(number) for number in range(3)], elapsed=1.0)
+    lines = (tmp_path / JOURNAL).read_text().splitlines(keepends=True)
+    (tmp_path / JOURNAL).write_text("".join([*lines[:2], *lines[3:]]))
+    line = r"lacks the line of candidate 1: restore it, or delete the line of candidate 2"
+    with pytest.raises(PrunerZeroError, match=line):
+        _ = SearchJournal(tmp_path).records
+
+
+def test_the_journal_of_another_kind_of_run_is_no_search(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).write_text('{"run": "abc"}\n')
+    with pytest.raises(PrunerZeroError, match="holds no search"):
+        SearchJournal(tmp_path)
+
+
+def test_a_journal_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
+    (tmp_path / JOURNAL).mkdir()
+    with pytest.raises(PrunerZeroError, match="cannot be read"):
+        SearchJournal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [Candidate(1, parse("W"), "row"), Candidate(0, parse("W"), "row", (0,))],
+    ids=["numbered from 1", "a parent that does not exist"],
+)
+def test_wrong_numbers_of_an_algorithm_are_refused(candidate: Candidate, tmp_path: Path) -> None:
+    with pytest.raises(PrunerZeroError, match="candidates are numbered from 0 on, here 0"):
+        Archive(tmp_path, {}).begin([candidate])
+
+
+def test_the_losses_of_an_earlier_final_race_count_no_more(tmp_path: Path) -> None:
+    archive = Archive(tmp_path, {})
+    archive.commit([record(0), record(1)], elapsed=1.0)
+    for number in (0, 1):
+        archive.remember(Outcome(number, "final", value=1.0, losses=(1.0,)))
+    assert [*archive.final_losses] == [0, 1]
+    archive.end([0, 1])
+    archive.end([1])
+    assert [*archive.final_losses] == [*SearchJournal(tmp_path).final_losses] == [1]

@@ -1,5 +1,6 @@
 """The final race: the best candidates of the best skeletons on fresh windows."""
 
+import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -79,6 +80,11 @@ def test_the_caption_has_an_interval() -> None:
     assert FinalRace(()).caption() == "no final race"
 
 
+def test_infinite_perplexities_can_be_written_as_json() -> None:
+    result = race({"W * X": (800.0, 900.0), "W": (900.0, 1000.0)})
+    json.dumps(result.to_rows(), allow_nan=False)
+
+
 def test_each_skeleton_sends_its_best(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
     records = [
@@ -105,6 +111,7 @@ def test_a_limited_number_of_skeletons_race(tmp_path: Path) -> None:
     fresh = Fresh({str(parse(text)): (4.0,) for text in texts})
     race_finalists(archive, fresh)
     assert fresh.asked == [str(parse(text)) for text in texts[:FINALISTS]]
+    assert len(race_finalists(archive, fresh, most=2).finalists) == 2
 
 
 def test_the_time_limits_the_number_of_finalists() -> None:
@@ -118,6 +125,11 @@ def test_the_time_limits_the_number_of_finalists() -> None:
     final = Outcome(0, "final", 4.0, losses=(4.0,) * 12, seconds=999.0)
     assert affordable([few, full, final], 20.0, windows=12, seconds=60.0) == 5
     assert affordable([few], 20.0, windows=12, seconds=9999.0) == 2
+
+
+def test_a_budget_without_end_affords_all_finalists() -> None:
+    outcomes = [Outcome(0, "all", 1.0, losses=(1.0,), seconds=1.0)]
+    assert affordable(outcomes, 1.0, 12, 6e307) == FINALISTS
 
 
 def test_the_winner_is_the_best_of_the_hall_of_fame_and_shown_in_it() -> None:

@@ -16,6 +16,8 @@ from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.run import run_batches
+from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.space import PUBLISHED_SPACE
 from pruner_zero.metric import Metric, parse
 from pruner_zero.pruning import prune
 from tests.conftest import save_tiny
@@ -271,7 +273,11 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(
     run(llama_folder, tmp_path / "run", text_file, evaluations=20)
     assert len(journal(tmp_path / "run")) < len(journal(undisturbed))
     run(llama_folder, tmp_path / "run", text_file, evaluations=40)
-    # The smaller budget ended in a final race of its own.
+    # The smaller budget ended in a final race of its own, which plays no part any more.
+    race, other = (Study.open(folder).final_race for folder in (tmp_path / "run", undisturbed))
+    assert race.to_rows() == other.to_rows()
+    for name in ("best.json", "knee.json", "hall_of_fame.json"):
+        assert (tmp_path / "run" / name).read_bytes() == (undisturbed / name).read_bytes(), name
     actual, wanted = (
         [line for line in journal(folder) if line.get("rung") != "final" and line["kind"] != "end"]
         for folder in (tmp_path / "run", undisturbed)
@@ -408,6 +414,17 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
         ({"space": {"max_size": 0}}, "`space: {max_size: 0}`: input should be greater"),
         ({"algorithm_settings": 3}, "`algorithm_settings: 3`: input should be"),
         ({"space": {"scopes": ["unit"]}}, "the scope unit of `space` is of units: add --structure"),
+        (
+            {"space": {"max_size": True}},
+            "`space: {max_size: True}`: input should be",
+        ),
+        ({"algorithm_settings": {"batch": True}}, "batch is true: it is no switch"),
+        (
+            {"algorithm": "published", "space": {"operators": ["mul"]}},
+            "the published algorithm has its own operators: leave it out of `space`",
+        ),
+        ({"time_limit": 1e10}, "--time-limit is 10000000000.0"),
+        ({"threads": 10**11}, "--threads is 100000000000"),
     ],
 )
 def test_bad_settings_are_refused_in_one_line_and_write_no_run(
@@ -438,3 +455,30 @@ def test_a_search_over_vectors_of_gradients_collects_no_matrix_of_them(
     assert not list((tmp_path / "cache").glob("*/G*"))
     options: dict[str, Any] = {"sparsity": 0.5, "windows": 4, "seqlen": 16}
     assert prune(llama_folder, study.best, calibration=text_file, **options).sparsity == 0.5
+
+
+def test_the_published_algorithm_keeps_what_its_space_is_not_told() -> None:
+    given = {"model": "m", "sparsity": 0.5, "evaluations": 1, "algorithm": "published"}
+    settings = SearchSettings(**given, space={"terminals": ["W", "X"]})
+    assert settings.search_space == PUBLISHED_SPACE.model_copy(update={"terminals": ("W", "X")})
+    assert SearchSettings(**settings.model_dump()).search_space == settings.search_space
+
+
+@pytest.mark.parametrize("name", ["", "."])
+def test_the_current_folder_is_no_run(
+    name: str, llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PrunerZeroError, match="is the current folder"):
+        run(llama_folder, Path(name), text_file)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_model_is_loaded(
+    text_file: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file" / "run", tmp_path / ("x" * 300)):
+        with pytest.raises(PrunerZeroError) as refusal:
+            run(tmp_path / "no model", output, text_file)
+        assert "no model" not in str(refusal.value)

@@ -1,5 +1,7 @@
 """The expressions that a search space admits, and its reasons to refuse others."""
 
+from typing import Any
+
 import pytest
 from pydantic import ValidationError
 
@@ -108,6 +110,6 @@ def test_positions_leave_exponents_out() -> None:
         ({"size": 3}, "Extra inputs"),
     ],
 )
-def test_wrong_settings_are_refused(settings: dict[str, object], message: str) -> None:
+def test_wrong_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message.replace("?", r"\?")):
         SearchSpace(**settings)

@@ -75,7 +75,7 @@ def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"executor": "serial", "workers": 4}, "leave out --workers"),
+        ({"executor": "serial", "workers": 4}, "give --workers 1"),
         ({"executor": "ray", "ray_address": "127.0.0.1:1"}, "no Ray cluster can be used at 127"),
     ],
 )

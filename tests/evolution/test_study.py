@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -74,3 +75,13 @@ def test_seconds_and_counts_of_avoided_candidates_come_from_the_journal(tmp_path
     assert study.seconds == {"probe": [0.5, 0.25], "reconstruction": [2.0]}
     assert study.avoided == {"identical": 2}
     assert (study.batches, study.elapsed) == (((0, 3.0), (0, 4.0)), 4.0)
+
+
+@pytest.mark.parametrize(
+    "changed", [{"settings": None}, {"settings": "x"}, {"calibration": [1]}, {"provenance": 3}]
+)
+def test_a_damaged_description_is_refused(changed: dict[str, Any], run: Path) -> None:
+    described = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**described, **changed}))
+    with pytest.raises(PrunerZeroError, match="is damaged or of another version"):
+        Study.open(run)

@@ -20,7 +20,6 @@ from tests.cli.conftest import Outcome
 from tests.evolution.test_run import TINY, journal
 from tests.processes import Forked
 from tests.pruning.test_resume import contents
-from tests.recovery.test_resume import untimed
 
 Arguments = list[object]
 
@@ -82,7 +81,7 @@ def _recover(model: Path, text: Path) -> Verb:
 
     def result(folder: Path) -> Any:
         weights = (folder / "out" / "model.safetensors").read_bytes()
-        return weights, untimed(folder / "out")
+        return weights, (folder / "out" / "recovery.json").read_bytes()
 
     return Verb(arguments, result, "out.partial/training/journal.jsonl")
 

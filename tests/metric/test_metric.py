@@ -3,6 +3,7 @@
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -127,3 +128,16 @@ def test_long_expressions_are_cut_in_messages() -> None:
     with pytest.raises(PrunerZeroError) as caught:
         Metric(parse(" + ".join(["X"] * 90)))
     assert len(str(caught.value)) < 150
+
+
+def test_an_unknown_scope_is_refused() -> None:
+    with pytest.raises(PrunerZeroError, match=r"^unknown scope 'rows': did you mean 'row'\?$"):
+        Metric(parse("W"), scope="rows")
+    with pytest.raises(PrunerZeroError, match="unknown scope 'rows'"):
+        Metric.of({**Metric(parse("W")).to_tree(), "scope": "rows"})
+
+
+@pytest.mark.parametrize("spec", [None, 5, ["W"], b"W"], ids=repr)
+def test_a_metric_is_made_of_nothing_else(spec: Any) -> None:
+    with pytest.raises(PrunerZeroError, match="a metric is a name, expression, tree or file, not"):
+        Metric.of(spec)

@@ -1,5 +1,6 @@
 """Products that a CPU emulates are those of float32, rounded once, with the same gradients."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest.mock import patch
@@ -151,3 +152,59 @@ def test_what_a_processor_emulates(
         patch("torch.cpu.get_capabilities", lambda: instructions, create=True),
     ):
         assert tuple(emulated_dtypes()) == expected
+
+
+@pytest.mark.skipif(not hasattr(functional, "grouped_mm"), reason="this torch has no grouped_mm")
+def test_products_of_stacked_experts_are_those_of_float32(emulating: None) -> None:
+    x, weight = drawn(0, 12, 16).bfloat16(), drawn(1, 3, 16, 8).bfloat16()
+    ends = torch.tensor([3, 8, 12], dtype=torch.int32)
+    plain = [x.float().requires_grad_(), weight.float().requires_grad_()]
+    narrow = [x.requires_grad_(), weight.requires_grad_()]
+    result = functional.grouped_mm(*narrow, offs=ends)
+    parts = zip(plain[0].tensor_split([3, 8]), plain[1], strict=True)
+    expected = torch.cat([rows @ matrix for rows, matrix in parts])
+    torch.testing.assert_close(result, expected.bfloat16(), rtol=1e-2, atol=1e-6)
+    upstream = drawn(2, 12, 8).bfloat16()
+    result.backward(upstream)
+    expected.backward(upstream.float())
+    for value, reference in zip(narrow, plain, strict=True):
+        assert value.grad is not None
+        assert reference.grad is not None
+        torch.testing.assert_close(value.grad, reference.grad.bfloat16(), rtol=1e-2, atol=1e-2)
+
+
+def test_inputs_are_kept_for_the_gradients_of_weights_alone(emulating: None) -> None:
+    x = drawn(0, 8, 16).bfloat16().requires_grad_()
+    weight = drawn(1, 4, 16).bfloat16()
+    kept: list[int] = []
+
+    def note(saved: Tensor) -> Tensor:
+        kept.append(saved.numel())
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+        functional.linear(x, weight)
+        assert kept == [weight.numel()]
+        functional.linear(x.detach(), weight.clone().requires_grad_())
+    assert kept == [weight.numel(), x.numel()]
+
+
+@pytest.mark.parametrize("name", ["addmm", "baddbmm"])
+def test_methods_of_tensors_that_multiply_are_covered(name: str, emulating: None) -> None:
+    lead = (2,) if name == "baddbmm" else ()
+    added, left, right = drawn(0, *lead, 5, 3), drawn(1, *lead, 5, 64), drawn(2, *lead, 64, 3)
+    halves = [value.bfloat16() for value in (added, left, right)]
+    result = getattr(halves[0], name)(*halves[1:], beta=0.5)
+    expected = 0.5 * halves[0].float() + halves[1].float() @ halves[2].float()
+    torch.testing.assert_close(result, expected.bfloat16(), rtol=8e-3, atol=1e-6)
+
+
+def test_a_thread_that_inherits_the_context_does_not_count_as_within_it(emulating: None) -> None:
+    x, weight = drawn(0, 8, 64).bfloat16(), drawn(1, 8, 64).bfloat16()
+    expected = functional.linear(x.float(), weight.float()).bfloat16()
+
+    def product() -> Tensor:
+        with half_products():
+            return functional.linear(x, weight)
+
+    assert torch.equal(asyncio.run(asyncio.to_thread(product)), expected)

@@ -167,6 +167,38 @@ def test_distillation_keeps_the_zeros_of_the_mask(tmp_path: Path) -> None:
         assert not torch.equal(before.weight, after.weight)
 
 
+def test_distillation_trains_no_matrix_that_is_left_out() -> None:
+    before, after = language_model(), language_model()
+    options = {"metric": "wanda", "calibration": ["one word after another " * 90]}
+    prune(after, exclude=["*.0.*"], **{**SMALL, **options})
+    trained = dict(after.model.named_parameters())
+    for matrix in find_matrices(before.model):
+        same = torch.equal(matrix.parameter, trained[matrix.parameter_name])
+        assert same == (matrix.block == 0), matrix.name
+
+
+def test_distillation_with_one_window_is_refused_before_anything_is_pruned(tmp_path: Path) -> None:
+    model = language_model()
+    options = {**SMALL, "windows": 1, "metric": "wanda", "calibration": "self"}
+    line = refusal(lambda: prune(model, cache=tmp_path, **options))
+    assert "distillation needs 2 calibration windows" in line
+    dense = language_model().model.state_dict()
+    assert all(torch.equal(value, dense[name]) for name, value in model.model.state_dict().items())
+
+
+def test_gradients_in_float16_are_refused_before_the_model_writes_a_text(tmp_path: Path) -> None:
+    model = language_model()
+    model.model.half()
+    assert "gradients in float16 vanish" in refusal(lambda: prune(model, cache=tmp_path, **SMALL))
+    assert not list(tmp_path.iterdir())
+
+
+def test_steps_of_distillation_beside_a_method_that_names_others_are_refused() -> None:
+    options = {**SMALL, "metric": "wanda+distill=2", "calibration": "self"}
+    line = refusal(lambda: prune(language_model(), **{**options, "distill": 0}))
+    assert "leave out --distill 0" in line
+
+
 def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

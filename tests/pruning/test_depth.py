@@ -274,3 +274,14 @@ def test_each_impossible_combination_is_refused_in_one_line(
     with pytest.raises(PrunerZeroError, match=line) as caught:
         pruned(tiny_model("llama", blocks=DEPTH), prose, **settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rule", ["block-influence", "sleb"])
+def test_blocks_of_a_model_whose_outputs_overflow_are_not_judged(rule: str) -> None:
+    model = tiny_model("llama", blocks=DEPTH)
+    with torch.no_grad():
+        model.get_parameter("model.layers.2.mlp.down_proj.weight").fill_(3e38)
+    with pytest.raises(PrunerZeroError, match=r"block \d cannot be judged.*--dtype bfloat16"):
+        choose_blocks(
+            LanguageModel(model, tiny_tokenizer(), "llama"), tiny_windows(), Blocks(0.34, rule=rule)
+        )

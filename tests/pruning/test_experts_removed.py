@@ -277,3 +277,12 @@ def test_a_kill_changes_no_byte(text_file: Path, tmp_path: Path) -> None:
     for arguments in (killed, [*command, tmp_path / "whole/out"]):
         assert Forked(*arguments, log=tmp_path / "log").end() == 0
     assert contents(tmp_path / "killed/out") == contents(tmp_path / "whole/out")
+
+
+def test_experts_whose_outputs_overflow_are_not_scored(prose: str) -> None:
+    model = tiny_model("mixtral")
+    with torch.no_grad():
+        for matrix in find_matrices(model, ["*down_proj*"]):
+            matrix.parameter.fill_(3e38)
+    with pytest.raises(PrunerZeroError, match="experts of block 0 cannot be scored"):
+        pruned(model, prose)

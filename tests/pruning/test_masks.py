@@ -10,6 +10,7 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices, load_model, save_model
 from pruner_zero.pruning import apply_masks, load_masks, prune, prune_by_masks
+from pruner_zero.recovery import NOT_RETRAINED
 from tests.cli.conftest import Cli, cli
 from tests.conftest import save_tiny
 from tests.pruning.conftest import language_model
@@ -104,7 +105,10 @@ def test_the_command_applies_them(
     assert "of the weights of 14 matrices are zero" in outcome.out
     again, once = load_model(tmp_path / "out"), load_model(pruned)
     assert fingerprint(again.model) == fingerprint(once.model)
-    assert f"where `{pruned}` has zeros" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"where `{pruned}` has zeros" in card
+    # Recovery replaces this sentence.
+    assert NOT_RETRAINED in card
     assert not list(tmp_path.glob("*.partial"))
 
 

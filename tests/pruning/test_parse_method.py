@@ -124,7 +124,9 @@ def test_distillation_ends_the_text_of_a_method() -> None:
     assert parse_method("wanda@channels=0.25+distill=3", sparsity=0.5).distill == 3
     assert parse_method("wanda", sparsity=0.5).distill == 0
     assert with_distillation(parse_method("wanda", sparsity=0.5), 2).distill == 2
-    assert with_distillation(method, 0) == with_distillation(method, 40) == method
+    assert with_distillation(method, None) == with_distillation(method, 40) == method
+    with pytest.raises(PrunerZeroError, match=r"leave out --distill 0, or \+distill=40$"):
+        with_distillation(method, 0)
     with pytest.raises(PrunerZeroError, match=r"leave out --distill 3, or \+distill=40$"):
         with_distillation(method, 3)
     assert refusal("wanda+distill", sparsity=0.5) == (

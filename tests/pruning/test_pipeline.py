@@ -1,5 +1,7 @@
 """Pruned models are what plain loops and sorts make them, in both orders of work."""
 
+import re
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -242,3 +244,25 @@ def test_the_blocks_of_a_plain_loop_are_the_blocks_of_the_model() -> None:
     for architecture in ("llama", "gpt2", "mixtral"):
         model = language_model(architecture).model
         assert list(blocks_of(model)[1]) == find_blocks(model)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.1.input_layernorm.weight", "model.norm.weight", "lm_head.weight"]
+)
+def test_a_parameter_that_holds_nan_is_named_before_anything_is_done(name: str) -> None:
+    ours = language_model("llama")
+    with torch.no_grad():
+        ours.model.get_parameter(name).view(-1)[0] = torch.nan
+    method = parse_method("magnitude", sparsity=0.5)
+    with pytest.raises(PrunerZeroError, match=rf"^{re.escape(name)} has 1 numbers that are NaN"):
+        check_plan(ours, method)
+
+
+def test_nan_in_a_matrix_that_is_left_out_is_no_obstacle() -> None:
+    ours = language_model("llama")
+    with torch.no_grad():
+        ours.model.get_parameter("model.layers.1.mlp.up_proj.weight")[0, 0] = torch.nan
+    method = parse_method("magnitude", sparsity=0.5)
+    with pytest.raises(PrunerZeroError, match="exclude the matrix"):
+        check_plan(ours, method)
+    assert len(check_plan(ours, method, exclude=["*.1.mlp.up_proj"])) == 13

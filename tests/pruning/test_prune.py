@@ -1,7 +1,6 @@
 """`prune` as a Python function: model objects, strings, metrics as values, YAML."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -153,18 +152,6 @@ def test_a_tree_file_that_changes_during_the_run_changes_nothing(
     assert not tree.exists()
     assert result.to_json()["expression"] == "W * X"
     assert json.loads((tmp_path / "out" / "metric.json").read_text())["name"] == "wanda"
-
-
-def test_a_relative_output_may_be_the_current_folder(
-    tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    prune(
-        language_model("llama"), "magnitude", sparsity=0.5, calibration=[prose], output=".", **SMALL
-    )
-    assert (tmp_path / "here" / "config.json").exists()
-    assert os.listdir(tmp_path) == ["here"]
 
 
 def test_unknown_settings_are_named(prose: str) -> None:

@@ -285,8 +285,9 @@ def test_a_smaller_model_can_be_pruned_again(
 
 
 def test_units_that_the_metric_names_are_for_compare(prose: str) -> None:
+    options = {"metric": "wanda@heads=0.5", "structure": None, "sparsity": None, "multiple_of": 32}
     with pytest.raises(PrunerZeroError, match="name them by --structure, and their share by"):
-        pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure=None, sparsity=None)
+        pruned(tiny_model("llama"), prose, **options)
     with pytest.raises(PrunerZeroError, match=r"names its units: leave out @heads=0\.5"):
         pruned(tiny_model("llama"), prose, metric="wanda@heads=0.5", structure="heads")
 

@@ -1,6 +1,7 @@
 """Distillation after pruning: nearer to the dense model, the same zeros, and the same bytes."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,11 @@ def dense() -> LanguageModel:
     return LanguageModel(tiny_model("llama"), tiny_tokenizer(), "llama")
 
 
+def train(pruned: LanguageModel, teacher: LanguageModel, steps: int, **options: Any) -> Any:
+    windows = options.pop("windows", None) or some_windows()
+    return distill(pruned, teacher, windows, steps, matrices=find_matrices(pruned.model), **options)
+
+
 def divergence(pruned: LanguageModel, windows: Windows) -> float:
     with torch.no_grad():
         wanted = dense().model(windows.tokens).logits.log_softmax(-1)
@@ -39,7 +45,7 @@ def test_the_pruned_model_comes_nearer_to_the_dense_one_and_keeps_its_zeros() ->
     pruned, zeros = pruned_model()
     windows = some_windows()
     before = divergence(pruned, windows)
-    curve = distill(pruned, dense(), windows, 60)
+    curve = train(pruned, dense(), 60, windows=windows)
     assert curve[-1].step == 60
     assert divergence(pruned, windows) < 0.9 * before
     for name, parameter in pruned.model.named_parameters():
@@ -52,7 +58,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 ) -> None:
     torch.set_num_threads(1)
     whole, _ = pruned_model()
-    distill(whole, dense(), some_windows(), 6)
+    train(whole, dense(), 6)
     monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
     cut, _ = pruned_model()
     teacher, calls = dense(), 0
@@ -65,24 +71,24 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
 
     handle = teacher.model.register_forward_pre_hook(stop)
     with pytest.raises(KeyboardInterrupt):
-        distill(cut, teacher, some_windows(), 6, checkpoint=Checkpoint(tmp_path / "t", {}))
+        train(cut, teacher, 6, checkpoint=Checkpoint(tmp_path / "t", {}))
     handle.remove()
     checkpoint = Checkpoint(tmp_path / "t", {})
     assert 0 < checkpoint.finished < 6
     again, _ = pruned_model()
-    distill(again, dense(), some_windows(), 6, checkpoint=checkpoint)
+    train(again, dense(), 6, checkpoint=checkpoint)
     for (name, wanted), (_, actual) in zip(whole.weights(), again.weights(), strict=True):
         assert torch.equal(wanted, actual), name
 
 
 def test_one_window_is_not_enough() -> None:
     pruned, _ = pruned_model()
-    assert "--windows" in refusal(lambda: distill(pruned, dense(), some_windows(1), 2))
+    assert "--windows" in refusal(lambda: train(pruned, dense(), 2, windows=some_windows(1)))
 
 
 def test_a_loss_that_is_not_finite_names_the_options_of_prune() -> None:
     pruned, _ = pruned_model()
     find_matrices(pruned.model)[0].weight[0, 0] = 1e38
-    line = refusal(lambda: distill(pruned, dense(), some_windows(), 2))
+    line = refusal(lambda: train(pruned, dense(), 2))
     assert "is not finite: leave out the distillation, by --distill 0" in line
     assert "--learning-rate" not in line

@@ -71,7 +71,7 @@ def write_search(
         if (number + 1) % batch == 0 or number + 1 == len(judged):
             elapsed = 10.0 * math.ceil((number + 1) / batch)
             lines.append({"kind": "batch", "elapsed": elapsed, "avoided": {}})
-    lines += [{"kind": "end"}] if ended else []
+    lines += [{"kind": "end", "finalists": []}] if ended else []
     # At once: an archive that is synced line by line takes long for thousands.
     with open(folder / JOURNAL, "a") as file:
         file.writelines(json.dumps(with_checksum(line)) + "\n" for line in lines)

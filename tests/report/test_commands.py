@@ -174,3 +174,16 @@ def test_strings_have_no_name(tmp_path: Path) -> None:
     mixed = search_run(tmp_path / "mixed", calibration={"(strings)": 1.0, "self": 1.0})
     assert not commands.repeatable(mixed)
     assert not commands.repeatable(search_run(tmp_path / "strings", calibration="(strings)"))
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_result_in_the_current_folder_is_named_by_its_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_search(tmp_path / "run")
+    (run / "inside").mkdir()
+    monkeypatch.chdir(run / "inside" if name == ".." else run)
+    result = read_result(Path(name))
+    assert isinstance(result, Study)
+    assert options(commands.repeat(result))["-o"] == [f"{run}-again"]
+    assert options(commands.prune_with(result))["-o"] == [f"{run}-pruned"]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pruner_zero.settings import read_parameters
+from pruner_zero.settings import PruneSettings, read_parameters, read_settings
+from tests.text.refusals import refusal
 
 
 @pytest.mark.parametrize(
@@ -29,3 +30,10 @@ def test_numbers_and_shares(text: str, number: float) -> None:
 def test_anything_else_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"write a share such as 0\.75, or a number such as 100M"):
         read_parameters(text)
+
+
+def test_a_multiple_is_refused_where_no_units_go() -> None:
+    given = {"model": "m", "metric": "wanda", "sparsity": 0.5, "multiple_of": 7}
+    line = refusal(lambda: read_settings(PruneSettings, given))
+    assert line == "--multiple-of has no effect without --structure channels: leave it out"
+    assert read_settings(PruneSettings, {**given, "structure": "channels"}).multiple_of == 7

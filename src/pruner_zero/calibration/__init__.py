@@ -2,7 +2,7 @@
 
 from pruner_zero.cache import default_cache
 from pruner_zero.calibration.calibrate import calibrate, open_store
-from pruner_zero.calibration.gradients import collect_gradients
+from pruner_zero.calibration.gradients import check_gradients, collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import (
@@ -26,6 +26,7 @@ __all__ = [
     "WeightGradientStatistic",
     "WindowFile",
     "calibrate",
+    "check_gradients",
     "collect_gradients",
     "collect_inputs",
     "default_cache",

@@ -13,6 +13,8 @@ from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.version import __version__
 
 INTERRUPTED = 130
+# The commands that an interruption leaves unfinished, and that continue when they are run again.
+_RESUMED = (["prune"], ["recover"], ["search"])
 
 app = typer.Typer(
     help="Evolve, explain and apply pruning metrics for large language models.",
@@ -90,7 +92,7 @@ def main() -> NoReturn:
     # Newer versions of Typer turn an interruption into an exit code themselves.
     if code == INTERRUPTED:
         resumes = ": the same command continues this run"
-        _end("interrupted" + (resumes if sys.argv[1:2] in (["prune"], ["recover"]) else ""), code)
+        _end("interrupted" + (resumes if sys.argv[1:2] in _RESUMED else ""), code)
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -153,8 +153,11 @@ def _perplexity(value: float | None) -> str:
 
 
 def _stored(folder: Path) -> dict[str, Any]:
+    """The settings of the run in `folder`. Raises PrunerZeroError where there are none."""
     try:
         stored = dict[str, Any](json.loads((folder / "run.json").read_text())["settings"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PrunerZeroError(f"{folder} holds no run to resume: give the folder of one") from error
+    if surplus := sorted(stored.keys() - SearchOptions.model_fields.keys() - {"space"}):
+        raise PrunerZeroError(f"{folder}/run.json is damaged: it has a setting '{surplus[0]}'")
     return stored

@@ -72,6 +72,9 @@ class SearchJournal:
     def __init__(self, folder: Path) -> None:
         self.path = folder / JOURNAL
         self.lines = read_lines(self.path)
+        # The journal of other work starts with another line.
+        if self.lines and not {"kind", CHECKSUM} & self.lines[0].keys():
+            raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
         for number, line in enumerate(self.lines, 1):
             if not is_intact(line):
                 raise PrunerZeroError(
@@ -95,8 +98,19 @@ class SearchJournal:
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
-        """The records of all candidates, in the order of their numbers."""
-        return tuple(Record.from_json(line) for line in self._of("candidate"))
+        """The records of all candidates, in the order of their numbers.
+
+        Raises PrunerZeroError where one is missing.
+        """
+        records = tuple(Record.from_json(line) for line in self._of("candidate"))
+        for number, record in enumerate(records):
+            if record.candidate.number != number:
+                raise PrunerZeroError(
+                    f"{self.path} lacks the line of candidate {number}: restore it, or delete "
+                    f"the line of candidate {record.candidate.number} and all after it, whose work "
+                    "is then done again"
+                )
+        return records
 
     @cached_property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -138,6 +152,17 @@ class SearchJournal:
         """Whether the search ended, its final race included, and no batch was begun since."""
         return bool(self.lines) and self.lines[-1]["kind"] == "end"
 
+    @property
+    def finalists(self) -> tuple[int, ...] | None:
+        """The numbers of the candidates of the last finished final race; None before any."""
+        ends = self._of("end")
+        return tuple(ends[-1]["finalists"]) if ends else None
+
+    @property
+    def final_losses(self) -> dict[int, tuple[float, ...]]:
+        """The losses by window of the candidates of the last final race, by number."""
+        return final_losses(self.outcomes, self.finalists)
+
     def append(self, line: Mapping[str, Any]) -> None:
         """Write one line and wait until it is on disk. The values read before do not change."""
         append_line(self.path, with_checksum(line))
@@ -176,6 +201,7 @@ class Archive:
             journal.append(header)
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._asked = journal.asked
+        self._finalists = journal.finalists
         self._last = journal.lines[-1]["kind"] if journal.lines else header["kind"]
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
@@ -191,7 +217,7 @@ class Archive:
         """Note which candidates are judged next, before any is.
 
         Raises PrunerZeroError where an earlier process of the search judged other candidates here,
-        whose outcomes would be taken for these.
+        whose outcomes would be taken for these, and where numbers or parents are wrong.
         """
         asked = [[str(candidate.expression), candidate.scope] for candidate in batch]
         digest = sha256(json.dumps(asked).encode()).hexdigest()[:24]
@@ -203,20 +229,29 @@ class Archive:
                     "another folder for a new search"
                 )
             return
+        first = len(self.records)
+        for number, candidate in enumerate(batch, first):
+            if candidate.number != number or not all(0 <= p < first for p in candidate.parents):
+                raise PrunerZeroError(
+                    f"the algorithm asked for candidate {candidate.number} of parents "
+                    f"{list(candidate.parents)}: candidates are numbered from 0 on, here "
+                    f"{number}, and parents are of earlier batches"
+                )
         self._asked.append(digest)
         self._append({"kind": "asked", "candidates": digest})
 
-    def end(self) -> None:
-        """Note that the search ended, unless that is the last line already."""
-        if self._last != "end":
-            self._append({"kind": "end"})
+    def end(self, finalists: Sequence[int] = ()) -> None:
+        """Note that the search ended with these finalists, unless the last line says so."""
+        if self._last != "end" or self._finalists != tuple(finalists):
+            self._finalists = tuple(finalists)
+            self._append({"kind": "end", "finalists": list(finalists)})
 
     def _append(self, line: Mapping[str, Any]) -> None:
         self._journal.append(line)
         self._last = line["kind"]
 
     def outcome(self, number: int, rung: Rung) -> Outcome | None:
-        """The outcome that an earlier process of the search wrote, if it did."""
+        """The outcome of a judgement, by this process or an earlier one; None before it."""
         return self._outcomes.get((number, rung))
 
     def remember(self, outcome: Outcome) -> None:
@@ -224,6 +259,11 @@ class Archive:
         if (outcome.number, outcome.rung) not in self._outcomes:
             self._outcomes[outcome.number, outcome.rung] = outcome
             self._append({"kind": "outcome", **outcome.to_json()})
+
+    @property
+    def final_losses(self) -> dict[int, tuple[float, ...]]:
+        """The losses by window of the candidates of the last final race, by number."""
+        return final_losses(self.outcomes, self._finalists)
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -260,10 +300,18 @@ class Archive:
         return (record for record in self.records if record.evaluation.counts)
 
 
-def final_losses(outcomes: Iterable[Outcome]) -> dict[int, tuple[float, ...]]:
-    """The losses by window of the candidates that finished the rung "final", by number."""
+def final_losses(
+    outcomes: Iterable[Outcome], finalists: Sequence[int] | None
+) -> dict[int, tuple[float, ...]]:
+    """The losses by window of those that finished the rung "final", by number.
+
+    finalists: the candidates of the race; a search that went on after it may have another. All
+    where None.
+    """
     return {
         outcome.number: outcome.losses
         for outcome in outcomes
-        if outcome.rung == "final" and outcome.value is not None
+        if outcome.rung == "final"
+        and outcome.value is not None
+        and (finalists is None or outcome.number in finalists)
     }

@@ -10,7 +10,7 @@ from typing import Any
 from pruner_zero.evolution.archive import Archive, Record, final_losses
 from pruner_zero.evolution.candidate import Kind
 from pruner_zero.evolution.evaluator import Outcome, Task
-from pruner_zero.evolution.hall_of_fame import complexity, on_the_highest_rung
+from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
 from pruner_zero.evolution.racing import task_of
 from pruner_zero.execution import Executor
 from pruner_zero.models import to_perplexity
@@ -48,7 +48,7 @@ class Finalist:
 
 @dataclass(frozen=True, repr=False)
 class FinalRace(Tabular):
-    """The best metric of each of the best skeletons on fresh windows, the winner first.
+    """The best metric of each of the best skeletons on fresh windows, the lowest loss first.
 
     The search chose these metrics by their losses on its own windows, which favours lucky
     candidates; the fresh windows decide. The simplest metric within one standard error (of the
@@ -83,6 +83,11 @@ class FinalRace(Tabular):
                 level.append(finalist)
         return min(level, key=lambda finalist: complexity(finalist.record.candidate.expression))
 
+    @property
+    def choice(self) -> Record | None:
+        """The record of the winner; None where there was no race."""
+        return self.winner.record if self.winner else None
+
     def caption(self) -> str:
         """The winner, its perplexity with a 95 % interval, and how far it is ahead."""
         if self.winner is None:
@@ -104,7 +109,7 @@ class FinalRace(Tabular):
             behind, error = finalist.behind(self.winner)
             rows.append(
                 {
-                    "perplexity": finalist.perplexity,
+                    "perplexity": finite(finalist.perplexity),
                     "loss": finalist.loss,
                     "interval": list(self._interval(finalist)),
                     "behind": behind,
@@ -120,7 +125,8 @@ class FinalRace(Tabular):
     def _interval(self, finalist: Finalist) -> tuple[float, float]:
         """The 95 % interval of the perplexity, over windows."""
         loss, error = _mean_and_error(finalist.losses)
-        return to_perplexity(loss - _INTERVAL * error), to_perplexity(loss + _INTERVAL * error)
+        low, high = (to_perplexity(loss + side * _INTERVAL * error) for side in (-1, 1))
+        return finite(low), finite(high)
 
 
 def race_finalists(
@@ -142,7 +148,8 @@ def race_finalists(
     tasks = [task_of(candidate, "final", archive) for candidate in missing]
     for outcome in executor.map(tasks):
         archive.remember(outcome)
-    return FinalRace.of(archive.records, final_losses(archive.outcomes))
+    numbers = [record.candidate.number for record in chosen]
+    return FinalRace.of(archive.records, final_losses(archive.outcomes, numbers))
 
 
 def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, seconds: float) -> int:
@@ -162,7 +169,7 @@ def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, second
     # A resumed run holds outcomes of a final race, whose time is not part of `elapsed`.
     seconds_spent = sum(outcome.seconds for outcome in outcomes if outcome.rung != "final")
     at_once = max(1.0, seconds_spent / elapsed)
-    return max(2, min(FINALISTS, int(at_once * seconds / max(a_window * windows, 1e-9))))
+    return max(2, int(min(FINALISTS, at_once * seconds / max(a_window * windows, 1e-9))))
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:

@@ -100,8 +100,7 @@ class HallOfFame(Tabular):
             row = {
                 "complexity": complexity(record.candidate.expression),
                 "loss": record.evaluation.value,
-                # JSON cannot represent infinity, the perplexity of a large loss.
-                "perplexity": perplexity and min(perplexity, sys.float_info.max),
+                "perplexity": None if perplexity is None else finite(perplexity),
                 "expression": str(record.candidate.expression),
                 "scope": record.candidate.scope,
                 "number": record.candidate.number,
@@ -120,6 +119,11 @@ class HallOfFame(Tabular):
                     folder / f"{name}.json",
                     json.dumps(metric_of(record).to_tree(), indent=2) + "\n",
                 )
+
+
+def finite(perplexity: float) -> float:
+    """The perplexity, the largest number for that of a large loss: JSON has no infinity."""
+    return min(perplexity, sys.float_info.max)
 
 
 def metric_of(record: Record | None) -> Metric:

@@ -10,7 +10,7 @@ from typing import Any
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
-from pruner_zero.evolution.archive import JOURNAL, Archive, Record, final_losses
+from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.final import (
@@ -25,7 +25,7 @@ from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution import Executor, check_executor, make_executor
-from pruner_zero.files import locked, write_atomic
+from pruner_zero.files import check_writable, locked, write_atomic, writing
 from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
@@ -203,23 +203,26 @@ def run_batches(
         reason = _stops(settings, status)
         if len(archive.records) - with_news >= _CANDIDATES_WITHOUT_NEWS:
             reason = reason or f"no new mask among {_CANDIDATES_WITHOUT_NEWS} candidates"
+    finalists: list[int] = []
     if settings.final_windows:
         most = FINALISTS
         if settings.minutes is not None:
             seconds = 60 * settings.minutes * FINAL_SHARE
             most = affordable(archive.outcomes, archive.elapsed, settings.final_windows, seconds)
-        race_finalists(archive, executor, most)
-        hall = _hall_of_fame(archive)
+        race = race_finalists(archive, executor, most)
+        finalists = [finalist.record.candidate.number for finalist in race.finalists]
+        hall = HallOfFame.of(archive.records, race.choice)
         hall.write(folder)
         observer(_status(archive, algorithm, settings, hall))
-    archive.end()
+    archive.end(finalists)
     return reason
 
 
 def _hall_of_fame(archive: Archive) -> HallOfFame:
     """The hall of fame of the batches told so far, with the winner of an earlier final race."""
-    winner = FinalRace.of(archive.records, final_losses(archive.outcomes)).winner
-    return HallOfFame.of(archive.records, winner.record if winner else None)
+    return HallOfFame.of(
+        archive.records, FinalRace.of(archive.records, archive.final_losses).choice
+    )
 
 
 def _status(
@@ -241,9 +244,15 @@ def _stops(settings: SearchSettings, status: Status) -> str | None:
 
 
 def _check_folder(folder: Path) -> None:
-    if folder.is_file():
-        raise PrunerZeroError(f"{folder} is a file: choose another folder for the run")
-    if folder.is_dir():
-        names = {path.name for path in folder.iterdir()}
-        if names and not names & {JOURNAL, ".lock"}:
-            raise PrunerZeroError(f"{folder} is not empty and holds no run: choose another folder")
+    with writing(folder):
+        if folder.is_file():
+            raise PrunerZeroError(f"{folder} is a file: choose another folder for the run")
+        if folder.is_dir():
+            names = {path.name for path in folder.iterdir()}
+            if names and not names & {JOURNAL, ".lock"}:
+                raise PrunerZeroError(
+                    f"{folder} is not empty and holds no run: choose another folder"
+                )
+            if not names and Path.cwd().is_relative_to(folder.resolve()):
+                raise PrunerZeroError(f"{folder} is the current folder: choose a folder inside it")
+        check_writable(folder / RUN)

@@ -8,19 +8,22 @@ from pruner_zero.devices import CPU, find_devices
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.racing import Racing
-from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.pruning import Structured
 from pruner_zero.settings import SearchOptions, check_structure, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern, SemiStructured, Unstructured
+
+# Fields of the space that the published algorithm does not take from it.
+_PUBLISHED = ("operators", "max_size", "max_depth", "idle")
 
 
 class SearchSettings(SearchOptions):
     """Everything that decides what a search finds, when it stops, and how it is run.
 
     A run can only be resumed with the same settings, except for the budget and the way the work
-    is spread (`MAY_CHANGE`), which do not change what is found within the budget. ray_address,
-    ray_resources: as `RayExecutor` takes them.
+    is spread (`MAY_CHANGE`). Of these only a shorter time limit can change which candidates are
+    rejected. ray_address, ray_resources: as `RayExecutor` takes them.
     """
 
     space: SearchSpace | None = Field(
@@ -34,6 +37,18 @@ class SearchSettings(SearchOptions):
         if isinstance(given, dict) and given.get("structure") and given.get("update") is None:
             return {**given, "update": "exact"}
         return given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, given: Any) -> Any:
+        """What `space` leaves out is that of the algorithm's space."""
+        space = given.get("space") if isinstance(given, dict) else None
+        if isinstance(space, SearchSpace):
+            space = {name: getattr(space, name) for name in space.model_fields_set}
+        name = str(given.get("algorithm") or "default") if isinstance(space, dict) else ""
+        if not isinstance(space, dict) or name not in ALGORITHMS:
+            return given
+        return {**given, "space": {**ALGORITHMS[name].space.model_dump(), **space}}
 
     @field_validator("update")
     @classmethod
@@ -74,6 +89,11 @@ class SearchSettings(SearchOptions):
             raise ValueError(
                 f"--pattern {self.pattern} says which weights compete: leave out --scope"
             )
+        for name in _PUBLISHED if self.algorithm == "published" and self.space else ():
+            if getattr(self.space, name) != getattr(PUBLISHED_SPACE, name):
+                raise ValueError(
+                    f"the published algorithm has its own {name}: leave it out of `space`"
+                )
         scopes = () if self.space is None else self.space.scopes
         if "unit" in scopes and not self.structure:
             raise ValueError("the scope unit of `space` is of units: add --structure")

@@ -87,8 +87,8 @@ class SearchSpace(Settings):
         *("row_share", "column_share", "row_normalize", "column_normalize"),
     )
     scopes: tuple[Group, ...] = Field(("row", "block", "matrix", "global"), min_length=1)
-    max_size: int = Field(15, ge=1)
-    max_depth: int = Field(6, ge=1)
+    max_size: int = Field(15, ge=1, strict=True)
+    max_depth: int = Field(6, ge=1, strict=True)
     idle: bool = False
 
     @field_validator("terminals", "operators", "scopes")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.evolution.archive import Record, SearchJournal, final_losses
+from pruner_zero.evolution.archive import Record, SearchJournal
 from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
@@ -24,8 +24,11 @@ from pruner_zero.table import Tabular
 RUN = "run.json"
 # Why a search stopped that the user interrupted.
 INTERRUPTED = "interrupted"
-# The keys of a journal's first line other than settings.
-_HASHES = ("calibration_tokens", "search_tokens", "final_tokens", "model_weights")
+# The keys of a journal's first line other than settings as they were asked for.
+_HASHES = (
+    *("calibration_tokens", "search_tokens", "final_tokens", "model_weights"),
+    "judge_dtype",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -85,15 +88,19 @@ class Study(Tabular):
             asked = {name: value for name, value in header if name not in _HASHES}
             return cls(
                 path,
-                run.get("settings", asked),
+                dict(run.get("settings", asked)),
                 journal.records,
                 tuple(journal.batches),
                 journal.seconds,
                 journal.avoided,
-                {name: run[name] for name in ("calibration", "search", "final") if name in run},
-                final_losses(journal.outcomes),
+                {
+                    name: dict(run[name])
+                    for name in ("calibration", "search", "final")
+                    if name in run
+                },
+                journal.final_losses,
                 journal.ended,
-                run.get("provenance", {}),
+                dict(run.get("provenance", {})),
                 stopped,
             )
 
@@ -105,8 +112,7 @@ class Study(Tabular):
     @cached_property
     def hall_of_fame(self) -> HallOfFame:
         """The best metric of every complexity."""
-        winner = self.final_race.winner
-        return HallOfFame.of(self.judged, winner.record if winner else None)
+        return HallOfFame.of(self.judged, self.final_race.choice)
 
     @cached_property
     def final_race(self) -> FinalRace:
@@ -177,6 +183,8 @@ def reading(path: Path) -> Iterator[None]:
     """Turn the errors that a damaged result raises when it is read into one about `path`."""
     try:
         yield
+    except OSError as error:
+        raise PrunerZeroError(f"{path} cannot be read: {error.strerror}") from error
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, ParseError) as error:
         reason = one_line(f"{type(error).__name__}: {error}", longest=120)
         raise PrunerZeroError(

@@ -259,4 +259,4 @@ def _operands(node: Call) -> list[Expression]:
 def _moved(generator: Generator, exponent: float) -> float:
     """The exponent moved by some steps of the grid."""
     steps = int(generator.geometric(0.4)) * (1 if generator.random() < 0.5 else -1)
-    return min(max(on_grid(exponent + steps * EXPONENT_STEP), LOWEST), HIGHEST)
+    return on_grid(min(max(exponent + steps * EXPONENT_STEP, LOWEST), HIGHEST))

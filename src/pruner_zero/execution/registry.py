@@ -33,7 +33,7 @@ def check_executor(name: str | None, workers: Workers) -> None:
     """
     if name == "serial" and (workers.count or 1) > 1:
         raise PrunerZeroError(
-            "--executor serial is one worker: leave out --workers, or give --executor processes"
+            "--executor serial is one worker: give --workers 1, or --executor processes"
         )
     if name == "ray":
         from pruner_zero.execution.ray_cluster import check_cluster

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from markupsafe import Markup
 from torch import Tensor
 
+from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.markup import element
 from pruner_zero.metric.evaluate import score
@@ -33,7 +34,7 @@ class Metric:
 
     scope: which weights competed with each other when the metric was found (row, block,
         matrix, global, unit); `pruner_zero.choices.Group` lists the scopes.
-    Raises PrunerZeroError where the expression gives no value per weight.
+    Raises PrunerZeroError where the expression gives no value per weight, and for an unknown scope.
     """
 
     expression: Expression
@@ -41,6 +42,10 @@ class Metric:
     scope: str | None = None
 
     def __post_init__(self) -> None:
+        if self.scope is not None and self.scope not in (scopes := get_args(Group)):
+            raise PrunerZeroError(
+                f"unknown scope '{excerpt(self.scope, 40)}': {did_you_mean(self.scope, scopes)}"
+            )
         if self.expression.shape is not Shape.MATRIX:
             matrices = {name for name in TERMINALS if TERMINALS[name].shape is Shape.MATRIX}
             used = sorted(self.expression.terminals & matrices)
@@ -66,6 +71,10 @@ class Metric:
             return cls(spec)
         if isinstance(spec, Mapping):
             return cls._of_tree(spec)
+        if not isinstance(spec, str | Path):
+            raise PrunerZeroError(
+                f"a metric is a name, expression, tree or file, not {excerpt(repr(spec), 40)}"
+            )
         if isinstance(spec, Path) or spec.endswith(".json"):
             return cls._of_file(Path(spec))
         if spec in NAMED:

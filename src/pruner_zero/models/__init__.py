@@ -32,6 +32,7 @@ from pruner_zero.models.sampling import cache_arguments, end_tokens, sample_wind
 from pruner_zero.models.save import save_model, save_offloaded
 from pruner_zero.models.structure import (
     Matrix,
+    check_finite,
     check_weights,
     common_kind,
     find_blocks,
@@ -58,6 +59,7 @@ __all__ = [
     "cache_arguments",
     "cast_weights",
     "check_dropped",
+    "check_finite",
     "check_shrunk",
     "check_tokens",
     "check_weights",

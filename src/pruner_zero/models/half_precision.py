@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
+from threading import local
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import checkpoint
 
 from pruner_zero.devices import emulated_dtypes
 
@@ -17,7 +18,11 @@ from pruner_zero.devices import emulated_dtypes
 # (benchmarks/half.md).
 _LEAST_ROWS = 4
 
-_active: ContextVar[bool] = ContextVar("half_products", default=False)
+# Of products with the stacked matrices of experts; older versions of torch have none.
+_GROUPED = getattr(functional, "grouped_mm", None)
+
+# Whether the thread is within the context: so is the mode, which a thread does not pass on.
+_thread = local()
 
 
 @contextmanager
@@ -28,17 +33,18 @@ def half_products() -> Iterator[None]:
     have such products. On these nothing changes, nor on other devices, nor in other dtypes.
     Emulated products take ten to hundreds of times as long (pytorch/pytorch#146508). A context
     within another one changes nothing: what observes products between the two sees their factors.
+    Products of float32 tensors that autocast takes in half precision are left to torch.
     """
-    dtypes = () if _active.get() else emulated_dtypes()
+    dtypes = () if getattr(_thread, "active", False) else emulated_dtypes()
     if not dtypes:
         yield
         return
-    token = _active.set(True)
+    _thread.active = True
     try:
         with _InFloat32(dtypes):
             yield
     finally:
-        _active.reset(token)
+        _thread.active = False
 
 
 class _InFloat32(TorchFunctionMode):
@@ -46,7 +52,7 @@ class _InFloat32(TorchFunctionMode):
 
     _products = (
         *(torch.matmul, torch.mm, torch.bmm, torch.addmm, torch.baddbmm),
-        *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__),
+        *(Tensor.matmul, Tensor.mm, Tensor.bmm, Tensor.__matmul__, Tensor.addmm, Tensor.baddbmm),
         functional.scaled_dot_product_attention,
     )
 
@@ -62,6 +68,8 @@ class _InFloat32(TorchFunctionMode):
         if isinstance(first, Tensor) and first.dtype in self.dtypes and first.is_cpu:
             if func is functional.linear:
                 return _linear(*args, **given)
+            if func is _GROUPED and func is not None:
+                return _grouped(*args, **given)
             if func in self._products and "out" not in given:
                 wide = {name: _widened(value) for name, value in given.items()}
                 return func(*map(_widened, args), **wide).to(first.dtype)
@@ -76,6 +84,23 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return product
 
 
+def _grouped(x: Tensor, weight: Tensor, **given: Any) -> Tensor:
+    """As `functional.grouped_mm`; the gradient takes the product again.
+
+    So no float32 copy of all experts is kept for it.
+    """
+
+    def product(x: Tensor, weight: Tensor) -> Tensor:
+        assert _GROUPED is not None
+        result: Tensor = _GROUPED(x.float(), weight.float(), **given).to(x.dtype)
+        return result
+
+    if not torch.is_grad_enabled():
+        return product(x, weight)
+    again: Tensor = checkpoint(product, x, weight, use_reentrant=False, preserve_rng_state=False)
+    return again
+
+
 def _widened(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
@@ -86,7 +111,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """x: (..., in), weight: (out, in), bias: (out) or None; (..., out) in the dtype of x."""
-        ctx.save_for_backward(x, weight)
+        of_x, of_weight, _ = ctx.needs_input_grad
+        # Inputs are kept for the gradient of the weight alone.
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
         ctx.bias = None if bias is None else bias.dtype
         wide = None if bias is None else bias.float()
         return functional.linear(x.float(), weight.float(), wide).to(x.dtype)
@@ -100,7 +127,7 @@ class _Linear(torch.autograd.Function):
         wide = upstream.float()
         rows = wide.reshape(-1, wide.shape[-1])
         return (
-            (wide @ weight.float()).to(x.dtype) if of_x else None,
-            (rows.T @ x.reshape(-1, x.shape[-1]).float()).to(weight.dtype) if of_weight else None,
+            (wide @ weight.float()).to(upstream.dtype) if of_x else None,
+            (rows.T @ x.reshape(-1, x.shape[-1]).float()).to(upstream.dtype) if of_weight else None,
             rows.sum(0).to(ctx.bias) if of_bias else None,
         )

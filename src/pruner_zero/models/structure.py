@@ -5,7 +5,7 @@ most of the parameters, and a prunable matrix is any linear map inside a block.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -120,6 +120,15 @@ def check_weights(matrices: Sequence[Matrix]) -> None:
             raise PrunerZeroError(
                 f"{matrix.name} has {count} weights that are NaN or infinite: "
                 "repair the checkpoint or exclude the matrix"
+            )
+
+
+def check_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
+    """Raise PrunerZeroError naming the first of named `parameters` with NaN or infinity."""
+    for name, parameter in parameters:
+        if count := int((~torch.isfinite(parameter)).sum()):
+            raise PrunerZeroError(
+                f"{name} has {count} numbers that are NaN or infinite: repair the checkpoint"
             )
 
 

@@ -14,6 +14,7 @@ from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.masks import masks_for
 from pruner_zero.pruning.prune_matrix import write_zeros
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices
+from pruner_zero.recovery import NOT_RETRAINED
 from pruner_zero.result_folder import build_folder, check_output
 
 
@@ -88,7 +89,7 @@ def _card(result: MaskedResult) -> str:
     name = result.language_model.name
     return (
         "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n\n"
-        f"# {Path(name).name}, {result.sparsity:.1%} zeros\n\n"
+        f"# {Path(name).name}, {result.sparsity:.1%} zeros in {len(result.records)} matrices\n\n"
         f"The weights of `{name}` with zeros where `{result.masks}` has zeros. Nothing was "
-        "calibrated or retrained.\n"
+        f"calibrated. {NOT_RETRAINED}\n"
     )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -171,6 +172,7 @@ def by_loss(
                 without = run(later, without)
             losses[index] = loss(without)
             hidden = run(index, hidden)
+        _check_measured(losses)
         best = min(losses, key=losses.__getitem__)
         left.remove(best)
         yield best, losses[best]
@@ -185,6 +187,7 @@ def by_influence(
     block.
     """
     influence = block_influence(language_model, tokens, progress)
+    _check_measured(dict(enumerate(influence)))
     inner = range(1, len(influence) - 1)
     yield from ((index, influence[index]) for index in sorted(inner, key=influence.__getitem__))
 
@@ -215,6 +218,16 @@ def block_influence(
         influence.append(1 - fmean(cosines))
         hidden = outputs
     return influence
+
+
+def _check_measured(values: Mapping[int, float]) -> None:
+    """Raise PrunerZeroError where a value by block is not finite, as where activations overflow."""
+    for index, value in values.items():
+        if not isfinite(value):
+            raise PrunerZeroError(
+                f"block {index} cannot be judged, since the model's outputs are not finite: choose "
+                "--dtype bfloat16 or float32, or repair the checkpoint"
+            )
 
 
 def _count(blocks: int, sparsity: float) -> int:

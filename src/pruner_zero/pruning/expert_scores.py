@@ -1,11 +1,13 @@
 """The scores of experts: REAP's, or the totals of a metric over their matrices."""
 
 from dataclasses import replace
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import StatisticsStore, calibrate
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, Mixtures, find_matrices, half_products
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.experts import Experts
@@ -60,7 +62,8 @@ def reap_scores(
     """For every expert, the mean over its tokens of router weight times norm of its output.
 
     tokens: windows (n, seqlen). The router weight is the weight that the model multiplies the
-    output with. Returns scores by block number; None for an expert that no token reaches.
+    output with. Returns scores by block number; None for an expert that no token reaches. Raises
+    PrunerZeroError where a score is not finite, as where activations overflow.
     Source: REAP (Lasby et al. 2025, 2510.13999), equation 9.
     """
     model, count = language_model.model, mixtures.count
@@ -90,6 +93,12 @@ def reap_scores(
     finally:
         for handle in handles:
             handle.remove()
+    for block, totals in sums.items():
+        if not all(map(isfinite, totals)):
+            raise PrunerZeroError(
+                f"the experts of block {block} cannot be scored, since their outputs are not "
+                "finite: choose --dtype bfloat16 or float32, or repair the checkpoint"
+            )
     return {
         block: [total / n if n else None for total, n in zip(totals, reached[block], strict=True)]
         for block, totals in sums.items()

@@ -100,17 +100,19 @@ def parse_method(
     return Method(name, metric, zeros, steps, asymmetric, distill)
 
 
-def with_distillation(method: Method, steps: int) -> Method:
-    """The method with so many steps of distillation, where its text names none.
+def with_distillation(method: Method, steps: int | None) -> Method:
+    """The method with so many steps of distillation; those of its text where None.
 
     Raises PrunerZeroError where both name a number, and not the same.
     """
-    if steps and method.distill not in (0, steps):
+    if steps is None:
+        return method
+    if method.distill not in (0, steps):
         raise PrunerZeroError(
             f"{method.name} names its distillation: leave out --distill {steps}, or "
             f"+distill={method.distill}"
         )
-    return replace(method, distill=steps or method.distill)
+    return replace(method, distill=steps)
 
 
 def check_compares_weights(name: str, metric: Metric) -> None:

@@ -4,12 +4,13 @@ From the metric to the weights: in `choice.py` `score_matrix` makes scores of we
 statistics and the pattern chooses masks by them; `prune_matrix` runs the steps after the mask.
 """
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import groupby
 
 import torch
+from torch import nn
 
 from pruner_zero.calibration import InputStatistic, StatisticsStore, calibrate, select
 from pruner_zero.choices import Mode
@@ -17,6 +18,7 @@ from pruner_zero.models import (
     LanguageModel,
     Matrix,
     OffloadedModel,
+    check_finite,
     check_weights,
     find_blocks,
     find_matrices,
@@ -47,10 +49,30 @@ def check_plan(
     matrices = find_matrices(language_model.model, include, exclude)
     for matrix in matrices:
         method.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
-    for index, of_block in groupby(matrices, key=lambda matrix: matrix.block):
-        with language_model.block(index):
-            check_weights(list(of_block))
+    _check_parameters(language_model, matrices)
     return matrices
+
+
+def _check_parameters(language_model: LanguageModel, matrices: Sequence[Matrix]) -> None:
+    """Raise PrunerZeroError for NaN and infinity, except in matrices that are left out."""
+    model = language_model.model
+    others = {matrix.parameter_name for matrix in find_matrices(model)}
+    names = {id(p): name for name, p in model.named_parameters() if name not in others}
+
+    def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((names[id(p)], p) for p in module.parameters() if id(p) in names)
+
+    by_block = defaultdict(list)
+    for matrix in matrices:
+        by_block[matrix.block].append(matrix)
+    for index in range(len(find_blocks(model))):
+        with language_model.block(index) as block:
+            check_weights(by_block[index])
+            check_finite(named(block))
+            for parameter in block.parameters():
+                names.pop(id(parameter), None)
+    with language_model.outside():
+        check_finite(named(model))
 
 
 @torch.no_grad()

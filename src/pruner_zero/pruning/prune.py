@@ -6,7 +6,7 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.calibration import StatisticsStore
+from pruner_zero.calibration import GradientStatistic, StatisticsStore, check_gradients, select
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
@@ -93,7 +93,7 @@ def prune(
 
     The result is built up in `OUTPUT.partial` and moved to `output` when it is complete; the same
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
-    naming what to change; `output` is then unchanged.
+    naming what to change; `output` is then unchanged, and a model object may be pruned in part.
     """
     pattern = settings.get("pattern")
     whole = pattern is not None or settings.get("structure") is not None
@@ -122,7 +122,9 @@ def prune(
         multiple_of=checked.multiple_of,
         coupled=checked.coupled,
     )
-    method = with_distillation(method, checked.distill)
+    # 0 is the default beside a metric, whose text may name steps.
+    steps = checked.distill if "distill" in checked.model_fields_set else None
+    method = with_distillation(method, steps)
     if isinstance(method.pattern, Removal) and not checked.structure:
         raise PrunerZeroError(
             f"{method.name} removes whole units: name them by --structure, and their share by "
@@ -153,6 +155,9 @@ def prune(
             progress.note(f"{fitted} go: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
     matrices = check_plan(language_model, method, include, checked.exclude)
+    if select(GradientStatistic, method.kinds):
+        # Before the model writes a text for nothing.
+        check_gradients(matrices)
     before = size_of(language_model.model)[0]
     order = method.mode(checked.mode)
 

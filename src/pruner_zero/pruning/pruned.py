@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from pruner_zero.calibration import StatisticsStore
 from pruner_zero.choices import Mode
-from pruner_zero.models import LanguageModel, Matrix, OffloadedModel, size_of
+from pruner_zero.models import LanguageModel, Matrix, OffloadedModel, find_matrices, size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.method import Method
@@ -16,7 +16,7 @@ from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.removal import Removal
 from pruner_zero.pruning.units import choose_units
 from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
-from pruner_zero.recovery import Point, distill
+from pruner_zero.recovery import Point, check_distillation, distill
 from pruner_zero.result_folder import take_up
 from pruner_zero.text import Windows
 
@@ -51,13 +51,15 @@ def run_method(
 ) -> Pruned:
     """Choose units, prune, cut out the units and distill, all in place.
 
-    mode, matrices, damping, checkpoint: as `prune_model` takes them. seed: of the distillation.
+    mode, matrices, damping, checkpoint: as `prune_model` takes them; where no units are cut out,
+    only `matrices` are trained. seed: of the distillation.
     undo: units that were cut out come back when it is closed; where None they are gone for good. An
     offloaded model keeps masked units: its files are cut when they are saved. Raises
     PrunerZeroError.
     """
     teacher = None
     if method.distill:
+        check_distillation(windows)
         # A copy, because pruning changes the weights in place.
         teacher = replace(language_model, model=deepcopy(language_model.model))
     method = choose_units(
@@ -93,6 +95,8 @@ def run_method(
         teacher,
         windows,
         method.distill,
+        # Where units were cut out, all matrices are trained, and experts have other numbers.
+        matrices=find_matrices(model) if isinstance(pattern, Removal) else matrices,
         seed=seed,
         checkpoint=training,
         progress=progress,

@@ -97,7 +97,9 @@ class PruneResult(PrunedMatrices):
             if method.scope:
                 tree["scope"] = method.scope
             write_atomic(folder / "metric.json", json.dumps(tree, indent=2) + "\n")
-        write_atomic(folder / "pruning.json", json.dumps(self.to_json(), indent=2) + "\n")
+        write_atomic(
+            folder / "pruning.json", json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
+        )
         write_atomic(folder / "README.md", model_card(self))
 
 

@@ -44,4 +44,7 @@ def score_matrix(matrix: Matrix, statistics: Statistics, metric: Metric) -> Tens
         terminals = statistics.terminals({"W", *metric.needs}, matrix.weight.float())
         return reached_score(metric.expression, terminals)
     except ScoreError as error:
-        raise PrunerZeroError(f"{metric} cannot score {matrix.name}: {error}") from error
+        raise PrunerZeroError(
+            f"{metric} cannot score {matrix.name}: {error}: choose another metric, or exclude "
+            "the matrix"
+        ) from error

@@ -1,7 +1,7 @@
 """Recovery: fine-tuning of a pruned model that keeps its zeros."""
 
 from pruner_zero.recovery.checkpoint import Checkpoint
-from pruner_zero.recovery.distillation import distill
+from pruner_zero.recovery.distillation import check_distillation, distill
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.result import NOT_RETRAINED, RecoverResult
 from pruner_zero.recovery.train import Point
@@ -13,6 +13,7 @@ __all__ = [
     "Point",
     "RecoverResult",
     "RecoverSettings",
+    "check_distillation",
     "distill",
     "recover",
 ]

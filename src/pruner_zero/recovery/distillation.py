@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, check_weights, find_matrices, parameters_of
+from pruner_zero.models import LanguageModel, Matrix, check_weights, parameters_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.train import Point, Training
@@ -23,18 +23,29 @@ TOKENS = 1024
 _HELD_OUT = 1 / 16
 
 
+def check_distillation(windows: Windows) -> None:
+    """Raise PrunerZeroError where there are too few windows for `distill`."""
+    if len(windows) < 2:
+        raise PrunerZeroError(
+            "distillation needs 2 calibration windows, one of them for validation: give more "
+            "--windows, or --distill 0"
+        )
+
+
 def distill(
     pruned: LanguageModel,
     teacher: LanguageModel,
     windows: Windows,
     steps: int,
     *,
+    matrices: Sequence[Matrix],
     seed: int = 0,
     checkpoint: Checkpoint | None = None,
     progress: Progress = SILENT,
 ) -> Sequence[Point]:
     """Train the kept weights of `pruned`, in place, for `steps` steps; return the learning curve.
 
+    matrices: those of `pruned` whose weights are trained; all other parameters stay as they are.
     The loss is KL(teacher ‖ pruned) over the next tokens of `windows`, without the next-token loss
     of the text, so that text that the dense model wrote can be used. Pruned weights stay zero.
     Every step takes about 1024 tokens, or all windows. The steps alone decide the result, which is
@@ -44,11 +55,7 @@ def distill(
     Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
     2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).
     """
-    if len(windows) < 2:
-        raise PrunerZeroError(
-            "distillation needs 2 calibration windows, one of them for validation: give more "
-            "--windows, or --distill 0"
-        )
+    check_distillation(windows)
     held_out = max(1, round(len(windows) * _HELD_OUT))
     settings = RecoverSettings(
         model=pruned.name,
@@ -63,7 +70,6 @@ def distill(
         validation_windows=held_out,
         keep="last",
     )
-    matrices = find_matrices(pruned.model)
     check_weights(matrices)
     with float32_weights(pruned.model):
         trainables: list[Trainable] = [

@@ -77,7 +77,7 @@ class RecoverResult(Tabular):
         return [asdict(point) for point in self.curve]
 
     def to_json(self) -> dict[str, Any]:
-        """Everything except the cost, as JSON values."""
+        """All but what time was spent, as JSON values: the same for the same `--steps`."""
         return {
             "settings": self.settings.model_dump(mode="json"),
             "compute_dtype": self.compute_dtype,
@@ -88,7 +88,10 @@ class RecoverResult(Tabular):
             "kept_step": self.kept_step,
             "loss_before": self.loss_before,
             "loss_after": self.loss_after,
-            "curve": [asdict(point) for point in self.curve],
+            "curve": [
+                {name: value for name, value in row.items() if name != "seconds"}
+                for row in self.to_rows()
+            ],
             "training": self.training,
             "validation": self.validation,
             "provenance": self.provenance,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.calibration import self_windows
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.settings import RecoverSettings
@@ -34,6 +35,10 @@ def split_windows(
     """
     text = corpus.text[:RANDOM_CHARACTERS]
     cut = round(len(text) * (1 - HELD_OUT))
+    if not text[cut:].strip():
+        raise PrunerZeroError(
+            f"corpus {corpus.name} is too short for a last tenth to validate on: choose more text"
+        )
     training = Corpus(f"{corpus.name} (first nine tenths)", text[:cut], corpus.joined)
     held_out = Corpus(f"{corpus.name} (last tenth)", text[cut:], corpus.joined)
     # The shorter part first: its error message says how much text is needed.

@@ -42,7 +42,7 @@ def repeat(result: Result) -> str:
     Where the command line has no option for a setting, the command is preceded by one that writes
     a settings file.
     """
-    path = result.path
+    path = _named(result.path)
     again = path.with_name(f"{path.stem}-again{path.suffix}")
     kinds: dict[type[Result], tuple[str, type[Settings]]] = {
         Study: ("search", SearchSettings),
@@ -50,6 +50,11 @@ def repeat(result: Result) -> str:
         ComparisonRun: ("compare", CompareSettings),
     }
     return _command(*kinds[type(result)], result.settings, again)
+
+
+def _named(path: Path) -> Path:
+    """The path with a name at its end, which "." and ".." are not."""
+    return path if path.name not in ("", "..") else path.resolve()
 
 
 def repeatable(result: Result) -> bool:
@@ -62,8 +67,8 @@ def repeatable(result: Result) -> bool:
 
 def prune_with(run: Study) -> str:
     """The command that prunes with the best metric of a search as the search judged it."""
-    asked = _calibration(run) | run.prune_options
-    return _command("prune", PruneSettings, asked, run.path.with_name(f"{run.path.name}-pruned"))
+    asked, path = _calibration(run) | run.prune_options, _named(run.path)
+    return _command("prune", PruneSettings, asked, path.with_name(f"{path.name}-pruned"))
 
 
 def compare_with(run: Study) -> str:

@@ -47,10 +47,7 @@ def group_of(scope: str | None, pattern: str) -> str | None:
 
 
 def portrait(expression: Expression, scope: str | None) -> Portrait:
-    """The portrait of a metric; scope: None where weights are compared within N:M groups.
-
-    Raises PrunerZeroError for an unknown scope.
-    """
+    """The portrait of a metric; scope: None where weights are compared within N:M groups."""
     seen = cast(Group, scope if scope in get_args(Group) else "row")
     drawn = expression.size <= MOST_DRAWN
     return Portrait(

@@ -29,6 +29,13 @@ class Settings(BaseModel):
         values = self.model_dump(mode="json", exclude=exclude)
         return {f"--{name.replace('_', '-')}": value for name, value in values.items()}
 
+    def refuse(self, names: Sequence[str], needed: str) -> None:
+        """Raise PrunerZeroError where one of `names`, idle without `needed`, is not its default."""
+        for name in names:
+            if getattr(self, name) != type(self).model_fields[name].default:
+                option = name.replace("_", "-")
+                raise PrunerZeroError(f"--{option} has no effect without {needed}: leave it out")
+
 
 @dataclass(frozen=True)
 class Cli:
@@ -118,11 +125,12 @@ def read_settings(
     and what it accepts.
     """
     values = {**(_read_yaml(Path(file)) if file else {})}
-    for key, value in values.items():
-        field = kind.model_fields.get(key)
-        # Pydantic would read it as 1 or 0.
-        if isinstance(value, bool) and field is not None and field.annotation is not bool:
-            raise PrunerZeroError(f"{key} is {str(value).lower()} in {file}: it is no switch")
+    for part, where in ((values, f" in {file}"), (given, "")):
+        for key, value in part.items():
+            field = kind.model_fields.get(key)
+            # Pydantic would read it as 1 or 0.
+            if isinstance(value, bool) and field is not None and field.annotation is not bool:
+                raise PrunerZeroError(f"{key} is {str(value).lower()}{where}: it is no switch")
     values.update({key: value for key, value in given.items() if value is not None})
     try:
         return kind(**values)

@@ -8,6 +8,10 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, PathText
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
+# Settings without effect where no task is named, and where no text is.
+_OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")
+_OF_TEXT = ("windows",)
+
 
 class EvaluateSettings(ModelSettings):
     """All that decides the result of `evaluate`; names of tasks' settings are lm-eval's."""
@@ -56,6 +60,12 @@ class EvaluateSettings(ModelSettings):
             raise PrunerZeroError(
                 "--beside names models to compare in speed or in tasks: add --speed or --tasks"
             )
+        if self.tasks is None:
+            self.refuse(_OF_TASKS, "--tasks")
+        if self.text is None:
+            self.refuse(_OF_TEXT, "--text")
+        if self.text is None and self.tasks is None:
+            self.refuse(("batch_size",), "--text or --tasks")
         if len(self.beside) > 1 and self.tasks is not None:
             raise PrunerZeroError("--tasks compares with one model: give one --beside")
         return self

@@ -90,11 +90,10 @@ class RecoverSettings(ModelSettings):
     @model_validator(mode="after")
     def _check_effect(self) -> "RecoverSettings":
         writes = SELF in self.text if isinstance(self.text, dict) else self.text == SELF
-        without = {"rank": self.mode == "full", "alpha": self.mode == "full", "windows": not writes}
-        for name, idle in without.items():
-            if idle and getattr(self, name) != type(self).model_fields[name].default:
-                needed = "--text self" if name == "windows" else "--mode lora"
-                raise PrunerZeroError(f"--{name} has no effect without {needed}: leave it out")
+        if self.mode == "full":
+            self.refuse(("rank", "alpha"), "--mode lora")
+        if not writes:
+            self.refuse(("windows",), "--text self")
         if writes and self.teacher is None:
             raise PrunerZeroError(
                 "there is no text to train on: give one as --text, or the dense model as "

@@ -82,13 +82,16 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     workers: Annotated[int | None, Cli(panel="Workers", default="one per core")] = Field(
         None, ge=1, description="Processes or Ray actors that judge candidates."
     )
-    threads: Annotated[int, _WORKERS] = Field(1, ge=1, description="CPU threads of each worker.")
+    threads: Annotated[int, _WORKERS] = Field(
+        1, ge=1, le=1024, description="CPU threads of each worker."
+    )
     executor: Annotated[
         str | None, Cli(panel="Workers", default="processes for several workers, else serial")
     ] = Field(None, description="serial, processes, ray or a plug-in's.")
     time_limit: Annotated[float, _WORKERS] = Field(
         600.0,
         gt=0,
+        le=1e7,
         description="Seconds that one judgement may take before its candidate is rejected.",
     )
     ray_address: Annotated[

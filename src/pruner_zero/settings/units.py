@@ -35,6 +35,7 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
                 raise PrunerZeroError(
                     f"--{name} applies to whole units alone: add --structure, or leave out --{name}"
                 )
+        settings.refuse(("multiple_of",), "--structure channels")
         return
     if (settings.sparsity is None) == (settings.parameters is None):
         raise PrunerZeroError(

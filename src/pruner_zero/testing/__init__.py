@@ -1,4 +1,6 @@
-"""Tests that every plug-in must pass: derive a test class from a suite; pytest finds it.
+"""Tests for operators, named metrics, texts and executors of other packages.
+
+Derive a test class from a suite; pytest finds it.
 
 from pruner_zero.testing import OperatorSuite
 

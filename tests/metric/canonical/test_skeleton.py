@@ -95,3 +95,12 @@ def test_a_rebuilt_product_ranks_as_before() -> None:
         before = score(parse(text), tensors).flatten().argsort()
         after = score(form.with_exponents(form.exponents), tensors).flatten().argsort()
         assert torch.equal(before, after)
+
+
+def test_the_structure_of_a_deep_expression_is_found_at_once() -> None:
+    """Nested sorting once doubled the time with every level."""
+    text = "W"
+    for _ in range(20):
+        text = f"row_share({text}) * X"
+    deep = skeleton(text)
+    assert deep.with_exponents([1.0] * len(deep.exponents)) == deep.structure

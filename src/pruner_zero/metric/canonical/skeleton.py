@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from pruner_zero.choices import Group
 from pruner_zero.metric.canonical.facts import is_tame
@@ -88,5 +88,6 @@ def _moved_inside(base: Expression, move: Callable[[float], float]) -> Expressio
     return Call(base.operator, tuple(_moved(operand, move) for operand in base.operands))
 
 
+@lru_cache(maxsize=4096)
 def _structure_text(base: Expression) -> str:
     return str(_moved_inside(base, lambda exponent: 1.0))
