@@ -156,6 +156,13 @@ def test_neighbours_are_products_with_a_factor_less_more_or_exchanged() -> None:
     assert forms == {canonical(parse(text), "global") for text in wanted}
 
 
+def test_an_exchanged_factor_adds_its_exponent_to_that_of_the_factor_it_becomes() -> None:
+    space = SearchSpace()
+    forms = [str(form) for form in neighbours(parse("W * sqrt(G) * (O * X)^0.25"), space)]
+    assert "W * (O * X)^0.75" in forms
+    assert "W * G^0.75 * X^0.25" in forms
+
+
 def test_neighbours_of_any_metric_are_allowed() -> None:
     generator = np.random.default_rng(0)
     for space in SPACES:

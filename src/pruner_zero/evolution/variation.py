@@ -194,8 +194,8 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
 
     A new factor is a terminal, or the product of a column and a row of statistics, such as O * X,
     which has a value for each weight as a matrix has. It has the exponent of the one it replaces,
-    else a half. An order depends mostly on how much each terminal counts, so these are the
-    smallest steps.
+    beside its own where the product has it already; one more has a half. An order depends mostly
+    on how much each terminal counts, so these are the smallest steps.
     """
     coefficient, bases = factors(expression)
     leaves = space.leaves
@@ -206,8 +206,11 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
         rest = {other: power for other, power in bases.items() if other != base}
         for names in ((), *alternatives):
             new: dict[Expression, float] = {Terminal(name): exponent for name in names}
-            if rest.keys().isdisjoint(new) and (rest or new):
-                made[product(coefficient, {**rest, **new})] = None
+            if base is None and not rest.keys().isdisjoint(new):
+                continue
+            powers = {factor: power + rest.get(factor, 0.0) for factor, power in new.items()}
+            if rest or new:
+                made[product(coefficient, {**rest, **powers})] = None
     return [form for form in made if form != expression and space.allows(form) is None]
 
 
