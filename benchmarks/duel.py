@@ -72,7 +72,7 @@ class Arm:
     def algorithm(self, chosen: SearchSettings) -> Algorithm:
         """The algorithm of this arm."""
         if self.build is not None:
-            return self.build(chosen.search_space or SearchSpace(), chosen.seed)
+            return self.build(chosen.search_space, chosen.seed)
         return make_algorithm(
             chosen.algorithm, chosen.search_space, chosen.seed, chosen.algorithm_settings
         )
