@@ -254,7 +254,7 @@ def test_a_parameter_that_holds_nan_is_named_before_anything_is_done(name: str) 
     with torch.no_grad():
         ours.model.get_parameter(name).view(-1)[0] = torch.nan
     method = parse_method("magnitude", sparsity=0.5)
-    with pytest.raises(PrunerZeroError, match=rf"^{re.escape(name)} has 1 numbers that are NaN"):
+    with pytest.raises(PrunerZeroError, match=rf"^{re.escape(name)} has 1 weights that are NaN"):
         check_plan(ours, method)
 
 

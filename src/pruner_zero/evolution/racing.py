@@ -22,13 +22,13 @@ class Racing:
     From the closed-form error to the loss on a few windows: candidates at most `near` above the
     lowest of the run so far, by their expectation (`Surrogate`) or by the error itself, and among
     the best `few_share` of their batch, at most `few_most`, tuned exponents (`Tuner`) first, so
-    that the search learns before more candidates run. From there to all search
-    windows: those whose loss is at most `margin`, in nats, above the lowest on the few windows, or
-    may become the lowest on all, judged by how much the two losses differed for other candidates.
-    All candidates are judged on the same windows, so that differences are those of the metrics; one
-    that falls clearly behind the best is stopped (`is_behind`). `near` and `few_share` widen as the
-    run finds that the closed form does not rank like the loss (`Surrogate.trust`). direct: every
-    distinct candidate is judged on all search windows, none is stopped, as in the published search.
+    that the search learns before more candidates run. From there to all search windows: those
+    whose loss is at most `margin`, in nats, above the lowest on the few windows, or may become the
+    lowest on all, judged by how much the two losses differed for other candidates. All candidates
+    are judged on the same windows, so that differences are those of the metrics; one that falls
+    clearly behind the best is stopped (`is_behind`). `near` and `few_share` widen as the run finds
+    that the closed form does not rank like the loss (`Surrogate.trust`). direct: every distinct
+    candidate is judged on all search windows, none is stopped, as in the published search.
     """
 
     near: float = 0.3

@@ -25,8 +25,11 @@ RUN = "run.json"
 # Why a search stopped that the user interrupted.
 INTERRUPTED = "interrupted"
 # The keys of a journal's first line other than settings as they were asked for.
-_HASHES = (
-    *("calibration_tokens", "search_tokens", "final_tokens", "model_weights"),
+_NOT_ASKED = (
+    "calibration_tokens",
+    "search_tokens",
+    "final_tokens",
+    "model_weights",
     "judge_dtype",
 )
 
@@ -85,7 +88,7 @@ class Study(Tabular):
             journal = SearchJournal.of(path)
             run = read_json(path / RUN) if (path / RUN).is_file() else {}
             header = journal.settings.items()
-            asked = {name: value for name, value in header if name not in _HASHES}
+            asked = {name: value for name, value in header if name not in _NOT_ASKED}
             return cls(
                 path,
                 dict(run.get("settings", asked)),

@@ -68,7 +68,7 @@ class _InFloat32(TorchFunctionMode):
         if isinstance(first, Tensor) and first.dtype in self.dtypes and first.is_cpu:
             if func is functional.linear:
                 return _linear(*args, **given)
-            if func is _GROUPED and func is not None:
+            if func is _GROUPED:
                 return _grouped(*args, **given)
             if func in self._products and "out" not in given:
                 wide = {name: _widened(value) for name, value in given.items()}
@@ -84,21 +84,22 @@ def _linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     return product
 
 
-def _grouped(x: Tensor, weight: Tensor, **given: Any) -> Tensor:
-    """As `functional.grouped_mm`; the gradient takes the product again.
+def _grouped(mat_a: Tensor, mat_b: Tensor, **given: Any) -> Tensor:
+    """As `functional.grouped_mm`, whose names these are; the gradient takes the product again.
 
     So no float32 copy of all experts is kept for it.
     """
 
-    def product(x: Tensor, weight: Tensor) -> Tensor:
+    def product(*factors: Tensor) -> Any:
         assert _GROUPED is not None
-        result: Tensor = _GROUPED(x.float(), weight.float(), **given).to(x.dtype)
-        return result
+        wide = {name: _widened(value) for name, value in given.items()}
+        return _GROUPED(*map(_widened, factors), **wide).to(mat_a.dtype)
 
-    if not torch.is_grad_enabled():
-        return product(x, weight)
-    again: Tensor = checkpoint(product, x, weight, use_reentrant=False, preserve_rng_state=False)
-    return again
+    # Without gradients this is one call of `product`.
+    result: Tensor = checkpoint(
+        product, mat_a, mat_b, use_reentrant=False, preserve_rng_state=False
+    )
+    return result
 
 
 def _widened(value: Any) -> Any:

@@ -113,23 +113,17 @@ def find_matrices(
 
 def check_weights(matrices: Sequence[Matrix]) -> None:
     """Raise PrunerZeroError naming the first matrix that holds NaN or infinity."""
-    for matrix in matrices:
-        finite = torch.isfinite(matrix.weight)
-        if not finite.all():
-            count = int((~finite).sum())
-            raise PrunerZeroError(
-                f"{matrix.name} has {count} weights that are NaN or infinite: "
-                "repair the checkpoint or exclude the matrix"
-            )
+    weights = ((matrix.name, matrix.weight) for matrix in matrices)
+    check_finite(weights, "repair the checkpoint or exclude the matrix")
 
 
-def check_finite(parameters: Iterable[tuple[str, nn.Parameter]]) -> None:
-    """Raise PrunerZeroError naming the first of named `parameters` with NaN or infinity."""
-    for name, parameter in parameters:
-        if count := int((~torch.isfinite(parameter)).sum()):
-            raise PrunerZeroError(
-                f"{name} has {count} numbers that are NaN or infinite: repair the checkpoint"
-            )
+def check_finite(
+    named: Iterable[tuple[str, Tensor]], remedy: str = "repair the checkpoint"
+) -> None:
+    """Raise PrunerZeroError naming the first tensor that holds NaN or infinity, and the remedy."""
+    for name, values in named:
+        if count := int((~torch.isfinite(values)).sum()):
+            raise PrunerZeroError(f"{name} has {count} weights that are NaN or infinite: {remedy}")
 
 
 def _matches(matrix: Matrix, pattern: str) -> bool:

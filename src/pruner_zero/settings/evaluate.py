@@ -8,9 +8,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, PathText
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
-# Settings without effect where no task is named, and where no text is.
+# Settings without effect where no task is named.
 _OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")
-_OF_TEXT = ("windows",)
 
 
 class EvaluateSettings(ModelSettings):
@@ -63,7 +62,7 @@ class EvaluateSettings(ModelSettings):
         if self.tasks is None:
             self.refuse(_OF_TASKS, "--tasks")
         if self.text is None:
-            self.refuse(_OF_TEXT, "--text")
+            self.refuse(("windows",), "--text")
         if self.text is None and self.tasks is None:
             self.refuse(("batch_size",), "--text or --tasks")
         if len(self.beside) > 1 and self.tasks is not None:

@@ -88,6 +88,7 @@ def _moved_inside(base: Expression, move: Callable[[float], float]) -> Expressio
     return Call(base.operator, tuple(_moved(operand, move) for operand in base.operands))
 
 
+# Every level of an expression sorts by the texts of all levels below it.
 @lru_cache(maxsize=4096)
 def _structure_text(base: Expression) -> str:
     return str(_moved_inside(base, lambda exponent: 1.0))
