@@ -108,6 +108,11 @@ def write_atomic(path: Path, data: bytes | str) -> None:
             file.write(data.encode() if isinstance(data, str) else data)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, as `write_atomic` does."""
+    write_atomic(path, json.dumps(value, indent=2) + "\n")
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import LOCK, check_writable, locked, write_atomic, writing
+from pruner_zero.files import LOCK, check_writable, locked, write_atomic, write_json, writing
 from pruner_zero.journal import Journal, Run
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost
@@ -132,7 +132,7 @@ def build_folder(
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         timing = {"finished": finished, **result.cost.to_json()}
         timing[f"first_{kind.step}_of_this_process"] = started
-        write_atomic(staged / "timing.json", json.dumps(timing, indent=2) + "\n")
+        write_json(staged / "timing.json", timing)
         write_atomic(partial / _COMPLETE, "")
         _move(staged, output, partial)
         _discard(partial)

@@ -1,6 +1,7 @@
 """Whole blocks go by the loss or by influence, and the model that is left loads anywhere."""
 
 import json
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,17 @@ def test_each_impossible_combination_is_refused_in_one_line(
     with pytest.raises(PrunerZeroError, match=line) as caught:
         pruned(tiny_model("llama", blocks=DEPTH), prose, **settings)
     assert "\n" not in str(caught.value)
+
+
+def test_an_impossible_share_is_refused_before_the_model_writes_a_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def too_late(*given: Any) -> None:
+        raise AssertionError("calibration began")
+
+    monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "open_calibration", too_late)
+    with pytest.raises(PrunerZeroError, match="would drop 0"):
+        prune(language_model("llama", blocks=DEPTH), structure="blocks", sparsity=0.05)
 
 
 @pytest.mark.parametrize("rule", ["block-influence", "sleb"])

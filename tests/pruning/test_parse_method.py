@@ -244,6 +244,7 @@ def test_commas_inside_parentheses_do_not_split() -> None:
 def test_commas_in_double_quotes_do_not_split() -> None:
     text = 'dense,"my runs, old/best.json"+refine,max(W,G)'
     assert split_methods(text) == ["dense", "my runs, old/best.json+refine", "max(W,G)"]
+    assert split_methods('"a(b.json",wanda,"c).json"') == ["a(b.json", "wanda", "c).json"]
 
 
 @pytest.mark.parametrize("text", ["", "wanda,", ",wanda", "wanda,,ria", " , "])

@@ -14,7 +14,7 @@ from torch import Tensor
 from pruner_zero.calibration.statistics import GradientStatistic, Kind, MatrixStatistics, select
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import sha256, write_atomic, writing
+from pruner_zero.files import sha256, write_atomic, write_json, writing
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
@@ -101,7 +101,7 @@ class StatisticsStore:
             write_atomic(self.folder / "settings.json", text + "\n")
         for kind, by_block in digests.items():
             names = {self.file(kind, block).name: digest for block, digest in by_block.items()}
-            write_atomic(self.folder / f"{kind}.json", json.dumps(names, indent=2) + "\n")
+            write_json(self.folder / f"{kind}.json", names)
             if by_block:
                 self._verified.add(kind)
 

@@ -28,7 +28,7 @@ def evaluate(
     if checked.text is None and checked.tasks is None and not checked.speed:
         raise PrunerZeroError("give --text to measure perplexity on, --tasks or --speed")
     from pruner_zero.evaluation.evaluate import measure
-    from pruner_zero.files import check_file, write_atomic
+    from pruner_zero.files import check_file, write_json
 
     if output is not None:
         check_file(output)
@@ -39,7 +39,7 @@ def evaluate(
     if origin := dict(ChainMap(*(part.get("provenance", {}) for part in parts))):
         values["provenance"] = origin
     if output is not None:
-        write_atomic(output, json.dumps(values, indent=2) + "\n")
+        write_json(output, values)
     if as_json:
         print(json.dumps(values))
         return

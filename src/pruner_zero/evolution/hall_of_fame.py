@@ -1,6 +1,5 @@
 """The hall of fame: the best metric of every complexity."""
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.metric import TERMINALS, Expression, Metric
 from pruner_zero.table import Tabular
 
@@ -112,13 +111,10 @@ class HallOfFame(Tabular):
 
     def write(self, folder: Path) -> None:
         """Write hall_of_fame.json, best.json and knee.json (trees with their scope) to `folder`."""
-        write_atomic(folder / "hall_of_fame.json", json.dumps(self.to_rows(), indent=2) + "\n")
+        write_json(folder / "hall_of_fame.json", self.to_rows())
         for name, record in (("best", self.best), ("knee", self.knee)):
             if record is not None:
-                write_atomic(
-                    folder / f"{name}.json",
-                    json.dumps(metric_of(record).to_tree(), indent=2) + "\n",
-                )
+                write_json(folder / f"{name}.json", metric_of(record).to_tree())
 
 
 def finite(perplexity: float) -> float:

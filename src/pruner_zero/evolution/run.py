@@ -1,6 +1,5 @@
 """`search`: find the metric that prunes a model best at a sparsity."""
 
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from pruner_zero.evolution.racing import judge
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution import Executor, check_executor, make_executor
-from pruner_zero.files import check_writable, locked, write_atomic, writing
+from pruner_zero.files import check_writable, locked, write_json, writing
 from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
@@ -148,7 +147,7 @@ def search(
             "final": fresh.describe(),
             "provenance": {**provenance(), "device": str(language_model.device)},
         }
-        write_atomic(folder / RUN, json.dumps(description, indent=2) + "\n")
+        write_json(folder / RUN, description)
         evaluator = build_evaluator(
             language_model,
             checked,

@@ -5,7 +5,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import fmean
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -65,6 +65,29 @@ class Blocks(Removal):
     def chosen_by(self) -> str | None:
         return _RULES[self.rule]
 
+    def of_model(self, model: PreTrainedModel) -> Self:
+        self.limits(model)
+        return self
+
+    def limits(self, model: PreTrainedModel) -> tuple[dict[int, int], int, int]:
+        """Parameters of the blocks that can go, how many of them go, and the most that are left.
+
+        Raises PrunerZeroError for a share that leaves out no block or too many, and for a number of
+        parameters that cannot be left.
+        """
+        blocks = find_blocks(model)
+        sizes = {index: size_of(blocks[index])[0] for index in range(1, len(blocks) - 1)}
+        if not sizes:
+            raise PrunerZeroError(
+                f"of {len(blocks)} blocks none can go, since the first and the last stay: leave "
+                "out --structure"
+            )
+        whole = size_of(model)[0]
+        if not self.parameters:
+            return sizes, _count(len(blocks), self.sparsity), whole
+        reachable = whole - sum(sizes.values()), whole - min(sizes.values())
+        return sizes, 0, most_parameters(model, self.parameters, reachable, "blocks")
+
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         def mask(name: str) -> Tensor:
             return torch.full_like(scores[name], name not in self.names, dtype=torch.bool)
@@ -105,23 +128,11 @@ def choose_blocks(
 ) -> Blocks:
     """The blocks that go by the rule of `asked`, as many as it says; the first and last block stay.
 
-    tokens: windows (n, seqlen). Raises PrunerZeroError for a share that leaves out no block or too
-    many, for a number of parameters that cannot be left, and where a block cannot be dropped.
+    tokens: windows (n, seqlen). Raises PrunerZeroError as `Blocks.limits`, and where a block cannot
+    be dropped.
     """
-    blocks = find_blocks(language_model.model)
-    sizes = {index: size_of(blocks[index])[0] for index in range(1, len(blocks) - 1)}
-    if not sizes:
-        raise PrunerZeroError(
-            f"of {len(blocks)} blocks none can go, since the first and the last stay: leave out "
-            "--structure"
-        )
+    sizes, count, most = asked.limits(language_model.model)
     left = size_of(language_model.model)[0]
-    count, most = 0, left
-    if asked.parameters:
-        reachable = left - sum(sizes.values()), left - min(sizes.values())
-        most = most_parameters(language_model.model, asked.parameters, reachable, "blocks")
-    else:
-        count = _count(len(blocks), asked.sparsity)
     matrices = [matrix for matrix in find_matrices(language_model.model) if matrix.block in sizes]
     _check_silent(language_model, tokens[:1], tuple(sizes), matrices)
     order = (by_loss if asked.rule == SLEB else by_influence)(language_model, tokens, progress)
@@ -133,7 +144,7 @@ def choose_blocks(
     dropped = tuple(sorted(measured))
     check_dropped(language_model.model, dropped)
     names = frozenset(matrix.name for matrix in matrices if matrix.block in dropped)
-    share = len(dropped) / len(blocks)
+    share = len(dropped) / len(find_blocks(language_model.model))
     return replace(asked, sparsity=share, measured=measured, dropped=dropped, names=names)
 
 

@@ -132,7 +132,7 @@ def split_methods(text: str) -> list[str]:
     parts, depth, quoted, start = [], 0, False, 0
     for position, character in enumerate(text):
         quoted ^= character == '"'
-        depth += (character == "(") - (character == ")")
+        depth += 0 if quoted else (character == "(") - (character == ")")
         if character == "," and depth <= 0 and not quoted:
             parts.append(text[start:position])
             start = position + 1

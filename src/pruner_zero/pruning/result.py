@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_atomic, write_json
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.depth import Blocks
@@ -96,7 +96,7 @@ class PruneResult(PrunedMatrices):
             tree = method.metric.to_tree()
             if method.scope:
                 tree["scope"] = method.scope
-            write_atomic(folder / "metric.json", json.dumps(tree, indent=2) + "\n")
+            write_json(folder / "metric.json", tree)
         write_atomic(
             folder / "pruning.json", json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n"
         )

@@ -1,6 +1,5 @@
 """The result of a recovery and the files that describe it."""
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.choices import SELF
-from pruner_zero.files import write_atomic, writing
+from pruner_zero.files import write_atomic, write_json, writing
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.recovery.train import Point
@@ -99,7 +98,7 @@ class RecoverResult(Tabular):
 
     def write(self, folder: Path) -> None:
         """Write recovery.json and the model card to `folder`, and copy the files of prune."""
-        write_atomic(folder / "recovery.json", json.dumps(self.to_json(), indent=2) + "\n")
+        write_json(folder / "recovery.json", self.to_json())
         source = Path(self.settings.model)
         for name in INHERITED:
             if (source / name).is_file():

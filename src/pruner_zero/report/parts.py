@@ -82,10 +82,11 @@ def _prune(run: PruneRun) -> dict[str, Any]:
         for kind, records in kinds.items()
     )
     label = "Share of pruned weights by kind of matrix and block"
+    group = "unit" if run.settings.get("structure") else run.settings.get("scope")
     return {
         "kind": "prune",
         "run": run,
-        "metric": portrait(parse(run.expression), group_of(run.settings.get("scope"), run.pattern)),
+        "metric": portrait(parse(run.expression), group),
         "kinds": Table(("matrices", "count", "weights", "pruned"), rows),
         "heat_map": figures.to_svg(figures.sparsity(run.matrices), label) if run.matrices else None,
         "remarks": [f"{record.name}: {record.note}" for record in run.matrices if record.note],

@@ -12,7 +12,7 @@ from pruner_zero.evolution.study import read_json, reading
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord
 
-PRUNING, TIMING = "pruning.json", "timing.json"
+PRUNING, TIMING, RECOVERY = "pruning.json", "timing.json", "recovery.json"
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,8 @@ def read_result(path: Path) -> Result:
     with reading(path):
         if (path / JOURNAL).is_file():
             return Study.open(path)
+        if (path / RECOVERY).is_file():
+            raise PrunerZeroError(f"{path} was made by recover: give the folder that prune wrote")
         if (path / PRUNING).is_file():
             return _read_prune(path)
         if path.is_file() and path.suffix == ".json":

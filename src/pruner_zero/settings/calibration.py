@@ -80,7 +80,10 @@ class CalibrationSettings(Settings):
     windows: Annotated[int, MAIN] = Field(24, ge=1, description="Calibration windows.")
     seqlen: int = Field(1024, ge=2, description="Tokens in a window.")
     seed: int = Field(
-        0, ge=0, description="Seed of the choice of windows, or of the text that the model writes."
+        0,
+        ge=0,
+        lt=2**63,
+        description="Seed of the choice of windows, or of the text that the model writes.",
     )
     gradient_seqlen: Annotated[int | None, Cli(default="whole windows")] = Field(
         None,
