@@ -35,8 +35,9 @@ from torch import Tensor
 from adaptive import Adaptive
 from pruner_zero.choices import Group
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
+from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
+from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.racing import Racing
@@ -67,9 +68,9 @@ class Arm:
 
     settings: dict[str, Any] = field(default_factory=dict)
     patches: dict[str, Any] = field(default_factory=dict)
-    build: Callable[[SearchSpace, int], Algorithm] | None = None
+    build: Callable[[SearchSpace, int], BatchAlgorithm] | None = None
 
-    def algorithm(self, chosen: SearchSettings) -> Algorithm:
+    def algorithm(self, chosen: SearchSettings) -> BatchAlgorithm:
         """The algorithm of this arm."""
         if self.build is not None:
             return self.build(chosen.search_space, chosen.seed)

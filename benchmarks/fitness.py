@@ -144,7 +144,7 @@ def closed_forms(evaluator: Any, text: str, scope: Any) -> dict[str, float]:
     closed: `closed_form_error`, the error that the search uses.
     """
     start = time.monotonic()
-    masks = sampled_masks(evaluator.sample, parse(text), scope, evaluator.pattern)
+    masks = sampled_masks(evaluator.sample, parse(text), scope, evaluator.masked.pattern)
     closed = closed_form_error(evaluator.sample, masks)
     seconds = time.monotonic() - start
     lost, sensitive = [], 0.0

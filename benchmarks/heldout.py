@@ -81,7 +81,7 @@ def measure(model: LanguageModel, texts: list[Windows]) -> dict[str, Any]:
     for windows in texts:
         store = open_store(model, windows)
         calibrate(model, windows, {"gram"}, store, progress=LineProgress())
-        readers.append(DenseStatistics(store, matrices, USUAL))
+        readers.append(DenseStatistics(store, USUAL))
     logs: dict[str, list[list[float]]] = {}
     for matrix in LineProgress().track(matrices, "matrices", len(matrices)):
         hessians = [reader.read(matrix, {"gram"}).hessian for reader in readers]

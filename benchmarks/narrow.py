@@ -64,7 +64,7 @@ def measure(model: LanguageModel, calibration: str) -> list[dict[str, Any]]:
     with TemporaryDirectory() as cache:
         store = open_store(model, windows, folder=cache)
         calibrate(model, windows, {"gram"}, store)
-        reader = DenseStatistics(store, matrices, damping=0.01)
+        reader = DenseStatistics(store, damping=0.01)
         for matrix in matrices:
             if matrix.block == BLOCK and matrix.name.endswith(ENDS):
                 rows.append(of_matrix(matrix, reader.read(matrix, {"gram"}).hessian))

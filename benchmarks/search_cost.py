@@ -32,8 +32,8 @@ from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import Scope
 from pruner_zero.text import load_mixture
 from search_cost_page import write_page
-from selection import machine
 from shapes import Shape, make_checkpoint
+from tables import machine
 from unshared import SHARED, Clocked, Searched, fields_of, search
 
 HERE = Path(__file__).parent

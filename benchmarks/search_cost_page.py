@@ -115,8 +115,9 @@ def _sharing_part(part: dict[str, Any]) -> list[str]:
         f"The same search of {part['candidates']} candidates that mask five of SmolLM2-135M's"
         " thirty blocks, with a sample in proportion, seed and number of evaluations equal, in"
         f" {part['turns']} turn(s); all archives (expressions, fingerprints, losses) are asserted"
-        " to be equal. Medians; ratios are taken within a turn. A copy is one of the whole model,"
-        " so it weighs more here than where all blocks are masked.",
+        " to be equal. Medians; × is the speed as a multiple of that with all of it, within a turn:"
+        " below 1, the search is slower without it. A copy is one of the whole model, so it weighs"
+        " more here than where all blocks are masked.",
         "",
         markdown(("switched off", "candidates a minute", "×", "judged again"), rows),
         "- subexpressions: a subtree that occurs twice in a formula was computed once; off: each"

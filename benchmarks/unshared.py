@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from unittest.mock import patch
 
 from torch import nn
@@ -17,7 +17,7 @@ from torch import nn
 from pruner_zero.choices import Group
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
-from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
+from pruner_zero.evolution.ask_tell import Proposal
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Rung, Task
 from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix
@@ -137,11 +137,8 @@ def search(
         evaluator = Resampling(**fields_of(evaluator))
     if "stacks" in off:
         evaluator = replace(evaluator, sample=[*chain(*map(unstacked, evaluator.sample))])
-    algorithm = cast(
-        BatchAlgorithm,
-        make_algorithm(
-            settings.algorithm, settings.search_space, settings.seed, settings.algorithm_settings
-        ),
+    algorithm = make_algorithm(
+        settings.algorithm, settings.search_space, settings.seed, settings.algorithm_settings
     )
     executor = Remembering(evaluator)
     avoided: list[Proposal] = []

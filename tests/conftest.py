@@ -59,6 +59,15 @@ def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, blocks: 
     return folder
 
 
+def save_sharded(
+    folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32
+) -> Path:
+    """A tiny random model of three blocks in several files, saved as a large one would be."""
+    tiny_model(architecture, blocks=3).to(dtype).save_pretrained(folder, max_shard_size="30KB")
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session")
 def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny LLaMA of two blocks. Tests must not write to it."""

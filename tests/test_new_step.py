@@ -12,7 +12,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import closed_form_error
 from pruner_zero.metric import parse
 from pruner_zero.models import find_matrices
-from pruner_zero.pruning import parse_method, prune
+from pruner_zero.pruning import describe_steps, parse_method, prune
 from pruner_zero.sparsity import STEPS, Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
 from tests.evolution.test_update import by_magnitude
@@ -69,7 +69,7 @@ def test_prune_runs_it_and_tells_it(prose: str, tmp_path: Path) -> None:
         torch.testing.assert_close(weight.norm(dim=1), dense[name].norm(dim=1))
     assert {record.note for record in result.records} == {"rescaled"}
     method = parse_method("magnitude+rescale", sparsity=0.5)
-    assert method.describe_steps() == ", each row scaled to its old norm"
+    assert describe_steps(method.steps) == ", each row scaled to its old norm"
     assert method.kinds == frozenset()
     assert parse_method("wanda+rescale+refine", sparsity=0.5).steps == ("refine", "rescale")
 

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -21,27 +20,21 @@ class Work(RunCheckpoint):
     name, step = "blocks", "block"
 
 
-@dataclass
-class Done:
-    """A result without anything but its cost."""
-
-    cost: Cost
-
-
 def work_in(partial: Path) -> Work:
     return Work(partial / "blocks", {})
 
 
 def build(output: Path) -> None:
-    def run(work: Work | None) -> Done:
+    def run(work: Work | None) -> Cost:
         assert work is not None
-        if not work.journal.lines:
-            work.journal.append({"step": 1}, {})
-        return Done(Cost(seconds=0.5))
+        if not work.lines:
+            work.append({"step": 1}, {})
+        return Cost(seconds=0.5)
 
-    def write(_result: Done, _work: Work, staged: Path) -> None:
+    def write(result: Cost, _work: Work, staged: Path) -> Cost:
         staged.mkdir()
         (staged / "weights").write_text("all of them")
+        return result
 
     build_folder(output, False, Work, {}, run, write)
 
@@ -81,7 +74,7 @@ def test_a_run_that_is_killed_before_its_result_has_moved_goes_on(tmp_path: Path
     assert not output.exists()
     check_output(output, overwrite=False)
     assert (partial / "result" / "weights").exists()
-    assert len(work_in(partial).journal.lines) == 1
+    assert len(work_in(partial).lines) == 1
     build(output)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -90,10 +83,10 @@ def test_an_unfinished_run_beside_an_older_result_stays(tmp_path: Path) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
     output.mkdir()
     (output / "config.json").write_text("older")
-    work_in(partial).journal.append({"step": 1}, {})
+    work_in(partial).append({"step": 1}, {})
     (partial / ".lock").touch()
     check_output(output, overwrite=True)
-    assert len(work_in(partial).journal.lines) == 1
+    assert len(work_in(partial).lines) == 1
 
 
 def test_overwrite_replaces_the_folder_of_a_model_alone(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pruner_zero.files import sha256
-from pruner_zero.tensor_file import TensorFile, TensorWriter, write_tensors
+from pruner_zero.tensor_file import TensorFile, write_tensors, writing_tensors
 from tests.full_disk import full_disk
 from tests.text.refusals import refusal
 
@@ -67,7 +67,7 @@ def test_one_row_is_read_alone(tmp_path: Path) -> None:
 
 def test_a_tensor_may_be_written_in_parts(tmp_path: Path) -> None:
     rows = torch.randn(4, 3)
-    with TensorWriter(tmp_path / "x", {"rows": (torch.float32, (4, 3))}) as writer:
+    with writing_tensors(tmp_path / "x", {"rows": (torch.float32, (4, 3))}) as writer:
         for row in rows:
             assert not (tmp_path / "x").exists()
             writer.write(row)
@@ -79,12 +79,12 @@ def test_an_error_leaves_nothing(tmp_path: Path) -> None:
     layout = {"rows": (torch.float32, (4, 3))}
 
     def interrupted() -> None:
-        with TensorWriter(tmp_path / "x", layout) as writer:
+        with writing_tensors(tmp_path / "x", layout) as writer:
             writer.write(torch.ones(3))
             raise KeyboardInterrupt
 
     def incomplete() -> None:
-        with TensorWriter(tmp_path / "x", layout) as writer:
+        with writing_tensors(tmp_path / "x", layout) as writer:
             writer.write(torch.ones(3))
 
     with pytest.raises(KeyboardInterrupt):
@@ -135,3 +135,16 @@ def test_a_file_that_shrinks_while_it_is_open_is_noticed(tmp_path: Path) -> None
     file = TensorFile(path)
     path.write_bytes(path.read_bytes()[:-8])
     assert "is damaged" in refusal(lambda: file.read("rows"))
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As versions of safetensors before 0.8 say that the system could not map the file."""
+
+    def fail(*_: object) -> None:
+        raise OSError("Cannot allocate memory (os error 12)")
+
+    write_tensors(tmp_path / "x", {"rows": torch.ones(4, 3)})
+    file = TensorFile(tmp_path / "x")
+    monkeypatch.setattr("pruner_zero.tensor_file.safe_open", fail)
+    with pytest.raises(OSError, match="Cannot allocate memory"):
+        file.read("rows")

@@ -1,4 +1,4 @@
-"""Small real things for tests: a tokenizer that needs no network, a hash of a model."""
+"""Small real things for tests: a text, a tokenizer that needs no network, a hash of a model."""
 
 from hashlib import sha256
 
@@ -6,6 +6,20 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
+
+from pruner_zero.progress import Progress
+
+FOX = "The quick brown fox jumps over the lazy dog. " * 5
+
+
+class Notes(Progress):
+    """Keeps the remarks."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def fingerprint(model: nn.Module) -> str:

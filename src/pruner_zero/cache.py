@@ -16,9 +16,10 @@ def default_cache() -> Path:
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """`folder`, filled by `make` if it does not exist, and then renamed into place.
+    """`folder`, filled with files by `make` if it does not exist, and then renamed into place.
 
-    Several processes may do so at once. Raises what `make` raises, and OSError.
+    All of them are on disk before. Several processes may do so at once. Raises what `make` raises,
+    and OSError.
     """
     if folder.is_dir():
         return folder
@@ -26,6 +27,8 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     partial = Path(mkdtemp(prefix=f"{folder.name}.partial-", dir=folder.parent))
     try:
         make(partial)
+        for path in (*partial.iterdir(), partial):
+            sync(path)
         try:
             os.replace(partial, folder)
         except OSError:
@@ -35,3 +38,12 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on disk, or the names in a folder, for which no file's fsync waits."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from pruner_zero.cache import default_cache
+from pruner_zero.cache import default_cache, sync
 from pruner_zero.errors import PrunerZeroError
 
 _REASONS = {
@@ -179,7 +179,7 @@ def append_line(path: Path, value: object) -> None:
         file.flush()
         os.fsync(file.fileno())
         if not end:
-            _sync_names(path.parent)
+            sync(path.parent)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -214,19 +214,9 @@ def committing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        sync(partial)
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    _sync_names(path.parent)
-
-
-def _sync_names(folder: Path) -> None:
-    """Sync the directory itself: a file's fsync does not put its name on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path.parent)

@@ -7,50 +7,37 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import LOCK, check_writable, locked, write_atomic, write_json, writing
-from pruner_zero.journal import Journal, Run
+from pruner_zero.journal import Journal
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost
 
 
-class RunCheckpoint:
-    """Finished steps of an unfinished run under `folder`, in a journal.
+class RunCheckpoint(Journal):
+    """The journal of an unfinished run.
 
-    name: the name of the folder inside `OUTPUT.partial`. step: the word for a step. `run`
-    identifies the settings. Raises PrunerZeroError for a folder that belongs to other settings and
-    for a damaged folder.
+    name: the name of the folder inside `OUTPUT.partial`. step: the word for a step.
     """
 
     name: ClassVar[str]
     step: ClassVar[str]
 
-    def __init__(self, folder: Path, run: Run) -> None:
-        self.folder = folder
-        self.journal = Journal(folder, run)
-
     @property
     def finished(self) -> int:
         """The number of finished steps."""
-        return len(self.journal.lines)
-
-
-class Result(Protocol):
-    """The result that a run returns."""
-
-    @property
-    def cost(self) -> Cost:
-        """The cost of this process."""
+        return len(self.lines)
 
 
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A
 # marker without a result means that the result has been moved to its final path.
 _RESULT, _COMPLETE = "result", "complete"
 
+J = TypeVar("J", bound=Journal)
 C = TypeVar("C", bound=RunCheckpoint)
-R = TypeVar("R", bound=Result)
+R = TypeVar("R")
 
 
 def check_output(output: str | Path, overwrite: bool) -> Path:
@@ -95,7 +82,7 @@ def build_folder(
     kind: type[C],
     identity: Mapping[str, Any],
     run: Callable[[C | None], R],
-    write: Callable[[R, C, Path], None],
+    write: Callable[[R, C, Path], Cost],
     progress: Progress = SILENT,
 ) -> R:
     """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
@@ -103,8 +90,9 @@ def build_folder(
     Without an `output`, only run.
 
     kind: the class of the checkpoint. identity: everything that decides the result, by names for
-    messages. run: does the work from the checkpoint on. write: writes the result to a new folder,
-    to which timing.json is added: the cost of this process, and the step at which it started.
+    messages. run: does the work from the checkpoint on. write: writes the result to a new folder
+    and returns the cost of this process; timing.json, with this cost and the step at which the
+    process started, is added.
     Raises PrunerZeroError where another process works on the same output, where an unfinished run
     has another identity and `overwrite` is false, and what `run` raises; `output` is then
     unchanged, and the checkpoint stays for the next call.
@@ -122,15 +110,15 @@ def build_folder(
             check_output(output, overwrite)
             result = run(checkpoint)
         except PrunerZeroError:
-            if not checkpoint.journal.lines:
+            if not checkpoint.lines:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
         staged = partial / _RESULT
         (partial / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
-        write(result, checkpoint, staged)
+        cost = write(result, checkpoint, staged)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        timing = {"finished": finished, **result.cost.to_json()}
+        timing = {"finished": finished, **cost.to_json()}
         timing[f"first_{kind.step}_of_this_process"] = started
         write_json(staged / "timing.json", timing)
         write_atomic(partial / _COMPLETE, "")
@@ -155,7 +143,7 @@ def _discard(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def take_up(kind: type[C], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> C:
+def take_up(kind: type[J], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> J:
     """Open the unfinished run of this `identity` under `folder`, or begin it.
 
     A run of another identity is deleted if `overwrite` is true.

@@ -20,14 +20,15 @@ class Tabular(ABC):
     """A result that is shown as a table.
 
     shown: the names of the columns to show, in order; empty for all. A column without any value
-    is left out.
+    is left out. rows: what `to_rows` returns where a result does not override it.
     """
 
     shown: ClassVar[tuple[str, ...]] = ()
+    rows: Sequence[Mapping[str, Any]]
 
-    @abstractmethod
     def to_rows(self) -> Sequence[Mapping[str, Any]]:
         """All rows, each a mapping from columns to values; a row may lack columns."""
+        return self.rows
 
     @abstractmethod
     def caption(self) -> str:

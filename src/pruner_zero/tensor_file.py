@@ -1,7 +1,8 @@
 """Safetensors files read and written one tensor at a time, so no whole file is in memory.
 
-Reading is safetensors' own. Its writer wants a second copy of all tensors at once; the format is
-plain enough to stream: the length of a JSON header (8 bytes), the header, the tensors in turn.
+Reading is safetensors' own. Its writer wants all tensors at once, contiguous and on the CPU; the
+format is plain enough to stream: the length of a JSON header (8 bytes), the header, the tensors in
+turn.
 """
 
 import hashlib
@@ -9,15 +10,15 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.files import committing, writing
 
@@ -100,88 +101,60 @@ class TensorFile:
             with safe_open(self.path, "pt") as file:
                 yield file
         except (SafetensorError, OSError) as error:
+            if is_out_of_memory(error):
+                raise
             raise PrunerZeroError(
                 f"{self.path} is damaged ({one_line(error)}): fetch or make it again"
             ) from error
 
 
 class TensorWriter:
-    """One safetensors file, its tensors written one after the other in the order of `layout`.
+    """Writes tensors to a file that `writing_tensors` opened."""
 
-    layout: dtype and shape by name. The file exists once `close` returns, and not before; an
-    error, also one that leaves the `with`, deletes what was written. `sha256` is that of the
-    finished file. Raises PrunerZeroError where it cannot be written.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self.path = path
-        self.sha256 = ""
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
         self._digest = hashlib.sha256()
-        self._stack = ExitStack()
-        header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-        end = 0
-        for name, (dtype, shape) in layout.items():
-            start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {
-                "dtype": _NAMES[dtype],
-                "shape": list(shape),
-                "data_offsets": [start, end],
-            }
-        self._left = end
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        # Padded, because tensors must begin at a multiple of their element size.
-        text += b" " * (-len(text) % 8)
-        with self._undone_on_error():
-            partial = self._stack.enter_context(committing(path))
-            self._file = self._stack.enter_context(open(partial, "wb"))  # noqa: SIM115
-        self._write(len(text).to_bytes(8, "little") + text)
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of everything written so far."""
+        return self._digest.hexdigest()
 
     def write(self, tensor: Tensor) -> None:
         """Write the next tensor of the layout, or a part of it."""
-        data = memoryview(_bytes(tensor.detach().cpu().contiguous()))
-        self._left -= len(data)
-        self._write(data)
+        self.write_bytes(memoryview(_bytes(tensor.detach().cpu().contiguous())))
 
-    def close(self) -> str:
-        """Wait until the file is on disk under its name; return its SHA-256."""
-        with self._undone_on_error():
-            if self._left:
-                raise ValueError(f"{self.path} lacks {self._left} bytes of its layout")
-            self._stack.close()
-        self.sha256 = self._digest.hexdigest()
-        return self.sha256
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
-    ) -> None:
-        if error is not None:
-            self._stack.__exit__(kind, error, error.__traceback__)
-        elif not self.sha256:
-            self.close()
-
-    def _write(self, data: bytes | memoryview) -> None:
-        with self._undone_on_error():
-            self._file.write(data)
+    def write_bytes(self, data: bytes | memoryview) -> None:
+        """Write bytes of the format."""
+        self._file.write(data)
         self._digest.update(data)
 
-    @contextmanager
-    def _undone_on_error(self) -> Iterator[None]:
-        try:
-            with writing(self.path):
-                yield
-        except BaseException as error:
-            # An error of closing the file would hide this one, and the file is deleted anyway.
-            with suppress(Exception):
-                self._stack.__exit__(type(error), error, error.__traceback__)
-            raise
+
+@contextmanager
+def writing_tensors(
+    path: Path,
+    layout: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+    metadata: Mapping[str, str] | None = None,
+) -> Iterator[TensorWriter]:
+    """Write one safetensors file, its tensors one after the other in the order of `layout`.
+
+    layout: dtype and shape by name. The file exists once the context ends, and not before; an error
+    within it deletes what was written. Raises PrunerZeroError where it cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, (dtype, shape) in layout.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    # Padded, because tensors must begin at a multiple of their element size.
+    text += b" " * (-len(text) % 8)
+    with writing(path), committing(path) as partial, open(partial, "wb") as file:
+        writer = TensorWriter(file)
+        writer.write_bytes(len(text).to_bytes(8, "little") + text)
+        yield writer
+        if left := 8 + len(text) + end - file.tell():
+            raise ValueError(f"{path} lacks {left} bytes of its layout")
 
 
 def write_tensors(
@@ -194,7 +167,7 @@ def write_tensors(
     # Wide dtypes first, so that every tensor begins at a multiple of its element size.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     layout = {name: (tensors[name].dtype, tuple(tensors[name].shape)) for name in order}
-    with TensorWriter(path, layout, metadata) as writer:
+    with writing_tensors(path, layout, metadata) as writer:
         for name in order:
             writer.write(tensors[name])
     return writer.sha256

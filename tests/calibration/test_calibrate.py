@@ -8,25 +8,19 @@ import pytest
 import torch
 from torch import nn
 
-from pruner_zero.calibration import (
-    Kind,
-    StatisticsStore,
-    calibrate,
-    collect_gradients,
-    default_cache,
-    open_store,
-)
+from pruner_zero.cache import default_cache
+from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
+from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.files import locked
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices
-from pruner_zero.progress import Progress
 from pruner_zero.text import Corpus, Windows, consecutive_windows, random_windows
 from tests.calibration.reference import plain_inputs
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import FOX, Notes, tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, FUSED_EXPERTS, tiny_model
 
 KINDS: tuple[Kind, ...] = ("G", "X", "gram")
-CORPUS = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
+CORPUS = Corpus("fox", FOX)
 
 
 def tiny(architecture: str = "llama", seed: int = 0) -> LanguageModel:
@@ -60,16 +54,6 @@ class Work:
 
 
 NOTHING = {"passes": 0, "blocks": 0, "backwards": 0}
-
-
-class Notes(Progress):
-    """Keeps the remarks."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration import collect_gradients
+from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.models import find_matrices
 from tests.calibration.reference import plain_gradients
 from tests.text.refusals import refusal

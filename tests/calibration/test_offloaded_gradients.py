@@ -10,33 +10,19 @@ import torch
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.journal import JOURNAL
-from pruner_zero.models import (
-    LanguageModel,
-    OffloadedModel,
-    find_blocks,
-    load_model,
-    load_offloaded,
-    save_model,
-)
+from pruner_zero.models import OffloadedModel, find_blocks, load_model, load_offloaded
 from pruner_zero.text import Corpus, Windows, random_windows
+from tests.conftest import save_sharded
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
-from tests.tiny_models import ARCHITECTURES, tiny_model
+from tests.tiny import FOX, tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES
 
 KINDS: tuple[Kind, ...] = ("G", "X", "O", "gram")
-BLOCKS = 3
 
 
 @pytest.fixture(scope="module")
 def windows() -> Windows:
-    corpus = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
-    return random_windows(corpus, tiny_tokenizer(), 4, 11, 0)
-
-
-def saved(folder: Path, architecture: str = "llama", dtype: torch.dtype = torch.float32) -> Path:
-    model = tiny_model(architecture, blocks=BLOCKS).to(dtype)
-    save_model(LanguageModel(model, tiny_tokenizer(), architecture), folder, "30KB")
-    return folder
+    return random_windows(Corpus("fox", FOX), tiny_tokenizer(), 4, 11, 0)
 
 
 def assert_equal_stores(expected: StatisticsStore, actual: StatisticsStore) -> None:
@@ -54,7 +40,7 @@ def assert_equal_stores(expected: StatisticsStore, actual: StatisticsStore) -> N
 def test_the_store_is_filled_with_the_same_bytes(
     architecture: str, dtype: torch.dtype, windows: Windows, tmp_path: Path
 ) -> None:
-    folder = saved(tmp_path / "model", architecture, dtype)
+    folder = save_sharded(tmp_path / "model", architecture, dtype)
     loaded, offloaded = load_model(folder), load_offloaded(folder)
     loaded_store = open_store(loaded, windows, folder=tmp_path / "loaded")
     offloaded_store = open_store(offloaded, windows, folder=tmp_path / "offloaded")
@@ -67,7 +53,7 @@ def test_the_store_is_filled_with_the_same_bytes(
 
 
 def test_pieces_of_windows(windows: Windows, tmp_path: Path) -> None:
-    folder, pieces = saved(tmp_path / "model"), windows.seqlen // 2
+    folder, pieces = save_sharded(tmp_path / "model"), windows.seqlen // 2
     windows = replace(windows, tokens=windows.tokens[:, : 2 * pieces])
     loaded, offloaded = load_model(folder), load_offloaded(folder)
     loaded_store = open_store(loaded, windows, gradient_seqlen=pieces, folder=tmp_path / "loaded")
@@ -103,7 +89,7 @@ def loads(model: OffloadedModel, stop_at: int | None = None) -> Iterator[list[in
 
 
 def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path: Path) -> None:
-    offloaded = load_offloaded(saved(tmp_path / "model"))
+    offloaded = load_offloaded(save_sharded(tmp_path / "model"))
     store = open_store(offloaded, windows, folder=tmp_path)
     with loads(offloaded) as order:
         calibrate(offloaded, windows, ["G"], store)
@@ -124,7 +110,7 @@ def test_one_block_is_in_memory_forward_and_backward(windows: Windows, tmp_path:
 def test_an_interrupted_calibration_goes_on_with_the_same_block(
     kinds: tuple[Kind, ...], stop_at: int, windows: Windows, tmp_path: Path
 ) -> None:
-    whole = load_offloaded(saved(tmp_path / "model"))
+    whole = load_offloaded(save_sharded(tmp_path / "model"))
     whole_store = open_store(whole, windows, folder=tmp_path / "whole")
     with loads(whole) as every:
         calibrate(whole, windows, kinds, whole_store)
@@ -145,7 +131,7 @@ def test_an_interrupted_calibration_goes_on_with_the_same_block(
 @pytest.mark.fault("a bit flipped in, or the end torn off, a journal or checkpoint")
 @pytest.mark.parametrize("damage", ["inputs-0001.safetensors", JOURNAL, "../G-0002.safetensors"])
 def test_a_damaged_part_is_computed_again(damage: str, windows: Windows, tmp_path: Path) -> None:
-    whole = load_offloaded(saved(tmp_path / "model"))
+    whole = load_offloaded(save_sharded(tmp_path / "model"))
     whole_store = open_store(whole, windows, folder=tmp_path / "whole")
     calibrate(whole, windows, ["G"], whole_store)
     offloaded = load_offloaded(tmp_path / "model")
@@ -161,7 +147,7 @@ def test_a_damaged_part_is_computed_again(damage: str, windows: Windows, tmp_pat
 
 
 def test_float16_is_refused_before_any_work(windows: Windows, tmp_path: Path) -> None:
-    offloaded = load_offloaded(saved(tmp_path / "model"), "float16")
+    offloaded = load_offloaded(save_sharded(tmp_path / "model"), "float16")
     store = open_store(offloaded, windows, folder=tmp_path)
     with loads(offloaded) as order:
         message = refusal(lambda: calibrate(offloaded, windows, ["G"], store))

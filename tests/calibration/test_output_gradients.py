@@ -9,13 +9,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration import calibrate, collect_gradients, open_store
-from pruner_zero.models import LanguageModel, find_matrices, load_model, load_offloaded, save_model
+from pruner_zero.calibration import calibrate, open_store
+from pruner_zero.calibration.gradients import collect_gradients
+from pruner_zero.models import find_matrices, load_model, load_offloaded
 from pruner_zero.text import Corpus, random_windows
 from tests.calibration.reference import plain_inputs, plain_output_gradients
 from tests.calibration.test_gradients import every_architecture
+from tests.conftest import save_sharded
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import FOX, tiny_tokenizer
 from tests.tiny_models import FUSED_EXPERTS, VOCABULARY, tiny_model, tiny_windows
 
 
@@ -99,11 +101,9 @@ def test_no_weight_needs_a_gradient(architecture: str) -> None:
 
 
 def test_no_weight_of_an_offloaded_model_needs_a_gradient(tmp_path: Path) -> None:
-    model = tiny_model("llama", blocks=3)
-    save_model(LanguageModel(model, tiny_tokenizer(), "llama"), tmp_path / "model", "30KB")
-    corpus = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
-    windows = random_windows(corpus, tiny_tokenizer(), 3, 11, 0)
-    offloaded, loaded = load_offloaded(tmp_path / "model"), load_model(tmp_path / "model")
+    folder = save_sharded(tmp_path / "model")
+    windows = random_windows(Corpus("fox", FOX), tiny_tokenizer(), 3, 11, 0)
+    offloaded, loaded = load_offloaded(folder), load_model(folder)
     for module in offloaded.model.modules():
         module.requires_grad_(False)
     store = open_store(offloaded, windows, folder=tmp_path / "offloaded")

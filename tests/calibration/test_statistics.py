@@ -6,18 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.calibration import (
-    InputStatistic,
-    WeightGradientStatistic,
-    calibrate,
-    open_store,
-)
-from pruner_zero.calibration.statistics import STATISTICS
+from pruner_zero.calibration import InputStatistic, calibrate, open_store
+from pruner_zero.calibration.statistics import STATISTICS, WeightGradientStatistic
 from pruner_zero.metric import TERMINALS, collected_for
-from pruner_zero.models import LanguageModel, find_matrices, load_model, load_offloaded, save_model
+from pruner_zero.models import find_matrices, load_model, load_offloaded
 from pruner_zero.text import Corpus, random_windows
 from tests.calibration.reference import plain_gradients, plain_inputs
-from tests.tiny import tiny_tokenizer
+from tests.conftest import save_sharded
+from tests.tiny import FOX, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 
@@ -44,10 +40,9 @@ def test_a_new_statistic_is_collected_in_memory_and_from_disk(
     architecture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("pruner_zero.calibration.statistics.STATISTICS", {**STATISTICS, **NEW})
-    model = tiny_model(architecture)
-    save_model(LanguageModel(model, tiny_tokenizer(), architecture), tmp_path / "model", "30KB")
-    corpus = Corpus("fox", "The quick brown fox jumps over the lazy dog. " * 5)
-    windows = random_windows(corpus, tiny_tokenizer(), 3, 11, 0)
+    save_sharded(tmp_path / "model", architecture)
+    model = tiny_model(architecture, blocks=3)
+    windows = random_windows(Corpus("fox", FOX), tiny_tokenizer(), 3, 11, 0)
     stores = []
     for load in (load_model, load_offloaded):
         language_model = load(tmp_path / "model")

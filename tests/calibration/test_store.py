@@ -1,6 +1,5 @@
 """The store reads back the statistics that it wrote, and counts a damaged kind as absent."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -24,7 +23,7 @@ BLOCKS = {
 @pytest.fixture
 def store(tmp_path: Path) -> StatisticsStore:
     """A store that holds X of two blocks."""
-    store = StatisticsStore(tmp_path / "store", {"model": "tiny"})
+    store = StatisticsStore(tmp_path / "store")
     store.commit(
         {"X": {block: store.write("X", block, tensors) for block, tensors in BLOCKS.items()}}
     )
@@ -67,11 +66,6 @@ def test_shared_statistics_are_stored_once_in_any_order(
     for holder in (store, second_store):
         with safe_open(holder.folder / "X-0000.safetensors", "pt") as file:
             assert len(file.keys()) == 2
-
-
-def test_the_settings_stand_beside_the_statistics(store: StatisticsStore) -> None:
-    store.commit({"G": {}})
-    assert json.loads((store.folder / "settings.json").read_text()) == {"model": "tiny"}
 
 
 def test_a_kind_that_was_never_written_is_absent(store: StatisticsStore) -> None:

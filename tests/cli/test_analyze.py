@@ -2,18 +2,17 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 
-from pruner_zero.cli.app import main
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome
 from pruner_zero.metric import parse
 from pruner_zero.metric.canonical import canonical
 from pruner_zero.sparsity import Scope
+from tests.cli.conftest import Cli
 
 TEXTS: tuple[tuple[str, Scope], ...] = (
     ("W * sqrt(G)", "global"),
@@ -46,21 +45,10 @@ def run(tmp_path: Path) -> Path:
     return folder
 
 
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["pruner-zero", "analyze", *map(str, arguments)])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert isinstance(ended.value.code, int)
-    return ended.value.code
-
-
-def test_tables(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, run) == 0
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    lines = printed.out.splitlines()
+def test_tables(cli: Cli, run: Path) -> None:
+    done = cli("analyze", run)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
     assert lines[0] == "122 candidates, 120 with distinct masks (98 %)"
     assert lines[1] == "rejected: 1 … of … scores are not finite (… nan)"
     assert lines[2] == "never judged: 2 canonical, 3 identical"
@@ -76,12 +64,11 @@ def test_tables(
     assert caption in lines
 
 
-def test_json_on_stdout_and_in_a_file(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_json_on_stdout_and_in_a_file(cli: Cli, run: Path, tmp_path: Path) -> None:
     file = tmp_path / "new" / "out.json"
-    assert call(monkeypatch, run, "--json", "--top", "0.25", "-o", file) == 0
-    printed = json.loads(capsys.readouterr().out)
+    done = cli("analyze", run, "--json", "--top", "0.25", "-o", file)
+    assert done.code == 0
+    printed = json.loads(done.out)
     assert printed == json.loads(file.read_text())
     assert (printed["top"], printed["best_count"], printed["best_rung"]) == (0.25, 30, "all")
     assert printed["counts"]["rung_seconds"] == {"probe": [122, 15.25]}
@@ -92,43 +79,32 @@ def test_json_on_stdout_and_in_a_file(
     }
 
 
-def test_a_run_that_has_only_begun(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_that_has_only_begun(cli: Cli, tmp_path: Path) -> None:
     Archive(tmp_path, {})
-    assert call(monkeypatch, tmp_path) == 0
-    printed = capsys.readouterr().out
-    assert printed.startswith("0 candidates, 0 with distinct masks\n")
-    assert printed.count("too little data") == 4
+    done = cli("analyze", tmp_path)
+    assert done.code == 0
+    assert done.out.startswith("0 candidates, 0 with distinct masks\n")
+    assert done.out.count("too little data") == 4
 
 
 @pytest.mark.parametrize("what", ["empty", "file", "missing"])
-def test_a_folder_without_a_run_is_refused_in_one_line(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_folder_without_a_run_is_refused_in_one_line(cli: Cli, what: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
-    assert call(monkeypatch, tmp_path / what) == 2
-    error = capsys.readouterr().err
-    assert error == f"error: {tmp_path / what} holds no search: give the folder that search wrote\n"
+    error = cli("analyze", tmp_path / what).error
+    assert error == f"{tmp_path / what} holds no search: give the folder that search wrote"
 
 
 @pytest.mark.parametrize("top", ["0", "1", "nan"])
-def test_an_impossible_share_is_refused_in_one_line(
-    top: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, run, "--top", top) == 2
-    assert "between 0 and 1" in capsys.readouterr().err
+def test_an_impossible_share_is_refused_in_one_line(cli: Cli, top: str, run: Path) -> None:
+    assert "between 0 and 1" in cli("analyze", run, "--top", top).error
 
 
 def test_a_file_that_cannot_be_written_is_refused_in_one_line(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, run: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    assert call(monkeypatch, run, "-o", tmp_path / "file" / "out.json") == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert "not a folder" in printed.err
+    assert "not a folder" in cli("analyze", run, "-o", tmp_path / "file" / "out.json").error
 
 
 def copies_of(run: Path, count: int) -> list[Path]:
@@ -139,30 +115,24 @@ def copies_of(run: Path, count: int) -> list[Path]:
     return folders
 
 
-def test_several_runs_are_the_observations_of_the_principles(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, run, "--json") == 0
-    alone = json.loads(capsys.readouterr().out)["principles"]
+def test_several_runs_are_the_observations_of_the_principles(cli: Cli, run: Path) -> None:
     runs = [run, *copies_of(run, 5)]
-    assert call(monkeypatch, *runs, "--json") == 0
-    together = json.loads(capsys.readouterr().out)
+    outcomes = [cli("analyze", *given, "--json") for given in ([run], runs)]
+    assert [done.code for done in outcomes] == [0, 0]
+    alone, together = (json.loads(done.out) for done in outcomes)
     assert list(together["runs"]) == list(map(str, runs))
-    for principle, combined in zip(alone, together["principles"], strict=True):
+    for principle, combined in zip(alone["principles"], together["principles"], strict=True):
         value = principle["estimate"]["value"]
         estimate = combined["estimate"]
         assert estimate == {"value": value, "low": value, "high": value}
         assert combined["n"] == (0 if value is None else 6)
 
 
-def test_too_few_runs_decide_nothing(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_too_few_runs_decide_nothing(cli: Cli, run: Path) -> None:
     runs = [run, *copies_of(run, 1)]
-    assert call(monkeypatch, *runs) == 0
-    printed = capsys.readouterr()
-    assert printed.err == ""
-    lines = printed.out.splitlines()
+    done = cli("analyze", *runs)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
     assert lines[0].endswith("over 2 searches: medians")
     (row,) = [line.split() for line in lines if line.startswith("simpler trees are better ")]
     assert row[4:7] == ["too", "little", "data"]
@@ -171,10 +141,6 @@ def test_too_few_runs_decide_nothing(
     assert [line.split()[0] for line in lines[-2:]] == list(map(str, runs))
 
 
-def test_a_search_that_is_named_twice_is_no_second_observation(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert call(monkeypatch, run, run.parent / "." / run.name, "--json") == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == "error: a search is named twice: name every RUN once\n"
+def test_a_search_that_is_named_twice_is_no_second_observation(cli: Cli, run: Path) -> None:
+    error = cli("analyze", run, run.parent / "." / run.name, "--json").error
+    assert error == "a search is named twice: name every RUN once"

@@ -256,7 +256,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     assert outcome.code == 0
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][+STEPS]" in text
-    assert "[default: 24; 96 if the model writes them]" in text
+    assert "[default: 24; 96 in prune if the model writes them]" in text
     steps = "--refine --asymmetric --update exact --distill 40"
     assert f"[default: W * (O * X)^0.73 --scope global {steps}]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):

@@ -13,7 +13,7 @@ from pruner_zero.files import sha256
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
 from pruner_zero.settings import CalibrationSettings
-from tests.tiny import tiny_tokenizer
+from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 SIZES: dict[str, Any] = {"windows": 3, "seqlen": 24, "windows_eval": 3}
@@ -115,18 +115,15 @@ def test_cached_statistics_are_hashed_once_before_the_first_method_is_timed(
     methods = ["gblm", "pruner-zero", "wanda", "sparsegpt"]
     options: dict[str, Any] = {"sparsity": 0.5, "mode": "one-shot", "cache": tmp_path, **SIZES}
     compare(mine, methods, **options, **texts)
-    events: list[str] = []
+    heard = Notes()
+    events = heard.lines
 
     def counted(path: Path) -> str:
         events.append(path.name)
         return sha256(path)
 
-    class Listening(Progress):
-        def note(self, line: str) -> None:
-            events.append(line)
-
     monkeypatch.setattr("pruner_zero.calibration.store.sha256", counted)
-    compare(mine, methods, progress=Listening(), **options, **texts)
+    compare(mine, methods, progress=heard, **options, **texts)
     files = sorted(path.name for path in tmp_path.glob("*/*.safetensors"))
     assert files
     assert sorted(events[: len(files)]) == files

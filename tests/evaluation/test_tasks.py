@@ -20,10 +20,9 @@ from pruner_zero import evaluate, load_model
 from pruner_zero.evaluation import TaskResult
 from pruner_zero.evaluation.tasks import harness_model
 from pruner_zero.models import half_products
-from pruner_zero.progress import Progress
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 
@@ -271,20 +270,17 @@ def test_nothing_is_left_changed(tmp_path: Path) -> None:
     assert logging.getLogger("lm_eval").handlers == handlers
 
 
-class Heard(Progress):
-    """Keeps the labels of tracked work, and the remarks."""
+class Heard(Notes):
+    """Keeps the labels of tracked work too."""
 
     def __init__(self, bars: bool = False) -> None:
+        super().__init__()
         self.bars = bars
         self.labels: list[str] = []
-        self.notes: list[str] = []
 
     def track(self, items: Any, label: str, total: int | None = None) -> Any:
         self.labels.append(label)
         return super().track(items, label, total)
-
-    def note(self, line: str) -> None:
-        self.notes.append(line)
 
 
 def test_lm_eval_draws_its_bars_only_where_ours_are_drawn(
@@ -299,10 +295,10 @@ def test_lm_eval_draws_its_bars_only_where_ours_are_drawn(
 
 
 def test_a_context_that_is_cut_is_noted_once(tmp_path: Path) -> None:
-    heard = Heard()
+    heard = Notes()
     long = [{**question, "question": "word " * 20} for question in QUESTIONS]
     ask(write_task(tmp_path, long), progress=heard)
-    (note,) = heard.notes
+    (note,) = heard.lines
     assert "maximum length (64)" in note
 
 

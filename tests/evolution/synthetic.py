@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pruner_zero.evolution.algorithm import Algorithm
+from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.metric import ScoreError, parse, score
 
@@ -68,7 +68,7 @@ def _guarded(value: Callable[[Tensor, str], float]) -> Fitness:
 
 
 def run(
-    algorithm: Algorithm, fitness: Fitness, evaluations: int, goal: float = -1
+    algorithm: BatchAlgorithm, fitness: Fitness, evaluations: int, goal: float = -1
 ) -> list[tuple[Candidate, Evaluation]]:
     """Candidates and their evaluations, by batches until `evaluations` or `goal` is reached."""
     evaluated: list[tuple[Candidate, Evaluation]] = []

@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.algorithm import ALGORITHMS, Algorithm, make_algorithm
+from pruner_zero.evolution.algorithm import ALGORITHMS, make_algorithm
+from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import Metric
@@ -25,7 +27,7 @@ SMALL = {
 every = pytest.mark.parametrize("name", sorted(ALGORITHMS))
 
 
-def small(name: str, seed: int = 3, metrics: Sequence[Metric] = ()) -> Algorithm:
+def small(name: str, seed: int = 3, metrics: Sequence[Metric] = ()) -> BatchAlgorithm:
     return make_algorithm(name, None, seed, SMALL[name], metrics)
 
 
@@ -47,7 +49,7 @@ def test_every_candidate_belongs_to_the_space(name: str) -> None:
     for candidate, _ in run(algorithm, FITNESS, 120):
         assert candidate.scope in space.scopes
         if name != "published":
-            assert space.allows(candidate.expression) is None
+            assert space.allows(candidate.expression)
 
 
 @every
@@ -158,11 +160,21 @@ def test_no_two_candidates_have_the_same_canonical_form(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["default", "random"])
-def test_an_exhausted_space_ends_in_an_empty_batch(name: str) -> None:
-    space = SearchSpace(terminals=("W", "X"), operators=("mul", "add"), scopes=("row",), max_size=3)
+@pytest.mark.parametrize(
+    ("limits", "fewest"),
+    [
+        ({"operators": ("mul", "add"), "max_size": 3}, 2),
+        # Its operators take more levels than there are.
+        ({"operators": ("mul", "small", "abs"), "max_depth": 1}, 1),
+    ],
+)
+def test_an_exhausted_space_ends_in_an_empty_batch(
+    name: str, limits: dict[str, Any], fewest: int
+) -> None:
+    space = SearchSpace(terminals=("W", "X"), scopes=("row",), **limits)
     algorithm = make_algorithm(name, space, 0)
     evaluated = run(algorithm, FITNESS, 1000)
-    assert 2 <= len(evaluated) <= 6
+    assert fewest <= len(evaluated) <= 6
     assert algorithm.ask() == []
 
 

@@ -132,13 +132,8 @@ def test_a_run_of_other_settings_is_refused_naming_the_difference(tmp_path: Path
 def test_a_run_that_ended_before_its_first_outcome_gives_way(tmp_path: Path) -> None:
     Archive(tmp_path, {"seed": 0})
     Archive(tmp_path, {"seed": 1}).remember(Outcome(0, "all", value=1.0))
-    assert SearchJournal.of(tmp_path).settings == {"seed": 1}
+    assert SearchJournal(tmp_path).settings == {"seed": 1}
     assert Archive(tmp_path, {"seed": 1}).outcome(0, "all") == Outcome(0, "all", value=1.0)
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(PrunerZeroError, match="holds no search"):
-        SearchJournal.of(tmp_path)
 
 
 def test_the_first_of_equal_candidates_counts(tmp_path: Path) -> None:
@@ -184,12 +179,12 @@ def test_wrong_numbers_of_an_algorithm_are_refused(candidate: Candidate, tmp_pat
         Archive(tmp_path, {}).begin([candidate])
 
 
-def test_the_losses_of_an_earlier_final_race_count_no_more(tmp_path: Path) -> None:
+def test_the_finalists_are_those_of_the_last_final_race(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
     archive.commit([record(0), record(1)], elapsed=1.0)
     for number in (0, 1):
         archive.remember(Outcome(number, "final", value=1.0, losses=(1.0,)))
-    assert [*archive.final_losses] == [0, 1]
     archive.end([0, 1])
+    assert archive.journal.finalists == SearchJournal(tmp_path).finalists == (0, 1)
     archive.end([1])
-    assert [*archive.final_losses] == [*SearchJournal(tmp_path).final_losses] == [1]
+    assert archive.journal.finalists == SearchJournal(tmp_path).finalists == (1,)

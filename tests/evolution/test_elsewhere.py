@@ -12,8 +12,9 @@ from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
 from pruner_zero.execution import SerialExecutor, Workers, make_executor
 from pruner_zero.models import LanguageModel
 from pruner_zero.text import load_mixture
-from tests.elsewhere import HERE, elsewhere
+from tests.elsewhere import HERE, THERE, elsewhere
 from tests.evolution.conftest import tiny_settings
+from tests.models.test_placement import place_block_after_block
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -23,6 +24,8 @@ def evaluator(prose: str, cache: Path, **changed: Any) -> Evaluator:
     model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
     if cache.name == "elsewhere":
         model.model.to(HERE)
+    elif cache.name == "both":
+        place_block_after_block(model.model)
     corpus = load_mixture([prose])
     windows, judged, _ = search_windows(settings, corpus, corpus, model)
     return build_evaluator(model, settings, windows, judged, cache=cache)
@@ -55,6 +58,17 @@ def test_every_rung_gives_the_same_results_elsewhere(
     assert actual[0].fingerprint == expected[0].fingerprint
     for outcome, reference in zip(actual[1:], expected[1:], strict=True):
         assert outcome.reason is None
+        assert outcome.value == pytest.approx(reference.value, rel=1e-3)
+
+
+def test_every_rung_gives_the_same_results_on_two_devices(prose: str, tmp_path: Path) -> None:
+    expected = outcomes(evaluator(prose, tmp_path / "here"), "W * X", "global")
+    with elsewhere():
+        judge = evaluator(prose, tmp_path / "both")
+        assert {matrix.weight.device for matrix in judge.probe} == {HERE, THERE}
+        actual = outcomes(judge, "W * X", "global")
+    assert actual[0].fingerprint == expected[0].fingerprint
+    for outcome, reference in zip(actual[1:], expected[1:], strict=True):
         assert outcome.value == pytest.approx(reference.value, rel=1e-3)
 
 

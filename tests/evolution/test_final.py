@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -42,7 +43,11 @@ class Fresh:
 
 def race(losses: Mapping[str, tuple[float, ...]]) -> FinalRace:
     records = [record(number, text, 4.0) for number, text in enumerate(losses)]
-    return FinalRace.of(records, dict(enumerate(losses.values())))
+    outcomes = [
+        Outcome(number, "final", statistics.mean(values), losses=values)
+        for number, values in enumerate(losses.values())
+    ]
+    return FinalRace.of(records, outcomes)
 
 
 def winner(result: FinalRace) -> str:
@@ -52,6 +57,20 @@ def winner(result: FinalRace) -> str:
 
 def test_the_lowest_loss_on_the_fresh_windows_wins() -> None:
     assert winner(race({"W * G": (4.0, 4.2, 4.1), "W * X": (3.8, 4.0, 3.9)})) == "W * X"
+
+
+def test_only_the_finalists_of_the_last_race_that_finished_count() -> None:
+    """Of a resumed search some outcomes are of candidates that are not told again yet."""
+    records = [record(number, text, 4.0) for number, text in enumerate(("W", "W * X", "W * G"))]
+    outcomes = [Outcome(number, "final", 3.0, losses=(3.0,)) for number in (3, 1, 0)]
+    outcomes += [Outcome(2, "final", reason="out of time"), Outcome(2, "all", 4.0, losses=(4.0,))]
+
+    def numbers(finalists: tuple[int, ...] | None = None) -> list[int]:
+        judged = FinalRace.of(records, outcomes, finalists).finalists
+        return [finalist.record.candidate.number for finalist in judged]
+
+    assert numbers() == [0, 1]
+    assert numbers((1, 2, 3)) == [1]
 
 
 def test_the_simplest_of_the_level_candidates_wins() -> None:

@@ -25,7 +25,7 @@ def test_every_expression_scores_weights_and_is_allowed(seed: int, space: Search
     assert expression.shape is Shape.MATRIX
     # A product of a row and a column distinguishes weights too.
     assert expression.terminals & {"W", "G", "S", "O"}
-    assert space.allows(expression) is None
+    assert space.allows(expression)
     assert parse(format(expression)) == expression
     assert 2 <= expression.depth <= 5
 
@@ -36,7 +36,7 @@ def test_every_shape_can_be_asked_for(seed: int, space: SearchSpace, shape: Shap
     generator = np.random.default_rng(seed)
     if shape in space.least_depth:
         expression = random_expression(generator, space, shape, depth=(1, 3))
-        assert space.allows(expression, shape) is None
+        assert space.allows(expression, shape)
     else:
         with pytest.raises(PrunerZeroError, match="can be made of these terminals"):
             random_expression(generator, space, shape)
@@ -66,6 +66,13 @@ def test_a_space_too_narrow_is_named() -> None:
         random_expression(np.random.default_rng(0), space)
 
 
+def test_a_shape_that_takes_more_levels_than_there_are_is_refused() -> None:
+    space = SearchSpace(terminals=("W", "X"), operators=("mul", "small", "abs"), max_depth=1)
+    with pytest.raises(PrunerZeroError, match="no scalar of at most 1 levels can be made"):
+        random_expression(np.random.default_rng(0), space, Shape.SCALAR)
+    assert random_expression(np.random.default_rng(0), space) == parse("W")
+
+
 def test_published_trees_are_the_released_generators() -> None:
     generator = np.random.default_rng(0)
     trees = [random_published_tree(generator, PUBLISHED_SPACE.terminals) for _ in range(4000)]
@@ -83,7 +90,7 @@ def test_published_trees_are_the_released_generators() -> None:
 def test_a_product_scores_weights_and_is_allowed(seed: int, space: SearchSpace) -> None:
     expression = random_product(np.random.default_rng(seed), space)
     assert expression.shape is Shape.MATRIX
-    assert space.allows(expression) is None
+    assert space.allows(expression)
     assert parse(format(expression)) == expression
 
 

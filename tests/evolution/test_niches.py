@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from pruner_zero.evolution import generate, niches
-from pruner_zero.evolution.algorithm import Algorithm
+from pruner_zero.evolution.algorithm import RandomSearch
+from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.niches import Evolution, EvolutionSettings
 from pruner_zero.evolution.population import Population
-from pruner_zero.evolution.random_search import RandomSearch
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import parse
 from tests.evolution.synthetic import EXACT, Fitness, best, by_loss, by_rank, run
@@ -179,7 +179,7 @@ def test_the_population_is_sorted_and_holds_nothing_that_was_rejected() -> None:
 
 def medians(space: SearchSpace, fitness: Fitness, evaluations: int, seeds: int) -> list[float]:
     """The median over seeds of the best value, of our evolution and of random search."""
-    algorithms: tuple[Callable[[int], Algorithm], ...] = (
+    algorithms: tuple[Callable[[int], BatchAlgorithm], ...] = (
         lambda seed: Evolution(space, seed),
         lambda seed: RandomSearch(space, seed),
     )

@@ -4,7 +4,6 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import SearchSpace, Status, Study, search
 from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
-from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
@@ -345,15 +344,8 @@ def test_candidates_without_a_new_mask_end_the_search_in_batches_of_any_size(
     """The batches of the published algorithm have one candidate."""
 
     class Repeating(BatchAlgorithm):
-        population = ()
-
-        def start(self) -> list[Proposal]:
+        def propose(self) -> list[Proposal]:
             return [Proposal(parse("W"), "row")] * size
-
-        propose = start
-
-        def learn(self, results: Sequence[Result]) -> None:
-            """Nothing changes."""
 
     monkeypatch.setattr("pruner_zero.evolution.run._CANDIDATES_WITHOUT_NEWS", 20)
     settings, archive = tiny_settings(final_windows=0, evaluations=100), Archive(tmp_path, {})

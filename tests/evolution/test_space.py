@@ -1,4 +1,4 @@
-"""The expressions that a search space admits, and its reasons to refuse others."""
+"""The expressions that a search space admits, and those that it refuses."""
 
 from typing import Any
 
@@ -22,33 +22,42 @@ from pruner_zero.metric import PUBLISHED, Shape, parse
     ],
 )
 def test_the_default_space_admits(text: str) -> None:
-    assert SearchSpace().allows(parse(text)) is None
+    assert SearchSpace().allows(parse(text))
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("text", "near"),
     [
-        ("X", "its shape is row, not matrix"),
-        ("small(W)", "its shape is scalar, not matrix"),
-        ("W * D", "terminal D is not allowed"),
-        ("tanh(W)", "operator tanh is not allowed"),
-        ("W * 2", "constants are not allowed"),
-        ("W^0.37", "exponent 0.37 is not allowed"),
-        ("W^5", "exponent 5.0 is not allowed"),
-        ("(W^2)^2", "more than 1 of the family 'power' directly nested"),
-        ("sqrt(W^3)", "more than 1 of the family 'power' directly nested"),
-        ("mms(W + zsn(G))", "more than 1 of the family 'matrix rescaling' nested"),
-        ("exp(exp(W))", "more than 1 of the family 'transcendental' nested"),
-        ("exp(W + log(G))", "more than 1 of the family 'transcendental' nested"),
-        ("W * abs(G)", "abs changes nothing here"),
-        ("W - (G - G)", "sub of two equal operands"),
-        ("W * column_share(X)", "column_share of a row is constant"),
-        ("row_share(W * " + " * ".join("GXGXGXG") + ")", "16 nodes are more than 15"),
-        ("W + (G + (W + (X + (G + (W + X)))))", "7 levels are more than 6"),
+        ("W * D", "W * O"),
+        ("tanh(W)", "exp(W)"),
+        ("W * 2", "W^2"),
+        ("W^0.37", "W^0.35"),
+        ("W^5", "W^4"),
+        ("(W^2)^2", "(W^2 * G)^2"),
+        ("sqrt(W^3)", "sqrt(W^3 * G)"),
+        ("mms(W + zsn(G))", "mms(W) + zsn(G)"),
+        ("exp(exp(W))", "exp(W) + exp(G)"),
+        ("exp(W + log(G))", "exp(W) + log(G)"),
+        ("row_share(W * column_share(G * row_share(W)))", "row_share(W * column_share(G * W))"),
+        ("W * abs(G)", "W * abs(G - W)"),
+        ("W - (G - G)", "W - (G - X)"),
+        ("W * column_share(X)", "W * row_share(X)"),
+        ("row_share((W * G + X * G) * (W * X + G * X))", "(W * G + X * G) * (W * X + G * X)"),
+        ("W + (G + (W + (X + (G + (W + X)))))", "W + (G + (W + (X + (G + W))))"),
     ],
 )
-def test_the_default_space_refuses(text: str, reason: str) -> None:
-    assert SearchSpace(max_size=15).allows(parse(text)) == reason
+def test_the_default_space_refuses_what_breaks_a_rule(text: str, near: str) -> None:
+    """`near` is like it and breaks none."""
+    space = SearchSpace(max_size=15)
+    assert not space.allows(parse(text))
+    assert space.allows(parse(near))
+
+
+@pytest.mark.parametrize(("text", "shape"), [("X", Shape.ROW), ("small(W)", Shape.SCALAR)])
+def test_an_expression_is_allowed_where_its_shape_is_wanted(text: str, shape: Shape) -> None:
+    space = SearchSpace(operators=("mul", "small"))
+    assert not space.allows(parse(text))
+    assert space.allows(parse(text), shape)
 
 
 def test_expressions_that_are_refused_by_default_can_be_allowed() -> None:
@@ -58,11 +67,11 @@ def test_expressions_that_are_refused_by_default_can_be_allowed() -> None:
         idle=True,
     )
     for text in ("S * D", "tanh(tanh(W))", "small(W) * W", "(W^2)^2"):
-        assert wide.allows(parse(text)) is None
+        assert wide.allows(parse(text))
 
 
 def test_powers_may_follow_each_other_with_something_between() -> None:
-    assert SearchSpace().allows(parse("(W * G^0.5)^1.5")) is None
+    assert SearchSpace().allows(parse("(W * G^0.5)^1.5"))
 
 
 def test_shapes_that_can_be_made() -> None:
@@ -80,7 +89,7 @@ def test_the_published_space_is_the_released_one() -> None:
     assert set(PUBLISHED_SPACE.operators) == set(PUBLISHED)
     assert PUBLISHED_SPACE.terminals == ("W", "G", "X")
     for text in ("abs(W * W) * mms(G)", "skp(abs(W)) - W", "exp(exp(W))"):
-        assert PUBLISHED_SPACE.allows(parse(text)) is None
+        assert PUBLISHED_SPACE.allows(parse(text))
 
 
 def test_positions_leave_exponents_out() -> None:

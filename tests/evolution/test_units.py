@@ -60,7 +60,7 @@ def test_the_judged_model_computes_the_same_as_the_smaller_model(
 
 def test_all_rows_of_a_matrix_lose_the_same_columns(build: Build) -> None:
     evaluator = build("llama", structure="channels", multiple_of=4)
-    masks = sampled_masks(evaluator.sample, parse(METRIC), "unit", evaluator.pattern)
+    masks = sampled_masks(evaluator.sample, parse(METRIC), "unit", evaluator.masked.pattern)
     assert [sample.name.rpartition(".")[2] for sample in evaluator.sample] == ["down_proj"] * 2
     for mask in masks:
         assert torch.equal(mask, mask[:1].expand_as(mask))
@@ -108,7 +108,7 @@ def test_interruptions_and_workers_change_nothing(
 def test_a_number_of_parameters_in_place_of_a_share(build: Build) -> None:
     dense = tiny_model("llama").num_parameters()
     units: dict[str, Any] = {"structure": "channels", "multiple_of": 4, "sparsity": None}
-    pattern = build("llama", parameters="0.9", **units).pattern
+    pattern = build("llama", parameters="0.9", **units).masked.pattern
     assert 0 < pattern.sparsity < 1
     assert dense * 0.8 < pattern.size(tiny_model("llama"))[0] <= dense * 0.9  # type: ignore[attr-defined]
 

@@ -36,7 +36,7 @@ def children(name: str, text: str, space: SearchSpace | None = None) -> set[str]
 def check_child(child: Expression | None, space: SearchSpace) -> None:
     if child is not None:
         assert child.shape is Shape.MATRIX
-        assert space.allows(child) is None
+        assert space.allows(child)
         assert parse(format(child)) == child
 
 

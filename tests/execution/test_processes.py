@@ -83,6 +83,17 @@ def test_a_closed_executor_takes_no_more_tasks() -> None:
         next(executor.map([1]))
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="only Linux confines a process")
+def test_by_default_there_is_a_worker_a_core_that_the_process_may_use() -> None:
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(allowed)})
+    try:
+        # With one worker it is this process.
+        assert isinstance(make_executor(None, Doubling(), Workers()), SerialExecutor)
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
 @pytest.mark.parametrize(
     ("count", "shareable", "kind"),
     [

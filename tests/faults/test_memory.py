@@ -42,9 +42,9 @@ def short_of_memory(room: int) -> Iterator[None]:
 def test_a_candidate(expression: str) -> None:
     weight = torch.rand(WIDTH, WIDTH)
     matrix = sample_matrix("m", 0, weight, {"X": torch.rand(1, WIDTH)}, torch.eye(WIDTH), WIDTH)
-    masked: Any = SimpleNamespace(matrices=(), device=CPU)
+    masked: Any = SimpleNamespace(matrices=(), device=CPU, pattern=Unstructured(0.5, "row"))
     tokens = torch.zeros(1, 2, dtype=torch.int64)
-    evaluator = Evaluator([matrix], [matrix], masked, tokens, 1, Unstructured(0.5, "row"))
+    evaluator = Evaluator([matrix], [matrix], masked, tokens, 1)
     task = Task(0, "probe", expression, "row")
     with (
         short_of_memory(WIDTH * WIDTH * 4),

@@ -1,5 +1,10 @@
 """Blocks run one by one give what the model gives, whatever it hands to them."""
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,10 +14,11 @@ from pruner_zero.models import (
     BlockCalls,
     LanguageModel,
     find_blocks,
-    record_block_calls,
+    load_model,
+    load_offloaded,
     run_block,
 )
-from pruner_zero.models.blocks import check_block_calls
+from pruner_zero.models.blocks import check_block_calls, record_block_calls
 from tests.models.expected import FINAL_NORM
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, SLIDING, SLIDING_WINDOW, tiny_model, tiny_windows
@@ -173,3 +179,121 @@ def test_a_model_whose_blocks_fail_apart_is_refused() -> None:
     find_blocks(model)[1].register_forward_pre_hook(fail)
     with pytest.raises(PrunerZeroError, match="cannot be run one after the other"):
         check_block_calls(model, tiny_windows())
+
+
+either_place = pytest.mark.parametrize("load", [load_model, load_offloaded])
+# From the blocks that a model loops over to what it calls in their place.
+Between = Callable[[Sequence[nn.Module]], Sequence[Callable[..., Any]]]
+
+
+class Loop(nn.ModuleList):
+    """Blocks between which the model does something."""
+
+    between: Between
+
+    def __getitem__(self, index: Any) -> Any:
+        part = super().__getitem__(index)
+        return self.between(part) if isinstance(index, slice) else part
+
+
+def assert_refused(load: Any, folder: Path, allowed: Between, refused: Between) -> None:
+    loaded = load(folder)
+    for block in find_blocks(loaded.model):
+        block.forward = partial(with_a_sum, block.forward)
+    layers = loaded.model.model.layers = Loop(loaded.model.model.layers)
+    layers.between = allowed
+    loaded.block_calls(tiny_windows())
+    layers.between = refused
+    with pytest.raises(PrunerZeroError, match="blocks of the llama family cannot be run one after"):
+        loaded.block_calls(tiny_windows())
+
+
+def with_a_sum(before: Callable[..., Tensor], hidden: Tensor, **kwargs: Any) -> Any:
+    """What a block returns, and a second value."""
+    return before(hidden, **kwargs), hidden.abs().sum()
+
+
+def first_values(blocks: Sequence[nn.Module]) -> list[Callable[..., Tensor]]:
+    """Calls of blocks that forget the second value."""
+    return [lambda *args, block=block, **kwargs: block(*args, **kwargs)[0] for block in blocks]
+
+
+def scaled(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
+    """The model changes the output of each block before the next one gets it."""
+    return [
+        lambda *args, run=run, **kwargs: 2 * run(*args, **kwargs) for run in first_values(blocks)
+    ]
+
+
+def scaled_in_place(blocks: Sequence[nn.Module]) -> Sequence[Callable[..., Any]]:
+    """As `scaled`, without a new tensor."""
+
+    def call(run: Callable[..., Tensor], *args: Any, **kwargs: Any) -> Tensor:
+        return run(*args, **kwargs).mul_(2)
+
+    return [partial(call, run) for run in first_values(blocks)]
+
+
+def told(blocks: Sequence[nn.Module], share: float = 1.0) -> Sequence[Callable[..., Any]]:
+    """Another argument of the blocks depends on the output of the block before."""
+
+    def call(run: Callable[..., Any], hidden: Tensor, position_embeddings: Any, **rest: Any) -> Any:
+        cos, sin = position_embeddings
+        return run(hidden, position_embeddings=(cos + share * hidden.std(), sin), **rest)
+
+    return [partial(call, run) for run in first_values(blocks)]
+
+
+def passed_on(blocks: Sequence[nn.Module], share: float = 1.0) -> Sequence[Callable[..., Any]]:
+    """Another argument of the blocks depends on the second value of the block before."""
+    values = [torch.zeros(())]
+
+    def call(block: nn.Module, hidden: Tensor, position_embeddings: Any, **rest: Any) -> Any:
+        cos, sin = position_embeddings
+        shifted = cos + share * values[-1], sin
+        output, value = block(hidden, position_embeddings=shifted, **rest)
+        values.append(torch.zeros(()) if value is None else value)
+        return output
+
+    return [partial(call, block) for block in blocks]
+
+
+@either_place
+@pytest.mark.parametrize(
+    "refused",
+    [
+        pytest.param(lambda blocks: 2 * first_values(blocks), id="two rounds"),
+        pytest.param(lambda blocks: first_values(blocks)[::-1], id="backwards"),
+        pytest.param(lambda blocks: first_values(blocks[:1]) * 2, id="one block alone"),
+        pytest.param(
+            lambda blocks: [run for run in first_values(blocks) for _ in range(2)], id="twice each"
+        ),
+        scaled,
+        scaled_in_place,
+        told,
+        passed_on,
+    ],
+)
+def test_a_family_is_refused_on_disk_as_in_memory(
+    refused: Between, load: Any, llama_folder: Path
+) -> None:
+    assert_refused(load, llama_folder, first_values, refused)
+
+
+@either_place
+@pytest.mark.parametrize("between", [told, passed_on])
+def test_an_argument_that_is_the_same_in_the_end_is_allowed(
+    between: Callable[..., Any], load: Any, llama_folder: Path
+) -> None:
+    assert_refused(load, llama_folder, partial(between, share=0.0), between)
+
+
+@either_place
+def test_a_lack_of_memory_is_not_taken_for_an_odd_family(load: Any, llama_folder: Path) -> None:
+    def fail(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    loaded = load(llama_folder)
+    find_blocks(loaded.model)[0].register_forward_pre_hook(fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        loaded.block_calls(tiny_windows())

@@ -9,16 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.models import (
-    BUILTIN_MODELS,
-    Dtype,
-    LanguageModel,
-    builtin,
-    find_matrices,
-    load_model,
-)
-from pruner_zero.models.builtin import load_converted
-from pruner_zero.models.read import read_model
+from pruner_zero.models import Dtype, builtin, find_matrices, load_model, load_offloaded
+from pruner_zero.models.builtin import BUILTIN_MODELS
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny import fingerprint
@@ -35,24 +27,25 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def gguf(tmp_path: Path) -> Path:
+def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny model, which is the built-in one."""
     write_gguf(tiny_model("llama"), tmp_path / "tiny.gguf")
+    monkeypatch.setattr(builtin, "installed_file", lambda _: tmp_path / "tiny.gguf")
     return tmp_path / "tiny.gguf"
 
 
 def forbid_reading_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
-    def read_copy(source: Path, name: str, **how: Any) -> LanguageModel:
-        assert source.suffix != ".gguf", "the GGUF was read again"
-        return read_model(source, name, **how)
+    def fail(path: Path, _name: str) -> None:
+        raise AssertionError(f"{path} was read again")
 
-    monkeypatch.setattr(builtin, "read_model", read_copy)
+    monkeypatch.setattr(builtin, "read_model", fail)
 
 
 def test_the_copy_is_the_model_in_the_file(gguf: Path, cache: Path) -> None:
     plain = load_model(gguf)
     for _ in ("converts", "reads the copy"):
-        loaded = load_converted(gguf, "tiny")
-        assert loaded.name == "tiny"
+        loaded = load_model(SMOLLM2)
+        assert loaded.name == SMOLLM2
         assert loaded.fingerprint() == plain.fingerprint()
         assert loaded.tokenizer.get_vocab() == plain.tokenizer.get_vocab()
     assert len(list(cache.iterdir())) == 1
@@ -61,34 +54,48 @@ def test_the_copy_is_the_model_in_the_file(gguf: Path, cache: Path) -> None:
 def test_a_second_load_reads_the_copy_alone(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_converted(gguf, "tiny")
+    load_model(SMOLLM2)
     forbid_reading_gguf(monkeypatch)
-    loaded = load_converted(gguf, "tiny", dtype="bfloat16")
-    assert loaded.model.dtype == torch.bfloat16
+    assert load_model(SMOLLM2, "bfloat16").model.dtype == torch.bfloat16
+
+
+def test_an_error_of_the_options_leaves_the_copy(
+    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_model(SMOLLM2)
+    forbid_reading_gguf(monkeypatch)
+    message = refusal(lambda: load_model(SMOLLM2, attn_implementation="flash_attention_2"))
+    assert "cannot be loaded" in message
+    load_model(SMOLLM2)
 
 
 def test_another_file_has_another_copy(gguf: Path, cache: Path) -> None:
-    first = load_converted(gguf, "tiny").fingerprint()
+    first = load_model(SMOLLM2).fingerprint()
     write_gguf(tiny_model("llama", seed=1), gguf)
-    assert load_converted(gguf, "tiny").fingerprint() != first
+    assert load_model(SMOLLM2).fingerprint() != first
     assert len(list(cache.iterdir())) == 2
 
 
 def test_another_transformers_has_another_copy(
     gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    load_converted(gguf, "tiny")
+    load_model(SMOLLM2)
     monkeypatch.setattr(builtin, "transformers", SimpleNamespace(__version__="99"))
-    load_converted(gguf, "tiny")
+    load_model(SMOLLM2)
     assert len(list(cache.iterdir())) == 2
 
 
-def test_a_damaged_copy_is_made_again(gguf: Path, cache: Path) -> None:
-    expected = load_converted(gguf, "tiny").fingerprint()
-    (weights,) = cache.glob("*/model.safetensors")
-    weights.write_bytes(weights.read_bytes()[:-100])
-    assert load_converted(gguf, "tiny").fingerprint() == expected
-    assert load_converted(gguf, "tiny").fingerprint() == expected
+@pytest.mark.parametrize("load", [load_model, load_offloaded])
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_damaged_copy_is_made_again(name: str, load: Any, gguf: Path, cache: Path) -> None:
+    expected = load(SMOLLM2).fingerprint()
+    (file,) = cache.glob(f"*/{name}")
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-100])
+    assert load(SMOLLM2).fingerprint() == expected
+    assert file.read_bytes() == whole
+    file.unlink()
+    assert load(SMOLLM2).fingerprint() == expected
     assert len(list(cache.iterdir())) == 1
 
 
@@ -97,7 +104,9 @@ def test_a_cache_that_cannot_be_written_costs_time_and_nothing_else(
 ) -> None:
     (tmp_path / "file").write_text("x")
     monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path / "file"))
-    assert load_converted(gguf, "tiny").fingerprint() == load_model(gguf).fingerprint()
+    assert load_model(SMOLLM2).fingerprint() == load_model(gguf).fingerprint()
+    message = refusal(lambda: load_offloaded(SMOLLM2))
+    assert "set $PRUNER_ZERO_CACHE to a folder that its copy can be written to, or" in message
 
 
 def test_a_copy_that_fails_half_way_leaves_nothing(
@@ -108,7 +117,7 @@ def test_a_copy_that_fails_half_way_leaves_nothing(
         raise OSError("pulled the plug")
 
     monkeypatch.setattr(builtin, "save_model", fail)
-    load_converted(gguf, "tiny")
+    load_model(SMOLLM2)
     assert list(cache.iterdir()) == []
 
 
@@ -122,12 +131,32 @@ def test_two_that_convert_at_once_end_with_one_copy(
     def late(source: Path, target: Path) -> None:
         if not moves:
             moves.append(target)
-            load_converted(gguf, "other")
+            load_model(SMOLLM2)
         replace(source, target)
 
     monkeypatch.setattr("pruner_zero.cache.os.replace", late)
     expected = load_model(gguf).fingerprint()
-    assert load_converted(gguf, "tiny").fingerprint() == expected
+    assert load_model(SMOLLM2).fingerprint() == expected
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_copy_is_on_disk_before_it_has_its_name(
+    gguf: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[str] = set()
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+        sync(descriptor)
+
+    def move(source: Path, target: Path) -> None:
+        assert {str(source), *map(str, source.iterdir())} <= synced
+        source.rename(target)
+
+    monkeypatch.setattr("pruner_zero.cache.os.fsync", noted)
+    monkeypatch.setattr("pruner_zero.cache.os.replace", move)
+    load_model(SMOLLM2)
     assert len(list(cache.iterdir())) == 1
 
 

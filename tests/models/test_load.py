@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, T5Config
 
@@ -143,6 +144,38 @@ def test_a_revision_of_a_hub_model(load: Any, hub: dict[str, str], folder: Path)
     assert "hub did not provide it" in refusal(lambda: load("someone/tiny", revision="v3"))
     message = refusal(lambda: load(folder, revision="v2"))
     assert message == f"--revision is for models of the hub, not {folder}: leave it out"
+
+
+@pytest.mark.parametrize("load", [load_model, load_offloaded])
+def test_an_adapter_on_the_hub_is_refused(load: Any, hub: dict[str, str], tmp_path: Path) -> None:
+    (snapshot,) = tmp_path.glob("hub/*/snapshots/" + "0" * 40)
+    (snapshot / "adapter_config.json").write_text('{"base_model_name_or_path": "other"}')
+    assert "someone/tiny holds an adapter" in refusal(lambda: load("someone/tiny"))
+    assert load("someone/tiny", revision="v2").fingerprint() == hub["v2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "fetched"),
+    [
+        ("someone/tiny", {"model.safetensors", "model-00001-of-00002.safetensors"}),
+        ("pickled:someone/tiny", {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin"}),
+    ],
+)
+def test_no_other_weights_of_a_repository_are_fetched(
+    name: str, fetched: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some repositories hold the same weights in other formats, and the states of an optimizer."""
+    stored = {"model.safetensors", "model-00001-of-00002.safetensors", "consolidated.safetensors"}
+    stored |= {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin"}
+    stored |= {"optimizer.bin", "training_args.bin", "config.json"}
+
+    def download(_repository: str, *, allow_patterns: list[str], **_: Any) -> str:
+        chosen = set(filter_repo_objects(stored, allow_patterns=allow_patterns))
+        assert chosen == {*fetched, "config.json"}
+        return str(tmp_path)
+
+    monkeypatch.setattr("pruner_zero.models.load.snapshot_download", download)
+    assert "someone/tiny has no config.json" in refusal(lambda: load_model(name))
 
 
 @pytest.mark.parametrize("load", [load_model, load_offloaded])
@@ -332,3 +365,15 @@ def test_a_defect_inside_the_check_keeps_its_own_message(folder: Path) -> None:
     rewrite(folder, lambda weights: weights.pop(WEIGHT))
     with pytest.raises(PrunerZeroError, match=f"^{folder} lacks"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("load", [load_model, load_offloaded])
+def test_a_lack_of_memory_is_not_taken_for_a_fault_of_the_model(
+    load: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+
+    monkeypatch.setattr("pruner_zero.models.read.AutoModelForCausalLM.from_pretrained", fail)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load(folder)

@@ -7,7 +7,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruner_zero.models import (
-    LanguageModel,
     OffloadedModel,
     find_blocks,
     find_matrices,
@@ -19,18 +18,13 @@ from pruner_zero.models import (
 )
 from pruner_zero.models.shards import INDEX
 from pruner_zero.tensor_file import write_tensors
+from tests.conftest import save_sharded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
-
-
-def saved(folder: Path, architecture: str, dtype: torch.dtype = torch.float32) -> Path:
-    model = tiny_model(architecture, blocks=3).to(dtype)
-    save_model(LanguageModel(model, tiny_tokenizer(), architecture), folder, "30KB")
-    return folder
 
 
 def in_memory(offloaded: OffloadedModel) -> set[str]:
@@ -40,7 +34,7 @@ def in_memory(offloaded: OffloadedModel) -> set[str]:
 
 @every_architecture
 def test_its_fingerprint_equals_that_of_the_loaded_model(architecture: str, tmp_path: Path) -> None:
-    folder = saved(tmp_path, architecture)
+    folder = save_sharded(tmp_path, architecture)
     assert load_offloaded(folder).fingerprint() == load_model(folder).fingerprint()
     fingerprint = load_offloaded(folder, "bfloat16").fingerprint()
     assert fingerprint == load_model(folder, "bfloat16").fingerprint()
@@ -51,7 +45,7 @@ def test_its_fingerprint_equals_that_of_the_loaded_model(architecture: str, tmp_
 def test_its_blocks_compute_the_same_as_those_of_the_loaded_model(
     architecture: str, tmp_path: Path
 ) -> None:
-    folder, windows = saved(tmp_path, architecture), tiny_windows()
+    folder, windows = save_sharded(tmp_path, architecture), tiny_windows()
     loaded, offloaded = load_model(folder), load_offloaded(folder)
     expected, calls = loaded.block_calls(windows), offloaded.block_calls(windows)
     hidden, others = list(expected.hidden), list(calls.hidden)
@@ -74,7 +68,7 @@ def test_its_blocks_compute_the_same_as_those_of_the_loaded_model(
 
 @every_architecture
 def test_one_block_is_in_memory_and_nothing_after_it(architecture: str, tmp_path: Path) -> None:
-    offloaded = load_offloaded(saved(tmp_path, architecture))
+    offloaded = load_offloaded(save_sharded(tmp_path, architecture))
     assert in_memory(offloaded) == set()
     names = {id(p): name for name, p in offloaded.model.named_parameters()}
     inside = {names[id(p)] for block in find_blocks(offloaded.model) for p in block.parameters()}
@@ -87,12 +81,12 @@ def test_one_block_is_in_memory_and_nothing_after_it(architecture: str, tmp_path
 
 
 def test_weights_that_are_not_loaded_are_nan(tmp_path: Path) -> None:
-    offloaded = load_offloaded(saved(tmp_path, "llama"))
+    offloaded = load_offloaded(save_sharded(tmp_path, "llama"))
     assert all(parameter.isnan().all() for parameter in offloaded.model.parameters())
 
 
 def test_changes_end_with_the_context_even_in_an_error(tmp_path: Path) -> None:
-    offloaded = load_offloaded(saved(tmp_path, "llama"))
+    offloaded = load_offloaded(save_sharded(tmp_path, "llama"))
     matrix = find_matrices(offloaded.model)[0]
 
     def interrupted() -> None:
@@ -112,7 +106,7 @@ def test_changes_end_with_the_context_even_in_an_error(tmp_path: Path) -> None:
 def test_it_is_saved_block_by_block_as_the_whole_model_is(
     architecture: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
-    folder = saved(tmp_path / "dense", architecture, dtype)
+    folder = save_sharded(tmp_path / "dense", architecture, dtype)
     loaded, offloaded = load_model(folder), load_offloaded(folder)
     for matrix in find_matrices(loaded.model):
         matrix.weight[:, ::2] = 0
@@ -151,7 +145,7 @@ def test_a_gguf_file(tmp_path: Path) -> None:
 
 
 def test_a_quantized_model(tmp_path: Path) -> None:
-    folder = saved(tmp_path, "llama")
+    folder = save_sharded(tmp_path, "llama")
     config = (folder / "config.json").read_text()
     quantized = '{"quantization_config": {"quant_method": "fp8"},'
     (folder / "config.json").write_text(config.replace("{", quantized, 1))
@@ -186,8 +180,7 @@ def test_the_built_in_model_is_read_from_its_copy_in_the_cache(
     gguf = tmp_path / "tiny.gguf"
     write_gguf(tiny_model("llama"), gguf)
     monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path / "cache"))
-    for module in ("builtin", "load"):
-        monkeypatch.setattr(f"pruner_zero.models.{module}.installed_file", lambda _: gguf)
+    monkeypatch.setattr("pruner_zero.models.builtin.installed_file", lambda _: gguf)
     name = "builtin:smollm2-135m"
     offloaded = load_offloaded(name)
     assert offloaded.name == name

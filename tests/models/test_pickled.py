@@ -177,3 +177,13 @@ def test_each_fault_is_described_in_one_line(
 )
 def test_a_name_without_a_model_is_refused(name: str, words: str) -> None:
     assert words in refusal(lambda: load_model(name))
+
+
+def test_a_lack_of_memory_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("unable to mmap 268436799 bytes: Cannot allocate memory (12)")
+
+    saved(tmp_path)
+    monkeypatch.setattr("torch.load", fail)
+    with pytest.raises(RuntimeError, match="Cannot allocate memory"):
+        load_model(f"pickled:{tmp_path}")

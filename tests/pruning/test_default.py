@@ -10,12 +10,11 @@ import torch
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices
-from pruner_zero.progress import Progress
 from pruner_zero.pruning import prune
 from pruner_zero.settings import PruneSettings, read_settings
 from pruner_zero.settings.prune import DEFAULT
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 SMALL: dict[str, Any] = {"windows": 4, "seqlen": 16, "sparsity": 0.5, "distill": 3}
@@ -23,16 +22,6 @@ SMALL: dict[str, Any] = {"windows": 4, "seqlen": 16, "sparsity": 0.5, "distill":
 
 def language_model() -> LanguageModel:
     return LanguageModel(tiny_model("llama"), tiny_tokenizer(), "llama")
-
-
-class Notes(Progress):
-    """A progress that keeps the notes."""
-
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.notes.append(line)
 
 
 def settings(**options: Any) -> PruneSettings:
@@ -104,7 +93,7 @@ def test_a_note_describes_the_default_method(
     prune(
         language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **options}
     )
-    (note,) = [note for note in progress.notes if "No --metric" in note]
+    (note,) = [note for note in progress.lines if "No --metric" in note]
     assert words in note
     assert "40 steps of distillation" in note
     assert "hours" not in note
@@ -125,7 +114,7 @@ def test_a_note_warns_of_matrices_that_take_hours(
     prune(
         language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **options}
     )
-    (note,) = [note for note in progress.notes if "No --metric" in note]
+    (note,) = [note for note in progress.lines if "No --metric" in note]
     widest = max(matrix.weight.shape[1] for matrix in find_matrices(language_model().model))
     assert f"hours for matrices of {widest} inputs: {instead}" in note
 
@@ -146,7 +135,7 @@ def test_the_model_writes_the_text_and_the_card_describes_the_run(tmp_path: Path
     result = prune(
         language_model(), output=output, cache=tmp_path / "cache", progress=progress, **SMALL
     )
-    assert any("self" in note for note in progress.notes)
+    assert any("self" in note for note in progress.lines)
     card = (output / "README.md").read_text()
     assert "4 windows of 16 tokens that the dense model wrote itself" in card
     assert "trained for 3 steps towards the dense model's predictions" in card
@@ -248,7 +237,7 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
     notes = Notes()
     without = {**options, "distill": 0, "progress": notes}
     assert not prune(language_model(), output=tmp_path / "o", **without).distillation
-    assert any(note.startswith("going on after block 2") for note in notes.notes)
+    assert any(note.startswith("going on after block 2") for note in notes.lines)
 
 
 def test_distillation_after_a_metric_without_text_has_the_model_write_one(tmp_path: Path) -> None:

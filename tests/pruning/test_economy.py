@@ -18,19 +18,9 @@ from pruner_zero.pruning.depth import block_influence
 from pruner_zero.pruning.folding import fold_blocks
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
+from tests.pruning.test_pipeline import assert_equal_models, state
 
 T = TypeVar("T")
-
-
-def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
-def assert_equal_models(model: nn.Module, expected: nn.Module) -> None:
-    for (name, tensor), wanted in zip(
-        model.state_dict().items(), expected.state_dict().values(), strict=True
-    ):
-        assert torch.equal(tensor, wanted), name
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import torch
 
 from pruner_zero.calibration import collect_inputs
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices, run_block
-from pruner_zero.progress import Progress
 from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
@@ -16,6 +15,7 @@ from tests.pruning.plain import (
     row_zeros,
 )
 from tests.sparsity.reference import keep_matrices
+from tests.tiny import Notes
 
 
 @pytest.fixture(scope="module")
@@ -34,20 +34,14 @@ def few_tokens(windows: Windows) -> Windows:
 def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
     method: str, mode: Mode, few_tokens: Windows, new_store: OpenStore
 ) -> None:
-    ours, dense = language_model("mixtral"), language_model("mixtral")
-    remarks: list[str] = []
-
-    class Listening(Progress):
-        def note(self, line: str) -> None:
-            remarks.append(line)
-
+    ours, dense, heard = language_model("mixtral"), language_model("mixtral"), Notes()
     records = prune_model(
         ours,
         few_tokens,
         parse_method(method, sparsity=0.5),
         new_store(ours),
         mode=mode,
-        progress=Listening(),
+        progress=heard,
     )
     silent = [record for record in records if record.note]
     assert silent
@@ -57,7 +51,7 @@ def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
         assert ".experts." in record.name
         assert record.note is not None
         assert record.note.endswith("zero: pruned by magnitude")
-        assert any(record.name in remark and record.note in remark for remark in remarks)
+        assert any(record.name in remark and record.note in remark for remark in heard.lines)
         W = before[record.name].abs()
         if method == "sparsegpt":
             [keep] = keep_matrices([W], 0.5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_blocks
 from pruner_zero.pruning.folding import DAMPING, fold_blocks
 from tests.pruning.conftest import language_model
@@ -111,3 +112,14 @@ def test_a_block_that_adds_no_linear_map_stays_as_it_is(architecture: str) -> No
     assert fold_blocks(model, tokens, (2, 3)) == {}
     for name, parameter in model.model.named_parameters():
         assert torch.equal(parameter, before[name]), name
+
+
+@torch.no_grad()
+def test_inputs_whose_squares_overflow_name_the_map() -> None:
+    model = language_model("llama", blocks=DEPTH)
+    block: Any = find_blocks(model.model)[1]
+    block.mlp.up_proj.weight.mul_(1e25)
+    block.mlp.down_proj.weight.mul_(1e-25)
+    message = r"XᵀX of model\.layers\.1\.mlp\.down_proj is not finite"
+    with pytest.raises(PrunerZeroError, match=message):
+        fold_blocks(model, tiny_windows(2, 16), [2])

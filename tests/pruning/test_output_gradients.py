@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from pruner_zero import prune
-from pruner_zero.calibration import collect_gradients
+from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.models import find_matrices, save_model
 from pruner_zero.sparsity import Unstructured, keep_mask
 from pruner_zero.text import Corpus, random_windows
@@ -24,7 +24,7 @@ def no_weight_sums(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("the gradient of a weight was collected")
 
-    monkeypatch.setattr("pruner_zero.calibration.gradients.WeightSums._fold", fail)
+    monkeypatch.setattr("pruner_zero.calibration.gradients.GradientSums._fold", fail)
 
 
 @pytest.mark.parametrize("scope", ["row", "matrix"])

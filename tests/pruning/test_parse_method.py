@@ -10,7 +10,6 @@ import pytest
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
 from pruner_zero.pruning import Blocks, Experts, Structured, parse_method, split_methods
-from pruner_zero.pruning.parse_method import with_distillation
 
 
 def refusal(text: str, **options: Any) -> str:
@@ -123,12 +122,12 @@ def test_distillation_ends_the_text_of_a_method() -> None:
     assert (method.steps, method.distill) == (("refine", "exact"), 40)
     assert parse_method("wanda@channels=0.25+distill=3", sparsity=0.5).distill == 3
     assert parse_method("wanda", sparsity=0.5).distill == 0
-    assert with_distillation(parse_method("wanda", sparsity=0.5), 2).distill == 2
-    assert with_distillation(method, None) == with_distillation(method, 40) == method
-    with pytest.raises(PrunerZeroError, match=r"leave out --distill 0, or \+distill=40$"):
-        with_distillation(method, 0)
-    with pytest.raises(PrunerZeroError, match=r"leave out --distill 3, or \+distill=40$"):
-        with_distillation(method, 3)
+    assert parse_method("wanda", sparsity=0.5, distill=2).distill == 2
+    assert parse_method(method.name, sparsity=0.5, distill=40) == method
+    for steps in (0, 3):
+        assert refusal("wanda+distill=40", sparsity=0.5, distill=steps) == (
+            f"wanda+distill=40 names its distillation: leave out --distill {steps}, or +distill=40"
+        )
     assert refusal("wanda+distill", sparsity=0.5) == (
         "wanda+distill: say how many steps of distillation, as in +distill=40"
     )

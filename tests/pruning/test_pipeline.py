@@ -22,7 +22,12 @@ from tests.pruning.plain import (
     prune_plainly,
     row_zeros,
 )
-from tests.sparsity.reference import keep_matrices, obs_columns, sparsegpt_choosing
+from tests.sparsity.reference import (
+    keep_groups,
+    keep_matrices,
+    obs_columns,
+    sparsegpt_choosing,
+)
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -135,19 +140,22 @@ def test_the_matrix_scope_gives_each_matrix_its_share(
 
 
 @pytest.mark.parametrize("mode", ["one-shot", "sequential"])
+@pytest.mark.parametrize("pattern", ["50%", "2:4"])
 def test_sparsegpt_is_the_column_by_column_textbook(
-    mode: Mode, windows: Windows, new_store: OpenStore
+    pattern: str, mode: Mode, windows: Windows, new_store: OpenStore
 ) -> None:
     ours, plain = language_model("llama"), language_model("llama")
-    prune_model(ours, windows, parse_method("sparsegpt", sparsity=0.5), new_store(ours), mode=mode)
+    method, width = parse_method("sparsegpt", sparsity=0.5), 128
+    if pattern == "2:4":
+        method, width = parse_method("sparsegpt", pattern=pattern), 4
+
+    def keep(scores: Tensor, _column: int) -> Tensor:
+        return keep_groups(scores, 4, 2) if width == 4 else keep_matrices([scores], 0.5)[0]
+
+    prune_model(ours, windows, method, new_store(ours), mode=mode)
     for place, x in in_order(plain.model, windows.tokens, mode):
-        swept, _ = sparsegpt_choosing(
-            place.weight,
-            2 / len(windows) * x.T @ x,
-            128,
-            lambda scores, _column: keep_matrices([scores], 0.5)[0],
-        )
-        place.weight.copy_(swept)
+        gram = 2 / len(windows) * x.T @ x
+        place.weight.copy_(sparsegpt_choosing(place.weight, gram, width, keep)[0])
     for pruned, expected in zip(places(ours.model), places(plain.model), strict=True):
         torch.testing.assert_close(pruned.weight, expected.weight, atol=1e-4, rtol=1e-4)
         assert torch.equal(pruned.weight == 0, expected.weight == 0), pruned.name

@@ -79,7 +79,7 @@ def test_stored_statistics_are_read_once_for_each_input(
         return read(self, kind, *arguments, **options)
 
     monkeypatch.setattr(StatisticsStore, "read", counted)
-    dense = DenseStatistics(store, matrices, 0.01)
+    dense = DenseStatistics(store, 0.01)
     living: list[weakref.ref[Hessian]] = []
     for matrix in matrices:
         statistics = dense.read(matrix, ["X", "gram"])

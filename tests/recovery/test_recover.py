@@ -131,14 +131,6 @@ def test_files_of_prune_are_copied_and_the_card_is_extended(prose: str, tmp_path
     assert (source / "recovery.json").is_file()
 
 
-def test_the_card_of_prune_says_the_sentence_that_recovery_replaces() -> None:
-    from pruner_zero.pruning import result
-    from pruner_zero.recovery.result import NOT_RETRAINED
-
-    assert "trained = NOT_RETRAINED" in Path(result.__file__).read_text()
-    assert NOT_RETRAINED.startswith("Nothing was retrained")
-
-
 def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_path: Path) -> None:
     run(pruned_folder, prose, output=tmp_path / "out", mode="lora", rank=4)
     card = (tmp_path / "out" / "README.md").read_text()

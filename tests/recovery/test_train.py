@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import pytest
@@ -11,13 +11,9 @@ from torch import Tensor
 
 from pruner_zero.models import LanguageModel, find_matrices, next_token_loss, parameters_of
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.recovery import RecoverSettings
+from pruner_zero.recovery import RecoverSettings, train
 from pruner_zero.recovery.train import BETAS, State, Training
-from pruner_zero.recovery.trainable import (
-    KeptWeights,
-    Trainable,
-    float32_weights,
-)
+from pruner_zero.recovery.trainable import KeptWeights, Trainable, float32_weights
 from pruner_zero.recovery.windows import in_training_order, split_windows
 from pruner_zero.text import Corpus, Windows
 from tests.recovery.conftest import pruned_model
@@ -84,7 +80,7 @@ def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSetti
 def test_it_learns_what_a_plain_masked_loop_learns(
     architecture: str, parts: tuple[Windows, Windows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.schedule.WARMUP", WARMUP)
+    monkeypatch.setattr("pruner_zero.recovery.train.WARMUP", WARMUP)
     monkeypatch.setattr("pruner_zero.recovery.train.CLIP", CLIP)
     config = settings(steps=6, keep="last")
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
@@ -98,6 +94,37 @@ def test_it_learns_what_a_plain_masked_loop_learns(
         assert parameter.requires_grad
         assert parameter.grad is None
     assert torch.equal(ours.model.get_input_embeddings().weight, untouched)
+
+
+def test_the_rate_rises_to_one_and_falls_to_zero() -> None:
+    shares = [index / 200 for index in range(201)]
+    rates = [train.rate(share) for share in shares]
+    assert all(0 <= value <= 1 for value in rates)
+    assert train.rate(train.WARMUP) == 1
+    assert rates[-1] == 0
+    rising = [value for value, share in zip(rates, shares, strict=True) if share < train.WARMUP]
+    assert all(earlier < later for earlier, later in pairwise(rising))
+    falling = rates[len(rising) :]
+    assert all(earlier > later for earlier, later in pairwise(falling))
+    assert rates[0] > 0
+
+
+def test_the_fall_is_half_a_cosine() -> None:
+    fall = 1 - train.WARMUP
+    assert train.rate(train.WARMUP + fall / 2) == pytest.approx(0.5)
+    assert train.rate(train.WARMUP + fall / 4) == pytest.approx(0.8535533905932737)
+
+
+def test_the_budget_that_is_spent_sooner_counts(parts: tuple[Windows, Windows]) -> None:
+    def spent(step: int, seconds: float, **budget: float) -> float:
+        return training(pruned_model()[0], parts, settings(**budget))._spent(step, seconds)
+
+    assert spent(3, 1e9, steps=10) == 0.3
+    assert spent(10**9, 30, minutes=1) == 0.5
+    both = {"steps": 10, "minutes": 1}
+    assert spent(5, 12, **both) == 0.5
+    assert spent(2, 45, **both) == 0.75
+    assert spent(20, 600, **both) == 1
 
 
 def test_the_curve_records_every_validation(parts: tuple[Windows, Windows]) -> None:

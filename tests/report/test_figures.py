@@ -79,21 +79,14 @@ def test_the_best_so_far_by_evaluations(tmp_path: Path) -> None:
 
 def test_the_best_so_far_by_time(tmp_path: Path) -> None:
     figure = figures.best_by_time(study(tmp_path))
-    assert lines(figure)[0] == [(10.0, 4.0), (20.0, 3.8), (30.0, 3.8)]
-    assert "wall time, seconds" in words(drawn(figure))
+    assert lines(figure)[0] == [(10 / 60, 4.0), (20 / 60, 3.8), (30 / 60, 3.8)]
+    assert "wall time, minutes" in words(drawn(figure))
 
 
 def test_nothing_is_drawn_of_a_search_without_a_metric_that_works(tmp_path: Path) -> None:
     search = study(tmp_path, [("W", "row", {}), ("X * W", "row", {})])
     assert figures.front(search) is None
     assert figures.best_by_time(search) is figures.best_by_evaluations(search) is None
-
-
-@pytest.mark.parametrize(
-    ("seconds", "unit"), [(10, "seconds"), (180, "minutes"), (10_799, "minutes"), (10_800, "hours")]
-)
-def test_the_unit_of_time(seconds: float, unit: str) -> None:
-    assert figures.time_unit(seconds)[1] == unit
 
 
 def records(blocks: int, up: int = 8) -> list[MatrixRecord]:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import parse
+from pruner_zero.report import report
 from pruner_zero.report.page import page
 from pruner_zero.report.portrait import portrait
 from pruner_zero.report.read import read_result
@@ -233,7 +235,7 @@ def test_a_large_search_is_a_small_page(tmp_path: Path) -> None:
 
 def test_huge_expressions_are_cut_in_tables_and_not_drawn(tmp_path: Path) -> None:
     text = "W" + "".join(f" * zsn(X + {number})" for number in range(60))
-    assert portrait(parse(text), "row").tree is None
+    assert portrait(parse(text), "row")["tree"] is None
     parsed = written(write_search(tmp_path, [*JUDGED, (text, "row", {"a": 1, "b": 2, "all": 1.0})]))
     assert len(parsed.html) < 500_000
 
@@ -244,3 +246,32 @@ def test_parts_stand_in_the_order_of_the_inputs(order: Sequence[int], tmp_path: 
     text = written(*(paths[index] for index in order)).text
     places = [text.index(f"Search in {paths[index]}") for index in order]
     assert places == sorted(places)
+
+
+def test_the_page_lies_in_the_first_folder(run: Path, pruned: Path, table: Path) -> None:
+    assert report([table, pruned, run]) == pruned / "report.html"
+    assert report(run) == run / "report.html"
+    assert report(str(table)) == table.parent / "report.html"
+
+
+def test_a_page_is_written_again_alike(run: Path, tmp_path: Path) -> None:
+    first = report(run, tmp_path / "new" / "page.html")
+    assert first.read_bytes() == report([run, run], tmp_path / "other.html").read_bytes()
+    before = first.read_bytes()
+    report(run, first)
+    assert first.read_bytes() == before
+
+
+def test_a_name_that_has_no_encoding(tmp_path: Path) -> None:
+    run = write_search(tmp_path / os.fsdecode(b"run\xff"))
+    report(run, tmp_path / "page.html").read_bytes().decode()
+
+
+def test_nothing_to_report_on() -> None:
+    with pytest.raises(PrunerZeroError, match="at least one"):
+        report([])
+
+
+def test_a_page_in_the_place_of_a_folder_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(PrunerZeroError, match="is a folder: name a file"):
+        report(run, tmp_path)

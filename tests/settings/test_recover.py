@@ -28,6 +28,7 @@ def test_the_learning_rate_follows_the_mode_unless_given() -> None:
         ({"text": "t"}, 0.5),
         ({}, 1),
         ({"text": ["self"]}, 1),
+        ({"text": ["self=2"]}, 1),
         ({"text": {"self": 2.0}}, 1),
         ({"text": {"self": 2.0, "t": 1.0}}, 0.5),
         ({"teacher_share": 0.3}, 0.3),

@@ -11,13 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import (
-    LazyTensors,
-    Scope,
-    SemiStructured,
-    Unstructured,
-    keep_mask,
-)
+from pruner_zero.sparsity import LazyTensors, Scope, SemiStructured, Unstructured, keep_mask
 from pruner_zero.sparsity.selection import keep_highest, keep_n_of_m
 from pruner_zero.sparsity.threshold import _histogram, _histogram_anywhere
 from tests.elsewhere import HERE, elsewhere, waits

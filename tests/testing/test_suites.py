@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.execution import Executor, ProcessExecutor, SerialExecutor, Work, Workers
+from pruner_zero.execution import Executor, SerialExecutor, Work
 from pruner_zero.metric import NAMED, OPERATORS, NamedMetric, Operator
 from pruner_zero.testing import ExecutorSuite, NamedMetricSuite, OperatorSuite, TextSourceSuite
 from pruner_zero.text import Role, TextSource
@@ -35,16 +35,6 @@ def test_every_named_metric_passes(name: str) -> None:
     suite.metric = NAMED[name]
     for test in claims_of(suite).values():
         test()
-
-
-class TestSerialExecutor(ExecutorSuite):
-    def start(self, work: Work[Any, Any]) -> Executor[Any, Any]:
-        return SerialExecutor(work)
-
-
-class TestProcessExecutor(ExecutorSuite):
-    def start(self, work: Work[Any, Any]) -> Executor[Any, Any]:
-        return ProcessExecutor(work, Workers(2))
 
 
 def _spoil(x: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Local files: every kind reads, and whatever is wrong is placed."""
 
-import json
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,11 +45,6 @@ def test_jsonl_joins_its_documents_by_a_blank_line(tmp_path: Path) -> None:
     corpus = load_corpus(write(tmp_path / "a.jsonl", rows))
     assert corpus.text == "one\u2028still one\n\ntwo"
     assert corpus.joined == r"2 documents joined by '\n\n'"
-
-
-def test_jsonl_reads_another_key(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.jsonl", json.dumps({"content": "one"}))
-    assert load_corpus(path, key="content").text == "one"
 
 
 def test_parquet_reads_its_text_column(tmp_path: Path) -> None:

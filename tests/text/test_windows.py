@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text import Corpus, consecutive_windows, random_windows, windows
 from tests.text.refusals import refusal
-from tests.tiny import tiny_tokenizer
+from tests.tiny import FOX, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-TEXT = "The quick brown fox jumps over the lazy dog. " * 5
-CORPUS = Corpus("fox", TEXT)
+CORPUS = Corpus("fox", FOX)
 
 
 def stream(text: str) -> list[int]:
@@ -48,7 +47,7 @@ def test_random_windows_are_pieces_of_the_stream(count: int, seqlen: int, seed: 
     drawn = random_windows(CORPUS, TOKENIZER, count, seqlen, seed)
     assert drawn.tokens.shape == (count, seqlen)
     assert drawn.tokens.dtype == torch.int64
-    pieces = torch.tensor(stream(TEXT)).unfold(0, seqlen, 1)
+    pieces = torch.tensor(stream(FOX)).unfold(0, seqlen, 1)
     for window in drawn.tokens:
         assert (pieces == window).all(dim=1).any()
 
@@ -92,11 +91,11 @@ def test_fewer_random_windows_are_the_first_of_more() -> None:
 def test_random_windows_read_a_bounded_text(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "RANDOM_CHARACTERS", 40)
     assert random_windows(CORPUS, TOKENIZER, 4, 16, seed=1).available == 40
-    assert consecutive_windows(CORPUS, TOKENIZER, 16).available == len(TEXT)
+    assert consecutive_windows(CORPUS, TOKENIZER, 16).available == len(FOX)
 
 
 def test_special_tokens_and_warnings_stay_out(caplog: pytest.LogCaptureFixture) -> None:
-    assert TOKENIZER.model_max_length < len(TEXT)
+    assert TOKENIZER.model_max_length < len(FOX)
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
@@ -118,12 +117,12 @@ def test_the_provenance_is_complete_and_json() -> None:
         "windows": 4,
         "seqlen": 16,
         "tokens": 64,
-        "tokens_available": len(TEXT),
+        "tokens_available": len(FOX),
         "tokens_sha256": drawn.sha256,
     }
     cut = consecutive_windows(CORPUS, TOKENIZER, 16)
     assert (cut.describe()["selection"], cut.describe()["seed"]) == ("consecutive", None)
-    assert len(cut) == len(TEXT) // 16
+    assert len(cut) == len(FOX) // 16
 
 
 def test_the_hash_follows_the_tokens() -> None:

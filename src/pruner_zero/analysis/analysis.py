@@ -16,8 +16,13 @@ from pruner_zero.analysis.correlations import (
     has_value,
     loss_rung,
 )
-from pruner_zero.analysis.features import Structure, structure
-from pruner_zero.analysis.principles import FEWEST_BEST, Principle, principles_of
+from pruner_zero.analysis.principles import (
+    FEWEST_BEST,
+    Principle,
+    Traits,
+    principles_of,
+    traits,
+)
 from pruner_zero.analysis.statistics import (
     Estimate,
     interval,
@@ -112,20 +117,20 @@ class Analysis(Tabular):
         return values
 
 
-def analyze(study: Study, top: float = 0.1, seed: int = 0) -> Analysis:
+def analyze(study: Study, top: float = 0.1) -> Analysis:
     """Explain a search, finished or not.
 
-    top: the share of candidates that count as the best. seed: decides the draws for the intervals
-    of shares. Raises PrunerZeroError for a share outside 0 … 1.
+    top: the share of candidates that count as the best. Raises PrunerZeroError for a share outside
+    0 … 1.
     """
     if not 0 < top < 1:
         raise PrunerZeroError(f"the top share must lie between 0 and 1, not {top:g}: such as 0.1")
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     records = study.records
     distinct = sorted((record for record in records if record.evaluation.counts), key=_order)
-    structures = [structure(record) for record in distinct]
+    used = [traits(record) for record in distinct]
     best_rung, best_count = _how_many_best(distinct, top)
-    best, others = structures[:best_count], structures[best_count:]
+    best, others = used[:best_count], used[best_count:]
     rung = loss_rung(distinct)
     sizes_and_losses = [
         (record.candidate.expression.size, record.evaluation.results[rung])
@@ -180,20 +185,13 @@ def _how_many_best(distinct: Sequence[Record], top: float) -> tuple[str | None, 
 
 
 def _shares(
-    best: Sequence[Structure], others: Sequence[Structure], generator: np.random.Generator
+    best: Sequence[Traits], others: Sequence[Traits], generator: np.random.Generator
 ) -> tuple[Share, ...]:
-    used = [
-        {
-            *(("terminal", name) for name in facts.terminals),
-            *(("operator", name) for name in facts.operators),
-            ("scope", facts.scope),
-        }
-        for facts in (*best, *others)
-    ]
-    traits = sorted(set().union(*used))
-    if not traits:
+    used = [*best, *others]
+    every = sorted(frozenset().union(*used))
+    if not every:
         return ()
-    table = np.array([[trait in facts for trait in traits] for facts in used], dtype=float)
+    table = np.array([[trait in facts for trait in every] for facts in used], dtype=float)
     chosen, rest = table[: len(best)], table[len(best) :]
     draws = ratio_draws(chosen, rest, generator)
     values = ratios(chosen, rest)
@@ -206,7 +204,7 @@ def _shares(
             among_all[index],
             interval(float(values[index]), draws[:, index]),
         )
-        for index, trait in enumerate(traits)
+        for index, trait in enumerate(every)
     ]
     kinds = ("terminal", "operator", "scope")
     return tuple(sorted(shares, key=lambda share: (kinds.index(share.kind), -share.ratio.value)))

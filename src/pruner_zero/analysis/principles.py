@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from pruner_zero.analysis.features import Structure, multiplies, rescales, transcendental
 from pruner_zero.analysis.statistics import Estimate, interval, ratio_draws, ratios
-from pruner_zero.metric import OPERATORS, Operator
+from pruner_zero.evolution.archive import Record
+from pruner_zero.metric import OPERATORS, Operator, parse
 
 Verdict = Literal["held", "not held", "too little data"]
-Trait = Callable[[Structure], bool]
+# The kind and the name of each.
+Traits = frozenset[tuple[str, str]]
+Condition = Callable[[Traits], bool]
 Array = NDArray[np.float64]
 
 FEWEST_LOSSES = 20
@@ -44,9 +46,36 @@ class Principle:
     source: str = PAPER
 
 
+def traits(record: Record) -> Traits:
+    """The terminals, operators and scope of a candidate.
+
+    Terminals are those of the canonical form, since no other terminal can change the mask;
+    operators are those of the expression as it was written.
+    """
+    expression, scope = record.candidate.expression, record.candidate.scope
+    operators = (("operator", name) for name in expression.operator_counts())
+    terminals = (("terminal", name) for name in parse(record.canonical).terminals)
+    return frozenset([*terminals, *operators, ("scope", scope)])
+
+
+def rescales(operator: Operator) -> bool:
+    """Whether the operator normalises values by a statistic of a row, column or matrix."""
+    return operator.reach != "element" and operator.shape_rule != "scalar"
+
+
+def multiplies(operator: Operator) -> bool:
+    """Whether the operator is a product of magnitudes: mul, sqr, pow, abs."""
+    return operator.degree == 2 or operator.exponent == 1
+
+
+def transcendental(operator: Operator) -> bool:
+    """Whether the operator is a function such as exp, log and tanh."""
+    return operator.family == "transcendental"
+
+
 def principles_of(
-    best: Sequence[Structure],
-    others: Sequence[Structure],
+    best: Sequence[Traits],
+    others: Sequence[Traits],
     size: Estimate,
     losses: int,
     generator: np.random.Generator,
@@ -66,7 +95,7 @@ def principles_of(
         lacking = "all sizes or all losses are equal"
     statement, measure = "simpler trees are better", "Kendall's τ of nodes and loss"
     results = [_judged(statement, measure, size, 0.0, losses, lacking)]
-    by_ratios: Sequence[tuple[str, str, Mapping[str, Trait], Callable[[Array], Array]]] = (
+    by_ratios: Sequence[tuple[str, str, Mapping[str, Condition], Callable[[Array], Array]]] = (
         (
             "weights and gradients matter more than activations",
             "over-representation of W or of G, the lower, over that of X",
@@ -86,12 +115,12 @@ def principles_of(
             lambda ratio: ratio[:, 0] / ratio[:, 1],
         ),
     )
-    for statement, measure, traits, combine in by_ratios:
+    for statement, measure, conditions, combine in by_ratios:
         good, rest = (
-            np.array([[trait(facts) for trait in traits.values()] for facts in group], dtype=float)
+            np.array([[met(facts) for met in conditions.values()] for facts in group], dtype=float)
             for group in (best, others)
         )
-        lacking = _lacking(good, rest, list(traits))
+        lacking = _lacking(good, rest, list(conditions))
         estimate = Estimate() if lacking else _combined(good, rest, combine, generator)
         results.append(_judged(statement, measure, estimate, 1.0, len(best), lacking))
     return results
@@ -154,9 +183,9 @@ def _judged(
     return Principle(statement, verdict, measure, estimate, neutral, n, remark)
 
 
-def _needs(terminal: str) -> Trait:
-    return lambda facts: terminal in facts.terminals
+def _needs(terminal: str) -> Condition:
+    return lambda facts: ("terminal", terminal) in facts
 
 
-def _uses(kind: Callable[[Operator], bool]) -> Trait:
-    return lambda structure: any(kind(OPERATORS[name]) for name in structure.operators)
+def _uses(kind: Callable[[Operator], bool]) -> Condition:
+    return lambda facts: any(what == "operator" and kind(OPERATORS[name]) for what, name in facts)

@@ -37,13 +37,11 @@ class Estimate:
 def rank_correlation(x: ArrayLike, y: ArrayLike) -> Estimate:
     """Kendall's τ-b of the pairs of x and y, with its interval.
 
-    nan where x or y is constant; no interval for fewer than 10 pairs. Raises ValueError where x
-    and y differ in length. Sources: Kendall 1945; the standard error is that of a U-statistic
-    (Hoeffding 1948), the interval that of Fisher's z, which stays within -1 … 1.
+    nan where x or y is constant; no interval for fewer than 10 pairs. Sources: Kendall 1945; the
+    standard error is that of a U-statistic (Hoeffding 1948), the interval that of Fisher's z, which
+    stays within -1 … 1.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-    if x.shape != y.shape:
-        raise ValueError(f"x has {len(x)} values and y has {len(y)}: they must be pairs")
     if not len(x) or np.all(x == x[0]) or np.all(y == y[0]):
         return Estimate()
     # For each pair: the share of the others in the same order, and those not tied in x and in y.
@@ -64,12 +62,11 @@ def rank_correlation(x: ArrayLike, y: ArrayLike) -> Estimate:
     return Estimate(tau, float(low), float(high))
 
 
-def ratios(chosen: ArrayLike, others: ArrayLike) -> Array:
+def ratios(chosen: Array, others: Array) -> Array:
     """Each feature's share among the chosen over its share among all; nan where nobody has it.
 
     chosen, others: 0 or 1 of (observations, features).
     """
-    chosen, others = np.asarray(chosen, dtype=np.float64), np.asarray(others, dtype=np.float64)
     everyone = np.concatenate([chosen, others])
     # Computed from counts, so that equal shares give exactly 1.
     best, total = chosen.sum(axis=0) * len(everyone), everyone.sum(axis=0) * len(chosen)
@@ -77,24 +74,21 @@ def ratios(chosen: ArrayLike, others: ArrayLike) -> Array:
     return quotients
 
 
-def ratio_draws(
-    chosen: ArrayLike, others: ArrayLike, generator: np.random.Generator, draws: int = DRAWS
-) -> Array:
-    """Draws of (draws, features) from the distribution of `ratios`, by a Bayesian bootstrap.
+def ratio_draws(chosen: Array, others: Array, generator: np.random.Generator) -> Array:
+    """Draws of (2000, features) from the distribution of `ratios`, by a Bayesian bootstrap.
 
     Each group gets half an observation with all features and half of another with none: the share
     of a feature is then drawn from Jeffreys' posterior, which does not collapse where all or none
     have it. Features are drawn together, so that functions of several of them have intervals.
     Source: Rubin 1981, the Bayesian bootstrap; Jeffreys' prior.
     """
-    groups = [np.asarray(group, dtype=np.float64) for group in (chosen, others)]
     shares = []
-    for group in groups:
-        weights = generator.standard_exponential((draws, len(group)))
-        having, lacking = generator.standard_gamma(0.5, (2, draws, 1))
+    for group in (chosen, others):
+        weights = generator.standard_exponential((DRAWS, len(group)))
+        having, lacking = generator.standard_gamma(0.5, (2, DRAWS, 1))
         total = weights.sum(axis=1, keepdims=True) + having + lacking
         shares.append((weights @ group + having) / total)
-    part = len(groups[0]) / max(1, len(groups[0]) + len(groups[1]))
+    part = len(chosen) / max(1, len(chosen) + len(others))
     ratio: Array = shares[0] / (part * shares[0] + (1 - part) * shares[1])
     return ratio
 

@@ -1,8 +1,7 @@
 """Statistics of weight matrices: of inputs by forward, of gradients by backward, kept on disk."""
 
-from pruner_zero.cache import default_cache
 from pruner_zero.calibration.calibrate import calibrate, open_store
-from pruner_zero.calibration.gradients import check_gradients, collect_gradients
+from pruner_zero.calibration.gradients import check_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.statistics import (
@@ -10,7 +9,6 @@ from pruner_zero.calibration.statistics import (
     InputStatistic,
     Kind,
     MatrixStatistics,
-    WeightGradientStatistic,
     select,
 )
 from pruner_zero.calibration.store import StatisticsStore
@@ -23,13 +21,10 @@ __all__ = [
     "Kind",
     "MatrixStatistics",
     "StatisticsStore",
-    "WeightGradientStatistic",
     "WindowFile",
     "calibrate",
     "check_gradients",
-    "collect_gradients",
     "collect_inputs",
-    "default_cache",
     "open_store",
     "select",
     "self_windows",

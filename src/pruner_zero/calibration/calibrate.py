@@ -9,11 +9,12 @@ from torch import Tensor
 from pruner_zero.cache import default_cache
 from pruner_zero.calibration.gradients import collect_gradients, gradient_windows
 from pruner_zero.calibration.inputs import collect_inputs
-from pruner_zero.calibration.offloaded_gradients import OffloadedGradients, open_journal
+from pruner_zero.calibration.offloaded_gradients import OffloadedGradients
 from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.files import locked
+from pruner_zero.journal import Journal
 from pruner_zero.models import (
     DISCARDED,
     Activations,
@@ -24,6 +25,7 @@ from pruner_zero.models import (
     find_matrices,
 )
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.result_folder import take_up
 from pruner_zero.text import Windows
 
 
@@ -128,7 +130,7 @@ def _forward(
     journal = None
     if isinstance(language_model, OffloadedModel):
         settings = {**store.settings, "kinds": list(statistics)}
-        journal = open_journal(store.folder / "inputs.partial", settings)
+        journal = take_up(Journal, store.folder / "inputs.partial", settings, overwrite=True)
     written: list[dict[Kind, str]] = [line["digests"] for line in journal.lines] if journal else []
     first = len(written)
 

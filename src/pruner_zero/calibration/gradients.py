@@ -59,13 +59,23 @@ class GradientSums:
     def __init__(self, matrices: Sequence[Matrix], kinds: Iterable[Kind]) -> None:
         wanted = frozenset(kinds)
         self.matrices = matrices
-        self.weights = WeightSums(matrices, select(WeightGradientStatistic, wanted))
         self.outputs = OutputSums(matrices, select(OutputGradientStatistic, wanted))
+        self.statistics = select(WeightGradientStatistic, wanted)
+        # Empty where no statistic needs the gradient of a weight.
+        self.parameters = parameters_of(matrices) if self.statistics else {}
+        self.sums = {
+            kind: {
+                name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
+                for name, p in self.parameters.items()
+            }
+            for kind in self.statistics
+        }
 
     @contextmanager
     def collecting(self, module: nn.Module) -> Iterator[None]:
         """Fold in the gradients of every backward pass through `module`, which has all matrices."""
-        with gradients_to(self.weights.folds(), module), self.outputs.collecting(module):
+        receivers = {p: partial(self._fold, name) for name, p in self.parameters.items()}
+        with gradients_to(receivers, module), self.outputs.collecting(module):
             yield
 
     def result(self, windows: int) -> dict[str, MatrixStatistics]:
@@ -73,9 +83,15 @@ class GradientSums:
 
         Raises PrunerZeroError on NaN, and where the outputs of experts could not be observed.
         """
+        values = self.outputs.result(windows)
+        for kind, statistic in self.statistics.items():
+            for total in self.sums[kind].values():
+                statistic.value(total)
+            sums = self.sums[kind]
+            values[kind] = {m.name: m.view(sums[m.parameter_name]) for m in self.matrices}
         results: dict[str, MatrixStatistics] = {matrix.name: {} for matrix in self.matrices}
-        for kind, values in {**self.weights.result(), **self.outputs.result(windows)}.items():
-            for name, value in values.items():
+        for kind, by_name in values.items():
+            for name, value in by_name.items():
                 if not torch.isfinite(value).all():
                     raise PrunerZeroError(
                         f"the gradient of {name} is not finite: check the weights "
@@ -83,40 +99,6 @@ class GradientSums:
                     )
                 results[name][kind] = value
         return results
-
-
-class WeightSums:
-    """Sums over windows of the gradients of `matrices`, one for each parameter and statistic."""
-
-    def __init__(
-        self, matrices: Sequence[Matrix], statistics: Mapping[Kind, WeightGradientStatistic]
-    ) -> None:
-        self.matrices = matrices
-        self.statistics = statistics
-        self.parameters = parameters_of(matrices)
-        self.sums = {
-            kind: {
-                name: torch.zeros(p.shape, dtype=torch.float32, device=p.device)
-                for name, p in self.parameters.items()
-            }
-            for kind in statistics
-        }
-
-    def folds(self) -> dict[nn.Parameter, Callable[[Tensor], None]]:
-        """The receiver of each parameter's gradient; empty where no statistic needs gradients."""
-        if not self.statistics:
-            return {}
-        return {p: partial(self._fold, name) for name, p in self.parameters.items()}
-
-    def result(self) -> dict[Kind, dict[str, Tensor]]:
-        """The statistics (out, in) by kind and matrix name; the sums are used up."""
-        for kind, statistic in self.statistics.items():
-            for total in self.sums[kind].values():
-                statistic.value(total)
-        return {
-            kind: {m.name: m.view(sums[m.parameter_name]) for m in self.matrices}
-            for kind, sums in self.sums.items()
-        }
 
     def _fold(self, name: str, gradient: Tensor) -> None:
         gradient = gradient.float().mul_(GRADIENT_SCALE)

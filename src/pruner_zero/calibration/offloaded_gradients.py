@@ -6,11 +6,9 @@ input, and its gradients are folded into the statistics before the block before 
 graph is longer than a block, and no gradient is kept beyond its block.
 """
 
-import shutil
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,9 +20,8 @@ from pruner_zero.calibration.statistics import (
     OutputGradientStatistic,
     select,
 )
-from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
+from pruner_zero.calibration.store import Digests, StatisticsStore
 from pruner_zero.calibration.window_file import WindowFile
-from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models import (
     DISCARDED,
@@ -36,8 +33,10 @@ from pruner_zero.models import (
     find_matrices,
     next_token_loss,
     run_block,
+    run_windows,
 )
 from pruner_zero.progress import Progress
+from pruner_zero.result_folder import take_up
 
 
 class OffloadedGradients:
@@ -52,60 +51,53 @@ class OffloadedGradients:
         self,
         language_model: OffloadedModel,
         windows: Tensor,
-        kinds: Iterable[Kind],
+        statistics: Mapping[Kind, GradientStatistic],
         store: StatisticsStore,
         progress: Progress,
     ) -> None:
         self.language_model = language_model
         self.windows = windows
-        self.statistics = select(GradientStatistic, kinds)
+        self.statistics = statistics
         self.store = store
         self.progress = progress
         self.depth = len(find_blocks(language_model.model))
         self.matrices = find_matrices(language_model.model)
         check_gradients(self.matrices)
-        settings = {**store.settings, "kinds": list(self.statistics)}
-        self.journal = open_journal(store.folder / "gradients.partial", settings)
+        settings = {**store.settings, "kinds": list(statistics)}
+        folder = store.folder / "gradients.partial"
+        self.journal = take_up(Journal, folder, settings, overwrite=True)
 
     def run(self) -> Digests:
         """Write the statistics of all blocks; their checksums by kind and block."""
-        with ExitStack() as stack:
-            if select(OutputGradientStatistic, self.statistics):
-                # Experts run as in the backward pass, so that blocks get the inputs of that pass.
-                stack.enter_context(experts_one_by_one(self.language_model.model))
-            return self._run()
-
-    def _run(self) -> Digests:
-        done = len(self.journal.lines)
+        model, done = self.language_model.model, len(self.journal.lines)
         if done:
             self.progress.note(
                 f"going on with the gradients after step {done} in {self.journal.folder}"
             )
-        calls = self._calls(keep=done == 0)
-        for index in self.progress.track(range(done, self.depth), "forward"):
-            self._forward(calls, index)
-        if len(self.journal.lines) == self.depth:
-            self._loss(calls)
-        finished = len(self.journal.lines) - self.depth - 1
-        order = range(self.depth - 1 - finished, -1, -1)
-        for index in self.progress.track(order, "gradients"):
-            self._backward(calls, index)
+        # Experts run as in the backward pass, so that blocks get the inputs of that pass.
+        observed = select(OutputGradientStatistic, self.statistics)
+        with experts_one_by_one(model) if observed else nullcontext():
+            inputs = DISCARDED if done else self._file("inputs", 0)
+            calls = self.language_model.block_calls(self.windows, inputs)
+            for index in self.progress.track(range(done, self.depth), "forward"):
+                self._forward(calls, index)
+            if len(self.journal.lines) == self.depth:
+                self._loss(calls)
+            finished = len(self.journal.lines) - self.depth - 1
+            order = range(self.depth - 1 - finished, -1, -1)
+            for index in self.progress.track(order, "gradients"):
+                self._backward(calls, index)
         written = [line for line in reversed(self.journal.lines) if "digests" in line]
         return {
             kind: {line["block"]: line["digests"][kind] for line in written}
             for kind in self.statistics
         }
 
-    def _calls(self, keep: bool) -> BlockCalls:
-        inputs = self._file("inputs", 0) if keep else DISCARDED
-        return self.language_model.block_calls(self.windows, inputs)
-
     def _forward(self, calls: BlockCalls, index: int) -> None:
         inputs = calls.hidden if index == 0 else self._opened("inputs", index)
         outputs = self._file("inputs", index + 1)
         with torch.no_grad(), self.language_model.block(index) as block:
-            for incoming, arguments in zip(inputs, calls.arguments[index], strict=True):
-                outputs.append(run_block(block, incoming, arguments))
+            run_windows(block, inputs, calls.arguments[index], outputs)
         files = {outputs.path.name: outputs.sha256}
         if index == 0:
             assert isinstance(inputs, WindowFile)
@@ -163,13 +155,3 @@ class OffloadedGradients:
 
     def _path(self, name: str, index: int) -> Path:
         return self.journal.folder / f"{name}-{index:04d}.safetensors"
-
-
-def open_journal(folder: Path, settings: Mapping[str, Any]) -> Journal:
-    """The journal of an interrupted pass over a dense model; an empty one where it is damaged."""
-    run = cache_key(settings)
-    try:
-        return Journal(folder, run)
-    except PrunerZeroError:
-        shutil.rmtree(folder, ignore_errors=True)
-    return Journal(folder, run)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,8 +55,10 @@ class OutputSums:
                 part = of_parameter[id(matrix.parameter)]
                 # Other forward methods, such as a router's, do not return the plain product.
                 if type(part).forward in (nn.Linear.forward, Conv1D.forward):
-                    hook = partial(self._after, matrix.name)
-                    stack.callback(part.register_forward_hook(hook).remove)
+                    handle = part.register_forward_hook(
+                        lambda _part, _inputs, out, name=matrix.name: self._watch([name], out, None)
+                    )
+                    stack.callback(handle.remove)
                 else:
                     products.append(matrix)
             if products:
@@ -79,11 +80,6 @@ class OutputSums:
             }
             for kind, statistic in self.statistics.items()
         }
-
-    def _after(
-        self, name: str, _module: nn.Module, _inputs: tuple[Any, ...], out: Tensor
-    ) -> Tensor:
-        return self._watch([name], out, None)
 
     def _see(self, names: Sequence[str | None], inputs: Tensor, output: Tensor) -> Tensor:
         # Some mixtures give an expert zeros in the place of the tokens of other experts.

@@ -14,7 +14,7 @@ from torch import Tensor
 from pruner_zero.calibration.statistics import GradientStatistic, Kind, MatrixStatistics, select
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import sha256, write_atomic, write_json, writing
+from pruner_zero.files import sha256, write_json, writing
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
@@ -96,9 +96,6 @@ class StatisticsStore:
 
     def commit(self, digests: Digests) -> None:
         """Declare kinds complete, by the checksum of each block's file."""
-        if self.settings:
-            text = json.dumps(self.settings, indent=2, sort_keys=True)
-            write_atomic(self.folder / "settings.json", text + "\n")
         for kind, by_block in digests.items():
             names = {self.file(kind, block).name: digest for block, digest in by_block.items()}
             write_json(self.folder / f"{kind}.json", names)

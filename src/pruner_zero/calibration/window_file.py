@@ -1,12 +1,13 @@
 """Activations between two blocks on disk, one tensor for each window."""
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
 from torch import Tensor
 
-from pruner_zero.tensor_file import TensorFile, TensorWriter
+from pruner_zero.tensor_file import TensorFile, TensorWriter, writing_tensors
 
 _NAME = "hidden"
 
@@ -24,6 +25,8 @@ class WindowFile:
         self.sha256 = ""
         self._windows = windows
         self._written = 0
+        # Holds the file while it is written.
+        self._stack = ExitStack()
         self._writer: TensorWriter | None = None
         self._reader: TensorFile | None = None
 
@@ -37,14 +40,18 @@ class WindowFile:
 
     def append(self, tensor: Tensor) -> None:
         """Write the output for the next window."""
-        if self._writer is None:
-            layout = {_NAME: (tensor.dtype, (self._windows, *tensor.shape[1:]))}
-            self._writer = TensorWriter(self.path, layout)
-        self._writer.write(tensor)
-        self._written += 1
-        if self._written == self._windows:
-            self.sha256 = self._writer.close()
-            self._writer, self._reader = None, TensorFile(self.path)
+        # An error deletes what was written.
+        with self._stack.pop_all() as stack:
+            if self._writer is None:
+                layout = {_NAME: (tensor.dtype, (self._windows, *tensor.shape[1:]))}
+                self._writer = stack.enter_context(writing_tensors(self.path, layout))
+            self._writer.write(tensor)
+            self._written += 1
+            if self._written < self._windows:
+                self._stack = stack.pop_all()
+                return
+        self.sha256, self._writer = self._writer.sha256, None
+        self._reader = TensorFile(self.path)
 
     def __len__(self) -> int:
         return self._written

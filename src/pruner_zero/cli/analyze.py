@@ -25,10 +25,7 @@ def analyze(
     top: Annotated[
         float, typer.Option(help="The share of the candidates that count as the best.")
     ] = 0.1,
-    output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="JSON file for the analysis.", show_default=False),
-    ] = None,
+    output: options.OutputFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Explain RUN: what good metrics share, and whether the rungs agree.

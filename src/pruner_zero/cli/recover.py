@@ -24,22 +24,5 @@ def recover(
     result = run(
         output=output, overwrite=overwrite, config=config, progress=progress(quiet), **settings
     )
-    if as_json:
-        summary = {
-            "output": str(result.output),
-            "sparsity": result.sparsity_after,
-            "loss_before": result.loss_before,
-            "loss_after": result.loss_after,
-            "kept_step": result.kept_step,
-            "steps": result.curve[-1].step,
-            **result.cost.to_json(),
-            "settings": result.settings.model_dump(mode="json"),
-        }
-        print(json.dumps(summary))
-        return
-    zeros = f", {result.sparsity_after:.2%} of the weights still zero" if result.has_zeros else ""
-    print(
-        f"{result.output}: validation loss {result.loss_before:.4f} before, "
-        f"{result.loss_after:.4f} after {result.kept_step} steps{zeros} "
-        f"({result.cost.seconds:.0f} s)"
-    )
+    summary = {"output": str(result.output), **result.cost.to_json(), **result.to_json()}
+    print(json.dumps(summary) if as_json else result.caption())

@@ -53,7 +53,7 @@ from pruner_zero.settings import (
     read_settings,
 )
 from pruner_zero.table import Tabular
-from pruner_zero.text import Corpus, SelfText, Source, Text, Windows, consecutive_windows, load_text
+from pruner_zero.text import Corpus, SelfText, Source, Windows, consecutive_windows, load_text
 
 DENSE, DEFAULT = "dense", "default"
 _ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of", "coupled")
@@ -81,10 +81,6 @@ class Comparison(Tabular):
             f"perplexity per token on {tested['windows']} windows of {tested['seqlen']} tokens "
             f"of {tested['text']}"
         )
-
-    def to_rows(self) -> list[dict[str, Any]]:
-        """The rows."""
-        return self.rows
 
     def to_json(self) -> dict[str, Any]:
         """`rows` and `provenance`, as JSON values."""
@@ -132,11 +128,9 @@ def compare(
     given = {name: getattr(checked, name) for name in _ZEROS}
     names = split_methods(checked.methods)
     chosen = {name: _parse(name, given, checked) for name in names}
-    pruning = [method for method in chosen.values() if method]
-    needed = any(chosen_by(method.pattern) or method.distill for method in pruning)
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(calibration, pruning, progress, needed=needed)
+    texts = calibration_texts(calibration, filter(None, chosen.values()), progress)
     test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError(
@@ -151,11 +145,22 @@ def compare(
     }
     with torch_threads(checked.threads):
         windows, store = open_calibration(texts, language_model, checked, cache, progress)
-        written = texts.count_self(checked.windows) if texts else 0
-        fingerprint = store.settings["model"]
-        test = _test_windows(
-            test_text, language_model, checked, written, cache, fingerprint, progress
-        )
+        seqlen, count = checked.seqlen_eval or checked.seqlen, checked.windows_eval
+        if isinstance(test_text, Corpus):
+            test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
+        else:
+            assert count is not None
+            test = self_windows(
+                language_model,
+                count,
+                seqlen,
+                checked.seed,
+                # Windows that calibration does not have.
+                first=texts.count_self(checked.windows) if texts else 0,
+                folder=cache,
+                fingerprint=store.settings["model"],
+                progress=progress,
+            )
         table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)
 
@@ -167,8 +172,7 @@ def _parse(name: str, given: Mapping[str, Any], settings: CompareSettings) -> Me
     if name != DEFAULT:
         return parse_method(name, **given)
     chosen = {**given, **default_beside({**given, "mode": settings.mode})}
-    metric, distill = chosen.pop("metric"), chosen.pop("distill")
-    return replace(parse_method(metric, **chosen), name=name, distill=distill)
+    return replace(parse_method(chosen.pop("metric"), **chosen), name=name)
 
 
 def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:
@@ -184,32 +188,6 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
         method, include = replace(method, pattern=fitted), fitted.include
     check_plan(language_model, method, include, settings.exclude)
     return method
-
-
-def _test_windows(
-    text: Text,
-    language_model: LanguageModel,
-    settings: CompareSettings,
-    written: int,
-    cache: str | Path | None,
-    fingerprint: str,
-    progress: Progress,
-) -> Windows:
-    """The windows that perplexity is measured on; of the model's own text, from `written` on."""
-    seqlen, windows = settings.seqlen_eval or settings.seqlen, settings.windows_eval
-    if isinstance(text, Corpus):
-        return consecutive_windows(text, language_model.tokenizer, seqlen, windows, "-eval")
-    assert windows is not None
-    return self_windows(
-        language_model,
-        windows,
-        seqlen,
-        settings.seed,
-        first=written,
-        folder=cache,
-        fingerprint=fingerprint,
-        progress=progress,
-    )
 
 
 @dataclass(frozen=True)

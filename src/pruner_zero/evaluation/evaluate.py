@@ -121,7 +121,7 @@ def _scores(
     """The scores in the tasks of the model that `load` gives."""
     return evaluate_tasks(
         load,
-        settings.task_names,
+        [name.strip() for name in (settings.tasks or "").split(",")],
         num_fewshot=settings.num_fewshot,
         limit=settings.limit,
         include_path=settings.include_path,

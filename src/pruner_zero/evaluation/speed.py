@@ -39,10 +39,6 @@ class Speed(Tabular):
             f"{self.generated} after them, medians of {self.turns} turns"
         )
 
-    def to_rows(self) -> Sequence[Mapping[str, Any]]:
-        """The rows."""
-        return self.rows
-
     def to_json(self) -> dict[str, Any]:
         """`speed` (the rows), what was measured, and the versions as JSON values."""
         measured = {"prompt": self.prompt, "generated": self.generated, "turns": self.turns}

@@ -74,10 +74,6 @@ class TaskResult(Tabular):
         """How many tasks, and which model."""
         return f"{len(self.rows)} tasks, {self.settings.get('model', 'a model')}"
 
-    def to_rows(self) -> Sequence[Mapping[str, Any]]:
-        """The rows."""
-        return self.rows
-
     def to_json(self) -> dict[str, Any]:
         """`tasks` (the rows), `probabilities`, `settings` and `provenance` as JSON values."""
         return {

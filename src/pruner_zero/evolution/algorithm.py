@@ -1,35 +1,43 @@
-"""The search algorithms behind one ask/tell interface, by name."""
+"""The search algorithms behind one ask/tell interface, by name, and random search."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
+
+from pydantic import Field
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.evolution.candidate import Candidate, Evaluation
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
+from pruner_zero.evolution.generate import random_start
 from pruner_zero.evolution.niches import Evolution, EvolutionSettings
 from pruner_zero.evolution.published import Published, PublishedSettings
-from pruner_zero.evolution.random_search import RandomSearch, RandomSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.metric import Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.settings import Settings, read_settings
 
 
-class Algorithm(Protocol):
-    """Asks for candidates to be judged and learns from the results, batch by batch.
+class RandomSettings(Settings):
+    """Settings of random search.
 
-    Its state depends on the seed and the results alone: a resumed run replays them.
+    batch: candidates asked at once.
     """
 
-    def ask(self) -> list[Candidate]:
-        """The next batch, numbered over the whole run; empty where nothing new is found."""
+    batch: int = Field(24, ge=1)
 
-    def tell(self, results: Sequence[tuple[Candidate, Evaluation]]) -> None:
-        """Learn the results of a whole batch, in its order. Raises ValueError for any other."""
 
-    @property
-    def avoided(self) -> Mapping[str, int]:
-        """How many proposals were dropped without being asked, by the reason."""
+class RandomSearch(BatchAlgorithm):
+    """Random expressions under random scopes, none of them twice, as a baseline."""
+
+    kind = RandomSettings
+    settings: RandomSettings
+
+    def propose(self) -> list[Proposal]:
+        return self.fill(self.settings.batch, self._random)
+
+    def _random(self) -> Proposal:
+        scope = self.space.scopes[self.generator.integers(len(self.space.scopes))]
+        return Proposal(random_start(self.generator, self.space), scope)
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class AlgorithmKind:
     build: takes the space, the seed, the settings and known metrics to begin with.
     """
 
-    build: Callable[[SearchSpace, int, Any, Sequence[Metric]], Algorithm]
+    build: Callable[[SearchSpace, int, Any, Sequence[Metric]], BatchAlgorithm]
     settings: type[Settings]
     space: SearchSpace
 
@@ -61,7 +69,7 @@ def make_algorithm(
     seed: int,
     settings: Mapping[str, Any] | None = None,
     seed_metrics: Sequence[Metric] = (),
-) -> Algorithm:
+) -> BatchAlgorithm:
     """The algorithm of that name, in its default space where none is given.
 
     settings: some of the algorithm's settings. seed_metrics: known metrics that open the first

@@ -1,7 +1,7 @@
 """The append-only journal of a search, from which everything else follows."""
 
 import json
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -82,14 +82,6 @@ class SearchJournal:
                     "line and all after it, whose work is then done again"
                 )
 
-    @classmethod
-    def of(cls, folder: Path) -> "SearchJournal":
-        """The journal of a search. Raises PrunerZeroError where `folder` holds none."""
-        journal = cls(folder)
-        if not journal.lines:
-            raise PrunerZeroError(f"{folder} holds no search: give the folder that search wrote")
-        return journal
-
     @property
     def settings(self) -> dict[str, Any]:
         """What identifies the search: its settings and hashes of the model and the texts."""
@@ -158,14 +150,11 @@ class SearchJournal:
         ends = self._of("end")
         return tuple(ends[-1]["finalists"]) if ends else None
 
-    @property
-    def final_losses(self) -> dict[int, tuple[float, ...]]:
-        """The losses by window of the candidates of the last final race, by number."""
-        return final_losses(self.outcomes, self.finalists)
-
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line and wait until it is on disk. The values read before do not change."""
-        append_line(self.path, with_checksum(line))
+        """Add one line and wait until it is on disk. Records and outcomes remain those read."""
+        written = with_checksum(line)
+        append_line(self.path, written)
+        self.lines.append(written)
 
     def _of(self, kind: str) -> list[dict[str, Any]]:
         return [line for line in self.lines if line["kind"] == kind]
@@ -183,7 +172,7 @@ class Archive:
     def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
         self.records: list[Record] = []
         self.batches = 0
-        journal = self._journal = SearchJournal(folder)
+        self.journal = journal = SearchJournal(folder)
         header = {"kind": "run", "format": FORMAT, "settings": settings}
         expected = {**header, CHECKSUM: None}
         differs = bool(journal.lines) and {**journal.lines[0], CHECKSUM: None} != expected
@@ -196,13 +185,10 @@ class Archive:
         if differs:
             # That run ended before its first outcome, so there is nothing to lose.
             journal.path.unlink()
-            journal = self._journal = SearchJournal(folder)
+            self.journal = journal = SearchJournal(folder)
         if not journal.lines:
             journal.append(header)
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
-        self._asked = journal.asked
-        self._finalists = journal.finalists
-        self._last = journal.lines[-1]["kind"] if journal.lines else header["kind"]
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
@@ -221,10 +207,11 @@ class Archive:
         """
         asked = [[str(candidate.expression), candidate.scope] for candidate in batch]
         digest = sha256(json.dumps(asked).encode()).hexdigest()[:24]
-        if self.batches < len(self._asked):
-            if self._asked[self.batches] != digest:
+        known = self.journal.asked
+        if self.batches < len(known):
+            if known[self.batches] != digest:
                 raise PrunerZeroError(
-                    f"batch {self.batches + 1} in {self._journal.path.parent} had other "
+                    f"batch {self.batches + 1} in {self.journal.path.parent} had other "
                     "candidates: a file of --seed-metrics, a plug-in or a version changed; choose "
                     "another folder for a new search"
                 )
@@ -237,18 +224,12 @@ class Archive:
                     f"{list(candidate.parents)}: candidates are numbered from 0 on, here "
                     f"{number}, and parents are of earlier batches"
                 )
-        self._asked.append(digest)
-        self._append({"kind": "asked", "candidates": digest})
+        self.journal.append({"kind": "asked", "candidates": digest})
 
     def end(self, finalists: Sequence[int] = ()) -> None:
         """Note that the search ended with these finalists, unless the last line says so."""
-        if self._last != "end" or self._finalists != tuple(finalists):
-            self._finalists = tuple(finalists)
-            self._append({"kind": "end", "finalists": list(finalists)})
-
-    def _append(self, line: Mapping[str, Any]) -> None:
-        self._journal.append(line)
-        self._last = line["kind"]
+        if not self.journal.ended or self.journal.finalists != tuple(finalists):
+            self.journal.append({"kind": "end", "finalists": list(finalists)})
 
     def outcome(self, number: int, rung: Rung) -> Outcome | None:
         """The outcome of a judgement, by this process or an earlier one; None before it."""
@@ -258,12 +239,7 @@ class Archive:
         """Write one outcome to the journal, unless it is there."""
         if (outcome.number, outcome.rung) not in self._outcomes:
             self._outcomes[outcome.number, outcome.rung] = outcome
-            self._append({"kind": "outcome", **outcome.to_json()})
-
-    @property
-    def final_losses(self) -> dict[int, tuple[float, ...]]:
-        """The losses by window of the candidates of the last final race, by number."""
-        return final_losses(self.outcomes, self._finalists)
+            self.journal.append({"kind": "outcome", **outcome.to_json()})
 
     @property
     def outcomes(self) -> list[Outcome]:
@@ -287,31 +263,14 @@ class Archive:
         """
         for record in records:
             if len(self.records) >= self._written:
-                self._append(record.to_json())
+                self.journal.append(record.to_json())
             self.records.append(record)
         self.batches += 1
         if self.batches > self.batches_written:
             line = {"kind": "batch", "elapsed": round(elapsed, 2), "avoided": dict(avoided)}
-            self._append(line)
+            self.journal.append(line)
             self.elapsed = elapsed
 
     def distinct(self) -> Iterator[Record]:
         """The records with a result of their own, in the order of their numbers."""
         return (record for record in self.records if record.evaluation.counts)
-
-
-def final_losses(
-    outcomes: Iterable[Outcome], finalists: Sequence[int] | None
-) -> dict[int, tuple[float, ...]]:
-    """The losses by window of those that finished the rung "final", by number.
-
-    finalists: the candidates of the race; a search that went on after it may have another. All
-    where None.
-    """
-    return {
-        outcome.number: outcome.losses
-        for outcome in outcomes
-        if outcome.rung == "final"
-        and outcome.value is not None
-        and (finalists is None or outcome.number in finalists)
-    }

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import Expression, Metric, Shape
 from pruner_zero.metric.canonical import canonical
+from pruner_zero.settings import Settings
 
 Result = tuple[Candidate, Evaluation]
 
@@ -33,13 +34,23 @@ class BatchAlgorithm(ABC):
     """An algorithm that asks for a batch, is told all its results, and asks for the next.
 
     Its state depends on the seed and on the results alone, so that replaying the asks and tells
-    of a run restores it. avoided: how many proposals were dropped without being asked, by the
-    reason: "no mask" (every weight has the same score) or "canonical" (a known canonical form).
+    of a run restores it. settings: an instance of the class's `kind`. avoided: how many proposals
+    were dropped without being asked, by the reason: "no mask" (every weight has the same score) or
+    "canonical" (a known canonical form). A subclass has to implement `propose`.
     Source: the ask-and-tell interface, as in Optuna (Akiba et al. 2019, 1907.10902).
     """
 
-    def __init__(self, space: SearchSpace, seed: int, seed_metrics: Sequence[Metric] = ()) -> None:
+    kind: ClassVar[type[Settings]] = Settings
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        seed: int,
+        settings: Settings | None = None,
+        seed_metrics: Sequence[Metric] = (),
+    ) -> None:
         self.space = space
+        self.settings = settings or self.kind()
         self.generator = np.random.default_rng(np.random.SeedSequence(seed))
         self.avoided: Counter[str] = Counter()
         self._seeds = _seeds(seed_metrics, space)
@@ -78,17 +89,17 @@ class BatchAlgorithm(ABC):
         self._open = ()
         self.learn(results)
 
-    @abstractmethod
     def start(self) -> list[Proposal]:
-        """The first batch."""
+        """The first batch; like every other by default."""
+        return self.propose()
 
     @abstractmethod
     def propose(self) -> list[Proposal]:
         """Every later batch."""
 
-    @abstractmethod
     def learn(self, results: Sequence[Result]) -> None:
-        """Take in the results of a batch."""
+        """Take in the results of a batch; by default they change nothing."""
+        del results
 
     def is_new(self, proposal: Proposal) -> bool:
         """Whether the proposal gives a mask and was never asked; it counts as asked from now on."""

@@ -12,7 +12,7 @@ from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.masked_model import MaskedModel
-from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
+from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, spread, stack
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
 from pruner_zero.models import LanguageModel, cast_weights, check_weights, find_matrices
@@ -108,7 +108,7 @@ def build_evaluator(
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
     hessians: dict[str, Hessian] = {}
-    reader = DenseStatistics(store, matrices, settings.damping)
+    reader = DenseStatistics(store, settings.damping)
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
     share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))
@@ -153,15 +153,8 @@ def build_evaluator(
         () if step is None else (step.name,),
         hessians,
     )
-    return Evaluator(
-        probe,
-        sample,
-        masked,
-        judged.tokens,
-        settings.few_windows,
-        pattern,
-        fresh=(fresh or no_windows()).tokens,
-    )
+    unseen = (fresh or no_windows()).tokens
+    return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, unseen)
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
@@ -175,8 +168,7 @@ def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
 
 def _probe(sample: list[SampledMatrix]) -> list[SampledMatrix]:
     """A few rows of matrices spread over depth and kind, for masks alone: without Gram matrices."""
-    index = torch.linspace(0, len(sample) - 1, min(PROBE_MATRICES, len(sample))).round().long()
-    chosen = [sample[place] for place in index.tolist()]
+    chosen = [sample[place] for place in spread(len(sample), PROBE_MATRICES).tolist()]
     return [
         replace(
             sample_matrix(

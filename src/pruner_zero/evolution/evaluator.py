@@ -20,7 +20,6 @@ from pruner_zero.evolution.row_sample import SampledMatrix, closed_form_error, s
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression, parse
 from pruner_zero.models import parameters_of
-from pruner_zero.sparsity import Pattern
 
 Rung = Literal["probe", "reconstruction", "few", "all", "final"]
 
@@ -92,7 +91,6 @@ class Evaluator:
     masked: MaskedModel
     windows: Tensor
     few: int
-    pattern: Pattern
     fresh: Tensor = field(default_factory=lambda: torch.empty(0, 0, dtype=torch.int64))
 
     def set_up(self) -> None:
@@ -153,15 +151,16 @@ class Evaluator:
         self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> str:
         """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
-        masks = sampled_masks(self.probe, expression, scope, self.pattern, limit)
-        bits = np.packbits(torch.cat([mask.flatten() for mask in masks]).cpu().numpy())
+        masks = sampled_masks(self.probe, expression, scope, self.masked.pattern, limit)
+        # The matrices may be on several devices.
+        bits = np.packbits(torch.cat([mask.flatten().cpu() for mask in masks]).numpy())
         return sha256(bits.tobytes()).hexdigest()[:24]
 
     def reconstruction(
         self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> float:
         """The closed-form error on the sampled rows."""
-        masks = sampled_masks(self.sample, expression, scope, self.pattern, limit)
+        masks = sampled_masks(self.sample, expression, scope, self.masked.pattern, limit)
         return closed_form_error(self.sample, masks)
 
 

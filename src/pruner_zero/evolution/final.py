@@ -2,16 +2,17 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
-from pruner_zero.evolution.archive import Archive, Record, final_losses
+from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Kind
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
-from pruner_zero.evolution.racing import task_of
+from pruner_zero.evolution.racing import outcomes_on
 from pruner_zero.execution import Executor
 from pruner_zero.models import to_perplexity
 from pruner_zero.table import Tabular
@@ -61,14 +62,28 @@ class FinalRace(Tabular):
     finalists: tuple[Finalist, ...]
 
     @classmethod
-    def of(cls, records: Sequence[Record], losses: Mapping[int, tuple[float, ...]]) -> "FinalRace":
-        """The race of the records that have losses on the fresh windows, by number.
+    def of(
+        cls,
+        records: Sequence[Record],
+        outcomes: Iterable[Outcome],
+        finalists: Sequence[int] | None = None,
+    ) -> "FinalRace":
+        """The race of the records that finished the rung "final".
 
-        Losses of candidates that are not among the records yet, as in a replay, are left out.
+        finalists: the numbers of its candidates; a search that went on after a race may have
+        another. All where None. Outcomes of candidates that are not among the records yet, as in a
+        replay, are left out.
         """
-        known = sorted(number for number in losses if number < len(records))
-        finalists = [Finalist(records[number], losses[number]) for number in known]
-        return cls(tuple(sorted(finalists, key=lambda finalist: finalist.loss)))
+        judged = [
+            Finalist(records[outcome.number], outcome.losses)
+            for outcome in outcomes
+            if outcome.rung == "final"
+            and outcome.value is not None
+            and outcome.number < len(records)
+            and (finalists is None or outcome.number in finalists)
+        ]
+        judged.sort(key=lambda finalist: (finalist.loss, finalist.record.candidate.number))
+        return cls(tuple(judged))
 
     @cached_property
     def winner(self) -> Finalist | None:
@@ -139,17 +154,8 @@ def race_finalists(
     )
     for record in ranked:
         best.setdefault(record.candidate.kind, record)
-    chosen = [*best.values()][:most]
-    missing = [
-        record.candidate
-        for record in chosen
-        if archive.outcome(record.candidate.number, "final") is None
-    ]
-    tasks = [task_of(candidate, "final", archive) for candidate in missing]
-    for outcome in executor.map(tasks):
-        archive.remember(outcome)
-    numbers = [record.candidate.number for record in chosen]
-    return FinalRace.of(archive.records, final_losses(archive.outcomes, numbers))
+    chosen = [record.candidate for record in islice(best.values(), most)]
+    return FinalRace.of(archive.records, outcomes_on("final", chosen, archive, executor))
 
 
 def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, seconds: float) -> int:

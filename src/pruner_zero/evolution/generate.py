@@ -45,13 +45,16 @@ def random_expression(
     Source: ramped half and half (Koza 1992); strongly typed programs (Montana 1995).
     """
     least = space.least_depth.get(shape)
-    if least is None:
-        raise PrunerZeroError(f"no {shape.name.lower()} can be made of these terminals")
+    if least is None or least > space.max_depth:
+        raise PrunerZeroError(
+            f"no {shape.name.lower()} of at most {space.max_depth} levels can be made of these "
+            "terminals"
+        )
     for _ in range(_TRIES):
         levels = int(generator.integers(max(least, depth[0]), max(least, *depth) + 1))
         full = bool(generator.random() < 0.5)
         expression = _subtree(generator, space, shape, min(levels, space.max_depth), full, root=1)
-        if space.allows(expression, shape) is None:
+        if space.allows(expression, shape):
             return expression
     raise PrunerZeroError(
         f"no expression of {depth[0]} to {depth[1]} levels found within max_size "
@@ -89,7 +92,7 @@ def random_product(
             expression = Call(OPERATORS["mul"], (expression, _factor(generator, space, name)))
             if generator.random() < _NORMALISED / 2:
                 expression = _normalised(generator, space, expression)
-        if expression.operands and space.allows(expression) is None:
+        if expression.operands and space.allows(expression):
             return expression
     return random_expression(generator, space, depth=depth)
 

@@ -62,9 +62,10 @@ class MaskedModel:
         try:
             with torch.no_grad():
                 masks = self.masks(expression, scope, limit)
-                pairs = zip(self.matrices, limit.steps(masks), strict=True)
+                pairs = zip(self.matrices, masks, strict=True)
                 for _, group in groupby(pairs, lambda pair: id(self.hessians.get(pair[0].name))):
                     for matrix, mask in group:
+                        limit.check()
                         hessian = self.hessians.get(matrix.name)
                         self._prune(matrix, mask, hessian)
                     if hessian is not None:
@@ -89,11 +90,12 @@ class MaskedModel:
         self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
     ) -> Iterator[Tensor]:
         """The masks (out, in) of all matrices, True = kept, in order. Raises ScoreError."""
+        matrices = {matrix.name: matrix for matrix in self.matrices}
         return candidate_masks(
             self.pattern.with_scope(scope),
-            self.matrices,
-            lambda matrix: reached_score(expression, self.terminals(matrix)),
-            lambda matrix: self.terminals(matrix)["W"],
+            {name: matrix.block for name, matrix in matrices.items()},
+            lambda name: reached_score(expression, self.terminals(matrices[name])),
+            lambda name: self.terminals(matrices[name])["W"],
             limit,
         )
 
@@ -114,7 +116,8 @@ class MaskedModel:
         losses: list[float] = []
         batch = 1 if self.device.type == "cpu" else max(1, _BATCH_TOKENS // windows.shape[1])
         with self.masked(expression, scope, limit) as model:
-            for part in limit.steps(windows.split(batch) if len(windows) else ()):
+            for part in windows.split(batch) if len(windows) else ():
+                limit.check()
                 losses += next_token_losses(model, part).tolist()
                 if enough(losses):
                     break

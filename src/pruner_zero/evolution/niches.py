@@ -68,6 +68,9 @@ class Evolution(BatchAlgorithm):
     2000), exponents apart from structure (`Tuner`); one niche for each comparison group is ours.
     """
 
+    kind = EvolutionSettings
+    settings: EvolutionSettings
+
     def __init__(
         self,
         space: SearchSpace,
@@ -75,9 +78,9 @@ class Evolution(BatchAlgorithm):
         settings: EvolutionSettings | None = None,
         seed_metrics: Sequence[Metric] = (),
     ) -> None:
-        super().__init__(space, seed, seed_metrics)
-        self.settings = settings = settings or EvolutionSettings()
-        self.niches = [Population(scope, settings.population, _ELITE) for scope in space.scopes]
+        super().__init__(space, seed, settings, seed_metrics)
+        members = self.settings.population
+        self.niches = [Population(scope, members, _ELITE) for scope in space.scopes]
         self._tuner = Tuner(space)
         self._recent: deque[Result] = deque(maxlen=_MEMORY)
         self._tried: set[int] = set()

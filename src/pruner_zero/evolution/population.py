@@ -64,16 +64,13 @@ class Population:
         """
         safe = {candidate.number for candidate, _ in self.front()[: self.elite]}
         kinds: Counter[Kind] = Counter()
-        crowded: dict[int, bool] = {}
+        crowded: list[int] = []
+        others: list[int] = []
         room = max(2, self.capacity // 8)
         for candidate, _ in self.members:
-            crowded[candidate.number] = kinds[candidate.kind] >= room
+            (crowded if kinds[candidate.kind] >= room else others).append(candidate.number)
             kinds[candidate.kind] += 1
-        rest = [candidate.number for candidate, _ in reversed(self.members)]
-        return sorted(
-            (number for number in rest if number not in safe),
-            key=lambda number: not crowded[number],
-        )
+        return [number for number in crowded[::-1] + others[::-1] if number not in safe]
 
     def tournament(self, generator: Generator, contestants: int, parsimony: float) -> Result:
         """The best of some drawn members; among nearly equal ones the smallest.

@@ -41,6 +41,9 @@ class Published(BatchAlgorithm):
     Source: Dong 2024, arXiv 2406.02924.
     """
 
+    kind = PublishedSettings
+    settings: PublishedSettings
+
     def __init__(
         self,
         space: SearchSpace = PUBLISHED_SPACE,
@@ -48,14 +51,11 @@ class Published(BatchAlgorithm):
         settings: PublishedSettings | None = None,
         seed_metrics: Sequence[Metric] = (),
     ) -> None:
-        self.settings = settings or PublishedSettings()
         self.scope = space.scopes[0]
-        super().__init__(space.model_copy(update={"scopes": (self.scope,)}), seed, seed_metrics)
+        narrow = space.model_copy(update={"scopes": (self.scope,)})
+        super().__init__(narrow, seed, settings, seed_metrics)
         self.members: Sequence[Result] = []
         self._founded = 0
-
-    def start(self) -> list[Proposal]:
-        return self._founders()
 
     def propose(self) -> list[Proposal]:
         return self._founders() or [self._child()]

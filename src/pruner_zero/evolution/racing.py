@@ -136,19 +136,9 @@ def _climb(
     best: the losses of a candidate on all windows; entries clearly behind it are stopped.
     """
     alive = [entry for entry in entries if entry.alive]
-    earlier = {
-        entry.candidate.number: archive.outcome(entry.candidate.number, rung) for entry in alive
-    }
-    tasks = [
-        task_of(entry.candidate, rung, archive, best)
-        for entry in alive
-        if earlier[entry.candidate.number] is None
-    ]
-    fresh = executor.map(tasks)
-    judged = []
-    for entry in alive:
-        outcome = earlier[entry.candidate.number] or next(fresh)
-        archive.remember(outcome)
+    candidates = [entry.candidate for entry in alive]
+    judged = [*zip(alive, outcomes_on(rung, candidates, archive, executor, best), strict=True)]
+    for entry, outcome in judged:
         evaluation = entry.evaluation
         entry.update(seconds=evaluation.seconds + outcome.seconds, reason=outcome.reason)
         if outcome.reason is not None:
@@ -156,13 +146,32 @@ def _climb(
         elif outcome.value is not None:
             results = {**evaluation.results, rung: outcome.value}
             entry.update(rung=RUNGS.index(rung), value=outcome.value, results=results)
-        judged.append((entry, outcome))
     return judged
 
 
-def task_of(
-    candidate: Candidate, rung: Rung, archive: Archive, best: tuple[float, ...] = ()
-) -> Task:
+def outcomes_on(
+    rung: Rung,
+    candidates: Sequence[Candidate],
+    archive: Archive,
+    executor: Executor[Task, Outcome],
+    best: tuple[float, ...] = (),
+) -> Iterator[Outcome]:
+    """The outcomes of the candidates on a rung; those that the archive lacks are judged and noted.
+
+    best: as in `Task`.
+    """
+    earlier = [archive.outcome(candidate.number, rung) for candidate in candidates]
+    pairs = zip(candidates, earlier, strict=True)
+    fresh = executor.map(
+        [_task_of(candidate, rung, archive, best) for candidate, known in pairs if known is None]
+    )
+    for known in earlier:
+        outcome = known or next(fresh)
+        archive.remember(outcome)
+        yield outcome
+
+
+def _task_of(candidate: Candidate, rung: Rung, archive: Archive, best: tuple[float, ...]) -> Task:
     """The task of judging a candidate on a rung; the windows that it has run are not run again."""
     few = archive.outcome(candidate.number, "few") if rung == "all" else None
     known = few.losses if few is not None else ()
@@ -171,11 +180,9 @@ def task_of(
 
 def _best_losses(archive: Archive) -> tuple[float, ...]:
     """The losses by window of the candidate with the lowest loss on all windows; none before."""
-    judged = [record for record in archive.distinct() if "all" in record.evaluation.results]
-    if not judged:
-        return ()
-    best = min(judged, key=lambda record: record.evaluation.results["all"])
-    outcome = archive.outcome(best.candidate.number, "all")
+    judged = (record for record in archive.distinct() if "all" in record.evaluation.results)
+    best = min(judged, key=lambda record: record.evaluation.results["all"], default=None)
+    outcome = None if best is None else archive.outcome(best.candidate.number, "all")
     return () if outcome is None else outcome.losses
 
 
@@ -195,8 +202,7 @@ def _promising(
     room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
 
     def within_reach(value: Callable[[Evaluation], float]) -> list[_Entry]:
-        lowest = min(_values([*alive, *archive.distinct()], value), default=math.inf)
-        limit = lowest + racing.reach(trust)
+        limit = _lowest([*alive, *archive.distinct()], value) + racing.reach(trust)
         return [entry for entry in alive if value(entry.evaluation) <= limit]
 
     expected = within_reach(_expected)
@@ -227,12 +233,11 @@ def _near_the_best(
     """
     loss = _on("few")
     now = _sorted(entries, loss)
-    lowest = [*_values(now, loss)]
+    lowest = _lowest(now, loss)
     if further:
-        known = min(_values(archive.distinct(), _on("all")))
-        lowest.append(known - statistics.mean(further))
+        lowest = min(lowest, _lowest(archive.distinct(), _on("all")) - statistics.mean(further))
     spread = statistics.stdev(further) if len(further) >= _ENOUGH else _SPREAD
-    limit = min(lowest, default=math.inf) + max(margin, spread if further else 0.0)
+    limit = lowest + max(margin, spread if further else 0.0)
     return [entry for entry in now if loss(entry.evaluation) <= limit]
 
 
@@ -251,7 +256,6 @@ def _sorted(entries: Iterable[_Entry], value: Callable[[Evaluation], float]) -> 
     return sorted(alive, key=lambda entry: value(entry.evaluation))
 
 
-def _values(
-    judged: Iterable[_Entry | Record], value: Callable[[Evaluation], float]
-) -> Iterator[float]:
-    return (value(each.evaluation) for each in judged)
+def _lowest(judged: Iterable[_Entry | Record], value: Callable[[Evaluation], float]) -> float:
+    """The lowest value, infinite where there is none."""
+    return min((value(each.evaluation) for each in judged), default=math.inf)

@@ -60,7 +60,7 @@ class SampledMatrix:
         """
         if self.layer is None or self.step is None:
             return pruning_cost(self.errors(mask), self.norms, self.sensitivity, self.share)
-        index = _spread(len(mask), _UPDATED_ROWS).to(mask.device)
+        index = spread(len(mask), _UPDATED_ROWS).to(mask.device)
         weight = self.weight[index]
         step = STEPS[self.step]
         layer = replace(self.layer, dense=weight, mask=mask[index])
@@ -71,8 +71,8 @@ class SampledMatrix:
         return pruning_cost(errors, self.norms[index], sensitivity, share)
 
 
-def _spread(total: int, count: int) -> Tensor:
-    """At most `count` of `total` rows, evenly spread."""
+def spread(total: int, count: int) -> Tensor:
+    """The indices of at most `count` of `total` things, evenly spread."""
     return torch.linspace(0, total - 1, min(count, total)).round().long()
 
 
@@ -81,7 +81,7 @@ def sample_matrix(
 ) -> SampledMatrix:
     """`rows` evenly spread rows of a dense (out, in) matrix of a block, with its terminals."""
     outputs = dense.shape[0]
-    index = _spread(outputs, rows).to(dense.device)
+    index = spread(outputs, rows).to(dense.device)
     weight = dense[index].float()
     terminals = {"W": weight.abs(), "S": weight}
     for terminal, value in statistics.items():
@@ -182,11 +182,12 @@ def sampled_masks(
         names = [matrix.name, *(f"{matrix.name} {place}" for place in range(1, len(ranked)))]
         blocks = [matrix.block] * len(ranked)
         parts.append(list(map(_Rows, names, blocks, ranked, magnitudes)))
+    named = {part.name: part for part in chain(*parts)}
     masks = candidate_masks(
         pattern,
-        list(chain(*parts)),
-        lambda part: part.scores,
-        lambda part: part.magnitudes,
+        {name: part.block for name, part in named.items()},
+        lambda name: named[name].scores,
+        lambda name: named[name].magnitudes,
         limit,
     )
     return [

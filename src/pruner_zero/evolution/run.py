@@ -8,8 +8,9 @@ from typing import Any
 
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.algorithm import Algorithm, make_algorithm
+from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
+from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.build import build_evaluator, judging_dtype, search_windows
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.final import (
@@ -170,7 +171,7 @@ def search(
 
 
 def run_batches(
-    algorithm: Algorithm,
+    algorithm: BatchAlgorithm,
     archive: Archive,
     executor: Executor[Task, Outcome],
     settings: SearchSettings,
@@ -191,7 +192,9 @@ def run_batches(
         records = judge(batch, archive, executor, settings.racing)
         algorithm.tell([(record.candidate, record.evaluation) for record in records])
         archive.commit(records, time.monotonic() - start, algorithm.avoided)
-        hall = _hall_of_fame(archive)
+        # With the winner of an earlier final race.
+        race = FinalRace.of(archive.records, archive.outcomes, archive.journal.finalists)
+        hall = HallOfFame.of(archive.records, race.choice)
         # The files of an earlier process know more than the batches replayed so far.
         if not archive.replaying:
             hall.write(folder)
@@ -217,15 +220,8 @@ def run_batches(
     return reason
 
 
-def _hall_of_fame(archive: Archive) -> HallOfFame:
-    """The hall of fame of the batches told so far, with the winner of an earlier final race."""
-    return HallOfFame.of(
-        archive.records, FinalRace.of(archive.records, archive.final_losses).choice
-    )
-
-
 def _status(
-    archive: Archive, algorithm: Algorithm, settings: SearchSettings, hall: HallOfFame
+    archive: Archive, algorithm: BatchAlgorithm, settings: SearchSettings, hall: HallOfFame
 ) -> Status:
     avoided, records = dict(algorithm.avoided), archive.records
     return Status(archive.batches, archive.elapsed, records, hall, avoided, settings.budget)

@@ -10,6 +10,7 @@ from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
+from pruner_zero.plugins import Registry
 from pruner_zero.pruning import Structured
 from pruner_zero.settings import SearchOptions, check_structure, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern, SemiStructured, Unstructured
@@ -32,37 +33,31 @@ class SearchSettings(SearchOptions):
 
     @model_validator(mode="before")
     @classmethod
-    def _refit(cls, given: Any) -> Any:
-        """With units, the consumer matrix is solved anew, unless the settings say otherwise."""
-        if isinstance(given, dict) and given.get("structure") and given.get("update") is None:
-            return {**given, "update": "exact"}
-        return given
-
-    @model_validator(mode="before")
-    @classmethod
     def _complete(cls, given: Any) -> Any:
-        """What `space` leaves out is that of the algorithm's space."""
-        space = given.get("space") if isinstance(given, dict) else None
+        """With units, the consumer matrix is solved anew, unless the settings say otherwise.
+
+        What `space` leaves out is that of the algorithm's space.
+        """
+        if not isinstance(given, dict):
+            return given
+        if given.get("structure") and given.get("update") is None:
+            given = {**given, "update": "exact"}
+        space = given.get("space")
         if isinstance(space, SearchSpace):
             space = {name: getattr(space, name) for name in space.model_fields_set}
-        name = str(given.get("algorithm") or "default") if isinstance(space, dict) else ""
+        name = str(given.get("algorithm") or "default")
         if not isinstance(space, dict) or name not in ALGORITHMS:
             return given
         return {**given, "space": {**ALGORITHMS[name].space.model_dump(), **space}}
 
-    @field_validator("update")
-    @classmethod
-    def _check_update(cls, name: str) -> str:
-        if name == "none" or name in STEPS:
-            return name
-        raise ValueError(f"no update: {did_you_mean(name, ('none', *STEPS))}")
-
-    @field_validator("executor", "algorithm")
+    @field_validator("executor", "algorithm", "update")
     @classmethod
     def _registered(cls, name: str | None, info: ValidationInfo) -> str | None:
-        kinds = EXECUTORS if info.field_name == "executor" else ALGORITHMS
-        if name is not None and name not in kinds:
-            raise ValueError(f"no {info.field_name}: {did_you_mean(name, kinds)}")
+        kinds: dict[str | None, Registry[Any]]
+        kinds = {"executor": EXECUTORS, "algorithm": ALGORITHMS, "update": STEPS}
+        registry, none = kinds[info.field_name], ("none",) if info.field_name == "update" else ()
+        if name is not None and name not in none and name not in registry:
+            raise ValueError(f"no {info.field_name}: {did_you_mean(name, (*none, *registry))}")
         return name
 
     @field_validator("final_windows")
@@ -73,16 +68,12 @@ class SearchSettings(SearchOptions):
         return count
 
     @model_validator(mode="after")
-    def _check_device(self) -> Self:
+    def _combine(self) -> Self:
         if self.sharing and find_devices(self.placed_on).first != CPU:
             raise PrunerZeroError(
                 f"{self.sharing} share the model in main memory, and --device {self.device} has "
                 "it elsewhere: choose one of them"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _combine(self) -> Self:
         scope = () if self.scope == "any" else ("scope",)
         check_structure(self, ("pattern", *scope, "include", "exclude"))
         if self.pattern is not None and self.scope not in ("any", "row"):
@@ -141,13 +132,8 @@ class SearchSettings(SearchOptions):
         their block.
         """
         space = self.space or ALGORITHMS[self.algorithm].space
-        if self.structure is not None:
-            return space.model_copy(update={"scopes": ("unit",)})
-        if self.pattern is not None:
-            return space.model_copy(update={"scopes": ("row",)})
-        scopes = space.scopes
-        if self.scope != "any":
-            scopes = (self.scope,)
+        scope = "unit" if self.structure else "row" if self.pattern else self.scope
+        scopes = space.scopes if scope == "any" else (scope,)
         return space.model_copy(update={"scopes": scopes})
 
     @property

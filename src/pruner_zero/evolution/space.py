@@ -1,7 +1,6 @@
 """The space of a search: terminals, operators, limits and comparison groups."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import NamedTuple
@@ -15,7 +14,6 @@ from pruner_zero.metric import (
     PUBLISHED,
     TERMINALS,
     Call,
-    Constant,
     Expression,
     Operator,
     Shape,
@@ -30,39 +28,12 @@ EXPONENTS = (0.25, 0.333, 0.5, 0.667, 0.75, 1.5, 2.0, 3.0)
 EXPONENT_STEP, LOWEST, HIGHEST = 0.05, 0.1, 4.0
 
 
-@dataclass(frozen=True)
-class _Nesting:
-    """How often operators of one `family` (`Operator.family`) may be nested.
-
-    most: how many of them a path from the root to a leaf may have. direct: count only unbroken
-    runs of them on the path.
-    """
-
-    family: Family
-    most: int = 1
-    direct: bool = False
-
-    def _longest(self, node: Expression) -> tuple[int, int]:
-        """The most of the operators on a path from here, and the longest run that starts here."""
-        below = [self._longest(operand) for operand in node.operands]
-        counted = isinstance(node, Call) and node.operator.family == self.family
-        most = max((count for count, _ in below), default=0)
-        run = max((length for _, length in below), default=0) + 1 if counted else 0
-        if self.direct:
-            return max(most, run), run
-        return most + counted, run
-
-    def broken_by(self, expression: Expression) -> bool:
-        """Whether the expression nests more of the operators than allowed."""
-        return self._longest(expression)[0] > self.most
-
-
-_NESTING = (
-    _Nesting("power", direct=True),
-    _Nesting("matrix rescaling"),
-    _Nesting("transcendental"),
-    _Nesting("row or column rescaling", most=2),
-)
+# How many operators of a family (`Operator.family`) a path from the root to a leaf may have.
+_NESTED: Mapping[Family, int] = {
+    "matrix rescaling": 1,
+    "transcendental": 1,
+    "row or column rescaling": 2,
+}
 
 
 class Form(NamedTuple):
@@ -112,35 +83,25 @@ class SearchSpace(Settings):
             raise ValueError("no weight can be told from another without one of W, G, S")
         return names
 
-    def allows(self, expression: Expression, shape: Shape = Shape.MATRIX) -> str | None:
-        """None where the space has this expression of this shape, else the reason why not."""
-        if expression.shape is not shape:
-            return f"its shape is {expression.shape.name.lower()}, not {shape.name.lower()}"
-        if expression.size > self.max_size:
-            return f"{expression.size} nodes are more than {self.max_size}"
-        if expression.depth > self.max_depth:
-            return f"{expression.depth} levels are more than {self.max_depth}"
-        for _, node in positions(expression):
-            if reason := self._refuses(node):
-                return reason
-        for rule in () if self.idle else _NESTING:
-            if rule.broken_by(expression):
-                how = "directly " if rule.direct else ""
-                return f"more than {rule.most} of the family '{rule.family}' {how}nested"
-        return None
+    def allows(self, expression: Expression, shape: Shape = Shape.MATRIX) -> bool:
+        """Whether the space has this expression of this shape."""
+        return (
+            expression.shape is shape
+            and expression.size <= self.max_size
+            and expression.depth <= self.max_depth
+            and all(self._allows_node(node) for _, node in positions(expression))
+            and (self.idle or all(_nested(expression, name) <= _NESTED[name] for name in _NESTED))
+        )
 
-    def _refuses(self, node: Expression) -> str | None:
-        if isinstance(node, Terminal):
-            return None if node.name in self.terminals else f"terminal {node.name} is not allowed"
-        if isinstance(node, Constant):
-            return "constants are not allowed"
-        assert isinstance(node, Call)
-        if node.operator.name not in self.operators:
-            return f"operator {node.operator.name} is not allowed"
+    def _allows_node(self, node: Expression) -> bool:
+        if not isinstance(node, Call):
+            return isinstance(node, Terminal) and node.name in self.terminals
         exponent = node.exponent if node.operator.exponent == "operand" else None
-        if exponent is not None and not _allows_exponent(exponent):
-            return f"exponent {exponent} is not allowed"
-        return None if self.idle else _idle(node)
+        return (
+            node.operator.name in self.operators
+            and (exponent is None or _allows_exponent(exponent))
+            and (self.idle or not _idle(node))
+        )
 
     @cached_property
     def leaves(self) -> Mapping[Shape, tuple[str, ...]]:
@@ -154,13 +115,9 @@ class SearchSpace(Settings):
     def least_depth(self) -> Mapping[Shape, int]:
         """The fewest levels of an expression of each shape; without the shapes that none has."""
         least = {shape: 1 for shape in Shape if self.leaves[shape]}
-        grown = True
-        while grown:
-            grown = False
-            for shape, form in list(self._forms_over(tuple(least))):
-                depth = 1 + max(least[operand] for operand in form.operands)
-                if depth < least.get(shape, depth + 1):
-                    least[shape], grown = depth, True
+        for depth in range(2, len(Shape) + 1):
+            for shape, _ in self._forms_over(tuple(least)):
+                least.setdefault(shape, depth)
         return least
 
     @cached_property
@@ -205,7 +162,7 @@ def simplest(expression: Expression, scope: Group, space: SearchSpace) -> Expres
         form = skeleton.with_exponents(exponents)
     except PrunerZeroError:
         return expression
-    return form if form.size <= expression.size and space.allows(form) is None else expression
+    return form if form.size <= expression.size and space.allows(form) else expression
 
 
 def on_grid(exponent: float) -> float:
@@ -247,16 +204,26 @@ def _constant(operator: Operator, operands: tuple[Shape, ...]) -> bool:
     return not {"row": along, "column": down, "matrix": down or along}[operator.reach]
 
 
-def _idle(node: Call) -> str | None:
-    """Why the node changes nothing, or None where it may change something."""
-    operator, operands, name = node.operator, node.operands, node.operator.name
-    if _constant(operator, tuple(operand.shape for operand in operands)):
-        return f"{name} of a {operands[-1].shape.name.lower()} is constant"
-    if operator.factor == 1 or (operator.exponent == 1 and operands[0].nonnegative):
-        return f"{name} changes nothing here"
-    if operator.twins and operands[0] == operands[-1]:
-        return f"{name} of two equal operands"
-    return None
+def _idle(node: Call) -> bool:
+    """Whether the node changes nothing, or is a power of a power."""
+    operator, operands = node.operator, node.operands
+    return (
+        _constant(operator, tuple(operand.shape for operand in operands))
+        or operator.factor == 1
+        or (operator.exponent == 1 and operands[0].nonnegative)
+        or (operator.twins and operands[0] == operands[-1])
+        or _family(node) == "power" == _family(operands[0])
+    )
+
+
+def _nested(node: Expression, family: Family) -> int:
+    """The most operators of the family on a path from the node to a leaf."""
+    below = max((_nested(operand, family) for operand in node.operands), default=0)
+    return below + (_family(node) == family)
+
+
+def _family(node: Expression) -> Family | None:
+    return node.operator.family if isinstance(node, Call) else None
 
 
 # The released operators and terminals. Five levels are the paper's largest initial tree. It names

@@ -24,14 +24,6 @@ from pruner_zero.table import Tabular
 RUN = "run.json"
 # Why a search stopped that the user interrupted.
 INTERRUPTED = "interrupted"
-# The keys of a journal's first line other than settings as they were asked for.
-_NOT_ASKED = (
-    "calibration_tokens",
-    "search_tokens",
-    "final_tokens",
-    "model_weights",
-    "judge_dtype",
-)
 
 
 @dataclass(frozen=True, repr=False)
@@ -59,9 +51,9 @@ class Study(Tabular):
     batches: for each finished batch, the candidates judged until then and the seconds since the
     run began. seconds: what each judgement took, by rung. avoided: proposals that were never
     judged, by the reason. windows: where the tokens come from, by their use (calibration,
-    search, final). final_losses: those of the final race, by candidate. ended: whether it ended,
-    its final race included. provenance: versions and the machine. stopped: why the search ended,
-    empty where it was opened from its folder.
+    search, final). final_race: the best metrics on windows that no candidate had seen. ended:
+    whether it ended, its final race included. provenance: versions and the machine. stopped: why
+    the search ended, empty where it was opened from its folder.
     """
 
     shown = HallOfFame.shown
@@ -73,7 +65,7 @@ class Study(Tabular):
     seconds: Mapping[str, Sequence[float]] = field(default_factory=dict)
     avoided: Mapping[str, int] = field(default_factory=dict)
     windows: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    final_losses: Mapping[int, tuple[float, ...]] = field(default_factory=dict)
+    final_race: FinalRace = field(default_factory=lambda: FinalRace(()))
     ended: bool = True
     provenance: Mapping[str, Any] = field(default_factory=dict)
     stopped: str = ""
@@ -82,16 +74,16 @@ class Study(Tabular):
     def open(cls, folder: str | Path, stopped: str = "") -> "Study":
         """Read the search in `folder`. Raises PrunerZeroError where it is missing or damaged."""
         path = Path(folder)
-        if not path.is_dir():
-            raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
         with reading(path):
-            journal = SearchJournal.of(path)
+            journal = SearchJournal(path)
+            if not journal.lines:
+                raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
             run = read_json(path / RUN) if (path / RUN).is_file() else {}
-            header = journal.settings.items()
-            asked = {name: value for name, value in header if name not in _NOT_ASKED}
+            # The journal holds the dtype that was chosen, which cannot be asked for.
+            known = {**journal.settings, "judge_dtype": "auto"}
             return cls(
                 path,
-                dict(run.get("settings", asked)),
+                dict(run.get("settings", known)),
                 journal.records,
                 tuple(journal.batches),
                 journal.seconds,
@@ -101,7 +93,7 @@ class Study(Tabular):
                     for name in ("calibration", "search", "final")
                     if name in run
                 },
-                journal.final_losses,
+                FinalRace.of(journal.records, journal.outcomes, journal.finalists),
                 journal.ended,
                 dict(run.get("provenance", {})),
                 stopped,
@@ -116,11 +108,6 @@ class Study(Tabular):
     def hall_of_fame(self) -> HallOfFame:
         """The best metric of every complexity."""
         return HallOfFame.of(self.judged, self.final_race.choice)
-
-    @cached_property
-    def final_race(self) -> FinalRace:
-        """The best metrics on windows that no candidate had seen."""
-        return FinalRace.of(self.records, self.final_losses)
 
     @property
     def candidates(self) -> Candidates:

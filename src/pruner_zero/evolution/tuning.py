@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 
 import numpy as np
@@ -16,6 +15,10 @@ from pruner_zero.evolution.space import SearchSpace, on_grid
 from pruner_zero.metric import Expression
 
 Array = NDArray[np.float64]
+
+# A proposal after whether it explores, its predicted loss (expected or, where it explores,
+# plausible), and the number of its parent.
+_Ranked = tuple[bool, float, int, Proposal]
 
 # The prior of the loss (nats) around the best exponents of a skeleton: standard deviations of its
 # gradient, its curvature and the interaction of two exponents, and the mean of the curvature. The
@@ -68,12 +71,12 @@ class Tuner:
         for points in islice(kinds, _SKELETONS):
             ranked += self._of_kind(points, generator)
         limit = min((points.lowest for points in kinds), default=0.0) - _GAIN
-        ranked = sorted(part for part in ranked if part.loss < limit)
+        ranked = sorted((part for part in ranked if part[1] < limit), key=lambda part: part[:3])
         # Exponents can have both the lowest expected and the lowest plausible loss.
-        distinct = dict.fromkeys(part.proposal for part in ranked)
+        distinct = dict.fromkeys(proposal for *_, proposal in ranked)
         return [*islice(distinct, count)]
 
-    def _of_kind(self, points: "_Points", generator: Generator) -> list["_Ranked"]:
+    def _of_kind(self, points: "_Points", generator: Generator) -> list[_Ranked]:
         """The exponents of one skeleton with the lowest expected and lowest plausible losses."""
         best = points.best
         steps = generator.normal(0.0, _STEP, (_DRAWS, len(points.center)))
@@ -90,7 +93,7 @@ class Tuner:
                 expression = best.skeleton.with_exponents(exponents)
             except PrunerZeroError:
                 continue
-            if self.space.allows(expression) is None:
+            if self.space.allows(expression):
                 drawn[exponents] = expression
         if not drawn:
             return []
@@ -103,18 +106,8 @@ class Tuner:
         ):
             for index in np.argsort(losses, kind="stable")[:most]:
                 proposal = Proposal(expressions[index], best.scope, (best.number,), TUNE)
-                ranked.append(_Ranked(explores, float(losses[index]), best.number, proposal))
+                ranked.append((explores, float(losses[index]), best.number, proposal))
         return ranked
-
-
-@dataclass(frozen=True, order=True)
-class _Ranked:
-    """A proposal with its predicted loss, expected or, where it explores, plausible."""
-
-    explores: bool
-    loss: float
-    parent: int
-    proposal: Proposal = field(compare=False)
 
 
 class _Points:

@@ -44,7 +44,7 @@ def _allowed(
         except PrunerZeroError:
             # The space is so narrow that no random subtree fits into it.
             return None
-        if child is not None and child != parent and space.allows(child) is None:
+        if child is not None and child != parent and space.allows(child):
             return child
     return None
 
@@ -211,7 +211,7 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
             powers = {factor: power + rest.get(factor, 0.0) for factor, power in new.items()}
             if rest or new:
                 made[product(coefficient, {**rest, **powers})] = None
-    return [form for form in made if form != expression and space.allows(form) is None]
+    return [form for form in made if form != expression and space.allows(form)]
 
 
 def published_crossover(

@@ -1,5 +1,6 @@
 """The interface of executors, which run tasks and return results in the same order."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -82,3 +83,10 @@ class SerialExecutor(Executor[T, R]):
 
 
 AnyWork = Work[Any, Any]
+
+
+def usable_cores() -> int:
+    """How many CPU cores this process may use: a container may be confined to some."""
+    # Only Linux tells.
+    allowed = getattr(os, "sched_getaffinity", None)
+    return len(allowed(0)) if allowed else os.cpu_count() or 1

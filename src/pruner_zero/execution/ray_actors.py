@@ -1,13 +1,17 @@
-"""Actors of a Ray cluster as workers; each may hold a GPU."""
+"""Actors of a Ray cluster as workers; each may hold a GPU. The cluster is left as it was."""
 
+import math
+import os
+import socket
+from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import torch
 
 from pruner_zero.devices import CPU
-from pruner_zero.execution.executor import AnyWork, Work, Workers
-from pruner_zero.execution.ray_cluster import RayCluster
+from pruner_zero.errors import PrunerZeroError, one_line
+from pruner_zero.execution.executor import AnyWork, Work, Workers, usable_cores
 from pruner_zero.execution.shared_memory import Packed, pack, unpack
 from pruner_zero.execution.time_limit import UNLIMITED
 from pruner_zero.execution.workers import Worker, WorkerExecutor
@@ -15,44 +19,68 @@ from pruner_zero.execution.workers import Worker, WorkerExecutor
 T = TypeVar("T")
 R = TypeVar("R")
 
+# Seconds a cluster has to answer.
+CONNECT_TIMEOUT = 10.0
+
+# The names in Ray's options, and in the resources of its nodes.
+_NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
+
 
 class RayExecutor(WorkerExecutor[T, R]):
     """Actors on a Ray cluster. The work is put into Ray's object store once.
 
     The actors of a machine share its tensors there; an actor that holds a GPU (`num_gpus` in the
     resources) copies all of them to it. workers: how many actors, by default as many as the
-    cluster holds; `ray_address` as `RayCluster` takes it; `ray_resources` of each actor:
-    `num_cpus` (by default `threads`), `num_gpus`, and any name of the cluster's own. Raises
+    cluster holds; `ray_address`: that of a cluster, else $RAY_ADDRESS, else an instance on this
+    machine; a Ray that is initialised already is used and left as it is; `ray_resources` of each
+    actor: `num_cpus` (by default `threads`), `num_gpus`, and any name of the cluster's own. Raises
     PrunerZeroError where Ray is not installed, no cluster answers, or it cannot hold an actor.
     """
 
     def __init__(self, work: Work[T, R], workers: Workers) -> None:
         needed = {"num_cpus": float(workers.threads), **workers.ray_resources}
-        self.cluster = RayCluster(workers.ray_address, needed, workers.count or 1)
-        self.died = self.cluster.died
+        self.ray = _import_ray()
         self.threads = workers.threads
+        errors = self.ray.exceptions
+        # The errors that the calls of an actor raise when the actor has died.
+        self.died = (
+            errors.RayActorError,
+            errors.WorkerCrashedError,
+            errors.NodeDiedError,
+            errors.OutOfMemoryError,
+            errors.ObjectLostError,
+        )
+        self.started = not self.ray.is_initialized()
+        if self.started:
+            cpus = needed.get("num_cpus", 0) * (workers.count or 1)
+            _connect(self.ray, _resolved(workers.ray_address), cpus)
         try:
-            self.actor = self.cluster.remote(_Actor)
-            fit = self.cluster.actors_that_fit()
-            self.packed = self.cluster.ray.put(pack(work))
+            self.actor = _remote(self.ray, needed)
+            fit = _actors_that_fit(self.ray, needed)
+            self.packed = self.ray.put(pack(work))
             super().__init__(work, workers.count or fit, workers.time_limit)
         except BaseException:
-            self.cluster.close()
+            self._shut_down()
             raise
 
     def worker(self) -> Worker:
         """A new actor."""
-        return _Handle(self.cluster.ray, self.actor.remote(self.packed, self.threads))
+        return _Handle(self.ray, self.actor.remote(self.packed, self.threads))
 
     def ran_out_of_memory(self, worker: Worker, error: BaseException) -> bool:
         """Whether Ray itself killed the actor because its machine was short of memory."""
-        return isinstance(error, self.cluster.ray.exceptions.OutOfMemoryError)
+        return isinstance(error, self.ray.exceptions.OutOfMemoryError)
 
     def close(self) -> None:
         """Stop the actors, and Ray where it was started here."""
         super().close()
         self.packed = None
-        self.cluster.close()
+        self._shut_down()
+
+    def _shut_down(self) -> None:
+        if self.started:
+            self.ray.shutdown()
+        self.started = False
 
 
 class _Handle:
@@ -102,3 +130,84 @@ class _Actor:
 
     def run(self, task: Any) -> Any:
         return self.work.run(task, UNLIMITED)
+
+
+def check_cluster(address: str | None) -> None:
+    """Raise PrunerZeroError where Ray is not installed or nothing listens at `address`.
+
+    address: as `RayExecutor` takes it. A Ray that is initialised already is not checked.
+    """
+    if _import_ray().is_initialized():
+        return
+    address = _resolved(address)
+    try:
+        _reach(address)
+    except (OSError, ValueError) as error:
+        raise _unusable(address, error) from error
+
+
+def _import_ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise PrunerZeroError(
+            "--executor ray needs Ray: pip install ray, or choose --executor processes"
+        ) from error
+    return ray
+
+
+def _resolved(address: str | None) -> str:
+    return address or os.environ.get("RAY_ADDRESS") or "local"
+
+
+def _connect(ray: Any, address: str, cpus: float) -> None:
+    given: dict[str, Any] = {}
+    if address == "local":
+        # Ray only counts CPUs: as many as the actors need, at least those of the machine.
+        given = {"num_cpus": max(math.ceil(cpus), usable_cores()), "include_dashboard": False}
+    try:
+        _reach(address)
+        ray.init(address, log_to_driver=False, logging_level="error", **given)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise _unusable(address, error) from error
+
+
+def _reach(address: str) -> None:
+    """Raise OSError where nothing listens at `host:port`; Ray itself would try for minutes."""
+    host, _, port = address.rpartition("/")[2].rpartition(":")
+    if host:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+
+
+def _unusable(address: str, error: Exception) -> PrunerZeroError:
+    return PrunerZeroError(
+        f"no Ray cluster can be used at {address}: start one (ray start --head), or give another "
+        f"--ray-address ({one_line(error)})"
+    )
+
+
+def _remote(ray: Any, needed: Mapping[str, float]) -> Any:
+    """Actors with the resources that each needs. Raises PrunerZeroError."""
+    named = {name: amount for name, amount in needed.items() if name in _NAMES}
+    custom = {name: amount for name, amount in needed.items() if name not in _NAMES}
+    try:
+        return ray.remote(_Actor).options(**named, resources=custom)
+    except ValueError as error:
+        raise PrunerZeroError(f"--ray-resources: {one_line(error)}") from error
+
+
+def _actors_that_fit(ray: Any, needed: Mapping[str, float]) -> int:
+    """How many actors the cluster holds. Raises PrunerZeroError where it holds none."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    shares = [
+        [node.get(_NAMES.get(name, name), 0) // amount for name, amount in needed.items() if amount]
+        for node in nodes
+    ]
+    fit = int(sum(min(amounts, default=1) for amounts in shares))
+    if not fit:
+        asked = ", ".join(f"{name}={amount:g}" for name, amount in needed.items())
+        raise PrunerZeroError(
+            f"no machine of the Ray cluster has what an actor needs ({asked}): "
+            "change --ray-resources"
+        )
+    return fit

@@ -1,12 +1,18 @@
 """The executors by name."""
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.execution.executor import AnyWork, Executor, SerialExecutor, Work, Workers
+from pruner_zero.execution.executor import (
+    AnyWork,
+    Executor,
+    SerialExecutor,
+    Work,
+    Workers,
+    usable_cores,
+)
 from pruner_zero.execution.processes import ProcessExecutor
 from pruner_zero.plugins import Registry
 
@@ -36,7 +42,7 @@ def check_executor(name: str | None, workers: Workers) -> None:
             "--executor serial is one worker: give --workers 1, or --executor processes"
         )
     if name == "ray":
-        from pruner_zero.execution.ray_cluster import check_cluster
+        from pruner_zero.execution.ray_actors import check_cluster
 
         check_cluster(workers.ray_address)
 
@@ -50,6 +56,6 @@ def make_executor(
     one worker is the default.
     """
     if workers.count is None and name != "ray":
-        cores = (os.cpu_count() or 1) if shareable and name != "serial" else 1
+        cores = usable_cores() if shareable and name != "serial" else 1
         workers = replace(workers, count=max(1, cores // workers.threads))
     return EXECUTORS[name or ("serial" if workers.count == 1 else "processes")](work, workers)

@@ -2,13 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from pruner_zero.errors import PrunerZeroError
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -17,12 +13,6 @@ class TimeLimit:
 
     seconds: float = math.inf
     since: float = field(default_factory=time.monotonic)
-
-    def steps(self, items: Iterable[T]) -> Iterator[T]:
-        """Yield the items. Raises PrunerZeroError before an item that begins after the limit."""
-        for item in items:
-            self.check()
-            yield item
 
     def check(self) -> None:
         """Raise PrunerZeroError after the limit."""

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,16 @@ from pruner_zero.metric.terminals import TERMINALS
 MAX_DEPTH = 100
 MAX_SIZE = 10_000
 
+_Method = Callable[["Expression", "Expression | float"], "Expression"]
+
+
+def _infix(name: str) -> tuple["_Method", "_Method"]:
+    """The methods of a Python operator: with the expression on its left, and on its right."""
+    return (
+        lambda left, right: call(name, left, _lift(right)),
+        lambda right, left: call(name, _lift(left), right),
+    )
+
 
 class Expression:
     """A node of a tree with everything below it: immutable, hashable, compared by structure.
@@ -23,9 +33,10 @@ class Expression:
     Raises PrunerZeroError where a tree has more than 100 levels or 10,000 nodes.
     """
 
-    __slots__ = ("_hash", "depth", "nonnegative", "operands", "shape", "size", "terminals")
+    __slots__ = ("_hash", "_key", "depth", "nonnegative", "operands", "shape", "size", "terminals")
 
     _hash: int
+    _key: tuple[Any, ...]
     depth: int
     nonnegative: bool
     operands: tuple["Expression", ...]
@@ -68,13 +79,34 @@ class Expression:
         """How often each operator occurs, by its name."""
         return Counter(node.operator.name for node in self.walk() if isinstance(node, Call))
 
-    def _key(self) -> tuple[Any, ...]:
-        """The arguments of the node's constructor."""
-        raise NotImplementedError
-
-    def _remember(self, **facts: Any) -> None:
-        for name, value in facts.items():
-            object.__setattr__(self, name, value)
+    def _remember(
+        self,
+        label: str | float | Operator,
+        operands: tuple["Expression", ...] = (),
+        *,
+        nonnegative: bool,
+        shape: Shape,
+        terminals: frozenset[str] = frozenset(),
+    ) -> None:
+        """Keep what is known of a node, whose constructor takes `label` and the operands."""
+        # The hash of an operator is its address, which differs between runs.
+        name = label.name if isinstance(label, Operator) else label
+        facts: dict[str, Any] = {
+            "_hash": hash((name, operands)),
+            "_key": (label, operands) if operands else (label,),
+            "depth": 1 + max((operand.depth for operand in operands), default=0),
+            "nonnegative": nonnegative,
+            "operands": operands,
+            "shape": shape,
+            "size": 1 + sum(operand.size for operand in operands),
+            "terminals": terminals.union(*(operand.terminals for operand in operands)),
+        }
+        if facts["depth"] > MAX_DEPTH:
+            raise PrunerZeroError(f"an expression can have at most {MAX_DEPTH} levels: shorten it")
+        if facts["size"] > MAX_SIZE:
+            raise PrunerZeroError(f"an expression can have at most {MAX_SIZE} nodes: shorten it")
+        for fact, value in facts.items():
+            object.__setattr__(self, fact, value)
 
     def __eq__(self, other: object) -> bool:
         if self is other:
@@ -82,14 +114,14 @@ class Expression:
         if type(self) is not type(other):
             return NotImplemented
         assert isinstance(other, Expression)
-        return self._hash == other._hash and self._key() == other._key()
+        return self._hash == other._hash and self._key == other._key
 
     def __hash__(self) -> int:
         return self._hash
 
     def __reduce__(self) -> tuple[type["Expression"], tuple[Any, ...]]:
         # Hashes of strings differ between processes: build the node again, with its own hash.
-        return type(self), self._key()
+        return type(self), self._key
 
     # The grammar and formulas are built on this module, so they are imported inside.
     def __str__(self) -> str:
@@ -107,29 +139,10 @@ class Expression:
         formula = element("div", to_mathml(self, "inline"))
         return element("div", formula, element("code", excerpt(self, 200)))
 
-    def __add__(self, other: "Expression | float") -> "Expression":
-        return call("add", self, _lift(other))
-
-    def __radd__(self, other: float) -> "Expression":
-        return call("add", _lift(other), self)
-
-    def __sub__(self, other: "Expression | float") -> "Expression":
-        return call("sub", self, _lift(other))
-
-    def __rsub__(self, other: float) -> "Expression":
-        return call("sub", _lift(other), self)
-
-    def __mul__(self, other: "Expression | float") -> "Expression":
-        return call("mul", self, _lift(other))
-
-    def __rmul__(self, other: float) -> "Expression":
-        return call("mul", _lift(other), self)
-
-    def __truediv__(self, other: "Expression | float") -> "Expression":
-        return call("quotient", self, _lift(other))
-
-    def __rtruediv__(self, other: float) -> "Expression":
-        return call("quotient", _lift(other), self)
+    __add__, __radd__ = _infix("add")
+    __sub__, __rsub__ = _infix("sub")
+    __mul__, __rmul__ = _infix("mul")
+    __truediv__, __rtruediv__ = _infix("quotient")
 
     def __pow__(self, exponent: float) -> "Expression":
         return call("power", self, Constant(exponent))
@@ -157,17 +170,11 @@ class Terminal(Expression):
             )
         statistic = TERMINALS[self.name]
         self._remember(
-            _hash=hash(("Terminal", self.name)),
-            depth=1,
+            self.name,
             nonnegative=statistic.sign != "any",
-            operands=(),
             shape=statistic.shape,
-            size=1,
             terminals=frozenset((self.name,)),
         )
-
-    def _key(self) -> tuple[str]:
-        return (self.name,)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -186,19 +193,8 @@ class Constant(Expression):
             value = math.inf
         if not math.isfinite(value):
             raise PrunerZeroError(f"a constant must be a finite number, not {value}")
-        self._remember(
-            value=value,
-            _hash=hash(("Constant", value)),
-            depth=1,
-            nonnegative=value >= 0,
-            operands=(),
-            shape=Shape.SCALAR,
-            size=1,
-            terminals=frozenset(),
-        )
-
-    def _key(self) -> tuple[float]:
-        return (self.value,)
+        object.__setattr__(self, "value", value)
+        self._remember(value, nonnegative=value >= 0, shape=Shape.SCALAR)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -223,20 +219,12 @@ class Call(Expression):
             )
         if operator.exponent == "operand" and not isinstance(operands[-1], Constant):
             raise PrunerZeroError("the exponent of a power must be a number")
-        depth = 1 + max(operand.depth for operand in operands)
-        size = 1 + sum(operand.size for operand in operands)
-        if depth > MAX_DEPTH:
-            raise PrunerZeroError(f"an expression can have at most {MAX_DEPTH} levels: shorten it")
-        if size > MAX_SIZE:
-            raise PrunerZeroError(f"an expression can have at most {MAX_SIZE} nodes: shorten it")
         self._remember(
-            _hash=hash((operator.name, *(operand._hash for operand in operands))),
-            depth=depth,
+            operator,
+            operands,
             nonnegative=operator.sign == "nonnegative"
             or (operator.sign == "keeps" and all(operand.nonnegative for operand in operands)),
             shape=operator.shape(*(operand.shape for operand in operands)),
-            size=size,
-            terminals=frozenset().union(*(operand.terminals for operand in operands)),
         )
 
     @property
@@ -248,9 +236,6 @@ class Call(Expression):
         number = self.operands[-1]
         assert isinstance(number, Constant)
         return number.value
-
-    def _key(self) -> tuple[Operator, tuple[Expression, ...]]:
-        return (self.operator, self.operands)
 
 
 def call(name: str, *operands: Expression) -> Call:

@@ -72,8 +72,9 @@ def _format(expression: Expression) -> tuple[str, int]:
         return expression.name, ATOM
     assert isinstance(expression, Call)
     operator, operands = expression.operator, expression.operands
-    if operator.infix:
-        symbol, level = operator.infix
+    symbol, level = operator.infix or ("", 0)
+    # The grammar knows no symbol of an operator of another package.
+    if _INFIX.get(symbol) == (operator.name, level):
         # Equal levels group to the left, so only a right operand needs parentheses for them.
         return f"{_within(operands[0], level)} {symbol} {_within(operands[1], level + 1)}", level
     if operator.exponent == "operand":

@@ -62,7 +62,8 @@ class Operator:
     twins: f(x, x) is worth nothing: a constant, x, or a multiple of x.
     inverse: the name of an operator that undoes this one, as the paper's simplification sees it;
         one of the two has to state it.
-    infix: the symbol between the operands in text, if any, and how tightly it binds.
+    infix: the symbol between the operands, if any, and how tightly it binds. The text of an
+        operator of another package is a call all the same.
     latex: the formula, and how tightly it binds; else the name with its operands in parentheses.
         #1 and #2 are the operands, (#1) gets parentheses where the operand binds less tightly,
         |#1| gets bars where the operand may be negative.

@@ -1,7 +1,8 @@
 """Expressions as the nested JSON that Pruner-Zero released: `{"data": "mul", "left": …}`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
@@ -40,7 +41,7 @@ def from_tree(tree: object) -> Expression:
     Raises PrunerZeroError naming the place, such as left.right, for unknown keys or labels,
     missing or surplus operands, numbers that are not finite, and trees beyond the limits.
     """
-    return _Reader().read(tree, ())
+    return _read(tree, (), count(1))
 
 
 def load_json(text: str) -> Any:
@@ -53,42 +54,37 @@ def load_json(text: str) -> Any:
         raise PrunerZeroError(f"invalid JSON: {error}") from None
 
 
-class _Reader:
-    def __init__(self) -> None:
-        self.nodes = 0
-
-    def read(self, tree: object, path: tuple[str, ...]) -> Expression:
-        # Counted while reading: a dictionary that contains itself, or that shares subtrees, would
-        # be read without end before an expression could refuse its size.
-        self.nodes += 1
-        if len(path) >= MAX_DEPTH:
-            raise PrunerZeroError(f"the tree is nested deeper than {MAX_DEPTH} levels")
-        if self.nodes > MAX_SIZE:
-            raise PrunerZeroError(f"the tree has more than {MAX_SIZE} nodes")
-        if not isinstance(tree, Mapping):
-            raise _wrong(path, f"expected an object with 'data', not {type(tree).__name__}")
-        if "data" not in tree:
-            raise _wrong(path, "the key 'data' is missing")
-        for key in tree:
-            if key not in ("data", *_SIDES):
-                word = excerpt(key, 40)
-                raise _wrong(path, f"unknown key {word!a}: {did_you_mean(word, ('data', *_SIDES))}")
-        label = tree["data"]
-        given = [side for side in _SIDES if tree.get(side) is not None]
-        if not isinstance(label, str) or label not in OPERATORS:
-            if given:
-                raise _wrong(path, f"{excerpt(repr(label), 40)} is no operator: remove {given[0]}")
-            return _leaf(label, path)
-        wanted = list(_SIDES[: OPERATORS[label].arity])
-        if given != wanted:
-            raise _wrong(
-                path, f"{label} needs {' and '.join(wanted)}, not {' and '.join(given) or 'none'}"
-            )
-        operands = [self.read(tree[side], (*path, side)) for side in wanted]
-        try:
-            return call(label, *operands)
-        except PrunerZeroError as error:
-            raise _wrong(path, str(error)) from None
+def _read(tree: object, path: tuple[str, ...], nodes: Iterator[int]) -> Expression:
+    # Counted while reading: a dictionary that contains itself, or that shares subtrees, would
+    # be read without end before an expression could refuse its size.
+    if len(path) >= MAX_DEPTH:
+        raise PrunerZeroError(f"the tree is nested deeper than {MAX_DEPTH} levels")
+    if next(nodes) > MAX_SIZE:
+        raise PrunerZeroError(f"the tree has more than {MAX_SIZE} nodes")
+    if not isinstance(tree, Mapping):
+        raise _wrong(path, f"expected an object with 'data', not {type(tree).__name__}")
+    if "data" not in tree:
+        raise _wrong(path, "the key 'data' is missing")
+    for key in tree:
+        if key not in ("data", *_SIDES):
+            word = excerpt(key, 40)
+            raise _wrong(path, f"unknown key {word!a}: {did_you_mean(word, ('data', *_SIDES))}")
+    label = tree["data"]
+    given = [side for side in _SIDES if tree.get(side) is not None]
+    if not isinstance(label, str) or label not in OPERATORS:
+        if given:
+            raise _wrong(path, f"{excerpt(repr(label), 40)} is no operator: remove {given[0]}")
+        return _leaf(label, path)
+    wanted = list(_SIDES[: OPERATORS[label].arity])
+    if given != wanted:
+        raise _wrong(
+            path, f"{label} needs {' and '.join(wanted)}, not {' and '.join(given) or 'none'}"
+        )
+    operands = [_read(tree[side], (*path, side), nodes) for side in wanted]
+    try:
+        return call(label, *operands)
+    except PrunerZeroError as error:
+        raise _wrong(path, str(error)) from None
 
 
 def _leaf(label: object, path: tuple[str, ...]) -> Expression:

@@ -7,10 +7,9 @@ from pruner_zero.models.blocks import (
     Arguments,
     BlockCalls,
     blocks_replaced,
-    record_block_calls,
     run_block,
+    run_windows,
 )
-from pruner_zero.models.builtin import BUILTIN_MODELS
 from pruner_zero.models.compact import (
     check_dropped,
     check_shrunk,
@@ -27,7 +26,6 @@ from pruner_zero.models.load import as_language_model, cast_weights, load_model,
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
 from pruner_zero.models.mixtures import Mixtures, find_mixtures
 from pruner_zero.models.offloaded import OffloadedModel, give_back
-from pruner_zero.models.placement import place_model, spread_blocks
 from pruner_zero.models.sampling import cache_arguments, end_tokens, sample_windows, start_token
 from pruner_zero.models.save import save_model, save_offloaded
 from pruner_zero.models.structure import (
@@ -43,7 +41,6 @@ from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.models.units import Coupling, find_couplings, is_loadable
 
 __all__ = [
-    "BUILTIN_MODELS",
     "DISCARDED",
     "Activations",
     "Arguments",
@@ -81,9 +78,8 @@ __all__ = [
     "next_token_loss",
     "next_token_losses",
     "parameters_of",
-    "place_model",
-    "record_block_calls",
     "run_block",
+    "run_windows",
     "sample_windows",
     "save_model",
     "save_offloaded",
@@ -92,7 +88,6 @@ __all__ = [
     "size_of",
     "size_with_experts",
     "size_without_units",
-    "spread_blocks",
     "start_token",
     "to_perplexity",
 ]

@@ -1,9 +1,10 @@
 """Running one decoder block with the arguments that its model calls it with."""
 
 from collections import UserDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -103,31 +104,22 @@ def record_block_calls(
 
 
 @half_products()
-def check_block_calls(model: PreTrainedModel, windows: Tensor) -> None:
+@torch.no_grad()
+def check_block_calls(model: PreTrainedModel, windows: Tensor, *, bypass: bool = False) -> None:
     """Raise PrunerZeroError where `model` does more with its blocks than run each after the other.
 
     Statistics are collected block by block, so that they would be wrong where blocks pass on a
     second value, or run twice. Compared is the last block's output for the first tokens of
     `windows` (n, tokens).
+    bypass: where only the first block and what is outside the blocks, but for the head, have
+    weights: compared are the calls of bypassed blocks, which do not show what blocks keep in
+    attributes for each other.
     """
     if not len(windows):
         return
-    tokens, blocks = windows[:1, :_CHECKED_TOKENS], find_blocks(model)
-    expected: list[Tensor] = []
-    hook = blocks[-1].register_forward_hook(
-        lambda _module, _inputs, output: expected.append(_hidden_of(output))
-    )
+    tokens = windows[:1, :_CHECKED_TOKENS].to(next(model.parameters()).device)
     try:
-        with torch.no_grad():
-            model(tokens.to(next(model.parameters()).device), use_cache=False)
-            hook.remove()
-            calls = record_block_calls(model, tokens)
-            hidden = calls.hidden[0]
-            for block, arguments in zip(blocks, calls.arguments, strict=True):
-                hidden = run_block(block, hidden, arguments[0])
-        worst = (hidden - expected[-1].to(hidden.device)).abs().max()
-        # Outputs that are not finite are found, and named, elsewhere.
-        alike = not bool(worst > _TOLERANCE * hidden.abs().max())
+        alike = _calls_are_a_chain(model, tokens) if bypass else _outputs_are_equal(model, tokens)
     except PrunerZeroError:
         raise
     # A model's own code can raise anything where its blocks are called apart.
@@ -135,13 +127,88 @@ def check_block_calls(model: PreTrainedModel, windows: Tensor) -> None:
         if is_out_of_memory(error):
             raise
         alike = False
-    finally:
-        hook.remove()
     if not alike:
         raise PrunerZeroError(
             f"blocks of the {model.config.model_type} family cannot be run one after the other, as "
             "calibration does: choose --metric magnitude, which needs no calibration"
         )
+
+
+def _outputs_are_equal(model: PreTrainedModel, tokens: Tensor) -> bool:
+    """Whether the last block has the same output in `model` as where blocks are called apart."""
+    blocks = find_blocks(model)
+    expected: list[Tensor] = []
+    hook = blocks[-1].register_forward_hook(
+        lambda _module, _inputs, output: expected.append(_hidden_of(output))
+    )
+    try:
+        model(tokens, use_cache=False)
+    finally:
+        hook.remove()
+    calls = record_block_calls(model, tokens)
+    hidden = calls.hidden[0]
+    for block, arguments in zip(blocks, calls.arguments, strict=True):
+        hidden = run_block(block, hidden, arguments[0])
+    worst = (hidden - expected[-1].to(hidden.device)).abs().max()
+    # Outputs that are not finite are found, and named, elsewhere.
+    return not bool(worst > _TOLERANCE * hidden.abs().max())
+
+
+def _calls_are_a_chain(model: PreTrainedModel, tokens: Tensor) -> bool:
+    """Whether each block is called once, in order, with the first value that the last one returned.
+
+    Its other arguments must be the same whatever blocks return.
+    """
+    blocks, head = find_blocks(model), model.get_output_embeddings()
+    output = blocks[0].forward
+    returned: Any = None
+
+    def calls(change: Callable[[Tensor], Tensor]) -> tuple[list[int], list[Tensor]]:
+        """The called blocks, −1 for one that gets another value, and all other arguments.
+
+        change: from what bypassed blocks get to what they return.
+        """
+        chain: list[int] = []
+        others: list[Tensor] = []
+        last: Tensor | None = None
+
+        def called(index: int, *args: Any, **kwargs: Any) -> Any:
+            nonlocal returned, last
+            if returned is None:
+                returned = output(*args, **kwargs)
+            incoming, rest = _split(args, kwargs)
+            # Weights that are not finite are found, and named, elsewhere.
+            same = last is None or torch.equal(incoming.nan_to_num(), last.nan_to_num())
+            chain.append(index if same else -1)
+            others.extend(_tensors(rest))
+            last = change(incoming)
+            # A copy, since models may write to what blocks return.
+            if not isinstance(returned, tuple | list):
+                return last.clone()
+            return (last.clone(), *pytree.tree_map_only(Tensor, change, returned[1:]))
+
+        with ExitStack() as stack:
+            for index, block in enumerate(blocks):
+                stack.enter_context(_forward_replaced(block, partial(called, index)))
+            if head is not None:
+                stack.callback(head.register_forward_pre_hook(_stop).remove)
+            with suppress(_StopForwardError):
+                model(tokens, use_cache=False)
+        return chain, others
+
+    (chain, plain), (_, changed) = calls(lambda value: value), calls(_shifted)
+    return chain == list(range(len(blocks))) and all(
+        _equal(*pair) for pair in zip(plain, changed, strict=True)
+    )
+
+
+def _shifted(value: Tensor) -> Tensor:
+    """A tensor of another mean and of other norms, also after a layer norm."""
+    return value + torch.linspace(1, 2, value.numel()).view(value.shape).to(value)
+
+
+def _stop(*_: Any) -> None:
+    raise _StopForwardError
 
 
 def shares_state(calls: BlockCalls) -> bool:
@@ -177,6 +244,22 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     return _hidden_of(block(*args, **kwargs))
 
 
+def run_windows(
+    block: nn.Module,
+    hidden: Iterable[Tensor],
+    arguments: Iterable[Arguments],
+    outputs: Activations | None = None,
+) -> Activations:
+    """The outputs of `block` for each window of `hidden`, appended to `outputs` if given.
+
+    arguments: of each window, as for `run_block`.
+    """
+    outputs = [] if outputs is None else outputs
+    for window, rest in zip(hidden, arguments, strict=True):
+        outputs.append(run_block(block, window, rest))
+    return outputs
+
+
 def _hidden_of(output: Any) -> Tensor:
     result = output[0] if isinstance(output, tuple | list) else output
     assert isinstance(result, Tensor)
@@ -202,7 +285,7 @@ def _split(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Argum
 
 def _share(arguments: Arguments, earlier: Any) -> Arguments:
     """`arguments` with every tensor that equals one in `earlier` replaced by that one."""
-    pool = [leaf for leaf in pytree.tree_leaves(earlier) if isinstance(leaf, Tensor)]
+    pool = _tensors(earlier)
 
     def shared(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
@@ -211,6 +294,10 @@ def _share(arguments: Arguments, earlier: Any) -> Arguments:
 
     result: Arguments = pytree.tree_map(shared, arguments)
     return result
+
+
+def _tensors(arguments: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(arguments) if isinstance(leaf, Tensor)]
 
 
 def _equal(left: Tensor, right: Tensor) -> bool:

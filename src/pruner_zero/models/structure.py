@@ -78,6 +78,12 @@ def block_list(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
+def set_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Set the parameter or buffer of `model` that has the full name `name`."""
+    owner, _, local = name.rpartition(".")
+    setattr(model.get_submodule(owner), local, tensor)
+
+
 def find_matrices(
     model: nn.Module, include: Sequence[str] = (), exclude: Sequence[str] = ()
 ) -> list[Matrix]:

@@ -5,7 +5,7 @@ out of the other modules.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
@@ -101,14 +101,12 @@ def experts_one_by_one(module: nn.Module) -> Iterator[None]:
         if (config := getattr(part, "config", None)) is not None
         and hasattr(config, "_experts_implementation")
     }
-    before = {key: config._experts_implementation for key, config in configs.items()}
-    for config in configs.values():
-        config._experts_implementation = "eager"
-    try:
+    with ExitStack() as stack:
+        for config in configs.values():
+            before = config._experts_implementation
+            stack.callback(setattr, config, "_experts_implementation", before)
+            config._experts_implementation = "eager"
         yield
-    finally:
-        for key, config in configs.items():
-            config._experts_implementation = before[key]
 
 
 def is_causal(config: Any) -> bool:

@@ -45,6 +45,16 @@ class Coupling:
     consumer: str
     count: int
 
+    def tensors(self, model: nn.Module) -> Iterator[tuple[str, nn.Parameter, int]]:
+        """The parameters with a slice for each unit: full name, parameter, axis of the slices."""
+        for axis, names in enumerate((self.producers, (self.consumer,))):
+            for name in names:
+                linear = model.get_submodule(name)
+                for full, parameter in linear.named_parameters(prefix=name):
+                    # Columns have no part in the bias.
+                    if parameter.ndim > axis:
+                        yield full, parameter, axis
+
 
 def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Coupling]:
     """The coupling of every block, in order.
@@ -95,6 +105,12 @@ def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> di
         width = getattr(config, "head_dim", None)
         fields["head_dim"] = width or config.hidden_size // config.num_attention_heads
     return fields
+
+
+def set_counts(config: PreTrainedConfig, structure: Structure, kept: int) -> None:
+    """Describe, in place, the model with `kept` units in a block."""
+    for field, count in counts_left(config, structure, kept).items():
+        setattr(config, field, count)
 
 
 def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bool:

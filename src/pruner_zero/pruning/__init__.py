@@ -1,11 +1,10 @@
 """Pruning: from statistics to masks to a pruned model, block by block."""
 
 from pruner_zero.choices import Mode
-from pruner_zero.pruning.apply import MaskedResult, apply_masks, prune_by_masks
+from pruner_zero.pruning.apply import MaskedResult, apply_masks, load_masks, prune_by_masks
 from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.lazy_scores import LazyScores
-from pruner_zero.pruning.masks import load_masks
 from pruner_zero.pruning.method import Method, Order, describe_steps
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.pruning.pipeline import check_plan, prune_model

@@ -1,17 +1,27 @@
 """Pruning by the zeros of another model: no calibration, no metric."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import write_atomic
-from pruner_zero.models import Dtype, LanguageModel, as_language_model, find_matrices, save_model
+from pruner_zero.models import (
+    Dtype,
+    LanguageModel,
+    Matrix,
+    as_language_model,
+    find_matrices,
+    load_offloaded,
+    save_model,
+)
 from pruner_zero.provenance import Cost, measured
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.masks import masks_for
 from pruner_zero.pruning.prune_matrix import write_zeros
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices
 from pruner_zero.recovery import NOT_RETRAINED
@@ -46,12 +56,54 @@ def apply_masks(
     """
     module = model.model if isinstance(model, LanguageModel) else model
     matrices = find_matrices(module)
-    by_name = masks_for(matrices, masks)
+    by_name = _masks_for(matrices, masks)
     return [
         write_zeros(matrix, by_name[matrix.name].to(matrix.weight.device))
         for matrix in matrices
         if matrix.name in by_name and not by_name[matrix.name].all()
     ]
+
+
+def load_masks(folder: str | Path) -> dict[str, Tensor]:
+    """The mask of every matrix of a pruned model: bool (out, in) by name, False = the weight is 0.
+
+    folder: of the pruned model, of which one block is read at a time. Raises PrunerZeroError where
+    no weight is zero, and as `load_offloaded` does.
+    """
+    pruned = load_offloaded(folder, device="cpu")
+    masks: dict[str, Tensor] = {}
+    for block, matrices in groupby(find_matrices(pruned.model), key=lambda matrix: matrix.block):
+        with pruned.block(block):
+            masks |= {matrix.name: matrix.weight != 0 for matrix in matrices}
+    if all(mask.all() for mask in masks.values()):
+        raise PrunerZeroError(f"{folder} has no zero weights: give the folder of a pruned model")
+    return masks
+
+
+def _masks_for(
+    matrices: Sequence[Matrix], masks: Mapping[str, Tensor] | str | Path
+) -> Mapping[str, Tensor]:
+    """`masks`, or those of the pruned model in a folder, after a check that they fit `matrices`.
+
+    A folder must have a mask of each. Raises PrunerZeroError naming the matrix that does not fit.
+    """
+    by_name = {matrix.name: matrix for matrix in matrices}
+    if isinstance(masks, str | Path):
+        folder, masks = masks, load_masks(masks)
+        if missing := by_name.keys() - masks.keys():
+            raise PrunerZeroError(
+                f"{folder} has no matrix {min(missing)}, which the model has: give the folder of "
+                "a model of this shape"
+            )
+    for name, mask in masks.items():
+        matrix = by_name.get(name)
+        if matrix is None or matrix.weight.shape != mask.shape or mask.dtype != torch.bool:
+            has = "has no such matrix" if matrix is None else f"has {tuple(matrix.weight.shape)}"
+            raise PrunerZeroError(
+                f"the mask of {name} is {str(mask.dtype).removeprefix('torch.')} "
+                f"{tuple(mask.shape)}, but the model {has}: give the masks of a model of this shape"
+            )
+    return masks
 
 
 def prune_by_masks(
@@ -71,16 +123,17 @@ def prune_by_masks(
     """
     folder = check_output(output, overwrite)
     language_model = as_language_model(model, tokenizer, dtype)
-    by_name = masks_for(find_matrices(language_model.model), masks)
+    by_name = _masks_for(find_matrices(language_model.model), masks)
 
     def run(_: object) -> MaskedResult:
         with measured() as cost:
             records = apply_masks(language_model, by_name)
         return MaskedResult(language_model, Path(masks), tuple(records), cost, folder)
 
-    def write(result: MaskedResult, _: object, staged: Path) -> None:
+    def write(result: MaskedResult, _: object, staged: Path) -> Cost:
         save_model(language_model, staged)
         write_atomic(staged / "README.md", _card(result))
+        return result.cost
 
     return build_folder(folder, overwrite, Checkpoint, {}, run, write)
 

@@ -23,12 +23,12 @@ class Checkpoint(RunCheckpoint):
 
     def records(self) -> list[MatrixRecord]:
         """The records of all matrices of the finished blocks."""
-        lines = self.journal.lines
+        lines = self.lines
         return [MatrixRecord.from_json(record) for line in lines for record in line["records"]]
 
     def weights(self) -> list[Path]:
         """The files of the finished blocks' weights, in order."""
-        return [self.folder / line["weights"] for line in self.journal.lines]
+        return [self.folder / line["weights"] for line in self.lines]
 
     def restore(self, matrices: Sequence[Matrix]) -> None:
         """Copy the finished blocks' weights into a model that is in memory."""
@@ -40,7 +40,7 @@ class Checkpoint(RunCheckpoint):
 
     def hidden(self) -> WindowFile | None:
         """The input of the next block; None where no block has left it on disk."""
-        name = self.journal.lines[-1]["hidden"] if self.journal.lines else None
+        name = self.lines[-1]["hidden"] if self.lines else None
         return WindowFile.open(self.folder / name) if name else None
 
     def activations(self, block: int, windows: int) -> WindowFile:
@@ -72,7 +72,7 @@ class Checkpoint(RunCheckpoint):
             "hidden": None if hidden is None else hidden.path.name,
             "records": [record.to_json() for record in records],
         }
-        self.journal.append(line, files, [self._hidden(block - 1).name])
+        self.append(line, files, [self._hidden(block - 1).name])
 
     def _hidden(self, block: int) -> Path:
         name = f"hidden-{block:04d}" if block >= 0 else "hidden-first"

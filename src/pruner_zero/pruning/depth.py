@@ -1,6 +1,6 @@
 """Removing whole decoder blocks: those that change the hidden state, or the loss, the least."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
+    Activations,
     LanguageModel,
     Matrix,
     blocks_replaced,
@@ -23,6 +24,7 @@ from pruner_zero.models import (
     find_matrices,
     next_token_loss,
     run_block,
+    run_windows,
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress
@@ -161,11 +163,10 @@ def by_loss(
     model = language_model.model
     calls, blocks = language_model.block_calls(tokens), find_blocks(model)
 
-    def run(index: int, hidden: Iterable[Tensor]) -> list[Tensor]:
-        arguments = calls.arguments[index]
-        return [run_block(blocks[index], *each) for each in zip(hidden, arguments, strict=True)]
+    def run(index: int, hidden: Activations) -> Activations:
+        return run_windows(blocks[index], hidden, calls.arguments[index])
 
-    def loss(hidden: list[Tensor]) -> float:
+    def loss(hidden: Activations) -> float:
         losses = []
         for window, states in zip(tokens, hidden, strict=True):
             with blocks_replaced(model, states, calls.as_tuple):
@@ -212,16 +213,13 @@ def block_influence(
     Source: ShortGPT, equation 1.
     """
     calls = language_model.block_calls(tokens)
-    hidden, arguments = list(calls.hidden), calls.arguments
+    hidden, arguments = calls.hidden, calls.arguments
     # Holds the inputs of the first block, which would stay in memory to the end.
     del calls
     influence = []
     blocks = find_blocks(language_model.model)
     for index in progress.track(range(len(blocks)), "block influence", len(blocks)):
-        outputs = [
-            run_block(blocks[index], window, rest)
-            for window, rest in zip(hidden, arguments[index], strict=True)
-        ]
+        outputs = run_windows(blocks[index], hidden, arguments[index])
         cosines = [
             float(cosine_similarity(before.to(after.device).float(), after.float(), dim=-1).mean())
             for before, after in zip(hidden, outputs, strict=True)

@@ -1,6 +1,8 @@
 """The scores of experts: REAP's, or the totals of a metric over their matrices."""
 
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from math import isfinite
 
 import torch
@@ -43,7 +45,7 @@ def choose_experts(
     calibrate(language_model, windows, kinds, store, progress=progress)
     consumers = [f"{mixture.consumer}*" for mixture in asked.mixtures.blocks]
     matrices = find_matrices(language_model.model, consumers)
-    statistics = DenseStatistics(store, matrices, damping=damping)
+    statistics = DenseStatistics(store, damping)
     totals: dict[int, list[float | None]] = {}
     for matrix in progress.track(matrices, "expert scores", len(matrices)):
         score = score_matrix(matrix, statistics.read(matrix, kinds), method.metric)
@@ -81,18 +83,13 @@ def reap_scores(
             sums[block][expert] += float((weights[place, slot].float() * norms).sum())
             reached[block][expert] += len(place)
 
-    handles = [
-        model.get_submodule(mixture.experts).register_forward_pre_hook(
-            lambda experts, given, block=mixture.block: add(block, experts, given)
-        )
-        for mixture in mixtures.blocks
-    ]
-    try:
+    with ExitStack() as hooks:
+        for mixture in mixtures.blocks:
+            experts = model.get_submodule(mixture.experts)
+            hook = partial(add, mixture.block)
+            hooks.enter_context(experts.register_forward_pre_hook(hook))
         for window in progress.track(tokens, "expert scores", len(tokens)):
             model.base_model(window[None].to(language_model.device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     for block, totals in sums.items():
         if not all(map(isfinite, totals)):
             raise PrunerZeroError(

@@ -1,12 +1,11 @@
 """Dropped blocks: what they added is folded into the linear map before them."""
 
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.models import Arguments, LanguageModel, find_blocks, run_block
+from pruner_zero.models import Arguments, LanguageModel, find_blocks, run_block, run_windows
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.sparsity import Hessian
 
@@ -35,9 +34,9 @@ def fold_blocks(
     outputs in the dense model, and multiplies the second one by it.
     """
     blocks = find_blocks(language_model.model)
+    names: dict[nn.Module, str] = {m: name for name, m in language_model.model.named_modules()}
     calls = language_model.block_calls(tokens)
-    hidden: Sequence[Tensor] = list(calls.hidden)
-    arguments = calls.arguments
+    hidden, arguments = calls.hidden, calls.arguments
     # Holds the inputs of the first block, which would stay in memory to the end.
     del calls
     kept = [index for index in range(max(dropped)) if index not in dropped]
@@ -46,11 +45,8 @@ def fold_blocks(
         run = _run_after(index, dropped)
         linear = _added_map(blocks[index], hidden[0], arguments[index][0]) if run else None
         if linear is not None:
-            errors[index] = _fold(linear, blocks, [index, *run], hidden, arguments)
-        hidden = [
-            run_block(blocks[index], window, rest)
-            for window, rest in zip(hidden, arguments[index], strict=True)
-        ]
+            errors[index] = _fold(linear, names[linear], blocks, [index, *run], hidden, arguments)
+        hidden = run_windows(blocks[index], hidden, arguments[index])
     return errors
 
 
@@ -64,31 +60,33 @@ def _run_after(index: int, dropped: Collection[int]) -> list[int]:
 
 def _fold(
     linear: nn.Linear,
+    name: str,
     blocks: Sequence[nn.Module],
     run: Sequence[int],
-    hidden: Sequence[Tensor],
+    hidden: Iterable[Tensor],
     arguments: Sequence[Sequence[Arguments]],
 ) -> float:
-    """Fit `linear`, of block run[0], to add the effect of the rest of `run`; the error left.
+    """Fit `linear`, `name` of block run[0], to add the effect of the rest of `run`; the error left.
 
     arguments: of the blocks, by block and window. The error is a share of the squared effect.
     """
     weight = linear.weight
     gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
     cross = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=torch.float32)
+    seen: list[Tensor] = []
     size = 0.0
     for number, window in enumerate(hidden):
-        with _seen(linear, lambda inputs, outputs: outputs) as seen:
+        with linear.register_forward_hook(lambda _module, inputs, _: seen.append(inputs[0])):
             outputs = run_block(blocks[run[0]], window, arguments[run[0]][number])
         target = outputs
         for index in run[1:]:
             target = run_block(blocks[index], target, arguments[index][number])
         missing = (target.to(outputs.device) - outputs).float().flatten(0, -2)
-        inputs = seen[0].float().flatten(0, -2)
+        inputs = seen.pop().float().flatten(0, -2)
         gram.addmm_(inputs.t(), inputs)
         cross.addmm_(inputs.t(), missing)
         size += float(missing.square().sum())
-    hessian = Hessian(gram, damping=DAMPING)
+    hessian = Hessian(gram, damping=DAMPING, name=name)
     change = torch.cholesky_solve(cross, torch.linalg.cholesky(hessian.damped()))
     weight += change.t().to(weight.dtype)
     fell = float((change * (2 * cross - gram @ change)).sum())
@@ -108,26 +106,10 @@ def _added_map(block: nn.Module, window: Tensor, rest: Arguments) -> nn.Linear |
     for linear in reversed(maps):
         if linear.out_features != before.shape[-1]:
             continue
-        with _seen(linear, lambda inputs, outputs: outputs + noise.view_as(outputs)):
+        with linear.register_forward_hook(lambda _module, _, out: out + noise.view_as(out)):
             change = run_block(block, window, rest) - before
         # Low precision rounds the sums.
         near = max(_NEAR, 8 * torch.finfo(before.dtype).eps)
         if float((change - noise).float().norm()) <= near * float(noise.float().norm()):
             return linear
     return None
-
-
-@contextmanager
-def _seen(linear: nn.Linear, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[list[Tensor]]:
-    """Record the inputs of `linear` in order of its calls; `change` replaces its outputs."""
-    seen: list[Tensor] = []
-
-    def hook(module: nn.Module, inputs: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-        seen.append(inputs[0])
-        return change(inputs[0], outputs)
-
-    handle = linear.register_forward_hook(hook)
-    try:
-        yield seen
-    finally:
-        handle.remove()

@@ -68,10 +68,6 @@ class Method:
             "distill": self.distill,
         }
 
-    def describe_steps(self) -> str:
-        """The steps after the mask, as the end of a sentence; empty for a mask alone."""
-        return "".join(f", {part}" for part in describe_steps(self.steps, self.asymmetric))
-
     @property
     def kinds(self) -> frozenset[Kind]:
         """The statistics that the method needs."""
@@ -119,16 +115,17 @@ class Method:
         return "one-shot"
 
 
-def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> list[str]:
-    """The effect of the steps of these names, in words; if asymmetric, with their target.
+def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> str:
+    """The steps of these names, if asymmetric with their target, as the end of a sentence.
 
-    If a step is from a package that is not installed, the steps are only named.
+    Empty for no steps. If one is from a package that is not installed, they are only named.
     """
     if not all(name in STEPS for name in steps):
-        return [f"the step {name}" for name in steps]
+        return "".join(f", the step {name}" for name in steps)
     run = plan(steps)
     last = max((place for place, step in enumerate(run) if step.aims), default=-1)
     aim = " towards the dense model's outputs"
-    return [
-        step.words + (aim if asymmetric and place == last else "") for place, step in enumerate(run)
-    ]
+    return "".join(
+        f", {step.words}{aim if asymmetric and place == last else ''}"
+        for place, step in enumerate(run)
+    )

@@ -1,8 +1,8 @@
-"""Parsing methods: `METRIC[@SCOPE][+STEPS][+distill=N]`."""
+"""Parsing methods: `METRIC[@SCOPE][+STEPS][+distill=N]`, where units go `METRIC@channels=0.25`."""
 
 import re
-from dataclasses import replace
-from typing import cast
+from collections.abc import Sequence
+from typing import cast, get_args
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
@@ -10,8 +10,9 @@ from pruner_zero.metric import NAMED, Metric
 from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
-from pruner_zero.pruning.parse_removal import STRUCTURES, check_steps, names_units, parse_removal
-from pruner_zero.settings import OF_BLOCKS, REAP
+from pruner_zero.pruning.removal import Removal
+from pruner_zero.pruning.structured import Structured
+from pruner_zero.settings import OF_BLOCKS, REAP, read_parameters
 from pruner_zero.sparsity import (
     SCOPES,
     STEPS,
@@ -22,6 +23,7 @@ from pruner_zero.sparsity import (
     in_order,
 )
 
+_STRUCTURES: tuple[Structure, ...] = get_args(Structure)
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
 _DISTILL = re.compile(r"(.*)\+\s*distill\s*(?:=\s*(\d+)\s*)?", re.DOTALL)
 
@@ -35,6 +37,7 @@ def parse_method(
     update: str | None = None,
     refine: bool = False,
     asymmetric: bool = False,
+    distill: int | None = None,
     structure: Structure | None = None,
     parameters: str | None = None,
     multiple_of: int = 32,
@@ -47,8 +50,8 @@ def parse_method(
 
     `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
     the mask that its sweep chooses. A scope in the text has precedence over `scope`, and that over
-    the scope in a tree file; the default is "row". `update`, `refine` and
-    `asymmetric` are used where the text names none.
+    the scope in a tree file; the default is "row". `update`, `refine`, `asymmetric` and `distill`
+    (a number of steps) are used where the text names none.
 
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
     (METRIC may be reap) or blocks (METRIC is sleb or block-influence), with their share if it is
@@ -60,29 +63,53 @@ def parse_method(
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
     """
     name = text.strip()
-    untrained, distill = _split_distillation(name)
+    untrained, trained = _split_distillation(name)
+    if distill is not None and trained not in (0, distill):
+        raise PrunerZeroError(
+            f"{name} names its distillation: leave out --distill {distill}, or +distill={trained}"
+        )
     rest, written = _split_steps(untrained)
-    body, written_scope = _split_scope(rest)
-    removal = parse_removal(
-        name, body, written_scope, structure, sparsity, parameters, multiple_of, coupled
-    )
-    if removal:
-        pattern, sparsity, written_scope, scope = removal, None, None, None
+    body, part = _split_scope(rest)
+    word, _, amount = (part or "").partition("=")
+    if word in _STRUCTURES:
+        if structure:
+            raise PrunerZeroError(f"{name} names its units: leave out @{part}")
+        structure = word
+        if amount:
+            sparsity, parameters = _share(name, amount), None
+    fits = {"blocks": body in OF_BLOCKS, "experts": body not in OF_BLOCKS}
+    if not fits.get(structure or "", body not in (*OF_BLOCKS, REAP)):
+        raise PrunerZeroError(
+            f"{body} does not choose {structure or 'weights'}: whole blocks go by "
+            f"{' or '.join(OF_BLOCKS)}, experts by {REAP} or a metric, channels and heads by a "
+            "metric"
+        )
+    if structure:
+        left = None if parameters is None else read_parameters(parameters)
+        if left is None and sparsity is None:
+            raise _no_share(name)
+        share = 0.0 if left or sparsity is None else sparsity
+        sparsity = scope = part = None
+        if structure == "blocks":
+            pattern = Blocks(share, left, body, folds="none" not in (*written, update))
+            update = None
+        elif structure == "experts":
+            pattern = Experts(share, left, by_metric=body != REAP)
+        else:
+            pattern = Structured(share, structure, multiple_of, coupled, left)
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     # Blocks and experts are chosen beforehand, independently of the scores.
     known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys((*OF_BLOCKS, REAP), "magnitude")}
     metric = Metric.of(known.get(body, body))
-    if isinstance(removal, Blocks):
-        pattern = replace(removal, folds="none" not in (*written, update))
-        update = None
-    metric_update = "obs" if body == SPARSEGPT and not isinstance(removal, Experts) else "none"
-    default = pattern.update or metric_update if isinstance(pattern, Pattern) else metric_update
+    default = "obs" if body == SPARSEGPT and not isinstance(pattern, Experts) else "none"
+    if isinstance(pattern, Structured):
+        default = "exact"
     asymmetric = asymmetric or "asymmetric" in written
     names = [step for step in written if step != "asymmetric"]
     names = _with_update(name, names, update, default)
     steps = in_order(["refine", *names] if refine else names)
-    asked = written_scope or scope
+    asked = part or scope
     zeros: Pattern
     if pattern is not None:
         zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
@@ -96,23 +123,8 @@ def parse_method(
         fallback = "block" if body == SPARSEGPT else "row"
         chosen = cast(Scope, asked or metric.scope or fallback)
         zeros = Unstructured(sparsity or 0.0, chosen)
-    check_steps(name, zeros, steps)
-    return Method(name, metric, zeros, steps, asymmetric, distill)
-
-
-def with_distillation(method: Method, steps: int | None) -> Method:
-    """The method with so many steps of distillation; those of its text where None.
-
-    Raises PrunerZeroError where both name a number, and not the same.
-    """
-    if steps is None:
-        return method
-    if method.distill not in (0, steps):
-        raise PrunerZeroError(
-            f"{method.name} names its distillation: leave out --distill {steps}, or "
-            f"+distill={method.distill}"
-        )
-    return replace(method, distill=steps)
+    _check_steps(name, zeros, steps)
+    return Method(name, metric, zeros, steps, asymmetric, distill or trained)
 
 
 def check_compares_weights(name: str, metric: Metric) -> None:
@@ -193,8 +205,8 @@ def _split_scope(body: str) -> tuple[str, str | None]:
     before, part = _last_part(body)
     if part is None:
         return body, None
-    if part not in SCOPES and not names_units(part):
-        near = did_you_mean(part, (*SCOPES, *STRUCTURES))
+    if part not in SCOPES and part.partition("=")[0] not in _STRUCTURES:
+        near = did_you_mean(part, (*SCOPES, *_STRUCTURES))
         raise PrunerZeroError(f"unknown scope '{part}': {near}")
     if _last_part(before)[1] is not None:
         raise PrunerZeroError(f"'@{part}' is one too many: keep one scope")
@@ -206,3 +218,30 @@ def _last_part(body: str) -> tuple[str, str | None]:
     before, at, after = body.rpartition("@")
     word = re.fullmatch(r"[A-Za-z]+(=[^\s@]*)?", after.strip()) if at else None
     return (before.rstrip(), word[0]) if word else (body, None)
+
+
+def _check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
+    """Raise PrunerZeroError for a step that changes nothing where `pattern` removes whole units."""
+    if not isinstance(pattern, Removal):
+        return
+    whole = isinstance(pattern, Blocks | Experts)
+    idle = [step for step in steps if whole or STEPS[step].changes != "weights"]
+    if idle:
+        raise PrunerZeroError(
+            f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"
+        )
+
+
+def _share(name: str, written: str) -> float:
+    """The share of the units to remove."""
+    try:
+        return float(written)
+    except ValueError:
+        raise _no_share(name) from None
+
+
+def _no_share(name: str) -> PrunerZeroError:
+    return PrunerZeroError(
+        f"{name} does not say which share of its units goes: write it as in @channels=0.25, or "
+        "give --sparsity or --parameters"
+    )

@@ -26,7 +26,7 @@ from pruner_zero.models import (
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.choice import Choice, choose, choose_for_model
+from pruner_zero.pruning.choice import Choice, choose
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.propagation import Propagation
 from pruner_zero.pruning.prune_matrix import prune_matrix
@@ -108,7 +108,7 @@ def prune_model(
         windows,
         method,
         matrices,
-        DenseStatistics(store, matrices, damping),
+        DenseStatistics(store, damping),
         damping,
         progress,
         checkpoint,
@@ -176,7 +176,10 @@ class _Run:
             return self.statistics.read(matrix, self.method.scoring_kinds)
 
         model, progress = self.language_model, self.progress
-        return choose_for_model(model, self.matrices, self.method, read, progress)
+        hold = 0 if isinstance(model, OffloadedModel) else None
+        return choose(
+            self.matrices, self.method, read, load=model.block, hold=hold, progress=progress
+        )
 
     def prune(
         self, dense: Choice | None, matrices: Sequence[Matrix], inputs: dict[str, Statistics]
@@ -193,10 +196,10 @@ class _Run:
             groups(self.method.pattern, blocks) if chosen is None else [[name] for name in blocks]
         ):
             group = [by_name[name] for name in names]
-            statistics = {name: self.read(by_name[name], inputs) for name in names}
-            choice = chosen or choose(group, statistics, self.method)
-            for name, matrix in zip(names, group, strict=True):
-                yield prune_matrix(matrix, statistics.pop(name), self.method, choice)
+            statistics = {matrix: self.read(matrix, inputs) for matrix in group}
+            choice = chosen or choose(group, self.method, statistics.__getitem__).of(names)
+            for matrix in group:
+                yield prune_matrix(matrix, statistics.pop(matrix), self.method, choice)
                 if isinstance(self.language_model, OffloadedModel):
                     give_back()
 

@@ -8,11 +8,10 @@ from pruner_zero.calibration import Kind, MatrixStatistics, WindowFile, collect_
 from pruner_zero.models import (
     DISCARDED,
     Activations,
-    Arguments,
     LanguageModel,
     Matrix,
     OffloadedModel,
-    run_block,
+    run_windows,
 )
 from pruner_zero.pruning.checkpoint import Checkpoint
 
@@ -87,11 +86,11 @@ class Propagation:
 
     def advance(self, block: nn.Module, index: int) -> None:
         """Run one loaded block that has been pruned; its outputs are the next `hidden`."""
-        self.hidden = _run(block, self.hidden, self._arguments[index], self._place(index))
+        self.hidden = run_windows(block, self.hidden, self._arguments[index], self._place(index))
 
     def _run_dense(self, block: nn.Module, index: int, hidden: Activations) -> Activations:
         """Run one loaded dense block; returns its outputs."""
-        return _run(block, hidden, self._dense_arguments[index], self._dense_place(index))
+        return run_windows(block, hidden, self._dense_arguments[index], self._dense_place(index))
 
     def _place(self, index: int) -> Activations:
         """A new place for the outputs of a block; −1 stands for the embeddings."""
@@ -99,14 +98,3 @@ class Propagation:
 
     def _dense_place(self, index: int) -> Activations:
         return self._files.dense_activations(index, self._windows) if self._files else []
-
-
-def _run(
-    block: nn.Module,
-    hidden: Activations,
-    arguments: Sequence[Arguments],
-    outputs: Activations,
-) -> Activations:
-    for window, rest in zip(hidden, arguments, strict=True):
-        outputs.append(run_block(block, window, rest))
-    return outputs

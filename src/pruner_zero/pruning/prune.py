@@ -20,14 +20,10 @@ from pruner_zero.models import (
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.provenance import measured, provenance
+from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import Checkpoint
-from pruner_zero.pruning.method import Method
-from pruner_zero.pruning.parse_method import (
-    check_compares_weights,
-    parse_method,
-    with_distillation,
-)
+from pruner_zero.pruning.method import Method, describe_steps
+from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
 from pruner_zero.pruning.pipeline import check_plan
 from pruner_zero.pruning.pruned import run_method
 from pruner_zero.pruning.removal import Removal, chosen_by
@@ -39,6 +35,11 @@ from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
 from pruner_zero.sparsity import Pattern
 from pruner_zero.text import Source
 
+# The settings that `parse_method` takes under their names.
+_OPTIONS = (
+    *("sparsity", "scope", "update", "refine", "asymmetric"),
+    *("structure", "parameters", "multiple_of", "coupled"),
+)
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
 # The note that is shown where no metric is named; benchmarks/proof.md has the figures.
@@ -109,22 +110,10 @@ def prune(
     }
     checked = read_settings(PruneSettings, given, config)
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
-    method = parse_method(
-        checked.metric,
-        sparsity=checked.sparsity,
-        pattern=zeros,
-        scope=checked.scope,
-        update=checked.update,
-        refine=checked.refine,
-        asymmetric=checked.asymmetric,
-        structure=checked.structure,
-        parameters=checked.parameters,
-        multiple_of=checked.multiple_of,
-        coupled=checked.coupled,
-    )
+    options = {name: getattr(checked, name) for name in _OPTIONS}
     # 0 is the default beside a metric, whose text may name steps.
     steps = checked.distill if "distill" in checked.model_fields_set else None
-    method = with_distillation(method, steps)
+    method = parse_method(checked.metric, pattern=zeros, distill=steps, **options)
     if isinstance(method.pattern, Removal) and not checked.structure:
         raise PrunerZeroError(
             f"{method.name} removes whole units: name them by --structure, and their share by "
@@ -141,8 +130,7 @@ def prune(
     if checked.offload and folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
     text = checked.calibration if calibration is None else calibration
-    needed = chosen_by(method.pattern) is not None or method.distill > 0
-    texts = calibration_texts(text, [method], progress, needed=needed)
+    texts = calibration_texts(text, [method], progress)
     if checked.offload:
         language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
     else:
@@ -199,15 +187,16 @@ def prune(
             folder,
         )
 
-    def write(result: PruneResult, checkpoint: Checkpoint, staged: Path) -> None:
+    def write(result: PruneResult, checkpoint: Checkpoint, staged: Path) -> Cost:
         if isinstance(language_model, OffloadedModel):
-            saved, files = language_model, checkpoint.weights()
+            config, files = None, checkpoint.weights()
             if isinstance(method.pattern, Structured):
-                saved, files = method.pattern.shrink_offloaded(saved, files)
-            save_offloaded(saved, files, staged)
+                config, files = method.pattern.shrink_offloaded(language_model, files)
+            save_offloaded(language_model, files, staged, config)
         else:
             save_model(language_model, staged)
         result.write(staged)
+        return result.cost
 
     with torch_threads(checked.threads):
         windows, store = open_calibration(texts, language_model, checked, cache, progress)
@@ -218,7 +207,8 @@ def prune(
 def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:
     """What is taken where no metric is named; inputs: of the widest matrix, where that is slow."""
     trained = f", {method.distill} steps of distillation" if method.distill else ""
-    chosen = f"{method.metric.expression} ({method.pattern}){method.describe_steps()}{trained}"
+    steps = describe_steps(method.steps, method.asymmetric)
+    chosen = f"{method.metric.expression} ({method.pattern}){steps}{trained}"
     note = _CHOSEN.format(method=chosen, more=_MORE if method.distill else "")
     if inputs is None or not settings.refine:
         return note

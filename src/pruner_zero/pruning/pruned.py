@@ -7,14 +7,17 @@ from dataclasses import dataclass, replace
 
 from pruner_zero.calibration import StatisticsStore
 from pruner_zero.choices import Mode
+from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, Matrix, OffloadedModel, find_matrices, size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.depth import Blocks, choose_blocks
+from pruner_zero.pruning.expert_scores import choose_experts
+from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.pipeline import prune_model
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.removal import Removal
-from pruner_zero.pruning.units import choose_units
 from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
 from pruner_zero.recovery import Point, check_distillation, distill
 from pruner_zero.result_folder import take_up
@@ -49,7 +52,7 @@ def run_method(
     undo: ExitStack | None = None,
     progress: Progress = SILENT,
 ) -> Pruned:
-    """Choose units, prune, cut out the units and distill, all in place.
+    """Choose blocks or experts on the dense model, prune, cut out the units, distill: in place.
 
     mode, matrices, damping, checkpoint: as `prune_model` takes them; where no units are cut out,
     only `matrices` are trained. seed: of the distillation.
@@ -62,9 +65,18 @@ def run_method(
         check_distillation(windows)
         # A copy, because pruning changes the weights in place.
         teacher = replace(language_model, model=deepcopy(language_model.model))
-    method = choose_units(
-        language_model, windows, method, store, damping=damping, progress=progress
-    )
+    pattern = method.pattern
+    if isinstance(pattern, Blocks):
+        pattern = choose_blocks(language_model, windows.tokens, pattern, progress)
+        if pattern.folds:
+            pattern = pattern.fold(language_model, windows.tokens, progress)
+    elif isinstance(pattern, Experts):
+        pattern = choose_experts(
+            language_model, windows, method, pattern, store, damping=damping, progress=progress
+        )
+        # The pattern names the chosen experts: the masks need no scores of another metric.
+        method = replace(method, metric=Metric.of("magnitude"))
+    method = replace(method, pattern=pattern)
     records = prune_model(
         language_model,
         windows,
@@ -76,7 +88,7 @@ def run_method(
         checkpoint=checkpoint,
         progress=progress,
     )
-    model, pattern, size = language_model.model, method.pattern, size_of(language_model.model)
+    model, size = language_model.model, size_of(language_model.model)
     if isinstance(pattern, Removal):
         size = pattern.size(model)
         if undo is not None:

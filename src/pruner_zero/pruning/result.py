@@ -12,7 +12,7 @@ from pruner_zero.files import write_atomic, write_json
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.depth import Blocks
-from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.method import Method, describe_steps
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.recovery import NOT_RETRAINED, Point
@@ -158,7 +158,7 @@ tags: [pruned, pruner-zero]
 # {Path(settings.model).name}, {title}
 
 {which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chooser}\
-{method.describe_steps()}. {trained}
+{describe_steps(method.steps, method.asymmetric)}. {trained}
 
 {stored}
 

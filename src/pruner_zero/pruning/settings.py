@@ -8,6 +8,7 @@ from pruner_zero.calibration import StatisticsStore, open_store, take_windows
 from pruner_zero.models import LanguageModel, check_tokens
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.removal import chosen_by
 from pruner_zero.settings import CalibrationSettings
 from pruner_zero.text import Mixture, SelfText, Source, Windows, load_mixture, no_windows
 
@@ -16,15 +17,13 @@ def calibration_texts(
     source: Source | Mapping[Any, float] | None,
     methods: Iterable[Method],
     progress: Progress,
-    *,
-    needed: bool = False,
 ) -> Mixture | None:
     """The calibration texts; where none is given, text that the model writes itself.
 
-    None where no text is given, no method looks at statistics, and nothing else has `needed` one.
+    None where no text is given and no method needs one.
     """
     if source is None:
-        if not needed and not any(method.kinds for method in methods):
+        if not any(m.kinds or m.distill or chosen_by(m.pattern) for m in methods):
             return None
         progress.note("no --calibration is given: the model writes the text itself (self)")
         source = SelfText.name

@@ -1,6 +1,6 @@
 """The statistics of matrices as pruning uses them: matrices with one input share one Hessian."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -82,19 +82,15 @@ def _hessian(values: MatrixStatistics, damping: float, name: str) -> Hessian | N
 
 
 class DenseStatistics:
-    """Reads the dense model's statistics of `matrices`, one after the other in their order.
+    """Reads the dense model's statistics of one matrix after the other.
 
-    A Hessian is kept until the last matrix with its input has been passed.
+    The last Hessian is kept, for the next matrix with its input.
     """
 
-    def __init__(self, store: StatisticsStore, matrices: Sequence[Matrix], damping: float) -> None:
+    def __init__(self, store: StatisticsStore, damping: float) -> None:
         self.store = store
         self.damping = damping
-        self.names: dict[int, list[str]] = {}
-        for matrix in matrices:
-            self.names.setdefault(matrix.block, []).append(matrix.name)
-        self._owners: tuple[int, dict[str, str]] | None = None
-        self._hessians: dict[str, Hessian] = {}
+        self._last: tuple[str, Hessian] | None = None
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
         """The statistics `kinds` of one matrix, on its device. Raises PrunerZeroError."""
@@ -107,14 +103,10 @@ class DenseStatistics:
         return self.store.read(kind, matrix.block, [name], device=device)[name]
 
     def _hessian(self, matrix: Matrix) -> Hessian:
-        block, name = matrix.block, matrix.name
-        if self._owners is None or self._owners[0] != block:
-            self._owners = block, self.store.owners("gram", block)
-        owners, names = self._owners[1], self.names[block]
-        due = {owners[left] for left in names[names.index(name) :]}
-        self._hessians = {owner: self._hessians[owner] for owner in due & set(self._hessians)}
-        owner = owners[name]
-        if owner not in self._hessians:
+        owner = self.store.owners("gram", matrix.block)[matrix.name]
+        if self._last is None or self._last[0] != owner:
+            # Freed before the next one, which is as large, is read.
+            self._last = None
             gram = self._read("gram", matrix)
-            self._hessians[owner] = Hessian(gram, damping=self.damping, name=name)
-        return self._hessians[owner]
+            self._last = owner, Hessian(gram, damping=self.damping, name=matrix.name)
+        return self._last[1]

@@ -7,7 +7,7 @@ from typing import Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
@@ -58,10 +58,6 @@ class Structured(Removal):
     @property
     def reach(self) -> Reach:
         return "block"
-
-    @property
-    def update(self) -> str:
-        return "exact"
 
     def of_model(self, model: PreTrainedModel) -> Self:
         """The pattern for one model, with the share of units to remove there.
@@ -122,7 +118,7 @@ class Structured(Removal):
 
     def shrink_offloaded(
         self, model: OffloadedModel, files: Sequence[Path]
-    ) -> tuple[OffloadedModel, list[Path]]:
+    ) -> tuple[PreTrainedConfig, list[Path]]:
         """As `shrink`, for a model on disk; see `models.shrink_offloaded`."""
         return shrink_offloaded(model, files, self.couplings, self.structure, self.kept)
 

@@ -28,11 +28,11 @@ class Checkpoint(RunCheckpoint):
     @property
     def last(self) -> dict[str, Any] | None:
         """The last committed state, None before the first."""
-        return self.journal.lines[-1]["state"] if self.journal.lines else None
+        return self.lines[-1]["state"] if self.lines else None
 
     def tensors(self, kind: str) -> dict[str, Tensor]:
         """The tensors of the last state: "weights", "moments" or "best"; empty where none are."""
-        name = self.journal.lines[-1]["tensors"].get(kind)
+        name = self.lines[-1]["tensors"].get(kind)
         return load_file(self.folder / name) if name else {}
 
     def commit(
@@ -47,7 +47,7 @@ class Checkpoint(RunCheckpoint):
 
         best: the weights of step `best_step`, written only if they changed.
         """
-        before: dict[str, str] = self.journal.lines[-1]["tensors"] if self.journal.lines else {}
+        before: dict[str, str] = self.lines[-1]["tensors"] if self.lines else {}
         wanted = {"weights": (weights, state["step"]), "moments": (moments, state["step"])}
         if best is not None:
             wanted["best"] = (best, best_step)
@@ -57,4 +57,4 @@ class Checkpoint(RunCheckpoint):
             if before.get(kind) != names[kind]:
                 files[names[kind]] = write_tensors(self.folder / names[kind], tensors)
         unneeded = set(before.values()) - set(names.values())
-        self.journal.append({"state": dict(state), "tensors": names}, files, sorted(unneeded))
+        self.append({"state": dict(state), "tensors": names}, files, sorted(unneeded))

@@ -8,11 +8,7 @@ from pruner_zero.models import LanguageModel, Matrix, check_weights, parameters_
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.train import Point, Training
-from pruner_zero.recovery.trainable import (
-    KeptWeights,
-    Trainable,
-    float32_weights,
-)
+from pruner_zero.recovery.trainable import KeptWeights, Trainable, float32_weights
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.settings.recover import DEFAULT_LEARNING_RATE
 from pruner_zero.text import Windows

@@ -48,11 +48,6 @@ class MaskedAdapters:
             self.tensors[f"{matrix.name}.lora_A"] = with_gradient(A)
             self.tensors[f"{matrix.name}.lora_B"] = with_gradient(B)
 
-    @property
-    def pruned(self) -> Tensor:
-        """The values that the parameter now has where its mask is zero."""
-        return self.parameter.data[self.base == 0]
-
     def write(self) -> None:
         """Set each matrix to its pruned weights plus the masked product of its adapter."""
         for matrix in self.matrices:

@@ -19,7 +19,7 @@ from pruner_zero.models import (
     save_model,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.provenance import measured, provenance
+from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.lora import MaskedAdapters
 from pruner_zero.recovery.loss import check_teacher
@@ -84,7 +84,10 @@ def recover(
     matrices = find_matrices(pruned.model)
     check_weights(matrices)
     check_trainable(matrices, checked.model)
-    dense = _load_teacher(checked.teacher if teacher is None else teacher, pruned, checked.device)
+    teacher = checked.teacher if teacher is None else teacher
+    dense = None if teacher is None else as_language_model(teacher, device=checked.device)
+    if dense is not None:
+        check_teacher(dense, pruned)
     check_pruned(pruned, dense)
     origin = {
         "model_sha256": pruned.fingerprint(),
@@ -120,7 +123,6 @@ def recover(
                     checkpoint,
                 )
                 kept_step = training.run(progress)
-        _check_zeros(trainables)
         return RecoverResult(
             pruned,
             checked,
@@ -137,9 +139,10 @@ def recover(
             folder,
         )
 
-    def write(result: RecoverResult, _: Checkpoint, staged: Path) -> None:
+    def write(result: RecoverResult, _: Checkpoint, staged: Path) -> Cost:
         save_model(pruned, staged)
         result.write(staged)
+        return result.cost
 
     # The values that an unfinished run must share with this run to be resumed.
     identity = {
@@ -150,16 +153,6 @@ def recover(
     }
     with torch_threads(checked.threads):
         return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
-
-
-def _load_teacher(
-    teacher: str | Path | LanguageModel | None, student: LanguageModel, device: str
-) -> LanguageModel | None:
-    if teacher is None:
-        return None
-    loaded = as_language_model(teacher, device=device)
-    check_teacher(loaded, student)
-    return loaded
 
 
 def _trainables(settings: RecoverSettings, matrices: Sequence[Matrix]) -> list[Trainable]:
@@ -176,10 +169,3 @@ def _trainables(settings: RecoverSettings, matrices: Sequence[Matrix]) -> list[T
         )
         trainables.append(adapters)
     return trainables
-
-
-def _check_zeros(trainables: Sequence[Trainable]) -> None:
-    """Raise RuntimeError where a pruned weight is no longer zero."""
-    for trainable in trainables:
-        if trainable.pruned.any():
-            raise RuntimeError(f"pruned weights are no longer zero: {', '.join(trainable.tensors)}")

@@ -17,7 +17,6 @@ from pruner_zero.models import next_token_loss
 from pruner_zero.progress import Progress
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.loss import distillation_loss
-from pruner_zero.recovery.schedule import Budget, rate
 from pruner_zero.recovery.trainable import Trainable
 from pruner_zero.recovery.windows import in_training_order
 from pruner_zero.settings import RecoverSettings
@@ -27,12 +26,26 @@ from pruner_zero.text import Windows
 BETAS = (0.9, 0.95)
 # Gradients are clipped to this norm.
 CLIP = 1.0
+# The share of the budget in which the rate rises. It begins at a tenth of the highest rate, since
+# a first step with rate 0 would do nothing.
+WARMUP = 0.05
+FIRST_RATE = 0.1
 VALIDATIONS = 10
 CHECKPOINT_SECONDS = 120.0
 # The most tokens of a forward pass, but for one window: enough that the cost of casting weights to
 # bfloat16 and of adding gradients is small, few enough that the logits fit in memory.
 FORWARD_TOKENS = 1024
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+def rate(share: float) -> float:
+    """The learning rate as a share of the highest, when `share` of the budget is spent.
+
+    Linear up to 1 at `WARMUP`, then along half a cosine to 0 at the end.
+    """
+    if share < WARMUP:
+        return FIRST_RATE + (1 - FIRST_RATE) * share / WARMUP
+    return (1 - math.cos(math.pi * (1 - share) / (1 - WARMUP))) / 2
 
 
 @dataclass(frozen=True)
@@ -107,8 +120,6 @@ class Training:
         if name == "auto":
             name = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
         self.dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-        seconds = None if settings.minutes is None else settings.minutes * 60
-        self.budget = Budget(settings.steps, seconds)
         self.tensors = {name: tensor for t in self.trainables for name, tensor in t.tensors.items()}
         self.optimizer = torch.optim.AdamW(
             list(self.tensors.values()),
@@ -158,6 +169,13 @@ class Training:
         self._put(self.best)
         return state.best_step
 
+    def _spent(self, step: float, seconds: float) -> float:
+        """The share of the budget spent after `step` steps and `seconds` seconds, in [0, 1]."""
+        steps, minutes = self.settings.steps, self.settings.minutes
+        of_steps = step / steps if steps else 0.0
+        of_time = seconds / (60 * minutes) if minutes else 0.0
+        return min(max(of_steps, of_time), 1.0)
+
     def _batches(self, start: float) -> Iterator[list[Tensor]]:
         """The windows of each step until the budget is spent; at least one step."""
         state, size = self.state, self.settings.batch
@@ -165,7 +183,7 @@ class Training:
         windows = in_training_order(self.texts, self.shares, seed, skipped)
         while True:
             ahead = state.step_seconds + state.validation_seconds
-            share = self.budget.share(state.step, time.monotonic() - start + ahead)
+            share = self._spent(state.step, time.monotonic() - start + ahead)
             if state.step and share >= 1:
                 return
             yield [next(windows) for _ in range(size)]
@@ -185,7 +203,7 @@ class Training:
         torch.nn.utils.clip_grad_norm_(self.tensors.values(), CLIP)
         # At the middle of the step, so that neither the first nor the last has a rate of 0.
         ahead = state.validation_seconds + state.step_seconds / 2
-        share = self.budget.share(state.step + 0.5, state.seconds + ahead)
+        share = self._spent(state.step + 0.5, state.seconds + ahead)
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * rate(share)
         self.optimizer.step()
@@ -203,8 +221,8 @@ class Training:
     def _validation_is_due(self) -> bool:
         """Whether the budget passed a boundary of its equal parts since the last validation."""
         last, parts = self.state.curve[-1], self.validations
-        now = self.budget.share(self.state.step, self.state.seconds)
-        return int(now * parts) > int(self.budget.share(last.step, last.seconds) * parts)
+        now = self._spent(self.state.step, self.state.seconds)
+        return int(now * parts) > int(self._spent(last.step, last.seconds) * parts)
 
     @torch.no_grad()
     def _validate(self, start: float, progress: Progress) -> None:

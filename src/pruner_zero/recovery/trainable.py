@@ -24,10 +24,6 @@ class Trainable(Protocol):
     parameter: nn.Parameter
     tensors: dict[str, Tensor]
 
-    @property
-    def pruned(self) -> Tensor:
-        """The values that the parameter now has where its mask is zero."""
-
     def write(self) -> None:
         """Compute the parameter, fp32, from the tensors."""
 
@@ -49,12 +45,6 @@ class KeptWeights:
         self.positions = positions.int() if parameter.numel() < 2**31 else positions
         self.kept = with_gradient(self._gather(parameter.data).float())
         self.tensors = {name: self.kept}
-
-    @property
-    def pruned(self) -> Tensor:
-        """The values that the parameter now has where its mask is zero."""
-        mask = torch.ones(self.parameter.numel(), dtype=torch.bool, device=self.kept.device)
-        return self.parameter.data.flatten()[mask.index_fill_(0, self.positions.long(), False)]
 
     def write(self) -> None:
         """Write the kept weights to their positions."""

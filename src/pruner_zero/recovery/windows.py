@@ -10,7 +10,7 @@ from torch import Tensor
 from pruner_zero.calibration import self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import Progress
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.text import (
     Corpus,
@@ -47,48 +47,18 @@ def split_windows(
     return consecutive_windows(training, tokenizer, seqlen), validation
 
 
-def written_windows(
-    teacher: LanguageModel,
-    settings: RecoverSettings,
-    held_out: int,
-    fingerprint: str | None = None,
-    progress: Progress = SILENT,
-) -> tuple[Windows, Windows]:
-    """Windows that `teacher` writes: the first nine tenths, and at most `held_out` of the last.
-
-    fingerprint: that of the teacher, as `self_windows` takes it.
-    Raises PrunerZeroError as `self_windows` does.
-    """
-    count = settings.windows
-    written = self_windows(
-        teacher,
-        count,
-        settings.seqlen,
-        settings.seed,
-        fingerprint=fingerprint,
-        progress=progress,
-    )
-    cut = count - max(1, round(count * HELD_OUT))
-    training = replace(written, tokens=written.tokens[:cut])
-    validation = replace(written, tokens=written.tokens[cut:][:held_out])
-    return (
-        replace(training, corpus=f"{written.corpus} (first nine tenths)"),
-        replace(validation, corpus=f"{written.corpus} (last tenth)"),
-    )
-
-
 def split_texts(
     mixture: Mixture,
     tokenizer: Tokenizer,
     teacher: LanguageModel | None,
     settings: RecoverSettings,
-    fingerprint: str | None = None,
-    progress: Progress = SILENT,
+    fingerprint: str | None,
+    progress: Progress,
 ) -> tuple[list[Windows], Windows]:
     """The training windows of each text of `mixture`, and validation windows by their shares.
 
     fingerprint: that of the teacher, as `self_windows` takes it.
-    Raises PrunerZeroError as `split_windows`, `written_windows` and `Mixture.divide` do.
+    Raises PrunerZeroError as `split_windows`, `self_windows` and `Mixture.divide` do.
     """
     training, validation = [], []
     counts = mixture.divide(settings.validation_windows, "--validation-windows")
@@ -97,7 +67,12 @@ def split_texts(
             learned, held_out = split_windows(text, tokenizer, settings.seqlen, count)
         else:
             assert teacher is not None
-            learned, held_out = written_windows(teacher, settings, count, fingerprint, progress)
+            sizes = (settings.windows, settings.seqlen, settings.seed)
+            written = self_windows(teacher, *sizes, fingerprint=fingerprint, progress=progress)
+            name, tokens = written.corpus, written.tokens
+            cut = len(tokens) - max(1, round(len(tokens) * HELD_OUT))
+            learned = replace(written, corpus=f"{name} (first nine tenths)", tokens=tokens[:cut])
+            held_out = replace(written, corpus=f"{name} (last tenth)", tokens=tokens[cut:][:count])
         training.append(learned)
         validation.append(held_out)
     return training, mix_windows(validation)

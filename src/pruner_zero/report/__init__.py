@@ -1,5 +1,5 @@
 """Reports for people: one self-contained HTML page, and its figures."""
 
-from pruner_zero.report.report import report
+from pruner_zero.report.page import report
 
 __all__ = ["report"]

@@ -100,11 +100,10 @@ def front(study: Study) -> Figure | None:
 
 def best_by_time(study: Study) -> Figure | None:
     """The lowest loss so far by wall time; None where no batch is finished or no metric works."""
-    size, unit = time_unit(study.elapsed)
     finished: list[float] = []
     for candidates, seconds in study.batches:
-        finished += [seconds / size] * (candidates - len(finished))
-    return _best_so_far(study, finished, study.elapsed / size, f"wall time, {unit}")
+        finished += [seconds / 60] * (candidates - len(finished))
+    return _best_so_far(study, finished, study.elapsed / 60, "wall time, minutes")
 
 
 def best_by_evaluations(study: Study) -> Figure | None:
@@ -227,13 +226,6 @@ def dots(study: Study) -> list[Record]:
 def highest_rung(study: Study) -> str:
     """The highest rung that a distinct candidate reached; `probe` where none did."""
     return RUNGS[max((record.evaluation.rung for record in study.judged), default=0)]
-
-
-def time_unit(seconds: float) -> tuple[float, str]:
-    """The unit in which a duration reads well: its seconds and its name."""
-    if seconds >= 3 * 3600:
-        return 3600.0, "hours"
-    return (60.0, "minutes") if seconds >= 180 else (1.0, "seconds")
 
 
 def _best_so_far(study: Study, places: Sequence[float], end: float, name: str) -> Figure | None:

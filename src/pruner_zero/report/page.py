@@ -8,13 +8,36 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import Study
+from pruner_zero.files import check_file, write_atomic
 from pruner_zero.markup import clean
 from pruner_zero.report import commands
 from pruner_zero.report.parts import part
-from pruner_zero.report.read import ComparisonRun, PruneRun, Result
+from pruner_zero.report.read import ComparisonRun, PruneRun, Result, read_result
 from pruner_zero.report.summary import summary
 from pruner_zero.version import __version__
+
+
+def report(inputs: str | Path | Sequence[str | Path], output: str | Path | None = None) -> Path:
+    """Write one self-contained HTML page about `inputs` and return its path.
+
+    inputs: folders that search or prune wrote, files that compare wrote. output: the page;
+    None: report.html in the first folder among the inputs, else beside the first file. Raises
+    PrunerZeroError for an input that is no result and for a page that cannot be written.
+    """
+    given = [inputs] if isinstance(inputs, str | Path) else inputs
+    paths = list(dict.fromkeys(map(Path, given)))
+    if not paths:
+        raise PrunerZeroError("give at least one folder or file of results")
+    results = [read_result(path) for path in paths]
+    if output is None:
+        folder = next(filter(Path.is_dir, paths), paths[0].parent)
+        output = folder / "report.html"
+    file = check_file(output, page=True)
+    # The name of a file can hold half a surrogate pair, which has no UTF-8.
+    write_atomic(file, page(results).encode(errors="replace"))
+    return file
 
 
 def page(results: Sequence[Result]) -> str:

@@ -13,7 +13,7 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.metric import parse
 from pruner_zero.pruning import MatrixRecord, total_sparsity
 from pruner_zero.report import figures
-from pruner_zero.report.portrait import Portrait, group_of, portrait
+from pruner_zero.report.portrait import group_of, portrait
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 
 _LONGEST = 300
@@ -47,8 +47,7 @@ def _search(study: Study) -> dict[str, Any]:
     distinct = [record for record in study.records if record.evaluation.counts]
     facts = f"{len(study.records):,} candidates, {len(distinct):,} with distinct masks"
     if study.batches:
-        size, unit = figures.time_unit(study.elapsed)
-        facts += f", in {study.elapsed / size:.3g} {unit}"
+        facts += f", in {study.elapsed / 60:.1f} minutes"
     front = figures.front(study)
     curves = (
         (figures.best_by_time(study), "Lowest loss so far by wall time"),
@@ -129,7 +128,7 @@ def _comparison(run: ComparisonRun) -> dict[str, Any]:
     }
 
 
-def _portrait(record: Record | None, study: Study) -> Portrait | None:
+def _portrait(record: Record | None, study: Study) -> dict[str, Any] | None:
     if record is None:
         return None
     scope = None if study.settings.get("pattern") else record.candidate.scope

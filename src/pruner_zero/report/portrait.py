@@ -2,10 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import cast, get_args
-
-from markupsafe import Markup
+from typing import Any, cast, get_args
 
 from pruner_zero.choices import Group
 from pruner_zero.metric import Expression, to_latex, to_mathml
@@ -25,37 +22,24 @@ COMPARED: Mapping[str, str] = {
 }
 
 
-@dataclass(frozen=True)
-class Portrait:
-    """One metric in words and pictures.
-
-    compared: which weights are compared. tree: None where it would be too large.
-    """
-
-    text: str
-    compared: str
-    size: int
-    formula: Markup
-    latex: str
-    canonical: str
-    tree: Markup | None
-
-
 def group_of(scope: str | None, pattern: str) -> str | None:
     """The comparison group of a result: its scope, `unit` for removed units, None for N:M."""
     return scope or (None if re.fullmatch(r"\d+:\d+", pattern) else "unit")
 
 
-def portrait(expression: Expression, scope: str | None) -> Portrait:
-    """The portrait of a metric; scope: None where weights are compared within N:M groups."""
+def portrait(expression: Expression, scope: str | None) -> dict[str, Any]:
+    """The values for the template `portrait`, by name; its tree is None where it is too large.
+
+    scope: None where weights are compared within N:M groups.
+    """
     seen = cast(Group, scope if scope in get_args(Group) else "row")
     drawn = expression.size <= MOST_DRAWN
-    return Portrait(
-        str(expression),
-        COMPARED[seen] if scope else "within the groups of the pattern",
-        expression.size,
-        to_mathml(expression),
-        to_latex(expression),
-        str(canonical(expression, seen)),
-        draw_tree(f"The tree of {expression}", expression) if drawn else None,
-    )
+    return {
+        "text": str(expression),
+        "compared": COMPARED[seen] if scope else "within the groups of the pattern",
+        "size": expression.size,
+        "formula": to_mathml(expression),
+        "latex": to_latex(expression),
+        "canonical": str(canonical(expression, seen)),
+        "tree": draw_tree(f"The tree of {expression}", expression) if drawn else None,
+    }

@@ -74,7 +74,7 @@ def _comparison(run: ComparisonRun) -> Markup:
 
 
 def _prune(run: PruneRun) -> Markup:
-    steps = "".join(f", {words}" for words in describe_steps(run.steps, run.asymmetric))
+    steps = describe_steps(run.steps, run.asymmetric)
     if run.distill:
         steps += f", the kept weights trained for {run.distill} steps towards the dense model"
     return Markup(

@@ -2,13 +2,14 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from pruner_zero.choices import Mode, Scope
+from pruner_zero.choices import SELF, Mode, Scope
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, Settings
 from pruner_zero.settings.model import TEXT_HELP
@@ -49,6 +50,13 @@ def read_texts(given: Any) -> Any:
     return given
 
 
+def are_written(texts: Any) -> bool:
+    """Whether a model writes all of these texts, in any form that `read_texts` takes."""
+    with suppress(ValueError):
+        return bool(read_texts(texts) == SELF)
+    return False
+
+
 def _split(word: str) -> tuple[str, float]:
     text, _, share = word.rpartition("=")
     if text and not os.path.exists(word):
@@ -66,6 +74,10 @@ Texts = Annotated[
 ]
 SHARES = Cli(panel="Options", metavar="TEXT", read=read_shares)
 
+# The windows of `prune` where the model writes all text, each a text of its own: of as many tokens,
+# shorter ones give a model nearer to the dense one (benchmarks/why.md).
+WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
+
 
 class CalibrationSettings(Settings):
     """Which statistics are collected, and on which text."""
@@ -77,8 +89,13 @@ class CalibrationSettings(Settings):
         description=f"{CALIBRATION_HELP} Metrics over the weights alone, such as magnitude, need "
         "none.",
     )
-    windows: Annotated[int, MAIN] = Field(24, ge=1, description="Calibration windows.")
-    seqlen: int = Field(1024, ge=2, description="Tokens in a window.")
+    windows: Annotated[
+        int,
+        Cli(panel="Options", default=f"24; {WRITTEN['windows']} in prune if the model writes them"),
+    ] = Field(24, ge=1, description="Calibration windows.")
+    seqlen: Annotated[
+        int, Cli(default=f"1024; {WRITTEN['seqlen']} in prune if the model writes the text")
+    ] = Field(1024, ge=2, description="Tokens in a window.")
     seed: int = Field(
         0,
         ge=0,

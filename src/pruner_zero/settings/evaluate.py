@@ -68,8 +68,3 @@ class EvaluateSettings(ModelSettings):
         if len(self.beside) > 1 and self.tasks is not None:
             raise PrunerZeroError("--tasks compares with one model: give one --beside")
         return self
-
-    @property
-    def task_names(self) -> list[str]:
-        """The tasks as a list, empty where none are asked for."""
-        return [name.strip() for name in self.tasks.split(",")] if self.tasks is not None else []

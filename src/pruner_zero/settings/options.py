@@ -1,6 +1,6 @@
 """Command-line options, made from the fields of settings."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import get_annotations
 from types import NoneType, UnionType
@@ -11,26 +11,20 @@ from pydantic.fields import FieldInfo
 from pruner_zero.settings.base import Cli, Settings
 
 
-@dataclass(frozen=True)
-class Option:
+@dataclass(frozen=True, kw_only=True)
+class Option(Cli):
     """The command-line option of the field `name`.
 
     type: of a value; bool for a switch. choices: the values that the field accepts, empty where
-    it accepts any of its type. default: the default in words, None where there is none. read: as
-    in `Cli`.
+    it accepts any of its type. default: the default in words, None where there is none.
     """
 
     name: str
     type: type
     help: str
     panel: str
-    metavar: str | None = None
-    choices: tuple[str, ...] = ()
-    default: str | None = None
-    repeatable: bool = False
-    argument: bool = False
-    first: bool = False
-    read: Callable[[Sequence[str]], Any] | None = None
+    choices: tuple[str, ...]
+    repeatable: bool
 
     @property
     def flag(self) -> str:
@@ -71,18 +65,18 @@ def _options(kind: type[Settings]) -> Iterator[Option]:
         shown = Cli()
         for metadata in field.metadata:
             shown = metadata if isinstance(metadata, Cli) else shown
+        derived = {
+            "panel": shown.panel or _panel(kind, name),
+            "metavar": shown.metavar or (name.upper() if choices else None),
+            "default": shown.default or _default(field),
+        }
         yield Option(
-            name,
-            value_type,
-            field.description or "",
-            shown.panel or _panel(kind, name),
-            shown.metavar or (name.upper() if choices else None),
-            choices,
-            shown.default or _default(field),
-            repeatable,
-            shown.argument,
-            shown.first,
-            shown.read,
+            **{**vars(shown), **derived},
+            name=name,
+            type=value_type,
+            help=field.description or "",
+            choices=choices,
+            repeatable=repeatable,
         )
 
 

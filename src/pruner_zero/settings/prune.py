@@ -1,15 +1,15 @@
 """The settings of `prune`."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import SELF, Structure
+from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
-from pruner_zero.settings.calibration import CalibrationSettings, MethodSettings
+from pruner_zero.settings.calibration import WRITTEN, MethodSettings, are_written
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.units import UnitSettings, check_structure
 
@@ -27,10 +27,6 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# The windows where the model writes all text, each a text of its own: of as many tokens, shorter
-# ones give a model nearer to the dense one (benchmarks/why.md).
-WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
-_WINDOWS, _SEQLEN = (CalibrationSettings.model_fields[name] for name in WRITTEN)
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
@@ -68,20 +64,6 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
 
     panel: ClassVar[str] = "What follows the mask"
 
-    windows: Annotated[
-        int,
-        Cli(
-            panel="Options",
-            default=f"{_WINDOWS.default}; {WRITTEN['windows']} if the model writes them",
-        ),
-    ] = Field(_WINDOWS.default, ge=1, description=_WINDOWS.description)
-    seqlen: Annotated[
-        int,
-        Cli(
-            panel=CalibrationSettings.panel,
-            default=f"{_SEQLEN.default}; {WRITTEN['seqlen']} if the model writes it",
-        ),
-    ] = Field(_SEQLEN.default, ge=2, description=_SEQLEN.description)
     metric: Annotated[
         str,
         Cli(
@@ -130,14 +112,20 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         False, description="Leave the model on disk and read one block at a time."
     )
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _choose(cls, given: Any) -> Any:
-        """Without a metric, use the default method, except for the settings that are given."""
+    def _choose(cls, given: Any, read: Callable[[Any], Self]) -> Self:
+        """Without a metric, use the default method, except for the settings that are given.
+
+        `model_fields_set` has no "metric" then.
+        """
         if not isinstance(given, dict) or given.get("metric") is not None:
-            return given
+            return read(given)
         chosen = default_beside(given)
-        return {**chosen, **{name: value for name, value in given.items() if value is not None}}
+        asked = {name: value for name, value in given.items() if value is not None}
+        settings = read({**chosen, **asked})
+        settings.model_fields_set.discard("metric")
+        return settings
 
     @model_validator(mode="before")
     @classmethod
@@ -146,8 +134,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
         if not isinstance(given, dict) or given.get("seqlen") is not None:
             return given
         text = given.get("calibration")
-        names = list(text) if isinstance(text, list | tuple | dict) else [text]
-        if names not in ([None], [SELF]):
+        if text is not None and not are_written(text):
             return given
         return {**WRITTEN, **{name: value for name, value in given.items() if value is not None}}
 
@@ -171,6 +158,8 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
 
     @property
     def is_default(self) -> bool:
-        """Whether the method is the default method."""
+        """Whether no metric is named, and nothing of the default method is changed."""
         chosen = default_beside(self.model_dump())
-        return all(getattr(self, name) == value for name, value in chosen.items())
+        return "metric" not in self.model_fields_set and all(
+            getattr(self, name) == value for name, value in chosen.items()
+        )

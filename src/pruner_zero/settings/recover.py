@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
-from pruner_zero.settings.calibration import SHARES, Texts
+from pruner_zero.settings.calibration import SHARES, Texts, are_written
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
 TuningMode = Literal["full", "lora"]
@@ -79,10 +79,8 @@ class RecoverSettings(ModelSettings):
         if "minutes" not in resolved and "steps" not in resolved:
             resolved["minutes"] = DEFAULT_MINUTES
         rate = DEFAULT_LEARNING_RATE.get(str(resolved.get("mode", "full")), 1.0)
-        text = resolved.get("text", SELF)
         # The tokens that a teacher draws say no more than the predictions they are drawn from.
-        written = text == SELF or (isinstance(text, list | tuple | dict) and [*text] == [SELF])
-        share = 1.0 if written else 0.5
+        share = 1.0 if are_written(resolved.get("text", SELF)) else 0.5
         if resolved.get("teacher_share", share) != share and "teacher" not in resolved:
             raise PrunerZeroError("--teacher-share has no effect without --teacher: leave it out")
         return {"learning_rate": rate, "teacher_share": share, **resolved}

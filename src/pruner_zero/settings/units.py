@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, Field
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import Cli, Settings
@@ -55,12 +55,8 @@ def _checked(text: str) -> str:
     return text
 
 
-def _as_text(given: object) -> object:
-    return str(given) if isinstance(given, int | float) else given
-
-
 # As text, since it is a number or a share; YAML and Python may give a number.
-Parameters = Annotated[str, BeforeValidator(_as_text), AfterValidator(_checked)]
+Parameters = Annotated[str, Field(coerce_numbers_to_str=True), AfterValidator(_checked)]
 
 
 class SizeSettings(Settings):

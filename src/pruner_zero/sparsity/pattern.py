@@ -31,13 +31,6 @@ Reach = Literal["matrix", "block", "model"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
-_WORDS: dict[Scope, str] = {
-    "row": "per row",
-    "block": "per block",
-    "matrix": "per matrix",
-    "global": "global",
-}
-
 
 class LazyTensors(Mapping[str, Tensor]):
     """Tensors by name, each computed anew whenever it is asked for, so that none is held."""
@@ -86,11 +79,6 @@ class Pattern(ABC):
     @property
     def scope(self) -> Scope | None:
         """The comparison group of an unstructured pattern; None for all other patterns."""
-        return None
-
-    @property
-    def update(self) -> str | None:
-        """The default step after the mask; None for the metric's own default."""
         return None
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
@@ -203,18 +191,17 @@ class Unstructured(Pattern):
         return BLOCK_COLUMNS if self.scope in ("row", "block") else None
 
     def choose_columns(self, scores: Tensor, start: int) -> Tensor:
-        rows, columns = scores.shape
         if self.scope == "block":
-            pruned = pruned_count(rows * columns, self.sparsity)
-            return keep_highest(scores.reshape(1, -1), pruned).view(rows, columns)
+            return keep_blocks(scores, self.sparsity)
         # Rounded so that the row ends with floor(in · sparsity) zeros.
         before = pruned_count(start, self.sparsity)
-        pruned = pruned_count(start + columns, self.sparsity) - before
+        pruned = pruned_count(start + scores.shape[1], self.sparsity) - before
         return keep_highest(scores.contiguous(), pruned)
 
     def __str__(self) -> str:
         percent = (Decimal(str(self.sparsity)) * 100).normalize()
-        return f"{percent:f}% {_WORDS[self.scope]}"
+        group = "global" if self.scope == "global" else f"per {self.scope}"
+        return f"{percent:f}% {group}"
 
 
 @dataclass(frozen=True)

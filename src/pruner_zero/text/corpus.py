@@ -52,7 +52,6 @@ def load_corpus(
     source: str | Path | Iterable[str] | Corpus,
     role: Role = "calibration",
     *,
-    key: str = "text",
     progress: Progress = SILENT,
 ) -> Corpus:
     """Load the corpus `source`.
@@ -61,7 +60,7 @@ def load_corpus(
       `role`, or the part named after a slash (`wikitext2/test`, `builtin:pydoc/all`). A file of
       the same name needs `./`.
     - a `.txt`, `.raw` or `.md` file: its text as it stands.
-    - a `.jsonl` or `.parquet` file: the strings under `key`, joined by a blank line.
+    - a `.jsonl` or `.parquet` file: the strings under `text`, joined by a blank line.
     - strings: joined by a blank line.
     - a Corpus: itself.
 
@@ -83,7 +82,7 @@ def load_corpus(
         if name.startswith("builtin:"):
             raise PrunerZeroError(f"unknown corpus '{name}': {did_you_mean(name, NAMES)}")
     if isinstance(source, str | Path):
-        return _load_file(Path(source), key)
+        return _load_file(Path(source))
     if not isinstance(source, Iterable):
         raise PrunerZeroError(
             f"a corpus is a name, a file or strings, not {type(source).__name__}: pass one of them"
@@ -106,7 +105,7 @@ def _load_named(name: str, part: str, progress: Progress) -> Corpus:
     return _join(f"{name}/{part}", documents, source.separator)
 
 
-def _load_file(path: Path, key: str) -> Corpus:
+def _load_file(path: Path) -> Corpus:
     # Where a whole text is passed as a name, Path.exists raises and os.path.exists is False.
     if not os.path.exists(path):
         shown = str(path)[:200]
@@ -119,9 +118,9 @@ def _load_file(path: Path, key: str) -> Corpus:
     if suffix in STREAMS:
         return Corpus(str(path), read_stream(path))
     if suffix == ".jsonl":
-        return _join(str(path), read_jsonl(path, key), BLANK_LINE)
+        return _join(str(path), read_jsonl(path), BLANK_LINE)
     if suffix == ".parquet":
-        return _join(str(path), read_parquet(path, key), BLANK_LINE)
+        return _join(str(path), read_parquet(path), BLANK_LINE)
     raise PrunerZeroError(
         f"{path} has the unknown suffix {suffix!r}: convert it to one of {', '.join(SUFFIXES)}"
     )

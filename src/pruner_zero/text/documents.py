@@ -7,6 +7,8 @@ from pruner_zero.errors import PrunerZeroError
 
 STREAMS = (".txt", ".raw", ".md")
 SUFFIXES = (*STREAMS, ".jsonl", ".parquet")
+# The key, or the column, of the documents.
+_KEY = "text"
 
 
 def read_stream(path: Path) -> str:
@@ -26,17 +28,17 @@ def read_stream(path: Path) -> str:
         raise PrunerZeroError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read_jsonl(path: Path, key: str) -> list[str]:
-    """The string under `key` of each line's JSON object; blank lines are skipped.
+def read_jsonl(path: Path) -> list[str]:
+    """The string under `text` of each line's JSON object; blank lines are skipped.
 
     Raises PrunerZeroError with the line number where a line is not such an object.
     """
     # Not str.splitlines, which would also cut at U+2028 inside a string.
     lines = enumerate(read_stream(path).split("\n"), start=1)
-    return [_text_of(line, key, f"{path}, line {number}") for number, line in lines if line.strip()]
+    return [_text_of(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
-def _text_of(line: str, key: str, place: str) -> str:
+def _text_of(line: str, place: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -49,19 +51,19 @@ def _text_of(line: str, key: str, place: str) -> str:
             f"{place} holds a number too long or brackets too deep: mend or remove the line"
         ) from error
     if not isinstance(row, dict):
-        raise PrunerZeroError(f'{place} is not a JSON object: write it as {{"{key}": ...}}')
-    if key not in row:
+        raise PrunerZeroError(f'{place} is not a JSON object: write it as {{"{_KEY}": ...}}')
+    if _KEY not in row:
         raise PrunerZeroError(
-            f"{place} has no key '{key}': rename one of its keys ({', '.join(row) or 'none'})"
+            f"{place} has no key '{_KEY}': rename one of its keys ({', '.join(row) or 'none'})"
         )
-    text = row[key]
+    text = row[_KEY]
     if not isinstance(text, str):
-        raise PrunerZeroError(f"{place}: '{key}' is {type(text).__name__}, not a string: mend it")
+        raise PrunerZeroError(f"{place}: '{_KEY}' is {type(text).__name__}, not a string: mend it")
     return text
 
 
-def read_parquet(path: Path, key: str) -> list[str]:
-    """The strings of column `key`, or of the only string column; nulls are skipped.
+def read_parquet(path: Path) -> list[str]:
+    """The strings of column `text`, or of the only string column; nulls are skipped.
 
     Raises PrunerZeroError where `pyarrow` is missing, the file is not parquet, or no column
     can be chosen.
@@ -78,10 +80,10 @@ def read_parquet(path: Path, key: str) -> list[str]:
         with path.open("rb") as file:
             parquet = pq.ParquetFile(file)
             strings = [field.name for field in parquet.schema_arrow if _is_string(field.type)]
-            columns = [key] if key in strings else strings
+            columns = [_KEY] if _KEY in strings else strings
             if len(columns) != 1:
                 raise PrunerZeroError(
-                    f"{path} has no string column '{key}': "
+                    f"{path} has no string column '{_KEY}': "
                     f"rename one of its string columns ({', '.join(strings) or 'none'})"
                 )
             texts = parquet.read(columns=columns).column(columns[0]).to_pylist()

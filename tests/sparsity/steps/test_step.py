@@ -1,0 +1,102 @@
+"""What all steps do: name the matrix in nonsense, leave arguments alone, mind dead channels."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.sparsity import STEPS, SemiStructured, Unstructured, Updated, keep_mask
+from tests.sparsity.steps.kernels import layer_of
+from tests.sparsity.steps.test_sweep import layer
+
+
+def run(step: str, **given: Any) -> Updated:
+    """The result of one step on a layer of the model."""
+    return STEPS[step].run(layer_of(**given, name="o_proj"))
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_nonsense_names_the_matrix(step: str, bad: float) -> None:
+    weight, gram = layer(4, 8)
+    mask = torch.arange(8).expand(4, 8) < 4
+    damaged, broken = weight.clone(), gram.clone()
+    damaged[1, 1] = broken[2, 3] = bad
+    with pytest.raises(PrunerZeroError, match="weights of o_proj are not finite"):
+        run(step, weight=damaged, gram=gram, mask=mask)
+    with pytest.raises(PrunerZeroError, match="XᵀX of o_proj is not finite"):
+        run(step, weight=weight, gram=broken, mask=mask)
+    with pytest.raises(PrunerZeroError, match="X_denseᵀX of o_proj is not finite"):
+        run(step, weight=weight, gram=gram, mask=mask, target=broken)
+    for shape in ((2, 8), (1, 8)):
+        with pytest.raises(ValueError, match="mask of o_proj"):
+            run(step, weight=weight, gram=gram, mask=torch.ones(shape, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("step", [name for name, step in STEPS.items() if step.damps])
+def test_a_gram_that_no_damping_helps_names_the_matrix(step: str) -> None:
+    weight, _ = layer(4, 8)
+    indefinite = torch.full((8, 8), -5.0).fill_diagonal_(1.0)
+    with pytest.raises(PrunerZeroError, match="o_proj is not positive definite"):
+        run(step, weight=weight, gram=indefinite, mask=weight > 0)
+
+
+@pytest.mark.parametrize(("step", "masked"), [("refine", True), ("refine+exact", True), ("obs", 0)])
+def test_a_width_that_m_does_not_divide_names_the_matrix(step: str, masked: bool) -> None:
+    weight, gram = layer(4, 10)
+    mask = torch.arange(10).expand(4, 10) < 5 if masked else None
+    with pytest.raises(PrunerZeroError, match="10 of o_proj is not divisible by 4"):
+        run(step, weight=weight, gram=gram, mask=mask, pattern=SemiStructured(2, 4))
+
+
+@pytest.mark.parametrize(("step", "masked"), [*((name, True) for name in STEPS), ("obs", False)])
+@pytest.mark.parametrize("aimed", [False, True])
+def test_arguments_are_left_alone_and_the_result_is_the_same_again(
+    step: str, masked: bool, aimed: bool
+) -> None:
+    weight, gram = layer(8, 64)
+    cross, pattern = gram + 0.1, SemiStructured(2, 4)
+    mask = keep_mask(torch.rand(8, 64, generator=torch.Generator().manual_seed(0)), pattern)
+    copies = [tensor.clone() for tensor in (weight, gram, mask, cross)]
+    state = torch.get_rng_state()
+    given: dict[str, Any] = {
+        "gram": gram,
+        "mask": mask if masked else None,
+        "pattern": pattern,
+        "target": cross if aimed else None,
+    }
+    first, second = run(step, weight=weight, **given), run(step, weight=weight, **given)
+    assert torch.equal(first.weight, second.weight)
+    assert torch.equal(first.mask, second.mask)
+    assert run(step, weight=weight.bfloat16(), **given).weight.dtype == torch.float32
+    assert torch.equal(state, torch.get_rng_state())
+    assert all(map(torch.equal, (weight, gram, mask, cross), copies))
+
+
+@pytest.mark.parametrize(
+    "step", [name for name, step in STEPS.items() if step.changes == "weights"]
+)
+def test_channels_that_were_never_active_lose_their_weights(step: str) -> None:
+    weight, gram = layer(6, 20)
+    gram[:, [3, 11]] = gram[[3, 11]] = 0.0
+    kept = torch.ones(6, 20, dtype=torch.bool)
+    result = run(step, weight=weight, gram=gram, mask=kept, pattern=Unstructured(0.0))
+    alive = [j for j in range(20) if j not in (3, 11)]
+    assert (result.weight[:, [3, 11]] == 0).all()
+    assert torch.equal(result.weight[:, alive], weight[:, alive])
+
+
+@pytest.mark.parametrize("step", ["refine", "refine+exact"])
+@pytest.mark.parametrize("kept_first", [False, True])
+@pytest.mark.parametrize("scale", [1.0, 1000.0])
+def test_channels_that_were_never_active_are_pruned_first(
+    step: str, kept_first: bool, scale: float
+) -> None:
+    weight, gram = layer(10, 16)
+    weight[:, :4] *= scale
+    gram[:, :4] = gram[:4] = 0.0
+    mask = (torch.arange(16).expand(10, 16) < 8) == kept_first
+    result = run(step, weight=weight, gram=gram, mask=mask)
+    assert not result.mask[:, :4].any()
+    assert result.weight.isfinite().all()
