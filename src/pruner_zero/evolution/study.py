@@ -24,6 +24,14 @@ from pruner_zero.table import Tabular
 RUN = "run.json"
 # Why a search stopped that the user interrupted.
 INTERRUPTED = "interrupted"
+# The keys of a journal's first line other than settings as they were asked for.
+_NOT_ASKED = (
+    "calibration_tokens",
+    "search_tokens",
+    "final_tokens",
+    "model_weights",
+    "judge_dtype",
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,15 +83,14 @@ class Study(Tabular):
         """Read the search in `folder`. Raises PrunerZeroError where it is missing or damaged."""
         path = Path(folder)
         with reading(path):
-            journal = SearchJournal(path)
-            if not journal.lines:
+            if not path.is_dir() or not (journal := SearchJournal(path)).lines:
                 raise PrunerZeroError(f"{path} holds no search: give the folder that search wrote")
             run = read_json(path / RUN) if (path / RUN).is_file() else {}
-            # The journal holds the dtype that was chosen, which cannot be asked for.
-            known = {**journal.settings, "judge_dtype": "auto"}
+            header = journal.settings.items()
+            asked = {name: value for name, value in header if name not in _NOT_ASKED}
             return cls(
                 path,
-                dict(run.get("settings", known)),
+                dict(run.get("settings", asked)),
                 journal.records,
                 tuple(journal.batches),
                 journal.seconds,
