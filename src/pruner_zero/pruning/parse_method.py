@@ -89,14 +89,11 @@ def parse_method(
         if left is None and sparsity is None:
             raise _no_share(name)
         share = 0.0 if left or sparsity is None else sparsity
+        folds = "none" not in (*written, update)
+        pattern = _removal(body, structure, share, left, multiple_of, coupled, folds)
+        # These are of weights; blocks have taken their update.
         sparsity = scope = part = None
-        if structure == "blocks":
-            pattern = Blocks(share, left, body, folds="none" not in (*written, update))
-            update = None
-        elif structure == "experts":
-            pattern = Experts(share, left, by_metric=body != REAP)
-        else:
-            pattern = Structured(share, structure, multiple_of, coupled, left)
+        update = None if structure == "blocks" else update
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     # Blocks and experts are chosen beforehand, independently of the scores.
@@ -110,21 +107,43 @@ def parse_method(
     names = _with_update(name, names, update, default)
     steps = in_order(["refine", *names] if refine else names)
     asked = part or scope
-    zeros: Pattern
-    if pattern is not None:
-        zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
-        if asked not in (None, "row"):
-            raise PrunerZeroError(
-                f"{name} at {zeros}: the pattern says what competes, so leave out scope '{asked}'"
-            )
-    else:
+    if pattern is None:
         if not asked:
             check_compares_weights(name, metric)
         fallback = "block" if body == SPARSEGPT else "row"
         chosen = cast(Scope, asked or metric.scope or fallback)
-        zeros = Unstructured(sparsity or 0.0, chosen)
+        zeros: Pattern = Unstructured(sparsity or 0.0, chosen)
+    else:
+        zeros = _without_scope(name, pattern, asked)
     _check_steps(name, zeros, steps)
     return Method(name, metric, zeros, steps, asymmetric, distill or trained)
+
+
+def _removal(
+    rule: str,
+    structure: Structure,
+    share: float,
+    left: float | None,
+    multiple_of: int,
+    coupled: bool,
+    folds: bool,
+) -> Removal:
+    """The pattern that removes a share of the units, or all but `left` parameters."""
+    if structure == "blocks":
+        return Blocks(share, left, rule, folds=folds)
+    if structure == "experts":
+        return Experts(share, left, by_metric=rule != REAP)
+    return Structured(share, structure, multiple_of, coupled, left)
+
+
+def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:
+    """The pattern, which says itself which weights compete."""
+    zeros = SemiStructured.parse(pattern) if isinstance(pattern, str) else pattern
+    if scope not in (None, "row"):
+        raise PrunerZeroError(
+            f"{name} at {zeros}: the pattern says what competes, so leave out scope '{scope}'"
+        )
+    return zeros
 
 
 def check_compares_weights(name: str, metric: Metric) -> None:
