@@ -1,148 +1,144 @@
-"""Whether a search ranks its best candidates as the full evaluation does.
+"""Whether a search ranks its best skeletons as many other windows do.
 
-    python benchmarks/agreement.py --run runs/50-any-default-0
+    python benchmarks/agreement.py runs/duel/0.5-6-minutes-default-2 \
+        --calibration wiki.valid.raw --text wiki.test.raw
 
-The search ranks the candidates of a finished run by their loss on all search windows: the measured
-loss, or the loss on a few windows plus the mean difference of the two. Each of the best 20 prunes
-the model in full, and its loss is measured on all search windows and on 16 windows of the search
-text that the search has not used. Writes benchmarks/results/agreement-*.json as it goes, and
-agreement.md.
+The run is one of duel.py. Each skeleton (a canonical form without exponents, with its comparison
+group) is ranked by its best candidate: the loss on all search windows, or the loss on a few windows
+plus the mean difference of the two. The best candidates of the 20 best skeletons prune the model,
+and their losses are measured on windows of another text, which no search has read. Writes
+benchmarks/results/agreement.json as it goes, and agreement.md.
 """
 
 import argparse
 import json
+import math
 import statistics
-import time
+from collections.abc import Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import kendalltau
 
-from pruner_zero.cli.progress import LineProgress
-from pruner_zero.evolution.archive import JOURNAL
-from pruner_zero.evolution.build import build_evaluator, search_windows
-from pruner_zero.evolution.evaluator import RUNGS
-from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.files import read_lines, write_atomic
-from pruner_zero.metric import parse
-from pruner_zero.models import load_model
-from pruner_zero.text import load_mixture
-from search import summary
+from duel import RESULTS, USUAL, Judge
+from pruner_zero.analysis.statistics import rank_correlation
+from pruner_zero.evolution.archive import Record
+from pruner_zero.evolution.candidate import Kind, excess
+from pruner_zero.evolution.study import Study
+from pruner_zero.files import write_json
+from recorded import Table
 from tables import markdown
 
 HERE = Path(__file__).parent
-BEST, FRESH = 20, 16
+FILE = HERE / "results" / "agreement.json"
+SKELETONS = 20
 
 
 def main() -> None:
     """Measure the missing candidates and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--run", type=Path, required=True, help="the folder of a search")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("run", type=Path, help="the folder of a search by duel.py")
+    parser.add_argument("--calibration", help="WikiText-2 validation, raw")
+    parser.add_argument("--text", help="WikiText-2 test, raw")
+    parser.add_argument("--windows", type=int, default=24, help="of the 48 of duel.py")
     given = parser.parse_args()
-    torch.set_num_threads(given.threads)
-    progress = LineProgress()
-    lines = read_lines(given.run / JOURNAL)
-    best = ranked(lines)[:BEST]
-    order = [line["number"] for line in best]
-    file = HERE / "results" / f"agreement-{given.run.name}.json"
-    report: dict[str, Any] = {"run": cost(given.run), "rows": []}
-    if file.exists():
-        report["rows"] = json.loads(file.read_text())["rows"]
-    settings = SearchSettings.model_validate(
-        json.loads((given.run / "run.json").read_text())["settings"]
+    torch.set_num_threads(1)
+    table = Table(RESULTS / "0.5.table.jsonl", given.run.parent / "0.5.added.jsonl")
+    judge = Judge(
+        argparse.Namespace(
+            **vars(given), model=USUAL, minutes=12, runs=given.run.parent, windows_eval=48
+        ),
+        {"sparsity": 0.5},
+        table,
     )
-    model, text = load_model(settings.model), load_mixture(settings.calibration)
-    # A seed draws its windows in a fixed order, so the first windows are those of the search.
-    more = settings.model_copy(update={"search_windows": settings.search_windows + FRESH})
-    windows, judged, _ = search_windows(
-        more, text, load_mixture(settings.search_text or settings.calibration), model
-    )
-    evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
-    searched = judged.tokens[: settings.search_windows]
-    fresh = judged.tokens[settings.search_windows :]
-    write_atomic(file, json.dumps(report, indent=2) + "\n")
-    measured = {row["number"]: row for row in report["rows"]}
-    for line in progress.track(best, "candidates", len(best)):
-        row = {name: line[name] for name in ("number", "expression", "scope", "rung", "known")}
-        row |= {"seen": line["results"].get("all")} | measured.get(line["number"], {})
-        metric, start = parse(line["expression"]), time.monotonic()
-        if "fresh" not in row:
-            row["fresh"] = statistics.mean(evaluator.masked.losses(metric, line["scope"], fresh))
-            row["seconds"] = round(time.monotonic() - start, 1)
-        if row["seen"] is None:
-            row["seen"] = statistics.mean(evaluator.masked.losses(metric, line["scope"], searched))
-        measured[line["number"]] = row
-        report["rows"] = [measured[number] for number in order if number in measured]
-        write_atomic(file, json.dumps(report, indent=2) + "\n")
+    measured = {}
+    if FILE.exists():
+        measured = {(row["expression"], row["scope"]): row for row in json.loads(FILE.read_text())}
+    rows, changed = [], False
+    for known, record in ranked(Study.open(given.run).records)[:SKELETONS]:
+        candidate = record.candidate
+        expression, scope = str(candidate.expression), candidate.scope
+        row = {"expression": expression, "scope": scope, "rung": record.evaluation.rung}
+        losses = table.find(expression, scope, "test")
+        losses = losses or measured.get((expression, scope), {}).get("losses")
+        if losses is None:
+            evaluator, test = judge.evaluator_and_windows
+            losses = evaluator.masked.losses(
+                record.candidate.expression, scope, test[: given.windows]
+            )
+            # What is measured already stays in the file until then.
+            changed = True
+        rows.append(row | {"known": known, "losses": losses[: given.windows]})
+        if changed:
+            write_json(FILE, rows)
     write_page()
 
 
-def ranked(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The distinct candidates of a journal that ran on text, best first, each with `known`.
-
-    known: the loss on all search windows; where it was not measured, the loss on a few windows plus
-    the mean difference of the two losses over the candidates that have both.
-    """
-    judged = [
-        line
-        for line in lines
-        if line["kind"] == "candidate" and line["same_as"] is None and line["rung"] >= 2
-    ]
-    both = [line["results"] for line in judged if "all" in line["results"]]
-    difference = statistics.mean(results["all"] - results["few"] for results in both)
-    for line in judged:
-        line["known"] = line["results"].get("all", line["results"]["few"] + difference)
-    return sorted(judged, key=lambda line: float(line["known"]))
+def ranked(records: Sequence[Record]) -> list[tuple[float, Record]]:
+    """The best candidate of every skeleton that ran on windows, best first, after its loss."""
+    judged = [r for r in records if r.evaluation.counts and "few" in r.evaluation.results]
+    difference = statistics.mean(excess(record.evaluation.results for record in judged))
+    best: dict[Kind, tuple[float, Record]] = {}
+    for record in judged:
+        results = record.evaluation.results
+        known = results.get("all", results["few"] + difference)
+        kind = record.candidate.kind
+        if kind not in best or known < best[kind][0]:
+            best[kind] = known, record
+    return sorted(best.values(), key=lambda pair: pair[0])
 
 
-def cost(run: Path) -> dict[str, float]:
-    """Distinct candidates of a run, and the mean seconds of judging one of them."""
-    totals = summary(run, "")
-    seconds = sum(rung["count"] * rung["mean_seconds"] for rung in totals["rungs"].values())
-    return {"distinct": totals["distinct"], "mean_seconds": seconds / totals["distinct"]}
+def _close(first: Sequence[float], second: Sequence[float]) -> bool:
+    """Whether the mean losses differ by less than two standard errors of the paired difference."""
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return abs(statistics.mean(differences)) < 2 * error
 
 
 def write_page() -> None:
-    """Write agreement.md from the result files that are there."""
-    page = [
-        "# Whether the search ranks like the full evaluation",
-        "",
-        "Made by `python benchmarks/agreement.py --run RUN`: the best 20 candidates of a search on"
-        " SmolLM2-135M ([search.md](search.md)), ordered by what the search knows of their loss on"
-        " all of its windows: measured, or the loss on a few windows plus the mean difference of"
-        " those that have both. Each is pruned in full and measured on all of those windows and on"
-        f" {FRESH} windows of the search text that the search has not seen. τ: Kendall's, of the"
-        " search's order with the loss. Apart: how far the second and the last of the 20 are from"
-        " the first on unseen windows, in nats. × cheaper: seconds of the full evaluation over the"
-        " mean seconds of a distinct candidate in the search.",
-        "",
-    ]
-    header = ["run", "candidates", "on all windows", "τ, windows of the search"]
-    header += ["τ, unseen windows", "apart", "× cheaper"]
-    table = []
-    for file in sorted((HERE / "results").glob("agreement-*.json")):
-        report = json.loads(file.read_text())
-        rows = report["rows"]
-        full = statistics.mean(row["seconds"] for row in rows)
-        losses = sorted(row["fresh"] for row in rows)
-        cells = [
-            f"[{file.stem.removeprefix('agreement-')}](results/{file.name})",
-            str(len(rows)),
-            str(sum(RUNGS[row["rung"]] == "all" for row in rows)),
-            f"{agreement(rows, 'seen'):.2f}",
-            f"{agreement(rows, 'fresh'):.2f}",
-            f"{losses[1] - losses[0]:.3f}, {losses[-1] - losses[0]:.3f}",
-            f"{full / report['run']['mean_seconds']:.0f}",
+    """Write agreement.md from the result file."""
+    rows: list[dict[str, Any]] = json.loads(FILE.read_text())
+    known = [row["known"] for row in rows]
+    losses = [statistics.mean(row["losses"]) for row in rows]
+    order = [sorted(losses).index(loss) + 1 for loss in losses]
+    header = ["place", "loss known to the search", "windows", "loss on test", "place", "metric"]
+    table = [
+        [
+            str(place),
+            f"{row['known']:.3f}",
+            "all" if row["rung"] == 3 else "few",
+            f"{loss:.3f}",
+            str(after),
+            f"`{row['expression']} @{row['scope']}`",
         ]
-        table.append(cells)
-    (HERE / "agreement.md").write_text("\n".join([*page, markdown(header, table)]))
-
-
-def agreement(rows: list[dict[str, Any]], windows: str) -> float:
-    """Kendall's τ of the order of `rows` with their losses on `windows`, "seen" or "fresh"."""
-    return float(kendalltau(range(len(rows)), [row[windows] for row in rows]).statistic)
+        for place, (row, loss, after) in enumerate(zip(rows, losses, order, strict=True), 1)
+    ]
+    lines = [
+        "| the order of | Kendall's τ | 95 % | of which two differ by less than two errors |",
+        "|---|---|---|---|",
+    ]
+    for count in (len(rows), len(rows) // 2):
+        estimate = rank_correlation(known[:count], losses[:count])
+        pairs = [*combinations([row["losses"] for row in rows[:count]], 2)]
+        close = sum(_close(first, second) for first, second in pairs)
+        cells = f"the best {count}", *estimate.cells, f"{close} of {len(pairs)} pairs"
+        lines.append(f"| {' | '.join(cells)} |")
+    notes = HERE / "results" / "agreement-notes.md"
+    (HERE / "agreement.md").write_text(
+        "# Whether the search ranks like many windows\n\n"
+        "Made by `python benchmarks/agreement.py runs/duel/0.5-6-minutes-default-2 --calibration"
+        " wiki.valid.raw --text wiki.test.raw` after that run of [duel.md](duel.md): the best"
+        f" candidates of its {len(rows)} best skeletons, on SmolLM2-135M, ranked by what the search"
+        " knows of their loss on all of its windows (measured, or the loss on a few windows plus"
+        " the mean difference of those that have both), and by their loss on"
+        f" {len(rows[0]['losses'])} windows of WikiText-2 test, which no search has read"
+        f" ([result file](results/{FILE.name})).\n\n"
+        + "\n".join(lines)
+        + "\n\n"
+        + markdown(header, table)
+        + (f"\n{notes.read_text()}" if notes.exists() else "")
+    )
 
 
 if __name__ == "__main__":

@@ -134,6 +134,8 @@ def run(given: argparse.Namespace) -> None:
             expression, _, scope = metric.partition("@")
             losses = judge.test_losses(expression, scope)
             row = {"model": given.model, "zeros": zeros, "metric": metric, "losses": losses}
+            # Of the searches that it is beside.
+            row["minutes"] = given.minutes
             write_atomic(file, json.dumps(row, indent=2) + "\n")
     for seed in given.seeds:
         for arm in given.arms:
@@ -292,7 +294,7 @@ def write_page() -> None:
     for file, result in results.items():
         model = Path(result.get("model", USUAL)).stem.removeprefix("builtin:")
         title = f"{model}, " + " ".join(f"{key} {value}" for key, value in result["zeros"].items())
-        # Before there was a clock of judgements; metrics beside them took no minutes.
+        # Before there was a clock of judgements.
         if file.stem.startswith(PROCESSOR):
             title += ", minutes of the processor, an earlier version"
         else:
@@ -301,7 +303,7 @@ def write_page() -> None:
     for title, rows in tables.items():
         arms = [row for row in rows if "arm" in row]
         fixed = [row for row in rows if "metric" in row]
-        lines += [f"## {title}", "", *_against(arms), "", *_runs(arms, fixed), ""]
+        lines += [f"## {title}", "", *_against(arms), *_runs(arms, fixed), ""]
     notes = HERE / "results" / "duel-notes.md"
     lines += [notes.read_text()] if notes.exists() else []
     (HERE / "duel.md").write_text("\n".join(lines).rstrip() + "\n")
@@ -332,7 +334,7 @@ def _against(rows: list[dict[str, Any]]) -> list[str]:
             f"{math.exp(statistics.median(first[seed] for seed in seeds)):.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def _runs(rows: list[dict[str, Any]], fixed: list[dict[str, Any]]) -> list[str]:

@@ -210,11 +210,6 @@ def write_page() -> None:
         "- A distinct candidate should cost a twentieth of a full evaluation: a 27th to a 35th at"
         " 50 %, but a twelfth to a fourteenth at 2:4, where losses have to do what the closed form"
         " cannot.",
-        "- The search should order its best 20 as the full evaluation does, with a τ of 0.9."
-        " Missed: 0.66, and 0.40 on windows that it has not seen. The 13 that it ran on all windows"
-        " are in order there by definition, and 0.72 on unseen ones; the others are placed by two"
-        " windows, and the 20 lie within 0.053 nats of each other"
-        " ([agreement.md](agreement.md)).",
         "",
         "## Read with care",
         "",
