@@ -6,7 +6,6 @@ run is skipped here with its reason.
 
 import json
 import os
-import shutil
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from pruner_zero import plugins
 from pruner_zero.metric import NAMED, OPERATORS
 from pruner_zero.text.source import SOURCES
 from tests.cli.conftest import Cli, cli
+from tests.conftest import save_tiny
 from tests.docs import examples
 from tests.docs.examples import PAGES, README_NOT_RUN, Block, agrees, blocks, commands, replaced
 from tests.docs.hooks import ROOT
@@ -31,11 +31,10 @@ RUNNING = [page for page in PAGES if any(block.page == page and not block.not_ru
 
 
 @pytest.fixture
-def workspace(
-    tmp_path: Path, llama_folder: Path, prose: str, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Path]:
+def workspace(tmp_path: Path, prose: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The reader's folder, with the example package installed."""
-    shutil.copytree(llama_folder, tmp_path / examples.MODEL)
+    # Of six blocks, a tenth is one.
+    save_tiny(tmp_path / examples.MODEL, blocks=6)
     for name in examples.TEXTS:
         document = json.dumps({"text": prose}) if name.endswith(".jsonl") else prose
         (tmp_path / name).write_text(document)
