@@ -61,17 +61,18 @@ def main() -> None:
         expression, scope = str(candidate.expression), candidate.scope
         row = {"expression": expression, "scope": scope, "rung": record.evaluation.rung}
         losses = table.find(expression, scope, "test")
-        losses = losses or measured.get((expression, scope), {}).get("losses")
-        if losses is None:
+        losses = losses or measured.get((expression, scope), {}).get("losses", [])
+        if len(losses) < given.windows:
             evaluator, test = judge.evaluator_and_windows
             losses = evaluator.masked.losses(
                 record.candidate.expression, scope, test[: given.windows]
             )
-            # What is measured already stays in the file until then.
+            # Until then the file holds more than `rows`.
             changed = True
         rows.append(row | {"known": known, "losses": losses[: given.windows]})
         if changed:
             write_json(FILE, rows)
+    write_json(FILE, rows)
     write_page()
 
 
