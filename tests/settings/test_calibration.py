@@ -101,3 +101,9 @@ def test_texts_of_python_have_names() -> None:
     assert names_of(None) is None
     with pytest.raises(PrunerZeroError, match="two texts have the same name"):
         names_of({Corpus("mine", "words"): 1, Corpus("mine", "others"): 1})
+
+
+def test_a_seed_that_no_generator_of_torch_takes_is_refused() -> None:
+    assert read_settings(PruneSettings, {"model": "m", "seed": 2**63 - 1}).seed == 2**63 - 1
+    with pytest.raises(PrunerZeroError, match="--seed"):
+        read_settings(PruneSettings, {"model": "m", "seed": 2**63})
