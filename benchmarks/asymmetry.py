@@ -13,7 +13,7 @@ from typing import Any
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from pruner_zero.pruning import statistics
 from tables import markdown
@@ -55,7 +55,7 @@ def main() -> None:
         )
         report["rows"].append({"strength": strength, **result.rows[0]})
         report["provenance"] = result.provenance
-        write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+        write_json(FILE, report)
         write_page(report, taken)
     write_page(report, taken)
 

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import find_matrices, load_model
 from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -190,7 +190,7 @@ def main() -> None:
         "zstd": subprocess.run(["zstd", "-V"], capture_output=True, text=True).stdout.strip(),
     }
     report = {"machine": where, "times": arguments.times, "results": results}
-    write_atomic(arguments.output, json.dumps(report, indent=2) + "\n")
+    write_json(arguments.output, report)
     write_page(report)
 
 

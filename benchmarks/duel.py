@@ -45,7 +45,7 @@ from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.study import Study
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.metric import parse
 from pruner_zero.models import load_model
 from pruner_zero.text import consecutive_windows, load_corpus, load_mixture
@@ -136,7 +136,7 @@ def run(given: argparse.Namespace) -> None:
             row = {"model": given.model, "zeros": zeros, "metric": metric, "losses": losses}
             # Of the searches that it is beside.
             row["minutes"] = given.minutes
-            write_atomic(file, json.dumps(row, indent=2) + "\n")
+            write_json(file, row)
     for seed in given.seeds:
         for arm in given.arms:
             run_name = f"{name}-{given.minutes:g}-minutes-{arm.replace(' ', '-')}-{seed}"
@@ -176,7 +176,7 @@ def run(given: argparse.Namespace) -> None:
                 "seconds_by_rung": {rung: sum(s) for rung, s in study.seconds.items()},
                 "curve": curve(study),
             }
-            write_atomic(file, json.dumps(result, indent=2) + "\n")
+            write_json(file, result)
             table.refresh()
             table.pack()
             print(file.stem, result["candidates"], result["batches"], result["by_rung"])

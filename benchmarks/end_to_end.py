@@ -22,7 +22,7 @@ import torch
 
 from memory import measure
 from pruner_zero import evaluate
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import find_matrices, load_model
 from pruner_zero.text import load_corpus, random_windows
 from tables import machine, markdown
@@ -74,7 +74,7 @@ def main() -> None:
                 continue
             run = {"case": case, "repeat": repeat, **run_case(case, dense, given, masks)}
             report["runs"].append(run)
-            write_atomic(given.output, json.dumps(report, indent=2) + "\n")
+            write_json(given.output, report)
             write_page(report)
     write_page(report)
 

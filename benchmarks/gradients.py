@@ -14,7 +14,7 @@ from typing import Any
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from tables import markdown
 
@@ -60,7 +60,7 @@ def main() -> None:
                 )
             rows[str(pieces)] = result.rows
             report["provenance"] = result.provenance
-            write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+            write_json(FILE, report)
             write_page(report)
     write_page(report)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pruner_zero.calibration import calibrate, open_store, self_windows
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import Hessian, Layer, Unstructured
@@ -54,7 +54,7 @@ def main() -> None:
         for name, sources in CASES.items():
             if name not in report:
                 report[name] = measure(model, [windows_of(model, s, given.text) for s in sources])
-                write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+                write_json(FILE, report)
     (HERE / "heldout.md").write_text(page(report))
 
 

@@ -7,7 +7,6 @@ in turn. Writes benchmarks/results/judging.json and judging.md.
 """
 
 import argparse
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from scipy.stats import kendalltau
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
@@ -70,7 +69,7 @@ def main() -> None:
             row[dtype] = {"losses": losses, "seconds": round(time.monotonic() - start, 2)}
         rows.append(row)
     report = {"rows": rows, "provenance": {**provenance(), "threads": given.threads}}
-    write_atomic(HERE / "results" / "judging.json", json.dumps(report, indent=2) + "\n")
+    write_json(HERE / "results" / "judging.json", report)
     write_page(rows)
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from pruner_zero import prune
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_atomic, write_json
 from pruner_zero.models import load_model, save_model
 
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ def run(given: argparse.Namespace) -> None:
         measured = {kind: [turn[name][kind] for turn in turns] for kind in ("prefill", "decode")}
         kept = {key: value for key, value in row.items() if key not in WORDS}
         report[name] = {**kept, **measured}
-    write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+    write_json(FILE, report)
 
 
 def prepare(name: str, folder: Path, converter: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from shapes import Shape, make_checkpoint
 from tables import machine
 
@@ -115,7 +115,7 @@ def main() -> None:
         key = (shape.name, shape.blocks, method, offload)
         if key not in [(o["shape"], o["blocks"], o["method"], o["offload"]) for o in done]:
             done.append(prune(shape, method, offload, arguments))
-            write_atomic(arguments.output, json.dumps(report, indent=2) + "\n")
+            write_json(arguments.output, report)
             write_page(report)
         if shape.blocks not in arguments.depths and method == arguments.methods[-1]:
             shutil.rmtree(arguments.folder / shape.name, ignore_errors=True)

@@ -43,7 +43,7 @@ from pruner_zero.cli.progress import LineProgress
 from pruner_zero.devices import naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation import TaskResult
-from pruner_zero.files import locked, write_atomic, writing
+from pruner_zero.files import locked, write_json, writing
 from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.progress import Progress
 from pruner_zero.provenance import provenance
@@ -134,7 +134,7 @@ def run(given: argparse.Namespace, command: str) -> None:
                     "device": str(model.device),
                     **describe(pruned),
                 }
-                write_atomic(given.folder / cell.file, json.dumps(values, indent=2) + "\n")
+                write_json(given.folder / cell.file, values)
                 write_table(given, command, settings, everything)
             del model
         shutil.rmtree(pruned, ignore_errors=True)
@@ -223,7 +223,7 @@ def write_table(
     for file in (output, page):
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(output, json.dumps(table, indent=2) + "\n")
+    write_json(output, table)
     write_page(table, command, page, output)
 
 

@@ -22,7 +22,7 @@ import torch
 
 from pruner_zero import evaluate, prune, recover
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from tables import markdown
 
@@ -50,7 +50,7 @@ def main() -> None:
     rows = json.loads(FILE.read_text()) if FILE.exists() else []
     if given.page is None:
         rows.append(measure(given))
-        write_atomic(FILE, json.dumps(rows, indent=2) + "\n")
+        write_json(FILE, rows)
     (HERE / "recovery.md").write_text(page(rows))
 
 

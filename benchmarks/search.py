@@ -19,7 +19,7 @@ from pruner_zero import compare, search
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.cli.search import Display
 from pruner_zero.evolution.archive import JOURNAL
-from pruner_zero.files import read_lines, write_atomic
+from pruner_zero.files import read_lines, write_json
 from pruner_zero.models import load_model
 from tables import markdown
 
@@ -83,7 +83,7 @@ def main() -> None:
                     workers=given.workers,
                     **zeros,
                 )
-            write_atomic(file, json.dumps(summary(folder, result.stopped), indent=2) + "\n")
+            write_json(file, summary(folder, result.stopped))
             write_page()
     if given.only_search:
         return

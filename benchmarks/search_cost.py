@@ -26,7 +26,7 @@ import torch
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Rung, Task
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import Scope
@@ -221,7 +221,7 @@ def main() -> None:
 
     def keep(name: str, section: dict[str, Any]) -> None:
         report[name] = {**section, "machine": machine(), "provenance": provenance()}
-        write_atomic(RESULT, json.dumps(report, indent=2) + "\n")
+        write_json(RESULT, report)
         write_page(report)
 
     sections: dict[str, Callable[[Path], dict[str, Any]]] = {

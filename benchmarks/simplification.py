@@ -8,7 +8,6 @@ seeds. Writes benchmarks/results/simplification.json and simplification.md.
 """
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +23,7 @@ from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.metric import Expression, Shape
 from pruner_zero.metric.canonical import canonical, simplify_opposing
 from pruner_zero.models import load_model
@@ -70,7 +69,7 @@ def main() -> None:
         for seed in progress.track(range(given.seeds), f"{space}, {level}", given.seeds)
     ]
     file = HERE / "results" / "simplification.json"
-    write_atomic(file, json.dumps({"rows": rows, "provenance": provenance()}, indent=2) + "\n")
+    write_json(file, {"rows": rows, "provenance": provenance()})
     write_page(rows)
 
 

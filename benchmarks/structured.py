@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from pruner_zero import evaluate, prune
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.evaluation import measure_speed
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import SemiStructured, Unstructured, keep_mask
@@ -93,14 +93,14 @@ def main() -> None:
             }
             report["calibration"] = result.calibration
             report["provenance"] = provenance()
-            write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+            write_json(FILE, report)
     for (size, dtype), removed in SHAPES.items():
         for words, fields in removed.items():
             measured = report.setdefault("speeds", {})
             name = f"{size}, {words}"
             if name not in measured:
                 measured[name] = speed(config_of(given.model, size), dtype, words, fields)
-                write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+                write_json(FILE, report)
     write_page(report)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from pruner_zero.sparsity import STEPS, Layer, SemiStructured, Updated, refine_mask
 from tables import markdown
@@ -250,7 +250,7 @@ def main() -> None:
 
 def save(report: dict[str, Any]) -> None:
     """Write the result file."""
-    write_atomic(FILE, json.dumps(report, indent=2) + "\n")
+    write_json(FILE, report)
 
 
 def write_page(report: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from search import winner
 from tables import markdown, zeros_title
@@ -73,7 +73,7 @@ def main() -> None:
             origin = {"winner": method == methods[-1], "gradient_seqlen": pieces}
             table["rows"].append(result.rows[0] | origin)
             table["provenance"] = result.provenance
-            write_atomic(file, json.dumps(table, indent=2) + "\n")
+            write_json(file, table)
     write_page()
 
 

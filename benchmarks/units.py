@@ -31,7 +31,7 @@ from pruner_zero import evaluate, prune
 from pruner_zero.calibration import take_windows
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.evolution.study import Study
-from pruner_zero.files import read_lines, write_atomic
+from pruner_zero.files import read_lines, write_json
 from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.pruning import Structured
 from pruner_zero.text import load_mixture
@@ -147,7 +147,7 @@ def write_search(study: Study) -> None:
         "final": study.final_race.to_rows(),
     }
     file = HERE / "results" / f"units-search-{study.settings['structure']}.json"
-    write_atomic(file, json.dumps(found, indent=2) + "\n")
+    write_json(file, found)
 
 
 def measure_peers(given: argparse.Namespace) -> None:

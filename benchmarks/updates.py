@@ -17,7 +17,7 @@ from typing import Any
 
 from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from tables import markdown, zeros_title
 
@@ -161,7 +161,7 @@ def main() -> None:
             )
             table["rows"] = [*kept, *({"label": label, **row} for row in result.rows)]
             table["provenance"] = result.provenance
-            write_atomic(file, json.dumps(table, indent=2) + "\n")
+            write_json(file, table)
             write_page()
     write_page()
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from memory import measure
-from pruner_zero.files import write_atomic
+from pruner_zero.files import write_atomic, write_json
 from tables import machine, markdown
 
 HERE = Path(__file__).parent
@@ -74,7 +74,7 @@ def main() -> None:
 
 def write(report: dict[str, Any]) -> None:
     """Write the result file and its page."""
-    write_atomic(RESULTS, json.dumps(report, indent=2) + "\n")
+    write_json(RESULTS, report)
     write_atomic(HERE / "versions.md", page(report))
 
 
