@@ -14,8 +14,10 @@ from pruner_zero.devices import (
     is_out_of_memory,
     naming_out_of_memory,
     present_devices,
+    total_bytes,
 )
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.provenance import peak_rss_bytes
 
 SOURCE = Path(pruner_zero.__file__).parent
 CUDA = [torch.device("cuda", 0), torch.device("cuda", 1)]
@@ -106,3 +108,14 @@ def test_the_allocation_error_of_torch_is_recognised() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.empty(2**50)
     assert is_out_of_memory(failed.value)
+
+
+def test_the_memory_of_the_cpu_is_more_than_this_process_has_taken() -> None:
+    total = total_bytes(CPU)
+    assert total is not None
+    assert total > peak_rss_bytes()
+
+
+def test_a_system_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sysconf")
+    assert total_bytes(CPU) is None

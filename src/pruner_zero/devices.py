@@ -1,8 +1,9 @@
 """The devices of this machine and their free memory; only `provenance` queries them too."""
 
+import os
 import platform
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,15 @@ def present_devices() -> list[torch.device]:
 def free_bytes(device: torch.device) -> int:
     """The free memory of a cuda device, in bytes."""
     return torch.cuda.mem_get_info(device)[0]
+
+
+def total_bytes(device: torch.device) -> int | None:
+    """The memory of a device, in use or not, in bytes; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    with suppress(AttributeError, OSError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
-from pruner_zero.models import LanguageModel, find_matrices
-from pruner_zero.recovery import Checkpoint, distill
+from pruner_zero.models import LanguageModel, find_matrices, size_of
+from pruner_zero.recovery import Checkpoint, check_memory, distill, least_bytes
+from pruner_zero.recovery.train import Training
+from pruner_zero.recovery.trainable import KeptWeights
 from pruner_zero.text import Windows
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
@@ -92,3 +94,54 @@ def test_a_loss_that_is_not_finite_names_the_options_of_prune() -> None:
     line = refusal(lambda: train(pruned, dense(), 2))
     assert "is not finite: leave out the distillation, by --distill 0" in line
     assert "--learning-rate" not in line
+
+
+class Weighed(Training):
+    """Training that notes the bytes of its tensors."""
+
+    held = 0
+
+    def run(self, *given: Any) -> int:
+        step = super().run(*given)
+        tensors = [*self.tensors.values()]
+        for trainable in self.trainables:
+            assert isinstance(trainable, KeptWeights)
+            tensors.append(trainable.positions)
+        for tensor in self.tensors.values():
+            assert tensor.grad is not None
+            moments = self.optimizer.state[tensor]
+            tensors += [tensor.grad, moments["exp_avg"], moments["exp_avg_sq"]]
+        assert self.teacher is not None
+        models = size_of(self.model)[1] + size_of(self.teacher)[1]
+        type(self).held = models + sum(tensor.nbytes for tensor in tensors)
+        return step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_least_memory_is_that_of_the_tensors_that_training_holds(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr("pruner_zero.recovery.distillation.Training", Weighed)
+    (pruned, _), teacher = pruned_model(dtype=dtype), dense()
+    teacher.model.to(dtype)
+    needed = least_bytes(teacher, find_matrices(teacher.model), 0.5)
+    train(pruned, teacher, 1)
+    assert Weighed.held == needed
+
+
+def test_units_that_are_cut_out_are_not_counted() -> None:
+    model = dense()
+    matrices = find_matrices(model.model)
+    weights = sum(matrix.weight.numel() for matrix in matrices)
+    masked, cut = (least_bytes(model, matrices, 0.25, cut=cut) for cut in (False, True))
+    assert masked - cut == weights
+
+
+def test_training_that_cannot_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gibibyte = 2**30
+    monkeypatch.setattr("pruner_zero.recovery.distillation.total_bytes", lambda _: gibibyte)
+    line = refusal(lambda: check_memory(3 * gibibyte, dense()))
+    assert line.startswith("distillation of llama needs at least 3.0 GiB, and there are 1.0: ")
+    check_memory(gibibyte, dense())
+    monkeypatch.setattr("pruner_zero.recovery.distillation.total_bytes", lambda _: None)
+    check_memory(3 * gibibyte, dense())

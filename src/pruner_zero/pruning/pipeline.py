@@ -31,7 +31,9 @@ from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.propagation import Propagation
 from pruner_zero.pruning.prune_matrix import prune_matrix
 from pruner_zero.pruning.record import MatrixRecord
+from pruner_zero.pruning.removal import Removal
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
+from pruner_zero.recovery import check_memory, least_bytes
 from pruner_zero.sparsity import groups
 from pruner_zero.text import Windows
 
@@ -50,6 +52,9 @@ def check_plan(
     for matrix in matrices:
         method.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
     _check_parameters(language_model, matrices)
+    if method.distill:
+        share, cut = method.pattern.sparsity, isinstance(method.pattern, Removal)
+        check_memory(least_bytes(language_model, matrices, share, cut=cut), language_model)
     return matrices
 
 

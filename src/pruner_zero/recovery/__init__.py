@@ -1,7 +1,12 @@
 """Recovery: fine-tuning of a pruned model that keeps its zeros."""
 
 from pruner_zero.recovery.checkpoint import Checkpoint
-from pruner_zero.recovery.distillation import check_distillation, distill
+from pruner_zero.recovery.distillation import (
+    check_distillation,
+    check_memory,
+    distill,
+    least_bytes,
+)
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.result import NOT_RETRAINED, RecoverResult
 from pruner_zero.recovery.train import Point
@@ -14,6 +19,8 @@ __all__ = [
     "RecoverResult",
     "RecoverSettings",
     "check_distillation",
+    "check_memory",
     "distill",
+    "least_bytes",
     "recover",
 ]

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pruner_zero.devices import total_bytes
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, Matrix, check_weights, parameters_of
+from pruner_zero.models import LanguageModel, Matrix, check_weights, parameters_of, size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.train import Point, Training
@@ -15,6 +16,8 @@ from pruner_zero.text import Windows
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
+# Bytes of a trained weight: its position, its value, its gradient and two moments.
+_TRAINED = 5 * 4
 # The share of the windows that only the validation loss is measured on.
 _HELD_OUT = 1 / 16
 
@@ -25,6 +28,35 @@ def check_distillation(windows: Windows) -> None:
         raise PrunerZeroError(
             "distillation needs 2 calibration windows, one of them for validation: give more "
             "--windows, or --distill 0"
+        )
+
+
+def least_bytes(
+    model: LanguageModel, matrices: Sequence[Matrix], sparsity: float, *, cut: bool = False
+) -> int:
+    """The bytes that `distill` holds at least: the teacher, the weights in float32, the optimizer.
+
+    model: the dense one. sparsity: the pruned share of the `matrices`. cut: whether pruned weights
+    are cut out of the model before.
+    """
+    parameters, held = size_of(model.model)
+    weights = sum(parameter.numel() for parameter in parameters_of(matrices).values())
+    left = parameters - round(weights * sparsity) if cut else parameters
+    return held + 4 * left + _TRAINED * round(weights * (1 - sparsity))
+
+
+def check_memory(needed: int, model: LanguageModel) -> None:
+    """Raise PrunerZeroError where `distill`, with `needed` bytes, cannot fit in the memory.
+
+    It is that of the devices of the dense `model`.
+    """
+    devices = {parameter.device for parameter in model.model.parameters()}
+    totals = [total_bytes(device) for device in devices]
+    known = [total for total in totals if total is not None]
+    if len(known) == len(totals) and needed > sum(known):
+        raise PrunerZeroError(
+            f"distillation of {model.name} needs at least {needed / 2**30:.1f} GiB, and there are "
+            f"{sum(known) / 2**30:.1f}: leave it out, by --distill 0 or without +distill=N"
         )
 
 

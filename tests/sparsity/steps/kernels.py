@@ -1,5 +1,6 @@
 """The steps as functions of tensors, their constants at other values where a test asks for it."""
 
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -49,18 +50,27 @@ def exact_update(
     target: Tensor | None = None,
     damping: float = 0.01,
     name: str = "matrix",
+    tolerance: float = 1e-3,
     **options: Any,
 ) -> least_squares.Solution:
-    """Least squares under a mask."""
+    """Least squares under a mask, finer than those of the step."""
     layer = layer_of(weight, gram, mask, target=target, damping=damping, name=name)
-    return least_squares.solve(layer, **options)
+    return least_squares.solve(layer, tolerance=tolerance, **options)
 
 
 def refine_exact(
-    weight: Tensor, gram: Tensor, mask: Tensor, pattern: Pattern, *, turns: int = 12, **options: Any
+    weight: Tensor,
+    gram: Tensor,
+    mask: Tensor,
+    pattern: Pattern,
+    *,
+    turns: int = 12,
+    tolerance: float = least_squares.TOLERANCE,
+    **options: Any,
 ) -> Updated:
-    """Swaps judged by least squares, at most so many turns of them."""
-    with patch.object(exact_swaps, "_TURNS", turns):
+    """Swaps judged by least squares, at most so many turns of them, and a last solution."""
+    last = partial(least_squares.solve, tolerance=tolerance)
+    with patch.object(exact_swaps, "_TURNS", turns), patch.object(exact_swaps, "solve", last):
         return exact_swaps.refine_exact(layer_of(weight, gram, mask, pattern, **options))
 
 

@@ -309,10 +309,10 @@ def test_rows_beyond_those_solved_together_have_the_same_solution_up_to_the_tole
 def test_known_dominant_directions_save_most_iterations() -> None:
     weight, gram = loud_layer(6, 160)
     mask = random_mask(6, 160, 0.5)
-    few = solve(layer_of(weight, gram, mask))
+    few = solve(layer_of(weight, gram, mask), tolerance=1e-3)
     without = layer_of(weight, gram, mask)
     vars(without.hessian)["nystrom"] = torch.zeros(160, 32)
-    many = solve(without)
+    many = solve(without, tolerance=1e-3)
     assert few.converged
     assert 3 * few.iterations < many.iterations
 
@@ -329,7 +329,7 @@ def test_removed_columns_leave_what_least_squares_on_the_others_find(
     updated = remove_columns(weight, hessian, ~mask[0])
     assert updated is not None
     plain = Layer(weight, Hessian(gram), Unstructured(0.5), mask, name="matrix")
-    wanted = solve(plain).weight.double()
+    wanted = solve(plain, tolerance=1e-3).weight.double()
     assert not updated[~mask].any()
     change, least = updated.double() - weight, wanted - weight
     least[:, 0] = change[:, 0] = 0
@@ -365,7 +365,7 @@ def test_coarse_solutions_of_wide_matrices_take_as_many_iterations_in_bfloat16(
     weight, gram = (loud_layer if loud else layer)(24, 192)
     problem = Layer(weight, Hessian(gram), Unstructured(0.5), random_mask(24, 192, 0.5))
     H = reference.damped(gram)
-    fine = solve(problem).weight
+    fine = solve(problem, tolerance=1e-3).weight
     least = error_rows(H, weight - fine)
     iterations, excess = [], []
     for wide in (193, 192):
@@ -389,9 +389,9 @@ def test_fine_solutions_of_wide_matrices_are_as_good_with_products_in_bfloat16(
     problem = Layer(weight, Hessian(gram), Unstructured(0.5), random_mask(24, 192, 0.5))
     start = solve(problem, tolerance=0.1).weight if started else None
     H = reference.damped(gram)
-    fine = solve(problem, start=start)
+    fine = solve(problem, start=start, tolerance=1e-3)
     monkeypatch.setattr(least_squares, "_WIDE", 192)
-    coarse = solve(problem, start=start)
+    coarse = solve(problem, start=start, tolerance=1e-3)
     assert not torch.equal(coarse.weight, fine.weight)
     assert coarse.converged
     assert coarse.residual <= 2e-3

@@ -15,8 +15,8 @@ from pruner_zero.sparsity.steps.least_squares import (
 )
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
-# Tolerances of the solutions that only compare two masks, and of the last one.
-_TOLERANCE, _LAST = 0.05, 0.01
+# The tolerance of the solutions that only compare two masks.
+_TOLERANCE = 0.05
 
 # Rows processed together list every place of a row as pruned and as revived.
 _ROWS = 2048
@@ -35,9 +35,10 @@ def refine_exact(layer: Layer) -> Updated:
     estimated gain (N:M: at most one in a group) and is solved again from its last solution; a row
     whose error did not fall keeps its old mask and swaps the better half of the pairs in the next
     turn. Ends after 12 turns, or where no row has a pair left. Every row and N:M group keeps its
-    zeros. Masks are compared by solutions with a tolerance of 0.05, and the last solution has one
-    of 0.01: up to what these leave, no row ends with a larger error than `solve` leaves under the
-    given mask. Raises what `solve` raises, and PrunerZeroError where the pattern does not fit.
+    zeros. Masks are compared by solutions with a tolerance of 0.05, and the last solution is
+    that of `solve`: up to what these leave, no row ends with a larger error than `solve` leaves
+    under the given mask. Raises what `solve` raises, and PrunerZeroError where the pattern does not
+    fit.
     Source: the two estimates are those of optimal brain surgery (Hassibi & Stork 1993), a swap as a
     step of local search under least squares is that of Hazimeh & Mazumder 2020 (1803.01454); their
     combination over all rows at once is ours.
@@ -76,7 +77,7 @@ def refine_exact(layer: Layer) -> Updated:
             kept[rows[lower]], solved[rows[lower]] = trial[lower], reached.weight[lower]
             best = reached.where(lower, best)
             most = torch.where(lower, W.shape[1], count // 2)
-    solution = solve(replace(layer, mask=kept), tolerance=_LAST, start=solved)
+    solution = solve(replace(layer, mask=kept), start=solved)
     return Updated(solution.weight, kept, solution.note)
 
 
