@@ -136,6 +136,8 @@ def all_cells() -> Iterator[Cell]:
     for words, steps in {"": "", ", least squares": "+exact"}.items():
         metric = "W * (O * X)^0.73@global" + steps
         yield Cell("mask of the default" + words, "50", metric, "self", {"windows": 64})
+    one_shot = {"windows": 64, "mode": "one-shot"}
+    yield Cell("Wanda, its own text, one-shot", "50", "wanda", "self", one_shot)
     for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
         yield Cell(f"{words} in the default{LONGER}", "50", metric + in_default, "self", LONG)
     for zeros, masks in MASKS.items():
