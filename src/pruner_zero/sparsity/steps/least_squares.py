@@ -11,8 +11,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
-# Down to this residual the error is within 0.2 % of the least one, at half of the iterations that
-# 0.001 takes (benchmarks/narrow.md).
+# The error is then within 0.02 % of that at 0.001, after two thirds of the iterations
+# (benchmarks/narrow.md).
 TOLERANCE = 0.01
 
 # How small the preconditioner's diagonal may be beside its low-rank part, for float32's sake.
