@@ -54,11 +54,12 @@ _MORE = (
     "text of the kind that the model is for"
 )
 # Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
-# number (benchmarks/narrow.md).
+# number (benchmarks/narrow.md). Of masks alone, Wanda's was the better one there
+# (benchmarks/proof.md).
 _MANY_INPUTS = 4096
 _SLOW = (
     ". On a CPU, swaps with least squares take hours for matrices of {inputs} inputs: "
-    "--metric '{metric}'{scope} leaves them out"
+    "--metric wanda leaves them out"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
 _PLACE = {"device", "distill", "threads"}
@@ -210,10 +211,7 @@ def _describe_default(method: Method, settings: PruneSettings, inputs: int | Non
     steps = describe_steps(method.steps, method.asymmetric)
     chosen = f"{method.metric.expression} ({method.pattern}){steps}{trained}"
     note = _CHOSEN.format(method=chosen, more=_MORE if method.distill else "")
-    if inputs is None or not settings.refine:
-        return note
-    scope = f" --scope {settings.scope}" if settings.scope else ""
-    return note + _SLOW.format(inputs=inputs, metric=settings.metric, scope=scope)
+    return note if inputs is None or not settings.refine else note + _SLOW.format(inputs=inputs)
 
 
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:
