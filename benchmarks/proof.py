@@ -78,7 +78,7 @@ MASKS: Mapping[str, Mapping[str, str]] = {
     },
 }
 # One step after each of these masks.
-STEPPED = ("magnitude", "Wanda", "RIA", "evolved on SmolLM2")
+STEPPED = ("magnitude", "Wanda", "RIA", "published tree", "evolved on SmolLM2")
 STEPS: Mapping[str, str] = {"with swaps": "+refine", "with least squares": "+exact"}
 ZEROS: Mapping[str, Mapping[str, Any]] = {"50": {"sparsity": 0.5}, "2-4": {"pattern": "2:4"}}
 # Whole units in place of weights.
@@ -144,9 +144,10 @@ def all_cells() -> Iterator[Cell]:
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
-    for label in STEPPED:
-        for step, suffix in STEPS.items():
-            yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
+    for zeros, masks in MASKS.items():
+        for label in STEPPED:
+            for step, suffix in STEPS.items():
+                yield Cell(f"{label} {step}", zeros, masks[label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")
     yield Cell(f"default{LONGER}", "channels-25", DEFAULT, "self", LONG)
     for label, metric in OF_HEADS.items():
