@@ -40,6 +40,7 @@ from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
+from pruner_zero.evolution.population import Population
 from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
@@ -79,6 +80,11 @@ class Arm:
         )
 
 
+def worst_first(population: Population) -> list[int]:
+    """The members in the order in which they leave, by their value alone."""
+    return [candidate.number for candidate, _ in population.members[::-1]]
+
+
 # Where the rungs of a search come from.
 RUNGS = "pruner_zero.evolution.settings.SearchSettings.racing"
 ARMS = {
@@ -89,6 +95,19 @@ ARMS = {
     "adaptive": Arm(build=Adaptive),
     # Without bound, on the candidates of a batch that run on a few windows.
     "without bound": Arm(patches={RUNGS: Racing(few_most=1000)}),
+    # Without inherited corrections, trust in the closed form, shares by success, limits of a kind,
+    # an elite, shorter forms of equal masks, and the best of a scope in every other.
+    "plain": Arm(
+        patches={
+            "pruner_zero.evolution.surrogate._INHERITED": 0.0,
+            "pruner_zero.evolution.surrogate._trust": lambda points: 1.0,
+            "pruner_zero.evolution.niches._EVEN": 1.0,
+            "pruner_zero.evolution.racing._KINDS": 1,
+            "pruner_zero.evolution.population.Population._leaving": worst_first,
+            "pruner_zero.evolution.population.Population._shorten": lambda *_: None,
+            "pruner_zero.evolution.niches.Evolution._spread": lambda _: iter(()),
+        }
+    ),
     # By itself the published algorithm judges every candidate on all windows.
     "published global": Arm({"algorithm": "published", "scope": "global"}, {RUNGS: Racing()}),
 }
