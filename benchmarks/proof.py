@@ -58,6 +58,8 @@ DEFAULT = "default"
 LONGER, LONG = ", 24 windows of 1024", {"windows": 24, "seqlen": 1024}
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
+# The metric of the default, and less of the weights of rows whose scores are high.
+RELATIVE = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33@global"
 
 # Masks alone.
 MASKS: Mapping[str, Mapping[str, str]] = {
@@ -68,6 +70,7 @@ MASKS: Mapping[str, Mapping[str, str]] = {
         "published tree": "pruner-zero",
         "evolved on SmolLM2": CARRIED,
         "evolved on Gemma": EVOLVED_ON_GEMMA,
+        "relative rows": RELATIVE,
     },
     "2-4": {
         "magnitude": "magnitude",
@@ -136,6 +139,7 @@ def all_cells() -> Iterator[Cell]:
     for words, steps in {"": "", ", least squares": "+exact"}.items():
         metric = "W * (O * X)^0.73@global" + steps
         yield Cell("mask of the default" + words, "50", metric, "self", {"windows": 64})
+    yield Cell("relative rows in the default", "50", RELATIVE + in_default, "self")
     one_shot = {"windows": 64, "mode": "one-shot"}
     yield Cell("Wanda, its own text, one-shot", "50", "wanda", "self", one_shot)
     for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
@@ -144,10 +148,9 @@ def all_cells() -> Iterator[Cell]:
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
-    for zeros, masks in MASKS.items():
-        for label in STEPPED:
-            for step, suffix in STEPS.items():
-                yield Cell(f"{label} {step}", zeros, masks[label] + suffix)
+    for label in STEPPED:
+        for step, suffix in STEPS.items():
+            yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")
     yield Cell(f"default{LONGER}", "channels-25", DEFAULT, "self", LONG)
     for label, metric in OF_HEADS.items():
