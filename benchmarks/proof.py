@@ -58,7 +58,7 @@ DEFAULT = "default"
 LONGER, LONG = ", 24 windows of 1024", {"windows": 24, "seqlen": 1024}
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
-# The metric of the default, and less of the weights of rows whose scores are high.
+# The metric of the default, with scores in part relative to the norm of their row.
 RELATIVE = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33@global"
 
 # Masks alone.
