@@ -46,13 +46,14 @@ def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
     gram = torch.eye(4)
     shared = {"X": torch.ones(1, 4), "gram": gram, "cross": 5 * gram}
     collected = {"q": shared, "k": shared, "o": {"X": torch.ones(1, 4), "gram": gram}}
-    statistics = block_statistics(collected, 0.02)
+    statistics = block_statistics(collected, 0.02, tokens=16)
     assert not collected
     hessian = statistics["q"].hessian
     assert hessian is not None
     assert hessian is statistics["k"].hessian
     assert hessian is not statistics["o"].hessian
     assert hessian.damping == 0.02
+    assert hessian.shrinkage == 2 * 4 / 16
     # A quarter of the way to the dense model's outputs.
     assert hessian.target is not None
     assert torch.equal(hessian.target, 2 * gram)

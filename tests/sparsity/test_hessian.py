@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import Hessian
+from pruner_zero.sparsity import Hessian, Layer, Unstructured, keep_mask, shrinkage_for
+from pruner_zero.sparsity.steps.least_squares import solve
 from tests.sparsity import reference
 from tests.sparsity.steps.test_sweep import assert_close, layer
 
@@ -143,3 +144,30 @@ def test_the_diagonal_of_the_inverse_is_kept_without_the_factor() -> None:
     held = Hessian(layer(4, 24)[1])
     _ = held.inverse_factor, held.inverse_diagonal
     assert "inverse_factor" in vars(held)
+
+
+def test_shrinkage_adds_to_each_channel_its_own_share() -> None:
+    _, gram = layer(1, 60)
+    gram[:, 7] = gram[7] = 0.0
+    added = torch.diag(gram.diagonal() * 0.5 + gram.diagonal().mean() * 0.02)
+    added[7, 7] += 1.0
+    shrunk = Hessian(gram, damping=0.02, shrinkage=0.5)
+    assert_close(shrunk.damped(), gram + added)
+    inverse = torch.linalg.inv(gram + added)
+    assert_close(shrunk.inverse_factor, torch.linalg.cholesky(inverse, upper=True))
+    assert_close(shrunk.inverse_diagonal, inverse.diagonal())
+
+
+def test_shrinkage_lowers_the_error_on_tokens_that_least_squares_have_not_seen() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(96, 96, generator=generator) * 0.1 + torch.eye(96)
+    fitted = torch.randn(128, 96, generator=generator) @ mixed
+    others = torch.randn(4096, 96, generator=generator) @ mixed
+    weight = torch.randn(16, 96, generator=generator)
+    mask = keep_mask(weight.abs(), Unstructured(0.5, "row"))
+    errors = {}
+    for shrinkage in (0.0, shrinkage_for(96, 128)):
+        hessian = Hessian(fitted.t() @ fitted, shrinkage=shrinkage)
+        solved = solve(Layer(weight, hessian, Unstructured(0.5, "row"), mask)).weight
+        errors[shrinkage] = float(((weight - solved) @ others.t()).square().sum())
+    assert errors[shrinkage_for(96, 128)] < 0.9 * errors[0.0]

@@ -108,7 +108,8 @@ def build_evaluator(
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
     hessians: dict[str, Hessian] = {}
-    reader = DenseStatistics(store, settings.damping)
+    tokens = calibration.tokens.numel() if step is not None and step.shrinks else None
+    reader = DenseStatistics(store, settings.damping, tokens)
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
     share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))

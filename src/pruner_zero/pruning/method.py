@@ -88,6 +88,11 @@ class Method:
         return frozenset(select(GradientStatistic, self.kinds))
 
     @property
+    def shrinks(self) -> bool:
+        """Whether a step asks for Hessians that are shrunk for the tokens behind them."""
+        return any(STEPS[name].shrinks for name in self.steps)
+
+    @property
     def at_once(self) -> bool:
         """Whether the scores of the whole model decide, and no step follows the mask."""
         return self.pattern.reach == "model" and not self.steps

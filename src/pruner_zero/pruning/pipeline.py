@@ -108,13 +108,15 @@ def prune_model(
     if matrices is None:
         matrices = check_plan(language_model, method)
     calibrate(language_model, windows, method.dense_kinds(order), store, progress=progress)
+    tokens = windows.tokens.numel() if method.shrinks else None
     run = _Run(
         language_model,
         windows,
         method,
         matrices,
-        DenseStatistics(store, damping),
+        DenseStatistics(store, damping, tokens),
         damping,
+        tokens,
         progress,
         checkpoint,
         propagated=order == "sequential" and bool(select(InputStatistic, method.kinds)),
@@ -128,12 +130,15 @@ def prune_model(
 
 @dataclass(frozen=True)
 class _Run:
+    """The parts of one run. tokens: those of the windows, where Hessians are shrunk for them."""
+
     language_model: LanguageModel
     windows: Windows
     method: Method
     matrices: Sequence[Matrix]
     statistics: DenseStatistics
     damping: float
+    tokens: int | None
     progress: Progress
     checkpoint: Checkpoint | None
     propagated: bool
@@ -160,7 +165,7 @@ class _Run:
                 inputs: dict[str, Statistics] = {}
                 if propagation:
                     collected = propagation.observe(block, index, matrices, method.kinds)
-                    inputs = block_statistics(collected, self.damping)
+                    inputs = block_statistics(collected, self.damping, self.tokens)
                 done = list(self.prune(dense, matrices, inputs))
                 if index == last:
                     # No block after it has matrices, so nothing needs its outputs.

@@ -14,7 +14,7 @@ from pruner_zero.calibration import (
     select,
 )
 from pruner_zero.models import Matrix
-from pruner_zero.sparsity import Hessian
+from pruner_zero.sparsity import Hessian, shrinkage_for
 
 # The weight of the dense model's outputs in the target of asymmetric steps. A weight of 1 diverges
 # on real models: part of the loss of earlier blocks cannot be computed from the remaining inputs,
@@ -56,40 +56,49 @@ class Statistics:
 
 
 def block_statistics(
-    collected: dict[str, MatrixStatistics], damping: float
+    collected: dict[str, MatrixStatistics], damping: float, tokens: int | None = None
 ) -> dict[str, Statistics]:
     """By matrix name, what was collected of the inputs of one block; `collected` is emptied.
 
-    Matrices that share one `MatrixStatistics` share one Hessian, which `damping` damps.
+    Matrices that share one `MatrixStatistics` share one Hessian, which `damping` damps. tokens:
+    the tokens behind it, for which it is shrunk; it is not shrunk where None.
     """
     shared: dict[int, Statistics] = {}
     statistics = {}
     for name, values in collected.items():
         if id(values) not in shared:
             rest = {kind: values[kind] for kind in values if kind not in ("gram", "cross")}
-            shared[id(values)] = Statistics(rest, _hessian(values, damping, name))
+            shared[id(values)] = Statistics(rest, _hessian(values, damping, name, tokens))
         statistics[name] = shared[id(values)]
     collected.clear()
     return statistics
 
 
-def _hessian(values: MatrixStatistics, damping: float, name: str) -> Hessian | None:
+def _hessian(
+    values: MatrixStatistics, damping: float, name: str, tokens: int | None
+) -> Hessian | None:
     gram, cross = values.get("gram"), values.get("cross")
     if gram is None:
         return None
     target = None if cross is None else gram.lerp(cross, ASYMMETRY)
-    return Hessian(gram, target, damping, name)
+    return Hessian(gram, target, damping, name, _shrinkage(gram, tokens))
+
+
+def _shrinkage(gram: Tensor, tokens: int | None) -> float:
+    return 0.0 if tokens is None else shrinkage_for(len(gram), tokens)
 
 
 class DenseStatistics:
     """Reads the dense model's statistics of one matrix after the other.
 
-    The last Hessian is kept, for the next matrix with its input.
+    The last Hessian is kept, for the next matrix with its input. damping, tokens: as
+    `block_statistics` takes them.
     """
 
-    def __init__(self, store: StatisticsStore, damping: float) -> None:
+    def __init__(self, store: StatisticsStore, damping: float, tokens: int | None = None) -> None:
         self.store = store
         self.damping = damping
+        self.tokens = tokens
         self._last: tuple[str, Hessian] | None = None
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
@@ -108,5 +117,6 @@ class DenseStatistics:
             # Freed before the next one, which is as large, is read.
             self._last = None
             gram = self._read("gram", matrix)
-            self._last = owner, Hessian(gram, damping=self.damping, name=matrix.name)
+            shrinkage = _shrinkage(gram, self.tokens)
+            self._last = owner, Hessian(gram, None, self.damping, matrix.name, shrinkage)
         return self._last[1]

@@ -1,7 +1,7 @@
 """Scores → mask → weights: patterns, exact selection, better masks, updates under a mask."""
 
 from pruner_zero.choices import Scope
-from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.pattern import (
     SCOPES,
     LazyTensors,
@@ -39,5 +39,6 @@ __all__ = [
     "pruned_count",
     "refine_mask",
     "run_steps",
+    "shrinkage_for",
     "used_damping",
 ]

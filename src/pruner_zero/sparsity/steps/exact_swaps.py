@@ -178,4 +178,5 @@ REFINE_EXACT = Step(
     help="swaps judged by the error that least squares leaves",
     aims=True,
     damps=True,
+    shrinks=True,
 )

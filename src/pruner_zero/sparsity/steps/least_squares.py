@@ -311,5 +311,6 @@ EXACT = Step(
     option="update",
     aims=True,
     damps=True,
+    shrinks=True,
     estimate=estimate_update,
 )

@@ -78,8 +78,9 @@ class Step:
     help: what it does in a few words, for `--help` and the reference. changes: a step that changes
     the mask alone runs before those that change weights. option: the command-line option that names
     it too. needs_gram: it needs a `Layer.hessian`. aims: it can aim at the dense model's outputs.
-    damps: it uses the damped Hessian, and the record has the damping. estimate: a cheaper `run` for
-    the search's closed-form error, close to it for a few rows.
+    damps: it uses the damped Hessian, and the record has the damping. shrinks: the Hessian is
+    shrunk for the number of tokens behind it. estimate: a cheaper `run` for the search's
+    closed-form error, close to it for a few rows.
     """
 
     name: str
@@ -91,4 +92,5 @@ class Step:
     needs_gram: bool = True
     aims: bool = False
     damps: bool = False
+    shrinks: bool = False
     estimate: Callable[[Layer], Updated] | None = None
