@@ -32,7 +32,7 @@ def parts(prose: str) -> tuple[Windows, Windows]:
 
 
 def settings(**options: Any) -> RecoverSettings:
-    sizes = {"seqlen": SEQLEN, "batch": 2, "learning_rate": 1e-2, "compute_dtype": "float32"}
+    sizes = {"seqlen": SEQLEN, "batch": 2, "learning_rate": 0.1, "compute_dtype": "float32"}
     return RecoverSettings(**{"model": "m", "text": "t", **sizes, **options})
 
 
@@ -52,6 +52,7 @@ def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSetti
     model, steps = pruned.model, config.steps or 0
     parameters = parameters_of(find_matrices(model)).values()
     masks = [(parameter != 0).float() for parameter in parameters]
+    sizes = [parameter.detach().square().mean().sqrt() for parameter in parameters]
     first = [torch.zeros_like(parameter) for parameter in parameters]
     second = [torch.zeros_like(parameter) for parameter in parameters]
     drawn = in_training_order([windows], [1], config.seed)
@@ -68,12 +69,13 @@ def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSetti
         cosine = 0.5 * (1 + math.cos(math.pi * (share - WARMUP) / (1 - WARMUP)))
         learning_rate = config.learning_rate * (cosine if warm is None else warm)
         with torch.no_grad():
-            for parameter, gradient, m, v in zip(parameters, gradients, first, second, strict=True):
+            columns = (parameters, sizes, gradients, first, second)
+            for parameter, size, gradient, m, v in zip(*columns, strict=True):
                 m.mul_(BETAS[0]).add_(gradient * shrink, alpha=1 - BETAS[0])
                 v.mul_(BETAS[1]).add_((gradient * shrink).square(), alpha=1 - BETAS[1])
                 mean = m / (1 - BETAS[0] ** (step + 1))
                 deviation = (v / (1 - BETAS[1] ** (step + 1))).sqrt() + 1e-8
-                parameter.sub_(learning_rate * mean / deviation)
+                parameter.sub_(learning_rate * size * mean / deviation)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])

@@ -16,12 +16,6 @@ def test_ten_minutes_where_no_budget_is_given() -> None:
     assert (both.steps, both.minutes) == (3, 1)
 
 
-def test_the_learning_rate_follows_the_mode_unless_given() -> None:
-    full, lora = (RecoverSettings(**NAMES, mode=mode) for mode in ("full", "lora"))
-    assert 0 < full.learning_rate < lora.learning_rate
-    assert RecoverSettings(**NAMES, mode="lora", learning_rate=0.5).learning_rate == 0.5
-
-
 @pytest.mark.parametrize(
     ("options", "share"),
     [

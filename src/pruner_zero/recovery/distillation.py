@@ -11,7 +11,6 @@ from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.train import Point, Training
 from pruner_zero.recovery.trainable import KeptWeights, Trainable, float32_weights
 from pruner_zero.settings import RecoverSettings
-from pruner_zero.settings.recover import DEFAULT_LEARNING_RATE
 from pruner_zero.text import Windows
 
 # Tokens in an optimizer step, in as many windows as they fill.
@@ -90,7 +89,6 @@ def distill(
         text=windows.corpus,
         teacher=teacher.name,
         steps=steps,
-        learning_rate=DEFAULT_LEARNING_RATE["full"],
         teacher_share=1.0,
         batch=max(1, min(TOKENS // windows.seqlen, len(windows) - held_out)),
         seqlen=windows.seqlen,

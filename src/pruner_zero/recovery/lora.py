@@ -39,6 +39,7 @@ class MaskedAdapters:
         self.matrices = matrices
         self.base = parameter.data.clone()
         self.scale = alpha / rank
+        self.rate_scale = 1.0
         self.tensors: dict[str, Tensor] = {}
         for matrix in matrices:
             height, width = matrix.weight.shape

@@ -122,7 +122,10 @@ class Training:
         self.dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
         self.tensors = {name: tensor for t in self.trainables for name, tensor in t.tensors.items()}
         self.optimizer = torch.optim.AdamW(
-            list(self.tensors.values()),
+            [
+                {"params": list(trainable.tensors.values()), "scale": trainable.rate_scale}
+                for trainable in self.trainables
+            ],
             settings.learning_rate,
             BETAS,
             weight_decay=0.0,
@@ -205,7 +208,7 @@ class Training:
         ahead = state.validation_seconds + state.step_seconds / 2
         share = self._spent(state.step + 0.5, state.seconds + ahead)
         for group in self.optimizer.param_groups:
-            group["lr"] = settings.learning_rate * rate(share)
+            group["lr"] = settings.learning_rate * rate(share) * group["scale"]
         self.optimizer.step()
         state.step += 1
         self._write()

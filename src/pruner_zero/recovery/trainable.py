@@ -1,5 +1,6 @@
 """Trained tensors: fp32 values from which a parameter of the model is made, zeros excluded."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -13,16 +14,20 @@ from pruner_zero.models import LanguageModel, Matrix, find_matrices, parameters_
 # A dense model has a few zeros by rounding; below this share a model counts as not pruned.
 LEAST_SPARSITY = 0.01
 
+# The least root mean square that a learning rate is a share of.
+_LEAST_SCALE = 1e-3
+
 
 class Trainable(Protocol):
     """One parameter of the model, made from fp32 `tensors` that the optimizer changes.
 
     The zeros that the parameter has at the beginning are its mask. Each tensor has a gradient from
-    the start, zero until `pull` adds to it.
+    the start, zero until `pull` adds to it. rate_scale: what the learning rate is multiplied by.
     """
 
     parameter: nn.Parameter
     tensors: dict[str, Tensor]
+    rate_scale: float
 
     def write(self) -> None:
         """Compute the parameter, fp32, from the tensors."""
@@ -35,7 +40,11 @@ class KeptWeights:
     """The kept weights of one parameter, gathered into one vector.
 
     Pruned weights are not in the vector, so no gradient, momentum or weight decay reaches them,
-    and the optimizer's state is smaller by the sparsity.
+    and the optimizer's state is smaller by the sparsity. The learning rate is a share of the root
+    mean square of the parameter, zeros included: Adam's steps have the same size for every weight,
+    and the weights of models differ in size by a factor of ten.
+    Source: Adafactor's relative step size (Shazeer & Stern 2018, 1804.04235), with their least
+    scale of 0.001.
     """
 
     def __init__(self, name: str, parameter: nn.Parameter) -> None:
@@ -45,6 +54,8 @@ class KeptWeights:
         self.positions = positions.int() if parameter.numel() < 2**31 else positions
         self.kept = with_gradient(self._gather(parameter.data).float())
         self.tensors = {name: self.kept}
+        root_mean_square = math.sqrt(float(self.kept.square().sum()) / parameter.numel())
+        self.rate_scale = max(_LEAST_SCALE, root_mean_square)
 
     def write(self) -> None:
         """Write the kept weights to their positions."""

@@ -13,7 +13,6 @@ from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 TuningMode = Literal["full", "lora"]
 
 DEFAULT_MINUTES = 10.0
-DEFAULT_LEARNING_RATE = {"full": 2e-4, "lora": 1e-3}
 
 
 class RecoverSettings(ModelSettings):
@@ -50,8 +49,11 @@ class RecoverSettings(ModelSettings):
     teacher_share: Annotated[float, Cli(default="0.5; 1 if the teacher writes the text")] = Field(
         gt=0, le=1, description="Weight of the distillation loss; the rest is the text's loss."
     )
-    learning_rate: Annotated[float, Cli(default="2e-4 for full, 1e-3 for lora")] = Field(
-        gt=0, description="Highest learning rate."
+    learning_rate: float = Field(
+        1e-3,
+        gt=0,
+        description="Highest learning rate; with --mode full it is a share of the root mean square "
+        "of each trained matrix.",
     )
     rank: int = Field(16, ge=1, description="Rank of the LoRA adapters, with --mode lora.")
     alpha: float = Field(
@@ -78,12 +80,11 @@ class RecoverSettings(ModelSettings):
         resolved = {key: value for key, value in given.items() if value is not None}
         if "minutes" not in resolved and "steps" not in resolved:
             resolved["minutes"] = DEFAULT_MINUTES
-        rate = DEFAULT_LEARNING_RATE.get(str(resolved.get("mode", "full")), 1.0)
         # The tokens that a teacher draws say no more than the predictions they are drawn from.
         share = 1.0 if are_written(resolved.get("text", SELF)) else 0.5
         if resolved.get("teacher_share", share) != share and "teacher" not in resolved:
             raise PrunerZeroError("--teacher-share has no effect without --teacher: leave it out")
-        return {"learning_rate": rate, "teacher_share": share, **resolved}
+        return {"teacher_share": share, **resolved}
 
     @model_validator(mode="after")
     def _check_effect(self) -> "RecoverSettings":
