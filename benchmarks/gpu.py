@@ -31,10 +31,11 @@ from pruner_zero import prune, recover, search
 from pruner_zero.devices import find_devices
 from pruner_zero.files import write_atomic
 from pruner_zero.provenance import measured, provenance
+from pruner_zero.settings.prune import DEFAULT
 from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
 
 HERE = Path(__file__).parent
-BEST = "W * (O * X)^0.73@global"
+BEST = f"{DEFAULT['metric']}@{DEFAULT['scope']}"
 METHODS = ("wanda", "sparsegpt", BEST, f"{BEST}+refine+asymmetric+exact")
 # By part, the arguments of `prune`; without a metric it takes the default method.
 PRUNED: Mapping[str, Mapping[str, Any]] = {

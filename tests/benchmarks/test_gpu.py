@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from pruner_zero import prune
+from pruner_zero.settings.prune import DEFAULT
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def write(gpu: ModuleType, folder: Path, settings: Any, parts: dict[str, Any]) -
 
 
 def test_methods_are_pruned_and_timed(gpu: ModuleType, settings: Any, tmp_path: Path) -> None:
-    assert "W * (O * X)^0.73@global+refine+asymmetric+exact" in gpu.METHODS
+    assert f"{DEFAULT['metric']}@global+refine+asymmetric+exact" in gpu.METHODS
     parts = {method: gpu.measure(method, settings) for method in gpu.METHODS}
     for row in parts.values():
         assert row["zeros"] == pytest.approx(0.5, abs=0.01)

@@ -258,7 +258,8 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     assert "METRIC[@SCOPE][+STEPS]" in text
     assert "[default: 24; 96 in prune if the model writes them]" in text
     steps = "--refine --asymmetric --update exact --distill 40"
-    assert f"[default: W * (O * X)^0.73 --scope global {steps}]" in text
+    metric = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33"
+    assert f"[default: {metric} --scope global {steps}]" in text
     for verb in ("prune", "evaluate", "compare", "metric"):
         assert verb in cli("--help").out
 

@@ -19,7 +19,7 @@ METHOD = "METRIC[@SCOPE][+STEPS]"
 # (benchmarks/proof.md, benchmarks/why.md).
 DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
-        "metric": "W * (O * X)^0.73",
+        "metric": "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33",
         "scope": "global",
         "refine": True,
         "asymmetric": True,
