@@ -1,7 +1,7 @@
 """Least squares and swaps on windows that they have not seen, with and without shrinkage.
 
     python benchmarks/shrinkage.py --text wiki.valid.raw \\
-        --models builtin:smollm2-135m qwen2.5-coder-1.5b-instruct-q4_k_m.gguf
+        --models builtin:smollm2-135m
 
 Wanda's scores remove half of each row in matrices of one block; `exact` and `refine+exact` follow
 on the Gram matrix of some windows. The error of the outputs is measured on other windows of the
@@ -115,10 +115,10 @@ def page(report: dict[str, list[Row]]) -> str:
         "# Shrinkage for few tokens",
         "",
         "Made by `python benchmarks/shrinkage.py --text wiki.valid.raw --models"
-        " builtin:smollm2-135m qwen2.5-coder-1.5b-instruct-q4_k_m.gguf`: half of each row by"
-        f" Wanda's scores, {ROWS} rows of matrices of block {BLOCK}, windows of {SEQLEN} tokens of"
-        f" WikiText-2 validation. The error of the outputs on the {HELD_OUT} windows that follow"
-        " those of the fit, where that of the mask alone is 1. The columns are multiples of the"
+        f" {' '.join(report)}`: half of each row by Wanda's scores, {ROWS} rows of matrices of"
+        f" block {BLOCK}, windows of {SEQLEN} tokens of WikiText-2 validation. The error of the"
+        f" outputs on the {HELD_OUT} windows that follow those of the fit, where that of the mask"
+        " alone is 1. The columns are multiples of the"
         " inputs over the tokens of the fit. [Result file](results/shrinkage.json).",
         "",
     ]

@@ -138,6 +138,14 @@ def fill(
 
 def judged(dense: LanguageModel, texts: Mapping[str, str]) -> dict[str, Tensor]:
     """The windows (n, tokens) of each kind that a row is judged by."""
+    windows = of_texts(dense, texts)
+    beginnings = windows.pop("short")
+    written = self_windows(dense, 2, 1024, 0, first=FIRST_WRITTEN)
+    return {**windows, "self": written.tokens, "short": beginnings}
+
+
+def of_texts(dense: LanguageModel, texts: Mapping[str, str]) -> dict[str, Tensor]:
+    """Those from the ends of the texts: windows of each, and beginnings of paragraphs."""
 
     def encode(text: str) -> list[int]:
         return list(dense.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -149,7 +157,6 @@ def judged(dense: LanguageModel, texts: Mapping[str, str]) -> dict[str, Tensor]:
         windows[name] = tokens.view(-1, 512)
         paragraphs = [part for part in re.split(r"\n\s*\n", text[-KEPT:]) if len(part) > 400]
         beginnings += [[start_token(dense), *encode(part)][:SHORT] for part in paragraphs[:40]]
-    windows["self"] = self_windows(dense, 2, 1024, 0, first=FIRST_WRITTEN).tokens
     windows["short"] = torch.tensor(beginnings)
     return windows
 
