@@ -61,9 +61,10 @@ def test_the_weights_solve_the_problem_that_was_set(windows: Windows, new_store:
     row, target = matrix.weight[0].double(), (aimed + 3 * incoming) / 4 @ before.weight[0].double()
     support = row != 0
     gram = incoming.T @ incoming
-    damping = 0.01 * gram.diagonal().mean()
-    damped = gram[support][:, support] + damping * torch.eye(int(support.sum()), dtype=gram.dtype)
-    right = incoming[:, support].T @ target + damping * before.weight[0].double()[support]
+    shrunk = gram.diagonal() * 2 * incoming.shape[1] / incoming.shape[0]
+    added = (0.01 * gram.diagonal().mean() + shrunk)[support]
+    damped = gram[support][:, support] + added.diag()
+    right = incoming[:, support].T @ target + added * before.weight[0].double()[support]
     expected = torch.linalg.solve(damped, right)
     torch.testing.assert_close(row[support], expected, rtol=0.02, atol=0.02)
 
