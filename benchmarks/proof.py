@@ -54,8 +54,6 @@ RESULTS = "## What holds, and what does not"
 BASES = ("Wanda", "SparseGPT")
 # What `prune` does where no metric is named.
 DEFAULT = "default"
-# The windows of an earlier default.
-LONGER, LONG = ", 24 windows of 1024", {"windows": 24, "seqlen": 1024}
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
 # The metric of the default, with scores in part relative to the norm of their row.
@@ -79,6 +77,12 @@ MASKS: Mapping[str, Mapping[str, str]] = {
         "published tree": "pruner-zero",
         "evolved on SmolLM2": CARRIED.removesuffix("@global"),
     },
+}
+# Masks alone on text that the model wrote.
+OF_OWN_TEXT: Mapping[str, str] = {
+    "Wanda": "wanda",
+    "mask of the default": RELATIVE,
+    "mask of the earlier default": "W * (O * X)^0.73@global",
 }
 # One step after each of these masks.
 STEPPED = ("magnitude", "Wanda", "RIA", "published tree", "evolved on SmolLM2")
@@ -130,20 +134,13 @@ class Cell:
 def all_cells() -> Iterator[Cell]:
     """Every row of a model's tables."""
     yield Cell("dense")
-    in_default = "+refine+asymmetric+exact+distill=40"
     for zeros in ZEROS:
         yield Cell("default", zeros, DEFAULT, "self")
     yield Cell("default, recovered", "50", DEFAULT, "self", minutes=10)
-    yield Cell(f"default{LONGER}", "50", DEFAULT, "self", LONG)
-    # What is left of the default for a model whose swaps take hours.
-    for words, steps in {"": "", ", least squares": "+exact"}.items():
-        metric = "W * (O * X)^0.73@global" + steps
-        yield Cell("mask of the default" + words, "50", metric, "self", {"windows": 64})
-    yield Cell("relative rows in the default", "50", RELATIVE + in_default, "self")
+    # Masks of a model whose swaps take hours.
     one_shot = {"windows": 64, "mode": "one-shot"}
-    yield Cell("Wanda, its own text, one-shot", "50", "wanda", "self", one_shot)
-    for words, metric in {"Wanda": "wanda", "evolved on Gemma": EVOLVED_ON_GEMMA}.items():
-        yield Cell(f"{words} in the default{LONGER}", "50", metric + in_default, "self", LONG)
+    for words, metric in OF_OWN_TEXT.items():
+        yield Cell(f"{words}, its own text", "50", metric, "self", one_shot)
     for zeros, masks in MASKS.items():
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
@@ -152,7 +149,6 @@ def all_cells() -> Iterator[Cell]:
         for step, suffix in STEPS.items():
             yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")
-    yield Cell(f"default{LONGER}", "channels-25", DEFAULT, "self", LONG)
     for label, metric in OF_HEADS.items():
         yield Cell(label, "heads-33", f"{metric}+distill=40", "self")
 
