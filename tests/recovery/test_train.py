@@ -98,6 +98,12 @@ def test_it_learns_what_a_plain_masked_loop_learns(
     assert torch.equal(ours.model.get_input_embeddings().weight, untouched)
 
 
+def test_the_rate_is_a_share_of_the_size_of_the_weights_but_not_of_next_to_nothing() -> None:
+    weight = torch.tensor([[3.0, 0.0], [0.0, 1.0]])
+    scales = [KeptWeights("w", torch.nn.Parameter(weight * c)).rate_scale for c in (1, 0.1, 1e-6)]
+    assert scales == pytest.approx([math.sqrt(2.5), math.sqrt(2.5) / 10, 1e-3])
+
+
 def test_the_rate_rises_to_one_and_falls_to_zero() -> None:
     shares = [index / 200 for index in range(201)]
     rates = [train.rate(share) for share in shares]
