@@ -1,12 +1,12 @@
-"""The default's distillation by learning rates, on models whose weights differ in size.
+"""The default's distillation by learning rates and steps, on models whose weights differ in size.
 
     pruner-zero prune MODEL --sparsity 0.5 --distill 0 -o PRUNED
     python benchmarks/rate.py NAME MODEL PRUNED --text wiki.valid.raw
 
-40 steps on the windows that the model wrote, at several learning rates, which are shares of each
-matrix's root mean square; 0 is the model before the steps. Measures the divergence from the dense
+A run is RATE:STEPS, on the windows that the model wrote; the rate is a share of each matrix's root
+mean square, and 0:0 is the model before the steps. Measures the divergence from the dense
 model on WikiText-2 validation and on Python's documentation (2 windows of 512 tokens each, at their
-ends), and at 40 beginnings of paragraphs. Rates that are in the result file are kept. Writes
+ends), and at 40 beginnings of paragraphs. Runs that are in the result file are kept. Writes
 results/rate.json and rate.md.
 """
 
@@ -33,19 +33,19 @@ from why import TEXT, of_texts
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "rate.json"
 NOTES = HERE / "results" / "rate-notes.md"
-RATES = (0.0, 0.001)
-STEPS, WINDOWS, SEQLEN = 40, 96, 256
+RUNS = ("0:0", "0.001:40")
+WINDOWS, SEQLEN = 96, 256
 Report = dict[str, dict[str, Any]]
 
 
 def main() -> None:
-    """Measure the rates of a model that are missing, and write the page."""
+    """Measure the runs of a model that are missing, and write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("name", help="a name for the result, or `page`")
     parser.add_argument("model", nargs="?", help="what prune takes as MODEL")
     parser.add_argument("pruned", nargs="?", help="the folder that prune wrote with --distill 0")
     parser.add_argument("--text", help="WikiText-2 validation, raw")
-    parser.add_argument("--rates", type=float, nargs="*", default=RATES)
+    parser.add_argument("--runs", nargs="*", default=RUNS, metavar="RATE:STEPS")
     given = parser.parse_args()
     report: Report = json.loads(FILE.read_text()) if FILE.exists() else {}
     if given.name != "page":
@@ -56,14 +56,14 @@ def main() -> None:
             name: rows[: 2 if name in texts else 40]
             for name, rows in of_texts(dense, texts).items()
         }
-        row = report.setdefault(given.name, {"size": size(dense), "rates": {}})
+        row = report.setdefault(given.name, {"size": size(dense), "runs": {}})
         before = deepcopy(pruned.model.state_dict())
-        for rate in given.rates:
-            if str(rate) not in row["rates"]:
+        for run in given.runs:
+            if run not in row["runs"]:
                 pruned.model.load_state_dict(before)
-                row["rates"][str(rate)] = measure(pruned, dense, rate, windows)
+                row["runs"][run] = measure(pruned, dense, run, windows)
                 write_json(FILE, report)
-                print(given.name, rate, row["rates"][str(rate)], flush=True)
+                print(given.name, run, row["runs"][run], flush=True)
     (HERE / "rate.md").write_text(page(report))
 
 
@@ -75,14 +75,15 @@ def size(model: LanguageModel) -> float:
 
 
 def measure(
-    pruned: LanguageModel, dense: LanguageModel, rate: float, windows: dict[str, Tensor]
+    pruned: LanguageModel, dense: LanguageModel, run: str, windows: dict[str, Tensor]
 ) -> dict[str, float]:
-    """The divergences after the steps at `rate`, which change `pruned` in place."""
-    if rate:
+    """The divergences after the steps of `run`, which change `pruned` in place."""
+    rate, steps = run.split(":")
+    if int(steps):
         written = self_windows(dense, WINDOWS, SEQLEN, 0)
-        settings = partial(RecoverSettings, learning_rate=rate)
+        settings = partial(RecoverSettings, learning_rate=float(rate))
         with mock.patch.object(distillation, "RecoverSettings", settings):
-            distill(pruned, dense, written, STEPS, matrices=find_matrices(pruned.model))
+            distill(pruned, dense, written, int(steps), matrices=find_matrices(pruned.model))
     with in_bfloat16(pruned), in_bfloat16(dense):
         return {name: round(divergence(pruned, dense, rows), 4) for name, rows in windows.items()}
 
@@ -94,18 +95,19 @@ def page(report: Report) -> str:
         "",
         "Made by `python benchmarks/rate.py NAME MODEL PRUNED --text wiki.valid.raw`, where"
         " `pruner-zero prune MODEL --sparsity 0.5 --distill 0 -o PRUNED` wrote the folder: the"
-        f" default without and with its {STEPS} steps. Divergence from the dense model, nats per"
+        f" default without its steps of distillation, and with steps. Divergence from the dense model, nats per"
         " token. A rate is a share of the root mean square of each matrix; *size* is that of all"
         " matrices. [Result file](results/rate.json).",
         "",
     ]
     table = []
     for name, row in report.items():
-        for rate, values in row["rates"].items():
+        for run, values in row["runs"].items():
+            rate, steps = run.split(":")
             mean = sum(values.values()) / len(values)
             shown = [f"{value:.3f}" for value in (*values.values(), mean)]
-            table.append([name, f"{row['size']:.3f}", f"{float(rate):g}", *shown])
-    header = ["model", "size", "rate", "WikiText-2", "Python docs", "beginnings", "mean"]
+            table.append([name, f"{row['size']:.3f}", rate, steps, *shown])
+    header = ["model", "size", "rate", "steps", "WikiText-2", "Python docs", "beginnings", "mean"]
     return "\n".join([*lines, markdown(header, table), NOTES.read_text()])
 
 
