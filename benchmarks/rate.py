@@ -95,7 +95,7 @@ def page(report: Report) -> str:
         "",
         "Made by `python benchmarks/rate.py NAME MODEL PRUNED --text wiki.valid.raw`, where"
         " `pruner-zero prune MODEL --sparsity 0.5 --distill 0 -o PRUNED` wrote the folder: the"
-        f" default without its steps of distillation, and with steps. Divergence from the dense model, nats per"
+        " default without its distillation, and with it. Divergence from the dense model, nats per"
         " token. A rate is a share of the root mean square of each matrix; *size* is that of all"
         " matrices. [Result file](results/rate.json).",
         "",

@@ -285,7 +285,7 @@ def test_rows_beyond_those_solved_together_have_the_same_solution_up_to_the_tole
     most = 0
     conjugate_gradients = least_squares.conjugate_gradients
 
-    def noted(product: Any, residual: Tensor, *rest: Any) -> tuple[Tensor, int]:
+    def noted(product: Any, residual: Tensor, *rest: Any) -> tuple[Tensor, Tensor, int]:
         nonlocal most
         most = max(most, len(residual))
         return conjugate_gradients(product, residual, *rest)
@@ -404,7 +404,7 @@ def test_products_in_float32_are_iterated_once(monkeypatch: pytest.MonkeyPatch) 
     calls = []
     conjugate_gradients = least_squares.conjugate_gradients
 
-    def noted(*given: Any) -> tuple[Tensor, int]:
+    def noted(*given: Any) -> tuple[Tensor, Tensor, int]:
         calls.append(1)
         return conjugate_gradients(*given)
 
@@ -413,3 +413,55 @@ def test_products_in_float32_are_iterated_once(monkeypatch: pytest.MonkeyPatch) 
     solution = exact_update(weight, gram, random_mask(24, 192, 0.5), tolerance=1e-9)
     assert len(calls) == 1
     assert not solution.converged
+
+
+def test_solved_rows_leave_the_products_and_the_solution_is_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, gram = loud_layer(24, 160)
+    # Rows that keep few weights are solved in few iterations.
+    mask = torch.cat([random_mask(12, 160, 0.95), random_mask(12, 160, 0.3)])
+    hessian = Hessian(gram)
+    H = hessian.damped()
+    support = mask.float()
+    gradient = weight.masked_fill(mask, 0.0) @ H
+    precondition = least_squares.preconditioner(hessian, H)(support)
+    goal = 1e-8 * least_squares.dot(gradient * support, precondition(gradient * support))
+    rows: list[int] = []
+
+    def product(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return x @ H
+
+    given = (product, gradient, support, precondition, goal)
+    change, after, iterations = least_squares.conjugate_gradients(*given, 200)
+    assert len(rows) == iterations
+    assert rows == sorted(rows, reverse=True)
+    assert rows[0] == 24
+    assert rows[-1] < 24
+    close = 1e-5 * float(gradient.abs().max())
+    torch.testing.assert_close(after, gradient - change @ H, rtol=0, atol=close)
+    left = after * support
+    assert (least_squares.dot(left, precondition(left)) <= goal).all()
+    monkeypatch.setattr(least_squares, "_UNSOLVED", 0.0)
+    rows.clear()
+    together, _, most = least_squares.conjugate_gradients(*given, 200)
+    assert most == iterations
+    assert set(rows) == {24}
+    exact = reference.damped(gram)
+    assert (error_rows(exact, change - together) <= 1e-6 * error_rows(exact, change)).all()
+
+
+def test_iterations_stop_at_their_limit() -> None:
+    weight, gram = loud_layer(6, 160)
+    support = random_mask(6, 160, 0.5).float()
+    hessian = Hessian(gram)
+    H = hessian.damped()
+    precondition = least_squares.preconditioner(hessian, H)(support)
+    given = (lambda x: x @ H, weight @ H, support, precondition, torch.zeros(6, 1))
+    close = 1e-5 * float((weight @ H).abs().max())
+    for limit in (0, 3):
+        change, after, iterations = least_squares.conjugate_gradients(*given, limit)
+        assert iterations == limit
+        assert bool(change.any()) == (limit > 0)
+        torch.testing.assert_close(after, (weight - change) @ H, rtol=0, atol=close)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.sparsity.steps.least_squares import (
+    Preconditioner,
     conjugate_gradients,
     dot,
     preconditioner,
@@ -16,10 +17,14 @@ from pruner_zero.sparsity.steps.least_squares import (
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
 # The tolerance of the solutions that only compare two masks.
-_TOLERANCE = 0.05
+_TOLERANCE = 0.02
 
 # Rows processed together list every place of a row as pruned and as revived.
 _ROWS = 2048
+
+# A turn swaps at most one in so many of a row's weights, or so many pairs where that is more: to
+# find the best pairs is faster than to sort all, and rows under a good mask have no more.
+_PAIRS, _LEAST_PAIRS = 16, 64
 
 # The most turns, and the most iterations of a solution that compares masks.
 _TURNS, _ITERATIONS = 12, 200
@@ -32,13 +37,13 @@ def refine_exact(layer: Layer) -> Updated:
     kept weight costs about w_q²·c_q and to revive a pruned one gains about r_p²/c_p. c is the
     curvature of the error along one weight: the geometric mean of H_jj, where no other weight
     compensates, and of 1/[H⁻¹]_jj, where all do. In a turn each row swaps the pairs with an
-    estimated gain (N:M: at most one in a group) and is solved again from its last solution; a row
-    whose error did not fall keeps its old mask and swaps the better half of the pairs in the next
-    turn. Ends after 12 turns, or where no row has a pair left. Every row and N:M group keeps its
-    zeros. Masks are compared by solutions with a tolerance of 0.05, and the last solution is
-    that of `solve`: up to what these leave, no row ends with a larger error than `solve` leaves
-    under the given mask. Raises what `solve` raises, and PrunerZeroError where the pattern does not
-    fit.
+    estimated gain (N:M: at most one in a group, else at most a sixteenth of its weights, or 64) and
+    is solved again from its last solution; a row whose error did not fall keeps its old mask and
+    swaps the better half of the pairs in the next turn. Ends after 12 turns, or where no row has a
+    pair left. Every row and N:M group keeps its zeros. Masks are compared by solutions with a
+    tolerance of 0.02, and the last solution is that of `solve`: up to what these leave, no row ends
+    with a larger error than `solve` leaves under the given mask. Raises what `solve` raises, and
+    PrunerZeroError where the pattern does not fit.
     Source: the two estimates are those of optimal brain surgery (Hassibi & Stork 1993), a swap as a
     step of local search under least squares is that of Hazimeh & Mazumder 2020 (1803.01454); their
     combination over all rows at once is ours.
@@ -57,12 +62,13 @@ def refine_exact(layer: Layer) -> Updated:
     if drift is not None:
         target += drift
     curvature = (H.diagonal() / inverse_diagonal).sqrt()
-    problem = _Problem(H, active, products_with(hessian, H)[0], preconditioner(hessian, H))
+    problem = _Problem(active, products_with(hessian, H)[0], preconditioner(hessian, H))
 
     kept, solved = layer.required_mask.clone(), torch.empty_like(W)
     for first in range(0, len(W), _ROWS):
         rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
-        best = problem.solve(W[rows], kept[rows], target[rows])
+        plain = W[rows] * (kept[rows] & active)
+        best = problem.solve(plain, target[rows] - plain @ H, kept[rows])
         solved[rows] = best.weight
         most = torch.full_like(rows, W.shape[1])
         for _ in range(_TURNS):
@@ -72,8 +78,8 @@ def refine_exact(layer: Layer) -> Updated:
             rows, trial, count, best = rows[moved], trial[moved], count[moved], best.of(moved)
             if not len(rows):
                 break
-            reached = problem.solve(best.weight, trial, target[rows], best.goal)
-            lower = reached.error < best.error
+            reached = problem.solve(best.weight, best.gradient, trial, best.goal)
+            lower = best.decrease_to(reached) > 0
             kept[rows[lower]], solved[rows[lower]] = trial[lower], reached.weight[lower]
             best = reached.where(lower, best)
             most = torch.where(lower, W.shape[1], count // 2)
@@ -85,19 +91,21 @@ def refine_exact(layer: Layer) -> Updated:
 class _Solved:
     """Weights of rows under their masks, near the solution.
 
-    gradient: half the negative gradient (rows, in). error: (rows,), without the part that no
-    weights change. goal: (rows, 1), the squared norm of the gradient that ends a solution.
+    gradient: half the negative gradient (rows, in). goal: (rows, 1), the squared norm of the
+    gradient that ends a solution.
     """
 
     weight: Tensor
     gradient: Tensor
-    error: Tensor
     goal: Tensor
+
+    def decrease_to(self, other: "_Solved") -> Tensor:
+        """By how much the error of each row (rows,) is lower at `other`."""
+        return ((other.weight - self.weight) * (other.gradient + self.gradient)).sum(1)
 
     def of(self, rows: Tensor) -> "_Solved":
         """These rows alone."""
-        parts = (self.weight, self.gradient, self.error, self.goal)
-        return _Solved(*(part[rows] for part in parts))
+        return _Solved(self.weight[rows], self.gradient[rows], self.goal[rows])
 
     def where(self, chosen: Tensor, other: "_Solved") -> "_Solved":
         """These values for the `chosen` rows (rows,), those of `other` for the rest."""
@@ -105,7 +113,6 @@ class _Solved:
         return _Solved(
             torch.where(column, self.weight, other.weight),
             torch.where(column, self.gradient, other.gradient),
-            torch.where(chosen, self.error, other.error),
             self.goal,
         )
 
@@ -114,33 +121,32 @@ class _Solved:
 class _Problem:
     """Least squares of a matrix's rows with what all solutions share, computed once.
 
-    H: (in, in). active: (in,). product: x·H for the iterations. preconditioner: by support.
+    active: (in,). product: x·H, coarse where that is faster. preconditioner: by support.
     """
 
-    H: Tensor
     active: Tensor
     product: Callable[[Tensor], Tensor]
-    preconditioner: Callable[[Tensor], Callable[[Tensor], Tensor]]
+    preconditioner: Callable[[Tensor], Preconditioner]
 
     def solve(
-        self, start: Tensor, mask: Tensor, target: Tensor, goal: Tensor | None = None
+        self, start: Tensor, gradient: Tensor, mask: Tensor, goal: Tensor | None = None
     ) -> _Solved:
         """The solution under `mask` (rows, in), from what is left of `start` under it.
 
-        Without a `goal`, it is `_TOLERANCE` of the gradient at the start.
+        gradient: half the negative one at `start`. Without a `goal`, it is `_TOLERANCE` of the
+        gradient where the solution begins.
         """
         support = (mask & self.active).float()
         precondition = self.preconditioner(support)
         begin = start * support
-        residual = (target - begin @ self.H).mul_(support)
+        gradient = gradient + self.product(start - begin)
         if goal is None:
+            residual = gradient * support
             goal = _TOLERANCE**2 * dot(residual, precondition(residual))
-        change, _ = conjugate_gradients(
-            self.product, residual, support, precondition, goal, _ITERATIONS
+        change, gradient, _ = conjugate_gradients(
+            self.product, gradient, support, precondition, goal, _ITERATIONS
         )
-        weight = begin.add_(change)
-        gradient = target - weight @ self.H
-        return _Solved(weight, gradient, -(weight * (gradient + target)).sum(1), goal)
+        return _Solved(begin.add_(change), gradient, goal)
 
 
 def _swap(
@@ -162,8 +168,9 @@ def _swap(
         effect, order = (highest - least).sort(1, descending=True)
         pruned, revived = (place.add(first).gather(1, order) for place in (pruned, revived))
     else:
-        least, pruned = cost.sort(1)
-        highest, revived = gain.sort(1, descending=True)
+        pairs = min(cost.shape[1], max(_LEAST_PAIRS, cost.shape[1] // _PAIRS))
+        least, pruned = cost.topk(pairs, largest=False)
+        highest, revived = gain.topk(pairs)
         effect = highest - least
     place = torch.arange(effect.shape[1], device=mask.device)
     chosen = (effect > 0) & (place < most[:, None])

@@ -18,8 +18,12 @@ TOLERANCE = 0.01
 # How small the preconditioner's diagonal may be beside its low-rank part, for float32's sake.
 _RANGE = 1e-5
 
-# Rows solved together hold about ten arrays (rows, in), and iterate until the last one is solved.
+# Rows solved together hold about ten arrays (rows, in).
 _ROWS = 2048
+
+# To leave the solved rows out of the products takes a copy of the others, which pays from this
+# share of them on.
+_UNSOLVED = 0.8
 
 # From this number of inputs on, products are computed in bfloat16 where that is native, and the
 # residual anew in float32 each time it has fallen to this share, beside which bfloat16's rounding
@@ -209,7 +213,7 @@ def _descend(
     hessian: Hessian,
     H: Tensor,
     support: Tensor,
-    precondition: Callable[[Tensor], Tensor],
+    precondition: "Preconditioner",
     goal: Tensor,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor, int]:
@@ -223,7 +227,7 @@ def _descend(
     residual, left = first, dot(first, precondition(first))
     while True:
         within = goal.maximum(_COARSE**2 * left) if coarse else goal
-        step, used = conjugate_gradients(
+        step, _, used = conjugate_gradients(
             product, residual, support, precondition, within, max_iterations - iterations
         )
         change, iterations = change.add_(step), iterations + used
@@ -237,31 +241,45 @@ def _descend(
 
 def conjugate_gradients(
     product: Callable[[Tensor], Tensor],
-    residual: Tensor,
+    gradient: Tensor,
     support: Tensor,
-    precondition: Callable[[Tensor], Tensor],
+    precondition: "Preconditioner",
     goal: Tensor,
     max_iterations: int,
-) -> tuple[Tensor, int]:
-    """Solve H_SS·change = residual for every row, until the norms of all are down to `goal`.
+) -> tuple[Tensor, Tensor, int]:
+    """Solve H_SS·change = gradient_S for every row, until the norms of all are down to `goal`.
 
-    `residual` (out, in) and all that follows from it are zero outside `support`; goal (out, 1).
+    gradient: (out, in), of which only what is inside `support` (out, in) decides the change; goal:
+    (out, 1). Returns the change, `gradient` − change·H in all columns, and the iterations. Rows
+    that are solved leave the products as soon as `_UNSOLVED` or fewer of the rows are left.
     """
-    change = torch.zeros_like(residual)
-    residual = residual.clone()
-    direction = z = precondition(residual)
-    now = dot(residual, z)
-    for iteration in range(max_iterations):
-        if (now <= goal).all():
-            return change, iteration
-        image = product(direction).mul_(support)
+    solved, after = torch.empty_like(gradient), torch.empty_like(gradient)
+    rows = torch.arange(len(gradient), device=gradient.device)
+    change, gradient = torch.zeros_like(gradient), gradient.clone()
+    direction = z = precondition(gradient * support)
+    now = dot(gradient, z)
+    iteration = 0
+    while True:
+        unsolved = (now > goal).flatten()
+        if iteration == max_iterations:
+            unsolved.zero_()
+        count = int(unsolved.sum())
+        if count <= _UNSOLVED * len(rows):
+            solved[rows], after[rows] = change, gradient
+            if not count:
+                return solved, after, iteration
+            precondition = precondition.of(unsolved)
+            rows, change, gradient, support, direction, now, goal = (
+                part[unsolved] for part in (rows, change, gradient, support, direction, now, goal)
+            )
+        image = product(direction)
         length = _ratio(now, dot(direction, image))
         change.addcmul_(length, direction)
-        residual.addcmul_(length, image, value=-1)
-        z = precondition(residual)
-        before, now = now, dot(residual, z)
+        gradient.addcmul_(length, image, value=-1)
+        z = precondition(gradient * support)
+        before, now = now, dot(gradient, z)
         direction = z + _ratio(now, before) * direction
-    return change, max_iterations
+        iteration += 1
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:
@@ -274,7 +292,30 @@ def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     return torch.where(denominator > 0, numerator / denominator, 0.0)
 
 
-def preconditioner(hessian: Hessian, H: Tensor) -> Callable[[Tensor], Callable[[Tensor], Tensor]]:
+@dataclass(frozen=True, eq=False)
+class Preconditioner:
+    """An approximate inverse of every row's H_SS, for residuals (rows, in) inside `support`.
+
+    inverse: (in,), the reciprocal diagonal. scaled: (in, rank), the low-rank factor times it.
+    support: (rows, in). inner: (rows, rank, rank), the Cholesky factors of Woodbury's identity.
+    """
+
+    inverse: Tensor
+    scaled: Tensor
+    support: Tensor
+    inner: Tensor
+
+    def __call__(self, residual: Tensor) -> Tensor:
+        """The approximate inverse times `residual`."""
+        low_rank = torch.cholesky_solve((residual @ self.scaled)[:, :, None], self.inner)[:, :, 0]
+        return (residual * self.inverse).sub_((low_rank @ self.scaled.t()).mul_(self.support))
+
+    def of(self, rows: Tensor) -> "Preconditioner":
+        """That of these rows alone."""
+        return replace(self, support=self.support[rows], inner=self.inner[rows])
+
+
+def preconditioner(hessian: Hessian, H: Tensor) -> Callable[[Tensor], Preconditioner]:
     """From a support (rows, in) to an approximate inverse of every row's H_SS.
 
     From D + F·Fᵀ ≈ H: F (in, rank) is Nyström's factor, D the diagonal of what it leaves, at least
@@ -289,16 +330,10 @@ def preconditioner(hessian: Hessian, H: Tensor) -> Callable[[Tensor], Callable[[
     scaled = F * inverse[:, None]
     products = (F[:, :, None] * scaled[:, None, :]).view(len(H), rank * rank)
 
-    def cut(support: Tensor) -> Callable[[Tensor], Tensor]:
+    def cut(support: Tensor) -> Preconditioner:
         inner = (support @ products).view(len(support), rank, rank)
         inner.diagonal(dim1=1, dim2=2).add_(1)
-        L = torch.linalg.cholesky(inner)
-
-        def apply(residual: Tensor) -> Tensor:
-            low_rank = torch.cholesky_solve((residual @ scaled)[:, :, None], L)[:, :, 0]
-            return (residual * inverse).sub_((low_rank @ scaled.t()).mul_(support))
-
-        return apply
+        return Preconditioner(inverse, scaled, support, torch.linalg.cholesky(inner))
 
     return cut
 
