@@ -141,6 +141,9 @@ def all_cells() -> Iterator[Cell]:
     one_shot = {"windows": 64, "mode": "one-shot"}
     for words, metric in OF_OWN_TEXT.items():
         yield Cell(f"{words}, its own text", "50", metric, "self", one_shot)
+    # Block by block from the disk, which leaves out the distillation; needs --folders.
+    offloaded = {"windows": 64, "offload": True}
+    yield Cell("default without distillation", "50", DEFAULT, "self", offloaded)
     for zeros, masks in MASKS.items():
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
