@@ -18,7 +18,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -191,10 +190,9 @@ def main() -> None:
 def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
     """Prune and measure one cell."""
     print(cell.name, flush=True)
-    model = load_model(given.source)
     dense = None
     if cell.minutes or not given.no_divergence:
-        dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
+        dense = load_model(given.source)
     zeros = {**ZEROS, **UNITS}[cell.zeros] if cell.method is not None else {}
     row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
     if cell.minutes:
@@ -210,14 +208,18 @@ def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
             calibration, settings["windows"] = given.calibration, given.windows
         method = None if cell.method == DEFAULT else cell.method
         output = FOLDERS / given.model / cell.name if given.folders else None
-        if output is None or not output.exists():
-            source = model if output is None else given.source
-            result = prune(source, method, calibration=calibration, output=output, **settings)
-            record = result.to_json()
-            row["seconds"] = result.cost.to_json()
-        if output is not None:
+        if output is None:
+            model = load_model(given.source)
+            result = prune(model, method, calibration=calibration, **settings)
+            record, row["seconds"] = result.to_json(), result.cost.to_json()
+        else:
+            if not output.exists():
+                prune(given.source, method, calibration=calibration, output=output, **settings)
             model, record = load_model(output), json.loads((output / "pruning.json").read_text())
+            row["seconds"] = json.loads((output / "timing.json").read_text())
         row |= {name: record[name] for name in ("calibration", "sparsity", "parameters")}
+    else:
+        model = load_model(given.source)
     row["texts"] = {}
     for text in given.texts:
         name, _, source = text.partition("=")
