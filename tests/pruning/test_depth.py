@@ -297,3 +297,11 @@ def test_blocks_of_a_model_whose_outputs_overflow_are_not_judged(rule: str) -> N
         choose_blocks(
             LanguageModel(model, tiny_tokenizer(), "llama"), tiny_windows(), Blocks(0.34, rule=rule)
         )
+
+
+def test_a_list_of_tokens_that_end_a_text_is_no_list_of_blocks() -> None:
+    model = tiny_model("llama", blocks=3)
+    model.config.eos_token_id = [1, 2, 3]
+    drop_blocks(model, [1])
+    assert model.config.num_hidden_layers == 2
+    assert model.config.eos_token_id == [1, 2, 3]

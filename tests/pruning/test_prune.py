@@ -114,6 +114,25 @@ def test_a_metric_object_keeps_its_scope_unless_told_otherwise(prose: str) -> No
     assert result.method.scope is None
 
 
+@pytest.mark.parametrize(
+    ("written", "scope"),
+    [
+        ("sparsity: 0.5", "global"),
+        ("sparsity: 0.5\nscope: matrix", "matrix"),
+        ("pattern: '2:4'", None),
+    ],
+)
+def test_a_scope_or_pattern_of_the_settings_file_wins_over_the_scope_of_a_metric_object(
+    written: str, scope: str | None, tmp_path: Path, prose: str
+) -> None:
+    config = tmp_path / "run.yaml"
+    config.write_text(written)
+    metric = Metric(Metric.of("W * G").expression, scope="global")
+    result = prune(language_model("llama"), metric, config=config, calibration=[prose], **SMALL)
+    assert result.method.scope == scope
+    assert result.settings.scope == scope
+
+
 def test_the_settings_may_all_come_from_yaml(
     tmp_path: Path, llama_folder: Path, text_file: Path
 ) -> None:

@@ -18,6 +18,7 @@ def take_windows(
     *,
     first_written: int = 0,
     after: int | None = None,
+    option: str = "--windows",
     folder: str | Path | None = None,
     fingerprint: str | None = None,
     progress: Progress = SILENT,
@@ -27,12 +28,13 @@ def take_windows(
     Windows of a corpus are at random places; windows that the model writes are taken from number
     `first_written` on and kept under `folder` (default: the cache). after: take windows that do not
     overlap, and skip this many of the same mixture. The same seed is used for each text.
-    fingerprint: as `self_windows` takes it. Raises PrunerZeroError as `Mixture.divide`,
+    option: what sets the number of windows, for a message. fingerprint: as `self_windows` takes it.
+    Raises PrunerZeroError as `Mixture.divide`,
     `random_windows` and `self_windows` do.
     """
     sources = []
-    before = mixture.divide(after) if after else [0] * len(mixture.texts)
-    counts = zip(mixture.texts, mixture.divide(windows), before, strict=True)
+    before = mixture.divide(after, option) if after else [0] * len(mixture.texts)
+    counts = zip(mixture.texts, mixture.divide(windows, option), before, strict=True)
     for text, count, skipped in counts:
         if isinstance(text, SelfText):
             source = self_windows(

@@ -48,7 +48,13 @@ def search_windows(
     calibration, search = calibration.halves(search)
     written = calibration.count_self(settings.windows)
 
-    def take(texts: Mixture, windows: int, first: int, after: int | None = None) -> Windows:
+    def take(
+        texts: Mixture,
+        windows: int,
+        first: int,
+        after: int | None = None,
+        option: str = "--windows",
+    ) -> Windows:
         return take_windows(
             texts,
             language_model,
@@ -57,6 +63,7 @@ def search_windows(
             settings.seed,
             first_written=first,
             after=after,
+            option=option,
             folder=cache,
             progress=progress,
         )
@@ -64,8 +71,8 @@ def search_windows(
     judged = settings.search_windows
     return (
         take(calibration, settings.windows, 0),
-        take(search, judged, written, 0),
-        take(search, settings.final_windows, written, judged)
+        take(search, judged, written, 0, "--search-windows"),
+        take(search, settings.final_windows, written, judged, "--final-windows")
         if settings.final_windows
         else no_windows(),
     )
@@ -125,8 +132,9 @@ def build_evaluator(
             statistics[matrix.name] = values
             rows = max(LEAST_ROWS, round(share * len(dense)))
             sampled = sample_matrix(matrix.name, matrix.block, dense, values, gram, rows)
-            narrow = narrowed.setdefault(hessian, gram.to(narrow_dtype))
-            sampled = replace(sampled, gram=narrow)
+            if hessian not in narrowed:
+                narrowed[hessian] = gram.to(narrow_dtype)
+            sampled = replace(sampled, gram=narrowed[hessian])
             if step is not None and gram.any():
                 hessians[matrix.name] = hessian.prepare() if step.damps else hessian
                 if isinstance(pattern, Structured):

@@ -160,7 +160,8 @@ def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
 def _set_blocks(config: PreTrainedConfig, count: int, dropped: Collection[int]) -> None:
     """Describe, in place, the blocks that stay of the `count` blocks."""
     for field, value in config.to_dict().items():
-        if isinstance(value, list) and len(value) == count:
+        # Token ids are a list too where several end a text.
+        if isinstance(value, list) and len(value) == count and not field.endswith("token_id"):
             kept = [entry for index, entry in enumerate(value) if index not in dropped]
             setattr(config, field, kept)
     config.num_hidden_layers = count - len(dropped)

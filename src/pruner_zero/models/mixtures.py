@@ -9,13 +9,13 @@ from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.compact import without_weights
 from pruner_zero.models.structure import find_blocks
+from pruner_zero.models.units import REFUSALS
 
 # The fields of configurations that hold the number of experts of a block.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -117,7 +117,7 @@ def _described_model(model: PreTrainedModel, field: str, count: int) -> PreTrain
     setattr(config, field, count)
     try:
         return without_weights(model, config)
-    except (ValueError, StrictDataclassError):
+    except REFUSALS:
         raise _refused(model, f"its configuration does not take {count} of them") from None
 
 

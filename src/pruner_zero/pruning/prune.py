@@ -98,10 +98,6 @@ def prune(
     naming what to change; `output` is then unchanged, and a model object may be pruned in part.
     """
     pattern = settings.get("pattern")
-    whole = pattern is not None or settings.get("structure") is not None
-    if isinstance(metric, Metric) and not whole and settings.get("scope") is None:
-        check_compares_weights(str(metric), metric)
-        settings["scope"] = metric.scope
     given = {
         **settings,
         "pattern": None if pattern is None else str(pattern),
@@ -110,6 +106,9 @@ def prune(
         "calibration": names_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)
+    if isinstance(metric, Metric) and not (checked.scope or checked.pattern or checked.structure):
+        check_compares_weights(str(metric), metric)
+        checked = checked.model_copy(update={"scope": metric.scope})
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
     options = {name: getattr(checked, name) for name in _OPTIONS}
     # 0 is the default beside a metric, whose text may name steps.

@@ -32,7 +32,7 @@ class Mixture:
     texts: tuple[Text, ...]
     shares: tuple[float, ...]
 
-    def divide(self, windows: int, option: str = "windows") -> list[int]:
+    def divide(self, windows: int, option: str = "--windows") -> list[int]:
         """How many of `windows` windows each text gives, by the largest remainder.
 
         Where remainders are equal, the earlier text gives one more. Raises PrunerZeroError where a
