@@ -77,7 +77,7 @@ FACTORS: Mapping[str, Mapping[str, Any]] = {
         "sparsity": 0.5 * 30 / 28,
     },
 }
-# The mask of the default, on long windows, and how much distillation follows it.
+# The mask of the earlier default, on long windows, and how much distillation follows it.
 MASK: Mapping[str, Any] = {
     "metric": "W * (O * X)^0.73@global",
     "calibration": "self",
@@ -90,7 +90,7 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "mask, 160 steps": {"distill": 160},
 }
 # By the first column of a table: what all its rows share, and in what they differ.
-TABLES = {"differs from `base` in": (BASE, FACTORS), "the default's mask": (MASK, STEPS)}
+TABLES = {"differs from `base` in": (BASE, FACTORS), "the earlier default's mask": (MASK, STEPS)}
 
 
 def main() -> None:

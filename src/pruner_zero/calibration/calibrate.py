@@ -41,7 +41,7 @@ def open_store(
 
     Its key is made of all weights and the configuration of the model, all tokens,
     `gradient_seqlen` (see `gradient_windows`) and the version of torch. fingerprint: that of the
-    dense model, which takes long to compute, where it is known.
+    dense model if it is known already, since computing it takes long.
     """
     settings = {
         "model": fingerprint or language_model.fingerprint(),

@@ -45,7 +45,7 @@ def self_windows(
     about 24576 tokens, each with a generator of its own; finished batches are kept under
     `folder` (default: the cache), so that an interrupted call continues after the last batch. An
     offloaded model cannot write, and uses the text that the same model wrote in memory.
-    fingerprint: that of the model, which takes long to compute, where it is known. Raises
+    fingerprint: that of the model if it is known already, since computing it takes long. Raises
     PrunerZeroError where that text is missing, where another process writes the same text, and as
     `start_token`, `check_tokens` and `sample_windows` do.
     """

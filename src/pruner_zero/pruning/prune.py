@@ -86,8 +86,9 @@ def prune(
     file or a `Metric`. calibration: what `load_corpus` takes, or "self", text that the model
     writes; None where the method needs no statistics, as magnitude. settings: the remaining
     fields of `PruneSettings`, such as sparsity=0.5 or pattern="2:4", which may also be a
-    `Pattern`; config: a YAML file of them, over which arguments win. cache: the folder that keeps
-    statistics, and what the model writes, for the next run, the user's where None.
+    `Pattern`; config: a YAML file of them, over which arguments win. cache: the folder where
+    statistics and text that the model writes are kept for the next run, the user's cache where
+    None.
 
     offload=True leaves the model on disk and reads it block by block, which keeps its memory small;
     the result is the same, but for the distillation of the default method, which is left out. It

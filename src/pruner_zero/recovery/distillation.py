@@ -47,7 +47,7 @@ def least_bytes(
 def check_memory(needed: int, model: LanguageModel) -> None:
     """Raise PrunerZeroError where `distill`, with `needed` bytes, cannot fit in the memory.
 
-    It is that of the devices of the dense `model`.
+    The memory is that of the devices that hold the dense `model`.
     """
     devices = {parameter.device for parameter in model.model.parameters()}
     totals = [total_bytes(device) for device in devices]

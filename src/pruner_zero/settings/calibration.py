@@ -113,8 +113,8 @@ class CalibrationSettings(Settings):
         gt=0,
         le=1,
         description="Added to the diagonal of the Hessian before it is inverted, as a share of "
-        "the diagonal's mean. Raised where the inversion fails. Least squares also add to each "
-        "element of the diagonal twice its share of inputs / calibration tokens.",
+        "the diagonal's mean. Raised where the inversion fails. Least squares first "
+        "multiply each element of the diagonal by 1 + 2 · inputs / calibration tokens.",
     )
 
     @model_validator(mode="after")

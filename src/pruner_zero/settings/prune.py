@@ -91,8 +91,8 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
     )
     asymmetric: Annotated[bool, MAIN] = Field(
         False,
-        description="Swaps and updates aim at the outputs of the dense model, and so compensate "
-        "for errors of earlier blocks too.",
+        description="Swaps and updates aim a quarter of the way at the outputs of the dense model, "
+        "and so compensate for some of the errors of earlier blocks.",
     )
     distill: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
         0,

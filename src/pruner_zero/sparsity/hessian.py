@@ -131,7 +131,7 @@ class Hessian:
         return factor
 
     def damped(self) -> Tensor:
-        """H (in, in): the gram, damped and shrunk, and 1 where a channel is all zero."""
+        """H (in, in): the gram, damped and shrunk, and 1 more where a channel is all zero."""
         H = self.gram.clone()
         H.diagonal().copy_(self._raised(self.gram.diagonal(), self.used_damping))
         return H

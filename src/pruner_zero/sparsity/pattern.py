@@ -71,8 +71,8 @@ class Pattern(ABC):
     def stacks(self) -> bool:
         """Whether matrices of one width can be masked as one matrix that has the rows of all.
 
-        So where weights compete inside rows, or all weights do; of equal scores then those of the
-        first rows go first.
+        True where weights compete inside rows, or where all weights compete. Among equal scores,
+        those in the first rows are pruned first.
         """
         return False
 

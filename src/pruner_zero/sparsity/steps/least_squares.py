@@ -11,7 +11,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
-# The error is then within 0.02 % of that at 0.001, after two thirds of the iterations
+# The error is then within 0.2 % of that at 0.001, after two thirds of the iterations or fewer
 # (benchmarks/narrow.md).
 TOLERANCE = 0.01
 
@@ -78,15 +78,16 @@ def solve(
     """Per row the w' that minimises (w' − w)·H·(w' − w)ᵀ with zeros where the mask is False.
 
     w are the dense weights, H the damped Hessian. Where the Hessian has a target, TᵀX, the outputs
-    on the inputs T are aimed at: |w·Tᵀ − w'·Xᵀ|² + λ·|w' − w|² is minimised, λ the damping in
-    absolute terms, so that H_SS·w'_S = (w·(target + λI))_S on the kept columns S.
+    on the inputs T are aimed at: |w·Tᵀ − w'·Xᵀ|² + (w' − w)·D·(w' − w)ᵀ is minimised, D the diagonal
+    matrix that damping and shrinkage add to the gram, so that H_SS·w'_S = (w·(target + D))_S on the
+    kept columns S.
     Weights of channels that were never active become 0. Iterates until each row's residual is at
     most `tolerance` of that of plain masking, or for `max_iterations`; the result says which. Where
     all rows keep the same columns, but for rows that keep none, one factorisation solves them all:
     w'_S = w·H[:, S]·H_SS⁻¹ without a target, which is `remove_columns` where H⁻¹ is held. start:
     (out, in), weights to begin with, in place of the masked ones. No row ends with a larger error
-    than its start. At most 2048 rows are solved together; how many changes the result within the
-    tolerance alone. Raises PrunerZeroError naming the layer for a result that is not finite, and
+    than its start. At most 2048 rows are solved together; their number changes the result only
+    within the tolerance. Raises PrunerZeroError naming the layer for a result that is not finite, and
     what `Hessian` raises.
     Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem for all rows at once by
     conjugate gradients (Hestenes & Stiefel 1952), preconditioned by the diagonal, with 10
@@ -311,7 +312,7 @@ class Preconditioner:
         return (residual * self.inverse).sub_((low_rank @ self.scaled.t()).mul_(self.support))
 
     def of(self, rows: Tensor) -> "Preconditioner":
-        """That of these rows alone."""
+        """The preconditioner of these rows alone."""
         return replace(self, support=self.support[rows], inner=self.inner[rows])
 
 
