@@ -26,8 +26,8 @@ def collect_inputs(
 ) -> tuple[dict[str, MatrixStatistics], Activations]:
     """Run `block` over all windows once; return statistics by matrix name, and its outputs.
 
-    hidden, arguments: one for each window, as `record_block_calls` gives them. kinds: the statistics to
-    collect; X always comes along, since it costs next to nothing. outputs: where the
+    hidden, arguments: one for each window, as `record_block_calls` gives them. kinds: the
+    statistics to collect; X always comes along, since it costs next to nothing. outputs: where the
     outputs are appended, a new list where None. dense: the input that the dense model gives the
     block, which is run on it too, with `dense_arguments` or else the same, for "cross"; its outputs
     go to `dense_outputs`.

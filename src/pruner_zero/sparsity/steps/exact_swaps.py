@@ -37,13 +37,13 @@ def refine_exact(layer: Layer) -> Updated:
     kept weight costs about w_q²·c_q and to revive a pruned one gains about r_p²/c_p. c is the
     curvature of the error along one weight: the geometric mean of H_jj, where no other weight
     compensates, and of 1/[H⁻¹]_jj, where all do. In a turn each row swaps the pairs with an
-    estimated gain (N:M: at most one in a group, else at most as many as a sixteenth of its weights, or
-    64 where that is more) and is solved again from its last solution; a row whose error did not fall keeps its old mask and
-    swaps the better half of the pairs in the next turn. Ends after 12 turns, or where no row has a
-    pair left. Every row and N:M group keeps its zeros. Masks are compared by solutions with a
-    tolerance of 0.02, and the last solution is that of `solve`: up to what these leave, no row ends
-    with a larger error than `solve` leaves under the given mask. Raises what `solve` raises, and
-    PrunerZeroError where the pattern does not fit.
+    estimated gain (N:M: at most one in a group, else at most as many as a sixteenth of its weights,
+    or 64 where that is more) and is solved again from its last solution; a row whose error did not
+    fall keeps its old mask and swaps the better half of the pairs in the next turn. Ends after 12
+    turns, or where no row has a pair left. Every row and N:M group keeps its zeros. Masks are
+    compared by solutions with a tolerance of 0.02, and the last solution is that of `solve`: up to
+    what these leave, no row ends with a larger error than `solve` leaves under the given mask.
+    Raises what `solve` raises, and PrunerZeroError where the pattern does not fit.
     Source: the two estimates are those of optimal brain surgery (Hassibi & Stork 1993), a swap as a
     step of local search under least squares is that of Hazimeh & Mazumder 2020 (1803.01454); their
     combination over all rows at once is ours.

@@ -78,17 +78,16 @@ def solve(
     """Per row the w' that minimises (w' − w)·H·(w' − w)ᵀ with zeros where the mask is False.
 
     w are the dense weights, H the damped Hessian. Where the Hessian has a target, TᵀX, the outputs
-    on the inputs T are aimed at: |w·Tᵀ − w'·Xᵀ|² + (w' − w)·D·(w' − w)ᵀ is minimised, D the diagonal
-    matrix that damping and shrinkage add to the gram, so that H_SS·w'_S = (w·(target + D))_S on the
-    kept columns S.
-    Weights of channels that were never active become 0. Iterates until each row's residual is at
-    most `tolerance` of that of plain masking, or for `max_iterations`; the result says which. Where
-    all rows keep the same columns, but for rows that keep none, one factorisation solves them all:
-    w'_S = w·H[:, S]·H_SS⁻¹ without a target, which is `remove_columns` where H⁻¹ is held. start:
-    (out, in), weights to begin with, in place of the masked ones. No row ends with a larger error
-    than its start. At most 2048 rows are solved together; their number changes the result only
-    within the tolerance. Raises PrunerZeroError naming the layer for a result that is not finite, and
-    what `Hessian` raises.
+    on the inputs T are aimed at: |w·Tᵀ − w'·Xᵀ|² + (w' − w)·D·(w' − w)ᵀ is minimised, D the
+    diagonal matrix that damping and shrinkage add to the gram, so that H_SS·w'_S = (w·(target +
+    D))_S on the kept columns S. Weights of channels that were never active become 0. Iterates until
+    each row's residual is at most `tolerance` of that of plain masking, or for `max_iterations`;
+    the result says which. Where all rows keep the same columns, but for rows that keep none, one
+    factorisation solves them all: w'_S = w·H[:, S]·H_SS⁻¹ without a target, which is
+    `remove_columns` where H⁻¹ is held. start: (out, in), weights to begin with, in place of the
+    masked ones. No row ends with a larger error than its start. At most 2048 rows are solved
+    together; their number changes the result only within the tolerance. Raises PrunerZeroError
+    naming the layer for a result that is not finite, and what `Hessian` raises.
     Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem for all rows at once by
     conjugate gradients (Hestenes & Stiefel 1952), preconditioned by the diagonal, with 10
     iterations. Here the preconditioner is Nyström's (Frangella, Tropp & Udell 2021, 2110.02820) cut
