@@ -76,7 +76,7 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "if mask is None and (left + start) % due_columns == 0:",
     ): "every block starts at a multiple of due_columns",
     (
-        "sparsity/steps/least_squares.",
+        "sparsity/steps/conjugate_gradients.",
         "_RANGE = 1e-05",
         "_RANGE = 2e-05",
     ): "a guard against rounding with room on both sides",
@@ -91,9 +91,9 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
         "due = slice(left, max(left + due_columns, stop))",
     ): "columns that are chosen too early are chosen once more when they are due",
     (
-        "sparsity/steps/least_squares.",
-        "_WIDE, _COARSE = (4096, 0.03)",
-        "_WIDE, _COARSE = (4097, 0.03)",
+        "sparsity/steps/conjugate_gradients.",
+        "_WIDE = 4096",
+        "_WIDE = 4097",
     ): "a measured trade of time against rounding",
     (
         "sparsity/steps/least_squares.solve",
@@ -117,8 +117,8 @@ EQUIVALENT: dict[tuple[str, str, str], str] = {
     ): "a gain of exactly the least one counts or does not",
     (
         "sparsity/steps/exact_swaps.refine_exact",
-        "lower = reached.error < best.error",
-        "lower = reached.error <= best.error",
+        "lower = best.decrease_to(reached) > 0",
+        "lower = best.decrease_to(reached) >= 0",
     ): "where the error is the same, either mask will do",
     (
         "sparsity/steps/exact_swaps._swap",

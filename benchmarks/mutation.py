@@ -53,6 +53,7 @@ MODULES = {
     "sparsity/selection": "selection",
     "sparsity/hessian": "hessian",
     "sparsity/steps/sweep": "sweep",
+    "sparsity/steps/conjugate_gradients": "least_squares",
     "sparsity/steps/least_squares": "least_squares",
     "sparsity/steps/swaps": "swaps",
     "sparsity/steps/exact_swaps": "exact_swaps",

@@ -28,7 +28,7 @@ from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Layer, Unstructured
 from pruner_zero.sparsity.layer_error import row_errors
-from pruner_zero.sparsity.steps import least_squares
+from pruner_zero.sparsity.steps import conjugate_gradients, least_squares
 from pruner_zero.text import consecutive_windows, load_corpus
 from tables import markdown
 
@@ -97,7 +97,7 @@ def of_types(layer: Layer) -> dict[str, Any]:
     for _ in range(TURNS):
         for kind, times in seconds.items():
             wide = 0 if kind == "bfloat16" else weight.shape[1] + 1
-            with mock.patch.object(least_squares, "_WIDE", wide):
+            with mock.patch.object(conjugate_gradients, "_WIDE", wide):
                 began = time.perf_counter()
                 pruned = STEPS["refine+exact"].run(layer)
             times.append(time.perf_counter() - began)
@@ -112,7 +112,7 @@ def of_tolerances(layer: Layer) -> dict[str, Any]:
     weight, gram = layer.dense, layer.required_hessian.gram
     row: dict[str, Any] = {"iterations": {}, "errors": {}}
     for tolerance in TOLERANCES:
-        with mock.patch.object(least_squares, "_WIDE", weight.shape[1] + 1):
+        with mock.patch.object(conjugate_gradients, "_WIDE", weight.shape[1] + 1):
             solution = least_squares.solve(layer, tolerance=tolerance)
         row["iterations"][str(tolerance)] = solution.iterations
         row["errors"][str(tolerance)] = float(row_errors(weight - solution.weight, gram).sum())

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity import Hessian, Layer, SemiStructured, Unstructured, keep_mask
-from pruner_zero.sparsity.steps import least_squares
+from pruner_zero.sparsity.steps import conjugate_gradients, least_squares
 from pruner_zero.sparsity.steps.least_squares import remove_columns, solve
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import exact_update, layer_of, retarget, sparsegpt
@@ -283,12 +283,12 @@ def test_rows_beyond_those_solved_together_have_the_same_solution_up_to_the_tole
     start = weight.roll(1, 0) if started else None
     whole = exact_update(weight, gram, mask, start=start, tolerance=1e-4)
     most = 0
-    conjugate_gradients = least_squares.conjugate_gradients
+    solve_rows = conjugate_gradients.conjugate_gradients
 
     def noted(product: Any, residual: Tensor, *rest: Any) -> tuple[Tensor, Tensor, int]:
         nonlocal most
         most = max(most, len(residual))
-        return conjugate_gradients(product, residual, *rest)
+        return solve_rows(product, residual, *rest)
 
     monkeypatch.setattr(least_squares, "conjugate_gradients", noted)
     monkeypatch.setattr(least_squares, "_ROWS", 7)
@@ -361,7 +361,7 @@ def test_a_held_inverse_changes_how_columns_are_removed_and_not_the_result(kept:
 def test_coarse_solutions_of_wide_matrices_take_as_many_iterations_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, loud: bool
 ) -> None:
-    monkeypatch.setattr(least_squares, "has_fast_bfloat16", lambda _: True)
+    monkeypatch.setattr(conjugate_gradients, "has_fast_bfloat16", lambda _: True)
     weight, gram = (loud_layer if loud else layer)(24, 192)
     problem = Layer(weight, Hessian(gram), Unstructured(0.5), random_mask(24, 192, 0.5))
     H = reference.damped(gram)
@@ -369,7 +369,7 @@ def test_coarse_solutions_of_wide_matrices_take_as_many_iterations_in_bfloat16(
     least = error_rows(H, weight - fine)
     iterations, excess = [], []
     for wide in (193, 192):
-        monkeypatch.setattr(least_squares, "_WIDE", wide)
+        monkeypatch.setattr(conjugate_gradients, "_WIDE", wide)
         coarse = solve(problem, tolerance=0.05)
         iterations.append(coarse.iterations)
         excess.append(float((error_rows(H, weight - coarse.weight) / least).max()) - 1)
@@ -384,13 +384,13 @@ def test_coarse_solutions_of_wide_matrices_take_as_many_iterations_in_bfloat16(
 def test_fine_solutions_of_wide_matrices_are_as_good_with_products_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, loud: bool, started: bool
 ) -> None:
-    monkeypatch.setattr(least_squares, "has_fast_bfloat16", lambda _: True)
+    monkeypatch.setattr(conjugate_gradients, "has_fast_bfloat16", lambda _: True)
     weight, gram = (loud_layer if loud else layer)(24, 192)
     problem = Layer(weight, Hessian(gram), Unstructured(0.5), random_mask(24, 192, 0.5))
     start = solve(problem, tolerance=0.1).weight if started else None
     H = reference.damped(gram)
     fine = solve(problem, start=start, tolerance=1e-3)
-    monkeypatch.setattr(least_squares, "_WIDE", 192)
+    monkeypatch.setattr(conjugate_gradients, "_WIDE", 192)
     coarse = solve(problem, start=start, tolerance=1e-3)
     assert not torch.equal(coarse.weight, fine.weight)
     assert coarse.converged
@@ -402,66 +402,14 @@ def test_fine_solutions_of_wide_matrices_are_as_good_with_products_in_bfloat16(
 def test_products_in_float32_are_iterated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, gram = loud_layer(24, 192)
     calls = []
-    conjugate_gradients = least_squares.conjugate_gradients
+    solve_rows = conjugate_gradients.conjugate_gradients
 
     def noted(*given: Any) -> tuple[Tensor, Tensor, int]:
         calls.append(1)
-        return conjugate_gradients(*given)
+        return solve_rows(*given)
 
     monkeypatch.setattr(least_squares, "conjugate_gradients", noted)
     # Beyond what rounding allows, so that the residual is above the tolerance afterwards.
     solution = exact_update(weight, gram, random_mask(24, 192, 0.5), tolerance=1e-9)
     assert len(calls) == 1
     assert not solution.converged
-
-
-def test_solved_rows_leave_the_products_and_the_solution_is_the_same(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    weight, gram = loud_layer(24, 160)
-    # Rows that keep few weights are solved in few iterations.
-    mask = torch.cat([random_mask(12, 160, 0.95), random_mask(12, 160, 0.3)])
-    hessian = Hessian(gram)
-    H = hessian.damped()
-    support = mask.float()
-    gradient = weight.masked_fill(mask, 0.0) @ H
-    precondition = least_squares.preconditioner(hessian, H)(support)
-    goal = 1e-8 * least_squares.dot(gradient * support, precondition(gradient * support))
-    rows: list[int] = []
-
-    def product(x: Tensor) -> Tensor:
-        rows.append(len(x))
-        return x @ H
-
-    given = (product, gradient, support, precondition, goal)
-    change, after, iterations = least_squares.conjugate_gradients(*given, 200)
-    assert len(rows) == iterations
-    assert rows == sorted(rows, reverse=True)
-    assert rows[0] == 24
-    assert rows[-1] < 24
-    close = 1e-5 * float(gradient.abs().max())
-    torch.testing.assert_close(after, gradient - change @ H, rtol=0, atol=close)
-    left = after * support
-    assert (least_squares.dot(left, precondition(left)) <= goal).all()
-    monkeypatch.setattr(least_squares, "_UNSOLVED", 0.0)
-    rows.clear()
-    together, _, most = least_squares.conjugate_gradients(*given, 200)
-    assert most == iterations
-    assert set(rows) == {24}
-    exact = reference.damped(gram)
-    assert (error_rows(exact, change - together) <= 1e-6 * error_rows(exact, change)).all()
-
-
-def test_iterations_stop_at_their_limit() -> None:
-    weight, gram = loud_layer(6, 160)
-    support = random_mask(6, 160, 0.5).float()
-    hessian = Hessian(gram)
-    H = hessian.damped()
-    precondition = least_squares.preconditioner(hessian, H)(support)
-    given = (lambda x: x @ H, weight @ H, support, precondition, torch.zeros(6, 1))
-    close = 1e-5 * float((weight @ H).abs().max())
-    for limit in (0, 3):
-        change, after, iterations = least_squares.conjugate_gradients(*given, limit)
-        assert iterations == limit
-        assert bool(change.any()) == (limit > 0)
-        torch.testing.assert_close(after, (weight - change) @ H, rtol=0, atol=close)

@@ -6,14 +6,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity.steps.least_squares import (
+from pruner_zero.sparsity.steps.conjugate_gradients import (
     Preconditioner,
     conjugate_gradients,
     dot,
     preconditioner,
     products_with,
-    solve,
 )
+from pruner_zero.sparsity.steps.least_squares import solve
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
 # The tolerance of the solutions that only compare two masks.
@@ -141,10 +141,9 @@ class _Problem:
         begin = start * support
         gradient = gradient + self.product(start - begin)
         if goal is None:
-            residual = gradient * support
-            goal = _TOLERANCE**2 * dot(residual, precondition(residual))
+            goal = _TOLERANCE**2 * dot(gradient, precondition(gradient))
         change, gradient, _ = conjugate_gradients(
-            self.product, gradient, support, precondition, goal, _ITERATIONS
+            self.product, gradient, precondition, goal, _ITERATIONS
         )
         return _Solved(begin.add_(change), gradient, goal)
 

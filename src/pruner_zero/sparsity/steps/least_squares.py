@@ -1,35 +1,32 @@
 """The best weights under a mask: each row's least squares on the columns it keeps."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.steps.conjugate_gradients import (
+    Preconditioner,
+    conjugate_gradients,
+    dot,
+    preconditioner,
+    products_with,
+    ratio,
+)
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
 # The error is then within 0.2 % of that at 0.001, after two thirds of the iterations or fewer
 # (benchmarks/narrow.md).
 TOLERANCE = 0.01
 
-# How small the preconditioner's diagonal may be beside its low-rank part, for float32's sake.
-_RANGE = 1e-5
-
 # Rows solved together hold about ten arrays (rows, in).
 _ROWS = 2048
 
-# To leave the solved rows out of the products takes a copy of the others, which pays from this
-# share of them on.
-_UNSOLVED = 0.8
-
-# From this number of inputs on, products are computed in bfloat16 where that is native, and the
-# residual anew in float32 each time it has fallen to this share, beside which bfloat16's rounding
-# of 0.004 is small. Narrower matrices gain little (benchmarks/narrow.md) and have the same masks on
-# every machine.
-_WIDE, _COARSE = 4096, 0.03
+# With products in bfloat16, the residual is computed anew in float32 each time it has fallen to
+# this share, beside which bfloat16's rounding of 0.004 is small.
+_COARSE = 0.03
 
 
 @dataclass(frozen=True)
@@ -145,9 +142,9 @@ def solve(
         first = plain - ((begin - masked) @ H) * support
 
     change, residual, iterations = _descend(
-        first, hessian, H, support, precondition, tolerance**2 * whole, max_iterations
+        first, hessian, H, precondition, tolerance**2 * whole, max_iterations
     )
-    left = _ratio(dot(residual, precondition(residual)), whole)
+    left = ratio(dot(residual, precondition(residual)), whole)
     relative = float(left.max().clamp_min(0).sqrt())
     # Twice the decrease of the error; a row that rounding has made worse returns to its start.
     fell = (change * (first + residual)).sum(1, keepdim=True) >= 0
@@ -191,29 +188,11 @@ def _finite(weight: Tensor, layer: Layer) -> Tensor:
     return weight
 
 
-def products_with(hessian: Hessian, H: Tensor) -> tuple[Callable[[Tensor], Tensor], bool]:
-    """x·H for x (rows, in), and whether it is computed in bfloat16.
-
-    Then this is what Nyström's factor leaves of H: the dominant directions stay in float32, since
-    rounding them could make H indefinite.
-    """
-    if len(H) < _WIDE or not has_fast_bfloat16(H.device):
-        return lambda x: x @ H, False
-    F = hessian.nystrom
-    rest = (H - F @ F.t()).bfloat16()
-
-    def apply(x: Tensor) -> Tensor:
-        return torch.addmm((x.bfloat16() @ rest).float(), x @ F, F.t())
-
-    return apply, True
-
-
 def _descend(
     first: Tensor,
     hessian: Hessian,
     H: Tensor,
-    support: Tensor,
-    precondition: "Preconditioner",
+    precondition: Preconditioner,
     goal: Tensor,
     max_iterations: int,
 ) -> tuple[Tensor, Tensor, int]:
@@ -228,114 +207,15 @@ def _descend(
     while True:
         within = goal.maximum(_COARSE**2 * left) if coarse else goal
         step, _, used = conjugate_gradients(
-            product, residual, support, precondition, within, max_iterations - iterations
+            product, residual, precondition, within, max_iterations - iterations
         )
         change, iterations = change.add_(step), iterations + used
-        residual = first - (change @ H) * support
+        residual = first - (change @ H) * precondition.support
         if not coarse or not used or iterations == max_iterations:
             return change, residual, iterations
         left = dot(residual, precondition(residual))
         if (left <= 4 * goal).all():
             return change, residual, iterations
-
-
-def conjugate_gradients(
-    product: Callable[[Tensor], Tensor],
-    gradient: Tensor,
-    support: Tensor,
-    precondition: "Preconditioner",
-    goal: Tensor,
-    max_iterations: int,
-) -> tuple[Tensor, Tensor, int]:
-    """Solve H_SS·change = gradient_S for every row, until the norms of all are down to `goal`.
-
-    gradient: (out, in), of which only what is inside `support` (out, in) decides the change; goal:
-    (out, 1). Returns the change, `gradient` − change·H in all columns, and the iterations. Rows
-    that are solved leave the products as soon as `_UNSOLVED` or fewer of the rows are left.
-    """
-    solved, after = torch.empty_like(gradient), torch.empty_like(gradient)
-    rows = torch.arange(len(gradient), device=gradient.device)
-    change, gradient = torch.zeros_like(gradient), gradient.clone()
-    direction = z = precondition(gradient * support)
-    now = dot(gradient, z)
-    iteration = 0
-    while True:
-        unsolved = (now > goal).flatten()
-        if iteration == max_iterations:
-            unsolved.zero_()
-        count = int(unsolved.sum())
-        if count <= _UNSOLVED * len(rows):
-            solved[rows], after[rows] = change, gradient
-            if not count:
-                return solved, after, iteration
-            precondition = precondition.of(unsolved)
-            rows, change, gradient, support, direction, now, goal = (
-                part[unsolved] for part in (rows, change, gradient, support, direction, now, goal)
-            )
-        image = product(direction)
-        length = _ratio(now, dot(direction, image))
-        change.addcmul_(length, direction)
-        gradient.addcmul_(length, image, value=-1)
-        z = precondition(gradient * support)
-        before, now = now, dot(gradient, z)
-        direction = z + _ratio(now, before) * direction
-        iteration += 1
-
-
-def dot(left: Tensor, right: Tensor) -> Tensor:
-    """The inner products of the rows, (out, 1)."""
-    return (left * right).sum(1, keepdim=True)
-
-
-def _ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
-    """numerator / denominator, 0 where a finished row leaves nothing to divide by."""
-    return torch.where(denominator > 0, numerator / denominator, 0.0)
-
-
-@dataclass(frozen=True, eq=False)
-class Preconditioner:
-    """An approximate inverse of every row's H_SS, for residuals (rows, in) inside `support`.
-
-    inverse: (in,), the reciprocal diagonal. scaled: (in, rank), the low-rank factor times it.
-    support: (rows, in). inner: (rows, rank, rank), the Cholesky factors of Woodbury's identity.
-    """
-
-    inverse: Tensor
-    scaled: Tensor
-    support: Tensor
-    inner: Tensor
-
-    def __call__(self, residual: Tensor) -> Tensor:
-        """The approximate inverse times `residual`."""
-        low_rank = torch.cholesky_solve((residual @ self.scaled)[:, :, None], self.inner)[:, :, 0]
-        return (residual * self.inverse).sub_((low_rank @ self.scaled.t()).mul_(self.support))
-
-    def of(self, rows: Tensor) -> "Preconditioner":
-        """The preconditioner of these rows alone."""
-        return replace(self, support=self.support[rows], inner=self.inner[rows])
-
-
-def preconditioner(hessian: Hessian, H: Tensor) -> Callable[[Tensor], Preconditioner]:
-    """From a support (rows, in) to an approximate inverse of every row's H_SS.
-
-    From D + F·Fᵀ ≈ H: F (in, rank) is Nyström's factor, D the diagonal of what it leaves, at least
-    the damping; each row's support cuts both, and Woodbury's identity inverts the sum.
-    """
-    F = hessian.nystrom
-    rank = F.shape[1]
-    squares = (F * F).sum(1)
-    floor = hessian.used_damping * hessian.gram.diagonal().mean()
-    floor = floor.maximum(_RANGE * squares.sum())
-    inverse = (H.diagonal() - squares).clamp_min(floor).reciprocal()
-    scaled = F * inverse[:, None]
-    products = (F[:, :, None] * scaled[:, None, :]).view(len(H), rank * rank)
-
-    def cut(support: Tensor) -> Preconditioner:
-        inner = (support @ products).view(len(support), rank, rank)
-        inner.diagonal(dim1=1, dim2=2).add_(1)
-        return Preconditioner(inverse, scaled, support, torch.linalg.cholesky(inner))
-
-    return cut
 
 
 EXACT = Step(
