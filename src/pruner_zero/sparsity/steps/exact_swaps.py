@@ -57,10 +57,7 @@ def refine_exact(layer: Layer) -> Updated:
     H = hessian.damped()
     # Weights of channels that were never active have no effect.
     active = hessian.gram.diagonal() != 0
-    target = (W * active) @ H
     drift = hessian.drift(W)
-    if drift is not None:
-        target += drift
     curvature = (H.diagonal() / inverse_diagonal).sqrt()
     problem = _Problem(active, products_with(hessian, H)[0], preconditioner(hessian, H))
 
@@ -68,7 +65,10 @@ def refine_exact(layer: Layer) -> Updated:
     for first in range(0, len(W), _ROWS):
         rows = torch.arange(first, min(first + _ROWS, len(W)), device=W.device)
         plain = W[rows] * (kept[rows] & active)
-        best = problem.solve(plain, target[rows] - plain @ H, kept[rows])
+        gradient = (W[rows] * active - plain) @ H
+        if drift is not None:
+            gradient += drift[rows]
+        best = problem.solve(plain, gradient, kept[rows])
         solved[rows] = best.weight
         most = torch.full_like(rows, W.shape[1])
         for _ in range(_TURNS):
@@ -78,7 +78,9 @@ def refine_exact(layer: Layer) -> Updated:
             rows, trial, count, best = rows[moved], trial[moved], count[moved], best.of(moved)
             if not len(rows):
                 break
-            reached = problem.solve(best.weight, best.gradient, trial, best.goal)
+            begin = best.weight * trial
+            gradient = best.gradient + problem.product(best.weight - begin)
+            reached = problem.solve(begin, gradient, trial, best.goal)
             lower = best.decrease_to(reached) > 0
             kept[rows[lower]], solved[rows[lower]] = trial[lower], reached.weight[lower]
             best = reached.where(lower, best)
@@ -129,23 +131,19 @@ class _Problem:
     preconditioner: Callable[[Tensor], Preconditioner]
 
     def solve(
-        self, start: Tensor, gradient: Tensor, mask: Tensor, goal: Tensor | None = None
+        self, begin: Tensor, gradient: Tensor, mask: Tensor, goal: Tensor | None = None
     ) -> _Solved:
-        """The solution under `mask` (rows, in), from what is left of `start` under it.
+        """The solution under `mask` (rows, in), from the weights `begin`, zero outside it.
 
-        gradient: half the negative one at `start`. Without a `goal`, it is `_TOLERANCE` of the
-        gradient where the solution begins.
+        gradient: half the negative one at `begin`. Without a `goal`, it is `_TOLERANCE` of that.
         """
-        support = (mask & self.active).float()
-        precondition = self.preconditioner(support)
-        begin = start * support
-        gradient = gradient + self.product(start - begin)
+        precondition = self.preconditioner((mask & self.active).float())
         if goal is None:
             goal = _TOLERANCE**2 * dot(gradient, precondition(gradient))
         change, gradient, _ = conjugate_gradients(
             self.product, gradient, precondition, goal, _ITERATIONS
         )
-        return _Solved(begin.add_(change), gradient, goal)
+        return _Solved(begin + change, gradient, goal)
 
 
 def _swap(
