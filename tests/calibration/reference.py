@@ -31,6 +31,10 @@ class Inputs:
         rows = self._stacked(name, width)
         return (2 * rows.T @ rows / windows).float()
 
+    def tokens(self, name: str, width: int) -> int:
+        """How many rows are not zero throughout."""
+        return sum(1 for row in self._stacked(name, width).tolist() if any(row))
+
     def _stacked(self, name: str, width: int) -> Tensor:
         return torch.cat([torch.zeros(1, width, dtype=torch.double), *self.rows.get(name, [])])
 

@@ -1,4 +1,4 @@
-"""X and XᵀX equal a computation by hand from the inputs that hooks recorded."""
+"""X, XᵀX and the token count equal a computation by hand from the inputs that hooks recorded."""
 
 from collections.abc import Iterator
 
@@ -29,10 +29,10 @@ def block_by_block(
 
 
 @every_architecture
-def test_x_and_gram_are_those_of_the_recorded_inputs(architecture: str) -> None:
+def test_x_gram_and_tokens_are_those_of_the_recorded_inputs(architecture: str) -> None:
     model, windows = tiny_model(architecture), tiny_windows(3)
     inputs = plain_inputs(model, windows)
-    for matrices, statistics in block_by_block(model, windows, "gram"):
+    for matrices, statistics in block_by_block(model, windows, "gram", "tokens"):
         assert list(statistics) == [matrix.name for matrix in matrices]
         for matrix in matrices:
             width = matrix.weight.shape[1]
@@ -43,6 +43,8 @@ def test_x_and_gram_are_those_of_the_recorded_inputs(architecture: str) -> None:
             torch.testing.assert_close(values["X"], expected, rtol=1e-4, atol=1e-5)
             expected = inputs.gram(matrix.name, width, len(windows))
             torch.testing.assert_close(values["gram"], expected, rtol=1e-4, atol=1e-4)
+            assert values["tokens"].shape == (1, 1)
+            assert values["tokens"].item() == inputs.tokens(matrix.name, width)
 
 
 @every_architecture

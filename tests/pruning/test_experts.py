@@ -1,4 +1,4 @@
-"""Experts that no token reaches are pruned by magnitude, and a note says so."""
+"""Experts that no token reaches are pruned by magnitude with a note; few tokens shrink Hessians."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import torch
 from pruner_zero.calibration import collect_inputs
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices, run_block
 from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
+from pruner_zero.sparsity import STEPS, Hessian, Layer, keep_mask, shrinkage_for
 from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
@@ -107,3 +108,30 @@ def test_an_expert_that_only_the_dense_model_reaches_keeps_its_dense_weights_und
             assert torch.equal(weight, before[record.name].masked_fill(weight == 0, 0))
             assert record.note is not None
             assert record.note.startswith("calibration left X and XᵀX zero: ")
+
+
+@pytest.mark.parametrize("step", ["exact", "refine+exact"])
+@torch.no_grad()
+def test_least_squares_of_an_expert_are_shrunk_for_its_own_tokens(
+    step: str, windows: Windows, new_store: OpenStore
+) -> None:
+    ours, dense = language_model("mixtral"), language_model("mixtral")
+    method = parse_method(f"wanda+{step}", sparsity=0.5)
+    prune_model(ours, windows, method, new_store(ours), mode="one-shot")
+    calls, (first, _) = dense.block_calls(windows.tokens), find_blocks(dense.model)
+    experts = find_matrices(dense.model, include=["*.0.*experts*"])
+    pruned = {place.name: place.weight for place in places(ours.model)}
+    kinds = ("gram", "tokens")
+    statistics, _ = collect_inputs(first, experts, calls.hidden, calls.arguments[0], kinds)
+    counts = set()
+    for matrix in experts:
+        values, weight = statistics[matrix.name], matrix.weight.detach()
+        tokens = int(values["tokens"].item())
+        counts.add(tokens)
+        mask = keep_mask(weight.abs() * values["X"], method.pattern)
+        shrinkage = shrinkage_for(weight.shape[1], tokens)
+        layer = Layer(weight, Hessian(values["gram"], shrinkage=shrinkage), method.pattern, mask)
+        expected = STEPS[step].run(layer).weight
+        torch.testing.assert_close(pruned[matrix.name], expected)
+    assert len(counts) > 1
+    assert max(counts) < windows.tokens.numel()

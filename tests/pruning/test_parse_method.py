@@ -144,7 +144,8 @@ def test_distillation_ends_the_text_of_a_method() -> None:
         ("pruner-zero+obs", {"G", "gram"}),
         ("sparsegpt", {"gram"}),
         ("magnitude+refine", {"gram"}),
-        ("wanda+exact", {"X", "gram"}),
+        ("wanda+exact", {"X", "gram", "tokens"}),
+        ("wanda+refine+exact", {"X", "gram", "tokens"}),
         ("wanda+refine+obs", {"X", "gram"}),
     ],
 )

@@ -44,9 +44,10 @@ def test_each_input_is_factored_once(
 
 def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
     gram = torch.eye(4)
-    shared = {"X": torch.ones(1, 4), "gram": gram, "cross": 5 * gram}
+    tokens = torch.tensor([[16.0]])
+    shared = {"X": torch.ones(1, 4), "gram": gram, "cross": 5 * gram, "tokens": tokens}
     collected = {"q": shared, "k": shared, "o": {"X": torch.ones(1, 4), "gram": gram}}
-    statistics = block_statistics(collected, 0.02, tokens=16)
+    statistics = block_statistics(collected, 0.02)
     assert not collected
     hessian = statistics["q"].hessian
     assert hessian is not None
@@ -54,6 +55,10 @@ def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
     assert hessian is not statistics["o"].hessian
     assert hessian.damping == 0.02
     assert hessian.shrinkage == 2 * 4 / 16
+    assert list(statistics["q"].values) == ["X"]
+    # Least squares alone ask for the shrinkage.
+    assert statistics["o"].hessian is not None
+    assert statistics["o"].hessian.shrinkage == 0
     # A quarter of the way to the dense model's outputs.
     assert hessian.target is not None
     assert torch.equal(hessian.target, 2 * gram)

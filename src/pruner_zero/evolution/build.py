@@ -102,21 +102,22 @@ def build_evaluator(
         pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
     check_weights(matrices)
     terminals = settings.search_space.terminals
+    step = None if settings.update == "none" else STEPS[settings.update]
     kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
+    if step is not None and step.shrinks:
+        kinds.add("tokens")
     store = open_store(
         language_model, calibration, gradient_seqlen=settings.gradient_seqlen, folder=cache
     )
     calibrate(language_model, calibration, kinds, store, progress=progress)
     dtype = judging_dtype(language_model.model, settings)
-    step = None if settings.update == "none" else STEPS[settings.update]
     # Not in float16, where sums over tokens overflow.
     narrows = dtype == torch.bfloat16 and step is None
     narrow_dtype = torch.bfloat16 if narrows else torch.float32
     statistics: dict[str, dict[str, Tensor]] = {}
     sample: list[SampledMatrix] = []
     hessians: dict[str, Hessian] = {}
-    tokens = calibration.tokens.numel() if step is not None and step.shrinks else None
-    reader = DenseStatistics(store, settings.damping, tokens)
+    reader = DenseStatistics(store, settings.damping)
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
     share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))

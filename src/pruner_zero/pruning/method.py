@@ -71,8 +71,10 @@ class Method:
     @property
     def kinds(self) -> frozenset[Kind]:
         """The statistics that the method needs."""
-        needs_gram = any(STEPS[name].needs_gram for name in self.steps)
-        return self.scoring_kinds | ({"gram"} if needs_gram else set())
+        steps = [STEPS[name] for name in self.steps]
+        gram = {"gram"} if any(step.needs_gram for step in steps) else set()
+        tokens = {"tokens"} if any(step.shrinks for step in steps) else set()
+        return self.scoring_kinds | gram | tokens
 
     @property
     def scoring_kinds(self) -> frozenset[Kind]:
@@ -86,11 +88,6 @@ class Method:
         if self.pattern.reach == "model":
             return self.scoring_kinds
         return frozenset(select(GradientStatistic, self.kinds))
-
-    @property
-    def shrinks(self) -> bool:
-        """Whether a step asks for Hessians that are shrunk for the tokens behind them."""
-        return any(STEPS[name].shrinks for name in self.steps)
 
     @property
     def at_once(self) -> bool:

@@ -108,15 +108,13 @@ def prune_model(
     if matrices is None:
         matrices = check_plan(language_model, method)
     calibrate(language_model, windows, method.dense_kinds(order), store, progress=progress)
-    tokens = windows.tokens.numel() if method.shrinks else None
     run = _Run(
         language_model,
         windows,
         method,
         matrices,
-        DenseStatistics(store, damping, tokens),
+        DenseStatistics(store, damping),
         damping,
-        tokens,
         progress,
         checkpoint,
         propagated=order == "sequential" and bool(select(InputStatistic, method.kinds)),
@@ -130,7 +128,7 @@ def prune_model(
 
 @dataclass(frozen=True)
 class _Run:
-    """The parts of one run. tokens: those of the windows, where Hessians are shrunk for them."""
+    """The parts of one run."""
 
     language_model: LanguageModel
     windows: Windows
@@ -138,7 +136,6 @@ class _Run:
     matrices: Sequence[Matrix]
     statistics: DenseStatistics
     damping: float
-    tokens: int | None
     progress: Progress
     checkpoint: Checkpoint | None
     propagated: bool
@@ -165,7 +162,7 @@ class _Run:
                 inputs: dict[str, Statistics] = {}
                 if propagation:
                     collected = propagation.observe(block, index, matrices, method.kinds)
-                    inputs = block_statistics(collected, self.damping, self.tokens)
+                    inputs = block_statistics(collected, self.damping)
                 done = list(self.prune(dense, matrices, inputs))
                 if index == last:
                     # No block after it has matrices, so nothing needs its outputs.

@@ -21,14 +21,17 @@ from pruner_zero.sparsity import Hessian, shrinkage_for
 # and the errors of fitting it add up block after block (benchmarks/asymmetry.md).
 ASYMMETRY = 0.25
 
+# The statistics that the Hessian is made of.
+_OF_HESSIAN = frozenset({"gram", "cross", "tokens"})
+
 
 @dataclass(frozen=True)
 class Statistics:
     """The statistics of one matrix that were collected.
 
-    values: by kind, all but the Gram matrix, which the Hessian has. hessian: of the input, one
-    object for all matrices that have the same input; it has a target where steps aim at the
-    dense outputs.
+    values: by kind, without the Gram matrix and its tokens, which the Hessian has. hessian: of the
+    input, one object for all matrices that have the same input; it has a target where steps aim at
+    the dense outputs.
     """
 
     values: MatrixStatistics = field(default_factory=dict)
@@ -56,67 +59,61 @@ class Statistics:
 
 
 def block_statistics(
-    collected: dict[str, MatrixStatistics], damping: float, tokens: int | None = None
+    collected: dict[str, MatrixStatistics], damping: float
 ) -> dict[str, Statistics]:
     """By matrix name, what was collected of the inputs of one block; `collected` is emptied.
 
-    Matrices that share one `MatrixStatistics` share one Hessian, which `damping` damps. tokens:
-    the tokens behind it, for which it is shrunk; it is not shrunk where None.
+    Matrices that share one `MatrixStatistics` share one Hessian, which `damping` damps, and which
+    is shrunk where "tokens" were collected.
     """
     shared: dict[int, Statistics] = {}
     statistics = {}
     for name, values in collected.items():
         if id(values) not in shared:
-            rest = {kind: values[kind] for kind in values if kind not in ("gram", "cross")}
-            shared[id(values)] = Statistics(rest, _hessian(values, damping, name, tokens))
+            rest = {kind: value for kind, value in values.items() if kind not in _OF_HESSIAN}
+            shared[id(values)] = Statistics(rest, _hessian(values, damping, name))
         statistics[name] = shared[id(values)]
     collected.clear()
     return statistics
 
 
-def _hessian(
-    values: MatrixStatistics, damping: float, name: str, tokens: int | None
-) -> Hessian | None:
+def _hessian(values: MatrixStatistics, damping: float, name: str) -> Hessian | None:
     gram, cross = values.get("gram"), values.get("cross")
     if gram is None:
         return None
     target = None if cross is None else gram.lerp(cross, ASYMMETRY)
-    return Hessian(gram, target, damping, name, _shrinkage(gram, tokens))
-
-
-def _shrinkage(gram: Tensor, tokens: int | None) -> float:
-    return 0.0 if tokens is None else shrinkage_for(len(gram), tokens)
+    tokens = values.get("tokens")
+    shrinkage = 0.0 if tokens is None else shrinkage_for(len(gram), tokens.item())
+    return Hessian(gram, target, damping, name, shrinkage)
 
 
 class DenseStatistics:
     """Reads the dense model's statistics of one matrix after the other.
 
-    The last Hessian is kept, for the next matrix with its input. damping, tokens: as
-    `block_statistics` takes them.
+    The last Hessian is kept, for the next matrix with its input. damping: as `block_statistics`
+    takes it.
     """
 
-    def __init__(self, store: StatisticsStore, damping: float, tokens: int | None = None) -> None:
+    def __init__(self, store: StatisticsStore, damping: float) -> None:
         self.store = store
         self.damping = damping
-        self.tokens = tokens
-        self._last: tuple[str, Hessian] | None = None
+        self._last: tuple[str, Hessian | None] | None = None
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
         """The statistics `kinds` of one matrix, on its device. Raises PrunerZeroError."""
         ordered = [*select(InputStatistic, kinds), *select(GradientStatistic, kinds)]
-        values = {kind: self._read(kind, matrix) for kind in ordered if kind != "gram"}
-        return Statistics(values, self._hessian(matrix) if "gram" in kinds else None)
+        values = {kind: self._read(kind, matrix) for kind in ordered if kind not in _OF_HESSIAN}
+        return Statistics(values, self._hessian(matrix, kinds) if "gram" in kinds else None)
 
     def _read(self, kind: Kind, matrix: Matrix) -> Tensor:
         name, device = matrix.name, matrix.weight.device
         return self.store.read(kind, matrix.block, [name], device=device)[name]
 
-    def _hessian(self, matrix: Matrix) -> Hessian:
+    def _hessian(self, matrix: Matrix, kinds: Collection[Kind]) -> Hessian | None:
         owner = self.store.owners("gram", matrix.block)[matrix.name]
         if self._last is None or self._last[0] != owner:
             # Freed before the next one, which is as large, is read.
             self._last = None
-            gram = self._read("gram", matrix)
-            shrinkage = _shrinkage(gram, self.tokens)
-            self._last = owner, Hessian(gram, None, self.damping, matrix.name, shrinkage)
+            values = {kind: self._read(kind, matrix) for kind in _OF_HESSIAN & set(kinds)}
+            self._last = owner, _hessian(values, self.damping, matrix.name)
         return self._last[1]

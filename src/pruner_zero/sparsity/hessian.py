@@ -182,8 +182,8 @@ class Hessian:
             damping = min(10 * damping, 1.0)
 
 
-def shrinkage_for(inputs: int, tokens: int) -> float:
-    """The shrinkage of a gram of that many `inputs`, summed over that many `tokens`.
+def shrinkage_for(inputs: int, tokens: float) -> float:
+    """The shrinkage of a gram of that many `inputs`, summed over that many `tokens`, or one.
 
     Where the tokens are few beside the inputs, least squares fit the noise in the products of
     different channels. The factor was chosen by errors on held-out windows
@@ -192,7 +192,7 @@ def shrinkage_for(inputs: int, tokens: int) -> float:
     (10.2202/1544-6115.1175); that pruning by reconstruction overfits its calibration text, Shin et
     al. 2024 (2406.15524). The amount is ours.
     """
-    return 2 * inputs / tokens
+    return 2 * inputs / max(1, tokens)
 
 
 def _reversed_reciprocal(L: Tensor) -> Tensor:
