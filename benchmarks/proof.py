@@ -147,9 +147,10 @@ def all_cells() -> Iterator[Cell]:
         for words, metric in masks.items():
             yield Cell(words, zeros, metric)
         yield Cell("SparseGPT", zeros, "sparsegpt")
-    for label in STEPPED:
-        for step, suffix in STEPS.items():
-            yield Cell(f"{label} {step}", "50", MASKS["50"][label] + suffix)
+    for zeros, masks in MASKS.items():
+        for label in STEPPED:
+            for step, suffix in STEPS.items():
+                yield Cell(f"{label} {step}", zeros, masks[label] + suffix)
     yield Cell("default", "channels-25", DEFAULT, "self")
     for label, metric in OF_HEADS.items():
         yield Cell(label, "heads-33", f"{metric}+distill=40", "self")
