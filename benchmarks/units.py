@@ -257,7 +257,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
             text += [
                 f"## {structure.capitalize()}, {words}",
                 "",
-                f"| goes by | {' | '.join(heads)} |",
+                f"| chosen by | {' | '.join(heads)} |",
                 "|---|" + "---|" * len(heads),
             ]
             order = list(METRICS)

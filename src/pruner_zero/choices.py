@@ -1,4 +1,4 @@
-"""Words that settings and rooms share, each stated once; nothing here imports torch."""
+"""Words that settings and subpackages share, each stated once; nothing here imports torch."""
 
 from typing import Literal
 

@@ -69,8 +69,8 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
                 )
             if not (folder / "config.json").exists():
                 raise PrunerZeroError(
-                    f"{folder} is not the folder of a model, which alone --overwrite replaces: "
-                    "choose another folder"
+                    f"{folder} is not the folder of a model, and --overwrite replaces no other "
+                    "folder: choose another folder"
                 )
         check_writable(folder)
     return folder

@@ -18,7 +18,7 @@ __all__ = ["cli"]
 commands = load_hook("commands")
 VERBS = commands.verbs()
 REFERENCE = {page: page.read_text() for page in sorted((DOCS / "reference").glob("*.md"))}
-ROOMS = (
+SUBPACKAGES = (
     *("metric", "sparsity", "text", "models", "calibration", "pruning", "evaluation"),
     *("comparison", "evolution", "recovery", "report", "testing"),
 )
@@ -62,15 +62,15 @@ def test_every_row_of_a_generated_table_has_as_many_cells_as_its_head(name: str)
     assert len(lines) > 4
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_every_room_is_in_the_reference(room: str) -> None:
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_every_subpackage_is_in_the_reference(subpackage: str) -> None:
     # Griffe takes a function for the module of the same name, so such functions need entries.
     text = "".join(REFERENCE.values())
-    assert re.search(rf"^::: pruner_zero\.{room}$", text, re.MULTILINE)
-    module = importlib.import_module(f"pruner_zero.{room}")
+    assert re.search(rf"^::: pruner_zero\.{subpackage}$", text, re.MULTILINE)
+    module = importlib.import_module(f"pruner_zero.{subpackage}")
     for name in module.__all__:
         if inspect.isfunction(member := getattr(module, name)):
-            hidden = member.__module__ == f"pruner_zero.{room}.{name}"
+            hidden = member.__module__ == f"pruner_zero.{subpackage}.{name}"
             assert not hidden or f"::: {member.__module__}.{name}\n" in text, name
 
 
@@ -83,11 +83,11 @@ def test_the_site_is_built_without_a_warning_and_names_everything_public(tmp_pat
     assert built.returncode == 0, built.stderr
     inventory = zlib.decompress((site / "objects.inv").read_bytes().split(b"\n", 4)[4]).decode()
     names = {line.rsplit(" ", 4)[0] for line in inventory.splitlines()}
-    for room in ROOMS:
-        module = importlib.import_module(f"pruner_zero.{room}")
+    for subpackage in SUBPACKAGES:
+        module = importlib.import_module(f"pruner_zero.{subpackage}")
         for name in module.__all__:
             member = getattr(module, name)
-            # An alias such as `Kind = str` is an attribute of its room.
+            # An alias such as `Kind = str` is an attribute of its subpackage.
             declared = getattr(member, "__module__", "").startswith("pruner_zero")
             has_own_path = declared and (inspect.isclass(member) or inspect.isfunction(member))
             path = (

@@ -1,4 +1,4 @@
-"""A disk that is full at some write: one line, and the same command goes on once there is room."""
+"""A disk that is full at some write: one line, and the same command goes on once there is space."""
 
 import math
 import random
@@ -14,7 +14,7 @@ from tests.full_disk import full_disk
 
 @pytest.mark.fault(
     "the disk is full at a random write of search, prune, offloaded gradients, recover",
-    "one line; with room again, the same command ends with the same bytes",
+    "one line; with space again, the same command ends with the same bytes",
 )
 @pytest.mark.parametrize(
     "times", [pytest.param(3, id="few"), pytest.param(20, id="many", marks=pytest.mark.slow)]

@@ -1,4 +1,4 @@
-"""Language models and windows for the tests of this room, small enough to prune by hand."""
+"""Language models and windows for the tests of this folder, small enough to prune by hand."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,6 +1,6 @@
 """Pruning as one would write it in an afternoon: hooks on the whole model, sorts, loops.
 
-It knows the three architectures by name and shares no code with the rooms it checks.
+It knows the three architectures by name and shares no code with the subpackages it checks.
 """
 
 from collections import defaultdict

@@ -265,8 +265,14 @@ def test_a_configuration_that_refuses_fewer_blocks_is_named(
         ({"coupled": True}, "leave out --coupled"),
         ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
         ({"sparsity": 0.95}, r"would drop 6: choose --sparsity 0\.6667"),
-        ({"sparsity": None, "parameters": "1K"}, "cannot be left by removing blocks: choose --par"),
-        ({"sparsity": None, "parameters": "1B"}, "cannot be left by removing blocks: choose --par"),
+        (
+            {"sparsity": None, "parameters": "1K"},
+            "cannot be reached by removing blocks: choose --par",
+        ),
+        (
+            {"sparsity": None, "parameters": "1B"},
+            "cannot be reached by removing blocks: choose --par",
+        ),
     ],
 )
 def test_each_impossible_combination_is_refused_in_one_line(

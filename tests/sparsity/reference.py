@@ -1,4 +1,4 @@
-"""Plain statements of the contract, in Python and NumPy, that share no code with the room."""
+"""Plain statements of the contract, in Python and NumPy, that share no code with the subpackage."""
 
 import math
 from collections.abc import Callable, Sequence

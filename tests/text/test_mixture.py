@@ -88,7 +88,7 @@ def test_the_largest_remainder_gives_one_more_and_the_earlier_of_equals(
 
 def test_a_text_of_which_there_would_be_no_window_is_named() -> None:
     with pytest.raises(
-        PrunerZeroError, match=r"none of 3 windows is of text 0\.1: choose a larger --windows or"
+        PrunerZeroError, match=r"text 0\.1 gets none of 3 windows: choose a larger --windows or"
     ):
         mixture(1, 0.1).divide(3)
 

@@ -15,11 +15,11 @@ from pruner_zero.models import Matrix
 class InputSums:
     """Sums over the windows seen so far, fp32.
 
-    statistics: what is collected, by kind. owner: for each matrix that a token reached, of this
-    model or of the dense one, the name of the matrix that holds its sums: matrices that are fed the
-    very same tensor share them.
+    statistics: what is collected, by kind. owner: for each matrix that a token of this model or of
+    the dense model reached, the name of the matrix that holds its sums: matrices with the very same
+    input tensor share them.
     sums: by kind and owner. crosses: (in, in), `X_denseᵀX` by owner. uncrossed: owners whose tokens
-    differ from the dense model's, as an expert's do, which depend on its router.
+    differ from the dense model's, as an expert's tokens can, which its router chooses.
     """
 
     statistics: Mapping[Kind, InputStatistic]
@@ -33,7 +33,7 @@ class InputSums:
 
     @contextmanager
     def dense(self) -> Iterator[None]:
-        """Keep the inputs seen meanwhile as the dense model's, for the cross with the next ones."""
+        """Keep the inputs seen meanwhile as the dense model's, for products with the next ones."""
         self._dense, self._is_dense = {}, True
         yield
         self._is_dense, self._last = False, None

@@ -109,8 +109,8 @@ STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType
             add=lambda total, tokens: total.addmm_(tokens.T, tokens),
             value=lambda total, windows: total.mul_(2 / windows),
         ),
-        # (1, 1), the number of tokens, without those that are zero throughout: some mixtures give
-        # every expert all tokens, and zeros in the place of those that are another expert's.
+        # (1, 1), the number of tokens whose input is not zero throughout: some mixtures give every
+        # expert all tokens, and zeros in the place of the tokens of other experts.
         "tokens": InputStatistic(
             shape=lambda width: (1, 1),
             add=lambda total, tokens: total.add_(tokens.any(-1).sum()),

@@ -1,4 +1,4 @@
-"""Options of several verbs that are no settings: where results go and how they are shown."""
+"""Options of several commands that are no settings: where results go and how they are shown."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,12 @@ def _switch(flag: str, text: str) -> Any:
     return typer.Option(flag, help=text, metavar="", rich_help_panel=FILES)
 
 
-Overwrite = Annotated[bool, _switch("--overwrite", "Replace what is in the output folder.")]
+Overwrite = Annotated[
+    bool,
+    _switch(
+        "--overwrite", "Replace the model in the output folder, or discard an unfinished run of it."
+    ),
+]
 Quiet = Annotated[bool, _switch("--quiet", "Print the result and errors only, no progress.")]
 AsJson = Annotated[bool, _switch("--json", "Print the result as one JSON value.")]
 Cache = Annotated[

@@ -25,7 +25,7 @@ _CONTESTANTS, _PARSIMONY, _ELITE = 6, 0.02, 8
 # best of all have neighbours.
 _SPREAD = 3
 # Shares of the children that are random, that come from another scope, and that have two parents;
-# the rest are mutations, which a second one follows with chance `_TWICE`.
+# the rest have one mutation, and with chance `_TWICE` a second one.
 _IMMIGRANTS, _MIGRANTS, _CROSSOVER, _TWICE = 0.05, 0.1, 0.25, 0.5
 # How often each mutation is drawn, relative to the others.
 _WEIGHTS = {

@@ -128,7 +128,10 @@ def _kinds(sample: Sequence[SampledMatrix]) -> dict[object, list[SampledMatrix]]
 
 
 def _joined(matrices: list[SampledMatrix], grams: dict[tuple[int, ...], Tensor]) -> SampledMatrix:
-    """Matrices of one shape as a stack. grams: those stacked before, by what they were."""
+    """Matrices of one shape as a stack.
+
+    grams: stacks of Gram matrices made so far, by the ids of the matrices in them.
+    """
     first = matrices[0]
     if len(matrices) == 1:
         return first

@@ -71,8 +71,8 @@ class SearchSettings(SearchOptions):
     def _combine(self) -> Self:
         if self.sharing and find_devices(self.placed_on).first != CPU:
             raise PrunerZeroError(
-                f"{self.sharing} share the model in main memory, and --device {self.device} has "
-                "it elsewhere: choose one of them"
+                f"{self.sharing} share the model in main memory, and --device {self.device} puts "
+                "it elsewhere: leave out one of the two"
             )
         scope = () if self.scope == "any" else ("scope",)
         check_structure(self, ("pattern", *scope, "include", "exclude"))

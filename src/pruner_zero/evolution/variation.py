@@ -193,9 +193,10 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     """The products one step from `expression`: a factor less, one more, or one exchanged.
 
     A new factor is a terminal, or the product of a column and a row of statistics, such as O * X,
-    which has a value for each weight as a matrix has. It has the exponent of the one it replaces,
-    beside its own where the product has it already; one more has a half. An order depends mostly
-    on how much each terminal counts, so these are the smallest steps.
+    which has a value for each weight as a matrix has. A new factor takes the exponent of the factor
+    that it replaces, added to its own exponent where the product has it already; an additional
+    factor takes the exponent 0.5. An order depends mostly on how much each terminal counts, so
+    these are the smallest steps.
     """
     coefficient, bases = factors(expression)
     leaves = space.leaves

@@ -17,7 +17,8 @@ class Statistic:
     cost: what collecting it costs, in nodes of an expression, for the complexity of a metric.
     magnitude: the terminal that is its magnitude, if it can be negative.
     collected: the statistic that calibration collects for it, by name; None for a terminal that
-        the weight alone gives. A statistic that has the name of the terminal is its value.
+        the weight alone gives. Where the statistic has the terminal's name, it is the terminal's
+        value.
     """
 
     shape: Shape

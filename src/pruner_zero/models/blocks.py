@@ -38,7 +38,7 @@ class Activations(Protocol):
 # share of the largest value.
 _CHECKED_TOKENS, _TOLERANCE = 16, 1e-2
 
-# Forgets what is appended.
+# Discards every appended tensor.
 DISCARDED: Activations = deque[Tensor](maxlen=0)
 
 
@@ -166,7 +166,7 @@ def _calls_are_a_chain(model: PreTrainedModel, tokens: Tensor) -> bool:
     def calls(change: Callable[[Tensor], Tensor]) -> tuple[list[int], list[Tensor]]:
         """The called blocks, −1 for one that gets another value, and all other arguments.
 
-        change: from what bypassed blocks get to what they return.
+        change: maps the input of a bypassed block to its output.
         """
         chain: list[int] = []
         others: list[Tensor] = []

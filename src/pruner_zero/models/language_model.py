@@ -1,4 +1,4 @@
-"""A causal language model with its tokenizer: the form in which all rooms take models."""
+"""A causal language model with its tokenizer: the form in which all subpackages take models."""
 
 import json
 from collections.abc import Iterator, Sequence

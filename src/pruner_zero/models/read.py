@@ -138,7 +138,7 @@ def _forget_quantization(model: PreTrainedModel) -> None:
 def readable(name: str) -> Iterator[None]:
     """Turn an error of reading `name` into a PrunerZeroError that says what to do.
 
-    A lack of memory is none of them: the verbs say what to do about it.
+    A lack of memory is none of them: the commands say what to do about it.
     """
     try:
         yield

@@ -33,7 +33,7 @@ from pruner_zero.pruning.removal import Removal, most_parameters
 from pruner_zero.settings import BLOCK_INFLUENCE, SLEB
 from pruner_zero.sparsity import LazyTensors
 
-# By rule, what the blocks that go are chosen by.
+# By rule, the measure that chooses the blocks to remove.
 _RULES = {
     BLOCK_INFLUENCE: "block influence, 1 minus the cosine of a block's input and output",
     SLEB: "SLEB, the loss of the model without a block, one block after the other",
@@ -81,8 +81,8 @@ class Blocks(Removal):
         sizes = {index: size_of(blocks[index])[0] for index in range(1, len(blocks) - 1)}
         if not sizes:
             raise PrunerZeroError(
-                f"of {len(blocks)} blocks none can go, since the first and the last stay: leave "
-                "out --structure"
+                f"none of {len(blocks)} blocks can be removed, since the first and the last stay: "
+                "leave out --structure"
             )
         whole = size_of(model)[0]
         if not self.parameters:
@@ -156,8 +156,9 @@ def by_loss(
 ) -> Iterator[tuple[int, float]]:
     """Blocks in the order in which they go, each with the mean loss of the model without it.
 
-    That block goes next without which, and without all before, the loss is the lowest on windows
-    (n, seqlen). Source: SLEB (Song et al. 2024, 2402.09025), on fewer tokens here.
+    The next block is the block without which, and without all blocks before it, the loss on
+    windows (n, seqlen) is the lowest.
+    Source: SLEB (Song et al. 2024, 2402.09025), on fewer tokens here.
     """
     tokens = tokens[: max(1, _LOSS_TOKENS // tokens.shape[1])]
     model = language_model.model

@@ -37,7 +37,7 @@ class Method:
     def __post_init__(self) -> None:
         if self.asymmetric and not any(STEPS[name].aims for name in self.steps):
             raise PrunerZeroError(
-                f"{self.name} names a target for the steps after the mask, but no such step: "
+                f"{self.name} has +asymmetric without a step that uses it: "
                 "add +obs, +exact or +refine"
             )
 
@@ -103,16 +103,16 @@ class Method:
         """
         if self.asymmetric and asked == "one-shot":
             raise PrunerZeroError(
-                f"{self.name} makes up for what earlier blocks lost, which only --mode sequential "
-                "sees: choose it, or leave out +asymmetric"
+                f"{self.name} compensates for earlier blocks, which needs --mode sequential: "
+                "choose it, or leave out +asymmetric"
             )
         if not self.at_once:
             return "one-shot" if asked == "one-shot" else "sequential"
         if asked == "sequential":
             other = " or another --scope" if self.scope else ""
             raise PrunerZeroError(
-                f"{self.name} compares all matrices at once, which one block after the other "
-                f"cannot: choose --mode one-shot{other}"
+                f"{self.name} compares the scores of all matrices, which --mode sequential "
+                f"never has together: choose --mode one-shot{other}"
             )
         return "one-shot"
 

@@ -44,18 +44,18 @@ _OPTIONS = (
 _NAMED = {"model", "windows", "torch"}
 # The note that is shown where no metric is named; benchmarks/proof.md has the figures.
 _CHOSEN = (
-    "No --metric: using {method}, the best method measured so far. A faster one: --metric wanda"
+    "No --metric: using {method}, the best method measured so far. A faster method: --metric wanda"
     "{more}"
 )
 # More steps on the same windows gain little (benchmarks/why.md), training on the text that the
 # model is for gains much (benchmarks/recovery.md).
 _MORE = (
-    "; a better model: pruner-zero recover afterwards, with the dense model as --teacher and much "
-    "text of the kind that the model is for"
+    "; for a better model, run pruner-zero recover afterwards, with the dense model as --teacher "
+    "and much text of the kind that the model is for"
 )
-# Added to it where a matrix has so many inputs: the time of swaps grows with the square of their
-# number (benchmarks/narrow.md). Of masks alone, Wanda's was the better one there
-# (benchmarks/proof.md).
+# Added to that note where a matrix has `_MANY_INPUTS` inputs or more: the time of swaps grows with
+# the square of their number (benchmarks/narrow.md). Of masks alone, Wanda's was the better one on
+# two of three texts there (benchmarks/proof.md).
 _MANY_INPUTS = 4096
 _SLOW = (
     ". On a CPU, swaps with least squares take hours for matrices of {inputs} inputs: "
@@ -141,7 +141,7 @@ def prune(
     if isinstance(method.pattern, Removal):
         fitted = method.pattern.of_model(language_model.model)
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
-            progress.note(f"{fitted} go: {fitted.kept} stay")
+            progress.note(f"removing {fitted}: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
     matrices = check_plan(language_model, method, include, checked.exclude)
     if select(GradientStatistic, method.kinds):
@@ -206,7 +206,7 @@ def prune(
 
 
 def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:
-    """What is taken where no metric is named; inputs: of the widest matrix, where that is slow."""
+    """The note on the default method; inputs: of the widest matrix, None where swaps are fast."""
     trained = f", {method.distill} steps of distillation" if method.distill else ""
     steps = describe_steps(method.steps, method.asymmetric)
     chosen = f"{method.metric.expression} ({method.pattern}){steps}{trained}"

@@ -125,6 +125,6 @@ def most_parameters(
         return most
     nearest = reachable[most >= dense]
     raise PrunerZeroError(
-        f"--parameters {most:,} of {dense:,} cannot be left by removing {words}: choose "
+        f"--parameters {most:,} of {dense:,} cannot be reached by removing {words}: choose "
         f"--parameters {nearest}, the nearest that can"
     )

@@ -14,7 +14,7 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean, one_line
 
 
 class Settings(BaseModel):
-    """The base of every verb's settings: unknown keys forbidden, values fixed once read.
+    """The base of every command's settings: unknown keys forbidden, values fixed once read.
 
     A field with its type, default and description is the only place where an option is stated;
     `options_of` makes the command line's options from it. panel: the panel of `--help` in which

@@ -1,4 +1,4 @@
-"""Settings of the verbs that prune: the weights to prune, and the calibration text."""
+"""Settings of the commands that prune: the weights to prune, and the calibration text."""
 
 import math
 import os

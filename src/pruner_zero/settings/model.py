@@ -1,4 +1,4 @@
-"""Settings of all verbs that load a model: the model, its dtype and its device."""
+"""Settings of all commands that load a model: the model, its dtype and its device."""
 
 from typing import Annotated, Any, ClassVar
 

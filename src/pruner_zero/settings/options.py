@@ -52,7 +52,7 @@ class Option(Cli):
 
 
 def options_of(kind: type[Settings]) -> dict[str, Option]:
-    """The options of a verb by field; a field of nested settings has no option."""
+    """The options of a command by field; a field of nested settings has no option."""
     return {option.name: option for option in _options(kind)}
 
 

@@ -39,8 +39,8 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
         return
     if (settings.sparsity is None) == (settings.parameters is None):
         raise PrunerZeroError(
-            f"--structure {settings.structure} needs either --sparsity, the share of them that "
-            "goes, or --parameters, what is left of the model"
+            f"--structure {settings.structure} needs either --sparsity, the share of units "
+            "to remove, or --parameters, the size of the smaller model"
         )
     for name in beside:
         if getattr(settings, name):

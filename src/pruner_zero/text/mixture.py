@@ -48,7 +48,7 @@ class Mixture:
         for text, count in zip(self.texts, counts, strict=True):
             if not count:
                 raise PrunerZeroError(
-                    f"none of {windows} windows is of {text.name}: choose a larger {option} or a "
+                    f"{text.name} gets none of {windows} windows: choose a larger {option} or a "
                     "larger share for it"
                 )
         return counts

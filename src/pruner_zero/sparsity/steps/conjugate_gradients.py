@@ -94,7 +94,7 @@ def conjugate_gradients(
 ) -> tuple[Tensor, Tensor, int]:
     """Solve H_SS·change = gradient_S for every row, until the norms of all are down to `goal`.
 
-    S is the support of `precondition`. gradient: (out, in), of which only what is inside S decides
+    S is the support of `precondition`. gradient: (out, in), of which only the columns in S decide
     the change; goal: (out, 1). Returns the change, `gradient` − change·H in all columns, and the
     iterations. Solved rows leave the products as soon as `_UNSOLVED` or less of the rows is left.
     """

@@ -22,8 +22,8 @@ _TOLERANCE = 0.02
 # Rows processed together list every place of a row as pruned and as revived.
 _ROWS = 2048
 
-# A turn swaps at most one in so many of a row's weights, or so many pairs where that is more: to
-# find the best pairs is faster than to sort all, and rows under a good mask have no more.
+# A turn swaps at most 1/`_PAIRS` of a row's weights, or `_LEAST_PAIRS` pairs where that is more:
+# finding the best pairs is faster than sorting all, and rows under a good mask have no more.
 _PAIRS, _LEAST_PAIRS = 16, 64
 
 # The most turns, and the most iterations of a solution that compares masks.

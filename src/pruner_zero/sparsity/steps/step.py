@@ -18,9 +18,9 @@ class Layer:
     dense: (out, in), the dense weights. hessian: the Hessian of its input, None where it was not
     collected; its `target` is set only where the step aims at other outputs than its own.
     pattern: the pattern of zeros. mask: (out, in) bool, True is kept; None where the step chooses
-    it. updated: (out, in) float32, what the steps before left; None where no step has changed
-    weights. Raises PrunerZeroError naming `name` where a weight is not finite; ValueError for
-    shapes.
+    it. updated: (out, in) float32, the weights after the steps before; None where no step has
+    changed weights. Raises PrunerZeroError naming `name` where a weight is not finite; ValueError
+    for shapes.
     """
 
     dense: Tensor

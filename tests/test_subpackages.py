@@ -1,4 +1,4 @@
-"""The imports that each room may have: the table of ARCHITECTURE.md against the code."""
+"""The imports that each subpackage may have: the table of ARCHITECTURE.md against the code."""
 
 import ast
 import re
@@ -17,26 +17,26 @@ FACE = {"__init__", "__main__"}
 
 
 def table(page: str) -> dict[str, set[str]]:
-    """The rooms that each room of the table may import, from top to bottom."""
+    """The subpackages that each subpackage of the table may import, from top to bottom."""
     rows = re.findall(r"^\| `(\w+)/` \|.*\| ?([^|]*?) ?\|$", page, re.MULTILINE)
     allowed: dict[str, set[str]] = {}
-    for room, imports in rows:
+    for subpackage, imports in rows:
         named = set(re.split(r",\s*", imports)) if imports else set()
-        allowed[room] = (
+        allowed[subpackage] = (
             set(allowed) if named == {"all above"} else named & {name for name, _ in rows}
         )
     return allowed
 
 
 def imported(code: str) -> Iterator[str]:
-    """The rooms and root modules of the package that a module imports, wherever in it."""
+    """The subpackages and root modules of the package that a module imports, wherever in it."""
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == PACKAGE:
             names = [f"{PACKAGE}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, "a relative import hides the room"
+            assert not node.level, "a relative import hides the subpackage"
             names = [node.module or ""]
         else:
             continue
@@ -44,34 +44,36 @@ def imported(code: str) -> Iterator[str]:
 
 
 def used(folder: Path) -> dict[str, set[str]]:
-    """The rooms that each room imports; all root modules count as the room ""."""
-    rooms = {path.parent.name for path in folder.glob("*/__init__.py")}
-    imports: dict[str, set[str]] = {room: set() for room in ("", *rooms)}
+    """The subpackages that each subpackage imports; all root modules count as the subpackage ""."""
+    subpackages = {path.parent.name for path in folder.glob("*/__init__.py")}
+    imports: dict[str, set[str]] = {subpackage: set() for subpackage in ("", *subpackages)}
     for path in folder.rglob("*.py"):
-        room = path.relative_to(folder).parts[0] if path.parent != folder else ""
-        if room or path.stem not in FACE:
-            imports[room] |= set(imported(path.read_text())) & rooms - {room}
+        subpackage = path.relative_to(folder).parts[0] if path.parent != folder else ""
+        if subpackage or path.stem not in FACE:
+            imports[subpackage] |= set(imported(path.read_text())) & subpackages - {subpackage}
     return imports
 
 
-ROOMS = table((ROOT / "ARCHITECTURE.md").read_text())
+SUBPACKAGES = table((ROOT / "ARCHITECTURE.md").read_text())
 USED = used(SOURCE)
 
 
-def test_the_table_has_every_room() -> None:
-    assert set(ROOMS) == set(USED) - {""}
+def test_the_table_has_every_subpackage() -> None:
+    assert set(SUBPACKAGES) == set(USED) - {""}
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_what_its_row_names(room: str) -> None:
-    assert USED[room] <= ROOMS[room], f"{room} imports {sorted(USED[room] - ROOMS[room])}"
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_a_subpackage_imports_only_what_its_row_names(subpackage: str) -> None:
+    assert USED[subpackage] <= SUBPACKAGES[subpackage], (
+        f"{subpackage} imports {sorted(USED[subpackage] - SUBPACKAGES[subpackage])}"
+    )
 
 
-@pytest.mark.parametrize("room", ROOMS)
-def test_a_row_names_only_rooms_above_it_that_the_room_imports(room: str) -> None:
-    above = list(ROOMS)[: list(ROOMS).index(room)]
-    assert ROOMS[room] <= set(above)
-    assert room == "cli" or ROOMS[room] <= USED[room]
+@pytest.mark.parametrize("subpackage", SUBPACKAGES)
+def test_a_row_names_only_subpackages_above_it_that_the_subpackage_imports(subpackage: str) -> None:
+    above = list(SUBPACKAGES)[: list(SUBPACKAGES).index(subpackage)]
+    assert SUBPACKAGES[subpackage] <= set(above)
+    assert subpackage == "cli" or SUBPACKAGES[subpackage] <= USED[subpackage]
 
 
 def test_the_language_does_not_depend_on_its_canonical_forms() -> None:
@@ -81,7 +83,7 @@ def test_the_language_does_not_depend_on_its_canonical_forms() -> None:
     assert not [path.name for path in outside if "metric.canonical" in path.read_text()]
 
 
-def test_the_root_imports_no_room() -> None:
+def test_the_root_imports_no_subpackage() -> None:
     assert USED[""] == set()
 
 
@@ -97,9 +99,9 @@ def test_the_root_imports_no_room() -> None:
     ],
 )
 def test_an_import_upward_is_seen_wherever_it_is(line: str, tmp_path: Path) -> None:
-    for room in ("lower", "upper"):
-        (tmp_path / room).mkdir()
-        (tmp_path / room / "__init__.py").touch()
+    for subpackage in ("lower", "upper"):
+        (tmp_path / subpackage).mkdir()
+        (tmp_path / subpackage / "__init__.py").touch()
     (tmp_path / "lower" / "module.py").write_text(line)
     page = "| `lower/` | x | torch |\n| `upper/` | y | lower |\n| `cli/` | z | all above |"
     allowed: Mapping[str, set[str]] = table(page)
