@@ -51,8 +51,8 @@ NOTES = HERE / "results" / "proof-notes.md"
 RESULTS = "## What holds, and what does not"
 # The methods that all others are compared with, question by question.
 BASES = ("Wanda", "SparseGPT")
-# What `prune` does where no metric is named.
-DEFAULT = "default"
+# What `prune` does where no metric is named, and the words of rows by what it did before.
+DEFAULT, EARLIER = "default", "earlier default"
 CARRIED = "W * (O * X)^0.75@global"
 EVOLVED_ON_GEMMA = "W * G^0.75@global"
 # The metric of the default, with scores in part relative to the norm of their row.
@@ -311,20 +311,35 @@ def page() -> str:
 
 
 def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str) -> str:
-    """The tables of one model and pattern and the dense model: texts, tasks, moved answers."""
+    """The tables of one model and pattern: texts, one step, tasks, moved answers.
+
+    Earlier forms of the default have tables of their own after those of all other methods.
+    """
     bases = {f"over {label}": rows.get(f"{zeros}-{label.lower()}") for label in BASES}
     stepped = [f"{label} {step}" for label in STEPPED for step in STEPS]
     methods = [row for row in rows.values() if row["label"] not in stepped]
-    shown = [texts_table([dense, *sorted(methods, key=mean_loss)])]
+    present = [row for row in methods if EARLIER not in row["label"]]
+    shown = measured_tables(present, dense, bases)
     if len(methods) < len(rows):
-        shown.append(steps_table({row["label"]: row for row in rows.values()}))
-    asked = [row for row in rows.values() if "tasks" in row]
+        shown.insert(1, steps_table({row["label"]: row for row in rows.values()}))
+    if len(present) < len(methods):
+        earlier = [row for row in methods if EARLIER in row["label"]]
+        shown += ["### Earlier forms of the default\n", *measured_tables(earlier, dense, bases)]
+    return "\n".join(shown)
+
+
+def measured_tables(
+    rows: Sequence[dict[str, Any]], dense: dict[str, Any], bases: Bases
+) -> list[str]:
+    """The tables of texts, of tasks and of moved answers, the last two where tasks were asked."""
+    shown = [texts_table([dense, *sorted(rows, key=mean_loss)])]
+    asked = [row for row in rows if "tasks" in row]
     if asked:
         of_tasks = sorted(asked, key=lambda row: (-questions(row), -average(row, "prob")))
         of_moved = sorted(asked, key=lambda row: first(moved(row, dense)))
         shown.append(tasks_table([dense, *of_tasks], bases))
         shown.append(moved_table(of_moved, dense, bases))
-    return "\n".join(shown)
+    return shown
 
 
 def texts_table(rows: Sequence[dict[str, Any]]) -> str:
