@@ -24,7 +24,7 @@ def work_in(partial: Path) -> Work:
     return Work(partial / "blocks", {})
 
 
-def build(output: Path) -> None:
+def build(output: Path, overwrite: bool = False) -> None:
     def run(work: Work | None) -> Cost:
         assert work is not None
         if not work.lines:
@@ -36,7 +36,7 @@ def build(output: Path) -> None:
         (staged / "weights").write_text("all of them")
         return result
 
-    build_folder(output, False, Work, {}, run, write)
+    build_folder(output, overwrite, Work, {}, run, write)
 
 
 def killed_at(name: str, action: Callable[[], None]) -> None:
@@ -152,3 +152,27 @@ def test_a_current_folder_that_was_deleted_is_refused(
     (tmp_path / "gone").rmdir()
     with pytest.raises(PrunerZeroError, match="no such file"):
         check_output("out", overwrite=False)
+
+
+class Training(RunCheckpoint):
+    """A run of another command."""
+
+    name, step = "training", "step"
+
+
+def test_an_unfinished_run_of_another_command_is_deleted_only_by_overwrite(tmp_path: Path) -> None:
+    partial = tmp_path / "out.partial"
+    Training(partial / "training", {}).append({"step": 1}, {})
+    (partial / ".lock").touch()
+    with pytest.raises(PrunerZeroError, match="holds an unfinished run of another command: finish"):
+        build(tmp_path / "out")
+    assert len(Training(partial / "training", {}).lines) == 1
+    build(tmp_path / "out", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_run_of_another_command_that_finished_no_step_is_not_in_the_way(tmp_path: Path) -> None:
+    Training(tmp_path / "out.partial" / "training", {})
+    (tmp_path / "out.partial" / ".lock").touch()
+    build(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

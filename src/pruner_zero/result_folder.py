@@ -11,7 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import LOCK, check_writable, locked, write_atomic, write_json, writing
-from pruner_zero.journal import Journal
+from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost
 
@@ -94,13 +94,14 @@ def build_folder(
     and returns the cost of this process; timing.json, with this cost and the step at which the
     process started, is added.
     Raises PrunerZeroError where another process works on the same output, where an unfinished run
-    has another identity and `overwrite` is false, and what `run` raises; `output` is then
+    has another identity or kind and `overwrite` is false, and what `run` raises; `output` is then
     unchanged, and the checkpoint stays for the next call.
     """
     if output is None:
         return run(None)
     partial = _partial(output)
     with locked(partial):
+        _discard_others(partial, kind, overwrite)
         checkpoint = take_up(kind, partial / kind.name, identity, overwrite)
         started = checkpoint.finished
         if started:
@@ -141,6 +142,20 @@ def _discard(partial: Path) -> None:
             shutil.rmtree(path, ignore_errors=True)
     (partial / _COMPLETE).unlink(missing_ok=True)
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _discard_others(partial: Path, kind: type[RunCheckpoint], overwrite: bool) -> None:
+    """Delete unfinished runs of other kinds; refuse them if `overwrite` is false."""
+    for journal in partial.glob(f"*/{JOURNAL}"):
+        if journal.parent.name == kind.name:
+            continue
+        # The first line is the identity of the run.
+        if not overwrite and len(journal.read_text().splitlines()) > 1:
+            raise PrunerZeroError(
+                f"{partial} holds an unfinished run of another command: finish that run, choose "
+                "another folder, or discard it with --overwrite"
+            )
+        shutil.rmtree(journal.parent)
 
 
 def take_up(kind: type[J], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> J:

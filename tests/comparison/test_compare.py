@@ -209,6 +209,18 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
         "wanda@channels=0.34": {"metric": "wanda", "sparsity": 0.34, "structure": "channels"},
         "W@heads+obs": {"metric": "W+obs", "sparsity": 0.5, "structure": "heads"},
         "block-influence@blocks=0.25": {"sparsity": 0.25, "structure": "blocks"},
+        "wanda@channels=0.34+distill=2": {
+            "metric": "wanda",
+            "sparsity": 0.34,
+            "structure": "channels",
+            "distill": 2,
+        },
+        "wanda@heads=0.5+distill=2": {
+            "metric": "wanda",
+            "sparsity": 0.5,
+            "structure": "heads",
+            "distill": 2,
+        },
     }
     model = tiny_model("llama", blocks=4)
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -220,8 +232,9 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
     for row, (name, settings) in zip(rows[1:], methods.items(), strict=True):
         smaller = tiny_model("llama", blocks=4)
         calibration = {"calibration": texts["calibration"], "windows": 3, "seqlen": 24}
-        # A multiple is of channels, and refused where no units go.
-        sizes = options if "structure" in settings else {**options, "multiple_of": 32}
+        # A multiple is of channels, and refused where no channels go.
+        channels = settings.get("structure") == "channels"
+        sizes = options if channels else {**options, "multiple_of": 32}
         result = prune(smaller, **calibration, **sizes, **settings)
         assert row["sparsity"] == round(result.sparsity, 6), name
         assert row["parameters"] == smaller.num_parameters() == result.parameters[1], name
@@ -231,7 +244,9 @@ def test_smaller_models_stand_beside_masks(texts: dict[str, Any]) -> None:
         )
         # The sums of the masked model have more terms, and the additional terms are zero.
         assert row["perplexity"] == pytest.approx(evaluation.perplexity, rel=1e-5), name
-    assert [row.get("expression") for row in rows] == [None, "W * X", "W * X", "W", None]
+    expressions = [None, "W * X", "W * X", "W", None, "W * X", "W * X"]
+    assert [row.get("expression") for row in rows] == expressions
+    assert model.config.to_dict() == tiny_model("llama", blocks=4).config.to_dict()
 
 
 def test_blocks_are_chosen_on_text_that_the_model_writes_where_none_is_given(
@@ -260,8 +275,18 @@ def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
     [
         ("wanda@channels", {"pattern": "2:4"}, "does not say which share of its units goes"),
         ("wanda@heads=0.5", {"include": ["*.mlp.*"]}, "leave out --include"),
-        ("wanda@heads=0.2", {}, r"choose --sparsity 0\.5"),
+        ("wanda@heads=0.2", {}, r"^wanda@heads=0\.2: .* choose --sparsity 0\.5"),
         ("wanda@channels=0.3", {"multiple_of": 64}, "choose a smaller --multiple-of than 64"),
+        (
+            "wanda",
+            {"coupled": True, "sparsity": 0.5},
+            "--coupled has no effect without a method that removes units",
+        ),
+        (
+            "wanda",
+            {"parameters": 0.5, "sparsity": 0.5},
+            "--parameters has no effect without a meth",
+        ),
     ],
 )
 def test_units_that_cannot_be_removed_are_refused_before_any_work(

@@ -18,7 +18,7 @@ import yaml
 
 from pruner_zero import evaluate, load_model
 from pruner_zero.evaluation import TaskResult
-from pruner_zero.evaluation.tasks import harness_model
+from pruner_zero.evaluation.tasks import _probabilities, harness_model
 from pruner_zero.models import half_products
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal
@@ -111,6 +111,15 @@ def test_the_probability_of_the_right_choice_is_the_softmax_over_the_choices(
     assert result.rows[0]["prob_stderr"] == pytest.approx(error)
     written = result.to_json()["probabilities"]["kinds"]
     assert written == pytest.approx(wanted, abs=1e-5)
+
+
+@pytest.mark.parametrize("target", ["1", "a", 2, -1, [0, 1]])
+def test_a_right_choice_that_no_number_of_a_choice_names_has_no_probability(target: Any) -> None:
+    # lm-eval looks a text up among the choices, which may be digits.
+    samples = [{"doc_id": 0, "target": target, "filtered_resps": [(-1.0, False), (-2.0, False)]}]
+    assert _probabilities(samples) == ()
+    [probability] = _probabilities([{**samples[0], "target": 1}])
+    assert probability == pytest.approx(1 / (1 + math.e))
 
 
 def test_answers_are_compared_with_another_model_question_by_question(

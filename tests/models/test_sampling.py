@@ -123,6 +123,7 @@ def with_tokens(
         (named(), named(3, 4), 3),
         (named(), named(None, [4, 5]), 4),
         (named(0, 2), named(), 0),
+        (named(-1, 2), named(3, 4), 2),
         (named(1, 2, **{"<|endoftext|>": 5}), named(3, 4), 5),
     ],
 )
@@ -140,6 +141,7 @@ def test_a_model_without_a_start_token_says_what_to_set() -> None:
 def test_every_named_end_ends_a_document() -> None:
     assert end_tokens(with_tokens(named(1, 2), named(1, 2), named(1, [2, 7]))) == {2, 7}
     assert end_tokens(with_tokens(named(1), named(1))) == set()
+    assert end_tokens(with_tokens(named(1, 2), named(1, [-1]))) == {2}
     tiny = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
     assert start_token(tiny) == 0
     assert end_tokens(tiny) == {0}

@@ -16,7 +16,7 @@ from pruner_zero.text import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import inputs, places
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import VOCABULARY
+from tests.tiny_models import FUSED_EXPERTS, VOCABULARY
 
 
 @pytest.mark.parametrize("update", ["exact", "refine+exact", "obs"])
@@ -157,6 +157,26 @@ def test_the_aim_is_the_dense_model_where_blocks_share_keys_and_values(windows: 
         for matrix in of_block:
             matrix.weight.mul_(0.5)
         passage.advance(block, index)
+
+
+@pytest.mark.parametrize("architecture", FUSED_EXPERTS)
+@torch.no_grad()
+def test_dense_outputs_do_not_depend_on_what_is_observed(
+    architecture: str, windows: Windows
+) -> None:
+    """A resumed run does not observe the blocks that were finished before."""
+    model = language_model(architecture)
+    last = len(find_blocks(model.model)) - 1
+    block = find_blocks(model.model)[last]
+    matrices = [matrix for matrix in find_matrices(model.model) if matrix.block == last]
+    outputs = []
+    for observed in (matrices, matrices[:1], []):
+        passage = Propagation(model, windows.tokens, None, asymmetric=True)
+        passage.observe(block, last, observed, {"gram"})
+        assert passage._dense is not None
+        outputs.append(torch.cat([*passage._dense]))
+    assert torch.equal(outputs[0], outputs[1])
+    assert torch.equal(outputs[0], outputs[2])
 
 
 def record_outputs(model: PreTrainedModel, tokens: torch.Tensor) -> list[torch.Tensor]:

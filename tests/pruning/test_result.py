@@ -244,6 +244,14 @@ def test_a_hub_name_is_the_base_model_of_the_card(prose: str, tmp_path: Path) ->
     assert "# tiny-llama, pruned to" in card
 
 
+def test_the_card_names_a_model_in_the_current_folder(
+    prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(save_tiny(tmp_path / "mine"))
+    prune(".", "magnitude", sparsity=0.5, calibration=[prose], output=tmp_path / "out", **SMALL)
+    assert "# mine, pruned to" in (tmp_path / "out" / "README.md").read_text()
+
+
 def test_gpt2_comes_back_in_its_own_layout(tmp_path: Path, text_file: Path) -> None:
     result = prune(
         save_tiny(tmp_path / "gpt2", "gpt2"),

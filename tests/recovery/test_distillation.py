@@ -145,3 +145,15 @@ def test_training_that_cannot_fit_in_memory_is_refused(monkeypatch: pytest.Monke
     check_memory(gibibyte, dense())
     monkeypatch.setattr("pruner_zero.recovery.distillation.total_bytes", lambda _: None)
     check_memory(3 * gibibyte, dense())
+
+
+def test_experts_that_are_left_out_stay_as_they_are() -> None:
+    pruned, teacher = (
+        LanguageModel(tiny_model("mixtral", seed), tiny_tokenizer(), "mixtral") for seed in (0, 1)
+    )
+    before = {name: weight.clone() for name, weight in pruned.weights()}
+    matrices = find_matrices(pruned.model, include=["*experts.down_proj[[]3]"])
+    distill(pruned, teacher, some_windows(), 2, matrices=matrices)
+    for name, weight in pruned.weights():
+        changed = [i for i in range(len(weight)) if not torch.equal(weight[i], before[name][i])]
+        assert changed == ([3] if name.endswith("experts.down_proj") else []), name

@@ -30,6 +30,16 @@ def test_it_is_the_mean_divergence_from_the_teacher_and_the_loss(share: float) -
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_teacher_of_any_dtype_is_asked_where_products_are_in_bfloat16(dtype: torch.dtype) -> None:
+    pruned, _ = pruned_model()
+    windows = tiny_windows(3)
+    wanted = distillation_loss(pruned.model, tiny_model("llama"), windows, 1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = distillation_loss(pruned.model, tiny_model("llama").to(dtype), windows, 1.0)
+    torch.testing.assert_close(loss, wanted, rtol=0.05, atol=0)
+
+
 def test_a_model_does_not_diverge_from_itself() -> None:
     model = tiny_model("gpt2")
     assert float(distillation_loss(model, model, tiny_windows(1), 1.0).detach()) == pytest.approx(

@@ -36,4 +36,6 @@ def test_a_multiple_is_refused_where_no_units_go() -> None:
     given = {"model": "m", "metric": "wanda", "sparsity": 0.5, "multiple_of": 7}
     line = refusal(lambda: read_settings(PruneSettings, given))
     assert line == "--multiple-of has no effect without --structure channels: leave it out"
+    line = refusal(lambda: read_settings(PruneSettings, {**given, "structure": "heads"}))
+    assert line == "--multiple-of has no effect without --structure channels: leave it out"
     assert read_settings(PruneSettings, {**given, "structure": "channels"}).multiple_of == 7

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from pruner_zero.calibration.input_sums import InputSums
 from pruner_zero.calibration.products import check_observed, products_observed
 from pruner_zero.calibration.statistics import InputStatistic, Kind, MatrixStatistics, select
-from pruner_zero.models import Activations, Arguments, Matrix, run_block
+from pruner_zero.models import (
+    Activations,
+    Arguments,
+    Matrix,
+    experts_one_by_one,
+    run_block,
+)
 
 
 def collect_inputs(
@@ -61,6 +67,8 @@ def _observing(block: nn.Module, matrices: Sequence[Matrix], sums: InputSums) ->
         return output
 
     with ExitStack() as stack:
+        # Also where no expert is observed, so that outputs do not depend on `matrices`.
+        stack.enter_context(experts_one_by_one(block))
         for matrix in matrices:
             if matrix.expert is None:
                 module = modules[matrix.kind]

@@ -128,6 +128,8 @@ def compare(
     given = {name: getattr(checked, name) for name in _ZEROS}
     names = split_methods(checked.methods)
     chosen = {name: _parse(name, given, checked) for name in names}
+    if not any(method and isinstance(method.pattern, Removal) for method in chosen.values()):
+        checked.refuse(("parameters", "multiple_of", "coupled"), "a method that removes units")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
     texts = calibration_texts(calibration, filter(None, chosen.values()), progress)
@@ -184,7 +186,10 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
             f"--{'include' if include else 'exclude'}"
         )
     if isinstance(method.pattern, Removal):
-        fitted = method.pattern.of_model(language_model.model)
+        try:
+            fitted = method.pattern.of_model(language_model.model)
+        except PrunerZeroError as error:
+            raise PrunerZeroError(f"{method.name}: {error}") from error
         method, include = replace(method, pattern=fitted), fitted.include
     check_plan(language_model, method, include, settings.exclude)
     return method

@@ -98,15 +98,17 @@ def measure(
 
     corpus = None if text is None else load_corpus(text, role="test", progress=progress)
     scores = None
+    # A revision is of the hub repository of the evaluated model.
+    of_others = {**settings.loading, "revision": None}
     with torch_threads(settings.threads):
         if settings.tasks is not None:
             scores = _scores(settings, load, progress)
             for name in settings.beside:
-                base = partial(as_language_model, name, None, **settings.loading)
+                base = partial(as_language_model, name, None, **of_others)
                 scores = scores.beside(_scores(settings, base, progress))
         speed = None
         if settings.speed:
-            others = [as_language_model(name, None, **settings.loading) for name in settings.beside]
+            others = [as_language_model(name, None, **of_others) for name in settings.beside]
             speed = measure_speed([load(), *others], settings.seqlen, progress=progress)
         if corpus is None:
             return None, scores, speed

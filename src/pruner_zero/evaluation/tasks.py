@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from scipy.stats import sem
 from torch.utils import _pytree as pytree
@@ -281,14 +282,14 @@ def _check_numbers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
 def _probabilities(samples: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
     """The probability of the right choice of each question, in the order of the questions.
 
-    Empty where a question has several right choices, or none.
+    Empty where a question has several right choices, none, or one that is not named by its number.
     """
     values = []
     for sample in sorted(samples, key=lambda sample: int(sample["doc_id"])):
-        target = sample["target"]
-        if not str(target).isdigit():
+        target, answers = sample["target"], sample["filtered_resps"]
+        if not isinstance(target, int | np.integer) or not 0 <= target < len(answers):
             return ()
-        likelihoods = torch.tensor([float(answer[0]) for answer in sample["filtered_resps"]])
+        likelihoods = torch.tensor([float(answer[0]) for answer in answers])
         values.append(float(likelihoods.double().softmax(0)[int(target)]))
     return tuple(values)
 

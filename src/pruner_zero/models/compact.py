@@ -1,6 +1,7 @@
 """From a model with masked units to the smaller model that computes the same outputs."""
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
@@ -57,11 +58,37 @@ def shrink(
         places = kept_units(weight, coupling, kept)
         for name, parameter, axis in coupling.tensors(model):
             left = take_units(parameter.data, places, coupling.count, axis)
-            set_tensor(model, name, nn.Parameter(left, parameter.requires_grad))
-            if left.ndim == 2:
-                linear = model.get_submodule(name.rpartition(".")[0])
-                linear.out_features, linear.in_features = left.shape
+            _set(model, name, nn.Parameter(left, parameter.requires_grad))
     set_counts(model.config, structure, kept)
+
+
+@contextmanager
+def shrunk(
+    model: PreTrainedModel, couplings: Sequence[Coupling], structure: Structure, kept: int
+) -> Iterator[None]:
+    """Within the context, `model` is the smaller model, as after `shrink`."""
+    config = dict(vars(model.config))
+    before = [
+        (name, parameter)
+        for coupling in couplings
+        for name, parameter, _ in coupling.tensors(model)
+    ]
+    shrink(model, couplings, structure, kept)
+    try:
+        yield
+    finally:
+        for name, parameter in before:
+            _set(model, name, parameter)
+        vars(model.config).clear()
+        vars(model.config).update(config)
+
+
+def _set(model: PreTrainedModel, name: str, parameter: nn.Parameter) -> None:
+    """Set a parameter of a linear map, and the sizes of the map."""
+    set_tensor(model, name, parameter)
+    if parameter.ndim == 2:
+        linear = model.get_submodule(name.rpartition(".")[0])
+        linear.out_features, linear.in_features = parameter.shape
 
 
 def kept_units(weight: Tensor, coupling: Coupling, kept: int) -> Tensor:

@@ -50,11 +50,11 @@ def end_tokens(language_model: LanguageModel) -> frozenset[int]:
 
 
 def _tokens(source: Any, name: str) -> tuple[int, ...]:
-    """The ids under `name`, which holds one, several or none."""
+    """The ids under `name`, which holds one, several or none; a negative one stands for none."""
     value = getattr(source, name, None)
     if value is None:
         return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    return tuple(token for token in ([value] if isinstance(value, int) else value) if token >= 0)
 
 
 @torch.no_grad()

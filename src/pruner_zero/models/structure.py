@@ -60,6 +60,12 @@ def parameters_of(matrices: Sequence[Matrix]) -> dict[str, nn.Parameter]:
     return {matrix.parameter_name: matrix.parameter for matrix in matrices}
 
 
+def experts_of(matrices: Sequence[Matrix], parameter_name: str) -> list[int] | None:
+    """The numbers of the experts among `matrices` that a parameter stacks, None for no stack."""
+    experts = [m.expert for m in matrices if m.parameter_name == parameter_name]
+    return [number for number in experts if number is not None] or None
+
+
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """The decoder blocks in order: the module list that holds most of the parameters.
 

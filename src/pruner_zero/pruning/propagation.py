@@ -11,6 +11,7 @@ from pruner_zero.models import (
     LanguageModel,
     Matrix,
     OffloadedModel,
+    experts_one_by_one,
     run_windows,
 )
 from pruner_zero.pruning.checkpoint import Checkpoint
@@ -89,8 +90,10 @@ class Propagation:
         self.hidden = run_windows(block, self.hidden, self._arguments[index], self._place(index))
 
     def _run_dense(self, block: nn.Module, index: int, hidden: Activations) -> Activations:
-        """Run one loaded dense block; returns its outputs."""
-        return run_windows(block, hidden, self._dense_arguments[index], self._dense_place(index))
+        """Run one loaded dense block; returns its outputs, the same as `observe` makes."""
+        place = self._dense_place(index)
+        with experts_one_by_one(block):
+            return run_windows(block, hidden, self._dense_arguments[index], place)
 
     def _place(self, index: int) -> Activations:
         """A new place for the outputs of a block; −1 stands for the embeddings."""

@@ -155,7 +155,7 @@ def model_card(result: PruneResult) -> str:
 tags: [pruned, pruner-zero]
 ---
 
-# {Path(settings.model).name}, {title}
+# {Path(settings.model).name or Path(settings.model).resolve().name}, {title}
 
 {which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chooser}\
 {describe_steps(method.steps, method.asymmetric)}. {trained}

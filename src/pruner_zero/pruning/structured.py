@@ -1,6 +1,7 @@
 """Patterns that remove whole units of every block: a mask until the model is saved."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
@@ -20,6 +21,7 @@ from pruner_zero.models import (
     is_loadable,
     shrink,
     shrink_offloaded,
+    shrunk,
     size_of,
     size_without_units,
 )
@@ -99,8 +101,9 @@ class Structured(Removal):
                 continue
             if coupling.consumer not in inside:
                 raise PrunerZeroError(
-                    f"calibration left the inputs of {coupling.consumer} zero, so that no unit of "
-                    "its block can be chosen: give more text, or another metric"
+                    f"calibration left statistics of {coupling.consumer} zero, or of a matrix that "
+                    "computes its inputs, so that no unit of its block can be chosen: give more "
+                    "text, or another metric"
                 )
             counted = inside if self.coupled else [coupling.consumer]
             totals = torch.stack([_totals(scores[name], coupling, name) for name in counted]).sum(0)
@@ -124,6 +127,9 @@ class Structured(Removal):
 
     def shrink(self, model: PreTrainedModel) -> None:
         shrink(model, self.couplings, self.structure, self.kept)
+
+    def shrunk(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        return shrunk(model, self.couplings, self.structure, self.kept)
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"

@@ -5,7 +5,14 @@ from dataclasses import replace
 
 from pruner_zero.devices import total_bytes
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, Matrix, check_weights, parameters_of, size_of
+from pruner_zero.models import (
+    LanguageModel,
+    Matrix,
+    check_weights,
+    experts_of,
+    parameters_of,
+    size_of,
+)
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.train import Point, Training
@@ -72,7 +79,7 @@ def distill(
 ) -> Sequence[Point]:
     """Train the kept weights of `pruned`, in place, for `steps` steps; return the learning curve.
 
-    matrices: those of `pruned` whose weights are trained; all other parameters stay as they are.
+    matrices: those of `pruned` whose weights are trained; all other weights stay as they are.
     The loss is KL(teacher ‖ pruned) over the next tokens of `windows`, without the next-token loss
     of the text, so that text that the dense model wrote can be used. Pruned weights stay zero.
     Every step takes about 1024 tokens, or all windows. The steps alone decide the result, which is
@@ -99,7 +106,8 @@ def distill(
     check_weights(matrices)
     with float32_weights(pruned.model):
         trainables: list[Trainable] = [
-            KeptWeights(name, parameter) for name, parameter in parameters_of(matrices).items()
+            KeptWeights(name, parameter, experts_of(matrices, name))
+            for name, parameter in parameters_of(matrices).items()
         ]
         training = Training(
             pruned.model,

@@ -1,5 +1,6 @@
 """The distillation loss of a recovery, and the check of its teacher."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -25,8 +26,12 @@ def distillation_loss(
     """
     windows = windows.to(next(model.parameters()).device)
     logits = model(windows, use_cache=False).logits
-    with torch.no_grad():
-        seen = windows.to(next(teacher.parameters()).device)
+    weight = next(teacher.parameters())
+    # Autocast refuses operations on a float16 and a bfloat16 tensor.
+    narrow = weight.dtype == torch.float16
+    autocast = torch.autocast(weight.device.type, enabled=False) if narrow else nullcontext()
+    with torch.no_grad(), autocast:
+        seen = windows.to(weight.device)
         target = teacher(seen, use_cache=False).logits.to(logits.device)
     return _DistillationLoss.apply(logits, target, windows, share)  # type: ignore[no-untyped-call,no-any-return]
 

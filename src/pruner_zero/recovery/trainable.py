@@ -39,22 +39,31 @@ class Trainable(Protocol):
 class KeptWeights:
     """The kept weights of one parameter, gathered into one vector.
 
+    experts: of a parameter that stacks experts, the numbers of the trained ones; None for all.
     Pruned weights are not in the vector, so no gradient, momentum or weight decay reaches them,
     and the optimizer's state is smaller by the sparsity. The learning rate is a share of the root
-    mean square of the parameter, zeros included: Adam's steps have the same size for every weight,
-    and the weights of models differ in size by a factor of ten.
+    mean square of what is trained, zeros included: Adam's steps have the same size for every
+    weight, and the weights of models differ in size by a factor of ten.
     Source: Adafactor's relative step size (Shazeer & Stern 2018, 1804.04235), with their least
     scale of 0.001.
     """
 
-    def __init__(self, name: str, parameter: nn.Parameter) -> None:
+    def __init__(
+        self, name: str, parameter: nn.Parameter, experts: Sequence[int] | None = None
+    ) -> None:
         self.parameter = parameter
+        stored, size = parameter.data, parameter.numel()
         # Indexing by positions is ten times as fast as by a mask; int32 halves their memory.
-        positions = parameter.data.flatten().nonzero().flatten()
+        if experts is None:
+            positions = stored.flatten().nonzero().flatten()
+        else:
+            each = size // len(stored)
+            places = [stored[i].flatten().nonzero().flatten() + i * each for i in experts]
+            positions, size = torch.cat(places), each * len(experts)
         self.positions = positions.int() if parameter.numel() < 2**31 else positions
         self.kept = with_gradient(self._gather(parameter.data).float())
         self.tensors = {name: self.kept}
-        root_mean_square = math.sqrt(float(self.kept.square().sum()) / parameter.numel())
+        root_mean_square = math.sqrt(float(self.kept.square().sum()) / size)
         self.rate_scale = max(_LEAST_SCALE, root_mean_square)
 
     def write(self) -> None:

@@ -35,7 +35,9 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
                 raise PrunerZeroError(
                     f"--{name} applies to whole units alone: add --structure, or leave out --{name}"
                 )
+    if settings.structure != "channels":
         settings.refuse(("multiple_of",), "--structure channels")
+    if not settings.structure:
         return
     if (settings.sparsity is None) == (settings.parameters is None):
         raise PrunerZeroError(
