@@ -1,7 +1,7 @@
 """The fault catalogue: `python -m tests.faults [--few] [--seed N] [PYTEST ARGUMENTS]`.
 
 Runs every test that carries the marker `fault`, the slow ones too unless `--few`, with random
-moments by the seed, and writes docs/faults.md: one row a fault, with how many were made and lost.
+moments by the seed, and writes docs/faults.md: one row a fault, with the cases made and failed.
 """
 
 import argparse
@@ -23,21 +23,21 @@ HEAD = """# Faults
 
 Written by `python -m tests.faults {arguments}`; not to be edited by hand.
 
-On the CPU. Every fault is really made: processes are killed, writes refused by the system, bits
-flipped. Lost means that what must hold did not.
+On the CPU. Every fault is real: processes are killed, the system refuses writes, bits are flipped.
+*Failed*: the cases without the required behaviour.
 
-| what was done | what must hold | tried | lost |
+| fault | required behaviour | tried | failed |
 |---|---|---:|---:|
 """
 
 
 @dataclass
 class Row:
-    """One fault: what must hold, how often it was made, how often that did not hold."""
+    """One fault: the required behaviour, the number of cases, and of those without it."""
 
     holds: str = ""
     tried: int = 0
-    lost: int = 0
+    failed: int = 0
 
 
 class Catalogue:
@@ -59,21 +59,21 @@ class Catalogue:
         """Count a test as often as it made its fault, and once where it says nothing."""
         row = self.rows[self.faults[report.nodeid]]
         if report.failed:
-            row.lost += 1
+            row.failed += 1
         if report.failed or (report.when == "call" and report.passed):
             row.tried += int(str(dict(report.user_properties).get("tried", 1)))
 
     def page(self, arguments: Sequence[str]) -> str:
         """The catalogue in Markdown."""
         rows = {name: row for name, row in sorted(self.rows.items()) if row.tried}
-        lines = [f"| {name} | {r.holds} | {r.tried} | {r.lost} |" for name, r in rows.items()]
-        tried, lost = (sum(getattr(r, one) for r in rows.values()) for one in ("tried", "lost"))
+        lines = [f"| {name} | {r.holds} | {r.tried} | {r.failed} |" for name, r in rows.items()]
+        tried, failed = (sum(getattr(r, n) for r in rows.values()) for n in ("tried", "failed"))
         head = HEAD.format(arguments=shlex.join(arguments))
-        return head + "\n".join([*lines, "", f"{tried} tried, {lost} lost", ""])
+        return head + "\n".join([*lines, "", f"{tried} tried, {failed} failed", ""])
 
 
 def main() -> int:
-    """Run the catalogue; 0 where nothing was lost."""
+    """Run the catalogue; 0 where no case failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
     parser.add_argument("--few", action="store_true", help="leave out the slow ones")
     parser.add_argument("--seed", default=str(random.SystemRandom().randrange(10**6)))
@@ -82,7 +82,9 @@ def main() -> int:
     print(f"seed {given.seed}: --seed {given.seed} repeats these faults", flush=True)
     catalogue = Catalogue()
     chosen = "fault and not slow" if given.few else "fault"
-    where = [] if any(Path(one.split("::")[0]).exists() for one in rest) else [str(ROOT / "tests")]
+    where = (
+        [] if any(Path(name.split("::")[0]).exists() for name in rest) else [str(ROOT / "tests")]
+    )
     code = pytest.main(
         ["-q", "-m", chosen, f"--rootdir={ROOT}", *rest, *where], plugins=[catalogue]
     )
