@@ -167,12 +167,21 @@ def test_an_unfinished_run_of_another_command_is_deleted_only_by_overwrite(tmp_p
     with pytest.raises(PrunerZeroError, match="holds an unfinished run of another command: finish"):
         build(tmp_path / "out")
     assert len(Training(partial / "training", {}).lines) == 1
+    # One line also where it is damaged.
+    journal = partial / "training" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes().replace(b"step", b"st\xffp"))
+    with pytest.raises(PrunerZeroError, match="holds an unfinished run of another command"):
+        build(tmp_path / "out")
     build(tmp_path / "out", overwrite=True)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_a_run_of_another_command_that_finished_no_step_is_not_in_the_way(tmp_path: Path) -> None:
-    Training(tmp_path / "out.partial" / "training", {})
+@pytest.mark.parametrize("torn", ["", '{"step'])
+def test_a_run_of_another_command_that_finished_no_step_is_not_in_the_way(
+    torn: str, tmp_path: Path
+) -> None:
+    journal = Training(tmp_path / "out.partial" / "training", {}).folder / "journal.jsonl"
+    journal.write_text(journal.read_text() + torn)
     (tmp_path / "out.partial" / ".lock").touch()
     build(tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

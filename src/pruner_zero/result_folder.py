@@ -128,6 +128,12 @@ def build_folder(
     return result
 
 
+def title_of(model: str) -> str:
+    """The name of a model in the title of its card: the last part of its path or hub id."""
+    path = Path(model)
+    return path.resolve().name if path.exists() else path.name
+
+
 def _partial(output: Path) -> Path:
     return output.with_name(output.name + ".partial")
 
@@ -149,13 +155,16 @@ def _discard_others(partial: Path, kind: type[RunCheckpoint], overwrite: bool) -
     for journal in partial.glob(f"*/{JOURNAL}"):
         if journal.parent.name == kind.name:
             continue
-        # The first line is the identity of the run.
-        if not overwrite and len(journal.read_text().splitlines()) > 1:
-            raise PrunerZeroError(
-                f"{partial} holds an unfinished run of another command: finish that run, choose "
-                "another folder, or discard it with --overwrite"
-            )
-        shutil.rmtree(journal.parent)
+        with writing(journal):
+            # The first line is the identity of the run; a torn line has no end.
+            if not overwrite and journal.read_bytes().count(b"\n") > 1:
+                raise PrunerZeroError(
+                    f"{partial} holds an unfinished run of another command: finish that run, "
+                    "choose another folder, or discard it with --overwrite"
+                )
+            # First, so that a half-deleted run cannot be resumed.
+            journal.unlink()
+            shutil.rmtree(journal.parent)
 
 
 def take_up(kind: type[J], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> J:

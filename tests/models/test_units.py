@@ -1,6 +1,7 @@
 """Units of every block: which matrices share them, and that cutting them out changes no output."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pruner_zero.models import (
     find_couplings,
     is_loadable,
     shrink,
+    shrunk,
     size_of,
     size_without_units,
 )
@@ -151,6 +153,24 @@ def test_a_block_with_more_zero_units_keeps_the_first_of_them() -> None:
     shrink(model, [first, second], "channels", 32)
     cut = model.get_submodule(first.consumer).get_parameter("weight")
     assert torch.equal(cut, before[:, :32])
+
+
+@pytest.mark.parametrize("blocks_removed", [2, 1])
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+def test_units_come_back_when_the_context_ends(structure: Structure, blocks_removed: int) -> None:
+    """Also where the second block cannot be cut, after the first was."""
+    model = tiny_model("llama")
+    couplings, kept = find_couplings(model, structure), KEPT[structure]
+    removed(model, couplings[:blocks_removed], kept)
+    masked, parameters = logits(model), dict(model.named_parameters())
+    config = model.config.to_dict()
+    fails = pytest.raises(ValueError, match="units, not") if blocks_removed == 1 else nullcontext()
+    with fails, shrunk(model, couplings, structure, kept):
+        assert size_of(model)[0] < sum(p.numel() for p in parameters.values())
+        torch.testing.assert_close(logits(model), masked, atol=1e-5, rtol=1e-5)
+    assert all(p is parameters[name] for name, p in model.named_parameters())
+    assert model.config.to_dict() == config
+    assert torch.equal(logits(model), masked)
 
 
 def test_units_that_are_not_zero_are_never_cut() -> None:

@@ -70,6 +70,25 @@ def test_a_hessian_is_freed_with_the_last_matrix_of_its_input() -> None:
     assert alive() is None
 
 
+def test_scores_see_the_hessian_that_the_steps_after_them_see(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    method = parse_method("W / D@global+exact", sparsity=0.5)
+    assert method.scoring_kinds == method.kinds == {"gram", "tokens"}
+    model = language_model("llama", blocks=2)
+    matrix = find_matrices(model.model)[0]
+    store = new_store(model)
+    calibrate(model, windows, method.kinds, store)
+    dense = DenseStatistics(store, 0.01)
+    shrinkages = []
+    for kinds in (["gram"], ["gram", "tokens"], ["gram"]):
+        hessian = dense.read(matrix, kinds).hessian
+        assert hessian is not None
+        shrinkages.append(hessian.shrinkage)
+    shrunk = 2 * matrix.weight.shape[1] / windows.tokens.numel()
+    assert shrinkages == [0, pytest.approx(shrunk), 0]
+
+
 def test_stored_statistics_are_read_once_for_each_input(
     windows: Windows, new_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,8 +1,10 @@
 """Masks are read off the zeros, and what is trained cannot reach them."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
+import pytest
 import torch
 from torch import nn
 
@@ -55,3 +57,12 @@ def test_kept_weights_come_and_go_without_touching_the_others() -> None:
     vector.copy_(torch.tensor([7.0, 8.0, 9.0]))
     kept.write()
     assert parameter.tolist() == [[7, 0, 8], [0, 9, 0]]
+
+
+def test_the_rate_of_some_experts_is_a_share_of_their_own_size() -> None:
+    stack = torch.stack([torch.full((2, 3), float(size)) for size in (1, 10, 2)])
+    kept = KeptWeights("stack", torch.nn.Parameter(stack), experts=[0, 2])
+    assert kept.rate_scale == pytest.approx(math.sqrt((1 + 4) / 2))
+    kept.kept.fill_(7.0)
+    kept.write()
+    assert kept.parameter.data.mean((1, 2)).tolist() == [7, 10, 7]

@@ -36,6 +36,7 @@ from pruner_zero.pruning import (
     Order,
     Pruned,
     Removal,
+    Structured,
     calibration_texts,
     check_plan,
     chosen_by,
@@ -128,8 +129,14 @@ def compare(
     given = {name: getattr(checked, name) for name in _ZEROS}
     names = split_methods(checked.methods)
     chosen = {name: _parse(name, given, checked) for name in names}
-    if not any(method and isinstance(method.pattern, Removal) for method in chosen.values()):
-        checked.refuse(("parameters", "multiple_of", "coupled"), "a method that removes units")
+    removals = [m.pattern for m in chosen.values() if m and isinstance(m.pattern, Removal)]
+    structures = {pattern.structure for pattern in removals if isinstance(pattern, Structured)}
+    if not removals:
+        checked.refuse(("parameters",), "a method that removes units")
+    if "channels" not in structures:
+        checked.refuse(("multiple_of",), "a method that removes channels")
+    if not structures:
+        checked.refuse(("coupled",), "a method that removes channels or heads")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
     texts = calibration_texts(calibration, filter(None, chosen.values()), progress)

@@ -191,10 +191,10 @@ def _promising(
 ) -> list[_Entry]:
     """The entries to run on a few windows: tuned, then best by expectation and closed form.
 
-    Tuned ones within reach by their expectation get half of the places at most. A third, rounded
-    down, goes to the best by the closed form, so that losses of related candidates do not decide
-    alone. Of the others no kind (`Candidate.kind`) gets more than its part of the places, so that
-    variants of the best do not take all of them.
+    Tuned ones within reach by their expectation get half of the places at most. At least a third,
+    rounded down, goes to the best by the closed form, so that losses of related candidates do not
+    decide alone. Of the others no kind (`Candidate.kind`) gets more than its part of the places, so
+    that variants of the best do not take all of them.
     """
     alive = [entry for entry in entries if entry.alive]
     most = min(racing.few_most, math.ceil(racing.share(trust) * len(alive)))

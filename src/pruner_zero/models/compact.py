@@ -66,15 +66,18 @@ def shrink(
 def shrunk(
     model: PreTrainedModel, couplings: Sequence[Coupling], structure: Structure, kept: int
 ) -> Iterator[None]:
-    """Within the context, `model` is the smaller model, as after `shrink`."""
+    """Within the context, `model` is the smaller model, as after `shrink`.
+
+    The tensors from before are held too.
+    """
     config = dict(vars(model.config))
     before = [
         (name, parameter)
         for coupling in couplings
         for name, parameter, _ in coupling.tensors(model)
     ]
-    shrink(model, couplings, structure, kept)
     try:
+        shrink(model, couplings, structure, kept)
         yield
     finally:
         for name, parameter in before:

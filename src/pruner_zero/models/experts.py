@@ -42,8 +42,8 @@ def experts_kept(
     """Within the context, `model` has only the experts `kept`, as after `keep_experts`."""
     tensors = tensors_of(model)
     before = {name: tensors[name] for mixture in mixtures.blocks for name in mixture.tensors}
-    keep_experts(model, mixtures, kept)
     try:
+        keep_experts(model, mixtures, kept)
         yield
     finally:
         _put(model, mixtures, before, mixtures.count)

@@ -25,7 +25,7 @@ from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.prune_matrix import write_zeros
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices
 from pruner_zero.recovery import NOT_RETRAINED
-from pruner_zero.result_folder import build_folder, check_output
+from pruner_zero.result_folder import build_folder, check_output, title_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,7 +142,7 @@ def _card(result: MaskedResult) -> str:
     name = result.language_model.name
     return (
         "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n\n"
-        f"# {Path(name).name}, {result.sparsity:.1%} zeros in {len(result.records)} matrices\n\n"
+        f"# {title_of(name)}, {result.sparsity:.1%} zeros in {len(result.records)} matrices\n\n"
         f"The weights of `{name}` with zeros where `{result.masks}` has zeros. Nothing was "
         f"calibrated. {NOT_RETRAINED}\n"
     )

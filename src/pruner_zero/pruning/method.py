@@ -71,15 +71,20 @@ class Method:
     @property
     def kinds(self) -> frozenset[Kind]:
         """The statistics that the method needs."""
-        steps = [STEPS[name] for name in self.steps]
-        gram = {"gram"} if any(step.needs_gram for step in steps) else set()
-        tokens = {"tokens"} if any(step.shrinks for step in steps) else set()
-        return self.scoring_kinds | gram | tokens
+        needs_gram = any(STEPS[name].needs_gram for name in self.steps)
+        return self._of_hessian | self.scoring_kinds if needs_gram else self.scoring_kinds
 
     @property
     def scoring_kinds(self) -> frozenset[Kind]:
         """The statistics that the metric needs."""
-        return collected_for(self.metric.needs)
+        needed = collected_for(self.metric.needs)
+        return needed | self._of_hessian if "gram" in needed else needed
+
+    @property
+    def _of_hessian(self) -> frozenset[Kind]:
+        """The statistics of the Hessian, which scores and steps share."""
+        shrinks = any(STEPS[name].shrinks for name in self.steps)
+        return frozenset({"gram", "tokens"} if shrinks else {"gram"})
 
     def dense_kinds(self, order: Order) -> frozenset[Kind]:
         """The statistics of the dense model that have to be collected before the first block."""

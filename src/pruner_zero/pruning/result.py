@@ -16,6 +16,7 @@ from pruner_zero.pruning.method import Method, describe_steps
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.recovery import NOT_RETRAINED, Point
+from pruner_zero.result_folder import title_of
 from pruner_zero.settings import PruneSettings
 
 
@@ -155,7 +156,7 @@ def model_card(result: PruneResult) -> str:
 tags: [pruned, pruner-zero]
 ---
 
-# {Path(settings.model).name or Path(settings.model).resolve().name}, {title}
+# {title_of(settings.model)}, {title}
 
 {which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chooser}\
 {describe_steps(method.steps, method.asymmetric)}. {trained}

@@ -97,7 +97,7 @@ class DenseStatistics:
     def __init__(self, store: StatisticsStore, damping: float) -> None:
         self.store = store
         self.damping = damping
-        self._last: tuple[str, Hessian | None] | None = None
+        self._last: tuple[tuple[str, frozenset[Kind]], Hessian | None] | None = None
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
         """The statistics `kinds` of one matrix, on its device. Raises PrunerZeroError."""
@@ -110,10 +110,11 @@ class DenseStatistics:
         return self.store.read(kind, matrix.block, [name], device=device)[name]
 
     def _hessian(self, matrix: Matrix, kinds: Collection[Kind]) -> Hessian | None:
-        owner = self.store.owners("gram", matrix.block)[matrix.name]
-        if self._last is None or self._last[0] != owner:
+        read = _OF_HESSIAN & set(kinds)
+        key = self.store.owners("gram", matrix.block)[matrix.name], read
+        if self._last is None or self._last[0] != key:
             # Freed before the next one, which is as large, is read.
             self._last = None
-            values = {kind: self._read(kind, matrix) for kind in _OF_HESSIAN & set(kinds)}
-            self._last = owner, _hessian(values, self.damping, matrix.name)
+            values = {kind: self._read(kind, matrix) for kind in read}
+            self._last = key, _hessian(values, self.damping, matrix.name)
         return self._last[1]

@@ -46,7 +46,7 @@ def least_bytes(
     are cut out of the model before.
     """
     parameters, held = size_of(model.model)
-    weights = sum(parameter.numel() for parameter in parameters_of(matrices).values())
+    weights = sum(matrix.weight.numel() for matrix in matrices)
     left = parameters - round(weights * sparsity) if cut else parameters
     return held + 4 * left + _TRAINED * round(weights * (1 - sparsity))
 

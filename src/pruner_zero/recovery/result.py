@@ -12,6 +12,7 @@ from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.recovery.train import Point
 from pruner_zero.recovery.trainable import LEAST_SPARSITY
+from pruner_zero.result_folder import title_of
 from pruner_zero.settings import RecoverSettings
 from pruner_zero.table import Tabular
 
@@ -128,7 +129,7 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
     if pruned.is_file():
         card = pruned.read_text().replace(NOT_RETRAINED, "It was fine-tuned since, see below.")
     else:
-        name = Path(settings.model).name
+        name = title_of(settings.model)
         head = "---\nlibrary_name: transformers\ntags: [pruned, pruner-zero]\n---\n"
         card = f"{head}\n# {name}, recovered after pruning\n"
     return f"""{card.rstrip()}
