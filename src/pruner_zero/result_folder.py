@@ -130,8 +130,8 @@ def build_folder(
 
 def title_of(model: str) -> str:
     """The name of a model in the title of its card: the last part of its path or hub id."""
-    path = Path(model)
-    return path.resolve().name if path.exists() else path.name
+    # Absolute for ".", and with links as they are named.
+    return Path(os.path.abspath(model)).name
 
 
 def _partial(output: Path) -> Path:

@@ -250,6 +250,10 @@ def test_the_card_names_a_model_in_the_current_folder(
     monkeypatch.chdir(save_tiny(tmp_path / "mine"))
     prune(".", "magnitude", sparsity=0.5, calibration=[prose], output=tmp_path / "out", **SMALL)
     assert "# mine, pruned to" in (tmp_path / "out" / "README.md").read_text()
+    (tmp_path / "link").symlink_to("mine")
+    options: dict[str, Any] = {"calibration": [prose], "overwrite": True, **SMALL}
+    prune("../link", "magnitude", sparsity=0.5, output=tmp_path / "out", **options)
+    assert "# link, pruned to" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_gpt2_comes_back_in_its_own_layout(tmp_path: Path, text_file: Path) -> None:

@@ -9,13 +9,7 @@ from torch import Tensor, nn
 from pruner_zero.calibration.input_sums import InputSums
 from pruner_zero.calibration.products import check_observed, products_observed
 from pruner_zero.calibration.statistics import InputStatistic, Kind, MatrixStatistics, select
-from pruner_zero.models import (
-    Activations,
-    Arguments,
-    Matrix,
-    experts_one_by_one,
-    run_block,
-)
+from pruner_zero.models import Activations, Arguments, Matrix, experts_one_by_one, run_block
 
 
 def collect_inputs(

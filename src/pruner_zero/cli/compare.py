@@ -39,7 +39,7 @@ def compare(
     for row in result.rows:
         for remark in (*([row["error"]] if "error" in row else []), *row.get("notes", [])):
             print(f"{row['method']}: {remark}")
-        shared = "seconds and memory of pruning, without the statistics that all methods share"
+    shared = "seconds and memory of pruning, without the statistics that all methods share"
     print(f"{result.caption()}; {shared}")
     raise typer.Exit(code)
 

@@ -99,12 +99,12 @@ def run_method(
         return Pruned(method, records, size)
     # Where units were cut out, all matrices are trained, and experts have other numbers.
     trained = find_matrices(model) if isinstance(pattern, Removal) else matrices
-    names = [matrix.name for matrix in trained]
     training = None
     if checkpoint is not None:
         # Distillation takes minutes, so a damaged folder is deleted and training starts again.
         folder = checkpoint.folder / f"training-{method.distill}"
-        training = take_up(TrainingCheckpoint, folder, {"matrices": names}, overwrite=True)
+        identity = {"matrices": [matrix.name for matrix in trained]}
+        training = take_up(TrainingCheckpoint, folder, identity, overwrite=True)
     curve = distill(
         language_model,
         teacher,
