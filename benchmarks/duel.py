@@ -49,7 +49,9 @@ from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_json
 from pruner_zero.metric import parse
 from pruner_zero.models import load_model
-from pruner_zero.text import consecutive_windows, load_corpus, load_mixture
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.mixture import load_mixture
+from pruner_zero.text.windows import consecutive_windows
 from recorded import Costs, Recorded, Table, measure_costs
 
 HERE = Path(__file__).parent

@@ -24,7 +24,8 @@ from memory import measure
 from pruner_zero import evaluate
 from pruner_zero.files import write_json
 from pruner_zero.models import find_matrices, load_model
-from pruner_zero.text import load_corpus, random_windows
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.windows import random_windows
 from tables import machine, markdown
 
 HERE = Path(__file__).parent

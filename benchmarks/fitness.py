@@ -32,7 +32,7 @@ from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
-from pruner_zero.text import load_mixture
+from pruner_zero.text.mixture import load_mixture
 from tables import markdown
 
 HERE = Path(__file__).parent

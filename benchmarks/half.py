@@ -21,7 +21,8 @@ from torch.nn import functional
 
 from pruner_zero.devices import emulated_dtypes
 from pruner_zero.models import load_model, next_token_loss
-from pruner_zero.text import consecutive_windows, load_corpus
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.windows import consecutive_windows
 from tables import markdown
 
 HERE = Path(__file__).parent

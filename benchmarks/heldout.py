@@ -26,7 +26,8 @@ from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import Hessian, Layer, Unstructured
 from pruner_zero.sparsity.layer_error import row_errors
 from pruner_zero.sparsity.steps.least_squares import solve
-from pruner_zero.text import Corpus, Windows, consecutive_windows, load_corpus
+from pruner_zero.text.corpus import Corpus, load_corpus
+from pruner_zero.text.windows import Windows, consecutive_windows
 
 HERE = Path(__file__).parent
 FILE = HERE / "results" / "heldout.json"

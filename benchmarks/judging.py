@@ -23,7 +23,7 @@ from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import Scope
-from pruner_zero.text import load_mixture
+from pruner_zero.text.mixture import load_mixture
 from tables import markdown
 
 HERE = Path(__file__).parent

@@ -29,7 +29,8 @@ from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Layer, Unstructured
 from pruner_zero.sparsity.layer_error import row_errors
 from pruner_zero.sparsity.steps import conjugate_gradients, least_squares
-from pruner_zero.text import consecutive_windows, load_corpus
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.windows import consecutive_windows
 from tables import markdown
 
 HERE = Path(__file__).parent

@@ -42,12 +42,13 @@ from pruner_zero.choices import Dtype
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.devices import naming_out_of_memory
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation import TaskResult
+from pruner_zero.evaluation.tasks import TaskResult
 from pruner_zero.files import locked, write_json, writing
 from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.progress import Progress
 from pruner_zero.provenance import provenance
-from pruner_zero.text import Corpus, Role, load_corpus
+from pruner_zero.text.corpus import Corpus, load_corpus
+from pruner_zero.text.source import Role
 from updates import EVOLVED, TABLES
 
 # Options that change nothing but the rounding of sums, or the places of files.

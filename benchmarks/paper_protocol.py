@@ -10,7 +10,7 @@ from typing import Any
 
 from pruner_zero.calibration.store import cache_key
 from pruner_zero.pruning import parse_method
-from pruner_zero.text import Corpus
+from pruner_zero.text.corpus import Corpus
 from updates import EVOLVED, TABLES, evolved
 
 PUBLISHED = Path(__file__).parent / "published.json"

@@ -29,11 +29,12 @@ from torch import Tensor
 from packed import packed
 from pruner_zero import prune, recover
 from pruner_zero.calibration import self_windows
-from pruner_zero.evaluation import perplexity
+from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel, load_model
-from pruner_zero.text import consecutive_windows, load_corpus
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.windows import consecutive_windows
 from tables import markdown
 
 HERE = Path(__file__).parent

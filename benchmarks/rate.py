@@ -26,7 +26,7 @@ from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.recovery import distill, distillation
 from pruner_zero.settings import RecoverSettings
-from pruner_zero.text import load_corpus
+from pruner_zero.text.corpus import load_corpus
 from tables import markdown
 from why import TEXT, of_texts
 

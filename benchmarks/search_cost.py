@@ -30,7 +30,7 @@ from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
 from pruner_zero.sparsity import Scope
-from pruner_zero.text import load_mixture
+from pruner_zero.text.mixture import load_mixture
 from search_cost_page import write_page
 from shapes import Shape, make_checkpoint
 from tables import machine

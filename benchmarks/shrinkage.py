@@ -26,7 +26,8 @@ from pruner_zero.models import LanguageModel, Matrix, find_matrices, load_model
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer, Unstructured, keep_mask
 from pruner_zero.sparsity.layer_error import row_errors
-from pruner_zero.text import Windows, consecutive_windows, load_corpus
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.windows import Windows, consecutive_windows
 from tables import markdown
 
 HERE = Path(__file__).parent

@@ -28,7 +28,7 @@ from pruner_zero.metric import Expression, Shape
 from pruner_zero.metric.canonical import canonical, simplify_opposing
 from pruner_zero.models import load_model
 from pruner_zero.provenance import provenance
-from pruner_zero.text import load_mixture
+from pruner_zero.text.mixture import load_mixture
 from tables import markdown
 
 HERE = Path(__file__).parent

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 
 from pruner_zero import evaluate, prune
 from pruner_zero.cli.progress import LineProgress
-from pruner_zero.evaluation import measure_speed
+from pruner_zero.evaluation.speed import measure_speed
 from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.provenance import provenance

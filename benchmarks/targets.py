@@ -34,7 +34,9 @@ from pruner_zero.evolution.space import simplest
 from pruner_zero.files import read_lines
 from pruner_zero.metric import parse
 from pruner_zero.models import LanguageModel, load_model
-from pruner_zero.text import consecutive_windows, load_corpus, load_mixture
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.mixture import load_mixture
+from pruner_zero.text.windows import consecutive_windows
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "targets.jsonl"

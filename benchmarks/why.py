@@ -27,7 +27,7 @@ from pruner_zero import prune
 from pruner_zero.calibration import self_windows
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel, load_model, start_token
-from pruner_zero.text import Corpus, load_corpus
+from pruner_zero.text.corpus import Corpus, load_corpus
 
 HERE = Path(__file__).parent
 ROWS = HERE / "results" / "why"

@@ -44,7 +44,7 @@ class Forked:
     context.set_forkserver_preload(
         [
             "pruner_zero.cli.app",
-            "pruner_zero.comparison",
+            "pruner_zero.comparison.compare",
             "transformers.models.llama.modeling_llama",
             "transformers.models.llama.tokenization_llama",
         ]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.comparison import compare
+from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import closed_form_error
 from pruner_zero.metric import parse

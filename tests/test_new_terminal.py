@@ -13,7 +13,8 @@ from pruner_zero.calibration.statistics import STATISTICS
 from pruner_zero.metric import TERMINALS, Shape, Statistic
 from pruner_zero.models import find_matrices
 from pruner_zero.sparsity import Unstructured, keep_mask
-from pruner_zero.text import Corpus, random_windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import random_windows
 from tests.calibration.reference import plain_inputs
 from tests.calibration.test_statistics import NEW
 from tests.pruning.conftest import language_model

@@ -35,7 +35,7 @@ from pruner_zero.metric import (
 from pruner_zero.metric.canonical import canonical, simplify_opposing
 from pruner_zero.report.tree import draw_tree
 from pruner_zero.testing import Doubling, NamedMetricSuite, OperatorSuite, TextSourceSuite
-from pruner_zero.text import load_corpus
+from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import SOURCES
 
 ROOT = Path(__file__).parents[1]

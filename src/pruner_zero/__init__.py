@@ -8,8 +8,8 @@ from pruner_zero.version import __version__
 
 if TYPE_CHECKING:
     from pruner_zero.analysis import analyze
-    from pruner_zero.comparison import compare
-    from pruner_zero.evaluation import evaluate
+    from pruner_zero.comparison.compare import compare
+    from pruner_zero.evaluation.evaluate import evaluate
     from pruner_zero.evolution import Study, search
     from pruner_zero.metric import Metric
     from pruner_zero.models import load_model
@@ -20,8 +20,8 @@ _ROOMS = {
     "Metric": "metric",
     "Study": "evolution",
     "analyze": "analysis",
-    "compare": "comparison",
-    "evaluate": "evaluation",
+    "compare": "comparison.compare",
+    "evaluate": "evaluation.evaluate",
     "load_model": "models",
     "prune": "pruning",
     "recover": "recovery",

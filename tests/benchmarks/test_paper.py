@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pruner_zero import compare, evaluate
-from pruner_zero.text import load_corpus
+from pruner_zero.text.corpus import load_corpus
 from tests.benchmarks.conftest import BENCHMARKS
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.processes import Forked

@@ -13,7 +13,8 @@ from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.files import locked
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices
-from pruner_zero.text import Corpus, Windows, consecutive_windows, random_windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import Windows, consecutive_windows, random_windows
 from tests.calibration.reference import plain_inputs
 from tests.text.refusals import refusal
 from tests.tiny import FOX, Notes, tiny_tokenizer

@@ -11,7 +11,8 @@ import torch
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.journal import JOURNAL
 from pruner_zero.models import OffloadedModel, find_blocks, load_model, load_offloaded
-from pruner_zero.text import Corpus, Windows, random_windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import Windows, random_windows
 from tests.conftest import save_sharded
 from tests.text.refusals import refusal
 from tests.tiny import FOX, tiny_tokenizer

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel
 from pruner_zero.calibration import calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.models import find_matrices, load_model, load_offloaded
-from pruner_zero.text import Corpus, random_windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import random_windows
 from tests.calibration.reference import plain_inputs, plain_output_gradients
 from tests.calibration.test_gradients import every_architecture
 from tests.conftest import save_sharded

@@ -12,7 +12,7 @@ from pruner_zero.calibration import self_text, self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
 from pruner_zero.models import LanguageModel, load_model, load_offloaded, sample_windows
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.elsewhere import HERE, elsewhere
 from tests.processes import Forked
 from tests.tiny import tiny_tokenizer

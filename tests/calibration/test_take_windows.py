@@ -6,7 +6,7 @@ import torch
 
 from pruner_zero.calibration.windows import take_windows
 from pruner_zero.models import LanguageModel
-from pruner_zero.text import Mixture, SelfText, load_mixture
+from pruner_zero.text.mixture import Mixture, SelfText, load_mixture
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune, recover
-from pruner_zero.comparison import CLASSICS
 from pruner_zero.files import sha256
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
-from pruner_zero.settings import CalibrationSettings
+from pruner_zero.settings import CLASSICS, CalibrationSettings
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 

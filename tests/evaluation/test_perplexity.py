@@ -11,9 +11,10 @@ from torch.nn import functional
 
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation import Perplexity, perplexity
+from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.models import LanguageModel
-from pruner_zero.text import Corpus, consecutive_windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import consecutive_windows
 from tests.conftest import save_tiny
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model

@@ -10,7 +10,7 @@ import torch
 
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation import measure_speed
+from pruner_zero.evaluation.speed import measure_speed
 from pruner_zero.models import LanguageModel, load_model
 from tests.pruning.conftest import language_model
 from tests.tiny_models import tiny_model

@@ -17,8 +17,7 @@ import torch
 import yaml
 
 from pruner_zero import evaluate, load_model
-from pruner_zero.evaluation import TaskResult
-from pruner_zero.evaluation.tasks import _probabilities, harness_model
+from pruner_zero.evaluation.tasks import TaskResult, _probabilities, harness_model
 from pruner_zero.models import half_products
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal

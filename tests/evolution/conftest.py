@@ -11,7 +11,7 @@ from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.models import LanguageModel
-from pruner_zero.text import load_mixture
+from pruner_zero.text.mixture import load_mixture
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -11,7 +11,7 @@ from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
 from pruner_zero.execution import SerialExecutor, Workers, make_executor
 from pruner_zero.models import LanguageModel
-from pruner_zero.text import load_mixture
+from pruner_zero.text.mixture import load_mixture
 from tests.elsewhere import HERE, THERE, elsewhere
 from tests.evolution.conftest import tiny_settings
 from tests.models.test_placement import place_block_after_block

@@ -7,7 +7,8 @@ import pytest
 
 from pruner_zero.calibration import StatisticsStore, open_store
 from pruner_zero.models import LanguageModel
-from pruner_zero.text import Corpus, Windows, random_windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import Windows, random_windows
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -12,7 +12,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices, load_offloaded
 from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
 from pruner_zero.pruning.propagation import Propagation
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import inputs, places
 from tests.tiny import tiny_tokenizer

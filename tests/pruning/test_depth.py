@@ -11,9 +11,9 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers import PreTrainedModel
 
-from pruner_zero.comparison import compare
+from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation import evaluate
+from pruner_zero.evaluation.evaluate import evaluate
 from pruner_zero.models import (
     LanguageModel,
     drop_blocks,

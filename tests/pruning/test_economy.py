@@ -16,7 +16,7 @@ from pruner_zero.progress import Progress
 from pruner_zero.pruning import Mode, parse_method, prune_model
 from pruner_zero.pruning.depth import block_influence
 from pruner_zero.pruning.folding import fold_blocks
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.test_pipeline import assert_equal_models, state
 

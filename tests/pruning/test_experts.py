@@ -9,7 +9,7 @@ from pruner_zero.calibration import collect_inputs
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices, run_block
 from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
 from pruner_zero.sparsity import STEPS, Hessian, Layer, keep_mask, shrinkage_for
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
     places,

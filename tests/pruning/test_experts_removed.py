@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from pruner_zero.comparison import compare
+from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import find_blocks, find_matrices, find_mixtures
 from pruner_zero.pruning import Experts, PruneResult, prune
 from pruner_zero.pruning.expert_scores import choose_experts, reap_scores
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.report import report
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
 from tests.models.test_experts import SUPPORTED, never_chosen
 from tests.models.test_units import logits

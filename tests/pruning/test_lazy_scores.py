@@ -12,7 +12,7 @@ from pruner_zero.models import find_matrices
 from pruner_zero.pruning import LazyScores, Mode, choice, parse_method, prune, prune_model
 from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.sparsity import Unstructured, choose_masks
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.live import Live
 from tests.sparsity.reference import keep_matrices

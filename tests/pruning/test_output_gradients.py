@@ -9,7 +9,8 @@ from pruner_zero import prune
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.models import find_matrices, save_model
 from pruner_zero.sparsity import Unstructured, keep_mask
-from pruner_zero.text import Corpus, random_windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import random_windows
 from tests.calibration.reference import plain_inputs
 from tests.pruning.conftest import language_model
 from tests.tiny import tiny_tokenizer

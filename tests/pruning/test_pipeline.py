@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import find_blocks
 from pruner_zero.pruning import Mode, check_plan, parse_method, prune_model, total_sparsity
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
     SCORES,

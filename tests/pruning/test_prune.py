@@ -9,7 +9,7 @@ import torch
 
 import pruner_zero
 from pruner_zero import Metric, PrunerZeroError, prune
-from pruner_zero.text import Corpus
+from pruner_zero.text.corpus import Corpus
 from tests.pruning.conftest import language_model
 from tests.pruning.plain import places
 from tests.tiny import tiny_tokenizer

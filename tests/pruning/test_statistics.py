@@ -13,7 +13,7 @@ from pruner_zero.models import find_matrices
 from pruner_zero.pruning import Mode, parse_method, prune_model
 from pruner_zero.pruning.statistics import DenseStatistics, block_statistics
 from pruner_zero.sparsity import Hessian
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 
 # Of a block of llama: q, k and v; o; gate and up; down.

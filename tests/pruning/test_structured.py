@@ -24,7 +24,7 @@ from pruner_zero.pruning import PruneResult, prune
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.structured import Structured
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
 from tests.models.test_units import CASES, logits
 from tests.pruning.conftest import OpenStore, language_model

@@ -13,7 +13,7 @@ from pruner_zero.pruning.prune_matrix import prune_matrix
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity import Hessian, Pattern, SemiStructured, Unstructured, keep_mask
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import in_order, inputs, places
 from tests.sparsity.reference import damped, error_under, keep_groups

@@ -11,7 +11,7 @@ from pruner_zero.models import LanguageModel, find_matrices, size_of
 from pruner_zero.recovery import Checkpoint, check_memory, distill, least_bytes
 from pruner_zero.recovery.train import Training
 from pruner_zero.recovery.trainable import KeptWeights
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

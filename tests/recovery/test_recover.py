@@ -13,7 +13,8 @@ from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.recovery import RecoverResult, recover
 from pruner_zero.recovery.lora import MaskedAdapters
 from pruner_zero.recovery.train import Training
-from pruner_zero.text import Corpus, tokens_sha256
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import tokens_sha256
 from tests.conftest import save_tiny
 from tests.full_disk import full_disk
 from tests.recovery.conftest import pruned_model, save_compact, save_pruned

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from pruner_zero.progress import Progress
 from pruner_zero.recovery import Checkpoint, recover
 from pruner_zero.recovery.train import State
-from pruner_zero.text import Corpus
+from pruner_zero.text.corpus import Corpus
 from tests.conftest import save_tiny
 from tests.processes import Forked
 from tests.recovery.conftest import save_compact, save_pruned

@@ -15,7 +15,8 @@ from pruner_zero.recovery import RecoverSettings, train
 from pruner_zero.recovery.train import BETAS, State, Training
 from pruner_zero.recovery.trainable import KeptWeights, Trainable, float32_weights
 from pruner_zero.recovery.windows import in_training_order, split_windows
-from pruner_zero.text import Corpus, Windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import Windows
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

@@ -17,7 +17,7 @@ from pruner_zero.settings import (
     read_settings,
 )
 from pruner_zero.settings.calibration import read_shares
-from pruner_zero.text import Corpus
+from pruner_zero.text.corpus import Corpus
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 SHARES = st.floats(0, exclude_min=True, allow_infinity=False)

@@ -10,8 +10,7 @@ from torch import Tensor
 from pruner_zero.execution import Executor, SerialExecutor, Work
 from pruner_zero.metric import NAMED, OPERATORS, NamedMetric, Operator
 from pruner_zero.testing import ExecutorSuite, NamedMetricSuite, OperatorSuite, TextSourceSuite
-from pruner_zero.text import Role, TextSource
-from pruner_zero.text.source import SOURCES
+from pruner_zero.text.source import SOURCES, Role, TextSource
 
 
 def claims_of(suite: Any) -> dict[str, Callable[[], None]]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.text import load_corpus
+from pruner_zero.text.corpus import load_corpus
 
 
 def refusal(action: Callable[[], object]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pruner_zero.text import Corpus, load_corpus
+from pruner_zero.text.corpus import Corpus, load_corpus
 from tests.text.refusals import line
 
 

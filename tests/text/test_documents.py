@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pruner_zero.text import load_corpus
+from pruner_zero.text.corpus import load_corpus
 from tests.text.refusals import line
 
 

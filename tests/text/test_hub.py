@@ -10,7 +10,8 @@ import pytest
 
 from pruner_zero.hub import hub_reachable
 from pruner_zero.progress import Progress
-from pruner_zero.text import Role, load_corpus
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.source import Role
 from tests.text.refusals import line
 
 Calls = list[dict[str, Any]]

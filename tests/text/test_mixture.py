@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.text import (
-    Corpus,
-    Mixture,
-    SelfText,
-    Windows,
-    load_mixture,
-    load_text,
-    mix_windows,
-    random_windows,
-)
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.mixture import Mixture, SelfText, load_mixture, load_text
+from pruner_zero.text.windows import Windows, mix_windows, random_windows
 from tests.text.refusals import line
 from tests.tiny import tiny_tokenizer
 

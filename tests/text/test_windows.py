@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.text import Corpus, consecutive_windows, random_windows, windows
+from pruner_zero.text import windows
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.windows import consecutive_windows, random_windows
 from tests.text.refusals import refusal
 from tests.tiny import FOX, tiny_tokenizer
 

@@ -26,7 +26,7 @@ from pruner_zero.models import (
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.result_folder import take_up
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 
 
 def open_store(

@@ -21,7 +21,8 @@ from pruner_zero.models import (
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
-from pruner_zero.text import SelfText, Windows, tokens_sha256
+from pruner_zero.text.mixture import SelfText
+from pruner_zero.text.windows import Windows, tokens_sha256
 
 # Tokens that are written together, as many as `prune` calibrates on by default. The drawn text
 # depends on the number of windows in a batch, so this number does not depend on --windows.

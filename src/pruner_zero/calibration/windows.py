@@ -6,7 +6,8 @@ from pathlib import Path
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.text import Mixture, SelfText, Windows, mix_windows, random_windows
+from pruner_zero.text.mixture import Mixture, SelfText
+from pruner_zero.text.windows import Windows, mix_windows, random_windows
 
 
 def take_windows(

@@ -12,7 +12,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings import EvaluateSettings, read_settings
 
 if TYPE_CHECKING:
-    from pruner_zero.evaluation import Perplexity, TaskResult
+    from pruner_zero.evaluation.perplexity import Perplexity
+    from pruner_zero.evaluation.tasks import TaskResult
 
 
 @with_settings(EvaluateSettings)

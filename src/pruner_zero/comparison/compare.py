@@ -19,7 +19,7 @@ from pruner_zero.calibration import (
 )
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evaluation import perplexity
+from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.files import check_file, write_atomic
 from pruner_zero.models import (
     LanguageModel,
@@ -54,7 +54,9 @@ from pruner_zero.settings import (
     read_settings,
 )
 from pruner_zero.table import Tabular
-from pruner_zero.text import Corpus, SelfText, Source, Windows, consecutive_windows, load_text
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.mixture import SelfText, Source, load_text
+from pruner_zero.text.windows import Windows, consecutive_windows
 
 DENSE, DEFAULT = "dense", "default"
 _ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of", "coupled")

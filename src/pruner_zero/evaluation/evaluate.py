@@ -13,7 +13,8 @@ from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.settings import EvaluateSettings, name_of, read_settings
-from pruner_zero.text import Corpus, consecutive_windows, load_corpus
+from pruner_zero.text.corpus import Corpus, load_corpus
+from pruner_zero.text.windows import consecutive_windows
 
 Source = str | Path | LanguageModel | Any
 Text = str | Path | Corpus | Iterable[str]

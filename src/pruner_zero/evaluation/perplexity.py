@@ -10,7 +10,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, check_tokens, next_token_losses, to_perplexity
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.table import Tabular
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,8 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning import Structured
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity import STEPS, Hessian, Layer
-from pruner_zero.text import Mixture, Windows, no_windows
+from pruner_zero.text.mixture import Mixture
+from pruner_zero.text.windows import Windows, no_windows
 
 # The probe: this many matrices, spread over the model, this many rows of each.
 PROBE_MATRICES = 12

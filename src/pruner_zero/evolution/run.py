@@ -31,7 +31,7 @@ from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.settings import name_of, names_of, read_settings
-from pruner_zero.text import Source, load_mixture
+from pruner_zero.text.mixture import Source, load_mixture
 
 # After this many candidates without a new mask (twenty batches of the default algorithm), the
 # search has seen all masks: a model with few heads has few masks.

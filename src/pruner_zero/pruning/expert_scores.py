@@ -17,7 +17,7 @@ from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.scoring import score_matrix
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.pruning.structured import signed_squares
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 
 
 def choose_experts(

@@ -35,7 +35,7 @@ from pruner_zero.pruning.removal import Removal
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.recovery import check_memory, least_bytes
 from pruner_zero.sparsity import groups
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 
 
 def check_plan(

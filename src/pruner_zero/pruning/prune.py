@@ -33,7 +33,7 @@ from pruner_zero.pruning.structured import Structured
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
 from pruner_zero.sparsity import Pattern
-from pruner_zero.text import Source
+from pruner_zero.text.mixture import Source
 
 # The settings that `parse_method` takes under their names.
 _OPTIONS = (

@@ -21,7 +21,7 @@ from pruner_zero.pruning.removal import Removal
 from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
 from pruner_zero.recovery import Point, check_distillation, distill
 from pruner_zero.result_folder import take_up
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 
 
 @dataclass(frozen=True)

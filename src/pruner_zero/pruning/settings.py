@@ -10,7 +10,8 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.removal import chosen_by
 from pruner_zero.settings import CalibrationSettings
-from pruner_zero.text import Mixture, SelfText, Source, Windows, load_mixture, no_windows
+from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
+from pruner_zero.text.windows import Windows, no_windows
 
 
 def calibration_texts(

@@ -18,7 +18,7 @@ from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.train import Point, Training
 from pruner_zero.recovery.trainable import KeptWeights, Trainable, float32_weights
 from pruner_zero.settings import RecoverSettings
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024

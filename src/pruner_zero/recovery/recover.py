@@ -36,7 +36,8 @@ from pruner_zero.recovery.trainable import (
 from pruner_zero.recovery.windows import split_texts
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings import RecoverSettings, name_of, names_of, read_settings
-from pruner_zero.text import Source, load_mixture, mix_windows
+from pruner_zero.text.mixture import Source, load_mixture
+from pruner_zero.text.windows import mix_windows
 
 # Settings that may change when an interrupted run is resumed.
 _PLACE = {"device", "threads"}

@@ -20,7 +20,7 @@ from pruner_zero.recovery.loss import distillation_loss
 from pruner_zero.recovery.trainable import Trainable
 from pruner_zero.recovery.windows import in_training_order
 from pruner_zero.settings import RecoverSettings
-from pruner_zero.text import Windows
+from pruner_zero.text.windows import Windows
 
 # A budget of minutes allows few steps; the usual 0.999 averages over more steps.
 BETAS = (0.9, 0.95)

@@ -12,15 +12,15 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
 from pruner_zero.settings import RecoverSettings
-from pruner_zero.text import (
-    Corpus,
-    Mixture,
+from pruner_zero.text.corpus import Corpus
+from pruner_zero.text.mixture import Mixture
+from pruner_zero.text.windows import (
+    RANDOM_CHARACTERS,
     Tokenizer,
     Windows,
     consecutive_windows,
     mix_windows,
 )
-from pruner_zero.text.windows import RANDOM_CHARACTERS
 
 HELD_OUT = 0.1
 

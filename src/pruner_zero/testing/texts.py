@@ -2,7 +2,8 @@
 
 from itertools import combinations
 
-from pruner_zero.text import ROLES, TextSource, load_corpus
+from pruner_zero.text.corpus import load_corpus
+from pruner_zero.text.source import ROLES, TextSource
 
 
 class TextSourceSuite:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.text.role import Role
+from pruner_zero.text.source import Role
 
 SHARES: Mapping[Role, float] = {"calibration": 0.5, "search": 0.25, "test": 0.25}
 

@@ -13,8 +13,7 @@ from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text.builtin import pydoc_documents
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
 from pruner_zero.text.hub import HUB, hub_documents
-from pruner_zero.text.role import ROLES, Role
-from pruner_zero.text.source import SOURCES
+from pruner_zero.text.source import ROLES, SOURCES, Role
 
 PYDOC = "builtin:pydoc"
 NAMES = (PYDOC, *HUB)

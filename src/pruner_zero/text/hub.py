@@ -7,7 +7,7 @@ from itertools import islice
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.text.role import Role
+from pruner_zero.text.source import Role
 
 
 @dataclass(frozen=True)

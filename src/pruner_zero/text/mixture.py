@@ -10,7 +10,7 @@ from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text.corpus import Corpus, load_corpus
-from pruner_zero.text.role import Role
+from pruner_zero.text.source import Role
 
 Source = str | Path | Corpus | Iterable[str]
 

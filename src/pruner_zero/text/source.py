@@ -1,10 +1,13 @@
-"""Texts that plug-ins add, by name."""
+"""The roles of texts, and the texts that plug-ins add, by name."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from pruner_zero.plugins import Registry
-from pruner_zero.text.role import Role
+
+Role = Literal["calibration", "search", "test"]
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 @dataclass(frozen=True)

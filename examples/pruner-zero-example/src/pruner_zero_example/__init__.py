@@ -6,7 +6,7 @@ from torch import Tensor
 
 from pruner_zero.metric import NamedMetric, Operator
 from pruner_zero.metric.operator import POWER
-from pruner_zero.text import Role, TextSource
+from pruner_zero.text.source import Role, TextSource
 
 
 def _softsign(x: Tensor) -> Tensor:
