@@ -60,12 +60,12 @@ SEARCHED = (
 RANDOM, EVOLVED = "random units", "evolved"
 METRICS: Mapping[str, Mapping[str, Any]] = {
     RANDOM: {"metric": "magnitude"},
-    "group magnitude": {"metric": "magnitude", "coupled": True},
-    "Taylor": {"metric": "sqrt(W * G)", "coupled": True},
     "Wanda-sp": {"metric": "sqrt(W * X)"},
     "Wanda": {"metric": "wanda"},
     EVOLVED: {},
 }
+# The order of the rows; the second and the third are rows of earlier versions.
+ORDER = (RANDOM, "group magnitude", "Taylor", "Wanda-sp", "Wanda", EVOLVED)
 RULES = {"block influence": "block-influence", "SLEB": "sleb"}
 # What else the refit of Wanda's channels can have, at one share: statistics of each block from the
 # smaller blocks before it, and the distillation that `prune` adds where no metric is named.
@@ -260,10 +260,9 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
                 f"| chosen by | {' | '.join(heads)} |",
                 "|---|" + "---|" * len(heads),
             ]
-            order = list(METRICS)
             named = dict.fromkeys((line["name"], line["metric"]) for line in chosen)
             for name, metric in sorted(
-                named, key=lambda row: order.index(row[0]) if row[0] in order else len(order)
+                named, key=lambda row: ORDER.index(row[0]) if row[0] in ORDER else len(ORDER)
             ):
                 cells = []
                 for share in shares:

@@ -277,12 +277,6 @@ def test_smaller_models_are_compared_at_one_size(texts: dict[str, Any]) -> None:
         ("wanda@heads=0.2", {}, r"^wanda@heads=0\.2: .* choose --sparsity 0\.5"),
         ("wanda@channels=0.3", {"multiple_of": 64}, "choose a smaller --multiple-of than 64"),
         ("wanda@heads=0.5", {"multiple_of": 64}, "--multiple-of has no effect without a method"),
-        ("block-influence@blocks=0.5", {"coupled": True}, "--coupled has no effect without a me"),
-        (
-            "wanda",
-            {"coupled": True, "sparsity": 0.5},
-            "--coupled has no effect without a method that removes",
-        ),
         (
             "wanda",
             {"parameters": 0.5, "sparsity": 0.5},

@@ -248,7 +248,6 @@ def test_a_metric_of_the_inverse_hessian_has_the_damping_of_the_run(
         ({"structure": None, "metric": "reap"}, "reap does not choose weights: whole blocks go by"),
         ({"update": "exact"}, r"after which \+exact has nothing to do: leave it out"),
         ({"asymmetric": True}, "leave out --asymmetric"),
-        ({"coupled": True}, "leave out --coupled"),
         ({"offload": True}, "leave out --offload"),
         ({"sparsity": 0.0}, r"8 experts of a block leaves 8, .*: choose --sparsity 0\.125"),
         ({"sparsity": 0.9}, r"leaves 0\.8, which cannot be: choose --sparsity 0\.75, which leaves"),

@@ -96,9 +96,8 @@ def test_a_model_whose_scores_do_not_fit_is_pruned_alike(
     assert live.most <= 2 * live.largest < every / 3
 
 
-@pytest.mark.parametrize("coupled", [False, True])
 def test_units_are_chosen_alike_where_the_scores_of_a_block_do_not_fit(
-    coupled: bool, prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pruned() -> dict[str, Tensor]:
         result = prune(
@@ -106,7 +105,6 @@ def test_units_are_chosen_alike_where_the_scores_of_a_block_do_not_fit(
             "wanda",
             calibration=[prose],
             structure="channels",
-            coupled=coupled,
             sparsity=0.34,
             multiple_of=8,
             windows=3,

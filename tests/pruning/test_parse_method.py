@@ -198,9 +198,9 @@ def test_whole_units_stand_where_weights_would_compete() -> None:
     assert parse_method("reap@experts=.25").pattern == Experts(0.25)
     assert parse_method("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)
     assert not parse_method("wanda@experts=.25").steps
-    options: dict[str, Any] = {"structure": "channels", "multiple_of": 8, "coupled": True}
+    options: dict[str, Any] = {"structure": "channels", "multiple_of": 8}
     option = parse_method("wanda", sparsity=0.25, **options)
-    assert option.pattern == Structured(0.25, "channels", 8, coupled=True)
+    assert option.pattern == Structured(0.25, "channels", 8)
 
 
 def test_settings_that_do_not_go_with_whole_units_are_refused() -> None:

@@ -129,7 +129,6 @@ def test_the_record_describes_the_run(
         "distill": 0,
         "structure": None,
         "multiple_of": 32,
-        "coupled": False,
         "parameters": None,
     }
     assert written["calibration"]["text_sha256"] == sha256(text_file)

@@ -142,29 +142,6 @@ def test_the_units_are_those_of_the_largest_contribution(
         assert weight.any(axis).nonzero().flatten().tolist() == kept
 
 
-@pytest.mark.parametrize("power", [1, 2])
-@pytest.mark.parametrize("structure", ["channels", "heads"])
-def test_coupled_units_are_ranked_by_all_their_weights(structure: Structure, power: int) -> None:
-    """LLM-Pruner's group magnitude in both its norms, by a plain loop over slices."""
-    model = tiny_model("llama")
-    chosen = Structured(0.5, structure, 8, coupled=True).of_model(model)
-    weights = {name: model.get_submodule(name).get_parameter("weight") for name in chosen.include}
-    scores = {name: weight.detach().abs() ** (power / 2) for name, weight in weights.items()}
-    masks = chosen.choose(scores)
-    for coupling in chosen.couplings:
-        totals = []
-        for unit in range(coupling.count):
-            slices = [weights[name].chunk(coupling.count)[unit] for name in coupling.producers]
-            slices.append(weights[coupling.consumer].chunk(coupling.count, dim=1)[unit])
-            totals.append(sum(float((part.detach().abs() ** power).sum()) for part in slices))
-        kept = sorted(sorted(range(coupling.count), key=totals.__getitem__)[-chosen.kept :])
-        mask = masks[coupling.consumer].unflatten(1, (coupling.count, -1)).all(2).all(0)
-        assert mask.nonzero().flatten().tolist() == kept
-    alone = Structured(0.5, structure, 8).of_model(model).choose(scores)
-    if structure == "channels":
-        assert any(not torch.equal(alone[name], masks[name]) for name in masks)
-
-
 def test_the_consumer_is_refitted_unless_told_otherwise(
     windows: Windows, new_store: OpenStore
 ) -> None:
@@ -197,7 +174,6 @@ def test_the_consumer_is_refitted_unless_told_otherwise(
         {"metric": "W - G"},
         {"metric": "wanda+obs"},
         {"mode": "one-shot"},
-        {"metric": "sqrt(W * G)", "coupled": True},
         {"metric": None, "distill": 2},
     ],
     ids=str,
@@ -344,7 +320,6 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"exclude": ["*.0.*"]}, "leave out --exclude"),
         ({"refine": True}, "leave out --refine"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),
-        ({"structure": None, "coupled": True}, "add --structure, or leave out --"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
         (
             {"sparsity": 0.05},

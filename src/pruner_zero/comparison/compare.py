@@ -59,7 +59,7 @@ from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.windows import Windows, consecutive_windows
 
 DENSE, DEFAULT = "dense", "default"
-_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of", "coupled")
+_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of")
 _COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
 
 
@@ -132,13 +132,10 @@ def compare(
     names = split_methods(checked.methods)
     chosen = {name: _parse(name, given, checked) for name in names}
     removals = [m.pattern for m in chosen.values() if m and isinstance(m.pattern, Removal)]
-    structures = {pattern.structure for pattern in removals if isinstance(pattern, Structured)}
     if not removals:
         checked.refuse(("parameters",), "a method that removes units")
-    if "channels" not in structures:
+    if not any(isinstance(p, Structured) and p.structure == "channels" for p in removals):
         checked.refuse(("multiple_of",), "a method that removes channels")
-    if not structures:
-        checked.refuse(("coupled",), "a method that removes channels or heads")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
     texts = calibration_texts(calibration, filter(None, chosen.values()), progress)

@@ -41,7 +41,6 @@ def parse_method(
     structure: Structure | None = None,
     parameters: str | None = None,
     multiple_of: int = 32,
-    coupled: bool = False,
 ) -> Method:
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+distill=N]`.
 
@@ -56,8 +55,8 @@ def parse_method(
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
     (METRIC may be reap) or blocks (METRIC is sleb or block-influence), with their share if it is
     not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
-    and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of,
-    coupled: as in `Structured`.
+    and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of: as
+    in `Structured`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -90,7 +89,7 @@ def parse_method(
             raise _no_share(name)
         share = 0.0 if left or sparsity is None else sparsity
         folds = "none" not in (*written, update)
-        pattern = _removal(body, structure, share, left, multiple_of, coupled, folds)
+        pattern = _removal(body, structure, share, left, multiple_of, folds)
         # These are of weights; blocks have taken their update.
         sparsity = scope = part = None
         update = None if structure == "blocks" else update
@@ -125,7 +124,6 @@ def _removal(
     share: float,
     left: float | None,
     multiple_of: int,
-    coupled: bool,
     folds: bool,
 ) -> Removal:
     """The pattern that removes a share of the units, or all but `left` parameters."""
@@ -133,7 +131,7 @@ def _removal(
         return Blocks(share, left, rule, folds=folds)
     if structure == "experts":
         return Experts(share, left, by_metric=rule != REAP)
-    return Structured(share, structure, multiple_of, coupled, left)
+    return Structured(share, structure, multiple_of, left)
 
 
 def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:

@@ -38,7 +38,7 @@ from pruner_zero.text.mixture import Source
 # The settings that `parse_method` takes under their names.
 _OPTIONS = (
     *("sparsity", "scope", "update", "refine", "asymmetric"),
-    *("structure", "parameters", "multiple_of", "coupled"),
+    *("structure", "parameters", "multiple_of"),
 )
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}

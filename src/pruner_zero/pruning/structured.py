@@ -41,18 +41,16 @@ class Structured(Removal):
     A unit's total is the sum of the squared scores of its columns of the consumer, with the sign of
     the score: for Wanda the sum of W²·X² over all outputs, what it contributes to them. sparsity:
     the share of units to remove. multiple: the number of channels that stay is a multiple of it.
-    coupled: whether the unit's rows of the producers are in its total too. parameters: in place of
-    a share of units, the largest number of parameters of the smaller model, or up to 1 their share.
-    couplings: of the model, found by `of_model`. kept: the number of units that stay in each, found
-    by `of_model`.
+    parameters: in place of a share of units, the largest number of parameters of the smaller model,
+    or up to 1 their share. couplings: of the model, found by `of_model`. kept: the number of units
+    that stay in each, found by `of_model`.
     Source: the total is that of Wanda-sp in FLAP (An et al. 2024, 2312.11983), squared before it is
-    summed; the coupled rows and columns are LLM-Pruner's (Ma et al. 2023, 2305.11627).
+    summed.
     """
 
     sparsity: float
     structure: Structure = "channels"
     multiple: int = 32
-    coupled: bool = False
     parameters: float | None = None
     couplings: tuple[Coupling, ...] = ()
     kept: int = 0
@@ -85,7 +83,7 @@ class Structured(Removal):
 
     @property
     def consumers(self) -> list[str]:
-        """The matrices that lose columns, by which units are compared where not coupled."""
+        """The matrices that lose columns, by which units are compared."""
         return [coupling.consumer for coupling in self.couplings]
 
     @property
@@ -105,8 +103,7 @@ class Structured(Removal):
                     "computes its inputs, so that no unit of its block can be chosen: give more "
                     "text, or another metric"
                 )
-            counted = inside if self.coupled else [coupling.consumer]
-            totals = torch.stack([_totals(scores[name], coupling, name) for name in counted]).sum(0)
+            totals = _totals(scores[coupling.consumer], coupling)
             units = keep_highest(totals[None], coupling.count - self.kept)[0]
             for name in inside:
                 axis = int(name == coupling.consumer)
@@ -146,9 +143,7 @@ def signed_squares(scores: Tensor, name: str) -> Iterator[Tensor]:
     return (part * part.abs() for part in parts)
 
 
-def _totals(scores: Tensor, coupling: Coupling, name: str) -> Tensor:
-    """The signed sums of squares over the rows or columns of each unit in a matrix, fp64."""
-    axis = int(name != coupling.consumer)
-    sums = [part.sum(axis) for part in signed_squares(scores, name)]
-    totals = torch.cat(sums) if axis else torch.stack(sums).sum(0)
-    return totals.view(coupling.count, -1).sum(1)
+def _totals(scores: Tensor, coupling: Coupling) -> Tensor:
+    """The signed sums of squares over the columns of each unit in the consumer, fp64."""
+    sums = [part.sum(0) for part in signed_squares(scores, coupling.consumer)]
+    return torch.stack(sums).sum(0).view(coupling.count, -1).sum(1)

@@ -8,12 +8,12 @@ from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
 from pruner_zero.settings.calibration import MethodSettings
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD, REAP
-from pruner_zero.settings.units import UnitSettings
+from pruner_zero.settings.units import SizeSettings
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 
 
-class CompareSettings(ModelSettings, MethodSettings, UnitSettings):
+class CompareSettings(ModelSettings, MethodSettings, SizeSettings):
     """All that decides the result of `compare`."""
 
     panel: ClassVar[str] = "Evaluation"

@@ -11,7 +11,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import WRITTEN, MethodSettings, are_written
 from pruner_zero.settings.model import ModelSettings
-from pruner_zero.settings.units import UnitSettings, check_structure
+from pruner_zero.settings.units import SizeSettings, check_structure
 
 METHOD = "METRIC[@SCOPE][+STEPS]"
 
@@ -59,7 +59,7 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
+class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
     """All that decides the result of `prune`."""
 
     panel: ClassVar[str] = "What follows the mask"
@@ -152,7 +152,7 @@ class PruneSettings(ModelSettings, MethodSettings, UnitSettings):
                     "before to replace the dropped blocks; none does not"
                 )
         if self.structure in ("blocks", "experts"):
-            beside += ("asymmetric", "coupled", "offload")
+            beside += ("asymmetric", "offload")
         check_structure(self, beside)
         return self
 

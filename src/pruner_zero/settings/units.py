@@ -29,12 +29,10 @@ def check_structure(settings: Any, beside: Sequence[str]) -> None:
 
     settings: of a command that has --structure. Raises PrunerZeroError naming the option.
     """
-    if not settings.structure:
-        for name in ("coupled", "parameters"):
-            if getattr(settings, name, None):
-                raise PrunerZeroError(
-                    f"--{name} applies to whole units alone: add --structure, or leave out --{name}"
-                )
+    if not settings.structure and settings.parameters:
+        raise PrunerZeroError(
+            "--parameters applies to whole units alone: add --structure, or leave out --parameters"
+        )
     if settings.structure != "channels":
         settings.refuse(("multiple_of",), "--structure channels")
     if not settings.structure:
@@ -75,16 +73,4 @@ class SizeSettings(Settings):
         32,
         ge=1,
         description="When channels are removed, every MLP keeps a multiple of this many channels.",
-    )
-
-
-class UnitSettings(SizeSettings):
-    """The settings of every method that removes whole units."""
-
-    panel: ClassVar[str] = SizeSettings.panel
-
-    coupled: bool = Field(
-        False,
-        description="Score channels or heads also by their rows in the matrices that compute them, "
-        "not only by their columns in the matrix that takes them as inputs.",
     )
