@@ -20,7 +20,7 @@ def test_it_gives_the_results_of_the_search(run: Path) -> None:
     assert (str(study.knee), study.knee.scope) == ("W * X", "row")
     assert study.settings["sparsity"] == 0.5
     assert study.path == run
-    assert study.prune_options == {"metric": str(run / "best.json")}
+    assert study.prune_options == {"metric": str(run / "best.json"), "mode": "one-shot"}
     assert [row["expression"] for row in study.to_rows()] == ["W", "W * X", "W * G * X"]
 
 
@@ -31,7 +31,7 @@ def test_a_metric_is_applied_with_the_update_and_the_damping_of_the_search(
     described = json.loads((run / "run.json").read_text())
     described["settings"] |= {"damping": 0.1, **update}
     (run / "run.json").write_text(json.dumps(described))
-    chosen = {"metric": str(run / "best.json"), "damping": 0.1, **update}
+    chosen = {"metric": str(run / "best.json"), "mode": "one-shot", "damping": 0.1, **update}
     assert Study.open(run).prune_options == chosen
 
 

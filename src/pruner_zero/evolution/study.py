@@ -135,10 +135,11 @@ class Study(Tabular):
     def prune_options(self) -> dict[str, Any]:
         """The settings with which `prune` applies the best metric as the search judged it.
 
-        Besides the metric, these are the damping and the weight update, and for a metric of units
-        the structure and the number of units to remove, as the search had them.
+        Besides the metric, these are the mode (a search takes all statistics from the dense model),
+        the damping and the weight update, and for a metric of units the structure and the number of
+        units to remove, as the search had them.
         """
-        chosen: dict[str, Any] = {"metric": str(self.path / "best.json")}
+        chosen: dict[str, Any] = {"metric": str(self.path / "best.json"), "mode": "one-shot"}
         if self.settings.get("structure"):
             fields = PruneSettings.model_fields
             for name in ("structure", "sparsity", "parameters", "multiple_of"):
