@@ -66,7 +66,6 @@ METRICS: Mapping[str, Mapping[str, Any]] = {
 }
 # The order of the rows; the second and the third are rows of earlier versions.
 ORDER = (RANDOM, "group magnitude", "Taylor", "Wanda-sp", "Wanda", EVOLVED)
-RULES = {"block influence": "block-influence", "SLEB": "sleb"}
 # What else the refit of Wanda's channels can have, at one share: statistics of each block from the
 # smaller blocks before it, and the distillation that `prune` adds where no metric is named.
 FURTHER: Mapping[str, Mapping[str, Any]] = {
@@ -193,9 +192,9 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     yield {"name": name, **units, **chosen, "blocks": blocks}
                 continue
             if structure == "blocks":
-                for name, rule in RULES.items():
-                    for update in ("none", "exact"):
-                        yield {"name": name, "metric": rule, **units, "update": update}
+                chosen = {"name": "block influence", "metric": "block-influence"}
+                for update in ("none", "exact"):
+                    yield {**chosen, **units, "update": update}
                 continue
             for name, settings in METRICS.items():
                 metric = settings.get("metric", given.evolved)

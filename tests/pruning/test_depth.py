@@ -1,8 +1,7 @@
-"""Whole blocks go by the loss or by influence, and the model that is left loads anywhere."""
+"""Whole blocks go by influence, and the model that is left loads anywhere."""
 
 import json
 from importlib import import_module
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,9 @@ from pruner_zero.models import (
     drop_blocks,
     find_blocks,
     find_matrices,
-    next_token_loss,
 )
 from pruner_zero.pruning import PruneResult, prune
-from pruner_zero.pruning.depth import Blocks, block_influence, by_loss, choose_blocks
+from pruner_zero.pruning.depth import Blocks, block_influence, choose_blocks
 from pruner_zero.report import report
 from tests.conftest import save_tiny
 from tests.models.test_units import logits
@@ -66,42 +64,6 @@ def test_influence_is_the_mean_over_tokens_of_one_minus_the_cosine() -> None:
     assert block_influence(model, tokens)[:2] == pytest.approx(expected, abs=1e-5)
 
 
-@torch.no_grad()
-def loss_without(architecture: str, dropped: list[int], tokens: torch.Tensor) -> float:
-    """The loss of a model from which blocks were really removed."""
-    model = tiny_model(architecture, blocks=DEPTH)
-    drop_blocks(model, dropped)
-    return float(next_token_loss(model, tokens))
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma3", "falcon"])
-def test_the_block_goes_next_without_which_the_loss_is_the_lowest(architecture: str) -> None:
-    model, tokens = language_model(architecture, blocks=DEPTH), tiny_windows()
-    before = logits(model.model)
-    order = list(by_loss(model, tokens))
-    dropped: list[int] = []
-    for index, loss in order:
-        losses = {
-            each: loss_without(architecture, sorted([*dropped, each]), tokens)
-            for each in range(1, DEPTH - 1)
-            if each not in dropped
-        }
-        assert index == min(losses, key=losses.__getitem__)
-        assert loss == pytest.approx(losses[index], rel=1e-5)
-        dropped.append(index)
-    assert sorted(dropped) == list(range(1, DEPTH - 1))
-    assert torch.equal(logits(model.model), before)
-
-
-def test_the_loss_is_measured_on_the_first_windows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokens = language_model("llama", blocks=DEPTH), tiny_windows()
-    expected = list(islice(by_loss(model, tokens[:2]), 2))
-    monkeypatch.setattr("pruner_zero.pruning.depth._LOSS_TOKENS", 2 * tokens.shape[1])
-    assert list(islice(by_loss(model, tokens), 2)) == expected
-    monkeypatch.setattr("pruner_zero.pruning.depth._LOSS_TOKENS", 1)
-    assert list(islice(by_loss(model, tokens), 1)) == list(islice(by_loss(model, tokens[:1]), 1))
-
-
 def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
     model, tokens = language_model("llama", blocks=DEPTH), tiny_windows()
     with torch.no_grad():
@@ -112,39 +74,26 @@ def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
     chosen = choose_blocks(model, tokens, Blocks(0.34))
     assert chosen.dropped == (3, 4)
     influence = block_influence(model, tokens)
-    assert list(chosen.measured) == sorted(range(1, DEPTH - 1), key=influence.__getitem__)[:2]
-    assert chosen.measured == {index: influence[index] for index in chosen.measured}
+    assert list(chosen.influence) == sorted(range(1, DEPTH - 1), key=influence.__getitem__)[:2]
+    assert chosen.influence == {index: influence[index] for index in chosen.influence}
 
 
-def test_each_rule_chooses_the_blocks_by_its_own_measure() -> None:
-    model, tokens = language_model("llama", blocks=DEPTH), tiny_windows()
-    by = {
-        rule: choose_blocks(model, tokens, Blocks(0.5, rule=rule)).measured
-        for rule in ("sleb", "block-influence")
-    }
-    assert by["sleb"] == dict(islice(by_loss(model, tokens), 3))
-    influence = block_influence(model, tokens)
-    assert by["block-influence"] == {index: influence[index] for index in by["block-influence"]}
-    assert by["sleb"] != by["block-influence"]
-
-
-@pytest.mark.parametrize("rule", ["sleb", "block-influence"])
 @pytest.mark.parametrize(("share", "gone"), [(0.999, 1), (0.76, 2), (0.65, 3)])
 def test_the_fewest_blocks_that_reach_the_parameters_are_dropped(
-    share: float, gone: int, rule: str, prose: str
+    share: float, gone: int, prose: str
 ) -> None:
     model = tiny_model("llama", blocks=DEPTH)
     dense = model.num_parameters()
     block = sum(parameter.numel() for parameter in find_blocks(model)[0].parameters())
-    result = pruned(model, prose, sparsity=None, parameters=share, metric=rule)
+    result = pruned(model, prose, sparsity=None, parameters=share)
     assert result.parameters == (dense, dense - gone * block)
     assert dense - gone * block <= share * dense < dense - (gone - 1) * block
     pattern = result.method.pattern
     assert isinstance(pattern, Blocks)
-    by_share = pruned(tiny_model("llama", blocks=DEPTH), prose, sparsity=gone / DEPTH, metric=rule)
+    by_share = pruned(tiny_model("llama", blocks=DEPTH), prose, sparsity=gone / DEPTH)
     assert isinstance(by_share.method.pattern, Blocks)
     assert len(pattern.dropped) == gone
-    assert pattern.measured == by_share.method.pattern.measured
+    assert pattern.influence == by_share.method.pattern.influence
 
 
 @pytest.mark.parametrize("architecture", SUPPORTED)
@@ -174,32 +123,24 @@ def test_the_folders_load_without_this_package(prose: str, tmp_path: Path) -> No
     check_loads_alone(tmp_path, expected)
 
 
-@pytest.mark.parametrize(
-    ("settings", "rule", "words"),
-    [
-        ({}, "block-influence", "block influence"),
-        ({"distill": 2}, "block-influence", "block influence"),
-        ({"metric": "sleb"}, "sleb", "SLEB"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("settings", [{}, {"distill": 2}], ids=str)
 def test_the_record_and_the_card_name_the_dropped_blocks(
-    settings: dict[str, Any], rule: str, words: str, prose: str, tmp_path: Path
+    settings: dict[str, Any], prose: str, tmp_path: Path
 ) -> None:
     result = pruned(tiny_model("llama", blocks=DEPTH), prose, output=tmp_path / "out", **settings)
     before, after = result.parameters
     assert len(find_blocks(result.language_model.model)) == DEPTH - 2
     record = json.loads((tmp_path / "out/pruning.json").read_text())
-    first, second = sorted(map(int, record[rule.replace("-", "_")]))
+    first, second = sorted(map(int, record["block_influence"]))
     into = [str(index - 1) for index in (first, second) if index - 1 != first]
     went = f"33.33% of the blocks: {first}, {second}"
     assert record["pattern"] == f"{went}, folded into {', '.join(into)}"
     assert list(record["folded"]) == into
     assert all(0 <= left < 1 for left in record["folded"].values())
-    assert (record["expression"], record["settings"]["metric"]) == (None, rule)
+    assert (record["expression"], record["settings"]["metric"]) == (None, "block-influence")
     assert {entry["block"] for entry in record["matrices"] if entry["zeros"]} == {first, second}
     assert result.sparsity == pytest.approx(1 / 3)
-    assert result.caption().endswith(f"parameters are left, by {words}")
+    assert result.caption().endswith("parameters are left, by block influence")
     card = (tmp_path / "out/README.md").read_text()
     assert f"It has {after:,} of {before:,} parameters" in card
     assert "metric" not in card
@@ -259,7 +200,7 @@ def test_a_configuration_that_refuses_fewer_blocks_is_named(
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"metric": "wanda"}, "--metric may be block-influence or sleb"),
+        ({"metric": "wanda"}, "leave out --metric"),
         ({"update": "obs"}, "does not fit --structure blocks: exact fits the block before"),
         ({"asymmetric": True}, "leave out --asymmetric"),
         ({"sparsity": 0.05}, r"would drop 0: choose --sparsity 0\.1667"),
@@ -293,15 +234,12 @@ def test_an_impossible_share_is_refused_before_the_model_writes_a_text(
         prune(language_model("llama", blocks=DEPTH), structure="blocks", sparsity=0.05)
 
 
-@pytest.mark.parametrize("rule", ["block-influence", "sleb"])
-def test_blocks_of_a_model_whose_outputs_overflow_are_not_judged(rule: str) -> None:
+def test_blocks_of_a_model_whose_outputs_overflow_are_not_judged() -> None:
     model = tiny_model("llama", blocks=DEPTH)
     with torch.no_grad():
         model.get_parameter("model.layers.2.mlp.down_proj.weight").fill_(3e38)
     with pytest.raises(PrunerZeroError, match=r"block \d cannot be judged.*--dtype bfloat16"):
-        choose_blocks(
-            LanguageModel(model, tiny_tokenizer(), "llama"), tiny_windows(), Blocks(0.34, rule=rule)
-        )
+        choose_blocks(LanguageModel(model, tiny_tokenizer(), "llama"), tiny_windows(), Blocks(0.34))
 
 
 def test_a_list_of_tokens_that_end_a_text_is_no_list_of_blocks() -> None:

@@ -1,6 +1,6 @@
-"""Removing whole decoder blocks: those that change the hidden state, or the loss, the least."""
+"""Removing whole decoder blocks: those that change the hidden state the least."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from math import isfinite
@@ -14,15 +14,12 @@ from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
-    Activations,
     LanguageModel,
     Matrix,
-    blocks_replaced,
     check_dropped,
     drop_blocks,
     find_blocks,
     find_matrices,
-    next_token_loss,
     run_block,
     run_windows,
     size_of,
@@ -30,42 +27,30 @@ from pruner_zero.models import (
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.folding import fold_blocks
 from pruner_zero.pruning.removal import Removal, most_parameters
-from pruner_zero.settings import BLOCK_INFLUENCE, SLEB
 from pruner_zero.sparsity import LazyTensors
-
-# By rule, the measure that chooses the blocks to remove.
-_RULES = {
-    BLOCK_INFLUENCE: "block influence, 1 minus the cosine of a block's input and output",
-    SLEB: "SLEB, the loss of the model without a block, one block after the other",
-}
-# The loss is measured on so many tokens, or on one window where it is longer. Block influence takes
-# one pass, over all windows.
-_LOSS_TOKENS = 1024
 
 
 @dataclass(frozen=True)
 class Blocks(Removal):
-    """Whole blocks are removed, chosen beforehand by a rule, without scores.
+    """Whole blocks are removed, chosen beforehand by their influence, without scores.
 
-    sparsity: the share of blocks to remove; parameters: as in `Structured`. rule: "block-influence"
-    or "sleb". folds: whether the effect of the dropped blocks is folded. measured: by block, its
-    influence, or the loss when it went, in the order in which they went. dropped: the numbers of
-    the blocks to remove; names: of all their matrices.
-    folded: from `fold_blocks`.
+    sparsity: the share of blocks to remove; parameters: as in `Structured`. folds: whether the
+    effect of the dropped blocks is folded. influence: of each dropped block, the least first.
+    dropped: the numbers of the blocks to remove; names: of all their matrices. folded: from
+    `fold_blocks`.
     """
 
     sparsity: float
     parameters: float | None = None
-    rule: str = BLOCK_INFLUENCE
     folds: bool = True
-    measured: Mapping[int, float] = field(default_factory=dict, repr=False)
+    influence: Mapping[int, float] = field(default_factory=dict, repr=False)
     dropped: tuple[int, ...] = ()
     names: frozenset[str] = field(default=frozenset(), repr=False)
     folded: Mapping[int, float] = field(default_factory=dict)
 
     @property
     def chosen_by(self) -> str | None:
-        return _RULES[self.rule]
+        return "block influence, 1 minus the cosine of a block's input and output"
 
     def of_model(self, model: PreTrainedModel) -> Self:
         self.limits(model)
@@ -114,9 +99,9 @@ class Blocks(Removal):
         drop_blocks(model, self.dropped)
 
     def to_json(self) -> dict[str, Any]:
-        measured = {str(index): round(value, 5) for index, value in self.measured.items()}
+        influence = {str(index): round(value, 5) for index, value in self.influence.items()}
         folded = {str(index): round(error, 4) for index, error in self.folded.items()}
-        return {self.rule.replace("-", "_"): measured, "folded": folded}
+        return {"block_influence": influence, "folded": folded}
 
     def __str__(self) -> str:
         listed = f": {', '.join(map(str, self.dropped))}" if self.dropped else ""
@@ -128,81 +113,35 @@ class Blocks(Removal):
 def choose_blocks(
     language_model: LanguageModel, tokens: Tensor, asked: Blocks, progress: Progress = SILENT
 ) -> Blocks:
-    """The blocks that go by the rule of `asked`, as many as it says; the first and last block stay.
+    """The blocks of the least influence, as many as `asked` says; the first and last block stay.
 
     tokens: windows (n, seqlen). Raises PrunerZeroError as `Blocks.limits`, and where a block cannot
     be dropped.
+    Source: ShortGPT (Men et al. 2024, 2403.03853), which may also remove the first and the last
+    block.
     """
     sizes, count, most = asked.limits(language_model.model)
     left = size_of(language_model.model)[0]
     matrices = [matrix for matrix in find_matrices(language_model.model) if matrix.block in sizes]
     _check_silent(language_model, tokens[:1], tuple(sizes), matrices)
-    order = (by_loss if asked.rule == SLEB else by_influence)(language_model, tokens, progress)
-    measured: dict[int, float] = {}
-    while len(measured) < count or left > most:
-        index, value = next(order)
-        measured[index] = value
-        left -= sizes[index]
-    dropped = tuple(sorted(measured))
+    influence = block_influence(language_model, tokens, progress)
+    _check_measured(influence)
+    order = iter(sorted(sizes, key=influence.__getitem__))
+    chosen: list[int] = []
+    while len(chosen) < count or left > most:
+        chosen.append(next(order))
+        left -= sizes[chosen[-1]]
+    dropped = tuple(sorted(chosen))
     check_dropped(language_model.model, dropped)
     names = frozenset(matrix.name for matrix in matrices if matrix.block in dropped)
     share = len(dropped) / len(find_blocks(language_model.model))
-    return replace(asked, sparsity=share, measured=measured, dropped=dropped, names=names)
-
-
-@torch.no_grad()
-def by_loss(
-    language_model: LanguageModel, tokens: Tensor, progress: Progress = SILENT
-) -> Iterator[tuple[int, float]]:
-    """Blocks in the order in which they go, each with the mean loss of the model without it.
-
-    The next block is the block without which, and without all blocks before it, the loss on
-    windows (n, seqlen) is the lowest.
-    Source: SLEB (Song et al. 2024, 2402.09025), on fewer tokens here.
-    """
-    tokens = tokens[: max(1, _LOSS_TOKENS // tokens.shape[1])]
-    model = language_model.model
-    calls, blocks = language_model.block_calls(tokens), find_blocks(model)
-
-    def run(index: int, hidden: Activations) -> Activations:
-        return run_windows(blocks[index], hidden, calls.arguments[index])
-
-    def loss(hidden: Activations) -> float:
-        losses = []
-        for window, states in zip(tokens, hidden, strict=True):
-            with blocks_replaced(model, states, calls.as_tuple):
-                losses.append(float(next_token_loss(model, window[None])))
-        return fmean(losses)
-
-    left = list(range(len(blocks)))
-    while len(left) > 2:
-        hidden = run(left[0], calls.hidden)
-        losses: dict[int, float] = {}
-        inner = left[1:-1]
-        for index in progress.track(inner, f"loss without one of {len(left)}", len(inner)):
-            without = hidden
-            for later in left[left.index(index) + 1 :]:
-                without = run(later, without)
-            losses[index] = loss(without)
-            hidden = run(index, hidden)
-        _check_measured(losses)
-        best = min(losses, key=losses.__getitem__)
-        left.remove(best)
-        yield best, losses[best]
-
-
-def by_influence(
-    language_model: LanguageModel, tokens: Tensor, progress: Progress = SILENT
-) -> Iterator[tuple[int, float]]:
-    """Blocks but the first and the last, that of the least influence first, with their influence.
-
-    Source: ShortGPT (Men et al. 2024, 2403.03853), which may also remove the first and the last
-    block.
-    """
-    influence = block_influence(language_model, tokens, progress)
-    _check_measured(dict(enumerate(influence)))
-    inner = range(1, len(influence) - 1)
-    yield from ((index, influence[index]) for index in sorted(inner, key=influence.__getitem__))
+    return replace(
+        asked,
+        sparsity=share,
+        influence={index: influence[index] for index in chosen},
+        dropped=dropped,
+        names=names,
+    )
 
 
 @torch.no_grad()
@@ -230,9 +169,9 @@ def block_influence(
     return influence
 
 
-def _check_measured(values: Mapping[int, float]) -> None:
-    """Raise PrunerZeroError where a value by block is not finite, as where activations overflow."""
-    for index, value in values.items():
+def _check_measured(influence: list[float]) -> None:
+    """Raise PrunerZeroError where an influence is not finite, as where activations overflow."""
+    for index, value in enumerate(influence):
         if not isfinite(value):
             raise PrunerZeroError(
                 f"block {index} cannot be judged, since the model's outputs are not finite: choose "

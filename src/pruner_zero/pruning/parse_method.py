@@ -12,7 +12,7 @@ from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.pruning.removal import Removal
 from pruner_zero.pruning.structured import Structured
-from pruner_zero.settings import OF_BLOCKS, REAP, read_parameters
+from pruner_zero.settings import BLOCK_INFLUENCE, REAP, read_parameters
 from pruner_zero.sparsity import (
     SCOPES,
     STEPS,
@@ -53,7 +53,7 @@ def parse_method(
     (a number of steps) are used where the text names none.
 
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
-    (METRIC may be reap) or blocks (METRIC is sleb or block-influence), with their share if it is
+    (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
     not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
     and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of: as
     in `Structured`.
@@ -76,12 +76,11 @@ def parse_method(
         structure = word
         if amount:
             sparsity, parameters = _share(name, amount), None
-    fits = {"blocks": body in OF_BLOCKS, "experts": body not in OF_BLOCKS}
-    if not fits.get(structure or "", body not in (*OF_BLOCKS, REAP)):
+    fits = {"blocks": body == BLOCK_INFLUENCE, "experts": body != BLOCK_INFLUENCE}
+    if not fits.get(structure or "", body not in (BLOCK_INFLUENCE, REAP)):
         raise PrunerZeroError(
             f"{body} does not choose {structure or 'weights'}: whole blocks go by "
-            f"{' or '.join(OF_BLOCKS)}, experts by {REAP} or a metric, channels and heads by a "
-            "metric"
+            f"{BLOCK_INFLUENCE}, experts by {REAP} or a metric, channels and heads by a metric"
         )
     if structure:
         left = None if parameters is None else read_parameters(parameters)
@@ -96,7 +95,7 @@ def parse_method(
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
     # Blocks and experts are chosen beforehand, independently of the scores.
-    known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys((*OF_BLOCKS, REAP), "magnitude")}
+    known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys((BLOCK_INFLUENCE, REAP), "magnitude")}
     metric = Metric.of(known.get(body, body))
     default = "obs" if body == SPARSEGPT and not isinstance(pattern, Experts) else "none"
     if isinstance(pattern, Structured):
@@ -128,7 +127,7 @@ def _removal(
 ) -> Removal:
     """The pattern that removes a share of the units, or all but `left` parameters."""
     if structure == "blocks":
-        return Blocks(share, left, rule, folds=folds)
+        return Blocks(share, left, folds)
     if structure == "experts":
         return Experts(share, left, by_metric=rule != REAP)
     return Structured(share, structure, multiple_of, left)

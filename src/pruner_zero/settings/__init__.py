@@ -18,9 +18,7 @@ from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.prune import (
     BLOCK_INFLUENCE,
-    OF_BLOCKS,
     REAP,
-    SLEB,
     PruneSettings,
     default_beside,
 )
@@ -31,9 +29,7 @@ from pruner_zero.settings.units import SizeSettings, check_structure, read_param
 __all__ = [
     "BLOCK_INFLUENCE",
     "CLASSICS",
-    "OF_BLOCKS",
     "REAP",
-    "SLEB",
     "STRINGS",
     "CalibrationSettings",
     "CompareSettings",

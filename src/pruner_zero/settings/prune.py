@@ -30,9 +30,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
 WITHIN, HEAD_METRIC = "wanda", "X * row_normalize(W * X)"
-# The rules that choose whole blocks, and whole experts without a metric; they are no metrics.
-BLOCK_INFLUENCE, SLEB, REAP = "block-influence", "sleb", "reap"
-OF_BLOCKS = (BLOCK_INFLUENCE, SLEB)
+# The rules that choose whole blocks and, whole experts without a metric; they are no metrics.
+BLOCK_INFLUENCE, REAP = "block-influence", "reap"
 
 # Settings that cannot be combined with --structure.
 _BESIDE_STRUCTURE: tuple[str, ...] = ("pattern", "scope", "include", "exclude", "refine")
@@ -142,10 +141,8 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
     def _check_structure(self) -> "PruneSettings":
         beside = _BESIDE_STRUCTURE
         if self.structure == "blocks":
-            if self.metric not in OF_BLOCKS:
-                raise PrunerZeroError(
-                    f"--structure blocks takes no metric: --metric may be {' or '.join(OF_BLOCKS)}"
-                )
+            if self.metric != BLOCK_INFLUENCE:
+                raise PrunerZeroError("--structure blocks takes no metric: leave out --metric")
             if self.update not in (None, "none", "exact"):
                 raise PrunerZeroError(
                     f"--update {self.update} does not fit --structure blocks: exact fits the block "
