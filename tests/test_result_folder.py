@@ -81,21 +81,70 @@ def test_a_run_that_is_killed_before_its_result_has_moved_goes_on(tmp_path: Path
 
 def test_an_unfinished_run_beside_an_older_result_stays(tmp_path: Path) -> None:
     output, partial = tmp_path / "out", tmp_path / "out.partial"
-    output.mkdir()
-    (output / "config.json").write_text("older")
+    build(output)
     work_in(partial).append({"step": 1}, {})
     (partial / ".lock").touch()
     check_output(output, overwrite=True)
     assert len(work_in(partial).lines) == 1
 
 
-def test_overwrite_replaces_the_folder_of_a_model_alone(tmp_path: Path) -> None:
-    (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(PrunerZeroError, match="not the folder of a model"):
-        check_output(tmp_path, overwrite=True)
+def test_overwrite_replaces_an_earlier_result(tmp_path: Path) -> None:
+    build(tmp_path / "out")
+    (tmp_path / "out" / "weights").write_text("older")
+    build(tmp_path / "out", overwrite=True)
+    assert (tmp_path / "out" / "weights").read_text() == "all of them"
+
+
+@pytest.mark.parametrize("timing", [None, "", "[]", '{"seconds": 1.0}', '{"files": 3}'], ids=str)
+def test_overwrite_keeps_a_model_that_this_program_did_not_write(
+    timing: str | None, tmp_path: Path
+) -> None:
     (tmp_path / "config.json").write_text("{}")
-    check_output(tmp_path, overwrite=True)
-    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    if timing is not None:
+        (tmp_path / "timing.json").write_text(timing)
+    with pytest.raises(PrunerZeroError, match="is not a folder that this program wrote"):
+        check_output(tmp_path, overwrite=True)
+    assert (tmp_path / "config.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", ".git/HEAD", "notes/a/b.md"])
+def test_overwrite_keeps_what_is_beside_an_earlier_result(name: str, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    build(output)
+    file = output / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("mine")
+    with pytest.raises(PrunerZeroError, match=f"{name} was not written by this program"):
+        build(output, overwrite=True)
+    assert file.read_text() == "mine"
+    assert os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("source", ["out", "out/inner", "."])
+def test_overwrite_keeps_what_the_command_reads(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / source)
+    monkeypatch.chdir(tmp_path)
+    for name in (source, tmp_path / source, "link"):
+        with pytest.raises(PrunerZeroError, match="which this command reads: choose another"):
+            check_output("out", overwrite=True, inputs=[None, name])
+    check_output("out", overwrite=True, inputs=[None, "output", "out2", "someone/out"])
+
+
+def test_a_run_that_fails_after_a_step_says_how_it_goes_on(tmp_path: Path) -> None:
+    def run(work: Work | None) -> Cost:
+        assert work is not None
+        work.append({"step": 1}, {})
+        raise PrunerZeroError("choose another metric")
+
+    with pytest.raises(PrunerZeroError) as caught:
+        build_folder(tmp_path / "out", False, Work, {}, run, lambda *_: Cost(seconds=0.5))
+    assert str(caught.value) == (
+        "choose another metric (the same command goes on after block 1, kept in "
+        f"{tmp_path / 'out.partial'}; with other settings add --overwrite, which discards it)"
+    )
 
 
 @pytest.mark.parametrize("output", ["", ".", ".."])

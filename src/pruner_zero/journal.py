@@ -44,8 +44,8 @@ class Journal:
             if len(lines) > 1:
                 raise PrunerZeroError(
                     f"{folder} holds an unfinished run with other settings "
-                    f"({changed(lines[0].get('run'), run)} changed): finish that run, or discard "
-                    "it with --overwrite"
+                    f"({changed(lines[0].get('run'), run)} changed): finish that run, choose "
+                    "another output folder, or discard it with --overwrite"
                 )
             # That run was stopped before its first step, so there is nothing to lose.
             (folder / JOURNAL).unlink()

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
@@ -34,18 +34,22 @@ class RunCheckpoint(Journal):
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A
 # marker without a result means that the result has been moved to its final path.
 _RESULT, _COMPLETE = "result", "complete"
+TIMING = "timing.json"
 
 J = TypeVar("J", bound=Journal)
 C = TypeVar("C", bound=RunCheckpoint)
 R = TypeVar("R")
 
 
-def check_output(output: str | Path, overwrite: bool) -> Path:
+def check_output(
+    output: str | Path, overwrite: bool, inputs: Iterable[str | Path | None] = ()
+) -> Path:
     """The absolute path of `output`, links resolved.
 
-    Raises PrunerZeroError if the result cannot be put there. `overwrite` allows to replace a folder
-    that holds a model, and no other. Files that a run left beside it, killed after it had moved its
-    result, are deleted.
+    Raises PrunerZeroError if the result cannot be put there. `overwrite` allows to replace what
+    `build_folder` wrote, with no other file beside it, and nothing else. inputs: the models that
+    the command reads; a folder that is one of them, or holds or lies in one, is not replaced. Files
+    that a run left beside it, killed after it had moved its result, are deleted.
     """
     with writing(Path(output)):
         folder, here = Path(os.path.realpath(output)), Path.cwd()
@@ -67,13 +71,39 @@ def check_output(output: str | Path, overwrite: bool) -> Path:
                 raise PrunerZeroError(
                     f"{folder} is not empty: choose another folder, or add --overwrite"
                 )
-            if not (folder / "config.json").exists():
-                raise PrunerZeroError(
-                    f"{folder} is not the folder of a model, and --overwrite replaces no other "
-                    "folder: choose another folder"
-                )
+            _check_replaceable(folder, inputs)
         check_writable(folder)
     return folder
+
+
+def _check_replaceable(folder: Path, inputs: Iterable[str | Path | None]) -> None:
+    """Raise PrunerZeroError where `folder` has more than `build_folder` wrote, or is read."""
+    for name in filter(None, inputs):
+        source = Path(os.path.realpath(name))
+        if source.is_relative_to(folder) or folder.is_relative_to(source):
+            raise PrunerZeroError(
+                f"{folder} is, holds or lies in {name}, which this command reads: choose another "
+                "folder"
+            )
+    try:
+        written = set(json.loads((folder / TIMING).read_bytes())["files"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise PrunerZeroError(
+            f"{folder} is not a folder that this program wrote, and --overwrite replaces no other: "
+            "choose another folder"
+        ) from None
+    if others := _files(folder) - written:
+        raise PrunerZeroError(
+            f"{folder / min(others)} was not written by this program, and --overwrite would delete "
+            "it: move it, or choose another folder"
+        )
+
+
+def _files(folder: Path) -> set[str]:
+    """The files and links under `folder`, and its empty folders, by their paths in it."""
+    paths = list(folder.rglob("*"))
+    parents = {path.parent for path in paths}
+    return {str(path.relative_to(folder)) for path in paths if path not in parents}
 
 
 def build_folder(
@@ -91,8 +121,8 @@ def build_folder(
 
     kind: the class of the checkpoint. identity: everything that decides the result, by names for
     messages. run: does the work from the checkpoint on. write: writes the result to a new folder
-    and returns the cost of this process; timing.json, with this cost and the step at which the
-    process started, is added.
+    and returns the cost of this process; timing.json, with this cost, the step at which the process
+    started and the names of all files, is added.
     Raises PrunerZeroError where another process works on the same output, where an unfinished run
     has another identity or kind and `overwrite` is false, and what `run` raises; `output` is then
     unchanged, and the checkpoint stays for the next call.
@@ -110,10 +140,14 @@ def build_folder(
             # Checked again under the lock, since another process may have finished before it.
             check_output(output, overwrite)
             result = run(checkpoint)
-        except PrunerZeroError:
+        except PrunerZeroError as error:
             if not checkpoint.lines:
                 shutil.rmtree(partial, ignore_errors=True)
-            raise
+                raise
+            raise PrunerZeroError(
+                f"{error} (the same command goes on after {kind.step} {checkpoint.finished}, kept "
+                f"in {partial}; with other settings add --overwrite, which discards it)"
+            ) from error
         staged = partial / _RESULT
         (partial / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
@@ -121,7 +155,9 @@ def build_folder(
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         timing = {"finished": finished, **cost.to_json()}
         timing[f"first_{kind.step}_of_this_process"] = started
-        write_json(staged / "timing.json", timing)
+        # What a later --overwrite may delete.
+        timing["files"] = sorted({*_files(staged), TIMING})
+        write_json(staged / TIMING, timing)
         write_atomic(partial / _COMPLETE, "")
         _move(staged, output, partial)
         _discard(partial)

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256
 from pruner_zero.metric import Metric
-from pruner_zero.pruning import PruneResult, prune
+from pruner_zero.pruning import PruneResult, prune, prune_by_masks
 from pruner_zero.pruning.parse_method import parse_method
 from tests.conftest import save_tiny
 from tests.pruning.conftest import language_model
@@ -283,8 +283,11 @@ def test_a_full_output_folder_is_refused_and_replaced_by_overwrite(
     with pytest.raises(PrunerZeroError, match="is not empty: choose another folder, or add"):
         prune(llama_folder, "wanda", **options)
     assert (output / "mine.txt").read_text() == "precious"
+    with pytest.raises(PrunerZeroError, match=r"mine.txt was not written by this program"):
+        prune(llama_folder, "wanda", overwrite=True, **options)
+    assert (output / "mine.txt").read_text() == "precious"
+    (output / "mine.txt").unlink()
     prune(llama_folder, "wanda", overwrite=True, **options)
-    assert not (output / "mine.txt").exists()
     assert json.loads((output / "metric.json").read_text())["name"] == "wanda"
     assert os.listdir(tmp_path) == ["out"]
 
@@ -306,13 +309,18 @@ def test_an_output_that_fills_while_the_model_loads_is_not_replaced(
     assert os.listdir(tmp_path) == ["out"]
 
 
-def test_a_model_can_be_replaced_by_its_pruned_self(tmp_path: Path, text_file: Path) -> None:
-    folder = save_tiny(tmp_path / "llama")
-    options = {"sparsity": 0.5, "calibration": text_file, **SMALL}
-    prune(folder, "wanda", output=folder, overwrite=True, **options)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    assert all((place.weight == 0).float().mean() == 0.5 for place in places(model))
-    assert os.listdir(tmp_path) == ["llama"]
+def test_a_model_is_not_replaced_by_its_pruned_self(tmp_path: Path, text_file: Path) -> None:
+    dense, pruned = save_tiny(tmp_path / "llama"), tmp_path / "pruned"
+    options: dict[str, Any] = {"sparsity": 0.5, "calibration": text_file, **SMALL}
+    prune(dense, "wanda", output=pruned, **options)
+    before = [file.read_bytes() for file in sorted(pruned.iterdir())]
+    for folder in (dense, pruned):
+        with pytest.raises(PrunerZeroError, match="which this command reads: choose another"):
+            prune(folder, "wanda", output=folder, overwrite=True, **options)
+        with pytest.raises(PrunerZeroError, match="which this command reads: choose another"):
+            prune_by_masks(dense, pruned, folder, overwrite=True)
+    assert [file.read_bytes() for file in sorted(pruned.iterdir())] == before
+    assert sorted(os.listdir(tmp_path)) == ["llama", "pruned"]
 
 
 def test_a_file_a_mount_point_and_a_folder_below_a_file_are_refused(

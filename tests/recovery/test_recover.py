@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruner_zero.calibration import self_windows
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from pruner_zero.recovery import RecoverResult, recover
 from pruner_zero.recovery.lora import MaskedAdapters
@@ -126,10 +127,6 @@ def test_files_of_prune_are_copied_and_the_card_is_extended(prose: str, tmp_path
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("# Pruned\n\nBy `W`. It was fine-tuned since, see below.\n\n## Recovery")
     assert "Every pruned weight is still zero (50.00% of all)" in card
-    # In place of the source too.
-    run(source, prose, output=source, overwrite=True)
-    assert json.loads((source / "pruning.json").read_text()) == {"sparsity": 0.5}
-    assert (source / "recovery.json").is_file()
 
 
 def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_path: Path) -> None:
@@ -238,12 +235,18 @@ def test_each_refusal_is_one_line(
     line = refusal(lambda: run(pruned_folder, prose, output=output, teacher=short, seqlen=65))
     assert "choose --seqlen 64 or less" in line
     assert list(tmp_path.iterdir()) == []
-    output.mkdir()
-    for name in ("config.json", "mine.txt"):
-        (output / name).write_text("mine")
+    run(pruned_folder, prose, output=output)
     assert "add --overwrite" in refusal(lambda: run(pruned_folder, prose, output=output))
     run(pruned_folder, prose, output=output, overwrite=True)
-    assert not (output / "mine.txt").exists()
+
+
+def test_neither_the_model_nor_the_teacher_is_replaced(
+    pruned_folder: Path, llama_folder: Path, prose: str
+) -> None:
+    for folder in (pruned_folder, llama_folder):
+        options = {"teacher": llama_folder, "output": folder, "overwrite": True}
+        with pytest.raises(PrunerZeroError, match="which this command reads: choose another"):
+            run(pruned_folder, prose, **options)
 
 
 def test_divergence_before_the_first_checkpoint_leaves_nothing(

@@ -26,6 +26,7 @@ from pruner_zero.pruning.prune_matrix import write_zeros
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices
 from pruner_zero.recovery import NOT_RETRAINED
 from pruner_zero.result_folder import build_folder, check_output, title_of
+from pruner_zero.settings.base import name_of
 
 
 @dataclass(frozen=True, repr=False)
@@ -121,7 +122,7 @@ def prune_by_masks(
     in place. Raises PrunerZeroError for a folder without zeros or of a model of other shapes, and
     for an output that cannot be written.
     """
-    folder = check_output(output, overwrite)
+    folder = check_output(output, overwrite, [name_of(model), masks])
     language_model = as_language_model(model, tokenizer, dtype)
     by_name = _masks_for(find_matrices(language_model.model), masks)
 

@@ -120,7 +120,7 @@ def prune(
             f"{method.name} removes whole units: name them by --structure, and their share by "
             "--sparsity"
         )
-    folder = None if output is None else check_output(output, overwrite)
+    folder = None if output is None else check_output(output, overwrite, [checked.model])
     if checked.offload and model is not None and not isinstance(model, str | Path):
         raise PrunerZeroError(
             "a model object is in memory already: save it with save_pretrained and give "

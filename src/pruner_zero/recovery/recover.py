@@ -77,7 +77,11 @@ def recover(
         "teacher": name_of(teacher),
     }
     checked = read_settings(RecoverSettings, given, config)
-    folder = None if output is None else check_output(output, overwrite)
+    folder = (
+        None
+        if output is None
+        else check_output(output, overwrite, [checked.model, checked.teacher])
+    )
     mixture = load_mixture(checked.text if text is None else text, progress=progress)
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading

@@ -97,6 +97,8 @@ def _read_prune(path: Path) -> PruneRun:
             f"{path} was made by --structure {values['settings']['structure']}, without a metric "
             "that a report could show: give other results"
         )
+    timing = read_json(path / TIMING) if (path / TIMING).is_file() else {}
+    timing.pop("files", None)
     return PruneRun(
         path,
         dict(values["settings"]),
@@ -109,7 +111,7 @@ def _read_prune(path: Path) -> PruneRun:
         int(values["distill"]),
         float(values["sparsity"]),
         tuple(MatrixRecord.from_json(record) for record in values["matrices"]),
-        read_json(path / TIMING) if (path / TIMING).is_file() else {},
+        timing,
     )
 
 
