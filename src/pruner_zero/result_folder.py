@@ -78,7 +78,7 @@ def check_output(
 
 def _check_replaceable(folder: Path, inputs: Iterable[str | Path | None]) -> None:
     """Raise PrunerZeroError where `folder` has more than `build_folder` wrote, or is read."""
-    for name in filter(None, inputs):
+    for name in (str(name) for name in inputs if name):
         source = Path(os.path.realpath(name))
         if source.is_relative_to(folder) or folder.is_relative_to(source):
             raise PrunerZeroError(
@@ -153,7 +153,7 @@ def build_folder(
         shutil.rmtree(staged, ignore_errors=True)
         cost = write(result, checkpoint, staged)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
-        timing = {"finished": finished, **cost.to_json()}
+        timing: dict[str, Any] = {"finished": finished, **cost.to_json()}
         timing[f"first_{kind.step}_of_this_process"] = started
         # What a later --overwrite may delete.
         timing["files"] = sorted({*_files(staged), TIMING})
