@@ -135,8 +135,7 @@ def _run_console(block: Block, folder: Path, names: dict[str, object], cli: Cli)
 
 def _tiny(words: list[str], folder: Path) -> list[str]:
     """The arguments with the sizes of TINY, and the settings of TINY_SEARCH for a search."""
-    # A command with --mask has no calibration.
-    sizes = () if "--mask" in words else examples.TINY.get(words[0], ())
+    sizes = examples.TINY.get(words[0], ())
     if words[0] == "evaluate" and "--text" not in words:
         sizes = sizes[2:]  # Without the windows of a text.
     words = [*words, *sizes]

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256
 from pruner_zero.metric import Metric
-from pruner_zero.pruning import PruneResult, prune, prune_by_masks
+from pruner_zero.pruning import PruneResult, prune
 from pruner_zero.pruning.parse_method import parse_method
 from tests.conftest import save_tiny
 from tests.pruning.conftest import language_model
@@ -317,8 +317,6 @@ def test_a_model_is_not_replaced_by_its_pruned_self(tmp_path: Path, text_file: P
     for folder in (dense, pruned):
         with pytest.raises(PrunerZeroError, match="which this command reads: choose another"):
             prune(folder, "wanda", output=folder, overwrite=True, **options)
-        with pytest.raises(PrunerZeroError, match="which this command reads: choose another"):
-            prune_by_masks(dense, pruned, folder, overwrite=True)
     assert [file.read_bytes() for file in sorted(pruned.iterdir())] == before
     assert sorted(os.listdir(tmp_path)) == ["llama", "pruned"]
 

@@ -1,7 +1,6 @@
 """Pruning: from statistics to masks to a pruned model, block by block."""
 
 from pruner_zero.choices import Mode
-from pruner_zero.pruning.apply import MaskedResult, apply_masks, load_masks, prune_by_masks
 from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.lazy_scores import LazyScores
@@ -22,7 +21,6 @@ __all__ = [
     "Blocks",
     "Experts",
     "LazyScores",
-    "MaskedResult",
     "MatrixRecord",
     "Method",
     "Mode",
@@ -32,16 +30,13 @@ __all__ = [
     "Removal",
     "Statistics",
     "Structured",
-    "apply_masks",
     "calibration_texts",
     "check_plan",
     "chosen_by",
     "describe_steps",
-    "load_masks",
     "open_calibration",
     "parse_method",
     "prune",
-    "prune_by_masks",
     "prune_model",
     "reached_score",
     "run_method",

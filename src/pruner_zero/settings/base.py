@@ -101,7 +101,7 @@ def names_of(texts: object) -> str | dict[str, float] | None:
 
 STRINGS = "(strings)"
 # Options that are no settings.
-_OPTIONS = frozenset({"cache", "config", "json", "mask", "output", "overwrite", "quiet", "resume"})
+_OPTIONS = frozenset({"cache", "config", "json", "output", "overwrite", "quiet", "resume"})
 
 # YAML aliases let a few lines stand for more text than fits in memory.
 _shorten = reprlib.Repr()
