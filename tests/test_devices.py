@@ -29,7 +29,7 @@ TWO_GPUS = [*CUDA, CPU]
     ("device", "present", "expected"),
     [
         ("auto", TWO_GPUS, CUDA),
-        ("auto", [MPS, CPU], [MPS]),
+        ("auto", [MPS, CPU], [CPU]),
         ("auto", [CPU], [CPU]),
         ("cpu", TWO_GPUS, [CPU]),
         ("cuda", TWO_GPUS, CUDA),

@@ -17,6 +17,29 @@ def test_importing_the_package_and_the_command_line_loads_no_torch() -> None:
     assert run.stdout.splitlines() == [pruner_zero.__version__, "[]"]
 
 
+@pytest.mark.parametrize(
+    "action",
+    [
+        "sys.argv[1:] = ['prune', 'm', '--sparsity', '0.5', '-o', 'o']; main()",
+        "sys.argv[1:] = ['metric', 'list']; main()",
+        "import pruner_zero.files",
+    ],
+)
+def test_windows_is_refused_in_one_line(action: str) -> None:
+    code = (
+        "import sys; sys.modules.update(fcntl=None, resource=None); import pruner_zero;"
+        # On another system, the libraries of the command line cannot be imported as on Windows.
+        f"from pruner_zero.cli.app import main; sys.platform = 'win32'; {action}"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    line = "Windows is not supported: run pruner-zero in WSL (Windows Subsystem for Linux)"
+    assert run.stderr.splitlines()[-1].removeprefix("pruner_zero.errors.") in (
+        f"error: {line}",
+        f"PrunerZeroError: {line}",
+    )
+    assert (run.returncode, len(run.stderr.splitlines())) == (2, 1) or "files" in action
+
+
 def test_every_public_name_is_there() -> None:
     for name in pruner_zero.__all__:
         assert getattr(pruner_zero, name) is not None

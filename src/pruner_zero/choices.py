@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pruner_zero.errors import PrunerZeroError
+
 # The name of the text that the model writes itself.
 SELF = "self"
 
@@ -11,3 +13,13 @@ Scope = Literal["row", "block", "matrix", "global"]
 Group = Literal["row", "block", "matrix", "global", "unit"]
 Mode = Literal["auto", "sequential", "one-shot"]
 Structure = Literal["channels", "heads", "blocks", "experts"]
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise PrunerZeroError unless `sparsity`, the pruned share, is in [0, 1)."""
+    if not 0 <= sparsity < 1:
+        percent = 1 < sparsity < 100
+        example = f"{sparsity / 100:g} for {sparsity:g} %" if percent else "0.5"
+        raise PrunerZeroError(
+            f"sparsity {sparsity} is outside [0, 1): set it to the pruned share, such as {example}"
+        )

@@ -37,13 +37,14 @@ class Devices:
 def find_devices(asked: str = "auto", present: Sequence[torch.device] | None = None) -> Devices:
     """The devices that `asked` names: auto, cpu, mps, cuda, cuda:1, or a list cuda:0,cuda:1.
 
-    auto: every cuda device, else mps, else the CPU. present: the devices to choose from, those of
-    this machine where None. Raises PrunerZeroError naming them where `asked` is not among them.
+    auto: every cuda device, else the CPU; mps, which is untried, must be named. present: the
+    devices to choose from, those of this machine where None. Raises PrunerZeroError naming them
+    where `asked` is not among them.
     """
     present = present_devices() if present is None else present
     names = asked.split(",")
     if asked == "auto":
-        names = [present[0].type]
+        names = [present[0].type if present[0].type == "cuda" else CPU.type]
     chosen: dict[torch.device, None] = {}
     for name in names:
         matching = [device for device in present if name.strip() in (str(device), device.type)]

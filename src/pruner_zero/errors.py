@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+NO_WINDOWS = "Windows is not supported: run pruner-zero in WSL (Windows Subsystem for Linux)"
+
 
 class PrunerZeroError(Exception):
     """A problem that the user can correct: one line that names what to change.

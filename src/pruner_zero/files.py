@@ -1,7 +1,6 @@
 """Atomic writes, checksums, lines of journals, and locks of folders."""
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,7 +13,12 @@ from typing import Any
 from safetensors import SafetensorError
 
 from pruner_zero.cache import default_cache, sync
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.errors import NO_WINDOWS, PrunerZeroError
+
+try:
+    import fcntl
+except ImportError as error:
+    raise PrunerZeroError(NO_WINDOWS) from error
 
 _REASONS = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "no space left, free some disk"),

@@ -1,7 +1,6 @@
 """Where a result comes from: versions, the commit, the machine; and what it cost."""
 
 import platform
-import resource
 import subprocess
 import sys
 import time
@@ -85,6 +84,9 @@ def peak_rss_bytes() -> int:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
                 return int(line.split()[1]) * 1024
+    # Windows has no such module.
+    import resource
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

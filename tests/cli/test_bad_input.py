@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,6 +81,25 @@ def test_invalid_metrics(metric: str, words: str, refused: Callable[..., str]) -
 )
 def test_invalid_options(options: tuple[str, ...], words: str, refused: Callable[..., str]) -> None:
     assert words in refused(*options)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("prune", "m", "--sparsity", "50", "-o", "out"),
+        ("compare", "m", "--text", "t", "--windows", "0"),
+        ("search", "m", "--sparsity", "0.5", "-o", "out"),
+        ("recover", "m", "--rank", "4", "-o", "out"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_settings_are_checked_before_torch_is_imported(
+    words: tuple[str, ...], cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("torch", "pruning", "comparison", "evolution", "recovery"):
+        # An import of None raises ImportError.
+        monkeypatch.setitem(sys.modules, name if name == "torch" else f"pruner_zero.{name}", None)
+    assert cli(*words).error
 
 
 @pytest.mark.parametrize(

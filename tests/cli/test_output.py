@@ -256,7 +256,7 @@ def test_help_keeps_text_in_brackets(cli: Cli) -> None:
     assert outcome.code == 0
     text = " ".join(outcome.out.replace("│", " ").split())
     assert "METRIC[@SCOPE][+STEPS]" in text
-    assert "[default: 24; 96 in prune if the model writes them]" in text
+    assert "[default: 24, or 96 for text that the model writes in prune]" in text
     steps = "--refine --asymmetric --update exact --distill 40"
     metric = "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33"
     assert f"[default: {metric} --scope global {steps}]" in text
@@ -352,6 +352,12 @@ def test_a_shell_completes_options_and_their_values() -> None:
         assert completed in process.stdout.split(), process
 
 
+@pytest.mark.parametrize("command", [(), ("prune",), ("metric",), ("metric", "show")])
+def test_help_has_a_short_name(command: tuple[str, ...], cli: Cli) -> None:
+    assert cli(*command, "-h") == cli(*command, "--help")
+    assert "Usage:" in cli(*command, "-h").out
+
+
 def test_version_and_no_arguments(cli: Cli) -> None:
     assert cli("--version").out == f"pruner-zero {pruner_zero.__version__}\n"
     outcome = cli()
@@ -377,6 +383,14 @@ def test_a_full_standard_output_is_one_line() -> None:
         run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert run.returncode == 2
     assert run.stderr == "error: the standard output has no space left\n"
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_a_closed_stream_is_one_that_nobody_reads(closed: str) -> None:
+    command = f"{sys.executable} -m pruner_zero metric list {closed}"
+    run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.startswith("name " if closed == "2>&-" else "")
 
 
 @pytest.mark.parametrize(("reader", "lines"), [("head -1", 1), ("true", 0)])

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import typer
 
 from pruner_zero.cli import analyze, compare, evaluate, metric, prune, recover, report, search
-from pruner_zero.errors import PrunerZeroError, one_line
+from pruner_zero.errors import NO_WINDOWS, PrunerZeroError, one_line
 from pruner_zero.version import __version__
 
 INTERRUPTED = 130
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     # For help in panels. Brackets in help texts, such as [@SCOPE], are escaped as Rich requires.
     rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("prune")(prune.prune)
 app.command("evaluate")(evaluate.evaluate)
@@ -56,10 +57,15 @@ def options(
 def main() -> NoReturn:
     """Run the command line; exit 0, 2 on bad input, 130 on an interruption."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for stream in (sys.stdout, sys.stderr):
+    for name in ("stdout", "stderr"):
+        # A stream that the shell has closed (`>&-`) is None: what is written there is not wanted.
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115
+        setattr(sys, name, stream)
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
+        if sys.platform == "win32":
+            raise PrunerZeroError(NO_WINDOWS)
         code = typer.main.get_command(app).main(standalone_mode=False)
         sys.stdout.flush()
     except PrunerZeroError as error:

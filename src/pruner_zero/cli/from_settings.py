@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from pruner_zero.settings import ModelSettings, Option, Settings, options_of
+from pruner_zero.settings import ModelSettings, Option, Settings, options_of, read_settings
 
 
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -34,6 +34,9 @@ def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Calla
                 for name, value in settings.items()
                 if value not in (None, [])
             }
+            if not (given.get("config") or given.get("resume")):
+                # Before the command imports torch, which takes seconds.
+                read_settings(kind, given["settings"])
             command(**given)
 
         made = [_parameter(option) for option in sorted(options.values(), key=_place)]

@@ -7,9 +7,9 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from pruner_zero.choices import SELF, Mode, Scope
+from pruner_zero.choices import SELF, Mode, Scope, check_sparsity
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, Settings
 from pruner_zero.settings.model import TEXT_HELP
@@ -77,6 +77,7 @@ SHARES = Cli(panel="Options", metavar="TEXT", read=read_shares)
 # The windows of `prune` where the model writes all text, each a text of its own: of as many tokens,
 # shorter ones give a model nearer to the dense one (benchmarks/why.md).
 WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
+_WRITTEN = "for text that the model writes in prune"
 
 
 class CalibrationSettings(Settings):
@@ -91,11 +92,11 @@ class CalibrationSettings(Settings):
     )
     windows: Annotated[
         int,
-        Cli(panel="Options", default=f"24; {WRITTEN['windows']} in prune if the model writes them"),
-    ] = Field(24, ge=1, description="Calibration windows.")
-    seqlen: Annotated[
-        int, Cli(default=f"1024; {WRITTEN['seqlen']} in prune if the model writes the text")
-    ] = Field(1024, ge=2, description="Tokens in a window.")
+        Cli(panel="Options", default=f"24, or {WRITTEN['windows']} {_WRITTEN}"),
+    ] = Field(24, ge=1, description="Calibration windows: pieces of the text of --seqlen tokens.")
+    seqlen: Annotated[int, Cli(default=f"1024, or {WRITTEN['seqlen']} {_WRITTEN}")] = Field(
+        1024, ge=2, description="Tokens in a window."
+    )
     seed: int = Field(
         0,
         ge=0,
@@ -112,9 +113,9 @@ class CalibrationSettings(Settings):
         0.01,
         gt=0,
         le=1,
-        description="Added to the diagonal of the Hessian before it is inverted, as a share of "
-        "the diagonal's mean. Raised where the inversion fails. Least squares first "
-        "multiply each element of the diagonal by 1 + 2 · inputs / calibration tokens.",
+        description="Stabilizes --update: this share of the mean diagonal of XᵀX, the products of "
+        "a layer's inputs, is added to its diagonal before it is inverted, and more if that fails. "
+        "Higher values change the weights less.",
     )
 
     @model_validator(mode="after")
@@ -144,6 +145,13 @@ class SparsitySettings(Settings):
     exclude: Annotated[tuple[str, ...], Cli(metavar="PATTERN")] = Field(
         (), description="Leave matrices whose name matches as they are."
     )
+
+    @field_validator("sparsity")
+    @classmethod
+    def _check_sparsity(cls, sparsity: float | None) -> float | None:
+        if sparsity is not None:
+            check_sparsity(sparsity)
+        return sparsity
 
 
 class MethodSettings(CalibrationSettings, SparsitySettings):

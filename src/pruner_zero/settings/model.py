@@ -36,8 +36,8 @@ class ModelSettings(Settings):
     dtype: Dtype = Field("auto", description="Type of the weights; auto keeps the checkpoint's.")
     device: Device = Field(
         "auto",
-        description="auto (the fastest), cpu, mps, cuda, cuda:1, or a list such as cuda:0,cuda:1 "
-        "over which the blocks are spread.",
+        description="auto (cuda if there is one, else cpu), cpu, cuda, cuda:1, a list such as "
+        "cuda:0,cuda:1 over which the blocks are spread, or mps, which is untried.",
     )
     revision: str | None = Field(None, description="Branch, tag or commit of a model from the hub.")
     attn_implementation: Annotated[

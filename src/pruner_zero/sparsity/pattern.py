@@ -14,7 +14,7 @@ from typing import Literal, cast, get_args
 
 from torch import Tensor
 
-from pruner_zero.choices import Group, Scope
+from pruner_zero.choices import Group, Scope, check_sparsity
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.sparsity.selection import (
     BLOCK_COLUMNS,
@@ -142,13 +142,7 @@ class Unstructured(Pattern):
     scope: Scope = "row"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.sparsity < 1:
-            percent = 1 < self.sparsity < 100
-            example = f"{self.sparsity / 100:g} for {self.sparsity:g} %" if percent else "0.5"
-            raise PrunerZeroError(
-                f"sparsity {self.sparsity} is outside [0, 1): set it to the pruned share, "
-                f"such as {example}"
-            )
+        check_sparsity(self.sparsity)
         if self.scope not in SCOPES:
             raise PrunerZeroError(
                 f"unknown scope '{self.scope}': {did_you_mean(str(self.scope), SCOPES)}"
