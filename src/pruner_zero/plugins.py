@@ -5,8 +5,7 @@ A package declares, in its pyproject.toml,
     [project.entry-points."pruner_zero.operators"]
     softsign = "my_package:SOFTSIGN"
 
-and the name can be used wherever a built-in name can. `pruner_zero.testing` has tests that
-operators, metrics, texts and executors must pass.
+and the name can be used wherever a built-in name can.
 """
 
 import re

@@ -20,7 +20,7 @@ VERBS = commands.verbs()
 REFERENCE = {page: page.read_text() for page in sorted((DOCS / "reference").glob("*.md"))}
 SUBPACKAGES = (
     *("metric", "sparsity", "text", "models", "calibration", "pruning", "evaluation"),
-    *("comparison", "evolution", "recovery", "report", "testing"),
+    *("comparison", "evolution", "recovery", "report"),
 )
 
 

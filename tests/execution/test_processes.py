@@ -15,7 +15,6 @@ from pruner_zero.execution import (
     Workers,
     make_executor,
 )
-from pruner_zero.testing import Doubling, ExecutorSuite
 from tests.execution.worker_suite import (
     Scripted,
     Start,
@@ -24,6 +23,7 @@ from tests.execution.worker_suite import (
     script,
     scripted,
 )
+from tests.suites.executors import Doubling, ExecutorSuite
 
 __all__ = ["opened", "scripted"]
 

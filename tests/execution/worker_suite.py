@@ -13,7 +13,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.execution import Executor, TimeLimit, Work
-from pruner_zero.testing import ExecutorSuite
+from tests.suites.executors import ExecutorSuite
 
 Task = tuple[int, str]
 Result = int | str

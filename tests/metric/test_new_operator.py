@@ -15,7 +15,7 @@ from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import EXTENDED, OPERATORS, parse, to_latex
 from pruner_zero.metric.canonical import canonical
-from pruner_zero.testing import OperatorSuite
+from tests.suites.operators import OperatorSuite
 
 suite = OperatorSuite()
 suite.operator = OPERATORS["cube"]
@@ -44,5 +44,5 @@ def test_a_new_operator_is_one_entry_in_one_file(tmp_path: Path) -> None:
     head, table, rest = text.partition("_EXTENDED = (\n")
     assert table
     operators.write_text(f"{head}{function}{table}    {entry[1]}\n{rest}")
-    environment = {**os.environ, "PYTHONPATH": str(source)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(source), str(ROOT)])}
     subprocess.run([sys.executable, "-c", USE], env=environment, check=True, timeout=120)

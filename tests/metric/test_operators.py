@@ -1,4 +1,4 @@
-"""The numerics of the operators; their facts are tested by `pruner_zero.testing`."""
+"""The numerics of the operators; their facts are tested by `tests.suites`."""
 
 import math
 from itertools import product
@@ -13,7 +13,7 @@ from pruner_zero.metric import (
     Operator,
     Shape,
 )
-from pruner_zero.testing import OperatorSuite
+from tests.suites.operators import OperatorSuite
 
 CLAIMS = [name for name in dir(OperatorSuite) if name.startswith("test_")]
 

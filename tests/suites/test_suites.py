@@ -9,8 +9,11 @@ from torch import Tensor
 
 from pruner_zero.execution import Executor, SerialExecutor, Work
 from pruner_zero.metric import NAMED, OPERATORS, NamedMetric, Operator
-from pruner_zero.testing import ExecutorSuite, NamedMetricSuite, OperatorSuite, TextSourceSuite
 from pruner_zero.text.source import SOURCES, Role, TextSource
+from tests.suites.executors import ExecutorSuite
+from tests.suites.metrics import NamedMetricSuite
+from tests.suites.operators import OperatorSuite
+from tests.suites.texts import TextSourceSuite
 
 
 def claims_of(suite: Any) -> dict[str, Callable[[], None]]:

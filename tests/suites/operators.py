@@ -30,7 +30,7 @@ LARGEST = 1e6
 
 
 class OperatorSuite:
-    """Holds for any operator. A subclass gives `operator`; the package must be installed.
+    """Holds for any operator. A subclass gives `operator`.
 
     The facts are tested on random fp64 operands, so a fact that fails only by fp32 rounding passes.
     A fact that is not stated is not tested.

@@ -6,7 +6,7 @@ from pruner_zero.metric import NAMED, TERMINALS, Metric, NamedMetric, parse
 
 
 class NamedMetricSuite:
-    """Holds for any named metric. A subclass gives `metric`; the package must be installed."""
+    """Holds for any named metric. A subclass gives `metric`."""
 
     metric: NamedMetric
 

@@ -7,7 +7,7 @@ from pruner_zero.text.source import ROLES, TextSource
 
 
 class TextSourceSuite:
-    """Holds for any text source. A subclass gives `source`; the package must be installed."""
+    """Holds for any text source. A subclass gives `source`."""
 
     source: TextSource
 
