@@ -96,7 +96,7 @@ def plan(settings: dict[str, Any]) -> list[Row]:
 
 
 def _pruned(zeros: str, label: str, settings: dict[str, Any]) -> Row:
-    metric, pieces = evolved(zeros) if EVOLVED in label else ("", None)
+    metric = evolved(zeros) if EVOLVED in label else ""
     method = label.removesuffix(ONE_TEXT).replace(EVOLVED, metric)
     pattern = TABLES[zeros][0]
     if method == "magnitude" and "sparsity" in pattern:
@@ -110,7 +110,7 @@ def _pruned(zeros: str, label: str, settings: dict[str, Any]) -> Row:
     if label == PUBLISHED_TREE:
         text, seqlen = "gradients", min(seqlen, GRADIENT_SEQLEN)
     pruning |= {"windows": settings["windows"], "seqlen": seqlen, "seed": 0}
-    return Row(zeros, label, pruning | {"gradient_seqlen": pieces}, text)
+    return Row(zeros, label, pruning, text)
 
 
 def weights_settings(row: Row, settings: dict[str, Any], load_text: LoadText) -> dict[str, Any]:

@@ -41,7 +41,6 @@ def main() -> None:
     parser.add_argument("--scope", default="any")
     parser.add_argument("--algorithms", nargs="*", default=["default"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--gradient-seqlen", type=int, help="of search and table alike")
     parser.add_argument("--minutes", type=float, default=60)
     parser.add_argument("--windows-eval", type=int, default=24)
     parser.add_argument("--workers", type=int, help="default: one a core")
@@ -78,7 +77,6 @@ def main() -> None:
                     seed=seed,
                     algorithm=algorithm,
                     scope=given.scope,
-                    gradient_seqlen=given.gradient_seqlen,
                     minutes=given.minutes,
                     workers=given.workers,
                     **zeros,
@@ -103,7 +101,6 @@ def test(given: argparse.Namespace, name: str, zeros: dict[str, Any], methods: l
         text=given.text,
         output=HERE / "results" / f"search-{name}-test.json",
         mode="one-shot",
-        gradient_seqlen=given.gradient_seqlen,
         windows_eval=given.windows_eval,
         progress=LineProgress(),
         **zeros,
@@ -270,6 +267,7 @@ def _options(settings: dict[str, Any], name: str) -> str:
     named = settings["algorithm"] != "default"
     algorithm = ["--algorithms", settings["algorithm"]] if named else []
     limits = ["--seeds", str(settings["seed"]), "--minutes", f"{settings['minutes']:g}"]
+    # Of runs before version 0.2.
     seqlen = settings.get("gradient_seqlen")
     pieces = ["--gradient-seqlen", str(seqlen)] if seqlen else []
     last = name.rpartition("-")[2]

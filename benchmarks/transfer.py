@@ -45,7 +45,6 @@ def main() -> None:
     given = parser.parse_args()
     model = load_model(given.model)
     summary = HERE / "results" / f"{given.search}.json"
-    pieces = json.loads(summary.read_text())["run"]["settings"].get("gradient_seqlen")
     for name in given.tables:
         # The groups of N:M lie inside rows, so that a method has no other group there.
         methods = [
@@ -65,13 +64,11 @@ def main() -> None:
                 [method],
                 calibration=given.calibration,
                 mode="one-shot",
-                gradient_seqlen=pieces,
                 windows_eval=given.windows_eval,
                 progress=LineProgress(),
                 **{"text": given.text, **TABLES[name]},
             )
-            origin = {"winner": method == methods[-1], "gradient_seqlen": pieces}
-            table["rows"].append(result.rows[0] | origin)
+            table["rows"].append(result.rows[0] | {"winner": method == methods[-1]})
             table["provenance"] = result.provenance
             write_json(file, table)
     write_page()
@@ -99,7 +96,7 @@ def write_page() -> None:
             value = (
                 f"{row['perplexity']:.2f}" if row["perplexity"] else row.get("error", "overflow")
             )
-            pieces = str(row["gradient_seqlen"] or "whole") if "G" in row["expression"] else ""
+            pieces = str(row.get("gradient_seqlen") or "whole") if "G" in row["expression"] else ""
             mark = "**" if row["winner"] else ""
             rows.append(
                 [f"{mark}`{row['expression']}`{mark}", row["scope"] or "N:M", pieces, value]

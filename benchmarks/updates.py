@@ -139,7 +139,7 @@ def main() -> None:
         zeros, methods = TABLES[name]
         file = RESULTS / f"updates-{name}{suffix}.json"
         table = json.loads(file.read_text()) if file.exists() else {"rows": []}
-        metric, gradient_seqlen = evolved(name)
+        metric = evolved(name)
         for label in given.only or methods:
             method = label.replace(EVOLVED, metric).removesuffix(ONE_SHOT)
             # A row of an earlier winner is measured anew.
@@ -152,7 +152,6 @@ def main() -> None:
                 calibration=given.calibration,
                 text=text,
                 seqlen_eval=1024,
-                gradient_seqlen=gradient_seqlen,
                 seed=0,
                 mode="one-shot" if label.endswith(ONE_SHOT) else "sequential",
                 windows_eval=given.windows_eval,
@@ -166,18 +165,14 @@ def main() -> None:
     write_page()
 
 
-def evolved(table: str) -> tuple[str, int | None]:
-    """A method and a number of tokens, the length of the windows for the method's gradients.
-
-    For N:M the method is the winner of the search at 2:4, for sparsities that of the search at
-    50 %, with its scope.
-    """
+def evolved(table: str) -> str:
+    """The winner of the search at 2:4 for N:M; for sparsities that at 50 %, with its scope."""
     table = table.removesuffix(SHORT)
     name = "2-4-any-default-0-products" if "-" in table else "50-any-default-0-again"
     summary = json.loads((RESULTS / f"search-{name}.json").read_text())
     best = next(row for row in summary["hall_of_fame"] if row["best"])
     scope = "" if "-" in table else f"@{best['scope']}"
-    return f"{best['expression']}{scope}", summary["run"]["settings"].get("gradient_seqlen")
+    return f"{best['expression']}{scope}"
 
 
 def write_page() -> None:

@@ -74,7 +74,7 @@ def read(results: Path) -> list[Measurement]:
         if "rows" not in table or _conditions(table.get("provenance", {})) != like:
             continue
         for row in table["rows"]:
-            if row.get("perplexity") is None:
+            if row.get("perplexity") is None or _has_pieces(row, table["provenance"]["settings"]):
                 continue
             measured = _measurement(row, table["provenance"], winners)
             key = (measured.zeros, measured.method, measured.mode)
@@ -125,16 +125,19 @@ def table_of(page: Path, heading: str | None = None) -> str:
     return "\n".join(table)
 
 
+def _has_pieces(row: dict[str, Any], settings: dict[str, Any]) -> bool:
+    """Whether G was taken on pieces of windows, which the program no longer does."""
+    # A table that took rows at several lengths says it in the row.
+    pieces = row.get("gradient_seqlen", settings.get("gradient_seqlen"))
+    return bool(pieces) and re.search(r"\bG\b", row.get("expression") or "") is not None
+
+
 def _measurement(row: dict[str, Any], provenance: dict[str, Any], winners: set[str]) -> Measurement:
     settings, expression = provenance["settings"], row.get("expression", "")
     scope, method = row.get("scope"), row["method"]
     tree_file = method.endswith(".json")
     if tree_file:
         method = f"{expression}@{scope}" if scope else expression
-    # A table that took rows at several lengths says it in the row.
-    pieces = row.get("gradient_seqlen", settings.get("gradient_seqlen"))
-    if pieces and re.search(r"\bG\b", expression):
-        method += f" --gradient-seqlen {pieces}"
     losses = tuple(row.get("losses", ()))
     # Result files from before steps had names hold the update alone.
     updated = bool({*row.get("steps", [row.get("update", "none")])} - {"refine", "none"})

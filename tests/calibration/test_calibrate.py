@@ -169,22 +169,6 @@ def test_the_same_tokens_cut_into_other_windows_have_another_folder(tmp_path: Pa
     assert folder_of_pairs != folder_of_triples
 
 
-def test_g_of_pieces_has_its_own_folder_and_equals_g_of_short_windows(tmp_path: Path) -> None:
-    language_model, text = tiny(), windows(seqlen=12)
-    store = open_store(language_model, text, gradient_seqlen=4, folder=tmp_path)
-    assert store.folder != open_store(language_model, text, folder=tmp_path).folder
-    calibrate(language_model, text, ["G", "X"], store)
-    matrices = find_matrices(language_model.model)
-    cut = torch.cat(
-        [window[start : start + 4][None] for window in text.tokens for start in (0, 4, 8)]
-    )
-    expected = collect_gradients(language_model.model, matrices, cut)
-    assert all(torch.equal(G, expected[name]["G"]) for name, G in store.read("G", 1).items())
-    whole = open_store(language_model, text, folder=tmp_path)
-    calibrate(language_model, text, ["X"], whole)
-    assert all(torch.equal(X, whole.read("X", 1)[name]) for name, X in store.read("X", 1).items())
-
-
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
 def test_experts_that_no_gradient_reaches_are_noted(architecture: str, tmp_path: Path) -> None:
     language_model, text = tiny(architecture), windows(count=1, seqlen=2)

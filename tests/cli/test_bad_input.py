@@ -58,11 +58,6 @@ def test_invalid_metrics(metric: str, words: str, refused: Callable[..., str]) -
         ((*HALF, "--mode", "seqential"), "--mode is 'seqential': input should be 'auto', 'sequ"),
         ((*HALF, "--scope", "rows"), "--scope is 'rows': input should be 'row', 'block'"),
         ((*HALF, "--dtype", "float8"), "--dtype is 'float8': input should be 'auto', 'float32'"),
-        (
-            (*HALF, "--seqlen", "10", "--gradient-seqlen", "4"),
-            "--gradient-seqlen is 4: choose one that divides the 10 tokens",
-        ),
-        ((*HALF, "--gradient-seqlen", "1"), "--gradient-seqlen is 1"),
         ((*HALF, "--windows", "0"), "--windows is 0: input should be greater than or equal to 1"),
         ((*HALF, "--seqlen", "1"), "--seqlen is 1: input should be greater than or equal to 2"),
         ((*HALF, "--seed", "-1"), "--seed is -1"),

@@ -120,7 +120,6 @@ def test_the_record_describes_the_run(
         "exclude": [],
         "dtype": "auto",
         "device": "auto",
-        "gradient_seqlen": None,
         "damping": 0.01,
         "offload": False,
         "update": None,

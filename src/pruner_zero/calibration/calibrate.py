@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.cache import default_cache
-from pruner_zero.calibration.gradients import collect_gradients, gradient_windows
+from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import OffloadedGradients
 from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
@@ -33,15 +33,14 @@ def open_store(
     language_model: LanguageModel,
     windows: Windows,
     *,
-    gradient_seqlen: int | None = None,
     folder: str | Path | None = None,
     fingerprint: str | None = None,
 ) -> StatisticsStore:
-    """The store for this model, these windows and settings, under `folder` (default: the cache).
+    """The store for this model and these windows, under `folder` (default: the cache).
 
-    Its key is made of all weights and the configuration of the model, all tokens,
-    `gradient_seqlen` (see `gradient_windows`) and the version of torch. fingerprint: that of the
-    dense model if it is known already, since computing it takes long.
+    Its key is made of all weights and the configuration of the model, all tokens and the version
+    of torch. fingerprint: that of the dense model if it is known already, since computing it takes
+    long.
     """
     settings = {
         "model": fingerprint or language_model.fingerprint(),
@@ -50,8 +49,6 @@ def open_store(
         "torch": torch.__version__,
         "format": 1,
     }
-    if gradient_seqlen is not None:
-        settings["gradient_seqlen"] = gradient_seqlen
     cache = Path(folder) if folder is not None else default_cache()
     return StatisticsStore(cache / cache_key(settings), settings)
 
@@ -93,7 +90,6 @@ def _backward(
 ) -> None:
     """Collect the statistics of gradients among `kinds`."""
     statistics = select(GradientStatistic, kinds)
-    windows = gradient_windows(windows, store.settings.get("gradient_seqlen"))
     if isinstance(language_model, OffloadedModel):
         passage = OffloadedGradients(language_model, windows, statistics, store, progress)
         store.commit(passage.run())

@@ -43,16 +43,6 @@ def collect_gradients(
     return sums.result(len(windows))
 
 
-def gradient_windows(windows: Tensor, seqlen: int | None) -> Tensor:
-    """The windows that gradients are taken of: `windows` (n, tokens) in pieces of `seqlen` tokens.
-
-    Pieces give more gradients to square from the same tokens, each of less context: that helps
-    some metrics and not others (ours; benchmarks/gradients.md). Whole windows where None, as in
-    the papers. `seqlen` divides the tokens of a window.
-    """
-    return windows if seqlen is None else windows.reshape(-1, seqlen)
-
-
 class GradientSums:
     """Sums over windows of what a backward pass collects of `matrices`, by kind of statistic."""
 

@@ -107,9 +107,7 @@ def build_evaluator(
     kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
     if step is not None and step.shrinks:
         kinds.add("tokens")
-    store = open_store(
-        language_model, calibration, gradient_seqlen=settings.gradient_seqlen, folder=cache
-    )
+    store = open_store(language_model, calibration, folder=cache)
     calibrate(language_model, calibration, kinds, store, progress=progress)
     dtype = judging_dtype(language_model.model, settings)
     # Not in float16, where sums over tokens overflow.

@@ -61,7 +61,6 @@ def open_calibration(
     store = open_store(
         language_model,
         windows,
-        gradient_seqlen=settings.gradient_seqlen,
         folder=cache,
         fingerprint=fingerprint,
     )

@@ -5,9 +5,9 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator
 
 from pruner_zero.choices import SELF, Mode, Scope, check_sparsity
 from pruner_zero.errors import PrunerZeroError
@@ -103,12 +103,6 @@ class CalibrationSettings(Settings):
         lt=2**63,
         description="Seed of the choice of windows, or of the text that the model writes.",
     )
-    gradient_seqlen: Annotated[int | None, Cli(default="whole windows")] = Field(
-        None,
-        ge=2,
-        description="Tokens in the pieces that windows are cut into for gradients: a backward "
-        "pass over less text takes less memory.",
-    )
     damping: float = Field(
         0.01,
         gt=0,
@@ -117,15 +111,6 @@ class CalibrationSettings(Settings):
         "a layer's inputs, is added to its diagonal before it is inverted, and more if that fails. "
         "Higher values change the weights less.",
     )
-
-    @model_validator(mode="after")
-    def _check_pieces(self) -> Self:
-        if self.gradient_seqlen is not None and self.seqlen % self.gradient_seqlen:
-            raise PrunerZeroError(
-                f"--gradient-seqlen is {self.gradient_seqlen}: choose one that divides the "
-                f"{self.seqlen} tokens of a window (--seqlen)"
-            )
-        return self
 
 
 class SparsitySettings(Settings):
