@@ -1,6 +1,7 @@
 """A corpus is one text, its name and its hash, whatever it was read from."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_an_empty_corpus_is_refused(source: list[str]) -> None:
 
 def test_half_a_surrogate_pair_is_refused() -> None:
     assert "half a surrogate pair at character 2" in line(["ab\ud800"])
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl", ".parquet"])
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path, suffix: str) -> None:
+    pipe = (tmp_path / "pipe").with_suffix(suffix)
+    os.mkfifo(pipe)
+    assert line(pipe) == f"{pipe} is not a regular file: save its text in one"
 
 
 def test_other_things_are_refused() -> None:

@@ -93,6 +93,11 @@ def test_text_that_is_not_utf8_names_the_byte(tmp_path: Path) -> None:
     assert line(path) == f"{path} is not UTF-8 at byte 5: convert it to UTF-8"
 
 
+def test_a_file_with_nul_bytes_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.txt", "words".encode("utf-16-le"))
+    assert line(path) == f"{path} is no text, with a NUL at byte 1: convert it to UTF-8"
+
+
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:
     for name in ("a.txt", "a.jsonl"):
         assert "is empty" in line(write(tmp_path / name, "\n"))

@@ -113,6 +113,9 @@ def _load_file(path: Path) -> Corpus:
         )
     if path.is_dir():
         raise PrunerZeroError(f"{path} is a folder: name one file in it")
+    if not path.is_file():
+        # A pipe would be waited for without end, and can be read but once.
+        raise PrunerZeroError(f"{path} is not a regular file: save its text in one")
     suffix = path.suffix.lower()
     if suffix in STREAMS:
         return Corpus(str(path), read_stream(path))

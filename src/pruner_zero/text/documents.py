@@ -15,17 +15,23 @@ def read_stream(path: Path) -> str:
     """The UTF-8 text of `path`, without a byte order mark and with lines that end in "\\n".
 
     Line ends are converted so that the same text gives the same tokens, whatever system wrote
-    it. Raises PrunerZeroError where the file cannot be read or is not UTF-8.
+    it. Raises PrunerZeroError where the file cannot be read, is not UTF-8 or holds a NUL byte, as
+    binary files and UTF-16 do.
     """
     try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff")
-        return text.replace("\r\n", "\n").replace("\r", "\n")
+        data = path.read_bytes()
+        text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise PrunerZeroError(
             f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8"
         ) from error
     except OSError as error:
         raise PrunerZeroError(f"{path} cannot be read: {error.strerror}") from error
+    if b"\0" in data:
+        raise PrunerZeroError(
+            f"{path} is no text, with a NUL at byte {data.index(0)}: convert it to UTF-8"
+        )
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_jsonl(path: Path) -> list[str]:
@@ -38,27 +44,27 @@ def read_jsonl(path: Path) -> list[str]:
     return [_text_of(line, f"{path}, line {number}") for number, line in lines if line.strip()]
 
 
-def _text_of(line: str, place: str) -> str:
+def _text_of(line: str, where: str) -> str:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise PrunerZeroError(
-            f"{place} is not JSON ({error.msg}, column {error.colno}): mend or remove the line"
+            f"{where} is not JSON ({error.msg}, column {error.colno}): mend or remove the line"
         ) from error
     except (ValueError, RecursionError) as error:
         # A number of more than 4300 digits, or brackets nested too deep.
         raise PrunerZeroError(
-            f"{place} holds a number too long or brackets too deep: mend or remove the line"
+            f"{where} holds a number too long or brackets too deep: mend or remove the line"
         ) from error
     if not isinstance(row, dict):
-        raise PrunerZeroError(f'{place} is not a JSON object: write it as {{"{_KEY}": ...}}')
+        raise PrunerZeroError(f'{where} is not a JSON object: write it as {{"{_KEY}": ...}}')
     if _KEY not in row:
         raise PrunerZeroError(
-            f"{place} has no key '{_KEY}': rename one of its keys ({', '.join(row) or 'none'})"
+            f"{where} has no key '{_KEY}': rename one of its keys ({', '.join(row) or 'none'})"
         )
     text = row[_KEY]
     if not isinstance(text, str):
-        raise PrunerZeroError(f"{place}: '{_KEY}' is {type(text).__name__}, not a string: mend it")
+        raise PrunerZeroError(f"{where}: '{_KEY}' is {type(text).__name__}, not a string: mend it")
     return text
 
 
@@ -96,7 +102,7 @@ def read_parquet(path: Path) -> list[str]:
     return [text for text in texts if text is not None]
 
 
-def _is_string(kind: object) -> bool:
+def _is_string(dtype: object) -> bool:
     from pyarrow import types
 
-    return bool(types.is_string(kind) or types.is_large_string(kind))
+    return bool(types.is_string(dtype) or types.is_large_string(dtype))

@@ -141,8 +141,8 @@ def mix_windows(sources: Sequence[Windows]) -> Windows:
     """
     if len(sources) == 1:
         return sources[0]
-    places = [(torch.arange(len(source)) + 0.5) / len(source) for source in sources]
-    order = torch.cat(places).argsort(stable=True)
+    fractions = [(torch.arange(len(source)) + 0.5) / len(source) for source in sources]
+    order = torch.cat(fractions).argsort(stable=True)
     tokens = torch.cat([source.tokens for source in sources])[order]
     names = " + ".join(source.corpus for source in sources)
     joined = "windows of the sources in turn"
