@@ -33,6 +33,7 @@ from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel, load_model
+from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.windows import consecutive_windows
 from tables import markdown
@@ -250,9 +251,10 @@ def ask(model: LanguageModel, folder: Path, items: Sequence[int] | None) -> dict
     answers = {}
     with in_bfloat16(model):
         for task, limit in zip(TASKS, items or (None,) * len(TASKS), strict=True):
-            result = evaluate_tasks(
-                lambda: model, [task], limit=limit, include_path=folder, harness=packed
+            asked = EvaluateSettings(
+                model=model.name, tasks=task, limit=limit, include_path=str(folder)
             )
+            result = evaluate_tasks(lambda: model, asked, harness=packed)
             (row,) = result.rows
             answers[task] = {
                 **{name: row[name] for name in ("documents", "acc", "acc_norm", "prob")},

@@ -144,6 +144,17 @@ def test_evaluate_names_the_windows_and_the_text(
     assert result["text"]["text_sha256"][:12] in outcome.out
 
 
+def test_evaluate_measures_every_text(cli: Cli, llama_folder: Path, text_file: Path) -> None:
+    other = text_file.with_name("other.txt")
+    other.write_text("Another text, of other words. " * 20)
+    options = ["evaluate", llama_folder, "--seqlen", 32, "--windows", 2]
+    alone = [one_value(cli(*options, "--text", text, "--json")) for text in (text_file, other)]
+    both = [*options, "--text", text_file, "--text", other]
+    assert one_value(cli(*both, "--json")) == {"texts": alone}
+    printed = cli(*both).out.splitlines()
+    assert [line.split()[1] for line in printed] == [f"{text['perplexity']:.2f}" for text in alone]
+
+
 def test_compare_prints_a_table_without_truncation(
     cli: Cli, llama_folder: Path, texts: list[object], text_file: Path, tmp_path: Path
 ) -> None:

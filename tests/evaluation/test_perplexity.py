@@ -16,7 +16,8 @@ from pruner_zero.models import LanguageModel
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import consecutive_windows
 from tests.conftest import save_tiny
-from tests.tiny import tiny_tokenizer
+from tests.text.refusals import refusal
+from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 
@@ -95,6 +96,26 @@ def test_a_model_that_is_damaged_is_refused(prose: str) -> None:
     windows = consecutive_windows(Corpus("text", prose), tiny_tokenizer(), 16, 2)
     with pytest.raises(PrunerZeroError, match="loss is not finite"):
         perplexity(LanguageModel(model, tiny_tokenizer(), "mine"), windows)
+
+
+@pytest.mark.fault("a weight is NaN or infinite")
+def test_nan_in_an_embedding_that_the_text_does_not_use_is_refused(prose: str) -> None:
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.get_input_embeddings().weight[0] = torch.nan
+    assert "embed_tokens.weight has" in refusal(
+        lambda: evaluate(model, [prose], seqlen=16, windows=2, tokenizer=tiny_tokenizer())
+    )
+
+
+def test_windows_beyond_the_context_are_noted_once(prose: str) -> None:
+    heard, model = Notes(), tiny_model("llama")
+    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "progress": heard}
+    evaluate(model, [prose], seqlen=64, windows=3, **options)
+    assert not heard.lines
+    evaluate(model, [prose], seqlen=65, windows=3, **options)
+    [note] = heard.lines
+    assert "windows of 65 tokens are longer than the model's context of 64" in note
 
 
 def test_a_hopeless_model_is_still_json() -> None:

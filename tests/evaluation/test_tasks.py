@@ -349,8 +349,20 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight[0] = torch.nan
     folder = write_task(tmp_path)
-    assert "weights are damaged" in refusal(
+    assert "model.norm.weight has 1 weights that are NaN or infinite" in refusal(
         lambda: evaluate(model, tasks="kinds", include_path=folder, tokenizer=tiny_tokenizer())
+    )
+    with torch.no_grad():
+        model.model.norm.weight.fill_(1e38)
+    assert "log-probabilities are NaN" in refusal(
+        lambda: evaluate(model, tasks="kinds", include_path=folder, tokenizer=tiny_tokenizer())
+    )
+
+
+def test_a_choice_longer_than_the_context_is_one_line(tmp_path: Path) -> None:
+    long = [{**QUESTIONS[0], "choices": ["yes", "no " * 40]}]
+    assert refusal(lambda: ask(write_task(tmp_path, long))) == (
+        "lm-eval cannot run these tasks: a choice is longer than the model's context"
     )
 
 

@@ -67,6 +67,15 @@ def test_tokens_beyond_the_embedding_are_refused() -> None:
     assert f"only {VOCABULARY}" in message
 
 
+@pytest.mark.fault("a tokenizer with more tokens than the model embeds")
+def test_tokens_beyond_the_head_are_refused() -> None:
+    model = tiny_model("llama")
+    model.lm_head = torch.nn.Linear(model.config.hidden_size, VOCABULARY - 1, bias=False)
+    check_tokens(model, torch.tensor([[0, VOCABULARY - 2]]))
+    message = refusal(lambda: check_tokens(model, torch.tensor([[0, VOCABULARY - 1]])))
+    assert f"token {VOCABULARY - 1} but the model's head scores only {VOCABULARY - 1}" in message
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @torch.no_grad()
 def test_the_loss_is_the_mean_surprise_at_each_next_token(architecture: str) -> None:

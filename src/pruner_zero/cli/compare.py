@@ -10,7 +10,7 @@ from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.progress import progress
 from pruner_zero.cli.tables import print_table
-from pruner_zero.settings import CompareSettings
+from pruner_zero.settings.compare import CompareSettings
 
 
 @with_settings(CompareSettings)

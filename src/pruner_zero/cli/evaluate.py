@@ -1,7 +1,6 @@
 """`pruner-zero evaluate`: the perplexity of a model, its scores in tasks, its speed."""
 
 import json
-from collections import ChainMap
 from typing import TYPE_CHECKING, Any
 
 from pruner_zero.cli import options
@@ -9,7 +8,8 @@ from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.progress import progress
 from pruner_zero.cli.tables import print_table
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings import EvaluateSettings, read_settings
+from pruner_zero.settings.base import read_settings
+from pruner_zero.settings.evaluate import EvaluateSettings
 
 if TYPE_CHECKING:
     from pruner_zero.evaluation.perplexity import Perplexity
@@ -26,18 +26,25 @@ def evaluate(
 ) -> None:
     """Measure MODEL's perplexity per token on a text, its scores in tasks, its speed."""
     checked = read_settings(EvaluateSettings, settings, config)
-    if checked.text is None and checked.tasks is None and not checked.speed:
+    if not checked.text and checked.tasks is None and not checked.speed:
         raise PrunerZeroError("give --text to measure perplexity on, --tasks or --speed")
     from pruner_zero.evaluation.evaluate import measure
     from pruner_zero.files import check_file, write_json
 
     if output is not None:
         check_file(output)
-    results = measure(checked, checked.model, checked.text, progress=progress(quiet))
-    perplexity, scores, speed = results
-    parts = [result.to_json() for result in results if result is not None]
-    values = {key: value for part in parts for key, value in part.items()}
-    if origin := dict(ChainMap(*(part.get("provenance", {}) for part in parts))):
+    perplexities, scores, speed = measure(
+        checked, checked.model, checked.text, progress=progress(quiet)
+    )
+    measured = [perplexity.to_json() for perplexity in perplexities]
+    # The values of one text stand beside those of tasks and speed.
+    values: dict[str, Any] = {"texts": measured} if len(measured) > 1 else dict(*measured)
+    origin: dict[str, Any] = {}
+    for result in (scores, speed):
+        if result is not None:
+            values |= result.to_json()
+            origin |= values["provenance"]
+    if origin:
         values["provenance"] = origin
     if output is not None:
         write_json(output, values)
@@ -51,7 +58,7 @@ def evaluate(
         rows = [[_count(row[name]) for name in header] for row in speed.rows]
         print_table(header, rows, left=1)
         print(speed.caption())
-    if perplexity is not None:
+    for perplexity in perplexities:
         _print_perplexity(perplexity)
 
 

@@ -1,6 +1,6 @@
 """`evaluate`: the perplexity of a model on a text, its scores in tasks, or its speed."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -10,9 +10,12 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.evaluation.speed import Speed, measure_speed
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
-from pruner_zero.models import LanguageModel, as_language_model
+from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.load import as_language_model
+from pruner_zero.models.structure import check_finite
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.settings import EvaluateSettings, name_of, read_settings
+from pruner_zero.settings.base import name_of, read_settings
+from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.windows import consecutive_windows
 
@@ -74,61 +77,50 @@ def evaluate(
     """
     if [text is not None, tasks is not None, speed].count(True) != 1:
         raise PrunerZeroError("give a text to measure perplexity on, tasks, or speed: one of them")
-    given = {**settings, "model": name_of(model), "text": name_of(text), "tasks": tasks}
-    given["speed"] = speed
-    checked = read_settings(EvaluateSettings, given)
-    results = measure(checked, model, text, tokenizer, progress)
-    return next(result for result in results if result is not None)
+    values = {**settings, "model": name_of(model), "text": name_of(text), "tasks": tasks}
+    checked = read_settings(EvaluateSettings, {**values, "speed": speed})
+    texts = [] if text is None else [text]
+    perplexities, *others = measure(checked, model, texts, tokenizer, progress)
+    return next(result for result in (*perplexities, *others) if result is not None)
 
 
 def measure(
     settings: EvaluateSettings,
     model: Source,
-    text: Text | None = None,
+    texts: Sequence[Text] = (),
     tokenizer: Any = None,
     progress: Progress = SILENT,
-) -> tuple[Perplexity | None, TaskResult | None, Speed | None]:
-    """The perplexity on `text`, the scores in tasks, the speed; None for what is not asked.
+) -> tuple[list[Perplexity], TaskResult | None, Speed | None]:
+    """The perplexity on each text, the scores in tasks, the speed; None for what is not asked.
 
-    The model is loaded once, after the text and the tasks. Raises PrunerZeroError.
+    The model is loaded once, after the texts and the tasks. Raises PrunerZeroError, also where a
+    weight is not finite.
     """
 
-    @cache
-    def load() -> LanguageModel:
-        return as_language_model(model, tokenizer, **settings.loading)
+    def load(source: Source, tokenizer: Any = None, revision: str | None = None) -> LanguageModel:
+        loading = {**settings.loading, "revision": revision}
+        loaded = as_language_model(source, tokenizer, **loading)
+        # Numbers of one byte are codes of a quantized model.
+        named = loaded.model.named_parameters()
+        check_finite((name, weights) for name, weights in named if weights.itemsize > 1)
+        return loaded
 
-    corpus = None if text is None else load_corpus(text, role="test", progress=progress)
-    scores = None
-    # A revision is of the hub repository of the evaluated model.
-    of_others = {**settings.loading, "revision": None}
+    load_measured = cache(partial(load, model, tokenizer, settings.revision))
+    corpora = [load_corpus(text, role="test", progress=progress) for text in texts]
+    scores = speed = None
     with torch_threads(settings.threads):
         if settings.tasks is not None:
-            scores = _scores(settings, load, progress)
+            scores = evaluate_tasks(load_measured, settings, progress)
+            # A revision is of the hub repository of the evaluated model alone.
             for name in settings.beside:
-                base = partial(as_language_model, name, None, **of_others)
-                scores = scores.beside(_scores(settings, base, progress))
-        speed = None
+                scores = scores.beside(evaluate_tasks(partial(load, name), settings, progress))
         if settings.speed:
-            others = [as_language_model(name, None, **of_others) for name in settings.beside]
-            speed = measure_speed([load(), *others], settings.seqlen, progress=progress)
-        if corpus is None:
-            return None, scores, speed
-        windows = consecutive_windows(corpus, load().tokenizer, settings.seqlen, settings.windows)
-        measured = perplexity(load(), windows, progress, settings.batch_size)
-        return measured, scores, speed
-
-
-def _scores(
-    settings: EvaluateSettings, load: Callable[[], LanguageModel], progress: Progress
-) -> TaskResult:
-    """The scores in the tasks of the model that `load` gives."""
-    return evaluate_tasks(
-        load,
-        [name.strip() for name in (settings.tasks or "").split(",")],
-        num_fewshot=settings.num_fewshot,
-        limit=settings.limit,
-        include_path=settings.include_path,
-        batch_size=settings.batch_size,
-        apply_chat_template=settings.apply_chat_template,
-        progress=progress,
-    )
+            models = [load_measured(), *map(load, settings.beside)]
+            speed = measure_speed(models, settings.seqlen, progress=progress)
+        perplexities = []
+        for corpus in corpora:
+            measured, seqlen = load_measured(), settings.seqlen
+            windows = consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
+            check_tokens(measured.model, windows.tokens, progress=progress)
+            perplexities.append(perplexity(measured, windows, progress, settings.batch_size))
+    return perplexities, scores, speed

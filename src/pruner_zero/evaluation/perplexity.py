@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, check_tokens, next_token_losses, to_perplexity
+from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.loss import next_token_losses, to_perplexity
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.table import Tabular
 from pruner_zero.text.windows import Windows

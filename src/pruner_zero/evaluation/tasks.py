@@ -14,36 +14,34 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.stats import sem
-from torch.utils import _pytree as pytree
+from torch.utils._pytree import tree_leaves
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models import LanguageModel, half_products
+from pruner_zero.models.half_precision import half_products
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import quiet
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
+from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.table import Tabular
 
 # The names under which `datasets` reads local files.
 _FILE_READERS = ("arrow", "csv", "json", "parquet", "text")
-# lm-eval's own seed for the choice of examples, so that few-shot figures compare with others'.
-_SEED = 1234
-# Resamplings for the standard errors that have no closed form; `acc` and `acc_norm` have one.
-_RESAMPLINGS = 1000
+# The settings of a result.
+_SHOWN_SETTINGS = {"num_fewshot", "limit", "batch_size", "apply_chat_template"}
 
 
 @dataclass(frozen=True, repr=False)
 class TaskResult(Tabular):
     """A model's scores in tasks, in the order asked for, and where they come from.
 
-    rows: for each task, and each group of tasks, its version, number of examples and of
-    documents, and lm-eval's metrics, each with its standard error as `METRIC_stderr`, None where
-    it has none. A metric that passes through a filter of lm-eval is named `METRIC,FILTER`. A
-    multiple-choice task has the metric `prob` too, the mean of its probabilities.
-    probabilities: for each multiple-choice task, the probability of each question's right choice:
-    the softmax over the choices of their log-likelihoods. Accuracy counts only which choice comes
-    first; the probability tells two models apart with fewer questions. `beside` adds how these
-    differ from another model's.
+    rows: for each task and group of tasks its version, the numbers of examples and documents, and
+    lm-eval's metrics (`METRIC,FILTER` after a filter), each with its standard error as
+    `METRIC_stderr`, None where it has none. probabilities: for each multiple-choice task, the
+    probability of each question's right choice, the softmax over the choices of their
+    log-likelihoods; `prob` is its mean. Accuracy counts only which choice comes first; the
+    probability tells two models apart with fewer questions.
     """
 
     rows: tuple[Mapping[str, Any], ...]
@@ -54,19 +52,17 @@ class TaskResult(Tabular):
     def beside(self, base: "TaskResult") -> "TaskResult":
         """The result with the differences from the model of `base` in the same questions.
 
-        A multiple-choice task gets `gain`, the mean by which the probability of the right choice is
-        higher than the base's, and `moved`, the mean of how far it is from it either way, each with
-        its standard error over the questions. Answers that become right and answers that become
-        wrong cancel out in `gain` and in accuracy, not in `moved`.
-        Source: answers that change beside accuracy, Dutta et al. 2024 (2407.09141).
+        A multiple-choice task gets `gain`, the mean of the changes of the probability of the right
+        choice, and `moved`, the mean of their absolute values, each with its standard error over
+        the questions. Answers that become right and answers that become wrong cancel out in `gain`
+        and in accuracy, not in `moved`. Source: Dutta et al. 2024 (2407.09141).
         """
         rows = []
         for row in self.rows:
-            mine, others = (result.probabilities.get(row["task"]) for result in (self, base))
-            if mine and others:
-                gains = [value - other for value, other in zip(mine, others, strict=True)]
-                moved = [abs(gain) for gain in gains]
-                row = {**row, **_mean("gain", gains), **_mean("moved", moved)}
+            values, others = (r.probabilities.get(row["task"]) for r in (self, base))
+            if values and others:
+                gains = [value - other for value, other in zip(values, others, strict=True)]
+                row = {**row, **_mean("gain", gains), **_mean("moved", list(map(abs, gains)))}
             rows.append(row)
         settings = {**self.settings, "beside": base.settings.get("model")}
         return replace(self, rows=tuple(rows), settings=settings)
@@ -77,12 +73,10 @@ class TaskResult(Tabular):
 
     def to_json(self) -> dict[str, Any]:
         """`tasks` (the rows), `probabilities`, `settings` and `provenance` as JSON values."""
+        rounded = {task: [round(p, 5) for p in ps] for task, ps in self.probabilities.items()}
         return {
             "tasks": [dict(row) for row in self.rows],
-            "probabilities": {
-                task: [round(value, 5) for value in values]
-                for task, values in self.probabilities.items()
-            },
+            "probabilities": rounded,
             "settings": dict(self.settings),
             "provenance": dict(self.provenance),
         }
@@ -91,75 +85,60 @@ class TaskResult(Tabular):
 @half_products()
 def evaluate_tasks(
     load: Callable[[], LanguageModel],
-    names: Sequence[str],
-    *,
-    num_fewshot: int | None = None,
-    limit: int | None = None,
-    include_path: str | Path | None = None,
-    batch_size: int = 1,
-    apply_chat_template: bool = False,
+    settings: EvaluateSettings,
     progress: Progress = SILENT,
     harness: Callable[[LanguageModel, int], Any] | None = None,
 ) -> TaskResult:
-    """A model's scores in the tasks, groups and tags `names`, measured by lm-eval.
+    """A model's scores in the tasks, groups and tags of lm-eval that `settings` name.
 
-    load: gives the model, once the tasks are loaded. num_fewshot: examples before each question,
-    the task's own number where None. limit: only the first questions of each task.
-    include_path: a folder of task files (`.yaml`) that override lm-eval's own; data files that
-    they name by a relative path are looked for in the current folder, then in this one.
-    batch_size: requests in a forward pass. apply_chat_template: questions are asked as the
-    tokenizer's chat template writes them. The model is used in place, with log-probabilities in
-    float32. harness: makes lm-eval's model from the language model and the batch size,
-    `harness_model` where None.
+    load: gives the model, once the tasks are loaded. harness: makes lm-eval's model from the
+    language model and the batch size, `harness_model` where None. Data files that a task names by a
+    relative path are looked for in the current folder, then in `settings.include_path`.
     Raises PrunerZeroError where lm-eval is missing, a task is unknown or cannot be run, its data
     cannot be had or have too few examples, and where log-probabilities are NaN.
     """
-    if not names or not all(names):
+    names = [name.strip() for name in (settings.tasks or "").split(",")]
+    if not all(names):
         raise PrunerZeroError("no task is named: give some, such as --tasks arc_easy,boolq")
-    folder = None if include_path is None else Path(include_path)
+    chat = settings.apply_chat_template
     with _quiet(progress):
-        manager = _manager(names, folder)
-        items: list[Any] = []
-        for name in progress.track(names, "task data", len(names)):
-            loaded = _load(manager, name, folder)
-            group = loaded["groups"].get(name)
-            items += loaded["tasks"].values() if group is None else [group]
-        tasks = manager.load(items)
+        tasks = _load_tasks(names, settings.include_path, progress)
         for task in tasks["tasks"].values():
-            _set_examples(task, num_fewshot)
-        language_model = load()
-        if apply_chat_template and not getattr(language_model.tokenizer, "chat_template", None):
+            _set_examples(task, settings.num_fewshot)
+        model = load()
+        if chat and not getattr(model.tokenizer, "chat_template", None):
             raise PrunerZeroError(
                 "the tokenizer has no chat template: leave out --apply-chat-template"
             )
         try:
+            # Not simple_evaluate: it seeds all generators, runs git in the user's folder, and lists
+            # the machine's packages, which takes seconds.
             results = _lm_eval().evaluate(
-                (harness or harness_model)(language_model, batch_size),
+                (harness or harness_model)(model, settings.batch_size),
                 tasks,
-                limit=limit,
-                apply_chat_template=apply_chat_template,
-                fewshot_as_multiturn=apply_chat_template,
-                bootstrap_iters=_RESAMPLINGS,
+                limit=settings.limit,
+                apply_chat_template=chat,
+                fewshot_as_multiturn=chat,
+                # For standard errors without a closed form; those of acc and acc_norm have one.
+                bootstrap_iters=1000,
             )
-        except ValueError as error:
-            raise PrunerZeroError(f"lm-eval cannot run these tasks: {one_line(error)}") from error
-    _check_numbers(results["samples"])
-    settings = {
-        "model": language_model.name,
-        "tasks": list(names),
-        "num_fewshot": num_fewshot,
-        "limit": limit,
-        "batch_size": batch_size,
-        "apply_chat_template": apply_chat_template,
-    }
+        except (ValueError, AssertionError) as error:
+            # An assertion of lm-eval without words: a choice fits into the model's positions.
+            reason = str(error) and one_line(error)
+            reason = reason or "a choice is longer than the model's context"
+            raise PrunerZeroError(f"lm-eval cannot run these tasks: {reason}") from error
+    samples = results["samples"]
+    answers = tree_leaves([sample["resps"] for task in samples.values() for sample in task])
+    if any(isinstance(answer, float) and math.isnan(answer) for answer in answers):
+        raise PrunerZeroError(
+            "the model's log-probabilities are NaN: its weights are damaged or its dtype is too "
+            "narrow, try --dtype float32"
+        )
+    choices = [t for t in samples if results["configs"][t]["output_type"] == "multiple_choice"]
+    probabilities = {t: ps for t in choices if (ps := _probabilities(samples[t]))}
+    asked = {"model": model.name, "tasks": names, **settings.model_dump(include=_SHOWN_SETTINGS)}
     versions = {**provenance(), "lm_eval": _lm_eval().__version__}
-    probabilities = {
-        task: values
-        for task, samples in results["samples"].items()
-        if results["configs"][task]["output_type"] == "multiple_choice"
-        and (values := _probabilities(samples))
-    }
-    return TaskResult(tuple(_rows(results, probabilities)), settings, versions, probabilities)
+    return TaskResult(tuple(_rows(results, probabilities)), asked, versions, probabilities)
 
 
 def harness_model(language_model: LanguageModel, batch_size: int) -> Any:
@@ -206,55 +185,49 @@ def _quiet(progress: Progress) -> Iterator[None]:
         progress.note(f"lm-eval: {shortened[0]}")
 
 
-def _manager(names: Sequence[str], folder: Path | None) -> Any:
-    """The TaskManager that knows `names`."""
-    task_manager = _lm_eval().tasks.TaskManager
-    if folder is not None:
-        if not folder.is_dir():
-            raise PrunerZeroError(f"there is no folder {folder}: give one that holds task files")
-        folder = folder.resolve()
-        manager = task_manager(include_path=str(folder), include_defaults=False)
-        # lm-eval's own task files are thousands: reading them takes seconds.
-        if set(names) <= set(manager.all_subtasks):
-            return manager
-    manager = task_manager(include_path=None if folder is None else str(folder))
-    for name in names:
-        if name not in manager.all_tasks:
-            where = "lm-eval" if folder is None else f"{folder} or lm-eval"
-            near = " or ".join(map(repr, get_close_matches(name, manager.all_tasks)))
-            hint = f"did you mean {near}?" if near else "`lm-eval ls tasks` lists them"
-            raise PrunerZeroError(f"no task '{name}' in {where}: {hint}")
-    return manager
-
-
-def _load(manager: Any, name: str, folder: Path | None) -> Any:
-    """lm-eval's `tasks` and `groups` for one name, with their data."""
+def _load_tasks(names: Sequence[str], folder: str | None, progress: Progress) -> Any:
+    """lm-eval's tasks and groups of these names, with their data."""
+    if folder is not None and not Path(folder).is_dir():
+        raise PrunerZeroError(f"there is no folder {folder}: give one that holds task files")
+    path = folder and str(Path(folder).resolve())
+    manager = _lm_eval().tasks.TaskManager(include_path=path, include_defaults=False)
+    # lm-eval's own task files are thousands: reading them takes seconds.
+    if not set(names) <= set(manager.all_subtasks):
+        manager = _lm_eval().tasks.TaskManager(include_path=path)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        near = " or ".join(map(repr, get_close_matches(unknown[0], manager.all_tasks)))
+        hint = f"did you mean {near}?" if near else "`lm-eval ls tasks` lists them"
+        where = "lm-eval" if folder is None else f"{folder} or lm-eval"
+        raise PrunerZeroError(f"no task '{unknown[0]}' in {where}: {hint}")
     instead = "give a folder of tasks whose data are local files (--include-path)"
-    # None for groups and for tasks written in Python, whose data are not known before loading.
-    data = (manager.task_index[name].cfg or {}).get("dataset_path")
-    local = data is None or data in _FILE_READERS or Path(data).exists()
-    if not local and not hub_reachable():
-        raise PrunerZeroError(
-            f"task {name} needs its data from the Hugging Face hub, which cannot be reached: "
-            f"set HF_HUB_OFFLINE=1 if they are in its cache, or {instead}"
-        )
-    try:
+    loaded: list[Any] = []
+    for name in progress.track(names, "task data", len(names)):
+        # None for groups and for tasks written in Python, whose data are not known before loading.
+        data = (manager.task_index[name].cfg or {}).get("dataset_path")
+        local = data is None or data in _FILE_READERS or Path(data).exists()
+        if not local and not hub_reachable():
+            raise PrunerZeroError(
+                f"task {name} needs its data from the Hugging Face hub, which cannot be reached: "
+                f"set HF_HUB_OFFLINE=1 if they are in its cache, or {instead}"
+            )
         try:
-            return manager.load([name])
-        except FileNotFoundError:
-            if folder is None:
-                raise
-            with chdir(folder):
-                return manager.load([name])
-    except Exception as error:
-        # `datasets` and a task's own code raise errors of any type.
-        raise PrunerZeroError(
-            f"task {name} could not be loaded ({one_line(error)}): correct it, or {instead}"
-        ) from error
+            try:
+                tasks = manager.load([name])
+            except FileNotFoundError:
+                with chdir(path or "."):
+                    tasks = manager.load([name])
+        except Exception as error:
+            # `datasets` and a task's own code raise errors of any type.
+            raise PrunerZeroError(
+                f"task {name} could not be loaded ({one_line(error)}): correct it, or {instead}"
+            ) from error
+        group = tasks["groups"].get(name)
+        loaded += tasks["tasks"].values() if group is None else [group]
+    return manager.load(loaded)
 
 
 def _set_examples(task: Any, num_fewshot: int | None) -> None:
-    """Give `task` its number of examples and their seed, as lm-eval's own command does.
+    """Give `task` its number of examples and lm-eval's seed for them, as lm-eval's command does.
 
     A task that states 0 stays at 0. Raises PrunerZeroError where there are too few documents;
     lm-eval would then silently use fewer examples.
@@ -262,20 +235,11 @@ def _set_examples(task: Any, num_fewshot: int | None) -> None:
     stated = task.config.num_fewshot
     wanted = stated if num_fewshot is None or stated == 0 else num_fewshot
     task.set_config("num_fewshot", wanted or 0)
-    task.set_fewshot_seed(_SEED)
+    task.set_fewshot_seed(1234)
     if wanted and wanted >= (available := len(list(task.fewshot_docs() or ()))):
         raise PrunerZeroError(
             f"task {task.config.task} has {available} documents to take examples from: choose "
             f"--num-fewshot {max(available - 1, 0)} or less"
-        )
-
-
-def _check_numbers(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
-    answers = pytree.tree_leaves([sample["resps"] for task in samples.values() for sample in task])
-    if any(isinstance(answer, float) and math.isnan(answer) for answer in answers):
-        raise PrunerZeroError(
-            "the model's log-probabilities are NaN: its weights are damaged or its dtype is too "
-            "narrow, try --dtype float32"
         )
 
 
@@ -307,14 +271,11 @@ def _rows(
         }
         for key, value in values.items():
             metric, comma, filtered = key.partition(",")
-            if not comma or metric.endswith("_stderr"):
-                continue
-            suffix = "" if filtered == "none" else f",{filtered}"
-            row[f"{metric}{suffix}"] = _number(value)
-            row[f"{metric}_stderr{suffix}"] = _number(values.get(f"{metric}_stderr,{filtered}"))
-        if task in probabilities:
-            row |= _mean("prob", probabilities[task])
-        yield row
+            if comma and not metric.endswith("_stderr"):
+                suffix = "" if filtered == "none" else f",{filtered}"
+                row[f"{metric}{suffix}"] = _number(value)
+                row[f"{metric}_stderr{suffix}"] = _number(values.get(f"{metric}_stderr,{filtered}"))
+        yield row | (_mean("prob", probabilities[task]) if task in probabilities else {})
 
 
 def _mean(name: str, values: Sequence[float]) -> dict[str, float | None]:

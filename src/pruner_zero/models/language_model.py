@@ -19,6 +19,7 @@ from pruner_zero.models.blocks import (
     record_block_calls,
 )
 from pruner_zero.models.structure import Matrix, find_blocks
+from pruner_zero.progress import SILENT, Progress
 
 # Fields of a configuration that say how it was saved and change nothing that is computed.
 _NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
@@ -76,31 +77,44 @@ class LanguageModel:
         return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
 
 
-def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> None:
+def check_tokens(
+    model: PreTrainedModel, tokens: Tensor, generated: int = 0, progress: Progress = SILENT
+) -> None:
     """Raise PrunerZeroError where windows `tokens` (n, seqlen) do not fit `model`.
 
     generated: tokens that the model adds to each window.
 
-    Every token needs a row of the embedding, and every position a row of the table of positions
-    where a model has learned one (GPT-2, OPT); rotary models have no such limit.
+    Every token needs a row of the embedding and of the head, and every position a row of the table
+    of positions where a model has learned one (GPT-2, OPT); rotary models have no such limit. A
+    window longer than the model's context is noted.
     """
     if not len(tokens):
         return
-    embedding = model.get_input_embeddings()
-    rows = embedding.weight.shape[0]
-    largest = int(tokens.max())
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    rows, largest = embedding.weight.shape[0], int(tokens.max())
     if largest >= rows:
         raise PrunerZeroError(
             f"the tokenizer produces token {largest} but the model embeds only {rows}: "
             "use the tokenizer that belongs to the model"
         )
+    if head is not None and largest >= (scores := head.weight.shape[0]):
+        raise PrunerZeroError(
+            f"the tokenizer produces token {largest} but the model's head scores only {scores}: "
+            "use the tokenizer that belongs to the model"
+        )
+    length = tokens.shape[-1] + generated
     for name, table in model.named_modules():
         learned = isinstance(table, torch.nn.Embedding) and table is not embedding
         if learned and name.endswith(("wpe", "positions", "position_embeddings")):
             positions = table.num_embeddings - getattr(table, "offset", 0)
-            length = tokens.shape[-1] + generated
             if length > positions:
                 raise PrunerZeroError(
                     f"windows of {length} tokens are longer than the {positions} positions that "
                     f"the model has learned: choose --seqlen {positions - generated} or less"
                 )
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if isinstance(context, int) and 0 < context < length:
+        progress.note(
+            f"windows of {length} tokens are longer than the model's context of {context} "
+            f"(max_position_embeddings): --seqlen {context - generated} or less would fit"
+        )

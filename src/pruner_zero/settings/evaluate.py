@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, PathText
@@ -12,13 +12,17 @@ from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 _OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")
 
 
+# One text may stand without a list.
+_TEXTS = BeforeValidator(lambda text: (text,) if isinstance(text, str) else text)
+
+
 class EvaluateSettings(ModelSettings):
     """All that decides the result of `evaluate`; names of tasks' settings are lm-eval's."""
 
     panel: ClassVar[str] = "Tasks"
 
-    text: Annotated[str | None, MAIN] = Field(
-        None, description=f"Text that perplexity is measured on: {TEXT_HELP}"
+    text: Annotated[tuple[str, ...], _TEXTS, Cli(panel="Options", metavar="TEXT")] = Field(
+        (), description=f"Text that perplexity is measured on: {TEXT_HELP}"
     )
     seqlen: Annotated[int, MAIN] = Field(1024, ge=2, description="Tokens in a window of the text.")
     windows: Annotated[int | None, Cli(panel="Options", default="all")] = Field(
@@ -61,9 +65,9 @@ class EvaluateSettings(ModelSettings):
             )
         if self.tasks is None:
             self.refuse(_OF_TASKS, "--tasks")
-        if self.text is None:
+        if not self.text:
             self.refuse(("windows",), "--text")
-        if self.text is None and self.tasks is None:
+        if not self.text and self.tasks is None:
             self.refuse(("batch_size",), "--text or --tasks")
         if len(self.beside) > 1 and self.tasks is not None:
             raise PrunerZeroError("--tasks compares with one model: give one --beside")
