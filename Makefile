@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := builtin:smollm2-135m
 
-.PHONY: demo test test-slow check coverage faults mutants docs wheel clean
+.PHONY: demo test test-slow check coverage faults docs wheel clean
 
 # One environment for everything; made anew when the dependencies change. The demo needs the program
 # and the model alone.
@@ -60,9 +60,6 @@ coverage: $(BIN)/.developing
 
 faults: $(BIN)/.developing
 	$(BIN)/python -m tests.faults
-
-mutants: $(BIN)/.developing
-	$(BIN)/python benchmarks/mutation.py
 
 docs: $(BIN)/.developing
 	$(BIN)/python -m pip install --quiet --editable '.[docs]'

@@ -21,9 +21,7 @@ import math
 import re
 import shutil
 import statistics
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,19 +30,14 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from adaptive import Adaptive
 from pruner_zero.choices import Group
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
-from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
-from pruner_zero.evolution.population import Population
-from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_json
 from pruner_zero.metric import parse
@@ -61,62 +54,12 @@ USUAL = "builtin:smollm2-135m"
 PROCESSOR = "processor-"
 
 
-@dataclass(frozen=True)
-class Arm:
-    """What differs from the search as it is.
-
-    settings: of `search`. patches: other values of constants, by their full names. build: another
-    algorithm, from its space and seed.
-    """
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    patches: dict[str, Any] = field(default_factory=dict)
-    build: Callable[[SearchSpace, int], BatchAlgorithm] | None = None
-
-    def algorithm(self, chosen: SearchSettings) -> BatchAlgorithm:
-        """The algorithm of this arm."""
-        if self.build is not None:
-            return self.build(chosen.search_space, chosen.seed)
-        return make_algorithm(
-            chosen.algorithm, chosen.search_space, chosen.seed, chosen.algorithm_settings
-        )
-
-
-def worst_first(population: Population) -> list[int]:
-    """The members in the order in which they leave, by their value alone."""
-    return [candidate.number for candidate, _ in population.members[::-1]]
-
-
-# Where the rungs of a search come from.
-RUNGS = "pruner_zero.evolution.settings.SearchSettings.racing"
-ARMS = {
-    "default": Arm(),
-    "random": Arm({"algorithm": "random"}),
-    "without steps": Arm({"algorithm_settings": {"steps": 0}}),
-    "without tuning": Arm(patches={"pruner_zero.evolution.niches._TUNED": 0}),
-    "adaptive": Arm(build=Adaptive),
-    # Without bound, on the candidates of a batch that run on a few windows.
-    "without bound": Arm(patches={RUNGS: Racing(few_most=1000)}),
-    # Without inherited corrections, trust in the closed form, shares by success, limits of a kind,
-    # an elite, shorter forms of equal masks, and the best of a scope in every other.
-    "plain": Arm(
-        patches={
-            "pruner_zero.evolution.surrogate._INHERITED": 0.0,
-            "pruner_zero.evolution.surrogate._trust": lambda points: 1.0,
-            "pruner_zero.evolution.niches._EVEN": 1.0,
-            "pruner_zero.evolution.racing._KINDS": 1,
-            "pruner_zero.evolution.population.Population._leaving": worst_first,
-            "pruner_zero.evolution.population.Population._shorten": lambda *_: None,
-            "pruner_zero.evolution.niches.Evolution._spread": lambda _: iter(()),
-        }
-    ),
-    # By itself the published algorithm judges every candidate on all windows.
-    "published global": Arm({"algorithm": "published", "scope": "global"}, {RUNGS: Racing()}),
-}
+# What the settings of `search` are in an arm.
+ARMS: dict[str, dict[str, Any]] = {"default": {}, "random": {"algorithm": "random"}}
 # A run has reached the best where its loss on the search windows is this near, in nats, to the
 # lowest of all runs of the table.
 NEAR = 0.01
-# As measured in search_cost.md.
+# Measured on one thread of one machine (decisions.md, "Cost of a search").
 COSTS = {USUAL: Costs(probe=0.009, closed_form=0.26, masks=1.1, window=1.48)}
 
 
@@ -165,17 +108,16 @@ def run(given: argparse.Namespace) -> None:
             if file.exists():
                 continue
             table.refresh()
-            chosen = SearchSettings(**judge.base, **ARMS[arm].settings, seed=seed)
+            chosen = SearchSettings(**judge.base, **ARMS[arm], seed=seed)
             folder = given.runs / run_name
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
             executor = Recorded(judge.evaluator, table, judge.costs, judge.windows)
-            algorithm = ARMS[arm].algorithm(chosen)
+            algorithm = make_algorithm(
+                chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
+            )
             archive = Archive(folder, chosen.identity())
-            with ExitStack() as patched:
-                patched.enter_context(patch("pruner_zero.evolution.run.time", executor.clock))
-                for name_of_constant, constant in ARMS[arm].patches.items():
-                    patched.enter_context(patch(name_of_constant, constant))
+            with patch("pruner_zero.evolution.run.time", executor.clock):
                 run_batches(algorithm, archive, executor, chosen, folder, lambda status: None)
             study = Study.open(folder)
             best = study.hall_of_fame.best
@@ -187,7 +129,7 @@ def run(given: argparse.Namespace) -> None:
                 "seed": seed,
                 "zeros": zeros,
                 "minutes": given.minutes,
-                "arm_settings": ARMS[arm].settings,
+                "arm_settings": ARMS[arm],
                 "winner": f"{candidate.expression} @{candidate.scope}",
                 "losses": judge.test_losses(str(candidate.expression), candidate.scope),
                 "final": study.final_race.to_rows(),

@@ -6,6 +6,7 @@ Writes benchmarks/families.md. A tiny random model of each family is pruned, sav
 transformers alone and run; the page lists each refusal with the reason that the program gives.
 """
 
+import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -100,5 +101,6 @@ def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
     disable_progress_bar()
     (HERE / "families.md").write_text(page())

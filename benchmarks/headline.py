@@ -3,17 +3,20 @@
     python benchmarks/headline.py
 
 Draws benchmarks/headline.svg from results/updates-50.json and updates-2-4.json, which
-benchmarks/updates.py wrote: SmolLM2-135M, the first 12 windows of WikiText-2 test.
+benchmarks/methods.py wrote: SmolLM2-135M, the first 12 windows of WikiText-2 test.
 """
 
+import argparse
 import json
 import math
+from io import BytesIO
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from curves import save
+from pruner_zero.files import write_atomic
 
 HERE = Path(__file__).parent
 DENSE, WINDOWS = 25.88, 12
@@ -36,10 +39,21 @@ ROWS = {
 
 def main() -> None:
     """Draw both panels."""
+    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
     figure = Figure(figsize=(8.6, 2.7), layout="constrained")
     for axes, zeros in zip(figure.subplots(1, 2), ("50", "2-4"), strict=True):
         draw(axes, zeros)
     save(figure, HERE / "headline.svg")
+
+
+def save(figure: Figure, file: Path) -> None:
+    """Write a figure as SVG whose text depends on nothing but the figure."""
+    data = BytesIO()
+    with rc_context({"svg.hashsalt": "pruner-zero"}):
+        figure.savefig(data, format="svg", facecolor="white", metadata={"Date": None})
+    # Matplotlib ends lines of paths in blanks.
+    text = "\n".join(line.rstrip() for line in data.getvalue().decode().splitlines())
+    write_atomic(file, text + "\n")
 
 
 def draw(axes: Axes, zeros: str) -> None:

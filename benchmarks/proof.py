@@ -26,7 +26,6 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from packed import packed
 from pruner_zero import prune, recover
 from pruner_zero.calibration import self_windows
 from pruner_zero.evaluation.perplexity import perplexity
@@ -254,7 +253,7 @@ def ask(model: LanguageModel, folder: Path, items: Sequence[int] | None) -> dict
             asked = EvaluateSettings(
                 model=model.name, tasks=task, limit=limit, include_path=str(folder)
             )
-            result = evaluate_tasks(lambda: model, asked, harness=packed)
+            result = evaluate_tasks(lambda: model, asked)
             (row,) = result.rows
             answers[task] = {
                 **{name: row[name] for name in ("documents", "acc", "acc_norm", "prob")},

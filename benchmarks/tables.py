@@ -1,21 +1,26 @@
-"""What benchmarks that write tables share."""
+"""What the scripts of benchmarks share."""
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+HERE = Path(__file__).parent
 
-def measure_once(output: Path, again: bool, measure: Callable[..., object]) -> None:
-    """Have `measure(output=…)` write the file by way of another one, unless it is there already."""
-    if output.exists() and not again:
-        return
-    partial = output.with_suffix(".unfinished")
-    measure(output=partial)
-    partial.rename(output)
+
+def results(name: str) -> Path:
+    """A file under benchmarks/results."""
+    return HERE / "results" / name
+
+
+def write_page(name: str, text: str) -> None:
+    """Write a page of benchmarks, with its notes (results/NAME-notes.md) at the end."""
+    notes = results(f"{name}-notes.md")
+    parts = [text.rstrip(), *([notes.read_text().rstrip()] if notes.exists() else [])]
+    (HERE / f"{name}.md").write_text("\n\n".join(parts) + "\n")
 
 
 def machine() -> dict[str, Any]:
@@ -28,9 +33,10 @@ def machine() -> dict[str, Any]:
     }
 
 
-def zeros_title(name: str) -> str:
-    """How a page calls the zeros that a table is named after: 50 is 50 %, 2-4 is 2:4."""
-    return name.replace("-", ":") if "-" in name else f"{name} %"
+def cut(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that are empty in every row."""
+    kept = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return [header[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

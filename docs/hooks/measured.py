@@ -19,7 +19,7 @@ class Measurement:
     """One method on one model, with the loss of every window, or of all together.
 
     losses: nats a token, one a window; empty where the file has the mean alone. searched: a tree
-    file that a search wrote, or an expression that is the winner of a committed one.
+    file that a search wrote, or a row that is marked as the winner of one.
     """
 
     zeros: str
@@ -61,13 +61,6 @@ BUDGETS: dict[str, Budget] = {
 def read(results: Path) -> list[Measurement]:
     """All comparable measurements under `results`; of repeated ones, one that has its losses."""
     like = _conditions(json.loads((results / REFERENCE).read_text())["provenance"])
-    # By expression alone: a winner is applied under N:M too, which has no scopes.
-    winners = {
-        row["expression"]
-        for file in sorted(results.glob("search-*.json"))
-        for row in json.loads(file.read_text()).get("hall_of_fame", [])
-        if row["best"]
-    }
     best: dict[tuple[object, ...], Measurement] = {}
     for file in sorted(results.glob("*.json")):
         table = json.loads(file.read_text())
@@ -76,7 +69,7 @@ def read(results: Path) -> list[Measurement]:
         for row in table["rows"]:
             if row.get("perplexity") is None or _has_pieces(row, table["provenance"]["settings"]):
                 continue
-            measured = _measurement(row, table["provenance"], winners)
+            measured = _measurement(row, table["provenance"])
             key = (measured.zeros, measured.method, measured.mode)
             if key not in best or len(measured.losses) >= len(best[key].losses):
                 best[key] = measured
@@ -132,7 +125,7 @@ def _has_pieces(row: dict[str, Any], settings: dict[str, Any]) -> bool:
     return bool(pieces) and re.search(r"\bG\b", row.get("expression") or "") is not None
 
 
-def _measurement(row: dict[str, Any], provenance: dict[str, Any], winners: set[str]) -> Measurement:
+def _measurement(row: dict[str, Any], provenance: dict[str, Any]) -> Measurement:
     settings, expression = provenance["settings"], row.get("expression", "")
     scope, method = row.get("scope"), row["method"]
     tree_file = method.endswith(".json")
@@ -141,14 +134,14 @@ def _measurement(row: dict[str, Any], provenance: dict[str, Any], winners: set[s
     losses = tuple(row.get("losses", ()))
     # Result files from before steps had names hold the update alone.
     updated = bool({*row.get("steps", [row.get("update", "none")])} - {"refine", "none"})
-    evolved = tree_file or "EVOLVED" in row.get("label", "")
+    searched = tree_file or "EVOLVED" in row.get("label", "") or row.get("winner", False)
     return Measurement(
         "dense" if method == "dense" else _zeros(settings),
         method,
         expression,
         row.get("mode", ""),
         updated,
-        evolved or expression in winners,
+        searched,
         row["loss"],
         provenance["evaluation"]["windows"],
         losses,

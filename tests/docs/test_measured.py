@@ -90,18 +90,14 @@ def test_a_metric_with_gradients_costs_more_than_one_without(
 
 
 @pytest.mark.parametrize(
-    ("method", "label"), [("runs/best.json", ""), ("G + W@global", ""), ("x+refine", "EVOLVED")]
+    ("method", "fields"),
+    [("runs/best.json", {}), ("x+refine", {"label": "EVOLVED"}), ("G@global", {"winner": True})],
 )
-def test_the_winner_of_a_search_is_known_by_its_file_or_expression(
-    results: Path, method: str, label: str
+def test_the_winner_of_a_search_is_known_by_its_file_or_its_mark(
+    results: Path, method: str, fields: dict[str, Any]
 ) -> None:
-    expression = "G + W" if label == "" else "G"
-    hall = [{"expression": "G + W", "scope": "global", "best": True}]
-    if not method.endswith(".json"):
-        (results / "search-1.json").write_text(json.dumps({"hall_of_fame": hall}))
-    winner = row(method, 45, expression=expression, scope="global", label=label)
-    write(results, "t.json", winner)
-    shown = "x+refine" if label else "G + W@global"
+    write(results, "t.json", row(method, 45, expression="G", scope="global", **fields))
+    shown = "G@global" if method.endswith(".json") else method
     assert cells(results, "50 %")[SEARCHED] == f"**45.0** `{shown}`"
 
 

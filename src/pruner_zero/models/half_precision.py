@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from pruner_zero.devices import emulated_dtypes
 
 # With fewer rows, as where a model writes one token, casting the weights gains nothing
-# (benchmarks/half.md).
+# (benchmarks/decisions.md).
 _LEAST_ROWS = 4
 
 # Of products with the stacked matrices of experts; older versions of torch have none.

@@ -54,8 +54,8 @@ _MORE = (
     "and much text of the kind that the model is for"
 )
 # Added to that note where a matrix has `_MANY_INPUTS` inputs or more: the time of swaps grows with
-# the square of their number (benchmarks/narrow.md). Of masks alone, Wanda's was the better one on
-# two of three texts there (benchmarks/proof.md).
+# the square of their number (benchmarks/decisions.md). Of masks alone, Wanda's was the better one
+# on two of three texts there (benchmarks/proof.md).
 _MANY_INPUTS = 4096
 _SLOW = (
     ". On a CPU, swaps with least squares take hours for matrices of {inputs} inputs: "

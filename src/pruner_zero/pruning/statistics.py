@@ -18,7 +18,7 @@ from pruner_zero.sparsity import Hessian, shrinkage_for
 
 # The weight of the dense model's outputs in the target of asymmetric steps. A weight of 1 diverges
 # on real models: part of the loss of earlier blocks cannot be computed from the remaining inputs,
-# and the errors of fitting it add up block after block (benchmarks/asymmetry.md).
+# and the errors of fitting it add up block after block (benchmarks/decisions.md).
 ASYMMETRY = 0.25
 
 # The statistics that the Hessian is made of.

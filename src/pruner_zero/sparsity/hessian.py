@@ -187,7 +187,7 @@ def shrinkage_for(inputs: int, tokens: float) -> float:
 
     Where the tokens are few beside the inputs, least squares fit the noise in the products of
     different channels. The factor was chosen by errors on held-out windows
-    (benchmarks/shrinkage.md).
+    (benchmarks/decisions.md).
     Source: shrinking an estimated covariance towards its diagonal, Schäfer & Strimmer 2005
     (10.2202/1544-6115.1175); that pruning by reconstruction overfits its calibration text, Shin et
     al. 2024 (2406.15524). The amount is ours.

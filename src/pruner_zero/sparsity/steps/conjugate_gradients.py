@@ -17,7 +17,7 @@ _RANGE = 1e-5
 _UNSOLVED = 0.8
 
 # From this number of inputs on, products are computed in bfloat16 where that is native. Narrower
-# matrices gain little (benchmarks/narrow.md) and have the same masks on every machine.
+# matrices gain little (benchmarks/decisions.md) and have the same masks on every machine.
 _WIDE = 4096
 
 

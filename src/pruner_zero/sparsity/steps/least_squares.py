@@ -18,7 +18,7 @@ from pruner_zero.sparsity.steps.conjugate_gradients import (
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 
 # The error is then within 0.2 % of that at 0.001, after two thirds of the iterations or fewer
-# (benchmarks/narrow.md).
+# (benchmarks/decisions.md).
 TOLERANCE = 0.01
 
 # Rows solved together hold about ten arrays (rows, in).
