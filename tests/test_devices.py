@@ -1,6 +1,7 @@
 """Devices by name: which are found or refused, and that no other module asks the machine."""
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,14 +11,13 @@ import pruner_zero
 from pruner_zero.devices import (
     CPU,
     Devices,
+    available_bytes,
     find_devices,
     is_out_of_memory,
     naming_out_of_memory,
     present_devices,
-    total_bytes,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.provenance import peak_rss_bytes
 
 SOURCE = Path(pruner_zero.__file__).parent
 CUDA = [torch.device("cuda", 0), torch.device("cuda", 1)]
@@ -110,12 +110,63 @@ def test_the_allocation_error_of_torch_is_recognised() -> None:
     assert is_out_of_memory(failed.value)
 
 
-def test_the_memory_of_the_cpu_is_more_than_this_process_has_taken() -> None:
-    total = total_bytes(CPU)
-    assert total is not None
-    assert total > peak_rss_bytes()
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., int | None]:
+    """The memory available on a machine with these files, of 64 GiB of which 48 are free."""
+
+    def run(files: Mapping[str, object]) -> int | None:
+        memory = f"MemTotal: {64 * 2**20} kB\nMemAvailable: {48 * 2**20} kB\nHugePages_Free: 0"
+        for name, content in {"proc/meminfo": memory, **files}.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"{content}\n")
+        return available_bytes(CPU)
+
+    monkeypatch.setattr("os.sysconf", {"SC_PHYS_PAGES": 2**24, "SC_PAGE_SIZE": 4096}.__getitem__)
+    monkeypatch.setattr("pruner_zero.devices._PROC", tmp_path / "proc")
+    monkeypatch.setattr("pruner_zero.devices._GROUPS", tmp_path / "groups")
+    return run
 
 
-def test_a_system_that_does_not_tell_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+PAGES = f"anon 1\ninactive_file {2**30}\nactive_file {2 * 2**30}"
+SECOND: dict[str, object] = {"memory.max": 8 * 2**30, "memory.current": 6 * 2**30}
+SECOND["memory.stat"] = PAGES
+FIRST: dict[str, object] = {"memory.limit_in_bytes": 8 * 2**30, "memory.usage_in_bytes": 6 * 2**30}
+FIRST["memory.stat"] = PAGES + f"\ntotal_inactive_file {2**30}\ntotal_active_file 0"
+
+
+def within(folder: str, files: Mapping[str, object]) -> dict[str, object]:
+    return {f"groups/{folder}{name}": content for name, content in files.items()}
+
+
+@pytest.mark.parametrize(
+    ("files", "gibibytes"),
+    [
+        ({}, 48),
+        ({"proc/meminfo": "MemAvailable: 3145728 kB"}, 3),
+        ({"proc/self/cgroup": "0::/", **within("", SECOND)}, 5),
+        ({"proc/self/cgroup": "0::/a/b", **within("a/", SECOND)}, 5),
+        ({"proc/self/cgroup": "0::/a", **within("a/", {**SECOND, "memory.max": "max"})}, 48),
+        ({"proc/self/cgroup": "4:memory:/job\n0::/", **within("memory/job/", FIRST)}, 3),
+        # The path is that on the host, and the container sees its group as the root.
+        ({"proc/self/cgroup": "4:memory:/docker/1", **within("memory/", FIRST)}, 3),
+        ({"proc/self/cgroup": "5:cpu,cpuacct:/job", **within("memory/job/", FIRST)}, 48),
+    ],
+)
+def test_available_is_what_the_machine_and_the_limits_of_a_container_leave(
+    files: Mapping[str, object], gibibytes: int, machine: Callable[..., int | None]
+) -> None:
+    assert machine(files) == gibibytes * 2**30
+
+
+def test_this_machine_tells_its_memory() -> None:
+    available = available_bytes(CPU)
+    assert available is not None
+    assert available > 0
+
+
+def test_a_system_that_does_not_tell_its_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delattr("os.sysconf")
-    assert total_bytes(CPU) is None
+    monkeypatch.setattr("pruner_zero.devices._PROC", tmp_path)
+    assert available_bytes(CPU) is None

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 
 CPU = torch.device("cpu")
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+_UNREADABLE = (OSError, ValueError, KeyError)
 
 _OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_alloc")
 
@@ -83,13 +86,48 @@ def free_bytes(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0]
 
 
-def total_bytes(device: torch.device) -> int | None:
-    """The memory of a device, in use or not, in bytes; None where the system does not tell."""
+def available_bytes(device: torch.device) -> int | None:
+    """The memory that this process can still take on a device; None where no one tells.
+
+    Of main memory, what is left to the machine and to the control groups of this process, by which
+    containers and batch systems limit it; on systems without /proc, all memory of the machine.
+    """
     if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    with suppress(AttributeError, OSError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+        return free_bytes(device)
+    found = [*_left_to_groups()]
+    with suppress(AttributeError, *_UNREADABLE):
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    with suppress(*_UNREADABLE):
+        found.append(1024 * _counters(_PROC / "meminfo")["MemAvailable:"])
+    return min(found, default=None)
+
+
+def _left_to_groups() -> Iterator[int]:
+    """The bytes that each control group of this process can still take, of versions 1 and 2."""
+    with suppress(*_UNREADABLE):
+        for line in (_PROC / "self/cgroup").read_text().splitlines():
+            _, controllers, group = line.split(":", 2)
+            if controllers and "memory" not in controllers.split(","):
+                continue
+            root, limit, usage, total = _GROUPS, "memory.max", "memory.current", ""
+            if controllers:
+                root, total = _GROUPS / "memory", "total_"
+                limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+            folder = root / group.lstrip("/")
+            # A container may see its group as the root, under the path that it has outside.
+            for level in (p for p in (folder, *folder.parents) if p.is_relative_to(root)):
+                # A group without a limit has the word max, and the outermost group has no file.
+                with suppress(*_UNREADABLE):
+                    left = int((level / limit).read_text()) - int((level / usage).read_text())
+                    pages = _counters(level / "memory.stat")
+                    # Pages of files are counted as used, and are given up before memory runs out.
+                    yield left + pages[f"{total}active_file"] + pages[f"{total}inactive_file"]
+
+
+def _counters(path: Path) -> dict[str, int]:
+    """The numbers of a file of the kernel by the first word of each line."""
+    lines = map(str.split, path.read_text().splitlines())
+    return {name: int(value) for name, value, *_ in lines}
 
 
 def is_out_of_memory(error: BaseException) -> bool:

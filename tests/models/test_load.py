@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import sys
 import time
 from collections.abc import Callable
@@ -141,7 +142,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def test_a_revision_of_a_hub_model(load: Any, hub: dict[str, str], folder: Path) -> None:
     assert load("someone/tiny").fingerprint() == hub["main"]
     assert load("someone/tiny", revision="v2").fingerprint() == hub["v2"]
-    assert "hub did not provide it" in refusal(lambda: load("someone/tiny", revision="v3"))
+    assert "hub did not answer in time" in refusal(lambda: load("someone/tiny", revision="v3"))
     message = refusal(lambda: load(folder, revision="v2"))
     assert message == f"--revision is for models of the hub, not {folder}: leave it out"
 
@@ -328,6 +329,19 @@ def test_a_hub_name_without_a_network_names_what_is_local_and_soon(
     assert time.monotonic() - started < 10
     assert name in message
     assert "builtin:smollm2-135m" in message
+
+
+def test_a_hub_that_is_slow_may_answer_as_late_as_its_library_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        started = time.monotonic()
+        message = refusal(lambda: load_model("gpt2"))
+    assert time.monotonic() - started < 2
+    assert "hub did not answer in time ($HF_HUB_ETAG_TIMEOUT): give a folder" in message
 
 
 def test_an_unknown_built_in_model() -> None:

@@ -243,7 +243,7 @@ def test_distillation_after_a_metric_without_text_has_the_model_write_one(tmp_pa
 def test_a_distillation_beyond_the_memory_is_refused_before_the_model_writes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.distillation.total_bytes", lambda _: 1000)
+    monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: 1000)
     line = refusal(lambda: prune(language_model(), cache=tmp_path, **SMALL))
     assert "--distill 0" in line
     assert not list(tmp_path.iterdir())

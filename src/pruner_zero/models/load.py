@@ -139,18 +139,20 @@ def _located(name: str, revision: str | None) -> Path:
 def _fetched(name: str, weights: str, revision: str | None) -> Path:
     """The folder in the hub's cache of the model `name`, with the files `weights`."""
     _check_hub_id(name)
+    away = not hub_reachable()
     try:
         folder = snapshot_download(
             name,
             revision=revision,
             # Repositories hold the same weights in other formats too, and states of optimizers.
             allow_patterns=[*BESIDE, weights],
-            local_files_only=is_offline_mode() or not hub_reachable(),
+            local_files_only=is_offline_mode() or away,
         )
     except Exception as error:
         # Any error means the same here; its type depends on the transport library.
+        did = "answer in time ($HF_HUB_ETAG_TIMEOUT)" if away else "provide it"
         raise PrunerZeroError(
-            f"{name} is no local folder and the Hugging Face hub did not provide it: "
+            f"{name} is no local folder and the Hugging Face hub did not {did}: "
             f"give a folder, a .gguf file or builtin:smollm2-135m ({one_line(error, 160)})"
         ) from error
     return Path(folder)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from pruner_zero.devices import total_bytes
+from pruner_zero.devices import available_bytes
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     LanguageModel,
@@ -54,15 +54,18 @@ def least_bytes(
 def check_memory(needed: int, model: LanguageModel) -> None:
     """Raise PrunerZeroError where `distill`, with `needed` bytes, cannot fit in the memory.
 
-    The memory is that of the devices that hold the dense `model`.
+    The memory is what is still available on the devices that hold the dense `model`, whose bytes
+    are part of those needed.
     """
     devices = {parameter.device for parameter in model.model.parameters()}
-    totals = [total_bytes(device) for device in devices]
-    known = [total for total in totals if total is not None]
-    if len(known) == len(totals) and needed > sum(known):
+    available = [available_bytes(device) for device in devices]
+    known = [count for count in available if count is not None]
+    more = needed - size_of(model.model)[1]
+    if len(known) == len(available) and more > sum(known):
         raise PrunerZeroError(
-            f"distillation of {model.name} needs at least {needed / 2**30:.1f} GiB, and there are "
-            f"{sum(known) / 2**30:.1f}: leave it out, by --distill 0 or without +distill=N"
+            f"distillation needs at least {more / 2**30:.1f} GiB beside {model.name}, and "
+            f"{sum(known) / 2**30:.1f} are available: free memory, or leave it out, by --distill 0 "
+            "or without +distill=N"
         )
 
 
