@@ -10,33 +10,28 @@ import pytest
 
 from pruner_zero import result_folder
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.journal import Journal
 from pruner_zero.provenance import Cost
-from pruner_zero.result_folder import RunCheckpoint, build_folder, check_output
+from pruner_zero.result_folder import build_folder, check_output
 
 
-class Work(RunCheckpoint):
-    """A run of one step."""
-
-    name, step = "blocks", "block"
-
-
-def work_in(partial: Path) -> Work:
-    return Work(partial / "blocks", {})
+def work_in(partial: Path, name: str = "blocks") -> Journal:
+    return Journal(partial / name, {})
 
 
 def build(output: Path, overwrite: bool = False) -> None:
-    def run(work: Work | None) -> Cost:
+    def run(work: Journal | None) -> Cost:
         assert work is not None
         if not work.lines:
             work.append({"step": 1}, {})
         return Cost(seconds=0.5)
 
-    def write(result: Cost, _work: Work, staged: Path) -> Cost:
+    def write(result: Cost, _work: Journal, staged: Path) -> Cost:
         staged.mkdir()
         (staged / "weights").write_text("all of them")
         return result
 
-    build_folder(output, overwrite, Work, {}, run, write)
+    build_folder(output, overwrite, "block", {}, run, write)
 
 
 def killed_at(name: str, action: Callable[[], None]) -> None:
@@ -134,16 +129,16 @@ def test_overwrite_keeps_what_the_command_reads(
 
 
 def test_a_run_that_fails_after_a_step_says_how_it_goes_on(tmp_path: Path) -> None:
-    def run(work: Work | None) -> Cost:
+    def run(work: Journal | None) -> Cost:
         assert work is not None
         work.append({"step": 1}, {})
         raise PrunerZeroError("choose another metric")
 
     with pytest.raises(PrunerZeroError) as caught:
-        build_folder(tmp_path / "out", False, Work, {}, run, lambda *_: Cost(seconds=0.5))
+        build_folder(tmp_path / "out", False, "block", {}, run, lambda *_: Cost(seconds=0.5))
     assert str(caught.value) == (
-        "choose another metric (the same command goes on after block 1, kept in "
-        f"{tmp_path / 'out.partial'}; with other settings add --overwrite, which discards it)"
+        f"choose another metric ({tmp_path / 'out.partial'} keeps the work up to block 1: the same "
+        "command goes on from there, and --overwrite discards it)"
     )
 
 
@@ -203,21 +198,15 @@ def test_a_current_folder_that_was_deleted_is_refused(
         check_output("out", overwrite=False)
 
 
-class Training(RunCheckpoint):
-    """A run of another command."""
-
-    name, step = "training", "step"
-
-
 def test_an_unfinished_run_of_another_command_is_deleted_only_by_overwrite(tmp_path: Path) -> None:
     partial = tmp_path / "out.partial"
-    Training(partial / "training", {}).append({"step": 1}, {})
+    work_in(partial, "steps").append({"step": 1}, {})
     (partial / ".lock").touch()
     with pytest.raises(PrunerZeroError, match="holds an unfinished run of another command: finish"):
         build(tmp_path / "out")
-    assert len(Training(partial / "training", {}).lines) == 1
+    assert len(work_in(partial, "steps").lines) == 1
     # One line also where it is damaged.
-    journal = partial / "training" / "journal.jsonl"
+    journal = partial / "steps" / "journal.jsonl"
     journal.write_bytes(journal.read_bytes().replace(b"step", b"st\xffp"))
     with pytest.raises(PrunerZeroError, match="holds an unfinished run of another command"):
         build(tmp_path / "out")
@@ -229,7 +218,7 @@ def test_an_unfinished_run_of_another_command_is_deleted_only_by_overwrite(tmp_p
 def test_a_run_of_another_command_that_finished_no_step_is_not_in_the_way(
     torn: str, tmp_path: Path
 ) -> None:
-    journal = Training(tmp_path / "out.partial" / "training", {}).folder / "journal.jsonl"
+    journal = work_in(tmp_path / "out.partial", "steps").folder / "journal.jsonl"
     journal.write_text(journal.read_text() + torn)
     (tmp_path / "out.partial" / ".lock").touch()
     build(tmp_path / "out")

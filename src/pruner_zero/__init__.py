@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pruner_zero.metric import Metric
     from pruner_zero.models import load_model
     from pruner_zero.pruning import prune
-    from pruner_zero.recovery import recover
+    from pruner_zero.recovery.recover import recover
 
 _ROOMS = {
     "Metric": "metric",
@@ -24,7 +24,7 @@ _ROOMS = {
     "evaluate": "evaluation.evaluate",
     "load_model": "models",
     "prune": "pruning",
-    "recover": "recovery",
+    "recover": "recovery.recover",
     "search": "evolution",
 }
 

@@ -1,5 +1,7 @@
 """A journal of finished steps, so that an interruption of long work costs at most one step."""
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,42 +20,45 @@ from pruner_zero.files import (
 
 JOURNAL = "journal.jsonl"
 
-# The identity of a run: one text, or everything that decides its result, by names for messages.
-Run = str | Mapping[str, str]
-
 
 class Journal:
     """Finished steps under `folder`: one line for each, and the files that later steps read.
 
     A step is finished once its line is on disk. The files that the line names are written before
     it, and the line has their checksums. Files that a killed process left half written are deleted.
-    `run` identifies the settings. Raises PrunerZeroError for
-    a folder that belongs to other settings, naming what changed, and for a damaged one.
+    What else a line holds is its writer's: the payload of a block, of a training step, of a pass.
+
+    identity: everything that decides the result, JSON values by names for messages. Raises
+    PrunerZeroError for a folder that belongs to another identity, naming what changed, and for a
+    damaged one; if `overwrite`, that run is deleted instead and a new one begins.
     """
 
-    def __init__(self, folder: Path, run: Run) -> None:
+    def __init__(self, folder: Path, identity: Mapping[str, Any], overwrite: bool = False) -> None:
         self.folder = folder
+        run = {
+            name: hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+            for name, value in identity.items()
+        }
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             delete_half_written(folder)
+        self.lines: list[dict[str, Any]]
         try:
-            lines = read_lines(folder / JOURNAL)
-        except PrunerZeroError as error:
-            raise self._damaged(JOURNAL) from error
-        if lines and lines[0].get("run") != run:
-            if len(lines) > 1:
-                raise PrunerZeroError(
-                    f"{folder} holds an unfinished run with other settings "
-                    f"({changed(lines[0].get('run'), run)} changed): finish that run, choose "
-                    "another output folder, or discard it with --overwrite"
-                )
-            # That run was stopped before its first step, so there is nothing to lose.
-            (folder / JOURNAL).unlink()
-            lines = []
-        if not lines:
-            append_line(folder / JOURNAL, {"run": run if isinstance(run, str) else dict(run)})
-        self.lines: list[dict[str, Any]] = lines[1:]
-        self._check()
+            self.lines = self._read(run)
+        except PrunerZeroError:
+            if not overwrite:
+                raise
+            with writing(folder):
+                self.discard()
+                folder.mkdir(exist_ok=True)
+            self.lines = []
+        if not (folder / JOURNAL).exists():
+            append_line(folder / JOURNAL, {"run": run})
+
+    @property
+    def finished(self) -> int:
+        """The number of finished steps: what the last line says, or one for each line."""
+        return self.lines[-1].get("finished", len(self.lines)) if self.lines else 0
 
     def append(
         self, values: Mapping[str, Any], files: Mapping[str, str], unneeded: Iterable[str] = ()
@@ -75,9 +80,27 @@ class Journal:
         (self.folder / JOURNAL).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _check(self) -> None:
+    def _read(self, run: Mapping[str, str]) -> list[dict[str, Any]]:
+        """The lines of the finished steps; none after another run that had not finished a step."""
+        try:
+            lines = read_lines(self.folder / JOURNAL)
+        except PrunerZeroError as error:
+            raise self._damaged(JOURNAL) from error
+        if not lines or lines[0].get("run") != run:
+            if len(lines) > 1:
+                raise PrunerZeroError(
+                    f"{self.folder} holds an unfinished run with other settings "
+                    f"({changed(lines[0].get('run'), run)} changed): finish that run, choose "
+                    "another output folder, or discard it with --overwrite"
+                )
+            (self.folder / JOURNAL).unlink(missing_ok=True)
+            return []
+        self._check(lines[1:])
+        return lines[1:]
+
+    def _check(self, lines: Iterable[dict[str, Any]]) -> None:
         needed: dict[str, str] = {}
-        for line in self.lines:
+        for line in lines:
             if not is_intact(line):
                 raise self._damaged(JOURNAL)
             needed |= line["files"]

@@ -5,9 +5,8 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import LOCK, check_writable, locked, write_atomic, write_json, writing
@@ -15,29 +14,13 @@ from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost
 
-
-class RunCheckpoint(Journal):
-    """The journal of an unfinished run.
-
-    name: the name of the folder inside `OUTPUT.partial`. step: the word for a step.
-    """
-
-    name: ClassVar[str]
-    step: ClassVar[str]
-
-    @property
-    def finished(self) -> int:
-        """The number of finished steps."""
-        return len(self.lines)
-
-
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A
 # marker without a result means that the result has been moved to its final path.
 _RESULT, _COMPLETE = "result", "complete"
 TIMING = "timing.json"
+# In the cards of pruned models.
+NOT_RETRAINED = "Nothing was retrained."
 
-J = TypeVar("J", bound=Journal)
-C = TypeVar("C", bound=RunCheckpoint)
 R = TypeVar("R")
 
 
@@ -109,52 +92,52 @@ def _files(folder: Path) -> set[str]:
 def build_folder(
     output: Path | None,
     overwrite: bool,
-    kind: type[C],
+    step: str,
     identity: Mapping[str, Any],
-    run: Callable[[C | None], R],
-    write: Callable[[R, C, Path], Cost],
+    run: Callable[[Journal | None], R],
+    write: Callable[[R, Journal, Path], Cost],
     progress: Progress = SILENT,
 ) -> R:
     """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
 
     Without an `output`, only run.
 
-    kind: the class of the checkpoint. identity: everything that decides the result, by names for
-    messages. run: does the work from the checkpoint on. write: writes the result to a new folder
-    and returns the cost of this process; timing.json, with this cost, the step at which the process
-    started and the names of all files, is added.
-    Raises PrunerZeroError where another process works on the same output, where an unfinished run
-    has another identity or kind and `overwrite` is false, and what `run` raises; `output` is then
-    unchanged, and the checkpoint stays for the next call.
+    step: the word for a step, whose plural names the folder of the journal. identity: as `Journal`
+    takes it. run: does the work after what the journal holds. write: writes the result to a new
+    folder and returns the cost of this process; timing.json, with this cost, the step at which the
+    process started and the names of all files, is added. Raises PrunerZeroError where another
+    process works on the same output, where an unfinished run has another identity or other steps
+    and `overwrite` is false, and what `run` raises; `output` is then unchanged, and the journal
+    stays for the next call.
     """
     if output is None:
         return run(None)
     partial = _partial(output)
     with locked(partial):
-        _discard_others(partial, kind, overwrite)
-        checkpoint = take_up(kind, partial / kind.name, identity, overwrite)
-        started = checkpoint.finished
+        _discard_others(partial, f"{step}s", overwrite)
+        journal = Journal(partial / f"{step}s", identity, overwrite)
+        started = journal.finished
         if started:
-            progress.note(f"going on after {kind.step} {started} in {partial}")
+            progress.note(f"going on after {step} {started} in {partial}")
         try:
             # Checked again under the lock, since another process may have finished before it.
             check_output(output, overwrite)
-            result = run(checkpoint)
+            result = run(journal)
         except PrunerZeroError as error:
-            if not checkpoint.lines:
+            if not journal.lines:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
             raise PrunerZeroError(
-                f"{error} (the same command goes on after {kind.step} {checkpoint.finished}, kept "
-                f"in {partial}; with other settings add --overwrite, which discards it)"
+                f"{error} ({partial} keeps the work up to {step} {journal.finished}: the same "
+                "command goes on from there, and --overwrite discards it)"
             ) from error
         staged = partial / _RESULT
         (partial / _COMPLETE).unlink(missing_ok=True)
         shutil.rmtree(staged, ignore_errors=True)
-        cost = write(result, checkpoint, staged)
+        cost = write(result, journal, staged)
         finished = datetime.now(UTC).isoformat(timespec="seconds")
         timing: dict[str, Any] = {"finished": finished, **cost.to_json()}
-        timing[f"first_{kind.step}_of_this_process"] = started
+        timing[f"first_{step}_of_this_process"] = started
         # What a later --overwrite may delete.
         timing["files"] = sorted({*_files(staged), TIMING})
         write_json(staged / TIMING, timing)
@@ -186,10 +169,10 @@ def _discard(partial: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _discard_others(partial: Path, kind: type[RunCheckpoint], overwrite: bool) -> None:
-    """Delete unfinished runs of other kinds; refuse them if `overwrite` is false."""
+def _discard_others(partial: Path, name: str, overwrite: bool) -> None:
+    """Delete unfinished runs in other folders than `name`; refuse them if not `overwrite`."""
     for journal in partial.glob(f"*/{JOURNAL}"):
-        if journal.parent.name == kind.name:
+        if journal.parent.name == name:
             continue
         with writing(journal):
             # The first line is the identity of the run; a torn line has no end.
@@ -201,24 +184,6 @@ def _discard_others(partial: Path, kind: type[RunCheckpoint], overwrite: bool) -
             # First, so that a half-deleted run cannot be resumed.
             journal.unlink()
             shutil.rmtree(journal.parent)
-
-
-def take_up(kind: type[J], folder: Path, identity: Mapping[str, Any], overwrite: bool) -> J:
-    """Open the unfinished run of this `identity` under `folder`, or begin it.
-
-    A run of another identity is deleted if `overwrite` is true.
-    """
-    run = {
-        name: sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
-        for name, value in identity.items()
-    }
-    try:
-        return kind(folder, run)
-    except PrunerZeroError:
-        if not overwrite:
-            raise
-    shutil.rmtree(folder)
-    return kind(folder, run)
 
 
 def _move(staged: Path, output: Path, partial: Path) -> None:

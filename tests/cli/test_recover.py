@@ -32,10 +32,10 @@ def test_it_reports_the_recovered_model(
 
 
 def test_json_output(cli: Cli, model: Path, text_file: Path, tmp_path: Path) -> None:
-    options = ["--mode", "lora", "--rank", 2, "--keep", "last", "--json"]
+    options = ["--keep", "last", "--json"]
     done = cli("recover", model, "--text", text_file, *SMALL, *options, "-o", tmp_path / "out")
     report = json.loads(done.out)
-    assert report["settings"]["mode"] == "lora"
+    assert report["settings"]["teacher_share"] is None
     assert (report["output"], report["kept_step"]) == (str(tmp_path / "out"), 3)
     assert report["sparsity_after"] == 0.5
     assert report["loss_after"] < report["loss_before"]
@@ -62,7 +62,7 @@ def test_bad_input_is_refused_in_one_line(
     cli: Cli, model: Path, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     good = ("recover", model, "--text", text_file, "-o", tmp_path / "out")
-    assert "--mode is 'lorra'" in cli(*good, "--mode", "lorra").error
+    assert "--teacher-share has no effect" in cli(*good, "--teacher-share", 0.5).error
     assert "--minutes is 0.0" in cli(*good, "--minutes", 0).error
     assert "is not pruned" in cli("recover", llama_folder, *good[2:], *SMALL).error
     assert "no text to train on" in cli("recover", model, "-o", tmp_path / "out").error

@@ -83,7 +83,7 @@ def _recover(model: Path, text: Path) -> Verb:
         weights = (folder / "out" / "model.safetensors").read_bytes()
         return weights, (folder / "out" / "recovery.json").read_bytes()
 
-    return Verb(arguments, result, "out.partial/training/journal.jsonl")
+    return Verb(arguments, result, "out.partial/steps/journal.jsonl")
 
 
 VERBS: dict[str, Callable[[Path, Path], Verb]] = {

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pruner_zero.models import LanguageModel, next_token_loss
-from pruner_zero.recovery.loss import check_teacher, distillation_loss
+from pruner_zero.recovery.distillation import distillation_loss
+from pruner_zero.recovery.recover import check_teacher
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from pruner_zero.calibration import self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices, load_model
-from pruner_zero.recovery import RecoverResult, recover
-from pruner_zero.recovery.lora import MaskedAdapters
+from pruner_zero.recovery.recover import recover
+from pruner_zero.recovery.result import RecoverResult
 from pruner_zero.recovery.train import Training
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import tokens_sha256
@@ -24,14 +24,12 @@ from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, tiny_model
 
 SMALL: dict[str, Any] = {"steps": 4, "seqlen": 16, "validation_windows": 2, "learning_rate": 1e-2}
-modes = pytest.mark.parametrize("mode", ["full", "lora"])
 
 
 def run(model: object, prose: str, **options: Any) -> RecoverResult:
     return recover(model, text=Corpus("prose", prose), **{**SMALL, **options})
 
 
-@modes
 @pytest.mark.parametrize(
     ("architecture", "compute"),
     [
@@ -39,12 +37,10 @@ def run(model: object, prose: str, **options: Any) -> RecoverResult:
         *((architecture, "float32") for architecture in ("llama", "gpt2", "gpt_oss")),
     ],
 )
-def test_every_zero_stays_and_the_model_learns(
-    architecture: str, compute: str, mode: str, prose: str
-) -> None:
+def test_every_zero_stays_and_the_model_learns(architecture: str, compute: str, prose: str) -> None:
     pruned, zeros = pruned_model(architecture)
     before = {name: tensor.clone() for name, tensor in pruned.weights()}
-    result = run(pruned, prose, mode=mode, compute_dtype=compute, keep="last")
+    result = run(pruned, prose, compute_dtype=compute, keep="last")
     assert result.compute_dtype == compute
     assert result.loss_after < result.loss_before
     moved = 0
@@ -59,24 +55,22 @@ def test_every_zero_stays_and_the_model_learns(
     assert result.sparsity_after == result.sparsity_before
 
 
-@modes
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_narrow_model_comes_back_in_its_dtype(
-    mode: str, dtype: torch.dtype, prose: str, tmp_path: Path
+    dtype: torch.dtype, prose: str, tmp_path: Path
 ) -> None:
     pruned, zeros = pruned_model("llama", dtype)
-    run(pruned, prose, mode=mode, output=tmp_path / "out")
+    run(pruned, prose, output=tmp_path / "out")
     loaded = load_model(tmp_path / "out").model
     for name, parameter in loaded.named_parameters():
         assert parameter.dtype == dtype
         assert name not in zeros or not parameter[zeros[name]].any()
 
 
-@modes
 def test_plain_transformers_loads_the_folder(
-    mode: str, pruned_folder: Path, prose: str, tmp_path: Path
+    pruned_folder: Path, prose: str, tmp_path: Path
 ) -> None:
-    result = run(pruned_folder, prose, mode=mode, output=tmp_path / "out")
+    result = run(pruned_folder, prose, output=tmp_path / "out")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     zeros = find_matrices(AutoModelForCausalLM.from_pretrained(pruned_folder))
     state = result.language_model.model.state_dict()
@@ -130,19 +124,21 @@ def test_files_of_prune_are_copied_and_the_card_is_extended(prose: str, tmp_path
 
 
 def test_a_folder_without_a_card_gets_one(pruned_folder: Path, prose: str, tmp_path: Path) -> None:
-    run(pruned_folder, prose, output=tmp_path / "out", mode="lora", rank=4)
+    run(pruned_folder, prose, output=tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: transformers\n")
-    assert "a LoRA of rank 4 under the pruning mask" in card
+    assert "Fine-tuned (all kept weights) for 4 steps" in card
 
 
 def test_without_a_text_the_teacher_writes_it(
     llama_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path))
+    monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path / "default"))
     pruned, zeros = pruned_model()
-    small = {**SMALL, "windows": 12, "steps": 40, "keep": "last"}
+    small = {**SMALL, "windows": 12, "steps": 40, "keep": "last", "cache": tmp_path / "cache"}
     result = recover(pruned, teacher=llama_folder, output=tmp_path / "out", **small)
+    assert (tmp_path / "cache").is_dir()
+    assert not (tmp_path / "default").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"text that the teacher wrote, taught by `{llama_folder}`" in card
     learned = [point.train_loss for point in result.curve if point.train_loss is not None]
@@ -182,16 +178,14 @@ def test_a_teacher_by_name_or_as_an_object(llama_folder: Path, prose: str) -> No
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
 
 
-@pytest.mark.parametrize(
-    ("structure", "mode"), [("channels", "full"), ("heads", "lora"), ("blocks", "full")]
-)
+@pytest.mark.parametrize("structure", ["channels", "heads", "blocks"])
 def test_a_smaller_model_learns_from_the_dense_one_of_other_widths(
-    structure: str, mode: str, prose: str, tmp_path: Path
+    structure: str, prose: str, tmp_path: Path
 ) -> None:
     dense = save_tiny(tmp_path / "dense", blocks=4)
     folder = save_compact(tmp_path / "compact", prose, structure, dense)
     before = AutoModelForCausalLM.from_pretrained(folder)
-    options: dict[str, Any] = {"teacher": dense, "mode": mode, "keep": "last"}
+    options: dict[str, Any] = {"teacher": dense, "keep": "last"}
     result = run(folder, prose, output=tmp_path / "out", **options)
     assert result.loss_after < result.loss_before
     assert "zeros" not in repr(result)
@@ -206,7 +200,7 @@ def test_a_smaller_model_learns_from_the_dense_one_of_other_widths(
     assert f"taught by `{dense}`.\n" in card
     assert "mask" not in card.split("## Recovery")[1]
     assert json.loads((tmp_path / "out" / "pruning.json").read_text())["settings"]["structure"]
-    line = refusal(lambda: run(folder, prose, mode=mode))
+    line = refusal(lambda: run(folder, prose))
     assert "if prune removed whole units, give the dense model as --teacher" in line
 
 
@@ -265,13 +259,13 @@ def test_divergence_before_the_first_checkpoint_leaves_nothing(
 )
 def test_a_full_disk_costs_no_training(pruned_folder: Path, prose: str, tmp_path: Path) -> None:
     output = tmp_path / "out"
-    # Room enough for the checkpoint's half of the weights, not for the whole model.
-    sizes = {"keep": "last", "mode": "lora", "rank": 1}
-    with full_disk(60_000):
-        line = refusal(lambda: run(pruned_folder, prose, output=output, **sizes))
+    # Room enough for the moments of half of the weights, not for the model and its embeddings.
+    room = (pruned_folder / "model.safetensors").stat().st_size - 4000
+    with full_disk(room):
+        line = refusal(lambda: run(pruned_folder, prose, output=output, keep="last"))
     assert "no space left" in line
     assert not output.exists()
-    result = run(pruned_folder, prose, output=output, **sizes)
+    result = run(pruned_folder, prose, output=output, keep="last")
     timing = json.loads((output / "timing.json").read_text())
     assert timing["first_step_of_this_process"] == SMALL["steps"]
     assert result.curve[-1].step == SMALL["steps"]
@@ -286,23 +280,3 @@ def test_a_failed_allocation_names_the_settings_to_lower(
     monkeypatch.setattr(Training, "run", fail)
     line = refusal(lambda: run(pruned_folder, prose))
     assert line == "out of memory: choose a smaller --batch or a shorter --seqlen"
-
-
-def test_adapters_keep_the_weights_in_the_dtype_of_the_model(
-    prose: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In float32 a copy of a 7B model in bfloat16 would take twice the memory."""
-    pruned, _ = pruned_model(dtype=torch.bfloat16)
-    seen: list[torch.dtype] = []
-    train = Training.run
-
-    def spied(self: Training, *given: Any) -> int:
-        for trainable in self.trainables:
-            assert isinstance(trainable, MaskedAdapters)
-            assert trainable.parameter.dtype == torch.float32
-            seen.append(trainable.base.dtype)
-        return train(self, *given)
-
-    monkeypatch.setattr(Training, "run", spied)
-    run(pruned, prose, mode="lora")
-    assert set(seen) == {torch.bfloat16}

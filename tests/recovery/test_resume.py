@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pruner_zero.journal import Journal
 from pruner_zero.progress import Progress
-from pruner_zero.recovery import Checkpoint, recover
-from pruner_zero.recovery.train import State
+from pruner_zero.recovery.recover import recover
+from pruner_zero.recovery.train import State, commit_state
 from pruner_zero.text.corpus import Corpus
 from tests.conftest import save_tiny
 from tests.processes import Forked
@@ -55,31 +56,23 @@ def check_same(folder: Path, expected: Path) -> None:
 
 def steps_on_disk(output: Path) -> int:
     """The step of the last whole checkpoint, −1 where there is none."""
-    journal = output.with_name(output.name + ".partial") / "training" / "journal.jsonl"
+    journal = output.with_name(output.name + ".partial") / "steps" / "journal.jsonl"
     data = journal.read_bytes() if journal.exists() else b""
     lines = data[: data.rfind(b"\n") + 1].splitlines()[1:]
     return int(json.loads(lines[-1])["state"]["step"]) if lines else -1
 
 
 @pytest.mark.fault("SIGKILL at a random moment of search, prune, offloaded gradients, recover")
-@pytest.mark.parametrize(
-    "mode",
-    [
-        ["--text", "builtin:pydoc=2"],
-        pytest.param(["--mode", "lora"], marks=pytest.mark.slow),
-    ],
-)
-def test_kills_change_no_byte(
-    mode: list[object], deep_folder: Path, text_file: Path, tmp_path: Path
-) -> None:
+def test_kills_change_no_byte(deep_folder: Path, text_file: Path, tmp_path: Path) -> None:
+    more = ["--text", "builtin:pydoc=2"]
     whole, output = tmp_path / "whole", tmp_path / "out"
     began = time.monotonic()
-    assert Forked(*command(deep_folder, text_file, whole, *mode), log=tmp_path / "log").end() == 0
+    assert Forked(*command(deep_folder, text_file, whole, *more), log=tmp_path / "log").end() == 0
     seconds = time.monotonic() - began
     generator = random.Random(0)
     reached = []
     for attempt in range(5):
-        process = Forked(*command(deep_folder, text_file, output, *mode), log=tmp_path / "log")
+        process = Forked(*command(deep_folder, text_file, output, *more), log=tmp_path / "log")
         time.sleep(generator.uniform(0.2, 0.6) * seconds)
         if attempt % 4 == 0:
             # On a machine that became busier, all moments may come before the first step.
@@ -92,12 +85,12 @@ def test_kills_change_no_byte(
     assert reached == sorted(reached)
     assert any(0 < step < STEPS for step in reached), "no kill fell into the training"
     if not output.exists():
-        last = Forked(*command(deep_folder, text_file, output, *mode), log=tmp_path / "log")
+        last = Forked(*command(deep_folder, text_file, output, *more), log=tmp_path / "log")
         assert last.end() == 0, last.err.read_text()
         assert f"going on after step {reached[-1]} in {output}.partial" in last.err.read_text()
     else:
         # It was done, perhaps all but for the traces of its work: they go with the next call.
-        last = Forked(*command(deep_folder, text_file, output, *mode), log=tmp_path / "log")
+        last = Forked(*command(deep_folder, text_file, output, *more), log=tmp_path / "log")
         assert last.end() == 2
         assert "is not empty" in last.err.read_text()
     check_same(output, whole)
@@ -198,7 +191,7 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
 ) -> None:
     output, text = tmp_path / "out", Corpus("prose", prose)
     options = stopped_run(pruned_folder, prose, output)
-    file = next((tmp_path / "out.partial" / "training").glob("moments-*"))
+    file = next((tmp_path / "out.partial" / "steps").glob("moments-*"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -221,14 +214,13 @@ def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
         return replace(earlier(value), seconds=3600.0)
 
     steps: list[int] = []
-    commit = Checkpoint.commit
 
-    def noted(self: Checkpoint, state: Any, *rest: Any) -> None:
-        steps.append(state["step"])
-        commit(self, state, *rest)
+    def noted(journal: Journal, step: int, *rest: Any) -> None:
+        steps.append(step)
+        commit_state(journal, step, *rest)
 
     monkeypatch.setattr(State, "from_json", slow)
-    monkeypatch.setattr(Checkpoint, "commit", noted)
+    monkeypatch.setattr("pruner_zero.recovery.train.commit_state", noted)
     monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 1800.0)
     recover(pruned_folder, text=text, output=output, **options)
     assert steps == [8]
@@ -239,7 +231,7 @@ def test_a_run_that_goes_on_does_not_get_its_spent_minutes_back(
 ) -> None:
     output, text = tmp_path / "out", Corpus("prose", prose)
     options = stopped_run(pruned_folder, prose, output)
-    journal = tmp_path / "out.partial" / "training" / "journal.jsonl"
+    journal = tmp_path / "out.partial" / "steps" / "journal.jsonl"
     spent = json.loads(journal.read_text().splitlines()[-1])["state"]["seconds"]
     result = recover(pruned_folder, text=text, output=output, **options)
     seconds = [point.seconds for point in result.curve]

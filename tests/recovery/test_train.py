@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice, pairwise
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 
 from pruner_zero.models import LanguageModel, find_matrices, next_token_loss, parameters_of
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.recovery import RecoverSettings, train
+from pruner_zero.recovery import train
+from pruner_zero.recovery.distillation import distillation_loss
+from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
 from pruner_zero.recovery.train import BETAS, State, Training
-from pruner_zero.recovery.trainable import KeptWeights, Trainable, float32_weights
 from pruner_zero.recovery.windows import in_training_order, split_windows
+from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
 from tests.recovery.conftest import pruned_model
@@ -38,14 +41,18 @@ def settings(**options: Any) -> RecoverSettings:
 
 
 def training(
-    pruned: LanguageModel, parts: tuple[Windows, Windows], config: RecoverSettings, **more: Any
+    pruned: LanguageModel,
+    parts: tuple[Windows, Windows],
+    config: RecoverSettings,
+    teacher: torch.nn.Module | None = None,
+    **more: Any,
 ) -> Training:
-    matrices = find_matrices(pruned.model)
-    learning: list[Trainable] = [
-        KeptWeights(name, parameter) for name, parameter in parameters_of(matrices).items()
-    ]
+    model, matrices = pruned.model, find_matrices(pruned.model)
+    loss = partial(next_token_loss, model)
+    if teacher is not None:
+        loss = partial(distillation_loss, model, teacher, share=config.teacher_share or 1.0)
     learned, held_out = parts
-    return Training(pruned.model, learning, [learned], [1], held_out, config, **more)
+    return Training(model, matrices, [learned], [1], held_out, config, loss, **more)
 
 
 def plain_training(pruned: LanguageModel, windows: Windows, config: RecoverSettings) -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from pruner_zero.recovery import RecoverSettings
-from pruner_zero.settings import read_settings
+from pruner_zero.settings.base import read_settings
+from pruner_zero.settings.recover import RecoverSettings
 from tests.text.refusals import refusal
 
 NAMES = {"model": "m", "text": "t"}
@@ -35,7 +35,7 @@ def test_predictions_alone_are_learned_where_the_teacher_writes_the_text(
     assert read_settings(RecoverSettings, given).teacher_share == share
 
 
-@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"mode": "lora", "minutes": 2.0}])
+@pytest.mark.parametrize("options", [{}, {"steps": 3}, {"teacher": "d", "minutes": 2.0}])
 def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -> None:
     settings = RecoverSettings(**NAMES, **options)
     assert RecoverSettings(**settings.model_dump(mode="json")) == settings
@@ -44,16 +44,15 @@ def test_resolved_settings_read_back_as_themselves(options: dict[str, object]) -
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"mode": "lorra"}, "--mode is 'lorra': input should be 'full' or 'lora'"),
+        ({"keep": "first"}, "--keep is 'first': input should be 'best' or 'last'"),
         ({"steps": 0}, "--steps is 0"),
         ({"minutes": 0}, "--minutes is 0"),
-        ({"rank": 0}, "--rank is 0"),
+        ({"mode": "lora"}, "no setting 'mode'"),
         ({"teacher_share": 1.5, "teacher": "dense"}, "--teacher-share is 1.5"),
         ({"learning_rate": -1}, "--learning-rate is -1"),
         ({"learn_rate": 1}, "no setting 'learn_rate': did you mean 'learning_rate'?"),
         ({"teacher_share": 0.7}, "--teacher-share has no effect without --teacher: leave it out"),
-        ({"rank": 8}, "--rank has no effect without --mode lora: leave it out"),
-        ({"alpha": 8.0}, "--alpha has no effect without --mode lora: leave it out"),
+        ({"teacher_share": 0.5}, "--teacher-share has no effect without --teacher: leave it out"),
         ({"windows": 9}, "--windows has no effect without --text self: leave it out"),
         ({"text": 3}, "give a text, or several, each as TEXT or TEXT=SHARE"),
         ({"text": None}, "give one as --text, or the dense model as --teacher"),

@@ -25,7 +25,6 @@ from pruner_zero.models import (
     find_matrices,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.result_folder import take_up
 from pruner_zero.text.windows import Windows
 
 
@@ -126,7 +125,7 @@ def _forward(
     journal = None
     if isinstance(language_model, OffloadedModel):
         settings = {**store.settings, "kinds": list(statistics)}
-        journal = take_up(Journal, store.folder / "inputs.partial", settings, overwrite=True)
+        journal = Journal(store.folder / "inputs.partial", settings, overwrite=True)
     written: list[dict[Kind, str]] = [line["digests"] for line in journal.lines] if journal else []
     first = len(written)
 

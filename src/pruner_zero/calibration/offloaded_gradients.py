@@ -36,7 +36,6 @@ from pruner_zero.models import (
     run_windows,
 )
 from pruner_zero.progress import Progress
-from pruner_zero.result_folder import take_up
 
 
 class OffloadedGradients:
@@ -65,7 +64,7 @@ class OffloadedGradients:
         check_gradients(self.matrices)
         settings = {**store.settings, "kinds": list(statistics)}
         folder = store.folder / "gradients.partial"
-        self.journal = take_up(Journal, folder, settings, overwrite=True)
+        self.journal = Journal(folder, settings, overwrite=True)
 
     def run(self) -> Digests:
         """Write the statistics of all blocks; their checksums by kind and block."""

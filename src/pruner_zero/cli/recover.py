@@ -6,7 +6,7 @@ from typing import Any
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.progress import progress
-from pruner_zero.settings import RecoverSettings
+from pruner_zero.settings.recover import RecoverSettings
 
 
 @with_settings(RecoverSettings)
@@ -14,15 +14,21 @@ def recover(
     settings: dict[str, Any],
     output: options.OutputFolder,
     overwrite: options.Overwrite = False,
+    cache: options.Cache = None,
     config: options.Config = None,
     as_json: options.AsJson = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Fine-tune the pruned MODEL, keeping its zeros. The same command continues a stopped run."""
-    from pruner_zero.recovery import recover as run
+    from pruner_zero.recovery.recover import recover as run
 
     result = run(
-        output=output, overwrite=overwrite, config=config, progress=progress(quiet), **settings
+        output=output,
+        overwrite=overwrite,
+        cache=cache,
+        config=config,
+        progress=progress(quiet),
+        **settings,
     )
     summary = {"output": str(result.output), **result.cost.to_json(), **result.to_json()}
     print(json.dumps(summary) if as_json else result.caption())

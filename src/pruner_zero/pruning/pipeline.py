@@ -14,6 +14,7 @@ from torch import nn
 
 from pruner_zero.calibration import InputStatistic, StatisticsStore, calibrate, select
 from pruner_zero.choices import Mode
+from pruner_zero.journal import Journal
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
@@ -25,7 +26,7 @@ from pruner_zero.models import (
     give_back,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.checkpoint import commit_block, finished_records, restore_blocks
 from pruner_zero.pruning.choice import Choice, choose
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.propagation import Propagation
@@ -33,7 +34,7 @@ from pruner_zero.pruning.prune_matrix import prune_matrix
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.removal import Removal
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
-from pruner_zero.recovery import check_memory, least_bytes
+from pruner_zero.recovery.distillation import check_memory
 from pruner_zero.sparsity import groups
 from pruner_zero.text.windows import Windows
 
@@ -54,7 +55,7 @@ def check_plan(
     _check_parameters(language_model, matrices)
     if method.distill:
         share, cut = method.pattern.sparsity, isinstance(method.pattern, Removal)
-        check_memory(least_bytes(language_model, matrices, share, cut=cut), language_model)
+        check_memory(language_model, matrices, share, cut=cut)
     return matrices
 
 
@@ -90,7 +91,7 @@ def prune_model(
     mode: Mode = "auto",
     matrices: Sequence[Matrix] | None = None,
     damping: float = 0.01,
-    checkpoint: Checkpoint | None = None,
+    journal: Journal | None = None,
     progress: Progress = SILENT,
 ) -> list[MatrixRecord]:
     """Prune the model in place; return what was done to each matrix.
@@ -99,12 +100,12 @@ def prune_model(
     Wanda and SparseGPT do; G is always of the dense model. One-shot: everything is
     calibrated on the dense model. matrices: what `check_plan` returned; all matrices, after the
     same checks, where None. `store` keeps the dense statistics; damping: the share of the mean
-    diagonal added to Hessians. `checkpoint` makes each finished block durable; it holds the result
+    diagonal added to Hessians. `journal` makes each finished block durable; it holds the result
     of an offloaded model, and its activations between two blocks. Raises PrunerZeroError.
     """
     order = method.mode(mode)
-    if isinstance(language_model, OffloadedModel) and checkpoint is None:
-        raise ValueError("an offloaded model needs a checkpoint to be pruned into")
+    if isinstance(language_model, OffloadedModel) and journal is None:
+        raise ValueError("an offloaded model needs a journal to be pruned into")
     if matrices is None:
         matrices = check_plan(language_model, method)
     calibrate(language_model, windows, method.dense_kinds(order), store, progress=progress)
@@ -116,7 +117,7 @@ def prune_model(
         DenseStatistics(store, damping),
         damping,
         progress,
-        checkpoint,
+        journal,
         propagated=order == "sequential" and bool(select(InputStatistic, method.kinds)),
     )
     records = run.blocks()
@@ -137,22 +138,22 @@ class _Run:
     statistics: DenseStatistics
     damping: float
     progress: Progress
-    checkpoint: Checkpoint | None
+    journal: Journal | None
     propagated: bool
 
     def blocks(self) -> list[MatrixRecord]:
         """Prune all blocks that are not finished yet; the records of all."""
-        model, method, checkpoint = self.language_model, self.method, self.checkpoint
+        model, method, journal = self.language_model, self.method, self.journal
         # This looks at dense weights, so it comes before finished blocks are restored.
         dense = self.dense_choice() if method.pattern.reach == "model" else None
-        first, records = (checkpoint.finished, checkpoint.records()) if checkpoint else (0, [])
+        first, records = (journal.finished, finished_records(journal)) if journal else (0, [])
         last = max(matrix.block for matrix in self.matrices)
         propagation = None
         if self.propagated and first <= last:
             tokens = self.windows.tokens
-            propagation = Propagation(model, tokens, checkpoint, asymmetric=method.asymmetric)
-        if checkpoint and not isinstance(model, OffloadedModel):
-            checkpoint.restore(self.matrices)
+            propagation = Propagation(model, tokens, journal, asymmetric=method.asymmetric)
+        if journal and not isinstance(model, OffloadedModel):
+            restore_blocks(journal, self.matrices)
         if propagation:
             propagation.catch_up(model, first)
         unfinished = range(first, len(self.by_block))
@@ -169,10 +170,10 @@ class _Run:
                     propagation = None
                 if propagation:
                     propagation.advance(block, index)
-                if checkpoint:
+                if journal:
                     hidden = propagation.file if propagation else None
                     # Not bound to a name, so that the tensors are freed with the block.
-                    checkpoint.commit(model.changed(index, matrices), done, hidden)
+                    commit_block(journal, model.changed(index, matrices), done, hidden)
             records += done
         return records
 

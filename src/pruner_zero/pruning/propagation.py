@@ -5,6 +5,7 @@ from collections.abc import Collection, Sequence
 from torch import Tensor, nn
 
 from pruner_zero.calibration import Kind, MatrixStatistics, WindowFile, collect_inputs
+from pruner_zero.journal import Journal
 from pruner_zero.models import (
     DISCARDED,
     Activations,
@@ -14,14 +15,18 @@ from pruner_zero.models import (
     experts_one_by_one,
     run_windows,
 )
-from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.checkpoint import (
+    last_activations,
+    new_activations,
+    new_dense_activations,
+)
 
 
 class Propagation:
     """The activations between two blocks of the pruned model, by calibration window.
 
     hidden: the input of the next block. If `asymmetric`, the dense model's input of that block is
-    kept too. An offloaded model keeps both in files of the checkpoint and continues after the
+    kept too. An offloaded model keeps both in files beside the journal and continues after the
     finished blocks. A model in memory still has its dense weights at this point; `catch_up` then
     runs the finished blocks.
     """
@@ -30,14 +35,14 @@ class Propagation:
         self,
         language_model: LanguageModel,
         tokens: Tensor,
-        checkpoint: Checkpoint | None,
+        journal: Journal | None,
         *,
         asymmetric: bool,
     ) -> None:
         on_disk = isinstance(language_model, OffloadedModel)
-        self._files = checkpoint if on_disk else None
+        self._journal = journal if on_disk else None
         self._windows = len(tokens)
-        started = self._files.hidden() if self._files else None
+        started = last_activations(journal) if journal and on_disk else None
         self.hidden: Activations = self._place(-1) if started is None else started
         first = self.hidden if started is None else DISCARDED
         self._arguments = language_model.block_calls(tokens, first).arguments
@@ -47,7 +52,7 @@ class Propagation:
             self._dense = self._dense_place(-1)
             # Of its own: through some arguments a block passes keys and values on to later ones.
             self._dense_arguments = language_model.block_calls(tokens, self._dense).arguments
-            for index in range(checkpoint.finished if checkpoint else 0):
+            for index in range(journal.finished if journal else 0):
                 with language_model.block(index) as block:
                     self._dense = self._run_dense(block, index, self._dense)
 
@@ -58,7 +63,7 @@ class Propagation:
 
     def catch_up(self, language_model: LanguageModel, finished: int) -> None:
         """Run the finished blocks of a model in memory, which has their pruned weights by now."""
-        for index in range(0 if self._files else finished):
+        for index in range(0 if self._journal else finished):
             with language_model.block(index) as block:
                 self.advance(block, index)
 
@@ -97,7 +102,8 @@ class Propagation:
 
     def _place(self, index: int) -> Activations:
         """A new place for the outputs of a block; −1 stands for the embeddings."""
-        return self._files.activations(index, self._windows) if self._files else []
+        return new_activations(self._journal, index, self._windows) if self._journal else []
 
     def _dense_place(self, index: int) -> Activations:
-        return self._files.dense_activations(index, self._windows) if self._files else []
+        journal = self._journal
+        return new_dense_activations(journal, index, self._windows) if journal else []

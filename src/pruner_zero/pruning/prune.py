@@ -9,6 +9,7 @@ from typing import Any
 from pruner_zero.calibration import GradientStatistic, StatisticsStore, check_gradients, select
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.journal import Journal
 from pruner_zero.metric import Metric
 from pruner_zero.models import (
     LanguageModel,
@@ -21,7 +22,7 @@ from pruner_zero.models import (
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.pruning.checkpoint import Checkpoint
+from pruner_zero.pruning.checkpoint import weight_files
 from pruner_zero.pruning.method import Method, describe_steps
 from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
 from pruner_zero.pruning.pipeline import check_plan
@@ -150,7 +151,7 @@ def prune(
     before = size_of(language_model.model)[0]
     order = method.mode(checked.mode)
 
-    def run(checkpoint: Checkpoint | None) -> PruneResult:
+    def run(journal: Journal | None) -> PruneResult:
         if checked.is_default and not chosen_by(method.pattern):
             inputs = max(matrix.weight.shape[1] for matrix in matrices)
             slow = language_model.device.type == "cpu" and inputs >= _MANY_INPUTS
@@ -165,7 +166,7 @@ def prune(
                 matrices=matrices,
                 damping=checked.damping,
                 seed=checked.seed,
-                checkpoint=checkpoint,
+                journal=journal,
                 progress=progress,
             )
         calibrated = windows.describe() if len(windows) else {}
@@ -188,9 +189,9 @@ def prune(
             folder,
         )
 
-    def write(result: PruneResult, checkpoint: Checkpoint, staged: Path) -> Cost:
+    def write(result: PruneResult, journal: Journal, staged: Path) -> Cost:
         if isinstance(language_model, OffloadedModel):
-            config, files = None, checkpoint.weights()
+            config, files = None, weight_files(journal)
             if isinstance(method.pattern, Structured):
                 config, files = method.pattern.shrink_offloaded(language_model, files)
             save_offloaded(language_model, files, staged, config)
@@ -202,7 +203,7 @@ def prune(
     with torch_threads(checked.threads):
         windows, store = open_calibration(texts, language_model, checked, cache, progress)
         identity = _identity(checked, method, store)
-        return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
+        return build_folder(folder, overwrite, "block", identity, run, write, progress)
 
 
 def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:

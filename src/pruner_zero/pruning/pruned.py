@@ -2,15 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from copy import deepcopy
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from pruner_zero.calibration import StatisticsStore
 from pruner_zero.choices import Mode
+from pruner_zero.journal import Journal
 from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, Matrix, OffloadedModel, find_matrices, size_of
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning.checkpoint import Checkpoint
 from pruner_zero.pruning.depth import Blocks, choose_blocks
 from pruner_zero.pruning.expert_scores import choose_experts
 from pruner_zero.pruning.experts import Experts
@@ -18,10 +18,11 @@ from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.pipeline import prune_model
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.removal import Removal
-from pruner_zero.recovery import Checkpoint as TrainingCheckpoint
-from pruner_zero.recovery import Point, check_distillation, distill
-from pruner_zero.result_folder import take_up
+from pruner_zero.recovery.distillation import distillation
 from pruner_zero.text.windows import Windows
+
+if TYPE_CHECKING:
+    from pruner_zero.recovery.train import Point
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Pruned:
     method: Method
     records: list[MatrixRecord]
     size: tuple[int, int]
-    curve: Sequence[Point] = ()
+    curve: "Sequence[Point]" = ()
 
 
 def run_method(
@@ -48,23 +49,25 @@ def run_method(
     matrices: Sequence[Matrix],
     damping: float,
     seed: int = 0,
-    checkpoint: Checkpoint | None = None,
+    journal: Journal | None = None,
     undo: ExitStack | None = None,
     progress: Progress = SILENT,
 ) -> Pruned:
     """Choose blocks or experts on the dense model, prune, cut out the units, distill: in place.
 
-    mode, matrices, damping, checkpoint: as `prune_model` takes them; where no units are cut out,
+    mode, matrices, damping, journal: as `prune_model` takes them; where no units are cut out,
     only `matrices` are trained. seed: of the distillation.
     undo: units that were cut out come back when it is closed; where None they are gone for good. An
     offloaded model keeps masked units: its files are cut when they are saved. Raises
     PrunerZeroError.
     """
-    teacher = None
+    train = None
     if method.distill:
-        check_distillation(windows)
-        # A copy, because pruning changes the weights in place.
-        teacher = replace(language_model, model=deepcopy(language_model.model))
+        # First, because it keeps a copy of the dense model.
+        folder = journal.folder / f"training-{method.distill}" if journal else None
+        train = distillation(
+            language_model, windows, method.distill, seed=seed, folder=folder, progress=progress
+        )
     pattern = method.pattern
     if isinstance(pattern, Blocks):
         pattern = choose_blocks(language_model, windows.tokens, pattern, progress)
@@ -85,7 +88,7 @@ def run_method(
         mode=mode,
         matrices=matrices,
         damping=damping,
-        checkpoint=checkpoint,
+        journal=journal,
         progress=progress,
     )
     model, size = language_model.model, size_of(language_model.model)
@@ -95,24 +98,8 @@ def run_method(
             undo.enter_context(pattern.shrunk(model))
         elif not isinstance(language_model, OffloadedModel):
             pattern.shrink(model)
-    if teacher is None:
+    if train is None:
         return Pruned(method, records, size)
     # Where units were cut out, all matrices are trained, and experts have other numbers.
     trained = find_matrices(model) if isinstance(pattern, Removal) else matrices
-    training = None
-    if checkpoint is not None:
-        # Distillation takes minutes, so a damaged folder is deleted and training starts again.
-        folder = checkpoint.folder / f"training-{method.distill}"
-        identity = {"matrices": [matrix.name for matrix in trained]}
-        training = take_up(TrainingCheckpoint, folder, identity, overwrite=True)
-    curve = distill(
-        language_model,
-        teacher,
-        windows,
-        method.distill,
-        matrices=trained,
-        seed=seed,
-        checkpoint=training,
-        progress=progress,
-    )
-    return Pruned(method, records, size, curve)
+    return Pruned(method, records, size, train(trained))

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pruner_zero.files import write_atomic, write_json
 from pruner_zero.models import LanguageModel
@@ -15,9 +15,11 @@ from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.method import Method, describe_steps
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.removal import Removal, chosen_by
-from pruner_zero.recovery import NOT_RETRAINED, Point
-from pruner_zero.result_folder import title_of
+from pruner_zero.result_folder import NOT_RETRAINED, title_of
 from pruner_zero.settings import PruneSettings
+
+if TYPE_CHECKING:
+    from pruner_zero.recovery.train import Point
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,7 +45,7 @@ class PruneResult(PrunedMatrices):
     calibration: dict[str, Any]
     provenance: dict[str, Any]
     cost: Cost
-    distillation: Sequence[Point] = ()
+    distillation: "Sequence[Point]" = ()
     output: Path | None = None
 
     def caption(self) -> str:

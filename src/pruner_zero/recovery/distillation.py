@@ -1,23 +1,30 @@
-"""Distillation after pruning: the kept weights trained towards the dense model's predictions."""
+"""Distillation: the kept weights trained towards the dense model's predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from pruner_zero.devices import available_bytes
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.journal import Journal
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
     check_weights,
-    experts_of,
-    parameters_of,
+    half_products,
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.recovery.checkpoint import Checkpoint
 from pruner_zero.recovery.train import Point, Training
-from pruner_zero.recovery.trainable import KeptWeights, Trainable, float32_weights
-from pruner_zero.settings import RecoverSettings
+from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.windows import Windows
 
 # Tokens in an optimizer step, in as many windows as they fill.
@@ -26,37 +33,20 @@ TOKENS = 1024
 _TRAINED = 5 * 4
 # The share of the windows that only the validation loss is measured on.
 _HELD_OUT = 1 / 16
+# The number of logits processed at a time: larger temporary tensors are slower, and with a
+# vocabulary of 262,144 and 1024 tokens each of them would take a gigabyte.
+_CHUNK = 2**22
 
 
-def check_distillation(windows: Windows) -> None:
-    """Raise PrunerZeroError where there are too few windows for `distill`."""
-    if len(windows) < 2:
-        raise PrunerZeroError(
-            "distillation needs 2 calibration windows, one of them for validation: give more "
-            "--windows, or --distill 0"
-        )
-
-
-def least_bytes(
+def check_memory(
     model: LanguageModel, matrices: Sequence[Matrix], sparsity: float, *, cut: bool = False
-) -> int:
-    """The bytes that `distill` holds at least: the teacher, the weights in float32, the optimizer.
+) -> None:
+    """Raise PrunerZeroError where distillation of the dense `model` cannot fit in the memory.
 
-    model: the dense one. sparsity: the pruned share of the `matrices`. cut: whether pruned weights
-    are cut out of the model before.
+    The memory is what is still available on the devices that hold the model, whose bytes are part
+    of those needed. The rest is as in `least_bytes`.
     """
-    parameters, held = size_of(model.model)
-    weights = sum(matrix.weight.numel() for matrix in matrices)
-    left = parameters - round(weights * sparsity) if cut else parameters
-    return held + 4 * left + _TRAINED * round(weights * (1 - sparsity))
-
-
-def check_memory(needed: int, model: LanguageModel) -> None:
-    """Raise PrunerZeroError where `distill`, with `needed` bytes, cannot fit in the memory.
-
-    The memory is what is still available on the devices that hold the dense `model`, whose bytes
-    are part of those needed.
-    """
+    needed = least_bytes(model, matrices, sparsity, cut=cut)
     devices = {parameter.device for parameter in model.model.parameters()}
     available = [available_bytes(device) for device in devices]
     known = [count for count in available if count is not None]
@@ -69,60 +59,141 @@ def check_memory(needed: int, model: LanguageModel) -> None:
         )
 
 
-def distill(
-    pruned: LanguageModel,
-    teacher: LanguageModel,
+def least_bytes(
+    model: LanguageModel, matrices: Sequence[Matrix], sparsity: float, *, cut: bool = False
+) -> int:
+    """The bytes that distillation holds at least: teacher, weights in float32, optimizer.
+
+    model: the dense one. sparsity: the pruned share of the `matrices`. cut: whether pruned weights
+    are cut out of the model before.
+    """
+    parameters, held = size_of(model.model)
+    weights = sum(matrix.weight.numel() for matrix in matrices)
+    left = parameters - round(weights * sparsity) if cut else parameters
+    return held + 4 * left + _TRAINED * round(weights * (1 - sparsity))
+
+
+def distillation(
+    dense: LanguageModel,
     windows: Windows,
     steps: int,
     *,
-    matrices: Sequence[Matrix],
     seed: int = 0,
-    checkpoint: Checkpoint | None = None,
+    folder: Path | None = None,
     progress: Progress = SILENT,
-) -> Sequence[Point]:
-    """Train the kept weights of `pruned`, in place, for `steps` steps; return the learning curve.
+) -> Callable[[Sequence[Matrix]], Sequence[Point]]:
+    """Prepare to train what pruning will leave of `dense`: call it first, and the result last.
 
-    matrices: those of `pruned` whose weights are trained; all other weights stay as they are.
+    The teacher is a copy of `dense`, which pruning may then change in place. The returned function
+    takes the matrices whose kept weights are trained, those of `dense` after pruning; all other
+    weights stay as they are, and pruned ones zero. It trains in place and returns the learning
+    curve.
+
     The loss is KL(teacher ‖ pruned) over the next tokens of `windows`, without the next-token loss
-    of the text, so that text that the dense model wrote can be used. Pruned weights stay zero.
-    Every step takes about 1024 tokens, or all windows. The steps alone decide the result, which is
-    the same for an interrupted run with a `checkpoint`. Raises PrunerZeroError for fewer than two
-    windows, and where the loss is no longer finite.
+    of the text, so that text that the dense model wrote can be used. Every step takes about 1024
+    tokens, or all windows. The steps alone decide the result, which is the same for a run that was
+    interrupted and has its journal in `folder`; a damaged journal is deleted, since training takes
+    minutes. Raises PrunerZeroError for fewer than two windows; the function raises it where the
+    loss is no longer finite.
 
     Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
     2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).
     """
-    check_distillation(windows)
-    held_out = max(1, round(len(windows) * _HELD_OUT))
-    settings = RecoverSettings(
-        model=pruned.name,
-        text=windows.corpus,
-        teacher=teacher.name,
-        steps=steps,
-        teacher_share=1.0,
-        batch=max(1, min(TOKENS // windows.seqlen, len(windows) - held_out)),
-        seqlen=windows.seqlen,
-        seed=seed,
-        validation_windows=held_out,
-        keep="last",
-    )
-    check_weights(matrices)
-    with float32_weights(pruned.model):
-        trainables: list[Trainable] = [
-            KeptWeights(name, parameter, experts_of(matrices, name))
-            for name, parameter in parameters_of(matrices).items()
-        ]
+    if len(windows) < 2:
+        raise PrunerZeroError(
+            "distillation needs 2 calibration windows, one of them for validation: give more "
+            "--windows, or --distill 0"
+        )
+    teacher = deepcopy(dense.model)
+
+    def train(matrices: Sequence[Matrix]) -> Sequence[Point]:
+        held_out = max(1, round(len(windows) * _HELD_OUT))
+        settings = RecoverSettings(
+            model=dense.name,
+            text=windows.corpus,
+            teacher=dense.name,
+            steps=steps,
+            teacher_share=1.0,
+            batch=max(1, min(TOKENS // windows.seqlen, len(windows) - held_out)),
+            seqlen=windows.seqlen,
+            seed=seed,
+            validation_windows=held_out,
+            keep="last",
+        )
+        check_weights(matrices)
+        identity = {"matrices": [matrix.name for matrix in matrices]}
         training = Training(
-            pruned.model,
-            trainables,
+            dense.model,
+            matrices,
             [replace(windows, tokens=windows.tokens[:-held_out])],
             [1.0],
             replace(windows, tokens=windows.tokens[-held_out:]),
             settings,
-            teacher.model,
-            checkpoint,
+            partial(distillation_loss, dense.model, teacher, share=1.0),
+            Journal(folder, identity, overwrite=True) if folder else None,
+            "leave out the distillation, by --distill 0 or without +distill=N",
             validations=1,
-            remedy="leave out the distillation, by --distill 0 or without +distill=N",
         )
         training.run(progress)
-    return training.state.curve
+        return training.state.curve
+
+    return train
+
+
+@half_products()
+def distillation_loss(
+    model: nn.Module, teacher: nn.Module, windows: Tensor, share: float
+) -> Tensor:
+    """`share` · KL(teacher ‖ model) + (1 − `share`) · next-token loss of `windows` (n, tokens).
+
+    A scalar in nats per token, computed in fp32, over the positions that have a next token. No
+    other tensors of the size of the logits are made. Can be differentiated once.
+    """
+    windows = windows.to(next(model.parameters()).device)
+    logits = model(windows, use_cache=False).logits
+    weight = next(teacher.parameters())
+    # Autocast refuses operations on a float16 and a bfloat16 tensor.
+    narrow = weight.dtype == torch.float16
+    autocast = torch.autocast(weight.device.type, enabled=False) if narrow else nullcontext()
+    with torch.no_grad(), autocast:
+        seen = windows.to(weight.device)
+        target = teacher(seen, use_cache=False).logits.to(logits.device)
+    return _DistillationLoss.apply(logits, target, windows, share)  # type: ignore[no-untyped-call,no-any-return]
+
+
+class _DistillationLoss(torch.autograd.Function):
+    """The loss of logits (n, tokens, vocabulary), with its gradient in place of `target`."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, target: Tensor, windows: Tensor, share: float) -> Tensor:
+        """The loss; `target` (n, tokens, vocabulary) is overwritten where a gradient is asked."""
+        target, positions = target.to(logits.dtype), windows[:, 1:].numel()
+        rows = max(1, _CHUNK // logits.shape[-1])
+        total = torch.zeros((), device=logits.device)
+        for window, student, goal in zip(windows, logits, target, strict=True):
+            for first in range(0, len(window) - 1, rows):
+                chunk = slice(first, min(first + rows, len(window) - 1))
+                labels = window[1:][chunk, None]
+                log_p = student[chunk].float().log_softmax(-1)
+                log_t = goal[chunk].float().log_softmax(-1)
+                p, t = log_p.exp(), log_t.exp()
+                divergence = (t * (log_t - log_p)).sum()
+                text_loss = -log_p.gather(-1, labels).sum()
+                total += share * divergence + (1 - share) * text_loss
+                if ctx.needs_input_grad[0]:
+                    # The gradients of both losses are the predictions less their targets.
+                    gradient = p.sub_(t, alpha=share)
+                    gradient.scatter_add_(
+                        -1, labels, torch.full_like(labels, share - 1, dtype=p.dtype)
+                    )
+                    goal[chunk] = gradient / positions
+            goal[-1] = 0
+        ctx.gradient = target
+        return total / positions
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient of the logits; it is not kept, so a second call fails."""
+        gradient, ctx.gradient = ctx.gradient, None
+        return gradient.mul_(scale), None, None, None

@@ -1,13 +1,13 @@
 """`recover`: fine-tune a pruned model on a text, its zeros kept."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.journal import Journal
 from pruner_zero.models import (
     LanguageModel,
     Matrix,
@@ -15,27 +15,20 @@ from pruner_zero.models import (
     check_tokens,
     check_weights,
     find_matrices,
+    next_token_loss,
     parameters_of,
     save_model,
+    size_of,
 )
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.recovery.checkpoint import Checkpoint
-from pruner_zero.recovery.lora import MaskedAdapters
-from pruner_zero.recovery.loss import check_teacher
-from pruner_zero.recovery.result import RecoverResult
+from pruner_zero.recovery.distillation import distillation_loss
+from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
 from pruner_zero.recovery.train import Training
-from pruner_zero.recovery.trainable import (
-    KeptWeights,
-    Trainable,
-    check_pruned,
-    check_trainable,
-    float32_weights,
-    sparsity,
-)
 from pruner_zero.recovery.windows import split_texts
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.settings import RecoverSettings, name_of, names_of, read_settings
+from pruner_zero.settings.base import name_of, names_of, read_settings
+from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.mixture import Source, load_mixture
 from pruner_zero.text.windows import mix_windows
 
@@ -52,6 +45,7 @@ def recover(
     overwrite: bool = False,
     tokenizer: Any = None,
     teacher: str | Path | LanguageModel | None = None,
+    cache: str | Path | None = None,
     config: str | Path | None = None,
     progress: Progress = SILENT,
     **settings: Any,
@@ -63,8 +57,9 @@ def recover(
     remaining weights are trained, and the teacher is needed. text: what `load_corpus` takes, or
     "self", the default, text that the teacher writes, or a mapping from several texts to their
     shares; the last tenth of each is for validation. teacher: the dense model, for distillation.
-    settings: the other fields of `RecoverSettings`, such as minutes=10 or mode="lora". config: a
-    YAML file of settings; arguments win over it.
+    settings: the other fields of `RecoverSettings`, such as minutes=10 or steps=1000. cache: the
+    folder where text that the teacher writes is kept, the user's cache where None. config: a YAML
+    file of settings; arguments win over it.
 
     The run works in `OUTPUT.partial`, which is renamed to `output` at the end. The same call
     after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
@@ -77,11 +72,8 @@ def recover(
         "teacher": name_of(teacher),
     }
     checked = read_settings(RecoverSettings, given, config)
-    folder = (
-        None
-        if output is None
-        else check_output(output, overwrite, [checked.model, checked.teacher])
-    )
+    inputs = [checked.model, checked.teacher]
+    folder = None if output is None else check_output(output, overwrite, inputs)
     mixture = load_mixture(checked.text if text is None else text, progress=progress)
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
@@ -99,7 +91,7 @@ def recover(
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
     texts, validation = split_texts(
-        mixture, pruned.tokenizer, dense, checked, origin["teacher_sha256"], progress
+        mixture, pruned.tokenizer, dense, checked, origin["teacher_sha256"], cache, progress
     )
     windows = mix_windows(texts)
     for part in (windows, validation):
@@ -110,30 +102,24 @@ def recover(
             f"--batch is {checked.batch}: the text has {len(windows)} windows to train on, choose "
             "no more, or a longer text"
         )
+    loss = partial(next_token_loss, pruned.model)
+    if dense is not None and checked.teacher_share is not None:
+        share = checked.teacher_share
+        loss = partial(distillation_loss, pruned.model, dense.model, share=share)
 
-    def run(checkpoint: Checkpoint | None) -> RecoverResult:
+    def run(journal: Journal | None) -> RecoverResult:
         before = sparsity(matrices)
         with measured() as cost:
-            # Made of the weights in their own dtype, which takes half the memory of float32.
-            trainables = _trainables(checked, matrices)
-            with float32_weights(pruned.model):
-                training = Training(
-                    pruned.model,
-                    trainables,
-                    texts,
-                    mixture.shares,
-                    validation,
-                    checked,
-                    dense.model if dense else None,
-                    checkpoint,
-                )
-                kept_step = training.run(progress)
+            training = Training(
+                pruned.model, matrices, texts, mixture.shares, validation, checked, loss, journal
+            )
+            kept_step = training.run(progress)
         return RecoverResult(
             pruned,
             checked,
             training.state.curve,
             kept_step,
-            sum(tensor.numel() for tensor in training.tensors.values()),
+            sum(values.numel() for values in training.values.values()),
             before,
             sparsity(matrices),
             str(training.dtype).removeprefix("torch."),
@@ -144,7 +130,7 @@ def recover(
             folder,
         )
 
-    def write(result: RecoverResult, _: Checkpoint, staged: Path) -> Cost:
+    def write(result: RecoverResult, _: Journal, staged: Path) -> Cost:
         save_model(pruned, staged)
         result.write(staged)
         return result.cost
@@ -157,20 +143,45 @@ def recover(
         "the tokens of the text": [windows.sha256, validation.sha256],
     }
     with torch_threads(checked.threads):
-        return build_folder(folder, overwrite, Checkpoint, identity, run, write, progress)
+        return build_folder(folder, overwrite, "step", identity, run, write, progress)
 
 
-def _trainables(settings: RecoverSettings, matrices: Sequence[Matrix]) -> list[Trainable]:
-    """The trained tensors, in the order of the model."""
-    trainables: list[Trainable] = []
-    generator = torch.Generator().manual_seed(settings.seed)
-    for name, parameter in parameters_of(matrices).items():
-        if settings.mode == "full":
-            trainables.append(KeptWeights(name, parameter))
-            continue
-        inside = [matrix for matrix in matrices if matrix.parameter is parameter]
-        adapters = MaskedAdapters(
-            parameter, inside, rank=settings.rank, alpha=settings.alpha, generator=generator
+def check_trainable(matrices: Sequence[Matrix], name: str) -> None:
+    """Raise PrunerZeroError where the model `name` stores weights in a quantized form."""
+    for parameter_name, parameter in parameters_of(matrices).items():
+        if not parameter.is_floating_point():
+            raise PrunerZeroError(
+                f"{parameter_name} of {name} is quantized and cannot be trained: "
+                "give the pruned model with its weights in floating point"
+            )
+
+
+def check_teacher(teacher: LanguageModel, student: LanguageModel) -> None:
+    """Raise PrunerZeroError unless both models have the same vocabulary."""
+    sizes = {m.model.get_output_embeddings().weight.shape[0] for m in (teacher, student)}
+    if len(sizes) > 1 or teacher.tokenizer.get_vocab() != student.tokenizer.get_vocab():
+        raise PrunerZeroError(
+            f"--teacher {teacher.name} has other tokens than {student.name}: "
+            "give the dense model that was pruned"
         )
-        trainables.append(adapters)
-    return trainables
+
+
+def check_pruned(pruned: LanguageModel, dense: LanguageModel | None) -> None:
+    """Raise PrunerZeroError for hardly any zeros and no fewer parameters than `dense` has."""
+    zeros = sparsity(find_matrices(pruned.model))
+    if zeros >= LEAST_SPARSITY:
+        return
+    # Bytes depend on the dtype too.
+    if dense is None or size_of(pruned.model)[0] >= size_of(dense.model)[0]:
+        raise PrunerZeroError(
+            f"{pruned.name} is not pruned, {zeros:.2%} of its prunable weights are zero: give the "
+            "folder that prune wrote; if prune removed whole units, give the dense model as "
+            "--teacher"
+        )
+
+
+def sparsity(matrices: Sequence[Matrix]) -> float:
+    """The share of zeros among the weights of all `matrices`."""
+    parameters = parameters_of(matrices).values()
+    zeros = sum(int((parameter == 0).sum()) for parameter in parameters)
+    return zeros / sum(parameter.numel() for parameter in parameters)

@@ -11,15 +11,15 @@ from pruner_zero.files import write_atomic, write_json, writing
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.recovery.train import Point
-from pruner_zero.recovery.trainable import LEAST_SPARSITY
-from pruner_zero.result_folder import title_of
-from pruner_zero.settings import RecoverSettings
+from pruner_zero.result_folder import NOT_RETRAINED, title_of
+from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.table import Tabular
 
 # Files of prune that also describe the recovered model.
 INHERITED = ("pruning.json", "metric.json")
 CARD = "README.md"
-NOT_RETRAINED = "Nothing was retrained."
+# A dense model has a few zeros by rounding; below this share a model counts as not pruned.
+LEAST_SPARSITY = 0.01
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,14 +111,9 @@ class RecoverResult(Tabular):
 def model_card(result: RecoverResult, pruned: Path) -> str:
     """The model card in Markdown: that of `pruned`, if it has one, and a section on recovery."""
     settings, last = result.settings, result.curve[-1]
-    kept = under = ""
+    kept = ""
     if result.has_zeros:
         kept = f" Every pruned weight is still zero ({result.sparsity_after:.2%} of all)."
-        under = " under the pruning mask"
-    how = {
-        "full": "all kept weights",
-        "lora": f"a LoRA of rank {settings.rank}{under}, merged since",
-    }[settings.mode]
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
     text = f"`{result.training['text']}`"
     if settings.text == SELF:
@@ -136,7 +131,7 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
 
 ## Recovery
 
-Fine-tuned ({how}) for {last.step} steps on {last.tokens} tokens of \
+Fine-tuned (all kept weights) for {last.step} steps on {last.tokens} tokens of \
 {text}{taught}.{kept}
 
 | | step | loss on held-out text, nats per token |

@@ -2,24 +2,25 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import next_token_loss
+from pruner_zero.journal import Journal
+from pruner_zero.models import Matrix, experts_of, next_token_loss, parameters_of
 from pruner_zero.progress import Progress
-from pruner_zero.recovery.checkpoint import Checkpoint
-from pruner_zero.recovery.loss import distillation_loss
-from pruner_zero.recovery.trainable import Trainable
+from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
 from pruner_zero.recovery.windows import in_training_order
-from pruner_zero.settings import RecoverSettings
+from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.tensor_file import write_tensors
 from pruner_zero.text.windows import Windows
 
 # A budget of minutes allows few steps; the usual 0.999 averages over more steps.
@@ -92,49 +93,48 @@ class State:
 
 @dataclass(eq=False, repr=False)
 class Training:
-    """Trains the `trainables` of `model` on `texts` and measures the loss on `validation`.
+    """Trains the kept weights of `matrices` on `texts` and measures the loss on `validation`.
 
     The settings and the step number determine everything; there is no other random state. The
-    model stays in evaluation mode, without dropout. The weights of `model` are fp32; matrix
+    model stays in evaluation mode, without dropout. The weights are fp32 in training; matrix
     products are computed in `dtype`, which is bfloat16 where the settings say "auto" and the device
-    multiplies it natively. texts: the windows (n, seqlen) of each text, which take turns by their
-    `shares`. checkpoint: where the run is saved and resumed from. validations: how many times the
-    validation loss is measured over the budget. remedy: what the message on a loss that is not
-    finite tells the user to do.
+    multiplies it natively. matrices: of `model`, whose other weights stay as they are. texts: the
+    windows (n, seqlen) of each text, which take turns by their `shares`. loss: the loss of windows
+    (n, tokens), a scalar. journal: where the run is saved and resumed from. remedy: what the
+    message on a loss that is not finite tells the user to do. validations: how many times the
+    validation loss is measured over the budget.
     """
 
     model: nn.Module
-    trainables: Sequence[Trainable]
+    matrices: Sequence[Matrix]
     texts: Sequence[Windows]
     shares: Sequence[float]
     validation: Windows
     settings: RecoverSettings
-    teacher: nn.Module | None = None
-    checkpoint: Checkpoint | None = None
+    loss: Callable[[Tensor], Tensor]
+    journal: Journal | None = None
     remedy: str = "choose a lower --learning-rate, or --compute-dtype float32"
     validations: int = VALIDATIONS
 
     def __post_init__(self) -> None:
-        settings, checkpoint = self.settings, self.checkpoint
-        name = settings.compute_dtype
+        name = self.settings.compute_dtype
         if name == "auto":
             name = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
         self.dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-        self.tensors = {name: tensor for t in self.trainables for name, tensor in t.tensors.items()}
+        self.learned = [
+            KeptWeights(name, parameter, experts_of(self.matrices, name))
+            for name, parameter in parameters_of(self.matrices).items()
+        ]
+        self.values = {kept.name: kept.values for kept in self.learned}
         self.optimizer = torch.optim.AdamW(
-            [
-                {"params": list(trainable.tensors.values()), "scale": trainable.rate_scale}
-                for trainable in self.trainables
-            ],
-            settings.learning_rate,
+            [{"params": [kept.values], "scale": kept.rate_scale} for kept in self.learned],
+            self.settings.learning_rate,
             BETAS,
             weight_decay=0.0,
             fused=True,
         )
         self.best: dict[str, Tensor] | None = None
         self.state = State()
-        if checkpoint and checkpoint.last:
-            self._restore(checkpoint, checkpoint.last)
 
     @property
     def device(self) -> torch.device:
@@ -146,12 +146,14 @@ class Training:
 
         Raises PrunerZeroError where the loss is no longer finite.
         """
-        state, settings = self.state, self.settings
-        saved = time.monotonic()
-        start = saved - state.seconds
-        left = settings.steps and settings.steps - state.step
-        pulls = {trainable.parameter: trainable.pull for trainable in self.trainables}
-        with gradients_to(pulls, self.model):
+        pulls = {kept.parameter: kept.pull for kept in self.learned}
+        with float32_weights(self.model), gradients_to(pulls, self.model):
+            if self.journal and self.journal.lines:
+                self._restore(self.journal)
+            state, steps = self.state, self.settings.steps
+            saved = time.monotonic()
+            start = saved - state.seconds
+            left = steps and steps - state.step
             if not state.curve:
                 self._validate(start, progress)
             for batch in progress.track(self._batches(start), "recovery", left):
@@ -167,10 +169,10 @@ class Training:
             if state.losses:
                 self._validate(start, progress)
             self._save()
-        if self.best is None:
-            return state.step
-        self._put(self.best)
-        return state.best_step
+            if self.best is None:
+                return state.step
+            self._put(self.best)
+            return state.best_step
 
     def _spent(self, step: float, seconds: float) -> float:
         """The share of the budget spent after `step` steps and `seconds` seconds, in [0, 1]."""
@@ -194,16 +196,17 @@ class Training:
     def _step(self, batch: Sequence[Tensor]) -> float:
         """One optimizer step on the mean loss of `batch`, which is returned."""
         state, settings = self.state, self.settings
-        for tensor in self.tensors.values():
-            assert tensor.grad is not None
-            tensor.grad.zero_()
+        for values in self.values.values():
+            assert values.grad is not None
+            values.grad.zero_()
         total = 0.0
         for windows in torch.cat(list(batch)).split(max(1, FORWARD_TOKENS // settings.seqlen)):
-            loss = self._loss(windows) * (len(windows) / len(batch))
+            with self._autocast():
+                loss = self.loss(windows) * (len(windows) / len(batch))
             loss.backward()
             total += float(loss.detach())
         self._check(total)
-        torch.nn.utils.clip_grad_norm_(self.tensors.values(), CLIP)
+        torch.nn.utils.clip_grad_norm_(self.values.values(), CLIP)
         # At the middle of the step, so that neither the first nor the last has a rate of 0.
         ahead = state.validation_seconds + state.step_seconds / 2
         share = self._spent(state.step + 0.5, state.seconds + ahead)
@@ -213,13 +216,6 @@ class Training:
         state.step += 1
         self._write()
         return total
-
-    def _loss(self, windows: Tensor) -> Tensor:
-        with self._autocast():
-            if self.teacher is None:
-                return next_token_loss(self.model, windows)
-            share = self.settings.teacher_share
-            return distillation_loss(self.model, self.teacher, windows, share)
 
     def _validation_is_due(self) -> bool:
         """Whether the budget passed a boundary of its equal parts since the last validation."""
@@ -245,7 +241,7 @@ class Training:
         tokens = state.step * settings.batch * settings.seqlen
         state.curve.append(Point(state.step, round(state.seconds, 2), tokens, train, loss))
         if settings.keep == "best" and state.best_step == state.step:
-            self.best = {name: tensor.clone() for name, tensor in self.tensors.items()}
+            self.best = {name: values.clone() for name, values in self.values.items()}
         progress.note(
             f"step {state.step}, {state.seconds:.0f} s: validation loss {loss:.4f}"
             + ("" if train is None else f", training loss {train:.4f}")
@@ -258,36 +254,69 @@ class Training:
             )
 
     def _save(self) -> None:
-        if self.checkpoint:
-            moments = {
-                f"{name}.{moment}": self.optimizer.state[tensor][moment]
-                for name, tensor in self.tensors.items()
+        if self.journal is None:
+            return
+        moments = {
+            f"{name}.{moment}": self.optimizer.state[values][moment]
+            for name, values in self.values.items()
+            for moment in MOMENTS
+        }
+        step = self.state.step
+        tensors: dict[str, tuple[int, Mapping[str, Tensor]]]
+        tensors = {"weights": (step, self.values), "moments": (step, moments)}
+        if self.best is not None:
+            tensors["best"] = (self.state.best_step, self.best)
+        commit_state(self.journal, step, asdict(self.state), tensors)
+
+    def _restore(self, journal: Journal) -> None:
+        self.state = State.from_json(journal.lines[-1]["state"])
+        self._put(saved_tensors(journal, "weights"))
+        self.best = saved_tensors(journal, "best") or None
+        moments = saved_tensors(journal, "moments")
+        for name, values in self.values.items():
+            self.optimizer.state[values] = {
+                moment: moments[f"{name}.{moment}"].to(values.device, copy=True)
                 for moment in MOMENTS
             }
-            state, best_step = asdict(self.state), self.state.best_step
-            self.checkpoint.commit(state, self.tensors, moments, self.best, best_step)
 
-    def _restore(self, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
-        self.state = State.from_json(state)
-        self._put(checkpoint.tensors("weights"))
-        self.best = checkpoint.tensors("best") or None
-        moments = checkpoint.tensors("moments")
-        for name, tensor in self.tensors.items():
-            self.optimizer.state[tensor] = {
-                moment: moments[f"{name}.{moment}"].to(tensor.device, copy=True)
-                for moment in MOMENTS
-            }
-
-    def _put(self, values: dict[str, Tensor]) -> None:
-        for name, tensor in self.tensors.items():
-            tensor.copy_(values[name])
+    def _put(self, saved: Mapping[str, Tensor]) -> None:
+        for name, values in self.values.items():
+            values.copy_(saved[name])
         self._write()
 
     def _write(self) -> None:
-        for trainable in self.trainables:
-            trainable.write()
+        for kept in self.learned:
+            kept.write()
 
     def _autocast(self) -> AbstractContextManager[None]:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+
+def commit_state(
+    journal: Journal,
+    step: int,
+    state: Mapping[str, Any],
+    tensors: Mapping[str, tuple[int, Mapping[str, Tensor]]],
+) -> None:
+    """Make the state after `step` steps durable, then delete files that only the last one used.
+
+    tensors: by kind, with the step that they are of; they are written only where that changed.
+    """
+    before: dict[str, str] = journal.lines[-1]["tensors"] if journal.lines else {}
+    names = {kind: f"{kind}-{of:08d}.safetensors" for kind, (of, _) in tensors.items()}
+    files = {
+        names[kind]: write_tensors(journal.folder / names[kind], values)
+        for kind, (_, values) in tensors.items()
+        if before.get(kind) != names[kind]
+    }
+    unneeded = sorted(set(before.values()) - set(names.values()))
+    line = {"finished": step, "state": dict(state), "tensors": names}
+    journal.append(line, files, unneeded)
+
+
+def saved_tensors(journal: Journal, kind: str) -> dict[str, Tensor]:
+    """The tensors of a kind in the last state: "weights", "moments" or "best"; empty for none."""
+    name = journal.lines[-1]["tensors"].get(kind)
+    return load_file(journal.folder / name) if name else {}

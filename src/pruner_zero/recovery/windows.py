@@ -3,15 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from pruner_zero.calibration import self_windows
+from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
 from pruner_zero.progress import Progress
-from pruner_zero.settings import RecoverSettings
+from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.windows import (
@@ -53,12 +54,13 @@ def split_texts(
     teacher: LanguageModel | None,
     settings: RecoverSettings,
     fingerprint: str | None,
+    cache: str | Path | None,
     progress: Progress,
 ) -> tuple[list[Windows], Windows]:
     """The training windows of each text of `mixture`, and validation windows by their shares.
 
-    fingerprint: that of the teacher, as `self_windows` takes it.
-    Raises PrunerZeroError as `split_windows`, `self_windows` and `Mixture.divide` do.
+    fingerprint, cache: of the teacher, and the folder, as `self_windows` takes them. Raises
+    PrunerZeroError as `split_windows`, `self_windows` and `Mixture.divide` do.
     """
     training, validation = [], []
     counts = mixture.divide(settings.validation_windows, "--validation-windows")
@@ -68,7 +70,9 @@ def split_texts(
         else:
             assert teacher is not None
             sizes = (settings.windows, settings.seqlen, settings.seed)
-            written = self_windows(teacher, *sizes, fingerprint=fingerprint, progress=progress)
+            written = self_windows(
+                teacher, *sizes, folder=cache, fingerprint=fingerprint, progress=progress
+            )
             name, tokens = written.corpus, written.tokens
             cut = len(tokens) - max(1, round(len(tokens) * HELD_OUT))
             learned = replace(written, corpus=f"{name} (first nine tenths)", tokens=tokens[:cut])

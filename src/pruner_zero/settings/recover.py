@@ -10,8 +10,6 @@ from pruner_zero.settings.base import MAIN, Cli
 from pruner_zero.settings.calibration import SHARES, Texts, are_written
 from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
-TuningMode = Literal["full", "lora"]
-
 DEFAULT_MINUTES = 10.0
 
 
@@ -36,33 +34,29 @@ class RecoverSettings(ModelSettings):
     steps: Annotated[int | None, MAIN] = Field(
         None, ge=1, description="Stop after this many optimizer steps."
     )
-    mode: Annotated[TuningMode, MAIN] = Field(
-        "full",
-        description="full: train every weight that pruning kept; lora: train low-rank adapters "
-        "under the mask and merge them at the end.",
-    )
     teacher: Annotated[str | None, MAIN] = Field(
         None,
         description="The dense model, for distillation from its logits; needed where prune "
         "--structure removed whole units.",
     )
-    teacher_share: Annotated[float, Cli(default="0.5; 1 if the teacher writes the text")] = Field(
-        gt=0, le=1, description="Weight of the distillation loss; the rest is the text's loss."
+    teacher_share: Annotated[float | None, Cli(default="0.5; 1 if the teacher writes the text")] = (
+        Field(
+            None,
+            gt=0,
+            le=1,
+            description="Weight of the teacher's part of the loss; the rest is the text's loss.",
+        )
     )
     learning_rate: float = Field(
         1e-3,
         gt=0,
-        description="Highest learning rate; with --mode full it is a share of the root mean square "
-        "of each trained matrix.",
-    )
-    rank: int = Field(16, ge=1, description="Rank of the LoRA adapters, with --mode lora.")
-    alpha: float = Field(
-        32.0, gt=0, description="The adapters' product is scaled by alpha/rank, with --mode lora."
+        description="Highest learning rate, as a share of the root mean square of each trained "
+        "matrix.",
     )
     batch: int = Field(2, ge=1, description="Windows in an optimizer step.")
     seqlen: int = Field(512, ge=2, description="Tokens in a window.")
     windows: int = Field(96, ge=2, description="Windows that the teacher writes, with --text self.")
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the window order and the adapters.")
+    seed: int = Field(0, ge=0, lt=2**63, description="Seed of the window order.")
     validation_windows: int = Field(8, ge=1, description="Windows in a validation.")
     keep: Literal["best", "last"] = Field(
         "best",
@@ -80,17 +74,17 @@ class RecoverSettings(ModelSettings):
         resolved = {key: value for key, value in given.items() if value is not None}
         if "minutes" not in resolved and "steps" not in resolved:
             resolved["minutes"] = DEFAULT_MINUTES
-        # The tokens that a teacher draws say no more than the predictions they are drawn from.
-        share = 1.0 if are_written(resolved.get("text", SELF)) else 0.5
-        if resolved.get("teacher_share", share) != share and "teacher" not in resolved:
-            raise PrunerZeroError("--teacher-share has no effect without --teacher: leave it out")
-        return {"teacher_share": share, **resolved}
+        if "teacher" in resolved:
+            # The tokens that a teacher draws say no more than the predictions they are drawn from.
+            share = 1.0 if are_written(resolved.get("text", SELF)) else 0.5
+            return {"teacher_share": share, **resolved}
+        return resolved
 
     @model_validator(mode="after")
     def _check_effect(self) -> "RecoverSettings":
         writes = SELF in self.text if isinstance(self.text, dict) else self.text == SELF
-        if self.mode == "full":
-            self.refuse(("rank", "alpha"), "--mode lora")
+        if self.teacher is None:
+            self.refuse(("teacher_share",), "--teacher")
         if not writes:
             self.refuse(("windows",), "--text self")
         if writes and self.teacher is None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pruner_zero.models import LanguageModel, find_matrices
-from pruner_zero.recovery.trainable import KeptWeights, check_pruned, check_trainable
+from pruner_zero.recovery.kept_weights import KeptWeights
+from pruner_zero.recovery.recover import check_pruned, check_trainable
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
@@ -48,7 +49,7 @@ def test_kept_weights_come_and_go_without_touching_the_others() -> None:
     weight = torch.tensor([[1.0, 0.0, 2.0], [0.0, -3.0, -0.0]])
     parameter = nn.Parameter(weight.clone())
     kept = KeptWeights("weight", parameter)
-    vector = kept.tensors["weight"]
+    vector = kept.values
     assert vector.tolist() == [1, 2, -3]
     kept.pull(torch.arange(6.0).view(2, 3))
     kept.pull(torch.ones(2, 3))
@@ -63,6 +64,6 @@ def test_the_rate_of_some_experts_is_a_share_of_their_own_size() -> None:
     stack = torch.stack([torch.full((2, 3), float(size)) for size in (1, 10, 2)])
     kept = KeptWeights("stack", torch.nn.Parameter(stack), experts=[0, 2])
     assert kept.rate_scale == pytest.approx(math.sqrt((1 + 4) / 2))
-    kept.kept.fill_(7.0)
+    kept.values.fill_(7.0)
     kept.write()
     assert kept.parameter.data.mean((1, 2)).tolist() == [7, 10, 7]

@@ -1,0 +1,71 @@
+"""The weights that pruning kept, gathered in float32 for the optimizer; zeros are never in it."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+# The least root mean square that a learning rate is a share of.
+_LEAST_SCALE = 1e-3
+
+
+class KeptWeights:
+    """The kept weights of one parameter in one float32 vector, `values`, with a gradient of zeros.
+
+    The zeros that the parameter has at the beginning are its mask. experts: of a parameter that
+    stacks experts, the numbers of the trained ones; None for all. Pruned weights are not in the
+    vector, so no gradient, momentum or weight decay reaches them, and the optimizer's state is
+    smaller by the sparsity. rate_scale: what the learning rate is multiplied by, the root mean
+    square of what is trained, zeros included: Adam's steps have the same size for every weight, and
+    the weights of models differ in size by a factor of ten.
+    Source: Adafactor's relative step size (Shazeer & Stern 2018, 1804.04235), with their least
+    scale of 0.001.
+    """
+
+    def __init__(
+        self, name: str, parameter: nn.Parameter, experts: Sequence[int] | None = None
+    ) -> None:
+        self.name, self.parameter = name, parameter
+        stored, size = parameter.data, parameter.numel()
+        # Indexing by positions is ten times as fast as by a mask; int32 halves their memory.
+        if experts is None:
+            positions = stored.flatten().nonzero().flatten()
+        else:
+            each = size // len(stored)
+            kept = [stored[i].flatten().nonzero().flatten() + i * each for i in experts]
+            positions, size = torch.cat(kept), each * len(experts)
+        self.positions = positions.int() if parameter.numel() < 2**31 else positions
+        self.values = self._gather(stored).float()
+        # For the optimizer; autograd does not track the vector.
+        self.values.grad = torch.zeros_like(self.values)
+        root_mean_square = math.sqrt(float(self.values.square().sum()) / size)
+        self.rate_scale = max(_LEAST_SCALE, root_mean_square)
+
+    def write(self) -> None:
+        """Write the values to their positions in the parameter, which is float32."""
+        self.parameter.data.view(-1).index_copy_(0, self.positions.long(), self.values)
+
+    def pull(self, gradient: Tensor) -> None:
+        """Add the parameter's `gradient` at the kept positions to that of the values."""
+        assert self.values.grad is not None
+        self.values.grad += self._gather(gradient)
+
+    def _gather(self, stored: Tensor) -> Tensor:
+        return stored.flatten().index_select(0, self.positions)
+
+
+@contextmanager
+def float32_weights(model: nn.Module) -> Iterator[None]:
+    """Parameters are float32 inside; afterwards each is rounded to its own dtype again."""
+    dtypes = [(parameter, parameter.dtype) for parameter in model.parameters()]
+    # Buffers are left alone; rotary frequencies, for example, are always float32.
+    for parameter, dtype in dtypes:
+        if dtype.is_floating_point:
+            parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in dtypes:
+            parameter.data = parameter.data.to(dtype)
