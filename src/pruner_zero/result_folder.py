@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
@@ -151,6 +152,15 @@ def title_of(model: str) -> str:
     """The name of a model in the title of its card: the last part of its path or hub id."""
     # Absolute for ".", and with links as they are named.
     return Path(os.path.abspath(model)).name
+
+
+def license_of(source: str) -> str:
+    """The lines on the license in the head of the card in the folder `source`; empty for none."""
+    card = Path(source) / "README.md"
+    if not source or not card.is_file():
+        return ""
+    head = re.match(r"---\n(.*?)^---$", card.read_text(errors="replace"), re.DOTALL | re.MULTILINE)
+    return "".join(re.findall(r"^license\w*: .*\n", head[1], re.MULTILINE)) if head else ""
 
 
 def _partial(output: Path) -> Path:

@@ -135,19 +135,6 @@ def test_a_pickle_beside_a_decoy(folder: Path, refused: Refused, tmp_path: Path)
 
 
 @pytest.mark.fault(
-    "pickled weights that carry code, asked for by name", "refused; nothing in them is run"
-)
-@offloaded_or_not
-@pytest.mark.parametrize("form", ["torch", "pickle"])
-def test_pickles_asked_for(
-    form: str, how: list[object], folder: Path, refused: Refused, tmp_path: Path
-) -> None:
-    pickled(without_weights(folder) / "pytorch_model.bin", tmp_path / "run", form)
-    assert "holds more than tensors" in refused(f"pickled:{folder}", *how)
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.fault(
     "a model folder that points outside itself: shard index, named weights, adapter",
     "refused in one line; what it points to is not read",
 )

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from huggingface_hub.utils._paths import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, T5Config
 
+from pruner_zero import prune
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import (
     Dtype,
@@ -155,28 +157,22 @@ def test_an_adapter_on_the_hub_is_refused(load: Any, hub: dict[str, str], tmp_pa
     assert load("someone/tiny", revision="v2").fingerprint() == hub["v2"]
 
 
-@pytest.mark.parametrize(
-    ("name", "fetched"),
-    [
-        ("someone/tiny", {"model.safetensors", "model-00001-of-00002.safetensors"}),
-        ("pickled:someone/tiny", {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin"}),
-    ],
-)
 def test_no_other_weights_of_a_repository_are_fetched(
-    name: str, fetched: set[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some repositories hold the same weights in other formats, and the states of an optimizer."""
-    stored = {"model.safetensors", "model-00001-of-00002.safetensors", "consolidated.safetensors"}
+    fetched = {"model.safetensors", "model-00001-of-00002.safetensors"}
+    stored = {*fetched, "consolidated.safetensors"}
     stored |= {"pytorch_model.bin", "pytorch_model-00001-of-00002.bin"}
-    stored |= {"optimizer.bin", "training_args.bin", "config.json"}
+    stored |= {"optimizer.bin", "training_args.bin", "config.json", "LICENSE.md", "README.md"}
 
     def download(_repository: str, *, allow_patterns: list[str], **_: Any) -> str:
         chosen = set(filter_repo_objects(stored, allow_patterns=allow_patterns))
-        assert chosen == {*fetched, "config.json"}
+        assert chosen == {*fetched, "config.json", "LICENSE.md", "README.md"}
         return str(tmp_path)
 
     monkeypatch.setattr("pruner_zero.models.load.snapshot_download", download)
-    assert "someone/tiny has no config.json" in refusal(lambda: load_model(name))
+    assert "someone/tiny has no config.json" in refusal(lambda: load_model("someone/tiny"))
 
 
 @pytest.mark.parametrize("load", [load_model, load_offloaded])
@@ -197,6 +193,23 @@ def test_a_model_object_gets_the_attention_implementation_too() -> None:
     assert model.config._attn_implementation == "eager"
     message = refusal(lambda: as_language_model(model, tiny_tokenizer(), revision="v2"))
     assert "--revision is for models of the hub" in message
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (torch.nn.Linear(2, 2), "a Linear is no model of transformers: pass what AutoModelForC"),
+        (torch.nn.DataParallel(tiny_model("llama")), "a DataParallel is no model of transf"),
+        (np.zeros(3), "a ndarray is no model of transformers"),
+    ],
+    ids=["layer", "parallel", "array"],
+)
+def test_an_object_that_is_no_model(model: Any, words: str) -> None:
+    message = refusal(lambda: as_language_model(model, tiny_tokenizer()))
+    assert words in message
+    assert ("pass its .module" in message) == isinstance(model, torch.nn.DataParallel)
+    options: dict[str, Any] = {"sparsity": 0.5, "tokenizer": tiny_tokenizer()}
+    assert message == refusal(lambda: prune(model, "magnitude", **options))
 
 
 # What is wrong, and the words that must tell it.
@@ -221,7 +234,7 @@ def test_pickled_weights_are_not_read(folder: Path) -> None:
     torch.save(tiny_model("llama").state_dict(), folder / "pytorch_model.bin")
     message = refusal(lambda: load_model(folder))
     assert "pickled" in message
-    assert "save_pretrained" in message
+    assert "convert them to safetensors, with save_pretrained" in message
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:

@@ -242,6 +242,44 @@ def test_a_hub_name_is_the_base_model_of_the_card(prose: str, tmp_path: Path) ->
     assert "# tiny-llama, pruned to" in card
 
 
+def test_the_license_of_the_model_goes_with_it(
+    prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, options = save_tiny(tmp_path / "source"), {"calibration": [prose], **SMALL}
+    prune(source, "wanda", sparsity=0.5, output=tmp_path / "without", **options)
+    assert "license" not in (tmp_path / "without" / "README.md").read_text()
+    (source / "LICENSE").write_text("Do as you like.")
+    head = "license: other\nlicense_name: mine\n"
+    (source / "README.md").write_text(f"---\ntags: [a]\n{head}---\n\nlicense: not this\n")
+    prune(source, "wanda", sparsity=0.5, output=tmp_path / "with", **options)
+    card = (tmp_path / "with" / "README.md").read_text()
+    assert card.startswith(f"---\n{head}library_name: transformers\n")
+    assert "not this" not in card
+    assert (tmp_path / "with" / "LICENSE").read_text() == "Do as you like."
+    # The current folder is not that of a model without a name.
+    monkeypatch.chdir(source)
+    prune(language_model("llama"), "wanda", sparsity=0.5, output=tmp_path / "memory", **options)
+    assert not (tmp_path / "memory" / "LICENSE").exists()
+    assert "license" not in (tmp_path / "memory" / "README.md").read_text()
+
+
+def test_a_model_pruned_in_memory_is_saved_later(
+    llama_folder: Path, prose: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"sparsity": 0.5, "calibration": [prose], **SMALL}
+    result = prune(llama_folder, "wanda", **options)
+    assert result.save(tmp_path / "saved") == tmp_path / "saved"
+    prune(llama_folder, "wanda", output=tmp_path / "pruned", **options)
+    for name in ("model.safetensors", "config.json", "pruning.json", "metric.json", "README.md"):
+        saved, pruned = ((tmp_path / folder / name).read_bytes() for folder in ("saved", "pruned"))
+        assert saved == pruned, name
+    with pytest.raises(PrunerZeroError, match="add --overwrite"):
+        result.save(tmp_path / "saved")
+    result.save(tmp_path / "saved", overwrite=True)
+    with pytest.raises(PrunerZeroError, match="which this command reads"):
+        result.save(llama_folder, overwrite=True)
+
+
 def test_the_card_names_a_model_in_the_current_folder(
     prose: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -15,10 +15,15 @@ from pruner_zero.hub import hub_reachable
 from pruner_zero.models.builtin import PREFIX, builtin_path
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
-from pruner_zero.models.pickled import BESIDE, PICKLED, converted_folder
 from pruner_zero.models.placement import place_model
-from pruner_zero.models.read import is_gguf, read_model, readable
+from pruner_zero.models.read import is_gguf, read_model
 from pruner_zero.models.shards import weight_files
+
+# The files of a repository that are fetched: the model, its card and its license.
+_FILES = [
+    *("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"),
+    *("README.md", "LICENSE*"),
+]
 
 
 def load_model(
@@ -31,10 +36,9 @@ def load_model(
     """Load a decoder-only language model and its tokenizer.
 
     source: a hub id, a folder, a `.gguf` file or `builtin:smollm2-135m`. Only safetensors and
-    GGUF weights are read, pickled ones where `pickled:` stands before the hub id or folder.
-    dtype: that of the weights; "auto" keeps the checkpoint's. device: as in `find_devices`.
-    revision: branch, tag or commit of a hub model. attn_implementation: as in transformers,
-    which chooses where it is None. Raises PrunerZeroError, naming what to change.
+    GGUF weights are read. dtype: that of the weights; "auto" keeps the checkpoint's. device: as in
+    `find_devices`. revision: branch, tag or commit of a hub model. attn_implementation: as in
+    transformers, which chooses where it is None. Raises PrunerZeroError, naming what to change.
     """
     devices = find_devices(device)
     path = _located(str(source), revision)
@@ -80,12 +84,18 @@ def as_language_model(
     """`model` itself where it is loaded already, with its `tokenizer`; loaded by name otherwise.
 
     A model object is used in place, in evaluation mode; it keeps its dtype and stays on the device
-    it is on unless others than "auto" are asked for. Raises PrunerZeroError where a model object
-    comes without a tokenizer or with a revision.
+    it is on unless others than "auto" are asked for. Raises PrunerZeroError where an object is no
+    model of transformers, or comes without a tokenizer or with a revision.
     """
     if isinstance(model, str | Path):
         return load_model(model, dtype, device, revision, attn_implementation)
     if not isinstance(model, LanguageModel):
+        if not isinstance(model, PreTrainedModel):
+            inner = isinstance(getattr(model, "module", None), PreTrainedModel)
+            remedy = "its .module" if inner else "what AutoModelForCausalLM.from_pretrained gives"
+            raise PrunerZeroError(
+                f"a {type(model).__name__} is no model of transformers: pass {remedy}"
+            )
         if tokenizer is None:
             raise PrunerZeroError("a model object needs its tokenizer: pass tokenizer=")
         name = model.name_or_path or type(model).__name__
@@ -114,30 +124,24 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
 def _located(name: str, revision: str | None) -> Path:
     """The folder or GGUF file to read the model `name` from.
 
-    A hub model is fetched; the built-in model and pickled weights are converted.
+    A hub model is fetched; the built-in model is converted.
     """
     if name.startswith(PREFIX):
         _check_no_revision(name, revision)
         return builtin_path(name)
-    source = name.removeprefix(PICKLED)
-    path = Path(source)
-    if source.strip() and (path.is_dir() or (is_gguf(path) and path.is_file())):
+    path = Path(name)
+    if name.strip() and (path.is_dir() or (is_gguf(path) and path.is_file())):
         _check_no_revision(name, revision)
     else:
-        weights = "model*.safetensors" if source == name else "pytorch_model*.bin"
-        path = _fetched(source, weights, revision)
+        path = _fetched(name, revision)
     if path.is_dir():
-        _check_config(path, source)
-    if source != name:
-        with readable(name):
-            return converted_folder(path)
-    if path.is_dir():
+        _check_config(path, name)
         _check_safetensors(path, name)
     return path
 
 
-def _fetched(name: str, weights: str, revision: str | None) -> Path:
-    """The folder in the hub's cache of the model `name`, with the files `weights`."""
+def _fetched(name: str, revision: str | None) -> Path:
+    """The folder in the hub's cache of the model `name`."""
     _check_hub_id(name)
     away = not hub_reachable()
     try:
@@ -145,7 +149,7 @@ def _fetched(name: str, weights: str, revision: str | None) -> Path:
             name,
             revision=revision,
             # Repositories hold the same weights in other formats too, and states of optimizers.
-            allow_patterns=[*BESIDE, weights],
+            allow_patterns=_FILES,
             local_files_only=is_offline_mode() or away,
         )
     except Exception as error:
@@ -161,8 +165,8 @@ def _fetched(name: str, weights: str, revision: str | None) -> Path:
 def _check_safetensors(path: Path, name: str) -> None:
     if not any(path.glob("*.safetensors")):
         raise PrunerZeroError(
-            f"{name} has no .safetensors weights, and pickled ones are read only where asked "
-            f"for by name: give pickled:{name}, or save the model again with save_pretrained"
+            f"{name} has no .safetensors weights, and pickled ones can hold code and are not "
+            "read: convert them to safetensors, with save_pretrained"
         )
     weight_files(path)
 

@@ -22,7 +22,8 @@ from pruner_zero.tensor_file import TensorFile, write_tensors
 def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5GB") -> None:
     """Write weights (dense safetensors, zeros included), configuration and tokenizer to `folder`.
 
-    Raises PrunerZeroError where the disk is full or the folder is not writable.
+    A license beside the files that the model was read from is copied. Raises PrunerZeroError where
+    the disk is full or the folder is not writable.
     """
     with writing(folder), quiet():
         folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,7 @@ def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5
             path.chmod(usual)
         if language_model.tokenizer is not None:
             language_model.tokenizer.save_pretrained(folder)
+        _copy_license(language_model.model, folder)
 
 
 def save_offloaded(
@@ -59,6 +61,15 @@ def save_offloaded(
         _write_config(offloaded.model, config or offloaded.model.config, folder)
         if offloaded.tokenizer is not None:
             offloaded.tokenizer.save_pretrained(folder)
+        _copy_license(offloaded.model, folder)
+
+
+def _copy_license(model: PreTrainedModel, folder: Path) -> None:
+    """Copy the license beside the files that `model` was read from, if there is one."""
+    # The name is empty for a model that was made in memory.
+    for path in Path(model.name_or_path).glob("LICENSE*") if model.name_or_path else ():
+        if path.is_file() and path.resolve().parent != folder.resolve():
+            shutil.copyfile(path, folder / path.name)
 
 
 def _write_index(folder: Path, names: Sequence[str]) -> None:

@@ -62,26 +62,25 @@ class Shards:
         return convert_group(self._model, group, stored)
 
 
-def weight_files(folder: Path, weights: str = WEIGHTS, index: str = INDEX) -> list[Path]:
-    """The files that transformers would load from `folder`, saved as `weights` or by `index`.
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would load from `folder`.
 
     Raises PrunerZeroError where there are none, or its index points outside the folder.
     """
-    if (folder / weights).is_file():
-        return [folder / weights]
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
     try:
-        names = set(json.loads((folder / index).read_text())["weight_map"].values())
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
         paths = [Path(name) for name in sorted(names)]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PrunerZeroError(
-            f"{folder} has neither {weights} nor a readable {index}: save the model again"
+            f"{folder} has neither {WEIGHTS} nor a readable {INDEX}: save the model again"
         ) from error
-    suffix = Path(weights).suffix
     for path in paths:
         # A path outside may be another user's file, and another suffix a pickled file.
-        if path.is_absolute() or ".." in path.parts or path.suffix != suffix:
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
             raise PrunerZeroError(
-                f"{folder / index} names {str(path)[:200]!r}, which is no {suffix} file inside "
-                "the folder: save the model again"
+                f"{folder / INDEX} names {str(path)[:200]!r}, which is no .safetensors file "
+                "inside the folder: save the model again"
             )
     return [folder / path for path in paths]

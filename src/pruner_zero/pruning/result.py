@@ -9,13 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pruner_zero.files import write_atomic, write_json
-from pruner_zero.models import LanguageModel
+from pruner_zero.models import LanguageModel, save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.depth import Blocks
 from pruner_zero.pruning.method import Method, describe_steps
 from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.removal import Removal, chosen_by
-from pruner_zero.result_folder import NOT_RETRAINED, title_of
+from pruner_zero.result_folder import (
+    NOT_RETRAINED,
+    build_folder,
+    check_output,
+    license_of,
+    title_of,
+)
 from pruner_zero.settings import PruneSettings
 
 if TYPE_CHECKING:
@@ -92,6 +98,22 @@ class PruneResult(PrunedMatrices):
             "matrices": [record.to_json() for record in self.records],
         }
 
+    def save(self, output: str | Path, overwrite: bool = False) -> Path:
+        """Save the model and what describes it to the folder `output`, as `prune` does.
+
+        For a model that was pruned in memory, without an output. Raises PrunerZeroError as `prune`
+        does for an output.
+        """
+
+        def write(_result: object, _journal: object, staged: Path) -> Cost:
+            save_model(self.language_model, staged)
+            self.write(staged)
+            return self.cost
+
+        folder = check_output(output, overwrite, [self.settings.model])
+        build_folder(folder, overwrite, "block", {}, lambda _: self, write)
+        return folder
+
     def write(self, folder: Path) -> None:
         """Write pruning.json, the model card README.md and a metric's metric.json to `folder`."""
         method = self.method
@@ -121,7 +143,8 @@ def model_card(result: PruneResult) -> str:
     which = "The linear maps listed below" if partly else "Every linear map of the decoder blocks"
     # base_model must be a name on the hub, so a local path is left out.
     on_hub = re.fullmatch(r"[\w.-]+/[\w.-]+", settings.model) and not Path(settings.model).exists()
-    base = f"base_model: {settings.model}\n" if on_hub else ""
+    head = f"base_model: {settings.model}\n" if on_hub else ""
+    head += license_of(result.language_model.model.name_or_path)
     remarks = "\n".join(["\n## Remarks\n", *notes, ""]) if notes else ""
     table = "\n".join(rows)
     calibrated = "The metric looks at the weights alone: there was no calibration."
@@ -154,7 +177,7 @@ def model_card(result: PruneResult) -> str:
             "loads with plain `AutoModelForCausalLM.from_pretrained`."
         )
     return f"""---
-{base}library_name: transformers
+{head}library_name: transformers
 tags: [pruned, pruner-zero]
 ---
 

@@ -30,8 +30,8 @@ class ModelSettings(Settings):
     panel: ClassVar[str] = "Machine"
 
     model: Annotated[str, Cli(panel="Options", metavar="MODEL", argument=True)] = Field(
-        description="A hub id, a folder, a .gguf file, builtin:smollm2-135m, or a hub id or folder "
-        "after `pickled:`. May be given in --config instead."
+        description="A hub id, a folder, a .gguf file or builtin:smollm2-135m. May be given in "
+        "--config instead."
     )
     dtype: Dtype = Field("auto", description="Type of the weights; auto keeps the checkpoint's.")
     device: Device = Field(
