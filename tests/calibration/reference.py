@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from pruner_zero.models import find_matrices, half_products
+from pruner_zero.models import find_matrices, in_float32
 
 
 @dataclass
@@ -40,7 +40,6 @@ class Inputs:
 
 
 @torch.no_grad()
-@half_products()
 def plain_inputs(model: PreTrainedModel, windows: Tensor) -> Inputs:
     """Run the whole model window by window and record the inputs of every matrix."""
     inputs = Inputs()
@@ -52,8 +51,9 @@ def plain_inputs(model: PreTrainedModel, windows: Tensor) -> Inputs:
     for name, module in model.named_modules():
         if hasattr(module, "gate_up_proj") and isinstance(module.gate_up_proj, nn.Parameter):
             handles.append(module.register_forward_pre_hook(_experts(inputs, name)))
-    for window in windows:
-        model(window[None], use_cache=False)
+    with in_float32(model):
+        for window in windows:
+            model(window[None], use_cache=False)
     for handle in handles:
         handle.remove()
     return inputs

@@ -18,7 +18,7 @@ import yaml
 
 from pruner_zero import evaluate, load_model
 from pruner_zero.evaluation.tasks import TaskResult, _probabilities, harness_model
-from pruner_zero.models import half_products
+from pruner_zero.models import in_float32
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
@@ -222,7 +222,7 @@ def test_log_probabilities_are_fp32_for_a_narrow_model(llama_folder: Path) -> No
     ]
     requests = [SimpleNamespace(args=(context, f" {choice}")) for context, choice in pairs]
     # Products that a CPU emulates in bfloat16 depend on the shapes of both factors.
-    with half_products():
+    with in_float32(narrow.model):
         actual = [value for value, _ in harness_model(narrow, 1).loglikelihood(requests)]
         # One bfloat16 step at a log-probability near -50 is 0.25.
         wanted = [log_probability(narrow.model, context, f" {choice}") for context, choice in pairs]

@@ -17,7 +17,7 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Matrix, next_token_loss, parameters_of
+from pruner_zero.models import Matrix, in_float32, next_token_loss, parameters_of
 from pruner_zero.progress import SILENT, Progress
 
 
@@ -123,7 +123,12 @@ def gradients_to(
         assert gradient is not None
         receivers[parameter](gradient)
 
-    with torch.enable_grad(), only_these_learn(module, receivers), ExitStack() as stack:
+    with (
+        torch.enable_grad(),
+        only_these_learn(module, receivers),
+        in_float32(module),
+        ExitStack() as stack,
+    ):
         for parameter in receivers:
             stack.callback(parameter.register_post_accumulate_grad_hook(give).remove)
         yield

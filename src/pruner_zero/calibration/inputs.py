@@ -9,7 +9,14 @@ from torch import Tensor, nn
 from pruner_zero.calibration.input_sums import InputSums
 from pruner_zero.calibration.products import check_observed, products_observed
 from pruner_zero.calibration.statistics import InputStatistic, Kind, MatrixStatistics, select
-from pruner_zero.models import Activations, Arguments, Matrix, experts_one_by_one, run_block
+from pruner_zero.models import (
+    Activations,
+    Arguments,
+    Matrix,
+    experts_one_by_one,
+    in_float32,
+    run_block,
+)
 
 
 def collect_inputs(
@@ -36,7 +43,7 @@ def collect_inputs(
     sums = InputSums(select(InputStatistic, {"X", *kinds}))
     outputs = [] if outputs is None else outputs
     dense_outputs = [] if dense_outputs is None else dense_outputs
-    with torch.no_grad(), _observing(block, matrices, sums):
+    with torch.no_grad(), in_float32(block), _observing(block, matrices, sums):
         dense_windows = [None] * len(arguments) if dense is None else dense
         of_dense = arguments if dense_arguments is None else dense_arguments
         windows = zip(hidden, arguments, dense_windows, of_dense, strict=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruner_zero.calibration.gradients import GradientSums, check_gradients, only_these_learn
+from pruner_zero.calibration.gradients import GradientSums, check_gradients, gradients_to
 from pruner_zero.calibration.statistics import (
     GradientStatistic,
     Kind,
@@ -107,7 +107,7 @@ class OffloadedGradients:
         outputs = self._opened("inputs", self.depth)
         gradients = self._file("gradients", self.depth)
         model = self.language_model.model
-        with self.language_model.outside(), torch.enable_grad(), only_these_learn(model, ()):
+        with self.language_model.outside(), gradients_to({}, model):
             for window, hidden in self.progress.track(
                 zip(self.windows, outputs, strict=True), "loss", len(self.windows)
             ):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Matrix, experts_one_by_one, half_products
+from pruner_zero.models import Matrix, experts_one_by_one, in_float32
 
 # Called with the names of matrices, their inputs and the product, whose first dimension enumerates
 # the matrices where they are several. Its result replaces the product. The name of a matrix that is
@@ -23,7 +23,7 @@ def products_observed(module: nn.Module, matrices: Sequence[Matrix], see: See) -
 
     Mixtures run expert by expert meanwhile.
     """
-    with half_products(), experts_one_by_one(module), _Products(matrices, see):
+    with in_float32(module), experts_one_by_one(module), _Products(matrices, see):
         yield
 
 

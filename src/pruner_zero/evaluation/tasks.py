@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models.half_precision import half_products
+from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import quiet
 from pruner_zero.progress import SILENT, Progress
@@ -82,7 +82,6 @@ class TaskResult(Tabular):
         }
 
 
-@half_products()
 def evaluate_tasks(
     load: Callable[[], LanguageModel],
     settings: EvaluateSettings,
@@ -113,15 +112,16 @@ def evaluate_tasks(
         try:
             # Not simple_evaluate: it seeds all generators, runs git in the user's folder, and lists
             # the machine's packages, which takes seconds.
-            results = _lm_eval().evaluate(
-                (harness or harness_model)(model, settings.batch_size),
-                tasks,
-                limit=settings.limit,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=chat,
-                # For standard errors without a closed form; those of acc and acc_norm have one.
-                bootstrap_iters=1000,
-            )
+            with in_float32(model.model):
+                results = _lm_eval().evaluate(
+                    (harness or harness_model)(model, settings.batch_size),
+                    tasks,
+                    limit=settings.limit,
+                    apply_chat_template=chat,
+                    fewshot_as_multiturn=chat,
+                    # For standard errors without a closed form; those of acc and acc_norm have one.
+                    bootstrap_iters=1000,
+                )
         except (ValueError, AssertionError) as error:
             # An assertion of lm-eval without words: a choice fits into the model's positions.
             reason = str(error) and one_line(error)

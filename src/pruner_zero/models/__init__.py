@@ -21,7 +21,7 @@ from pruner_zero.models.compact import (
 )
 from pruner_zero.models.compact_offloaded import shrink_offloaded
 from pruner_zero.models.experts import experts_kept, keep_experts, size_with_experts
-from pruner_zero.models.half_precision import half_products
+from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, cast_weights, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
@@ -73,7 +73,7 @@ __all__ = [
     "find_matrices",
     "find_mixtures",
     "give_back",
-    "half_products",
+    "in_float32",
     "is_loadable",
     "keep_experts",
     "load_model",

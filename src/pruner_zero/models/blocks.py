@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.half_precision import half_products
+from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.structure import find_blocks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -60,7 +60,6 @@ class BlockCalls:
     as_tuple: bool = False
 
 
-@half_products()
 def record_block_calls(
     model: nn.Module, windows: Tensor, hidden: Activations | None = None
 ) -> BlockCalls:
@@ -93,7 +92,7 @@ def record_block_calls(
         return forward
 
     device = next(model.parameters()).device
-    with torch.no_grad(), ExitStack() as stack:
+    with torch.no_grad(), in_float32(model), ExitStack() as stack:
         for index, block in enumerate(blocks):
             stack.enter_context(_forward_replaced(block, bypass(index)))
         for window in windows:
@@ -103,7 +102,6 @@ def record_block_calls(
     return BlockCalls(hidden, arguments, bool(as_tuple))
 
 
-@half_products()
 @torch.no_grad()
 def check_block_calls(model: PreTrainedModel, windows: Tensor, *, bypass: bool = False) -> None:
     """Raise PrunerZeroError where `model` does more with its blocks than run each after the other.
@@ -119,7 +117,9 @@ def check_block_calls(model: PreTrainedModel, windows: Tensor, *, bypass: bool =
         return
     tokens = windows[:1, :_CHECKED_TOKENS].to(next(model.parameters()).device)
     try:
-        alike = _calls_are_a_chain(model, tokens) if bypass else _outputs_are_equal(model, tokens)
+        with in_float32(model):
+            equal = _calls_are_a_chain if bypass else _outputs_are_equal
+            alike = equal(model, tokens)
     except PrunerZeroError:
         raise
     # A model's own code can raise anything where its blocks are called apart.
@@ -234,14 +234,14 @@ def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterato
         yield
 
 
-@half_products()
 def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     """The output (1, tokens, width) of `block` for `hidden` and recorded `arguments`.
 
     All of them are moved to the device of the block.
     """
     args, kwargs = take_inputs(block, (hidden, *arguments[0]), arguments[1])
-    return _hidden_of(block(*args, **kwargs))
+    with in_float32(block):
+        return _hidden_of(block(*args, **kwargs))
 
 
 def run_windows(
@@ -255,8 +255,9 @@ def run_windows(
     arguments: of each window, as for `run_block`.
     """
     outputs = [] if outputs is None else outputs
-    for window, rest in zip(hidden, arguments, strict=True):
-        outputs.append(run_block(block, window, rest))
+    with in_float32(block):
+        for window, rest in zip(hidden, arguments, strict=True):
+            outputs.append(run_block(block, window, rest))
     return outputs
 
 

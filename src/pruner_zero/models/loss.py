@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruner_zero.models.half_precision import half_products
+from pruner_zero.models.half_precision import in_float32
 
 
-@half_products()
 def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
     """The mean next-token cross entropy of each of `windows` (n, tokens): (n,), nats, fp32."""
     windows = windows.to(next(model.parameters()).device)
-    logits = model(windows, use_cache=False).logits
+    with in_float32(model):
+        logits = model(windows, use_cache=False).logits
     # Window by window, because the float32 copy of the logits is the largest tensor here.
     losses = [
         functional.cross_entropy(scores[:-1].float(), window[1:])
@@ -22,9 +22,11 @@ def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
     return torch.stack(losses)
 
 
-@half_products()
 def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
-    """The mean next-token cross entropy of `windows` (n, tokens): a scalar, nats, fp32."""
+    """The mean next-token cross entropy of `windows` (n, tokens): a scalar, nats, fp32.
+
+    For its gradients on any CPU, call it and `backward` within `in_float32`.
+    """
     windows = windows.to(next(model.parameters()).device)
     # The model's own logits are not bound to a name: they are freed before the backward pass.
     logits = model(windows, use_cache=False).logits[:, :-1].float()

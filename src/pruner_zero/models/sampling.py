@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.half_precision import half_products
+from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.progress import SILENT, Progress
 
@@ -85,14 +85,15 @@ def sample_windows(
     ending = torch.tensor(sorted(set(ends) - {start}), dtype=torch.int64)
     tokens = torch.full((windows, seqlen), start)
     visible = torch.ones_like(tokens)
-    for place in progress.track(range(1, seqlen), label, seqlen - 1):
-        cumulative = next_token(tokens[:, place - 1 : place], visible[:, :place]).cumsum(-1)
-        # Faster than torch.multinomial, which draws a number for every word of the vocabulary.
-        chosen = torch.rand(windows, 1, generator=generator, dtype=torch.float64)
-        drawn = torch.searchsorted(cumulative, chosen * cumulative[:, -1:], right=True)[:, 0]
-        ended = torch.isin(tokens[:, place - 1], ending)
-        tokens[:, place] = torch.where(ended, start, drawn)
-        visible[tokens[:, place] == start, :place] = 0
+    with in_float32(model):
+        for place in progress.track(range(1, seqlen), label, seqlen - 1):
+            cumulative = next_token(tokens[:, place - 1 : place], visible[:, :place]).cumsum(-1)
+            # Faster than torch.multinomial, which draws a number for every word of the vocabulary.
+            chosen = torch.rand(windows, 1, generator=generator, dtype=torch.float64)
+            drawn = torch.searchsorted(cumulative, chosen * cumulative[:, -1:], right=True)[:, 0]
+            ended = torch.isin(tokens[:, place - 1], ending)
+            tokens[:, place] = torch.where(ended, start, drawn)
+            visible[tokens[:, place] == start, :place] = 0
     return tokens
 
 
@@ -124,7 +125,6 @@ class _NextToken:
             raise _no_cache(model)
         self.arguments = arguments
 
-    @half_products()
     def __call__(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Probabilities (n, vocabulary) float64 on the CPU.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pruner_zero.calibration import StatisticsStore, calibrate
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, Mixtures, find_matrices, half_products
+from pruner_zero.models import LanguageModel, Mixtures, find_matrices, in_float32
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.experts import Experts
 from pruner_zero.pruning.method import Method
@@ -56,7 +56,6 @@ def choose_experts(
     return replace(asked, scores=totals)
 
 
-@half_products()
 @torch.no_grad()
 def reap_scores(
     language_model: LanguageModel, tokens: Tensor, mixtures: Mixtures, progress: Progress = SILENT
@@ -83,7 +82,7 @@ def reap_scores(
             sums[block][expert] += float((weights[place, slot].float() * norms).sum())
             reached[block][expert] += len(place)
 
-    with ExitStack() as hooks:
+    with in_float32(model), ExitStack() as hooks:
         for mixture in mixtures.blocks:
             experts = model.get_submodule(mixture.experts)
             hook = partial(add, mixture.block)

@@ -19,7 +19,7 @@ from pruner_zero.models import (
     LanguageModel,
     Matrix,
     check_weights,
-    half_products,
+    in_float32,
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress
@@ -140,7 +140,6 @@ def distillation(
     return train
 
 
-@half_products()
 def distillation_loss(
     model: nn.Module, teacher: nn.Module, windows: Tensor, share: float
 ) -> Tensor:
@@ -155,7 +154,7 @@ def distillation_loss(
     # Autocast refuses operations on a float16 and a bfloat16 tensor.
     narrow = weight.dtype == torch.float16
     autocast = torch.autocast(weight.device.type, enabled=False) if narrow else nullcontext()
-    with torch.no_grad(), autocast:
+    with torch.no_grad(), autocast, in_float32(teacher):
         seen = windows.to(weight.device)
         target = teacher(seen, use_cache=False).logits.to(logits.device)
     return _DistillationLoss.apply(logits, target, windows, share)  # type: ignore[no-untyped-call,no-any-return]
