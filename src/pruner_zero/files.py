@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError
 
-from pruner_zero.cache import default_cache, sync
 from pruner_zero.errors import NO_WINDOWS, PrunerZeroError
 
 try:
@@ -32,6 +31,14 @@ OUTPUTS = frozenset({"rows", "losses", "tasks", "speed", "principles"})
 _PAGE = b"<!doctype html"
 # The file by which `locked` locks a folder.
 LOCK = ".lock"
+
+
+def default_cache() -> Path:
+    """The cache folder: $PRUNER_ZERO_CACHE, or `pruner-zero` in the user's cache folder."""
+    chosen = os.environ.get("PRUNER_ZERO_CACHE")
+    if chosen:
+        return Path(chosen)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pruner-zero"
 
 
 @contextmanager
@@ -133,20 +140,32 @@ def locked(folder: Path) -> Iterator[None]:
     """
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / LOCK, "w")  # noqa: SIM115
+        file = lock(folder / LOCK)
+    if file is None:
+        raise PrunerZeroError(
+            f"another process is working in {folder}: wait for it or choose another folder"
+        )
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # If the folder was deleted and created again just now, this lock is of a deleted file.
-            held = os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK))
-        except OSError:
-            held = False
-        if not held:
-            raise PrunerZeroError(
-                f"another process is working in {folder}: wait for it or choose another folder"
-            )
         delete_half_written(folder)
         yield
+
+
+def lock(path: Path, *, shared: bool = False) -> IO[str] | None:
+    """Open a file, created if missing, and lock it until it is closed.
+
+    None where another process has locked it, unless both locks are `shared`; a shared lock waits
+    for one that is not. None also where the file was deleted just now. Raises OSError.
+    """
+    file = open(path, "a+")  # noqa: SIM115
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH if shared else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # If the folder was deleted and created again just now, this lock is of a deleted file.
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    file.close()
+    return None
 
 
 def delete_half_written(folder: Path) -> None:
@@ -224,3 +243,12 @@ def committing(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file is on disk, or the names in a folder, for which no file's fsync waits."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from pruner_zero.cache import default_cache
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
-from pruner_zero.files import locked
+from pruner_zero.files import default_cache, locked
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows, consecutive_windows, random_windows

@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pruner_zero.cache import default_cache
+from pruner_zero.cache import filling
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import OffloadedGradients
 from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.window_file import WindowFile
-from pruner_zero.files import locked
+from pruner_zero.files import default_cache
 from pruner_zero.journal import Journal
 from pruner_zero.models import (
     DISCARDED,
@@ -49,7 +49,7 @@ def open_store(
         "format": 1,
     }
     cache = Path(folder) if folder is not None else default_cache()
-    return StatisticsStore(cache / cache_key(settings), settings)
+    return StatisticsStore(cache / cache_key(settings), settings, language_model.name)
 
 
 def calibrate(
@@ -72,7 +72,7 @@ def calibrate(
     wanted = frozenset(kinds)
     if all(store.has(kind) for kind in wanted):
         return
-    with locked(store.folder):
+    with filling(store.folder):
         missing = {kind for kind in wanted if not store.has(kind)}
         if select(GradientStatistic, missing):
             _backward(language_model, windows.tokens, missing, store, progress)

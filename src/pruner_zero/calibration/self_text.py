@@ -1,5 +1,6 @@
 """Windows of text that a dense model writes itself, kept in the cache batch by batch."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruner_zero.cache import default_cache
+from pruner_zero.cache import filling, use
 from pruner_zero.calibration.store import cache_key
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import locked
+from pruner_zero.files import default_cache
 from pruner_zero.models import (
     LanguageModel,
     OffloadedModel,
@@ -73,21 +74,21 @@ def self_windows(
             "a model that stays on disk cannot write its own text: have it written once by the "
             "same command without --offload, or give a text as --calibration"
         )
-    if missing:
-        with locked(batches.folder):
-            for count, number in enumerate(missing, start=1):
-                tokens = sample_windows(
-                    language_model.model,
-                    size,
-                    seqlen,
-                    batches.generator(number),
-                    start=start,
-                    ends=ends,
-                    progress=progress,
-                    label=f"writing text {count}/{len(missing)}",
-                )
-                batches.write(number, tokens)
-                written[number] = tokens
+    writes = filling(batches.folder) if missing else nullcontext()
+    with use(batches.folder, language_model.name), writes:
+        for count, number in enumerate(missing, start=1):
+            tokens = sample_windows(
+                language_model.model,
+                size,
+                seqlen,
+                batches.generator(number),
+                start=start,
+                ends=ends,
+                progress=progress,
+                label=f"writing text {count}/{len(missing)}",
+            )
+            batches.write(number, tokens)
+            written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
     chosen = tokens[first - numbers.start * size :][:windows].clone()
     shown = language_model.tokenizer.convert_ids_to_tokens(start)

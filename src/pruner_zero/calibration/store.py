@@ -1,6 +1,7 @@
 """Statistics on disk: one file a block and kind, checked when read, reused by the next metric."""
 
 import json
+import weakref
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pruner_zero.cache import use
 from pruner_zero.calibration.statistics import GradientStatistic, Kind, MatrixStatistics, select
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
@@ -32,16 +34,19 @@ class StatisticsStore:
     """Statistics of a dense model under `folder`, written block by block.
 
     A kind is present once it was written for all blocks. One that is damaged or incomplete is
-    absent, and so is collected again. settings: what the statistics were made with.
+    absent, and so is collected again. settings: what the statistics were made with. model: its
+    name. No other process deletes the folder from the cache while this value is there.
     """
 
     folder: Path
     settings: dict[str, Any] = field(default_factory=dict)
+    model: str = ""
     _verified: set[Kind] = field(default_factory=set, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+        weakref.finalize(self, use(self.folder, self.model).close)
 
     def has(self, kind: Kind) -> bool:
         """Whether `kind` is there for every block, each file with its checksum.

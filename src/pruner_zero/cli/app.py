@@ -8,7 +8,17 @@ from typing import Any, NoReturn
 
 import typer
 
-from pruner_zero.cli import analyze, compare, evaluate, metric, prune, recover, report, search
+from pruner_zero.cli import (
+    analyze,
+    cache,
+    compare,
+    evaluate,
+    metric,
+    prune,
+    recover,
+    report,
+    search,
+)
 from pruner_zero.errors import NO_WINDOWS, PrunerZeroError, one_line
 from pruner_zero.version import __version__
 
@@ -32,6 +42,7 @@ app.command("analyze")(analyze.analyze)
 app.command("report")(report.report)
 app.command("recover")(recover.recover)
 app.add_typer(metric.app, name="metric")
+app.add_typer(cache.app, name="cache")
 
 
 def _version(asked: bool) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import transformers
 
-from pruner_zero.cache import default_cache, made_once
+from pruner_zero.cache import made_once
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.files import sha256
+from pruner_zero.files import default_cache, sha256
 from pruner_zero.models.read import read_model, readable
 from pruner_zero.models.save import save_model
 from pruner_zero.models.shards import weight_files
@@ -35,7 +35,7 @@ def builtin_path(name: str) -> Path:
     if copy.is_dir() and not _is_whole(copy):
         shutil.rmtree(copy, ignore_errors=True)
     with suppress(OSError, PrunerZeroError):
-        return made_once(copy, lambda partial: save_model(read_model(gguf, name), partial))
+        return made_once(copy, lambda partial: save_model(read_model(gguf, name), partial), name)
     return gguf
 
 
