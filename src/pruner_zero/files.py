@@ -27,7 +27,7 @@ _REASONS = {
 _HALF_WRITTEN = re.compile(r".+\.\d+\.partial")
 CHECKSUM = "sha256"
 # Keys of what `compare`, `evaluate` and `analyze` write, one of which each output has.
-OUTPUTS = frozenset({"rows", "losses", "tasks", "speed", "principles"})
+OUTPUTS = frozenset({"rows", "losses", "texts", "tasks", "speed", "principles"})
 _PAGE = b"<!doctype html"
 # The file by which `locked` locks a folder.
 LOCK = ".lock"

@@ -9,7 +9,8 @@ import torch
 
 from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune, recover
 from pruner_zero.files import sha256
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import Progress
 from pruner_zero.settings import CLASSICS, CalibrationSettings
 from tests.tiny import Notes, tiny_tokenizer
@@ -79,6 +80,67 @@ def test_perplexity_may_be_measured_on_other_windows_than_calibration(
     expected = evaluate(mine, texts["text"], seqlen=40, windows=3).loss
     assert result.rows[0]["loss"] == pytest.approx(expected, rel=1e-6)
     assert result.provenance["evaluation"]["seqlen"] == 40
+
+
+def test_the_zeros_of_the_dense_model_are_counted(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    matrices = find_matrices(mine.model)
+    with torch.no_grad():
+        matrices[0].weight[0] = 0
+    share = matrices[0].weight.shape[1] / sum(matrix.weight.numel() for matrix in matrices)
+    rows = compare(mine, "dense", **texts, **SIZES).rows
+    assert rows[0]["sparsity"] == round(share, 6)
+    included = compare(mine, "dense", include=[matrices[0].name], **texts, **SIZES).rows
+    assert included[0]["sparsity"] == round(1 / matrices[0].weight.shape[0], 6)
+
+
+def test_weights_are_searched_for_nan_once_for_all_methods(
+    mine: LanguageModel, texts: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+
+    def noted(named: Any, remedy: str = "") -> None:
+        names.extend(name for name, _ in named)
+
+    monkeypatch.setattr("pruner_zero.models.structure.check_finite", noted)
+    monkeypatch.setattr("pruner_zero.pruning.pipeline.check_finite", noted)
+    compare(mine, "dense,magnitude,wanda,wanda@heads=0.5", sparsity=0.5, **texts, **SIZES)
+    assert sorted(names) == sorted(set(names))
+    assert len(names) == len(list(mine.model.parameters()))
+
+
+@pytest.mark.fault("a weight is NaN or infinite")
+def test_a_weight_that_is_nan_is_refused_before_any_row(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    with torch.no_grad():
+        mine.model.get_input_embeddings().weight[0] = torch.nan
+    with pytest.raises(PrunerZeroError, match=r"embed_tokens\.weight has 32 weights that are NaN"):
+        compare(mine, "dense", sparsity=0.5, **texts, **SIZES)
+
+
+def test_the_same_text_for_calibration_and_evaluation_is_noted(
+    mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    heard, same = Notes(), {**texts, "text": texts["calibration"]}
+    compare(mine, "dense", sparsity=0.5, progress=heard, **same, **SIZES)
+    assert heard.lines[0].startswith("calibration and evaluation use the same text, strings: ")
+    other = Notes()
+    compare(mine, "dense", sparsity=0.5, progress=other, **texts, **SIZES)
+    assert other.lines == ["dense …"]
+
+
+@pytest.mark.parametrize("sizes", [{}, {"seqlen_eval": 24}, {"seqlen": 24, "seqlen_eval": 65}])
+def test_windows_beyond_the_context_are_noted_once(
+    sizes: dict[str, Any], mine: LanguageModel, texts: dict[str, Any]
+) -> None:
+    heard = Notes()
+    options = {**SIZES, "seqlen": 65, **sizes}
+    compare(mine, "dense,magnitude", sparsity=0.5, progress=heard, **texts, **options)
+    notes = [line for line in heard.lines if not line.endswith("…")]
+    assert len(notes) == 1
+    assert notes[0].startswith("windows of 65 tokens are longer than the model's context of 64")
 
 
 def test_the_next_row_begins_with_the_dense_weights_after_distillation(

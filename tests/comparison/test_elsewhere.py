@@ -20,20 +20,20 @@ def accelerated(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("accelerated")
-@pytest.mark.parametrize(("device", "place"), [("auto", HERE), (str(THERE), THERE), ("cpu", CPU)])
+@pytest.mark.parametrize(("device", "used"), [(HERE, HERE), (THERE, THERE), ("auto", CPU)])
 def test_the_table_is_the_same_wherever_it_is_made(
-    device: str, place: Any, llama_folder: Path, text_file: Path, tmp_path: Path
+    device: Any, used: Any, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
     def losses(cache: str, **options: Any) -> list[float]:
         texts: dict[str, Any] = {"calibration": text_file, "text": text_file}
         methods = "dense,magnitude,sparsegpt,wanda"
         table = compare(llama_folder, methods, **texts, cache=tmp_path / cache, **SMALL, **options)
-        assert table.provenance["device"] == str(options.get("device", place))
+        assert table.provenance["device"] == str(options.get("device", used))
         return [row["loss"] for row in table.rows]
 
     expected = losses("here", device="cpu")
     with elsewhere():
-        actual = losses("there", **({} if device == "auto" else {"device": device}))
+        actual = losses("there", **({} if device == "auto" else {"device": str(device)}))
     assert actual == pytest.approx(expected, rel=1e-3)
 
 

@@ -65,6 +65,12 @@ def test_a_comparison(table: Path) -> None:
     assert comparison.windows["evaluation"]["selection"] == "consecutive"
 
 
+def test_a_comparison_that_was_interrupted_is_refused(table: Path) -> None:
+    table.write_text(json.dumps({**json.loads(table.read_text()), "complete": False}))
+    with pytest.raises(PrunerZeroError, match=r"lacks rows, since compare was interrupted"):
+        read_result(table)
+
+
 def test_a_recovered_model_is_refused_for_the_one_that_prune_wrote(pruned: Path) -> None:
     (pruned / "recovery.json").write_text("{}")
     with pytest.raises(PrunerZeroError, match="made by recover: give the folder that prune wrote"):

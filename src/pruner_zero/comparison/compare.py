@@ -1,6 +1,5 @@
 """`compare`: the perplexity of a model pruned by several methods, with the same statistics."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -8,90 +7,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.calibration import (
-    GradientStatistic,
-    InputStatistic,
-    Kind,
-    StatisticsStore,
-    calibrate,
-    select,
-    self_windows,
-)
+from pruner_zero.calibration.calibrate import calibrate
+from pruner_zero.calibration.self_text import self_windows
+from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
+from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.comparison.table import Comparison, read_unfinished
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import perplexity
-from pruner_zero.files import check_file, write_atomic
-from pruner_zero.models import (
-    LanguageModel,
-    as_language_model,
-    find_matrices,
-    parameters_of,
-    size_of,
-)
+from pruner_zero.files import check_file
+from pruner_zero.models.compact import size_of
+from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.load import as_language_model
+from pruner_zero.models.structure import find_matrices, parameters_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
-from pruner_zero.pruning import (
-    MatrixRecord,
-    Method,
-    Order,
-    Pruned,
-    Removal,
-    Structured,
-    calibration_texts,
-    check_plan,
-    chosen_by,
-    open_calibration,
-    parse_method,
-    run_method,
-    split_methods,
-    total_sparsity,
-)
-from pruner_zero.settings import (
-    CompareSettings,
-    default_beside,
-    name_of,
-    names_of,
-    read_settings,
-)
-from pruner_zero.table import Tabular
+from pruner_zero.pruning.method import Method, Order
+from pruner_zero.pruning.parse_method import parse_method, split_methods
+from pruner_zero.pruning.pipeline import check_parameters, check_plan
+from pruner_zero.pruning.pruned import Pruned, run_method
+from pruner_zero.pruning.record import MatrixRecord, total_sparsity
+from pruner_zero.pruning.removal import Removal, chosen_by
+from pruner_zero.pruning.settings import calibration_texts, open_calibration
+from pruner_zero.pruning.structured import Structured
+from pruner_zero.settings.base import name_of, names_of, read_settings
+from pruner_zero.settings.compare import CompareSettings
+from pruner_zero.settings.prune import default_beside
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.windows import Windows, consecutive_windows
 
 DENSE, DEFAULT = "dense", "default"
 _ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of")
-_COSTS = ("seconds", "peak_rss_bytes", "peak_gpu_bytes")
-
-
-@dataclass(frozen=True, repr=False)
-class Comparison(Tabular):
-    """A table with one row for each method, and its provenance.
-
-    A row holds `method`, `perplexity` (None where it overflows, or where the method failed and
-    `error` has the reason), `sparsity` over the pruned matrices, `parameters` and their `bytes`,
-    fewer where whole units are removed, `seconds`, `peak_rss_bytes` and the parts of the method.
-    """
-
-    shown = ("method", "mode", "perplexity", "sparsity", "parameters", "bytes", *_COSTS, "error")
-
-    rows: list[dict[str, Any]]
-    provenance: dict[str, Any]
-
-    def caption(self) -> str:
-        """What the perplexities were measured on."""
-        tested = self.provenance["evaluation"]
-        return (
-            f"perplexity per token on {tested['windows']} windows of {tested['seqlen']} tokens "
-            f"of {tested['text']}"
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """`rows` and `provenance`, as JSON values."""
-        return {"rows": self.rows, "provenance": self.provenance}
-
-    def write(self, file: Path) -> None:
-        """Write the table to `file` in JSON. Raises PrunerZeroError."""
-        write_atomic(file, json.dumps(self.to_json(), indent=2, allow_nan=False) + "\n")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
@@ -116,21 +63,20 @@ def compare(
     where `config` names them. settings: the other fields of `CompareSettings`. config: a YAML file
     of settings; arguments win over it.
 
-    The table is written to `output` after each row. Where a method cannot score this model, its
+    The table is written to `output` after each row; an interrupted table there, of the same
+    settings, model, texts and versions, is continued. Where a method cannot score this model, its
     row has the reason. A model object gets its weights back. Raises PrunerZeroError on wrong
-    settings.
+    settings, and where a weight is not finite.
     """
-    given = {
+    values = {
         **settings,
         "model": name_of(model),
         "methods": methods,
         "calibration": names_of(calibration),
         "text": name_of(text),
     }
-    checked = read_settings(CompareSettings, given, config)
-    given = {name: getattr(checked, name) for name in _ZEROS}
-    names = split_methods(checked.methods)
-    chosen = {name: _parse(name, given, checked) for name in names}
+    checked = read_settings(CompareSettings, values, config)
+    chosen = {name: _parse(name, checked) for name in split_methods(checked.methods)}
     removals = [m.pattern for m in chosen.values() if m and isinstance(m.pattern, Removal)]
     if not removals:
         checked.refuse(("parameters",), "a method that removes units")
@@ -145,12 +91,19 @@ def compare(
             "the model can write any number of windows for --text self: give --windows-eval, such "
             "as 24"
         )
+    if isinstance(test_text, Corpus) and texts and test_text.sha256 in texts.hashes():
+        progress.note(
+            f"calibration and evaluation use the same text, {test_text.name}: the perplexities are "
+            "lower than on other text"
+        )
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
     chosen = {
         name: method and _plan(method, language_model, checked) for name, method in chosen.items()
     }
+    matrices = find_matrices(language_model.model, checked.include, checked.exclude)
+    check_parameters(language_model, matrices)
     with torch_threads(checked.threads):
         windows, store = open_calibration(texts, language_model, checked, cache, progress)
         seqlen, count = checked.seqlen_eval or checked.seqlen, checked.windows_eval
@@ -169,17 +122,21 @@ def compare(
                 fingerprint=store.settings["model"],
                 progress=progress,
             )
+        # A remark on long windows is made once, by `open_calibration`.
+        heard = SILENT if test.seqlen == windows.seqlen else progress
+        check_tokens(language_model.model, test.tokens, progress=heard)
         table = _Table(checked, language_model, windows, test, store, progress)
         return table.fill(chosen, file)
 
 
-def _parse(name: str, given: Mapping[str, Any], settings: CompareSettings) -> Method | None:
-    """The method of this name with the `given` settings, None for the unpruned model."""
+def _parse(name: str, settings: CompareSettings) -> Method | None:
+    """The method of this name with the settings, None for the unpruned model."""
     if name == DENSE:
         return None
+    zeros = {name: getattr(settings, name) for name in _ZEROS}
     if name != DEFAULT:
-        return parse_method(name, **given)
-    chosen = {**given, **default_beside({**given, "mode": settings.mode})}
+        return parse_method(name, **zeros)
+    chosen = {**zeros, **default_beside({**zeros, "mode": settings.mode})}
     return replace(parse_method(chosen.pop("metric"), **chosen), name=name)
 
 
@@ -197,7 +154,7 @@ def _plan(method: Method, language_model: LanguageModel, settings: CompareSettin
         except PrunerZeroError as error:
             raise PrunerZeroError(f"{method.name}: {error}") from error
         method, include = replace(method, pattern=fitted), fitted.include
-    check_plan(language_model, method, include, settings.exclude)
+    check_plan(language_model, method, include, settings.exclude, weights=False)
     return method
 
 
@@ -210,33 +167,37 @@ class _Table:
     store: StatisticsStore
     progress: Progress
 
-    def fill(self, methods: dict[str, Method | None], output: Path | None) -> Comparison:
-        matrices = find_matrices(self.language_model.model)
-        with measured() as calibration:
-            self.calibrate(methods.values())
-        comparison = Comparison(
-            [],
-            {
-                **provenance(),
-                "device": str(self.language_model.device),
-                "settings": self.settings.model_dump(mode="json"),
-                "calibration": self.windows.describe() if len(self.windows) else {},
-                "evaluation": self.test.describe(),
-                **{f"calibration_{key}": value for key, value in calibration.to_json().items()},
-            },
-        )
-        parameters = parameters_of(matrices)
+    def fill(self, methods: Mapping[str, Method | None], output: Path | None) -> Comparison:
+        origin = {
+            **provenance(),
+            "device": str(self.language_model.device),
+            "settings": self.settings.model_dump(mode="json"),
+            "model_sha256": self.store.settings["model"],
+            "calibration": self.windows.describe() if len(self.windows) else {},
+            "evaluation": self.test.describe(),
+        }
+        heads = {name: self.head(name, method) for name, method in methods.items()}
+        table = output and read_unfinished(output, origin, heads)
+        earlier = {row["method"]: row for row in table.rows} if table else {}
+        if earlier:
+            self.progress.note(f"{output} has {len(earlier)} of {len(heads)} rows already")
+        with measured() as cost:
+            self.calibrate(method for name, method in methods.items() if name not in earlier)
+        costs = {f"calibration_{key}": value for key, value in cost.to_json().items()}
+        table = Comparison([], table.provenance if table else {**origin, **costs}, complete=False)
+        parameters = parameters_of(find_matrices(self.language_model.model))
         # In main memory, because a model may fill its device.
         dense = {name: p.data.to(CPU, copy=True) for name, p in parameters.items()}
         for name, method in methods.items():
             try:
-                comparison.rows.append(self.row(name, method))
+                table.rows.append(earlier.get(name) or self.row(heads[name], method))
             finally:
                 for parameter_name, parameter in parameters.items():
                     parameter.data.copy_(dense[parameter_name])
+            table = replace(table, complete=len(table.rows) == len(methods))
             if output:
-                comparison.write(output)
-        return comparison
+                table.write(output)
+        return table
 
     def calibrate(self, methods: Iterable[Method | None]) -> None:
         """Collect all dense statistics that any method needs, once."""
@@ -274,19 +235,25 @@ class _Table:
             progress=self.progress,
         )
 
-    def row(self, name: str, method: Method | None) -> dict[str, Any]:
+    def head(self, name: str, method: Method | None) -> dict[str, Any]:
+        """What is known of a row before the method runs."""
+        if method is None:
+            return {"method": name}
+        by_metric = not chosen_by(method.pattern)
+        expression = str(method.metric.expression) if by_metric else None
+        parts = {**method.to_json(), "mode": self.mode(method)}
+        return {"method": name, "expression": expression, **parts}
+
+    def row(self, head: Mapping[str, Any], method: Method | None) -> dict[str, Any]:
         """Prune by one method and measure its perplexity; an error goes into the row.
 
         Seconds and peak memory count only the pruning, not the collection of the statistics, which
         all methods share, nor the perplexity.
         """
         model, settings, progress = self.language_model, self.settings, self.progress
-        progress.note(f"{name} …")
-        row: dict[str, Any] = {"method": name, "perplexity": None, "sparsity": None}
-        if method:
-            by_metric = not chosen_by(method.pattern)
-            row["expression"] = str(method.metric.expression) if by_metric else None
-            row |= {**method.to_json(), "mode": self.mode(method)}
+        progress.note(f"{head['method']} …")
+        row: dict[str, Any] = {"method": head["method"], "perplexity": None, "sparsity": None}
+        row |= head
         records: Sequence[MatrixRecord] = ()
         try:
             with ExitStack() as undo:
@@ -295,7 +262,8 @@ class _Table:
                     if method:
                         pruned = self.prune(method, undo)
                         records, size = pruned.records, pruned.size
-                row["sparsity"] = round(total_sparsity(records), 6) if records else 0.0
+                sparsity = total_sparsity(records) if records else self.share_of_zeros()
+                row["sparsity"] = round(sparsity, 6)
                 row["parameters"], row["bytes"] = size
                 loss = perplexity(model, self.test, progress, settings.batch_size)
         except PrunerZeroError as error:
@@ -306,3 +274,10 @@ class _Table:
             if notes := [f"{record.name}: {record.note}" for record in records if record.note]:
                 row["notes"] = notes
         return {**row, **cost.to_json()}
+
+    def share_of_zeros(self) -> float:
+        """The share of zeros among the weights of the matrices that are pruned."""
+        settings = self.settings
+        matrices = find_matrices(self.language_model.model, settings.include, settings.exclude)
+        zeros = sum(int((matrix.weight == 0).sum()) for matrix in matrices)
+        return zeros / sum(matrix.weight.numel() for matrix in matrices)

@@ -44,22 +44,26 @@ def check_plan(
     method: Method,
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
+    *,
+    weights: bool = True,
 ) -> list[Matrix]:
     """The matrices that will be pruned, chosen as by `find_matrices`.
 
-    Raises PrunerZeroError for all mistakes that can be found before calibration.
+    weights: whether to read all of them, as `check_parameters` does. Raises PrunerZeroError for all
+    mistakes that can be found before calibration.
     """
     matrices = find_matrices(language_model.model, include, exclude)
     for matrix in matrices:
         method.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
-    _check_parameters(language_model, matrices)
+    if weights:
+        check_parameters(language_model, matrices)
     if method.distill:
         share, cut = method.pattern.sparsity, isinstance(method.pattern, Removal)
         check_memory(language_model, matrices, share, cut=cut)
     return matrices
 
 
-def _check_parameters(language_model: LanguageModel, matrices: Sequence[Matrix]) -> None:
+def check_parameters(language_model: LanguageModel, matrices: Sequence[Matrix]) -> None:
     """Raise PrunerZeroError for NaN and infinity, except in matrices that are left out."""
     model = language_model.model
     others = {matrix.parameter_name for matrix in find_matrices(model)}

@@ -57,7 +57,7 @@ def open_calibration(
             fingerprint=fingerprint,
             progress=progress,
         )
-        check_tokens(language_model.model, windows.tokens)
+        check_tokens(language_model.model, windows.tokens, progress=progress)
     store = open_store(
         language_model,
         windows,

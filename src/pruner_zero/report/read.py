@@ -119,6 +119,10 @@ def _read_comparison(path: Path) -> ComparisonRun:
     values = read_json(path)
     if "rows" not in values or "provenance" not in values:
         raise PrunerZeroError(f"{path} is no comparison: give the .json file that compare wrote")
+    if not values.get("complete", True):
+        raise PrunerZeroError(
+            f"{path} lacks rows, since compare was interrupted: repeat its command to add them"
+        )
     origin = dict(values["provenance"])
     settings = dict(origin.pop("settings"))
     described = {name: origin.pop(name, None) for name in ("calibration", "evaluation")}

@@ -63,10 +63,11 @@ class Mixture:
 
         Of a corpus that both have, this mixture gets the first half and `other` the second half.
         """
-        shared = self._hashes() & other._hashes()
+        shared = self.hashes() & other.hashes()
         return self._halved(shared, 0), other._halved(shared, 1)
 
-    def _hashes(self) -> set[str]:
+    def hashes(self) -> set[str]:
+        """The SHA-256 of each text that is known before the model is loaded."""
         return {text.sha256 for text in self.texts if isinstance(text, Corpus)}
 
     def _halved(self, hashes: set[str], half: int) -> "Mixture":
