@@ -1,14 +1,15 @@
 """What `pruner-zero search` prints, and how `--resume` changes its budget."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import SearchJournal
-from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.masked_model import MaskedModel
+from pruner_zero.metric.metric import Metric
 from tests.cli.conftest import Cli
 
 SIZES = ["--windows", 2, "--seqlen", 16, "--search-windows", 2, "--workers", 1, "--evaluations", 4]
@@ -27,7 +28,9 @@ def test_the_command_that_prunes_names_the_update(
     outcome = cli("search", llama_folder, *texts, *SIZES, *option, *files)
     assert outcome.code == 0, outcome
     last = outcome.out.splitlines()[-1]
-    assert last.endswith(f"--metric {output / 'best.json'} --update exact …")
+    best = Metric.of(output / "best.json")
+    words = shlex.join(["--metric", str(best), "--mode", "one-shot", "--update", "exact"])
+    assert last.endswith(f"{words} …")
 
 
 @pytest.fixture
@@ -62,12 +65,14 @@ def test_a_search_in_which_no_metric_works_names_no_command(
     def fail(*_: object) -> None:
         raise PrunerZeroError("no")
 
-    monkeypatch.setattr(Evaluator, "fingerprint", fail)
+    monkeypatch.setattr(MaskedModel, "losses", fail)
     config = tmp_path / "config.yaml"
     config.write_text("algorithm: published\nfinal_windows: 0\n")
     monkeypatch.setattr("pruner_zero.evolution.run._CANDIDATES_WITHOUT_NEWS", 10)
     outcome = cli(*words, "--evaluations", 8, "-o", tmp_path / "run")
-    assert outcome.code == 0, outcome
+    assert outcome.code == 2, outcome
+    line = "error: the search found no metric that works: give it a larger budget"
+    assert outcome.err.splitlines()[-1] == line
     assert "prune with it" not in outcome.out
 
 
@@ -78,7 +83,7 @@ def test_a_closed_form_error_is_shown_without_a_perplexity(
         raise PrunerZeroError("no")
 
     monkeypatch.setattr(MaskedModel, "losses", fail)
-    outcome = cli(*words, "--evaluations", 1, "--json", "-o", tmp_path / "run")
+    outcome = cli(*words, "--evaluations", 8, "--json", "-o", tmp_path / "run")
     assert outcome.code == 0, outcome
     rows = json.loads(outcome.out)["hall_of_fame"]
     assert rows

@@ -1,5 +1,6 @@
 """The journal is the run: an event in it is kept, and an event outside it never happened."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record, SearchJournal
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome
-from pruner_zero.metric import parse
+from pruner_zero.evolution.study import Study
+from pruner_zero.files import CHECKSUM, with_checksum
+from pruner_zero.metric.grammar import parse
+from tests.text.refusals import refusal
 
 
 def record(number: int, text: str = "W * X", value: float = 1.0, rung: int = 3) -> Record:
@@ -20,7 +24,7 @@ def record(number: int, text: str = "W * X", value: float = 1.0, rung: int = 3) 
 def test_records_and_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {"seed": 0})
     archive.remember(Outcome(0, "few", value=1.25, losses=(1.0, 1.5), seconds=0.1))
-    archive.remember(Outcome(1, "probe", reason="scores are constant"))
+    archive.remember(Outcome(1, "few", reason="scores are constant"))
     rejected = Record(
         Candidate(1, parse("W - W"), "global", (), "random"),
         Evaluation(0, float("inf"), {}, "scores are constant"),
@@ -29,7 +33,7 @@ def test_records_and_outcomes_come_back_as_they_were(tmp_path: Path) -> None:
     archive.commit([record(0), rejected], elapsed=3.0)
     again = Archive(tmp_path, {"seed": 0})
     assert again.outcome(0, "few") == Outcome(0, "few", 1.25, losses=(1.0, 1.5), seconds=0.1)
-    assert again.outcome(1, "probe") == Outcome(1, "probe", reason="scores are constant")
+    assert again.outcome(1, "few") == Outcome(1, "few", reason="scores are constant")
     assert again.outcome(0, "all") is None
     assert again.elapsed == 3.0
     assert SearchJournal(tmp_path).records == (record(0), rejected)
@@ -138,12 +142,23 @@ def test_a_run_that_ended_before_its_first_outcome_gives_way(tmp_path: Path) -> 
 
 def test_the_first_of_equal_candidates_counts(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
-    assert archive.first(("W", "row"), 0) is None
-    assert archive.first(("W", "row"), 3) == 0
-    assert archive.first(("W", "global"), 4) is None
-    assert archive.first("abc", 1) is None
-    assert archive.first("abc", 1) is None
-    assert archive.first("abc", 7) == 1
+    form = parse("W")
+    assert archive.first("W", Candidate(0, form, "row")) is None
+    assert archive.first("W", Candidate(3, form, "row")) == 0
+    assert archive.first("W", Candidate(4, form, "global")) is None
+    assert archive.first("W", Candidate(5, form, "global")) == 4
+    assert archive.first("W", Candidate(0, form, "row")) is None
+
+
+def test_the_journal_of_another_version_is_refused_in_one_line(tmp_path: Path) -> None:
+    Archive(tmp_path, {"seed": 0}).remember(Outcome(0, "all", value=1.0))
+    journal = tmp_path / JOURNAL
+    first, *rest = journal.read_text().splitlines()
+    header = {key: value for key, value in json.loads(first).items() if key != CHECKSUM}
+    older = with_checksum({**header, "format": 2})
+    journal.write_text("\n".join([json.dumps(older), *rest]) + "\n")
+    for read in (lambda: Study.open(tmp_path), lambda: Archive(tmp_path, {"seed": 0})):
+        assert "another version of pruner-zero wrote" in refusal(read)
 
 
 def test_a_journal_that_lacks_a_candidate_is_refused(tmp_path: Path) -> None:

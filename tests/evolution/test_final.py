@@ -94,9 +94,19 @@ def test_a_candidate_that_is_behind_in_every_window_is_not_level() -> None:
 def test_the_caption_has_an_interval() -> None:
     caption = race({"W * X": (3.0, 3.1, 3.2)}).caption()
     assert caption == (
-        "final race on 3 fresh windows: perplexity 22.20 (95 %: 19.82 to 24.86), W * X @global"
+        "final race on 3 fresh windows: perplexity 22.20 (95 %: 17.32 to 28.46), W * X @global"
     )
     assert FinalRace(()).caption() == "no final race"
+
+
+def test_the_interval_is_as_wide_as_so_few_windows_demand() -> None:
+    """Student's t: 12.71 standard errors of two windows, 2.20 of twelve."""
+    for losses, errors in (((3.0, 3.2), 12.706), ((3.0, 3.2) * 6, 2.201)):
+        [row] = race({"W * X": losses}).to_rows()
+        error = statistics.stdev(losses) / math.sqrt(len(losses))
+        low, high = (math.log(bound) for bound in row["interval"])
+        assert (low + high) / 2 == pytest.approx(3.1)
+        assert (high - low) / 2 == pytest.approx(errors * error, rel=1e-3)
 
 
 def test_infinite_perplexities_can_be_written_as_json() -> None:

@@ -82,13 +82,6 @@ def test_judging_in_bfloat16_keeps_the_dtype_of_buffers(build: Build) -> None:
     assert {buffer.dtype for buffer in buffers.values()} == {torch.float32}
 
 
-def test_the_rows_for_fingerprints_hold_no_gram_matrix(build: Build) -> None:
-    """They go to every worker, and masks need none."""
-    evaluator = build()
-    assert all(matrix.gram.numel() == 0 for matrix in evaluator.probe)
-    assert evaluator.fingerprint(parse("W * X"), "row") != evaluator.fingerprint(parse("W"), "row")
-
-
 def test_judging_in_bfloat16_keeps_the_masks_of_the_exact_weights(build: Build) -> None:
     exact, fast = build().masked, build(judge_dtype="bfloat16").masked
     expression = parse("W * X * G^0.5")

@@ -51,20 +51,10 @@ def test_the_front_of_value_and_size_survives() -> None:
 
 def test_rejected_and_repeated_candidates_do_not_join() -> None:
     population = Population("row", 4, 0)
-    repeated = Evaluation(1, 0.5, same_as=0, level="fingerprint")
+    repeated = Evaluation(1, 0.5, same_as=0)
     population.add([result(0, "W * G", 0.5), result(1, "G", float("inf"), rung=0)])
     population.add([(Candidate(2, parse("W * G * X"), "row"), repeated)])
     assert numbers(population) == [0]
-
-
-def test_every_smaller_expression_with_the_masks_of_a_member_takes_its_place() -> None:
-    population = Population("row", 4, 0)
-    population.add([result(0, "sqrt(W * G * X)", 0.5)])
-    for number, text, same_as in ((1, "W * G * X", 0), (2, "W * G", 0), (3, "W", 1)):
-        repeated = Evaluation(1, 0.5, same_as=same_as, level="fingerprint")
-        candidate = Candidate(number, parse(text), "row")
-        population.add([(candidate, repeated)])
-        assert population.members == [(candidate, Evaluation(1, 0.5))]
 
 
 def test_a_tournament_prefers_the_smaller_of_nearly_equal_candidates() -> None:

@@ -4,10 +4,13 @@ import json
 import random
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import SearchSpace, Status, Study, search
@@ -18,6 +21,8 @@ from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE
 from pruner_zero.metric import Metric, parse
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning import prune
 from tests.conftest import save_tiny
 from tests.evolution.conftest import tiny_settings
@@ -269,7 +274,7 @@ def test_a_change_under_an_unfinished_run_is_named(
 def test_a_larger_budget_goes_on_where_the_smaller_ended(
     undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    run(llama_folder, tmp_path / "run", text_file, evaluations=20)
+    run(llama_folder, tmp_path / "run", text_file, evaluations=24)
     assert len(journal(tmp_path / "run")) < len(journal(undisturbed))
     run(llama_folder, tmp_path / "run", text_file, evaluations=40)
     # The smaller budget ended in a final race of its own, which plays no part any more.
@@ -282,6 +287,59 @@ def test_a_larger_budget_goes_on_where_the_smaller_ended(
         for folder in (tmp_path / "run", undisturbed)
     )
     assert actual == wanted
+
+
+@pytest.mark.parametrize("budget", [10, 30])
+def test_no_more_candidates_are_judged_than_the_budget_says(
+    budget: int, undisturbed: Path, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    """Not even where it ends inside a batch, whose rest a larger budget judges."""
+
+    def judged(study: Study) -> list[str]:
+        return [str(record.candidate.expression) for record in study.records]
+
+    study = run(llama_folder, tmp_path / "run", text_file, evaluations=budget)
+    assert judged(study) == judged(Study.open(undisturbed))[:budget]
+    assert study.stopped == f"{budget} distinct candidates evaluated"
+    study = run(llama_folder, tmp_path / "run", text_file, evaluations=40)
+    assert len(study.records) == 40
+    assert judged(study)[:24] == judged(Study.open(undisturbed))[:24]
+
+
+def test_the_weights_are_hashed_once(
+    llama_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the model writes the texts for calibration, judging and the final race."""
+    fingerprint, hashed = LanguageModel.fingerprint, []
+
+    def noted(model: LanguageModel) -> str:
+        hashed.append(model.name)
+        return fingerprint(model)
+
+    monkeypatch.setattr(LanguageModel, "fingerprint", noted)
+    search(llama_folder, output=tmp_path / "run", cache=tmp_path, evaluations=4, **TINY)
+    assert len(hashed) == 1
+
+
+def test_the_best_is_applied_with_the_masks_that_the_search_judged(
+    llama_folder: Path, text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By statistics of the dense model; and from any folder."""
+    monkeypatch.chdir(tmp_path)
+    study = run(llama_folder, Path("run"), text_file, evaluations=12, scope="row", final_windows=0)
+    of_inputs = [r for r in study.records if "X" in r.candidate.expression.terminals]
+    study = replace(study, records=tuple(of_inputs))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+
+    def zeros(metric: Any, **options: Any) -> list[Tensor]:
+        asked = {"sparsity": 0.5, "windows": 4, "seqlen": 16, "cache": tmp_path, **options}
+        pruned = prune(llama_folder, metric, calibration=text_file, **asked).language_model.model
+        return [matrix.weight == 0 for matrix in find_matrices(pruned)]
+
+    applied, judged = zeros(**study.prune_options), zeros(study.best, mode="one-shot")
+    assert all(map(torch.equal, applied, judged))
+    assert not all(map(torch.equal, applied, zeros(study.best, mode="sequential")))
 
 
 def test_an_interrupted_resumption_leaves_the_files_of_the_finished_search(
@@ -395,6 +453,7 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
     ("changed", "line"),
     [
         ({"evaluations": None}, "give a budget: --minutes 30 or --evaluations 1000"),
+        ({"sparsity": 0.0}, "no weight becomes zero: choose a --sparsity above 0, such as 0.5"),
         ({"sparsity": None}, "give either --sparsity, such as 0.5, or --pattern, such as 2:4"),
         ({"algorithm": "genetic"}, "--algorithm is 'genetic'"),
         ({"evolutions": 3}, "no setting 'evolutions': did you mean 'evaluations'?"),

@@ -31,11 +31,11 @@ from tests.tiny import fingerprint
 T = TypeVar("T")
 
 TASKS = [
-    Task(0, "probe", "W * X", "row"),
+    Task(0, "reconstruction", "W * X", "row"),
     Task(1, "reconstruction", "W * X", "row"),
     Task(2, "few", "W * G", "global"),
     Task(3, "all", "W", "matrix"),
-    Task(4, "probe", "exp(W / (W - W))", "row"),
+    Task(4, "reconstruction", "exp(W / (W - W))", "row"),
     Task(5, "few", "W * X", "block"),
 ]
 
@@ -58,7 +58,7 @@ def test_processes_judge_as_this_process_does(build: Build) -> None:
 
 
 @pytest.mark.fault("a worker hangs at a candidate")
-@pytest.mark.parametrize("rung", ["probe", "reconstruction", "few", "all"])
+@pytest.mark.parametrize("rung", ["reconstruction", "few", "all"])
 def test_without_workers_too_a_candidate_over_the_limit_is_rejected(
     rung: Rung, build: Build
 ) -> None:
@@ -124,12 +124,12 @@ def test_more_tensors_than_a_process_can_be_handed_as_files(build: Build) -> Non
     many = [replace(evaluator.sample[0], norms=torch.rand(1)) for _ in range(400)]
     work = replace(evaluator, sample=[*evaluator.sample, *many])
     executor = ProcessExecutor(work, Workers(1))
-    task = Task(0, "probe", "W * X", "row")
+    task = Task(0, "reconstruction", "W * X", "row")
     try:
         (outcome,) = executor.map([task])
     finally:
         executor.close()
-    assert outcome.fingerprint == evaluator.run(task).fingerprint
+    assert outcome.value == evaluator.run(task).value
 
 
 def test_a_worker_changes_only_weights_of_its_own(build: Build) -> None:
@@ -169,7 +169,7 @@ class Failing:
             raise self.error
 
         broken = replace(self.evaluator)
-        object.__setattr__(broken, "fingerprint", fail)
+        object.__setattr__(broken, "reconstruction", fail)
         return broken.run(task, limit)
 
     def reject(self, task: Task, reason: str) -> Outcome:
@@ -181,7 +181,7 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
 ]
-PROBES = [Task(number, "probe", text, "row") for number, text in enumerate(("W", "W * G", "X * W"))]
+CLOSED = [Task(number, "reconstruction", text, "row") for number, text in enumerate(("W", "W * G", "X * W"))]
 
 
 def executor_of(name: str, work: Failing) -> Executor[Task, Outcome]:
@@ -198,10 +198,10 @@ def test_lack_of_memory_ends_the_run_and_rejects_no_candidate(
     mark.touch()
     executor = executor_of(name, Failing(build(), error, mark))
     try:
-        line = refusal(lambda: list(executor.map(PROBES)))
+        line = refusal(lambda: list(executor.map(CLOSED)))
         assert line.startswith("out of memory at candidate 1 (W * G @row): choose fewer --workers")
         mark.unlink()
-        assert [outcome.reason for outcome in executor.map(PROBES)] == [None, None, None]
+        assert [outcome.reason for outcome in executor.map(CLOSED)] == [None, None, None]
     finally:
         executor.close()
 
@@ -215,7 +215,7 @@ def test_an_illegal_memory_access_is_no_lack_of_memory(
     executor = executor_of(name, Failing(build(), error, tmp_path / "mark"))
     try:
         with pytest.raises(RuntimeError, match="illegal memory access"):
-            list(executor.map(PROBES))
+            list(executor.map(CLOSED))
     finally:
         executor.close()
 

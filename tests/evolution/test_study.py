@@ -16,11 +16,11 @@ __all__ = ["pruned", "run"]
 
 def test_it_gives_the_results_of_the_search(run: Path) -> None:
     study = Study.open(run)
-    assert (str(study.best), study.best.scope) == ("W * G * X", "global")
-    assert (str(study.knee), study.knee.scope) == ("W * X", "row")
+    assert str(study.best) == "W * G * X@global"
+    assert str(study.knee) == "W * X@row"
     assert study.settings["sparsity"] == 0.5
     assert study.path == run
-    assert study.prune_options == {"metric": str(run / "best.json"), "mode": "one-shot"}
+    assert study.prune_options == {"metric": "W * G * X@global", "mode": "one-shot"}
     assert [row["expression"] for row in study.to_rows()] == ["W", "W * X", "W * G * X"]
 
 
@@ -31,7 +31,7 @@ def test_a_metric_is_applied_with_the_update_and_the_damping_of_the_search(
     described = json.loads((run / "run.json").read_text())
     described["settings"] |= {"damping": 0.1, **update}
     (run / "run.json").write_text(json.dumps(described))
-    chosen = {"metric": str(run / "best.json"), "mode": "one-shot", "damping": 0.1, **update}
+    chosen = {"metric": "W * G * X@global", "mode": "one-shot", "damping": 0.1, **update}
     assert Study.open(run).prune_options == chosen
 
 
@@ -66,13 +66,13 @@ def test_a_folder_without_a_search_is_refused(pruned: Path, tmp_path: Path) -> N
 
 def test_seconds_and_counts_of_avoided_candidates_come_from_the_journal(tmp_path: Path) -> None:
     archive = Archive(tmp_path, {})
-    archive.remember(Outcome(0, "probe", fingerprint="a", seconds=0.5))
-    archive.remember(Outcome(1, "probe", reason="constant", seconds=0.25))
-    archive.remember(Outcome(0, "reconstruction", 1.0, seconds=2.0))
+    archive.remember(Outcome(0, "reconstruction", 1.0, seconds=0.5))
+    archive.remember(Outcome(1, "reconstruction", reason="constant", seconds=0.25))
+    archive.remember(Outcome(0, "few", 1.0, seconds=2.0))
     archive.commit([], 3.0, {"identical": 1})
     archive.commit([], 4.0, {"identical": 2})
     study = Study.open(tmp_path)
-    assert study.seconds == {"probe": [0.5, 0.25], "reconstruction": [2.0]}
+    assert study.seconds == {"reconstruction": [0.5, 0.25], "few": [2.0]}
     assert study.avoided == {"identical": 2}
     assert (study.batches, study.elapsed) == (((0, 3.0), (0, 4.0)), 4.0)
 

@@ -113,7 +113,7 @@ def test_rejected_candidates_and_twins_are_ignored() -> None:
     tuner = Tuner(SPACE)
     candidate = Candidate(0, parse("W * G"), "global")
     tuner.add([(candidate, Evaluation(0, math.inf, reason="constant"))])
-    tuner.add([(candidate, Evaluation(2, 4.0, {"few": 4.0}, same_as=0, level="fingerprint"))])
+    tuner.add([(candidate, Evaluation(2, 4.0, {"few": 4.0}, same_as=0))])
     assert tuner.propose(np.random.default_rng(1), 4) == []
 
 

@@ -44,14 +44,14 @@ def test_a_candidate(expression: str) -> None:
     matrix = sample_matrix("m", 0, weight, {"X": torch.rand(1, WIDTH)}, torch.eye(WIDTH), WIDTH)
     masked: Any = SimpleNamespace(matrices=(), device=CPU, pattern=Unstructured(0.5, "row"))
     tokens = torch.zeros(1, 2, dtype=torch.int64)
-    evaluator = Evaluator([matrix], [matrix], masked, tokens, 1)
-    task = Task(0, "probe", expression, "row")
+    evaluator = Evaluator([matrix], masked, tokens, 1)
+    task = Task(0, "reconstruction", expression, "row")
     with (
         short_of_memory(WIDTH * WIDTH * 4),
         pytest.raises(PrunerZeroError, match="out of memory at candidate 0"),
     ):
         evaluator.run(task)
-    assert evaluator.run(task).fingerprint
+    assert evaluator.run(task).value is not None
 
 
 @pytest.mark.fault(

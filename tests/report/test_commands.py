@@ -121,9 +121,10 @@ def test_the_commands_that_repeat_a_prune_and_a_comparison(tmp_path: Path) -> No
 def test_the_commands_that_follow_a_search(run: Path) -> None:
     study = read_result(run)
     assert isinstance(study, Study)
-    assert options(commands.prune_with(study))["--metric"] == [str(run / "best.json")]
+    followed = options(commands.prune_with(study))
+    assert (followed["--metric"], followed["--mode"]) == (["W * G * X@global"], ["one-shot"])
     compared = options(commands.compare_with(study))
-    assert compared["--methods"][0].endswith(f",sparsegpt,{run / 'best.json'}")
+    assert compared["--methods"][0].endswith(",sparsegpt,W * G * X@global")
     assert compared["--text"] == ["TEXT"]
     assert compared["-o"] == [str(run / "comparison.json")]
 
@@ -134,7 +135,7 @@ def test_the_following_commands_update_weights_as_the_search_did(run: Path) -> N
     updated = replace(study, settings={**study.settings, "update": "exact"})
     assert options(commands.prune_with(updated))["--update"] == ["exact"]
     compared = options(commands.compare_with(updated))
-    assert compared["--methods"][0].endswith(f"{run / 'best.json'}+exact")
+    assert compared["--methods"][0].endswith("W * G * X@global+exact")
 
 
 @pytest.mark.parametrize(("update", "written"), [("exact", ""), ("none", "+none")])
@@ -147,15 +148,15 @@ def test_whole_units_are_updated_as_the_search_judged_them(
     removed = replace(study, settings={**study.settings, **units})
     assert options(commands.prune_with(removed))["--update"] == [update]
     methods = split_methods(options(commands.compare_with(removed))["--methods"][0])
-    metrics = ("magnitude", "wanda", run / "best.json")
+    metrics = ("magnitude", "wanda", "W * G * X")
     assert methods == ["dense", *(f"{name}@channels{written}" for name in metrics)]
     assert parse_method(methods[2], sparsity=0.25).steps == (() if written else ("exact",))
 
 
-def test_a_run_folder_with_a_comma_is_one_method(tmp_path: Path) -> None:
-    run = search_run(tmp_path / "old, slow")
+def test_a_metric_with_a_comma_is_one_method(tmp_path: Path) -> None:
+    run = search_run(tmp_path, judged=[("max(W, G)", "row", {"all": 4.0})])
     methods = options(commands.compare_with(run))["--methods"][0]
-    assert split_methods(methods)[-1] == str(run.path / "best.json")
+    assert split_methods(methods)[-1] == "max(W, G)@row"
 
 
 def test_a_corpus_with_parts_is_compared_on_its_test_part(tmp_path: Path) -> None:

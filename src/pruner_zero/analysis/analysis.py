@@ -43,8 +43,7 @@ class Counts:
 
     distinct: candidates whose mask no earlier one has. rejected: counts by reason, without the
     numbers in it. avoided: proposals that were never judged, by the test that found them to be
-    duplicates. saved: candidates with the same mask as an earlier candidate, by the test that found
-    the mask. ended: distinct candidates by the last rung they reached. seconds: of all candidates
+    duplicates. saved: candidates with the canonical form of an earlier candidate. ended: distinct candidates by the last rung they reached. seconds: of all candidates
     together. rung_seconds: (candidates, seconds) by rung, where the run has them.
     """
 
@@ -52,7 +51,7 @@ class Counts:
     distinct: int
     rejected: Mapping[str, int]
     avoided: Mapping[str, int]
-    saved: Mapping[str, int]
+    saved: int
     ended: Mapping[str, int]
     seconds: float
     rung_seconds: Mapping[str, tuple[int, float]]
@@ -160,8 +159,8 @@ def _counts(study: Study) -> Counts:
         distinct,
         dict(reasons.most_common()),
         dict(study.avoided),
-        dict(Counter(each.level for each in evaluations if each.level).most_common()),
-        {name: ended[rank] for rank, name in enumerate(RUNGS) if ended[rank]},
+        sum(each.same_as is not None for each in evaluations),
+        {name: ended[rank] for rank, name in enumerate(RUNGS, 1) if ended[rank]},
         math.fsum(evaluation.seconds for evaluation in evaluations),
         {
             rung: (len(study.seconds[rung]), math.fsum(study.seconds[rung]))

@@ -11,7 +11,7 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS, Rung
 
 # The rungs that give a value, the most expensive one first.
-VALUE_RUNGS: tuple[Rung, ...] = tuple(reversed(RUNGS[1:]))
+VALUE_RUNGS: tuple[Rung, ...] = tuple(reversed(RUNGS))
 
 _BEST = 20
 _FEWEST_PAIRS = 3

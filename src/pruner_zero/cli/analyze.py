@@ -74,7 +74,7 @@ def _print_counts(analysis: "Analysis") -> None:
     print(f" ({share:.0f} %)" if counts.candidates else "")
     print(f"rejected: {_listed(counts.rejected)}")
     print(f"never judged: {_listed(counts.avoided)}")
-    print(f"duplicates: {_listed(counts.saved)}")
+    print(f"duplicates: {counts.saved}")
     print(f"last rung reached: {_listed(counts.ended)}")
     if counts.distinct:
         print(f"{counts.seconds / counts.distinct:.2f} s for each distinct mask")

@@ -75,6 +75,8 @@ def search(
         _print(result)
     if result.interrupted:
         raise typer.Exit(130)
+    # One line and code 2 where no metric works.
+    _ = result.best
 
 
 def _print(study: "Study") -> None:

@@ -1,7 +1,7 @@
 """The append-only journal of a search, from which everything else follows."""
 
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import sha256
@@ -17,7 +17,7 @@ from pruner_zero.journal import JOURNAL as JOURNAL
 from pruner_zero.journal import changed
 from pruner_zero.metric import parse
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Record:
             line["operation"],
         )
         value = float("inf") if line["value"] is None else line["value"]
-        names = ("rung", "results", "reason", "same_as", "level", "seconds", "expected")
+        names = ("rung", "results", "reason", "same_as", "seconds", "expected")
         evaluation = Evaluation(value=value, **{name: line[name] for name in names})
         return cls(candidate, evaluation, line["canonical"])
 
@@ -81,6 +81,11 @@ class SearchJournal:
                     f"line {number} of {self.path} is damaged: restore the file, or delete that "
                     "line and all after it, whose work is then done again"
                 )
+        if self.lines and self.lines[0].get("format", FORMAT) != FORMAT:
+            raise PrunerZeroError(
+                f"{folder} holds a search that another version of pruner-zero wrote: read it with "
+                "that version, or search anew in another folder"
+            )
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -135,9 +140,9 @@ class SearchJournal:
         return dict(batches[-1]["avoided"]) if batches else {}
 
     @property
-    def asked(self) -> list[str]:
-        """A hash of the candidates of every batch that was begun."""
-        return [line["candidates"] for line in self._of("asked")]
+    def asked(self) -> list[tuple[str, int]]:
+        """A hash of the candidates of every batch that was begun, and their number."""
+        return [(line["candidates"], line["count"]) for line in self._of("asked")]
 
     @property
     def ended(self) -> bool:
@@ -177,7 +182,7 @@ class Archive:
         expected = {**header, CHECKSUM: None}
         differs = bool(journal.lines) and {**journal.lines[0], CHECKSUM: None} != expected
         if differs and journal.outcomes:
-            names = changed(journal.lines[0].get("settings", {}), settings) or "format"
+            names = changed(journal.lines[0].get("settings", {}), settings)
             raise PrunerZeroError(
                 f"{folder} holds a run of other settings: {names} differ; choose another folder or "
                 "the same settings"
@@ -192,12 +197,18 @@ class Archive:
         self._written = len(journal.records)
         self.batches_written = len(journal.batches)
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
-        self._first: dict[Hashable, int] = {}
+        self._first: dict[tuple[str, Group], int] = {}
 
     @property
     def replaying(self) -> bool:
         """Whether batches that an earlier process judged are still to be told."""
         return self.batches < self.batches_written
+
+    @property
+    def begun(self) -> int | None:
+        """The size of the next batch, where an earlier process began it with its own budget."""
+        known = self.journal.asked
+        return known[self.batches][1] if self.batches < len(known) else None
 
     def begin(self, batch: Sequence[Candidate]) -> None:
         """Note which candidates are judged next, before any is.
@@ -209,7 +220,7 @@ class Archive:
         digest = sha256(json.dumps(asked).encode()).hexdigest()[:24]
         known = self.journal.asked
         if self.batches < len(known):
-            if known[self.batches] != digest:
+            if known[self.batches][0] != digest:
                 raise PrunerZeroError(
                     f"batch {self.batches + 1} in {self.journal.path.parent} had other "
                     "candidates: a file of --seed-metrics, a plug-in or a version changed; choose "
@@ -224,7 +235,7 @@ class Archive:
                     f"{list(candidate.parents)}: candidates are numbered from 0 on, here "
                     f"{number}, and parents are of earlier batches"
                 )
-        self.journal.append({"kind": "asked", "candidates": digest})
+        self.journal.append({"kind": "asked", "candidates": digest, "count": len(batch)})
 
     def end(self, finalists: Sequence[int] = ()) -> None:
         """Note that the search ended with these finalists, unless the last line says so."""
@@ -246,13 +257,10 @@ class Archive:
         """The outcome of every judgement, those of earlier processes first."""
         return list(self._outcomes.values())
 
-    def first(self, mark: Hashable, number: int) -> int | None:
-        """The earlier candidate with this mark of a mask; else `number` becomes it.
-
-        mark: a fingerprint, or a canonical form with its scope.
-        """
-        first = self._first.setdefault(mark, number)
-        return None if first == number else first
+    def first(self, canonical: str, candidate: Candidate) -> int | None:
+        """The number of the earlier candidate with this canonical form and scope; None if none."""
+        first = self._first.setdefault((canonical, candidate.scope), candidate.number)
+        return None if first == candidate.number else first
 
     def commit(
         self, records: Sequence[Record], elapsed: float, avoided: Mapping[str, int] = {}

@@ -54,23 +54,27 @@ class BatchAlgorithm(ABC):
         self.generator = np.random.default_rng(np.random.SeedSequence(seed))
         self.avoided: Counter[str] = Counter()
         self._seeds = _seeds(seed_metrics, space)
+        self._waiting: list[Proposal] = []
         self._open: tuple[Candidate, ...] = ()
         self._count = 0
         self._asked: set[tuple[Expression, Group]] = set()
 
-    def ask(self) -> list[Candidate]:
+    def ask(self, most: int | None = None) -> list[Candidate]:
         """The next batch, numbered on from the last; empty where nothing new was found.
 
-        Raises ValueError while the results of the last batch are missing.
+        most: no more candidates than these; the rest of the batch is the next batch. Raises
+        ValueError while the results of the last batch are missing.
         """
         if self._open:
             raise ValueError(f"tell the {len(self._open)} results of the last batch first")
-        if self._count == 0:
-            proposals = [*filter(self.is_new, self._seeds), *self.start()]
-        else:
-            proposals = self.propose()
+        if not self._waiting:
+            first = self._count == 0
+            seeds = filter(self.is_new, self._seeds) if first else ()
+            self._waiting = [*seeds, *(self.start() if first else self.propose())]
+        count = len(self._waiting) if most is None else most
+        asked, self._waiting = self._waiting[:count], self._waiting[count:]
         self._open = tuple(
-            Candidate(number, *proposal) for number, proposal in enumerate(proposals, self._count)
+            Candidate(number, *proposal) for number, proposal in enumerate(asked, self._count)
         )
         self._count += len(self._open)
         return list(self._open)

@@ -12,7 +12,7 @@ from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.masked_model import MaskedModel
-from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, spread, stack
+from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
 from pruner_zero.models import LanguageModel, cast_weights, check_weights, find_matrices
@@ -23,9 +23,6 @@ from pruner_zero.sparsity import STEPS, Hessian, Layer
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.windows import Windows, no_windows
 
-# The probe: this many matrices, spread over the model, this many rows of each.
-PROBE_MATRICES = 12
-PROBE_ROWS = 8
 # The fewest sampled rows of each matrix, however large the model.
 LEAST_ROWS = 8
 
@@ -37,6 +34,7 @@ def search_windows(
     language_model: LanguageModel,
     *,
     cache: Path | None = None,
+    fingerprint: str | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Windows, Windows, Windows]:
     """The windows for calibration, for judging candidates, and for the final race.
@@ -45,6 +43,7 @@ def search_windows(
     on the second, so that no gradient has seen the text that candidates are judged on. Of the
     model's own text, candidates are judged on later windows. The windows of the final race are
     further ones of the judged text, and overlap with none of the windows that judge candidates.
+    fingerprint: that of the model where it is known, since computing it takes long.
     """
     calibration, search = calibration.halves(search)
     written = calibration.count_self(settings.windows)
@@ -66,6 +65,7 @@ def search_windows(
             after=after,
             option=option,
             folder=cache,
+            fingerprint=fingerprint,
             progress=progress,
         )
 
@@ -87,11 +87,12 @@ def build_evaluator(
     *,
     fresh: Windows | None = None,
     cache: Path | None = None,
+    fingerprint: str | None = None,
     progress: Progress = SILENT,
 ) -> Evaluator:
     """Collect the statistics that the search space needs and bring everything into memory.
 
-    Raises PrunerZeroError for everything that can be found wrong before the search.
+    fingerprint: that of the model where it is known. Raises PrunerZeroError for everything that can be found wrong before the search.
     """
     pattern, include = settings.zeros, settings.include
     if isinstance(pattern, Structured):
@@ -107,7 +108,7 @@ def build_evaluator(
     kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
     if step is not None and step.shrinks:
         kinds.add("tokens")
-    store = open_store(language_model, calibration, folder=cache)
+    store = open_store(language_model, calibration, folder=cache, fingerprint=fingerprint)
     calibrate(language_model, calibration, kinds, store, progress=progress)
     dtype = judging_dtype(language_model.model, settings)
     # Not in float16, where sums over tokens overflow.
@@ -145,7 +146,6 @@ def build_evaluator(
             sample.append(sampled)
     if not any(matrix.terminals["X"].any() for matrix in sample):
         raise PrunerZeroError("calibration reached no matrix: choose another --calibration text")
-    probe = _probe(sample)
     if pattern.with_scope("row").stacks:
         sample = stack(sample)
     weights = {matrix.parameter_name: matrix.parameter.detach() for matrix in matrices}
@@ -163,7 +163,7 @@ def build_evaluator(
         hessians,
     )
     unseen = (fresh or no_windows()).tokens
-    return Evaluator(probe, sample, masked, judged.tokens, settings.few_windows, unseen)
+    return Evaluator(sample, masked, judged.tokens, settings.few_windows, unseen)
 
 
 def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
@@ -173,17 +173,3 @@ def judging_dtype(model: nn.Module, settings: SearchSettings) -> torch.dtype:
         fast = weight.dtype == torch.float32 and has_fast_bfloat16(weight.device)
         return torch.bfloat16 if fast else weight.dtype
     return torch.bfloat16 if settings.judge_dtype == "bfloat16" else torch.float32
-
-
-def _probe(sample: list[SampledMatrix]) -> list[SampledMatrix]:
-    """A few rows of matrices spread over depth and kind, for masks alone: without Gram matrices."""
-    chosen = [sample[place] for place in spread(len(sample), PROBE_MATRICES).tolist()]
-    return [
-        replace(
-            sample_matrix(
-                whole.name, whole.block, whole.weight, whole.terminals, whole.gram, PROBE_ROWS
-            ),
-            gram=whole.gram.new_empty(0, 0),
-        )
-        for whole in chosen
-    ]

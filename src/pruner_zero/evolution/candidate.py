@@ -55,9 +55,9 @@ class Evaluation:
 
     rung: 0 where it was rejected, 1 for the closed form, up to 3 for all windows. value: lower
     is better, comparable only between candidates of the same rung. results: the value on every
-    rung that gave one, by name. same_as: the earlier candidate with the same mask, found by
-    `level` ("canonical" or "fingerprint"); such a candidate is not evaluated again. expected: a
-    number that can be compared between all rungs, see `Surrogate`.
+    rung that gave one, by name. same_as: the earlier candidate with the same canonical form; such a
+    candidate is not evaluated again. expected: a number that can be compared between all rungs, see
+    `Surrogate`.
     """
 
     rung: int
@@ -65,7 +65,6 @@ class Evaluation:
     results: Mapping[str, float] = field(default_factory=dict)
     reason: str | None = None
     same_as: int | None = None
-    level: str | None = None
     seconds: float = 0.0
     expected: float | None = None
 

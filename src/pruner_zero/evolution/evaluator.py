@@ -1,11 +1,10 @@
-"""Judging one candidate on one rung: from milliseconds on a few rows to the whole search text."""
+"""Judging one candidate on one rung: from a sample of rows to the whole search text."""
 
 import math
 import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from hashlib import sha256
 from typing import Any, Literal
 
 import numpy as np
@@ -21,10 +20,10 @@ from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression, parse
 from pruner_zero.models import parameters_of
 
-Rung = Literal["probe", "reconstruction", "few", "all", "final"]
+Rung = Literal["reconstruction", "few", "all", "final"]
 
 # The rungs of every batch; the final race (`final.py`) follows the last batch.
-RUNGS: tuple[Rung, ...] = ("probe", "reconstruction", "few", "all")
+RUNGS: tuple[Rung, ...] = ("reconstruction", "few", "all")
 
 # A candidate behind the best by `_BEHIND` standard errors of their paired difference leaves the
 # last rung, after at least `_LEAST_WINDOWS` windows. Four differences may be equal by chance, so
@@ -52,16 +51,14 @@ class Task:
 class Outcome:
     """The result of a rung: a value (lower is better), or the reason of a rejection.
 
-    A candidate that was stopped because it is behind the best has neither. fingerprint: the hash of
-    the mask on the probe rows, from the probe rung alone. losses: by window, those known before
-    among them.
+    A candidate that was stopped because it is behind the best has neither. losses: by window, those
+    known before among them.
     """
 
     number: int
     rung: Rung
     value: float | None = None
     reason: str | None = None
-    fingerprint: str | None = None
     losses: tuple[float, ...] = ()
     seconds: float = 0.0
 
@@ -73,7 +70,7 @@ class Outcome:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Outcome":
         """Read back what `to_json` wrote."""
-        fields = {key: value[key] for key in vars(cls(0, "probe")) if key in value}
+        fields = {key: value[key] for key in vars(cls(0, "final")) if key in value}
         return cls(**{**fields, "losses": tuple(value.get("losses", ()))})
 
 
@@ -81,12 +78,11 @@ class Outcome:
 class Evaluator:
     """The work of a search's workers: all data in memory that judging needs, for any candidate.
 
-    probe: a few rows of some matrices, for fingerprints. sample: rows of all matrices, for
-    the closed-form error. masked: the model. windows: (n, tokens) of the search text; the rung
-    "few" uses the first `few` of them. fresh: (n, tokens) of the same text for the rung "final".
+    sample: rows of all matrices, for the closed-form error. masked: the model. windows: (n, tokens)
+    of the search text; the rung "few" uses the first `few` of them. fresh: (n, tokens) of the same
+    text for the rung "final".
     """
 
-    probe: Sequence[SampledMatrix]
     sample: Sequence[SampledMatrix]
     masked: MaskedModel
     windows: Tensor
@@ -127,8 +123,6 @@ class Evaluator:
 
     def _judge(self, task: Task, expression: Expression, limit: TimeLimit) -> dict[str, Any]:
         rung, scope = task.rung, task.scope
-        if rung == "probe":
-            return {"fingerprint": self.fingerprint(expression, scope, limit)}
         if rung == "reconstruction":
             return {"value": self.reconstruction(expression, scope, limit)}
         windows = {"few": self.windows[: self.few], "all": self.windows, "final": self.fresh}[rung]
@@ -146,15 +140,6 @@ class Evaluator:
         if len(losses) < len(windows):
             return {"losses": tuple(losses)}
         return {"value": sum(losses) / len(losses), "losses": tuple(losses)}
-
-    def fingerprint(
-        self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED
-    ) -> str:
-        """A hash of the masks on the probe rows: equal where two metrics prune the same there."""
-        masks = sampled_masks(self.probe, expression, scope, self.masked.pattern, limit)
-        # The matrices may be on several devices.
-        bits = np.packbits(torch.cat([mask.flatten().cpu() for mask in masks]).numpy())
-        return sha256(bits.tobytes()).hexdigest()[:24]
 
     def reconstruction(
         self, expression: Expression, scope: Group, limit: TimeLimit = UNLIMITED

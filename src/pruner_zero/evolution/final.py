@@ -8,6 +8,8 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
+from scipy import stats
+
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Kind
 from pruner_zero.evolution.evaluator import Outcome, Task
@@ -21,8 +23,6 @@ from pruner_zero.table import Tabular
 FINALISTS = 6
 # The share of a search's minutes that is kept for the final race.
 FINAL_SHARE = 1 / 8
-# Half of a 95 % interval, in standard errors.
-_INTERVAL = 1.96
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ class FinalRace(Tabular):
         return rows
 
     def _interval(self, finalist: Finalist) -> tuple[float, float]:
-        """The 95 % interval of the perplexity, over windows."""
+        """The 95 % interval of the perplexity, by Student's t over windows."""
         loss, error = _mean_and_error(finalist.losses)
-        low, high = (to_perplexity(loss + side * _INTERVAL * error) for side in (-1, 1))
-        return finite(low), finite(high)
+        width = float(stats.t.ppf(0.975, len(finalist.losses) - 1)) * error if error else 0.0
+        return finite(to_perplexity(loss - width)), finite(to_perplexity(loss + width))
 
 
 def race_finalists(

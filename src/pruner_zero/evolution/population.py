@@ -9,7 +9,7 @@ from numpy.random import Generator
 
 from pruner_zero.choices import Group
 from pruner_zero.evolution.ask_tell import Result
-from pruner_zero.evolution.candidate import Candidate, Kind
+from pruner_zero.evolution.candidate import Kind
 
 
 class Population:
@@ -24,29 +24,15 @@ class Population:
         self.capacity = capacity
         self.elite = elite
         self.members: list[Result] = []
-        # By the number of a candidate whose masks were known, the first candidate with these masks.
-        self._first: dict[int, int] = {}
 
     def add(self, results: Iterable[Result]) -> None:
         """Add the results that count; then the surplus leaves."""
-        for candidate, evaluation in results:
-            if evaluation.counts:
-                self.members.append((candidate, evaluation))
-            elif evaluation.same_as is not None:
-                self._shorten(candidate, evaluation.same_as)
+        self.members += [result for result in results if result[1].counts]
         self.members.sort(key=_key)
         surplus = len(self.members) - self.capacity
         if surplus > 0:
             leaving = set(self._leaving()[:surplus])
             self.members = [member for member in self.members if member[0].number not in leaving]
-
-    def _shorten(self, candidate: Candidate, same_as: int) -> None:
-        """A smaller expression with the same masks replaces the larger one and keeps its value."""
-        first = self._first[candidate.number] = self._first.get(same_as, same_as)
-        for index, (member, evaluation) in enumerate(self.members):
-            alike = self._first.get(member.number, member.number) == first
-            if alike and candidate.expression.size < member.expression.size:
-                self.members[index] = (candidate, evaluation)
 
     def front(self) -> list[Result]:
         """The Pareto front of value and size, best value first."""

@@ -69,11 +69,6 @@ class _Entry:
     def update(self, **changes: Any) -> None:
         self.evaluation = replace(self.evaluation, **changes)
 
-    def repeats(self, number: int | None, level: str) -> None:
-        """Note the earlier candidate with the same mask, where `level` found one."""
-        if number is not None:
-            self.update(same_as=number, level=level)
-
 
 def judge(
     batch: Sequence[Candidate], archive: Archive, executor: Executor[Task, Outcome], racing: Racing
@@ -84,10 +79,6 @@ def judge(
     same for any executor and for a run that was interrupted.
     """
     entries = [_checked(candidate, archive) for candidate in batch]
-    for entry, outcome in _climb("probe", entries, archive, executor):
-        if outcome.fingerprint is not None:
-            number = archive.first(outcome.fingerprint, entry.candidate.number)
-            entry.repeats(number, "fingerprint")
     if racing.direct:
         _climb("all", entries, archive, executor)
     else:
@@ -119,8 +110,7 @@ def _checked(candidate: Candidate, archive: Archive) -> _Entry:
     if form.shape is not Shape.MATRIX:
         entry.update(reason=f"constant within every {candidate.scope}: it masks nothing")
     else:
-        number = archive.first((entry.canonical, candidate.scope), candidate.number)
-        entry.repeats(number, "canonical")
+        entry.update(same_as=archive.first(entry.canonical, candidate))
     return entry
 
 
@@ -130,23 +120,22 @@ def _climb(
     archive: Archive,
     executor: Executor[Task, Outcome],
     best: tuple[float, ...] = (),
-) -> list[tuple[_Entry, Outcome]]:
-    """Judge the entries that are neither rejected nor duplicates; return them with outcomes.
+) -> None:
+    """Judge the entries that are neither rejected nor duplicates.
 
     best: the losses of a candidate on all windows; entries clearly behind it are stopped.
     """
     alive = [entry for entry in entries if entry.alive]
     candidates = [entry.candidate for entry in alive]
-    judged = [*zip(alive, outcomes_on(rung, candidates, archive, executor, best), strict=True)]
-    for entry, outcome in judged:
+    outcomes = outcomes_on(rung, candidates, archive, executor, best)
+    for entry, outcome in zip(alive, outcomes, strict=True):
         evaluation = entry.evaluation
         entry.update(seconds=evaluation.seconds + outcome.seconds, reason=outcome.reason)
         if outcome.reason is not None:
             entry.update(rung=0, value=math.inf)
         elif outcome.value is not None:
             results = {**evaluation.results, rung: outcome.value}
-            entry.update(rung=RUNGS.index(rung), value=outcome.value, results=results)
-    return judged
+            entry.update(rung=RUNGS.index(rung) + 1, value=outcome.value, results=results)
 
 
 def outcomes_on(
@@ -194,9 +183,16 @@ def _promising(
     Tuned ones within reach by their expectation get half of the places at most. At least a third,
     rounded down, goes to the best by the closed form, so that losses of related candidates do not
     decide alone. Of the others no kind (`Candidate.kind`) gets more than its part of the places, so
-    that variants of the best do not take all of them.
+    that variants of the best do not take all of them. Of candidates with exactly the same
+    closed-form error, which nearly always have the same masks, one alone runs in the whole search.
     """
-    alive = [entry for entry in entries if entry.alive]
+    error = _on("reconstruction")
+    ran = {error(r.evaluation) for r in archive.records if "few" in r.evaluation.results}
+    alive = []
+    for entry in entries:
+        if entry.alive and error(entry.evaluation) not in ran:
+            ran.add(error(entry.evaluation))
+            alive.append(entry)
     most = min(racing.few_most, math.ceil(racing.share(trust) * len(alive)))
     # Where all candidates are of one kind, that kind has all places.
     room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
@@ -209,7 +205,6 @@ def _promising(
     tuned = [entry for entry in expected if entry.candidate.operation == TUNE]
     chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
     kinds: Counter[Kind] = Counter()
-    error = _on("reconstruction")
     for count, best in (
         (most - most // 3, _sorted(expected, _expected)),
         (most, _sorted(within_reach(error), error)),

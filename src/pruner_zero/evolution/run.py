@@ -128,8 +128,15 @@ def search(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
     cache_folder = Path(cache) if cache is not None else None
+    fingerprint = language_model.fingerprint()
     windows, judged, fresh = search_windows(
-        checked, texts, judged_on, language_model, cache=cache_folder, progress=progress
+        checked,
+        texts,
+        judged_on,
+        language_model,
+        cache=cache_folder,
+        fingerprint=fingerprint,
+        progress=progress,
     )
     with locked(folder):
         identity = {
@@ -138,7 +145,7 @@ def search(
             "calibration_tokens": windows.sha256,
             "search_tokens": judged.sha256,
             "final_tokens": fresh.sha256,
-            "model_weights": language_model.fingerprint(),
+            "model_weights": fingerprint,
         }
         archive = Archive(folder, identity)
         description = {
@@ -156,6 +163,7 @@ def search(
             judged,
             fresh=fresh,
             cache=cache_folder,
+            fingerprint=fingerprint,
             progress=progress,
         )
         # Only tensors in main memory can be shared between processes.
@@ -184,7 +192,7 @@ def run_batches(
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
     while not reason or archive.replaying:
-        batch = algorithm.ask()
+        batch = algorithm.ask(archive.begun or _left(settings, archive.records))
         if not batch:
             reason = "the search space is exhausted"
             break
@@ -227,11 +235,17 @@ def _status(
     return Status(archive.batches, archive.elapsed, records, hall, avoided, settings.budget)
 
 
+def _left(settings: SearchSettings, records: Sequence[Record]) -> int | None:
+    """How many candidates may still be judged; None where their number has no limit."""
+    if settings.evaluations is None:
+        return None
+    return max(0, settings.evaluations - sum(r.evaluation.same_as is None for r in records))
+
+
 def _stops(settings: SearchSettings, status: Status) -> str | None:
     """Why the budget ends the search now; None where it does not."""
-    distinct = sum(record.evaluation.counts for record in status.records)
-    if settings.evaluations is not None and distinct >= settings.evaluations:
-        return f"{distinct} distinct candidates evaluated"
+    if _left(settings, status.records) == 0:
+        return f"{settings.evaluations} distinct candidates evaluated"
     final = FINAL_SHARE if settings.final_windows else 0.0
     if settings.minutes is not None and status.elapsed >= 60 * settings.minutes * (1 - final):
         return f"{settings.minutes:g} minutes spent"

@@ -90,7 +90,8 @@ class SearchSettings(SearchOptions):
             raise ValueError("the scope unit of `space` is of units: add --structure")
         if not self.structure and (self.sparsity is None) == (self.pattern is None):
             raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-        _ = self.zeros
+        if self.parameters is None and not self.zeros.sparsity:
+            raise ValueError("no weight becomes zero: choose a --sparsity above 0, such as 0.5")
         return self
 
     @property

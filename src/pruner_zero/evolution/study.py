@@ -18,7 +18,7 @@ from pruner_zero.evolution.hall_of_fame import (
     on_the_highest_rung,
 )
 from pruner_zero.metric import Metric, ParseError
-from pruner_zero.settings import CalibrationSettings, PruneSettings
+from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
@@ -135,24 +135,25 @@ class Study(Tabular):
     def prune_options(self) -> dict[str, Any]:
         """The settings with which `prune` applies the best metric as the search judged it.
 
-        Besides the metric, these are the mode (a search takes all statistics from the dense model),
-        the damping and the weight update, and for a metric of units the structure and the number of
-        units to remove, as the search had them.
+        The metric as METRIC@SCOPE, and the mode: candidates are judged by statistics of the dense
+        model. Where they are not the defaults, the damping, on which the terminal D depends too,
+        and the weight update; for a metric of units also the structure and the number of units.
+        Raises PrunerZeroError where no metric works.
         """
-        chosen: dict[str, Any] = {"metric": str(self.path / "best.json"), "mode": "one-shot"}
+        best = self.best
+        names = ["damping"]
+        chosen = {"metric": f"{best.expression}@{best.scope}", "mode": "one-shot"}
         if self.settings.get("structure"):
-            fields = PruneSettings.model_fields
-            for name in ("structure", "sparsity", "parameters", "multiple_of"):
-                if (given := self.settings.get(name)) != fields[name].default:
-                    chosen[name] = given
+            chosen["metric"] = str(best.expression)
+            names += ["structure", "sparsity", "parameters", "multiple_of"]
+        for name in names:
+            default = PruneSettings.model_fields[name].default
+            if (value := self.settings.get(name, default)) != default:
+                chosen[name] = value
         update = self.settings.get("update", "none")
         # Whole units are followed by an update unless the option says otherwise.
         if update != "none" or "structure" in chosen:
             chosen["update"] = update
-        # The terminal D depends on it too.
-        damping = CalibrationSettings.model_fields["damping"].default
-        if (given := self.settings.get("damping", damping)) != damping:
-            chosen["damping"] = given
         return chosen
 
     @property

@@ -150,7 +150,8 @@ class Metric:
         return json.dumps(self.to_tree())
 
     def __str__(self) -> str:
-        return str(self.expression)
+        """The expression, with `@SCOPE` where it has one: a method for `prune`, but for units."""
+        return str(self.expression) + (f"@{self.scope}" if self.scope else "")
 
     def _repr_html_(self) -> str:
         scope = f"@{self.scope}" if self.scope else ""

@@ -104,7 +104,7 @@ def prune(
         **settings,
         "pattern": None if pattern is None else str(pattern),
         "model": name_of(model),
-        "metric": None if metric is None else str(metric),
+        "metric": None if metric is None else str(getattr(metric, "expression", metric)),
         "calibration": names_of(calibration),
     }
     checked = read_settings(PruneSettings, given, config)

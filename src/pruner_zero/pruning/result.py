@@ -63,7 +63,7 @@ class PruneResult(PrunedMatrices):
     def chosen_by(self) -> str:
         """The metric, or the rule that chose the units instead."""
         words = chosen_by(self.method.pattern)
-        return words.partition(",")[0] if words else str(self.method.metric)
+        return words.partition(",")[0] if words else str(self.method.metric.expression)
 
     def share(self) -> str:
         """How much of the model is zero or removed, as a sentence without its stop."""

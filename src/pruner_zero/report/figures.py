@@ -224,8 +224,8 @@ def dots(study: Study) -> list[Record]:
 
 
 def highest_rung(study: Study) -> str:
-    """The highest rung that a distinct candidate reached; `probe` where none did."""
-    return RUNGS[max((record.evaluation.rung for record in study.judged), default=0)]
+    """The highest rung that a distinct candidate reached; the first where none did."""
+    return RUNGS[max((record.evaluation.rung for record in study.judged), default=1) - 1]
 
 
 def _best_so_far(study: Study, places: Sequence[float], end: float, name: str) -> Figure | None:

@@ -108,7 +108,7 @@ def _value(study: Study, best: Record) -> str:
     winner = study.final_race.winner
     if winner is not None:
         return f"perplexity {winner.perplexity:,.2f} on fresh windows of the search text"
-    rung = RUNGS[best.evaluation.rung]
+    rung = RUNGS[best.evaluation.rung - 1]
     if rung == "reconstruction":
         return f"its closed-form error is {best.evaluation.value:.4g}"
     where = "the search text" if rung == "all" else "a few windows of the search text"

@@ -38,7 +38,7 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
         None, gt=0, description="Stop after this many minutes; or give --evaluations."
     )
     evaluations: Annotated[int | None, MAIN] = Field(
-        None, ge=1, description="Stop after this many distinct candidates."
+        None, ge=1, description="Judge at most this many distinct candidates."
     )
     scope: Annotated[Scope | Literal["any"], MAIN] = Field(
         "any",
