@@ -1,7 +1,7 @@
 """Judgements of candidates, recorded once and replayed, on a clock of fixed costs.
 
-A table holds, for every candidate that any search over it has judged, the fingerprint of its
-mask, its closed-form error and its loss by window. An algorithm that asks for a recorded judgement
+A table holds, for every candidate that any search over it has judged, its closed-form error and its
+loss by window. An algorithm that asks for a recorded judgement
 gets it at once, and its clock advances by what the judgement costs; a judgement that is missing is
 made and added. So the same search gives the same result on any machine and beside any other work.
 """
@@ -15,20 +15,18 @@ from typing import Any
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task, is_behind
 from pruner_zero.files import append_line, read_lines, write_atomic
 
-# The windows of a table, by the rung that runs on them, and the field of the other rungs' outcomes.
+# The windows of a table, by the rung that runs on them.
 _SERIES = {"few": "search", "all": "search", "final": "final"}
-_FIELDS = {"probe": "fingerprint", "reconstruction": "value"}
 
 
 @dataclass(frozen=True)
 class Costs:
     """Seconds of the processor, one thread, that judgements of a candidate take on one model.
 
-    probe: the fingerprint. closed_form: the error on the sampled rows. masks: masking the model and
-    removing the masks. window: one forward pass.
+    closed_form: the error on the sampled rows. masks: masking the model and removing the masks.
+    window: one forward pass.
     """
 
-    probe: float
     closed_form: float
     masks: float
     window: float
@@ -40,7 +38,7 @@ def measure_costs(evaluator: Evaluator) -> Costs:
     few, every = evaluator.few, len(evaluator.windows)
     window = (seconds["all"] - seconds["few"]) / max(1, every - few)
     masks = max(0.0, seconds["few"] - few * window)
-    return Costs(seconds["probe"], seconds["reconstruction"], masks, window)
+    return Costs(seconds["reconstruction"], masks, window)
 
 
 @dataclass
@@ -58,7 +56,7 @@ class Table:
     """Judgements by candidate: a file of one line each, and a file of one line a judgement.
 
     whole: the first, which `pack` writes. added: the second, to which several processes append. A
-    judgement is a fingerprint, an error, losses by window, or the reason why there is none.
+    judgement is an error, losses by window, or the reason why there is none.
     """
 
     def __init__(self, whole: Path, added: Path) -> None:
@@ -133,14 +131,12 @@ class Recorded:
         """Nothing to stop."""
 
     def _closed(self, task: Task) -> Outcome:
-        """The outcome of a rung without windows."""
-        field = _FIELDS[task.rung]
+        """The outcome of the rung without windows."""
         known = self.table.find(task.expression, task.scope, task.rung)
         if known is None:
-            known = self._make(task, task.rung, field)
-        seconds = self.costs.probe if task.rung == "probe" else self.costs.closed_form
-        values = known if isinstance(known, dict) else {field: known}
-        return Outcome(task.number, task.rung, seconds=seconds, **values)
+            known = self._make(task, task.rung, "value")
+        values = known if isinstance(known, dict) else {"value": known}
+        return Outcome(task.number, task.rung, seconds=self.costs.closed_form, **values)
 
     def _on_windows(self, task: Task) -> Outcome:
         """The outcome of a rung on windows, stopped where the evaluator stops it."""

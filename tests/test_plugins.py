@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from pruner_zero import plugins
-from pruner_zero.analysis.principles import rescales, transcendental
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.settings import SearchSettings
@@ -181,12 +180,6 @@ def test_an_operator_is_varied_like_a_built_in_one(facts: None) -> None:
     assert {"cube(W) * (G * X)", "log(W) * both(G, X)"} <= children
     assert any(child.startswith("W^3.") for child in children), "a cube is a power"
     assert simplify_opposing(parse("root(cube(W))")) == parse("W")
-
-
-def test_an_operator_is_analysed_like_a_built_in_one(facts: None) -> None:
-    assert transcendental(OPERATORS["soft"])
-    assert rescales(OPERATORS["share"])
-    assert not rescales(OPERATORS["both"])
 
 
 def test_a_plug_in_that_is_not_named_is_neither_listed_nor_imported(install: Install) -> None:

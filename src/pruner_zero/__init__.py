@@ -7,7 +7,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.version import __version__
 
 if TYPE_CHECKING:
-    from pruner_zero.analysis import analyze
+    from pruner_zero.analysis.analysis import analyze
     from pruner_zero.comparison.compare import compare
     from pruner_zero.evaluation.evaluate import evaluate
     from pruner_zero.evolution import Study, search
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _ROOMS = {
     "Metric": "metric",
     "Study": "evolution",
-    "analyze": "analysis",
+    "analyze": "analysis.analysis",
     "compare": "comparison.compare",
     "evaluate": "evaluation.evaluate",
     "load_model": "models",

@@ -65,7 +65,7 @@ def executor(recorded: ModuleType, tmp_path: Path) -> Open:
 
     def opened(evaluator: Callable[[], Evaluator]) -> Any:
         table = recorded.Table(tmp_path / "whole.jsonl", tmp_path / "added.jsonl")
-        costs = recorded.Costs(probe=0.01, closed_form=0.25, masks=1.0, window=1.5)
+        costs = recorded.Costs(closed_form=0.25, masks=1.0, window=1.5)
         return recorded.Recorded(evaluator, table, costs, {"few": 1, "all": 6, "final": 3})
 
     return opened
@@ -104,7 +104,6 @@ def test_the_clock_counts_what_a_judgement_costs(executor: Open, evaluator: Eval
         list(counting.map([Task(0, expression="W * X", scope="row", **task)]))
         return float(counting.clock.seconds - before)
 
-    assert seconds(rung="probe") == pytest.approx(0.01)
     assert seconds(rung="reconstruction") == pytest.approx(0.25)
     assert seconds(rung="few") == pytest.approx(1.0 + 1.5)
     few = tuple(counting.table.find("W * X", "row", "search"))
@@ -125,7 +124,7 @@ def test_a_candidate_behind_the_best_stops_where_the_evaluator_stops_it(
     assert (ended.value, ended.losses) == (whole.value, whole.losses)
 
 
-@pytest.mark.parametrize("rung", ["probe", "reconstruction", "few", "all", "final"])
+@pytest.mark.parametrize("rung", ["reconstruction", "few", "all", "final"])
 def test_a_failure_is_recorded_with_its_reason(
     executor: Open, evaluator: Evaluator, rung: Rung
 ) -> None:
@@ -138,11 +137,11 @@ def test_a_failure_is_recorded_with_its_reason(
 
 
 def test_costs_are_measured_on_every_rung(recorded: ModuleType, evaluator: Evaluator) -> None:
-    seconds = {"probe": 0.01, "reconstruction": 0.25, "few": 2.5, "all": 10.0}
+    seconds = {"reconstruction": 0.25, "few": 2.5, "all": 10.0}
 
     def run(self: Evaluator, task: Task) -> Any:
         return replace(self.reject(task, ""), seconds=seconds[task.rung])
 
     with patch.object(Evaluator, "run", run):
         costs = recorded.measure_costs(evaluator)
-    assert costs == recorded.Costs(probe=0.01, closed_form=0.25, masks=1.0, window=1.5)
+    assert costs == recorded.Costs(closed_form=0.25, masks=1.0, window=1.5)

@@ -181,7 +181,10 @@ OUT_OF_MEMORY = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory"),
 ]
-CLOSED = [Task(number, "reconstruction", text, "row") for number, text in enumerate(("W", "W * G", "X * W"))]
+CLOSED = [
+    Task(number, "reconstruction", text, "row")
+    for number, text in enumerate(("W", "W * G", "X * W"))
+]
 
 
 def executor_of(name: str, work: Failing) -> Executor[Task, Outcome]:

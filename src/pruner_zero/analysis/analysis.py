@@ -1,118 +1,124 @@
-"""Analysis of a search: which metrics are good, their features, and agreement of rungs."""
+"""`analyze`: what the good metrics of a search share, and whether its rungs agree."""
 
 import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
-import numpy as np
+from scipy import stats
 
-from pruner_zero.analysis.correlations import (
-    VALUE_RUNGS,
-    Agreement,
-    agreements,
-    has_value,
-    loss_rung,
-)
-from pruner_zero.analysis.principles import (
-    FEWEST_BEST,
-    Principle,
-    Traits,
-    principles_of,
-    traits,
-)
-from pruner_zero.analysis.statistics import (
-    Estimate,
-    interval,
-    rank_correlation,
-    ratio_draws,
-    ratios,
-)
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.evolution.study import Study
+from pruner_zero.metric.grammar import parse
 from pruner_zero.table import Tabular
+
+# A rung tells which candidates are the best, and a share has an interval, where there are at least
+# this many of the best.
+_FEWEST_BEST = 10
+# The agreement of two rungs is also computed over this many of the best on the expensive rung, and
+# for no fewer candidates than `_FEWEST_PAIRS`.
+_BEST, _FEWEST_PAIRS = 20, 3
 
 
 @dataclass(frozen=True)
 class Counts:
     """Counts of the candidates by their result.
 
-    distinct: candidates whose mask no earlier one has. rejected: counts by reason, without the
-    numbers in it. avoided: proposals that were never judged, by the test that found them to be
-    duplicates. saved: candidates with the canonical form of an earlier candidate. ended: distinct candidates by the last rung they reached. seconds: of all candidates
-    together. rung_seconds: (candidates, seconds) by rung, where the run has them.
+    distinct: candidates with a result of their own. rejected: counts by reason, without the numbers
+    in it. avoided: proposals that were never judged, by the reason. repeats: candidates with the
+    canonical form of an earlier one. ended: distinct candidates by the last rung they reached.
+    seconds: (judgements, seconds) by rung.
     """
 
     candidates: int
     distinct: int
     rejected: Mapping[str, int]
     avoided: Mapping[str, int]
-    saved: int
+    repeats: int
     ended: Mapping[str, int]
-    seconds: float
-    rung_seconds: Mapping[str, tuple[int, float]]
+    seconds: Mapping[str, tuple[int, float]]
 
 
 @dataclass(frozen=True)
 class Share:
-    """How often the best candidates use a terminal, operator or scope, compared with all.
+    """How often the best candidates use a terminal, an operator or a scope, beside the others.
 
-    kind: terminal, operator or scope. best, everyone: how many use it. ratio: its share
-    among the best over its share among all, with an interval.
+    feature: "terminal", "operator" or "scope". best, others: how many use it. ratio: its share
+    among the best over its share among the others, with a 95 % interval (low, high) that takes
+    candidates as independent, which those of an evolution are not; nan where they are not defined,
+    or too few for an interval. Source: the relative risk of scipy (Katz 1978).
     """
 
-    kind: str
+    feature: str
     name: str
     best: int
-    everyone: int
-    ratio: Estimate
+    others: int
+    ratio: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How alike two rungs rank the n candidates that have a value on both.
+
+    among: "all" candidates, the candidates of a scope, or the best 20 on the expensive rung.
+    kendall: Kendall's τ-b; nan where all values of a rung are equal.
+    """
+
+    cheap: str
+    expensive: str
+    among: str
+    n: int
+    kendall: float
+
+    header = ("cheap", "expensive", "among", "n", "Kendall's τ")
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """A row of a table below `header`."""
+        tau = "" if math.isnan(self.kendall) else f"{self.kendall:.2f}"
+        return self.cheap, self.expensive, self.among, str(self.n), tau
 
 
 @dataclass(frozen=True, repr=False)
 class Analysis(Tabular):
-    """The statistics of the records of a search.
+    """The statistics of a search.
 
     top: the share asked for; best_count: how many count as the best, a share `top` of the
     candidates that reached best_rung, which is None where no rung has enough and all count.
-    loss_rung: the most expensive rung with enough values, which stands for the loss. Intervals
-    take candidates as independent draws; the candidates of an evolution are related, so the
-    intervals are too narrow.
     """
 
-    shown = ("kind", "name", "best", "everyone", "ratio", "low", "high")
+    shown = ("feature", "name", "best", "others", "ratio", "low", "high")
 
     counts: Counts
     top: float
     best_count: int
     best_rung: str | None
     shares: tuple[Share, ...]
-    loss_rung: str | None
     agreements: tuple[Agreement, ...]
-    principles: tuple[Principle, ...]
 
     def caption(self) -> str:
         """What the shares compare: which candidates count as the best, and how many there are."""
         where = f"of those judged on '{self.best_rung}'" if self.best_rung else "of all"
+        others = self.counts.distinct - self.best_count
         return (
             f"what the best {self.best_count} ({self.top:.0%} {where}) use, "
-            f"beside all {self.counts.distinct} with distinct masks"
+            f"beside {others} other candidates"
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """The shares, with the interval of each ratio; the other tables are fields."""
-        return [
-            {**vars(share), "ratio": ratio.value, "low": ratio.low, "high": ratio.high}
-            for share in self.shares
-            for ratio in (share.ratio,)
-        ]
+        """The shares; the other tables are fields."""
+        return [vars(share) for share in self.shares]
 
     def to_json(self) -> dict[str, Any]:
         """The whole analysis as JSON values; numbers that are not defined are null."""
-        values: dict[str, Any] = plain(asdict(self))
+        values: dict[str, Any] = _plain(asdict(self))
         return values
 
 
@@ -124,89 +130,99 @@ def analyze(study: Study, top: float = 0.1) -> Analysis:
     """
     if not 0 < top < 1:
         raise PrunerZeroError(f"the top share must lie between 0 and 1, not {top:g}: such as 0.1")
-    generator = np.random.default_rng(0)
-    records = study.records
-    distinct = sorted((record for record in records if record.evaluation.counts), key=_order)
-    used = [traits(record) for record in distinct]
-    best_rung, best_count = _how_many_best(distinct, top)
-    best, others = used[:best_count], used[best_count:]
-    rung = loss_rung(distinct)
-    sizes_and_losses = [
-        (record.candidate.expression.size, record.evaluation.results[rung])
-        for record in distinct
-        if rung and has_value(record, rung)
-    ]
-    size = rank_correlation(*zip(*sizes_and_losses, strict=True)) if rung else Estimate()
-    return Analysis(
-        _counts(study),
-        top,
-        best_count,
-        best_rung,
-        _shares(best, others, generator),
-        rung,
-        agreements(distinct),
-        tuple(principles_of(best, others, size, len(sizes_and_losses), generator)),
+    distinct = sorted((r for r in study.records if r.evaluation.counts), key=_order)
+    rung, count = _how_many_best(distinct, top)
+    shares = _shares(distinct[:count], distinct[count:])
+    return Analysis(_counts(study), top, count, rung, shares, agreements(distinct))
+
+
+def agreements(records: Sequence[Record]) -> tuple[Agreement, ...]:
+    """How alike every two rungs rank the candidates that have values on both.
+
+    Over all of them, those of each scope, and the best 20 on the expensive rung.
+    """
+    rows = []
+    for expensive, cheap in combinations(reversed(RUNGS), 2):
+        both = [r for r in records if _has_value(r, cheap) and _has_value(r, expensive)]
+        groups = {"all": both}
+        scopes = sorted({record.candidate.scope for record in both})
+        for scope in scopes if len(scopes) > 1 else ():
+            groups[f"scope {scope}"] = [r for r in both if r.candidate.scope == scope]
+        if len(both) > _BEST:
+            ordered = sorted(both, key=lambda record: record.evaluation.results[expensive])
+            groups[f"best {_BEST}"] = ordered[:_BEST]
+        for among, group in groups.items():
+            if len(group) >= _FEWEST_PAIRS:
+                results = [record.evaluation.results for record in group]
+                tau = stats.kendalltau([r[cheap] for r in results], [r[expensive] for r in results])
+                rows.append(Agreement(cheap, expensive, among, len(group), float(tau.statistic)))
+    return tuple(rows)
+
+
+def features(record: Record) -> frozenset[tuple[str, str]]:
+    """The terminals, operators and scope of a candidate.
+
+    Terminals are those of the canonical form, since no other terminal can change the mask;
+    operators are those of the expression as it was written.
+    """
+    expression, scope = record.candidate.expression, record.candidate.scope
+    operators = (("operator", name) for name in expression.operator_counts())
+    terminals = (("terminal", name) for name in parse(record.canonical).terminals)
+    return frozenset([*terminals, *operators, ("scope", scope)])
+
+
+def _shares(best: Sequence[Record], others: Sequence[Record]) -> tuple[Share, ...]:
+    among_best, among_others = (
+        Counter(feature for record in group for feature in features(record))
+        for group in (best, others)
     )
-
-
-def _counts(study: Study) -> Counts:
-    evaluations = [record.evaluation for record in study.records]
-    distinct = sum(evaluation.counts for evaluation in evaluations)
-    reasons = Counter(_without_numbers(each.reason) for each in evaluations if each.reason)
-    ended = Counter(each.rung for each in evaluations if each.counts)
-    return Counts(
-        len(evaluations),
-        distinct,
-        dict(reasons.most_common()),
-        dict(study.avoided),
-        sum(each.same_as is not None for each in evaluations),
-        {name: ended[rank] for rank, name in enumerate(RUNGS, 1) if ended[rank]},
-        math.fsum(evaluation.seconds for evaluation in evaluations),
-        {
-            rung: (len(study.seconds[rung]), math.fsum(study.seconds[rung]))
-            for rung in RUNGS
-            if rung in study.seconds
-        },
-    )
-
-
-def _without_numbers(reason: str) -> str:
-    """A reason with `…` for the numbers, which differ from candidate to candidate."""
-    return re.sub(r"[+-]?\d[\d.]*(?:e[+-]?\d+)?", "…", reason)
+    shares = []
+    for feature in among_best | among_others:
+        counts = among_best[feature], among_others[feature]
+        ratio = low = high = math.nan
+        if others and any(counts):
+            risk = stats.contingency.relative_risk(counts[0], len(best), counts[1], len(others))
+            ratio = float(risk.relative_risk)
+            if min(len(best), len(others)) >= _FEWEST_BEST:
+                interval = risk.confidence_interval()
+                low, high = float(interval.low), float(interval.high)
+        shares.append(Share(*feature, *counts, ratio, low, high))
+    order = ("terminal", "operator", "scope")
+    return tuple(sorted(shares, key=lambda s: (order.index(s.feature), -s.ratio, s.name)))
 
 
 def _how_many_best(distinct: Sequence[Record], top: float) -> tuple[str | None, int]:
-    for rung in VALUE_RUNGS:
-        count = round(top * sum(has_value(record, rung) for record in distinct))
-        if count >= FEWEST_BEST:
+    """The rung that tells which candidates are the best, and how many are."""
+    for rung in reversed(RUNGS):
+        count = round(top * sum(_has_value(record, rung) for record in distinct))
+        if count >= _FEWEST_BEST:
             return rung, count
     return None, min(len(distinct), max(1, round(top * len(distinct))))
 
 
-def _shares(
-    best: Sequence[Traits], others: Sequence[Traits], generator: np.random.Generator
-) -> tuple[Share, ...]:
-    used = [*best, *others]
-    every = sorted(frozenset().union(*used))
-    if not every:
-        return ()
-    table = np.array([[trait in facts for trait in every] for facts in used], dtype=float)
-    chosen, rest = table[: len(best)], table[len(best) :]
-    draws = ratio_draws(chosen, rest, generator)
-    values = ratios(chosen, rest)
-    among_best = [int(count) for count in chosen.sum(axis=0)]
-    among_all = [int(count) for count in table.sum(axis=0)]
-    shares = [
-        Share(
-            *trait,
-            among_best[index],
-            among_all[index],
-            interval(float(values[index]), draws[:, index]),
-        )
-        for index, trait in enumerate(every)
-    ]
-    kinds = ("terminal", "operator", "scope")
-    return tuple(sorted(shares, key=lambda share: (kinds.index(share.kind), -share.ratio.value)))
+def _counts(study: Study) -> Counts:
+    evaluations = [record.evaluation for record in study.records]
+    # The numbers in a reason differ from candidate to candidate.
+    reasons = Counter(
+        re.sub(r"[+-]?\d[\d.]*(?:e[+-]?\d+)?", "…", each.reason)
+        for each in evaluations
+        if each.reason
+    )
+    ended = Counter(each.rung for each in evaluations if each.counts)
+    seconds = study.seconds
+    return Counts(
+        len(evaluations),
+        sum(evaluation.counts for evaluation in evaluations),
+        dict(reasons.most_common()),
+        dict(study.avoided),
+        sum(evaluation.same_as is not None for evaluation in evaluations),
+        {name: ended[rank] for rank, name in enumerate(RUNGS, 1) if ended[rank]},
+        {name: (len(seconds[name]), math.fsum(seconds[name])) for name in RUNGS if name in seconds},
+    )
+
+
+def _has_value(record: Record, rung: str) -> bool:
+    return math.isfinite(record.evaluation.results.get(rung, math.nan))
 
 
 def _order(record: Record) -> tuple[tuple[int, float], int, int]:
@@ -214,10 +230,10 @@ def _order(record: Record) -> tuple[tuple[int, float], int, int]:
     return record.evaluation.key, candidate.expression.size, candidate.number
 
 
-def plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     """`value` as JSON values: lists and dictionaries, null for a number that is not defined."""
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -92,7 +92,8 @@ def build_evaluator(
 ) -> Evaluator:
     """Collect the statistics that the search space needs and bring everything into memory.
 
-    fingerprint: that of the model where it is known. Raises PrunerZeroError for everything that can be found wrong before the search.
+    fingerprint: that of the model where it is known. Raises PrunerZeroError for everything that can
+    be found wrong before the search.
     """
     pattern, include = settings.zeros, settings.include
     if isinstance(pattern, Structured):

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pruner_zero.analysis.correlations import Agreement, agreements
+from pruner_zero.analysis.analysis import Agreement, agreements
 from pruner_zero.errors import excerpt
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
