@@ -129,7 +129,7 @@ def test_more_tensors_than_a_process_can_be_handed_as_files(build: Build) -> Non
         (outcome,) = executor.map([task])
     finally:
         executor.close()
-    assert outcome.value == evaluator.run(task).value
+    assert outcome.value == work.run(task).value
 
 
 def test_a_worker_changes_only_weights_of_its_own(build: Build) -> None:

@@ -48,12 +48,12 @@ def _print(analysis: "Analysis") -> None:
     print(f"never judged: {_listed(counts.avoided)}")
     print(f"last rung reached: {_listed(counts.ended)}")
     if counts.seconds:
-        rows = [
+        judged = [
             (rung, str(n), f"{seconds:.1f}", f"{seconds / n:.3f}")
             for rung, (n, seconds) in counts.seconds.items()
         ]
         print()
-        print_table(("rung", "judged", "seconds", "each"), rows, left=1)
+        print_table(("rung", "judged", "seconds", "each"), judged, left=1)
     if analysis.shares:
         print(f"\n{analysis.caption()}")
         header = ("feature", "name", "best", "others", "ratio of shares", "95 %")
