@@ -143,6 +143,14 @@ def test_a_model_without_blocks_is_refused() -> None:
     assert "Linear" in refusal(lambda: find_blocks(nn.Linear(2, 2)))
 
 
+def test_quantized_weights_are_refused() -> None:
+    matrices = find_matrices(tiny_model("llama"))
+    matrices[2].parameter.requires_grad_(False)
+    matrices[2].parameter.data = matrices[2].parameter.data.to(torch.int8)
+    message = refusal(lambda: check_weights(matrices))
+    assert message.startswith(f"{matrices[2].name} is quantized: give the model with its weights")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize(
     ("architecture", "ending"),

@@ -39,7 +39,7 @@ def test_a_damaged_checkpoint_of_the_distillation_is_trained_again(
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         prune(llama_folder, output=output, progress=StoppedInTraining(), **options)
-    [file] = tmp_path.glob("out.partial/blocks/training-4/moments-*")
+    [file] = tmp_path.glob("out.partial/blocks/training-4/state-*")
     file.write_bytes(file.read_bytes()[:-1])
     prune(llama_folder, output=output, overwrite=overwrite, **options)
     actual, expected = contents(output), contents(tmp_path / "whole")

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import JOURNAL
 from pruner_zero.models import LanguageModel, find_matrices, size_of
 from pruner_zero.progress import Progress
-from pruner_zero.recovery.distillation import check_memory, distillation, least_bytes
+from pruner_zero.recovery.distillation import check_memory, distillation
 from pruner_zero.recovery.train import Training
 from pruner_zero.text.windows import Windows
 from tests.recovery.conftest import prune_half, pruned_model
@@ -125,32 +126,42 @@ def test_the_least_memory_is_that_of_the_tensors_that_training_holds(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr("pruner_zero.recovery.distillation.Training", Weighed)
+    train(1, dtype=dtype)
     teacher = dense()
     teacher.model.to(dtype)
-    needed = least_bytes(teacher, find_matrices(teacher.model), 0.5)
-    train(1, dtype=dtype)
-    assert Weighed.held == needed
+    # The dense model is in memory already.
+    more = Weighed.held - size_of(teacher.model)[1]
+    assert least_bytes(teacher, monkeypatch) == more
 
 
-def test_units_that_are_cut_out_are_not_counted() -> None:
+def least_bytes(model: LanguageModel, monkeypatch: pytest.MonkeyPatch, **options: Any) -> int:
+    """The least available memory in which distillation at a sparsity of 0.5 is not refused."""
+    matrices, least, enough = find_matrices(model.model), 0, 2**30
+    while enough - least > 1:
+        middle = (least + enough) // 2
+        monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: middle)  # noqa: B023
+        try:
+            check_memory(model, matrices, 0.5, **options)
+            enough = middle
+        except PrunerZeroError:
+            least = middle
+    return enough
+
+
+def test_units_that_are_cut_out_are_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     model = dense()
-    matrices = find_matrices(model.model)
-    weights = sum(matrix.weight.numel() for matrix in matrices)
-    masked, cut = (least_bytes(model, matrices, 0.25, cut=cut) for cut in (False, True))
-    assert masked - cut == weights
+    weights = sum(matrix.weight.numel() for matrix in find_matrices(model.model))
+    masked, cut = (least_bytes(model, monkeypatch, cut=cut) for cut in (False, True))
+    assert masked - cut == 4 * weights / 2
 
 
 def test_training_that_cannot_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = dense()
     matrices = find_matrices(model.model)
-    # The dense model is in memory already.
-    more = least_bytes(model, matrices, 0.5) - size_of(model.model)[1]
-    available: int | None = more - 1
+    available: int | None = 0
     monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: available)
     line = refusal(lambda: check_memory(model, matrices, 0.5))
     assert line.startswith("distillation needs at least 0.0 GiB beside llama, and 0.0 are avail")
-    available = more
-    check_memory(model, matrices, 0.5)
     available = None
     check_memory(model, matrices, 0.5)
 

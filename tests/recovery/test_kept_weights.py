@@ -10,7 +10,7 @@ from torch import nn
 
 from pruner_zero.models import LanguageModel, find_matrices
 from pruner_zero.recovery.kept_weights import KeptWeights
-from pruner_zero.recovery.recover import check_pruned, check_trainable
+from pruner_zero.recovery.recover import check_pruned
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
@@ -33,16 +33,6 @@ def test_a_dense_model_is_refused_unless_its_teacher_is_larger() -> None:
     assert "is not pruned" in refusal(partial(check_pruned, narrow, small))
     check_pruned(small, large)
     check_pruned(pruned_model()[0], None)
-
-
-def test_a_quantized_model_is_refused() -> None:
-    language_model, _ = pruned_model()
-    matrices = find_matrices(language_model.model)
-    matrices[0].parameter.requires_grad_(False)
-    matrices[0].parameter.data = matrices[0].parameter.data.to(torch.int8)
-    assert "is quantized and cannot be trained" in refusal(
-        lambda: check_trainable(matrices, "tiny")
-    )
 
 
 def test_kept_weights_come_and_go_without_touching_the_others() -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from pruner_zero.journal import Journal
 from pruner_zero.progress import Progress
 from pruner_zero.recovery.recover import recover
-from pruner_zero.recovery.train import State, commit_state
+from pruner_zero.recovery.train import State
 from pruner_zero.text.corpus import Corpus
 from tests.conftest import save_tiny
 from tests.processes import Forked
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
 ) -> None:
     output, text = tmp_path / "out", Corpus("prose", prose)
     options = stopped_run(pruned_folder, prose, output)
-    file = next((tmp_path / "out.partial" / "steps").glob("moments-*"))
+    file = next((tmp_path / "out.partial" / "steps").glob("state-*"))
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
@@ -214,13 +214,14 @@ def test_a_run_that_goes_on_waits_for_its_next_checkpoint(
         return replace(earlier(value), seconds=3600.0)
 
     steps: list[int] = []
+    append = Journal.append
 
-    def noted(journal: Journal, step: int, *rest: Any) -> None:
-        steps.append(step)
-        commit_state(journal, step, *rest)
+    def noted(self: Journal, line: dict[str, Any], *rest: Any) -> None:
+        steps.append(line["finished"])
+        append(self, line, *rest)
 
     monkeypatch.setattr(State, "from_json", slow)
-    monkeypatch.setattr("pruner_zero.recovery.train.commit_state", noted)
+    monkeypatch.setattr(Journal, "append", noted)
     monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 1800.0)
     recover(pruned_folder, text=text, output=output, **options)
     assert steps == [8]

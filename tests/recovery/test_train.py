@@ -4,12 +4,14 @@ import math
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice, pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.models import LanguageModel, find_matrices, next_token_loss, parameters_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery import train
@@ -20,6 +22,7 @@ from pruner_zero.recovery.windows import in_training_order, split_windows
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows
+from tests.full_disk import full_disk
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
@@ -263,6 +266,23 @@ def test_a_state_reads_back_as_itself(parts: tuple[Windows, Windows]) -> None:
     run = training(pruned, parts, settings(steps=3))
     run.run(SILENT)
     assert State.from_json(asdict(run.state)) == run.state
+
+
+def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
+    parts: tuple[Windows, Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    training(pruned_model()[0], parts, settings(steps=2), journal=Journal(tmp_path, {})).run(SILENT)
+    before = sorted(file.name for file in tmp_path.iterdir())
+    assert before == [JOURNAL, "state-000002.safetensors"]
+    more = training(pruned_model()[0], parts, settings(steps=4), journal=Journal(tmp_path, {}))
+    with full_disk():
+        assert "no space left" in refusal(lambda: more.run(SILENT))
+    assert sorted(file.name for file in tmp_path.iterdir()) == before
+    assert Journal(tmp_path, {}).finished == 2
+    again = training(pruned_model()[0], parts, settings(steps=4), journal=Journal(tmp_path, {}))
+    again.run(SILENT)
+    assert [point.step for point in again.state.curve] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

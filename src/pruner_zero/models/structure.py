@@ -124,7 +124,12 @@ def find_matrices(
 
 
 def check_weights(matrices: Sequence[Matrix]) -> None:
-    """Raise PrunerZeroError naming the first matrix that holds NaN or infinity."""
+    """Raise PrunerZeroError naming the first matrix that is quantized, or holds NaN or infinity."""
+    for matrix in matrices:
+        if not matrix.parameter.is_floating_point():
+            raise PrunerZeroError(
+                f"{matrix.name} is quantized: give the model with its weights in floating point"
+            )
     weights = ((matrix.name, matrix.weight) for matrix in matrices)
     check_finite(weights, "repair the checkpoint or exclude the matrix")
 

@@ -43,34 +43,24 @@ def check_memory(
 ) -> None:
     """Raise PrunerZeroError where distillation of the dense `model` cannot fit in the memory.
 
-    The memory is what is still available on the devices that hold the model, whose bytes are part
-    of those needed. The rest is as in `least_bytes`.
+    It holds at least the teacher, the weights in float32 and the optimizer's tensors. The memory is
+    what is available on the devices that hold the model, whose bytes are part of those needed.
+    sparsity: the pruned share of the `matrices`. cut: whether pruned weights are cut out before.
     """
-    needed = least_bytes(model, matrices, sparsity, cut=cut)
+    parameters, _ = size_of(model.model)
+    weights = sum(matrix.weight.numel() for matrix in matrices)
+    left = parameters - round(weights * sparsity) if cut else parameters
+    # The teacher takes as many bytes as the model that is in memory already.
+    more = 4 * left + _TRAINED * round(weights * (1 - sparsity))
     devices = {parameter.device for parameter in model.model.parameters()}
     available = [available_bytes(device) for device in devices]
     known = [count for count in available if count is not None]
-    more = needed - size_of(model.model)[1]
     if len(known) == len(available) and more > sum(known):
         raise PrunerZeroError(
             f"distillation needs at least {more / 2**30:.1f} GiB beside {model.name}, and "
             f"{sum(known) / 2**30:.1f} are available: free memory, or leave it out, by --distill 0 "
             "or without +distill=N"
         )
-
-
-def least_bytes(
-    model: LanguageModel, matrices: Sequence[Matrix], sparsity: float, *, cut: bool = False
-) -> int:
-    """The bytes that distillation holds at least: teacher, weights in float32, optimizer.
-
-    model: the dense one. sparsity: the pruned share of the `matrices`. cut: whether pruned weights
-    are cut out of the model before.
-    """
-    parameters, held = size_of(model.model)
-    weights = sum(matrix.weight.numel() for matrix in matrices)
-    left = parameters - round(weights * sparsity) if cut else parameters
-    return held + 4 * left + _TRAINED * round(weights * (1 - sparsity))
 
 
 def distillation(
@@ -110,14 +100,11 @@ def distillation(
         held_out = max(1, round(len(windows) * _HELD_OUT))
         settings = RecoverSettings(
             model=dense.name,
-            text=windows.corpus,
-            teacher=dense.name,
+            text="the calibration windows",
             steps=steps,
-            teacher_share=1.0,
             batch=max(1, min(TOKENS // windows.seqlen, len(windows) - held_out)),
             seqlen=windows.seqlen,
             seed=seed,
-            validation_windows=held_out,
             keep="last",
         )
         check_weights(matrices)

@@ -80,7 +80,6 @@ def recover(
     )
     matrices = find_matrices(pruned.model)
     check_weights(matrices)
-    check_trainable(matrices, checked.model)
     teacher = checked.teacher if teacher is None else teacher
     dense = None if teacher is None else as_language_model(teacher, device=checked.device)
     if dense is not None:
@@ -144,16 +143,6 @@ def recover(
     }
     with torch_threads(checked.threads):
         return build_folder(folder, overwrite, "step", identity, run, write, progress)
-
-
-def check_trainable(matrices: Sequence[Matrix], name: str) -> None:
-    """Raise PrunerZeroError where the model `name` stores weights in a quantized form."""
-    for parameter_name, parameter in parameters_of(matrices).items():
-        if not parameter.is_floating_point():
-            raise PrunerZeroError(
-                f"{parameter_name} of {name} is quantized and cannot be trained: "
-                "give the pruned model with its weights in floating point"
-            )
 
 
 def check_teacher(teacher: LanguageModel, student: LanguageModel) -> None:

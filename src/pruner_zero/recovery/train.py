@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,9 +54,8 @@ def rate(share: float) -> float:
 class Point:
     """A point of the learning curve: losses in nats per token, seconds and tokens since the start.
 
-    train_loss: the mean over the steps since the point before, None at the start; with a
-    teacher it is the distillation loss. validation_loss: the next-token loss on held-out
-    windows.
+    train_loss: the mean over the steps since the point before, None at the start; with a teacher it
+    is the distillation loss. validation_loss: the next-token loss on held-out windows.
     """
 
     step: int
@@ -117,10 +117,13 @@ class Training:
     validations: int = VALIDATIONS
 
     def __post_init__(self) -> None:
-        name = self.settings.compute_dtype
+        device, name = next(self.model.parameters()).device, self.settings.compute_dtype
         if name == "auto":
-            name = "bfloat16" if has_fast_bfloat16(self.device) else "float32"
+            name = "bfloat16" if has_fast_bfloat16(device) else "float32"
         self.dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+        if self.dtype == torch.bfloat16:
+            self.autocast = partial(torch.autocast, device.type, torch.bfloat16)
         self.learned = [
             KeptWeights(name, parameter, experts_of(self.matrices, name))
             for name, parameter in parameters_of(self.matrices).items()
@@ -135,11 +138,6 @@ class Training:
         )
         self.best: dict[str, Tensor] | None = None
         self.state = State()
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model, the first of several."""
-        return next(self.model.parameters()).device
 
     def run(self, progress: Progress) -> int:
         """Train until the budget is spent; return the step whose weights the model then has.
@@ -201,7 +199,7 @@ class Training:
             values.grad.zero_()
         total = 0.0
         for windows in torch.cat(list(batch)).split(max(1, FORWARD_TOKENS // settings.seqlen)):
-            with self._autocast():
+            with self.autocast():
                 loss = self.loss(windows) * (len(windows) / len(batch))
             loss.backward()
             total += float(loss.detach())
@@ -214,7 +212,8 @@ class Training:
             group["lr"] = settings.learning_rate * rate(share) * group["scale"]
         self.optimizer.step()
         state.step += 1
-        self._write()
+        for kept in self.learned:
+            kept.write()
         return total
 
     def _validation_is_due(self) -> bool:
@@ -227,19 +226,17 @@ class Training:
     def _validate(self, start: float, progress: Progress) -> None:
         state, settings = self.state, self.settings
         began = time.monotonic()
-        with self._autocast():
-            losses = [
-                float(next_token_loss(self.model, window[None]))
-                for window in self.validation.tokens
-            ]
+        with self.autocast():
+            tokens = self.validation.tokens
+            losses = [float(next_token_loss(self.model, window[None])) for window in tokens]
         loss = sum(losses) / len(losses)
         self._check(loss)
         state.validation_seconds = time.monotonic() - began
         state.seconds = time.monotonic() - start
         train = sum(state.losses) / len(state.losses) if state.losses else None
         state.losses = []
-        tokens = state.step * settings.batch * settings.seqlen
-        state.curve.append(Point(state.step, round(state.seconds, 2), tokens, train, loss))
+        seen = state.step * settings.batch * settings.seqlen
+        state.curve.append(Point(state.step, round(state.seconds, 2), seen, train, loss))
         if settings.keep == "best" and state.best_step == state.step:
             self.best = {name: values.clone() for name, values in self.values.items()}
         progress.note(
@@ -249,74 +246,36 @@ class Training:
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
-            raise PrunerZeroError(
-                f"the loss at step {self.state.step} is not finite: {self.remedy}"
-            )
+            step = self.state.step
+            raise PrunerZeroError(f"the loss at step {step} is not finite: {self.remedy}")
 
     def _save(self) -> None:
+        """Write the state and its tensors to the journal, and delete those of the state before."""
         if self.journal is None:
             return
-        moments = {
-            f"{name}.{moment}": self.optimizer.state[values][moment]
-            for name, values in self.values.items()
-            for moment in MOMENTS
-        }
-        step = self.state.step
-        tensors: dict[str, tuple[int, Mapping[str, Tensor]]]
-        tensors = {"weights": (step, self.values), "moments": (step, moments)}
-        if self.best is not None:
-            tensors["best"] = (self.state.best_step, self.best)
-        commit_state(self.journal, step, asdict(self.state), tensors)
+        tensors = {f"{name}.value": values for name, values in self.values.items()}
+        tensors |= {f"{name}.best": values for name, values in (self.best or {}).items()}
+        for name, values in self.values.items():
+            tensors |= {f"{name}.{key}": self.optimizer.state[values][key] for key in MOMENTS}
+        lines = self.journal.lines
+        file = f"state-{len(lines):06d}.safetensors"
+        files = {file: write_tensors(self.journal.folder / file, tensors)}
+        line = {"finished": self.state.step, "state": asdict(self.state), "tensors": file}
+        self.journal.append(line, files, [lines[-1]["tensors"]] if lines else [])
 
     def _restore(self, journal: Journal) -> None:
-        self.state = State.from_json(journal.lines[-1]["state"])
-        self._put(saved_tensors(journal, "weights"))
-        self.best = saved_tensors(journal, "best") or None
-        moments = saved_tensors(journal, "moments")
+        line = journal.lines[-1]
+        saved = load_file(journal.folder / line["tensors"])
+        self.state = State.from_json(line["state"])
+        self._put({name: saved[f"{name}.value"] for name in self.values})
+        if self.settings.keep == "best":
+            self.best = {name: saved[f"{name}.best"] for name in self.values}
         for name, values in self.values.items():
             self.optimizer.state[values] = {
-                moment: moments[f"{name}.{moment}"].to(values.device, copy=True)
-                for moment in MOMENTS
+                key: saved[f"{name}.{key}"].to(values.device, copy=True) for key in MOMENTS
             }
 
     def _put(self, saved: Mapping[str, Tensor]) -> None:
-        for name, values in self.values.items():
-            values.copy_(saved[name])
-        self._write()
-
-    def _write(self) -> None:
         for kept in self.learned:
+            kept.values.copy_(saved[kept.name])
             kept.write()
-
-    def _autocast(self) -> AbstractContextManager[None]:
-        if self.dtype == torch.float32:
-            return nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
-
-
-def commit_state(
-    journal: Journal,
-    step: int,
-    state: Mapping[str, Any],
-    tensors: Mapping[str, tuple[int, Mapping[str, Tensor]]],
-) -> None:
-    """Make the state after `step` steps durable, then delete files that only the last one used.
-
-    tensors: by kind, with the step that they are of; they are written only where that changed.
-    """
-    before: dict[str, str] = journal.lines[-1]["tensors"] if journal.lines else {}
-    names = {kind: f"{kind}-{of:08d}.safetensors" for kind, (of, _) in tensors.items()}
-    files = {
-        names[kind]: write_tensors(journal.folder / names[kind], values)
-        for kind, (_, values) in tensors.items()
-        if before.get(kind) != names[kind]
-    }
-    unneeded = sorted(set(before.values()) - set(names.values()))
-    line = {"finished": step, "state": dict(state), "tensors": names}
-    journal.append(line, files, unneeded)
-
-
-def saved_tensors(journal: Journal, kind: str) -> dict[str, Tensor]:
-    """The tensors of a kind in the last state: "weights", "moments" or "best"; empty for none."""
-    name = journal.lines[-1]["tensors"].get(kind)
-    return load_file(journal.folder / name) if name else {}

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
+from itertools import count
 from pathlib import Path
 
 import torch
@@ -64,9 +64,9 @@ def split_texts(
     """
     training, validation = [], []
     counts = mixture.divide(settings.validation_windows, "--validation-windows")
-    for text, count in zip(mixture.texts, counts, strict=True):
+    for text, number in zip(mixture.texts, counts, strict=True):
         if isinstance(text, Corpus):
-            learned, held_out = split_windows(text, tokenizer, settings.seqlen, count)
+            learned, held_out = split_windows(text, tokenizer, settings.seqlen, number)
         else:
             assert teacher is not None
             sizes = (settings.windows, settings.seqlen, settings.seed)
@@ -76,7 +76,7 @@ def split_texts(
             name, tokens = written.corpus, written.tokens
             cut = len(tokens) - max(1, round(len(tokens) * HELD_OUT))
             learned = replace(written, corpus=f"{name} (first nine tenths)", tokens=tokens[:cut])
-            held_out = replace(written, corpus=f"{name} (last tenth)", tokens=tokens[cut:][:count])
+            held_out = replace(written, corpus=f"{name} (last tenth)", tokens=tokens[cut:][:number])
         training.append(learned)
         validation.append(held_out)
     return training, mix_windows(validation)
@@ -89,19 +89,17 @@ def in_training_order(
 
     The texts take turns so that each has its share of every beginning of the sequence (D'Hondt's
     method). An epoch of a text cuts its stream at a random offset and visits the windows in random
-    order. `seed` and the place in the sequence determine a window, so a resumed run passes the
-    number of windows to be `skipped`.
+    order. `seed` and the number of a window in the sequence determine it, so a resumed run passes
+    the number of windows to be `skipped`.
     """
     streams = [_epochs(text.tokens.flatten(), text.seqlen, seed) for text in texts]
-    yield from islice(_in_turn(streams, shares), skipped, None)
-
-
-def _in_turn(streams: Sequence[Iterator[Tensor]], shares: Sequence[float]) -> Iterator[Tensor]:
     drawn = [0] * len(streams)
-    while True:
+    for number in count():
         index = min(range(len(drawn)), key=lambda text: (drawn[text] + 1) / shares[text])
         drawn[index] += 1
-        yield next(streams[index])
+        window = next(streams[index])
+        if number >= skipped:
+            yield window
 
 
 def _epochs(stream: Tensor, seqlen: int, seed: int) -> Iterator[Tensor]:
