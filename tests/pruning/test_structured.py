@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ from transformers import (
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_couplings
-from pruner_zero.pruning import PruneResult, prune
+from pruner_zero.pruning import PruneResult, prune, prune_matrix
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.pipeline import check_plan, prune_model
 from pruner_zero.pruning.structured import Structured
+from pruner_zero.sparsity.steps.registry import run_steps
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
 from tests.models.test_units import CASES, logits
@@ -161,6 +163,37 @@ def test_the_consumer_is_refitted_unless_told_otherwise(
     ]
     assert torch.equal(gates[0], gates[1])
     assert torch.equal(gates[0], gates[2])
+
+
+@pytest.mark.parametrize("structure", ["channels", "heads"])
+@pytest.mark.parametrize("update", ["exact", "obs"])
+def test_steps_run_for_consumers_alone_since_they_change_no_producer(
+    structure: Structure,
+    update: str,
+    windows: Windows,
+    new_store: OpenStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    solved: list[str] = []
+
+    def run(layer: Layer, steps: Sequence[Step]) -> Updated:
+        result = run_steps(layer, steps)
+        solved.append(layer.name)
+        return result
+
+    monkeypatch.setattr(prune_matrix, "run_steps", run)
+    model, everywhere = language_model("llama"), language_model("llama")
+    masked(model, windows, new_store, PATTERNS[structure], update=update)
+    couplings = find_couplings(model.model, structure)
+    assert solved == [coupling.consumer for coupling in couplings]
+    solved.clear()
+    # As if every matrix were a consumer.
+    names = [name for c in couplings for name in (*c.producers, c.consumer)]
+    monkeypatch.setattr(Structured, "consumers", names)
+    masked(everywhere, windows, new_store, PATTERNS[structure], update=update)
+    assert sorted(solved) == sorted(names)
+    for name, tensor in everywhere.model.state_dict().items():
+        assert torch.equal(model.model.state_dict()[name], tensor), name
 
 
 @pytest.mark.parametrize(

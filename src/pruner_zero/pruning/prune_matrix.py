@@ -7,6 +7,7 @@ from pruner_zero.pruning.choice import Choice
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.record import MatrixRecord
 from pruner_zero.pruning.statistics import Statistics
+from pruner_zero.pruning.structured import Structured
 from pruner_zero.sparsity import Layer, plan, run_steps, used_damping
 
 
@@ -29,7 +30,9 @@ def prune_matrix(
         return write_zeros(matrix, choice.masks[matrix.name], note=note)
     chooser = method.chooser if mask is None else None
     steps = plan(method.steps, chooser)
-    if mask is not None and not steps:
+    # A producer of units keeps whole rows: without a target, there is no error in them.
+    whole = isinstance(method.pattern, Structured) and matrix.name not in method.pattern.consumers
+    if mask is not None and (not steps or (whole and (hessian is None or hessian.target is None))):
         return write_zeros(matrix, mask)
     weight = matrix.weight.float()
     layer = Layer(weight, hessian, method.pattern, mask, name=matrix.name)

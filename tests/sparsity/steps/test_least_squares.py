@@ -357,6 +357,23 @@ def test_a_held_inverse_changes_how_columns_are_removed_and_not_the_result(kept:
     assert_close(held.weight, without.weight)
 
 
+def test_a_held_inverse_needs_neither_a_copy_of_the_hessian_nor_a_product_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, gram = loud_layer(8, 32)
+    columns, hessian = torch.arange(32) < 20, Hessian(gram)
+    expected = remove_columns(weight, hessian, ~columns)
+    assert expected is not None
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("H is not needed")
+
+    monkeypatch.setattr(Hessian, "damped", refuse)
+    monkeypatch.setattr(Hessian, "drift", refuse)
+    solved = solve(Layer(weight, hessian, Unstructured(0.5), columns.repeat(8, 1)))
+    assert torch.equal(solved.weight, expected)
+
+
 @pytest.mark.parametrize("loud", [False, True])
 def test_coarse_solutions_of_wide_matrices_take_as_many_iterations_in_bfloat16(
     monkeypatch: pytest.MonkeyPatch, loud: bool

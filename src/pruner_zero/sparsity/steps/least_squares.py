@@ -112,8 +112,13 @@ def solve(
             max(part.residual for part in parts),
             all(part.converged for part in parts),
         )
-    H = hessian.damped()
     W = layer.dense.detach().float()
+    if columns is not None and hessian.target is None and hessian.holds_inverse:
+        removed = remove_columns(W, hessian, ~columns)
+        if removed is not None:
+            solved = removed.masked_fill_(~(mask & active), 0.0)
+            return Solution(_finite(solved, layer), 0, 0.0, True)
+    H = hessian.damped()
     support = (mask & active).float()
     begin = W * support
     plain = (W * active - begin) @ H
@@ -122,11 +127,6 @@ def solve(
         plain += drift
     plain *= support
     if columns is not None:
-        if drift is None and hessian.holds_inverse:
-            removed = remove_columns(W, hessian, ~columns)
-            if removed is not None:
-                solved = removed.masked_fill_(support == 0, 0.0)
-                return Solution(_finite(solved, layer), 0, 0.0, True)
         L, failed = torch.linalg.cholesky_ex(H[columns][:, columns])
         # Where rounding makes it fail at the edge of what H's own factor allows, iterate.
         if not failed:
