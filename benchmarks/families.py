@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from pruner_zero import PrunerZeroError, prune
 from pruner_zero.choices import Structure
-from pruner_zero.models import check_dropped
+from pruner_zero.structure.blocks import check_dropped
 from pruner_zero.text.corpus import Corpus
 from tables import markdown
 

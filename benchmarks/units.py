@@ -33,7 +33,7 @@ from pruner_zero.cli.progress import LineProgress
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import read_lines, write_json
 from pruner_zero.models import LanguageModel, load_model
-from pruner_zero.pruning import Structured
+from pruner_zero.structure.units import Structured
 from pruner_zero.text.mixture import load_mixture
 
 HERE = Path(__file__).parent

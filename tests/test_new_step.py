@@ -12,7 +12,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import closed_form_error
 from pruner_zero.metric import parse
 from pruner_zero.models import find_matrices
-from pruner_zero.pruning import describe_steps, parse_method, prune
+from pruner_zero.pruning.method import describe_steps
+from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.prune import prune
 from pruner_zero.sparsity import STEPS, Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
 from tests.evolution.test_update import by_magnitude

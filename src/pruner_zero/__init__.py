@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from pruner_zero.comparison.compare import compare
     from pruner_zero.evaluation.evaluate import evaluate
     from pruner_zero.evolution import Study, search
-    from pruner_zero.metric import Metric
-    from pruner_zero.models import load_model
-    from pruner_zero.pruning import prune
+    from pruner_zero.metric.metric import Metric
+    from pruner_zero.models.load import load_model
+    from pruner_zero.pruning.prune import prune
     from pruner_zero.recovery.recover import recover
 
-_ROOMS = {
-    "Metric": "metric",
+_MODULES = {
+    "Metric": "metric.metric",
     "Study": "evolution",
     "analyze": "analysis.analysis",
     "compare": "comparison.compare",
     "evaluate": "evaluation.evaluate",
-    "load_model": "models",
-    "prune": "pruning",
+    "load_model": "models.load",
+    "prune": "pruning.prune",
     "recover": "recovery.recover",
     "search": "evolution",
 }
@@ -45,6 +45,6 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     # Torch and transformers take seconds to import; `pruner-zero --help` need not wait.
-    if name in _ROOMS:
-        return getattr(import_module(f"pruner_zero.{_ROOMS[name]}"), name)
+    if name in _MODULES:
+        return getattr(import_module(f"pruner_zero.{_MODULES[name]}"), name)
     raise AttributeError(f"module 'pruner_zero' has no attribute '{name}'")

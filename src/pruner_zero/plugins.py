@@ -30,23 +30,35 @@ class Registry(Mapping[str, T]):
     nothing for users who do not name it. Any other name is looked up in the entry points of the
     group `pruner_zero.<kind>`, and imported when its value is asked for.
 
-    kind: a plural, such as "operators".
+    kind: a plural, such as "operators". builtin: the built-in values. deferred: built-in values
+    that are imported when they are asked for, each as "module:attribute".
     of: the type of the values; object where they need only be callable.
     A look-up raises PrunerZeroError, in one line that names the package, where a plug-in cannot
     be imported, is of the wrong type, or uses a name that is taken.
     """
 
-    def __init__(self, kind: str, of: type, builtin: Mapping[str, T]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        of: type,
+        builtin: Mapping[str, T] = MappingProxyType({}),
+        deferred: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.kind = kind
         self.of = of
-        self._builtin = MappingProxyType(dict(builtin))
+        group = f"pruner_zero.{kind}"
+        self._builtin: Mapping[str, T | EntryPoint] = {
+            **builtin,
+            **{name: EntryPoint(name, value, group) for name, value in deferred.items()},
+        }
         self._loaded: dict[str, T] = {}
 
     def __getitem__(self, name: str) -> T:
-        if name in self._builtin:
-            return self._builtin[name]
+        builtin = self._builtin.get(name)
+        if builtin is not None and not isinstance(builtin, EntryPoint):
+            return builtin
         if name not in self._loaded:
-            self._loaded[name] = self._load(name)
+            self._loaded[name] = builtin.load() if builtin is not None else self._load(name)
         return self._loaded[name]
 
     def __contains__(self, name: object) -> bool:

@@ -7,8 +7,7 @@ from types import ModuleType
 import pytest
 
 from tests.benchmarks.conftest import BENCHMARKS
-from tests.models import test_experts, test_units
-from tests.pruning import test_depth
+from tests.structure import test_blocks, test_couplings, test_mixtures
 from tests.tiny_models import ARCHITECTURES
 
 
@@ -23,9 +22,9 @@ def test_the_table_names_every_family_and_what_it_supports() -> None:
         if place
     }
     supported = {
-        **test_units.SUPPORTED,
-        "blocks": test_depth.SUPPORTED,
-        "experts": test_experts.SUPPORTED,
+        **test_couplings.SUPPORTED,
+        "blocks": test_blocks.SUPPORTED,
+        "experts": test_mixtures.SUPPORTED,
     }
     assert taken == {structure: set(names) for structure, names in supported.items()}
 

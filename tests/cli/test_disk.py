@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.pruning import prune
+from pruner_zero.pruning.prune import prune
 from tests.cli.conftest import Cli, tree
 
 HALF = ("--sparsity", "0.5")

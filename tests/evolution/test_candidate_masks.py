@@ -5,7 +5,7 @@ import torch
 
 from pruner_zero.evolution import masked_model
 from pruner_zero.metric import parse
-from pruner_zero.pruning import reached_score
+from pruner_zero.pruning.masks import reached_score
 from tests.evolution.conftest import Build
 from tests.pruning.live import Live
 
@@ -17,7 +17,7 @@ def test_a_model_whose_scores_do_not_fit_is_masked_alike(
     metric = parse("W * X")
     expected = list(masked.masks(metric, "global"))
     live = Live()
-    monkeypatch.setattr("pruner_zero.pruning.lazy_scores.HELD_BYTES", 0)
+    monkeypatch.setattr("pruner_zero.pruning.masks.HELD_BYTES", 0)
     monkeypatch.setattr(masked_model, "reached_score", live.around(reached_score))
     for mask, alike in zip(masked.masks(metric, "global"), expected, strict=True):
         assert torch.equal(mask, alike)

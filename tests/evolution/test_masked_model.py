@@ -9,7 +9,7 @@ from pruner_zero.evolution import masked_model
 from pruner_zero.evolution.evaluator import Task
 from pruner_zero.metric import ScoreError, parse
 from pruner_zero.models import find_matrices, next_token_loss
-from pruner_zero.pruning import prune
+from pruner_zero.pruning.prune import prune
 from pruner_zero.sparsity import Scope
 from tests.evolution.conftest import Build
 from tests.tiny import tiny_tokenizer

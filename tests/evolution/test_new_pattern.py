@@ -14,7 +14,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import sampled_masks
 from pruner_zero.metric import parse
 from pruner_zero.models import LanguageModel, find_matrices, save_model
-from pruner_zero.pruning import PruneResult, prune
+from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.result import PruneResult
 from pruner_zero.sparsity import Pattern, Reach
 from tests.evolution.conftest import Build
 from tests.tiny import tiny_tokenizer

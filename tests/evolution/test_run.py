@@ -23,7 +23,7 @@ from pruner_zero.evolution.space import PUBLISHED_SPACE
 from pruner_zero.metric import Metric, parse
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.pruning import prune
+from pruner_zero.pruning.prune import prune
 from tests.conftest import save_tiny
 from tests.evolution.conftest import tiny_settings
 from tests.evolution.test_racing import Fake

@@ -8,10 +8,13 @@ from transformers import PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from pruner_zero.calibration.walk import Walk
+from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices, load_offloaded
-from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
-from pruner_zero.pruning.propagation import Propagation
+from pruner_zero.pruning.matrix import total_sparsity
+from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import inputs, places
@@ -26,7 +29,7 @@ def test_it_keeps_the_zeros_and_stays_finite_on_every_architecture(
 ) -> None:
     model = language_model(architecture, blocks=3)
     method = parse_method(f"wanda+asymmetric+{update}", sparsity=0.5)
-    records = prune_model(model, windows, method, new_store(model))
+    records = prune_model(model, windows, method, new_store(model)).records
     assert total_sparsity(records) == pytest.approx(0.5, abs=0.01)
     assert model.model(windows.tokens).logits.isfinite().all()
 
@@ -147,16 +150,16 @@ def test_the_aim_is_the_dense_model_where_blocks_share_keys_and_values(windows: 
     model, dense = sharing_model(), sharing_model()
     expected = record_outputs(dense, windows.tokens)
     language_model = LanguageModel(model, tiny_tokenizer(), "tiny")
-    passage = Propagation(language_model, windows.tokens, None, asymmetric=True)
+    beside = Walk(language_model, windows.tokens)
+    walk = Walk(language_model, windows.tokens, dense=beside)
     matrices = find_matrices(model)
     for index, block in enumerate(find_blocks(model)):
         of_block = [matrix for matrix in matrices if matrix.block == index]
-        passage.observe(block, index, of_block, {"gram"})
-        assert passage._dense is not None
-        torch.testing.assert_close(torch.cat([*passage._dense]), expected[index])
+        walk.collect(block, index, of_block, {"gram"})
+        torch.testing.assert_close(torch.cat([*beside.hidden]), expected[index])
         for matrix in of_block:
             matrix.weight.mul_(0.5)
-        passage.advance(block, index)
+        walk.advance(block, index)
 
 
 @pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe", "gpt_oss"])
@@ -170,10 +173,9 @@ def test_dense_outputs_do_not_depend_on_what_is_observed(architecture: str) -> N
     matrices = [matrix for matrix in find_matrices(model.model) if matrix.block == last]
     outputs = []
     for observed in (matrices, matrices[:1], []):
-        passage = Propagation(model, tokens, None, asymmetric=True)
-        passage.observe(block, last, observed, {"gram"})
-        assert passage._dense is not None
-        outputs.append(torch.cat([*passage._dense]))
+        beside = Walk(model, tokens)
+        Walk(model, tokens, dense=beside).collect(block, last, observed, {"gram"})
+        outputs.append(torch.cat([*beside.hidden]))
     assert torch.equal(outputs[0], outputs[1])
     assert torch.equal(outputs[0], outputs[2])
 

@@ -10,7 +10,7 @@ import torch
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices
-from pruner_zero.pruning import prune
+from pruner_zero.pruning.prune import prune
 from pruner_zero.settings import PruneSettings, read_settings
 from pruner_zero.settings.prune import DEFAULT
 from tests.text.refusals import refusal
@@ -224,7 +224,7 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
         raise PrunerZeroError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("pruner_zero.pruning.pruned"), "distill", full)
+        patch.setattr(import_module("pruner_zero.pruning.model"), "distill", full)
         assert "no memory" in refusal(
             lambda: prune(language_model(), output=tmp_path / "o", **options)
         )

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration import calibrate
+from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, find_matrices
 from pruner_zero.progress import Progress
-from pruner_zero.pruning import Mode, parse_method, prune_model
-from pruner_zero.pruning.depth import block_influence
-from pruner_zero.pruning.folding import fold_blocks
+from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.structure.folding import fold_blocks
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
-from tests.pruning.test_pipeline import assert_equal_models, state
+from tests.pruning.test_model import assert_equal_models, state
 
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ class FirstInputs(Progress):
             yield item
 
 
-@pytest.mark.parametrize("label", ["activations", "block influence", "folding"])
+@pytest.mark.parametrize("label", ["activations", "folding"])
 def test_the_inputs_of_the_first_block_are_freed_after_it(
     label: str, windows: Windows, new_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,8 +146,6 @@ def test_the_inputs_of_the_first_block_are_freed_after_it(
     match label:
         case "activations":
             calibrate(ours, windows, ["X"], new_store(ours), progress=progress)
-        case "block influence":
-            block_influence(ours, windows.tokens, progress)
         case "folding":
             fold_blocks(ours, windows.tokens, [3], progress)
     first, *_, last = progress.counts[label]

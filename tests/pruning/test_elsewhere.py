@@ -147,6 +147,7 @@ def test_a_model_on_disk_is_read_to_the_device_block_by_block(
             output=tmp_path / "there",
             cache=tmp_path / "b",
             offload=True,
+            device=str(HERE),
             **options,
         )
     assert result.provenance["device"] == str(HERE)
@@ -178,7 +179,7 @@ def test_units_are_chosen_on_a_device_without_float64(
 ) -> None:
     method = METHODS[structure]
     expected = pruned(language_model("llama"), prose, tmp_path / "here", **method)
-    module = import_module("pruner_zero.pruning.structured")
+    module = import_module("pruner_zero.structure.units")
     monkeypatch.setattr(module, "where_float64_is", Tensor.cpu, raising=False)
     model = language_model("llama")
     with elsewhere():

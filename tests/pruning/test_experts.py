@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from pruner_zero.calibration import collect_inputs
-from pruner_zero.models import LanguageModel, find_blocks, find_matrices, run_block
-from pruner_zero.pruning import Mode, parse_method, prune_model, total_sparsity
-from pruner_zero.sparsity import STEPS, Hessian, Layer, keep_mask, shrinkage_for
+from pruner_zero.choices import Mode
+from pruner_zero.models.blocks import run_block
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.pruning.matrix import total_sparsity
+from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
+from pruner_zero.sparsity.pattern import keep_mask
+from pruner_zero.sparsity.steps.registry import STEPS
+from pruner_zero.sparsity.steps.step import Layer
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
@@ -43,7 +51,7 @@ def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
         new_store(ours),
         mode=mode,
         progress=heard,
-    )
+    ).records
     silent = [record for record in records if record.note]
     assert silent
     weights = {place.name: place.weight for place in places(ours.model)}
@@ -68,7 +76,7 @@ def test_an_unreached_expert_keeps_its_share_under_global_competition(
     ours = language_model("mixtral")
     records = prune_model(
         ours, few_tokens, parse_method("wanda@global", sparsity=0.5), new_store(ours)
-    )
+    ).records
     silent = [record for record in records if record.note]
     assert silent
     assert {record.sparsity for record in silent} == {0.5}
@@ -94,7 +102,7 @@ def test_an_expert_that_only_the_dense_model_reaches_keeps_its_dense_weights_und
 ) -> None:
     ours, dense, halfway = (language_model("mixtral", seed=5) for _ in range(3))
     parsed = parse_method(method, sparsity=0.95)
-    records = prune_model(ours, few_tokens, parsed, new_store(ours))
+    records = prune_model(ours, few_tokens, parsed, new_store(ours)).records
     # The second block is observed while the first block alone is pruned.
     find_blocks(halfway.model)[0].load_state_dict(find_blocks(ours.model)[0].state_dict())
     lost = reached_in(dense, few_tokens, 1) - reached_in(halfway, few_tokens, 1)

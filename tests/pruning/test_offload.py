@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from pruner_zero import PrunerZeroError, load_model, prune
 from pruner_zero.models import OffloadedModel, save_offloaded
 from pruner_zero.models.shards import INDEX
-from pruner_zero.pruning import PruneResult
+from pruner_zero.pruning.result import PruneResult
 from tests.conftest import save_sharded, save_tiny
 from tests.processes import Forked
 from tests.pruning.test_resume import contents

@@ -9,7 +9,10 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric
-from pruner_zero.pruning import Blocks, Experts, Structured, parse_method, split_methods
+from pruner_zero.pruning.parse_method import parse_method, split_methods
+from pruner_zero.structure.blocks import Blocks
+from pruner_zero.structure.experts import Experts
+from pruner_zero.structure.units import Structured
 
 
 def refusal(text: str, **options: Any) -> str:
@@ -193,7 +196,7 @@ def test_whole_units_stand_where_weights_would_compete() -> None:
     assert parse_method("wanda@heads=0.5+obs", pattern="2:4").steps == ("obs",)
     method = parse_method("block-influence@blocks=.1")
     assert method.pattern == Blocks(0.1)
-    assert not method.kinds
+    assert method.kinds == {"influence"}
     assert method.mode("auto") == "one-shot"
     assert parse_method("reap@experts=.25").pattern == Experts(0.25)
     assert parse_method("wanda@experts=.25").pattern == Experts(0.25, by_metric=True)

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from pruner_zero.calibration import StatisticsStore, calibrate
-from pruner_zero.models import find_matrices
-from pruner_zero.pruning import Mode, parse_method, prune_model
+from pruner_zero.choices import Mode
+from pruner_zero.models.structure import find_matrices
+from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.statistics import DenseStatistics, block_statistics
-from pruner_zero.sparsity import Hessian
+from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 

@@ -6,10 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.choices import Mode
 from pruner_zero.models import Matrix
-from pruner_zero.pruning import MatrixRecord, Method, Mode, parse_method, prune_model
-from pruner_zero.pruning.choice import Choice, choose
-from pruner_zero.pruning.prune_matrix import prune_matrix
+from pruner_zero.pruning.masks import Mask, masks_of
+from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
 from pruner_zero.sparsity import Hessian, Pattern, SemiStructured, Unstructured, keep_mask
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
@@ -49,10 +52,11 @@ def prune_one(
     matrix: Matrix, statistics: Statistics, method: Method, mask: Tensor | None = None
 ) -> MatrixRecord:
     """Prune a matrix that competes with no other, under `mask` if there is one."""
-    choice = Choice({} if mask is None else {matrix.name: mask}, {matrix.name})
     if mask is None:
-        choice = choose([matrix], method, lambda _: statistics).of([matrix.name])
-    return prune_matrix(matrix, statistics, method, choice)
+        chosen = masks_of([matrix], method, lambda _: statistics)[matrix.name]
+    else:
+        chosen = Mask(mask)
+    return prune_matrix(matrix, statistics, method, chosen)
 
 
 def pruned(
@@ -218,7 +222,7 @@ def test_refinement_and_least_squares_of_a_whole_model(
         parse_method("wanda+refine+exact", sparsity=0.5),
         new_store(ours),
         mode="one-shot",
-    )
+    ).records
     for mine, place in zip(places(ours.model), places(dense.model), strict=True):
         x = inputs(dense.model, windows.tokens, place.block)[place.name]
         gram = x.T @ x

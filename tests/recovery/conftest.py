@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.models import LanguageModel, find_matrices
-from pruner_zero.pruning import prune
+from pruner_zero.pruning.prune import prune
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 

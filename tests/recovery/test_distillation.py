@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import JOURNAL
-from pruner_zero.models import LanguageModel, find_matrices, size_of
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices, size_of
 from pruner_zero.progress import Progress
 from pruner_zero.recovery.distillation import check_memory, distillation
 from pruner_zero.recovery.train import Training

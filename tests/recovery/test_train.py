@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from pruner_zero.journal import JOURNAL, Journal
-from pruner_zero.models import LanguageModel, find_matrices, next_token_loss, parameters_of
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.structure import find_matrices, parameters_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery import train
 from pruner_zero.recovery.distillation import distillation_loss

@@ -13,7 +13,7 @@ from pruner_zero.cli import compare as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
 from pruner_zero.evolution import Study
-from pruner_zero.pruning import parse_method, split_methods
+from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.report import commands
 from pruner_zero.report.read import read_result
 from tests.report.conftest import SETTINGS, write_comparison, write_prune, write_search

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from pruner_zero.evolution import Study
-from pruner_zero.pruning import MatrixRecord
+from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.report import figures
 from tests.report.conftest import JUDGED, Judged, write_search
 from tests.report.html import SVG

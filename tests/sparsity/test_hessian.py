@@ -7,8 +7,10 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import Hessian, Layer, Unstructured, keep_mask, shrinkage_for
+from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
+from pruner_zero.sparsity.pattern import Unstructured, keep_mask
 from pruner_zero.sparsity.steps.least_squares import solve
+from pruner_zero.sparsity.steps.step import Layer
 from tests.sparsity import reference
 from tests.sparsity.steps.test_sweep import assert_close, layer
 

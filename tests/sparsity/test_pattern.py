@@ -11,13 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import (
-    LazyTensors,
-    Pattern,
-    SemiStructured,
-    Unstructured,
-    pruned_count,
-)
+from pruner_zero.sparsity.pattern import Lazy, Pattern, SemiStructured, Unstructured
+from pruner_zero.sparsity.selection import pruned_count
 
 
 @pytest.mark.parametrize(
@@ -119,7 +114,7 @@ def test_looking_up_a_name_computes_no_tensor() -> None:
         computed.append(name)
         return torch.ones(1, 1)
 
-    tensors = LazyTensors(["one"], compute)
+    tensors = Lazy(["one"], compute)
     assert "one" in tensors
     assert "other" not in tensors
     assert not computed

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pruner_zero.choices import Scope
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import LazyTensors, Scope, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.pattern import Lazy, SemiStructured, Unstructured, keep_mask
 from pruner_zero.sparsity.selection import keep_highest, keep_n_of_m
 from pruner_zero.sparsity.threshold import _histogram, _histogram_anywhere
 from tests.elsewhere import HERE, elsewhere, waits
@@ -237,7 +238,7 @@ def test_global_streams_matrices_that_are_computed_on_access() -> None:
     def compute(name: str) -> Tensor:
         return random_scores((5, 6), int(name))
 
-    lazy = LazyTensors(["1", "2", "3"], compute)
+    lazy = Lazy(["1", "2", "3"], compute)
     masks = Unstructured(0.5, "global").choose(lazy)
     expected = reference.keep_matrices(list(lazy.values()), 0.5)
     assert all(torch.equal(*pair) for pair in zip(masks.values(), expected, strict=True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity import LazyTensors
+from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.sparsity.threshold import global_threshold
 
 
@@ -29,6 +29,6 @@ def test_scores_are_computed_a_third_time_only_where_ties_are_split(
         computed.append(name)
         return scores
 
-    stream = LazyTensors(["m"], compute)
+    stream = Lazy(["m"], compute)
     assert int(global_threshold(stream, 0.5).mask(scores, "m").sum()) == 5
     assert len(computed) == passes

@@ -8,22 +8,17 @@ from torch import Tensor
 
 from pruner_zero.cache import filling
 from pruner_zero.calibration.gradients import collect_gradients
-from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.calibration.offloaded_gradients import OffloadedGradients
-from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
+from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
+from pruner_zero.calibration.walk import Walk
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.files import default_cache
 from pruner_zero.journal import Journal
-from pruner_zero.models import (
-    DISCARDED,
-    Activations,
-    LanguageModel,
-    OffloadedModel,
-    check_tokens,
-    find_blocks,
-    find_matrices,
-)
+from pruner_zero.models.blocks import Activations
+from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.offloaded import OffloadedModel
+from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text.windows import Windows
 
@@ -76,7 +71,7 @@ def calibrate(
         missing = {kind for kind in wanted if not store.has(kind)}
         if select(GradientStatistic, missing):
             _backward(language_model, windows.tokens, missing, store, progress)
-        if select(InputStatistic, missing):
+        if select(ForwardStatistic, missing):
             _forward(language_model, windows.tokens, missing, store, progress)
 
 
@@ -121,7 +116,7 @@ def _forward(
     """
     model = language_model.model
     matrices, depth = find_matrices(model), len(find_blocks(model))
-    statistics = select(InputStatistic, {"X", *kinds})
+    statistics = select(ForwardStatistic, {"X", *kinds})
     journal = None
     if isinstance(language_model, OffloadedModel):
         settings = {**store.settings, "kinds": list(statistics)}
@@ -133,30 +128,22 @@ def _forward(
         assert journal is not None
         return journal.folder / f"hidden-{block:04d}.safetensors"
 
-    def place(block: int) -> Activations:
+    def storage(block: int) -> Activations:
         return WindowFile(path(block), len(windows)) if journal else []
 
-    calls = language_model.block_calls(windows, DISCARDED if first else place(0))
-    hidden = WindowFile.open(path(first)) if first else calls.hidden
-    of_blocks = calls.arguments
-    # Holds the inputs of the first block, which would stay in memory to the end.
-    del calls
+    walk = Walk(language_model, windows, storage, WindowFile.open(path(first)) if first else None)
     for index in progress.track(range(first, depth), "activations", depth - first):
         of_block = [matrix for matrix in matrices if matrix.block == index]
-        arguments, outputs = of_blocks[index], place(index + 1)
         with language_model.block(index) as block:
-            results, _ = collect_inputs(
-                block, of_block, hidden, arguments, statistics, outputs=outputs
-            )
+            results = walk.collect(block, index, of_block, statistics, advance=True)
         digests = store.write_block(index, results, statistics, progress)
         # Freed before the next block's statistics, which are as large, are collected.
         del results
         written.append(digests)
-        if journal and isinstance(outputs, WindowFile):
+        if journal and isinstance(walk.hidden, WindowFile):
             files = {f"../{store.file(kind, index).name}": digests[kind] for kind in digests}
-            files[outputs.path.name] = outputs.sha256
+            files[walk.hidden.path.name] = walk.hidden.sha256
             journal.append({"digests": digests}, files, [path(index).name])
-        hidden = outputs
     store.commit({kind: dict(enumerate(line[kind] for line in written)) for kind in statistics})
     if journal:
         journal.discard()

@@ -1,22 +1,29 @@
-"""Forward: the statistics of the inputs of each weight matrix of one decoder block."""
+"""Forward: the statistics of one decoder block, from its inputs, outputs and experts."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration.input_sums import InputSums
 from pruner_zero.calibration.products import check_observed, products_observed
-from pruner_zero.calibration.statistics import InputStatistic, Kind, MatrixStatistics, select
-from pruner_zero.models import (
-    Activations,
-    Arguments,
-    Matrix,
-    experts_one_by_one,
-    in_float32,
-    run_block,
+from pruner_zero.calibration.statistics import (
+    BlockStatistic,
+    ExpertStatistic,
+    InputStatistic,
+    Kind,
+    MatrixStatistics,
+    select,
 )
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.blocks import Activations, Arguments, run_block
+from pruner_zero.models.half_precision import in_float32
+from pruner_zero.models.structure import Matrix
+from pruner_zero.models.transformers_private import experts_one_by_one
 
 
 def collect_inputs(
@@ -38,12 +45,21 @@ def collect_inputs(
     outputs are appended, a new list where None. dense: the input that the dense model gives the
     block, which is run on it too, with `dense_arguments` or else the same, for "cross"; its outputs
     go to `dense_outputs`.
-    Raises PrunerZeroError where the inputs of a mixture's experts cannot be observed.
+    Raises PrunerZeroError where the inputs of a mixture's experts cannot be observed, and where a
+    statistic of a block or an expert is not finite.
     """
-    sums = InputSums(select(InputStatistic, {"X", *kinds}))
+    wanted = {"X", *kinds}
+    sums = InputSums(select(InputStatistic, wanted))
+    block_means = BlockMeans(select(BlockStatistic, wanted))
+    expert_means = ExpertMeans(select(ExpertStatistic, wanted), sums)
     outputs = [] if outputs is None else outputs
     dense_outputs = [] if dense_outputs is None else dense_outputs
-    with torch.no_grad(), in_float32(block), _observing(block, matrices, sums):
+    with (
+        torch.no_grad(),
+        in_float32(block),
+        _observing(block, matrices, sums),
+        expert_means.observing(block, matrices),
+    ):
         dense_windows = [None] * len(arguments) if dense is None else dense
         of_dense = arguments if dense_arguments is None else dense_arguments
         windows = zip(hidden, arguments, dense_windows, of_dense, strict=True)
@@ -51,10 +67,200 @@ def collect_inputs(
             if dense_window is not None:
                 with sums.dense():
                     dense_outputs.append(run_block(block, dense_window, dense_rest))
-            outputs.append(run_block(block, window, rest))
+            output = run_block(block, window, rest)
+            block_means.add(window, output)
+            outputs.append(output)
             sums.end_window()
     check_observed(matrices, sums.owner, "inputs", "without X and without D, and no update")
-    return sums.result(matrices, len(arguments)), outputs
+    results = sums.result(matrices, len(arguments))
+    for matrix in matrices:
+        results[matrix.name] |= {**block_means.of(matrix), **expert_means.of(matrix)}
+    return results, outputs
+
+
+@dataclass
+class InputSums:
+    """Sums over the windows seen so far, fp32.
+
+    statistics: what is collected, by kind. owner: for each matrix that a token of this model or of
+    the dense model reached, the name of the matrix that holds its sums: matrices with the very same
+    input tensor share them.
+    sums: by kind and owner. crosses: (in, in), `X_denseᵀX` by owner. uncrossed: owners whose tokens
+    differ from the dense model's, as an expert's tokens can, which its router chooses. paused:
+    whether inputs are left out, as those of an expert that is run once more.
+    """
+
+    statistics: Mapping[Kind, InputStatistic]
+    owner: dict[str, str] = field(default_factory=dict)
+    sums: dict[Kind, dict[str, Tensor]] = field(default_factory=dict)
+    crosses: dict[str, Tensor] = field(default_factory=dict)
+    uncrossed: set[str] = field(default_factory=set)
+    paused: bool = False
+    _last: tuple[Tensor, str] | None = None
+    _dense: dict[str, Tensor] | None = None
+    _is_dense: bool = False
+
+    @contextmanager
+    def dense(self) -> Iterator[None]:
+        """Keep the inputs seen meanwhile as the dense model's, for products with the next ones."""
+        self._dense, self._is_dense = {}, True
+        yield
+        self._is_dense, self._last = False, None
+
+    def add(self, name: str, inputs: Tensor) -> None:
+        """Add the inputs (…, in), of any dtype, of the matrix `name` to its sums."""
+        if self.paused:
+            return
+        if name not in self.owner:
+            shared = self._last is not None and self._last[0] is inputs
+            self.owner[name] = self.owner[self._last[1]] if shared and self._last else name
+        self._last = (inputs, name)
+        if self.owner[name] != name:
+            return
+        tokens = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if self._is_dense and self._dense is not None:
+            self._dense[name] = tokens
+            return
+        for kind, statistic in self.statistics.items():
+            sums = self.sums.setdefault(kind, {})
+            if name not in sums:
+                sums[name] = tokens.new_zeros(statistic.shape(tokens.shape[1]))
+            statistic.add(sums[name], tokens)
+        if self._dense is not None:
+            self._cross(name, tokens)
+
+    def end_window(self) -> None:
+        """Release the inputs of the window; the next window has other tensors."""
+        self._last = self._dense = None
+
+    def result(self, matrices: Sequence[Matrix], windows: int) -> dict[str, MatrixStatistics]:
+        """The statistics by matrix name over that many `windows`; the sums are used up.
+
+        A matrix that no token reached (an expert that was never chosen) has zeros, also where a
+        token of the dense model reached it.
+        """
+        by_owner: dict[str, MatrixStatistics] = {}
+        results = {}
+        for matrix in matrices:
+            owner = self.owner.get(matrix.name, matrix.name)
+            if owner not in by_owner:
+                by_owner[owner] = self._values(owner, matrix, windows)
+            results[matrix.name] = by_owner[owner]
+        return results
+
+    def _cross(self, name: str, tokens: Tensor) -> None:
+        dense = self._dense.pop(name, None) if self._dense else None
+        if dense is None or dense.shape != tokens.shape:
+            self.uncrossed.add(name)
+            return
+        if name not in self.crosses:
+            self.crosses[name] = tokens.new_zeros(tokens.shape[1], tokens.shape[1])
+        self.crosses[name].addmm_(dense.T, tokens)
+
+    def _values(self, owner: str, matrix: Matrix, windows: int) -> MatrixStatistics:
+        width, device = matrix.weight.shape[1], matrix.weight.device
+        values = {}
+        for kind, statistic in self.statistics.items():
+            total = self.sums.get(kind, {}).pop(owner, None)
+            if total is None:
+                total = torch.zeros(statistic.shape(width), device=device)
+            values[kind] = statistic.value(total, windows)
+        cross = self.crosses.pop(owner, None)
+        if cross is not None and owner not in self.uncrossed and matrix.expert is None:
+            values["cross"] = cross.mul_(2 / windows)
+        return values
+
+
+@dataclass
+class BlockMeans:
+    """Values by kind and window of one block, of which the statistics are the means."""
+
+    statistics: Mapping[Kind, BlockStatistic]
+    values: dict[Kind, list[Tensor]] = field(default_factory=dict)
+
+    def add(self, before: Tensor, after: Tensor) -> None:
+        """Add one window: the input and the output (1, tokens, width) of the block."""
+        for kind, statistic in self.statistics.items():
+            value = statistic.of(before.to(after.device).float(), after.float())
+            self.values.setdefault(kind, []).append(value)
+
+    def of(self, matrix: Matrix) -> MatrixStatistics:
+        """The statistics (1, 1) of the block of `matrix`. Raises PrunerZeroError."""
+        means = {kind: torch.stack(values).mean() for kind, values in self.values.items()}
+        return {kind: _judged(mean, f"block {matrix.block}") for kind, mean in means.items()}
+
+
+@dataclass
+class ExpertMeans:
+    """Sums over the tokens of every expert of one block, of which the statistics are the means.
+
+    inputs: the sums that leave out the passes made here. sums, counts: by the name of the module
+    of the experts, kind and expert.
+    """
+
+    statistics: Mapping[Kind, ExpertStatistic]
+    inputs: InputSums
+    sums: dict[tuple[str, Kind, int], float] = field(default_factory=dict)
+    counts: dict[tuple[str, Kind, int], int] = field(default_factory=dict)
+
+    @contextmanager
+    def observing(self, block: nn.Module, matrices: Sequence[Matrix]) -> Iterator[None]:
+        """Within the context, add the tokens of every call of the experts of `block`."""
+        owners = {_owner(matrix) for matrix in matrices if matrix.expert is not None}
+        with ExitStack() as stack:
+            for owner in owners if self.statistics else ():
+                # The local name, as in `Matrix.kind`.
+                module = block.get_submodule(owner.split(f".{matrices[0].block}.", 1)[1])
+                add = partial(self._add, owner)
+                hook = module.register_forward_pre_hook(add, with_kwargs=True)
+                stack.callback(hook.remove)
+            yield
+
+    def of(self, matrix: Matrix) -> MatrixStatistics:
+        """The statistics (1, 1) of the expert of `matrix`. Raises PrunerZeroError."""
+        values: MatrixStatistics = {}
+        for kind in self.statistics if matrix.expert is not None else ():
+            key = (_owner(matrix), kind, matrix.expert or 0)
+            mean = self.sums[key] / self.counts[key] if key in self.counts else -torch.inf
+            values[kind] = torch.tensor([[mean]])
+            if key in self.counts:
+                _judged(values[kind], f"the experts of block {matrix.block}")
+        return values
+
+    def _add(
+        self, owner: str, experts: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """The pre-hook of a module called with hidden states (tokens, width), the numbers of the
+        experts chosen for each token and their router weights, both (tokens, chosen)."""
+        bound = signature(experts.forward).bind(*args, **kwargs).arguments
+        hidden, chosen, weights = bound.values()
+        self.inputs.paused = True
+        for expert in chosen.unique().tolist():
+            token, slot = torch.where(chosen == expert)
+            # Called alone and with weight 1, an expert gives its own outputs.
+            alone = chosen[token, slot][:, None]
+            outputs = experts.forward(hidden[token], alone, torch.ones_like(weights[token, :1]))
+            for kind, statistic in self.statistics.items():
+                key = (owner, kind, expert)
+                values = statistic.of(weights[token, slot].float(), outputs.float())
+                self.sums[key] = self.sums.get(key, 0.0) + float(values.sum())
+                self.counts[key] = self.counts.get(key, 0) + len(token)
+        self.inputs.paused = False
+
+
+def _owner(matrix: Matrix) -> str:
+    """The name of the module that holds the parameter of `matrix`."""
+    return matrix.parameter_name.rpartition(".")[0]
+
+
+def _judged(value: Tensor, what: str) -> Tensor:
+    """`value` as (1, 1). Raises PrunerZeroError where it is not finite, as activations overflow."""
+    if not value.isfinite().all():
+        raise PrunerZeroError(
+            f"{what} cannot be scored, since the outputs are not finite: choose --dtype bfloat16 "
+            "or float32, or repair the checkpoint"
+        )
+    return value.reshape(1, 1)
 
 
 @contextmanager

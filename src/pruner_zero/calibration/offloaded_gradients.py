@@ -23,18 +23,11 @@ from pruner_zero.calibration.statistics import (
 from pruner_zero.calibration.store import Digests, StatisticsStore
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.journal import Journal
-from pruner_zero.models import (
-    DISCARDED,
-    BlockCalls,
-    OffloadedModel,
-    blocks_replaced,
-    experts_one_by_one,
-    find_blocks,
-    find_matrices,
-    next_token_loss,
-    run_block,
-    run_windows,
-)
+from pruner_zero.models.blocks import DISCARDED, BlockCalls, blocks_replaced, run_block, run_windows
+from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.offloaded import OffloadedModel
+from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import Progress
 
 

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from pruner_zero.calibration.products import check_observed, products_observed
 from pruner_zero.calibration.statistics import GRADIENT_SCALE, Kind, OutputGradientStatistic
-from pruner_zero.models import Matrix
+from pruner_zero.models.structure import Matrix
 
 
 class OutputSums:

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Matrix, experts_one_by_one, in_float32
+from pruner_zero.models.half_precision import in_float32
+from pruner_zero.models.structure import Matrix
+from pruner_zero.models.transformers_private import experts_one_by_one
 
 # Called with the names of matrices, their inputs and the product, whose first dimension enumerates
 # the matrices where they are several. Its result replaces the product. The name of a matrix that is

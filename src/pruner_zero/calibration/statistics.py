@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 # A name of `STATISTICS`.
 Kind = str
@@ -22,9 +23,13 @@ MatrixStatistics = dict[Kind, Tensor]
 GRADIENT_SCALE = 100.0
 
 
+class ForwardStatistic:
+    """A statistic that a forward pass collects, block after block."""
+
+
 @dataclass(frozen=True)
-class InputStatistic:
-    """A statistic of the tokens that enter a matrix, collected by a forward pass.
+class InputStatistic(ForwardStatistic):
+    """A statistic of the tokens that enter a matrix.
 
     shape: of its sum for a matrix with that many input channels. add: folds tokens (n, in), fp32,
     into the sum in place. value: the statistic from the sum over that many windows; it may
@@ -34,6 +39,29 @@ class InputStatistic:
     shape: Callable[[int], tuple[int, int]]
     add: Callable[[Tensor, Tensor], Tensor]
     value: Callable[[Tensor, int], Tensor]
+
+
+@dataclass(frozen=True)
+class BlockStatistic(ForwardStatistic):
+    """A statistic of a decoder block, the same for all of its matrices.
+
+    of: a scalar of the input and the output (1, tokens, width) of one window. The statistic (1, 1)
+    is the mean over the windows.
+    """
+
+    of: Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class ExpertStatistic(ForwardStatistic):
+    """A statistic of one expert of a mixture, the same for all of its matrices.
+
+    of: a value (n,) for each of the expert's tokens in a window, from their router weights (n,) and
+    its outputs (n, width), fp32. The statistic (1, 1) is the mean over all tokens, −inf where no
+    token reaches the expert. Matrices of no expert have none.
+    """
+
+    of: Callable[[Tensor, Tensor], Tensor]
 
 
 class GradientStatistic:
@@ -78,7 +106,7 @@ def _root_of_mean(total: Tensor, windows: int) -> Tensor:
     return means.mul_(windows).sqrt_()[:, None]
 
 
-STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType(
+STATISTICS: Mapping[Kind, ForwardStatistic | GradientStatistic] = MappingProxyType(
     {
         # (out, in), `sqrt(Σ_n (100·g_n)²)` over windows n (GBLM-Pruner, 2311.04902).
         "G": WeightGradientStatistic(
@@ -116,11 +144,19 @@ STATISTICS: Mapping[Kind, InputStatistic | GradientStatistic] = MappingProxyType
             add=lambda total, tokens: total.add_(tokens.any(-1).sum()),
             value=lambda total, windows: total,
         ),
+        # 1 − cos(input, output), the mean over all tokens: block influence (ShortGPT, Men et al.
+        # 2024, 2403.03853, equation 1).
+        "influence": BlockStatistic(
+            of=lambda before, after: 1 - cosine_similarity(before, after, dim=-1).mean()
+        ),
+        # The mean over an expert's tokens of the router weight times the norm of its output: REAP
+        # (Lasby et al. 2025, 2510.13999, equation 9).
+        "reap": ExpertStatistic(of=lambda weights, outputs: weights * outputs.norm(dim=-1)),
     }
 )
 
 
-S = TypeVar("S", bound=InputStatistic | GradientStatistic)
+S = TypeVar("S", bound=ForwardStatistic | GradientStatistic)
 
 
 def select(of: type[S], kinds: Iterable[Kind]) -> dict[Kind, S]:

@@ -91,7 +91,7 @@ class StatisticsStore:
         """
         digests = {}
         for kind in kinds:
-            tensors = {name: values[kind] for name, values in statistics.items()}
+            tensors = {name: values[kind] for name, values in statistics.items() if kind in values}
             if select(GradientStatistic, [kind]):
                 silent = [name for name, tensor in tensors.items() if not tensor.any()]
                 if silent:

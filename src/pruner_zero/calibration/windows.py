@@ -1,13 +1,69 @@
-"""The windows of a mixture of texts, including text that the model writes itself."""
+"""Calibration text: the windows of a mixture of texts, and the store of their statistics."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from pruner_zero.calibration.calibrate import open_store
 from pruner_zero.calibration.self_text import self_windows
-from pruner_zero.models import LanguageModel
+from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.text.mixture import Mixture, SelfText
-from pruner_zero.text.windows import Windows, mix_windows, random_windows
+from pruner_zero.settings.calibration import CalibrationSettings
+from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
+from pruner_zero.text.windows import Windows, mix_windows, no_windows, random_windows
+
+
+def calibration_texts(
+    source: Source | Mapping[Any, float] | None, needed: bool, progress: Progress
+) -> Mixture | None:
+    """The calibration texts; where none is named but `needed`, text that the model writes itself.
+
+    None where no text is named and none is needed.
+    """
+    if source is None:
+        if not needed:
+            return None
+        progress.note("no --calibration is given: the model writes the text itself (self)")
+        source = SelfText.name
+    return load_mixture(source, role="calibration", progress=progress)
+
+
+def open_calibration(
+    texts: Mixture | None,
+    language_model: LanguageModel,
+    settings: CalibrationSettings,
+    cache: str | Path | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Windows, StatisticsStore]:
+    """The windows that statistics are collected on, none without a text, and the statistics' store.
+
+    cache: the folder for statistics and for windows that the model writes. Raises PrunerZeroError
+    as `take_windows` and `check_tokens` do.
+    """
+    # Computed once, because it reads all weights.
+    fingerprint = language_model.fingerprint()
+    windows = no_windows()
+    if texts is not None:
+        windows = take_windows(
+            texts,
+            language_model,
+            settings.windows,
+            settings.seqlen,
+            settings.seed,
+            folder=cache,
+            fingerprint=fingerprint,
+            progress=progress,
+        )
+        check_tokens(language_model.model, windows.tokens, progress=progress)
+    store = open_store(
+        language_model,
+        windows,
+        folder=cache,
+        fingerprint=fingerprint,
+    )
+    return windows, store
 
 
 def take_windows(

@@ -27,7 +27,7 @@ def prune(
     quiet: options.Quiet = False,
 ) -> None:
     """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
-    from pruner_zero.pruning import prune as run
+    from pruner_zero.pruning.prune import prune as run
 
     result = run(
         output=output,

@@ -9,27 +9,23 @@ from typing import Any
 
 from pruner_zero.calibration.calibrate import calibrate
 from pruner_zero.calibration.self_text import self_windows
-from pruner_zero.calibration.statistics import GradientStatistic, InputStatistic, Kind, select
+from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
 from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.calibration.windows import calibration_texts, open_calibration
 from pruner_zero.comparison.table import Comparison, read_unfinished
 from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.files import check_file
-from pruner_zero.models.compact import size_of
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model
-from pruner_zero.models.structure import find_matrices, parameters_of
+from pruner_zero.models.structure import find_matrices, parameters_of, size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import measured, provenance
+from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.pruning.method import Method, Order
+from pruner_zero.pruning.model import Pruned, check_parameters, check_plan, prune_model
 from pruner_zero.pruning.parse_method import parse_method, split_methods
-from pruner_zero.pruning.pipeline import check_parameters, check_plan
-from pruner_zero.pruning.pruned import Pruned, run_method
-from pruner_zero.pruning.record import MatrixRecord, total_sparsity
-from pruner_zero.pruning.removal import Removal, chosen_by
-from pruner_zero.pruning.settings import calibration_texts, open_calibration
-from pruner_zero.pruning.structured import Structured
 from pruner_zero.settings.base import name_of, names_of, read_settings
 from pruner_zero.settings.compare import CompareSettings
 from pruner_zero.settings.prune import default_beside
@@ -38,7 +34,7 @@ from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.windows import Windows, consecutive_windows
 
 DENSE, DEFAULT = "dense", "default"
-_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of")
+_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of", "damping")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
@@ -77,14 +73,16 @@ def compare(
     }
     checked = read_settings(CompareSettings, values, config)
     chosen = {name: _parse(name, checked) for name in split_methods(checked.methods)}
-    removals = [m.pattern for m in chosen.values() if m and isinstance(m.pattern, Removal)]
-    if not removals:
+    units = {m.pattern.unit for m in chosen.values() if m} - {None}
+    if not units:
         checked.refuse(("parameters",), "a method that removes units")
-    if not any(isinstance(p, Structured) and p.structure == "channels" for p in removals):
+    if "channels" not in units:
         checked.refuse(("multiple_of",), "a method that removes channels")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(calibration, filter(None, chosen.values()), progress)
+    texts = calibration_texts(
+        calibration, any(m.kinds or m.distill for m in chosen.values() if m), progress
+    )
     test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError(
@@ -143,14 +141,14 @@ def _parse(name: str, settings: CompareSettings) -> Method | None:
 def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:
     """The method for this model. Raises PrunerZeroError for what can be seen before any work."""
     include: Sequence[str] = settings.include
-    if isinstance(method.pattern, Removal) and (include or settings.exclude):
+    if method.pattern.unit and (include or settings.exclude):
         raise PrunerZeroError(
             f"{method.name} removes units of every block: leave out "
             f"--{'include' if include else 'exclude'}"
         )
-    if isinstance(method.pattern, Removal):
+    if method.pattern.unit:
         try:
-            fitted = method.pattern.of_model(language_model.model)
+            fitted = method.pattern.fit(language_model.model)
         except PrunerZeroError as error:
             raise PrunerZeroError(f"{method.name}: {error}") from error
         method, include = replace(method, pattern=fitted), fitted.include
@@ -205,7 +203,7 @@ class _Table:
         for method in methods:
             if method:
                 needed |= method.dense_kinds(self.mode(method))
-        for kinds in (select(InputStatistic, needed), select(GradientStatistic, needed)):
+        for kinds in (select(ForwardStatistic, needed), select(GradientStatistic, needed)):
             # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):
                 model, windows, store = self.language_model, self.windows, self.store
@@ -220,16 +218,15 @@ class _Table:
         """Prune by one method; units that it removes come back when `undo` is closed."""
         model, settings = self.language_model, self.settings
         include: Sequence[str] = settings.include
-        if isinstance(method.pattern, Removal):
+        if method.pattern.unit:
             include = method.pattern.include
-        return run_method(
+        return prune_model(
             model,
             self.windows,
             method,
             self.store,
             mode=self.mode(method),
             matrices=find_matrices(model.model, include, settings.exclude),
-            damping=settings.damping,
             seed=settings.seed,
             undo=undo,
             progress=self.progress,
@@ -239,7 +236,7 @@ class _Table:
         """What is known of a row before the method runs."""
         if method is None:
             return {"method": name}
-        by_metric = not chosen_by(method.pattern)
+        by_metric = not method.pattern.chosen_by
         expression = str(method.metric.expression) if by_metric else None
         parts = {**method.to_json(), "mode": self.mode(method)}
         return {"method": name, "expression": expression, **parts}

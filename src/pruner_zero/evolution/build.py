@@ -15,11 +15,15 @@ from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.metric import collected_for
-from pruner_zero.models import LanguageModel, cast_weights, check_weights, find_matrices
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import cast_weights
+from pruner_zero.models.structure import check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning import Structured
 from pruner_zero.pruning.statistics import DenseStatistics
-from pruner_zero.sparsity import STEPS, Hessian, Layer
+from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.steps.registry import STEPS
+from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.structure.units import Structured
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.windows import Windows, no_windows
 
@@ -97,7 +101,7 @@ def build_evaluator(
     """
     pattern, include = settings.zeros, settings.include
     if isinstance(pattern, Structured):
-        pattern = pattern.of_model(language_model.model)
+        pattern = pattern.fit(language_model.model)
         # A unit without its columns of the consumer changes no output: no other matrix is masked.
         include = tuple(pattern.consumers)
     matrices = find_matrices(language_model.model, include, settings.exclude)

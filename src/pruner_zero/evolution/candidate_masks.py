@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Mapping
 from torch import Tensor
 
 from pruner_zero.execution import UNLIMITED, TimeLimit
-from pruner_zero.pruning import LazyScores
-from pruner_zero.sparsity import Pattern, choose_masks, groups
+from pruner_zero.pruning.masks import choose_masks
+from pruner_zero.sparsity.pattern import Lazy, Pattern, groups
 
 
 def candidate_masks(
@@ -28,5 +28,5 @@ def candidate_masks(
         return score(name) if name in blocks else None
 
     for names in groups(pattern, blocks):
-        masks = choose_masks(pattern, names, LazyScores(names.copy, checked), magnitudes)
+        masks = choose_masks(pattern, names, Lazy(names.copy, checked), magnitudes)
         yield from (masks[name] for name in names)

@@ -13,7 +13,7 @@ from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
 from pruner_zero.models import Matrix, next_token_losses
-from pruner_zero.pruning import reached_score
+from pruner_zero.pruning.masks import reached_score
 from pruner_zero.sparsity import Hessian, Layer, Pattern, plan, run_steps
 
 # Tokens of a forward pass on a GPU, which a small model does not fill with one window.

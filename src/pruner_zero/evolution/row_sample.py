@@ -13,7 +13,7 @@ from pruner_zero.choices import Group
 from pruner_zero.evolution.candidate_masks import candidate_masks
 from pruner_zero.execution import UNLIMITED, TimeLimit
 from pruner_zero.metric import Expression
-from pruner_zero.pruning import reached_score
+from pruner_zero.pruning.masks import reached_score
 from pruner_zero.sparsity import STEPS, Layer, Pattern
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
 

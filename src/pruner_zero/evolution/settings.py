@@ -11,9 +11,9 @@ from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.plugins import Registry
-from pruner_zero.pruning import Structured
 from pruner_zero.settings import SearchOptions, check_structure, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern, SemiStructured, Unstructured
+from pruner_zero.structure.units import Structured
 
 # Fields of the space that the published algorithm does not take from it.
 _PUBLISHED = ("operators", "max_size", "max_depth", "idle")
@@ -115,7 +115,7 @@ class SearchSettings(SearchOptions):
     def zeros(self) -> Pattern:
         """The pattern that candidates are judged under; the scope is the candidate's.
 
-        A pattern of units has to be fitted to a model (`Structured.of_model`).
+        A pattern of units has to be fitted to a model (`Structured.fit`).
         """
         if self.structure is not None:
             size = None if self.parameters is None else read_parameters(self.parameters)

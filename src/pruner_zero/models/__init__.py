@@ -10,22 +10,10 @@ from pruner_zero.models.blocks import (
     run_block,
     run_windows,
 )
-from pruner_zero.models.compact import (
-    check_dropped,
-    check_shrunk,
-    drop_blocks,
-    shrink,
-    shrunk,
-    size_of,
-    size_without_units,
-)
-from pruner_zero.models.compact_offloaded import shrink_offloaded
-from pruner_zero.models.experts import experts_kept, keep_experts, size_with_experts
 from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model, cast_weights, load_model, load_offloaded
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
-from pruner_zero.models.mixtures import Mixtures, find_mixtures
 from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.sampling import cache_arguments, end_tokens, sample_windows, start_token
 from pruner_zero.models.save import save_model, save_offloaded
@@ -40,42 +28,31 @@ from pruner_zero.models.structure import (
     parameters_of,
 )
 from pruner_zero.models.transformers_private import experts_one_by_one
-from pruner_zero.models.units import Coupling, find_couplings, is_loadable
 
 __all__ = [
     "DISCARDED",
     "Activations",
     "Arguments",
     "BlockCalls",
-    "Coupling",
     "Dtype",
     "LanguageModel",
     "Matrix",
-    "Mixtures",
     "OffloadedModel",
     "as_language_model",
     "blocks_replaced",
     "cache_arguments",
     "cast_weights",
-    "check_dropped",
     "check_finite",
-    "check_shrunk",
     "check_tokens",
     "check_weights",
     "common_kind",
-    "drop_blocks",
     "end_tokens",
-    "experts_kept",
     "experts_of",
     "experts_one_by_one",
     "find_blocks",
-    "find_couplings",
     "find_matrices",
-    "find_mixtures",
     "give_back",
     "in_float32",
-    "is_loadable",
-    "keep_experts",
     "load_model",
     "load_offloaded",
     "next_token_loss",
@@ -86,12 +63,6 @@ __all__ = [
     "sample_windows",
     "save_model",
     "save_offloaded",
-    "shrink",
-    "shrink_offloaded",
-    "shrunk",
-    "size_of",
-    "size_with_experts",
-    "size_without_units",
     "start_token",
     "to_perplexity",
 ]

@@ -84,6 +84,12 @@ def block_list(model: nn.Module) -> nn.ModuleList:
     return max(lists, key=lambda blocks: sum(p.numel() for p in blocks.parameters()))
 
 
+def size_of(module: nn.Module) -> tuple[int, int]:
+    """The number of a module's parameters and their bytes; tied parameters count once."""
+    parameters = list(module.parameters())
+    return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
+
+
 def set_tensor(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Set the parameter or buffer of `model` that has the full name `name`."""
     owner, _, local = name.rpartition(".")

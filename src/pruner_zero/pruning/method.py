@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from pruner_zero.calibration import GradientStatistic, Kind, select
-from pruner_zero.choices import Mode
+from pruner_zero.choices import Mode, Scope
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Metric, collected_for
-from pruner_zero.sparsity import STEPS, Pattern, Scope, plan
+from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.steps.registry import STEPS, plan
 
 Order = Literal["sequential", "one-shot"]
 
@@ -23,7 +24,8 @@ class Method:
     steps: the names of the steps after the mask, of `STEPS`, in the order they run.
     asymmetric: the target of the last step that supports it is a weighted mean of the dense model's
     outputs and of the outputs of the dense weights on the pruned model's inputs.
-    distill: how many steps of distillation follow once all matrices are pruned.
+    distill: how many steps of distillation follow once all matrices are pruned. damping: the share
+    of the mean diagonal added to Hessians.
     Raises PrunerZeroError where these cannot be combined.
     """
 
@@ -33,6 +35,7 @@ class Method:
     steps: tuple[str, ...] = ()
     asymmetric: bool = False
     distill: int = 0
+    damping: float = 0.01
 
     def __post_init__(self) -> None:
         if self.asymmetric and not any(STEPS[name].aims for name in self.steps):
@@ -78,6 +81,8 @@ class Method:
     def scoring_kinds(self) -> frozenset[Kind]:
         """The statistics that the metric needs."""
         needed = collected_for(self.metric.needs)
+        if self.pattern.statistic and self.pattern.decides:
+            needed |= {self.pattern.statistic}
         return needed | self._of_hessian if "gram" in needed else needed
 
     @property

@@ -2,28 +2,33 @@
 
 import re
 from collections.abc import Sequence
-from typing import cast, get_args
+from typing import Any, cast
 
-from pruner_zero.choices import Structure
+from pruner_zero.choices import Scope, Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric import NAMED, Metric
-from pruner_zero.pruning.depth import Blocks
-from pruner_zero.pruning.experts import Experts
+from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.named import NAMED
+from pruner_zero.plugins import Registry
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
-from pruner_zero.pruning.removal import Removal
-from pruner_zero.pruning.structured import Structured
-from pruner_zero.settings import BLOCK_INFLUENCE, REAP, read_parameters
-from pruner_zero.sparsity import (
-    SCOPES,
-    STEPS,
-    Pattern,
-    Scope,
-    SemiStructured,
-    Unstructured,
-    in_order,
-)
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP
+from pruner_zero.settings.units import read_parameters
+from pruner_zero.sparsity.pattern import SCOPES, Pattern, SemiStructured, Unstructured
+from pruner_zero.sparsity.steps.registry import STEPS, in_order
 
-_STRUCTURES: tuple[Structure, ...] = get_args(Structure)
+# Patterns of whole units, whose `of` takes what `_removal` gives it.
+STRUCTURES: Registry[Any] = Registry(
+    "structures",
+    object,
+    deferred={
+        "channels": "pruner_zero.structure.units:Structured",
+        "heads": "pruner_zero.structure.units:Structured",
+        "blocks": "pruner_zero.structure.blocks:Blocks",
+        "experts": "pruner_zero.structure.experts:Experts",
+    },
+)
+# Rules that choose units in the place of a metric.
+_RULES: dict[str, Structure] = {BLOCK_INFLUENCE: "blocks", REAP: "experts"}
+
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
 _DISTILL = re.compile(r"(.*)\+\s*distill\s*(?:=\s*(\d+)\s*)?", re.DOTALL)
 
@@ -41,6 +46,7 @@ def parse_method(
     structure: Structure | None = None,
     parameters: str | None = None,
     multiple_of: int = 32,
+    damping: float = 0.01,
 ) -> Method:
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+distill=N]`.
 
@@ -56,7 +62,7 @@ def parse_method(
     (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
     not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
     and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of: as
-    in `Structured`.
+    in `Structured`. damping: as in `Method`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -70,14 +76,13 @@ def parse_method(
     rest, written = _split_steps(untrained)
     body, part = _split_scope(rest)
     word, _, amount = (part or "").partition("=")
-    if word in _STRUCTURES:
+    if word in STRUCTURES:
         if structure:
             raise PrunerZeroError(f"{name} names its units: leave out @{part}")
-        structure = word
+        structure = cast(Structure, word)
         if amount:
             sparsity, parameters = _share(name, amount), None
-    fits = {"blocks": body == BLOCK_INFLUENCE, "experts": body != BLOCK_INFLUENCE}
-    if not fits.get(structure or "", body not in (BLOCK_INFLUENCE, REAP)):
+    if _RULES[body] != structure if body in _RULES else structure == "blocks":
         raise PrunerZeroError(
             f"{body} does not choose {structure or 'weights'}: whole blocks go by "
             f"{BLOCK_INFLUENCE}, experts by {REAP} or a metric, channels and heads by a metric"
@@ -88,18 +93,20 @@ def parse_method(
             raise _no_share(name)
         share = 0.0 if left or sparsity is None else sparsity
         folds = "none" not in (*written, update)
-        pattern = _removal(body, structure, share, left, multiple_of, folds)
+        pattern = STRUCTURES[structure].of(
+            share, left, structure=structure, rule=body, multiple_of=multiple_of, folds=folds
+        )
         # These are of weights; blocks have taken their update.
         sparsity = scope = part = None
         update = None if structure == "blocks" else update
     if (sparsity is None) == (pattern is None):
         raise PrunerZeroError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
-    # Blocks and experts are chosen beforehand, independently of the scores.
-    known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys((BLOCK_INFLUENCE, REAP), "magnitude")}
+    # Units that go by a rule are chosen independently of the scores.
+    known = {SPARSEGPT: SPARSEGPT_SCORE, **dict.fromkeys(_RULES, "magnitude")}
     metric = Metric.of(known.get(body, body))
-    default = "obs" if body == SPARSEGPT and not isinstance(pattern, Experts) else "none"
-    if isinstance(pattern, Structured):
-        default = "exact"
+    default = "obs" if body == SPARSEGPT else "none"
+    if isinstance(pattern, Pattern) and pattern.unit:
+        default = pattern.unit_step or "none"
     asymmetric = asymmetric or "asymmetric" in written
     names = [step for step in written if step != "asymmetric"]
     names = _with_update(name, names, update, default)
@@ -114,23 +121,7 @@ def parse_method(
     else:
         zeros = _without_scope(name, pattern, asked)
     _check_steps(name, zeros, steps)
-    return Method(name, metric, zeros, steps, asymmetric, distill or trained)
-
-
-def _removal(
-    rule: str,
-    structure: Structure,
-    share: float,
-    left: float | None,
-    multiple_of: int,
-    folds: bool,
-) -> Removal:
-    """The pattern that removes a share of the units, or all but `left` parameters."""
-    if structure == "blocks":
-        return Blocks(share, left, folds)
-    if structure == "experts":
-        return Experts(share, left, by_metric=rule != REAP)
-    return Structured(share, structure, multiple_of, left)
+    return Method(name, metric, zeros, steps, asymmetric, distill or trained, damping)
 
 
 def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:
@@ -221,8 +212,8 @@ def _split_scope(body: str) -> tuple[str, str | None]:
     before, part = _last_part(body)
     if part is None:
         return body, None
-    if part not in SCOPES and part.partition("=")[0] not in _STRUCTURES:
-        near = did_you_mean(part, (*SCOPES, *_STRUCTURES))
+    if part not in SCOPES and part.partition("=")[0] not in STRUCTURES:
+        near = did_you_mean(part, (*SCOPES, *STRUCTURES))
         raise PrunerZeroError(f"unknown scope '{part}': {near}")
     if _last_part(before)[1] is not None:
         raise PrunerZeroError(f"'@{part}' is one too many: keep one scope")
@@ -238,10 +229,9 @@ def _last_part(body: str) -> tuple[str, str | None]:
 
 def _check_steps(name: str, pattern: Pattern, steps: Sequence[str]) -> None:
     """Raise PrunerZeroError for a step that changes nothing where `pattern` removes whole units."""
-    if not isinstance(pattern, Removal):
+    if not pattern.unit:
         return
-    whole = isinstance(pattern, Blocks | Experts)
-    idle = [step for step in steps if whole or STEPS[step].changes != "weights"]
+    idle = [s for s in steps if not pattern.unit_step or STEPS[s].changes != "weights"]
     if idle:
         raise PrunerZeroError(
             f"{name} removes whole units, after which +{idle[0]} has nothing to do: leave it out"

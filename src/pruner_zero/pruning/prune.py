@@ -6,40 +6,36 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.calibration import GradientStatistic, StatisticsStore, check_gradients, select
+from pruner_zero.calibration.gradients import check_gradients
+from pruner_zero.calibration.statistics import GradientStatistic, select
+from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.calibration.windows import calibration_texts, open_calibration
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.metric import Metric
-from pruner_zero.models import (
-    LanguageModel,
-    OffloadedModel,
-    as_language_model,
-    load_offloaded,
-    save_model,
-    save_offloaded,
-    size_of,
-)
+from pruner_zero.metric.metric import Metric
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import as_language_model, load_offloaded
+from pruner_zero.models.offloaded import OffloadedModel
+from pruner_zero.models.save import save_model, save_offloaded
+from pruner_zero.models.structure import size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
 from pruner_zero.pruning.method import Method, describe_steps
+from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
-from pruner_zero.pruning.pipeline import check_plan
-from pruner_zero.pruning.pruned import run_method
-from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.pruning.settings import calibration_texts, open_calibration
-from pruner_zero.pruning.structured import Structured
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.settings import PruneSettings, name_of, names_of, read_settings
-from pruner_zero.sparsity import Pattern
+from pruner_zero.settings.base import name_of, names_of, read_settings
+from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.text.mixture import Source
 
 # The settings that `parse_method` takes under their names.
 _OPTIONS = (
     *("sparsity", "scope", "update", "refine", "asymmetric"),
-    *("structure", "parameters", "multiple_of"),
+    *("structure", "parameters", "multiple_of", "damping"),
 )
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
@@ -116,7 +112,7 @@ def prune(
     # 0 is the default beside a metric, whose text may name steps.
     steps = checked.distill if "distill" in checked.model_fields_set else None
     method = parse_method(checked.metric, pattern=zeros, distill=steps, **options)
-    if isinstance(method.pattern, Removal) and not checked.structure:
+    if method.pattern.unit and not checked.structure:
         raise PrunerZeroError(
             f"{method.name} removes whole units: name them by --structure, and their share by "
             "--sparsity"
@@ -132,15 +128,15 @@ def prune(
     if checked.offload and folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, [method], progress)
+    texts = calibration_texts(text, bool(method.kinds or method.distill), progress)
     if checked.offload:
         language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
     else:
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)
     include: Sequence[str] = checked.include
-    if isinstance(method.pattern, Removal):
-        fitted = method.pattern.of_model(language_model.model)
+    if method.pattern.unit:
+        fitted = method.pattern.fit(language_model.model)
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             progress.note(f"removing {fitted}: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
@@ -152,19 +148,18 @@ def prune(
     order = method.mode(checked.mode)
 
     def run(journal: Journal | None) -> PruneResult:
-        if checked.is_default and not chosen_by(method.pattern):
+        if checked.is_default and not method.pattern.chosen_by:
             inputs = max(matrix.weight.shape[1] for matrix in matrices)
             slow = language_model.device.type == "cpu" and inputs >= _MANY_INPUTS
             progress.note(_describe_default(method, checked, inputs if slow else None))
         with measured() as cost:
-            pruned = run_method(
+            pruned = prune_model(
                 language_model,
                 windows,
                 method,
                 store,
                 mode=order,
                 matrices=matrices,
-                damping=checked.damping,
                 seed=checked.seed,
                 journal=journal,
                 progress=progress,
@@ -191,9 +186,8 @@ def prune(
 
     def write(result: PruneResult, journal: Journal, staged: Path) -> Cost:
         if isinstance(language_model, OffloadedModel):
-            config, files = None, weight_files(journal)
-            if isinstance(method.pattern, Structured):
-                config, files = method.pattern.shrink_offloaded(language_model, files)
+            pattern, files = method.pattern, weight_files(journal)
+            config, files = pattern.shrink_files(language_model.model, files)
             save_offloaded(language_model, files, staged, config)
         else:
             save_model(language_model, staged)

@@ -11,10 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pruner_zero.files import write_atomic, write_json
 from pruner_zero.models import LanguageModel, save_model
 from pruner_zero.provenance import Cost
-from pruner_zero.pruning.depth import Blocks
+from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.method import Method, describe_steps
-from pruner_zero.pruning.record import MatrixRecord, PrunedMatrices, total_sparsity
-from pruner_zero.pruning.removal import Removal, chosen_by
 from pruner_zero.result_folder import (
     NOT_RETRAINED,
     build_folder,
@@ -62,7 +60,7 @@ class PruneResult(PrunedMatrices):
     @property
     def chosen_by(self) -> str:
         """The metric, or the rule that chose the units instead."""
-        words = chosen_by(self.method.pattern)
+        words = self.method.pattern.chosen_by
         return words.partition(",")[0] if words else str(self.method.metric.expression)
 
     def share(self) -> str:
@@ -84,8 +82,8 @@ class PruneResult(PrunedMatrices):
                 "mode": self.mode,
                 "scope": method.scope,
             },
-            "expression": None if chosen_by(pattern) else str(method.metric.expression),
-            **(pattern.to_json() if isinstance(pattern, Removal) else {}),
+            "expression": None if pattern.chosen_by else str(method.metric.expression),
+            **pattern.to_json(),
             **method.to_json(),
             "sparsity": round(self.sparsity, 6),
             "parameters": list(self.parameters),
@@ -117,7 +115,7 @@ class PruneResult(PrunedMatrices):
     def write(self, folder: Path) -> None:
         """Write pruning.json, the model card README.md and a metric's metric.json to `folder`."""
         method = self.method
-        if not chosen_by(method.pattern):
+        if not method.pattern.chosen_by:
             tree = method.metric.to_tree()
             if method.scope:
                 tree["scope"] = method.scope
@@ -158,8 +156,8 @@ def model_card(result: PruneResult) -> str:
             "predictions on the calibration windows; the loss on windows kept apart went from "
             f"{first.validation_loss:.3f} to {last.validation_loss:.3f} nats per token."
         )
-    removed, blocks = settings.structure is not None, isinstance(method.pattern, Blocks)
-    words = chosen_by(method.pattern)
+    removed, blocks = settings.structure is not None, method.pattern.unit == "blocks"
+    words = method.pattern.chosen_by
     chooser = words or f"the metric `{method.metric.expression}`"
     metric = "" if words else ", the metric in `metric.json`"
     title = f"pruned to {result.sparsity:.1%} zeros"

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from pruner_zero.calibration import (
+from pruner_zero.calibration.statistics import (
+    ForwardStatistic,
     GradientStatistic,
-    InputStatistic,
     Kind,
     MatrixStatistics,
-    StatisticsStore,
     select,
 )
-from pruner_zero.models import Matrix
-from pruner_zero.sparsity import Hessian, shrinkage_for
+from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.models.structure import Matrix
+from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 
 # The weight of the dense model's outputs in the target of asymmetric steps. A weight of 1 diverges
 # on real models: part of the loss of earlier blocks cannot be computed from the remaining inputs,
@@ -101,7 +101,7 @@ class DenseStatistics:
 
     def read(self, matrix: Matrix, kinds: Collection[Kind]) -> Statistics:
         """The statistics `kinds` of one matrix, on its device. Raises PrunerZeroError."""
-        ordered = [*select(InputStatistic, kinds), *select(GradientStatistic, kinds)]
+        ordered = [*select(ForwardStatistic, kinds), *select(GradientStatistic, kinds)]
         values = {kind: self._read(kind, matrix) for kind in ordered if kind not in _OF_HESSIAN}
         return Statistics(values, self._hessian(matrix, kinds) if "gram" in kinds else None)
 

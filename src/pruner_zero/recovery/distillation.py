@@ -15,13 +15,9 @@ from torch.autograd.function import once_differentiable
 from pruner_zero.devices import available_bytes
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.models import (
-    LanguageModel,
-    Matrix,
-    check_weights,
-    in_float32,
-    size_of,
-)
+from pruner_zero.models.half_precision import in_float32
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import Matrix, check_weights, size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.recovery.train import Point, Training
 from pruner_zero.settings.recover import RecoverSettings

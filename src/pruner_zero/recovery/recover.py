@@ -8,16 +8,15 @@ from typing import Any
 from pruner_zero.devices import naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.models import (
-    LanguageModel,
+from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.load import as_language_model
+from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.save import save_model
+from pruner_zero.models.structure import (
     Matrix,
-    as_language_model,
-    check_tokens,
     check_weights,
     find_matrices,
-    next_token_loss,
     parameters_of,
-    save_model,
     size_of,
 )
 from pruner_zero.progress import SILENT, Progress

@@ -25,7 +25,7 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity
 from pruner_zero.markup import clean, element
-from pruner_zero.pruning import MatrixRecord, total_sparsity
+from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 
 # The colours of the page on white. In the page each is a variable of its style sheet, which has
 # other values for dark screens.

@@ -11,7 +11,7 @@ from pruner_zero.errors import excerpt
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
 from pruner_zero.metric import parse
-from pruner_zero.pruning import MatrixRecord, total_sparsity
+from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.report import figures
 from pruner_zero.report.portrait import group_of, portrait
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result

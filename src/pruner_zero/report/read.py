@@ -10,7 +10,7 @@ from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import JOURNAL
 from pruner_zero.evolution.study import read_json, reading
 from pruner_zero.metric import parse
-from pruner_zero.pruning import MatrixRecord
+from pruner_zero.pruning.matrix import MatrixRecord
 
 PRUNING, TIMING, RECOVERY = "pruning.json", "timing.json", "recovery.json"
 

@@ -11,7 +11,7 @@ from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.evaluator import RUNGS
 from pruner_zero.markup import clean, element
 from pruner_zero.metric import Expression
-from pruner_zero.pruning import describe_steps
+from pruner_zero.pruning.method import describe_steps
 from pruner_zero.report.portrait import COMPARED
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 

@@ -4,12 +4,10 @@ from pruner_zero.choices import Scope
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.pattern import (
     SCOPES,
-    LazyTensors,
     Pattern,
     Reach,
     SemiStructured,
     Unstructured,
-    choose_masks,
     groups,
     keep_mask,
 )
@@ -23,7 +21,6 @@ __all__ = [
     "STEPS",
     "Hessian",
     "Layer",
-    "LazyTensors",
     "Pattern",
     "Reach",
     "Scope",
@@ -31,7 +28,6 @@ __all__ = [
     "Step",
     "Unstructured",
     "Updated",
-    "choose_masks",
     "groups",
     "in_order",
     "keep_mask",

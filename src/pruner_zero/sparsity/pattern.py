@@ -6,16 +6,19 @@ whether a matrix fits (`check`), and the masks (`choose`). A new pattern is a su
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from itertools import groupby
-from typing import Literal, cast, get_args
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar, cast, get_args
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruner_zero.choices import Group, Scope, check_sparsity
 from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.progress import Progress
 from pruner_zero.sparsity.selection import (
     BLOCK_COLUMNS,
     comparable,
@@ -32,35 +35,77 @@ Reach = Literal["matrix", "block", "model"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 
 
-class LazyTensors(Mapping[str, Tensor]):
-    """Tensors by name, each computed anew whenever it is asked for, so that none is held."""
+T = TypeVar("T")
 
-    def __init__(self, names: Collection[str], compute: Callable[[str], Tensor]) -> None:
-        self._names, self._compute = names, compute
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._compute(name)
+class Lazy(Mapping[str, T]):
+    """Values by name, each computed whenever it is asked for, so that few are held at a time.
+
+    names: all names; or a function that gives them anew whenever it is called, and may load weights
+    before it gives a name. compute: the value of a name, the same whenever it is asked for. Where
+    `names` is a function, None stands for a name without a value, which is then absent.
+    hold: how many bytes of tensors, from the first on, are kept instead.
+    """
+
+    def __init__(
+        self,
+        names: Collection[str] | Callable[[], Iterable[str]],
+        compute: Callable[[str], T | None],
+        hold: int = 0,
+    ) -> None:
+        self._names, self._compute, self._room = names, compute, hold
+        self._held: dict[str, T] = {}
+        self._present: dict[str, bool] = {}
+        # A value that was computed to see whether it is there, until it is asked for.
+        self._seen: dict[str, T] = {}
+
+    def __getitem__(self, name: str) -> T:
+        if name in self._held:
+            return self._held[name]
+        value = self._seen.pop(name) if name in self._seen else self._computed(name)
+        if value is None:
+            raise KeyError(name)
+        return value
 
     def __contains__(self, name: object) -> bool:
-        # Mapping's own method would compute the tensor.
-        return name in self._names
+        if not callable(self._names):
+            return name in self._names
+        if str(name) not in self._present:
+            value = self._computed(str(name))
+            if value is not None:
+                self._seen[str(name)] = value
+        return self._present[str(name)]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        if not callable(self._names):
+            return iter(self._names)
+        return (name for name in self._names() if name in self)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return sum(1 for _ in self)
+
+    def _computed(self, name: str) -> T | None:
+        # Freed before the next value is computed.
+        self._seen.clear()
+        value = self._compute(name)
+        self._present[name] = value is not None
+        if isinstance(value, Tensor) and value.nbytes <= self._room:
+            self._room -= value.nbytes
+            self._held[name] = value
+        return value
 
 
 class Pattern(ABC):
     """Which weights are pruned: the interface of patterns. Subclasses are frozen dataclasses.
 
-    sparsity: the share of weights that are pruned, in [0, 1).
+    sparsity: the share of weights that are pruned, in [0, 1). kept: for a pattern of whole units,
+    how many of them stay in each block, where `fit` knows it.
     A subclass has to implement `choose`; the other methods have defaults for a pattern that
     compares the weights of one matrix, and that no step after the mask may change.
     """
 
     sparsity: float
+    kept: int = 0
 
     @property
     def reach(self) -> Reach:
@@ -125,6 +170,91 @@ class Pattern(ABC):
         """
         raise NotImplementedError(f"pattern {self} has no sweep_columns")
 
+    # Patterns of whole units, which are masked like weights and then cut out of the model.
+
+    @property
+    def unit(self) -> str | None:
+        """The units that are cut out, such as "channels"; None where zeros stay where they are."""
+        return None
+
+    @property
+    def include(self) -> Sequence[str]:
+        """Patterns of the names of the matrices that lose rows or columns; empty for all."""
+        return ()
+
+    @property
+    def statistic(self) -> str | None:
+        """The kind of statistic by which `decide` compares units; None for the metric's scores."""
+        return None
+
+    @property
+    def chosen_by(self) -> str | None:
+        """The rule that chooses the units, in words; None where the metric chooses them."""
+        return None
+
+    @property
+    def unit_step(self) -> str | None:
+        """The step after the mask where units are cut out; None where no step has any effect."""
+        return None
+
+    def has_whole_rows(self, name: str) -> bool:
+        """Whether every row of the matrix `name` is kept or pruned as a whole."""
+        del name
+        return False
+
+    @property
+    def decides(self) -> bool:
+        """Whether `decide` has to choose the units before any mask; masks then need no scores."""
+        return False
+
+    def fit(self, model: nn.Module) -> Self:
+        """The pattern for one dense model.
+
+        Raises PrunerZeroError where the model has no such units, or not so many can be removed.
+        """
+        del model
+        return self
+
+    def decide(self, model: nn.Module, scores: Mapping[str, Tensor]) -> Self:
+        """The pattern with the units that go, by scores or `statistic` of the whole dense model.
+
+        scores: by matrix name, without matrices that calibration never reached; may be lazy.
+        """
+        del model, scores
+        return self
+
+    def prepare(self, language_model: Any, tokens: Tensor, progress: Progress) -> Self:
+        """Change the dense model in place before the masks, for calibration windows (n, seqlen)."""
+        del language_model, tokens, progress
+        return self
+
+    def size(self, model: nn.Module) -> tuple[int, int]:
+        """The parameters of the model after `shrink`, and their bytes, before anything is cut."""
+        parameters = list(model.parameters())
+        return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
+
+    def shrink(self, model: nn.Module) -> None:
+        """Cut the masked units out of `model`, in place."""
+        del model
+
+    def shrunk(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Within the context, the masked `model` computes the outputs of the smaller model."""
+        del model
+        return nullcontext()
+
+    def shrink_files(self, model: nn.Module, files: list[Path]) -> tuple[Any, list[Path]]:
+        """`shrink` for a model on disk: its new configuration, and new files of its blocks.
+
+        files: the weights of each block, as they are saved. The configuration is None where it
+        stays the same.
+        """
+        del model
+        return None, files
+
+    def to_json(self) -> dict[str, Any]:
+        """What decided which units are removed, as JSON values."""
+        return {}
+
 
 @dataclass(frozen=True)
 class Unstructured(Pattern):
@@ -159,8 +289,8 @@ class Unstructured(Pattern):
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.scope == "global":
             threshold = global_threshold(scores, self.sparsity)
-            return LazyTensors(scores, lambda name: threshold.mask(scores[name], name))
-        return LazyTensors(scores, lambda name: self._mask(scores[name], name))
+            return Lazy(scores, lambda name: threshold.mask(scores[name], name))
+        return Lazy(scores, lambda name: self._mask(scores[name], name))
 
     def _mask(self, scores: Tensor, name: str) -> Tensor:
         scores = comparable(scores, name)
@@ -241,7 +371,7 @@ class SemiStructured(Pattern):
         return True
 
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return LazyTensors(scores, lambda name: self._mask(scores[name], name))
+        return Lazy(scores, lambda name: self._mask(scores[name], name))
 
     def _mask(self, scores: Tensor, name: str) -> Tensor:
         scores = comparable(scores, name)
@@ -278,24 +408,3 @@ def groups(pattern: Pattern, blocks: Mapping[str, int]) -> list[list[str]]:
     if pattern.reach == "block":
         return [list(names) for _, names in groupby(blocks, key=blocks.__getitem__)]
     return [[name] for name in blocks]
-
-
-def choose_masks(
-    pattern: Pattern,
-    names: Collection[str],
-    scores: Mapping[str, Tensor],
-    magnitudes: Callable[[str], Tensor],
-) -> Mapping[str, Tensor]:
-    """The masks of the matrices `names`, all of one group of the pattern's reach.
-
-    A matrix without `scores` was never reached by calibration: it is scored by its `magnitudes`,
-    and does not compete with matrices that have scores. Raises what `Pattern.choose` raises.
-    """
-    masks = pattern.choose(scores)
-    unreached = dict.fromkeys(name for name in names if name not in scores)
-    by_magnitude = pattern.within_matrices().choose(LazyTensors(unreached, magnitudes))
-
-    def mask(name: str) -> Tensor:
-        return by_magnitude[name] if name in unreached else masks[name]
-
-    return LazyTensors(names, mask)

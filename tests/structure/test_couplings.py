@@ -10,17 +10,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import (
-    Coupling,
-    find_blocks,
-    find_couplings,
-    is_loadable,
-    shrink,
-    shrunk,
-    size_of,
-    size_without_units,
-)
-from pruner_zero.models.units import counts_left
+from pruner_zero.models.structure import find_blocks, size_of
+from pruner_zero.structure.couplings import Coupling, counts_left, find_couplings, is_loadable
+from pruner_zero.structure.cut import shrink, shrunk, size_without_units
 from tests.tiny_models import ARCHITECTURES, HIDDEN, INNER, tiny_model, tiny_windows
 
 SUPPORTED: dict[Structure, tuple[str, ...]] = {

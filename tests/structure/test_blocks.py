@@ -13,19 +13,17 @@ from transformers import PreTrainedModel
 from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.evaluate import evaluate
-from pruner_zero.models import (
-    LanguageModel,
-    drop_blocks,
-    find_blocks,
-    find_matrices,
-)
-from pruner_zero.pruning import PruneResult, prune
-from pruner_zero.pruning.depth import Blocks, block_influence, choose_blocks
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.result import PruneResult
 from pruner_zero.report import report
+from pruner_zero.structure.blocks import Blocks, drop_blocks
 from tests.conftest import save_tiny
-from tests.models.test_units import logits
 from tests.pruning.conftest import language_model
-from tests.pruning.test_structured import check_loads_alone
+from tests.structure.statistics import statistic
+from tests.structure.test_couplings import logits
+from tests.structure.test_units import check_loads_alone
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model, tiny_windows
 
@@ -41,6 +39,16 @@ SMALL: dict[str, Any] = {"structure": "blocks", "sparsity": 0.34, "windows": 3, 
 def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
     tokenizer = tiny_tokenizer() if isinstance(model, PreTrainedModel) else None
     return prune(model, tokenizer=tokenizer, calibration=[text], **{**SMALL, **settings})
+
+
+def influence_of(model: LanguageModel, tokens: torch.Tensor) -> list[float]:
+    """The influence of every block; all matrices of a block have the same."""
+    values: dict[int, set[float]] = {}
+    collected = statistic(model, tokens, "influence")
+    for matrix in find_matrices(model.model):
+        values.setdefault(matrix.block, set()).add(float(collected[matrix.name]))
+    assert all(len(of_block) == 1 for of_block in values.values())
+    return [of_block.pop() for of_block in values.values()]
 
 
 @torch.no_grad()
@@ -61,7 +69,7 @@ def test_influence_is_the_mean_over_tokens_of_one_minus_the_cosine() -> None:
     expected = [
         1 - float(cosine_similarity(states[i], states[i + 1], dim=-1).mean()) for i in range(2)
     ]
-    assert block_influence(model, tokens)[:2] == pytest.approx(expected, abs=1e-5)
+    assert influence_of(model, tokens)[:2] == pytest.approx(expected, abs=1e-5)
 
 
 def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
@@ -71,9 +79,9 @@ def test_blocks_of_least_influence_go_but_never_the_first_or_the_last() -> None:
         for index in (0, 3, 4, DEPTH - 1):
             for parameter in find_blocks(model.model)[index].parameters():
                 parameter.mul_(0.1)
-    chosen = choose_blocks(model, tokens, Blocks(0.34))
+    chosen = Blocks(0.34).decide(model.model, statistic(model, tokens, "influence"))
     assert chosen.dropped == (3, 4)
-    influence = block_influence(model, tokens)
+    influence = influence_of(model, tokens)
     assert list(chosen.influence) == sorted(range(1, DEPTH - 1), key=influence.__getitem__)[:2]
     assert chosen.influence == {index: influence[index] for index in chosen.influence}
 
@@ -192,7 +200,7 @@ def test_a_configuration_that_refuses_fewer_blocks_is_named(
     def refuse(_model: object, _config: object) -> None:
         raise ValueError("keys must be layer indices in the range [0, 4)")
 
-    monkeypatch.setattr("pruner_zero.models.compact.without_weights", refuse)
+    monkeypatch.setattr("pruner_zero.structure.blocks.without_weights", refuse)
     with pytest.raises(PrunerZeroError, match="its configuration cannot describe those that stay"):
         drop_blocks(tiny_model("llama", blocks=DEPTH), [2])
 
@@ -238,8 +246,9 @@ def test_blocks_of_a_model_whose_outputs_overflow_are_not_judged() -> None:
     model = tiny_model("llama", blocks=DEPTH)
     with torch.no_grad():
         model.get_parameter("model.layers.2.mlp.down_proj.weight").fill_(3e38)
-    with pytest.raises(PrunerZeroError, match=r"block \d cannot be judged.*--dtype bfloat16"):
-        choose_blocks(LanguageModel(model, tiny_tokenizer(), "llama"), tiny_windows(), Blocks(0.34))
+    language_model = LanguageModel(model, tiny_tokenizer(), "llama")
+    with pytest.raises(PrunerZeroError, match=r"block \d cannot be scored.*--dtype bfloat16"):
+        statistic(language_model, tiny_windows(), "influence")
 
 
 def test_a_list_of_tokens_that_end_a_text_is_no_list_of_blocks() -> None:

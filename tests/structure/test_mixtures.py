@@ -18,15 +18,14 @@ from transformers import (
 )
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import (
+from pruner_zero.models.structure import find_blocks, size_of
+from pruner_zero.structure.mixtures import (
     experts_kept,
-    find_blocks,
     find_mixtures,
     keep_experts,
-    size_of,
     size_with_experts,
 )
-from tests.models.test_units import logits
+from tests.structure.test_couplings import logits
 from tests.tiny_models import ARCHITECTURES, EXPERTS, tiny_model
 
 SUPPORTED = ("mixtral", "qwen3_moe", "gpt_oss")

@@ -1,10 +1,10 @@
 """Patterns that remove whole units of every block: a mask until the model is saved."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -13,21 +13,18 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import (
-    Coupling,
-    OffloadedModel,
+from pruner_zero.models.structure import size_of
+from pruner_zero.sparsity.pattern import Reach
+from pruner_zero.sparsity.selection import comparable, keep_highest
+from pruner_zero.structure.couplings import Coupling, find_couplings, is_loadable
+from pruner_zero.structure.cut import (
     check_shrunk,
-    find_couplings,
-    is_loadable,
     shrink,
-    shrink_offloaded,
+    shrink_files,
     shrunk,
-    size_of,
     size_without_units,
 )
-from pruner_zero.pruning.removal import Removal, units_left
-from pruner_zero.sparsity import Reach
-from pruner_zero.sparsity.selection import comparable, keep_highest
+from pruner_zero.structure.removal import Removal, units_left
 
 # Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
 _ROWS = 32
@@ -59,11 +56,19 @@ class Structured(Removal):
     def reach(self) -> Reach:
         return "block"
 
-    def of_model(self, model: PreTrainedModel) -> Self:
-        """The pattern for one model, with the share of units to remove there.
+    @classmethod
+    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
+        return cls(sparsity, options["structure"], options["multiple_of"], parameters)
 
-        Raises PrunerZeroError where the model has no units that can be removed.
-        """
+    @property
+    def unit(self) -> str:
+        return self.structure
+
+    @property
+    def unit_step(self) -> str:
+        return "exact"
+
+    def fit(self, model: PreTrainedModel) -> Self:
         couplings = tuple(find_couplings(model, self.structure))
         count = couplings[0].count
         step = self.multiple if self.structure == "channels" else 1
@@ -91,6 +96,9 @@ class Structured(Removal):
         """The matrices that lose rows or columns."""
         return [name for c in self.couplings for name in (*c.producers, c.consumer)]
 
+    def has_whole_rows(self, name: str) -> bool:
+        return name not in self.consumers
+
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         masks: dict[str, Tensor] = {}
         for coupling in self.couplings:
@@ -116,11 +124,10 @@ class Structured(Removal):
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         return size_without_units(model, self.couplings, self.kept)
 
-    def shrink_offloaded(
-        self, model: OffloadedModel, files: Sequence[Path]
+    def shrink_files(
+        self, model: PreTrainedModel, files: list[Path]
     ) -> tuple[PreTrainedConfig, list[Path]]:
-        """As `shrink`, for a model on disk; see `models.shrink_offloaded`."""
-        return shrink_offloaded(model, files, self.couplings, self.structure, self.kept)
+        return shrink_files(model, files, self.couplings, self.structure, self.kept)
 
     def shrink(self, model: PreTrainedModel) -> None:
         shrink(model, self.couplings, self.structure, self.kept)

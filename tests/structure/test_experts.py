@@ -1,6 +1,7 @@
 """Whole experts: those of the lowest score go, and the mixture that is left loads anywhere."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +13,24 @@ from transformers import PreTrainedModel
 
 from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import find_blocks, find_matrices, find_mixtures
-from pruner_zero.pruning import Experts, PruneResult, prune
-from pruner_zero.pruning.expert_scores import choose_experts, reap_scores
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.result import PruneResult
 from pruner_zero.report import report
+from pruner_zero.structure.experts import Experts
+from pruner_zero.structure.mixtures import find_mixtures
 from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
-from tests.models.test_experts import SUPPORTED, never_chosen
-from tests.models.test_units import logits
 from tests.processes import Forked
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.test_resume import contents, stop_in_the_middle
-from tests.pruning.test_structured import check_loads_alone
+from tests.structure.statistics import statistic
+from tests.structure.test_couplings import logits
+from tests.structure.test_mixtures import SUPPORTED, never_chosen
+from tests.structure.test_units import check_loads_alone
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import EXPERTS, tiny_model, tiny_windows
 
@@ -39,6 +45,21 @@ def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
 
 def pattern_of(result: PruneResult) -> Experts:
     pattern = result.method.pattern
+    assert isinstance(pattern, Experts)
+    return pattern
+
+
+def chosen_by(
+    text: str,
+    model: LanguageModel,
+    windows: Windows,
+    new_store: OpenStore,
+    damping: float = 0.01,
+) -> Experts:
+    """The pattern of a method after pruning by it."""
+    method = parse_method(text, damping=damping)
+    method = replace(method, pattern=method.pattern.fit(model.model))
+    pattern = prune_model(model, windows, method, new_store(model)).method.pattern
     assert isinstance(pattern, Experts)
     return pattern
 
@@ -78,7 +99,8 @@ def test_the_score_is_the_mean_of_router_weight_times_norm(
     architecture: str, tokens: Tensor
 ) -> None:
     model, expected = language_model(architecture), plain_scores(architecture, tokens)
-    scores = reap_scores(model, tokens, find_mixtures(model.model))
+    fitted = Experts(0.25).fit(model.model)
+    scores = fitted.decide(model.model, statistic(model, tokens, "reap")).scores
     assert scores.keys() == expected.keys()
     for block, block_scores in scores.items():
         for score, wanted in zip(block_scores, expected[block], strict=True):
@@ -86,7 +108,7 @@ def test_the_score_is_the_mean_of_router_weight_times_norm(
 
 
 def test_experts_that_no_token_reaches_go_first_and_then_the_lowest_scores() -> None:
-    fitted = Experts(0.5).of_model(tiny_model("qwen3_moe"))
+    fitted = Experts(0.5).fit(tiny_model("qwen3_moe"))
     scores: dict[int, list[float | None]] = {1: [0.3, None, 0.5, 0.1, 0.1, 0.2, -4.0, 0.4]}
     chosen = Experts(0.5, mixtures=fitted.mixtures, kept=fitted.kept, scores=scores)
     assert chosen.stay == {1: [0, 2, 5, 7]}
@@ -113,10 +135,8 @@ def test_the_smaller_model_computes_as_if_removed_experts_were_never_chosen(
 def test_a_metric_adds_up_the_squared_scores_of_the_matrices_that_give_the_outputs(
     windows: Windows, new_store: OpenStore
 ) -> None:
-    model = language_model("mixtral")
-    fitted = Experts(0.25, by_metric=True).of_model(model.model)
-    method = parse_method("magnitude@experts=0.25")
-    chosen = choose_experts(model, windows, method, fitted, new_store(model), damping=0.01)
+    model, dense = language_model("mixtral"), language_model("mixtral")
+    chosen = chosen_by("magnitude@experts=0.25", dense, windows, new_store)
     for index, block in enumerate(find_blocks(model.model)):
         down = block.get_submodule("mlp.experts").get_parameter("down_proj").detach()
         assert chosen.scores[index] == pytest.approx(down.square().sum((1, 2)).tolist(), rel=1e-5)
@@ -229,12 +249,11 @@ def test_compare_distills_the_smaller_mixture_as_prune_does(prose: str) -> None:
 def test_a_metric_of_the_inverse_hessian_has_the_damping_of_the_run(
     windows: Windows, new_store: OpenStore
 ) -> None:
-    model = language_model("mixtral")
-    fitted = Experts(0.25, by_metric=True).of_model(model.model)
-    method = parse_method("sparsegpt@experts=0.25")
-    assert method.steps == ()
+    assert parse_method("sparsegpt@experts=0.25").steps == ()
     scores = [
-        choose_experts(model, windows, method, fitted, new_store(model), damping=damping).scores
+        chosen_by(
+            "sparsegpt@experts=0.25", language_model("mixtral"), windows, new_store, damping
+        ).scores
         for damping in (0.01, 0.5)
     ]
     assert scores[0] != scores[1]

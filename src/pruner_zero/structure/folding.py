@@ -1,13 +1,16 @@
 """Dropped blocks: what they added is folded into the linear map before them."""
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.models import Arguments, LanguageModel, find_blocks, run_block, run_windows
+from pruner_zero.calibration.walk import Walk
+from pruner_zero.models.blocks import Arguments, run_block
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_blocks
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.sparsity import Hessian
+from pruner_zero.sparsity.hessian import Hessian
 
 # A few large channels dominate the mean diagonal of an MLP: a damping of a hundredth of it, as for
 # masks, would restrain all other channels too much.
@@ -35,18 +38,16 @@ def fold_blocks(
     """
     blocks = find_blocks(language_model.model)
     names: dict[nn.Module, str] = {m: name for name, m in language_model.model.named_modules()}
-    calls = language_model.block_calls(tokens)
-    hidden, arguments = calls.hidden, calls.arguments
-    # Holds the inputs of the first block, which would stay in memory to the end.
-    del calls
+    walk = Walk(language_model, tokens)
     kept = [index for index in range(max(dropped)) if index not in dropped]
     errors = {}
     for index in progress.track(kept, "folding", len(kept)):
         run = _run_after(index, dropped)
-        linear = _added_map(blocks[index], hidden[0], arguments[index][0]) if run else None
+        first = walk.hidden[0], walk.arguments[index][0]
+        linear = _added_map(blocks[index], *first) if run else None
         if linear is not None:
-            errors[index] = _fold(linear, names[linear], blocks, [index, *run], hidden, arguments)
-        hidden = run_windows(blocks[index], hidden, arguments[index])
+            errors[index] = _fold(linear, names[linear], blocks, [index, *run], walk)
+        walk.advance(blocks[index], index)
     return errors
 
 
@@ -63,24 +64,23 @@ def _fold(
     name: str,
     blocks: Sequence[nn.Module],
     run: Sequence[int],
-    hidden: Iterable[Tensor],
-    arguments: Sequence[Sequence[Arguments]],
+    walk: Walk,
 ) -> float:
     """Fit `linear`, `name` of block run[0], to add the effect of the rest of `run`; the error left.
 
-    arguments: of the blocks, by block and window. The error is a share of the squared effect.
+    walk: before block run[0]. The error is a share of the squared effect.
     """
     weight = linear.weight
     gram = weight.new_zeros(weight.shape[1], weight.shape[1], dtype=torch.float32)
     cross = weight.new_zeros(weight.shape[1], weight.shape[0], dtype=torch.float32)
     seen: list[Tensor] = []
     size = 0.0
-    for number, window in enumerate(hidden):
+    for number, window in enumerate(walk.hidden):
         with linear.register_forward_hook(lambda _module, inputs, _: seen.append(inputs[0])):
-            outputs = run_block(blocks[run[0]], window, arguments[run[0]][number])
+            outputs = run_block(blocks[run[0]], window, walk.arguments[run[0]][number])
         target = outputs
         for index in run[1:]:
-            target = run_block(blocks[index], target, arguments[index][number])
+            target = run_block(blocks[index], target, walk.arguments[index][number])
         missing = (target.to(outputs.device) - outputs).float().flatten(0, -2)
         inputs = seen.pop().float().flatten(0, -2)
         gram.addmm_(inputs.t(), inputs)

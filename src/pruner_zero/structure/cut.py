@@ -1,9 +1,9 @@
 """From a model with masked units to the smaller model that computes the same outputs."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -11,14 +11,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.structure import block_list, find_blocks, set_tensor
-from pruner_zero.models.units import REFUSALS, Coupling, set_counts
-
-
-def size_of(module: nn.Module) -> tuple[int, int]:
-    """The number of a module's parameters and their bytes; tied parameters count once."""
-    parameters = list(module.parameters())
-    return sum(p.numel() for p in parameters), sum(p.nbytes for p in parameters)
+from pruner_zero.models.structure import set_tensor, size_of
+from pruner_zero.structure.couplings import REFUSALS, Coupling, set_counts
+from pruner_zero.tensor_file import TensorFile, write_tensors
 
 
 def size_left(
@@ -113,24 +108,6 @@ def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
     return kept
 
 
-def drop_blocks(model: PreTrainedModel, dropped: Collection[int]) -> None:
-    """Remove the blocks of these numbers from `model`, in place, and update its configuration.
-
-    Lists by block in the configuration keep the entries of the blocks that stay. These blocks are
-    renumbered, as the cache of keys and values needs consecutive numbers. Raises what
-    `check_dropped` raises.
-    """
-    check_dropped(model, dropped)
-    blocks = block_list(model)
-    _set_blocks(model.config, len(blocks), dropped)
-    for index in sorted(dropped, reverse=True):
-        del blocks[index]
-    for index, block in enumerate(blocks):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", index)  # noqa: B010 (nn.Module types it as a tensor)
-
-
 def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
     """A model of the class of `model` with the shapes that `config` describes, on "meta".
 
@@ -165,47 +142,40 @@ def check_shrunk(
         )
 
 
-def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
-    """Raise PrunerZeroError where the configuration cannot say which blocks stay.
+def shrink_files(
+    model: PreTrainedModel,
+    files: Sequence[Path],
+    couplings: Sequence[Coupling],
+    structure: Structure,
+    kept: int,
+) -> tuple[PreTrainedConfig, list[Path]]:
+    """`shrink` for a model on disk: the smaller model's configuration, and the files of its blocks.
 
-    The model that it describes is built without its weights, and its blocks are compared with those
-    that stay: shapes, classes and all plain attributes, such as a sliding window.
+    files: of each block, as they are saved; each is read, cut, and written beside
+    itself. `model` stays as it is. Raises PrunerZeroError where a block is saved under other
+    names than its matrices have.
     """
-    config, blocks = deepcopy(model.config), find_blocks(model)
-    _set_blocks(config, len(blocks), dropped)
-    kept = [block for index, block in enumerate(blocks) if index not in dropped]
-    try:
-        described = find_blocks(without_weights(model, config))
-        fits = [list(_kind(block)) for block in kept] == [list(_kind(block)) for block in described]
-    except REFUSALS:
-        fits = False
-    if not fits:
+    smaller = []
+    for coupling in couplings:
+        path = files[coupling.block]
+        smaller.append(path.with_name(f"smaller-{path.name}"))
+        tensors = _cut(TensorFile(path), model, coupling, kept)
+        write_tensors(smaller[-1], tensors, {"format": "pt"})
+    config = deepcopy(model.config)
+    set_counts(config, structure, kept)
+    return config, smaller
+
+
+def _cut(file: TensorFile, model: nn.Module, coupling: Coupling, kept: int) -> dict[str, Tensor]:
+    """The tensors of a block without the removed units."""
+    axes = {name: axis for name, _, axis in coupling.tensors(model)}
+    tensors = {name: file.read(name) for name in file}
+    if missing := sorted(axes.keys() - tensors.keys()):
         raise PrunerZeroError(
-            f"blocks {', '.join(map(str, sorted(dropped)))} cannot be dropped, since the blocks of "
-            f"the {model.config.model_type} family differ and its configuration cannot describe "
-            "those that stay: choose --structure channels or heads"
+            f"{missing[0]} is saved under another name, so that units cannot be removed on disk: "
+            "leave out --offload"
         )
-
-
-def _set_blocks(config: PreTrainedConfig, count: int, dropped: Collection[int]) -> None:
-    """Describe, in place, the blocks that stay of the `count` blocks."""
-    for field, value in config.to_dict().items():
-        # Token ids are a list too where several end a text.
-        if isinstance(value, list) and len(value) == count and not field.endswith("token_id"):
-            kept = [entry for index, entry in enumerate(value) if index not in dropped]
-            setattr(config, field, kept)
-    config.num_hidden_layers = count - len(dropped)
-
-
-def _kind(block: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """The properties of a block that make up its kind, without its number and weights."""
-    for name, module in block.named_modules():
-        plain = {
-            key: value
-            for key, value in vars(module).items()
-            if isinstance(value, bool | int | float | str | None)
-            and not key.startswith("_")
-            and key not in ("layer_idx", "training")
-        }
-        shapes = [(key, tuple(p.shape)) for key, p in module.named_parameters(recurse=False)]
-        yield name, type(module), plain, shapes
+    places = kept_units(tensors[f"{coupling.consumer}.weight"], coupling, kept)
+    for name, axis in axes.items():
+        tensors[name] = take_units(tensors[name], places, coupling.count, axis)
+    return tensors

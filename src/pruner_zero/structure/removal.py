@@ -1,75 +1,42 @@
 """The base of patterns that remove whole units, and the number of units that stay."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import size_of
-from pruner_zero.sparsity import Pattern, Reach, Unstructured
+from pruner_zero.models.structure import size_of
+from pruner_zero.sparsity.pattern import Pattern, Reach, Unstructured
 
 
 class Removal(Pattern):
     """A pattern whose zeros are cut out of the model after pruning.
 
     sparsity: the share of units to remove. parameters: in its place, the largest number of
-    parameters of the smaller model, or up to 1 their share. kept: the number of units that stay in
-    each block, where `of_model` decides it. Raises PrunerZeroError for a share outside [0, 1).
+    parameters of the smaller model, or up to 1 their share. Raises PrunerZeroError for a share
+    outside [0, 1).
     """
 
     sparsity: float
     parameters: float | None
-    kept: int = 0
 
     def __post_init__(self) -> None:
         Unstructured(self.sparsity)
 
+    @classmethod
+    @abstractmethod
+    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
+        """The pattern for the options of a method.
+
+        options: structure, the kind of unit; rule, the metric or the rule that chooses units;
+        multiple_of; and folds, whether the effect of removed units may be folded into others.
+        """
+
     @property
     def reach(self) -> Reach:
         return "model"
-
-    def of_model(self, model: PreTrainedModel) -> Self:
-        """The pattern for one model; itself where the units are chosen later.
-
-        Raises PrunerZeroError where the model has no such units, or not so many can be removed.
-        """
-        del model
-        return self
-
-    @property
-    def include(self) -> Sequence[str]:
-        """Patterns of the names of the matrices to mask; empty for all matrices."""
-        return ()
-
-    @property
-    def chosen_by(self) -> str | None:
-        """The rule that chooses the units, in words; None where the metric chooses them."""
-        return None
-
-    @abstractmethod
-    def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        """The parameters of the smaller model and their bytes, before anything is cut."""
-
-    @abstractmethod
-    def shrink(self, model: PreTrainedModel) -> None:
-        """Cut the masked units out of `model`, in place."""
-
-    def shrunk(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Within the context, the masked `model` computes the outputs of the smaller model."""
-        del model
-        return nullcontext()
-
-    def to_json(self) -> dict[str, Any]:
-        """The settings that decided which units are removed, as JSON values."""
-        return {}
-
-
-def chosen_by(pattern: Pattern) -> str | None:
-    """The rule that chooses the units of `pattern`, in words; None where the metric chooses."""
-    return pattern.chosen_by if isinstance(pattern, Removal) else None
 
 
 def units_left(

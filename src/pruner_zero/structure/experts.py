@@ -10,15 +10,20 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruner_zero.models import (
+from pruner_zero.models.structure import find_matrices
+from pruner_zero.sparsity.pattern import Lazy
+from pruner_zero.structure.mixtures import (
     Mixtures,
     experts_kept,
     find_mixtures,
     keep_experts,
     size_with_experts,
 )
-from pruner_zero.pruning.removal import Removal, units_left
-from pruner_zero.sparsity import LazyTensors
+from pruner_zero.structure.removal import Removal, units_left
+from pruner_zero.structure.units import signed_squares
+
+# The rule that chooses experts without a metric.
+REAP = "reap"
 
 # By the number of the block, a score for each of its experts, None where no token reached it.
 Scores = Mapping[int, Sequence[float | None]]
@@ -28,10 +33,9 @@ Scores = Mapping[int, Sequence[float | None]]
 class Experts(Removal):
     """Whole experts are removed, equally many in every block with experts, by a score.
 
-    sparsity: the share of experts to remove; parameters: as in `Structured`. by_metric: whether the
-    metric scores the experts, and not `reap_scores`. mixtures: of the model, found by `of_model`.
-    kept: the number of experts that stay in each, found by `of_model`. scores: from
-    `choose_experts`.
+    sparsity: the share of experts to remove; parameters: as in `Structured`. by_metric: whether a
+    metric scores the experts, and not REAP. mixtures: of the model, found by `fit`. kept: the
+    number of experts that stay in each, found by `fit`. scores: found by `decide`.
     """
 
     sparsity: float
@@ -41,12 +45,28 @@ class Experts(Removal):
     kept: int = 0
     scores: Scores = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
+        return cls(sparsity, parameters, by_metric=options["rule"] != REAP)
+
+    @property
+    def unit(self) -> str:
+        return "experts"
+
+    @property
+    def statistic(self) -> str | None:
+        return None if self.by_metric else "reap"
+
+    @property
+    def decides(self) -> bool:
+        return not self.scores
+
     @property
     def chosen_by(self) -> str | None:
         words = "REAP, the mean over an expert's tokens of router weight times norm of its output"
         return None if self.by_metric else words
 
-    def of_model(self, model: PreTrainedModel) -> Self:
+    def fit(self, model: PreTrainedModel) -> Self:
         """The pattern for one model, with the share of experts to remove there.
 
         Raises what `find_mixtures` raises, and PrunerZeroError where that share cannot be removed;
@@ -61,6 +81,25 @@ class Experts(Removal):
         kept = units_left(model, self, count, counts, size, "experts")
         return replace(self, sparsity=1 - kept / count, mixtures=mixtures, kept=kept)
 
+    def decide(self, model: PreTrainedModel, scores: Mapping[str, Tensor]) -> Self:
+        """The score of every expert: REAP's, or the total of its matrix that gives the outputs.
+
+        scores: by matrix name, REAP (1, 1), or a metric's scores (out, in), of which the squares
+        with the sign of the score are added up.
+        """
+        values: dict[int, list[float | None]] = {}
+        consumers = [f"{mixture.consumer}*" for mixture in self._mixtures.blocks]
+        for matrix in find_matrices(model, consumers):
+            value: float | None = None
+            if matrix.name in scores:
+                score = scores[matrix.name]
+                if self.by_metric:
+                    value = sum(float(part.sum()) for part in signed_squares(score, matrix.name))
+                elif score.isfinite():
+                    value = float(score)
+            values.setdefault(matrix.block, []).append(value)
+        return replace(self, scores=values)
+
     @property
     def include(self) -> list[str]:
         """Patterns of the names of all matrices of experts."""
@@ -69,7 +108,6 @@ class Experts(Removal):
     @property
     def stay(self) -> dict[int, list[int]]:
         """By the number of the block, the experts with the highest scores, in order."""
-
         removed = self._mixtures.count - self.kept
         stay = {}
         for block, scores in self.scores.items():
@@ -88,7 +126,7 @@ class Experts(Removal):
             stays = int(local.rstrip("]").rpartition("[")[2]) in kept[owner]
             return torch.full_like(scores[name], stays, dtype=torch.bool)
 
-        return LazyTensors(scores, mask)
+        return Lazy(scores, mask)
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
         return size_with_experts(model, self._mixtures, self.kept)

@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import find_blocks
-from pruner_zero.pruning import Mode, check_plan, parse_method, prune_model, total_sparsity
+from pruner_zero.pruning.matrix import total_sparsity
+from pruner_zero.pruning.model import check_plan, prune_model
+from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (
@@ -50,7 +53,7 @@ def test_rows_are_pruned_as_a_plain_loop_prunes_them(
     ours, plain = language_model(architecture), language_model(architecture)
     records = prune_model(
         ours, windows, parse_method(metric, sparsity=0.4), new_store(ours), mode=mode
-    )
+    ).records
     masks = prune_plainly(
         plain.model,
         windows.tokens,
@@ -73,7 +76,7 @@ def test_n_of_m_is_pruned_as_a_plain_loop_prunes_it(
     ours, plain = language_model(architecture), language_model(architecture)
     records = prune_model(
         ours, windows, parse_method("wanda", pattern="3:8"), new_store(ours), mode=mode
-    )
+    ).records
     prune_plainly(
         plain.model,
         windows.tokens,
@@ -105,7 +108,7 @@ def test_global_competition_is_one_stable_sort_over_everything(
     ours, plain = language_model("llama"), language_model("llama")
     records = prune_model(
         ours, windows, parse_method(f"{metric}@global", sparsity=0.37), new_store(ours)
-    )
+    ).records
     every = places(plain.model)
     G = gradients(plain.model, windows.tokens)
     tokens: dict[str, Tensor] = {}
@@ -133,7 +136,7 @@ def test_the_matrix_scope_gives_each_matrix_its_share(
     ours = language_model("llama")
     records = prune_model(
         ours, windows, parse_method("magnitude@matrix", sparsity=0.3), new_store(ours)
-    )
+    ).records
     for place, record in zip(places(language_model("llama").model), records, strict=True):
         [keep] = keep_matrices([place.weight.abs()], 0.3)
         assert record.zeros == int((~keep).sum()) == int(place.weight.numel() * 0.3)
@@ -171,7 +174,7 @@ def test_any_metric_takes_the_update_under_its_own_mask(
         parse_method("wanda+obs", sparsity=0.5),
         new_store(ours),
         mode="one-shot",
-    )
+    ).records
     masks = prune_plainly(
         language_model("gpt2").model,
         windows.tokens,
@@ -212,7 +215,9 @@ def test_only_what_is_included_and_not_excluded_changes(
     chosen = parse_method(method, sparsity=0.5)
     include, exclude = ("*.mlp.*", "*.1.self_attn.*"), ("*.1.mlp.*", "*.2.*")
     matrices = check_plan(ours, chosen, include, exclude)
-    records = prune_model(ours, windows, chosen, new_store(ours), mode=mode, matrices=matrices)
+    records = prune_model(
+        ours, windows, chosen, new_store(ours), mode=mode, matrices=matrices
+    ).records
     changed = {
         name.removesuffix(".weight")
         for name, tensor in ours.model.state_dict().items()
@@ -239,7 +244,9 @@ def test_pruned_weights_are_positive_zeros_in_bfloat16_too(
     ours.model.to(torch.bfloat16)
     with torch.no_grad():
         places(ours.model)[0].weight[0] = -0.0
-    records = prune_model(ours, windows, parse_method("gblm+obs", sparsity=0.5), new_store(ours))
+    records = prune_model(
+        ours, windows, parse_method("gblm+obs", sparsity=0.5), new_store(ours)
+    ).records
     for place, record in zip(places(ours.model), records, strict=True):
         zeros = place.weight[place.weight == 0]
         assert not torch.signbit(zeros).any()

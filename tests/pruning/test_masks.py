@@ -8,10 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruner_zero.models import find_matrices
-from pruner_zero.pruning import LazyScores, Mode, choice, parse_method, prune, prune_model
-from pruner_zero.pruning.scoring import score_matrix
-from pruner_zero.sparsity import Unstructured, choose_masks
+from pruner_zero.choices import Mode
+from pruner_zero.models.structure import find_matrices
+from pruner_zero.pruning import masks as masks_module
+from pruner_zero.pruning.masks import choose_masks, score_matrix
+from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.prune import prune
+from pruner_zero.sparsity.pattern import Lazy, Unstructured
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.live import Live
@@ -38,7 +42,7 @@ def test_masks_are_those_of_scores_that_are_all_held(
         for index, (r, c) in enumerate(shapes)
     }
     live = Live()
-    scores = LazyScores(lambda: matrices, lambda name: live(matrices[name]), hold)
+    scores = Lazy(lambda: matrices, lambda name: live(matrices[name]), hold)
     masks = choose_masks(Unstructured(sparsity, "global"), matrices, scores, matrices.__getitem__)
     expected = keep_matrices(list(matrices.values()), sparsity)
     assert all(torch.equal(*pair) for pair in zip(masks.values(), expected, strict=True))
@@ -50,14 +54,14 @@ def test_scores_that_are_held_are_computed_once(hold: int, computed: int) -> Non
     # Each of five matrices has 32 bytes; two passes for the threshold and one for the masks.
     matrices = {f"m{index}": torch.randn(2, 4) for index in range(5)}
     live = Live()
-    scores = LazyScores(lambda: matrices, lambda name: live(matrices[name]), hold)
+    scores = Lazy(lambda: matrices, lambda name: live(matrices[name]), hold)
     for _ in choose_masks(HALF, matrices, scores, matrices.__getitem__).values():
         assert live.bytes <= hold + 32
     assert live.computed == computed
 
 
 def test_matrices_that_calibration_never_reached_have_no_scores() -> None:
-    scores = LazyScores(lambda: "abc", lambda name: None if name == "b" else torch.ones(1), 0)
+    scores = Lazy(lambda: "abc", lambda name: None if name == "b" else torch.ones(1), 0)
     assert list(scores) == ["a", "c"]
     assert len(scores) == 2
     assert "b" not in scores
@@ -67,7 +71,7 @@ def test_matrices_that_calibration_never_reached_have_no_scores() -> None:
 
 def test_a_key_error_of_the_score_is_no_unreached_matrix() -> None:
     statistics: dict[str, Tensor] = {}
-    scores = LazyScores(lambda: "ab", statistics.__getitem__)
+    scores = Lazy(lambda: "ab", statistics.__getitem__)
     with pytest.raises(KeyError):
         choose_masks(HALF, "ab", scores, lambda name: torch.ones(2, 2))["a"]
 
@@ -85,11 +89,11 @@ def test_a_model_whose_scores_do_not_fit_is_pruned_alike(
 ) -> None:
     ours, expected = language_model(architecture), language_model(architecture)
     plan = parse_method(method, sparsity=0.5)
-    records = prune_model(expected, windows, plan, new_store(expected), mode=mode)
+    records = prune_model(expected, windows, plan, new_store(expected), mode=mode).records
     live = Live()
-    monkeypatch.setattr("pruner_zero.pruning.lazy_scores.HELD_BYTES", 0)
-    monkeypatch.setattr(choice, "score_matrix", live.around(score_matrix))
-    assert prune_model(ours, windows, plan, new_store(ours), mode=mode) == records
+    monkeypatch.setattr("pruner_zero.pruning.masks.HELD_BYTES", 0)
+    monkeypatch.setattr(masks_module, "score_matrix", live.around(score_matrix))
+    assert prune_model(ours, windows, plan, new_store(ours), mode=mode).records == records
     for name, tensor in expected.model.state_dict().items():
         assert torch.equal(ours.model.state_dict()[name], tensor), name
     every = sum(matrix.weight.numel() * 4 for matrix in find_matrices(ours.model))
@@ -114,8 +118,8 @@ def test_units_are_chosen_alike_where_the_scores_of_a_block_do_not_fit(
         return dict(result.language_model.model.state_dict())
 
     expected, live = pruned(), Live()
-    monkeypatch.setattr("pruner_zero.pruning.lazy_scores.HELD_BYTES", 0)
-    monkeypatch.setattr(choice, "score_matrix", live.around(score_matrix))
+    monkeypatch.setattr("pruner_zero.pruning.masks.HELD_BYTES", 0)
+    monkeypatch.setattr(masks_module, "score_matrix", live.around(score_matrix))
     ours = pruned()
     assert ours.keys() == expected.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in expected.items())

@@ -19,17 +19,20 @@ from transformers import (
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, find_couplings
-from pruner_zero.pruning import PruneResult, prune, prune_matrix
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.pruning import matrix as matrix_module
+from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import parse_method
-from pruner_zero.pruning.pipeline import check_plan, prune_model
-from pruner_zero.pruning.structured import Structured
+from pruner_zero.pruning.prune import prune
+from pruner_zero.pruning.result import PruneResult
 from pruner_zero.sparsity.steps.registry import run_steps
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
+from pruner_zero.structure.couplings import find_couplings
+from pruner_zero.structure.units import Structured
 from pruner_zero.text.windows import Windows
 from tests.conftest import save_tiny
-from tests.models.test_units import CASES, logits
 from tests.pruning.conftest import OpenStore, language_model
+from tests.structure.test_couplings import CASES, logits
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import INNER, VOCABULARY, tiny_model, tiny_windows
 
@@ -100,7 +103,7 @@ def masked(
     **settings: Any,
 ) -> None:
     """Prune in place up to the masks alone."""
-    pattern = pattern.of_model(model.model)
+    pattern = pattern.fit(model.model)
     method = parse_method("wanda", pattern=pattern, **settings)
     matrices = check_plan(model, method, pattern.include)
     prune_model(model, windows, method, new_store(model), matrices=matrices)
@@ -181,7 +184,7 @@ def test_steps_run_for_consumers_alone_since_they_change_no_producer(
         solved.append(layer.name)
         return result
 
-    monkeypatch.setattr(prune_matrix, "run_steps", run)
+    monkeypatch.setattr(matrix_module, "run_steps", run)
     model, everywhere = language_model("llama"), language_model("llama")
     masked(model, windows, new_store, PATTERNS[structure], update=update)
     couplings = find_couplings(model.model, structure)
@@ -241,9 +244,9 @@ def test_as_many_units_stay_as_the_parameters_allow(parameters: float | str, pro
 def test_the_nearest_number_of_parameters_is_named(structure: Structure, parameters: float) -> None:
     model = tiny_model("llama")
     with pytest.raises(PrunerZeroError, match="choose --parameters") as caught:
-        Structured(0.0, structure, 8, parameters=parameters).of_model(model)
+        Structured(0.0, structure, 8, parameters=parameters).fit(model)
     nearest = int(str(caught.value).split("--parameters ")[2].split(",")[0])
-    fitted = Structured(0.0, structure, 8, parameters=nearest).of_model(model)
+    fitted = Structured(0.0, structure, 8, parameters=nearest).fit(model)
     assert fitted.size(model)[0] == nearest
     ends = {8, INNER - 8} if structure == "channels" else {1}
     assert fitted.kept in ends
@@ -380,7 +383,7 @@ def test_each_impossible_combination_is_refused_in_one_line(
 
 
 def test_a_consumer_that_calibration_never_reached_is_a_clear_error() -> None:
-    pattern = Structured(0.34, multiple=8).of_model(tiny_model("llama"))
+    pattern = Structured(0.34, multiple=8).fit(tiny_model("llama"))
     names = pattern.couplings[1].producers
     with pytest.raises(PrunerZeroError, match=r"layers\.1\.mlp\.down_proj zero"):
         pattern.choose({name: torch.ones(INNER, 32) for name in names})

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_blocks
-from pruner_zero.pruning.folding import DAMPING, fold_blocks
+from pruner_zero.structure.folding import DAMPING, fold_blocks
 from tests.pruning.conftest import language_model
 from tests.tiny_models import tiny_windows
 

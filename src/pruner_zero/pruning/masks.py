@@ -1,0 +1,159 @@
+"""Masks of matrices: the method's metric scores them, and its pattern chooses the masks."""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pruner_zero.calibration.statistics import InputStatistic, select
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric.evaluate import ScoreError, score
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.terminals import TERMINALS, collected_for
+from pruner_zero.models.structure import Matrix
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.statistics import Statistics
+from pruner_zero.sparsity.pattern import Lazy, Pattern
+
+# Scores of 268 million weights: the scores of a small model are computed once; those of a large
+# model, which take more memory than its weights, are computed again when needed.
+HELD_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The mask of one matrix.
+
+    kept: bool (out, in), True = kept; None where the sweep chooses it. reached: whether calibration
+    reached the matrix.
+    """
+
+    kept: Tensor | None
+    reached: bool = True
+
+
+def masks_of(
+    matrices: Sequence[Matrix],
+    method: Method,
+    read: Callable[[Matrix], Statistics],
+    *,
+    load: Callable[[int], AbstractContextManager[object]] = nullcontext,
+    hold: int | None = None,
+    progress: Progress = SILENT,
+) -> Mapping[str, Mask]:
+    """The masks of one group of matrices, whose scores the method's pattern needs at once.
+
+    read: the statistics of one matrix that the metric needs. load: a context in which the weights
+    of a block are in memory; the default is for blocks that are. hold: how many bytes of scores are
+    kept, `HELD_BYTES` where None; other scores, and masks, are computed whenever they are asked
+    for. Raises PrunerZeroError naming a matrix that the metric cannot score.
+    """
+    by_name = {matrix.name: matrix for matrix in matrices}
+    swept: list[str] = []
+    if method.chooser and method.pattern.reach != "model":
+        # The sweep computes the score itself, one matrix at a time.
+        swept = [name for name, matrix in by_name.items() if not read(matrix).silent()]
+    scored = [name for name in by_name if name not in swept]
+    scores = scores_of(
+        [by_name[name] for name in scored], method.metric, read, load, hold, progress
+    )
+
+    def magnitude(name: str) -> Tensor:
+        with load(by_name[name].block):
+            return by_name[name].weight.float().abs()
+
+    masks = choose_masks(method.pattern, scored, scores, magnitude) if scored else {}
+
+    def mask(name: str) -> Mask:
+        return Mask(None) if name in swept else Mask(masks[name], name in scores)
+
+    return Lazy(by_name, mask)
+
+
+def scores_of(
+    matrices: Sequence[Matrix],
+    metric: Metric,
+    read: Callable[[Matrix], Statistics],
+    load: Callable[[int], AbstractContextManager[object]] = nullcontext,
+    hold: int | None = None,
+    progress: Progress = SILENT,
+) -> Lazy[Tensor]:
+    """The scores of `matrices` without those that calibration never reached; as `masks_of`."""
+    by_name = {matrix.name: matrix for matrix in matrices}
+
+    def compute(name: str) -> Tensor | None:
+        if name not in by_name:
+            return None
+        with load(by_name[name].block):
+            return score_matrix(by_name[name], read(by_name[name]), metric)
+
+    def names() -> Iterator[str]:
+        blocks = sorted({matrix.block for matrix in by_name.values()})
+        for index in progress.track(blocks, "scores", len(blocks)):
+            with load(index):
+                yield from (name for name, matrix in by_name.items() if matrix.block == index)
+
+    return Lazy(names, compute, HELD_BYTES if hold is None else hold)
+
+
+def choose_masks(
+    pattern: Pattern,
+    names: Collection[str],
+    scores: Mapping[str, Tensor],
+    magnitudes: Callable[[str], Tensor],
+) -> Mapping[str, Tensor]:
+    """The masks (out, in) of the matrices `names`, all of one group of the pattern's reach.
+
+    A matrix without `scores` was never reached by calibration: it is scored by its `magnitudes`,
+    and does not compete with matrices that have scores. Raises what `Pattern.choose` raises.
+    """
+    masks = pattern.choose(scores)
+    unreached = dict.fromkeys(name for name in names if name not in scores)
+    by_magnitude = pattern.within_matrices().choose(Lazy(unreached, magnitudes))
+
+    def mask(name: str) -> Tensor:
+        return by_magnitude[name] if name in unreached else masks[name]
+
+    return Lazy(names, mask)
+
+
+def reached_score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor | None:
+    """The scores (out, in) of one matrix, fp32; None where calibration never reached the matrix.
+
+    Such a matrix, as an expert that no token chose, has an all-zero statistic of its input, or an
+    all-zero statistic of its gradients from which the expression gives no scores. Raises ScoreError
+    where the metric itself fails.
+    """
+    silent = [
+        name
+        for name in expression.terminals
+        if TERMINALS[name].collected is not None and not terminals[name].any()
+    ]
+    if select(InputStatistic, collected_for(silent)):
+        return None
+    try:
+        return score(expression, terminals)
+    except ScoreError:
+        if silent:
+            return None
+        raise
+
+
+def score_matrix(matrix: Matrix, statistics: Statistics, metric: Metric) -> Tensor | None:
+    """The scores of `matrix` by `metric`, as `reached_score` gives them.
+
+    Raises PrunerZeroError naming the matrix where the metric itself fails.
+    """
+    if statistics.hessian is not None and not statistics.hessian.gram.any():
+        return None
+    try:
+        terminals = statistics.terminals({"W", *metric.needs}, matrix.weight.float())
+        return reached_score(metric.expression, terminals)
+    except ScoreError as error:
+        raise PrunerZeroError(
+            f"{metric} cannot score {matrix.name}: {error}: choose another metric, or exclude "
+            "the matrix"
+        ) from error

@@ -1,0 +1,121 @@
+"""One matrix of the model from its mask to its pruned weights, and its record."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from pruner_zero.models.structure import Matrix, common_kind
+from pruner_zero.pruning.masks import Mask
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.statistics import Statistics
+from pruner_zero.sparsity.steps.registry import plan, run_steps, used_damping
+from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.table import Tabular
+
+
+@dataclass(frozen=True)
+class MatrixRecord:
+    """One pruned matrix: how many of its weights are zero, and how it was updated.
+
+    damping: the share of the mean diagonal added to the Hessian, where an update was made.
+    note: a remark for the user, such as a fallback.
+    """
+
+    name: str
+    block: int
+    shape: tuple[int, int]
+    zeros: int
+    damping: float | None = None
+    note: str | None = None
+
+    @property
+    def kind(self) -> str:
+        """The name inside the block, the experts of a mixture being one kind."""
+        return common_kind(self.name, self.block)
+
+    @property
+    def sparsity(self) -> float:
+        """The share of weights that are zero."""
+        return self.zeros / (self.shape[0] * self.shape[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """The sparsity and all fields as JSON values."""
+        return {**asdict(self), "shape": list(self.shape), "sparsity": round(self.sparsity, 6)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "MatrixRecord":
+        """Read back what `to_json` wrote."""
+        fields = {key: value[key] for key in ("name", "block", "zeros", "damping", "note")}
+        shape = (value["shape"][0], value["shape"][1])
+        return cls(shape=shape, **fields)
+
+
+def prune_matrix(
+    matrix: Matrix, statistics: Statistics, method: Method, mask: Mask
+) -> MatrixRecord:
+    """Run the steps of the method on one matrix of the model, in place, and write the zeros.
+
+    A matrix that calibration never reached only gets the zeros of its mask, and so does a matrix
+    that only the dense model's tokens reached: the record's note says so. Raises PrunerZeroError
+    naming the matrix.
+    """
+    kept, hessian = mask.kept, statistics.hessian
+    # Under a Hessian of zeros, every step would give weights of zero.
+    if not mask.reached or (hessian is not None and not hessian.gram.diagonal().any()):
+        silent = " and ".join(statistics.silent()) or "its inputs"
+        consequence = "no step after the mask" if mask.reached else "pruned by magnitude"
+        note = f"calibration left {silent} zero: {consequence}"
+        assert kept is not None
+        return write_zeros(matrix, kept, note=note)
+    chooser = method.chooser if kept is None else None
+    steps = plan(method.steps, chooser)
+    # In whole rows that are kept there is no error, unless the step aims at other outputs.
+    whole = method.pattern.has_whole_rows(matrix.name) and (
+        hessian is None or hessian.target is None
+    )
+    if kept is not None and (not steps or whole):
+        return write_zeros(matrix, kept)
+    weight = matrix.weight.float()
+    layer = Layer(weight, hessian, method.pattern, kept, name=matrix.name)
+    result = run_steps(layer, steps)
+    matrix.weight.copy_(result.weight)
+    return write_zeros(matrix, result.mask, used_damping(hessian, steps), result.note)
+
+
+def write_zeros(
+    matrix: Matrix, kept: Tensor, damping: float | None = None, note: str | None = None
+) -> MatrixRecord:
+    """Write exact zeros where `kept` is False, and count all zeros of the matrix."""
+    weight = matrix.weight
+    # A weight that was −0.0, or became it in a narrow dtype, counts as pruned: make it 0.0 too.
+    zero = ~kept | (weight == 0)
+    weight.masked_fill_(zero, 0)
+    shape = (weight.shape[0], weight.shape[1])
+    return MatrixRecord(matrix.name, matrix.block, shape, int(zero.sum()), damping, note)
+
+
+def total_sparsity(records: Sequence[MatrixRecord]) -> float:
+    """The share of zeros over all pruned matrices together."""
+    weights = sum(record.shape[0] * record.shape[1] for record in records)
+    return sum(record.zeros for record in records) / weights
+
+
+class PrunedMatrices(Tabular):
+    """The base of pruning results: a row for each matrix, and the share of zeros."""
+
+    records: Sequence[MatrixRecord]
+
+    @property
+    def sparsity(self) -> float:
+        """The share of zeros over all pruned matrices."""
+        return total_sparsity(self.records)
+
+    def share(self) -> str:
+        """How much of the matrices is zero, as a sentence without its stop."""
+        return f"{self.sparsity:.2%} of the weights of {len(self.records)} matrices are zero"
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """One row for each matrix."""
+        return [record.to_json() for record in self.records]

@@ -1,0 +1,328 @@
+"""The whole model: when, and on which inputs, each block is calibrated, masked and changed.
+
+`masks.py` makes scores of weights and statistics, and the pattern chooses masks by them;
+`matrix.py` writes the zeros and runs the steps after the mask.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from pruner_zero.calibration.calibrate import calibrate
+from pruner_zero.calibration.statistics import InputStatistic, select
+from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.calibration.walk import Walk
+from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.choices import Mode
+from pruner_zero.journal import Journal
+from pruner_zero.metric.metric import Metric
+from pruner_zero.models.blocks import Activations
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.offloaded import OffloadedModel, give_back
+from pruner_zero.models.structure import (
+    Matrix,
+    check_finite,
+    check_weights,
+    find_blocks,
+    find_matrices,
+)
+from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.checkpoint import (
+    commit_block,
+    finished_records,
+    last_activations,
+    new_activations,
+    new_dense_activations,
+    restore_blocks,
+)
+from pruner_zero.pruning.masks import Mask, masks_of, scores_of
+from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
+from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
+from pruner_zero.recovery.distillation import check_memory, distillation
+from pruner_zero.sparsity.pattern import Lazy, groups
+from pruner_zero.text.windows import Windows
+
+if TYPE_CHECKING:
+    from pruner_zero.recovery.train import Point
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """The outcome of a method.
+
+    method: with the units that it removed. size: the number of parameters of the pruned model and
+    their bytes. curve: the learning curve of the distillation.
+    """
+
+    method: Method
+    records: list[MatrixRecord]
+    size: tuple[int, int]
+    curve: "Sequence[Point]" = ()
+
+
+def prune_model(
+    language_model: LanguageModel,
+    windows: Windows,
+    method: Method,
+    store: StatisticsStore,
+    *,
+    mode: Mode = "auto",
+    matrices: Sequence[Matrix] | None = None,
+    seed: int = 0,
+    journal: Journal | None = None,
+    undo: ExitStack | None = None,
+    progress: Progress = SILENT,
+) -> Pruned:
+    """Prune the model by one method, in place: masks and steps, cut-out units, distillation.
+
+    Sequential: each block is calibrated on the output of the pruned blocks before it, as Wanda and
+    SparseGPT do; G is always of the dense model. One-shot: everything is calibrated on the dense
+    model. matrices: what `check_plan` returned; all matrices, after the same checks, where None;
+    where no units are cut out, they alone are trained. `store` keeps the dense statistics.
+    `journal` makes each finished block durable; it holds the result of an offloaded model, and
+    its activations between two blocks. seed: of the distillation. undo: units that were cut out
+    come back when it is closed; where None they are gone for good. An offloaded model keeps masked
+    units: its files are cut when they are saved. Raises PrunerZeroError.
+    """
+    on_disk = isinstance(language_model, OffloadedModel)
+    if on_disk and journal is None:
+        raise ValueError("an offloaded model needs a journal to be pruned into")
+    if matrices is None:
+        matrices = check_plan(language_model, method)
+    train = None
+    if method.distill:
+        # First, because it keeps a copy of the dense model.
+        folder = journal.folder / f"training-{method.distill}" if journal else None
+        train = distillation(
+            language_model, windows, method.distill, seed=seed, folder=folder, progress=progress
+        )
+    order = method.mode(mode)
+    calibrate(language_model, windows, method.dense_kinds(order), store, progress=progress)
+    statistics = DenseStatistics(store, method.damping)
+    propagated = order == "sequential" and bool(select(InputStatistic, method.kinds))
+    if method.pattern.decides:
+        method = _decided(language_model, windows, method, statistics, progress)
+    run = _Run(language_model, windows, method, matrices, statistics, progress, journal, propagated)
+    records = run.blocks()
+    for record in records:
+        if record.note:
+            progress.note(f"{record.name}: {record.note}")
+    model, pattern = language_model.model, method.pattern
+    size = pattern.size(model)
+    if undo is not None:
+        undo.enter_context(pattern.shrunk(model))
+    elif not on_disk:
+        pattern.shrink(model)
+    if train is None:
+        return Pruned(method, records, size)
+    # Where units were cut out, all matrices are trained, and experts have other numbers.
+    return Pruned(method, records, size, train(find_matrices(model) if pattern.unit else matrices))
+
+
+def check_plan(
+    language_model: LanguageModel,
+    method: Method,
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    *,
+    weights: bool = True,
+) -> list[Matrix]:
+    """The matrices that will be pruned, chosen as by `find_matrices`.
+
+    weights: whether to read all of them, as `check_parameters` does. Raises PrunerZeroError for all
+    mistakes that can be found before calibration.
+    """
+    matrices = find_matrices(language_model.model, include, exclude)
+    for matrix in matrices:
+        method.pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
+    if weights:
+        check_parameters(language_model, matrices)
+    if method.distill:
+        share, cut = method.pattern.sparsity, method.pattern.unit is not None
+        check_memory(language_model, matrices, share, cut=cut)
+    return matrices
+
+
+def check_parameters(language_model: LanguageModel, matrices: Sequence[Matrix]) -> None:
+    """Raise PrunerZeroError for NaN and infinity, except in matrices that are left out."""
+    model = language_model.model
+    others = {matrix.parameter_name for matrix in find_matrices(model)}
+    names = {id(p): name for name, p in model.named_parameters() if name not in others}
+
+    def named(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+        return ((names[id(p)], p) for p in module.parameters() if id(p) in names)
+
+    by_block = defaultdict(list)
+    for matrix in matrices:
+        by_block[matrix.block].append(matrix)
+    for index in range(len(find_blocks(model))):
+        with language_model.block(index) as block:
+            check_weights(by_block[index])
+            check_finite(named(block))
+            for parameter in block.parameters():
+                names.pop(id(parameter), None)
+    with language_model.outside():
+        check_finite(named(model))
+
+
+@torch.no_grad()
+def _decided(
+    language_model: LanguageModel,
+    windows: Windows,
+    method: Method,
+    statistics: DenseStatistics,
+    progress: Progress,
+) -> Method:
+    """The method with the units that its pattern removes, and the dense model prepared for it."""
+    pattern, model = method.pattern, language_model.model
+    matrices = find_matrices(model)
+    if kind := pattern.statistic:
+        blocks = {matrix.name: matrix.block for matrix in matrices}
+        read = statistics.store.read
+        scores = Lazy(blocks, lambda name: read(kind, blocks[name], [name])[name])
+    else:
+        scores = scores_of(
+            matrices, method.metric, lambda m: statistics.read(m, method.scoring_kinds), hold=0
+        )
+    pattern = pattern.decide(model, scores).prepare(language_model, windows.tokens, progress)
+    # The pattern names the units by now: the masks need no scores of another metric.
+    return replace(method, metric=Metric.of("magnitude"), pattern=pattern)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The parts of one run."""
+
+    language_model: LanguageModel
+    windows: Windows
+    method: Method
+    matrices: Sequence[Matrix]
+    statistics: DenseStatistics
+    progress: Progress
+    journal: Journal | None
+    propagated: bool
+
+    @torch.no_grad()
+    def blocks(self) -> list[MatrixRecord]:
+        """Prune all blocks that are not finished yet; the records of all."""
+        model, method, journal = self.language_model, self.method, self.journal
+        # This looks at dense weights, so it comes before finished blocks are restored.
+        dense = self.dense_masks() if method.pattern.reach == "model" else None
+        first, records = (journal.finished, finished_records(journal)) if journal else (0, [])
+        last = max(matrix.block for matrix in self.matrices)
+        walk = self.walk(first) if self.propagated and first <= last else None
+        if journal and not self.on_disk:
+            restore_blocks(journal, self.matrices)
+            if walk:
+                for index in range(first):
+                    with model.block(index) as block:
+                        walk.advance(block, index)
+        unfinished = range(first, len(self.by_block))
+        for index in self.progress.track(unfinished, "pruning", len(unfinished)):
+            matrices = self.by_block[index]
+            with model.block(index) as block:
+                inputs: dict[str, Statistics] = {}
+                if walk:
+                    collected = walk.collect(block, index, matrices, method.kinds)
+                    inputs = block_statistics(collected, method.damping)
+                done = list(self.prune(dense, matrices, inputs))
+                if index == last:
+                    # No block after it has matrices, so nothing needs its outputs.
+                    walk = None
+                if walk:
+                    walk.advance(block, index)
+                if journal:
+                    hidden = walk.hidden if walk and isinstance(walk.hidden, WindowFile) else None
+                    # Not bound to a name, so that the tensors are freed with the block.
+                    commit_block(journal, model.changed(index, matrices), done, hidden)
+            records += done
+        return records
+
+    def walk(self, finished: int) -> Walk:
+        """The walk over the pruned blocks, in files of the journal for an offloaded model.
+
+        It stands before the first block, for an offloaded model after its `finished` blocks.
+        Asymmetric steps need a walk over the dense blocks beside it, which are dense at this point.
+        """
+        model, tokens, windows = self.language_model, self.windows.tokens, len(self.windows)
+        journal = self.journal if self.on_disk else None
+
+        def storage(index: int) -> Activations:
+            return new_activations(journal, index - 1, windows) if journal else []
+
+        def dense_storage(index: int) -> Activations:
+            return new_dense_activations(journal, index - 1, windows) if journal else []
+
+        dense = None
+        if self.method.asymmetric:
+            dense = Walk(model, tokens, dense_storage)
+            for index in range(finished):
+                with model.block(index) as block:
+                    dense.advance(block, index, observed=True)
+        return Walk(model, tokens, storage, last_activations(journal) if journal else None, dense)
+
+    def dense_masks(self) -> Mapping[str, Mask]:
+        """The masks of all matrices, by the scores of the whole dense model."""
+
+        def read(matrix: Matrix) -> Statistics:
+            return self.statistics.read(matrix, self.method.scoring_kinds)
+
+        load, hold = self.language_model.block, 0 if self.on_disk else None
+        return masks_of(
+            self.matrices, self.method, read, load=load, hold=hold, progress=self.progress
+        )
+
+    def prune(
+        self,
+        dense: Mapping[str, Mask] | None,
+        matrices: Sequence[Matrix],
+        inputs: dict[str, Statistics],
+    ) -> Iterator[MatrixRecord]:
+        """Prune the matrices of one loaded block; entries of `inputs` are removed when used.
+
+        dense: the masks where the scores of the dense model have chosen them.
+        """
+        by_name = {matrix.name: matrix for matrix in matrices}
+        blocks = {name: matrix.block for name, matrix in by_name.items()}
+        # All masks of the block, before the first of its weights changes.
+        chosen = None if dense is None else {name: dense[name] for name in blocks}
+        for names in (
+            groups(self.method.pattern, blocks) if chosen is None else [[name] for name in blocks]
+        ):
+            group = [by_name[name] for name in names]
+            statistics = {matrix: self.read(matrix, inputs) for matrix in group}
+            masks = chosen
+            if masks is None:
+                lazy = masks_of(group, self.method, statistics.__getitem__)
+                masks = {name: lazy[name] for name in names}
+            for matrix in group:
+                yield prune_matrix(matrix, statistics.pop(matrix), self.method, masks[matrix.name])
+                if self.on_disk:
+                    give_back()
+
+    def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:
+        """The statistics of one matrix: its entry of `inputs`, else those of the dense model."""
+        kinds = self.method.kinds
+        if not inputs:
+            return self.statistics.read(matrix, kinds)
+        dense = self.statistics.read(matrix, kinds - select(InputStatistic, kinds).keys())
+        fresh = inputs.pop(matrix.name)
+        return replace(fresh, values={**fresh.values, **dense.values})
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the model is read block by block."""
+        return isinstance(self.language_model, OffloadedModel)
+
+    @cached_property
+    def by_block(self) -> list[list[Matrix]]:
+        """The chosen matrices of each block."""
+        count = len(find_blocks(self.language_model.model))
+        return [[matrix for matrix in self.matrices if matrix.block == i] for i in range(count)]
