@@ -46,9 +46,9 @@ from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.mixture import load_mixture
 from pruner_zero.text.windows import consecutive_windows
 from recorded import Costs, Recorded, Table, measure_costs
+from tables import markdown, results, script_parser, write_page
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "duel"
+RESULTS = results("duel")
 USUAL = "builtin:smollm2-135m"
 # How the names of results begin whose minutes are of the processor.
 PROCESSOR = "processor-"
@@ -65,7 +65,7 @@ COSTS = {USUAL: Costs(closed_form=0.26, masks=1.1, window=1.48)}
 
 def main() -> None:
     """Run what is missing, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default=USUAL)
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
     parser.add_argument("--text", help="WikiText-2 test, raw")
@@ -81,7 +81,7 @@ def main() -> None:
     if given.arms or given.beside:
         torch.set_num_threads(1)
         run(given)
-    write_page()
+    write_page("duel", page())
 
 
 def run(given: argparse.Namespace) -> None:
@@ -240,9 +240,9 @@ def curve(study: Study) -> list[tuple[float, float]]:
     return points
 
 
-def write_page() -> None:
-    """Write duel.md from the result files that are there."""
-    results = {file: json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))}
+def page() -> str:
+    """The page of the result files that are there."""
+    found = {file: json.loads(file.read_text()) for file in sorted(RESULTS.glob("*.json"))}
     lines = [
         "# The search beside random search, seed by seed",
         "",
@@ -254,7 +254,7 @@ def write_page() -> None:
         "",
     ]
     tables: dict[str, list[dict[str, Any]]] = {}
-    for file, result in results.items():
+    for file, result in found.items():
         model = Path(result.get("model", USUAL)).stem.removeprefix("builtin:")
         title = f"{model}, " + " ".join(f"{key} {value}" for key, value in result["zeros"].items())
         # Before there was a clock of judgements.
@@ -267,9 +267,7 @@ def write_page() -> None:
         arms = [row for row in rows if "arm" in row]
         fixed = [row for row in rows if "metric" in row]
         lines += [f"## {title}", "", *_against(arms), *_runs(arms, fixed), ""]
-    notes = HERE / "results" / "duel-notes.md"
-    lines += [notes.read_text()] if notes.exists() else []
-    (HERE / "duel.md").write_text("\n".join(lines).rstrip() + "\n")
+    return "\n".join(lines)
 
 
 def _against(rows: list[dict[str, Any]]) -> list[str]:
@@ -278,11 +276,7 @@ def _against(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         by_arm.setdefault(row["arm"], {})[row["seed"]] = statistics.mean(row["losses"])
     first = by_arm.get("default", {})
-    lines = [
-        "| against the default | seeds | default is better in | median difference, nats"
-        " | median perplexity of the arm | of the default |",
-        "|---|---|---|---|---|---|",
-    ]
+    rows_of_arms = []
     for arm, losses in by_arm.items():
         seeds = sorted(losses.keys() & first.keys())
         if arm == "default" or not seeds:
@@ -296,17 +290,17 @@ def _against(rows: list[dict[str, Any]]) -> list[str]:
             f"{math.exp(statistics.median(losses[seed] for seed in seeds)):.2f}",
             f"{math.exp(statistics.median(first[seed] for seed in seeds)):.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, ""] if len(lines) > 2 else []
+        rows_of_arms.append(cells)
+    header = ["against the default", "seeds", "default is better in", "median difference, nats"]
+    header += ["median perplexity of the arm", "of the default"]
+    return [markdown(header, rows_of_arms)] if rows_of_arms else []
 
 
 def _runs(rows: list[dict[str, Any]], fixed: list[dict[str, Any]]) -> list[str]:
     windows = len((rows + fixed)[0]["losses"])
-    lines = [
-        "| seed | arm | minutes | candidates | few | all | minutes to the best"
-        f" | perplexity on test, 12 windows | {windows} windows | chosen |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
+    header = ["seed", "arm", "minutes", "candidates", "few", "all", "minutes to the best"]
+    header += ["perplexity on test, 12 windows", f"{windows} windows", "chosen"]
+    table = []
     lowest = min((row["curve"][-1][1] for row in rows if row["curve"]), default=math.inf)
     for row in sorted(rows, key=lambda row: (row["seed"], row["arm"])):
         cells = [
@@ -319,11 +313,11 @@ def _runs(rows: list[dict[str, Any]], fixed: list[dict[str, Any]]) -> list[str]:
             *_perplexities(row),
             f"`{row['winner']}`",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
+        table.append(cells)
     for row in fixed:
         cells = ["", "fixed", "", "", "", "", "", *_perplexities(row), f"`{row['metric']}`"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        table.append(cells)
+    return [markdown(header, table)]
 
 
 def _minutes_to(points: list[list[float]], loss: float) -> str:

@@ -26,9 +26,8 @@ from pruner_zero.files import write_json
 from pruner_zero.models import find_matrices, load_model
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.windows import random_windows
-from tables import machine, markdown
+from tables import machine, markdown, results, script_parser, write_page
 
-HERE = Path(__file__).parent
 OURS = {
     f"{method}, {name}": (method, options)
     for method in ("wanda", "sparsegpt")
@@ -44,7 +43,7 @@ CASES = ("wanda, llm-compressor", *list(OURS)[:3], "sparsegpt, llm-compressor", 
 
 def main() -> None:
     """Measure the rounds that are missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", required=True, help="WikiText-2 validation, raw")
     parser.add_argument("--text", required=True, help="WikiText-2 test, raw")
@@ -55,7 +54,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--folder", type=Path, default=Path("runs/end-to-end"))
-    parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "end-to-end.json")
+    parser.add_argument("-o", "--output", type=Path, default=results("end-to-end.json"))
     given = parser.parse_args()
     given.folder.mkdir(parents=True, exist_ok=True)
     model = load_model(given.model)
@@ -76,8 +75,8 @@ def main() -> None:
             run = {"case": case, "repeat": repeat, **run_case(case, dense, given, masks)}
             report["runs"].append(run)
             write_json(given.output, report)
-            write_page(report)
-    write_page(report)
+            write_page("end-to-end", page(report))
+    write_page("end-to-end", page(report))
 
 
 def run_case(
@@ -88,9 +87,8 @@ def run_case(
     for old in (output, cache):
         shutil.rmtree(old, ignore_errors=True)
     if case in PEER:
-        script = str(HERE / "peer_oneshot.py")
-        command = [given.peer, script, str(dense), str(given.folder / "windows.npy"), PEER[case]]
-        command.append(str(output))
+        script, windows = Path(__file__).with_name("peers.py"), given.folder / "windows.npy"
+        command = [given.peer, *map(str, (script, PEER[case], dense, windows, 0.5, output))]
     else:
         method, options = OURS[case]
         command = [sys.executable, "-m", "pruner_zero", "prune", str(dense), "--metric", method]
@@ -114,8 +112,8 @@ def run_case(
     return run | {"perplexity": result.perplexity}
 
 
-def write_page(report: dict[str, Any]) -> None:
-    """Write end-to-end.md: medians, and their ratios to the peer's medians."""
+def page(report: dict[str, Any]) -> str:
+    """The page: medians, and their ratios to the peer's medians."""
     where = report["machine"]
     lines = [
         "# `prune` beside llm-compressor",
@@ -148,7 +146,7 @@ def write_page(report: dict[str, Any]) -> None:
         cells += [f"{median(case, 'perplexity'):.2f}", f"{agreement:.4f}" if agreement else ""]
         rows.append(cells)
     lines.append(markdown([*header, "perplexity", "agreement"], rows))
-    (HERE / "end-to-end.md").write_text("\n".join(lines))
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ Writes benchmarks/families.md. A tiny random model of each family is pruned, sav
 transformers alone and run; the page lists each refusal with the reason that the program gives.
 """
 
-import argparse
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
@@ -22,13 +21,12 @@ from pruner_zero import PrunerZeroError, prune
 from pruner_zero.choices import Structure
 from pruner_zero.structure.blocks import check_dropped
 from pruner_zero.text.corpus import Corpus
-from tables import markdown
+from tables import HERE, markdown, script_parser, write_page
 
-HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
-from tests.tiny import tiny_tokenizer  # noqa: E402 (the path above)
-from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows  # noqa: E402
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
 
 # A third of the blocks is two of six: families with alternating kinds of blocks can lose a pair.
 SHARES: dict[Structure, float] = {"channels": 0.5, "heads": 0.5, "blocks": 1 / 3, "experts": 0.25}
@@ -101,6 +99,6 @@ def page(architectures: Iterable[str] = ARCHITECTURES) -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    script_parser(__doc__).parse_args()
     disable_progress_bar()
-    (HERE / "families.md").write_text(page())
+    write_page("families", page())

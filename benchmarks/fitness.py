@@ -14,7 +14,6 @@ import math
 import statistics
 import time
 from itertools import combinations, zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,8 @@ from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
 from pruner_zero.text.mixture import load_mixture
-from tables import markdown
+from tables import markdown, results, script_parser, write_page
 
-HERE = Path(__file__).parent
 SCOPES = ("row", "block", "matrix", "global")
 BY_HAND = ("W * G", "W * G^0.5", "W * G^0.5 * X^0.25", "W * X * G^0.25", "sqr(W) * G", "W * X^0.5")
 # The number of search windows for the loss, and of those among them for the divergence.
@@ -45,7 +43,7 @@ KNOWN = ("magnitude", "wanda", "gblm", "ria", "pruner-zero")
 
 def main() -> None:
     """Measure the missing metrics and write the page."""
-    parser = argparse.ArgumentParser()
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", default="wiki.valid.raw")
     parser.add_argument("--search-text", default="wiki.valid.raw")
@@ -57,13 +55,13 @@ def main() -> None:
     given = parser.parse_args()
     if not given.page:
         measure(given)
-    write_page()
+    write_page("fitness", page())
 
 
 def measure(given: argparse.Namespace) -> None:
     """Judge the metrics that are missing, and write a line for each."""
     name = "50" if given.pattern is None else given.pattern.replace(":", "-")
-    output = HERE / "results" / f"fitness-{name}-{'-'.join(given.scopes)}.jsonl"
+    output = results(f"fitness-{name}-{'-'.join(given.scopes)}.jsonl")
     zeros = {"pattern": given.pattern} if given.pattern else {"sparsity": 0.5}
     settings = SearchSettings(
         model=given.model,
@@ -165,8 +163,8 @@ def _log_probabilities(model: Any, window: Tensor) -> Tensor:
     return functional.log_softmax(model(window[None], use_cache=False).logits[0].float(), dim=-1)
 
 
-def write_page() -> None:
-    """Write fitness.md from the result files that are there."""
+def page() -> str:
+    """The page of the result files that are there."""
     names = ["relative", "sensitive", "closed"]
     names += [f"{kind}, {count}" for count in (1, 2) for kind in ("loss", "divergence")]
     lines = [
@@ -187,7 +185,7 @@ def write_page() -> None:
         "",
     ]
     rows, judged = [], []
-    for file in sorted((HERE / "results").glob("fitness-*.jsonl")):
+    for file in sorted(results("").glob("fitness-*.jsonl")):
         closed = {
             (line["expression"], line["scope"]): line
             for line in read_lines(file.with_name(file.name.replace("fitness", "closed-forms")))
@@ -207,7 +205,7 @@ def write_page() -> None:
         f" {_slope(judged):.1f} per nat of loss, the median slope over all pairs: where a search"
         " cannot tell yet, `Surrogate` takes 2.",
     ]
-    (HERE / "fitness.md").write_text("\n".join([*lines, ""]))
+    return "\n".join(lines)
 
 
 def _slope(judged: list[dict[str, Any]]) -> float:

@@ -6,7 +6,6 @@ Draws benchmarks/headline.svg from results/updates-50.json and updates-2-4.json,
 benchmarks/methods.py wrote: SmolLM2-135M, the first 12 windows of WikiText-2 test.
 """
 
-import argparse
 import json
 import math
 from io import BytesIO
@@ -17,8 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pruner_zero.files import write_atomic
+from tables import HERE, results, script_parser
 
-HERE = Path(__file__).parent
 DENSE, WINDOWS = 25.88, 12
 CLASSIC, OURS = "#9aa5b1", "#0b5cad"
 # Label in the result file → (label in the figure, whether this program adds a part of the method).
@@ -39,7 +38,7 @@ ROWS = {
 
 def main() -> None:
     """Draw both panels."""
-    argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None).parse_args()
+    script_parser(__doc__).parse_args()
     figure = Figure(figsize=(8.6, 2.7), layout="constrained")
     for axes, zeros in zip(figure.subplots(1, 2), ("50", "2-4"), strict=True):
         draw(axes, zeros)
@@ -58,7 +57,7 @@ def save(figure: Figure, file: Path) -> None:
 
 def draw(axes: Axes, zeros: str) -> None:
     """Draw a bar for each method measured at this pattern of zeros, and the dense model's line."""
-    rows = json.loads((HERE / "results" / f"updates-{zeros}.json").read_text())["rows"]
+    rows = json.loads(results(f"updates-{zeros}.json").read_text())["rows"]
     losses = {row["label"]: row["losses"][:WINDOWS] for row in rows}
     bars = [
         (name, ours, math.exp(sum(losses[label]) / WINDOWS))

@@ -14,18 +14,106 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+
 from pruner_zero.files import write_json
-from shapes import Shape, make_checkpoint
-from tables import machine
+from pruner_zero.tensor_file import TensorFile, write_tensors
+from tables import machine, markdown, results, script_parser, write_page
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a LLaMA model."""
+
+    hidden: int
+    intermediate: int
+    blocks: int
+    heads: int
+    kv_heads: int
+    vocabulary: int = 32000
+
+    @property
+    def name(self) -> str:
+        """A name for folders and tables."""
+        return f"llama-{self.hidden}x{self.intermediate}x{self.blocks}"
+
+    def config(self) -> LlamaConfig:
+        """The configuration of a model with this shape."""
+        return LlamaConfig(
+            vocab_size=self.vocabulary,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            num_hidden_layers=self.blocks,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            max_position_embeddings=4096,
+            bos_token_id=0,
+            eos_token_id=0,
+            tie_word_embeddings=False,
+            dtype="bfloat16",
+            architectures=["LlamaForCausalLM"],
+        )
+
+
+def make_checkpoint(shape: Shape, folder: Path, seed: int = 0) -> Path:
+    """Write a random model of `shape` with a tokenizer to `folder`, unless it is there already."""
+    if (folder / INDEX).is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    generator = torch.Generator().manual_seed(seed)
+    shape.config().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    with torch.device("meta"):
+        described = AutoModelForCausalLM.from_config(shape.config())
+    parts: dict[str, dict[str, torch.Size]] = defaultdict(dict)
+    for name, parameter in described.named_parameters():
+        part = name.split(".")[2] if ".layers." in name else ""
+        parts[part][name] = parameter.shape
+    weight_map: dict[str, str] = {}
+    total = 0
+    for number, shapes in enumerate(parts.values(), 1):
+        file = folder / f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+        tensors = {name: _weight(size, generator) for name, size in shapes.items()}
+        write_tensors(file, tensors, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file.name)
+        total += TensorFile(file).nbytes
+    # Written last, so that a folder with an index is complete.
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+    return folder
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer of bytes: it encodes any text, and needs no download."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {symbol: index for index, symbol in enumerate(["<s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>")
+
+
+def _weight(size: torch.Size, generator: torch.Generator) -> Tensor:
+    """A norm of ones, or a matrix drawn like LLaMA's initialisation."""
+    if len(size) == 1:
+        return torch.ones(size, dtype=torch.bfloat16)
+    return torch.empty(size, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+
 
 SMALL = {"hidden": 1024, "intermediate": 2816, "heads": 16, "kv_heads": 16}
 ONE_BILLION = Shape(2048, 5632, 22, 32, 4)
 SEVEN_BILLION = Shape(4096, 11008, 32, 32, 32)
 SHAPES = {"small": Shape(**SMALL, blocks=4), "1B": ONE_BILLION, "7B": SEVEN_BILLION}
-HERE = Path(__file__).parent
 # Methods that need more options than a metric at a sparsity of one half.
 OPTIONS = {
     "channels": ["--metric", "wanda", "--structure", "channels", "--sparsity", "0.2"],
@@ -90,14 +178,14 @@ def prune(
 
 def main() -> None:
     """Make the runs that are missing and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("--folder", type=Path, default=Path("runs/memory"))
     parser.add_argument("--windows", type=int, default=4)
     parser.add_argument("--seqlen", type=int, default=256)
     parser.add_argument("--depths", type=int, nargs="*", default=[4, 8, 16])
     parser.add_argument("--shapes", nargs="*", default=["small", "1B"], choices=list(SHAPES))
     parser.add_argument("--methods", nargs="*", default=METHODS)
-    parser.add_argument("-o", "--output", type=Path, default=HERE / "results" / "memory.json")
+    parser.add_argument("-o", "--output", type=Path, default=results("memory.json"))
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     runs: list[tuple[Shape, str, bool]] = []
@@ -116,14 +204,14 @@ def main() -> None:
         if key not in [(o["shape"], o["blocks"], o["method"], o["offload"]) for o in done]:
             done.append(prune(shape, method, offload, arguments))
             write_json(arguments.output, report)
-            write_page(report)
+            write_page("memory", page(report))
         if shape.blocks not in arguments.depths and method == arguments.methods[-1]:
             shutil.rmtree(arguments.folder / shape.name, ignore_errors=True)
-    write_page(report)
+    write_page("memory", page(report))
 
 
-def write_page(report: dict[str, Any]) -> None:
-    """Write memory.md."""
+def page(report: dict[str, Any]) -> str:
+    """The page of all runs."""
     lines = [
         "# Peak memory of `prune`",
         "",
@@ -136,9 +224,8 @@ def write_page(report: dict[str, Any]) -> None:
         " *channels* of the two largest shapes shared two cores with three other processes. [Result"
         " file](results/memory.json).",
         "",
-        "| shape | blocks | checkpoint, MiB | tokens | method | | peak, MiB | s |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    rows = []
     for run in report["results"]:
         cells = [
             *(run[name] for name in ("shape", "blocks", "checkpoint_mib", "tokens")),
@@ -147,8 +234,9 @@ def write_page(report: dict[str, Any]) -> None:
             run["error"] if run["exit"] else run["peak_mib"],
             f"{run['seconds']:.0f}",
         ]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
-    (HERE / "memory.md").write_text("\n".join([*lines, ""]))
+        rows.append([str(cell) for cell in cells])
+    header = ["shape", "blocks", "checkpoint, MiB", "tokens", "method", "", "peak, MiB", "s"]
+    return "\n".join([*lines, markdown(header, rows)])
 
 
 if __name__ == "__main__":

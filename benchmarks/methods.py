@@ -20,7 +20,7 @@ from pruner_zero import compare
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_json
 from pruner_zero.models import load_model
-from tables import cut, markdown, results
+from tables import cut, markdown, results, script_parser, write_page
 
 # The winners of earlier searches (decisions.md), at 2:4 and at 50 %, and one of a later search.
 EVOLVED = "EVOLVED"
@@ -143,7 +143,7 @@ PAGES = {
 
 def main() -> None:
     """Measure the rows that are missing and write the pages."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
     parser.add_argument("--text", help="WikiText-2 test, raw")
@@ -193,7 +193,7 @@ def write_pages() -> None:
             if name.startswith(page) and file.exists():
                 table = json.loads(file.read_text())
                 lines += ["", f"## {chosen.title}", "", _shown(table), _origin(table, file)]
-        (file.parents[1] / f"{page}.md").write_text("\n".join([*lines, ""]))
+        write_page(page, "\n".join(lines))
 
 
 def _shown(table: dict[str, Any]) -> str:

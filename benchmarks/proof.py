@@ -35,10 +35,9 @@ from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.windows import consecutive_windows
-from tables import markdown
+from tables import HERE, markdown, results, script_parser
 
-HERE = Path(__file__).parent
-CELLS = HERE / "results" / "proof"
+CELLS = results("proof")
 # Pruned models that cells recover, and with --folders those of all cells.
 FOLDERS = Path("runs/proof")
 # Windows that the dense model wrote, after those that calibrations use.
@@ -47,7 +46,7 @@ TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
 # The first questions of each task, which all cells were asked.
 FIRST = (400, 400, 200)
 ACCURACIES = ("acc", "acc_norm")
-NOTES = HERE / "results" / "proof-notes.md"
+NOTES = results("proof-notes.md")
 # The part of the notes below the tables begins here.
 RESULTS = "## What holds, and what does not"
 # The methods that all others are compared with, question by question.
@@ -159,7 +158,7 @@ def all_cells() -> Iterator[Cell]:
 
 def main() -> None:
     """Fill the cells of a model that are missing, or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("model", help="a name for the files, or `page`")
     parser.add_argument("source", nargs="?", help="what prune takes as MODEL")
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")

@@ -24,16 +24,14 @@ from pruner_zero import evaluate, prune, recover
 from pruner_zero.cli.progress import LineProgress
 from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
-from tables import markdown
+from tables import markdown, results, script_parser, write_page
 
-HERE = Path(__file__).parent
-FILE = HERE / "results" / "recovery.json"
-NOTES = HERE / "results" / "recovery-notes.md"
+FILE = results("recovery.json")
 
 
 def main() -> None:
     """Measure one more row and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("page", nargs="?", choices=["page"], help="write the page alone")
     parser.add_argument("--model", default="builtin:smollm2-135m")
     parser.add_argument("--calibration", nargs="+", help="WikiText-2 validation, raw; or more")
@@ -51,7 +49,7 @@ def main() -> None:
     if given.page is None:
         rows.append(measure(given))
         write_json(FILE, rows)
-    (HERE / "recovery.md").write_text(page(rows))
+    write_page("recovery", page(rows))
 
 
 def measure(given: argparse.Namespace) -> dict[str, Any]:
@@ -150,8 +148,6 @@ def page(rows: list[dict[str, Any]]) -> str:
             ],
             cells,
         )
-        + "\n"
-        + NOTES.read_text()
     )
 
 

@@ -1,5 +1,6 @@
 """What the scripts of benchmarks share."""
 
+import argparse
 import os
 import platform
 from collections.abc import Sequence
@@ -9,6 +10,11 @@ from typing import Any
 import torch
 
 HERE = Path(__file__).parent
+
+
+def script_parser(doc: str | None) -> argparse.ArgumentParser:
+    """A parser whose description is the first line of a script's docstring."""
+    return argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
 
 
 def results(name: str) -> Path:

@@ -10,7 +10,7 @@
 Every model is a line of results/units.jsonl, and lines that are there are kept. All are made by
 `prune --structure` from statistics of the dense model (--mode one-shot), so that they differ in
 nothing but the units that go and the refit, but for those that say "block after block". --windows
-writes the tokens that they are calibrated on, for peer_structured.py; --peers measures the folders
+writes the tokens that they are calibrated on, for peers.py; --peers measures the folders
 that it made; --search writes what a search of units found, results/units-search-STRUCTURE.json.
 news.txt is that of proof.py. The page is units.md.
 """
@@ -35,10 +35,9 @@ from pruner_zero.files import read_lines, write_json
 from pruner_zero.models import LanguageModel, load_model
 from pruner_zero.structure.units import Structured
 from pruner_zero.text.mixture import load_mixture
+from tables import markdown, results, script_parser, write_page
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "units.jsonl"
-NOTES = HERE / "results" / "units-notes.md"
+RESULTS = results("units.jsonl")
 MODEL = "builtin:smollm2-135m"
 # Windows of 1024 tokens of each text.
 WINDOWS = 8
@@ -79,7 +78,7 @@ REFITS = {"none": "without refit", "exact": "with refit", "peer": "by other pack
 
 def main() -> None:
     """Measure the models that are missing, and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("--calibration", help="WikiText-2 validation, raw")
     parser.add_argument("--texts", nargs="*", default=[], metavar="NAME=TEXT")
     parser.add_argument("--evolved", help="the metric that a search found")
@@ -99,7 +98,7 @@ def main() -> None:
         write_search(Study.open(given.search))
     elif not given.page:
         run(given)
-    (HERE / "units.md").write_text(page(read_lines(RESULTS)))
+    write_page("units", page(read_lines(RESULTS)))
 
 
 def run(given: argparse.Namespace) -> None:
@@ -134,7 +133,7 @@ def run(given: argparse.Namespace) -> None:
         }
         with RESULTS.open("a") as file:
             file.write(json.dumps(line) + "\n")
-        (HERE / "units.md").write_text(page(read_lines(RESULTS)))
+        write_page("units", page(read_lines(RESULTS)))
 
 
 def write_search(study: Study) -> None:
@@ -145,7 +144,7 @@ def write_search(study: Study) -> None:
         "hall_of_fame": study.hall_of_fame.to_rows(),
         "final": study.final_race.to_rows(),
     }
-    file = HERE / "results" / f"units-search-{study.settings['structure']}.json"
+    file = results(f"units-search-{study.settings['structure']}.json")
     write_json(file, found)
 
 
@@ -253,12 +252,7 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
             shares = sorted({line["sparsity"] for line in chosen})
             sizes = {line["sparsity"]: f"{line['kept'] / 1e6:.1f} M" for line in chosen}
             heads = [f"{100 * share:.0f} % ({sizes[share]})" for share in shares]
-            text += [
-                f"## {structure.capitalize()}, {words}",
-                "",
-                f"| chosen by | {' | '.join(heads)} |",
-                "|---|" + "---|" * len(heads),
-            ]
+            table = []
             named = dict.fromkeys((line["name"], line["metric"]) for line in chosen)
             for name, metric in sorted(
                 named, key=lambda row: ORDER.index(row[0]) if row[0] in ORDER else len(ORDER)
@@ -272,10 +266,10 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
                     ]
                     cells.append(" / ".join(f"{value:.1f}" for row in values for value in row))
                 label = name.replace(EVOLVED, f"{EVOLVED}, `{metric}`")
-                text.append(f"| {label} | {' | '.join(cells)} |")
-            text.append("")
-    text += [NOTES.read_text()] if NOTES.exists() else []
-    return "\n".join(text).rstrip() + "\n"
+                table.append([label, *cells])
+            text += [f"## {structure.capitalize()}, {words}", ""]
+            text.append(markdown(["chosen by", *heads], table))
+    return "\n".join(text)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ first 48 tokens of paragraphs of both, as a question of a task is short. Rows th
 kept; --only names the rows to fill.
 """
 
-import argparse
 import json
 import re
 from collections.abc import Mapping
@@ -28,10 +27,9 @@ from pruner_zero.calibration import self_windows
 from pruner_zero.files import write_atomic
 from pruner_zero.models import LanguageModel, load_model, start_token
 from pruner_zero.text.corpus import Corpus, load_corpus
+from tables import markdown, results, script_parser, write_page
 
-HERE = Path(__file__).parent
-ROWS = HERE / "results" / "why"
-NOTES = HERE / "results" / "why-notes.md"
+ROWS = results("why")
 # Characters at the end of a text that no row is calibrated on.
 KEPT = 120_000
 # Tokens of a question of a task, about.
@@ -95,7 +93,7 @@ TABLES = {"differs from `base` in": (BASE, FACTORS), "the earlier default's mask
 
 def main() -> None:
     """Fill the rows that are missing, or write the page."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = script_parser(__doc__)
     parser.add_argument("model", help="what prune takes as MODEL, or `page`")
     parser.add_argument("--text", help="WikiText-2 validation, raw")
     parser.add_argument("--only", nargs="*", help="names of rows, all where left out")
@@ -110,7 +108,7 @@ def main() -> None:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 row = fill(given.model, label, {**base, **changes}, texts)
                 write_atomic(file, json.dumps(row) + "\n")
-    write_atomic(HERE / "why.md", page())
+    write_page("why", page())
 
 
 def fill(
@@ -171,15 +169,14 @@ def page() -> str:
     for header, (_, labels) in TABLES.items():
         shown = [rows[label] for label in labels if label in rows]
         names = list(shown[0]["divergence"]) if shown else []
-        text += f"\n| {header} | {' | '.join(names)} | mean | minutes |\n"
-        text += "|---" * (len(names) + 3) + "|\n"
+        cells = []
         for row in shown:
             values = [row["divergence"][name] for name in names]
             values.append(sum(values) / len(values))
-            minutes = row["seconds"]["seconds"] / 60
-            cells = [f"{value:.3f}" for value in values]
-            text += f"| {row['label']} | {' | '.join(cells)} | {minutes:.1f} |\n"
-    return text + "\n" + NOTES.read_text()
+            minutes = f"{row['seconds']['seconds'] / 60:.1f}"
+            cells.append([row["label"], *(f"{value:.3f}" for value in values), minutes])
+        text += "\n" + markdown([header, *names, "mean", "minutes"], cells)
+    return text
 
 
 if __name__ == "__main__":
