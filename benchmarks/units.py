@@ -46,25 +46,19 @@ SHARES = {
     "channels": (0.2, 0.5, 0.3, 0.1),
     "heads": (0.3334,),
     "blocks": (0.1, 0.2, 0.3),
-    "mixed": (0.2,),
 }
-# One or two of the 30 blocks are folded, then channels go until the model has the parameters of
-# that without a fifth of its channels.
-MIXED, MIXED_PARAMETERS = (2, 1), 117_926_208
 # The settings of a search that its file names.
 SEARCHED = (
     *("calibration", "windows", "seqlen", "seed", "sparsity", "model", "minutes", "structure"),
     *("update", "search_windows", "final_windows"),
 )
 RANDOM, EVOLVED = "random units", "evolved"
-METRICS: Mapping[str, Mapping[str, Any]] = {
-    RANDOM: {"metric": "magnitude"},
-    "Wanda-sp": {"metric": "sqrt(W * X)"},
-    "Wanda": {"metric": "wanda"},
-    EVOLVED: {},
+METRICS = {
+    RANDOM: "magnitude",
+    "Wanda-sp": "sqrt(W * X)",
+    "Wanda": "wanda",
+    EVOLVED: None,
 }
-# The order of the rows; the second and the third are rows of earlier versions.
-ORDER = (RANDOM, "group magnitude", "Taylor", "Wanda-sp", "Wanda", EVOLVED)
 # What else the refit of Wanda's channels can have, at one share: statistics of each block from the
 # smaller blocks before it, and the distillation that `prune` adds where no metric is named.
 FURTHER: Mapping[str, Mapping[str, Any]] = {
@@ -111,11 +105,6 @@ def run(given: argparse.Namespace) -> None:
         print(row, flush=True)
         model = load_model(MODEL, dtype="float32")
         settings = {name: row[name] for name in row if name not in ("name", "metric")}
-        if row["structure"] == "mixed":
-            dropped = {"structure": "blocks", "sparsity": settings.pop("blocks") / 30}
-            prune(model, calibration=given.calibration, progress=LineProgress(), **dropped)
-            settings |= {"structure": "channels", "sparsity": None}
-            settings["parameters"] = str(MIXED_PARAMETERS)
         with random_units() if row["name"] == RANDOM else nullcontext():
             result = prune(
                 model,
@@ -183,23 +172,15 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for structure in given.structures:
         for share in SHARES[structure]:
             units = {"structure": structure, "sparsity": share}
-            if structure == "mixed":
-                for blocks in MIXED:
-                    plural = "s" if blocks > 1 else ""
-                    name = f"{blocks} block{plural}, then channels by Wanda"
-                    chosen = {"metric": "wanda", "update": "exact", "mode": "one-shot"}
-                    yield {"name": name, **units, **chosen, "blocks": blocks}
-                continue
             if structure == "blocks":
-                chosen = {"name": "block influence", "metric": "block-influence"}
+                influence = {"name": "block influence", "metric": "block-influence"}
                 for update in ("none", "exact"):
-                    yield {**chosen, **units, "update": update}
+                    yield {**influence, **units, "update": update}
                 continue
-            for name, settings in METRICS.items():
-                metric = settings.get("metric", given.evolved)
-                for update in ("none", "exact") if metric else ():
-                    chosen = {**settings, "metric": metric, "update": update, "mode": "one-shot"}
-                    yield {"name": name, **units, **chosen}
+            for name, metric in METRICS.items():
+                chosen = {"metric": metric or given.evolved, "mode": "one-shot"}
+                for update in ("none", "exact") if chosen["metric"] else ():
+                    yield {"name": name, **units, **chosen, "update": update}
             if (structure, share) == FURTHER_AT:
                 for words, settings in FURTHER.items():
                     chosen = {"metric": "wanda", "update": "exact", **settings}
@@ -253,9 +234,10 @@ def page(lines: Sequence[Mapping[str, Any]]) -> str:
             sizes = {line["sparsity"]: f"{line['kept'] / 1e6:.1f} M" for line in chosen}
             heads = [f"{100 * share:.0f} % ({sizes[share]})" for share in shares]
             table = []
+            order = list(METRICS)
             named = dict.fromkeys((line["name"], line["metric"]) for line in chosen)
             for name, metric in sorted(
-                named, key=lambda row: ORDER.index(row[0]) if row[0] in ORDER else len(ORDER)
+                named, key=lambda row: order.index(row[0]) if row[0] in order else len(order)
             ):
                 cells = []
                 for share in shares:
