@@ -66,7 +66,8 @@ def test_after_a_kill_the_same_command_adds_the_missing_rows(
     file = tmp_path / "table.json"
     command = [
         *("compare", model, "--calibration", text_file, "--text", text_file, "--sparsity", 0.5),
-        *("--windows", 40, "--seqlen", 48, "--methods", METHODS, "--cache", tmp_path / "cache"),
+        *("--windows", 8, "--seqlen", 32, "--windows-eval", 8, "--methods", METHODS),
+        *("--cache", tmp_path / "cache"),
     ]
     process = Forked(*command, "-o", file, log=tmp_path / "log")
     while process.process.is_alive() and not file.exists():
