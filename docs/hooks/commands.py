@@ -9,7 +9,7 @@ import typer
 from pruner_zero.cli.app import app
 from pruner_zero.metric import NAMED, OPERATORS, PUBLISHED, TERMINALS, parse
 from pruner_zero.metric.latex import to_mathml
-from pruner_zero.settings import Settings
+from pruner_zero.settings.base import Settings
 from pruner_zero.sparsity import STEPS
 
 # Where the settings of the verbs that take --config are.

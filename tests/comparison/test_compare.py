@@ -12,7 +12,8 @@ from pruner_zero.files import sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import Progress
-from pruner_zero.settings import CLASSICS, CalibrationSettings
+from pruner_zero.settings.calibration import CalibrationSettings
+from pruner_zero.settings.compare import CLASSICS
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
 

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings import Settings, read_settings
+from pruner_zero.settings.base import Settings, read_settings
 
 
 class Recipe(Settings):

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.settings import EvaluateSettings, read_settings
+from pruner_zero.settings.base import read_settings
+from pruner_zero.settings.evaluate import EvaluateSettings
 from tests.text.refusals import refusal
 
 

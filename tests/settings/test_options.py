@@ -7,17 +7,16 @@ from pathlib import Path
 import pytest
 
 import pruner_zero
-from pruner_zero import PrunerZeroError, settings
-from pruner_zero.settings import Option, Settings, options_of
+from pruner_zero import PrunerZeroError
+from pruner_zero.settings.base import Settings, read_settings
+from pruner_zero.settings.compare import CompareSettings
+from pruner_zero.settings.evaluate import EvaluateSettings
+from pruner_zero.settings.options import Option, options_of
+from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.search import SearchOptions
 
-VERBS = [
-    kind
-    for name in settings.__all__
-    if isinstance(kind := getattr(settings, name), type)
-    and issubclass(kind, Settings)
-    and "model" in kind.model_fields
-    and kind.__name__ != "ModelSettings"
-]
+VERBS = [CompareSettings, EvaluateSettings, PruneSettings, RecoverSettings, SearchOptions]
 SOURCE = Path(pruner_zero.__file__).parent
 MOST_PARAMETERS = 12
 
@@ -56,11 +55,11 @@ def test_a_dozen_options_come_first(kind: type[Settings]) -> None:
 @pytest.mark.parametrize("kind", VERBS, ids=lambda kind: kind.__name__)
 def test_an_unknown_keyword_is_refused_with_a_near_name(kind: type[Settings]) -> None:
     with pytest.raises(PrunerZeroError, match="no setting 'dtyp': did you mean 'dtype'"):
-        settings.read_settings(kind, {"model": "m", "dtyp": "float32"})
+        read_settings(kind, {"model": "m", "dtyp": "float32"})
 
 
 def test_words_set_an_option_as_a_shell_would() -> None:
-    options = options_of(settings.PruneSettings)
+    options = options_of(PruneSettings)
     assert options["sparsity"].words(0.5) == ["--sparsity", "0.5"]
     assert options["refine"].words(True) == ["--refine"]
     assert options["refine"].words(False) == []
@@ -68,7 +67,7 @@ def test_words_set_an_option_as_a_shell_would() -> None:
 
 
 def test_help_has_choices_and_default_unless_the_description_has_them() -> None:
-    options: dict[str, Option] = options_of(settings.PruneSettings)
+    options: dict[str, Option] = options_of(PruneSettings)
     assert options["dtype"].full_help.endswith(
         "One of auto, float32, bfloat16, float16. [default: auto]"
     )

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.settings import PruneSettings, read_settings
+from pruner_zero.settings.base import read_settings
+from pruner_zero.settings.prune import PruneSettings
 
 
 def settings(**given: Any) -> PruneSettings:

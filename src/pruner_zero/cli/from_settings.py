@@ -9,7 +9,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from pruner_zero.settings import ModelSettings, Option, Settings, options_of, read_settings
+from pruner_zero.settings.base import Settings, read_settings
+from pruner_zero.settings.model import ModelSettings
+from pruner_zero.settings.options import Option, options_of
 
 
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:

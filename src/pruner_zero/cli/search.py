@@ -15,7 +15,7 @@ from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.progress import progress
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings import SearchOptions
+from pruner_zero.settings.search import SearchOptions
 
 if TYPE_CHECKING:
     from pruner_zero.evolution import Status, Study

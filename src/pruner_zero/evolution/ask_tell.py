@@ -13,7 +13,7 @@ from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric import Expression, Metric, Shape
 from pruner_zero.metric.canonical import canonical
-from pruner_zero.settings import Settings
+from pruner_zero.settings.base import Settings
 
 Result = tuple[Candidate, Evaluation]
 

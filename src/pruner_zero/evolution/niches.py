@@ -16,7 +16,7 @@ from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.tuning import Tuner
 from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours
 from pruner_zero.metric import Expression, Metric
-from pruner_zero.settings import Settings
+from pruner_zero.settings.base import Settings
 
 # The contestants of a tournament, which values count as equal there (`Population.tournament`), and
 # the members of each niche that never leave.

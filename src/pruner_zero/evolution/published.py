@@ -11,7 +11,7 @@ from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.evolution.variation import node_mutation, published_crossover
 from pruner_zero.metric import Metric
 from pruner_zero.metric.canonical import simplify_opposing
-from pruner_zero.settings import Settings
+from pruner_zero.settings.base import Settings
 
 # Enough to keep some workers busy, and few enough that a stopped run loses little.
 _FOUNDERS = 10

@@ -11,7 +11,8 @@ from pruner_zero.evolution.racing import Racing
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution import EXECUTORS, Workers
 from pruner_zero.plugins import Registry
-from pruner_zero.settings import SearchOptions, check_structure, read_parameters
+from pruner_zero.settings.search import SearchOptions
+from pruner_zero.settings.units import check_structure, read_parameters
 from pruner_zero.sparsity import STEPS, Pattern, SemiStructured, Unstructured
 from pruner_zero.structure.units import Structured
 

@@ -21,7 +21,7 @@ from pruner_zero.metric import (
 )
 from pruner_zero.metric.canonical import Skeleton, canonical
 from pruner_zero.metric.operator import Family
-from pruner_zero.settings import Settings
+from pruner_zero.settings.base import Settings
 
 # Exponents of a new power. Variation moves them by `EXPONENT_STEP` within LOWEST … HIGHEST.
 EXPONENTS = (0.25, 0.333, 0.5, 0.667, 0.75, 1.5, 2.0, 3.0)

@@ -20,7 +20,7 @@ from pruner_zero.result_folder import (
     license_of,
     title_of,
 )
-from pruner_zero.settings import PruneSettings
+from pruner_zero.settings.prune import PruneSettings
 
 if TYPE_CHECKING:
     from pruner_zero.recovery.train import Point

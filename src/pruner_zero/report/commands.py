@@ -11,20 +11,13 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution import Study
 from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
-from pruner_zero.settings import (
-    CLASSICS,
-    STRINGS,
-    CalibrationSettings,
-    CompareSettings,
-    ModelSettings,
-    PruneSettings,
-    Settings,
-    SizeSettings,
-    SparsitySettings,
-    options_of,
-    quoted,
-    read_settings,
-)
+from pruner_zero.settings.base import STRINGS, Settings, quoted, read_settings
+from pruner_zero.settings.calibration import CalibrationSettings, SparsitySettings
+from pruner_zero.settings.compare import CLASSICS, CompareSettings
+from pruner_zero.settings.model import ModelSettings
+from pruner_zero.settings.options import options_of
+from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.units import SizeSettings
 from pruner_zero.text.corpus import NAMES
 
 # Settings of a search that are passed on to prune; `threads` is left out, a worker setting.

@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_zero.settings import PruneSettings, SearchOptions
+from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.search import SearchOptions
 from pruner_zero.sparsity import (
     STEPS,
     Layer,
