@@ -32,13 +32,15 @@ from pruner_zero.metric import (
     to_mathml,
 )
 from pruner_zero.metric.canonical import canonical, simplify_opposing
-from pruner_zero.report.tree import draw_tree
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import SOURCES
+from tests.cli.conftest import Cli, cli
 from tests.suites.executors import Doubling
 from tests.suites.metrics import NamedMetricSuite
 from tests.suites.operators import OperatorSuite
 from tests.suites.texts import TextSourceSuite
+
+__all__ = ["cli"]
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "pruner-zero-example"
@@ -158,7 +160,7 @@ def test_an_operator_is_shown_as_it_says_or_as_a_call(facts: None) -> None:
     assert to_latex(both) == r"\operatorname{both}(W, G)"
     assert "<mfrac>" in to_mathml(soft)
     assert ">both</mtext>" in to_mathml(both)
-    assert ">both</text>" in draw_tree("a tree", both)
+    assert both.meanings()["both"] == "both(x, y)"
 
 
 def test_an_operator_is_varied_like_a_built_in_one(facts: None) -> None:
@@ -192,6 +194,17 @@ def test_a_plug_in_that_is_not_named_is_neither_listed_nor_imported(install: Ins
     # Known without being imported.
     assert OPERATORS.plugged == {"half": "plug_half"}
     assert "plug_half" not in sys.modules
+
+
+def test_metric_list_shows_plug_ins_with_their_package(install: Install, cli: Cli) -> None:
+    install("plug_half", "operators", {"half": "half"}, OPERATOR)
+    metric = "from pruner_zero.metric.named import NamedMetric\n"
+    metric += 'deep = NamedMetric("deep", "W * O", "weight times gradient", "a package")\n'
+    install("plug_deep", "metrics", {"deep": "deep"}, metric)
+    lines = [line.split() for line in cli("metric", "list").out.splitlines()]
+    assert ["half", "plug_half", "0.5", "*", "x"] in lines
+    assert ["deep", "a", "package", "W", "*", "O"] in lines
+    assert "description  weight times gradient" in cli("metric", "show", "deep").out
 
 
 def test_a_plug_in_that_cannot_be_used_is_one_line_that_names_its_package(

@@ -150,7 +150,12 @@ def test_evaluate_measures_every_text(cli: Cli, llama_folder: Path, text_file: P
     options = ["evaluate", llama_folder, "--seqlen", 32, "--windows", 2]
     alone = [one_value(cli(*options, "--text", text, "--json")) for text in (text_file, other)]
     both = [*options, "--text", text_file, "--text", other]
-    assert one_value(cli(*both, "--json")) == {"texts": alone}
+    texts = [{key: value for key, value in one.items() if key != "model"} for one in alone]
+    file = text_file.with_name("both.json")
+    measured = {"model": str(llama_folder), "texts": texts}
+    # An earlier output is replaced.
+    for _ in range(2):
+        assert one_value(cli(*both, "--json", "-o", file)) == measured
     printed = cli(*both).out.splitlines()
     assert [line.split()[1] for line in printed] == [f"{text['perplexity']:.2f}" for text in alone]
 
@@ -230,6 +235,8 @@ def test_metric_show_prints_the_formula_and_its_needs(cli: Cli) -> None:
     outcome = cli("metric", "show", "pruner-zero")
     assert "expression   abs(W * W) * mms(G)\n" in outcome.out
     assert "needs        G, W\n" in outcome.out
+    assert "\nW            absolute weight\n" in outcome.out
+    assert "\nmms          (x - min) / (max - min) of the matrix\n" in outcome.out
 
 
 def test_a_tree_file_of_another_expression_has_no_source(cli: Cli, tmp_path: Path) -> None:
@@ -254,12 +261,17 @@ def test_metric_list_names_every_metric_operator_and_terminal(cli: Cli) -> None:
     assert set(listing["metrics"]) == set(NAMED)
     assert set(listing["operators"]) == set(OPERATORS)
     assert listing["terminals"] == list(TERMINALS)
-    outcome = cli("metric", "list")
-    for name, metric in NAMED.items():
-        assert any(
-            line.startswith(name) and line.endswith(metric.text)
-            for line in outcome.out.splitlines()
-        )
+    assert set(listing["meanings"]) == {*OPERATORS, *TERMINALS}
+    assert set(listing["rules"]) == {"sparsegpt", "block-influence", "reap"}
+    lines = cli("metric", "list").out.splitlines()
+    shown = {name: metric.text for name, metric in NAMED.items()} | listing["rules"]
+    for name, ending in {**shown, **listing["meanings"]}.items():
+        assert any(line.startswith(f"{name} ") and line.endswith(ending) for line in lines), name
+
+
+def test_metric_show_knows_the_names_that_are_no_expressions(cli: Cli) -> None:
+    assert "update obs" in one_value(cli("metric", "show", "sparsegpt", "--json"))["description"]
+    assert "source       Lasby et al. 2025" in cli("metric", "show", "reap").out
 
 
 def test_help_keeps_text_in_brackets(cli: Cli) -> None:

@@ -33,6 +33,7 @@ def test_what_an_expression_knows_about_itself() -> None:
     assert released.leaf_counts() == {"W": 2, "G": 1, "0.5": 1}
     assert released.operator_counts() == {"add": 1, "mul": 2, "abs": 1, "mms": 1}
     assert repr(released) == "parse('abs(W * W) * mms(G) + 0.5')"
+    assert list(released.meanings()) == ["W", "G", "abs", "mms"]
     assert "<math" in released._repr_html_()
     assert "<code>abs(W * W) * mms(G) + 0.5</code>" in released._repr_html_()
 

@@ -151,3 +151,19 @@ def test_what_a_fact_implies_needs_no_statement() -> None:
     assert OPERATORS["neg"].increasing == "never"
     assert (OPERATORS["zsn"].degree, OPERATORS["zsn"].sign) == (0, "any")
     assert (OPERATORS["row_share"].parity, OPERATORS["row_share"].sign) == ("odd", "keeps")
+
+
+@pytest.mark.parametrize(
+    ("name", "described"),
+    [
+        ("sqr", "|x|^2"),
+        ("abs", "|x|"),
+        ("power", "|x|^y"),
+        ("neg", "-1 * x"),
+        ("quotient", "x / y"),
+        ("max", "max(x, y)"),
+        ("div", "x / Frobenius norm of y"),
+    ],
+)
+def test_an_operator_is_described_by_its_facts_or_in_words(name: str, described: str) -> None:
+    assert OPERATORS[name].described == described

@@ -155,6 +155,26 @@ def write_comparison(file: Path, rows: Sequence[Row] = ROWS, **settings: Any) ->
     return file
 
 
+def write_evaluation(file: Path, **changed: Any) -> Path:
+    """What evaluate measured of a pruned model; a change to None leaves a value out."""
+    row = {"parameters": 8_000, "bytes": 32_000, "prefill": 512.0, "decode": 31.2}
+    content: dict[str, Any] = {
+        "model": "models/pruned",
+        "perplexity": 44.5,
+        "loss": 3.8,
+        "losses": [3.8],
+        "text": windows("test.txt"),
+        "speed": [{"model": "models/pruned", **row}, {"model": "models/tiny", **row}],
+        "tasks": [{"task": "arc_easy", "acc": 0.5, "prob": 0.25}],
+        "settings": {"model": "models/pruned"},
+        "provenance": PROVENANCE,
+    }
+    content |= changed
+    known = {name: value for name, value in content.items() if value is not None}
+    file.write_text(json.dumps(known))
+    return file
+
+
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
     """The folder of a search."""

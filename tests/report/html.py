@@ -1,5 +1,6 @@
 """Reading a page as strictly as a test can: every element closed, nothing fetched."""
 
+import base64
 import re
 import xml.etree.ElementTree as ElementTree
 from html import unescape
@@ -43,31 +44,48 @@ class Page(HTMLParser):
         return sum(name == tag for name, _ in self.elements)
 
     @property
-    def figures(self) -> list[ElementTree.Element]:
-        """Its figures, which are well-formed XML each."""
-        return [
-            ElementTree.fromstring(svg)
-            for svg in re.findall(r"<svg.*?</svg>", self.html, re.DOTALL)
-        ]
+    def figures(self) -> dict[str, ElementTree.Element]:
+        """Its figures by their text alternatives, which are well-formed XML each."""
+        return {
+            str(attributes["alt"]): read_image(str(attributes["src"]))
+            for tag, attributes in self.elements
+            if tag == "img"
+        }
+
+    @property
+    def leads(self) -> list[str]:
+        """The sentences at its top, in which code is between backticks."""
+        sentences = re.findall(r'<p class="lead">(.*?)</p>', self.html, re.DOTALL)
+        marked = (re.sub("</?code>", "`", sentence) for sentence in sentences)
+        return [" ".join(unescape(sentence).split()) for sentence in marked]
 
     @property
     def commands(self) -> list[str]:
-        """The text of its <pre> elements, as a reader copies it."""
-        pieces = re.findall(r"<pre>(.*?)</pre>", self.html, re.DOTALL)
+        """Its commands, as a reader copies them."""
+        before = self.html.partition("<h2>Provenance</h2>")[0]
+        pieces = re.findall(r"<pre>(.*?)</pre>", before, re.DOTALL)
         return [unescape(piece) for piece in pieces]
 
 
+def read_image(source: str) -> ElementTree.Element:
+    """The SVG in the source of an image, which is of no other kind."""
+    kind, _, data = source.partition(",")
+    assert kind == "data:image/svg+xml;base64"
+    return ElementTree.fromstring(base64.b64decode(data))
+
+
 def check_self_contained(page: Page) -> None:
-    """Nothing is fetched, nothing runs, nothing is linked but an empty icon."""
+    """Nothing is fetched, nothing runs, images hold their data, the only link is an empty icon."""
     for tag, attributes in page.elements:
         if (tag, attributes) == ("link", {"rel": "icon", "href": "data:,"}):
             continue
-        assert tag not in {"script", "link", "iframe", "object", "embed", "img", "image"}
+        assert tag not in {"script", "link", "iframe", "object", "embed", "image", "svg"}
         for name, value in attributes.items():
             assert not name.startswith("on"), (tag, name)
-            assert name not in {"src", "xlink:href"}, (tag, name)
-            # A mark of a figure is drawn once and used by its name within the page.
-            assert name != "href" or (tag == "use" and (value or "").startswith("#")), (tag, value)
+            assert name not in {"href", "xlink:href"}, (tag, name)
+            if name == "src":
+                assert tag == "img"
+                read_image(value or "")
             if value and "://" in value:
                 assert name == "xmlns", (tag, name, value)
     assert "@import" not in page.html

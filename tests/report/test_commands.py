@@ -12,11 +12,17 @@ import yaml
 from pruner_zero.cli import compare as compare_verb
 from pruner_zero.cli import prune as prune_verb
 from pruner_zero.cli import search as search_verb
-from pruner_zero.evolution import Study
+from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.report import commands
 from pruner_zero.report.read import read_result
-from tests.report.conftest import SETTINGS, write_comparison, write_prune, write_search
+from tests.report.conftest import (
+    SETTINGS,
+    write_comparison,
+    write_evaluation,
+    write_prune,
+    write_search,
+)
 
 VERBS: dict[str, Callable[..., None]] = {
     "search": search_verb.search,
@@ -25,8 +31,9 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 
 
-def options(command: str) -> dict[str, list[str]]:
+def options(command: str | None) -> dict[str, list[str]]:
     """The values of each option of a command."""
+    assert command is not None
     words = shlex.split(command)[3:]
     values: dict[str, list[str]] = {}
     for name, value in zip(words[::2], words[1::2], strict=True):
@@ -42,12 +49,14 @@ def search_run(folder: Path, **settings: Any) -> Study:
 
 def test_the_command_that_repeats_a_search(run: Path) -> None:
     command = commands.repeat(read_result(run))
+    assert command is not None
     assert command.startswith("pruner-zero search models/tiny --")
     assert options(command) == {
         "--search-text": ["other.txt"],
         "--evaluations": ["4"],
         "--calibration": ["words.txt"],
         "--sparsity": ["0.5"],
+        "--update": ["none"],
         "-o": [f"{run}-again"],
     }
 
@@ -61,6 +70,7 @@ def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
         "model": "a model's; rm -rf *",
     }
     command = commands.repeat(search_run(tmp_path, **settings))
+    assert command is not None
     file, _, line = command.partition("END\npruner-zero")
     assert file.startswith("cat > settings.yaml <<'END'\n")
     written = yaml.safe_load(file.split("\n", 1)[1])
@@ -73,30 +83,36 @@ def test_settings_without_an_option_stand_in_a_file(tmp_path: Path) -> None:
     assert values["--config"] == ["settings.yaml"]
 
 
-def test_a_value_is_left_out_only_where_it_is_what_the_others_imply(tmp_path: Path) -> None:
+def test_values_whose_default_depends_on_other_settings_are_stated(tmp_path: Path) -> None:
     """Without a length, 96 windows of 256 tokens are the default if the model writes the text."""
     settings = {**SETTINGS, "calibration": None, "metric": "wanda", "windows": 24, "seqlen": 1024}
     pruned = read_result(write_prune(tmp_path / "pruned", settings=settings))
     assert options(commands.repeat(pruned))["--seqlen"] == ["1024"]
     run = search_run(tmp_path / "run", calibration="self", windows=24, seqlen=1024)
     assert options(commands.prune_with(run))["--seqlen"] == ["1024"]
-    assert "--seqlen" not in options(commands.repeat(run))
     units = {"structure": "channels"}
     for update in ("none", "exact"):
         run = search_run(tmp_path / update, **units, update=update)
         assert options(commands.repeat(run))["--update"] == [update]
 
 
+def test_settings_that_this_version_does_not_know_are_left_out(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "metric": "wanda", "gradient_seqlen": 64}
+    command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
+    assert command is not None
+    assert "gradient" not in command
+
+
 def test_a_result_of_a_missing_device_has_the_same_command(tmp_path: Path) -> None:
     settings = {**SETTINGS, "metric": "wanda", "seqlen": 1024, "device": "cuda:7"}
     values = options(commands.repeat(read_result(write_prune(tmp_path, settings=settings))))
     assert values["--device"] == ["cuda:7"]
-    assert "--seqlen" not in values
 
 
 def test_an_option_that_is_set_has_no_value(tmp_path: Path) -> None:
     settings = {**SETTINGS, "metric": "wanda", "refine": True, "offload": False}
     command = commands.repeat(read_result(write_prune(tmp_path, settings=settings)))
+    assert command is not None
     assert "--calibration words.txt --metric wanda --refine" in command
     assert "offload" not in command
 
@@ -121,10 +137,17 @@ def test_the_commands_that_repeat_a_prune_and_a_comparison(tmp_path: Path) -> No
 def test_the_commands_that_follow_a_search(run: Path) -> None:
     study = read_result(run)
     assert isinstance(study, Study)
-    followed = options(commands.prune_with(study))
-    assert (followed["--metric"], followed["--mode"]) == (["W * G * X@global"], ["one-shot"])
+    assert options(commands.prune_with(study)) == {
+        "--metric": ["W * G * X@global"],
+        "--mode": ["one-shot"],
+        "--calibration": ["words.txt"],
+        "--sparsity": ["0.5"],
+        "--update": ["none"],
+        "-o": [f"{run}-pruned"],
+    }
     compared = options(commands.compare_with(study))
     assert compared["--methods"][0].endswith(",sparsegpt,W * G * X@global")
+    assert compared["--mode"] == ["one-shot"]
     assert compared["--text"] == ["TEXT"]
     assert compared["-o"] == [str(run / "comparison.json")]
 
@@ -175,6 +198,11 @@ def test_strings_have_no_name(tmp_path: Path) -> None:
     mixed = search_run(tmp_path / "mixed", calibration={"(strings)": 1.0, "self": 1.0})
     assert not commands.repeatable(mixed)
     assert not commands.repeatable(search_run(tmp_path / "strings", calibration="(strings)"))
+
+
+def test_measurements_have_no_command(tmp_path: Path) -> None:
+    """What evaluate writes does not hold its settings."""
+    assert commands.repeat(read_result(write_evaluation(tmp_path / "m.json"))) is None
 
 
 @pytest.mark.parametrize("name", [".", ".."])

@@ -1,19 +1,30 @@
-"""Figures of a search and of zeros: their contents, and how a page includes them."""
+"""Figures of results: their contents, and how a page includes them."""
 
+import re
 import warnings
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
-from pruner_zero.evolution import Study
+from pruner_zero.evolution.study import Study
 from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.report import figures
-from tests.report.conftest import JUDGED, Judged, write_search
-from tests.report.html import SVG
+from pruner_zero.report.read import ComparisonRun, read_result
+from tests.report.conftest import (
+    JUDGED,
+    ROWS,
+    WITH_SMALLER,
+    Judged,
+    Row,
+    pruned_row,
+    write_comparison,
+    write_search,
+)
+from tests.report.html import SVG, read_image
 
 Points = list[tuple[float, float]]
 
@@ -32,61 +43,48 @@ def lines(figure: Figure | None) -> list[Points]:
     ]
 
 
-def words(svg: ElementTree.Element) -> set[str | None]:
-    return {text.text for text in svg.iter(f"{SVG}text")}
-
-
-def tooltips(svg: ElementTree.Element) -> list[str | None]:
-    return [title.text for title in svg.iter(f"{SVG}title")]
-
-
-def drawn(figure: Figure | None, label: str = "a figure") -> ElementTree.Element:
+def words(figure: Figure | None, label: str = "a figure") -> set[str | None]:
+    """The words of a figure as the page includes it."""
     assert figure is not None
-    return ElementTree.fromstring(figures.to_svg(figure, label))
+    source = re.search(r'src="([^"]*)"', figures.to_img(figure, label))
+    assert source is not None
+    return {text.text for text in read_image(source[1]).iter(f"{SVG}text")}
 
 
 def test_the_front_is_a_line_through_its_candidates(tmp_path: Path) -> None:
     figure = figures.front(study(tmp_path))
-    front, *marks = lines(figure)
-    assert front == [(1, 6.0), (4, 4.0), (9, 3.8)]
-    assert marks == [[point] for point in front]
-    svg = drawn(figure)
-    assert {"best", "knee", "complexity", "loss on the search text, nats a token"} <= words(svg)
-    assert tooltips(svg) == [
-        "W @row: complexity 1, loss 6.0000",
-        "W * X @row: complexity 4, loss 4.0000",
-        "W * G * X @global: complexity 9, loss 3.8000",
-    ]
+    front, marks, best, knee = lines(figure)
+    assert front == marks == [(1, 6.0), (4, 4.0), (9, 3.8)]
+    assert (best, knee) == ([(9, 3.8)], [(4, 4.0)])
+    assert {"best", "knee", "complexity", "loss on the search text, nats a token"} <= words(figure)
 
 
-def test_many_candidates_are_thinned_and_the_worst_left_out(tmp_path: Path) -> None:
+def test_the_worst_candidates_are_counted_and_not_drawn(tmp_path: Path) -> None:
     judged: list[Judged] = [("W", "row", {"all": 5.0}), ("W * G * X", "row", {"all": 3.0})]
-    judged += [("W * G * X", "row", {"all": 4.0 + number / 2000}) for number in range(2000)]
-    judged += [("W * G", "row", {"all": 50.0})] * 100
-    dots = figures.dots(study(tmp_path, judged))
-    assert figures.MOST_DOTS / 2 < len(dots) <= figures.MOST_DOTS
-    values = [record.evaluation.value for record in dots]
-    assert values == sorted(values)
-    assert values[0] == 4.0
-    assert values[-1] == pytest.approx(5.0, abs=0.01)
+    judged += [("W * G * X", "row", {"all": 4.0 + number / 100}) for number in range(100)]
+    judged += [("W * G", "row", {"all": 50.0})] * 20
+    figure = figures.front(study(tmp_path, judged))
+    assert "20 candidates above" in words(figure)
+    assert figure is not None
+    drawn = np.asarray(figure.axes[0].collections[0].get_offsets())
+    assert len(drawn) == 102
+    assert drawn[:, 1].max() == 5.0
 
 
-def test_the_best_so_far_by_evaluations(tmp_path: Path) -> None:
-    steps, marks = lines(figures.best_by_evaluations(study(tmp_path)))
+def test_the_best_so_far(tmp_path: Path) -> None:
+    steps, marks = lines(figures.best_so_far(study(tmp_path)))
     assert steps == [(1, 6.0), (2, 4.0), (4, 3.8), (5, 3.8)]
     assert marks == steps[:-1]
 
 
-def test_the_best_so_far_by_time(tmp_path: Path) -> None:
-    figure = figures.best_by_time(study(tmp_path))
-    assert lines(figure)[0] == [(10 / 60, 4.0), (20 / 60, 3.8), (30 / 60, 3.8)]
-    assert "wall time, minutes" in words(drawn(figure))
+def test_the_best_so_far_begins_where_it_would_not_compress_the_axis(tmp_path: Path) -> None:
+    judged: list[Judged] = [("W * G", "row", {"all": 50.0}), *JUDGED]
+    assert lines(figures.best_so_far(study(tmp_path, judged)))[1] == [(2, 6.0), (3, 4.0), (5, 3.8)]
 
 
 def test_nothing_is_drawn_of_a_search_without_a_metric_that_works(tmp_path: Path) -> None:
     search = study(tmp_path, [("W", "row", {}), ("X * W", "row", {})])
-    assert figures.front(search) is None
-    assert figures.best_by_time(search) is figures.best_by_evaluations(search) is None
+    assert figures.front(search) is figures.best_so_far(search) is None
 
 
 def records(blocks: int, up: int = 8) -> list[MatrixRecord]:
@@ -97,65 +95,83 @@ def records(blocks: int, up: int = 8) -> list[MatrixRecord]:
     ]
 
 
+def shares(figure: Figure) -> NDArray[np.float64]:
+    """The values of a heat map."""
+    (mesh,) = figure.axes[0].collections
+    return np.asarray(mesh.get_array())
+
+
 def test_zeros_are_a_cell_for_each_kind_and_block_and_over_all() -> None:
     figure = figures.sparsity(records(2))
-    svg = drawn(figure)
-    assert tooltips(svg) == [
-        *("q, 0: 50.0 %", "q, all: 50.0 %", "all, 0: 37.5 %", "all, all: 37.5 %"),
-        *("up, 0: 25.0 %", "up, all: 25.0 %", "q, 1: 50.0 %", "all, 1: 37.5 %", "up, 1: 25.0 %"),
-    ]
-    assert {"q", "up", "all", "0", "1", "50.0", "25.0", "37.5"} <= words(svg)
-    strength = {patch.get_gid(): patch.get_alpha() or 0 for patch in figure.axes[0].patches}
-    assert (
-        strength["tooltip: up, 0: 25.0 %"]
-        < strength["tooltip: all, 0: 37.5 %"]
-        < strength["tooltip: q, 0: 50.0 %"]
-    )
+    assert shares(figure).tolist() == [[50, 50, 50], [25, 25, 25], [37.5, 37.5, 37.5]]
+    assert {"q", "up", "all", "0", "1", "50.0", "25.0", "37.5"} <= words(figure)
+
+
+def test_a_block_that_lacks_a_matrix_has_an_empty_cell() -> None:
+    figure = figures.sparsity(records(2)[:-1])
+    assert np.isnan(shares(figure)).tolist() == [[False] * 3, [False, True, False], [False] * 3]
+
+
+@pytest.mark.parametrize("blocks", [1, 30, 80, 400])
+def test_a_heat_map_fits_the_page(blocks: int) -> None:
+    """The page shows 928 pixels; a wider figure would lose its last columns."""
+    figure = figures.sparsity(records(blocks))
+    assert figure.get_figwidth() * 96 <= 928
+    assert "all" in words(figure)
 
 
 def test_cells_of_many_blocks_are_narrow_and_without_numbers() -> None:
-    svg = drawn(figures.sparsity(records(80)))
-    assert not {"50.0", "25.0", "37.5"} & words(svg)
-    assert {"0", "all"} <= words(svg)
-    assert float(svg.get("width", 0)) < 1300
+    written = words(figures.sparsity(records(80)))
+    assert not {"50.0", "25.0", "37.5"} & written
+    assert {"0", "all"} <= written
 
 
 def test_names_of_matrices_are_words_and_no_formulas() -> None:
     with warnings.catch_warnings(action="error"):
-        svg = drawn(figures.sparsity([MatrixRecord("层.$x_{$", 0, (4, 8), 16)]))
-    assert "层.$x_{$" in words(svg)
+        assert "层.$x_{$" in words(figures.sparsity([MatrixRecord("层.$x_{$", 0, (4, 8), 16)]))
 
 
-def test_equal_shares_are_one_shade() -> None:
-    figure = figures.sparsity(records(2, up=16))
-    assert len({patch.get_alpha() for patch in figure.axes[0].patches}) == 1
+def test_shares_that_are_nearly_equal_have_nearly_the_same_shade() -> None:
+    low, high = figures.sparsity(records(2, up=16)).axes[0].collections[0].get_clim()
+    assert low is not None
+    assert high is not None
+    assert (low, high) == (47.5, 52.5)
 
 
-def test_a_figure_of_a_page_says_what_it_shows_and_has_the_colours_of_the_page(
-    tmp_path: Path,
-) -> None:
-    figure = figures.front(study(tmp_path))
-    svg = drawn(figure, "a <figure>")
-    assert (svg.get("role"), svg.get("aria-label")) == ("img", "a <figure>")
+def compared(folder: Path, *rows: Row) -> Figure | None:
+    result = read_result(write_comparison(folder / "table.json", rows))
+    assert isinstance(result, ComparisonRun)
+    return figures.perplexities(result)
+
+
+def test_the_methods_of_a_comparison_are_bars_the_smaller_models_last(tmp_path: Path) -> None:
+    figure = compared(tmp_path, *WITH_SMALLER)
     assert figure is not None
-    text = figures.to_svg(figure, "a <figure>")
-    assert "var(--accent)" in text
-    assert "#0b5cad" not in text
-    assert "url(" not in text
+    widths = [patch.get_width() for patch in figure.axes[0].patches]  # type: ignore[attr-defined]
+    assert widths == [50.0, 60.0, 30.0, 40.0]
+    assert {"mine", "wanda", "60.00", "ria@channels"} <= words(figure)
+    assert figure.axes[0].get_xscale() == "linear"
+    assert lines(figure)[-1][0][0] == 20.0
 
 
-def test_the_same_figure_is_the_same_text_and_names_differ_between_figures(run: Path) -> None:
-    def text(label: str) -> str:
-        figure = figures.front(Study.open(run))
-        assert figure is not None
-        return figures.to_svg(figure, label)
+def test_perplexities_far_apart_have_a_logarithmic_axis(tmp_path: Path) -> None:
+    figure = compared(tmp_path, *ROWS, pruned_row("magnitude", "W", "row", 1e5))
+    assert figure is not None
+    assert figure.axes[0].get_xscale() == "log"
+    assert compared(tmp_path, ROWS[0], ROWS[3]) is None
 
-    def names(svg: str) -> set[str]:
-        return {element.get("id", "") for element in ElementTree.fromstring(svg).iter()} - {""}
 
-    assert text("a") == text("a")
-    assert names(text("a"))
-    assert not names(text("a")) & names(text("b"))
+def test_a_figure_of_a_page_says_what_it_shows(tmp_path: Path) -> None:
+    figure = figures.front(study(tmp_path))
+    assert figure is not None
+    assert figures.to_img(figure, "a <figure>").startswith('<img alt="a &lt;figure&gt;" src="data:')
+
+
+def test_the_same_figure_is_the_same_text(run: Path) -> None:
+    first, second = (figures.front(Study.open(run)) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    assert figures.to_img(first, "a") == figures.to_img(second, "a")
 
 
 @pytest.mark.parametrize(("format", "begin"), [("pdf", b"%PDF"), ("png", b"\x89PNG")])

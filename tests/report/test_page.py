@@ -11,10 +11,8 @@ from typing import Any
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import parse
-from pruner_zero.report import report
-from pruner_zero.report.page import page
-from pruner_zero.report.portrait import portrait
+from pruner_zero.metric.terminals import TERMINALS
+from pruner_zero.report.page import page, report
 from pruner_zero.report.read import read_result
 from tests.report.conftest import (
     JUDGED,
@@ -22,65 +20,92 @@ from tests.report.conftest import (
     SETTINGS,
     WITH_SMALLER,
     Judged,
+    pruned_row,
     write_comparison,
+    write_evaluation,
     write_prune,
     write_search,
 )
-from tests.report.html import SVG, Page, check_self_contained
+from tests.report.html import Page, check_self_contained
 
 HOSTILE = "<script>alert('x')</script>\"' onload=\"x\" {{ 7 * 7 }} </style> &amp; \u202e"
 
 
 def written(*paths: Path) -> Page:
-    return Page(page([read_result(path) for path in paths]))
+    return Page(page([read_result(path) for path in paths], "pruner-zero report"))
 
 
-def test_all_kinds_of_results_on_one_page(run: Path, pruned: Path, table: Path) -> None:
-    parsed = written(run, pruned, table)
+def test_all_kinds_of_results_on_one_page(
+    run: Path, pruned: Path, table: Path, tmp_path: Path
+) -> None:
+    parsed = written(run, pruned, table, write_evaluation(tmp_path / "measured.json"))
     check_self_contained(parsed)
     assert parsed.html.count("<!doctype html>") == 1
-    assert parsed.text.count("has the lowest perplexity on test.txt , 50.00") == 1
+    assert [lead[:12] for lead in parsed.leads] == [
+        *("Of 5 metrics", "37.50% of th", "Of 3 methods", "`models/prun")
+    ]
     for heading in (
         "The winning metric",
         "Complexity and loss",
-        "Best so far",
-        "Agreement of the rungs",
         "Where the zeros are",
-        "The best of them",
+        "Measured models",
         "The commands",
         "Provenance",
     ):
         assert parsed.text.count(heading) == 1, heading
-    # The front, two curves, a heat map, and a tree for each of the three metrics.
-    labels = [figure.get("aria-label", "") for figure in parsed.figures]
-    assert [label.split()[0] for label in labels] == (
-        ["The", "Pareto", "Lowest", "Lowest", "The", "Share", "The"]
+    assert [label.split()[0] for label in parsed.figures] == (
+        ["Pareto", "Lowest", "Share", "Perplexity"]
     )
-    assert parsed.count("table") == 4
-    assert parsed.count("math") == 4
+    # The front, the comparison, perplexities, speeds, tasks.
+    assert parsed.count("table") == 5
+    assert "pruned 4 8,000" not in parsed.text
+    assert "models/pruned 8,000 0 512.0 31.2 models/tiny 8,000" in parsed.text
+    assert "models/pruned test.txt 4 16 44.50" in parsed.text
+    assert "models/pruned arc_easy 0.5000 0.2500" in parsed.text
+
+
+def test_letters_and_functions_are_explained(tmp_path: Path) -> None:
+    run = write_search(tmp_path, [("W * mms(X)", "row", {"all": 3.0})])
+    text = written(run).text
+    assert f"W {TERMINALS['W'].meaning} X {TERMINALS['X'].meaning} mms (x - min) / (max" in text
+    assert TERMINALS["O"].meaning not in text
+
+
+def test_a_metric_is_shown_once(run: Path, tmp_path: Path) -> None:
+    pruned = write_prune(tmp_path / "pruned", expression="W * G * X")
+    table = write_comparison(tmp_path / "t.json", [pruned_row("mine", "W * G * X", "row", 3.0)])
+    parsed = written(run, pruned, table)
+    assert parsed.text.count("LaTeX") == 1
+    assert "W * G * X , compared within rows; it is shown above." in parsed.text
+    assert "The metric of" not in parsed.text
+    assert "The metric of mine" in written(table).text
+
+
+def test_several_results_say_why_a_metric_has_several_perplexities(run: Path, table: Path) -> None:
+    reason = "The same metric can have several perplexities here"
+    assert reason in written(run, table).text
+    assert reason not in written(run).text
+
+
+def test_provenance_is_folded(table: Path) -> None:
+    html = written(table).html
+    folded = html[html.index("<details>", html.index("Provenance")) :]
+    assert "torch: &#39;2.13&#39;" in folded
+    assert "torch" not in html[: -len(folded)]
 
 
 def test_the_front_and_its_table(run: Path) -> None:
-    parsed = written(run)
-    front = next(figure for figure in parsed.figures if "Pareto" in figure.get("aria-label", ""))
-    assert len(list(front.iter(f"{SVG}title"))) == 3
-    assert {"knee", "best"} <= {text.text for text in front.iter(f"{SVG}text")}
-    assert "W * G * X global best 9 3.8000 44.70" in parsed.text
-    assert "W * X row knee 4 4.0000 54.60" in parsed.text
+    text = written(run).text
+    assert "W * G * X global best 9 3.8000 44.70" in text
+    assert "W * X row knee 4 4.0000 54.60" in text
 
 
 def test_the_portrait_of_the_winner(run: Path) -> None:
-    text = written(run).text
-    assert "compared across the whole model" in text
-    assert r"W \cdot G \cdot X" in text
-
-
-def test_the_heat_map_shows_each_matrix_kind_and_block(pruned: Path) -> None:
-    parsed = written(pruned)
-    heat = next(figure for figure in parsed.figures if "Share" in figure.get("aria-label", ""))
-    titles = [title.text for title in heat.iter(f"{SVG}title") if title.text]
-    assert {"attn.q, 1: 50.0 %", "attn.q, all: 50.0 %", "all, all: 37.5 %"} <= set(titles)
-    assert "mlp.up 2 64 25.00%" in parsed.text
+    parsed = written(run)
+    assert "compared across the whole model" in parsed.text
+    assert r"W \cdot G \cdot X" in parsed.text
+    # The tree has a node for each of two products and three terminals.
+    assert parsed.html.split('class="tree"')[1].split("</dl>")[0].count("<span>") == 5
 
 
 def test_the_experts_of_a_mixture_are_one_kind(pruned: Path) -> None:
@@ -89,7 +114,8 @@ def test_the_experts_of_a_mixture_are_one_kind(pruned: Path) -> None:
     for number, matrix in enumerate(record["matrices"]):
         matrix["name"] = f"layers.{matrix['block']}.experts.up[{number}]"
     file.write_text(json.dumps(record))
-    assert "experts.up[*] 4 128 37.50%" in written(pruned).text
+    heat_map = written(pruned).figures["Share of pruned weights by kind of matrix and block"]
+    assert "experts.up[*]" in set(heat_map.itertext())
 
 
 def test_the_table_of_a_comparison(table: Path) -> None:
@@ -108,14 +134,14 @@ def test_a_comparison_with_smaller_models_shows_their_sizes(table: Path, tmp_pat
     assert "parameters" in parsed.text
     assert "block-influence@blocks one-shot 40.00 50.00% 1.5 1.00 GiB 9,000" in parsed.text
     # The masks failed, and what is best has no metric to show.
-    rest = [*ROWS[3:], WITH_SMALLER[-1]]
+    rest = [*ROWS[3:], {**ROWS[1], "perplexity": None, "parameters": 10_000}, WITH_SMALLER[-1]]
     parsed = written(write_comparison(tmp_path / "rest.json", rest))
-    assert "block-influence@blocks has the lowest perplexity" in parsed.text
-    assert "The best of them" not in parsed.text
+    assert "The only smaller model" in parsed.leads[0]
+    assert "The metric of" not in parsed.text
 
 
 def test_without_a_comparison_the_command_that_makes_one_is_shown(run: Path, table: Path) -> None:
-    compares_the_best = re.compile("pruner-zero compare .*@global")
+    compares_the_best = re.compile("pruner-zero compare .*-o .*run/comparison.json")
     assert any(map(compares_the_best.match, written(run).commands))
     assert not any(map(compares_the_best.match, written(run, table).commands))
 
@@ -123,18 +149,18 @@ def test_without_a_comparison_the_command_that_makes_one_is_shown(run: Path, tab
 def test_a_search_that_has_only_begun(tmp_path: Path) -> None:
     runs: list[list[Judged]] = [[], [("W", "row", {})]]
     for judged in runs:
-        parsed = written(write_search(tmp_path / str(len(judged)), judged))
+        parsed = written(write_search(tmp_path / str(len(judged)), judged, ended=False))
         assert "No metric that works has been found" in parsed.text
         assert "pruner-zero search --resume" in parsed.text
-        assert not any("compare" in command for command in parsed.commands)
-        assert parsed.figures == []
+        assert not any(command.startswith("pruner-zero prune") for command in parsed.commands)
+        assert parsed.figures == {}
 
 
 def test_a_search_of_one_candidate(tmp_path: Path) -> None:
     parsed = written(write_search(tmp_path, [("W", "row", {"reconstruction": -1.0})]))
-    assert "The best metric is also the knee" in parsed.text
-    assert "Too few candidates were judged" in parsed.text
-    assert len(parsed.figures) == 4
+    assert "The knee of the front" not in parsed.text
+    assert "W row knee, best 1 -1.0000" in parsed.text
+    assert len(parsed.figures) == 2
 
 
 def test_a_search_that_has_not_ended_says_so_and_how_it_continues(tmp_path: Path) -> None:
@@ -145,9 +171,9 @@ def test_a_search_that_has_not_ended_says_so_and_how_it_continues(tmp_path: Path
         f"has not had its final race. To continue it: pruner-zero search --resume '{run}'" in text
     )
     # Nothing was judged on text.
-    assert "Candidates on 'reconstruction', the highest rung reached: 1." in text
+    assert "of which 1 reached 'reconstruction', the last rung" in text
     assert "complexity closed-form error perplexity W + X matrix" in text
-    assert "final race" not in written(write_search(tmp_path / "ended", JUDGED)).text
+    assert "has not had its final race" not in written(write_search(tmp_path / "b", JUDGED)).text
 
 
 def test_removed_units_are_no_groups_of_a_pattern(tmp_path: Path) -> None:
@@ -170,7 +196,7 @@ def test_removed_units_are_no_groups_of_a_pattern(tmp_path: Path) -> None:
 
 def test_a_comparison_in_which_all_failed(tmp_path: Path) -> None:
     parsed = written(write_comparison(tmp_path / "none.json", ROWS[3:]))
-    assert parsed.figures == []
+    assert parsed.figures == {}
     assert "failed" in parsed.text
 
 
@@ -206,7 +232,7 @@ def test_hostile_names_are_shown_as_text(tmp_path: Path) -> None:
     assert parsed.count("style") == plain.count("style") == 1
     assert "{{ 7 * 7 }}" in parsed.text
     assert "alert('x')" in parsed.text
-    assert all(figure.get("role") == "img" for figure in parsed.figures)
+    assert len(parsed.figures) == 4
 
 
 def test_names_that_no_encoding_holds(tmp_path: Path) -> None:
@@ -224,20 +250,16 @@ def test_a_large_search_is_a_small_page(tmp_path: Path) -> None:
         loss = generator.uniform(3, 9)
         results = {"reconstruction": loss - 5, "few": loss + generator.uniform(0, 1), "all": loss}
         judged.append((generator.choice(texts), "row", results))
-    html = page([read_result(write_search(tmp_path, judged, batch=500))])
+    html = page([read_result(write_search(tmp_path, judged, batch=500))], "")
     assert len(html.encode()) < 500_000
     assert "5,000 candidates" in html
-    front = next(
-        figure for figure in Page(html).figures if "Pareto" in figure.get("aria-label", "")
-    )
-    assert 400 < len(list(front.iter(f"{SVG}use"))) < 1000
 
 
 def test_huge_expressions_are_cut_in_tables_and_not_drawn(tmp_path: Path) -> None:
     text = "W" + "".join(f" * zsn(X + {number})" for number in range(60))
-    assert portrait(parse(text), "row")["tree"] is None
     parsed = written(write_search(tmp_path, [*JUDGED, (text, "row", {"a": 1, "b": 2, "all": 1.0})]))
     assert len(parsed.html) < 500_000
+    assert 'class="tree"' not in parsed.html
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -256,10 +278,16 @@ def test_the_page_lies_in_the_first_folder(run: Path, pruned: Path, table: Path)
 
 def test_a_page_is_written_again_alike(run: Path, tmp_path: Path) -> None:
     first = report(run, tmp_path / "new" / "page.html")
-    assert first.read_bytes() == report([run, run], tmp_path / "other.html").read_bytes()
     before = first.read_bytes()
-    report(run, first)
+    report([run, run], first)
     assert first.read_bytes() == before
+
+
+def test_the_command_of_the_page_names_its_file(run: Path, tmp_path: Path) -> None:
+    file = tmp_path / "my page.html"
+    command = Page(report(run, file).read_text()).commands[-1]
+    assert command == f"pruner-zero report {run} -o '{file}'"
+    assert Page(report(run).read_text()).commands[-1] == f"pruner-zero report {run}"
 
 
 def test_a_name_that_has_no_encoding(tmp_path: Path) -> None:

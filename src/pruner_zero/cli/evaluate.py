@@ -38,7 +38,8 @@ def evaluate(
     )
     measured = [perplexity.to_json() for perplexity in perplexities]
     # The values of one text stand beside those of tasks and speed.
-    values: dict[str, Any] = {"texts": measured} if len(measured) > 1 else dict(*measured)
+    values: dict[str, Any] = {"model": checked.model}
+    values |= {"texts": measured} if len(measured) > 1 else dict(*measured)
     origin: dict[str, Any] = {}
     for result in (scores, speed):
         if result is not None:

@@ -11,7 +11,7 @@ def report(
         list[Path],
         typer.Argument(
             metavar="RUN...",
-            help="Folders that search or prune wrote, files that compare wrote.",
+            help="Folders that search or prune wrote, files that compare or evaluate wrote.",
             show_default=False,
         ),
     ],
@@ -26,6 +26,6 @@ def report(
     ] = None,
 ) -> None:
     """Write one self-contained HTML page about RUNs: results, figures, tables, provenance."""
-    from pruner_zero.report import report as write
+    from pruner_zero.report.page import report as write
 
     print(write(runs, output))

@@ -79,6 +79,14 @@ class Expression:
         """How often each operator occurs, by its name."""
         return Counter(node.operator.name for node in self.walk() if isinstance(node, Call))
 
+    def meanings(self) -> dict[str, str]:
+        """What each terminal and function in its text means: {"W": …, "mms": …}."""
+        text, used = str(self), self.operator_counts()
+        functions = {name: OPERATORS[name].described for name in used if f"{name}(" in text}
+        return {name: TERMINALS[name].meaning for name in TERMINALS if name in self.terminals} | (
+            functions
+        )
+
     def _remember(
         self,
         label: str | float | Operator,

@@ -42,6 +42,7 @@ class Operator:
     name: as the language writes it, such as row_share.
     arity: number of operands, 1 or 2.
     apply: the numerics, a pure function of 2-D tensors to a 2-D tensor.
+    meaning: the result for operands x and y, where no other fact states it.
     reach: over which entries of an operand, before it is broadcast, statistics are taken to
         compute one entry.
     shape_rule: the result has the broadcast shape of the operands, the first one's, or (1, 1).
@@ -72,6 +73,7 @@ class Operator:
     name: str
     arity: int
     apply: Callable[..., Tensor]
+    meaning: str = ""
     _: KW_ONLY
     reach: Reach = "element"
     shape_rule: Literal["join", "first", "scalar"] = "join"
@@ -104,6 +106,18 @@ class Operator:
     def _imply(self, **facts: object) -> None:
         for name, value in facts.items():
             object.__setattr__(self, name, value)
+
+    @property
+    def described(self) -> str:
+        """The result for operands x and y, in words or as a formula."""
+        if self.exponent is not None:
+            power = "y" if self.exponent == "operand" else f"{self.exponent:g}"
+            return f"|x|^{power}".removesuffix("^1")
+        if self.factor is not None:
+            return f"{self.factor:g} * x"
+        if self.infix is not None:
+            return f"x {self.infix[0]} y"
+        return self.meaning or f"{self.name}({', '.join('xy'[: self.arity])})"
 
     @property
     def family(self) -> Family:

@@ -1,5 +1,3 @@
 """Reports for people: one self-contained HTML page, and its figures."""
 
-from pruner_zero.report.page import report
-
-__all__ = ["report"]
+from pruner_zero.report.page import report as report

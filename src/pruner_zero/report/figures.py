@@ -4,93 +4,82 @@ Each function gives a `matplotlib.figure.Figure`, which `savefig` writes in any 
 """
 
 import math
-import re
 import warnings
-from collections import defaultdict
+from base64 import b64encode
 from collections.abc import Sequence
-from html import unescape
-from io import StringIO
+from io import BytesIO
 from itertools import accumulate
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from pruner_zero.errors import excerpt
-from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import Record
-from pruner_zero.evolution.evaluator import RUNGS
-from pruner_zero.evolution.hall_of_fame import HallOfFame, complexity
-from pruner_zero.markup import clean, element
+from pruner_zero.evolution.hall_of_fame import complexity
+from pruner_zero.evolution.study import Study
+from pruner_zero.markup import clean
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
+from pruner_zero.report.read import ComparisonRun
 
-# The colours of the page on white. In the page each is a variable of its style sheet, which has
-# other values for dark screens.
+# The colours of the page on white; its style sheet inverts figures on dark screens.
 _INK, _MUTED, _LINE, _PAPER = "#1b2027", "#57616c", "#d7dce1", "#ffffff"
 _ACCENT, _WARM, _CLOUD = "#0b5cad", "#b0480b", "#a9b2bc"
-_VARIABLES = {
-    _INK: "ink",
-    _MUTED: "muted",
-    _LINE: "line",
-    _PAPER: "paper",
-    _ACCENT: "accent",
-    _WARM: "warm",
-    _CLOUD: "cloud",
-}
-# Prefix of the gid of an artist; the page shows the rest of the gid as its tooltip.
-_TOOLTIP = "tooltip: "
-_POINTS, _PIXELS = 72, 96
+_SHADES = LinearSegmentedColormap.from_list("shades", ["#e6eef7", _ACCENT])
 
 LOSSES = {
     "reconstruction": "closed-form error",
     "few": "loss on a few windows, nats a token",
     "all": "loss on the search text, nats a token",
 }
-# More dots hide each other and make the page large.
-MOST_DOTS = 800
 _ALL = "all"
+# Inches: the width of the page.
+_WIDTH = 9.6
+# Percent: shares that differ less have nearly the same shade.
+_LEAST_RANGE = 5.0
 
 
 def front(study: Study) -> Figure | None:
     """Complexity and loss of the candidates on the highest rung reached, with the Pareto front.
 
-    At most 800 candidates beside the front are drawn, and none whose loss is so high that it would
-    compress the axis. None where no candidate was judged.
+    Candidates with a loss so high that it would compress the axis are counted, not drawn. None
+    where no candidate was judged.
     """
     hall = study.hall_of_fame
     if not hall.front:
         return None
     figure, axes = new_figure()
     axes.grid(axis="y", color=_LINE)
-    cloud = [_place(record) for record in dots(study)]
-    if cloud:
-        x, y = zip(*cloud, strict=True)
-        axes.scatter(x, y, s=7, color=_CLOUD, alpha=0.55, linewidths=0)
-    x, y = zip(*map(_place, hall.front), strict=True)
-    axes.step(x, y, where="post", color=_ACCENT, linewidth=1.5)
-    named = _names(hall)
-    for record in hall.members:
-        place = _place(record)
-        color = _WARM if record.candidate.number in named else _ACCENT
-        tooltip = _TOOLTIP + _title(record)
-        axes.plot(*place, "o", markersize=5.5, color=color, gid=tooltip)
+    places, limit = [_place(record) for record in study.judged], _highest_drawn(study)
+    drawn = [place for place in places if place[1] <= limit]
+    # A bitmap, since each of thousands of dots would be an element of the page.
+    x, y = zip(*drawn, strict=True)
+    axes.scatter(x, y, s=7, color=_CLOUD, lw=0, alpha=0.55, rasterized=True)
+    axes.step(*zip(*map(_place, hall.front), strict=True), where="post", color=_ACCENT)
+    axes.plot(*zip(*map(_place, hall.members), strict=True), "o", color=_ACCENT, markersize=5.5)
     axes.set_xlabel("complexity")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set_ylabel(LOSSES[highest_rung(study)])
     axes.margins(0.08, 0.1)
-    for record in hall.members:
-        if record.candidate.number in named:
+    if hidden := len(places) - len(drawn):
+        axes.set_title(f"{hidden:,} candidates above", loc="right", color=_MUTED, fontsize=8)
+    named = {"best": hall.best, "knee": hall.knee}
+    if hall.best is hall.knee:
+        named = {"best, knee": hall.best}
+    for name, record in named.items():
+        if record is not None:
             place = _place(record)
+            axes.plot(*place, "o", color=_WARM, markersize=5.5)
             right = place[0] < sum(axes.get_xlim()) / 2
+            offset, side = ((7, 5), "left") if right else ((-6, -12), "right")
             axes.annotate(
-                named[record.candidate.number],
-                place,
-                (7, 5) if right else (-6, -12),
+                *(name, place, offset),
                 textcoords="offset points",
-                ha="left" if right else "right",
+                ha=side,
                 color=_INK,
                 fontsize=9,
                 fontweight="bold",
@@ -98,57 +87,97 @@ def front(study: Study) -> Figure | None:
     return figure
 
 
-def best_by_time(study: Study) -> Figure | None:
-    """The lowest loss so far by wall time; None where no batch is finished or no metric works."""
-    finished: list[float] = []
-    for candidates, seconds in study.batches:
-        finished += [seconds / 60] * (candidates - len(finished))
-    return _best_so_far(study, finished, study.elapsed / 60, "wall time, minutes")
+def best_so_far(study: Study) -> Figure | None:
+    """The lowest loss so far by the number of distinct candidates; None where no metric works.
 
-
-def best_by_evaluations(study: Study) -> Figure | None:
-    """The lowest loss so far by the number of distinct candidates; None where no metric works."""
+    It begins with the first loss that is not so high that it would compress the axis.
+    """
+    if not study.judged:
+        return None
+    judged = {record.candidate.number for record in study.judged}
     distinct = list(accumulate(int(record.evaluation.counts) for record in study.records))
-    return _best_so_far(study, distinct, max(distinct, default=0), "distinct candidates")
+    lowest: dict[int, float] = {}
+    best, limit = math.inf, _highest_drawn(study)
+    for record, place in zip(study.records, distinct, strict=True):
+        if record.candidate.number in judged and record.evaluation.value < min(best, limit + 1e-9):
+            best = lowest[place] = record.evaluation.value
+    figure, axes = new_figure()
+    axes.grid(axis="y", color=_LINE)
+    end = distinct[-1]
+    axes.step([*lowest, end], [*lowest.values(), best], where="post", color=_ACCENT)
+    axes.plot(list(lowest), list(lowest.values()), "o", color=_ACCENT, markersize=4)
+    axes.set_xlim(0, 1.02 * end)
+    axes.margins(y=0.1)
+    axes.set_xlabel("distinct candidates")
+    axes.set_ylabel(LOSSES[highest_rung(study)])
+    return figure
 
 
 def sparsity(records: Sequence[MatrixRecord]) -> Figure:
     """The share of pruned weights by kind of matrix (rows) and block (columns), and of all."""
-    groups: dict[tuple[str, str], list[MatrixRecord]] = defaultdict(list)
+    kinds = [*dict.fromkeys(record.kind for record in records), _ALL]
+    blocks = [*map(str, sorted({record.block for record in records})), _ALL]
+    cells: dict[tuple[str, str], list[MatrixRecord]] = {}
     for record in records:
         for kind in (record.kind, _ALL):
             for block in (str(record.block), _ALL):
-                groups[kind, block].append(record)
-    kinds = [*dict.fromkeys(record.kind for record in records), _ALL]
-    blocks = [*map(str, sorted({record.block for record in records})), _ALL]
-    shares = {cell: 100 * total_sparsity(group) for cell, group in groups.items()}
-    low, high = min(shares.values()), max(shares.values())
-    width = min(0.6, max(0.13, 8.2 / len(blocks)))
+                cells.setdefault((kind, block), []).append(record)
+    shares = np.full((len(kinds), len(blocks)), np.nan)
+    for (kind, block), group in cells.items():
+        shares[kinds.index(kind), blocks.index(block)] = 100 * total_sparsity(group)
     names = [clean(excerpt(kind, 40)) for kind in kinds]
     left = 0.3 + 0.08 * max(map(len, names))
+    width = min(0.6, (_WIDTH - left) / len(blocks))
     figure, axes = new_figure(left + max(2.4, width * len(blocks)), 0.27 * len(kinds) + 0.6)
-    for (kind, block), share in shares.items():
-        strength = 0.08 + 0.82 * ((share - low) / (high - low) if high > low else 0.5)
-        x, y = blocks.index(block), kinds.index(kind)
-        tooltip = f"{_TOOLTIP}{kind}, {block}: {share:.1f} %"
-        corner = (x - 0.47, y - 0.47)
-        axes.add_patch(
-            Rectangle(corner, 0.94, 0.94, color=_ACCENT, alpha=strength, lw=0, gid=tooltip)
-        )
-        if width > 0.2:
+    low, high = float(np.nanmin(shares)), float(np.nanmax(shares))
+    middle, half = (low + high) / 2, max((high - low) / 2, _LEAST_RANGE / 2)
+    mesh = axes.pcolormesh(shares, cmap=_SHADES, edgecolors=_PAPER, lw=1)
+    mesh.set_clim(middle - half, middle + half)
+    for (y, x), share in np.ndenumerate(shares):
+        if width > 0.2 and not math.isnan(share):
             text = f"{share:.1f}" if width > 0.4 else f"{share:.0f}"
-            color = _PAPER if strength > 0.6 else _INK
-            axes.text(x, y, text, ha="center", va="center", color=color, fontsize=7.5)
-    axes.set_xlim(-0.5, len(blocks) - 0.5)
-    axes.set_ylim(len(kinds) - 0.5, -0.5)
+            color = _PAPER if share > middle + 0.2 * half else _INK
+            axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", color=color, fontsize=7.5)
     every = math.ceil(0.25 / width)
-    places = [*range(0, len(blocks) - every, every), len(blocks) - 1]
-    axes.set_xticks(places, [blocks[place] for place in places])
+    ticks = [*range(0, len(blocks) - every, every), len(blocks) - 1]
+    axes.set_xticks([tick + 0.5 for tick in ticks], [blocks[tick] for tick in ticks])
     # A dollar sign in a name does not begin a formula.
-    axes.set_yticks(range(len(kinds)), names, parse_math=False)
+    axes.set_yticks(np.arange(len(kinds)) + 0.5, names, parse_math=False)
+    axes.invert_yaxis()
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     axes.set_xlabel(f"block ({low:.1f} to {high:.1f} % pruned)")
+    return figure
+
+
+def perplexities(run: ComparisonRun) -> Figure | None:
+    """The perplexities of a comparison as bars, on a logarithmic axis where they are far apart.
+
+    A line is at the perplexity of the dense model; models with fewer parameters have another
+    colour. None where no method has a perplexity.
+    """
+    groups = [[row for row in group if row.perplexity is not None] for group in run.groups]
+    bars = [*groups[0], *groups[1]]
+    if not bars:
+        return None
+    values = [row.perplexity or math.nan for row in bars]
+    figure, axes = new_figure(_WIDTH, 0.32 * len(bars) + 0.7)
+    colors = [_ACCENT] * len(groups[0]) + [_WARM] * len(groups[1])
+    drawn = axes.barh(range(len(bars)), values, height=0.7, color=colors)
+    axes.bar_label(drawn, [f"{value:,.2f}" for value in values], padding=4, color=_INK, fontsize=9)
+    names = [clean(excerpt(row.method, 48)) for row in bars]
+    axes.set_yticks(range(len(bars)), names, parse_math=False)
+    axes.invert_yaxis()
+    label = "perplexity"
+    if run.dense and run.dense.perplexity:
+        axes.axvline(run.dense.perplexity, color=_MUTED, linestyle="--", linewidth=1)
+        values.append(run.dense.perplexity)
+        label += "; dashed: the dense model"
+    if max(values) > 20 * min(values):
+        axes.set_xscale("log")
+        axes.set_xlim(left=0.8 * min(values))
+    axes.margins(x=0.12)
+    axes.set_xlabel(label + "; orange: models with fewer parameters" * bool(groups[1]))
     return figure
 
 
@@ -170,109 +199,31 @@ def style(axes: Axes) -> None:
         axis.label.set(color=_MUTED, fontsize=9)
 
 
-def to_svg(figure: Figure, label: str) -> Markup:
-    """The figure as an <svg> element for a page.
+def to_img(figure: Figure, label: str) -> Markup:
+    """The figure as an <img> element that holds its SVG; the same figure gives the same text.
 
-    label: a text alternative for the figure. The same figure gives the same text; colours are
-    variables of the page's style sheet, and words stay text.
+    label: a text alternative for the figure.
     """
-    for artist in figure.findobj():
-        # Clipping would cut marks at the edge.
-        artist.set_clip_on(False)
-    file = StringIO()
-    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # Names of marks are hashes with the label, so that they differ between the figures of a page.
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": label}), warnings.catch_warnings():
-        # The fonts of a browser may have letters that the font for measuring lacks.
+    file = BytesIO()
+    # Words stay text, for which the browser has the letters that the font for measuring may lack.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": ""}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")
-        figure.savefig(file, format="svg", metadata=no_metadata)
-    svg = re.sub(r"<style.*?</style>", "", file.getvalue(), flags=re.DOTALL)
-    marks = svg[svg.index(">", svg.index("<svg")) + 1 : svg.rindex("</svg>")]
-    marks = re.sub(r">\s+<", "><", marks).replace("xlink:href", "href")
-    marks = re.sub(r'<g id="([^"]*)">', _group, marks)
-    for color, name in _VARIABLES.items():
-        marks = marks.replace(color, f"var(--{name})")
-    width, height = (_POINTS * inches for inches in figure.get_size_inches())
-    return drawing(label, width, height, Markup(marks), scale=_PIXELS / _POINTS)
-
-
-def drawing(label: str, width: float, height: float, *marks: Markup, scale: float = 1.0) -> Markup:
-    """An <svg> element of this size around `marks`, shown at `scale`; label: what it shows."""
-    return element(
-        "svg",
-        *marks,
-        role="img",
-        aria_label=label,
-        viewBox=f"0 0 {width:.0f} {height:.0f}",
-        width=f"{width * scale:.0f}",
-        xmlns="http://www.w3.org/2000/svg",
-    )
-
-
-def dots(study: Study) -> list[Record]:
-    """The candidates that `front` draws beside the Pareto front, evenly chosen where many."""
-    hall = study.hall_of_fame
-    losses = sorted(record.evaluation.value for record in study.judged)
-    limit = max(hall.front[0].evaluation.value, losses[3 * len(losses) // 4])
-    members = {record.candidate.number for record in hall.members}
-    beside = [
-        record
-        for record in study.judged
-        if record.candidate.number not in members and record.evaluation.value <= limit
-    ]
-    return beside[:: math.ceil(len(beside) / MOST_DOTS) or 1]
+        figure.savefig(file, format="svg", dpi=150, metadata={"Date": None})
+    data = b64encode(file.getvalue()).decode()
+    return Markup('<img alt="{}" src="data:image/svg+xml;base64,{}">').format(clean(label), data)
 
 
 def highest_rung(study: Study) -> str:
-    """The highest rung that a distinct candidate reached; the first where none did."""
-    return RUNGS[max((record.evaluation.rung for record in study.judged), default=1) - 1]
+    """The highest rung that a distinct candidate reached; the closed form where none did."""
+    results = study.judged[0].evaluation.results if study.judged else {}
+    return next((rung for rung in reversed(LOSSES) if rung in results), "reconstruction")
 
 
-def _best_so_far(study: Study, places: Sequence[float], end: float, name: str) -> Figure | None:
-    """The lowest value so far over `places`, positions of candidates on the axis `name`."""
-    judged = {record.candidate.number for record in study.judged}
-    lowest: dict[float, float] = {}
-    best = math.inf
-    # Candidates of an unfinished batch have no place in time.
-    for record, place in zip(study.records, places, strict=False):
-        if record.candidate.number in judged and record.evaluation.value < best:
-            best = lowest[place] = record.evaluation.value
-    if not lowest:
-        return None
-    figure, axes = new_figure()
-    axes.grid(axis="y", color=_LINE)
-    axes.step([*lowest, end], [*lowest.values(), best], where="post", color=_ACCENT, linewidth=1.5)
-    axes.plot(list(lowest), list(lowest.values()), "o", color=_ACCENT, markersize=4)
-    axes.set_xlim(0, 1.02 * end or None)
-    axes.margins(y=0.1)
-    axes.set_xlabel(name)
-    axes.set_ylabel(LOSSES[highest_rung(study)])
-    return figure
+def _highest_drawn(study: Study) -> float:
+    """The loss of the simplest metric of the front, or the upper quartile where that is higher."""
+    losses = sorted(record.evaluation.value for record in study.judged)
+    return max(study.hall_of_fame.front[0].evaluation.value, losses[3 * len(losses) // 4])
 
 
 def _place(record: Record) -> tuple[int, float]:
     return complexity(record.candidate.expression), record.evaluation.value
-
-
-def _names(hall: HallOfFame) -> dict[int, str]:
-    """The words at the marks of the best metric and the knee, by the candidate's number."""
-    names: dict[int, str] = {}
-    for name, record in (("best", hall.best), ("knee", hall.knee)):
-        if record is not None:
-            number = record.candidate.number
-            names[number] = f"{names[number]}, {name}" if number in names else name
-    return names
-
-
-def _title(record: Record) -> str:
-    x, y = _place(record)
-    candidate = record.candidate
-    text = excerpt(candidate.expression, 200)
-    return f"{text} @{candidate.scope}: complexity {x}, loss {y:.4f}"
-
-
-def _group(start: re.Match[str]) -> str:
-    """The start tag of a group of marks, with a tooltip where its name has one."""
-    name = unescape(start[1])
-    tooltip = element("title", name.removeprefix(_TOOLTIP)) if name.startswith(_TOOLTIP) else ""
-    return f"<g>{tooltip}"

@@ -1,75 +1,156 @@
 """The results that a report is made of, read from disk."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution import Study
 from pruner_zero.evolution.archive import JOURNAL
-from pruner_zero.evolution.study import read_json, reading
-from pruner_zero.metric import parse
+from pruner_zero.evolution.study import Study, read_json, reading
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.grammar import parse
 from pruner_zero.pruning.matrix import MatrixRecord
 
 PRUNING, TIMING, RECOVERY = "pruning.json", "timing.json", "recovery.json"
 
+# None where whole blocks or experts are removed without a metric.
+_Metric = Annotated[Expression | None, BeforeValidator(lambda text: text and parse(text))]
+_Matrix = Annotated[MatrixRecord, BeforeValidator(MatrixRecord.from_json)]
 
-@dataclass(frozen=True)
-class _Saved:
+
+class _Read(BaseModel):
+    """The base of values that are read from JSON: what is not named here is left out."""
+
+    model_config = ConfigDict(strict=True, frozen=True, arbitrary_types_allowed=True)
+
+
+class _Saved(_Read):
+    """settings: as asked, defaults filled in. windows: where the tokens come from, by use."""
+
     path: Path
-    settings: Mapping[str, Any]
-    windows: Mapping[str, Mapping[str, Any]]
-    provenance: Mapping[str, Any]
+    settings: dict[str, Any]
+    windows: dict[str, dict[str, Any]]
+    provenance: dict[str, Any]
 
 
-@dataclass(frozen=True)
 class PruneRun(_Saved):
-    """A pruned model: its settings, its matrices.
+    """A pruned model.
 
     steps: what followed the mask; asymmetric: towards the dense model's outputs. distill: the steps
-    of the training after them. timing: the cost of the last process.
+    of the training after them. parameters: before and after, where units were removed. timing: the
+    cost of the last process.
     """
 
-    expression: str
+    expression: _Metric
     pattern: str
-    steps: tuple[str, ...]
+    steps: list[str]
     asymmetric: bool
     distill: int
     sparsity: float
-    matrices: tuple[MatrixRecord, ...]
-    timing: Mapping[str, Any]
+    parameters: list[int] | None = None
+    matrices: list[_Matrix]
+    timing: dict[str, Any]
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is to be said of single matrices."""
+        return [f"{record.name}: {record.note}" for record in self.matrices if record.note]
 
 
-@dataclass(frozen=True)
+class Row(_Read):
+    """What `compare` writes of one method, as `comparison.Comparison` says."""
+
+    method: str
+    perplexity: float | None
+    sparsity: float | None
+    expression: _Metric = None
+    scope: str | None = None
+    mode: str | None = None
+    pattern: str = ""
+    parameters: int | None = None
+    seconds: float | None = None
+    peak_rss_bytes: int | None = None
+    error: str | None = None
+    notes: list[str] = []
+
+    @property
+    def group(self) -> str | None:
+        """The comparison group: a scope, `unit` for removed units, None for N:M."""
+        return self.scope or (None if re.fullmatch(r"\d+:\d+", self.pattern) else "unit")
+
+
 class ComparisonRun(_Saved):
-    """A table of methods, a row each as `comparison.Comparison` writes them."""
+    """A table of methods."""
 
-    rows: tuple[Mapping[str, Any], ...]
+    rows: list[Row]
 
     @property
-    def competing(self) -> list[Mapping[str, Any]]:
-        """The rows of pruning methods, without smaller models if there are models of full size.
+    def dense(self) -> Row | None:
+        """The row of the unpruned model."""
+        return next((row for row in self.rows if row.method == "dense"), None)
 
-        A smaller model is not compared with a model of the dense size.
+    @property
+    def groups(self) -> tuple[list[Row], list[Row]]:
+        """The rows of pruning methods: those that keep the model's size, and smaller models.
+
+        A smaller model does not compete with a model of full size. The lowest perplexity is first;
+        rows without a perplexity are last.
         """
-        most = max((row.get("parameters") or 0 for row in self.rows), default=0)
-        rows = [row for row in self.rows if "expression" in row]
-        large = [row for row in rows if row.get("parameters", most) == most]
-        return large if any(row["perplexity"] is not None for row in large) else rows
+        full = max((row.parameters or 0 for row in self.rows), default=0)
+        groups: tuple[list[Row], list[Row]] = ([], [])
+        for row in self.rows:
+            if row.method != "dense":
+                groups[(row.parameters or full) < full].append(row)
+        for group in groups:
+            group.sort(key=lambda row: math.inf if row.perplexity is None else row.perplexity)
+        return groups
 
     @property
-    def ranked(self) -> list[Mapping[str, Any]]:
-        """The rows of competing methods that have a perplexity, the lowest first."""
-        rows = [row for row in self.competing if row["perplexity"] is not None]
-        return sorted(rows, key=lambda row: float(row["perplexity"]))
+    def best(self) -> list[Row]:
+        """The row with the lowest perplexity of each group that has one."""
+        return [group[0] for group in self.groups if group and group[0].perplexity is not None]
+
+    @property
+    def remarks(self) -> list[str]:
+        """Errors and notes of the methods."""
+        lines = ((row, filter(None, (row.error, *row.notes))) for row in self.rows)
+        return [f"{row.method}: {line}" for row, found in lines for line in found]
 
 
-Result = Study | PruneRun | ComparisonRun
+class Measured(_Read):
+    """The perplexity of a model on a text; None where it overflows."""
+
+    perplexity: float | None
+    text: dict[str, Any]
+
+
+class Speed(_Read):
+    """The size and speed of a model in what `evaluate --speed` writes."""
+
+    model: str
+    parameters: int
+    bytes: int
+    prefill: float
+    decode: float
+
+
+class EvaluationRun(_Saved):
+    """What `evaluate` measured of one model; `speed` may have those measured beside it too."""
+
+    texts: list[Measured] = []
+    speed: list[Speed] = []
+    tasks: list[dict[str, Any]] = []
+
+
+Result = Study | PruneRun | ComparisonRun | EvaluationRun
 
 
 def read_result(path: Path) -> Result:
-    """The result at `path`: the folder of a search or a prune, or the JSON file of a comparison.
+    """The result at `path`: a folder of search or prune, or a JSON file of compare or evaluate.
 
     Raises PrunerZeroError where it is none of these, or damaged.
     """
@@ -81,62 +162,48 @@ def read_result(path: Path) -> Result:
         if (path / RECOVERY).is_file():
             raise PrunerZeroError(f"{path} was made by recover: give the folder that prune wrote")
         if (path / PRUNING).is_file():
-            return _read_prune(path)
+            values = read_json(path / PRUNING)
+            timing = read_json(path / TIMING) if (path / TIMING).is_file() else {}
+            timing.pop("files", None)
+            windows = _windows(values, "calibration")
+            return PruneRun(**{**values, "path": path, "windows": windows, "timing": timing})
         if path.is_file() and path.suffix == ".json":
-            return _read_comparison(path)
+            values = read_json(path)
+            if "rows" in values and "provenance" in values:
+                return _read_comparison(path, values)
+            if not values.keys().isdisjoint(("losses", "texts", "speed", "tasks")):
+                return _read_evaluation(path, values)
     raise PrunerZeroError(
         f"{path} holds no result: give the folder that search or prune wrote, "
-        "or the .json file that compare wrote"
+        "or the .json file that compare or evaluate wrote"
     )
 
 
-def _read_prune(path: Path) -> PruneRun:
-    values = read_json(path / PRUNING)
-    if values["expression"] is None:
-        raise PrunerZeroError(
-            f"{path} was made by --structure {values['settings']['structure']}, without a metric "
-            "that a report could show: give other results"
-        )
-    timing = read_json(path / TIMING) if (path / TIMING).is_file() else {}
-    timing.pop("files", None)
-    return PruneRun(
-        path,
-        dict(values["settings"]),
-        {"calibration": values["calibration"]} if values["calibration"] else {},
-        values["provenance"],
-        str(parse(values["expression"])),
-        str(values["pattern"]),
-        tuple(values["steps"]),
-        bool(values["asymmetric"]),
-        int(values["distill"]),
-        float(values["sparsity"]),
-        tuple(MatrixRecord.from_json(record) for record in values["matrices"]),
-        timing,
-    )
-
-
-def _read_comparison(path: Path) -> ComparisonRun:
-    values = read_json(path)
-    if "rows" not in values or "provenance" not in values:
-        raise PrunerZeroError(f"{path} is no comparison: give the .json file that compare wrote")
+def _read_comparison(path: Path, values: Mapping[str, Any]) -> ComparisonRun:
     if not values.get("complete", True):
         raise PrunerZeroError(
             f"{path} lacks rows, since compare was interrupted: repeat its command to add them"
         )
     origin = dict(values["provenance"])
-    settings = dict(origin.pop("settings"))
-    described = {name: origin.pop(name, None) for name in ("calibration", "evaluation")}
-    windows = {name: text for name, text in described.items() if text}
-    rows = tuple(values["rows"])
-    # Raises where a row lacks a required key, or holds a wrong type or an invalid metric.
-    for row in rows:
-        costs = ("seconds", "parameters")
-        for number in (row["perplexity"], row["sparsity"], *map(row.get, costs)):
-            if not isinstance(number, float | int | None):
-                raise TypeError(f"{number!r} is no number")
-        if not isinstance(row["method"], str):
-            raise TypeError(f"{row['method']!r} is no method")
-        # Whole blocks are removed without a metric.
-        if row.get("expression") is not None:
-            parse(row["expression"])
-    return ComparisonRun(path, settings, windows, origin, rows)
+    windows = _windows(origin, "calibration", "evaluation")
+    settings = origin.pop("settings")
+    rest = {key: value for key, value in origin.items() if key not in windows}
+    return ComparisonRun(
+        **{**values, "path": path, "settings": settings, "windows": windows, "provenance": rest}
+    )
+
+
+def _read_evaluation(path: Path, values: Mapping[str, Any]) -> EvaluationRun:
+    texts = values.get("texts") or ([values] if "losses" in values else [])
+    speed: Sequence[Any] = values.get("speed", ())
+    # Earlier files do not name the model of a perplexity.
+    model = values.get("model") or (speed[0]["model"] if speed else path.name)
+    settings = {"model": model, **values.get("settings", {})}
+    windows = {text["text"]["text"]: text["text"] for text in texts}
+    given = {"path": path, "settings": settings, "windows": windows, "texts": texts}
+    return EvaluationRun(**{"provenance": {}, **values, **given})
+
+
+def _windows(values: Mapping[str, Any], *uses: str) -> dict[str, Any]:
+    """The descriptions of windows among `values`, without empty ones."""
+    return {use: values[use] for use in uses if values.get(use)}
