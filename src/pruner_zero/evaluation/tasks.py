@@ -83,16 +83,12 @@ class TaskResult(Tabular):
 
 
 def evaluate_tasks(
-    load: Callable[[], LanguageModel],
-    settings: EvaluateSettings,
-    progress: Progress = SILENT,
-    harness: Callable[[LanguageModel, int], Any] | None = None,
+    load: Callable[[], LanguageModel], settings: EvaluateSettings, progress: Progress = SILENT
 ) -> TaskResult:
     """A model's scores in the tasks, groups and tags of lm-eval that `settings` name.
 
-    load: gives the model, once the tasks are loaded. harness: makes lm-eval's model from the
-    language model and the batch size, `harness_model` where None. Data files that a task names by a
-    relative path are looked for in the current folder, then in `settings.include_path`.
+    load: gives the model, once the tasks are loaded. Data files that a task names by a relative
+    path are looked for in the current folder, then in `settings.include_path`.
     Raises PrunerZeroError where lm-eval is missing, a task is unknown or cannot be run, its data
     cannot be had or have too few examples, and where log-probabilities are NaN.
     """
@@ -114,7 +110,7 @@ def evaluate_tasks(
             # the machine's packages, which takes seconds.
             with in_float32(model.model):
                 results = _lm_eval().evaluate(
-                    (harness or harness_model)(model, settings.batch_size),
+                    harness_model(model, settings.batch_size),
                     tasks,
                     limit=settings.limit,
                     apply_chat_template=chat,
