@@ -86,17 +86,13 @@ BLOCKS: dict[str, tuple[dict[str, Shape], dict[str, Shape]]] = {
         _falcon := _inside("self_attention", _bloom_like(HIDDEN + 2 * 8, 4 * HIDDEN)),
         _falcon,
     ),
-    # The routers of these mixtures are bare parameters, which stay as they are.
+    # The routers of these mixtures stay as they are.
     "mixtral": (_mixtral := _ATTENTION | _experts("mlp.experts", INNER), _mixtral),
     "qwen3_moe": (_LLAMA, _ATTENTION | _experts("mlp.experts", EXPERT)),
     "gpt_oss": (_mixtral, _mixtral),
-    # Here the router is a linear map like any other.
     "llama4": (
         _ATTENTION | _gated("feed_forward"),
-        _ATTENTION
-        | _experts("feed_forward.experts", INNER)
-        | {"feed_forward.router": (EXPERTS, HIDDEN)}
-        | _gated("feed_forward.shared_expert"),
+        _ATTENTION | _experts("feed_forward.experts", INNER) | _gated("feed_forward.shared_expert"),
     ),
 }
 

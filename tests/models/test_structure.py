@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from pruner_zero.models import Matrix, check_weights, find_blocks, find_matrices
@@ -103,6 +104,26 @@ def test_writing_to_a_weight_changes_what_the_model_says(architecture: str) -> N
 def test_a_gradient_is_seen_like_its_expert(architecture: str) -> None:
     for matrix in find_matrices(tiny_model(architecture)):
         assert torch.equal(matrix.view(matrix.parameter.data * 2), matrix.weight * 2)
+
+
+@pytest.mark.parametrize("family", ["qwen2_moe", "qwen3_next", "afmoe"])
+def test_what_chooses_experts_is_not_pruned_and_a_shared_expert_is(family: str) -> None:
+    """The shared expert is as narrow as there are experts, so that widths alone do not tell."""
+    count = 4
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "head_dim": 8, "vocab_size": 64}
+    experts = {"num_experts": count, "moe_intermediate_size": count, "num_dense_layers": 0}
+    layers = {"num_hidden_layers": 1, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shared = {"shared_expert_intermediate_size": count}
+    config = AutoConfig.for_model(family, **sizes, **experts, **layers, **shared)
+    with torch.device("meta"):
+        matrices = find_matrices(AutoModelForCausalLM.from_config(config))
+    kinds = {matrix.kind for matrix in matrices if "self_attn" not in matrix.name}
+    shared_expert = "mlp.shared_experts" if family == "afmoe" else "mlp.shared_expert"
+    of_experts = {
+        f"mlp.experts.{name}[{i}]" for name in ("gate_up_proj", "down_proj") for i in range(count)
+    }
+    of_shared = {f"{shared_expert}.{name}_proj" for name in ("gate", "up", "down")}
+    assert {kind for kind in kinds if kind.startswith("mlp.")} == of_experts | of_shared
 
 
 def test_include_and_exclude_are_shell_patterns_over_names() -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import MambaConfig, MambaForCausalLM
 
 import pruner_zero
 from pruner_zero import Metric, PrunerZeroError, prune
@@ -13,7 +14,7 @@ from pruner_zero.text.corpus import Corpus
 from tests.pruning.conftest import language_model
 from tests.pruning.plain import places
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import tiny_model
+from tests.tiny_models import VOCABULARY, tiny_model
 
 SMALL: dict[str, Any] = {"windows": 3, "seqlen": 24}
 
@@ -213,3 +214,22 @@ def test_a_failed_allocation_names_the_settings_to_change_and_keeps_finished_blo
     whole = language_model("llama")
     prune(whole, cache=tmp_path / "cache", **{**options, "output": None})
     assert resumed.language_model.fingerprint() == whole.fingerprint()
+
+
+def test_a_layer_that_its_model_does_not_call_is_pruned_by_magnitude_with_the_reason(
+    prose: str,
+) -> None:
+    """Mamba multiplies the weight of dt_proj itself."""
+    config = MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, state_size=4)
+    result = prune(
+        MambaForCausalLM(config).eval(),
+        "wanda",
+        tokenizer=tiny_tokenizer(),
+        calibration=[prose],
+        sparsity=0.5,
+        windows=2,
+        seqlen=16,
+    )
+    notes = {record.name: record.note for record in result.records if record.note}
+    reason = "its model does not call this layer, so X is not known: pruned by magnitude"
+    assert notes == {"backbone.layers.0.mixer.dt_proj": reason}

@@ -102,14 +102,16 @@ def find_matrices(
     """Every linear map inside the decoder blocks, in the order of the model.
 
     `include` and `exclude` are shell patterns over the full names, such as `*.mlp.*`.
-    Embeddings, the head and routers that are bare parameters are never among them.
+    Embeddings, the head, and the routers and gates of mixtures are never among them.
     Raises PrunerZeroError where nothing remains, or a pattern matches nothing.
     """
     names = {module: name for name, module in model.named_modules()}
     matrices = [
         matrix
         for index, block in enumerate(find_blocks(model))
+        for routers in [_routers_of(block)]
         for module in block.modules()
+        if module not in routers
         for matrix in _matrices_of(module, names[module], index)
     ]
     for pattern in (*include, *exclude):
@@ -155,6 +157,27 @@ def _matches(matrix: Matrix, pattern: str) -> bool:
     return fnmatchcase(matrix.name, pattern) or fnmatchcase(
         matrix.name, pattern.replace("[", "[[]")
     )
+
+
+def _routers_of(block: nn.Module) -> set[nn.Module]:
+    """The linear maps of `block` that choose experts, or weigh a shared expert.
+
+    A router is the only linear map of a part beside the experts, with an output for each of them;
+    the gate of a shared expert has one output.
+    """
+    routers: set[nn.Module] = set()
+    for mixture in block.modules():
+        counts = {
+            len(stack)
+            for child in mixture.children()
+            for stack in child.parameters(recurse=False)
+            if stack.ndim == 3 and not isinstance(child, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+        }
+        for child in mixture.children() if counts else ():
+            linears = [part for part in child.modules() if isinstance(part, nn.Linear)]
+            if len(linears) == 1 and linears[0].out_features in {*counts, 1}:
+                routers.add(linears[0])
+    return routers
 
 
 def _matrices_of(module: nn.Module, name: str, block: int) -> list[Matrix]:

@@ -67,6 +67,9 @@ def prune_matrix(
         silent = " and ".join(statistics.silent()) or "its inputs"
         consequence = "no step after the mask" if mask.reached else "pruned by magnitude"
         note = f"calibration left {silent} zero: {consequence}"
+        if matrix.expert is None and {"X", "XᵀX"} & set(statistics.silent()):
+            # As Mamba's dt_proj, whose weight the model multiplies itself.
+            note = f"its model does not call this layer, so {silent} is not known: {consequence}"
         assert kept is not None
         return write_zeros(matrix, kept, note=note)
     chooser = method.chooser if kept is None else None
