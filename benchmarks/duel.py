@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 
 from pruner_zero.choices import Group
-from pruner_zero.cli.progress import LineProgress
+from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows

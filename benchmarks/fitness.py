@@ -22,7 +22,7 @@ from scipy.stats import kendalltau
 from torch import Tensor
 from torch.nn import functional
 
-from pruner_zero.cli.progress import LineProgress
+from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.generate import random_expression

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero import compare
-from pruner_zero.cli.progress import LineProgress
+from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.files import write_json
 from pruner_zero.models import load_model
 from tables import cut, markdown, results, script_parser, write_page

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from pruner_zero import evaluate, prune, recover
-from pruner_zero.cli.progress import LineProgress
+from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
 from tables import markdown, results, script_parser, write_page

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pruner_zero import evaluate, prune
 from pruner_zero.calibration import take_windows
-from pruner_zero.cli.progress import LineProgress
+from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import read_lines, write_json
 from pruner_zero.models import LanguageModel, load_model

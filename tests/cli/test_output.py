@@ -344,7 +344,7 @@ def test_how_a_model_is_loaded_reaches_every_verb(
     texts = ["--calibration", text_file, "--seqlen", 16, "--windows", 2]
     verbs: list[list[object]] = [
         ["prune", llama_folder, "--metric", "magnitude", *HALF, "-o", tmp_path / "out"],
-        ["compare", llama_folder, *texts, "--text", text_file, *HALF],
+        ["compare", llama_folder, *texts, "--text", text_file, *HALF, "--quiet"],
         ["evaluate", llama_folder, "--text", text_file],
         ["search", llama_folder, *texts, *HALF, "--evaluations", 3, "-o", tmp_path / "run"],
         ["recover", llama_folder, "--text", text_file, "-o", tmp_path / "out"],

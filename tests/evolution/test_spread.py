@@ -22,7 +22,7 @@ from pruner_zero.execution import (
 )
 from pruner_zero.execution.shared_memory import pack, unpack
 from pruner_zero.metric import parse
-from pruner_zero.settings.base import read_settings
+from pruner_zero.settings.read import read_settings
 from tests.evolution.conftest import Build, tiny_settings
 from tests.evolution.test_run import journal, run
 from tests.text.refusals import refusal

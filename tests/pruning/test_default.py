@@ -11,8 +11,8 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices
 from pruner_zero.pruning.prune import prune
-from pruner_zero.settings.base import read_settings
 from pruner_zero.settings.prune import DEFAULT, PruneSettings
+from pruner_zero.settings.read import read_settings
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model

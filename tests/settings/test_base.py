@@ -7,7 +7,8 @@ import pytest
 from pydantic import Field, model_validator
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import Settings, read_settings
+from pruner_zero.settings.base import Settings
+from pruner_zero.settings.read import read_settings
 
 
 class Recipe(Settings):

@@ -8,11 +8,12 @@ import pytest
 
 import pruner_zero
 from pruner_zero import PrunerZeroError
-from pruner_zero.settings.base import Settings, read_settings
+from pruner_zero.settings.base import Settings
 from pruner_zero.settings.compare import CompareSettings
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchOptions
 

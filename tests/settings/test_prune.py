@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.settings.base import read_settings
 from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.read import read_settings
 
 
 def settings(**given: Any) -> PruneSettings:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pruner_zero.settings.base import read_settings
+from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
 from tests.text.refusals import refusal
 

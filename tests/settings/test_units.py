@@ -2,8 +2,8 @@
 
 import pytest
 
-from pruner_zero.settings.base import read_settings
 from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.units import read_parameters
 from tests.text.refusals import refusal
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pruner_zero.cli import options
-from pruner_zero.cli.tables import print_table
+from pruner_zero.cli.terminal import print_table
 
 if TYPE_CHECKING:
     from pruner_zero.analysis.analysis import Analysis

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from pruner_zero.cli import options
-from pruner_zero.cli.tables import print_table
+from pruner_zero.cli.terminal import print_table
 
 app = typer.Typer(
     help="List and clear the cache: statistics, texts that models wrote, converted models.",

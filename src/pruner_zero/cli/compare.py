@@ -8,8 +8,7 @@ import typer
 
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.progress import progress
-from pruner_zero.cli.tables import print_table
+from pruner_zero.cli.terminal import print_table, progress
 from pruner_zero.settings.compare import CompareSettings
 
 

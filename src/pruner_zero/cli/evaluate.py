@@ -5,11 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.progress import progress
-from pruner_zero.cli.tables import print_table
+from pruner_zero.cli.terminal import print_table, progress
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import read_settings
 from pruner_zero.settings.evaluate import EvaluateSettings
+from pruner_zero.settings.read import read_settings
 
 if TYPE_CHECKING:
     from pruner_zero.evaluation.perplexity import Perplexity

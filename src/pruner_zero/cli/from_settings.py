@@ -9,9 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from pruner_zero.settings.base import Settings, read_settings
+from pruner_zero.settings.base import Settings
 from pruner_zero.settings.model import ModelSettings
 from pruner_zero.settings.options import Option, options_of
+from pruner_zero.settings.read import read_settings
 
 
 def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -6,7 +6,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from pruner_zero.cli.options import AsJson
-from pruner_zero.cli.tables import print_table
+from pruner_zero.cli.terminal import print_table
 from pruner_zero.plugins import Registry
 
 T = TypeVar("T")

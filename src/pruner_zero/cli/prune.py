@@ -6,7 +6,7 @@ from typing import Any
 
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.progress import progress
+from pruner_zero.cli.terminal import progress
 from pruner_zero.settings.prune import PruneSettings
 
 # The figures are of benchmarks/updates.md.

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.progress import progress
+from pruner_zero.cli.terminal import progress
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.search import SearchOptions
 

@@ -26,9 +26,10 @@ from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.pruning.method import Method, Order
 from pruner_zero.pruning.model import Pruned, check_parameters, check_plan, prune_model
 from pruner_zero.pruning.parse_method import parse_method, split_methods
-from pruner_zero.settings.base import name_of, names_of, read_settings
+from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.compare import CompareSettings
 from pruner_zero.settings.prune import default_beside
+from pruner_zero.settings.read import read_settings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.windows import Windows, consecutive_windows

@@ -14,8 +14,9 @@ from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.structure import check_finite
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.settings.base import name_of, read_settings
+from pruner_zero.settings.base import name_of
 from pruner_zero.settings.evaluate import EvaluateSettings
+from pruner_zero.settings.read import read_settings
 from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.windows import consecutive_windows
 

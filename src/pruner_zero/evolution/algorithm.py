@@ -14,7 +14,8 @@ from pruner_zero.evolution.published import Published, PublishedSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.metric import Metric
 from pruner_zero.plugins import Registry
-from pruner_zero.settings.base import Settings, read_settings
+from pruner_zero.settings.base import Settings
+from pruner_zero.settings.read import read_settings
 
 
 class RandomSettings(Settings):

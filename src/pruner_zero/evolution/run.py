@@ -30,7 +30,8 @@ from pruner_zero.metric import Metric
 from pruner_zero.models import LanguageModel, as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
-from pruner_zero.settings.base import name_of, names_of, read_settings
+from pruner_zero.settings.base import name_of, names_of
+from pruner_zero.settings.read import read_settings
 from pruner_zero.text.mixture import Source, load_mixture
 
 # After this many candidates without a new mask (twenty batches of the default algorithm), the

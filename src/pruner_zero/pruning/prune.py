@@ -27,8 +27,9 @@ from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.settings.base import name_of, names_of, read_settings
+from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.read import read_settings
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.text.mixture import Source
 

@@ -26,7 +26,8 @@ from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
 from pruner_zero.recovery.train import Training
 from pruner_zero.recovery.windows import split_texts
 from pruner_zero.result_folder import build_folder, check_output
-from pruner_zero.settings.base import name_of, names_of, read_settings
+from pruner_zero.settings.base import name_of, names_of
+from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.mixture import Source, load_mixture
 from pruner_zero.text.windows import mix_windows

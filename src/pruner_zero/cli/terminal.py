@@ -1,8 +1,8 @@
-"""Progress on stderr: bars on a terminal, plain lines elsewhere."""
+"""What a terminal shows: tables and bars of progress; elsewhere there are plain lines."""
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 
 from rich.console import Console
 from rich.progress import (
@@ -13,12 +13,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bars
+from rich.table import Table
 
 from pruner_zero.progress import Progress, T
+from pruner_zero.table import aligned
 
 
 def progress(quiet: bool = False) -> Progress:
-    """Bars where stderr is a terminal, lines elsewhere, nothing where `quiet`."""
+    """Progress on stderr: bars on a terminal, lines elsewhere, nothing where `quiet`."""
     if quiet:
         return Progress()
     return BarProgress() if sys.stderr.isatty() else LineProgress()
@@ -75,3 +77,19 @@ class LineProgress(Progress):
 
 def _length(items: object, total: int | None) -> int | None:
     return len(items) if total is None and isinstance(items, Sized) else total
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int) -> None:
+    """Print `rows` to stdout; the first `left` columns are aligned left, the others right.
+
+    Where stdout is not a terminal, nothing is wrapped or cut.
+    """
+    if sys.stdout.isatty():
+        table = Table()
+        for index, name in enumerate(header):
+            table.add_column(name, justify="left" if index < left else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        Console(markup=False).print(table)
+        return
+    print("\n".join(aligned(header, rows, left)))
