@@ -15,7 +15,8 @@ from pruner_zero.pruning.masks import choose_masks, score_matrix
 from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
-from pruner_zero.sparsity.pattern import Lazy, Unstructured
+from pruner_zero.sparsity.pattern import Lazy
+from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.live import Live

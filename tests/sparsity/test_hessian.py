@@ -8,7 +8,8 @@ from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
-from pruner_zero.sparsity.pattern import Unstructured, keep_mask
+from pruner_zero.sparsity.pattern import keep_mask
+from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.sparsity.steps.least_squares import solve
 from pruner_zero.sparsity.steps.step import Layer
 from tests.sparsity import reference

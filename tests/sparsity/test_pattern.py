@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity.pattern import Lazy, Pattern, SemiStructured, Unstructured
-from pruner_zero.sparsity.selection import pruned_count
+from pruner_zero.sparsity.pattern import Lazy, Pattern
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
+from pruner_zero.sparsity.threshold import pruned_count
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,45 @@
 """A pruning method: a metric, a pattern of zeros, steps after the mask."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pruner_zero.calibration import GradientStatistic, Kind, select
+from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
 from pruner_zero.choices import Mode, Scope
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import Metric, collected_for
+from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.terminals import collected_for
+from pruner_zero.models.structure import Matrix
+from pruner_zero.plugins import Registry
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.registry import STEPS, plan
 
+if TYPE_CHECKING:
+    from pruner_zero.recovery.train import Point
+
 Order = Literal["sequential", "one-shot"]
+
+
+@dataclass(frozen=True)
+class ModelStep:
+    """A step over the whole model once all matrices are pruned.
+
+    check: raises PrunerZeroError where the step cannot run on a dense model, its pruned matrices
+    and their sparsity; cut: whether pruned units are cut out. prepare: called with the dense model,
+    the calibration windows and the number of steps before anything is pruned; the function that it
+    returns takes the matrices to change, and returns a learning curve.
+    """
+
+    name: str
+    check: Callable[..., None]
+    prepare: Callable[..., Callable[[Sequence[Matrix]], "Sequence[Point]"]]
+
+
+MODEL_STEPS: Registry[ModelStep] = Registry(
+    "model_steps",
+    ModelStep,
+    deferred={"distill": "pruner_zero.recovery.distillation:DISTILL"},
+)
 
 SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"

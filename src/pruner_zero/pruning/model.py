@@ -43,9 +43,8 @@ from pruner_zero.pruning.checkpoint import (
 )
 from pruner_zero.pruning.masks import Mask, masks_of, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
-from pruner_zero.pruning.method import Method
+from pruner_zero.pruning.method import MODEL_STEPS, Method
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
-from pruner_zero.recovery.distillation import check_memory, distillation
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.text.windows import Windows
 
@@ -100,7 +99,7 @@ def prune_model(
     if method.distill:
         # First, because it keeps a copy of the dense model.
         folder = journal.folder / f"training-{method.distill}" if journal else None
-        train = distillation(
+        train = MODEL_STEPS["distill"].prepare(
             language_model, windows, method.distill, seed=seed, folder=folder, progress=progress
         )
     order = method.mode(mode)
@@ -146,7 +145,7 @@ def check_plan(
         check_parameters(language_model, matrices)
     if method.distill:
         share, cut = method.pattern.sparsity, method.pattern.unit is not None
-        check_memory(language_model, matrices, share, cut=cut)
+        MODEL_STEPS["distill"].check(language_model, matrices, share, cut=cut)
     return matrices
 
 

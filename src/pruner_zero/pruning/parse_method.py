@@ -12,7 +12,8 @@ from pruner_zero.plugins import Registry
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP
 from pruner_zero.settings.units import read_parameters
-from pruner_zero.sparsity.pattern import SCOPES, Pattern, SemiStructured, Unstructured
+from pruner_zero.sparsity.pattern import SCOPES, Pattern
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.registry import STEPS, in_order
 
 # Patterns of whole units, whose `of` takes what `_removal` gives it.

@@ -19,6 +19,7 @@ from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import Matrix, check_weights, size_of
 from pruner_zero.progress import SILENT, Progress
+from pruner_zero.pruning.method import ModelStep
 from pruner_zero.recovery.train import Point, Training
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.windows import Windows
@@ -179,3 +180,6 @@ class _DistillationLoss(torch.autograd.Function):
         """The gradient of the logits; it is not kept, so a second call fails."""
         gradient, ctx.gradient = ctx.gradient, None
         return gradient.mul_(scale), None, None, None
+
+
+DISTILL = ModelStep("distill", check_memory, distillation)

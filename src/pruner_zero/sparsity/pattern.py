@@ -4,30 +4,17 @@
 whether a matrix fits (`check`), and the masks (`choose`). A new pattern is a subclass of `Pattern`.
 """
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field, replace
-from decimal import Decimal
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar, cast, get_args
+from typing import Any, Literal, Self, TypeVar, get_args
 
 from torch import Tensor, nn
 
-from pruner_zero.choices import Group, Scope, check_sparsity
-from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.choices import Group, Scope
 from pruner_zero.progress import Progress
-from pruner_zero.sparsity.selection import (
-    BLOCK_COLUMNS,
-    comparable,
-    keep_blocks,
-    keep_highest,
-    keep_n_of_m,
-    pruned_count,
-)
-from pruner_zero.sparsity.threshold import global_threshold
 
 # The scores that a pattern needs before it can choose the mask of a matrix.
 Reach = Literal["matrix", "block", "model"]
@@ -254,143 +241,6 @@ class Pattern(ABC):
     def to_json(self) -> dict[str, Any]:
         """What decided which units are removed, as JSON values."""
         return {}
-
-
-@dataclass(frozen=True)
-class Unstructured(Pattern):
-    """The lowest scores of every comparison group are pruned, wherever they lie.
-
-    `sparsity` is the pruned share, in [0, 1). `scope` names the group: a `row` of the matrix
-    (Wanda), a `block` of 128 columns of all rows (SparseGPT), the `matrix` (magnitude), or all
-    matrices of the model (`global`). A group of n weights gets exactly floor(n · sparsity) zeros,
-    and equal scores go by lowest matrix, row, column: the mask of a stable ascending sort.
-    Raises PrunerZeroError for values outside these.
-    Source: Wanda (2306.11695), section 3; SparseGPT (2301.00774); the selection is ours.
-    """
-
-    sparsity: float
-    scope: Scope = "row"
-
-    def __post_init__(self) -> None:
-        check_sparsity(self.sparsity)
-        if self.scope not in SCOPES:
-            raise PrunerZeroError(
-                f"unknown scope '{self.scope}': {did_you_mean(str(self.scope), SCOPES)}"
-            )
-
-    @property
-    def reach(self) -> Reach:
-        return "model" if self.scope == "global" else "matrix"
-
-    @property
-    def stacks(self) -> bool:
-        return self.scope in ("row", "global")
-
-    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if self.scope == "global":
-            threshold = global_threshold(scores, self.sparsity)
-            return Lazy(scores, lambda name: threshold.mask(scores[name], name))
-        return Lazy(scores, lambda name: self._mask(scores[name], name))
-
-    def _mask(self, scores: Tensor, name: str) -> Tensor:
-        scores = comparable(scores, name)
-        if self.scope == "row":
-            return keep_highest(scores, pruned_count(scores.shape[1], self.sparsity))
-        if self.scope == "block":
-            return keep_blocks(scores, self.sparsity)
-        return global_threshold({name: scores}, self.sparsity).mask(scores, name)
-
-    def within_matrices(self) -> "Unstructured":
-        return self.with_scope("matrix") if self.scope == "global" else self
-
-    def with_scope(self, scope: Group) -> "Unstructured":
-        return replace(self, scope=cast(Scope, scope))
-
-    @property
-    def swap_columns(self) -> None:
-        return None
-
-    @property
-    def sweep_columns(self) -> int | None:
-        return BLOCK_COLUMNS if self.scope in ("row", "block") else None
-
-    def choose_columns(self, scores: Tensor, start: int) -> Tensor:
-        if self.scope == "block":
-            return keep_blocks(scores, self.sparsity)
-        # Rounded so that the row ends with floor(in · sparsity) zeros.
-        before = pruned_count(start, self.sparsity)
-        pruned = pruned_count(start + scores.shape[1], self.sparsity) - before
-        return keep_highest(scores.contiguous(), pruned)
-
-    def __str__(self) -> str:
-        percent = (Decimal(str(self.sparsity)) * 100).normalize()
-        group = "global" if self.scope == "global" else f"per {self.scope}"
-        return f"{percent:f}% {group}"
-
-
-@dataclass(frozen=True)
-class SemiStructured(Pattern):
-    """N zeros in each group of M consecutive weights along the input dimension.
-
-    This is the pruning papers' meaning; hardware papers name the kept weights instead.
-    Any 0 < N < M. Ties go to the lowest column. Raises PrunerZeroError for other values.
-    Source: SparseGPT (2301.00774), section 3.
-    """
-
-    n: int
-    m: int
-    sparsity: float = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.n < self.m:
-            raise PrunerZeroError(
-                f"pattern {self.n}:{self.m} must prune some of each group but not all: "
-                "choose N and M with 0 < N < M, such as 2:4"
-            )
-        object.__setattr__(self, "sparsity", self.n / self.m)
-
-    @classmethod
-    def parse(cls, text: str) -> "SemiStructured":
-        """The pattern that `text` names, such as "2:4". Raises PrunerZeroError."""
-        groups = re.fullmatch(r"(\d+)\s*:\s*(\d+)", text.strip())
-        if groups is None:
-            raise PrunerZeroError(
-                f"--pattern is '{text}': write N:M such as 2:4, or give a share as --sparsity"
-            )
-        return cls(int(groups[1]), int(groups[2]))
-
-    def check(self, name: str, shape: tuple[int, int]) -> None:
-        if shape[1] % self.m:
-            raise PrunerZeroError(
-                f"input width {shape[1]} of {name} is not divisible by {self.m}: "
-                "choose another M or exclude the matrix"
-            )
-
-    @property
-    def stacks(self) -> bool:
-        return True
-
-    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return Lazy(scores, lambda name: self._mask(scores[name], name))
-
-    def _mask(self, scores: Tensor, name: str) -> Tensor:
-        scores = comparable(scores, name)
-        self.check(name, (scores.shape[0], scores.shape[1]))
-        return keep_n_of_m(scores, self.n, self.m)
-
-    @property
-    def swap_columns(self) -> int:
-        return self.m
-
-    @property
-    def sweep_columns(self) -> int:
-        return self.m
-
-    def choose_columns(self, scores: Tensor, start: int) -> Tensor:
-        return keep_n_of_m(scores, self.n, self.m)
-
-    def __str__(self) -> str:
-        return f"{self.n}:{self.m}"
 
 
 def keep_mask(scores: Tensor, pattern: Pattern, name: str = "matrix") -> Tensor:

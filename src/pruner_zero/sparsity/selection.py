@@ -1,56 +1,166 @@
-"""Scores → mask: the lowest of every comparison group, exactly as a stable sort would choose.
+"""Patterns of zeros, and exact selection: the mask that a stable ascending sort would choose.
 
 Nothing is sorted where only a threshold is needed. The threshold is the largest pruned score;
 weights above it stay, and only where equal scores lie on both sides does order matter.
 """
 
-import math
+import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
-from typing import Any
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.choices import Group, Scope, check_sparsity
+from pruner_zero.errors import PrunerZeroError, did_you_mean
+from pruner_zero.sparsity.pattern import SCOPES, Lazy, Pattern, Reach
+from pruner_zero.sparsity.threshold import CHUNK, comparable, global_threshold, pruned_count
 
 BLOCK_COLUMNS = 128
-
-# A working set that stays in a core's cache, in weights; found by measurement. NumPy is used rather
-# than torch, whose threads synchronise after every operation: on a busy machine each
-# synchronisation may cost a time slice.
-CHUNK = 1 << 18
 
 # Above this, M² comparisons cost more than partitioning each group.
 _LARGEST_COMPARED_M = 16
 
 
-def pruned_count(weights: int, sparsity: float) -> int:
-    """The zeros a comparison group of `weights` weights gets: floor(weights · sparsity).
+@dataclass(frozen=True)
+class Unstructured(Pattern):
+    """The lowest scores of every comparison group are pruned, wherever they lie.
 
-    `sparsity` stands for the shortest decimal that names the float, the number the user
-    typed: 100 weights at 0.29 give 29, where the float product 28.999… would give 28.
-    Source: ours.
+    `sparsity` is the pruned share, in [0, 1). `scope` names the group: a `row` of the matrix
+    (Wanda), a `block` of 128 columns of all rows (SparseGPT), the `matrix` (magnitude), or all
+    matrices of the model (`global`). A group of n weights gets exactly floor(n · sparsity) zeros,
+    and equal scores go by lowest matrix, row, column: the mask of a stable ascending sort.
+    Raises PrunerZeroError for values outside these.
+    Source: Wanda (2306.11695), section 3; SparseGPT (2301.00774); the selection is ours.
     """
-    return math.floor(weights * Fraction(str(sparsity)))
+
+    sparsity: float
+    scope: Scope = "row"
+
+    def __post_init__(self) -> None:
+        check_sparsity(self.sparsity)
+        if self.scope not in SCOPES:
+            raise PrunerZeroError(
+                f"unknown scope '{self.scope}': {did_you_mean(str(self.scope), SCOPES)}"
+            )
+
+    @property
+    def reach(self) -> Reach:
+        return "model" if self.scope == "global" else "matrix"
+
+    @property
+    def stacks(self) -> bool:
+        return self.scope in ("row", "global")
+
+    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.scope == "global":
+            threshold = global_threshold(scores, self.sparsity)
+            return Lazy(scores, lambda name: threshold.mask(scores[name], name))
+        return Lazy(scores, lambda name: self._mask(scores[name], name))
+
+    def _mask(self, scores: Tensor, name: str) -> Tensor:
+        scores = comparable(scores, name)
+        if self.scope == "row":
+            return keep_highest(scores, pruned_count(scores.shape[1], self.sparsity))
+        if self.scope == "block":
+            return keep_blocks(scores, self.sparsity)
+        return global_threshold({name: scores}, self.sparsity).mask(scores, name)
+
+    def within_matrices(self) -> "Unstructured":
+        return self.with_scope("matrix") if self.scope == "global" else self
+
+    def with_scope(self, scope: Group) -> "Unstructured":
+        return replace(self, scope=cast(Scope, scope))
+
+    @property
+    def swap_columns(self) -> None:
+        return None
+
+    @property
+    def sweep_columns(self) -> int | None:
+        return BLOCK_COLUMNS if self.scope in ("row", "block") else None
+
+    def choose_columns(self, scores: Tensor, start: int) -> Tensor:
+        if self.scope == "block":
+            return keep_blocks(scores, self.sparsity)
+        # Rounded so that the row ends with floor(in · sparsity) zeros.
+        before = pruned_count(start, self.sparsity)
+        pruned = pruned_count(start + scores.shape[1], self.sparsity) - before
+        return keep_highest(scores.contiguous(), pruned)
+
+    def __str__(self) -> str:
+        percent = (Decimal(str(self.sparsity)) * 100).normalize()
+        group = "global" if self.scope == "global" else f"per {self.scope}"
+        return f"{percent:f}% {group}"
 
 
-def comparable(scores: Tensor, name: str) -> Tensor:
-    """The scores (out, in) of the matrix `name` as float32, which holds every supported dtype.
+@dataclass(frozen=True)
+class SemiStructured(Pattern):
+    """N zeros in each group of M consecutive weights along the input dimension.
 
-    Raises PrunerZeroError for scores that are not finite, ValueError and TypeError for other
-    shapes and dtypes than float32, bfloat16 and float16.
+    This is the pruning papers' meaning; hardware papers name the kept weights instead.
+    Any 0 < N < M. Ties go to the lowest column. Raises PrunerZeroError for other values.
+    Source: SparseGPT (2301.00774), section 3.
     """
-    if scores.dim() != 2:
-        raise ValueError(f"scores of {name} have shape {tuple(scores.shape)}, not (out, in)")
-    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        raise TypeError(f"scores of {name} are {scores.dtype}: convert them with .float()")
-    if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
-        raise PrunerZeroError(
-            f"scores of {name} are not finite: choose another metric or exclude the matrix"
-        )
-    return scores.detach().float().contiguous()
+
+    n: int
+    m: int
+    sparsity: float = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.n < self.m:
+            raise PrunerZeroError(
+                f"pattern {self.n}:{self.m} must prune some of each group but not all: "
+                "choose N and M with 0 < N < M, such as 2:4"
+            )
+        object.__setattr__(self, "sparsity", self.n / self.m)
+
+    @classmethod
+    def parse(cls, text: str) -> "SemiStructured":
+        """The pattern that `text` names, such as "2:4". Raises PrunerZeroError."""
+        groups = re.fullmatch(r"(\d+)\s*:\s*(\d+)", text.strip())
+        if groups is None:
+            raise PrunerZeroError(
+                f"--pattern is '{text}': write N:M such as 2:4, or give a share as --sparsity"
+            )
+        return cls(int(groups[1]), int(groups[2]))
+
+    def check(self, name: str, shape: tuple[int, int]) -> None:
+        if shape[1] % self.m:
+            raise PrunerZeroError(
+                f"input width {shape[1]} of {name} is not divisible by {self.m}: "
+                "choose another M or exclude the matrix"
+            )
+
+    @property
+    def stacks(self) -> bool:
+        return True
+
+    def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return Lazy(scores, lambda name: self._mask(scores[name], name))
+
+    def _mask(self, scores: Tensor, name: str) -> Tensor:
+        scores = comparable(scores, name)
+        self.check(name, (scores.shape[0], scores.shape[1]))
+        return keep_n_of_m(scores, self.n, self.m)
+
+    @property
+    def swap_columns(self) -> int:
+        return self.m
+
+    @property
+    def sweep_columns(self) -> int:
+        return self.m
+
+    def choose_columns(self, scores: Tensor, start: int) -> Tensor:
+        return keep_n_of_m(scores, self.n, self.m)
+
+    def __str__(self) -> str:
+        return f"{self.n}:{self.m}"
 
 
 def keep_highest(rows: Tensor, pruned: int) -> Tensor:

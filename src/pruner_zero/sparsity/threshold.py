@@ -1,21 +1,55 @@
 """The threshold of all scores of a model together, without sorting or joining them."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pruner_zero.sparsity.selection import CHUNK, comparable, pruned_count
+from pruner_zero.errors import PrunerZeroError
 
 Counts = NDArray[np.int64]
+
+# A working set that stays in a core's cache, in weights; found by measurement. NumPy is used rather
+# than torch, whose threads synchronise after every operation: on a busy machine each
+# synchronisation may cost a time slice.
+CHUNK = 1 << 18
 
 _HALF_KEYS = 1 << 16
 
 # The number of scores whose keys a device holds at a time.
 _DEVICE_CHUNK = 1 << 24
+
+
+def pruned_count(weights: int, sparsity: float) -> int:
+    """The zeros a comparison group of `weights` weights gets: floor(weights · sparsity).
+
+    `sparsity` stands for the shortest decimal that names the float, the number the user
+    typed: 100 weights at 0.29 give 29, where the float product 28.999… would give 28.
+    Source: ours.
+    """
+    return math.floor(weights * Fraction(str(sparsity)))
+
+
+def comparable(scores: Tensor, name: str) -> Tensor:
+    """The scores (out, in) of the matrix `name` as float32, which holds every supported dtype.
+
+    Raises PrunerZeroError for scores that are not finite, ValueError and TypeError for other
+    shapes and dtypes than float32, bfloat16 and float16.
+    """
+    if scores.dim() != 2:
+        raise ValueError(f"scores of {name} have shape {tuple(scores.shape)}, not (out, in)")
+    if scores.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise TypeError(f"scores of {name} are {scores.dtype}: convert them with .float()")
+    if scores.numel() and not torch.stack(scores.aminmax()).isfinite().all():
+        raise PrunerZeroError(
+            f"scores of {name} are not finite: choose another metric or exclude the matrix"
+        )
+    return scores.detach().float().contiguous()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import size_of
-from pruner_zero.sparsity.pattern import Pattern, Reach, Unstructured
+from pruner_zero.sparsity.pattern import Pattern, Reach
+from pruner_zero.sparsity.selection import Unstructured
 
 
 class Removal(Pattern):

@@ -15,7 +15,8 @@ from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import size_of
 from pruner_zero.sparsity.pattern import Reach
-from pruner_zero.sparsity.selection import comparable, keep_highest
+from pruner_zero.sparsity.selection import keep_highest
+from pruner_zero.sparsity.threshold import comparable
 from pruner_zero.structure.couplings import Coupling, find_couplings, is_loadable
 from pruner_zero.structure.cut import (
     check_shrunk,

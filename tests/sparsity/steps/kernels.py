@@ -7,7 +7,7 @@ from unittest.mock import patch
 from torch import Tensor
 
 from pruner_zero.sparsity import Hessian, Layer, Pattern, Unstructured, Updated
-from pruner_zero.sparsity import pattern as patterns
+from pruner_zero.sparsity import selection as patterns
 from pruner_zero.sparsity.steps import exact_swaps, least_squares, swaps, sweep
 
 HALF = Unstructured(0.5)

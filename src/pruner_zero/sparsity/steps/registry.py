@@ -5,14 +5,18 @@ from dataclasses import replace
 
 from pruner_zero.plugins import Registry
 from pruner_zero.sparsity.hessian import Hessian
-from pruner_zero.sparsity.steps.exact_swaps import REFINE_EXACT
-from pruner_zero.sparsity.steps.least_squares import EXACT
 from pruner_zero.sparsity.steps.step import Layer, Step, Updated
-from pruner_zero.sparsity.steps.swaps import REFINE
-from pruner_zero.sparsity.steps.sweep import OBS
 
+_FOLDER = "pruner_zero.sparsity.steps"
 STEPS: Registry[Step] = Registry(
-    "steps", Step, {step.name: step for step in (REFINE, OBS, EXACT, REFINE_EXACT)}
+    "steps",
+    Step,
+    deferred={
+        "refine": f"{_FOLDER}.swaps:REFINE",
+        "obs": f"{_FOLDER}.sweep:OBS",
+        "exact": f"{_FOLDER}.least_squares:EXACT",
+        "refine+exact": f"{_FOLDER}.exact_swaps:REFINE_EXACT",
+    },
 )
 
 
