@@ -168,6 +168,18 @@ def test_the_same_tokens_cut_into_other_windows_have_another_folder(tmp_path: Pa
     assert folder_of_pairs != folder_of_triples
 
 
+@pytest.mark.parametrize(
+    ("place", "version"),
+    [("torch.__version__", "0.0"), ("importlib.metadata.version", lambda _: "0.0")],
+)
+def test_statistics_of_another_version_have_another_folder(
+    place: str, version: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = open_store(tiny(), windows(), folder=tmp_path).folder
+    monkeypatch.setattr(place, version)
+    assert open_store(tiny(), windows(), folder=tmp_path).folder != folder
+
+
 @pytest.mark.parametrize("architecture", FUSED_EXPERTS)
 def test_experts_that_no_gradient_reaches_are_noted(architecture: str, tmp_path: Path) -> None:
     language_model, text = tiny(architecture), windows(count=1, seqlen=2)

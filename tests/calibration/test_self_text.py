@@ -12,6 +12,7 @@ from pruner_zero.calibration import self_text, self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
 from pruner_zero.models import LanguageModel, load_model, load_offloaded, sample_windows
+from pruner_zero.tensor_file import TensorFile
 from pruner_zero.text.windows import Windows
 from tests.elsewhere import HERE, elsewhere
 from tests.processes import Forked
@@ -73,6 +74,24 @@ def test_batches_differ(write: Write) -> None:
 def test_fewer_windows_are_the_first_of_more(windows: int, write: Write, tmp_path: Path) -> None:
     many = write(2 * BATCH + 1, folder=tmp_path / "many").tokens
     assert torch.equal(write(windows).tokens, many[:windows])
+
+
+def test_shorter_windows_are_not_written_in_larger_batches(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(self_text, "BATCH_WINDOWS", BATCH)
+    write(2 * BATCH, seqlen=SEQLEN // 3)
+    shapes = [TensorFile(file).read("tokens").shape for file in kept(tmp_path)]
+    assert shapes == [(BATCH, SEQLEN // 3)] * 2
+
+
+def test_text_of_another_version_of_transformers_is_kept_apart(
+    write: Write, sampled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(1)
+    monkeypatch.setattr("importlib.metadata.version", lambda _: "0.0")
+    write(1)
+    assert len(sampled) == 2
 
 
 @pytest.mark.parametrize("first", [1, BATCH, BATCH + 2])
@@ -179,7 +198,7 @@ def test_the_description_says_who_wrote_the_text(write: Write) -> None:
 
 
 def test_a_killed_run_goes_on_after_its_last_batch(llama_folder: Path, tmp_path: Path) -> None:
-    cache, windows = tmp_path / "cache", 4 * self_text.BATCH_TOKENS // 48
+    cache, windows = tmp_path / "cache", 8 * self_text.BATCH_WINDOWS
     command = [
         *("prune", llama_folder, "--metric", "wanda", "--sparsity", 0.5, "--calibration", "self"),
         *("--windows", windows, "--seqlen", 48, "--mode", "one-shot"),
@@ -191,9 +210,9 @@ def test_a_killed_run_goes_on_after_its_last_batch(llama_folder: Path, tmp_path:
         time.sleep(0.001)
     process.kill()
     finished = {file: file.stat().st_mtime_ns for file in kept(cache)}
-    assert 1 <= len(finished) < 4
+    assert 1 <= len(finished) < 8
     assert Forked(*command, log=tmp_path / "log").end() == 0
     assert {file: file.stat().st_mtime_ns for file in kept(cache)}.items() >= finished.items()
-    assert len(kept(cache)) == 4
+    assert len(kept(cache)) == 8
     again = self_windows(load_model(llama_folder), windows, 48, 0, folder=tmp_path / "undisturbed")
     assert again.sha256 in (tmp_path / "out" / "pruning.json").read_text()

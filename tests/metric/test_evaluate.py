@@ -21,7 +21,7 @@ from pruner_zero.metric import (
     parse,
     score,
 )
-from pruner_zero.metric.evaluate import evaluate_stack
+from pruner_zero.metric.evaluate import _zero_divisor, evaluate_stack
 from tests.metric.strategies import (
     expressions,
     lightly,
@@ -251,3 +251,14 @@ def test_a_stack_is_scored_and_refused_like_each_of_its_matrices() -> None:
         score(W, {"W": equal})
     with pytest.raises(ScoreError, match="X has shape"):
         score(W * Terminal("X"), {**stacked, "X": stacked["X"][:, :, 1:]})
+
+
+@pytest.mark.parametrize("text", ["W / 0", "W / (X - X)", "W * (G / (0 * X))", "W / (W - abs(W))"])
+def test_a_division_by_what_is_zero_everywhere_is_refused(text: str) -> None:
+    with pytest.raises(ScoreError, match=r"it divides by .*, which is zero everywhere"):
+        score(parse(text), terminals_of(3, 4))
+
+
+@pytest.mark.parametrize("text", ["W / small(X)", "W / (X - G)", "W / 0.001", "W / min(X, O)"])
+def test_a_division_by_what_may_be_zero_is_not(text: str) -> None:
+    assert _zero_divisor(parse(text)) is None

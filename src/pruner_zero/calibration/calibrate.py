@@ -1,6 +1,7 @@
 """Statistics of the dense model, each kind collected once and only when something needs it."""
 
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -32,15 +33,16 @@ def open_store(
 ) -> StatisticsStore:
     """The store for this model and these windows, under `folder` (default: the cache).
 
-    Its key is made of all weights and the configuration of the model, all tokens and the version
-    of torch. fingerprint: that of the dense model if it is known already, since computing it takes
-    long.
+    Its key is made of all weights and the configuration of the model, all tokens and the versions
+    of torch and transformers. fingerprint: that of the dense model if it is known already, since
+    computing it takes long.
     """
     settings = {
         "model": fingerprint or language_model.fingerprint(),
         "windows": windows.sha256,
         "shape": list(windows.tokens.shape),
         "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
         "format": 1,
     }
     cache = Path(folder) if folder is not None else default_cache()

@@ -2,6 +2,7 @@
 
 from contextlib import nullcontext
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,10 @@ from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.windows import Windows, tokens_sha256
 
-# Tokens that are written together, as many as `prune` calibrates on by default. The drawn text
-# depends on the number of windows in a batch, so this number does not depend on --windows.
-BATCH_TOKENS = 24 * 1024
+# The most tokens and windows that are written together, as many as `prune` calibrates on by
+# default. The drawn text depends on the number of windows in a batch, so that these numbers do not
+# depend on --windows. Each window takes memory for a distribution over the vocabulary.
+BATCH_TOKENS, BATCH_WINDOWS = 24 * 1024, 96
 
 
 def self_windows(
@@ -44,9 +46,9 @@ def self_windows(
     """`windows` windows of `seqlen` tokens that `language_model` writes, from number `first` on.
 
     With the same seed, fewer windows are the first of more. They are written in batches of
-    about 24576 tokens, each with a generator of its own; finished batches are kept under
-    `folder` (default: the cache), so that an interrupted call continues after the last batch. An
-    offloaded model cannot write, and uses the text that the same model wrote in memory.
+    up to 24576 tokens and 96 windows, each with a generator of its own; finished batches are kept
+    under `folder` (default: the cache), so that an interrupted call continues after the last batch.
+    An offloaded model cannot write, and uses the text that the same model wrote in memory.
     fingerprint: that of the model if it is known already, since computing it takes long. Raises
     PrunerZeroError where that text is missing, where another process writes the same text, and as
     `start_token`, `check_tokens` and `sample_windows` do.
@@ -60,10 +62,11 @@ def self_windows(
         "start": start,
         "ends": sorted(ends),
         "torch": torch.__version__,
+        "transformers": metadata.version("transformers"),
         "format": 2,
     }
     cache = Path(folder) if folder is not None else default_cache()
-    size = max(1, BATCH_TOKENS // seqlen)
+    size = max(1, min(BATCH_TOKENS // seqlen, BATCH_WINDOWS))
     batches = _Batches(cache / f"text-{cache_key(settings)}", size, seqlen, seed)
     numbers = range(first // size, -(-(first + windows) // size))
     read = {number: batches.read(number) for number in numbers}

@@ -1,6 +1,7 @@
 """Evaluating expressions: the scores of one weight matrix, or the reason there are none."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -101,6 +102,26 @@ def _matrix_shape(terminals: Mapping[str, Tensor]) -> tuple[int, int]:
     raise ScoreError("none of W, G, S is given, so the shape of the matrix is unknown")
 
 
+@lru_cache(maxsize=4096)
+def _zero_divisor(expression: Expression) -> Expression | None:
+    """The first divisor of a quotient that is zero whatever the statistics, found by drawn ones.
+
+    The quotient would be guarded, and rank by the dividend alone.
+    """
+    divisors = [
+        node.operands[1]
+        for node in expression.walk()
+        if isinstance(node, Call) and node.operator.name == "quotient"
+    ]
+    generator = torch.Generator().manual_seed(0)
+    drawn = {
+        # Over many orders of magnitude, so that no value is rounded away beside all others.
+        name: 10 ** torch.empty(statistic.shape.sizes((8, 9))).uniform_(-6, 6, generator=generator)
+        for name, statistic in TERMINALS.items()
+    }
+    return next((divisor for divisor in divisors if not _value(divisor, drawn).any()), None)
+
+
 def _check(expression: Expression, terminals: Mapping[str, Tensor], shape: tuple[int, int]) -> None:
     if 0 in shape:
         raise ScoreError(f"a matrix of shape {shape} has no weights to score")
@@ -108,6 +129,8 @@ def _check(expression: Expression, terminals: Mapping[str, Tensor], shape: tuple
     if missing:
         given = ", ".join(sorted(terminals)) or "none"
         raise ScoreError(f"missing terminals: {', '.join(missing)} (given: {given})")
+    if divisor := _zero_divisor(expression):
+        raise ScoreError(f"it divides by {divisor}, which is zero everywhere")
     for name in sorted(expression.terminals):
         sizes, wanted = tuple(terminals[name].shape), TERMINALS[name].shape.sizes(shape)
         if sizes != wanted:
