@@ -9,8 +9,8 @@ import torch
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.journal import JOURNAL
-from pruner_zero.models.load import load_model, load_offloaded
-from pruner_zero.models.offloaded import OffloadedModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.offloaded import OffloadedModel, load_offloaded
 from pruner_zero.models.structure import find_blocks
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows, random_windows

@@ -10,8 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.sampling import cache_arguments
+from pruner_zero.models.language_model import LanguageModel, cache_arguments, check_tokens
 from pruner_zero.models.structure import size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance

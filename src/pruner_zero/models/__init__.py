@@ -11,12 +11,12 @@ from pruner_zero.models.blocks import (
     run_windows,
 )
 from pruner_zero.models.half_precision import in_float32
-from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.load import as_language_model, cast_weights, load_model, load_offloaded
+from pruner_zero.models.language_model import LanguageModel, cache_arguments, check_tokens
+from pruner_zero.models.load import as_language_model, cast_weights, load_model
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
-from pruner_zero.models.offloaded import OffloadedModel, give_back
-from pruner_zero.models.sampling import cache_arguments, end_tokens, sample_windows, start_token
-from pruner_zero.models.save import save_model, save_offloaded
+from pruner_zero.models.offloaded import OffloadedModel, give_back, load_offloaded, save_offloaded
+from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
+from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import (
     Matrix,
     check_finite,

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import (
@@ -21,6 +22,8 @@ from pruner_zero.models.blocks import (
 from pruner_zero.models.structure import Matrix, find_blocks
 from pruner_zero.progress import SILENT, Progress
 
+# transformers 5.24 renamed the argument that takes the keys and values of earlier tokens.
+_CACHE_NAMES = ("cache", "past_key_values")
 # Fields of a configuration that say how it was saved and change nothing that is computed.
 _NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
 
@@ -118,3 +121,16 @@ def check_tokens(
             f"windows of {length} tokens are longer than the model's context of {context} "
             f"(max_position_embeddings): --seqlen {context - generated} or less would fit"
         )
+
+
+def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any] | None:
+    """Arguments that make `model` use `cache` for keys and values and return only the last logits.
+
+    None where the model keeps no keys and values.
+    """
+    accepted = signature(model.forward).parameters
+    names = [name for name in _CACHE_NAMES if name in accepted]
+    if not names:
+        return None
+    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    return {names[0]: cache, "use_cache": True, **last}

@@ -14,7 +14,6 @@ from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
 from pruner_zero.models.builtin import PREFIX, builtin_path
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.offloaded import OffloadedModel, open_offloaded
 from pruner_zero.models.placement import place_model
 from pruner_zero.models.read import is_gguf, read_model
 from pruner_zero.models.shards import weight_files
@@ -41,36 +40,10 @@ def load_model(
     transformers, which chooses where it is None. Raises PrunerZeroError, naming what to change.
     """
     devices = find_devices(device)
-    path = _located(str(source), revision)
+    path = locate_model(str(source), revision)
     loaded = read_model(path, str(source), dtype, attn_implementation)
     place_model(loaded.model, devices)
     return loaded
-
-
-def load_offloaded(
-    source: str | Path,
-    dtype: Dtype = "auto",
-    device: str = "auto",
-    revision: str | None = None,
-    attn_implementation: str | None = None,
-) -> OffloadedModel:
-    """The model `source` with its weights left on disk, to be read block by block.
-
-    device: where a block is read to, the first that `find_devices` gives. The rest is as in
-    `load_model`. Raises PrunerZeroError as that does, and for a GGUF file or a quantized
-    checkpoint, whose weights cannot be read one by one.
-    """
-    home, name = find_devices(device).first, str(source)
-    path = _located(name, revision)
-    if is_gguf(path):
-        instead = "give the folder of a model saved as safetensors"
-        if name.startswith(PREFIX):
-            instead = "set $PRUNER_ZERO_CACHE to a folder that its copy can be written to"
-        raise PrunerZeroError(
-            f"{name} is one GGUF file, which --offload cannot read block by block: {instead}, or "
-            "leave out --offload"
-        )
-    return open_offloaded(path, name, home, dtype, attn_implementation)
 
 
 def as_language_model(
@@ -121,7 +94,7 @@ def cast_weights(model: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def _located(name: str, revision: str | None) -> Path:
+def locate_model(name: str, revision: str | None) -> Path:
     """The folder or GGUF file to read the model `name` from.
 
     A hub model is fetched; the built-in model is converted.

@@ -1,6 +1,10 @@
-"""A language model that stays on disk: its weights are read into memory block by block."""
+"""A language model that stays on disk: weights are read block by block, and saved from files."""
 
 import ctypes
+import json
+import math
+import os
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -9,11 +13,12 @@ from pathlib import Path
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Dtype
-from pruner_zero.devices import CPU
+from pruner_zero.devices import CPU, find_devices
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.files import writing
 from pruner_zero.models.blocks import (
     Activations,
     BlockCalls,
@@ -21,11 +26,15 @@ from pruner_zero.models.blocks import (
     record_block_calls,
     shares_state,
 )
+from pruner_zero.models.builtin import PREFIX
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.read import quiet, read_model
-from pruner_zero.models.shards import Shards
+from pruner_zero.models.load import locate_model
+from pruner_zero.models.read import is_gguf, quiet, read_model
+from pruner_zero.models.save import copy_license
+from pruner_zero.models.shards import INDEX, Shards
 from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
 from pruner_zero.models.transformers_private import as_stored, copy_conversions
+from pruner_zero.tensor_file import TensorFile, write_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,22 +141,33 @@ class OffloadedModel(LanguageModel):
             give_back()
 
 
-def open_offloaded(
-    folder: Path,
-    name: str,
-    device: torch.device = CPU,
+def load_offloaded(
+    source: str | Path,
     dtype: Dtype = "auto",
+    device: str = "auto",
+    revision: str | None = None,
     attn_implementation: str | None = None,
 ) -> OffloadedModel:
-    """The model saved in `folder`, known as `name`, with its weights left on disk.
+    """The model `source` with its weights left on disk, to be read block by block.
 
-    device: that weights are read to. Raises PrunerZeroError as `read_model` does, and for a
-    quantized checkpoint.
+    device: where a block is read to, the first that `find_devices` gives. The rest is as in
+    `load_model`. Raises PrunerZeroError as that does, and for a GGUF file or a quantized
+    checkpoint, whose weights cannot be read one by one.
     """
+    home, name = find_devices(device).first, str(source)
+    path = locate_model(name, revision)
+    if is_gguf(path):
+        instead = "give the folder of a model saved as safetensors"
+        if name.startswith(PREFIX):
+            instead = "set $PRUNER_ZERO_CACHE to a folder that its copy can be written to"
+        raise PrunerZeroError(
+            f"{name} is one GGUF file, which --offload cannot read block by block: {instead}, or "
+            "leave out --offload"
+        )
     with quiet():
-        checked = read_model(folder, name, dtype, attn_implementation, weights=False)
+        checked = read_model(path, name, dtype, attn_implementation, weights=False)
         bare = checked.model
-        shards = Shards(folder, bare)
+        shards = Shards(path, bare)
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(
                 bare.config, dtype=bare.dtype, attn_implementation=attn_implementation
@@ -156,8 +176,8 @@ def open_offloaded(
     copy_conversions(bare, model)
     stored = _place(model, bare, shards)
     for path, buffer in list(model.named_buffers(remove_duplicate=False)):
-        set_tensor(model, path, buffer.to(device))
-    return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored, device)
+        set_tensor(model, path, buffer.to(home))
+    return OffloadedModel(model.eval(), checked.tokenizer, name, shards, stored, home)
 
 
 def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dict[str, str]:
@@ -177,6 +197,61 @@ def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dic
         if name in shards:
             [(_, buffer.data)] = shards.read([name])
     return stored
+
+
+def save_offloaded(
+    offloaded: OffloadedModel,
+    blocks: Sequence[Path],
+    folder: Path,
+    config: PreTrainedConfig | None = None,
+) -> None:
+    """Write what `save_model` writes, with the weights of the blocks from the files `blocks`.
+
+    Each file holds what `OffloadedModel.changed` gave for a block. It becomes a shard of the
+    result by a hard link, or a copy where the file system has none. config: in place of the
+    model's, where the files hold other shapes. Raises what `save_model` raises.
+    """
+    total = len(blocks) + 1
+    names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
+    with writing(folder), quiet():
+        folder.mkdir(parents=True, exist_ok=True)
+        for path, name in zip(blocks, names, strict=False):
+            _link(path, folder / name)
+        with offloaded.outside():
+            write_tensors(folder / names[-1], offloaded.rest(), {"format": "pt"})
+        _write_index(folder, names)
+        _write_config(offloaded.model, config or offloaded.model.config, folder)
+        if offloaded.tokenizer is not None:
+            offloaded.tokenizer.save_pretrained(folder)
+        copy_license(offloaded.model, folder)
+
+
+def _write_index(folder: Path, names: Sequence[str]) -> None:
+    files = {name: TensorFile(folder / name) for name in names}
+    shapes = [file.shape(tensor) for file in files.values() for tensor in file]
+    index = {
+        "metadata": {
+            "total_parameters": sum(map(math.prod, shapes)),
+            "total_size": sum(file.nbytes for file in files.values()),
+        },
+        "weight_map": {tensor: name for name, file in files.items() for tensor in file},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+def _write_config(model: PreTrainedModel, config: PreTrainedConfig, folder: Path) -> None:
+    config.dtype = str(model.dtype).removeprefix("torch.")
+    config.architectures = [type(model).__name__]
+    config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+
+
+def _link(source: Path, target: Path) -> None:
+    with suppress(OSError):
+        os.link(source, target)
+        return
+    shutil.copyfile(source, target)
 
 
 def give_back() -> None:

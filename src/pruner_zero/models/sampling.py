@@ -1,7 +1,6 @@
 """Text that a model writes: windows of tokens, drawn one token after the other."""
 
 from collections.abc import Collection
-from inspect import signature
 from typing import Any
 
 import torch
@@ -10,12 +9,8 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.half_precision import in_float32
-from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.language_model import LanguageModel, cache_arguments
 from pruner_zero.progress import SILENT, Progress
-
-# transformers 5.24 renamed the argument that takes the keys and values of earlier tokens.
-_CACHE_NAMES = ("cache", "past_key_values")
-
 
 # The separator between documents in the training text of many models. In models tuned to follow
 # instructions, BOS begins a turn of a dialogue and not a document.
@@ -95,19 +90,6 @@ def sample_windows(
             tokens[:, place] = torch.where(ended, start, drawn)
             visible[tokens[:, place] == start, :place] = 0
     return tokens
-
-
-def cache_arguments(model: PreTrainedModel, cache: DynamicCache) -> dict[str, Any] | None:
-    """Arguments that make `model` use `cache` for keys and values and return only the last logits.
-
-    None where the model keeps no keys and values.
-    """
-    accepted = signature(model.forward).parameters
-    names = [name for name in _CACHE_NAMES if name in accepted]
-    if not names:
-        return None
-    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    return {names[0]: cache, "use_cache": True, **last}
 
 
 class _NextToken:

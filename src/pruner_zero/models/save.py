@@ -1,22 +1,14 @@
 """Saving a pruned model so that plain `from_pretrained` loads it."""
 
-import json
-import math
-import os
 import shutil
-from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from stat import S_IMODE
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from pruner_zero.files import writing
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.offloaded import OffloadedModel
 from pruner_zero.models.read import quiet
-from pruner_zero.models.shards import INDEX
-from pruner_zero.tensor_file import TensorFile, write_tensors
 
 
 def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5GB") -> None:
@@ -34,67 +26,12 @@ def save_model(language_model: LanguageModel, folder: Path, shard_size: str = "5
             path.chmod(usual)
         if language_model.tokenizer is not None:
             language_model.tokenizer.save_pretrained(folder)
-        _copy_license(language_model.model, folder)
+        copy_license(language_model.model, folder)
 
 
-def save_offloaded(
-    offloaded: OffloadedModel,
-    blocks: Sequence[Path],
-    folder: Path,
-    config: PreTrainedConfig | None = None,
-) -> None:
-    """Write what `save_model` writes, with the weights of the blocks from the files `blocks`.
-
-    Each file holds what `OffloadedModel.changed` gave for a block. It becomes a shard of the
-    result by a hard link, or a copy where the file system has none. config: in place of the
-    model's, where the files hold other shapes. Raises what `save_model` raises.
-    """
-    total = len(blocks) + 1
-    names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
-    with writing(folder), quiet():
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, name in zip(blocks, names, strict=False):
-            _link(path, folder / name)
-        with offloaded.outside():
-            write_tensors(folder / names[-1], offloaded.rest(), {"format": "pt"})
-        _write_index(folder, names)
-        _write_config(offloaded.model, config or offloaded.model.config, folder)
-        if offloaded.tokenizer is not None:
-            offloaded.tokenizer.save_pretrained(folder)
-        _copy_license(offloaded.model, folder)
-
-
-def _copy_license(model: PreTrainedModel, folder: Path) -> None:
+def copy_license(model: PreTrainedModel, folder: Path) -> None:
     """Copy the license beside the files that `model` was read from, if there is one."""
     # The name is empty for a model that was made in memory.
     for path in Path(model.name_or_path).glob("LICENSE*") if model.name_or_path else ():
         if path.is_file() and path.resolve().parent != folder.resolve():
             shutil.copyfile(path, folder / path.name)
-
-
-def _write_index(folder: Path, names: Sequence[str]) -> None:
-    files = {name: TensorFile(folder / name) for name in names}
-    shapes = [file.shape(tensor) for file in files.values() for tensor in file]
-    index = {
-        "metadata": {
-            "total_parameters": sum(map(math.prod, shapes)),
-            "total_size": sum(file.nbytes for file in files.values()),
-        },
-        "weight_map": {tensor: name for name, file in files.items() for tensor in file},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _write_config(model: PreTrainedModel, config: PreTrainedConfig, folder: Path) -> None:
-    config.dtype = str(model.dtype).removeprefix("torch.")
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-
-
-def _link(source: Path, target: Path) -> None:
-    with suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)

@@ -15,9 +15,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.load import as_language_model, load_offloaded
-from pruner_zero.models.offloaded import OffloadedModel
-from pruner_zero.models.save import save_model, save_offloaded
+from pruner_zero.models.load import as_language_model
+from pruner_zero.models.offloaded import OffloadedModel, load_offloaded, save_offloaded
+from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost, measured, provenance
