@@ -71,9 +71,12 @@ def evaluate_stack(expression: Expression, terminals: Mapping[str, Tensor]) -> T
 def score(expression: Expression, terminals: Mapping[str, Tensor]) -> Tensor:
     """The result of `evaluate`, or of `evaluate_stack` where one is given, if it can be ranked.
 
-    Raises ScoreError for missing terminals, wrong shapes, scores that are not finite, and
-    scores of a matrix that are all equal (unless it has a single entry).
+    Raises ScoreError for missing terminals, wrong shapes, a division by what is zero everywhere,
+    scores that are not finite, and scores of a matrix that are all equal (unless it has a single
+    entry).
     """
+    if divisor := _zero_divisor(expression):
+        raise ScoreError(f"it divides by {divisor}, which is zero everywhere")
     stacked = all(values.dim() == 3 for values in terminals.values())
     scores = (evaluate_stack if stacked else evaluate)(expression, terminals)
     # The usual case needs no temporaries: nan and infinities are minima or maxima. One pass finds
@@ -129,8 +132,6 @@ def _check(expression: Expression, terminals: Mapping[str, Tensor], shape: tuple
     if missing:
         given = ", ".join(sorted(terminals)) or "none"
         raise ScoreError(f"missing terminals: {', '.join(missing)} (given: {given})")
-    if divisor := _zero_divisor(expression):
-        raise ScoreError(f"it divides by {divisor}, which is zero everywhere")
     for name in sorted(expression.terminals):
         sizes, wanted = tuple(terminals[name].shape), TERMINALS[name].shape.sizes(shape)
         if sizes != wanted:

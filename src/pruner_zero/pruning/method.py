@@ -115,7 +115,10 @@ class Method:
 
     @property
     def _of_hessian(self) -> frozenset[Kind]:
-        """The statistics of the Hessian, which scores and steps share."""
+        """The statistics of the Hessian, which scores and steps share.
+
+        So D, and the mask that the sweep chooses, are of the shrunk Hessian where a step shrinks.
+        """
         shrinks = any(STEPS[name].shrinks for name in self.steps)
         return frozenset({"gram", "tokens"} if shrinks else {"gram"})
 

@@ -55,9 +55,10 @@ def parse_method(
     where the method would have one.
 
     `sparsegpt` is its score in blocks of columns with its update; with another update it keeps
-    the mask that its sweep chooses. A scope in the text has precedence over `scope`, and that over
-    the scope in a tree file; the default is "row". `update`, `refine`, `asymmetric` and `distill`
-    (a number of steps) are used where the text names none.
+    the mask that its sweep chooses, on the Hessian of that update: `exact` shrinks it for the
+    number of tokens, by which that mask, and D in a score, differ. A scope in the text has
+    precedence over `scope`, and that over the scope in a tree file; the default is "row". `update`,
+    `refine`, `asymmetric` and `distill` (a number of steps) are used where the text names none.
 
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
     (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
