@@ -73,8 +73,8 @@ def _check_replaceable(folder: Path, inputs: Iterable[str | Path | None]) -> Non
         written = set(json.loads((folder / TIMING).read_bytes())["files"])
     except (OSError, ValueError, KeyError, TypeError):
         raise PrunerZeroError(
-            f"{folder} is not a folder that this program wrote, and --overwrite replaces no other: "
-            "choose another folder"
+            f"{folder} has no timing.json that lists what this program wrote, and --overwrite "
+            "replaces no other folder: choose another folder"
         ) from None
     if others := _files(folder) - written:
         raise PrunerZeroError(

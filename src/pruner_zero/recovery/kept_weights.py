@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from pruner_zero.models.load import cast_weights
+
 # The least root mean square that a learning rate is a share of.
 _LEAST_SCALE = 1e-3
 
@@ -60,10 +62,7 @@ class KeptWeights:
 def float32_weights(model: nn.Module) -> Iterator[None]:
     """Parameters are float32 inside; afterwards each is rounded to its own dtype again."""
     dtypes = [(parameter, parameter.dtype) for parameter in model.parameters()]
-    # Buffers are left alone; rotary frequencies, for example, are always float32.
-    for parameter, dtype in dtypes:
-        if dtype.is_floating_point:
-            parameter.data = parameter.data.float()
+    cast_weights(model, torch.float32)
     try:
         yield
     finally:
