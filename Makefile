@@ -35,10 +35,14 @@ demo: $(BIN)/.installed
 		--methods "dense,wanda,pruner-zero,sparsegpt,$(BEST)" \
 		--sparsity 0.5 --mode one-shot $(CALIBRATION) $(TEXT) --windows-eval 4 \
 		-o runs/demo/compare.json
-	$(BIN)/pruner-zero evaluate runs/demo/model $(TEXT) --windows 4
-	$(BIN)/pruner-zero evaluate runs/demo/smaller $(TEXT) --windows 4
-	$(BIN)/pruner-zero evaluate runs/demo/smaller --speed --seqlen 256 --beside runs/demo/model
-	$(BIN)/pruner-zero report runs/demo/search runs/demo/model runs/demo/compare.json \
+	$(BIN)/pruner-zero evaluate runs/demo/model $(TEXT) --windows 4 \
+		-o runs/demo/model.json
+	$(BIN)/pruner-zero evaluate runs/demo/smaller $(TEXT) --windows 4 \
+		-o runs/demo/smaller.json
+	$(BIN)/pruner-zero evaluate runs/demo/smaller --speed --seqlen 256 --beside runs/demo/model \
+		-o runs/demo/speed.json
+	$(BIN)/pruner-zero report runs/demo/search runs/demo/model runs/demo/smaller \
+		runs/demo/compare.json runs/demo/model.json runs/demo/smaller.json runs/demo/speed.json \
 		-o runs/demo/report.html
 	@echo "the report: runs/demo/report.html; half of the weights zero: runs/demo/model;"
 	@echo "smaller and faster: runs/demo/smaller; every candidate: runs/demo/search/journal.jsonl"

@@ -28,6 +28,7 @@ def show(metric: Spec, as_json: AsJson = False) -> None:
     from pruner_zero.metric.named import NAMED
 
     facts: dict[str, object] = {}
+    meanings: dict[str, str] = {}
     if metric in (rules := _rules()):
         description, source = rules[metric]
         facts = {"name": metric, "description": description, "source": source}
@@ -44,17 +45,16 @@ def show(metric: Spec, as_json: AsJson = False) -> None:
             "leaves": dict(expression.leaf_counts()),
             "operators": dict(expression.operator_counts()),
             "latex": shown.latex,
-            "meanings": expression.meanings(),
         }
+        meanings = expression.meanings()
         # A tree file may have the name of a known metric and another expression.
         named = NAMED.get(shown.name or "")
         if named is not None and parse(named.text) == expression:
             facts |= {"description": named.description, "source": named.citation}
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(facts | {"meanings": meanings}))
         return
-    meanings = facts.pop("meanings", {})
-    for name, value in {**facts, **(meanings if isinstance(meanings, dict) else {})}.items():
+    for name, value in {**facts, **meanings}.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} ×{count}" for key, count in value.items())
         elif isinstance(value, list):

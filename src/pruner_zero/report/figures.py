@@ -99,8 +99,9 @@ def best_so_far(study: Study) -> Figure | None:
     lowest: dict[int, float] = {}
     best, limit = math.inf, _highest_drawn(study)
     for record, place in zip(study.records, distinct, strict=True):
-        if record.candidate.number in judged and record.evaluation.value < min(best, limit + 1e-9):
-            best = lowest[place] = record.evaluation.value
+        value = record.evaluation.value
+        if record.candidate.number in judged and value < best and value <= limit:
+            best = lowest[place] = value
     figure, axes = new_figure()
     axes.grid(axis="y", color=_LINE)
     end = distinct[-1]
@@ -185,18 +186,13 @@ def new_figure(width: float = 4.8, height: float = 3.1) -> tuple[Figure, Axes]:
     """A figure of `width` and `height` inches in the style of the page, with its axes."""
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="none")
     axes = figure.add_subplot(facecolor="none")
-    style(axes)
-    return figure, axes
-
-
-def style(axes: Axes) -> None:
-    """Give axes the style of the page: few lines, muted labels."""
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set_color(_MUTED)
     axes.tick_params(colors=_INK, labelsize=9, left=False)
     axes.set_axisbelow(True)
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(color=_MUTED, fontsize=9)
+    return figure, axes
 
 
 def to_img(figure: Figure, label: str) -> Markup:
