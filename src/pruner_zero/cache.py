@@ -49,14 +49,15 @@ def use(folder: Path, model: str) -> ExitStack:
     """
     held = ExitStack()
     with suppress(OSError):
-        file = None
-        while file is None:
+        # Another process may delete the folder meanwhile.
+        for _ in range(9):
             folder.mkdir(parents=True, exist_ok=True)
-            file = lock(folder / USED, shared=True)
-        held.enter_context(file)
-        if not os.fstat(file.fileno()).st_size:
-            os.write(file.fileno(), json.dumps({"model": model}).encode())
-        os.utime(folder / USED)
+            if file := lock(folder / USED, shared=True):
+                held.enter_context(file)
+                if not os.fstat(file.fileno()).st_size:
+                    os.write(file.fileno(), json.dumps({"model": model}).encode())
+                os.utime(folder / USED)
+                break
     return held
 
 
@@ -83,16 +84,14 @@ def entries(cache: str | Path | None = None) -> list[Entry]:
     folders = [path for path in root.glob("*") if _NAME.fullmatch(path.name)]
     found = []
     for folder in [*folders, *(root / "models").glob("*")]:
-        what: What = "model" if folder.parent != root else "statistics"
+        what: What = "text" if folder.name.startswith("text-") else "statistics"
         with suppress(OSError):
             model, used = "", folder.stat().st_mtime
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, TypeError, KeyError):
                 model = str(json.loads((folder / USED).read_bytes())["model"])
                 used = (folder / USED).stat().st_mtime
             size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-            if folder.name.startswith("text-"):
-                what = "text"
-            found.append(Entry(folder, what, model, size, used))
+            found.append(Entry(folder, what if folder in folders else "model", model, size, used))
     return sorted(found, key=lambda entry: -entry.used)
 
 

@@ -26,16 +26,10 @@ def list_entries(cache: options.Cache = None, as_json: options.AsJson = False) -
     if as_json:
         print(json.dumps([{**asdict(entry), "folder": str(entry.folder)} for entry in found]))
         return
-    rows = [
-        (
-            entry.what,
-            entry.model,
-            time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used)),
-            str(entry.folder),
-            _size(entry.bytes),
-        )
-        for entry in found
-    ]
+    rows = []
+    for entry in found:
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.used))
+        rows.append((entry.what, entry.model, used, str(entry.folder), _size(entry.bytes)))
     print_table(("what", "model", "last used", "folder", "size"), rows, left=4)
     print(f"{len(found)} entries, {_size(sum(entry.bytes for entry in found))}")
 
