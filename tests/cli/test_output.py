@@ -158,6 +158,8 @@ def test_evaluate_measures_every_text(cli: Cli, llama_folder: Path, text_file: P
         assert one_value(cli(*both, "--json", "-o", file)) == measured
     printed = cli(*both).out.splitlines()
     assert [line.split()[1] for line in printed] == [f"{text['perplexity']:.2f}" for text in alone]
+    beyond_the_context = cli(*both, "--seqlen", 65)
+    assert beyond_the_context.err.count("longer than the model's context of 64") == 1
 
 
 def test_compare_prints_a_table_without_truncation(

@@ -122,6 +122,7 @@ def measure(
         for corpus in corpora:
             measured, seqlen = load_measured(), settings.seqlen
             windows = consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
-            check_tokens(measured.model, windows.tokens, progress=progress)
+            heard = SILENT if perplexities else progress
+            check_tokens(measured.model, windows.tokens, progress=heard)
             perplexities.append(perplexity(measured, windows, progress, settings.batch_size))
     return perplexities, scores, speed
