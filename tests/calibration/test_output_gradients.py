@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from pruner_zero.calibration import calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
-from pruner_zero.models import find_matrices, load_model, load_offloaded
+from pruner_zero.models import find_matrices, load_model
+from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import random_windows
 from tests.calibration.reference import plain_inputs, plain_output_gradients

@@ -11,7 +11,8 @@ import torch
 from pruner_zero.calibration import self_text, self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
-from pruner_zero.models import LanguageModel, load_model, load_offloaded, sample_windows
+from pruner_zero.models import LanguageModel, load_model, sample_windows
+from pruner_zero.offload.model import load_offloaded
 from pruner_zero.tensor_file import TensorFile
 from pruner_zero.text.windows import Windows
 from tests.elsewhere import HERE, elsewhere

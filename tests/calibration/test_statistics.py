@@ -9,7 +9,8 @@ from torch import Tensor
 from pruner_zero.calibration import InputStatistic, calibrate, open_store
 from pruner_zero.calibration.statistics import STATISTICS, WeightGradientStatistic
 from pruner_zero.metric import TERMINALS, collected_for
-from pruner_zero.models import find_matrices, load_model, load_offloaded
+from pruner_zero.models import find_matrices, load_model
+from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import random_windows
 from tests.calibration.reference import plain_gradients, plain_inputs

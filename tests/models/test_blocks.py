@@ -10,15 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import (
-    BlockCalls,
-    LanguageModel,
-    find_blocks,
-    load_model,
-    load_offloaded,
-    run_block,
-)
+from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, load_model, run_block
 from pruner_zero.models.blocks import check_block_calls, record_block_calls
+from pruner_zero.offload.model import load_offloaded
 from tests.models.expected import FINAL_NORM
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, SLIDING, SLIDING_WINDOW, tiny_model, tiny_windows

@@ -17,9 +17,9 @@ from pruner_zero.devices import emulated_dtypes
 from pruner_zero.models.blocks import Activations, check_block_calls, record_block_calls
 from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.loss import next_token_losses
-from pruner_zero.models.offloaded import placeholder
 from pruner_zero.models.sampling import sample_windows
 from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.offload.model import placeholder
 from tests.tiny_models import FUSED_EXPERTS, tiny_model, tiny_windows
 
 HALF = (torch.bfloat16, torch.float16)

@@ -18,14 +18,8 @@ from transformers import BertConfig, T5Config
 
 from pruner_zero import prune
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import (
-    Dtype,
-    LanguageModel,
-    as_language_model,
-    load_model,
-    load_offloaded,
-    save_model,
-)
+from pruner_zero.models import Dtype, LanguageModel, as_language_model, load_model, save_model
+from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

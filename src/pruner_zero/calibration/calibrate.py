@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pruner_zero.cache import filling
 from pruner_zero.calibration.gradients import collect_gradients
-from pruner_zero.calibration.offloaded_gradients import OffloadedGradients
 from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
 from pruner_zero.calibration.walk import Walk
@@ -18,7 +17,6 @@ from pruner_zero.files import default_cache
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import Activations
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.offloaded import OffloadedModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text.windows import Windows
@@ -86,10 +84,8 @@ def _backward(
 ) -> None:
     """Collect the statistics of gradients among `kinds`."""
     statistics = select(GradientStatistic, kinds)
-    if isinstance(language_model, OffloadedModel):
-        passage = OffloadedGradients(language_model, windows, statistics, store, progress)
-        store.commit(passage.run())
-        passage.journal.discard()
+    if disk := language_model.on_disk:
+        disk.collect_gradients(windows, statistics, store, progress)
         return
     model = language_model.model
     matrices = find_matrices(model)
@@ -120,7 +116,7 @@ def _forward(
     matrices, depth = find_matrices(model), len(find_blocks(model))
     statistics = select(ForwardStatistic, {"X", *kinds})
     journal = None
-    if isinstance(language_model, OffloadedModel):
+    if language_model.on_disk:
         settings = {**store.settings, "kinds": list(statistics)}
         journal = Journal(store.folder / "inputs.partial", settings, overwrite=True)
     written: list[dict[Kind, str]] = [line["digests"] for line in journal.lines] if journal else []

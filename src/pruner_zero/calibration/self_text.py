@@ -15,7 +15,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache
 from pruner_zero.models import (
     LanguageModel,
-    OffloadedModel,
     check_tokens,
     end_tokens,
     sample_windows,
@@ -72,7 +71,7 @@ def self_windows(
     read = {number: batches.read(number) for number in numbers}
     written = {number: tokens for number, tokens in read.items() if tokens is not None}
     missing = [number for number in numbers if number not in written]
-    if missing and isinstance(language_model, OffloadedModel):
+    if missing and language_model.on_disk:
         raise PrunerZeroError(
             "a model that stays on disk cannot write its own text: have it written once by the "
             "same command without --offload, or give a text as --calibration"

@@ -14,7 +14,6 @@ from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel, cache_arguments, check_tokens
 from pruner_zero.models.load import as_language_model, cast_weights, load_model
 from pruner_zero.models.loss import next_token_loss, next_token_losses, to_perplexity
-from pruner_zero.models.offloaded import OffloadedModel, give_back, load_offloaded, save_offloaded
 from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import (
@@ -37,7 +36,6 @@ __all__ = [
     "Dtype",
     "LanguageModel",
     "Matrix",
-    "OffloadedModel",
     "as_language_model",
     "blocks_replaced",
     "cache_arguments",
@@ -51,7 +49,6 @@ __all__ = [
     "experts_one_by_one",
     "find_blocks",
     "find_matrices",
-    "give_back",
     "in_float32",
     "load_model",
     "load_offloaded",
@@ -62,7 +59,6 @@ __all__ = [
     "run_windows",
     "sample_windows",
     "save_model",
-    "save_offloaded",
     "start_token",
     "to_perplexity",
 ]

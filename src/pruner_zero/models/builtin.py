@@ -11,9 +11,8 @@ import transformers
 from pruner_zero.cache import made_once
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.files import default_cache, sha256
-from pruner_zero.models.read import read_model, readable
+from pruner_zero.models.read import read_model, readable, weight_files
 from pruner_zero.models.save import save_model
-from pruner_zero.models.shards import weight_files
 from pruner_zero.tensor_file import TensorFile
 
 PREFIX = "builtin:"

@@ -1,12 +1,13 @@
 """A causal language model with its tokenizer: the form in which all subpackages take models."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from hashlib import sha256
 from inspect import signature
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,21 @@ from pruner_zero.progress import SILENT, Progress
 _CACHE_NAMES = ("cache", "past_key_values")
 # Fields of a configuration that say how it was saved and change nothing that is computed.
 _NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_version"}
+
+
+class OnDisk(Protocol):
+    """What a model whose weights stay on disk does in ways of its own."""
+
+    def collect_gradients(
+        self, windows: Tensor, statistics: Mapping[str, Any], store: Any, progress: Progress
+    ) -> None:
+        """Fill `store` with the statistics of gradients over `windows` (n, tokens)."""
+
+    def save(self, blocks: Sequence[Path], folder: Path, config: Any = None) -> None:
+        """Save the model with the weights of its blocks from the files `blocks`."""
+
+    def release(self) -> None:
+        """Return freed memory to the system."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +72,11 @@ class LanguageModel:
             data: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
             digest.update(data)
         return digest.hexdigest()
+
+    @property
+    def on_disk(self) -> OnDisk | None:
+        """The model itself where its weights stay on disk, None where they are in memory."""
+        return None
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """All parameters and buffers with their names, in the order of the state dict."""

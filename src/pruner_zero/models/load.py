@@ -1,5 +1,6 @@
 """Language models from the hub, a folder, a GGUF file or the built-in one."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,19 @@ from pruner_zero.hub import hub_reachable
 from pruner_zero.models.builtin import PREFIX, builtin_path
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.placement import place_model
-from pruner_zero.models.read import is_gguf, read_model
-from pruner_zero.models.shards import weight_files
+from pruner_zero.models.read import is_gguf, read_model, weight_files
+from pruner_zero.plugins import Registry
 
 # The files of a repository that are fetched: the model, its card and its license.
 _FILES = [
     *("model*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"),
     *("README.md", "LICENSE*"),
 ]
+
+# Ways of opening a model in which its weights stay where they are.
+OPENERS: Registry[Callable[..., LanguageModel]] = Registry(
+    "openers", object, deferred={"offload": "pruner_zero.offload.model:load_offloaded"}
+)
 
 
 def load_model(

@@ -1,5 +1,6 @@
 """Reading a checkpoint with transformers; every error in one line that says what to change."""
 
+import json
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,9 @@ from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.transformers_private import is_causal
+
+INDEX = "model.safetensors.index.json"
+WEIGHTS = "model.safetensors"
 
 
 def read_model(
@@ -157,3 +161,27 @@ def readable(name: str) -> Iterator[None]:
         if isinstance(error, KeyError):
             reason = f"transformers misses or does not know {reason} in one of its .json files"
         raise PrunerZeroError(f"{name} cannot be loaded: {reason}") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that transformers would load from `folder`.
+
+    Raises PrunerZeroError where there are none, or its index points outside the folder.
+    """
+    if (folder / WEIGHTS).is_file():
+        return [folder / WEIGHTS]
+    try:
+        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
+        paths = [Path(name) for name in sorted(names)]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise PrunerZeroError(
+            f"{folder} has neither {WEIGHTS} nor a readable {INDEX}: save the model again"
+        ) from error
+    for path in paths:
+        # A path outside may be another user's file, and another suffix a pickled file.
+        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
+            raise PrunerZeroError(
+                f"{folder / INDEX} names {str(path)[:200]!r}, which is no .safetensors file "
+                "inside the folder: save the model again"
+            )
+    return [folder / path for path in paths]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.journal import Journal
-from pruner_zero.models import Matrix, parameters_of
+from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.tensor_file import TensorFile, write_tensors
 

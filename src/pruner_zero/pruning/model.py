@@ -24,7 +24,6 @@ from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.blocks import Activations
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.offloaded import OffloadedModel, give_back
 from pruner_zero.models.structure import (
     Matrix,
     check_finite,
@@ -90,8 +89,7 @@ def prune_model(
     come back when it is closed; where None they are gone for good. An offloaded model keeps masked
     units: its files are cut when they are saved. Raises PrunerZeroError.
     """
-    on_disk = isinstance(language_model, OffloadedModel)
-    if on_disk and journal is None:
+    if language_model.on_disk and journal is None:
         raise ValueError("an offloaded model needs a journal to be pruned into")
     if matrices is None:
         matrices = check_plan(language_model, method)
@@ -117,7 +115,7 @@ def prune_model(
     size = pattern.size(model)
     if undo is not None:
         undo.enter_context(pattern.shrunk(model))
-    elif not on_disk:
+    elif not language_model.on_disk:
         pattern.shrink(model)
     if train is None:
         return Pruned(method, records, size)
@@ -217,7 +215,7 @@ class _Run:
         first, records = (journal.finished, finished_records(journal)) if journal else (0, [])
         last = max(matrix.block for matrix in self.matrices)
         walk = self.walk(first) if self.propagated and first <= last else None
-        if journal and not self.on_disk:
+        if journal and not self.language_model.on_disk:
             restore_blocks(journal, self.matrices)
             if walk:
                 for index in range(first):
@@ -251,7 +249,7 @@ class _Run:
         Asymmetric steps need a walk over the dense blocks beside it, which are dense at this point.
         """
         model, tokens, windows = self.language_model, self.windows.tokens, len(self.windows)
-        journal = self.journal if self.on_disk else None
+        journal = self.journal if self.language_model.on_disk else None
 
         def storage(index: int) -> Activations:
             return new_activations(journal, index - 1, windows) if journal else []
@@ -273,7 +271,7 @@ class _Run:
         def read(matrix: Matrix) -> Statistics:
             return self.statistics.read(matrix, self.method.scoring_kinds)
 
-        load, hold = self.language_model.block, 0 if self.on_disk else None
+        load, hold = self.language_model.block, 0 if self.language_model.on_disk else None
         return masks_of(
             self.matrices, self.method, read, load=load, hold=hold, progress=self.progress
         )
@@ -303,8 +301,8 @@ class _Run:
                 masks = {name: lazy[name] for name in names}
             for matrix in group:
                 yield prune_matrix(matrix, statistics.pop(matrix), self.method, masks[matrix.name])
-                if self.on_disk:
-                    give_back()
+                if disk := self.language_model.on_disk:
+                    disk.release()
 
     def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:
         """The statistics of one matrix: its entry of `inputs`, else those of the dense model."""
@@ -314,11 +312,6 @@ class _Run:
         dense = self.statistics.read(matrix, kinds - select(InputStatistic, kinds).keys())
         fresh = inputs.pop(matrix.name)
         return replace(fresh, values={**fresh.values, **dense.values})
-
-    @property
-    def on_disk(self) -> bool:
-        """Whether the model is read block by block."""
-        return isinstance(self.language_model, OffloadedModel)
 
     @cached_property
     def by_block(self) -> list[list[Matrix]]:

@@ -15,8 +15,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.load import as_language_model
-from pruner_zero.models.offloaded import OffloadedModel, load_offloaded, save_offloaded
+from pruner_zero.models.load import OPENERS, as_language_model
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import size_of
 from pruner_zero.progress import SILENT, Progress
@@ -131,7 +130,7 @@ def prune(
     text = checked.calibration if calibration is None else calibration
     texts = calibration_texts(text, bool(method.kinds or method.distill), progress)
     if checked.offload:
-        language_model: LanguageModel = load_offloaded(checked.model, **checked.loading)
+        language_model: LanguageModel = OPENERS["offload"](checked.model, **checked.loading)
     else:
         model = checked.model if model is None else model
         language_model = as_language_model(model, tokenizer, **checked.loading)
@@ -186,10 +185,10 @@ def prune(
         )
 
     def write(result: PruneResult, journal: Journal, staged: Path) -> Cost:
-        if isinstance(language_model, OffloadedModel):
+        if disk := language_model.on_disk:
             pattern, files = method.pattern, weight_files(journal)
             config, files = pattern.shrink_files(language_model.model, files)
-            save_offloaded(language_model, files, staged, config)
+            disk.save(files, staged, config)
         else:
             save_model(language_model, staged)
         result.write(staged)

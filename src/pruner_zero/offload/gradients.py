@@ -9,6 +9,7 @@ graph is longer than a block, and no gradient is kept beyond its block.
 from collections.abc import Mapping
 from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -25,10 +26,12 @@ from pruner_zero.calibration.window_file import WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import DISCARDED, BlockCalls, blocks_replaced, run_block, run_windows
 from pruner_zero.models.loss import next_token_loss
-from pruner_zero.models.offloaded import OffloadedModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.models.transformers_private import experts_one_by_one
 from pruner_zero.progress import Progress
+
+if TYPE_CHECKING:
+    from pruner_zero.offload.model import OffloadedModel
 
 
 class OffloadedGradients:
@@ -41,7 +44,7 @@ class OffloadedGradients:
 
     def __init__(
         self,
-        language_model: OffloadedModel,
+        language_model: "OffloadedModel",
         windows: Tensor,
         statistics: Mapping[Kind, GradientStatistic],
         store: StatisticsStore,

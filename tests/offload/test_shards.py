@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from pruner_zero.models.read import quiet
-from pruner_zero.models.shards import INDEX, Shards
+from pruner_zero.models.read import INDEX, quiet
+from pruner_zero.offload.shards import Shards
 from tests.conftest import save_sharded
 from tests.text.refusals import refusal
 

@@ -9,9 +9,10 @@ import torch
 
 from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.journal import JOURNAL
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
-from pruner_zero.models.offloaded import OffloadedModel, load_offloaded
 from pruner_zero.models.structure import find_blocks
+from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows, random_windows
 from tests.conftest import save_sharded
@@ -55,7 +56,7 @@ def test_the_store_is_filled_with_the_same_bytes(
 
 
 @contextmanager
-def loads(model: OffloadedModel, stop_at: int | None = None) -> Iterator[list[int]]:
+def loads(model: LanguageModel, stop_at: int | None = None) -> Iterator[list[int]]:
     """The blocks in the order of their computation; the `stop_at`-th of them is interrupted."""
     order: list[int] = []
 

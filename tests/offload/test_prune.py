@@ -3,7 +3,6 @@
 import json
 import os
 import time
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruner_zero import PrunerZeroError, load_model, prune
-from pruner_zero.models import OffloadedModel, save_offloaded
-from pruner_zero.models.shards import INDEX
+from pruner_zero.models.read import INDEX
+from pruner_zero.offload.model import OffloadedModel
+from pruner_zero.offload.save import save_offloaded
 from pruner_zero.pruning.result import PruneResult
 from tests.conftest import save_sharded, save_tiny
 from tests.processes import Forked
@@ -130,7 +130,7 @@ def test_a_model_that_becomes_smaller_on_disk_is_never_in_memory(
         in_memory.extend(p.untyped_storage().nbytes() > p.element_size() for p in parameters)
         save_offloaded(model, *rest)
 
-    monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "save_offloaded", noted)
+    monkeypatch.setattr("pruner_zero.offload.model.save_offloaded", noted)
     model, output = save_sharded(tmp_path / "model", "llama"), tmp_path / "out"
     options = {**RUNS[structure], **SMALL}
     prune(model, output=output, calibration=text_file, offload=True, **options)

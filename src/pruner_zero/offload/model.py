@@ -1,24 +1,22 @@
 """A language model that stays on disk: weights are read block by block, and saved from files."""
 
 import ctypes
-import json
-import math
-import os
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import torch
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from pruner_zero.calibration.statistics import GradientStatistic, Kind
+from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Dtype
 from pruner_zero.devices import CPU, find_devices
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.files import writing
 from pruner_zero.models.blocks import (
     Activations,
     BlockCalls,
@@ -30,11 +28,12 @@ from pruner_zero.models.builtin import PREFIX
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import locate_model
 from pruner_zero.models.read import is_gguf, quiet, read_model
-from pruner_zero.models.save import copy_license
-from pruner_zero.models.shards import INDEX, Shards
 from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
 from pruner_zero.models.transformers_private import as_stored, copy_conversions
-from pruner_zero.tensor_file import TensorFile, write_tensors
+from pruner_zero.offload.gradients import OffloadedGradients
+from pruner_zero.offload.save import save_offloaded
+from pruner_zero.offload.shards import Shards
+from pruner_zero.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +50,10 @@ class OffloadedModel(LanguageModel):
     stored: dict[str, str]
     home: torch.device = CPU
     loaded: set[int] = field(default_factory=set, repr=False)
+
+    @property
+    def on_disk(self) -> Self:
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -109,6 +112,25 @@ class OffloadedModel(LanguageModel):
         """The tensors outside all blocks, as from `changed`; used within the `outside` context."""
         inside = _tensor_ids(find_blocks(self.model))
         return self._as_stored(_tensor_ids([self.model]) - inside)
+
+    def collect_gradients(
+        self,
+        windows: Tensor,
+        statistics: Mapping[Kind, GradientStatistic],
+        store: StatisticsStore,
+        progress: Progress,
+    ) -> None:
+        passage = OffloadedGradients(self, windows, statistics, store, progress)
+        store.commit(passage.run())
+        passage.journal.discard()
+
+    def save(
+        self, blocks: Sequence[Path], folder: Path, config: PreTrainedConfig | None = None
+    ) -> None:
+        save_offloaded(self, blocks, folder, config)
+
+    def release(self) -> None:
+        give_back()
 
     def _as_stored(self, chosen: set[int]) -> dict[str, Tensor]:
         # Of tied parameters, the first name alone, as transformers saves them.
@@ -197,61 +219,6 @@ def _place(model: PreTrainedModel, bare: PreTrainedModel, shards: Shards) -> dic
         if name in shards:
             [(_, buffer.data)] = shards.read([name])
     return stored
-
-
-def save_offloaded(
-    offloaded: OffloadedModel,
-    blocks: Sequence[Path],
-    folder: Path,
-    config: PreTrainedConfig | None = None,
-) -> None:
-    """Write what `save_model` writes, with the weights of the blocks from the files `blocks`.
-
-    Each file holds what `OffloadedModel.changed` gave for a block. It becomes a shard of the
-    result by a hard link, or a copy where the file system has none. config: in place of the
-    model's, where the files hold other shapes. Raises what `save_model` raises.
-    """
-    total = len(blocks) + 1
-    names = [f"model-{number:05d}-of-{total:05d}.safetensors" for number in range(1, total + 1)]
-    with writing(folder), quiet():
-        folder.mkdir(parents=True, exist_ok=True)
-        for path, name in zip(blocks, names, strict=False):
-            _link(path, folder / name)
-        with offloaded.outside():
-            write_tensors(folder / names[-1], offloaded.rest(), {"format": "pt"})
-        _write_index(folder, names)
-        _write_config(offloaded.model, config or offloaded.model.config, folder)
-        if offloaded.tokenizer is not None:
-            offloaded.tokenizer.save_pretrained(folder)
-        copy_license(offloaded.model, folder)
-
-
-def _write_index(folder: Path, names: Sequence[str]) -> None:
-    files = {name: TensorFile(folder / name) for name in names}
-    shapes = [file.shape(tensor) for file in files.values() for tensor in file]
-    index = {
-        "metadata": {
-            "total_parameters": sum(map(math.prod, shapes)),
-            "total_size": sum(file.nbytes for file in files.values()),
-        },
-        "weight_map": {tensor: name for name, file in files.items() for tensor in file},
-    }
-    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _write_config(model: PreTrainedModel, config: PreTrainedConfig, folder: Path) -> None:
-    config.dtype = str(model.dtype).removeprefix("torch.")
-    config.architectures = [type(model).__name__]
-    config.save_pretrained(folder)
-    if model.can_generate():
-        model.generation_config.save_pretrained(folder)
-
-
-def _link(source: Path, target: Path) -> None:
-    with suppress(OSError):
-        os.link(source, target)
-        return
-    shutil.copyfile(source, target)
 
 
 def give_back() -> None:

@@ -6,17 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruner_zero.models import (
-    OffloadedModel,
-    find_blocks,
-    find_matrices,
-    load_model,
-    load_offloaded,
-    run_block,
-    save_model,
-    save_offloaded,
-)
-from pruner_zero.models.shards import INDEX
+from pruner_zero.models.blocks import run_block
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.read import INDEX
+from pruner_zero.models.save import save_model
+from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.offload.model import load_offloaded
 from pruner_zero.tensor_file import write_tensors
 from tests.conftest import save_sharded
 from tests.models.gguf_file import write_gguf
@@ -27,7 +23,7 @@ from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-def in_memory(offloaded: OffloadedModel) -> set[str]:
+def in_memory(offloaded: LanguageModel) -> set[str]:
     """The names of the parameters that have memory of their own."""
     return {n for n, p in offloaded.model.named_parameters() if p.stride() != (0,) * p.ndim}
 
@@ -119,7 +115,8 @@ def test_it_is_saved_block_by_block_as_the_whole_model_is(
                 matrix.weight[:, ::2] = 0
             files.append(tmp_path / f"block-{index}")
             write_tensors(files[-1], offloaded.changed(index, matrices), {"format": "pt"})
-    save_offloaded(offloaded, files, tmp_path / "blocks")
+    assert offloaded.on_disk
+    offloaded.on_disk.save(files, tmp_path / "blocks")
     again = load_model(tmp_path / "blocks")
     assert again.fingerprint() == load_model(tmp_path / "whole").fingerprint()
     windows = tiny_windows(1)

@@ -1,6 +1,5 @@
 """The tensors of a saved model, read one by one from its shards under the model's own names."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -8,12 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.read import weight_files
 from pruner_zero.models.transformers_private import StoredGroup, convert_group, group_stored
 from pruner_zero.tensor_file import TensorFile
-
-INDEX = "model.safetensors.index.json"
-WEIGHTS = "model.safetensors"
 
 
 class Shards:
@@ -60,27 +56,3 @@ class Shards:
             return torch.empty(file.shape(key), dtype=dtype, device="meta")
 
         return convert_group(self._model, group, stored)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that transformers would load from `folder`.
-
-    Raises PrunerZeroError where there are none, or its index points outside the folder.
-    """
-    if (folder / WEIGHTS).is_file():
-        return [folder / WEIGHTS]
-    try:
-        names = set(json.loads((folder / INDEX).read_text())["weight_map"].values())
-        paths = [Path(name) for name in sorted(names)]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PrunerZeroError(
-            f"{folder} has neither {WEIGHTS} nor a readable {INDEX}: save the model again"
-        ) from error
-    for path in paths:
-        # A path outside may be another user's file, and another suffix a pickled file.
-        if path.is_absolute() or ".." in path.parts or path.suffix != ".safetensors":
-            raise PrunerZeroError(
-                f"{folder / INDEX} names {str(path)[:200]!r}, which is no .safetensors file "
-                "inside the folder: save the model again"
-            )
-    return [folder / path for path in paths]

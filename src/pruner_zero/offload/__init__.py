@@ -1,0 +1,1 @@
+"""A model that stays on disk: read, calibrated and saved block by block."""
