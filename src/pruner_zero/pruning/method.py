@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
 from pruner_zero.choices import Mode, Scope
@@ -14,10 +14,22 @@ from pruner_zero.plugins import Registry
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.registry import STEPS, plan
 
-if TYPE_CHECKING:
-    from pruner_zero.recovery.train import Point
-
 Order = Literal["sequential", "one-shot"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of the learning curve: losses in nats per token, seconds and tokens since the start.
+
+    train_loss: the mean over the steps since the point before, None at the start; with a teacher it
+    is the distillation loss. validation_loss: the next-token loss on held-out windows.
+    """
+
+    step: int
+    seconds: float
+    tokens: int
+    train_loss: float | None
+    validation_loss: float
 
 
 @dataclass(frozen=True)
@@ -32,7 +44,7 @@ class ModelStep:
 
     name: str
     check: Callable[..., None]
-    prepare: Callable[..., Callable[[Sequence[Matrix]], "Sequence[Point]"]]
+    prepare: Callable[..., Callable[[Sequence[Matrix]], Sequence[Point]]]
 
 
 MODEL_STEPS: Registry[ModelStep] = Registry(

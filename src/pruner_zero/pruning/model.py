@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -42,13 +41,10 @@ from pruner_zero.pruning.checkpoint import (
 )
 from pruner_zero.pruning.masks import Mask, masks_of, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
-from pruner_zero.pruning.method import MODEL_STEPS, Method
+from pruner_zero.pruning.method import MODEL_STEPS, Method, Point
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.text.windows import Windows
-
-if TYPE_CHECKING:
-    from pruner_zero.recovery.train import Point
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Pruned:
     method: Method
     records: list[MatrixRecord]
     size: tuple[int, int]
-    curve: "Sequence[Point]" = ()
+    curve: Sequence[Point] = ()
 
 
 def prune_model(

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pruner_zero.files import write_atomic, write_json
 from pruner_zero.models import LanguageModel, save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
-from pruner_zero.pruning.method import Method, describe_steps
+from pruner_zero.pruning.method import Method, Point, describe_steps
 from pruner_zero.result_folder import (
     NOT_RETRAINED,
     build_folder,
@@ -21,9 +21,6 @@ from pruner_zero.result_folder import (
     title_of,
 )
 from pruner_zero.settings.prune import PruneSettings
-
-if TYPE_CHECKING:
-    from pruner_zero.recovery.train import Point
 
 
 @dataclass(frozen=True, repr=False)
@@ -49,7 +46,7 @@ class PruneResult(PrunedMatrices):
     calibration: dict[str, Any]
     provenance: dict[str, Any]
     cost: Cost
-    distillation: "Sequence[Point]" = ()
+    distillation: Sequence[Point] = ()
     output: Path | None = None
 
     def caption(self) -> str:

@@ -19,8 +19,8 @@ from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import Matrix, check_weights, size_of
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.pruning.method import ModelStep
-from pruner_zero.recovery.train import Point, Training
+from pruner_zero.pruning.method import ModelStep, Point
+from pruner_zero.recovery.train import Training
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.windows import Windows
 

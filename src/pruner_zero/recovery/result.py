@@ -10,7 +10,7 @@ from pruner_zero.choices import SELF
 from pruner_zero.files import write_atomic, write_json, writing
 from pruner_zero.models import LanguageModel
 from pruner_zero.provenance import Cost
-from pruner_zero.recovery.train import Point
+from pruner_zero.pruning.method import Point
 from pruner_zero.result_folder import NOT_RETRAINED, title_of
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.table import Tabular

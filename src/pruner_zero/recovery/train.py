@@ -18,6 +18,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models import Matrix, experts_of, next_token_loss, parameters_of
 from pruner_zero.progress import Progress
+from pruner_zero.pruning.method import Point
 from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
 from pruner_zero.recovery.windows import in_training_order
 from pruner_zero.settings.recover import RecoverSettings
@@ -48,21 +49,6 @@ def rate(share: float) -> float:
     if share < WARMUP:
         return FIRST_RATE + (1 - FIRST_RATE) * share / WARMUP
     return (1 - math.cos(math.pi * (1 - share) / (1 - WARMUP))) / 2
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point of the learning curve: losses in nats per token, seconds and tokens since the start.
-
-    train_loss: the mean over the steps since the point before, None at the start; with a teacher it
-    is the distillation loss. validation_loss: the next-token loss on held-out windows.
-    """
-
-    step: int
-    seconds: float
-    tokens: int
-    train_loss: float | None
-    validation_loss: float
 
 
 @dataclass
