@@ -118,7 +118,7 @@ def measure(
         if settings.speed:
             models = [load_measured(), *map(load, settings.beside)]
             speed = measure_speed(models, settings.seqlen, progress=progress)
-        perplexities = []
+        perplexities: list[Perplexity] = []
         for corpus in corpora:
             measured, seqlen = load_measured(), settings.seqlen
             windows = consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)

@@ -10,10 +10,9 @@ from typing import cast
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.progress import SILENT, Progress
-from pruner_zero.text.builtin import pydoc_documents
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
 from pruner_zero.text.hub import HUB, hub_documents
-from pruner_zero.text.source import ROLES, SOURCES, Role
+from pruner_zero.text.source import ROLES, SOURCES, Role, pydoc_documents
 
 PYDOC = "builtin:pydoc"
 NAMES = (PYDOC, *HUB)
