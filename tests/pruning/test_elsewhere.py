@@ -17,9 +17,9 @@ from pruner_zero.models import (
     find_blocks,
     find_matrices,
     load_model,
-    offloaded,
 )
 from pruner_zero.models.placement import place_model
+from pruner_zero.offload import model as offloaded
 from tests.elsewhere import HERE, THERE, Elsewhere, elsewhere
 from tests.models.test_placement import BOTH, place_block_after_block
 from tests.pruning.conftest import language_model
