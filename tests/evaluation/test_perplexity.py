@@ -12,7 +12,7 @@ from torch.nn import functional
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import consecutive_windows
 from tests.conftest import save_tiny

@@ -11,7 +11,8 @@ import torch
 from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.speed import measure_speed
-from pruner_zero.models import LanguageModel, load_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
 from tests.pruning.conftest import language_model
 from tests.tiny_models import tiny_model
 

@@ -18,7 +18,7 @@ import yaml
 
 from pruner_zero import evaluate, load_model
 from pruner_zero.evaluation.tasks import TaskResult, _probabilities, harness_model
-from pruner_zero.models import in_float32
+from pruner_zero.models.half_precision import in_float32
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
@@ -37,8 +37,8 @@ def log_probability(model: torch.nn.Module, context: str, choice: str) -> float:
         tiny_tokenizer()(text, add_special_tokens=False)["input_ids"] for text in (context, choice)
     )
     logits = model(torch.tensor([before + after])).logits[0].float().log_softmax(-1)
-    places = range(len(before) - 1, len(before) + len(after) - 1)
-    return sum(float(logits[place, token]) for place, token in zip(places, after, strict=True))
+    positions = range(len(before) - 1, len(before) + len(after) - 1)
+    return sum(float(logits[i, token]) for i, token in zip(positions, after, strict=True))
 
 
 def plain(
