@@ -10,6 +10,8 @@ from transformers import MambaConfig, MambaForCausalLM
 
 import pruner_zero
 from pruner_zero import Metric, PrunerZeroError, prune
+from pruner_zero.models.structure import Matrix
+from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.text.corpus import Corpus
 from tests.pruning.conftest import language_model
 from tests.pruning.plain import places
@@ -17,6 +19,7 @@ from tests.tiny import tiny_tokenizer
 from tests.tiny_models import VOCABULARY, tiny_model
 
 SMALL: dict[str, Any] = {"windows": 3, "seqlen": 24}
+HALF: dict[str, Any] = {**SMALL, "sparsity": 0.5}
 
 
 def test_a_model_object_is_pruned_in_place(prose: str) -> None:
@@ -41,6 +44,27 @@ def test_a_model_object_and_its_folder_are_pruned_alike(
     prune(loaded, sparsity=0.5, calibration=text_file, **SMALL)
     for from_object, from_folder in zip(places(model), places(loaded.model), strict=True):
         assert torch.equal(from_object.weight, from_folder.weight)
+
+
+def test_an_error_says_that_a_model_object_may_be_pruned_in_part(
+    prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finished: list[str] = []
+
+    def fails_later(matrix: Matrix, *rest: Any) -> MatrixRecord:
+        if matrix.block:
+            raise PrunerZeroError("no block but the first")
+        finished.append(matrix.name)
+        return prune_matrix(matrix, *rest)
+
+    monkeypatch.setattr("pruner_zero.pruning.model.prune_matrix", fails_later)
+    model = tiny_model("llama")
+    with pytest.raises(PrunerZeroError, match=r"may be pruned in part by now: load it again\)$"):
+        prune(
+            model, "wanda", sparsity=0.5, tokenizer=tiny_tokenizer(), calibration=[prose], **SMALL
+        )
+    assert finished
+    assert not model.get_parameter(f"{finished[0]}.weight").all()
 
 
 def test_a_model_object_needs_its_tokenizer(prose: str) -> None:
@@ -231,5 +255,5 @@ def test_a_layer_that_its_model_does_not_call_is_pruned_by_magnitude_with_the_re
         seqlen=16,
     )
     notes = {record.name: record.note for record in result.records if record.note}
-    reason = "its model does not call this layer, so X is not known: pruned by magnitude"
+    reason = "its model does not call this layer, so its inputs are not known: pruned by magnitude"
     assert notes == {"backbone.layers.0.mixer.dt_proj": reason}

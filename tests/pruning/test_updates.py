@@ -187,7 +187,7 @@ def test_a_matrix_without_inputs_is_pruned_by_magnitude_and_left_alone(text: str
     matrix = matrix_of(weight)
     record = prune_one(matrix, statistics, parse_method(text, sparsity=0.5))
     assert record.note is not None
-    assert record.note.endswith("zero: pruned by magnitude")
+    assert record.note.endswith("inputs are not known: pruned by magnitude")
     mask = keep_groups(weight.abs(), 16, 8)
     assert torch.equal(matrix.weight, weight * mask)
 
@@ -232,3 +232,5 @@ def test_refinement_and_least_squares_of_a_whole_model(
         gradient = ((place.weight - mine.weight).double() @ H)[mask].norm()
         assert gradient < 1e-2 * (place.weight.double() * ~mask @ H)[mask].norm()
     assert {record.damping for record in records} == {0.01}
+    shares = {record.name: 2 * record.shape[1] / windows.tokens.numel() for record in records}
+    assert {record.name: record.shrinkage for record in records} == pytest.approx(shares)

@@ -1,7 +1,7 @@
 """One matrix of the model from its mask to its pruned weights, and its record."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,6 +20,7 @@ class MatrixRecord:
     """One pruned matrix: how many of its weights are zero, and how it was updated.
 
     damping: the share of the mean diagonal added to the Hessian, where an update was made.
+    shrinkage: the share of each diagonal element added to it, where a step shrinks it.
     note: a remark for the user, such as a fallback.
     """
 
@@ -29,6 +30,7 @@ class MatrixRecord:
     zeros: int
     damping: float | None = None
     note: str | None = None
+    shrinkage: float | None = None
 
     @property
     def kind(self) -> str:
@@ -47,9 +49,8 @@ class MatrixRecord:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "MatrixRecord":
         """Read back what `to_json` wrote."""
-        fields = {key: value[key] for key in ("name", "block", "zeros", "damping", "note")}
-        shape = (value["shape"][0], value["shape"][1])
-        return cls(shape=shape, **fields)
+        kept = {field.name: value[field.name] for field in fields(cls)}
+        return cls(**{**kept, "shape": tuple(kept["shape"])})
 
 
 def prune_matrix(
@@ -69,7 +70,7 @@ def prune_matrix(
         note = f"calibration left {silent} zero: {consequence}"
         if matrix.expert is None and {"X", "XᵀX"} & set(statistics.silent()):
             # As Mamba's dt_proj, whose weight the model multiplies itself.
-            note = f"its model does not call this layer, so {silent} is not known: {consequence}"
+            note = f"its model does not call this layer, so its inputs are not known: {consequence}"
         assert kept is not None
         return write_zeros(matrix, kept, note=note)
     chooser = method.chooser if kept is None else None
@@ -84,7 +85,11 @@ def prune_matrix(
     layer = Layer(weight, hessian, method.pattern, kept, name=matrix.name)
     result = run_steps(layer, steps)
     matrix.weight.copy_(result.weight)
-    return write_zeros(matrix, result.mask, used_damping(hessian, steps), result.note)
+    damping = used_damping(hessian, steps)
+    record = write_zeros(matrix, result.mask, damping, result.note)
+    if hessian is None or not any(step.shrinks for step in steps):
+        return record
+    return replace(record, shrinkage=hessian.shrinkage)
 
 
 def write_zeros(

@@ -1,7 +1,8 @@
 """`prune`: from a model and a metric to a folder that plain `from_pretrained` loads."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from math import isclose
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import OPENERS, as_language_model
 from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import size_of
+from pruner_zero.models.structure import Matrix, size_of
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
@@ -31,6 +32,7 @@ from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.text.mixture import Source
+from pruner_zero.text.windows import Windows
 
 # The settings that `parse_method` takes under their names.
 _OPTIONS = (
@@ -95,6 +97,45 @@ def prune(
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
     naming what to change; `output` is then unchanged, and a model object may be pruned in part.
     """
+    checked, method = _read(model, metric, calibration, config, settings)
+    folder = None if output is None else check_output(output, overwrite, [checked.model])
+    is_object = model is not None and not isinstance(model, str | Path)
+    if checked.offload:
+        _check_offload(method, is_object, folder)
+    text = checked.calibration if calibration is None else calibration
+    texts = calibration_texts(text, bool(method.kinds or method.distill), progress)
+    if checked.offload:
+        language_model = OPENERS["offload"](checked.model, **checked.loading)
+    else:
+        model = checked.model if model is None else model
+        language_model = as_language_model(model, tokenizer, **checked.loading)
+    include: Sequence[str] = checked.include
+    if method.pattern.unit:
+        fitted = method.pattern.fit(language_model.model)
+        if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
+            progress.note(f"removing {fitted}: {fitted.kept} stay")
+        method, include = replace(method, pattern=fitted), fitted.include or include
+    matrices = check_plan(language_model, method, include, checked.exclude)
+    if select(GradientStatistic, method.kinds):
+        # Before the model writes a text for nothing.
+        check_gradients(matrices)
+    with torch_threads(checked.threads):
+        windows, store = open_calibration(texts, language_model, checked, cache, progress)
+        run = _Run(
+            language_model, is_object, windows, store, checked, method, matrices, folder, progress
+        )
+        identity = _identity(checked, method, store)
+        return build_folder(folder, overwrite, "block", identity, run.prune, run.write, progress)
+
+
+def _read(
+    model: Any,
+    metric: str | Metric | None,
+    calibration: Any,
+    config: str | Path | None,
+    settings: Mapping[str, Any],
+) -> tuple[PruneSettings, Method]:
+    """The settings of a call of `prune`, and their method. Raises PrunerZeroError."""
     pattern = settings.get("pattern")
     given = {
         **settings,
@@ -117,87 +158,97 @@ def prune(
             f"{method.name} removes whole units: name them by --structure, and their share by "
             "--sparsity"
         )
-    folder = None if output is None else check_output(output, overwrite, [checked.model])
-    if checked.offload and model is not None and not isinstance(model, str | Path):
+    return checked, method
+
+
+def _check_offload(method: Method, is_object: bool, folder: Path | None) -> None:
+    """Raise PrunerZeroError for what --offload cannot be combined with."""
+    if is_object:
         raise PrunerZeroError(
             "a model object is in memory already: save it with save_pretrained and give "
             "--offload its folder, or leave out --offload"
         )
-    if checked.offload and method.distill:
+    if method.distill:
         raise PrunerZeroError("distillation needs the whole model in memory: leave out --offload")
-    if checked.offload and folder is None:
+    if folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
-    text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, bool(method.kinds or method.distill), progress)
-    if checked.offload:
-        language_model: LanguageModel = OPENERS["offload"](checked.model, **checked.loading)
-    else:
-        model = checked.model if model is None else model
-        language_model = as_language_model(model, tokenizer, **checked.loading)
-    include: Sequence[str] = checked.include
-    if method.pattern.unit:
-        fitted = method.pattern.fit(language_model.model)
-        if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
-            progress.note(f"removing {fitted}: {fitted.kept} stay")
-        method, include = replace(method, pattern=fitted), fitted.include or include
-    matrices = check_plan(language_model, method, include, checked.exclude)
-    if select(GradientStatistic, method.kinds):
-        # Before the model writes a text for nothing.
-        check_gradients(matrices)
-    before = size_of(language_model.model)[0]
-    order = method.mode(checked.mode)
 
-    def run(journal: Journal | None) -> PruneResult:
-        if checked.is_default and not method.pattern.chosen_by:
-            inputs = max(matrix.weight.shape[1] for matrix in matrices)
-            slow = language_model.device.type == "cpu" and inputs >= _MANY_INPUTS
-            progress.note(_describe_default(method, checked, inputs if slow else None))
-        with measured() as cost:
+
+@dataclass(frozen=True)
+class _Run:
+    """The parts of one run; is_object: whether the caller gave a model object."""
+
+    language_model: LanguageModel
+    is_object: bool
+    windows: Windows
+    store: StatisticsStore
+    settings: PruneSettings
+    method: Method
+    matrices: Sequence[Matrix]
+    folder: Path | None
+    progress: Progress
+
+    def prune(self, journal: Journal | None) -> PruneResult:
+        """Prune the model, on from the blocks that are finished in the `journal`."""
+        model, settings, method = self.language_model, self.settings, self.method
+        before, order = size_of(model.model)[0], method.mode(settings.mode)
+        if settings.is_default and not method.pattern.chosen_by:
+            inputs = max(matrix.weight.shape[1] for matrix in self.matrices)
+            slow = model.device.type == "cpu" and inputs >= _MANY_INPUTS
+            self.progress.note(_describe_default(method, settings, inputs if slow else None))
+        with measured() as cost, self._named_in_part():
             pruned = prune_model(
-                language_model,
-                windows,
+                model,
+                self.windows,
                 method,
-                store,
+                self.store,
                 mode=order,
-                matrices=matrices,
-                seed=checked.seed,
+                matrices=self.matrices,
+                seed=settings.seed,
                 journal=journal,
-                progress=progress,
+                progress=self.progress,
             )
-        calibrated = windows.describe() if len(windows) else {}
         origin = {
             **provenance(),
-            "device": str(language_model.device),
-            "model_sha256": store.settings["model"],
+            "device": str(model.device),
+            "model_sha256": self.store.settings["model"],
         }
         return PruneResult(
-            language_model,
-            checked,
+            model,
+            settings,
             replace(method, pattern=pruned.method.pattern),
             order,
             pruned.records,
             (before, pruned.size[0]),
-            calibrated,
+            self.windows.describe() if len(self.windows) else {},
             origin,
             cost,
             pruned.curve,
-            folder,
+            self.folder,
         )
 
-    def write(result: PruneResult, journal: Journal, staged: Path) -> Cost:
-        if disk := language_model.on_disk:
-            pattern, files = method.pattern, weight_files(journal)
-            config, files = pattern.shrink_files(language_model.model, files)
+    def write(self, result: PruneResult, journal: Journal, staged: Path) -> Cost:
+        """Write the pruned model and the record of the run to the folder `staged`."""
+        if disk := self.language_model.on_disk:
+            pattern, files = self.method.pattern, weight_files(journal)
+            config, files = pattern.shrink_files(self.language_model.model, files)
             disk.save(files, staged, config)
         else:
-            save_model(language_model, staged)
+            save_model(self.language_model, staged)
         result.write(staged)
         return result.cost
 
-    with torch_threads(checked.threads):
-        windows, store = open_calibration(texts, language_model, checked, cache, progress)
-        identity = _identity(checked, method, store)
-        return build_folder(folder, overwrite, "block", identity, run, write, progress)
+    @contextmanager
+    def _named_in_part(self) -> Iterator[None]:
+        """Say in an error that a model object may have been changed by then."""
+        try:
+            yield
+        except PrunerZeroError as error:
+            if not self.is_object:
+                raise
+            raise PrunerZeroError(
+                f"{error} (the model object may be pruned in part by now: load it again)"
+            ) from error
 
 
 def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:
