@@ -9,7 +9,6 @@ from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
-from pruner_zero.evolution.row_sample import sampled_masks
 from pruner_zero.execution import SerialExecutor, Workers, make_executor
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models import LanguageModel
@@ -38,9 +37,8 @@ def outcomes(judge: Evaluator, expression: str, scope: Any) -> list[Outcome]:
 
 
 def kept(judge: Evaluator, expression: str, scope: Any) -> list[list[list[bool]]]:
-    """The masks of the sampled rows."""
-    pattern = judge.masked.pattern
-    return [m.tolist() for m in sampled_masks(judge.sample, parse(expression), scope, pattern)]
+    """The masks of all matrices."""
+    return [mask.tolist() for mask in judge.masked.masks(parse(expression), scope)]
 
 
 @pytest.mark.parametrize(

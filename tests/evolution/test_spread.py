@@ -121,7 +121,8 @@ def test_the_number_of_worker_processes_does_not_change_the_archive(
 def test_more_tensors_than_a_process_can_be_handed_as_files(build: Build) -> None:
     """A real model has hundreds; each would be an open file, and 256 files can be passed on."""
     evaluator = build()
-    many = [replace(evaluator.sample[0], norms=torch.rand(1)) for _ in range(400)]
+    first = evaluator.sample[0]
+    many = [replace(first, name=f"{number}", norms=first.norms.clone()) for number in range(400)]
     work = replace(evaluator, sample=[*evaluator.sample, *many])
     executor = ProcessExecutor(work, Workers(1))
     task = Task(0, "reconstruction", "W * X", "row")
