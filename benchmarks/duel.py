@@ -37,11 +37,12 @@ from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.run import run_batches
-from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.settings import space_of
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_json
 from pruner_zero.metric import parse
 from pruner_zero.models import load_model
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.mixture import load_mixture
 from pruner_zero.text.windows import consecutive_windows
@@ -114,7 +115,7 @@ def run(given: argparse.Namespace) -> None:
             folder.mkdir(parents=True)
             executor = Recorded(judge.evaluator, table, judge.costs, judge.windows)
             algorithm = make_algorithm(
-                chosen.algorithm, chosen.search_space, seed, chosen.algorithm_settings
+                chosen.algorithm, space_of(chosen), seed, chosen.algorithm_settings
             )
             archive = Archive(folder, chosen.identity())
             with patch("pruner_zero.evolution.run.time", executor.clock):

@@ -27,10 +27,11 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.row_sample import closed_form_error, sampled_masks
-from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.settings import space_of
 from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.mixture import load_mixture
 from tables import markdown, results, script_parser, write_page
 
@@ -87,7 +88,7 @@ def measure(given: argparse.Namespace) -> None:
     texts = [NAMED[name].text for name in KNOWN] + list(BY_HAND)
     for scope in scopes:
         random = [
-            str(random_expression(generator, settings.search_space)) for _ in range(given.random)
+            str(random_expression(generator, space_of(settings))) for _ in range(given.random)
         ]
         for text in [*texts, *random]:
             if (text, scope) in done or given.only_closed:

@@ -17,10 +17,11 @@ import torch
 from pruner_zero import plugins
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import make_algorithm
-from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.published import simplify_opposing
+from pruner_zero.evolution.settings import check_settings, space_of, workers_of
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.variation import MUTATIONS
-from pruner_zero.execution import make_executor
+from pruner_zero.execution.registry import make_executor
 from pruner_zero.metric import (
     EXTENDED,
     NAMED,
@@ -31,7 +32,9 @@ from pruner_zero.metric import (
     to_latex,
     to_mathml,
 )
-from pruner_zero.metric.canonical import canonical, simplify_opposing
+from pruner_zero.evolution.published import simplify_opposing
+from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import SOURCES
 from tests.cli.conftest import Cli, cli
@@ -173,7 +176,6 @@ def test_an_operator_is_varied_like_a_built_in_one(facts: None) -> None:
     for text in ("soft(W) * log(G)", "cube(W^0.5 * G)", "both(W, G)", "share(soft(W)) * X"):
         assert space.allows(parse(text))
     # Exchanging the operands of what commutes is no child.
-    assert MUTATIONS["swap"](generator, parse("both(W, G)"), space) is None
     children = {
         str(MUTATIONS[name](generator, parse("cube(W) * both(G, X)"), space))
         for name in ("operator", "exponent")
@@ -263,7 +265,7 @@ def test_an_executor_is_made_with_the_settings_of_the_search(install: Install) -
         workers=3,
         threads=2,
     )
-    executor: Any = make_executor(settings.executor, Doubling(), settings.spread)
+    executor: Any = make_executor(settings.executor, Doubling(), workers_of(settings))
     assert executor.given == (3, 2, 600.0)
 
 
@@ -276,11 +278,11 @@ def test_a_search_algorithm_is_made_by_its_name(install: Install) -> None:
     install("plug_find", "algorithms", {"mine": "mine"}, code)
     options: dict[str, Any] = {"model": "m", "calibration": "c", "sparsity": 0.5, "evaluations": 1}
     settings = SearchSettings(**options, algorithm="mine", algorithm_settings={"batch": 7})
-    assert settings.search_space.max_size == 5
+    assert space_of(settings).max_size == 5
     algorithm = make_algorithm(settings.algorithm, None, 0, settings.algorithm_settings)
     assert len(algorithm.ask()) == 7
-    with pytest.raises(ValueError, match="did you mean 'default'"):
-        SearchSettings(**options, algorithm="defualt")
+    with pytest.raises(PrunerZeroError, match="did you mean 'default'"):
+        check_settings(SearchSettings(**options, algorithm="defualt"))
 
 
 def test_the_plug_ins_of_the_example_package_work_and_conform(

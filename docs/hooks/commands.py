@@ -17,7 +17,7 @@ SETTINGS = {
     "prune": ("pruner_zero.settings.prune", "PruneSettings"),
     "evaluate": ("pruner_zero.settings.evaluate", "EvaluateSettings"),
     "compare": ("pruner_zero.settings.compare", "CompareSettings"),
-    "search": ("pruner_zero.evolution.settings", "SearchSettings"),
+    "search": ("pruner_zero.settings.search", "SearchSettings"),
     "recover": ("pruner_zero.settings.recover", "RecoverSettings"),
 }
 

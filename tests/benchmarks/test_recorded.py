@@ -14,7 +14,8 @@ from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator, Rung, Task
 from pruner_zero.evolution.run import run_batches
-from pruner_zero.execution import make_executor
+from pruner_zero.evolution.settings import space_of, workers_of
+from pruner_zero.execution.registry import make_executor
 from pruner_zero.models import LanguageModel
 from pruner_zero.text.mixture import load_mixture
 from tests.evolution.conftest import tiny_settings
@@ -49,7 +50,7 @@ def search(executor: Any, folder: Path) -> list[dict[str, Any]]:
     """The journal of a search with seed 0."""
     folder.mkdir()
     chosen = SETTINGS.algorithm_settings
-    algorithm = make_algorithm(SETTINGS.algorithm, SETTINGS.search_space, 0, chosen)
+    algorithm = make_algorithm(SETTINGS.algorithm, space_of(SETTINGS), 0, chosen)
     archive = Archive(folder, SETTINGS.identity())
     run_batches(algorithm, archive, executor, SETTINGS, folder, lambda status: None)
     return journal(folder)
@@ -74,7 +75,7 @@ def executor(recorded: ModuleType, tmp_path: Path) -> Open:
 def test_a_replayed_search_is_the_search(
     executor: Open, evaluator: Evaluator, tmp_path: Path
 ) -> None:
-    plain = search(make_executor("serial", evaluator, SETTINGS.spread), tmp_path / "plain")
+    plain = search(make_executor("serial", evaluator, workers_of(SETTINGS)), tmp_path / "plain")
     first = executor(lambda: evaluator)
     assert search(first, tmp_path / "first") == plain
     from_added = executor(absent)

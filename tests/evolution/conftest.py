@@ -9,8 +9,8 @@ import torch
 
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import Evaluator
-from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.mixture import load_mixture
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model

@@ -1,7 +1,7 @@
 """Search spaces of different kinds, for property tests."""
 
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.metric import OPERATORS
+from pruner_zero.metric.operators import OPERATORS
 
 WIDE = SearchSpace(
     terminals=("W", "G", "X", "O", "D", "S"),

@@ -13,8 +13,8 @@ from pruner_zero.evolution.algorithm import ALGORITHMS, make_algorithm
 from pruner_zero.evolution.ask_tell import BatchAlgorithm
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.metric import Metric
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.metric.metric import Metric
 from tests.evolution.synthetic import by_rank, run
 
 FITNESS = by_rank("W * G^0.5 * X^0.25")

@@ -4,7 +4,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import search_windows
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.mixture import Mixture, load_mixture
 from tests.evolution.conftest import tiny_settings
 from tests.tiny import tiny_tokenizer

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pruner_zero.evolution import masked_model
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 from pruner_zero.pruning.masks import reached_score
 from tests.evolution.conftest import Build
 from tests.pruning.live import Live

@@ -9,9 +9,10 @@ from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import build_evaluator, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
-from pruner_zero.execution import SerialExecutor, Workers, make_executor
+from pruner_zero.execution.executor import SerialExecutor, Workers
+from pruner_zero.execution.registry import make_executor
 from pruner_zero.metric.grammar import parse
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.mixture import load_mixture
 from tests.elsewhere import HERE, THERE, elsewhere
 from tests.evolution.conftest import tiny_settings

@@ -13,7 +13,7 @@ from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.evaluator import Outcome, Task, is_behind
 from pruner_zero.evolution.final import FINALISTS, FinalRace, affordable, race_finalists
 from pruner_zero.evolution.hall_of_fame import HallOfFame
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 
 
 def record(number: int, text: str, value: float, rung: int = 3) -> Record:

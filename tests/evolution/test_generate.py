@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.generate import random_expression, random_product, random_published_tree
+from pruner_zero.evolution.generate import random_expression, random_product
+from pruner_zero.evolution.published import random_published_tree
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.metric import Shape, format, parse
+from pruner_zero.metric.grammar import format, parse
+from pruner_zero.metric.operator import Shape
 from tests.evolution.spaces import SPACES
 from tests.metric.strategies import lightly
 

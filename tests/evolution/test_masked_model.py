@@ -5,12 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from pruner_zero.choices import Scope
 from pruner_zero.evolution import masked_model
 from pruner_zero.evolution.evaluator import Task
-from pruner_zero.metric import ScoreError, parse
-from pruner_zero.models import find_matrices, next_token_loss
+from pruner_zero.metric.evaluate import ScoreError
+from pruner_zero.metric.grammar import parse
+from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.prune import prune
-from pruner_zero.sparsity import Scope
 from tests.evolution.conftest import Build
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model

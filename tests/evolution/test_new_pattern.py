@@ -12,11 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import sampled_masks
-from pruner_zero.metric import parse
-from pruner_zero.models import LanguageModel, find_matrices, save_model
+from pruner_zero.metric.grammar import parse
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.save import save_model
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.sparsity import Pattern, Reach
+from pruner_zero.sparsity.pattern import Pattern, Reach
 from tests.evolution.conftest import Build
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model

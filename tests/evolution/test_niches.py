@@ -1,6 +1,7 @@
 """The default algorithm: niches, migration, parsimony, and its results on hidden targets."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from statistics import median
 
 import numpy as np
@@ -8,12 +9,11 @@ import pytest
 
 from pruner_zero.evolution import generate, niches
 from pruner_zero.evolution.algorithm import RandomSearch
-from pruner_zero.evolution.ask_tell import BatchAlgorithm
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Result, best_first
 from pruner_zero.evolution.candidate import Candidate, Evaluation
-from pruner_zero.evolution.niches import Evolution, EvolutionSettings
-from pruner_zero.evolution.population import Population
+from pruner_zero.evolution.niches import Evolution, EvolutionSettings, survivors, tournament
 from pruner_zero.evolution.space import SearchSpace, simplest
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 from tests.evolution.synthetic import EXACT, Fitness, best, by_loss, by_rank, run
 
 
@@ -21,55 +21,43 @@ def result(number: int, text: str, value: float, rung: int = 1) -> tuple[Candida
     return Candidate(number, parse(text), "row"), Evaluation(rung, value)
 
 
-def numbers(population: Population) -> list[int]:
-    return [candidate.number for candidate, _ in population.members]
+def numbers(members: Sequence[Result]) -> list[int]:
+    return [candidate.number for candidate, _ in members]
 
 
 def test_the_worst_candidates_leave() -> None:
-    population = Population("row", 3, 2)
-    population.add([result(0, "W", 0.5), result(1, "W * X", 0.1), result(2, "W * G", 0.3)])
-    population.add([result(3, "G * X", 0.9)])
-    assert numbers(population) == [1, 2, 0]
+    members = [result(0, "W", 0.5), result(1, "W * X", 0.1), result(2, "W * G", 0.3)]
+    assert numbers(survivors([*members, result(3, "G * X", 0.9)], 3)) == [1, 2, 0]
 
 
-def test_a_crowded_kind_gives_way() -> None:
-    population = Population("row", 4, 0)
+def test_a_crowded_template_gives_way() -> None:
     kin = ["W^0.5 * X", "W^1.5 * X", "W^2.0 * X", "W^3.0 * X"]
-    population.add(result(number, f"{text}^0.5", 0.1 * number) for number, text in enumerate(kin))
-    population.add([result(4, "W + G", 0.9), result(5, "W - G", 0.8)])
-    assert numbers(population) == [0, 1, 5, 4]
-
-
-def test_the_front_of_value_and_size_survives() -> None:
-    population = Population("row", 4, 2)
-    population.add([result(0, "W * G * X", 0.1), result(1, "W", 0.7)])
-    for number in range(2, 20):
-        population.add([result(number, f"W * G^{number / 20} * X", 0.2 + number / 100)])
-    assert {0, 1} <= set(numbers(population))
-    assert len(population.members) == 4
+    members = [result(number, f"{text}^0.5", 0.1 * number) for number, text in enumerate(kin)]
+    members += [result(4, "W + G", 0.9), result(5, "W - G", 0.8)]
+    assert numbers(survivors(members, 4)) == [0, 1, 5, 4]
+    assert numbers(survivors(members, 5)) == [0, 1, 2, 5, 4]
 
 
 def test_rejected_and_repeated_candidates_do_not_join() -> None:
-    population = Population("row", 4, 0)
-    repeated = Evaluation(1, 0.5, same_as=0)
-    population.add([result(0, "W * G", 0.5), result(1, "G", float("inf"), rung=0)])
-    population.add([(Candidate(2, parse("W * G * X"), "row"), repeated)])
-    assert numbers(population) == [0]
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=4))
+    batch = algorithm.ask()
+    rejected = Evaluation(0, float("inf"), reason="constant")
+    evaluations = [Evaluation(1, 0.5), rejected, Evaluation(1, 0.5, same_as=0), Evaluation(1, 0.7)]
+    algorithm.tell([*zip(batch, evaluations, strict=True)])
+    assert numbers(algorithm.population) == [0, 3]
 
 
 def test_a_tournament_prefers_the_smaller_of_nearly_equal_candidates() -> None:
-    population = Population("row", 9, 0)
-    population.add([result(0, "W * G * X", 0.100), result(1, "W", 0.101), result(2, "G", 1.0)])
+    members = [result(0, "W * G * X", 0.100), result(1, "W", 0.101), result(2, "G", 1.0)]
     generator = np.random.default_rng(0)
-    winners = [population.tournament(generator, 50, share)[0].number for share in (0.0, 0.9, 5.0)]
+    winners = [tournament(generator, members, 50, share)[0].number for share in (0.0, 0.9, 5.0)]
     assert winners == [0, 0, 1] or winners == [0, 1, 1]
-    assert population.tournament(generator, 50, 0.0)[0].number == 0
+    assert tournament(generator, members, 50, 0.0)[0].number == 0
 
 
 def test_a_higher_rung_wins_a_tournament_whatever_the_value() -> None:
-    population = Population("row", 9, 0)
-    population.add([result(0, "W", 0.1), result(1, "W * G * X", 3.5, rung=3)])
-    assert population.tournament(np.random.default_rng(0), 50, 1.0)[0].number == 1
+    members = best_first([result(0, "W", 0.1), result(1, "W * G * X", 3.5, rung=3)])
+    assert tournament(np.random.default_rng(0), members, 50, 1.0)[0].number == 1
 
 
 def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> None:
@@ -116,23 +104,11 @@ def test_candidates_of_all_rungs_are_compared_by_their_expected_values() -> None
     ][::-1]
 
 
-def test_successful_scopes_get_more_and_the_others_a_minimum(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(niches, "_EVEN", 0.4)
-    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=96, batch=40))
-
-    def fitness(candidate: Candidate) -> Evaluation:
-        return Evaluation(1, candidate.number / 1e4 + (candidate.scope != "matrix"))
-
-    batches = []
-    for _ in range(4):
-        batch = algorithm.ask()
-        algorithm.tell([(candidate, fitness(candidate)) for candidate in batch])
-        batches.append(
-            {s: sum(candidate.scope == s for candidate in batch) for s in SearchSpace().scopes}
-        )
-    assert batches[-1] == {"row": 4, "block": 4, "matrix": 28, "global": 4}
+def test_every_scope_has_the_same_number_of_children() -> None:
+    algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40, batch=40, steps=0))
+    algorithm.tell([(candidate, Evaluation(1, candidate.number)) for candidate in algorithm.ask()])
+    children = algorithm.ask()[-40:]
+    assert Counter(child.scope for child in children) == dict.fromkeys(SearchSpace().scopes, 10)
 
 
 def test_a_metric_that_is_good_under_one_scope_is_tried_under_the_others() -> None:

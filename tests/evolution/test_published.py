@@ -6,10 +6,10 @@ import pytest
 
 from pruner_zero.evolution import published
 from pruner_zero.evolution.candidate import Candidate, Evaluation
-from pruner_zero.evolution.published import Published, PublishedSettings
+from pruner_zero.evolution.published import Published, PublishedSettings, simplify_opposing
 from pruner_zero.evolution.space import PUBLISHED_SPACE
-from pruner_zero.metric import Metric, parse
-from pruner_zero.metric.canonical import simplify_opposing
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.metric import Metric
 from tests.evolution.synthetic import best, by_rank, run
 
 FITNESS = by_rank("W * G^0.5 * X^0.25")

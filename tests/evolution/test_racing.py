@@ -10,7 +10,7 @@ from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.candidate import Candidate
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.racing import Racing, judge
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 
 TEXTS = ("W * X", "W", "W * G", "G", "W * X * G", "W * G^0.5", "G * X", "W * X^0.5", "W + X")
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from pruner_zero.choices import Scope
 from pruner_zero.evolution.row_sample import (
     SampledMatrix,
     closed_form_error,
@@ -14,8 +15,9 @@ from pruner_zero.evolution.row_sample import (
     sampled_masks,
     stack,
 )
-from pruner_zero.metric import ScoreError, parse
-from pruner_zero.sparsity import Pattern, Scope, SemiStructured, Unstructured
+from pruner_zero.metric.evaluate import ScoreError
+from pruner_zero.metric.grammar import parse
+from pruner_zero.sparsity.pattern import Pattern, SemiStructured, Unstructured
 
 
 def matrices(rows: int) -> tuple[list[SampledMatrix], list[Tensor], list[Tensor]]:

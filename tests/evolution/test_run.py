@@ -18,12 +18,14 @@ from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.run import run_batches
-from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.settings import space_of
 from pruner_zero.evolution.space import PUBLISHED_SPACE
-from pruner_zero.metric import Metric, parse
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.prune import prune
+from pruner_zero.settings.search import SearchSettings
 from tests.conftest import save_tiny
 from tests.evolution.conftest import tiny_settings
 from tests.evolution.test_racing import Fake
@@ -511,8 +513,8 @@ def test_a_search_over_vectors_of_gradients_collects_no_matrix_of_them(
 def test_the_published_algorithm_keeps_what_its_space_is_not_told() -> None:
     given = {"model": "m", "sparsity": 0.5, "evaluations": 1, "algorithm": "published"}
     settings = SearchSettings(**given, space={"terminals": ["W", "X"]})
-    assert settings.search_space == PUBLISHED_SPACE.model_copy(update={"terminals": ("W", "X")})
-    assert SearchSettings(**settings.model_dump()).search_space == settings.search_space
+    assert space_of(settings) == PUBLISHED_SPACE.model_copy(update={"terminals": ("W", "X")})
+    assert space_of(SearchSettings(**settings.model_dump())) == space_of(settings)
 
 
 @pytest.mark.parametrize("name", ["", "."])

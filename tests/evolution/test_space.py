@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
-from pruner_zero.metric import PUBLISHED, Shape, parse
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.operator import Shape
+from pruner_zero.metric.operators import PUBLISHED
 
 
 @pytest.mark.parametrize(

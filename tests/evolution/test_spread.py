@@ -11,18 +11,13 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import SearchJournal
 from pruner_zero.evolution.evaluator import Evaluator, Outcome, Rung, Task
-from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.execution import (
-    Executor,
-    ProcessExecutor,
-    SerialExecutor,
-    TimeLimit,
-    Workers,
-    make_executor,
-)
+from pruner_zero.execution.executor import Executor, SerialExecutor, TimeLimit, Workers
+from pruner_zero.execution.processes import ProcessExecutor
+from pruner_zero.execution.registry import make_executor
 from pruner_zero.execution.shared_memory import pack, unpack
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.search import SearchSettings
 from tests.evolution.conftest import Build, tiny_settings
 from tests.evolution.test_run import journal, run
 from tests.text.refusals import refusal

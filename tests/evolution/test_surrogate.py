@@ -5,7 +5,7 @@ import pytest
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.surrogate import Surrogate
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 
 
 def record(

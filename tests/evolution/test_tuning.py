@@ -9,7 +9,7 @@ import pytest
 from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.evolution.tuning import Tuner
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 
 SPACE = SearchSpace(terminals=("W", "G", "X", "O"))
 

@@ -17,7 +17,8 @@ from pruner_zero.evolution.row_sample import sampled_masks
 from pruner_zero.evolution.run import search
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.execution.executor import SerialExecutor
-from pruner_zero.metric import Metric, parse
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.metric import Metric
 from pruner_zero.pruning.prune import prune
 from tests.conftest import save_tiny
 from tests.evolution.conftest import Build, tiny_settings

@@ -11,7 +11,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.execution import Executor, Work, Workers
+from pruner_zero.execution.executor import Executor, Work, Workers
 from pruner_zero.execution.ray_actors import RayExecutor
 from tests.conftest import RAY_STORE, settles
 from tests.execution.worker_suite import (

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.execution import Executor, TimeLimit, Work
+from pruner_zero.execution.executor import Executor, TimeLimit, Work
 from tests.suites.executors import ExecutorSuite
 
 Task = tuple[int, str]

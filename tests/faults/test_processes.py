@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from pruner_zero.execution import ProcessExecutor, Workers
+from pruner_zero.execution.executor import Workers
+from pruner_zero.execution.processes import ProcessExecutor
 from tests.execution.worker_suite import Scripted, ended, script
 from tests.faults.verbs import Verb, halted, one_line, run, undisturbed
 from tests.processes import Forked

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.settings.base import names_of
 from pruner_zero.settings.calibration import read_shares
 from pruner_zero.settings.options import options_of
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import Corpus
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)

@@ -15,9 +15,9 @@ from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
-from pruner_zero.settings.search import SearchOptions
+from pruner_zero.settings.search import SearchSettings
 
-VERBS = [CompareSettings, EvaluateSettings, PruneSettings, RecoverSettings, SearchOptions]
+VERBS = [CompareSettings, EvaluateSettings, PruneSettings, RecoverSettings, SearchSettings]
 SOURCE = Path(pruner_zero.__file__).parent
 MOST_PARAMETERS = 12
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from itertools import count, islice
 from typing import Any
 
-from pruner_zero.execution import Executor, TimeLimit, Work
+from pruner_zero.execution.executor import Executor, TimeLimit, Work
 
 # Tasks that may be taken from the source ahead of the result that is waited for.
 MOST_AHEAD = 64

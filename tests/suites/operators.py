@@ -21,7 +21,7 @@ from pruner_zero.metric import (
     to_mathml,
     to_tree,
 )
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric.canonical.form import canonical
 
 SIZES = ((2, 5), (4, 3), (3, 3))
 SEEDS = range(5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.execution import Executor, SerialExecutor, Work
+from pruner_zero.execution.executor import Executor, SerialExecutor, Work
 from pruner_zero.metric import NAMED, OPERATORS, NamedMetric, Operator
 from pruner_zero.text.source import SOURCES, Role, TextSource
 from tests.suites.executors import ExecutorSuite

@@ -15,7 +15,7 @@ from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.terminal import progress
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.search import SearchOptions
+from pruner_zero.settings.search import SearchSettings
 
 if TYPE_CHECKING:
     from pruner_zero.evolution import Status, Study
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _BUDGET = {"minutes", "evaluations"}
 
 
-@with_settings(SearchOptions)
+@with_settings(SearchSettings)
 def search(
     settings: dict[str, Any],
     output: Annotated[
@@ -160,6 +160,6 @@ def _stored(folder: Path) -> dict[str, Any]:
         stored = dict[str, Any](json.loads((folder / "run.json").read_text())["settings"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise PrunerZeroError(f"{folder} holds no run to resume: give the folder of one") from error
-    if surplus := sorted(stored.keys() - SearchOptions.model_fields.keys() - {"space"}):
+    if surplus := sorted(stored.keys() - SearchSettings.model_fields.keys()):
         raise PrunerZeroError(f"{folder}/run.json is damaged: it has a setting '{surplus[0]}'")
     return stored

@@ -3,9 +3,9 @@
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.run import Status, search
-from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.study import Candidates, Study
+from pruner_zero.settings.search import SearchSettings
 
 __all__ = [
     "Candidates",

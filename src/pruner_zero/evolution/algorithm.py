@@ -12,7 +12,7 @@ from pruner_zero.evolution.generate import random_start
 from pruner_zero.evolution.niches import Evolution, EvolutionSettings
 from pruner_zero.evolution.published import Published, PublishedSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.metric import Metric
+from pruner_zero.metric.metric import Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.settings.base import Settings
 from pruner_zero.settings.read import read_settings
@@ -30,7 +30,7 @@ class RandomSettings(Settings):
 class RandomSearch(BatchAlgorithm):
     """Random expressions under random scopes, none of them twice, as a baseline."""
 
-    kind = RandomSettings
+    settings_type = RandomSettings
     settings: RandomSettings
 
     def propose(self) -> list[Proposal]:
@@ -80,6 +80,6 @@ def make_algorithm(
     """
     if name not in ALGORITHMS:
         raise PrunerZeroError(f"unknown algorithm '{name}': {did_you_mean(name, ALGORITHMS)}")
-    kind = ALGORITHMS[name]
-    checked = read_settings(kind.settings, settings or {}, within="algorithm_settings")
-    return kind.build(space or kind.space, seed, checked, seed_metrics)
+    algorithm = ALGORITHMS[name]
+    checked = read_settings(algorithm.settings, settings or {}, within="algorithm_settings")
+    return algorithm.build(space or algorithm.space, seed, checked, seed_metrics)

@@ -15,7 +15,7 @@ from pruner_zero.evolution.evaluator import Outcome, Rung
 from pruner_zero.files import CHECKSUM, append_line, is_intact, read_lines, with_checksum
 from pruner_zero.journal import JOURNAL as JOURNAL
 from pruner_zero.journal import changed
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 
 FORMAT = 3
 
@@ -90,14 +90,13 @@ class SearchJournal:
     @property
     def settings(self) -> dict[str, Any]:
         """What identifies the search: its settings and hashes of the model and the texts."""
-        settings: dict[str, Any] = self.lines[0]["settings"]
-        return settings
+        return dict(self.lines[0]["settings"])
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """The records of all candidates, in the order of their numbers.
 
-        Raises PrunerZeroError where one is missing.
+        Raises PrunerZeroError where a record is missing.
         """
         records = tuple(Record.from_json(line) for line in self._of("candidate"))
         for number, record in enumerate(records):
@@ -113,14 +112,6 @@ class SearchJournal:
     def outcomes(self) -> tuple[Outcome, ...]:
         """The outcome of every judgement of a candidate on a rung."""
         return tuple(Outcome.from_json(line) for line in self._of("outcome"))
-
-    @property
-    def seconds(self) -> dict[str, list[float]]:
-        """The seconds of each judgement, by rung."""
-        seconds: dict[str, list[float]] = {}
-        for outcome in self.outcomes:
-            seconds.setdefault(outcome.rung, []).append(outcome.seconds)
-        return seconds
 
     @property
     def batches(self) -> list[tuple[int, float]]:
@@ -161,8 +152,8 @@ class SearchJournal:
         append_line(self.path, written)
         self.lines.append(written)
 
-    def _of(self, kind: str) -> list[dict[str, Any]]:
-        return [line for line in self.lines if line["kind"] == kind]
+    def _of(self, event: str) -> list[dict[str, Any]]:
+        return [line for line in self.lines if line["kind"] == event]
 
 
 class Archive:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -11,8 +11,10 @@ from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, excerpt
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.evolution.space import SearchSpace, simplest
-from pruner_zero.metric import Expression, Metric, Shape
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.operator import Shape
 from pruner_zero.settings.base import Settings
 
 Result = tuple[Candidate, Evaluation]
@@ -34,13 +36,13 @@ class BatchAlgorithm(ABC):
     """An algorithm that asks for a batch, is told all its results, and asks for the next.
 
     Its state depends on the seed and on the results alone, so that replaying the asks and tells
-    of a run restores it. settings: an instance of the class's `kind`. avoided: how many proposals
-    were dropped without being asked, by the reason: "no mask" (every weight has the same score) or
-    "canonical" (a known canonical form). A subclass has to implement `propose`.
+    of a run restores it. settings: an instance of the class's `settings_type`. avoided: how many
+    proposals were dropped without being asked, by the reason: "no mask" (every weight has the same
+    score) or "canonical" (a known canonical form). A subclass has to implement `propose`.
     Source: the ask-and-tell interface, as in Optuna (Akiba et al. 2019, 1907.10902).
     """
 
-    kind: ClassVar[type[Settings]] = Settings
+    settings_type: ClassVar[type[Settings]] = Settings
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class BatchAlgorithm(ABC):
         seed_metrics: Sequence[Metric] = (),
     ) -> None:
         self.space = space
-        self.settings = settings or self.kind()
+        self.settings = settings or self.settings_type()
         self.generator = np.random.default_rng(np.random.SeedSequence(seed))
         self.avoided: Counter[str] = Counter()
         self._seeds = _seeds(seed_metrics, space)
@@ -138,6 +140,11 @@ class BatchAlgorithm(ABC):
                 else:
                     tries -= 1
         return proposals
+
+
+def best_first(results: Iterable[Result]) -> list[Result]:
+    """The results sorted by key, ties by number."""
+    return sorted(results, key=lambda result: (result[1].key, result[0].number))
 
 
 def _seeds(metrics: Sequence[Metric], space: SearchSpace) -> list[Proposal]:

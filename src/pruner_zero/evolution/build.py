@@ -3,23 +3,27 @@
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration import Kind, calibrate, open_store, take_windows
+from pruner_zero.calibration.calibrate import calibrate, open_store
+from pruner_zero.calibration.statistics import Kind
+from pruner_zero.calibration.windows import take_windows
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
-from pruner_zero.evolution.settings import SearchSettings
-from pruner_zero.metric import collected_for
+from pruner_zero.evolution.settings import pattern_of, space_of
+from pruner_zero.metric.terminals import collected_for
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
 from pruner_zero.models.structure import check_weights, find_matrices
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.statistics import DenseStatistics
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.steps.registry import STEPS
 from pruner_zero.sparsity.steps.step import Layer
@@ -51,33 +55,17 @@ def search_windows(
     """
     calibration, search = calibration.halves(search)
     written = calibration.count_self(settings.windows)
+    length, seed, judged = settings.seqlen, settings.seed, settings.search_windows
+    common: dict[str, Any] = {"folder": cache, "fingerprint": fingerprint, "progress": progress}
 
-    def take(
-        texts: Mixture,
-        windows: int,
-        first: int,
-        after: int | None = None,
-        option: str = "--windows",
-    ) -> Windows:
-        return take_windows(
-            texts,
-            language_model,
-            windows,
-            settings.seqlen,
-            settings.seed,
-            first_written=first,
-            after=after,
-            option=option,
-            folder=cache,
-            fingerprint=fingerprint,
-            progress=progress,
-        )
+    def later(count: int, after: int, option: str) -> Windows:
+        where: dict[str, Any] = {"first_written": written, "after": after, "option": option}
+        return take_windows(search, language_model, count, length, seed, **where, **common)
 
-    judged = settings.search_windows
     return (
-        take(calibration, settings.windows, 0),
-        take(search, judged, written, 0, "--search-windows"),
-        take(search, settings.final_windows, written, judged, "--final-windows")
+        take_windows(calibration, language_model, settings.windows, length, seed, **common),
+        later(judged, 0, "--search-windows"),
+        later(settings.final_windows, judged, "--final-windows")
         if settings.final_windows
         else no_windows(),
     )
@@ -99,7 +87,7 @@ def build_evaluator(
     fingerprint: that of the model where it is known. Raises PrunerZeroError for everything that can
     be found wrong before the search.
     """
-    pattern, include = settings.zeros, settings.include
+    pattern, include = pattern_of(settings), settings.include
     if isinstance(pattern, Structured):
         pattern = pattern.fit(language_model.model)
         # A unit without its columns of the consumer changes no output: no other matrix is masked.
@@ -108,13 +96,13 @@ def build_evaluator(
     for matrix in matrices:
         pattern.check(matrix.name, (matrix.weight.shape[0], matrix.weight.shape[1]))
     check_weights(matrices)
-    terminals = settings.search_space.terminals
+    terminals = space_of(settings).terminals
     step = None if settings.update == "none" else STEPS[settings.update]
-    kinds: set[Kind] = {"X", "gram", *collected_for(terminals)}
+    needed: set[Kind] = {"X", "gram", *collected_for(terminals)}
     if step is not None and step.shrinks:
-        kinds.add("tokens")
+        needed.add("tokens")
     store = open_store(language_model, calibration, folder=cache, fingerprint=fingerprint)
-    calibrate(language_model, calibration, kinds, store, progress=progress)
+    calibrate(language_model, calibration, needed, store, progress=progress)
     dtype = judging_dtype(language_model.model, settings)
     # Not in float16, where sums over tokens overflow.
     narrows = dtype == torch.bfloat16 and step is None
@@ -129,7 +117,7 @@ def build_evaluator(
     for block in progress.track(blocks, "statistics", len(blocks)):
         narrowed: dict[Hessian, Tensor] = {}
         for matrix in (matrix for matrix in matrices if matrix.block == block):
-            collected = reader.read(matrix, kinds)
+            collected = reader.read(matrix, needed)
             hessian = collected.hessian
             assert hessian is not None
             gram, dense = hessian.gram, matrix.weight.detach()
@@ -158,15 +146,8 @@ def build_evaluator(
     copy = deepcopy(language_model.model)
     cast_weights(copy, dtype)
     copied = find_matrices(copy, include, settings.exclude)
-    masked = MaskedModel(
-        copy,
-        copied,
-        weights,
-        statistics,
-        pattern,
-        () if step is None else (step.name,),
-        hessians,
-    )
+    steps = () if step is None else (step.name,)
+    masked = MaskedModel(copy, copied, weights, statistics, pattern, steps, hessians)
     unseen = (fresh or no_windows()).tokens
     return Evaluator(sample, masked, judged.tokens, settings.few_windows, unseen)
 

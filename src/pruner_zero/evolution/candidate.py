@@ -6,13 +6,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from pruner_zero.choices import Group
-from pruner_zero.metric import Expression
-from pruner_zero.metric.canonical import Skeleton, canonical
-from pruner_zero.models import to_perplexity
+from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.metric.canonical.skeleton import Skeleton
+from pruner_zero.metric.expression import Expression
+from pruner_zero.models.loss import to_perplexity
 
-Kind = tuple[Expression, Group]
+# The structure and the scope of a candidate.
+Template = tuple[Expression, Group]
 
-# The operation of a candidate whose exponents were fitted to losses of its kind.
+# The operation of a candidate whose exponents were fitted to losses of its template.
 TUNE = "tune"
 
 
@@ -28,7 +30,7 @@ def excess(results: Iterable[Mapping[str, float]]) -> list[float]:
 class Candidate:
     """A metric to be judged: an expression, its comparison group, and where it comes from.
 
-    number: its place in the order of submission, from 0. parents: their numbers. operation: how
+    number: its index in the order of submission. parents: their numbers. operation: how
     it was made, such as "random", "crossover", "grow".
     """
 
@@ -44,8 +46,8 @@ class Candidate:
         return Skeleton(canonical(self.expression, self.scope), self.scope)
 
     @property
-    def kind(self) -> Kind:
-        """Its structure and scope: candidates of a kind differ in exponents alone."""
+    def template(self) -> Template:
+        """Its structure and scope: candidates of one template differ in exponents alone."""
         return self.skeleton.structure, self.scope
 
 
@@ -80,5 +82,5 @@ class Evaluation:
 
     @property
     def counts(self) -> bool:
-        """Whether the result is the candidate's own: neither rejected nor that of a twin."""
+        """Whether the candidate was judged: neither rejected nor a repeat of an earlier one."""
         return self.rung > 0 and self.same_as is None

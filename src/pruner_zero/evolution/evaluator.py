@@ -16,9 +16,10 @@ from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, closed_form_error, sampled_masks
-from pruner_zero.execution import UNLIMITED, TimeLimit
-from pruner_zero.metric import Expression, parse
-from pruner_zero.models import parameters_of
+from pruner_zero.execution.executor import UNLIMITED, TimeLimit
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.grammar import parse
+from pruner_zero.models.structure import parameters_of
 
 Rung = Literal["reconstruction", "few", "all", "final"]
 

@@ -11,12 +11,12 @@ from typing import Any
 from scipy import stats
 
 from pruner_zero.evolution.archive import Archive, Record
-from pruner_zero.evolution.candidate import Kind
+from pruner_zero.evolution.candidate import Template
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
 from pruner_zero.evolution.racing import outcomes_on
-from pruner_zero.execution import Executor
-from pruner_zero.models import to_perplexity
+from pruner_zero.execution.executor import Executor
+from pruner_zero.models.loss import to_perplexity
 from pruner_zero.table import Tabular
 
 # Candidates of the final race, each the best of its skeleton.
@@ -41,6 +41,13 @@ class Finalist:
     def perplexity(self) -> float:
         """The perplexity of the mean."""
         return to_perplexity(self.loss)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval of the perplexity, by Student's t over windows."""
+        loss, error = _mean_and_error(self.losses)
+        width = float(stats.t.ppf(0.975, len(self.losses) - 1)) * error if error else 0.0
+        return finite(to_perplexity(loss - width)), finite(to_perplexity(loss + width))
 
     def behind(self, other: "Finalist") -> tuple[float, float]:
         """How far it is behind another one on the same windows, and the standard error of that."""
@@ -90,10 +97,9 @@ class FinalRace(Tabular):
         """The simplest finalist within one standard error of the lowest loss."""
         if not self.finalists:
             return None
-        lowest = self.finalists[0]
-        level = [lowest]
-        for finalist in self.finalists[1:]:
-            behind, error = finalist.behind(lowest)
+        level = []
+        for finalist in self.finalists:
+            behind, error = finalist.behind(self.finalists[0])
             if behind <= error:
                 level.append(finalist)
         return min(level, key=lambda finalist: complexity(finalist.record.candidate.expression))
@@ -104,15 +110,14 @@ class FinalRace(Tabular):
         return self.winner.record if self.winner else None
 
     def caption(self) -> str:
-        """The winner, its perplexity with a 95 % interval, and how far it is ahead."""
-        if self.winner is None:
+        """The winner, and its perplexity with a 95 % interval."""
+        if (winner := self.winner) is None:
             return "no final race"
-        windows = len(self.winner.losses)
-        low, high = self._interval(self.winner)
+        low, high = winner.interval
+        candidate = winner.record.candidate
         return (
-            f"final race on {windows} fresh windows: perplexity "
-            f"{self.winner.perplexity:.2f} (95 %: {low:.2f} to {high:.2f}), "
-            f"{self.winner.record.candidate.expression} @{self.winner.record.candidate.scope}"
+            f"final race on {len(winner.losses)} fresh windows: perplexity {winner.perplexity:.2f} "
+            f"(95 %: {low:.2f} to {high:.2f}), {candidate.expression} @{candidate.scope}"
         )
 
     def to_rows(self) -> list[dict[str, Any]]:
@@ -126,7 +131,7 @@ class FinalRace(Tabular):
                 {
                     "perplexity": finite(finalist.perplexity),
                     "loss": finalist.loss,
-                    "interval": list(self._interval(finalist)),
+                    "interval": list(finalist.interval),
                     "behind": behind,
                     "behind_error": error,
                     "expression": str(finalist.record.candidate.expression),
@@ -137,23 +142,17 @@ class FinalRace(Tabular):
             )
         return rows
 
-    def _interval(self, finalist: Finalist) -> tuple[float, float]:
-        """The 95 % interval of the perplexity, by Student's t over windows."""
-        loss, error = _mean_and_error(finalist.losses)
-        width = float(stats.t.ppf(0.975, len(finalist.losses) - 1)) * error if error else 0.0
-        return finite(to_perplexity(loss - width)), finite(to_perplexity(loss + width))
-
 
 def race_finalists(
     archive: Archive, executor: Executor[Task, Outcome], most: int = FINALISTS
 ) -> FinalRace:
     """Judge the best of each of the `most` best skeletons on the fresh windows; note the losses."""
-    best: dict[Kind, Record] = {}
+    best: dict[Template, Record] = {}
     ranked = sorted(
         on_the_highest_rung(archive.records), key=lambda record: record.evaluation.value
     )
     for record in ranked:
-        best.setdefault(record.candidate.kind, record)
+        best.setdefault(record.candidate.template, record)
     chosen = [record.candidate for record in islice(best.values(), most)]
     return FinalRace.of(archive.records, outcomes_on("final", chosen, archive, executor))
 

@@ -1,21 +1,12 @@
-"""Random expressions: typed by shape, and those of the released generator."""
-
-from collections.abc import Sequence
+"""Random expressions, typed by shape."""
 
 from numpy.random import Generator
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.space import EXPONENTS, SearchSpace
-from pruner_zero.metric import (
-    OPERATORS,
-    PUBLISHED,
-    Call,
-    Constant,
-    Expression,
-    Operator,
-    Shape,
-    Terminal,
-)
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
+from pruner_zero.metric.operator import Operator, Shape
+from pruner_zero.metric.operators import OPERATORS
 
 _TRIES = 1000
 
@@ -123,32 +114,6 @@ def _normalised(generator: Generator, space: SearchSpace, expression: Expression
 def random_exponent(generator: Generator) -> Constant:
     """One of the exponents of a new power."""
     return Constant(EXPONENTS[generator.integers(len(EXPONENTS))])
-
-
-def random_published_tree(
-    generator: Generator, terminals: Sequence[str], min_depth: int = 3, max_depth: int = 5
-) -> Expression:
-    """A random tree as the released generator makes it, regardless of shapes.
-
-    Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones. Below,
-    grow ends a path at every second node, and full continues to the limit, which is drawn from
-    min_depth … max_depth. Leaves are `terminals` with equal chance: of W, G and X, the paper's,
-    about a fifth of the trees contain only X.
-    Source: Dong 2024, released code (gptree), tinyGP's ramped start.
-    """
-    limit = int(generator.integers(min_depth, max_depth + 1))
-    grow = bool(generator.random() < 0.5)
-
-    def tree(level: int) -> Expression:
-        inner = level < min_depth or (
-            level < limit and (not grow or bool(generator.random() < 0.5))
-        )
-        if not inner or level >= limit:
-            return Terminal(terminals[int(generator.integers(len(terminals)))])
-        operator = OPERATORS[PUBLISHED[generator.integers(len(PUBLISHED))]]
-        return Call(operator, tuple(tree(level + 1) for _ in range(operator.arity)))
-
-    return tree(1)
 
 
 def apply_operator(generator: Generator, operator: Operator, *operands: Expression) -> Call:

@@ -10,7 +10,9 @@ from typing import Any
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
 from pruner_zero.files import write_json
-from pruner_zero.metric import TERMINALS, Expression, Metric
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.terminals import TERMINALS
 from pruner_zero.table import Tabular
 
 
@@ -41,16 +43,8 @@ class HallOfFame(Tabular):
     @classmethod
     def of(cls, records: Sequence[Record], winner: Record | None = None) -> "HallOfFame":
         """The front of `records`. On equal complexity and loss the earlier candidate stays."""
-        candidates = sorted(
-            on_the_highest_rung(records),
-            key=lambda record: (
-                complexity(record.candidate.expression),
-                record.evaluation.value,
-                record.candidate.number,
-            ),
-        )
         front: list[Record] = []
-        for record in candidates:
+        for record in sorted(on_the_highest_rung(records), key=_simplest_first):
             if not front or record.evaluation.value < front[-1].evaluation.value:
                 front.append(record)
         return cls(tuple(front), winner)
@@ -60,10 +54,7 @@ class HallOfFame(Tabular):
         """The front, and the winner where it is not on it; simplest first."""
         if self.winner is None or self.winner in self.front:
             return self.front
-        with_winner = [*self.front, self.winner]
-        return tuple(
-            sorted(with_winner, key=lambda record: complexity(record.candidate.expression))
-        )
+        return tuple(sorted([*self.front, self.winner], key=_simplest_first))
 
     @property
     def best(self) -> Record | None:
@@ -75,17 +66,16 @@ class HallOfFame(Tabular):
         """The metric farthest below the line from the simplest to the best: most gain per node."""
         if not self.front:
             return None
-        first, last = self.front[0], self.front[-1]
-        width = complexity(last.candidate.expression) - complexity(first.candidate.expression)
-        height = first.evaluation.value - last.evaluation.value
-
-        def below(record: Record) -> float:
-            if not width or not height or not math.isfinite(height):
-                return 0.0
-            along = complexity(record.candidate.expression) - complexity(first.candidate.expression)
-            return (first.evaluation.value - record.evaluation.value) / height - along / width
-
-        return max(self.front, key=below)
+        sizes = [complexity(record.candidate.expression) for record in self.front]
+        losses = [record.evaluation.value for record in self.front]
+        width, height = sizes[-1] - sizes[0], losses[0] - losses[-1]
+        if not width or not math.isfinite(height):
+            return self.front[0]
+        below = [
+            (losses[0] - loss) / height - (size - sizes[0]) / width
+            for size, loss in zip(sizes, losses, strict=True)
+        ]
+        return self.front[below.index(max(below))]
 
     def caption(self) -> str:
         """How many metrics are on the front."""
@@ -115,6 +105,11 @@ class HallOfFame(Tabular):
         for name, record in (("best", self.best), ("knee", self.knee)):
             if record is not None:
                 write_json(folder / f"{name}.json", metric_of(record).to_tree())
+
+
+def _simplest_first(record: Record) -> tuple[int, float, int]:
+    candidate = record.candidate
+    return complexity(candidate.expression), record.evaluation.value, candidate.number
 
 
 def finite(perplexity: float) -> float:

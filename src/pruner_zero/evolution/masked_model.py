@@ -1,4 +1,4 @@
-"""A model whose masks are applied in place, measured, and removed again."""
+"""The masks of a candidate, and a model on which they are applied in place and measured."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,15 +9,41 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.choices import Group
-from pruner_zero.evolution.candidate_masks import candidate_masks
-from pruner_zero.execution import UNLIMITED, TimeLimit
-from pruner_zero.metric import Expression
-from pruner_zero.models import Matrix, next_token_losses
-from pruner_zero.pruning.masks import reached_score
-from pruner_zero.sparsity import Hessian, Layer, Pattern, plan, run_steps
+from pruner_zero.execution.executor import UNLIMITED, TimeLimit
+from pruner_zero.metric.expression import Expression
+from pruner_zero.models.loss import next_token_losses
+from pruner_zero.models.structure import Matrix
+from pruner_zero.pruning.masks import choose_masks, reached_score
+from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.pattern import Lazy, Pattern, groups
+from pruner_zero.sparsity.steps.registry import plan, run_steps
+from pruner_zero.sparsity.steps.step import Layer
 
 # Tokens of a forward pass on a GPU, which a small model does not fill with one window.
 _BATCH_TOKENS = 4096
+
+
+def candidate_masks(
+    pattern: Pattern,
+    blocks: Mapping[str, int],
+    score: Callable[[str], Tensor | None],
+    magnitudes: Callable[[str], Tensor],
+    limit: TimeLimit = UNLIMITED,
+) -> Iterator[Tensor]:
+    """The masks (out, in), True = kept, of all matrices, in order.
+
+    blocks: by the name of each matrix the number of its block. score: the scores of a matrix, None
+    where calibration never reached it; such a matrix is scored by its `magnitudes`. Raises what
+    `score` raises, PrunerZeroError over the time limit.
+    """
+
+    def checked(name: str) -> Tensor | None:
+        limit.check()
+        return score(name) if name in blocks else None
+
+    for names in groups(pattern, blocks):
+        masks = choose_masks(pattern, names, Lazy(names.copy, checked), magnitudes)
+        yield from (masks[name] for name in names)
 
 
 @dataclass(frozen=True)

@@ -1,26 +1,27 @@
 """The default algorithm: one population per comparison group, which exchange expressions."""
 
-from collections import Counter, deque
+import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 from pydantic import Field
 
 from pruner_zero.choices import Group
-from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
-from pruner_zero.evolution.candidate import Evaluation
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
+from pruner_zero.evolution.candidate import Candidate, Evaluation, Template
 from pruner_zero.evolution.generate import random_start
-from pruner_zero.evolution.population import Population, best_first
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.tuning import Tuner
 from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours
-from pruner_zero.metric import Expression, Metric
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.metric import Metric
 from pruner_zero.settings.base import Settings
 
-# The contestants of a tournament, which values count as equal there (`Population.tournament`), and
-# the members of each niche that never leave.
-_CONTESTANTS, _PARSIMONY, _ELITE = 6, 0.02, 8
+# The contestants of a tournament, and which values count as equal there (`tournament`).
+_CONTESTANTS, _PARSIMONY = 6, 0.02
 # This many of the best members of each scope are tried in every other scope, and this many of the
 # best of all have neighbours.
 _SPREAD = 3
@@ -31,18 +32,13 @@ _IMMIGRANTS, _MIGRANTS, _CROSSOVER, _TWICE = 0.05, 0.1, 0.25, 0.5
 _WEIGHTS = {
     "grow": 2.0,
     "shrink": 1.0,
-    "hoist": 0.5,
     "replace": 1.0,
-    "swap": 0.5,
     "operator": 1.5,
     "exponent": 3.0,
     "terminal": 1.0,
 }
 # The candidates of a batch with exponents fitted by `Tuner`.
 _TUNED = 4
-# The share of the children that is split evenly over the scopes; the rest is split by the scopes'
-# part in the best tenth of the last `_MEMORY` results.
-_EVEN, _MEMORY = 0.5, 240
 
 
 class EvolutionSettings(Settings):
@@ -63,12 +59,12 @@ class Evolution(BatchAlgorithm):
     """Tournament selection in niches, one for each comparison group.
 
     Members of a niche compete only with each other, so that no scope crowds out another. Good
-    expressions migrate between niches, and successful niches get more of each batch. The first
-    batch is random. Source: islands with migration (Tanese 1989), size-fair crossover (Langdon
-    2000), exponents apart from structure (`Tuner`); one niche for each comparison group is ours.
+    expressions migrate between niches. The first batch is random. Source: islands with migration
+    (Tanese 1989), size-fair crossover (Langdon 2000), exponents apart from structure (`Tuner`); one
+    niche for each comparison group is ours.
     """
 
-    kind = EvolutionSettings
+    settings_type = EvolutionSettings
     settings: EvolutionSettings
 
     def __init__(
@@ -79,26 +75,22 @@ class Evolution(BatchAlgorithm):
         seed_metrics: Sequence[Metric] = (),
     ) -> None:
         super().__init__(space, seed, settings, seed_metrics)
-        members = self.settings.population
-        self.niches = [Population(scope, members, _ELITE) for scope in space.scopes]
+        # The members of each niche, best first.
+        self.niches: dict[Group, list[Result]] = {scope: [] for scope in space.scopes}
         self._tuner = Tuner(space)
-        self._recent: deque[Result] = deque(maxlen=_MEMORY)
         self._tried: set[int] = set()
 
     @property
     def population(self) -> Sequence[Result]:
         """The candidates that parents are drawn from, best first."""
-        return best_first(member for niche in self.niches for member in niche.members)
+        return best_first(member for members in self.niches.values() for member in members)
 
     def start(self) -> list[Proposal]:
         """Random expressions, evenly over the scopes, the small ones first."""
-        scopes, count = self.space.scopes, self.settings.initial
         proposals = [
             proposal
-            for index, scope in enumerate(scopes)
-            for proposal in self.fill(
-                len(range(index, count, len(scopes))), partial(self._random, scope, "random")
-            )
+            for scope, count in self._shares(self.settings.initial)
+            for proposal in self.fill(count, partial(self._random, scope, "random"))
         ]
         return sorted(proposals, key=lambda proposal: proposal.expression.size)
 
@@ -109,30 +101,37 @@ class Evolution(BatchAlgorithm):
         steps = self.fill(self.settings.steps, lambda: next(neighbouring, None))
         return [*filter(self.is_new, [*tuned, *self._spread()]), *steps] + [
             proposal
-            for niche, share in zip(self.niches, self._shares(), strict=True)
+            for scope, count in self._shares(self.settings.batch)
             for proposal in self.fill(
-                share, partial(self._child, niche), partial(self._random, niche.scope, "immigrant")
+                count, partial(self._child, scope), partial(self._random, scope, "immigrant")
             )
         ]
 
     def learn(self, results: Sequence[Result]) -> None:
         """Every result joins the niche of its scope; results with a loss also go to the `Tuner`."""
         self._tuner.add(results)
-        results = [(candidate, on_one_scale(evaluation)) for candidate, evaluation in results]
-        for niche in self.niches:
-            niche.add(result for result in results if result[0].scope == niche.scope)
-        self._recent.extend(result for result in results if result[1].counts)
+        for candidate, evaluation in results:
+            if evaluation.counts:
+                self.niches[candidate.scope].append((candidate, on_one_scale(evaluation)))
+        for scope, members in self.niches.items():
+            self.niches[scope] = survivors(members, self.settings.population)
+
+    def _shares(self, count: int) -> Iterator[tuple[Group, int]]:
+        """`count` candidates spread evenly over the scopes."""
+        scopes = self.space.scopes
+        for index, scope in enumerate(scopes):
+            yield scope, len(range(index, count, len(scopes)))
 
     def _spread(self) -> Iterator[Proposal]:
         """The best of each niche that were not tried elsewhere yet, in every other scope."""
-        for niche in self.niches:
-            for candidate, _ in niche.members[:_SPREAD]:
+        for scope, members in self.niches.items():
+            for candidate, _ in members[:_SPREAD]:
                 if candidate.number not in self._tried:
                     self._tried.add(candidate.number)
-                    for scope in self.space.scopes:
-                        if scope != niche.scope:
+                    for other in self.space.scopes:
+                        if other != scope:
                             parents = (candidate.number,)
-                            yield Proposal(candidate.expression, scope, parents, "migrate")
+                            yield Proposal(candidate.expression, other, parents, "migrate")
 
     def _near_the_best(self) -> Iterator[Proposal]:
         """The neighbours of the best members, starting with the best."""
@@ -143,28 +142,28 @@ class Evolution(BatchAlgorithm):
     def _random(self, scope: Group, operation: str) -> Proposal:
         return Proposal(random_start(self.generator, self.space), scope, operation=operation)
 
-    def _child(self, niche: Population) -> Proposal | None:
+    def _child(self, scope: Group) -> Proposal | None:
         chance = self.generator.random()
-        if not niche.members or chance < _IMMIGRANTS:
-            return self._random(niche.scope, "immigrant")
+        if not self.niches[scope] or chance < _IMMIGRANTS:
+            return self._random(scope, "immigrant")
         if chance < _IMMIGRANTS + _MIGRANTS:
-            sources = [source for source in self.niches if source is not niche and source.members]
+            sources = [other for other in self.niches if other != scope and self.niches[other]]
             if sources:
-                parent, _ = self._parent(sources[self.generator.integers(len(sources))])
-                return Proposal(parent.expression, niche.scope, (parent.number,), "migrate")
-        mother, _ = self._parent(niche)
+                parent = self._parent(sources[self.generator.integers(len(sources))])
+                return Proposal(parent.expression, scope, (parent.number,), "migrate")
+        mother = self._parent(scope)
         if chance > 1 - _CROSSOVER:
-            father, _ = self._parent(niche)
+            father = self._parent(scope)
             child = crossover(self.generator, mother.expression, father.expression, self.space)
             parents: tuple[int, ...] = (mother.number, father.number)
             name = "crossover"
         else:
             parents = (mother.number,)
             name, child = self._mutated(mother.expression)
-        return Proposal(child, niche.scope, parents, name) if child else None
+        return Proposal(child, scope, parents, name) if child else None
 
-    def _parent(self, niche: Population) -> Result:
-        return niche.tournament(self.generator, _CONTESTANTS, _PARSIMONY)
+    def _parent(self, scope: Group) -> Candidate:
+        return tournament(self.generator, self.niches[scope])[0]
 
     def _mutated(self, expression: Expression) -> tuple[str, Expression | None]:
         """The expression after one mutation or two, named by the first."""
@@ -180,23 +179,43 @@ class Evolution(BatchAlgorithm):
         chances = [weight / total for weight in _WEIGHTS.values()]
         return list(_WEIGHTS)[self.generator.choice(len(chances), p=chances)]
 
-    def _shares(self) -> list[int]:
-        """How many of a batch each niche gets."""
-        best = sorted(self._recent, key=lambda result: result[1].key)
-        best = best[: -(-len(best) // 10)]
-        success = Counter(candidate.scope for candidate, _ in best)
-        count, even = len(self.niches), _EVEN if best else 1.0
-        exact = [
-            self.settings.batch
-            * (even / count + (1 - even) * success[niche.scope] / max(1, len(best)))
-            for niche in self.niches
-        ]
-        shares = [int(share) for share in exact]
-        # The rest after rounding goes to the largest remainders, on ties to the first niche.
-        order = sorted(range(count), key=lambda index: shares[index] - exact[index])
-        for index in order[: self.settings.batch - sum(shares)]:
-            shares[index] += 1
-        return shares
+
+def survivors(members: Sequence[Result], capacity: int) -> list[Result]:
+    """The best `capacity` members, best first, of which few are of the same template.
+
+    Members beyond an eighth of the capacity of their template (`Candidate.template`) are taken
+    after all others, so that variants of the best do not crowd out everything else.
+    """
+    templates: Counter[Template] = Counter()
+    first: list[Result] = []
+    crowded: list[Result] = []
+    for member in best_first(members):
+        template = member[0].template
+        (crowded if templates[template] >= max(2, capacity // 8) else first).append(member)
+        templates[template] += 1
+    return best_first([*first, *crowded][:capacity])
+
+
+def tournament(
+    generator: np.random.Generator,
+    members: Sequence[Result],
+    contestants: int = _CONTESTANTS,
+    parsimony: float = _PARSIMONY,
+) -> Result:
+    """The best of some drawn members; among nearly equal ones the smallest.
+
+    members: best first. parsimony: what counts as nearly equal, as a share of the distance between
+    the best and the median value on the winner's rung.
+    """
+    drawn = generator.integers(len(members), size=contestants)
+    # Members are sorted: a lower index is a better one.
+    pool: list[Result] = [members[index] for index in sorted(set(drawn.tolist()))]
+    rung, value = pool[0][1].key
+    values = [evaluation.key[1] for _, evaluation in members if evaluation.key[0] == rung]
+    spread = float(np.median(values)) - values[0] if math.isfinite(values[-1]) else 0.0
+    limit = (rung, value + parsimony * spread)
+    near = [member for member in pool if member[1].key <= limit]
+    return min(near, key=lambda member: (member[0].expression.size, member[1].key))
 
 
 def on_one_scale(evaluation: Evaluation) -> Evaluation:

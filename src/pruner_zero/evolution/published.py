@@ -2,15 +2,17 @@
 
 from collections.abc import Sequence
 
+from numpy.random import Generator
 from pydantic import Field
 
-from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result
-from pruner_zero.evolution.generate import random_published_tree
-from pruner_zero.evolution.population import best_first
-from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.evolution.variation import node_mutation, published_crossover
-from pruner_zero.metric import Metric
-from pruner_zero.metric.canonical import simplify_opposing
+from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
+from pruner_zero.evolution.generate import apply_operator
+from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
+from pruner_zero.evolution.variation import Child, of_arity, operands_of, pick
+from pruner_zero.metric.expression import Call, Expression, Terminal
+from pruner_zero.metric.metric import Metric
+from pruner_zero.metric.operator import Operator
+from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 from pruner_zero.settings.base import Settings
 
 # Enough to keep some workers busy, and few enough that a stopped run loses little.
@@ -41,7 +43,7 @@ class Published(BatchAlgorithm):
     Source: Dong 2024, arXiv 2406.02924.
     """
 
-    kind = PublishedSettings
+    settings_type = PublishedSettings
     settings: PublishedSettings
 
     def __init__(
@@ -97,3 +99,80 @@ class Published(BatchAlgorithm):
             return self._random()._replace(operation="immigrant")
         parents = (mother.number, father.number)
         return Proposal(child, self.scope, parents, operation)
+
+
+def random_published_tree(
+    generator: Generator, terminals: Sequence[str], min_depth: int = 3, max_depth: int = 5
+) -> Expression:
+    """A random tree as the released generator makes it, regardless of shapes.
+
+    Levels above `min_depth` hold functions, drawn evenly from 11 unary and 4 binary ones. Below,
+    grow ends a path at every second node, and full continues to the limit, which is drawn from
+    min_depth … max_depth. Leaves are `terminals` with equal chance: of W, G and X, the paper's,
+    about a fifth of the trees contain only X.
+    Source: Dong 2024, released code (gptree), tinyGP's ramped start.
+    """
+    limit = int(generator.integers(min_depth, max_depth + 1))
+    grow = bool(generator.random() < 0.5)
+
+    def tree(level: int) -> Expression:
+        inner = level < min_depth or (
+            level < limit and (not grow or bool(generator.random() < 0.5))
+        )
+        if not inner or level >= limit:
+            return Terminal(terminals[int(generator.integers(len(terminals)))])
+        operator = OPERATORS[PUBLISHED[generator.integers(len(PUBLISHED))]]
+        return Call(operator, tuple(tree(level + 1) for _ in range(operator.arity)))
+
+    return tree(1)
+
+
+def published_crossover(
+    generator: Generator, mother: Expression, father: Expression, space: SearchSpace
+) -> Child:
+    """The mother with any subtree replaced by any of the father's, regardless of shapes.
+
+    None where the child is larger or deeper than the space allows. Source: Dong 2024.
+    """
+    index, _ = pick(generator, list(positions(mother)))
+    _, subtree = pick(generator, list(positions(father)))
+    child = mother.replace(index, subtree)
+    return child if child.size <= space.max_size and child.depth <= space.max_depth else None
+
+
+def node_mutation(generator: Generator, expression: Expression, space: SearchSpace) -> Expression:
+    """One node takes another symbol of the same arity.
+
+    The new symbol can be the old one. Source: Dong 2024, which does not say how many nodes.
+    """
+    index, node = pick(generator, list(positions(expression)))
+    if not isinstance(node, Call):
+        return expression.replace(index, Terminal(pick(generator, list(space.terminals))))
+    alike = of_arity(space, node)
+    symbol = OPERATORS[pick(generator, alike)] if alike else node.operator
+    return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))
+
+
+def simplify_opposing(expression: Expression) -> Expression:
+    """The expression without its pairs of opposing operations along parent and child.
+
+    exp of log, sqr or pow of sqrt, both the other way round, and neg of neg leave their operand;
+    skp always does. It is idempotent. It may change masks, which `canonical` keeps: sqrt(sqr(S))
+    is |S| but becomes S.
+    Source: Dong 2024 (Pruner-Zero, arXiv 2406.02924), its opposing-operation simplification.
+    """
+    if not isinstance(expression, Call):
+        return expression
+    # One pass from the leaves up is enough: the operands are free of pairs before their parent
+    # is looked at.
+    operands = tuple(simplify_opposing(operand) for operand in expression.operands)
+    first = operands[0]
+    if expression.operator.factor == 1:
+        return first
+    if isinstance(first, Call) and _oppose(expression.operator, first.operator):
+        return first.operands[0]
+    return expression if operands == expression.operands else Call(expression.operator, operands)
+
+
+def _oppose(outer: Operator, inner: Operator) -> bool:
+    return outer.inverse == inner.name or inner.inverse == outer.name

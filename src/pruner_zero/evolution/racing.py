@@ -8,27 +8,37 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pruner_zero.evolution.archive import Archive, Record
-from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Kind
+from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Template
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.surrogate import Surrogate
-from pruner_zero.execution import Executor
-from pruner_zero.metric import Shape
+from pruner_zero.execution.executor import Executor
+from pruner_zero.metric.operator import Shape
+
+# The share of a batch that runs on few windows where the closed form ranks nothing, and the least
+# trust by which the distance to the lowest error is divided.
+_HALF, _LEAST_TRUST = 0.5, 0.1
+# The fewest templates among the candidates of a batch that run on few windows.
+_TEMPLATES = 4
+# The assumed standard deviation, over candidates, of the difference between the losses on all and
+# on few windows, in nats, until `_ENOUGH` candidates were judged on all windows.
+_SPREAD, _ENOUGH = 0.03, 3
 
 
 @dataclass(frozen=True)
 class Racing:
     """Which candidates are judged on the next rung.
 
-    From the closed-form error to the loss on a few windows: candidates at most `near` above the
-    lowest of the run so far, by their expectation (`Surrogate`) or by the error itself, and among
-    the best `few_share` of their batch, at most `few_most`, tuned exponents (`Tuner`) first, so
-    that the search learns before more candidates run. From there to all search windows: those
-    whose loss is at most `margin`, in nats, above the lowest on the few windows, or may become the
-    lowest on all, judged by how much the two losses differed for other candidates. All candidates
-    are judged on the same windows, so that differences are those of the metrics; one that falls
-    clearly behind the best is stopped (`is_behind`). `near` and `few_share` widen as the run finds
-    that the closed form does not rank like the loss (`Surrogate.trust`). direct: every distinct
-    candidate is judged on all search windows, none is stopped, as in the published search.
+    - All candidates have a closed-form error (rung "reconstruction").
+    - On few windows run at most `few_share` of a batch and at most `few_most` candidates: those
+      whose expected error (`Surrogate`) or closed-form error is at most `near` above the lowest so
+      far. Tuned exponents (`Tuner`) run first. Where the closed form does not rank like the loss
+      (`Surrogate.trust` below 1), the share and the distance are larger.
+    - On all windows run those whose loss on few is at most `margin` nats above the lowest, or that
+      may still get the lowest loss on all, by how much the two losses differ for other candidates.
+      A candidate that falls clearly behind the best is stopped (`is_behind`).
+
+    All candidates are judged on the same windows. direct: every candidate is judged on all windows
+    and none is stopped, as in the published search.
     """
 
     near: float = 0.3
@@ -38,20 +48,12 @@ class Racing:
     direct: bool = False
 
     def share(self, trust: float) -> float:
-        """The share of a batch that runs on a few windows: up to half where trust is 0."""
+        """The share of a batch that runs on few windows: up to half where trust is 0."""
         return self.few_share + max(0.0, _HALF - self.few_share) * (1 - trust) ** 2
 
     def reach(self, trust: float) -> float:
-        """How far above the lowest a candidate that runs on a few windows may lie."""
+        """How far above the lowest error a candidate that runs on few windows may lie."""
         return self.near / max(trust, _LEAST_TRUST)
-
-
-_HALF, _LEAST_TRUST = 0.5, 0.1
-# The fewest kinds among the candidates of a batch that run on a few windows.
-_KINDS = 4
-# The assumed standard deviation, over candidates, of the difference between the losses on all and
-# on few windows, in nats, until `_ENOUGH` candidates were judged on all windows.
-_SPREAD, _ENOUGH = 0.03, 3
 
 
 @dataclass
@@ -92,8 +94,8 @@ def judge(
         _climb("all", chosen, archive, executor, _best_losses(archive))
     earlier = list(archive.records)
     for entry in entries:
-        if (twin := entry.evaluation.same_as) is not None:
-            judged = earlier[twin].evaluation
+        if (first := entry.evaluation.same_as) is not None:
+            judged = earlier[first].evaluation
             entry.update(rung=judged.rung, value=judged.value)
         earlier.append(Record(entry.candidate, entry.evaluation, entry.canonical))
     after = Surrogate(earlier)
@@ -178,13 +180,15 @@ def _best_losses(archive: Archive) -> tuple[float, ...]:
 def _promising(
     entries: Sequence[_Entry], archive: Archive, racing: Racing, trust: float
 ) -> list[_Entry]:
-    """The entries to run on a few windows: tuned, then best by expectation and closed form.
+    """The entries to run on few windows.
 
-    Tuned ones within reach by their expectation get half of the places at most. At least a third,
-    rounded down, goes to the best by the closed form, so that losses of related candidates do not
-    decide alone. Of the others no kind (`Candidate.kind`) gets more than its part of the places, so
-    that variants of the best do not take all of them. Of candidates with exactly the same
-    closed-form error, which nearly always have the same masks, one alone runs in the whole search.
+    - Tuned exponents within reach by their expected error, up to half of the number.
+    - Then the best by expected error, up to two thirds.
+    - Then the best by closed-form error, so that losses of relatives do not decide alone.
+
+    Of the last two no template (`Candidate.template`) gets more than its part, so that variants of
+    the best do not take all. Of candidates with exactly the same closed-form error, which nearly
+    always have the same masks, only the first of the whole search runs.
     """
     error = _on("reconstruction")
     ran = {error(r.evaluation) for r in archive.records if "few" in r.evaluation.results}
@@ -194,26 +198,28 @@ def _promising(
             ran.add(error(entry.evaluation))
             alive.append(entry)
     most = min(racing.few_most, math.ceil(racing.share(trust) * len(alive)))
-    # Where all candidates are of one kind, that kind has all places.
-    room = math.ceil(most / min(_KINDS, len({entry.candidate.kind for entry in alive}) or 1))
+    # Where all candidates are of one template, it may have all.
+    different = len({entry.candidate.template for entry in alive}) or 1
+    most_of_template = math.ceil(most / min(_TEMPLATES, different))
 
     def within_reach(value: Callable[[Evaluation], float]) -> list[_Entry]:
         limit = _lowest([*alive, *archive.distinct()], value) + racing.reach(trust)
-        return [entry for entry in alive if value(entry.evaluation) <= limit]
+        near = [entry for entry in alive if value(entry.evaluation) <= limit]
+        return sorted(near, key=lambda entry: value(entry.evaluation))
 
     expected = within_reach(_expected)
     tuned = [entry for entry in expected if entry.candidate.operation == TUNE]
+    # In the order of `Tuner`, the most promising first.
+    tuned.sort(key=lambda entry: entry.candidate.number)
     chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
-    kinds: Counter[Kind] = Counter()
-    for count, best in (
-        (most - most // 3, _sorted(expected, _expected)),
-        (most, _sorted(within_reach(error), error)),
-    ):
+    templates: Counter[Template] = Counter()
+    for count, best in ((most - most // 3, expected), (most, within_reach(error))):
         for entry in best:
-            number, kind = entry.candidate.number, entry.candidate.kind
-            if number not in chosen and len(chosen) < count and kinds[kind] < room:
+            number, template = entry.candidate.number, entry.candidate.template
+            free = len(chosen) < count and templates[template] < most_of_template
+            if free and number not in chosen:
                 chosen[number] = entry
-                kinds[kind] += 1
+                templates[template] += 1
     return list(chosen.values())
 
 
@@ -227,7 +233,7 @@ def _near_the_best(
     fall.
     """
     loss = _on("few")
-    now = _sorted(entries, loss)
+    now = sorted((e for e in entries if e.alive), key=lambda entry: loss(entry.evaluation))
     lowest = _lowest(now, loss)
     if further:
         lowest = min(lowest, _lowest(archive.distinct(), _on("all")) - statistics.mean(further))
@@ -243,12 +249,6 @@ def _expected(evaluation: Evaluation) -> float:
 def _on(rung: Rung) -> Callable[[Evaluation], float]:
     """The value on a rung, infinite where there is none."""
     return lambda evaluation: evaluation.results.get(rung, math.inf)
-
-
-def _sorted(entries: Iterable[_Entry], value: Callable[[Evaluation], float]) -> list[_Entry]:
-    """The entries that are neither rejected nor duplicates, the lowest value first."""
-    alive = [entry for entry in entries if entry.alive]
-    return sorted(alive, key=lambda entry: value(entry.evaluation))
 
 
 def _lowest(judged: Iterable[_Entry | Record], value: Callable[[Evaluation], float]) -> float:

@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from pruner_zero.choices import Group
-from pruner_zero.evolution.candidate_masks import candidate_masks
-from pruner_zero.execution import UNLIMITED, TimeLimit
-from pruner_zero.metric import Expression
+from pruner_zero.evolution.masked_model import candidate_masks
+from pruner_zero.execution.executor import UNLIMITED, TimeLimit
+from pruner_zero.metric.expression import Expression
 from pruner_zero.pruning.masks import reached_score
-from pruner_zero.sparsity import STEPS, Layer, Pattern
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
+from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.steps.registry import STEPS
+from pruner_zero.sparsity.steps.step import Layer
 
 # Rows of a matrix for which the steps after the mask are carried out, to estimate what it costs.
 _UPDATED_ROWS = 16
@@ -101,30 +103,26 @@ def stack(sample: list[SampledMatrix]) -> list[SampledMatrix]:
     """Matrices of one shape as one, so that a candidate takes few calls, however deep the model.
 
     Matrices that share a Gram matrix, such as `gate_proj` and `up_proj`, are in stacks of their
-    own, which share the stack of Gram matrices. `sample` is emptied, so that no more than one kind
-    of matrix is held twice. A matrix with a step after its mask stays alone, as does one that
+    own, which share the stack of Gram matrices. `sample` is emptied, so that the matrices of one
+    stack alone are held twice. A matrix with a step after its mask stays alone, as does one that
     calibration never reached.
     """
-    kinds = _kinds(sample)
-    sample.clear()
-    grams: dict[tuple[int, ...], Tensor] = {}
-    return [_joined(kinds.pop(kind), grams) for kind in list(kinds)]
-
-
-def _kinds(sample: Sequence[SampledMatrix]) -> dict[object, list[SampledMatrix]]:
-    """The matrices that can be stacked: equal in shape, and beside equal ones at their input."""
-    kinds: dict[object, list[SampledMatrix]] = {}
+    # Matrices of one stack are equal in shape, and beside equal ones at their input.
+    stacks: dict[object, list[SampledMatrix]] = {}
     sharing: dict[int, list[SampledMatrix]] = {}
     for matrix in sample:
         sharing.setdefault(id(matrix.gram), []).append(matrix)
     for beside in sharing.values():
         shapes = tuple(matrix.weight.shape for matrix in beside)
-        for place, matrix in enumerate(beside):
+        for index, matrix in enumerate(beside):
             read = [values.any() for name, values in matrix.terminals.items() if name not in "WS"]
             alone = matrix.layer is not None or not all(read)
-            kind = (place, shapes, matrix.weight.device, matrix.share)
-            kinds.setdefault(matrix.name if alone else kind, []).append(matrix)
-    return kinds
+            key = (index, shapes, matrix.weight.device, matrix.share)
+            stacks.setdefault(matrix.name if alone else key, []).append(matrix)
+    sharing.clear()
+    sample.clear()
+    grams: dict[tuple[int, ...], Tensor] = {}
+    return [_joined(stacks.pop(key), grams) for key in list(stacks)]
 
 
 def _joined(matrices: list[SampledMatrix], grams: dict[tuple[int, ...], Tensor]) -> SampledMatrix:
@@ -182,7 +180,7 @@ def sampled_masks(
         rows = matrix.weight.flatten(0, -2).shape[0] if pattern.stacks else matrix.weight.shape[-2]
         magnitudes = matrix.terminals["W"].flatten(0, -2).split(rows)
         ranked = [None] if scores is None else scores.flatten(0, -2).split(rows)
-        names = [matrix.name, *(f"{matrix.name} {place}" for place in range(1, len(ranked)))]
+        names = [matrix.name, *(f"{matrix.name} {index}" for index in range(1, len(ranked)))]
         blocks = [matrix.block] * len(ranked)
         parts.append(list(map(_Rows, names, blocks, ranked, magnitudes)))
     named = {part.name: part for part in chain(*parts)}

@@ -21,17 +21,20 @@ from pruner_zero.evolution.final import (
     race_finalists,
 )
 from pruner_zero.evolution.hall_of_fame import HallOfFame
-from pruner_zero.evolution.racing import judge
-from pruner_zero.evolution.settings import SearchSettings
+from pruner_zero.evolution.racing import Racing, judge
+from pruner_zero.evolution.settings import check_settings, space_of, workers_of
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
-from pruner_zero.execution import Executor, check_executor, make_executor
+from pruner_zero.execution.executor import Executor
+from pruner_zero.execution.registry import check_executor, make_executor
 from pruner_zero.files import check_writable, locked, write_json, writing
-from pruner_zero.metric import Metric
-from pruner_zero.models import LanguageModel, as_language_model
+from pruner_zero.metric.metric import Metric
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import as_language_model
 from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.mixture import Source, load_mixture
 
 # After this many candidates without a new mask (twenty batches of the default algorithm), the
@@ -104,19 +107,21 @@ def search(
     archive ends as if it had never been interrupted. An interruption (KeyboardInterrupt) ends the
     search and keeps everything. Raises PrunerZeroError, naming what to change.
     """
-    given = {
+    asked = {
         **settings,
         "model": name_of(model),
         "calibration": names_of(calibration),
         "search_text": names_of(search_text),
     }
-    checked = read_settings(SearchSettings, given, config)
+    checked = read_settings(SearchSettings, asked, config)
     folder = Path(output)
     _check_folder(folder)
-    check_executor(checked.executor, checked.spread)
+    check_settings(checked)
+    workers = workers_of(checked)
+    check_executor(checked.executor, workers)
     algorithm = make_algorithm(
         checked.algorithm,
-        checked.search_space,
+        space_of(checked),
         checked.seed,
         checked.algorithm_settings,
         [Metric.of(text) for text in checked.seed_metrics],
@@ -169,7 +174,7 @@ def search(
         )
         # Only tensors in main memory can be shared between processes.
         shareable = evaluator.masked.device == CPU
-        executor = make_executor(checked.executor, evaluator, checked.spread, shareable=shareable)
+        executor = make_executor(checked.executor, evaluator, workers, shareable=shareable)
         try:
             stopped = run_batches(algorithm, archive, executor, checked, folder, observer)
         except KeyboardInterrupt:
@@ -189,6 +194,8 @@ def run_batches(
 ) -> str:
     """Ask, judge, tell, until a budget is spent, then the final race; return why it stopped."""
     start = time.monotonic() - archive.elapsed
+    # The published search judges every candidate on all windows.
+    racing = Racing(direct=settings.algorithm == "published")
     with_news = 0
     reason: str | None = None
     # The batches of an earlier process are replayed to the end.
@@ -198,7 +205,7 @@ def run_batches(
             reason = "the search space is exhausted"
             break
         archive.begin(batch)
-        records = judge(batch, archive, executor, settings.racing)
+        records = judge(batch, archive, executor, racing)
         algorithm.tell([(record.candidate, record.evaluation) for record in records])
         archive.commit(records, time.monotonic() - start, algorithm.avoided)
         # With the winner of an earlier final race.

@@ -9,18 +9,12 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric import (
-    OPERATORS,
-    PUBLISHED,
-    TERMINALS,
-    Call,
-    Expression,
-    Operator,
-    Shape,
-    Terminal,
-)
-from pruner_zero.metric.canonical import Skeleton, canonical
-from pruner_zero.metric.operator import Family
+from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.metric.canonical.skeleton import Skeleton
+from pruner_zero.metric.expression import Call, Expression, Terminal
+from pruner_zero.metric.operator import Family, Operator, Shape
+from pruner_zero.metric.operators import OPERATORS, PUBLISHED
+from pruner_zero.metric.terminals import TERMINALS
 from pruner_zero.settings.base import Settings
 
 # Exponents of a new power. Variation moves them by `EXPONENT_STEP` within LOWEST … HIGHEST.
@@ -67,13 +61,13 @@ class SearchSpace(Settings):
     def _check_names(cls, names: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         tables: dict[str | None, Mapping[str, object]]
         tables = {"terminals": TERMINALS, "operators": OPERATORS}
-        kind = str(info.field_name).removesuffix("s")
+        noun = str(info.field_name).removesuffix("s")
         table = tables.get(info.field_name, dict.fromkeys(names))
         for name in names:
             if name not in table:
-                raise ValueError(f"unknown {kind} '{name}': {did_you_mean(name, table)}")
+                raise ValueError(f"unknown {noun} '{name}': {did_you_mean(name, table)}")
         if len(set(names)) < len(names):
-            raise ValueError(f"a {kind} occurs twice: name each once")
+            raise ValueError(f"a {noun} occurs twice: name each once")
         return names
 
     @field_validator("terminals")

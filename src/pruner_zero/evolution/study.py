@@ -1,7 +1,7 @@
 """A search as its folder holds it: what `search` returns, and what analyses and reports read."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +10,7 @@ from typing import Any
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.evolution.archive import Record, SearchJournal
+from pruner_zero.evolution.evaluator import Outcome
 from pruner_zero.evolution.final import FinalRace
 from pruner_zero.evolution.hall_of_fame import (
     HallOfFame,
@@ -17,21 +18,18 @@ from pruner_zero.evolution.hall_of_fame import (
     metric_of,
     on_the_highest_rung,
 )
-from pruner_zero.metric import Metric, ParseError
+from pruner_zero.metric.grammar import ParseError
+from pruner_zero.metric.metric import Metric
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.table import Tabular
 
 RUN = "run.json"
 # Why a search stopped that the user interrupted.
 INTERRUPTED = "interrupted"
+# What windows are used for.
+_USES = ("calibration", "search", "final")
 # The keys of a journal's first line other than settings as they were asked for.
-_NOT_ASKED = (
-    "calibration_tokens",
-    "search_tokens",
-    "final_tokens",
-    "model_weights",
-    "judge_dtype",
-)
+_NOT_ASKED = {*(f"{use}_tokens" for use in _USES), "model_weights", "judge_dtype"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -93,13 +91,9 @@ class Study(Tabular):
                 dict(run.get("settings", asked)),
                 journal.records,
                 tuple(journal.batches),
-                journal.seconds,
+                _seconds(journal.outcomes),
                 journal.avoided,
-                {
-                    name: dict(run[name])
-                    for name in ("calibration", "search", "final")
-                    if name in run
-                },
+                {name: dict(run[name]) for name in _USES if name in run},
                 FinalRace.of(journal.records, journal.outcomes, journal.finalists),
                 journal.ended,
                 dict(run.get("provenance", {})),
@@ -202,6 +196,14 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PrunerZeroError(f"{path} is damaged: it holds no object")
     return value
+
+
+def _seconds(outcomes: Iterable[Outcome]) -> dict[str, list[float]]:
+    """The seconds of each judgement, by rung."""
+    seconds: dict[str, list[float]] = {}
+    for outcome in outcomes:
+        seconds.setdefault(outcome.rung, []).append(outcome.seconds)
+    return seconds
 
 
 def _row(record: Record) -> dict[str, Any]:

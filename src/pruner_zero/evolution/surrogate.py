@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate, excess
@@ -18,20 +19,24 @@ _INHERITED = 0.7
 
 
 class Surrogate:
-    """The expected closed-form error of candidates; lower is better.
+    """The expected closed-form error of candidates, learned from `records`; lower is better.
 
-    For a candidate that ran on windows, the error that usually comes with its loss. For any other,
-    its own error, corrected by a share of the differences found for its parents: the closed form
-    makes similar mistakes for related candidates. trust: how well the closed form may rank
-    candidates that ran on windows, from 0 (not at all) to 1; differences between errors count by
-    this factor, up to the highest error that ran. further: for each candidate that ran on both, how
-    much the loss on all windows exceeds that on few, in nats.
+    - A candidate that ran on windows is expected to have the error on the line (`line`: slope and
+      intercept) through the losses and errors of all candidates that ran, at its loss.
+    - Any other candidate is expected to have its closed-form error, plus 0.7 times the mean
+      correction of its parents. The correction of a candidate is the difference between its
+      expected error and its closed-form error.
+    - `trust` is an upper bound of Kendall's τ between errors and losses, in [0, 1]. Where it is
+      below 1, closed-form errors up to the highest that ran are first moved to their median by the
+      factor `trust`.
+    - `further`: for each candidate that ran on both, the loss on all windows minus the loss on few,
+      in nats.
+
     Source: fitness inheritance (Smith, Dike & Stegmann 1995); the correction of a closed form is
     ours.
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self.records = records
         results = [record.evaluation.results for record in records]
         self.further = excess(results)
         self._usual = sum(self.further) / len(self.further) if self.further else 0.0
@@ -83,17 +88,16 @@ class Surrogate:
 
 
 def _trust(points: NDArray[np.float64]) -> float:
-    """The highest plausible Kendall's τ between the closed-form error and the loss, in [0, 1].
+    """An upper bound of Kendall's τ between the losses and the closed-form errors, in [0, 1].
 
     Two standard errors (Kendall 1938) above the observed τ, so that it falls only with evidence.
     """
     count = len(points)
     if count < _PAIRS:
         return 1.0
-    first, second = np.triu_indices(count, 1)
-    signs = np.sign(points[second] - points[first])
+    tau = np.nan_to_num(stats.kendalltau(points[:, 0], points[:, 1]).statistic)
     error = np.sqrt(2 * (2 * count + 5) / (9 * count * (count - 1)))
-    return float(np.clip(np.mean(signs[:, 0] * signs[:, 1]) + 2 * error, 0, 1))
+    return float(np.clip(tau + 2 * error, 0, 1))
 
 
 def _line(points: NDArray[np.float64]) -> tuple[float, float] | None:
@@ -103,9 +107,10 @@ def _line(points: NDArray[np.float64]) -> tuple[float, float] | None:
     """
     if not len(points):
         return None
+    losses, errors = points.T
     slope = _SLOPE
-    first, second = np.triu_indices(len(points), 1)
-    run, rise = (points[second] - points[first]).T
-    if len(points) >= _PAIRS and run.any():
-        slope = max(_SLOPE / 2, float(np.median(rise[run != 0] / run[run != 0])))
-    return slope, float(np.median(points[:, 1] - slope * points[:, 0]))
+    if len(points) >= _PAIRS and np.ptp(losses):
+        # Its interval, which is not used, may be undefined.
+        with np.errstate(invalid="ignore"):
+            slope = max(_SLOPE / 2, float(stats.theilslopes(errors, losses).slope))
+    return slope, float(np.median(errors - slope * losses))

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.ask_tell import Proposal, Result
-from pruner_zero.evolution.candidate import TUNE, Candidate, Kind, excess
+from pruner_zero.evolution.candidate import TUNE, Candidate, Template, excess
 from pruner_zero.evolution.space import SearchSpace, on_grid
-from pruner_zero.metric import Expression
+from pruner_zero.metric.expression import Expression
 
 Array = NDArray[np.float64]
 
@@ -50,33 +50,36 @@ class Tuner:
 
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
-        self._kinds: dict[Kind, dict[tuple[float, ...], Result]] = defaultdict(dict)
+        self._results: dict[Template, dict[tuple[float, ...], Result]] = defaultdict(dict)
 
     def add(self, results: Sequence[Result]) -> None:
         """Take in candidates that ran on windows."""
         for candidate, evaluation in results:
             if evaluation.counts and "few" in evaluation.results and candidate.skeleton.exponents:
-                self._kinds[candidate.kind][candidate.skeleton.exponents] = (candidate, evaluation)
+                self._results[candidate.template][candidate.skeleton.exponents] = (
+                    candidate,
+                    evaluation,
+                )
 
     def propose(self, generator: Generator, count: int) -> list[Proposal]:
         """At most `count` candidates with other exponents, the most promising first."""
-        results = [result for points in self._kinds.values() for result in points.values()]
+        results = [result for points in self._results.values() for result in points.values()]
         usual = _usual(results)
-        kinds = [
+        skeletons = [
             _Points([*points.values()], _usual([*points.values()], usual))
-            for points in self._kinds.values()
+            for points in self._results.values()
         ]
-        kinds.sort(key=lambda points: (points.lowest, points.best.number))
+        skeletons.sort(key=lambda points: (points.lowest, points.best.number))
         ranked: list[_Ranked] = []
-        for points in islice(kinds, _SKELETONS):
-            ranked += self._of_kind(points, generator)
-        limit = min((points.lowest for points in kinds), default=0.0) - _GAIN
+        for points in islice(skeletons, _SKELETONS):
+            ranked += self._of_skeleton(points, generator)
+        limit = min((points.lowest for points in skeletons), default=0.0) - _GAIN
         ranked = sorted((part for part in ranked if part[1] < limit), key=lambda part: part[:3])
         # Exponents can have both the lowest expected and the lowest plausible loss.
         distinct = dict.fromkeys(proposal for *_, proposal in ranked)
         return [*islice(distinct, count)]
 
-    def _of_kind(self, points: "_Points", generator: Generator) -> list[_Ranked]:
+    def _of_skeleton(self, points: "_Points", generator: Generator) -> list[_Ranked]:
         """The exponents of one skeleton with the lowest expected and lowest plausible losses."""
         best = points.best
         steps = generator.normal(0.0, _STEP, (_DRAWS, len(points.center)))
@@ -86,7 +89,7 @@ class Tuner:
         drawn: dict[tuple[float, ...], Expression] = {}
         for values in points.center + np.vstack([points.vertex(), steps]):
             exponents = tuple(on_grid(value) or float(value) for value in values)
-            known = exponents in drawn or exponents in self._kinds[best.kind]
+            known = exponents in drawn or exponents in self._results[best.template]
             if known or min(exponents) <= 0:
                 continue
             try:

@@ -1,4 +1,4 @@
-"""Children of expressions: crossover and mutations, general ones and those of the paper."""
+"""Children of expressions: crossover, mutations, and the nearest products."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
@@ -22,8 +22,10 @@ from pruner_zero.evolution.space import (
     on_grid,
     positions,
 )
-from pruner_zero.metric import OPERATORS, Call, Expression, Shape, Terminal
-from pruner_zero.metric.canonical import factors, product
+from pruner_zero.metric.canonical.normal import factors, product
+from pruner_zero.metric.expression import Call, Expression, Terminal
+from pruner_zero.metric.operator import Shape
+from pruner_zero.metric.operators import OPERATORS
 
 # None where no allowed child was found.
 Child = Expression | None
@@ -71,9 +73,9 @@ def crossover(
     subtrees = [node for _, node in positions(father)]
 
     def draw() -> Child:
-        index, old = _pick(generator, list(positions(mother)))
+        index, old = pick(generator, list(positions(mother)))
         fair = [new for new in subtrees if new.shape is old.shape and new.size <= 2 * old.size + 1]
-        return mother.replace(index, _pick(generator, fair)) if fair else None
+        return mother.replace(index, pick(generator, fair)) if fair else None
 
     return _allowed(draw, mother, space)
 
@@ -81,17 +83,17 @@ def crossover(
 @_tried
 def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """One more operator: around a node, with a small tree beside it, or in place of a leaf."""
-    index, node = _pick(generator, list(positions(expression)))
+    index, node = pick(generator, list(positions(expression)))
     if not node.operands and generator.random() < 0.3:
         tree = random_expression(generator, space, node.shape, depth=(2, 3))
         return expression.replace(index, tree)
     around = [form for form in space.forms[node.shape] if node.shape in form.operands]
     if not around:
         return None
-    form = _pick(generator, around)
-    place = _pick(generator, [i for i, shape in enumerate(form.operands) if shape is node.shape])
+    form = pick(generator, around)
+    slot = pick(generator, [i for i, shape in enumerate(form.operands) if shape is node.shape])
     operands = [
-        node if i == place else random_expression(generator, space, shape, depth=(1, 2))
+        node if i == slot else random_expression(generator, space, shape, depth=(1, 2))
         for i, shape in enumerate(form.operands)
     ]
     return expression.replace(index, apply_operator(generator, form.operator, *operands))
@@ -102,47 +104,16 @@ def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> 
     """An operator replaced by one of its operands."""
     if not (calls := _calls(expression)):
         return None
-    index, node = _pick(generator, calls)
-    return expression.replace(index, _pick(generator, _operands(node)))
-
-
-@_tried
-def hoist(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """A subtree becomes the whole expression."""
-    parts = [
-        node for index, node in positions(expression) if index and node.shape is expression.shape
-    ]
-    return _pick(generator, parts) if parts else None
+    index, node = pick(generator, calls)
+    return expression.replace(index, pick(generator, operands_of(node)))
 
 
 @_tried
 def replace(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """A subtree replaced by a random one of the same shape, at most one level deeper."""
-    index, node = _pick(generator, list(positions(expression)))
+    index, node = pick(generator, list(positions(expression)))
     depth = (1, min(node.depth + 1, 4))
     return expression.replace(index, random_expression(generator, space, node.shape, depth))
-
-
-@_tried
-def swap(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """Two subtrees, neither inside the other, exchanged, except where that changes nothing."""
-    nodes = list(positions(expression))
-    alike = {
-        (index + 1, index + 1 + node.operands[0].size)
-        for index, node in _calls(expression)
-        if node.operator.commutative
-    }
-    pairs = [
-        ((i, left), (j, right))
-        for i, left in nodes
-        for j, right in nodes
-        if i + left.size <= j and left != right and (i, j) not in alike
-    ]
-    if not pairs:
-        return None
-    (i, left), (j, right) = _pick(generator, pairs)
-    # The later subtree first, so that the index of the earlier one stays valid.
-    return expression.replace(j, left).replace(i, right)
 
 
 @_tried
@@ -150,12 +121,12 @@ def operator(generator: Generator, expression: Expression, space: SearchSpace) -
     """An operator replaced by another of equal arity; a power counts as unary."""
     if not (calls := _calls(expression)):
         return None
-    index, node = _pick(generator, calls)
-    names = [name for name in _of_arity(space, node) if name != node.operator.name]
+    index, node = pick(generator, calls)
+    names = [name for name in of_arity(space, node) if name != node.operator.name]
     if not names:
         return None
-    symbol = OPERATORS[_pick(generator, names)]
-    return expression.replace(index, apply_operator(generator, symbol, *_operands(node)))
+    symbol = OPERATORS[pick(generator, names)]
+    return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))
 
 
 @_tried
@@ -166,7 +137,7 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     """
     if "power" not in space.operators:
         return None
-    index, node = _pick(generator, list(positions(expression)))
+    index, node = pick(generator, list(positions(expression)))
     if isinstance(node, Call) and node.operator.family == "power":
         assert node.exponent is not None
         return expression.replace(index, node.operands[0] ** _moved(generator, node.exponent))
@@ -177,14 +148,14 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
 def terminal(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """A leaf replaced by another terminal, of any shape that leaves the result a matrix."""
     leaves = [index for index, node in positions(expression) if not node.operands]
-    index = _pick(generator, leaves)
-    return expression.replace(index, Terminal(_pick(generator, list(space.terminals))))
+    index = pick(generator, leaves)
+    return expression.replace(index, Terminal(pick(generator, list(space.terminals))))
 
 
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
     {
         mutation.__name__: mutation
-        for mutation in [grow, shrink, hoist, replace, swap, operator, exponent, terminal]
+        for mutation in [grow, shrink, replace, operator, exponent, terminal]
     }
 )
 
@@ -215,33 +186,8 @@ def neighbours(expression: Expression, space: SearchSpace) -> list[Expression]:
     return [form for form in made if form != expression and space.allows(form)]
 
 
-def published_crossover(
-    generator: Generator, mother: Expression, father: Expression, space: SearchSpace
-) -> Child:
-    """The mother with any subtree replaced by any of the father's, regardless of shapes.
-
-    None where the child is larger or deeper than the space allows. Source: Dong 2024.
-    """
-    index, _ = _pick(generator, list(positions(mother)))
-    _, subtree = _pick(generator, list(positions(father)))
-    child = mother.replace(index, subtree)
-    return child if child.size <= space.max_size and child.depth <= space.max_depth else None
-
-
-def node_mutation(generator: Generator, expression: Expression, space: SearchSpace) -> Expression:
-    """One node takes another symbol of the same arity.
-
-    The new symbol can be the old one. Source: Dong 2024, which does not say how many nodes.
-    """
-    index, node = _pick(generator, list(positions(expression)))
-    if not isinstance(node, Call):
-        return expression.replace(index, Terminal(_pick(generator, list(space.terminals))))
-    alike = _of_arity(space, node)
-    symbol = OPERATORS[_pick(generator, alike)] if alike else node.operator
-    return expression.replace(index, apply_operator(generator, symbol, *_operands(node)))
-
-
-def _pick(generator: Generator, choices: Sequence[T]) -> T:
+def pick(generator: Generator, choices: Sequence[T]) -> T:
+    """One of the choices, with equal chances."""
     return choices[int(generator.integers(len(choices)))]
 
 
@@ -249,13 +195,13 @@ def _calls(expression: Expression) -> list[tuple[int, Call]]:
     return [(index, node) for index, node in positions(expression) if isinstance(node, Call)]
 
 
-def _of_arity(space: SearchSpace, node: Call) -> list[str]:
+def of_arity(space: SearchSpace, node: Call) -> list[str]:
     """The operators of the space that take as many expressions as that of the node."""
     count = node.operator.expressions
     return [name for name in space.operators if OPERATORS[name].expressions == count]
 
 
-def _operands(node: Call) -> list[Expression]:
+def operands_of(node: Call) -> list[Expression]:
     """The operands without a power's exponent."""
     return list(node.operands[: node.operator.expressions])
 

@@ -1,17 +1,40 @@
 """The interface of executors, which run tasks and return results in the same order."""
 
+import math
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from pruner_zero.devices import torch_threads
-from pruner_zero.execution.time_limit import TimeLimit
+from pruner_zero.errors import PrunerZeroError
 
 T = TypeVar("T")
 R = TypeVar("R")
 Task = TypeVar("Task", contravariant=True)
 Result = TypeVar("Result", covariant=True)
+
+
+@dataclass(frozen=True)
+class TimeLimit:
+    """Ends work between two of its steps once `seconds` are over; a step is never cut short."""
+
+    seconds: float = math.inf
+    since: float = field(default_factory=time.monotonic)
+
+    def check(self) -> None:
+        """Raise PrunerZeroError after the limit."""
+        if time.monotonic() - self.since >= self.seconds:
+            raise PrunerZeroError(over_time(self.seconds))
+
+
+def over_time(seconds: float) -> str:
+    """The reason with which a task over the limit is rejected."""
+    return f"took longer than the time limit of {seconds:g} s"
+
+
+UNLIMITED = TimeLimit()
 
 
 class Work(Protocol[Task, Result]):
@@ -70,7 +93,7 @@ class SerialExecutor(Executor[T, R]):
 
     def __init__(self, work: Work[T, R], workers: Workers | None = None) -> None:
         self.work = work
-        self.workers = workers or Workers(time_limit=float("inf"))
+        self.workers = workers or Workers(time_limit=math.inf)
 
     def map(self, tasks: Iterable[T]) -> Iterator[R]:
         """Run each task when its result is asked for."""

@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from pruner_zero.execution.executor import AnyWork, Work, Workers
+from pruner_zero.execution.executor import UNLIMITED, AnyWork, Work, Workers
 from pruner_zero.execution.shared_memory import PackedFile
-from pruner_zero.execution.time_limit import UNLIMITED
 from pruner_zero.execution.workers import Worker, WorkerExecutor
 
 T = TypeVar("T")

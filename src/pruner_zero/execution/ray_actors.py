@@ -11,9 +11,8 @@ import torch
 
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.execution.executor import AnyWork, Work, Workers, usable_cores
+from pruner_zero.execution.executor import UNLIMITED, AnyWork, Work, Workers, usable_cores
 from pruner_zero.execution.shared_memory import Packed, pack, unpack
-from pruner_zero.execution.time_limit import UNLIMITED
 from pruner_zero.execution.workers import Worker, WorkerExecutor
 
 T = TypeVar("T")

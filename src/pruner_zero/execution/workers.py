@@ -10,8 +10,7 @@ from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
 from pruner_zero.errors import PrunerZeroError, one_line
-from pruner_zero.execution.executor import Executor, Work
-from pruner_zero.execution.time_limit import over_time
+from pruner_zero.execution.executor import Executor, Work, over_time
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -7,13 +7,13 @@ from typing import Any
 
 import yaml
 
-from pruner_zero.evolution.settings import SearchSettings
 from pruner_zero.evolution.study import Study
 from pruner_zero.report.read import ComparisonRun, PruneRun, Result
 from pruner_zero.settings.base import STRINGS, Settings, quoted
 from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.options import options_of
 from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import NAMES
 
 _VERBS: Mapping[type, tuple[str, type[Settings]]] = {

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.choices import SELF, Scope
-from pruner_zero.settings.base import MAIN, Cli
+from pruner_zero.settings.base import MAIN, Cli, Settings
 from pruner_zero.settings.calibration import (
     CALIBRATION_HELP,
     SHARES,
@@ -15,14 +15,20 @@ from pruner_zero.settings.calibration import (
     Texts,
 )
 from pruner_zero.settings.model import ModelSettings
-from pruner_zero.settings.units import SizeSettings
+from pruner_zero.settings.units import SizeSettings, check_structure
 
 _RUNGS = Cli(panel="Rungs")
 _WORKERS = Cli(panel="Workers")
 
 
-class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSettings):
-    """The fields of `SearchSettings`, which adds the registries of `evolution/`."""
+class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings, SizeSettings):
+    """Everything that decides what a search finds, when it stops, and how it is run.
+
+    A run can only be resumed with the same settings, except for the budget and the way the work
+    is spread (`MAY_CHANGE`). Of these only a shorter time limit can change which candidates are
+    rejected. ray_address, ray_resources: as `RayExecutor` takes them. space: some fields of
+    `SearchSpace`; the others are those of the algorithm's space.
+    """
 
     panel: ClassVar[str] = "Search"
 
@@ -60,6 +66,9 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
     algorithm: str = Field("default", description="default, published, random or a plug-in's.")
     algorithm_settings: dict[str, Any] = Field(
         default_factory=dict, description="Settings of the algorithm, by name."
+    )
+    space: dict[str, Any] | None = Field(
+        None, description="Operators, terminals and sizes of candidates; the algorithm's if None."
     )
     search_windows: int = Field(
         12, ge=1, description="Windows of the search text on the last rung."
@@ -106,16 +115,82 @@ class SearchOptions(ModelSettings, SparsitySettings, CalibrationSettings, SizeSe
 
     @field_validator("ray_resources", mode="before")
     @classmethod
-    def _amounts(cls, given: Any) -> Any:
+    def _amounts(cls, resources: Any) -> Any:
         """The command line gives `name=amount` texts."""
-        if not isinstance(given, list | tuple):
-            return given
-        if not all(isinstance(text, str) and text.count("=") == 1 for text in given):
+        if not isinstance(resources, list | tuple):
+            return resources
+        if not all(isinstance(text, str) and text.count("=") == 1 for text in resources):
             raise ValueError("give each as name=amount, such as num_gpus=1")
-        return dict(text.split("=") for text in given)
+        return dict(text.split("=") for text in resources)
+
+    @field_validator("space", mode="before")
+    @classmethod
+    def _fields(cls, space: Any) -> Any:
+        """What a `SearchSpace` was made of, in Python."""
+        return space.model_dump(exclude_unset=True) if isinstance(space, Settings) else space
+
+    @field_validator("final_windows")
+    @classmethod
+    def _compares(cls, count: int) -> int:
+        if count == 1:
+            raise ValueError("one window has no interval: choose 2 or more, or 0 for no final race")
+        return count
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_units(cls, values: Any) -> Any:
+        """With units, the consumer matrix is solved anew, unless the settings say otherwise."""
+        if isinstance(values, dict) and values.get("structure") and values.get("update") is None:
+            return {**values, "update": "exact"}
+        return values
 
     @model_validator(mode="after")
-    def _check_budget(self) -> Self:
+    def _combine(self) -> Self:
         if self.minutes is None and self.evaluations is None:
             raise ValueError("give a budget: --minutes 30 or --evaluations 1000")
+        scope = () if self.scope == "any" else ("scope",)
+        check_structure(self, ("pattern", *scope, "include", "exclude"))
+        if self.pattern is not None and self.scope not in ("any", "row"):
+            raise ValueError(
+                f"--pattern {self.pattern} says which weights compete: leave out --scope"
+            )
+        if not self.structure and (self.sparsity is None) == (self.pattern is None):
+            raise ValueError("give either --sparsity, such as 0.5, or --pattern, such as 2:4")
+        if self.sparsity == 0:
+            raise ValueError("no weight becomes zero: choose a --sparsity above 0, such as 0.5")
         return self
+
+    @property
+    def sharing(self) -> str | None:
+        """The option by which several processes judge candidates; None where one process does."""
+        if self.executor is not None:
+            return None if self.executor == "serial" else f"--executor {self.executor}"
+        return "--workers" if (self.workers or 1) > 1 else None
+
+    @property
+    def placed_on(self) -> str:
+        """`device`, where "auto" is the CPU for a model that several processes share."""
+        return "cpu" if self.sharing and self.device == "auto" else self.device
+
+    @property
+    def loading(self) -> dict[str, Any]:
+        """The keyword arguments of `load_model`; the device is `placed_on`."""
+        return {**super().loading, "device": self.placed_on}
+
+    @property
+    def budget(self) -> str:
+        """The budget in words, such as "30 min or 1000 evaluations"."""
+        minutes = None if self.minutes is None else f"{self.minutes:g} min"
+        evaluations = None if self.evaluations is None else f"{self.evaluations} evaluations"
+        return " or ".join(part for part in (minutes, evaluations) if part)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that a resumed run must share with the run that it resumes."""
+        return self.model_dump(mode="json", exclude=MAY_CHANGE)
+
+
+# The settings that a resumed run need not share with the run that it resumes.
+MAY_CHANGE = {
+    *("minutes", "evaluations", "workers", "executor", "device"),
+    *("time_limit", "ray_address", "ray_resources"),
+}

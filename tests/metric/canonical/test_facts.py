@@ -5,7 +5,7 @@ import math
 import pytest
 
 from pruner_zero.metric import Constant, parse
-from pruner_zero.metric.canonical.facts import growth, is_positive, is_tame
+from pruner_zero.metric.canonical.normal import growth, is_positive, is_tame
 
 
 @pytest.mark.parametrize(

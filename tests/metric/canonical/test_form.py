@@ -26,7 +26,7 @@ from pruner_zero.metric import (
     parse,
     score,
 )
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric.canonical.form import canonical
 from tests.metric.strategies import (
     expressions,
     lightly,

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from pruner_zero.choices import Group
 from pruner_zero.metric import parse, score
-from pruner_zero.metric.canonical import Skeleton, canonical
+from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.metric.canonical.skeleton import Skeleton
 from tests.metric.strategies import expressions
 
 

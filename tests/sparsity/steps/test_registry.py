@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pruner_zero.settings.prune import PruneSettings
-from pruner_zero.settings.search import SearchOptions
+from pruner_zero.settings.search import SearchSettings
 from pruner_zero.sparsity import (
     STEPS,
     Layer,
@@ -91,5 +91,5 @@ def test_the_help_of_an_option_says_what_the_steps_say(name: str) -> None:
     assert step.help in description
     if step.option == "update":
         assert f"{name}, {step.help}" in description
-        searched = str(SearchOptions.model_fields["update"].description)
+        searched = str(SearchSettings.model_fields["update"].description)
         assert f"{name}, {step.help}" in searched

@@ -5,12 +5,13 @@ from typing import get_args
 
 from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric.canonical.facts import growth, is_tame
 from pruner_zero.metric.canonical.normal import (
     ONE,
     ZERO,
     factors,
+    growth,
     include,
+    is_tame,
     normal,
     product,
     terms,

@@ -5,8 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property, lru_cache
 
 from pruner_zero.choices import Group
-from pruner_zero.metric.canonical.facts import is_tame
-from pruner_zero.metric.canonical.normal import factors, include, product
+from pruner_zero.metric.canonical.normal import factors, include, is_tame, product
 from pruner_zero.metric.expression import Call, Expression, Terminal
 
 # At the root only the ratios of exponents decide the order, so one exponent is set to 1: that of

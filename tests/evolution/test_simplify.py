@@ -3,8 +3,8 @@
 import pytest
 from hypothesis import given
 
+from pruner_zero.evolution.published import simplify_opposing
 from pruner_zero.metric import Call, Expression, parse
-from pruner_zero.metric.canonical import simplify_opposing
 from tests.metric.strategies import expressions, lightly
 
 
