@@ -32,7 +32,6 @@ from pruner_zero.metric import (
     to_latex,
     to_mathml,
 )
-from pruner_zero.evolution.published import simplify_opposing
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import load_corpus

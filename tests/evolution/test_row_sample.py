@@ -17,7 +17,8 @@ from pruner_zero.evolution.row_sample import (
 )
 from pruner_zero.metric.evaluate import ScoreError
 from pruner_zero.metric.grammar import parse
-from pruner_zero.sparsity.pattern import Pattern, SemiStructured, Unstructured
+from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 
 
 def matrices(rows: int) -> tuple[list[SampledMatrix], list[Tensor], list[Tensor]]:

@@ -14,7 +14,7 @@ import numpy as np
 from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric import EXTENDED, OPERATORS, parse, to_latex
-from pruner_zero.metric.canonical import canonical
+from pruner_zero.metric.canonical.form import canonical
 from tests.suites.operators import OperatorSuite
 
 suite = OperatorSuite()

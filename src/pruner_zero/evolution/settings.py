@@ -6,10 +6,11 @@ from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.execution.executor import Workers
 from pruner_zero.execution.registry import EXECUTORS
-from pruner_zero.settings.base import read_settings
+from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.settings.units import read_parameters
-from pruner_zero.sparsity.pattern import Pattern, SemiStructured, Unstructured
+from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.registry import STEPS
 from pruner_zero.structure.units import Structured
 
