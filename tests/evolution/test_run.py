@@ -467,10 +467,7 @@ def test_a_seed_metric_is_judged_first(llama_folder: Path, text_file: Path, tmp_
         ({"space": {"max_size": 0}}, "`space: {max_size: 0}`: input should be greater"),
         ({"algorithm_settings": 3}, "`algorithm_settings: 3`: input should be"),
         ({"space": {"scopes": ["unit"]}}, "the scope unit of `space` is of units: add --structure"),
-        (
-            {"space": {"max_size": True}},
-            "`space: {max_size: True}`: input should be",
-        ),
+        ({"space": {"max_size": True}}, "max_size is true: it is no switch"),
         ({"algorithm_settings": {"batch": True}}, "batch is true: it is no switch"),
         (
             {"algorithm": "published", "space": {"operators": ["mul"]}},
