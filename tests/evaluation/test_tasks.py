@@ -362,7 +362,7 @@ def test_a_damaged_model_is_refused(tmp_path: Path) -> None:
 def test_a_choice_longer_than_the_context_is_one_line(tmp_path: Path) -> None:
     long = [{**QUESTIONS[0], "choices": ["yes", "no " * 40]}]
     assert refusal(lambda: ask(write_task(tmp_path, long))) == (
-        "lm-eval cannot run these tasks: a choice is longer than the model's context"
+        "lm-eval cannot run these tasks: a choice may be longer than the model's context"
     )
 
 

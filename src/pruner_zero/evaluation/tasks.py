@@ -119,9 +119,8 @@ def evaluate_tasks(
                     bootstrap_iters=1000,
                 )
         except (ValueError, AssertionError) as error:
-            # An assertion of lm-eval without words: a choice fits into the model's positions.
-            reason = str(error) and one_line(error)
-            reason = reason or "a choice is longer than the model's context"
+            # lm-eval asserts, without a message, that a choice fits into the model's context.
+            reason = one_line(str(error) or "a choice may be longer than the model's context")
             raise PrunerZeroError(f"lm-eval cannot run these tasks: {reason}") from error
     samples = results["samples"]
     answers = tree_leaves([sample["resps"] for task in samples.values() for sample in task])
