@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pruner_zero.models import Dtype, builtin, find_matrices, load_model
-from pruner_zero.models.builtin import BUILTIN_MODELS
+from pruner_zero.models.load import BUILTIN_MODELS
 from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal

@@ -177,7 +177,7 @@ def test_the_built_in_model_is_read_from_its_copy_in_the_cache(
     gguf = tmp_path / "tiny.gguf"
     write_gguf(tiny_model("llama"), gguf)
     monkeypatch.setenv("PRUNER_ZERO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("pruner_zero.models.builtin.installed_file", lambda _: gguf)
+    monkeypatch.setattr("pruner_zero.models.load.installed_file", lambda _: gguf)
     name = "builtin:smollm2-135m"
     offloaded = load_offloaded(name)
     assert offloaded.name == name

@@ -12,7 +12,7 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.calibration.store import StatisticsStore
-from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.calibration.walk import WindowFile
 from pruner_zero.calibration.windows import take_windows
 
 __all__ = [

@@ -11,8 +11,7 @@ from pruner_zero.cache import filling
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.calibration.statistics import ForwardStatistic, GradientStatistic, Kind, select
 from pruner_zero.calibration.store import Digests, StatisticsStore, cache_key
-from pruner_zero.calibration.walk import Walk
-from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.calibration.walk import Walk, WindowFile
 from pruner_zero.files import default_cache
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import Activations

@@ -22,7 +22,7 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.calibration.store import Digests, StatisticsStore
-from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.calibration.walk import WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import DISCARDED, BlockCalls, blocks_replaced, run_block, run_windows
 from pruner_zero.models.loss import next_token_loss

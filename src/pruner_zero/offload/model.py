@@ -24,9 +24,8 @@ from pruner_zero.models.blocks import (
     record_block_calls,
     shares_state,
 )
-from pruner_zero.models.builtin import PREFIX
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.load import locate_model
+from pruner_zero.models.load import PREFIX, locate_model
 from pruner_zero.models.read import is_gguf, quiet, read_model
 from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
 from pruner_zero.models.transformers_private import as_stored, copy_conversions

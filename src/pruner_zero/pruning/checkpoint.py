@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.calibration.walk import WindowFile
 from pruner_zero.journal import Journal
 from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.pruning.matrix import MatrixRecord

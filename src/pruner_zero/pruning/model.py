@@ -16,8 +16,7 @@ from torch import nn
 from pruner_zero.calibration.calibrate import calibrate
 from pruner_zero.calibration.statistics import InputStatistic, select
 from pruner_zero.calibration.store import StatisticsStore
-from pruner_zero.calibration.walk import Walk
-from pruner_zero.calibration.window_file import WindowFile
+from pruner_zero.calibration.walk import Walk, WindowFile
 from pruner_zero.choices import Mode
 from pruner_zero.journal import Journal
 from pruner_zero.metric.metric import Metric
