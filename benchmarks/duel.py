@@ -42,6 +42,7 @@ from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_json
 from pruner_zero.metric import parse
 from pruner_zero.models import load_model
+from pruner_zero.progress import reported_to
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.mixture import load_mixture
@@ -183,15 +184,15 @@ class Judge:
         header = self.table.header
         if header and header["windows"] != described:
             raise SystemExit(f"{self.table.whole} is of other texts: move it elsewhere")
-        evaluator = build_evaluator(
-            language_model,
-            settings,
-            windows,
-            judged,
-            fresh=fresh,
-            cache=given.runs / "cache",
-            progress=LineProgress(),
-        )
+        with reported_to(LineProgress()):
+            evaluator = build_evaluator(
+                language_model,
+                settings,
+                windows,
+                judged,
+                fresh=fresh,
+                cache=given.runs / "cache",
+            )
         if not header:
             costs = COSTS.get(given.model) or measure_costs(evaluator)
             self.table.add({"windows": described, "costs": asdict(costs)})

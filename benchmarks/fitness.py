@@ -31,6 +31,7 @@ from pruner_zero.evolution.settings import space_of
 from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric import NAMED, parse
 from pruner_zero.models import load_model, next_token_loss
+from pruner_zero.progress import reported_to
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.mixture import load_mixture
 from tables import markdown, results, script_parser, write_page
@@ -77,7 +78,8 @@ def measure(given: argparse.Namespace) -> None:
     model = load_model(given.model)
     calibration, search = load_mixture(given.calibration), load_mixture(given.search_text)
     windows, judged, _ = search_windows(settings, calibration, search, model)
-    evaluator = build_evaluator(model, settings, windows, judged, progress=progress)
+    with reported_to(progress):
+        evaluator = build_evaluator(model, settings, windows, judged)
     with torch.no_grad():
         dense = [
             _log_probabilities(model.model, window).half() for window in judged.tokens[:COMPARED]

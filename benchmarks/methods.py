@@ -20,6 +20,7 @@ from pruner_zero import compare
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.files import write_json
 from pruner_zero.models import load_model
+from pruner_zero.progress import reported_to
 from tables import cut, markdown, results, script_parser, write_page
 
 # The winners of earlier searches (decisions.md), at 2:4 and at 50 %, and one of a later search.
@@ -168,15 +169,15 @@ def measure(name: str, given: argparse.Namespace) -> None:
         settings: dict[str, Any] = {**usual, **chosen.settings}
         if label.endswith(ONE_SHOT):
             settings["mode"] = "one-shot"
-        result = compare(
-            model,
-            [chosen.method(label)],
-            calibration=given.calibration,
-            text=chosen.text or given.text,
-            windows_eval=given.windows_eval,
-            progress=LineProgress(),
-            **settings,
-        )
+        with reported_to(LineProgress()):
+            result = compare(
+                model,
+                [chosen.method(label)],
+                calibration=given.calibration,
+                text=chosen.text or given.text,
+                windows_eval=given.windows_eval,
+                **settings,
+            )
         winner = label in (AT_HALF, KRONECKER) or EVOLVED in label
         table["rows"] += [{"label": label, **row, "winner": winner} for row in result.rows]
         table["provenance"] = result.provenance

@@ -24,6 +24,7 @@ from pruner_zero import evaluate, prune, recover
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.files import write_json
 from pruner_zero.models import LanguageModel, find_matrices, load_model
+from pruner_zero.progress import reported_to
 from tables import markdown, results, script_parser, write_page
 
 FILE = results("recovery.json")
@@ -57,26 +58,26 @@ def measure(given: argparse.Namespace) -> dict[str, Any]:
     metric, _, share = given.method.partition("@channels=")
     removal: dict[str, Any] = {"structure": "channels", "sparsity": float(share)} if share else {}
     pruned, recovered = given.folder / "pruned", given.folder / "recovered"
-    prune(
-        given.model,
-        metric,
-        calibration=dict.fromkeys(given.calibration, 1),
-        windows=24,
-        seqlen=1024,
-        output=pruned,
-        overwrite=True,
-        progress=LineProgress(),
-        **(removal or {"sparsity": given.sparsity}),
-    )
-    recover(
-        pruned,
-        text=dict.fromkeys(given.train or given.calibration, 1),
-        output=recovered,
-        minutes=given.minutes,
-        teacher=given.model,
-        overwrite=True,
-        progress=LineProgress(),
-    )
+    with reported_to(LineProgress()):
+        prune(
+            given.model,
+            metric,
+            calibration=dict.fromkeys(given.calibration, 1),
+            windows=24,
+            seqlen=1024,
+            output=pruned,
+            overwrite=True,
+            **(removal or {"sparsity": given.sparsity}),
+        )
+    with reported_to(LineProgress()):
+        recover(
+            pruned,
+            text=dict.fromkeys(given.train or given.calibration, 1),
+            output=recovered,
+            minutes=given.minutes,
+            teacher=given.model,
+            overwrite=True,
+        )
     sources = {"dense": given.model, "pruned": str(pruned), "recovered": str(recovered)}
     models = {name: load_model(source) for name, source in sources.items()}
     texts = dict(text.split("=", 1) for text in given.texts)

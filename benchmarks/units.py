@@ -33,6 +33,7 @@ from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import read_lines, write_json
 from pruner_zero.models import LanguageModel, load_model
+from pruner_zero.progress import reported_to
 from pruner_zero.structure.units import Structured
 from pruner_zero.text.mixture import load_mixture
 from tables import markdown, results, script_parser, write_page
@@ -105,14 +106,9 @@ def run(given: argparse.Namespace) -> None:
         print(row, flush=True)
         model = load_model(MODEL, dtype="float32")
         settings = {name: row[name] for name in row if name not in ("name", "metric")}
-        with random_units() if row["name"] == RANDOM else nullcontext():
-            result = prune(
-                model,
-                row["metric"],
-                calibration=given.calibration,
-                progress=LineProgress(),
-                **settings,
-            )
+        units = random_units() if row["name"] == RANDOM else nullcontext()
+        with units, reported_to(LineProgress()):
+            result = prune(model, row["metric"], calibration=given.calibration, **settings)
         line = {
             **row,
             "kept": result.parameters[1],

@@ -1,6 +1,8 @@
 """How long-running code reports progress, without knowledge of terminals."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -9,7 +11,7 @@ T = TypeVar("T")
 class Progress:
     """Receives the progress and the notes of long-running code; this base class ignores them.
 
-    Library code calls it; the command line passes one that draws bars or prints lines.
+    The command line passes one that draws bars or prints lines.
     bars: whether it draws bars on stderr, so that another library's bars may be drawn too.
     """
 
@@ -26,3 +28,29 @@ class Progress:
 
 
 SILENT = Progress()
+_RECEIVER: ContextVar[Progress] = ContextVar("progress", default=SILENT)
+
+
+@contextmanager
+def reported_to(progress: Progress) -> Iterator[None]:
+    """Within the context, `track` and `note` reach `progress`."""
+    token = _RECEIVER.set(progress)
+    try:
+        yield
+    finally:
+        _RECEIVER.reset(token)
+
+
+def receiver() -> Progress:
+    """The receiver of this context, `SILENT` where there is none."""
+    return _RECEIVER.get()
+
+
+def track(items: Iterable[T], label: str, total: int | None = None) -> Iterator[T]:
+    """`Progress.track` of the receiver."""
+    return receiver().track(items, label, total)
+
+
+def note(line: str) -> None:
+    """`Progress.note` of the receiver."""
+    receiver().note(line)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import LOCK, check_writable, locked, write_atomic, write_json, writing
 from pruner_zero.journal import JOURNAL, Journal
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import note
 from pruner_zero.provenance import Cost
 
 # In the folder of an unfinished run: the result, and a marker file that says it is complete. A
@@ -97,7 +97,6 @@ def build_folder(
     identity: Mapping[str, Any],
     run: Callable[[Journal | None], R],
     write: Callable[[R, Journal, Path], Cost],
-    progress: Progress = SILENT,
 ) -> R:
     """Work in `OUTPUT.partial`, write the result there, and move it to `output`.
 
@@ -119,7 +118,7 @@ def build_folder(
         journal = Journal(partial / f"{step}s", identity, overwrite)
         started = journal.finished
         if started:
-            progress.note(f"going on after {step} {started} in {partial}")
+            note(f"going on after {step} {started} in {partial}")
         try:
             # Checked again under the lock, since another process may have finished before it.
             check_output(output, overwrite)

@@ -12,6 +12,7 @@ from pruner_zero.calibration import Kind, StatisticsStore, calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
 from pruner_zero.files import default_cache, locked
 from pruner_zero.models import LanguageModel, find_blocks, find_matrices
+from pruner_zero.progress import reported_to
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows, consecutive_windows, random_windows
 from tests.calibration.reference import plain_inputs
@@ -184,7 +185,8 @@ def test_statistics_of_another_version_have_another_folder(
 def test_experts_that_no_gradient_reaches_are_noted(architecture: str, tmp_path: Path) -> None:
     language_model, text = tiny(architecture), windows(count=1, seqlen=2)
     store, notes = open_store(language_model, text, folder=tmp_path), Notes()
-    calibrate(language_model, text, ["G"], store, progress=notes)
+    with reported_to(notes):
+        calibrate(language_model, text, ["G"], store)
     G = store.read("G", 1)
     silent = [name for name in G if not G[name].any()]
     assert silent
@@ -199,7 +201,8 @@ def test_a_model_without_any_gradient_is_noted_and_does_not_crash(tmp_path: Path
     with torch.no_grad():
         language_model.model.lm_head.weight.zero_()
     store, notes = open_store(language_model, text, folder=tmp_path), Notes()
-    calibrate(language_model, text, ["G"], store, progress=notes)
+    with reported_to(notes):
+        calibrate(language_model, text, ["G"], store)
     assert store.has("G")
     assert len(notes.lines) == 2  # one a block
 

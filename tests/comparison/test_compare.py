@@ -11,7 +11,7 @@ from pruner_zero import Metric, PrunerZeroError, compare, evaluate, prune, recov
 from pruner_zero.files import sha256
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
-from pruner_zero.progress import Progress
+from pruner_zero.progress import Progress, reported_to
 from pruner_zero.settings.calibration import CalibrationSettings
 from pruner_zero.settings.compare import CLASSICS
 from tests.tiny import Notes, tiny_tokenizer
@@ -125,10 +125,12 @@ def test_the_same_text_for_calibration_and_evaluation_is_noted(
     mine: LanguageModel, texts: dict[str, Any]
 ) -> None:
     heard, same = Notes(), {**texts, "text": texts["calibration"]}
-    compare(mine, "dense", sparsity=0.5, progress=heard, **same, **SIZES)
+    with reported_to(heard):
+        compare(mine, "dense", sparsity=0.5, **same, **SIZES)
     assert heard.lines[0].startswith("calibration and evaluation use the same text, strings: ")
     other = Notes()
-    compare(mine, "dense", sparsity=0.5, progress=other, **texts, **SIZES)
+    with reported_to(other):
+        compare(mine, "dense", sparsity=0.5, **texts, **SIZES)
     assert other.lines == ["dense …"]
 
 
@@ -138,7 +140,8 @@ def test_windows_beyond_the_context_are_noted_once(
 ) -> None:
     heard = Notes()
     options = {**SIZES, "seqlen": 65, **sizes}
-    compare(mine, "dense,magnitude", sparsity=0.5, progress=heard, **texts, **options)
+    with reported_to(heard):
+        compare(mine, "dense,magnitude", sparsity=0.5, **texts, **options)
     notes = [line for line in heard.lines if not line.endswith("…")]
     assert len(notes) == 1
     assert notes[0].startswith("windows of 65 tokens are longer than the model's context of 64")
@@ -185,7 +188,8 @@ def test_cached_statistics_are_hashed_once_before_the_first_method_is_timed(
         return sha256(path)
 
     monkeypatch.setattr("pruner_zero.calibration.store.sha256", counted)
-    compare(mine, methods, progress=heard, **options, **texts)
+    with reported_to(heard):
+        compare(mine, methods, **options, **texts)
     files = sorted(path.name for path in tmp_path.glob("*/*.safetensors"))
     assert files
     assert sorted(events[: len(files)]) == files
@@ -401,15 +405,15 @@ def test_the_table_is_on_disk_after_every_row(
                 rows = json.loads(file.read_text())["rows"] if file.exists() else []
                 row_counts.append(len(rows))
 
-    compare(
-        mine,
-        "dense,magnitude,wanda",
-        sparsity=0.5,
-        output=file,
-        progress=Watching(),
-        **texts,
-        **SIZES,
-    )
+    with reported_to(Watching()):
+        compare(
+            mine,
+            "dense,magnitude,wanda",
+            sparsity=0.5,
+            output=file,
+            **texts,
+            **SIZES,
+        )
     assert row_counts == [0, 1, 2]
     assert len(json.loads(file.read_text())["rows"]) == 3
 

@@ -11,7 +11,7 @@ import torch
 
 from pruner_zero import Metric, compare
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.progress import Progress
+from pruner_zero.progress import Progress, reported_to
 from tests.conftest import save_tiny
 from tests.processes import Forked
 from tests.tiny import Notes, tiny_tokenizer
@@ -52,8 +52,8 @@ def loaded() -> LanguageModel:
 
 def interrupt(method: str, methods: str, options: dict[str, Any]) -> dict[str, Any]:
     """The file of a comparison that ends where the row of `method` begins."""
-    with pytest.raises(KeyboardInterrupt):
-        compare(loaded(), methods, progress=Cut(method), **options)
+    with pytest.raises(KeyboardInterrupt), reported_to(Cut(method)):
+        compare(loaded(), methods, **options)
     table: dict[str, Any] = json.loads(options["output"].read_text())
     return table
 
@@ -96,7 +96,8 @@ def test_after_a_kill_the_same_command_adds_the_missing_rows(
 def test_a_finished_comparison_is_made_anew(options: dict[str, Any]) -> None:
     heard = Notes()
     for _ in range(2):
-        compare(loaded(), "dense,magnitude", progress=heard, **options)
+        with reported_to(heard):
+            compare(loaded(), "dense,magnitude", **options)
     assert heard.lines == ["dense …", "magnitude …"] * 2
 
 
@@ -111,7 +112,8 @@ def test_rows_of_another_comparison_are_not_continued(change: str, options: dict
     else:
         with torch.no_grad():
             next(model.model.parameters())[0, 0] += 1
-    table = compare(model, "dense,wanda", progress=heard, **options)
+    with reported_to(heard):
+        table = compare(model, "dense,wanda", **options)
     assert heard.lines == ["dense …", "wanda …"]
     assert len(table.rows) == 2
 
@@ -125,7 +127,8 @@ def test_rows_that_failed_or_whose_tree_file_changed_are_made_anew(
     assert len(interrupt("wanda", methods, options)["rows"]) == 3
     tree.write_text(json.dumps(Metric.of("W * W").to_tree()))
     heard = Notes()
-    table = compare(loaded(), methods, progress=heard, **options)
+    with reported_to(heard):
+        table = compare(loaded(), methods, **options)
     assert heard.lines == [
         f"{options['output']} has 1 of 4 rows already",
         *("W - W …", f"{tree} …", "wanda …"),

@@ -19,6 +19,7 @@ import yaml
 from pruner_zero import evaluate, load_model
 from pruner_zero.evaluation.tasks import TaskResult, _probabilities, harness_model
 from pruner_zero.models.half_precision import in_float32
+from pruner_zero.progress import reported_to
 from tests.evaluation.local_task import QUESTIONS, write_task
 from tests.text.refusals import refusal
 from tests.tiny import Notes, tiny_tokenizer
@@ -295,17 +296,20 @@ def test_lm_eval_draws_its_bars_only_where_ours_are_drawn(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, heard = write_task(tmp_path), Heard()
-    ask(folder, progress=heard)
+    with reported_to(heard):
+        ask(folder)
     assert capfd.readouterr() == ("", "")
     assert heard.labels == ["task data"]
-    ask(folder, progress=Heard(bars=True))
+    with reported_to(Heard(bars=True)):
+        ask(folder)
     assert "loglikelihood" in capfd.readouterr().err
 
 
 def test_a_context_that_is_cut_is_noted_once(tmp_path: Path) -> None:
     heard = Notes()
     long = [{**question, "question": "word " * 20} for question in QUESTIONS]
-    ask(write_task(tmp_path, long), progress=heard)
+    with reported_to(heard):
+        ask(write_task(tmp_path, long))
     (note,) = heard.lines
     assert "maximum length (64)" in note
 

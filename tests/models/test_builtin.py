@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.models import Dtype, builtin, find_matrices, load_model
+from pruner_zero.models import Dtype, find_matrices, load_model
+from pruner_zero.models import load as builtin
 from pruner_zero.models.load import BUILTIN_MODELS
 from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf

@@ -10,6 +10,7 @@ import torch
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.progress import reported_to
 from pruner_zero.pruning.prune import prune
 from pruner_zero.settings.prune import DEFAULT, PruneSettings
 from pruner_zero.settings.read import read_settings
@@ -90,9 +91,8 @@ def test_a_note_describes_the_default_method(
     options: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     progress = Notes()
-    prune(
-        language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **options}
-    )
+    with reported_to(progress):
+        prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
     (note,) = [note for note in progress.lines if "No --metric" in note]
     assert words in note
     assert "40 steps of distillation" in note
@@ -105,9 +105,8 @@ def test_a_note_warns_of_matrices_that_take_hours(
 ) -> None:
     monkeypatch.setattr(import_module("pruner_zero.pruning.prune"), "_MANY_INPUTS", 32)
     progress = Notes()
-    prune(
-        language_model(), cache=tmp_path, progress=progress, **{**SMALL, "distill": 40, **options}
-    )
+    with reported_to(progress):
+        prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
     (note,) = [note for note in progress.lines if "No --metric" in note]
     widest = max(matrix.weight.shape[1] for matrix in find_matrices(language_model().model))
     assert f"hours for matrices of {widest} inputs: --metric wanda leaves" in note
@@ -126,9 +125,8 @@ def test_the_parts_that_cannot_be_done_are_left_out() -> None:
 def test_the_model_writes_the_text_and_the_card_describes_the_run(tmp_path: Path) -> None:
     progress = Notes()
     output = tmp_path / "out"
-    result = prune(
-        language_model(), output=output, cache=tmp_path / "cache", progress=progress, **SMALL
-    )
+    with reported_to(progress):
+        result = prune(language_model(), output=output, cache=tmp_path / "cache", **SMALL)
     assert any("self" in note for note in progress.lines)
     card = (output / "README.md").read_text()
     assert "4 windows of 16 tokens that the dense model wrote itself" in card

@@ -13,7 +13,7 @@ from pruner_zero.calibration import calibrate
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, find_matrices
-from pruner_zero.progress import Progress
+from pruner_zero.progress import Progress, reported_to
 from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.structure.folding import fold_blocks
@@ -143,10 +143,11 @@ def test_the_inputs_of_the_first_block_are_freed_after_it(
     label: str, windows: Windows, new_store: OpenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours, progress = language_model("llama", blocks=5), FirstInputs(monkeypatch)
-    match label:
-        case "activations":
-            calibrate(ours, windows, ["X"], new_store(ours), progress=progress)
-        case "folding":
-            fold_blocks(ours, windows.tokens, [3], progress)
+    with reported_to(progress):
+        match label:
+            case "activations":
+                calibrate(ours, windows, ["X"], new_store(ours))
+            case "folding":
+                fold_blocks(ours, windows.tokens, [3])
     first, *_, last = progress.counts[label]
     assert (first, last) == (len(windows), 0)

@@ -10,6 +10,7 @@ from pruner_zero.choices import Mode
 from pruner_zero.models.blocks import run_block
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
@@ -44,14 +45,14 @@ def test_an_expert_no_token_reaches_is_pruned_by_magnitude_and_says_so(
     method: str, mode: Mode, few_tokens: Windows, new_store: OpenStore
 ) -> None:
     ours, dense, heard = language_model("mixtral"), language_model("mixtral"), Notes()
-    records = prune_model(
-        ours,
-        few_tokens,
-        parse_method(method, sparsity=0.5),
-        new_store(ours),
-        mode=mode,
-        progress=heard,
-    ).records
+    with reported_to(heard):
+        records = prune_model(
+            ours,
+            few_tokens,
+            parse_method(method, sparsity=0.5),
+            new_store(ours),
+            mode=mode,
+        ).records
     silent = [record for record in records if record.note]
     assert silent
     weights = {place.name: place.weight for place in places(ours.model)}

@@ -11,6 +11,7 @@ from transformers import MambaConfig, MambaForCausalLM
 import pruner_zero
 from pruner_zero import Metric, PrunerZeroError, prune
 from pruner_zero.models.structure import Matrix
+from pruner_zero.progress import reported_to
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.text.corpus import Corpus
 from tests.pruning.conftest import language_model
@@ -184,15 +185,15 @@ def test_a_tree_file_that_changes_during_the_run_changes_nothing(
             tree.unlink(missing_ok=True)
             yield from items
 
-    result = prune(
-        language_model("llama"),
-        str(tree),
-        sparsity=0.5,
-        calibration=[prose],
-        output=tmp_path / "out",
-        progress=Meddling(),
-        **SMALL,
-    )
+    with reported_to(Meddling()):
+        result = prune(
+            language_model("llama"),
+            str(tree),
+            sparsity=0.5,
+            calibration=[prose],
+            output=tmp_path / "out",
+            **SMALL,
+        )
     assert not tree.exists()
     assert result.to_json()["expression"] == "W * X"
     assert json.loads((tmp_path / "out" / "metric.json").read_text())["name"] == "wanda"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pruner_zero import prune
-from pruner_zero.progress import Progress
+from pruner_zero.progress import Progress, reported_to
 from tests.pruning.test_resume import contents
 
 
@@ -37,8 +37,8 @@ def test_a_damaged_checkpoint_of_the_distillation_is_trained_again(
     options |= {"metric": "wanda", "sparsity": 0.5, "distill": 4}
     prune(llama_folder, output=tmp_path / "whole", **options)
     output = tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        prune(llama_folder, output=output, progress=StoppedInTraining(), **options)
+    with pytest.raises(KeyboardInterrupt), reported_to(StoppedInTraining()):
+        prune(llama_folder, output=output, **options)
     [file] = tmp_path.glob("out.partial/blocks/training-4/state-*")
     file.write_bytes(file.read_bytes()[:-1])
     prune(llama_folder, output=output, overwrite=overwrite, **options)

@@ -14,7 +14,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import JOURNAL
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices, size_of
-from pruner_zero.progress import Progress
+from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery.distillation import check_memory, distillation
 from pruner_zero.recovery.train import Training
 from pruner_zero.text.windows import Windows
@@ -70,8 +70,8 @@ def test_an_interrupted_run_ends_with_the_same_bytes(
     torch.set_num_threads(1)
     whole, _, _ = train(6)
     monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
-    with pytest.raises(KeyboardInterrupt):
-        train(6, folder=tmp_path / "t", progress=Stopping())
+    with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
+        train(6, folder=tmp_path / "t")
     assert 0 < json.loads((tmp_path / "t" / JOURNAL).read_text().splitlines()[-1])["finished"] < 6
     again, _, _ = train(6, folder=tmp_path / "t")
     for (name, wanted), (_, actual) in zip(whole.weights(), again.weights(), strict=True):

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from pruner_zero.journal import Journal
-from pruner_zero.progress import Progress
+from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.train import State
 from pruner_zero.text.corpus import Corpus
@@ -129,8 +129,8 @@ def stopped_run(model: Path, prose: str, output: Path, **more: Any) -> dict[str,
             if line.startswith("step 4,"):
                 raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        recover(model, text=Corpus("prose", prose), output=output, progress=Stopping(), **options)
+    with pytest.raises(KeyboardInterrupt), reported_to(Stopping()):
+        recover(model, text=Corpus("prose", prose), output=output, **options)
     return options
 
 

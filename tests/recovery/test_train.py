@@ -15,7 +15,7 @@ from pruner_zero.journal import JOURNAL, Journal
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_matrices, parameters_of
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery import train
 from pruner_zero.recovery.distillation import distillation_loss
 from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
@@ -100,7 +100,7 @@ def test_it_learns_what_a_plain_masked_loop_learns(
     config = settings(steps=6, keep="last")
     (ours, zeros), (plain, _) = pruned_model(architecture), pruned_model(architecture)
     untouched = ours.model.get_input_embeddings().weight.clone()
-    assert training(ours, parts, config).run(SILENT) == 6
+    assert training(ours, parts, config).run() == 6
     plain_training(plain, parts[0], config)
     pairs = zip(ours.model.named_parameters(), plain.model.parameters(), strict=True)
     for (name, parameter), expected in pairs:
@@ -152,7 +152,7 @@ def test_the_curve_records_every_validation(parts: tuple[Windows, Windows]) -> N
     pruned, _ = pruned_model()
     before = loss_of(pruned, parts[1])
     run = training(pruned, parts, settings(steps=10), validations=5)
-    kept = run.run(SILENT)
+    kept = run.run()
     curve = run.state.curve
     assert [point.step for point in curve] == [0, 2, 4, 6, 8, 10]
     assert [point.tokens for point in curve] == [step * 2 * SEQLEN for step in range(0, 11, 2)]
@@ -186,7 +186,7 @@ def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Window
         pruned, _ = pruned_model()
         before = [parameter.clone() for parameter in pruned.model.parameters()]
         run = training(pruned, judged, settings(steps=3, keep=keep))
-        kept_steps[keep] = run.run(SILENT)
+        kept_steps[keep] = run.run()
         after = list(pruned.model.parameters())
         same = all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
         assert same == (keep == "best")
@@ -196,7 +196,7 @@ def test_the_best_weights_are_kept_or_the_last_ones(parts: tuple[Windows, Window
 def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     run = training(pruned, parts, settings(minutes=2 / 60), validations=4)
-    run.run(SILENT)
+    run.run()
     last = run.state.curve[-1]
     assert 1 < last.seconds < 3
     assert last.step > 3
@@ -207,14 +207,14 @@ def test_minutes_are_a_budget_for_everything(parts: tuple[Windows, Windows]) -> 
 def test_a_budget_too_small_for_anything_gives_one_step(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     run = training(pruned, parts, settings(minutes=1e-6))
-    run.run(SILENT)
+    run.run()
     assert [point.step for point in run.state.curve] == [0, 1]
 
 
 def test_steps_are_not_exceeded_where_there_is_time(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     run = training(pruned, parts, settings(steps=2, minutes=60))
-    run.run(SILENT)
+    run.run()
     assert run.state.step == 2
 
 
@@ -225,7 +225,7 @@ def test_steps_are_not_exceeded_where_there_is_time(parts: tuple[Windows, Window
 def test_a_loss_that_is_not_finite_is_one_line(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     run = training(pruned, parts, settings(steps=50, learning_rate=1e38))
-    line = refusal(lambda: run.run(SILENT))
+    line = refusal(lambda: run.run())
     assert "is not finite: choose a lower --learning-rate" in line
 
 
@@ -244,7 +244,7 @@ def test_the_teacher_pulls_the_model_towards_itself(parts: tuple[Windows, Window
         pruned, _ = pruned_model()
         config = settings(steps=20, keep="last", teacher="t", teacher_share=share or 0.5)
         run = training(pruned, parts, config, teacher=teacher if share else None)
-        run.run(SILENT)
+        run.run()
         distances.append(apart(pruned.model))
     assert distances[1] < apart(pruned_model()[0].model) < distances[0]
 
@@ -257,7 +257,8 @@ def test_progress_hears_every_validation(parts: tuple[Windows, Windows]) -> None
             self.lines.append(line)
 
     pruned, _ = pruned_model()
-    training(pruned, parts, settings(steps=2)).run(Heard())
+    with reported_to(Heard()):
+        training(pruned, parts, settings(steps=2)).run()
     assert [line.split(",")[0] for line in Heard.lines] == ["step 0", "step 1", "step 2"]
     assert "validation loss" in Heard.lines[-1]
     assert "training loss" in Heard.lines[-1]
@@ -266,7 +267,7 @@ def test_progress_hears_every_validation(parts: tuple[Windows, Windows]) -> None
 def test_a_state_reads_back_as_itself(parts: tuple[Windows, Windows]) -> None:
     pruned, _ = pruned_model()
     run = training(pruned, parts, settings(steps=3))
-    run.run(SILENT)
+    run.run()
     assert State.from_json(asdict(run.state)) == run.state
 
 
@@ -274,16 +275,16 @@ def test_the_journal_holds_the_last_state_alone_also_after_a_full_disk(
     parts: tuple[Windows, Windows], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
-    training(pruned_model()[0], parts, settings(steps=2), journal=Journal(tmp_path, {})).run(SILENT)
+    training(pruned_model()[0], parts, settings(steps=2), journal=Journal(tmp_path, {})).run()
     before = sorted(file.name for file in tmp_path.iterdir())
     assert before == [JOURNAL, "state-000002.safetensors"]
     more = training(pruned_model()[0], parts, settings(steps=4), journal=Journal(tmp_path, {}))
     with full_disk():
-        assert "no space left" in refusal(lambda: more.run(SILENT))
+        assert "no space left" in refusal(lambda: more.run())
     assert sorted(file.name for file in tmp_path.iterdir()) == before
     assert Journal(tmp_path, {}).finished == 2
     again = training(pruned_model()[0], parts, settings(steps=4), journal=Journal(tmp_path, {}))
-    again.run(SILENT)
+    again.run()
     assert [point.step for point in again.state.curve] == [0, 1, 2, 3, 4]
 
 

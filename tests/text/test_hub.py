@@ -9,7 +9,7 @@ import datasets
 import pytest
 
 from pruner_zero.hub import hub_reachable
-from pruner_zero.progress import Progress
+from pruner_zero.progress import Progress, reported_to
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import Role
 from tests.text.refusals import line
@@ -100,7 +100,8 @@ def test_progress_is_labelled_with_the_name_of_the_text(monkeypatch: pytest.Monk
 
     rows = datasets.Dataset.from_dict({"sentence": ["words"]})
     serve(monkeypatch, lambda path, **options: rows)
-    load_corpus("ptb", progress=Labels())
+    with reported_to(Labels()):
+        load_corpus("ptb")
     assert labels == ["ptb"]
 
 

@@ -17,7 +17,7 @@ from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import Activations
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.structure import find_blocks, find_matrices
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.text.windows import Windows
 
 
@@ -47,12 +47,7 @@ def open_store(
 
 
 def calibrate(
-    language_model: LanguageModel,
-    windows: Windows,
-    kinds: Iterable[Kind],
-    store: StatisticsStore,
-    *,
-    progress: Progress = SILENT,
+    language_model: LanguageModel, windows: Windows, kinds: Iterable[Kind], store: StatisticsStore
 ) -> None:
     """Fill `store` with the `kinds` of statistics it lacks, of the dense model, for every matrix.
 
@@ -69,9 +64,9 @@ def calibrate(
     with filling(store.folder):
         missing = {kind for kind in wanted if not store.has(kind)}
         if select(GradientStatistic, missing):
-            _backward(language_model, windows.tokens, missing, store, progress)
+            _backward(language_model, windows.tokens, missing, store)
         if select(ForwardStatistic, missing):
-            _forward(language_model, windows.tokens, missing, store, progress)
+            _forward(language_model, windows.tokens, missing, store)
 
 
 def _backward(
@@ -79,22 +74,21 @@ def _backward(
     windows: Tensor,
     kinds: Iterable[Kind],
     store: StatisticsStore,
-    progress: Progress,
 ) -> None:
     """Collect the statistics of gradients among `kinds`."""
     statistics = select(GradientStatistic, kinds)
     if disk := language_model.on_disk:
-        disk.collect_gradients(windows, statistics, store, progress)
+        disk.collect_gradients(windows, statistics, store)
         return
     model = language_model.model
     matrices = find_matrices(model)
-    results = collect_gradients(model, matrices, windows, statistics, progress=progress)
+    results = collect_gradients(model, matrices, windows, statistics)
     digests: Digests = {kind: {} for kind in statistics}
     for block in range(len(find_blocks(model))):
         names = [matrix.name for matrix in matrices if matrix.block == block]
         # Taken out of `results`, so that the tensors are freed block by block.
         of_block = {name: results.pop(name) for name in names}
-        for kind, digest in store.write_block(block, of_block, statistics, progress).items():
+        for kind, digest in store.write_block(block, of_block, statistics).items():
             digests[kind][block] = digest
     store.commit(digests)
 
@@ -104,7 +98,6 @@ def _forward(
     windows: Tensor,
     kinds: Iterable[Kind],
     store: StatisticsStore,
-    progress: Progress,
 ) -> None:
     """Collect the statistics of inputs among `kinds`, and X, in one pass over the blocks.
 
@@ -129,11 +122,11 @@ def _forward(
         return WindowFile(path(block), len(windows)) if journal else []
 
     walk = Walk(language_model, windows, storage, WindowFile.open(path(first)) if first else None)
-    for index in progress.track(range(first, depth), "activations", depth - first):
+    for index in track(range(first, depth), "activations", depth - first):
         of_block = [matrix for matrix in matrices if matrix.block == index]
         with language_model.block(index) as block:
             results = walk.collect(block, index, of_block, statistics, advance=True)
-        digests = store.write_block(index, results, statistics, progress)
+        digests = store.write_block(index, results, statistics)
         # Freed before the next block's statistics, which are as large, are collected.
         del results
         written.append(digests)

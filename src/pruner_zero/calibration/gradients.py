@@ -19,16 +19,11 @@ from pruner_zero.calibration.statistics import (
 )
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import Matrix, in_float32, next_token_loss, parameters_of
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 
 
 def collect_gradients(
-    model: nn.Module,
-    matrices: Sequence[Matrix],
-    windows: Tensor,
-    kinds: Iterable[Kind] = ("G",),
-    *,
-    progress: Progress = SILENT,
+    model: nn.Module, matrices: Sequence[Matrix], windows: Tensor, kinds: Iterable[Kind] = ("G",)
 ) -> dict[str, MatrixStatistics]:
     """Statistics of the gradients over `windows` (n, tokens), by matrix name.
 
@@ -39,7 +34,7 @@ def collect_gradients(
     check_gradients(matrices)
     sums = GradientSums(matrices, kinds)
     with sums.collecting(model):
-        for window in progress.track(windows, "gradients", len(windows)):
+        for window in track(windows, "gradients", len(windows)):
             next_token_loss(model, window[None]).backward()
     return sums.result(len(windows))
 

@@ -20,7 +20,6 @@ from pruner_zero.models import (
     sample_windows,
     start_token,
 )
-from pruner_zero.progress import SILENT, Progress
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.windows import Windows, tokens_sha256
@@ -40,7 +39,6 @@ def self_windows(
     first: int = 0,
     folder: str | Path | None = None,
     fingerprint: str | None = None,
-    progress: Progress = SILENT,
 ) -> Windows:
     """`windows` windows of `seqlen` tokens that `language_model` writes, from number `first` on.
 
@@ -86,7 +84,6 @@ def self_windows(
                 batches.generator(number),
                 start=start,
                 ends=ends,
-                progress=progress,
                 label=f"writing text {count}/{len(missing)}",
             )
             batches.write(number, tokens)

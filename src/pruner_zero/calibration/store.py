@@ -17,7 +17,7 @@ from pruner_zero.calibration.statistics import GradientStatistic, Kind, MatrixSt
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256, write_json, writing
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import note
 from pruner_zero.tensor_file import TensorFile, write_tensors
 
 # Checksums of files by kind and block.
@@ -83,7 +83,6 @@ class StatisticsStore:
         block: int,
         statistics: Mapping[str, MatrixStatistics],
         kinds: Collection[Kind],
-        progress: Progress = SILENT,
     ) -> dict[Kind, str]:
         """Write `kinds` of statistics of one block, given by matrix name; checksums by kind.
 
@@ -95,7 +94,7 @@ class StatisticsStore:
             if select(GradientStatistic, [kind]):
                 silent = [name for name, tensor in tensors.items() if not tensor.any()]
                 if silent:
-                    progress.note(f"no gradient reaches {', '.join(silent)}: {kind} is zero there")
+                    note(f"no gradient reaches {', '.join(silent)}: {kind} is zero there")
             digests[kind] = self.write(kind, block, tensors)
         return digests
 

@@ -9,15 +9,13 @@ from pruner_zero.calibration.calibrate import open_store
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import note
 from pruner_zero.settings.calibration import CalibrationSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
 from pruner_zero.text.windows import Windows, mix_windows, no_windows, random_windows
 
 
-def calibration_texts(
-    source: Source | Mapping[Any, float] | None, needed: bool, progress: Progress
-) -> Mixture | None:
+def calibration_texts(source: Source | Mapping[Any, float] | None, needed: bool) -> Mixture | None:
     """The calibration texts; where none is named but `needed`, text that the model writes itself.
 
     None where no text is named and none is needed.
@@ -25,9 +23,9 @@ def calibration_texts(
     if source is None:
         if not needed:
             return None
-        progress.note("no --calibration is given: the model writes the text itself (self)")
+        note("no --calibration is given: the model writes the text itself (self)")
         source = SelfText.name
-    return load_mixture(source, role="calibration", progress=progress)
+    return load_mixture(source, role="calibration")
 
 
 def open_calibration(
@@ -35,7 +33,6 @@ def open_calibration(
     language_model: LanguageModel,
     settings: CalibrationSettings,
     cache: str | Path | None = None,
-    progress: Progress = SILENT,
 ) -> tuple[Windows, StatisticsStore]:
     """The windows that statistics are collected on, none without a text, and the statistics' store.
 
@@ -54,9 +51,8 @@ def open_calibration(
             settings.seed,
             folder=cache,
             fingerprint=fingerprint,
-            progress=progress,
         )
-        check_tokens(language_model.model, windows.tokens, progress=progress)
+        check_tokens(language_model.model, windows.tokens)
     store = open_store(
         language_model,
         windows,
@@ -78,7 +74,6 @@ def take_windows(
     option: str = "--windows",
     folder: str | Path | None = None,
     fingerprint: str | None = None,
-    progress: Progress = SILENT,
 ) -> Windows:
     """`windows` windows of `seqlen` tokens, divided among the texts of `mixture` by its shares.
 
@@ -102,7 +97,6 @@ def take_windows(
                 first=first_written + skipped,
                 folder=folder,
                 fingerprint=fingerprint,
-                progress=progress,
             )
         else:
             drawn = random_windows(

@@ -7,6 +7,7 @@ from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.terminal import print_table, progress
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.progress import reported_to
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.read import read_settings
 
@@ -32,9 +33,8 @@ def evaluate(
 
     if output is not None:
         check_file(output)
-    perplexities, scores, speed = measure(
-        checked, checked.model, checked.text, progress=progress(quiet)
-    )
+    with reported_to(progress(quiet)):
+        perplexities, scores, speed = measure(checked, checked.model, checked.text)
     measured = [perplexity.to_json() for perplexity in perplexities]
     # The values of one text stand beside those of tasks and speed.
     values: dict[str, Any] = {"model": checked.model}

@@ -7,6 +7,7 @@ from typing import Any
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.terminal import progress
+from pruner_zero.progress import reported_to
 from pruner_zero.settings.prune import PruneSettings
 
 # The figures are of benchmarks/updates.md.
@@ -29,14 +30,14 @@ def prune(
     """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
     from pruner_zero.pruning.prune import prune as run
 
-    result = run(
-        output=output,
-        overwrite=overwrite,
-        cache=cache,
-        config=config,
-        progress=progress(quiet),
-        **settings,
-    )
+    with reported_to(progress(quiet)):
+        result = run(
+            output=output,
+            overwrite=overwrite,
+            cache=cache,
+            config=config,
+            **settings,
+        )
     if as_json:
         summary = {"output": str(result.output), "sparsity": result.sparsity}
         settings = result.settings.model_dump(mode="json")

@@ -6,6 +6,7 @@ from typing import Any
 from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.terminal import progress
+from pruner_zero.progress import reported_to
 from pruner_zero.settings.recover import RecoverSettings
 
 
@@ -22,13 +23,13 @@ def recover(
     """Fine-tune the pruned MODEL, keeping its zeros. The same command continues a stopped run."""
     from pruner_zero.recovery.recover import recover as run
 
-    result = run(
-        output=output,
-        overwrite=overwrite,
-        cache=cache,
-        config=config,
-        progress=progress(quiet),
-        **settings,
-    )
+    with reported_to(progress(quiet)):
+        result = run(
+            output=output,
+            overwrite=overwrite,
+            cache=cache,
+            config=config,
+            **settings,
+        )
     summary = {"output": str(result.output), **result.cost.to_json(), **result.to_json()}
     print(json.dumps(summary) if as_json else result.caption())

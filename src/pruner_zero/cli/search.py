@@ -15,6 +15,7 @@ from pruner_zero.cli import options
 from pruner_zero.cli.from_settings import with_settings
 from pruner_zero.cli.terminal import progress
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.progress import reported_to
 from pruner_zero.settings.search import SearchSettings
 
 if TYPE_CHECKING:
@@ -53,12 +54,11 @@ def search(
     if output is None:
         raise PrunerZeroError("give --output, or --resume with the folder of a run")
     display = Display(quiet)
-    with display:
+    with display, reported_to(progress(quiet)):
         result = run(
             output=output,
             cache=cache,
             config=config,
-            progress=progress(quiet),
             observer=display,
             **settings,
         )

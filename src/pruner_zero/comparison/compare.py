@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from pruner_zero.files import check_file
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.structure import find_matrices, parameters_of, size_of
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import SILENT, note, reported_to
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.pruning.method import Method, Order
@@ -49,7 +49,6 @@ def compare(
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
-    progress: Progress = SILENT,
     **settings: Any,
 ) -> Comparison:
     """Prune `model` by each method in turn, from the same dense weights, and measure each.
@@ -81,17 +80,15 @@ def compare(
         checked.refuse(("multiple_of",), "a method that removes channels")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(
-        calibration, any(m.kinds or m.distill for m in chosen.values() if m), progress
-    )
-    test_text = load_text(checked.text if text is None else text, role="test", progress=progress)
+    texts = calibration_texts(calibration, any(m.kinds or m.distill for m in chosen.values() if m))
+    test_text = load_text(checked.text if text is None else text, role="test")
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError(
             "the model can write any number of windows for --text self: give --windows-eval, such "
             "as 24"
         )
     if isinstance(test_text, Corpus) and texts and test_text.sha256 in texts.hashes():
-        progress.note(
+        note(
             f"calibration and evaluation use the same text, {test_text.name}: the perplexities are "
             "lower than on other text"
         )
@@ -104,7 +101,7 @@ def compare(
     matrices = find_matrices(language_model.model, checked.include, checked.exclude)
     check_parameters(language_model, matrices)
     with torch_threads(checked.threads):
-        windows, store = open_calibration(texts, language_model, checked, cache, progress)
+        windows, store = open_calibration(texts, language_model, checked, cache)
         seqlen, count = checked.seqlen_eval or checked.seqlen, checked.windows_eval
         if isinstance(test_text, Corpus):
             test = consecutive_windows(test_text, language_model.tokenizer, seqlen, count, "-eval")
@@ -119,12 +116,11 @@ def compare(
                 first=texts.count_self(checked.windows) if texts else 0,
                 folder=cache,
                 fingerprint=store.settings["model"],
-                progress=progress,
             )
         # A remark on long windows is made once, by `open_calibration`.
-        heard = SILENT if test.seqlen == windows.seqlen else progress
-        check_tokens(language_model.model, test.tokens, progress=heard)
-        table = _Table(checked, language_model, windows, test, store, progress)
+        with reported_to(SILENT) if test.seqlen == windows.seqlen else nullcontext():
+            check_tokens(language_model.model, test.tokens)
+        table = _Table(checked, language_model, windows, test, store)
         return table.fill(chosen, file)
 
 
@@ -164,7 +160,6 @@ class _Table:
     windows: Windows
     test: Windows
     store: StatisticsStore
-    progress: Progress
 
     def fill(self, methods: Mapping[str, Method | None], output: Path | None) -> Comparison:
         origin = {
@@ -179,7 +174,7 @@ class _Table:
         table = output and read_unfinished(output, origin, heads)
         earlier = {row["method"]: row for row in table.rows} if table else {}
         if earlier:
-            self.progress.note(f"{output} has {len(earlier)} of {len(heads)} rows already")
+            note(f"{output} has {len(earlier)} of {len(heads)} rows already")
         with measured() as cost:
             self.calibrate(method for name, method in methods.items() if name not in earlier)
         costs = {f"calibration_{key}": value for key, value in cost.to_json().items()}
@@ -208,7 +203,7 @@ class _Table:
             # An error here occurs again in the rows that need these statistics, and only there.
             with suppress(PrunerZeroError):
                 model, windows, store = self.language_model, self.windows, self.store
-                calibrate(model, windows, kinds, store, progress=self.progress)
+                calibrate(model, windows, kinds, store)
 
     def mode(self, method: Method) -> Order:
         """The mode of the settings, unless the method allows only one."""
@@ -230,7 +225,6 @@ class _Table:
             matrices=find_matrices(model.model, include, settings.exclude),
             seed=settings.seed,
             undo=undo,
-            progress=self.progress,
         )
 
     def head(self, name: str, method: Method | None) -> dict[str, Any]:
@@ -248,8 +242,8 @@ class _Table:
         Seconds and peak memory count only the pruning, not the collection of the statistics, which
         all methods share, nor the perplexity.
         """
-        model, settings, progress = self.language_model, self.settings, self.progress
-        progress.note(f"{head['method']} …")
+        model, settings = self.language_model, self.settings
+        note(f"{head['method']} …")
         row: dict[str, Any] = {"method": head["method"], "perplexity": None, "sparsity": None}
         row |= head
         records: Sequence[MatrixRecord] = ()
@@ -263,7 +257,7 @@ class _Table:
                 sparsity = total_sparsity(records) if records else self.share_of_zeros()
                 row["sparsity"] = round(sparsity, 6)
                 row["parameters"], row["bytes"] = size
-                loss = perplexity(model, self.test, progress, settings.batch_size)
+                loss = perplexity(model, self.test, settings.batch_size)
         except PrunerZeroError as error:
             row["error"] = str(error)
         else:

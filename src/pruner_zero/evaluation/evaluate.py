@@ -1,6 +1,7 @@
 """`evaluate`: the perplexity of a model on a text, its scores in tasks, or its speed."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -13,7 +14,7 @@ from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.structure import check_finite
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import SILENT, reported_to
 from pruner_zero.settings.base import name_of
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.read import read_settings
@@ -30,7 +31,6 @@ def evaluate(
     text: Text,
     *,
     tokenizer: Any = None,
-    progress: Progress = SILENT,
     **settings: Any,
 ) -> Perplexity: ...
 
@@ -41,7 +41,6 @@ def evaluate(
     *,
     tasks: str | Sequence[str],
     tokenizer: Any = None,
-    progress: Progress = SILENT,
     **settings: Any,
 ) -> TaskResult: ...
 
@@ -52,7 +51,6 @@ def evaluate(
     *,
     speed: Literal[True],
     tokenizer: Any = None,
-    progress: Progress = SILENT,
     **settings: Any,
 ) -> Speed: ...
 
@@ -64,7 +62,6 @@ def evaluate(
     tasks: str | Sequence[str] | None = None,
     speed: bool = False,
     tokenizer: Any = None,
-    progress: Progress = SILENT,
     **settings: Any,
 ) -> Perplexity | TaskResult | Speed:
     """How good `model` is: its perplexity on `text`, or its scores in `tasks`; or its speed.
@@ -81,7 +78,7 @@ def evaluate(
     values = {**settings, "model": name_of(model), "text": name_of(text), "tasks": tasks}
     checked = read_settings(EvaluateSettings, {**values, "speed": speed})
     texts = [] if text is None else [text]
-    perplexities, *others = measure(checked, model, texts, tokenizer, progress)
+    perplexities, *others = measure(checked, model, texts, tokenizer)
     return next(result for result in (*perplexities, *others) if result is not None)
 
 
@@ -90,7 +87,6 @@ def measure(
     model: Source,
     texts: Sequence[Text] = (),
     tokenizer: Any = None,
-    progress: Progress = SILENT,
 ) -> tuple[list[Perplexity], TaskResult | None, Speed | None]:
     """The perplexity on each text, the scores in tasks, the speed; None for what is not asked.
 
@@ -107,22 +103,22 @@ def measure(
         return loaded
 
     load_measured = cache(partial(load, model, tokenizer, settings.revision))
-    corpora = [load_corpus(text, role="test", progress=progress) for text in texts]
+    corpora = [load_corpus(text, role="test") for text in texts]
     scores = speed = None
     with torch_threads(settings.threads):
         if settings.tasks is not None:
-            scores = evaluate_tasks(load_measured, settings, progress)
+            scores = evaluate_tasks(load_measured, settings)
             # A revision is of the hub repository of the evaluated model alone.
             for name in settings.beside:
-                scores = scores.beside(evaluate_tasks(partial(load, name), settings, progress))
+                scores = scores.beside(evaluate_tasks(partial(load, name), settings))
         if settings.speed:
             models = [load_measured(), *map(load, settings.beside)]
-            speed = measure_speed(models, settings.seqlen, progress=progress)
+            speed = measure_speed(models, settings.seqlen)
         perplexities: list[Perplexity] = []
         for corpus in corpora:
             measured, seqlen = load_measured(), settings.seqlen
             windows = consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
-            heard = SILENT if perplexities else progress
-            check_tokens(measured.model, windows.tokens, progress=heard)
-            perplexities.append(perplexity(measured, windows, progress, settings.batch_size))
+            with reported_to(SILENT) if perplexities else nullcontext():
+                check_tokens(measured.model, windows.tokens)
+            perplexities.append(perplexity(measured, windows, settings.batch_size))
     return perplexities, scores, speed

@@ -9,7 +9,7 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.loss import next_token_losses, to_perplexity
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.table import Tabular
 from pruner_zero.text.windows import Windows
 
@@ -60,7 +60,6 @@ class Perplexity(Tabular):
 def perplexity(
     language_model: LanguageModel,
     windows: Windows,
-    progress: Progress = SILENT,
     batch_size: int = 1,
 ) -> Perplexity:
     """The perplexity of `language_model` on `windows`.
@@ -71,7 +70,7 @@ def perplexity(
     check_tokens(language_model.model, windows.tokens)
     batches = windows.tokens.split(batch_size)
     losses: list[float] = []
-    for batch in progress.track(batches, "perplexity", len(batches)):
+    for batch in track(batches, "perplexity", len(batches)):
         losses += next_token_losses(language_model.model, batch).tolist()
     if not all(map(math.isfinite, losses)):
         raise PrunerZeroError(

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel, cache_arguments, check_tokens
 from pruner_zero.models.structure import size_of
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.provenance import provenance
 from pruner_zero.table import Tabular
 
@@ -57,7 +57,6 @@ def measure_speed(
     *,
     generated: int = 32,
     turns: int = 5,
-    progress: Progress = SILENT,
 ) -> Speed:
     """The speed of `models`, which take turns, so that other work slows all of them alike.
 
@@ -65,7 +64,7 @@ def measure_speed(
     the device. Raises PrunerZeroError where a model cannot take so many tokens.
     """
     seconds: list[tuple[list[float], list[float]]] = [([], []) for _ in models]
-    for turn in progress.track(range(turns + 1), "speed", turns + 1):
+    for turn in track(range(turns + 1), "speed", turns + 1):
         for language_model, (prefills, decodes) in zip(models, seconds, strict=True):
             prefill, decode = _turn(language_model, prompt, generated)
             if turn:

@@ -21,7 +21,7 @@ from pruner_zero.hub import hub_reachable
 from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.read import quiet
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import note, receiver, track
 from pruner_zero.provenance import provenance
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.table import Tabular
@@ -82,9 +82,7 @@ class TaskResult(Tabular):
         }
 
 
-def evaluate_tasks(
-    load: Callable[[], LanguageModel], settings: EvaluateSettings, progress: Progress = SILENT
-) -> TaskResult:
+def evaluate_tasks(load: Callable[[], LanguageModel], settings: EvaluateSettings) -> TaskResult:
     """A model's scores in the tasks, groups and tags of lm-eval that `settings` name.
 
     load: gives the model, once the tasks are loaded. Data files that a task names by a relative
@@ -96,8 +94,8 @@ def evaluate_tasks(
     if not all(names):
         raise PrunerZeroError("no task is named: give some, such as --tasks arc_easy,boolq")
     chat = settings.apply_chat_template
-    with _quiet(progress):
-        tasks = _load_tasks(names, settings.include_path, progress)
+    with _quiet():
+        tasks = _load_tasks(names, settings.include_path)
         for task in tasks["tasks"].values():
             _set_examples(task, settings.num_fewshot)
         model = load()
@@ -159,12 +157,12 @@ def _lm_eval() -> Any:
 
 
 @contextmanager
-def _quiet(progress: Progress) -> Iterator[None]:
-    """Keep lm-eval's bars and warnings off stderr, unless `progress` draws bars there as well.
+def _quiet() -> Iterator[None]:
+    """Keep lm-eval's bars and warnings off stderr, unless progress is drawn as bars there too.
 
     A warning that contexts were shortened is passed on as a remark.
     """
-    if progress.bars:
+    if receiver().bars:
         yield
         return
     logger = logging.getLogger("lm_eval")
@@ -177,10 +175,10 @@ def _quiet(progress: Progress) -> Iterator[None]:
             logger.removeHandler(handler)
     shortened = [line for line in written.getvalue().splitlines() if "runcat" in line]
     if shortened:
-        progress.note(f"lm-eval: {shortened[0]}")
+        note(f"lm-eval: {shortened[0]}")
 
 
-def _load_tasks(names: Sequence[str], folder: str | None, progress: Progress) -> Any:
+def _load_tasks(names: Sequence[str], folder: str | None) -> Any:
     """lm-eval's tasks and groups of these names, with their data."""
     if folder is not None and not Path(folder).is_dir():
         raise PrunerZeroError(f"there is no folder {folder}: give one that holds task files")
@@ -196,7 +194,7 @@ def _load_tasks(names: Sequence[str], folder: str | None, progress: Progress) ->
         raise PrunerZeroError(f"no task '{unknown[0]}' in {where}: {hint}")
     instead = "give a folder of tasks whose data are local files (--include-path)"
     loaded: list[Any] = []
-    for name in progress.track(names, "task data", len(names)):
+    for name in track(names, "task data", len(names)):
         # None for groups and for tasks written in Python, whose data are not known before loading.
         data = (manager.task_index[name].cfg or {}).get("dataset_path")
         local = data is None or data in _FILE_READERS or Path(data).exists()

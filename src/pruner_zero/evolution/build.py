@@ -21,7 +21,7 @@ from pruner_zero.metric.terminals import collected_for
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
 from pruner_zero.models.structure import check_weights, find_matrices
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.sparsity.hessian import Hessian
@@ -43,7 +43,6 @@ def search_windows(
     *,
     cache: Path | None = None,
     fingerprint: str | None = None,
-    progress: Progress = SILENT,
 ) -> tuple[Windows, Windows, Windows]:
     """The windows for calibration, for judging candidates, and for the final race.
 
@@ -56,7 +55,7 @@ def search_windows(
     calibration, search = calibration.halves(search)
     written = calibration.count_self(settings.windows)
     length, seed, judged = settings.seqlen, settings.seed, settings.search_windows
-    common: dict[str, Any] = {"folder": cache, "fingerprint": fingerprint, "progress": progress}
+    common: dict[str, Any] = {"folder": cache, "fingerprint": fingerprint}
 
     def later(count: int, after: int, option: str) -> Windows:
         where: dict[str, Any] = {"first_written": written, "after": after, "option": option}
@@ -80,7 +79,6 @@ def build_evaluator(
     fresh: Windows | None = None,
     cache: Path | None = None,
     fingerprint: str | None = None,
-    progress: Progress = SILENT,
 ) -> Evaluator:
     """Collect the statistics that the search space needs and bring everything into memory.
 
@@ -102,7 +100,7 @@ def build_evaluator(
     if step is not None and step.shrinks:
         needed.add("tokens")
     store = open_store(language_model, calibration, folder=cache, fingerprint=fingerprint)
-    calibrate(language_model, calibration, needed, store, progress=progress)
+    calibrate(language_model, calibration, needed, store)
     dtype = judging_dtype(language_model.model, settings)
     # Not in float16, where sums over tokens overflow.
     narrows = dtype == torch.bfloat16 and step is None
@@ -114,7 +112,7 @@ def build_evaluator(
     blocks = sorted({matrix.block for matrix in matrices})
     # The same share of every matrix, so that the sample's global threshold is the model's.
     share = min(1.0, settings.sampled_weights / sum(matrix.weight.numel() for matrix in matrices))
-    for block in progress.track(blocks, "statistics", len(blocks)):
+    for block in track(blocks, "statistics", len(blocks)):
         narrowed: dict[Hessian, Tensor] = {}
         for matrix in (matrix for matrix in matrices if matrix.block == block):
             collected = reader.read(matrix, needed)

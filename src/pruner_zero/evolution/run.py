@@ -30,7 +30,6 @@ from pruner_zero.files import check_writable, locked, write_json, writing
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import as_language_model
-from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import provenance
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.read import read_settings
@@ -90,7 +89,6 @@ def search(
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
-    progress: Progress = SILENT,
     observer: Observer = lambda status: None,
     **settings: Any,
 ) -> Study:
@@ -127,9 +125,9 @@ def search(
         [Metric.of(text) for text in checked.seed_metrics],
     )
     source = checked.calibration if calibration is None else calibration
-    texts = load_mixture(source, role="calibration", progress=progress)
+    texts = load_mixture(source, role="calibration")
     text = checked.search_text if search_text is None else search_text
-    judged_on = texts if text is None else load_mixture(text, role="search", progress=progress)
+    judged_on = texts if text is None else load_mixture(text, role="search")
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
@@ -142,7 +140,6 @@ def search(
         language_model,
         cache=cache_folder,
         fingerprint=fingerprint,
-        progress=progress,
     )
     with locked(folder):
         identity = {
@@ -170,7 +167,6 @@ def search(
             fresh=fresh,
             cache=cache_folder,
             fingerprint=fingerprint,
-            progress=progress,
         )
         # Only tensors in main memory can be shared between processes.
         shareable = evaluator.masked.device == CPU

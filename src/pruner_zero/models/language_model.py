@@ -21,7 +21,7 @@ from pruner_zero.models.blocks import (
     record_block_calls,
 )
 from pruner_zero.models.structure import Matrix, find_blocks
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import note
 
 # transformers 5.24 renamed the argument that takes the keys and values of earlier tokens.
 _CACHE_NAMES = ("cache", "past_key_values")
@@ -32,9 +32,7 @@ _NOT_COMPUTED = {"_name_or_path", "architectures", "dtype", "transformers_versio
 class OnDisk(Protocol):
     """What a model whose weights stay on disk does in ways of its own."""
 
-    def collect_gradients(
-        self, windows: Tensor, statistics: Mapping[str, Any], store: Any, progress: Progress
-    ) -> None:
+    def collect_gradients(self, windows: Tensor, statistics: Mapping[str, Any], store: Any) -> None:
         """Fill `store` with the statistics of gradients over `windows` (n, tokens)."""
 
     def save(self, blocks: Sequence[Path], folder: Path, config: Any = None) -> None:
@@ -101,9 +99,7 @@ class LanguageModel:
         return {matrix.parameter_name: matrix.parameter.data for matrix in matrices}
 
 
-def check_tokens(
-    model: PreTrainedModel, tokens: Tensor, generated: int = 0, progress: Progress = SILENT
-) -> None:
+def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> None:
     """Raise PrunerZeroError where windows `tokens` (n, seqlen) do not fit `model`.
 
     generated: tokens that the model adds to each window.
@@ -138,7 +134,7 @@ def check_tokens(
                 )
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if isinstance(context, int) and 0 < context < length:
-        progress.note(
+        note(
             f"windows of {length} tokens are longer than the model's context of {context} "
             f"(max_position_embeddings): --seqlen {context - generated} or less would fit"
         )

@@ -10,7 +10,7 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel, cache_arguments
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 
 # The separator between documents in the training text of many models. In models tuned to follow
 # instructions, BOS begins a turn of a dialogue and not a document.
@@ -61,7 +61,6 @@ def sample_windows(
     *,
     start: int,
     ends: Collection[int] = (),
-    progress: Progress = SILENT,
     label: str = "writing text",
 ) -> Tensor:
     """Windows (windows, seqlen) int64, on the CPU, of text that `model` writes.
@@ -81,7 +80,7 @@ def sample_windows(
     tokens = torch.full((windows, seqlen), start)
     visible = torch.ones_like(tokens)
     with in_float32(model):
-        for place in progress.track(range(1, seqlen), label, seqlen - 1):
+        for place in track(range(1, seqlen), label, seqlen - 1):
             cumulative = next_token(tokens[:, place - 1 : place], visible[:, :place]).cumsum(-1)
             # Faster than torch.multinomial, which draws a number for every word of the vocabulary.
             chosen = torch.rand(windows, 1, generator=generator, dtype=torch.float64)

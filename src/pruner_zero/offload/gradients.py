@@ -28,7 +28,7 @@ from pruner_zero.models.blocks import DISCARDED, BlockCalls, blocks_replaced, ru
 from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.models.transformers_private import experts_one_by_one
-from pruner_zero.progress import Progress
+from pruner_zero.progress import note, track
 
 if TYPE_CHECKING:
     from pruner_zero.offload.model import OffloadedModel
@@ -48,13 +48,11 @@ class OffloadedGradients:
         windows: Tensor,
         statistics: Mapping[Kind, GradientStatistic],
         store: StatisticsStore,
-        progress: Progress,
     ) -> None:
         self.language_model = language_model
         self.windows = windows
         self.statistics = statistics
         self.store = store
-        self.progress = progress
         self.depth = len(find_blocks(language_model.model))
         self.matrices = find_matrices(language_model.model)
         check_gradients(self.matrices)
@@ -66,21 +64,19 @@ class OffloadedGradients:
         """Write the statistics of all blocks; their checksums by kind and block."""
         model, done = self.language_model.model, len(self.journal.lines)
         if done:
-            self.progress.note(
-                f"going on with the gradients after step {done} in {self.journal.folder}"
-            )
+            note(f"going on with the gradients after step {done} in {self.journal.folder}")
         # Experts run as in the backward pass, so that blocks get the inputs of that pass.
         observed = select(OutputGradientStatistic, self.statistics)
         with experts_one_by_one(model) if observed else nullcontext():
             inputs = DISCARDED if done else self._file("inputs", 0)
             calls = self.language_model.block_calls(self.windows, inputs)
-            for index in self.progress.track(range(done, self.depth), "forward"):
+            for index in track(range(done, self.depth), "forward"):
                 self._forward(calls, index)
             if len(self.journal.lines) == self.depth:
                 self._loss(calls)
             finished = len(self.journal.lines) - self.depth - 1
             order = range(self.depth - 1 - finished, -1, -1)
-            for index in self.progress.track(order, "gradients"):
+            for index in track(order, "gradients"):
                 self._backward(calls, index)
         written = [line for line in reversed(self.journal.lines) if "digests" in line]
         return {
@@ -104,7 +100,7 @@ class OffloadedGradients:
         gradients = self._file("gradients", self.depth)
         model = self.language_model.model
         with self.language_model.outside(), gradients_to({}, model):
-            for window, hidden in self.progress.track(
+            for window, hidden in track(
                 zip(self.windows, outputs, strict=True), "loss", len(self.windows)
             ):
                 hidden = hidden.to(self.language_model.device).requires_grad_()
@@ -133,9 +129,7 @@ class OffloadedGradients:
                 if outgoing is not None:
                     assert hidden.grad is not None
                     outgoing.append(hidden.grad)
-        digests = self.store.write_block(
-            index, sums.result(len(self.windows)), self.statistics, self.progress
-        )
+        digests = self.store.write_block(index, sums.result(len(self.windows)), self.statistics)
         files = {f"../{self.store.file(kind, index).name}": digests[kind] for kind in digests}
         if outgoing is not None:
             files[outgoing.path.name] = outgoing.sha256

@@ -32,7 +32,6 @@ from pruner_zero.models.transformers_private import as_stored, copy_conversions
 from pruner_zero.offload.gradients import OffloadedGradients
 from pruner_zero.offload.save import save_offloaded
 from pruner_zero.offload.shards import Shards
-from pruner_zero.progress import Progress
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +116,8 @@ class OffloadedModel(LanguageModel):
         windows: Tensor,
         statistics: Mapping[Kind, GradientStatistic],
         store: StatisticsStore,
-        progress: Progress,
     ) -> None:
-        passage = OffloadedGradients(self, windows, statistics, store, progress)
+        passage = OffloadedGradients(self, windows, statistics, store)
         store.commit(passage.run())
         passage.journal.discard()
 

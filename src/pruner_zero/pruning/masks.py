@@ -13,7 +13,7 @@ from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
 from pruner_zero.metric.terminals import TERMINALS, collected_for
 from pruner_zero.models.structure import Matrix
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.statistics import Statistics
 from pruner_zero.sparsity.pattern import Lazy, Pattern
@@ -42,7 +42,6 @@ def masks_of(
     *,
     load: Callable[[int], AbstractContextManager[object]] = nullcontext,
     hold: int | None = None,
-    progress: Progress = SILENT,
 ) -> Mapping[str, Mask]:
     """The masks of one group of matrices, whose scores the method's pattern needs at once.
 
@@ -57,9 +56,7 @@ def masks_of(
         # The sweep computes the score itself, one matrix at a time.
         swept = [name for name, matrix in by_name.items() if not read(matrix).silent()]
     scored = [name for name in by_name if name not in swept]
-    scores = scores_of(
-        [by_name[name] for name in scored], method.metric, read, load, hold, progress
-    )
+    scores = scores_of([by_name[name] for name in scored], method.metric, read, load, hold)
 
     def magnitude(name: str) -> Tensor:
         with load(by_name[name].block):
@@ -79,7 +76,6 @@ def scores_of(
     read: Callable[[Matrix], Statistics],
     load: Callable[[int], AbstractContextManager[object]] = nullcontext,
     hold: int | None = None,
-    progress: Progress = SILENT,
 ) -> Lazy[Tensor]:
     """The scores of `matrices` without those that calibration never reached; as `masks_of`."""
     by_name = {matrix.name: matrix for matrix in matrices}
@@ -92,7 +88,7 @@ def scores_of(
 
     def names() -> Iterator[str]:
         blocks = sorted({matrix.block for matrix in by_name.values()})
-        for index in progress.track(blocks, "scores", len(blocks)):
+        for index in track(blocks, "scores", len(blocks)):
             with load(index):
                 yield from (name for name, matrix in by_name.items() if matrix.block == index)
 

@@ -29,7 +29,7 @@ from pruner_zero.models.structure import (
     find_blocks,
     find_matrices,
 )
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import note, track
 from pruner_zero.pruning.checkpoint import (
     commit_block,
     finished_records,
@@ -71,7 +71,6 @@ def prune_model(
     seed: int = 0,
     journal: Journal | None = None,
     undo: ExitStack | None = None,
-    progress: Progress = SILENT,
 ) -> Pruned:
     """Prune the model by one method, in place: masks and steps, cut-out units, distillation.
 
@@ -93,19 +92,19 @@ def prune_model(
         # First, because it keeps a copy of the dense model.
         folder = journal.folder / f"training-{method.distill}" if journal else None
         train = MODEL_STEPS["distill"].prepare(
-            language_model, windows, method.distill, seed=seed, folder=folder, progress=progress
+            language_model, windows, method.distill, seed=seed, folder=folder
         )
     order = method.mode(mode)
-    calibrate(language_model, windows, method.dense_kinds(order), store, progress=progress)
+    calibrate(language_model, windows, method.dense_kinds(order), store)
     statistics = DenseStatistics(store, method.damping)
     propagated = order == "sequential" and bool(select(InputStatistic, method.kinds))
     if method.pattern.decides:
-        method = _decided(language_model, windows, method, statistics, progress)
-    run = _Run(language_model, windows, method, matrices, statistics, progress, journal, propagated)
+        method = _decided(language_model, windows, method, statistics)
+    run = _Run(language_model, windows, method, matrices, statistics, journal, propagated)
     records = run.blocks()
     for record in records:
         if record.note:
-            progress.note(f"{record.name}: {record.note}")
+            note(f"{record.name}: {record.note}")
     model, pattern = language_model.model, method.pattern
     size = pattern.size(model)
     if undo is not None:
@@ -170,7 +169,6 @@ def _decided(
     windows: Windows,
     method: Method,
     statistics: DenseStatistics,
-    progress: Progress,
 ) -> Method:
     """The method with the units that its pattern removes, and the dense model prepared for it."""
     pattern, model = method.pattern, language_model.model
@@ -183,7 +181,7 @@ def _decided(
         scores = scores_of(
             matrices, method.metric, lambda m: statistics.read(m, method.scoring_kinds), hold=0
         )
-    pattern = pattern.decide(model, scores).prepare(language_model, windows.tokens, progress)
+    pattern = pattern.decide(model, scores).prepare(language_model, windows.tokens)
     # The pattern names the units by now: the masks need no scores of another metric.
     return replace(method, metric=Metric.of("magnitude"), pattern=pattern)
 
@@ -197,7 +195,6 @@ class _Run:
     method: Method
     matrices: Sequence[Matrix]
     statistics: DenseStatistics
-    progress: Progress
     journal: Journal | None
     propagated: bool
 
@@ -217,7 +214,7 @@ class _Run:
                     with model.block(index) as block:
                         walk.advance(block, index)
         unfinished = range(first, len(self.by_block))
-        for index in self.progress.track(unfinished, "pruning", len(unfinished)):
+        for index in track(unfinished, "pruning", len(unfinished)):
             matrices = self.by_block[index]
             with model.block(index) as block:
                 inputs: dict[str, Statistics] = {}
@@ -267,9 +264,7 @@ class _Run:
             return self.statistics.read(matrix, self.method.scoring_kinds)
 
         load, hold = self.language_model.block, 0 if self.language_model.on_disk else None
-        return masks_of(
-            self.matrices, self.method, read, load=load, hold=hold, progress=self.progress
-        )
+        return masks_of(self.matrices, self.method, read, load=load, hold=hold)
 
     def prune(
         self,

@@ -19,7 +19,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import OPENERS, as_language_model
 from pruner_zero.models.save import save_model
 from pruner_zero.models.structure import Matrix, size_of
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import note
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
 from pruner_zero.pruning.method import Method, describe_steps
@@ -75,7 +75,6 @@ def prune(
     tokenizer: Any = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
-    progress: Progress = SILENT,
     **settings: Any,
 ) -> PruneResult:
     """Prune a language model by a metric, and save it to the folder `output` if one is given.
@@ -103,7 +102,7 @@ def prune(
     if checked.offload:
         _check_offload(method, is_object, folder)
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, bool(method.kinds or method.distill), progress)
+    texts = calibration_texts(text, bool(method.kinds or method.distill))
     if checked.offload:
         language_model = OPENERS["offload"](checked.model, **checked.loading)
     else:
@@ -113,19 +112,17 @@ def prune(
     if method.pattern.unit:
         fitted = method.pattern.fit(language_model.model)
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
-            progress.note(f"removing {fitted}: {fitted.kept} stay")
+            note(f"removing {fitted}: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
     matrices = check_plan(language_model, method, include, checked.exclude)
     if select(GradientStatistic, method.kinds):
         # Before the model writes a text for nothing.
         check_gradients(matrices)
     with torch_threads(checked.threads):
-        windows, store = open_calibration(texts, language_model, checked, cache, progress)
-        run = _Run(
-            language_model, is_object, windows, store, checked, method, matrices, folder, progress
-        )
+        windows, store = open_calibration(texts, language_model, checked, cache)
+        run = _Run(language_model, is_object, windows, store, checked, method, matrices, folder)
         identity = _identity(checked, method, store)
-        return build_folder(folder, overwrite, "block", identity, run.prune, run.write, progress)
+        return build_folder(folder, overwrite, "block", identity, run.prune, run.write)
 
 
 def _read(
@@ -186,7 +183,6 @@ class _Run:
     method: Method
     matrices: Sequence[Matrix]
     folder: Path | None
-    progress: Progress
 
     def prune(self, journal: Journal | None) -> PruneResult:
         """Prune the model, on from the blocks that are finished in the `journal`."""
@@ -195,7 +191,7 @@ class _Run:
         if settings.is_default and not method.pattern.chosen_by:
             inputs = max(matrix.weight.shape[1] for matrix in self.matrices)
             slow = model.device.type == "cpu" and inputs >= _MANY_INPUTS
-            self.progress.note(_describe_default(method, settings, inputs if slow else None))
+            note(_describe_default(method, settings, inputs if slow else None))
         with measured() as cost, self._named_in_part():
             pruned = prune_model(
                 model,
@@ -206,7 +202,6 @@ class _Run:
                 matrices=self.matrices,
                 seed=settings.seed,
                 journal=journal,
-                progress=self.progress,
             )
         origin = {
             **provenance(),

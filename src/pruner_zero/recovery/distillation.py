@@ -18,7 +18,6 @@ from pruner_zero.journal import Journal
 from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import Matrix, check_weights, size_of
-from pruner_zero.progress import SILENT, Progress
 from pruner_zero.pruning.method import ModelStep, Point
 from pruner_zero.recovery.train import Training
 from pruner_zero.settings.recover import RecoverSettings
@@ -67,7 +66,6 @@ def distillation(
     *,
     seed: int = 0,
     folder: Path | None = None,
-    progress: Progress = SILENT,
 ) -> Callable[[Sequence[Matrix]], Sequence[Point]]:
     """Prepare to train what pruning will leave of `dense`: call it first, and the result last.
 
@@ -118,7 +116,7 @@ def distillation(
             "leave out the distillation, by --distill 0 or without +distill=N",
             validations=1,
         )
-        training.run(progress)
+        training.run()
         return training.state.curve
 
     return train

@@ -19,7 +19,6 @@ from pruner_zero.models.structure import (
     parameters_of,
     size_of,
 )
-from pruner_zero.progress import SILENT, Progress
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.recovery.distillation import distillation_loss
 from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
@@ -47,7 +46,6 @@ def recover(
     teacher: str | Path | LanguageModel | None = None,
     cache: str | Path | None = None,
     config: str | Path | None = None,
-    progress: Progress = SILENT,
     **settings: Any,
 ) -> RecoverResult:
     """Fine-tune a pruned model so that every zero weight stays zero, and save it to `output`.
@@ -74,7 +72,7 @@ def recover(
     checked = read_settings(RecoverSettings, given, config)
     inputs = [checked.model, checked.teacher]
     folder = None if output is None else check_output(output, overwrite, inputs)
-    mixture = load_mixture(checked.text if text is None else text, progress=progress)
+    mixture = load_mixture(checked.text if text is None else text)
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
@@ -90,7 +88,7 @@ def recover(
         "teacher_sha256": dense.fingerprint() if dense else None,
     }
     texts, validation = split_texts(
-        mixture, pruned.tokenizer, dense, checked, origin["teacher_sha256"], cache, progress
+        mixture, pruned.tokenizer, dense, checked, origin["teacher_sha256"], cache
     )
     windows = mix_windows(texts)
     for part in (windows, validation):
@@ -112,7 +110,7 @@ def recover(
             training = Training(
                 pruned.model, matrices, texts, mixture.shares, validation, checked, loss, journal
             )
-            kept_step = training.run(progress)
+            kept_step = training.run()
         return RecoverResult(
             pruned,
             checked,
@@ -142,7 +140,7 @@ def recover(
         "the tokens of the text": [windows.sha256, validation.sha256],
     }
     with torch_threads(checked.threads):
-        return build_folder(folder, overwrite, "step", identity, run, write, progress)
+        return build_folder(folder, overwrite, "step", identity, run, write)
 
 
 def check_teacher(teacher: LanguageModel, student: LanguageModel) -> None:

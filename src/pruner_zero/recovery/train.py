@@ -17,7 +17,7 @@ from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models import Matrix, experts_of, next_token_loss, parameters_of
-from pruner_zero.progress import Progress
+from pruner_zero.progress import note, track
 from pruner_zero.pruning.method import Point
 from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
 from pruner_zero.recovery.windows import in_training_order
@@ -125,7 +125,7 @@ class Training:
         self.best: dict[str, Tensor] | None = None
         self.state = State()
 
-    def run(self, progress: Progress) -> int:
+    def run(self) -> int:
         """Train until the budget is spent; return the step whose weights the model then has.
 
         Raises PrunerZeroError where the loss is no longer finite.
@@ -139,19 +139,19 @@ class Training:
             start = saved - state.seconds
             left = steps and steps - state.step
             if not state.curve:
-                self._validate(start, progress)
-            for batch in progress.track(self._batches(start), "recovery", left):
+                self._validate(start)
+            for batch in track(self._batches(start), "recovery", left):
                 began = time.monotonic()
                 state.losses.append(self._step(batch))
                 state.step_seconds = time.monotonic() - began
                 state.seconds = time.monotonic() - start
                 if self._validation_is_due():
-                    self._validate(start, progress)
+                    self._validate(start)
                 if time.monotonic() - saved >= CHECKPOINT_SECONDS:
                     self._save()
                     saved = time.monotonic()
             if state.losses:
-                self._validate(start, progress)
+                self._validate(start)
             self._save()
             if self.best is None:
                 return state.step
@@ -209,7 +209,7 @@ class Training:
         return int(now * parts) > int(self._spent(last.step, last.seconds) * parts)
 
     @torch.no_grad()
-    def _validate(self, start: float, progress: Progress) -> None:
+    def _validate(self, start: float) -> None:
         state, settings = self.state, self.settings
         began = time.monotonic()
         with self.autocast():
@@ -225,7 +225,7 @@ class Training:
         state.curve.append(Point(state.step, round(state.seconds, 2), seen, train, loss))
         if settings.keep == "best" and state.best_step == state.step:
             self.best = {name: values.clone() for name, values in self.values.items()}
-        progress.note(
+        note(
             f"step {state.step}, {state.seconds:.0f} s: validation loss {loss:.4f}"
             + ("" if train is None else f", training loss {train:.4f}")
         )

@@ -11,7 +11,6 @@ from torch import Tensor
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models import LanguageModel
-from pruner_zero.progress import Progress
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import Mixture
@@ -55,7 +54,6 @@ def split_texts(
     settings: RecoverSettings,
     fingerprint: str | None,
     cache: str | Path | None,
-    progress: Progress,
 ) -> tuple[list[Windows], Windows]:
     """The training windows of each text of `mixture`, and validation windows by their shares.
 
@@ -70,9 +68,7 @@ def split_texts(
         else:
             assert teacher is not None
             sizes = (settings.windows, settings.seqlen, settings.seed)
-            written = self_windows(
-                teacher, *sizes, folder=cache, fingerprint=fingerprint, progress=progress
-            )
+            written = self_windows(teacher, *sizes, folder=cache, fingerprint=fingerprint)
             name, tokens = written.corpus, written.tokens
             cut = len(tokens) - max(1, round(len(tokens) * HELD_OUT))
             learned = replace(written, corpus=f"{name} (first nine tenths)", tokens=tokens[:cut])

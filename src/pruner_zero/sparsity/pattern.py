@@ -14,7 +14,6 @@ from typing import Any, Literal, Self, TypeVar, get_args
 from torch import Tensor, nn
 
 from pruner_zero.choices import Group, Scope
-from pruner_zero.progress import Progress
 
 # The scores that a pattern needs before it can choose the mask of a matrix.
 Reach = Literal["matrix", "block", "model"]
@@ -210,9 +209,9 @@ class Pattern(ABC):
         del model, scores
         return self
 
-    def prepare(self, language_model: Any, tokens: Tensor, progress: Progress) -> Self:
+    def prepare(self, language_model: Any, tokens: Tensor) -> Self:
         """Change the dense model in place before the masks, for calibration windows (n, seqlen)."""
-        del language_model, tokens, progress
+        del language_model, tokens
         return self
 
     def size(self, model: nn.Module) -> tuple[int, int]:

@@ -13,7 +13,6 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import check_block_calls, record_block_calls, run_block
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import block_list, find_blocks, find_matrices, size_of
-from pruner_zero.progress import Progress
 from pruner_zero.sparsity.pattern import Lazy
 from pruner_zero.structure.couplings import REFUSALS
 from pruner_zero.structure.cut import without_weights
@@ -92,11 +91,11 @@ class Blocks(Removal):
             names=frozenset(name for name, block in matrices.items() if block in dropped),
         )
 
-    def prepare(self, language_model: LanguageModel, tokens: Tensor, progress: Progress) -> Self:
+    def prepare(self, language_model: LanguageModel, tokens: Tensor) -> Self:
         """Fold the dropped blocks into the blocks before them: `fold_blocks`."""
         if not self.folds:
             return self
-        return replace(self, folded=fold_blocks(language_model, tokens, self.dropped, progress))
+        return replace(self, folded=fold_blocks(language_model, tokens, self.dropped))
 
     def limits(self, model: PreTrainedModel) -> tuple[dict[int, int], int, int]:
         """Parameters of the blocks that can go, how many of them go, and the most that are left.

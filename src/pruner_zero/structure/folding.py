@@ -9,7 +9,7 @@ from pruner_zero.calibration.walk import Walk
 from pruner_zero.models.blocks import Arguments, run_block
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.sparsity.hessian import Hessian
 
 # A few large channels dominate the mean diagonal of an MLP: a damping of a hundredth of it, as for
@@ -24,7 +24,6 @@ def fold_blocks(
     language_model: LanguageModel,
     tokens: Tensor,
     dropped: Collection[int],
-    progress: Progress = SILENT,
 ) -> dict[int, float]:
     """Change, in place, the block before each run of `dropped` blocks to add their effect.
 
@@ -41,7 +40,7 @@ def fold_blocks(
     walk = Walk(language_model, tokens)
     kept = [index for index in range(max(dropped)) if index not in dropped]
     errors = {}
-    for index in progress.track(kept, "folding", len(kept)):
+    for index in track(kept, "folding", len(kept)):
         run = _run_after(index, dropped)
         first = walk.hidden[0], walk.arguments[index][0]
         linear = _added_map(blocks[index], *first) if run else None

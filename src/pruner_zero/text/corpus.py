@@ -9,7 +9,7 @@ from typing import cast
 
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
 from pruner_zero.text.hub import HUB, hub_documents
 from pruner_zero.text.source import ROLES, SOURCES, Role, pydoc_documents
@@ -46,12 +46,7 @@ class Corpus:
         object.__setattr__(self, "sha256", hashlib.sha256(data).hexdigest())
 
 
-def load_corpus(
-    source: str | Path | Iterable[str] | Corpus,
-    role: Role = "calibration",
-    *,
-    progress: Progress = SILENT,
-) -> Corpus:
+def load_corpus(source: str | Path | Iterable[str] | Corpus, role: Role = "calibration") -> Corpus:
     """Load the corpus `source`.
 
     - `builtin:pydoc`, `wikitext2`, `c4`, `ptb` or a text source of a plug-in: the part for
@@ -76,7 +71,7 @@ def load_corpus(
             )
         name, _, part = source.partition("/")
         if name in NAMES or name in SOURCES:
-            return _load_named(name, part or role, progress)
+            return _load_named(name, part or role)
         if name.startswith("builtin:"):
             raise PrunerZeroError(f"unknown corpus '{name}': {did_you_mean(name, NAMES)}")
     if isinstance(source, str | Path):
@@ -88,7 +83,7 @@ def load_corpus(
     return _join("strings", _strings(source), BLANK_LINE)
 
 
-def _load_named(name: str, part: str, progress: Progress) -> Corpus:
+def _load_named(name: str, part: str) -> Corpus:
     parts = (*ROLES, "all") if name == PYDOC else ROLES
     if part not in parts:
         raise PrunerZeroError(f"{name} has no part '{part}': {did_you_mean(part, parts)}")
@@ -97,9 +92,9 @@ def _load_named(name: str, part: str, progress: Progress) -> Corpus:
         return _join(f"{name}/{part}", pydoc_documents(role), BLANK_LINE)
     assert role is not None
     if name in HUB:
-        return _join(f"{name}/{part}", hub_documents(name, role, progress), HUB[name].separator)
+        return _join(f"{name}/{part}", hub_documents(name, role), HUB[name].separator)
     source = SOURCES[name]
-    documents = _strings(progress.track(source.documents(role), name))
+    documents = _strings(track(source.documents(role), name))
     return _join(f"{name}/{part}", documents, source.separator)
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
-from pruner_zero.progress import SILENT, Progress
+from pruner_zero.progress import track
 from pruner_zero.text.source import Role
 
 
@@ -85,7 +85,7 @@ HUB: Mapping[str, HubCorpus] = {
 }
 
 
-def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[str]:
+def hub_documents(name: str, role: Role) -> list[str]:
     """The documents of corpus `name` (a key of HUB) for `role`.
 
     With HF_HUB_OFFLINE set, `datasets` reads its cache alone. Raises PrunerZeroError where
@@ -109,7 +109,7 @@ def hub_documents(name: str, role: Role, progress: Progress = SILENT) -> list[st
         rows = datasets.load_dataset(corpus.repository, **how)
         stop = None if part.count is None else part.first + part.count
         chosen = islice(rows, part.first, stop)
-        return [row[corpus.column] for row in progress.track(chosen, name, part.count)]
+        return [row[corpus.column] for row in track(chosen, name, part.count)]
     except ConnectionError as error:
         raise PrunerZeroError(away) from error
     except Exception as error:

@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.progress import SILENT, Progress
 from pruner_zero.text.corpus import Corpus, load_corpus
 from pruner_zero.text.source import Role
 
@@ -80,21 +79,19 @@ class Mixture:
         return replace(self, texts=tuple(map(part, self.texts)))
 
 
-def load_text(source: Source, role: Role = "calibration", *, progress: Progress = SILENT) -> Text:
+def load_text(source: Source, role: Role = "calibration") -> Text:
     """Load what `load_corpus` takes, or `self`. Raises PrunerZeroError as `load_corpus` does."""
     if isinstance(source, str) and source == SELF:
         return SelfText()
-    return load_corpus(source, role, progress=progress)
+    return load_corpus(source, role)
 
 
-def load_mixture(
-    source: Source | Mapping[Any, float], role: Role = "calibration", *, progress: Progress = SILENT
-) -> Mixture:
+def load_mixture(source: Source | Mapping[Any, float], role: Role = "calibration") -> Mixture:
     """Load one text, or those of a mapping from texts to shares.
 
     A text is what `load_text` takes. Raises PrunerZeroError as that does.
     """
     if not isinstance(source, Mapping):
-        return Mixture((load_text(source, role, progress=progress),), (1.0,))
-    texts = tuple(load_text(text, role, progress=progress) for text in source)
+        return Mixture((load_text(source, role),), (1.0,))
+    texts = tuple(load_text(text, role) for text in source)
     return Mixture(texts, tuple(source.values()))
