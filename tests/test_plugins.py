@@ -103,7 +103,7 @@ def test_an_operator_serves_wherever_it_is_named(install: Install) -> None:
 FACTS = """
 import torch
 from pruner_zero.metric import Operator
-from pruner_zero.metric.operator import POWER, PRODUCT
+from pruner_zero.metric.operators import POWER, PRODUCT
 soft = Operator("soft", 1, lambda x: x / (1 + x.abs()), increasing="always", sign="keeps",
     parity="odd", latex=(r"\\frac{#1}{1 + |#1|}", POWER))
 both = Operator("both", 2, torch.hypot, sign="nonnegative", degree=1, commutative=True, twins=True)
@@ -199,7 +199,7 @@ def test_a_plug_in_that_is_not_named_is_neither_listed_nor_imported(install: Ins
 
 def test_metric_list_shows_plug_ins_with_their_package(install: Install, cli: Cli) -> None:
     install("plug_half", "operators", {"half": "half"}, OPERATOR)
-    metric = "from pruner_zero.metric.named import NamedMetric\n"
+    metric = "from pruner_zero.metric.metric import NamedMetric\n"
     metric += 'deep = NamedMetric("deep", "W * O", "weight times gradient", "a package")\n'
     install("plug_deep", "metrics", {"deep": "deep"}, metric)
     lines = [line.split() for line in cli("metric", "list").out.splitlines()]

@@ -11,8 +11,8 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.generate import random_expression, random_product
 from pruner_zero.evolution.published import random_published_tree
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.metric.grammar import format, parse
-from pruner_zero.metric.operator import Shape
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.operators import Shape
 from tests.evolution.spaces import SPACES
 from tests.metric.strategies import lightly
 
@@ -28,7 +28,7 @@ def test_every_expression_scores_weights_and_is_allowed(seed: int, space: Search
     # A product of a row and a column distinguishes weights too.
     assert expression.terminals & {"W", "G", "S", "O"}
     assert space.allows(expression)
-    assert parse(format(expression)) == expression
+    assert parse(str(expression)) == expression
     assert 2 <= expression.depth <= 5
 
 
@@ -93,7 +93,7 @@ def test_a_product_scores_weights_and_is_allowed(seed: int, space: SearchSpace) 
     expression = random_product(np.random.default_rng(seed), space)
     assert expression.shape is Shape.MATRIX
     assert space.allows(expression)
-    assert parse(format(expression)) == expression
+    assert parse(str(expression)) == expression
 
 
 def test_a_product_names_each_leaf_once_and_every_normalisation_occurs() -> None:

@@ -7,8 +7,7 @@ from pydantic import ValidationError
 
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
 from pruner_zero.metric.grammar import parse
-from pruner_zero.metric.operator import Shape
-from pruner_zero.metric.operators import PUBLISHED
+from pruner_zero.metric.operators import PUBLISHED, Shape
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ from pruner_zero.evolution.variation import (
 )
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.expression import Call, Expression
-from pruner_zero.metric.grammar import format, parse
-from pruner_zero.metric.operator import Shape
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.operators import Shape
 from tests.evolution.spaces import SPACES, WIDE
 from tests.metric.strategies import lightly
 
@@ -42,7 +42,7 @@ def check_child(child: Expression | None, space: SearchSpace) -> None:
     if child is not None:
         assert child.shape is Shape.MATRIX
         assert space.allows(child)
-        assert parse(format(child)) == child
+        assert parse(str(child)) == child
 
 
 @lightly

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric import Call, Constant, Expression, Shape, Terminal, call, evaluate, parse
-from pruner_zero.metric.operator import Operator
+from pruner_zero.metric.operators import Operator
 from tests.metric.strategies import (
     constants,
     expressions,

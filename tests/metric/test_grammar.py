@@ -1,8 +1,10 @@
-"""Text to expression and back without loss, and errors that point at the column."""
+"""Text and trees to expressions and back without loss, and errors that point at the place."""
 
+import json
 import pickle
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -15,9 +17,11 @@ from pruner_zero.metric import (
     ParseError,
     Terminal,
     call,
-    format,
+    from_tree,
     parse,
+    to_tree,
 )
+from pruner_zero.metric.grammar import load_json
 from tests.metric.strategies import expressions, lightly
 
 W, G, X = Terminal("W"), Terminal("G"), Terminal("X")
@@ -26,13 +30,13 @@ W, G, X = Terminal("W"), Terminal("G"), Terminal("X")
 @lightly
 @given(expressions())
 def test_formatting_is_lossless(expression: Expression) -> None:
-    assert parse(format(expression)) == expression
+    assert parse(str(expression)) == expression
 
 
 @lightly
 @given(expressions(operators=("neg", "power", "sub", "quotient", "abs")))
 def test_parentheses_are_needed_where_they_are_written(expression: Expression) -> None:
-    text = format(expression)
+    text = str(expression)
     for opening in (i for i, letter in enumerate(text) if letter == "("):
         if text[opening - 1 : opening].isalnum() and opening:
             continue
@@ -75,7 +79,7 @@ def test_parentheses_are_needed_where_they_are_written(expression: Expression) -
 )
 def test_canonical_text(text: str, expression: Expression) -> None:
     assert parse(text) == expression
-    assert format(expression) == text
+    assert str(expression) == text
 
 
 @pytest.mark.parametrize(
@@ -94,7 +98,7 @@ def test_canonical_text(text: str, expression: Expression) -> None:
     ],
 )
 def test_other_spellings(text: str, canonical: str) -> None:
-    assert format(parse(text)) == canonical
+    assert str(parse(text)) == canonical
 
 
 @pytest.mark.parametrize(
@@ -162,7 +166,7 @@ def test_the_deepest_expressions_can_be_written() -> None:
         powers = powers**2
     for expression in (negated, powers, sums):
         assert expression.depth == 100
-        assert parse(format(expression)) == expression
+        assert parse(str(expression)) == expression
 
 
 def test_long_sums_are_refused_at_the_operator_that_is_too_much() -> None:
@@ -180,3 +184,104 @@ def test_huge_text_is_refused_at_once_and_in_a_short_line() -> None:
     assert time.process_time() - started < 3
     with pytest.raises(ParseError, match=r"^column 1: unknown name 'a{39}…'"):
         parse("a" * 100_000)
+
+
+RELEASED = """
+{"data": "mul",
+ "left": {"data": "abs",
+          "left": {"data": "mul", "left": {"data": "W"}, "right": {"data": "W"}}},
+ "right": {"data": "mms", "left": {"data": "G"}}}
+"""
+
+
+def test_the_released_tree() -> None:
+    expression = from_tree(json.loads(RELEASED))
+    assert str(expression) == "abs(W * W) * mms(G)"
+    assert to_tree(expression) == json.loads(RELEASED)
+
+
+@lightly
+@given(expressions())
+def test_json_is_lossless(expression: Expression) -> None:
+    assert from_tree(json.loads(json.dumps(to_tree(expression)))) == expression
+
+
+def test_numbers_may_be_strings_and_absent_sides_null() -> None:
+    tree = {
+        "data": "mul",
+        "left": {"data": "0.25", "left": None, "right": None},
+        "right": {"data": "W"},
+    }
+    assert from_tree(tree) == parse("0.25 * W")
+    assert to_tree(parse("0.25 * W"))["left"] == {"data": 0.25}
+
+
+LEAF: dict[str, Any] = {"data": "W"}
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ([], "root: expected an object with 'data', not list"),
+        ({}, "root: the key 'data' is missing"),
+        ({"data": "w"}, "root: unknown label 'w': did you mean 'W'?"),
+        ({"data": "mul", "left": LEAF}, "root: mul needs left and right, not left"),
+        ({"data": "abs"}, "root: abs needs left, not none"),
+        ({"data": "abs", "left": LEAF, "right": LEAF}, "root: abs needs left, not left and right"),
+        ({"data": "abs", "right": LEAF}, "root: abs needs left, not right"),
+        (
+            {"data": "abs", "left": {"data": "mul", "left": LEAF, "right": {"data": "mm"}}},
+            "left.right: unknown label 'mm': did you mean 'mms'?",
+        ),
+        (
+            {"data": "abs", "left": {"data": "W", "left": LEAF}},
+            "left: 'W' is no operator: remove left",
+        ),
+        (
+            {"data": "abs", "left": {"data": "W", "name": "x"}},
+            "left: unknown key 'name': known: data, left, right",
+        ),
+        ({"data": "abs", "lefft": LEAF}, "root: unknown key 'lefft': did you mean 'left'?"),
+        ({"data": "nan"}, "root: a constant must be a finite number, not nan"),
+        ({"data": float("inf")}, "root: a constant must be a finite number, not inf"),
+        (
+            {"data": "power", "left": LEAF, "right": LEAF},
+            "root: the exponent of a power must be a number",
+        ),
+    ],
+)
+def test_errors_name_the_place(tree: object, message: str) -> None:
+    with pytest.raises(PrunerZeroError) as caught:
+        from_tree(tree)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("label", [True, None, [], {}, 10**400])
+def test_labels_of_another_kind(label: object) -> None:
+    with pytest.raises(PrunerZeroError, match=r"^left: unknown label .*known: D, G, .*zsn$"):
+        from_tree({"data": "abs", "left": {"data": label}})
+
+
+@pytest.mark.parametrize("levels", [101, 10_000, 200_000])
+def test_deep_json_is_refused(levels: int) -> None:
+    text = '{"data": "abs", "left": ' * (levels - 1) + '{"data": "W"}' + "}" * (levels - 1)
+    with pytest.raises(PrunerZeroError, match=r"^the tree is nested deeper than 100 levels$"):
+        from_tree(load_json(text))
+
+
+def test_dictionaries_that_unfold_without_end_are_refused() -> None:
+    endless: dict[str, Any] = {"data": "abs"}
+    endless["left"] = endless
+    with pytest.raises(PrunerZeroError, match="deeper than 100 levels"):
+        from_tree(endless)
+    doubled = LEAF
+    for _ in range(60):
+        doubled = {"data": "add", "left": doubled, "right": doubled}
+    with pytest.raises(PrunerZeroError, match="more than 10000 nodes"):
+        from_tree(doubled)
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"data": LEAF}', "9" * 5000])
+def test_invalid_json(text: str) -> None:
+    with pytest.raises(PrunerZeroError, match=r"^invalid JSON: [^\n]*$"):
+        load_json(text)

@@ -24,8 +24,7 @@ Spec = Annotated[
 def show(metric: Spec, as_json: AsJson = False) -> None:
     """Show METRIC: its formula, its size, the statistics it needs, and what its parts mean."""
     from pruner_zero.metric.grammar import parse
-    from pruner_zero.metric.metric import Metric
-    from pruner_zero.metric.named import NAMED
+    from pruner_zero.metric.metric import NAMED, Metric
 
     facts: dict[str, object] = {}
     meanings: dict[str, str] = {}
@@ -66,9 +65,9 @@ def show(metric: Spec, as_json: AsJson = False) -> None:
 @app.command("list")
 def list_metrics(as_json: AsJson = False) -> None:
     """List the names that --metric takes, and the terminals and operators of expressions."""
-    from pruner_zero.metric.named import NAMED
+    from pruner_zero.metric.expression import TERMINALS
+    from pruner_zero.metric.metric import NAMED
     from pruner_zero.metric.operators import OPERATORS, PUBLISHED
-    from pruner_zero.metric.terminals import TERMINALS
 
     metrics = {**NAMED, **_plugged(NAMED)}
     operators = {**OPERATORS, **_plugged(OPERATORS)}

@@ -14,7 +14,7 @@ from pruner_zero.evolution.space import SearchSpace, simplest
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.operator import Shape
+from pruner_zero.metric.operators import Shape
 from pruner_zero.settings.base import Settings
 
 Result = tuple[Candidate, Evaluation]

@@ -17,7 +17,7 @@ from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.masked_model import MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.settings import pattern_of, space_of
-from pruner_zero.metric.terminals import collected_for
+from pruner_zero.metric.expression import collected_for
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
 from pruner_zero.models.structure import check_weights, find_matrices

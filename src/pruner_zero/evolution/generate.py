@@ -5,8 +5,7 @@ from numpy.random import Generator
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.space import EXPONENTS, SearchSpace
 from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
-from pruner_zero.metric.operator import Operator, Shape
-from pruner_zero.metric.operators import OPERATORS
+from pruner_zero.metric.operators import OPERATORS, Operator, Shape
 
 _TRIES = 1000
 

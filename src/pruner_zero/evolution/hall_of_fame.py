@@ -10,9 +10,8 @@ from typing import Any
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Record
 from pruner_zero.files import write_json
-from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.expression import TERMINALS, Expression
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.terminals import TERMINALS
 from pruner_zero.table import Tabular
 
 

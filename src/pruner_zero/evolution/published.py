@@ -11,8 +11,7 @@ from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
 from pruner_zero.evolution.variation import Child, of_arity, operands_of, pick
 from pruner_zero.metric.expression import Call, Expression, Terminal
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.operator import Operator
-from pruner_zero.metric.operators import OPERATORS, PUBLISHED
+from pruner_zero.metric.operators import OPERATORS, PUBLISHED, Operator
 from pruner_zero.settings.base import Settings
 
 # Enough to keep some workers busy, and few enough that a stopped run loses little.

@@ -12,7 +12,7 @@ from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Templat
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
 from pruner_zero.evolution.surrogate import Surrogate
 from pruner_zero.execution.executor import Executor
-from pruner_zero.metric.operator import Shape
+from pruner_zero.metric.operators import Shape
 
 # The share of a batch that runs on few windows where the closed form ranks nothing, and the least
 # trust by which the distance to the lowest error is divided.

@@ -11,10 +11,8 @@ from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.canonical.skeleton import Skeleton
-from pruner_zero.metric.expression import Call, Expression, Terminal
-from pruner_zero.metric.operator import Family, Operator, Shape
-from pruner_zero.metric.operators import OPERATORS, PUBLISHED
-from pruner_zero.metric.terminals import TERMINALS
+from pruner_zero.metric.expression import TERMINALS, Call, Expression, Terminal
+from pruner_zero.metric.operators import OPERATORS, PUBLISHED, Family, Operator, Shape
 from pruner_zero.settings.base import Settings
 
 # Exponents of a new power. Variation moves them by `EXPONENT_STEP` within LOWEST … HIGHEST.

@@ -24,8 +24,7 @@ from pruner_zero.evolution.space import (
 )
 from pruner_zero.metric.canonical.normal import factors, product
 from pruner_zero.metric.expression import Call, Expression, Terminal
-from pruner_zero.metric.operator import Shape
-from pruner_zero.metric.operators import OPERATORS
+from pruner_zero.metric.operators import OPERATORS, Shape
 
 # None where no allowed child was found.
 Child = Expression | None

@@ -6,15 +6,20 @@
 """
 
 from pruner_zero.metric.evaluate import ScoreError, evaluate, score
-from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
-from pruner_zero.metric.grammar import ParseError, format, parse
+from pruner_zero.metric.expression import (
+    TERMINALS,
+    Call,
+    Constant,
+    Expression,
+    Statistic,
+    Terminal,
+    call,
+    collected_for,
+)
+from pruner_zero.metric.grammar import ParseError, from_tree, parse, to_tree
 from pruner_zero.metric.latex import to_latex, to_mathml
-from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.named import NAMED, NamedMetric
-from pruner_zero.metric.operator import Operator, Shape
-from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED
-from pruner_zero.metric.terminals import TERMINALS, Statistic, collected_for
-from pruner_zero.metric.tree_json import from_tree, to_tree
+from pruner_zero.metric.metric import NAMED, Metric, NamedMetric
+from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
 
 __all__ = [
     "EXTENDED",
@@ -36,7 +41,6 @@ __all__ = [
     "call",
     "collected_for",
     "evaluate",
-    "format",
     "from_tree",
     "parse",
     "score",

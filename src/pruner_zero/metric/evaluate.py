@@ -7,9 +7,8 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
-from pruner_zero.metric.operator import Shape
-from pruner_zero.metric.terminals import TERMINALS
+from pruner_zero.metric.expression import TERMINALS, Call, Constant, Expression, Terminal
+from pruner_zero.metric.operators import Shape
 
 
 class ScoreError(PrunerZeroError):

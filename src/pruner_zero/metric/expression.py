@@ -2,17 +2,80 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Literal
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
-from pruner_zero.metric.operator import Operator, Shape
-from pruner_zero.metric.operators import OPERATORS
-from pruner_zero.metric.terminals import TERMINALS
+from pruner_zero.metric.operators import ATOM, OPERATORS, POWER, SIGN, Operator, Shape
 
 MAX_DEPTH = 100
 MAX_SIZE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Statistic:
+    """The statistic that a terminal stands for.
+
+    shape: its form beside a weight matrix of shape (out, in).
+    sign: positive (never zero), nonnegative, or any.
+    cost: what collecting it costs, in nodes of an expression, for the complexity of a metric.
+    magnitude: the terminal that is its magnitude, if it can be negative.
+    collected: the statistic that calibration collects for it, None where the weight gives it. A
+        statistic of the terminal's name is its value.
+    """
+
+    shape: Shape
+    meaning: str
+    sign: Literal["positive", "nonnegative", "any"] = "nonnegative"
+    cost: int = 0
+    magnitude: str | None = None
+    collected: str | None = None
+
+
+TERMINALS: Mapping[str, Statistic] = MappingProxyType(
+    {
+        "W": Statistic(Shape.MATRIX, "absolute weight"),
+        "G": Statistic(
+            Shape.MATRIX,
+            "sqrt(Σ_n (100·g_n)²) over calibration windows n, g_n the gradient of the mean "
+            "next-token loss",
+            cost=3,
+            collected="G",
+        ),
+        "X": Statistic(
+            Shape.ROW,
+            "L2 norm of each input channel: sqrt(mean over samples of Σ_tokens x²)",
+            cost=1,
+            collected="X",
+        ),
+        "O": Statistic(
+            Shape.COLUMN,
+            "root mean squared gradient at each output channel: sqrt(n · mean over the tokens of n "
+            "calibration windows of (100·d)²), d the gradient of the window's mean next-token loss "
+            "at a token's output, so that O * X is the Kronecker-factored estimate of G",
+            cost=2,
+            collected="O",
+        ),
+        "D": Statistic(
+            Shape.ROW,
+            "diagonal U_jj of the upper Cholesky factor of the inverse of the damped Hessian "
+            "2XᵀX/n, so that sqr(W) / sqr(D) is SparseGPT's score",
+            sign="positive",
+            cost=2,
+            collected="gram",
+        ),
+        "S": Statistic(Shape.MATRIX, "signed weight", sign="any", magnitude="W"),
+    }
+)
+
+
+def collected_for(names: Iterable[str]) -> frozenset[str]:
+    """The statistics that calibration has to collect for the terminals of these names."""
+    collected = {TERMINALS[name].collected for name in names}
+    return frozenset(statistic for statistic in collected if statistic is not None)
+
 
 _Method = Callable[["Expression", "Expression | float"], "Expression"]
 
@@ -97,23 +160,18 @@ class Expression:
         terminals: frozenset[str] = frozenset(),
     ) -> None:
         """Keep what is known of a node, whose constructor takes `label` and the operands."""
+        depth = 1 + max((operand.depth for operand in operands), default=0)
+        size = 1 + sum(operand.size for operand in operands)
+        if depth > MAX_DEPTH:
+            raise PrunerZeroError(f"an expression can have at most {MAX_DEPTH} levels: shorten it")
+        if size > MAX_SIZE:
+            raise PrunerZeroError(f"an expression can have at most {MAX_SIZE} nodes: shorten it")
         # The hash of an operator is its address, which differs between runs.
         name = label.name if isinstance(label, Operator) else label
-        facts: dict[str, Any] = {
-            "_hash": hash((name, operands)),
-            "_key": (label, operands) if operands else (label,),
-            "depth": 1 + max((operand.depth for operand in operands), default=0),
-            "nonnegative": nonnegative,
-            "operands": operands,
-            "shape": shape,
-            "size": 1 + sum(operand.size for operand in operands),
-            "terminals": terminals.union(*(operand.terminals for operand in operands)),
-        }
-        if facts["depth"] > MAX_DEPTH:
-            raise PrunerZeroError(f"an expression can have at most {MAX_DEPTH} levels: shorten it")
-        if facts["size"] > MAX_SIZE:
-            raise PrunerZeroError(f"an expression can have at most {MAX_SIZE} nodes: shorten it")
-        for fact, value in facts.items():
+        known = terminals.union(*(operand.terminals for operand in operands))
+        key = (label, operands) if operands else (label,)
+        values = (hash((name, operands)), key, depth, nonnegative, operands, shape, size, known)
+        for fact, value in zip(Expression.__slots__, values, strict=True):
             object.__setattr__(self, fact, value)
 
     def __eq__(self, other: object) -> bool:
@@ -131,16 +189,15 @@ class Expression:
         # Hashes of strings differ between processes: build the node again, with its own hash.
         return type(self), self._key
 
-    # The grammar and formulas are built on this module, so they are imported inside.
     def __str__(self) -> str:
-        from pruner_zero.metric.grammar import format
-
-        return format(self)
+        """The text with the fewest parentheses that keep the exact tree; `parse` reads it."""
+        return _text(self)[0]
 
     def __repr__(self) -> str:
         return f"parse({str(self)!r})"
 
     def _repr_html_(self) -> str:
+        # Formulas are built on this module.
         from pruner_zero.markup import element
         from pruner_zero.metric.latex import to_mathml
 
@@ -255,3 +312,31 @@ def call(name: str, *operands: Expression) -> Call:
 
 def _lift(value: Expression | float) -> Expression:
     return value if isinstance(value, Expression) else Constant(value)
+
+
+# The operator of each infix symbol, and how tightly it binds; those of other packages have none.
+INFIX = {each.infix[0]: (each.name, each.infix[1]) for each in OPERATORS.values() if each.infix}
+
+
+def _text(expression: Expression) -> tuple[str, int]:
+    """The text and how tightly its outermost operator binds."""
+    if isinstance(expression, Constant):
+        return repr(expression.value), ATOM if expression.value >= 0 else SIGN
+    if isinstance(expression, Terminal):
+        return expression.name, ATOM
+    assert isinstance(expression, Call)
+    operator, operands = expression.operator, expression.operands
+    symbol, level = operator.infix or ("", 0)
+    if INFIX.get(symbol) == (operator.name, level):
+        # Equal levels group to the left, so only a right operand needs parentheses for them.
+        return f"{_within(operands[0], level)} {symbol} {_within(operands[1], level + 1)}", level
+    if operator.exponent == "operand":
+        return f"{_within(operands[0], ATOM)}^{operands[1]}", POWER
+    if operator.name == "neg" and not isinstance(operands[0], Constant):
+        return f"-{_within(operands[0], SIGN)}", SIGN
+    return f"{operator.name}({', '.join(map(str, operands))})", ATOM
+
+
+def _within(expression: Expression, level: int) -> str:
+    text, binds = _text(expression)
+    return text if binds >= level else f"({text})"

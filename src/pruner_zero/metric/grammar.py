@@ -1,4 +1,4 @@
-"""Expressions as text: `abs(W * W) * mms(G)`, read and written without loss.
+"""Expressions from text, `abs(W * W) * mms(G)`, and as trees, `{"data": "mul", "left": …}`.
 
     sum     = product {("+" | "-") product}
     product = unary {("*" | "/") unary}
@@ -6,27 +6,32 @@
     power   = operand ["^" ["-"] number]
     operand = number | terminal | operator "(" sum {"," sum} ")" | "(" sum ")"
 
-The infix symbols are those of the operators; `^` is power and unary minus is neg.
+The infix symbols are those of the operators; `^` is power and unary minus is neg. Trees are the
+nested JSON that Pruner-Zero released.
 """
 
+import json
 import re
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any, NamedTuple
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
-from pruner_zero.metric.expression import MAX_DEPTH, Call, Constant, Expression, Terminal, call
-from pruner_zero.metric.operator import ATOM, POWER, SIGN, SUM
-from pruner_zero.metric.operators import OPERATORS
-from pruner_zero.metric.terminals import TERMINALS
+from pruner_zero.metric.expression import (
+    INFIX,
+    MAX_DEPTH,
+    MAX_SIZE,
+    TERMINALS,
+    Call,
+    Constant,
+    Expression,
+    Terminal,
+    call,
+)
+from pruner_zero.metric.operators import OPERATORS, SUM
 
 MAX_LENGTH = 100_000
-
-# The operator of each infix symbol, and how tightly it binds.
-_INFIX = {
-    operator.infix[0]: (operator.name, operator.infix[1])
-    for operator in OPERATORS.values()
-    if operator.infix
-}
+_SIDES = ("left", "right")
 
 _TOKEN = re.compile(
     r"(?P<number>(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?)"
@@ -37,56 +42,24 @@ _TOKEN = re.compile(
 
 
 class ParseError(PrunerZeroError):
-    """Text that is no expression: one line with the 1-based `column` and the `problem`."""
+    """Text that is no expression: one line with the 1-based `column`."""
 
     def __init__(self, problem: str, column: int) -> None:
         super().__init__(problem, column)
-        self.problem = problem
         self.column = column
 
     def __str__(self) -> str:
-        return f"column {self.column}: {self.problem}"
+        return f"column {self.column}: {self.args[0]}"
 
 
 def parse(text: str) -> Expression:
-    """Read an expression; `parse(format(e)) == e` for every expression.
+    """Read an expression; `parse(str(e)) == e` for every expression.
 
-    Raises ParseError for anything else, for more than 100,000 characters and for nesting
-    beyond 100 levels.
+    Raises ParseError for anything else, more than 100,000 characters and more than 100 levels.
     """
     if len(text) > MAX_LENGTH:
         raise ParseError(f"an expression can have at most {MAX_LENGTH} characters", MAX_LENGTH + 1)
     return _Parser(_tokens(text)).whole()
-
-
-def format(expression: Expression) -> str:
-    """Write an expression with the fewest parentheses that keep its exact tree."""
-    return _format(expression)[0]
-
-
-def _format(expression: Expression) -> tuple[str, int]:
-    """The text and how tightly its outermost operator binds."""
-    if isinstance(expression, Constant):
-        return repr(expression.value), ATOM if expression.value >= 0 else SIGN
-    if isinstance(expression, Terminal):
-        return expression.name, ATOM
-    assert isinstance(expression, Call)
-    operator, operands = expression.operator, expression.operands
-    symbol, level = operator.infix or ("", 0)
-    # The grammar knows no symbol of an operator of another package.
-    if _INFIX.get(symbol) == (operator.name, level):
-        # Equal levels group to the left, so only a right operand needs parentheses for them.
-        return f"{_within(operands[0], level)} {symbol} {_within(operands[1], level + 1)}", level
-    if operator.exponent == "operand":
-        return f"{_within(operands[0], ATOM)}^{_format(operands[1])[0]}", POWER
-    if operator.name == "neg" and not isinstance(operands[0], Constant):
-        return f"-{_within(operands[0], SIGN)}", SIGN
-    return f"{operator.name}({', '.join(map(format, operands))})", ATOM
-
-
-def _within(expression: Expression, level: int) -> str:
-    text, binds = _format(expression)
-    return text if binds >= level else f"({text})"
 
 
 class _Token(NamedTuple):
@@ -151,9 +124,9 @@ class _Parser:
     def sum(self, minimum: int = SUM) -> Expression:
         """Operands joined by infix symbols that bind at least as tightly as `minimum`."""
         left = self.unary()
-        while self.token.text in _INFIX and _INFIX[self.token.text][1] >= minimum:
+        while self.token.text in INFIX and INFIX[self.token.text][1] >= minimum:
             token = self.take()
-            name, level = _INFIX[token.text]
+            name, level = INFIX[token.text]
             left = self.build(name, token.column, left, self.sum(level + 1))
         return left
 
@@ -236,3 +209,82 @@ class _Parser:
             operands.append(self.nested(opening, self.sum))
         self.close(opening)
         return self.build(name.text, name.column, *operands)
+
+
+def to_tree(expression: Expression) -> dict[str, Any]:
+    """The nested form: an operator with left (and right), a terminal's name, or a number."""
+    if isinstance(expression, Call):
+        operands = map(to_tree, expression.operands)
+        return {"data": expression.operator.name, **dict(zip(_SIDES, operands, strict=False))}
+    assert isinstance(expression, Terminal | Constant)
+    return {"data": expression.name if isinstance(expression, Terminal) else expression.value}
+
+
+def from_tree(tree: object) -> Expression:
+    """Read the nested form; a number may be written as a string, an absent side as null.
+
+    Raises PrunerZeroError naming the place, such as left.right, for unknown keys or labels,
+    missing or surplus operands, numbers that are not finite, and trees beyond the limits.
+    """
+    return _read(tree, (), count(1))
+
+
+def load_json(text: str) -> Any:
+    """Decode JSON. Raises PrunerZeroError in one line for invalid or too deeply nested text."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise PrunerZeroError(f"the tree is nested deeper than {MAX_DEPTH} levels") from None
+    except ValueError as error:
+        raise PrunerZeroError(f"invalid JSON: {error}") from None
+
+
+def _read(tree: object, path: tuple[str, ...], nodes: Iterator[int]) -> Expression:
+    # Counted while reading: a dictionary that contains itself, or that shares subtrees, would
+    # be read without end before an expression could refuse its size.
+    if len(path) >= MAX_DEPTH:
+        raise PrunerZeroError(f"the tree is nested deeper than {MAX_DEPTH} levels")
+    if next(nodes) > MAX_SIZE:
+        raise PrunerZeroError(f"the tree has more than {MAX_SIZE} nodes")
+    if not isinstance(tree, Mapping):
+        raise _wrong(path, f"expected an object with 'data', not {type(tree).__name__}")
+    if "data" not in tree:
+        raise _wrong(path, "the key 'data' is missing")
+    for key in tree:
+        if key not in ("data", *_SIDES):
+            word = excerpt(key, 40)
+            raise _wrong(path, f"unknown key {word!a}: {did_you_mean(word, ('data', *_SIDES))}")
+    label = tree["data"]
+    given = [side for side in _SIDES if tree.get(side) is not None]
+    if not isinstance(label, str) or label not in OPERATORS:
+        if given:
+            raise _wrong(path, f"{excerpt(repr(label), 40)} is no operator: remove {given[0]}")
+        return _leaf(label, path)
+    wanted = list(_SIDES[: OPERATORS[label].arity])
+    if given != wanted:
+        raise _wrong(
+            path, f"{label} needs {' and '.join(wanted)}, not {' and '.join(given) or 'none'}"
+        )
+    operands = [_read(tree[side], (*path, side), nodes) for side in wanted]
+    try:
+        return call(label, *operands)
+    except PrunerZeroError as error:
+        raise _wrong(path, str(error)) from None
+
+
+def _leaf(label: object, path: tuple[str, ...]) -> Expression:
+    if isinstance(label, str) and label in TERMINALS:
+        return Terminal(label)
+    try:
+        if isinstance(label, str | int | float) and not isinstance(label, bool):
+            return Constant(float(label))
+    except (ValueError, OverflowError):
+        pass
+    except PrunerZeroError as error:
+        raise _wrong(path, str(error)) from None
+    word = excerpt(label, 40) if isinstance(label, str) else excerpt(repr(label), 40)
+    raise _wrong(path, f"unknown label {word!a}: {did_you_mean(word, [*TERMINALS, *OPERATORS])}")
+
+
+def _wrong(path: tuple[str, ...], problem: str) -> PrunerZeroError:
+    return PrunerZeroError(f"{excerpt('.'.join(path)) or 'root'}: {problem}")

@@ -5,7 +5,7 @@ import re
 from markupsafe import Markup
 
 from pruner_zero.metric.expression import Call, Constant, Expression
-from pruner_zero.metric.operator import ATOM, PRODUCT, SIGN
+from pruner_zero.metric.operators import ATOM, PRODUCT, SIGN
 
 # An operand in an operator's template, with the bars and parentheses that it may need.
 _OPERAND = re.compile(

@@ -1,4 +1,4 @@
-"""A pruning metric: an expression with its name and the comparison scope it was found in."""
+"""A pruning metric: an expression with its name and comparison scope; and the known metrics."""
 
 import json
 import os
@@ -15,17 +15,76 @@ from pruner_zero.choices import Group
 from pruner_zero.errors import PrunerZeroError, did_you_mean, excerpt
 from pruner_zero.markup import element
 from pruner_zero.metric.evaluate import score
-from pruner_zero.metric.expression import Expression
-from pruner_zero.metric.grammar import ParseError, parse
+from pruner_zero.metric.expression import TERMINALS, Expression
+from pruner_zero.metric.grammar import ParseError, from_tree, load_json, parse, to_tree
 from pruner_zero.metric.latex import to_latex
-from pruner_zero.metric.named import NAMED
-from pruner_zero.metric.operator import Shape
-from pruner_zero.metric.terminals import TERMINALS
-from pruner_zero.metric.tree_json import from_tree, load_json, to_tree
+from pruner_zero.metric.operators import Shape
+from pruner_zero.plugins import Registry
 
 MAX_BYTES = 10_000_000
 
 _WORD = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+
+
+@dataclass(frozen=True, slots=True)
+class NamedMetric:
+    """A metric from the literature: its expression, what it ranks weights by, its source."""
+
+    name: str
+    text: str
+    description: str
+    citation: str
+
+
+_ALPHA = "0.7 * (1 - 0.3 * small(S))"
+
+_ALL = (
+    NamedMetric(
+        "magnitude",
+        "W",
+        "the weight's magnitude",
+        "Han et al. 2015, Learning both Weights and Connections, arXiv 1506.02626",
+    ),
+    NamedMetric(
+        "wanda",
+        "W * X",
+        "magnitude times the norm of the input it multiplies",
+        "Sun et al. 2023, Wanda, arXiv 2306.11695, eq. 1",
+    ),
+    NamedMetric(
+        "gblm",
+        "W * X + W * G",
+        "magnitude times input norm plus gradient",
+        "Das et al. 2023, GBLM-Pruner, arXiv 2311.04902",
+    ),
+    NamedMetric(
+        "ria",
+        "(row_share(W) + column_share(W)) * X^0.5",
+        "the weight's share of its row and of its column, times the root of the input norm",
+        "Zhang et al. 2024, Plug-and-Play (RIA), ICLR 2024",
+    ),
+    NamedMetric(
+        "sparsegpt-score",
+        "sqr(W) / sqr(D)",
+        "the layer error that removing the weight causes after the best update of the rest",
+        "Frantar & Alistarh 2023, SparseGPT, arXiv 2301.00774",
+    ),
+    NamedMetric(
+        "pruner-zero",
+        "abs(W * W) * mms(G)",
+        "squared weight times the scaled gradient: the tree the authors' search found",
+        "Dong et al. 2024, Pruner-Zero, arXiv 2406.02924",
+    ),
+    NamedMetric(
+        "z-pruner",
+        f"({_ALPHA} * abs(zsn(row_normalize(S)))^3"
+        f" + (1 - {_ALPHA}) * abs(zsn(column_normalize(S)))^3) * X^1.5",
+        "cubed z-scores of row- and column-normalised weights, times the input norm to 1.5",
+        "Bhuiyan et al. 2025, Z-Pruner, arXiv 2508.15828, as released",
+    ),
+)
+
+NAMED = Registry("metrics", NamedMetric, {metric.name: metric for metric in _ALL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +106,10 @@ class Metric:
                 f"unknown scope '{excerpt(self.scope, 40)}': {did_you_mean(self.scope, scopes)}"
             )
         if self.expression.shape is not Shape.MATRIX:
-            matrices = {name for name in TERMINALS if TERMINALS[name].shape is Shape.MATRIX}
-            used = sorted(self.expression.terminals & matrices)
-            problem = (
-                f"it reduces {' and '.join(used)} to one number" if used else "it needs W, G or S"
-            )
-            raise PrunerZeroError(
-                f"`{excerpt(self.expression)}` gives no value per weight: {problem}"
-            )
+            names = sorted(self.expression.terminals)
+            used = [name for name in names if TERMINALS[name].shape is Shape.MATRIX]
+            why = f"it reduces {' and '.join(used)} to one number" if used else "it needs W, G or S"
+            raise PrunerZeroError(f"`{excerpt(self.expression)}` gives no value per weight: {why}")
 
     @classmethod
     def of(cls, spec: "Metric | Expression | Mapping[str, Any] | str | Path") -> "Metric":
@@ -141,9 +196,7 @@ class Metric:
     def to_tree(self) -> dict[str, Any]:
         """The released nested form, with name and scope at its root where they are set."""
         extra = {"name": self.name, "scope": self.scope}
-        return to_tree(self.expression) | {
-            key: text for key, text in extra.items() if text is not None
-        }
+        return to_tree(self.expression) | {k: text for k, text in extra.items() if text is not None}
 
     def to_json(self) -> str:
         """`to_tree` as JSON text, which `Metric.of` reads back from a file."""

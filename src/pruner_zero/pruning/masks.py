@@ -9,9 +9,8 @@ from torch import Tensor
 from pruner_zero.calibration.statistics import InputStatistic, select
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.metric.evaluate import ScoreError, score
-from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.expression import TERMINALS, Expression, collected_for
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.terminals import TERMINALS, collected_for
 from pruner_zero.models.structure import Matrix
 from pruner_zero.progress import track
 from pruner_zero.pruning.method import Method

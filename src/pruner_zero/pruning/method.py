@@ -7,8 +7,8 @@ from typing import Any, Literal
 from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
 from pruner_zero.choices import Mode, Scope
 from pruner_zero.errors import PrunerZeroError
+from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.terminals import collected_for
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
 from pruner_zero.sparsity.pattern import Pattern

@@ -6,8 +6,7 @@ from typing import Any, cast
 
 from pruner_zero.choices import Scope, Structure
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.named import NAMED
+from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from pruner_zero.metric import NamedMetric, Operator
-from pruner_zero.metric.operator import POWER
+from pruner_zero.metric.operators import POWER
 from pruner_zero.text.source import Role, TextSource
 
 

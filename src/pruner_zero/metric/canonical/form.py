@@ -18,7 +18,7 @@ from pruner_zero.metric.canonical.normal import (
     total,
 )
 from pruner_zero.metric.expression import MAX_DEPTH, Call, Expression, Terminal
-from pruner_zero.metric.operator import Shape
+from pruner_zero.metric.operators import Shape
 
 # fp32 rounds small values away beside a larger offset, and values of higher growth beside any
 # offset.

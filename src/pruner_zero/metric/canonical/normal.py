@@ -6,9 +6,8 @@ from functools import partial, reduce
 
 import torch
 
-from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
+from pruner_zero.metric.expression import TERMINALS, Call, Constant, Expression, Terminal, call
 from pruner_zero.metric.operators import OPERATORS
-from pruner_zero.metric.terminals import TERMINALS
 
 ZERO, ONE = Constant(0.0), Constant(1.0)
 
