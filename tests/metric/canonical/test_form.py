@@ -136,6 +136,7 @@ def test_the_order_of_known_metrics_stays(name: str, scope: Group) -> None:
 
 
 @often
+@example(parse("sqrt(G / D)"), "unit")
 @given(expression=anything, scope=scopes)
 def test_the_form_is_its_own_form_and_never_larger(expression: Expression, scope: Group) -> None:
     form = canonical(expression, scope)

@@ -72,7 +72,8 @@ def _without_outermost(form: Expression, scope: Group) -> Expression:
         return form
     if scope == "unit":
         coefficient, bases = factors(form)
-        return product(math.copysign(1.0, coefficient), bases)
+        simpler = product(math.copysign(1.0, coefficient), bases)
+        return min(simpler, form, key=lambda form: form.size)
     parts = terms(form)
     if 0 < abs(parts.pop(ONE, 0.0)) <= _LARGEST_OFFSET and growth(form) <= _FINE_GROWTH:
         return total(parts)
