@@ -13,6 +13,7 @@ from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.progress import reported_to
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import consecutive_windows
 from tests.conftest import save_tiny
@@ -110,10 +111,11 @@ def test_nan_in_an_embedding_that_the_text_does_not_use_is_refused(prose: str) -
 
 def test_windows_beyond_the_context_are_noted_once(prose: str) -> None:
     heard, model = Notes(), tiny_model("llama")
-    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "progress": heard}
-    evaluate(model, [prose], seqlen=64, windows=3, **options)
-    assert not heard.lines
-    evaluate(model, [prose], seqlen=65, windows=3, **options)
+    options: dict[str, Any] = {"tokenizer": tiny_tokenizer(), "windows": 3}
+    with reported_to(heard):
+        evaluate(model, [prose], seqlen=64, **options)
+        assert not heard.lines
+        evaluate(model, [prose], seqlen=65, **options)
     [note] = heard.lines
     assert "windows of 65 tokens are longer than the model's context of 64" in note
 

@@ -11,6 +11,7 @@ import torch
 
 from pruner_zero.models import Dtype, find_matrices, load_model
 from pruner_zero.models import load as builtin
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import BUILTIN_MODELS
 from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf
@@ -37,8 +38,11 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forbid_reading_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(path: Path, _name: str) -> None:
-        raise AssertionError(f"{path} was read again")
+    read = builtin.read_model
+
+    def fail(path: Path, *rest: Any) -> LanguageModel:
+        assert path.suffix != ".gguf", f"{path} was read again"
+        return read(path, *rest)
 
     monkeypatch.setattr(builtin, "read_model", fail)
 

@@ -222,13 +222,14 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
         raise PrunerZeroError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr(import_module("pruner_zero.pruning.model"), "distill", full)
+        patch.setattr("pruner_zero.recovery.train.Training.run", full)
         assert "no memory" in refusal(
             lambda: prune(language_model(), output=tmp_path / "o", **options)
         )
     notes = Notes()
-    without = {**options, "distill": 0, "progress": notes}
-    assert not prune(language_model(), output=tmp_path / "o", **without).distillation
+    without = {**options, "distill": 0}
+    with reported_to(notes):
+        assert not prune(language_model(), output=tmp_path / "o", **without).distillation
     assert any(note.startswith("going on after block 2") for note in notes.lines)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from pruner_zero.calibration.calibrate import open_store
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.calibration.store import StatisticsStore
-from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.progress import note
 from pruner_zero.settings.calibration import CalibrationSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
@@ -53,6 +53,7 @@ def open_calibration(
             fingerprint=fingerprint,
         )
         check_tokens(language_model.model, windows.tokens)
+        note_long_windows(language_model.model, windows.seqlen)
     store = open_store(
         language_model,
         windows,

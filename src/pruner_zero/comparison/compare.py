@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from pruner_zero.devices import CPU, naming_out_of_memory, torch_threads
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.files import check_file
-from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.structure import find_matrices, parameters_of, size_of
-from pruner_zero.progress import SILENT, note, reported_to
+from pruner_zero.progress import note
 from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.pruning.method import Method, Order
@@ -118,8 +118,9 @@ def compare(
                 fingerprint=store.settings["model"],
             )
         # A remark on long windows is made once, by `open_calibration`.
-        with reported_to(SILENT) if test.seqlen == windows.seqlen else nullcontext():
-            check_tokens(language_model.model, test.tokens)
+        check_tokens(language_model.model, test.tokens)
+        if test.seqlen != windows.seqlen:
+            note_long_windows(language_model.model, test.seqlen)
         table = _Table(checked, language_model, windows, test, store)
         return table.fill(chosen, file)
 

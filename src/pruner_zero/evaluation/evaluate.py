@@ -1,7 +1,6 @@
 """`evaluate`: the perplexity of a model on a text, its scores in tasks, or its speed."""
 
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -11,10 +10,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.evaluation.speed import Speed, measure_speed
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
-from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.language_model import LanguageModel, note_long_windows
 from pruner_zero.models.load import as_language_model
 from pruner_zero.models.structure import check_finite
-from pruner_zero.progress import SILENT, reported_to
 from pruner_zero.settings.base import name_of
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.read import read_settings
@@ -118,7 +116,7 @@ def measure(
         for corpus in corpora:
             measured, seqlen = load_measured(), settings.seqlen
             windows = consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
-            with reported_to(SILENT) if perplexities else nullcontext():
-                check_tokens(measured.model, windows.tokens)
+            if not perplexities:
+                note_long_windows(measured.model, seqlen)
             perplexities.append(perplexity(measured, windows, settings.batch_size))
     return perplexities, scores, speed

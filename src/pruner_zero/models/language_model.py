@@ -105,8 +105,7 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> 
     generated: tokens that the model adds to each window.
 
     Every token needs a row of the embedding and of the head, and every position a row of the table
-    of positions where a model has learned one (GPT-2, OPT); rotary models have no such limit. A
-    window longer than the model's context is noted.
+    of positions where a model has learned one (GPT-2, OPT); rotary models have no such limit.
     """
     if not len(tokens):
         return
@@ -132,11 +131,15 @@ def check_tokens(model: PreTrainedModel, tokens: Tensor, generated: int = 0) -> 
                     f"windows of {length} tokens are longer than the {positions} positions that "
                     f"the model has learned: choose --seqlen {positions - generated} or less"
                 )
+
+
+def note_long_windows(model: PreTrainedModel, seqlen: int) -> None:
+    """Note where windows of `seqlen` tokens are longer than the context of `model`."""
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(context, int) and 0 < context < length:
+    if isinstance(context, int) and 0 < context < seqlen:
         note(
-            f"windows of {length} tokens are longer than the model's context of {context} "
-            f"(max_position_embeddings): --seqlen {context - generated} or less would fit"
+            f"windows of {seqlen} tokens are longer than the model's context of {context} "
+            f"(max_position_embeddings): --seqlen {context} or less would fit"
         )
 
 
