@@ -40,8 +40,8 @@ from pruner_zero.evolution.run import run_batches
 from pruner_zero.evolution.settings import space_of
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_json
-from pruner_zero.metric import parse
-from pruner_zero.models import load_model
+from pruner_zero.metric.grammar import parse
+from pruner_zero.models.load import load_model
 from pruner_zero.progress import reported_to
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import load_corpus

@@ -29,8 +29,10 @@ from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.row_sample import closed_form_error, sampled_masks
 from pruner_zero.evolution.settings import space_of
 from pruner_zero.files import append_line, read_lines, write_atomic
-from pruner_zero.metric import NAMED, parse
-from pruner_zero.models import load_model, next_token_loss
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.metric import NAMED
+from pruner_zero.models.load import load_model
+from pruner_zero.models.loss import next_token_loss
 from pruner_zero.progress import reported_to
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.mixture import load_mixture

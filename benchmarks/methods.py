@@ -19,7 +19,7 @@ from typing import Any
 from pruner_zero import compare
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.files import write_json
-from pruner_zero.models import load_model
+from pruner_zero.models.load import load_model
 from pruner_zero.progress import reported_to
 from tables import cut, markdown, results, script_parser, write_page
 

@@ -27,11 +27,12 @@ from scipy.stats import norm
 from torch import Tensor
 
 from pruner_zero import prune, recover
-from pruner_zero.calibration import self_windows
+from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
-from pruner_zero.models import LanguageModel, load_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.windows import consecutive_windows

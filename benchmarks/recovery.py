@@ -23,7 +23,9 @@ import torch
 from pruner_zero import evaluate, prune, recover
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.files import write_json
-from pruner_zero.models import LanguageModel, find_matrices, load_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
 from tables import markdown, results, script_parser, write_page
 

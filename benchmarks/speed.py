@@ -29,9 +29,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedConfig
 from pruner_zero import prune
 from pruner_zero.evaluation.speed import measure_speed
 from pruner_zero.files import write_json
-from pruner_zero.models import LanguageModel, find_matrices, load_model, save_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.save import save_model
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.provenance import provenance
-from pruner_zero.sparsity import SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.pattern import keep_mask
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from tables import markdown, results, script_parser, write_page
 
 TORCH, LLAMA_CPP = results("speed.json"), results("llama-cpp.json")

@@ -28,11 +28,12 @@ import torch
 from torch import Tensor
 
 from pruner_zero import evaluate, prune
-from pruner_zero.calibration import take_windows
+from pruner_zero.calibration.windows import take_windows
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import read_lines, write_json
-from pruner_zero.models import LanguageModel, load_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
 from pruner_zero.progress import reported_to
 from pruner_zero.structure.units import Structured
 from pruner_zero.text.mixture import load_mixture

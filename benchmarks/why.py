@@ -23,9 +23,11 @@ from torch import Tensor
 
 from proof import FIRST_WRITTEN, divergence, in_bfloat16
 from pruner_zero import prune
-from pruner_zero.calibration import self_windows
+from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.files import write_atomic
-from pruner_zero.models import LanguageModel, load_model, start_token
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.sampling import start_token
 from pruner_zero.text.corpus import Corpus, load_corpus
 from tables import markdown, results, script_parser, write_page
 

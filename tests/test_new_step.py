@@ -10,12 +10,13 @@ import torch
 from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.row_sample import closed_form_error
-from pruner_zero.metric import parse
-from pruner_zero.models import find_matrices
+from pruner_zero.metric.grammar import parse
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.method import describe_steps
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
-from pruner_zero.sparsity import STEPS, Layer
+from pruner_zero.sparsity.steps.registry import STEPS
+from pruner_zero.sparsity.steps.step import Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
 from tests.evolution.test_update import by_magnitude
 from tests.test_plugins import Install, install  # noqa: F401
@@ -23,7 +24,7 @@ from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
 RESCALE = '''
-from pruner_zero.sparsity import Step, Updated
+from pruner_zero.sparsity.steps.step import Step, Updated
 
 def rescale(layer):
     """Each row keeps its norm: the kept weights are scaled up."""

@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from pruner_zero import prune
-from pruner_zero.calibration import InputStatistic
-from pruner_zero.calibration.statistics import STATISTICS
-from pruner_zero.metric import TERMINALS, Shape, Statistic
-from pruner_zero.models import find_matrices
-from pruner_zero.sparsity import Unstructured, keep_mask
+from pruner_zero.calibration.statistics import STATISTICS, InputStatistic
+from pruner_zero.metric.expression import TERMINALS, Statistic
+from pruner_zero.metric.operators import Shape
+from pruner_zero.models.structure import find_matrices
+from pruner_zero.sparsity.pattern import keep_mask
+from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import random_windows
 from tests.calibration.reference import plain_inputs

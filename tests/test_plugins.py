@@ -22,17 +22,11 @@ from pruner_zero.evolution.settings import check_settings, space_of, workers_of
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.variation import MUTATIONS
 from pruner_zero.execution.registry import make_executor
-from pruner_zero.metric import (
-    EXTENDED,
-    NAMED,
-    OPERATORS,
-    PUBLISHED,
-    Metric,
-    parse,
-    to_latex,
-    to_mathml,
-)
 from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.latex import to_latex, to_mathml
+from pruner_zero.metric.metric import NAMED, Metric
+from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import load_corpus
 from pruner_zero.text.source import SOURCES
@@ -77,7 +71,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install
 
 
 OPERATOR = """
-from pruner_zero.metric import Operator
+from pruner_zero.metric.operators import Operator
 half = Operator("half", 1, lambda x: x / 2, factor=0.5)
 """
 
@@ -102,7 +96,7 @@ def test_an_operator_serves_wherever_it_is_named(install: Install) -> None:
 
 FACTS = """
 import torch
-from pruner_zero.metric import Operator
+from pruner_zero.metric.operators import Operator
 from pruner_zero.metric.operators import POWER, PRODUCT
 soft = Operator("soft", 1, lambda x: x / (1 + x.abs()), increasing="always", sign="keeps",
     parity="odd", latex=(r"\\frac{#1}{1 + |#1|}", POWER))
@@ -211,7 +205,9 @@ def test_metric_list_shows_plug_ins_with_their_package(install: Install, cli: Cl
 def test_a_plug_in_that_cannot_be_used_is_one_line_that_names_its_package(
     install: Install,
 ) -> None:
-    code = "from pruner_zero.metric import OPERATORS\nother = OPERATORS['abs']\nnumber = 3\n"
+    code = (
+        "from pruner_zero.metric.operators import OPERATORS\nother = OPERATORS['abs']\nnumber = 3\n"
+    )
     install("plug_good", "operators", {"other": "other", "number": "number"}, code)
     install("plug_bad", "operators", {"broken": "x"}, "raise RuntimeError('no\\nlicence')")
     assert parse("abs(W)") is not None

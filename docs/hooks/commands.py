@@ -7,10 +7,13 @@ from typing import Any
 import typer
 
 from pruner_zero.cli.app import app
-from pruner_zero.metric import NAMED, OPERATORS, PUBLISHED, TERMINALS, parse
+from pruner_zero.metric.expression import TERMINALS
+from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.latex import to_mathml
+from pruner_zero.metric.metric import NAMED
+from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 from pruner_zero.settings.base import Settings
-from pruner_zero.sparsity import STEPS
+from pruner_zero.sparsity.steps.registry import STEPS
 
 # Where the settings of the verbs that take --config are.
 SETTINGS = {

@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from pruner_zero.analysis.analysis import analyze
     from pruner_zero.comparison.compare import compare
     from pruner_zero.evaluation.evaluate import evaluate
-    from pruner_zero.evolution import Study, search
+    from pruner_zero.evolution.run import search
+    from pruner_zero.evolution.study import Study
     from pruner_zero.metric.metric import Metric
     from pruner_zero.models.load import load_model
     from pruner_zero.pruning.prune import prune
@@ -18,14 +19,14 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "Metric": "metric.metric",
-    "Study": "evolution",
+    "Study": "evolution.study",
     "analyze": "analysis.analysis",
     "compare": "comparison.compare",
     "evaluate": "evaluation.evaluate",
     "load_model": "models.load",
     "prune": "pruning.prune",
     "recover": "recovery.recover",
-    "search": "evolution",
+    "search": "evolution.run",
 }
 
 __all__ = [

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.calibration import calibrate, open_store
+from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.calibration.gradients import collect_gradients
-from pruner_zero.models import find_matrices, load_model
+from pruner_zero.models.load import load_model
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import random_windows

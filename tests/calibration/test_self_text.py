@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.calibration import self_text, self_windows
+from pruner_zero.calibration import self_text
+from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
-from pruner_zero.models import LanguageModel, load_model, sample_windows
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.sampling import sample_windows
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.tensor_file import TensorFile
 from pruner_zero.text.windows import Windows

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.calibration import InputStatistic, calibrate, open_store
-from pruner_zero.calibration.statistics import STATISTICS, WeightGradientStatistic
-from pruner_zero.metric import TERMINALS, collected_for
-from pruner_zero.models import find_matrices, load_model
+from pruner_zero.calibration.calibrate import calibrate, open_store
+from pruner_zero.calibration.statistics import STATISTICS, InputStatistic, WeightGradientStatistic
+from pruner_zero.metric.expression import TERMINALS, collected_for
+from pruner_zero.models.load import load_model
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import random_windows

@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from pruner_zero.calibration.windows import take_windows
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.mixture import Mixture, SelfText, load_mixture
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 import pruner_zero
-from pruner_zero.metric import NAMED, OPERATORS, TERMINALS, Metric
+from pruner_zero.metric.expression import TERMINALS
+from pruner_zero.metric.metric import NAMED, Metric
+from pruner_zero.metric.operators import OPERATORS
 from tests.cli.conftest import Cli, Outcome
 from tests.processes import finish, start
 

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from pruner_zero import plugins
-from pruner_zero.metric import NAMED, OPERATORS
+from pruner_zero.metric.metric import NAMED
+from pruner_zero.metric.operators import OPERATORS
 from pruner_zero.text.source import SOURCES
 from tests.cli.conftest import Cli, cli
 from tests.conftest import save_tiny

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution import SearchSpace, Status, Study, search
 from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
 from pruner_zero.evolution.hall_of_fame import complexity
-from pruner_zero.evolution.run import run_batches
+from pruner_zero.evolution.run import Status, run_batches, search
 from pruner_zero.evolution.settings import space_of
-from pruner_zero.evolution.space import PUBLISHED_SPACE
+from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
+from pruner_zero.evolution.study import Study
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 
 from pruner_zero.evolution.published import simplify_opposing
-from pruner_zero.metric import Call, Expression, parse
+from pruner_zero.metric.expression import Call, Expression
+from pruner_zero.metric.grammar import parse
 from tests.metric.strategies import expressions, lightly
 
 

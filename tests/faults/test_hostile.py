@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.metric import Metric
+from pruner_zero.metric.metric import Metric
 from pruner_zero.models.read import INDEX
 from pruner_zero.pruning.prune import prune
 from pruner_zero.tensor_file import TensorFile

@@ -15,7 +15,7 @@ from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator, Task
 from pruner_zero.evolution.row_sample import sample_matrix
-from pruner_zero.sparsity import Unstructured
+from pruner_zero.sparsity.selection import Unstructured
 from tests.faults.verbs import one_line, run
 
 # So large that each tensor of this size is asked from the system itself.

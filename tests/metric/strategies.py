@@ -7,7 +7,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruner_zero.metric import OPERATORS, TERMINALS, Constant, Expression, Terminal, call
+from pruner_zero.metric.expression import TERMINALS, Constant, Expression, Terminal, call
+from pruner_zero.metric.operators import OPERATORS
 
 # The first call into torch, or a busy machine, takes longer than the default deadline.
 lightly = settings(deadline=None, max_examples=30)

@@ -10,18 +10,10 @@ import torch
 from hypothesis import given
 from torch import Tensor
 
-from pruner_zero.metric import (
-    Call,
-    Constant,
-    Expression,
-    Operator,
-    ScoreError,
-    Terminal,
-    evaluate,
-    parse,
-    score,
-)
-from pruner_zero.metric.evaluate import _zero_divisor, evaluate_stack
+from pruner_zero.metric.evaluate import ScoreError, _zero_divisor, evaluate, evaluate_stack, score
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.operators import Operator
 from tests.metric.strategies import (
     expressions,
     lightly,

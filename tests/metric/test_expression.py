@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import Call, Constant, Expression, Shape, Terminal, call, evaluate, parse
-from pruner_zero.metric.operators import Operator
+from pruner_zero.metric.evaluate import evaluate
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal, call
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.operators import Operator, Shape
 from tests.metric.strategies import (
     constants,
     expressions,
@@ -81,7 +83,7 @@ def test_equality_and_hash_follow_the_structure(
 
 def test_a_pickled_expression_is_found_in_a_set_of_another_process() -> None:
     script = (
-        "import pickle, sys; from pruner_zero.metric import parse;"
+        "import pickle, sys; from pruner_zero.metric.grammar import parse;"
         "assert pickle.load(sys.stdin.buffer) in {parse('abs(W * X) + 0.5')}"
     )
     data = pickle.dumps(parse("abs(W * X) + 0.5"))

@@ -10,18 +10,9 @@ import pytest
 from hypothesis import given
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import (
-    Constant,
-    Expression,
-    Metric,
-    ParseError,
-    Terminal,
-    call,
-    from_tree,
-    parse,
-    to_tree,
-)
-from pruner_zero.metric.grammar import load_json
+from pruner_zero.metric.expression import Constant, Expression, Terminal, call
+from pruner_zero.metric.grammar import ParseError, from_tree, load_json, parse, to_tree
+from pruner_zero.metric.metric import Metric
 from tests.metric.strategies import expressions, lightly
 
 W, G, X = Terminal("W"), Terminal("G"), Terminal("X")

@@ -5,7 +5,10 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from hypothesis import given
 
-from pruner_zero.metric import NAMED, Expression, parse, to_latex, to_mathml
+from pruner_zero.metric.expression import Expression
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.latex import to_latex, to_mathml
+from pruner_zero.metric.metric import NAMED
 from tests.metric.strategies import expressions, lightly
 
 

@@ -13,7 +13,9 @@ USE = """
 import numpy as np
 from pruner_zero.evolution.generate import random_expression
 from pruner_zero.evolution.space import SearchSpace
-from pruner_zero.metric import EXTENDED, OPERATORS, parse, to_latex
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.latex import to_latex
+from pruner_zero.metric.operators import EXTENDED, OPERATORS
 from pruner_zero.metric.canonical.form import canonical
 from tests.suites.operators import OperatorSuite
 

@@ -6,13 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from pruner_zero.metric import (
-    EXTENDED,
-    OPERATORS,
-    PUBLISHED,
-    Operator,
-    Shape,
-)
+from pruner_zero.metric.operators import EXTENDED, OPERATORS, PUBLISHED, Operator, Shape
 from tests.suites.operators import OperatorSuite
 
 CLAIMS = [name for name in dir(OperatorSuite) if name.startswith("test_")]

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, load_model, run_block
-from pruner_zero.models.blocks import check_block_calls, record_block_calls
+from pruner_zero.models.blocks import BlockCalls, check_block_calls, record_block_calls, run_block
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.structure import find_blocks
 from pruner_zero.offload.model import load_offloaded
 from tests.models.expected import FINAL_NORM
 from tests.tiny import tiny_tokenizer

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.models import Dtype, find_matrices, load_model
+from pruner_zero.choices import Dtype
 from pruner_zero.models import load as builtin
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.load import BUILTIN_MODELS
+from pruner_zero.models.load import BUILTIN_MODELS, load_model
+from pruner_zero.models.read import read_model
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
@@ -38,11 +40,9 @@ def gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def forbid_reading_gguf(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = builtin.read_model
-
     def fail(path: Path, *rest: Any) -> LanguageModel:
         assert path.suffix != ".gguf", f"{path} was read again"
-        return read(path, *rest)
+        return read_model(path, *rest)
 
     monkeypatch.setattr(builtin, "read_model", fail)
 

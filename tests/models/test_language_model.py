@@ -4,12 +4,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from pruner_zero.models import (
-    LanguageModel,
-    check_tokens,
-    find_matrices,
-    next_token_loss,
-)
+from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.structure import find_matrices
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, POSITIONS, VOCABULARY, tiny_model, tiny_windows

@@ -17,8 +17,11 @@ from safetensors.torch import load_file, save_file
 from transformers import BertConfig, T5Config
 
 from pruner_zero import prune
+from pruner_zero.choices import Dtype
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import Dtype, LanguageModel, as_language_model, load_model, save_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import as_language_model, load_model
+from pruner_zero.models.save import save_model
 from pruner_zero.offload.model import load_offloaded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from pruner_zero.calibration import collect_inputs
 from pruner_zero.calibration.gradients import collect_gradients
+from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.devices import CPU, Devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import record_block_calls

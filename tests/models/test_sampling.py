@@ -11,7 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, end_tokens, sample_windows, start_token
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, SLIDING_WINDOW, VOCABULARY, tiny_model
 

@@ -6,7 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruner_zero.models import LanguageModel, find_matrices, load_model, save_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.save import save_model
+from pruner_zero.models.structure import find_matrices
 from tests.full_disk import full_disk
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer

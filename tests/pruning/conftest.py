@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from pruner_zero.calibration import StatisticsStore, open_store
+from pruner_zero.calibration.calibrate import open_store
+from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows, random_windows

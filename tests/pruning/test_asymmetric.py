@@ -11,7 +11,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from pruner_zero.calibration.walk import Walk
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, find_blocks, find_matrices
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.pruning.model import prune_model

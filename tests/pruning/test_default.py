@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.prune import prune
 from pruner_zero.settings.prune import DEFAULT, PruneSettings

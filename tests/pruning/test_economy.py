@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pruner_zero.calibration import calibrate
+from pruner_zero.calibration.calibrate import calibrate
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import BlockCalls, LanguageModel, find_blocks, find_matrices
+from pruner_zero.models.blocks import BlockCalls
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pruner_zero.calibration import collect_inputs
+from pruner_zero.calibration.inputs import collect_inputs
 from pruner_zero.choices import Mode
 from pruner_zero.models.blocks import run_block
 from pruner_zero.models.language_model import LanguageModel

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pruner_zero.choices import Mode
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import find_blocks
+from pruner_zero.models.structure import find_blocks
 from pruner_zero.pruning.matrix import total_sparsity
 from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import parse_method

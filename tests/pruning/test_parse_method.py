@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.metric import Metric
+from pruner_zero.metric.metric import Metric
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.structure.blocks import Blocks
 from pruner_zero.structure.experts import Experts

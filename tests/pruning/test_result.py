@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import sha256
-from pruner_zero.metric import Metric
+from pruner_zero.metric.metric import Metric
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.result import PruneResult

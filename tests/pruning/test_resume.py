@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pruner_zero.metric import Metric
+from pruner_zero.metric.metric import Metric
 from tests.conftest import save_tiny
 from tests.processes import Forked, finish, start
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.calibration import StatisticsStore, calibrate
+from pruner_zero.calibration.calibrate import calibrate
+from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Mode
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.model import prune_model

@@ -7,14 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.choices import Mode
-from pruner_zero.models import Matrix
+from pruner_zero.models.structure import Matrix
 from pruner_zero.pruning.masks import Mask, masks_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.statistics import ASYMMETRY, Statistics
-from pruner_zero.sparsity import Hessian, Pattern, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE, solve
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.prune import prune
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model

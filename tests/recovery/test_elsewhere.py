@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.result import RecoverResult
 from tests.elsewhere import HERE, THERE, elsewhere

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pruner_zero.models import LanguageModel, find_matrices
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.recovery.kept_weights import KeptWeights
 from pruner_zero.recovery.recover import check_pruned
 from tests.recovery.conftest import pruned_model

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
-from pruner_zero.models import find_matrices, parameters_of
+from pruner_zero.models.structure import find_matrices, parameters_of
 from pruner_zero.recovery.kept_weights import float32_weights
 from pruner_zero.recovery.train import FORWARD_TOKENS
 

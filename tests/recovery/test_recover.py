@@ -8,9 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruner_zero.calibration import self_windows
+from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel, find_matrices, load_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.structure import find_matrices
 from pruner_zero.recovery.recover import recover
 from pruner_zero.recovery.result import RecoverResult
 from pruner_zero.recovery.train import Training

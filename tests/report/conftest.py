@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from pruner_zero.choices import Scope
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
 from pruner_zero.files import with_checksum
-from pruner_zero.metric import parse
+from pruner_zero.metric.grammar import parse
 from pruner_zero.pruning.matrix import MatrixRecord
-from pruner_zero.sparsity import Scope
 
 Judged = tuple[str, Scope, Mapping[str, float]]
 Row = dict[str, Any]

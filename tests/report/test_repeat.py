@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from pruner_zero import compare, prune
-from pruner_zero.evolution import Study, search
+from pruner_zero.evolution.run import search
+from pruner_zero.evolution.study import Study
 from pruner_zero.report.page import report
 from tests.cli.conftest import Cli, cli
 from tests.report.html import Page

@@ -17,7 +17,7 @@ from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.report import report
+from pruner_zero.report.page import report
 from pruner_zero.structure.blocks import Blocks, drop_blocks
 from tests.conftest import save_tiny
 from tests.pruning.conftest import language_model

@@ -19,7 +19,7 @@ from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.report import report
+from pruner_zero.report.page import report
 from pruner_zero.structure.experts import Experts
 from pruner_zero.structure.mixtures import find_mixtures
 from pruner_zero.text.windows import Windows

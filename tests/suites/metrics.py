@@ -2,7 +2,9 @@
 
 import torch
 
-from pruner_zero.metric import NAMED, TERMINALS, Metric, NamedMetric, parse
+from pruner_zero.metric.expression import TERMINALS
+from pruner_zero.metric.grammar import parse
+from pruner_zero.metric.metric import NAMED, Metric, NamedMetric
 
 
 class NamedMetricSuite:

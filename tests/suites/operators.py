@@ -7,21 +7,11 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from pruner_zero.metric import (
-    OPERATORS,
-    Call,
-    Constant,
-    Expression,
-    Operator,
-    Shape,
-    Terminal,
-    from_tree,
-    parse,
-    to_latex,
-    to_mathml,
-    to_tree,
-)
 from pruner_zero.metric.canonical.form import canonical
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
+from pruner_zero.metric.grammar import from_tree, parse, to_tree
+from pruner_zero.metric.latex import to_latex, to_mathml
+from pruner_zero.metric.operators import OPERATORS, Operator, Shape
 
 SIZES = ((2, 5), (4, 3), (3, 3))
 SEEDS = range(5)

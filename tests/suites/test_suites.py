@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pruner_zero.execution.executor import Executor, SerialExecutor, Work
-from pruner_zero.metric import NAMED, OPERATORS, NamedMetric, Operator
+from pruner_zero.metric.metric import NAMED, NamedMetric
+from pruner_zero.metric.operators import OPERATORS, Operator
 from pruner_zero.text.source import SOURCES, Role, TextSource
 from tests.suites.executors import ExecutorSuite
 from tests.suites.metrics import NamedMetricSuite

@@ -13,13 +13,8 @@ from pruner_zero.cache import filling, use
 from pruner_zero.calibration.store import cache_key
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache
-from pruner_zero.models import (
-    LanguageModel,
-    check_tokens,
-    end_tokens,
-    sample_windows,
-    start_token,
-)
+from pruner_zero.models.language_model import LanguageModel, check_tokens
+from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.windows import Windows, tokens_sha256

@@ -19,7 +19,8 @@ from pruner_zero.progress import reported_to
 from pruner_zero.settings.search import SearchSettings
 
 if TYPE_CHECKING:
-    from pruner_zero.evolution import Status, Study
+    from pruner_zero.evolution.run import Status
+    from pruner_zero.evolution.study import Study
 
 # Either of these is the budget of a search.
 _BUDGET = {"minutes", "evaluations"}
@@ -40,7 +41,7 @@ def search(
     quiet: options.Quiet = False,
 ) -> None:
     """Search for the best metric for MODEL. After an interruption, `--resume RUN` continues it."""
-    from pruner_zero.evolution import search as run
+    from pruner_zero.evolution.run import search as run
 
     if resume is not None and config is not None:
         raise PrunerZeroError("--resume reads the settings of its run: leave out --config")

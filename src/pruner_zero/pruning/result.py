@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pruner_zero.files import write_atomic, write_json
-from pruner_zero.models import LanguageModel, save_model
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.save import save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.method import Method, Point, describe_steps

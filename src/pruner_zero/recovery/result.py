@@ -8,7 +8,7 @@ from typing import Any
 
 from pruner_zero.choices import SELF
 from pruner_zero.files import write_atomic, write_json, writing
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.method import Point
 from pruner_zero.result_folder import NOT_RETRAINED, title_of

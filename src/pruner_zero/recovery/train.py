@@ -16,7 +16,8 @@ from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.models import Matrix, experts_of, next_token_loss, parameters_of
+from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.structure import Matrix, experts_of, parameters_of
 from pruner_zero.progress import note, track
 from pruner_zero.pruning.method import Point
 from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models import LanguageModel
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import Mixture

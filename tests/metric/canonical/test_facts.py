@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from pruner_zero.metric import Constant, parse
 from pruner_zero.metric.canonical.normal import growth, is_positive, is_tame
+from pruner_zero.metric.expression import Constant
+from pruner_zero.metric.grammar import parse
 
 
 @pytest.mark.parametrize(

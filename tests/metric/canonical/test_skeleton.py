@@ -6,9 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.choices import Group
-from pruner_zero.metric import parse, score
 from pruner_zero.metric.canonical.form import canonical
 from pruner_zero.metric.canonical.skeleton import Skeleton
+from pruner_zero.metric.evaluate import score
+from pruner_zero.metric.grammar import parse
 from tests.metric.strategies import expressions
 
 

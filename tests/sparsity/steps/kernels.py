@@ -6,9 +6,12 @@ from unittest.mock import patch
 
 from torch import Tensor
 
-from pruner_zero.sparsity import Hessian, Layer, Pattern, Unstructured, Updated
 from pruner_zero.sparsity import selection as patterns
+from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.pattern import Pattern
+from pruner_zero.sparsity.selection import Unstructured
 from pruner_zero.sparsity.steps import exact_swaps, least_squares, swaps, sweep
+from pruner_zero.sparsity.steps.step import Layer, Updated
 
 HALF = Unstructured(0.5)
 

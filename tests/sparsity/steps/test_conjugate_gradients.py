@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pruner_zero.sparsity import Hessian
+from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.steps import conjugate_gradients
 from pruner_zero.sparsity.steps.conjugate_gradients import dot
 from tests.sparsity import reference

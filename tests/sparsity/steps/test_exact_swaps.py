@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pruner_zero.sparsity import Pattern, SemiStructured, Unstructured, keep_mask
+from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps import exact_swaps
 from pruner_zero.sparsity.steps.least_squares import TOLERANCE
 from tests.sparsity import reference

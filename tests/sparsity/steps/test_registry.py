@@ -8,15 +8,8 @@ import torch
 
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.search import SearchSettings
-from pruner_zero.sparsity import (
-    STEPS,
-    Layer,
-    Step,
-    Updated,
-    in_order,
-    plan,
-    run_steps,
-)
+from pruner_zero.sparsity.steps.registry import STEPS, in_order, plan, run_steps
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated
 from tests.sparsity.steps.kernels import layer_of
 from tests.sparsity.steps.test_sweep import layer
 

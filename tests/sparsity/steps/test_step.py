@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import STEPS, SemiStructured, Unstructured, Updated, keep_mask
+from pruner_zero.sparsity.pattern import keep_mask
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
+from pruner_zero.sparsity.steps.registry import STEPS
+from pruner_zero.sparsity.steps.step import Updated
 from tests.sparsity.steps.kernels import layer_of
 from tests.sparsity.steps.test_sweep import layer
 

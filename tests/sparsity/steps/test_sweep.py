@@ -7,14 +7,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.sparsity import (
-    Hessian,
-    Pattern,
-    SemiStructured,
-    Unstructured,
-    keep_mask,
-    pruned_count,
-)
+from pruner_zero.sparsity.hessian import Hessian
+from pruner_zero.sparsity.pattern import Pattern, keep_mask
+from pruner_zero.sparsity.selection import SemiStructured, Unstructured
+from pruner_zero.sparsity.threshold import pruned_count
 from tests.elsewhere import HERE, elsewhere, waits
 from tests.sparsity import reference
 from tests.sparsity.steps.kernels import sparsegpt

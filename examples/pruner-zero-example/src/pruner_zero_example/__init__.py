@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from pruner_zero.metric import NamedMetric, Operator
-from pruner_zero.metric.operators import POWER
+from pruner_zero.metric.metric import NamedMetric
+from pruner_zero.metric.operators import POWER, Operator
 from pruner_zero.text.source import Role, TextSource
 
 
