@@ -15,8 +15,7 @@ from pruner_zero.models.structure import find_matrices
 from pruner_zero.pruning.method import describe_steps
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
-from pruner_zero.sparsity.steps.registry import STEPS
-from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.sparsity.steps.step import STEPS, Layer
 from tests.evolution.conftest import Build, build  # noqa: F401
 from tests.evolution.test_update import by_magnitude
 from tests.test_plugins import Install, install  # noqa: F401

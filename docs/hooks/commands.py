@@ -13,7 +13,7 @@ from pruner_zero.metric.latex import to_mathml
 from pruner_zero.metric.metric import NAMED
 from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 from pruner_zero.settings.base import Settings
-from pruner_zero.sparsity.steps.registry import STEPS
+from pruner_zero.sparsity.steps.step import STEPS
 
 # Where the settings of the verbs that take --config are.
 SETTINGS = {

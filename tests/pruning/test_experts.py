@@ -16,8 +16,7 @@ from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.sparsity.hessian import Hessian, shrinkage_for
 from pruner_zero.sparsity.pattern import keep_mask
-from pruner_zero.sparsity.steps.registry import STEPS
-from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.sparsity.steps.step import STEPS, Layer
 from pruner_zero.text.windows import Windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.pruning.plain import (

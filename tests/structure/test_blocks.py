@@ -113,6 +113,16 @@ def test_dropping_blocks_is_setting_their_matrices_to_zero(architecture: str) ->
     assert model.config.num_hidden_layers == DEPTH - 2
 
 
+def test_blocks_come_back_when_the_context_ends() -> None:
+    model = tiny_model("llama", blocks=DEPTH)
+    before, blocks, config = logits(model), find_blocks(model), model.config.to_dict()
+    with Blocks(0.5, dropped=(1, 2)).shrunk(model):
+        torch.testing.assert_close(logits(model), masked("llama", [1, 2]), atol=1e-5, rtol=1e-5)
+    assert [*find_blocks(model)] == [*blocks]
+    assert model.config.to_dict() == config
+    assert torch.equal(logits(model), before)
+
+
 def test_an_odd_run_of_blocks_keeps_the_kind_of_each_that_stays() -> None:
     """Made anew from its pattern, the list would have given later blocks the other kind."""
     model = tiny_model("gemma3", blocks=DEPTH)

@@ -15,7 +15,7 @@ from pruner_zero.comparison.compare import compare
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_blocks, find_matrices
-from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.result import PruneResult
@@ -59,7 +59,9 @@ def chosen_by(
     """The pattern of a method after pruning by it."""
     method = parse_method(text, damping=damping)
     method = replace(method, pattern=method.pattern.fit(model.model))
-    pattern = prune_model(model, windows, method, new_store(model)).method.pattern
+    matrices = check_plan(model, method, method.pattern.include)
+    pruned = prune_model(model, windows, method, new_store(model), matrices=matrices)
+    pattern = pruned.method.pattern
     assert isinstance(pattern, Experts)
     return pattern
 

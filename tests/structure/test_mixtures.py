@@ -19,12 +19,8 @@ from transformers import (
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks, size_of
-from pruner_zero.structure.mixtures import (
-    experts_kept,
-    find_mixtures,
-    keep_experts,
-    size_with_experts,
-)
+from pruner_zero.structure.experts import Experts
+from pruner_zero.structure.mixtures import Mixtures, find_mixtures
 from tests.structure.test_couplings import logits
 from tests.tiny_models import ARCHITECTURES, EXPERTS, tiny_model
 
@@ -53,6 +49,15 @@ LATENT: dict[str, Any] = {
     "n_routed_experts": EXPERTS,
     "first_k_dense_replace": 1,
 }
+
+
+def keeping(mixtures: Mixtures, kept: Mapping[int, Sequence[int]]) -> Experts:
+    """The pattern by which these experts of each block stay."""
+    scores = {
+        block: [float(expert in experts) for expert in range(mixtures.count)]
+        for block, experts in kept.items()
+    }
+    return Experts(0.5, mixtures=mixtures, kept=len(next(iter(kept.values()))), scores=scores)
 
 
 def router_of(block: nn.Module) -> nn.Module:
@@ -120,12 +125,13 @@ def test_removed_experts_are_those_that_no_router_chooses(family: str) -> None:
     with never_chosen(model, kept):
         expected = logits(model)
     assert (expected - dense).abs().max() > 1e-3
-    predicted, before = size_with_experts(model, mixtures, 5), size_of(model)
-    with experts_kept(model, mixtures, kept):
+    pattern = keeping(mixtures, kept)
+    predicted, before = pattern.size(model), size_of(model)
+    with pattern.shrunk(model):
         torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
     assert size_of(model) == before
     assert torch.equal(logits(model), dense)
-    keep_experts(model, mixtures, kept)
+    pattern.shrink(model)
     torch.testing.assert_close(logits(model), expected, atol=1e-5, rtol=1e-5)
     assert size_of(model) == predicted < before
     rebuilt = AutoModelForCausalLM.from_config(type(model.config).from_dict(model.config.to_dict()))
@@ -174,7 +180,7 @@ def test_every_other_architecture_is_refused(architecture: str) -> None:
 
 def test_as_many_experts_as_the_router_chooses_have_to_stay() -> None:
     model = tiny_model("mixtral")
-    keep_experts(model, find_mixtures(model), {0: (0, 1), 1: (2, 3)})
+    keeping(find_mixtures(model), {0: (0, 1), 1: (2, 3)}).shrink(model)
     with pytest.raises(PrunerZeroError, match="none of the 2 experts of a block can go, since the"):
         find_mixtures(model)
 

@@ -25,8 +25,7 @@ from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import parse_method
 from pruner_zero.pruning.prune import prune
 from pruner_zero.pruning.result import PruneResult
-from pruner_zero.sparsity.steps.registry import run_steps
-from pruner_zero.sparsity.steps.step import Layer, Step, Updated
+from pruner_zero.sparsity.steps.step import Layer, Step, Updated, run_steps
 from pruner_zero.structure.couplings import find_couplings
 from pruner_zero.structure.units import Structured
 from pruner_zero.text.windows import Windows

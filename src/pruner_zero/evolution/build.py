@@ -25,8 +25,7 @@ from pruner_zero.progress import track
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.sparsity.hessian import Hessian
-from pruner_zero.sparsity.steps.registry import STEPS
-from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.sparsity.steps.step import STEPS, Layer
 from pruner_zero.structure.units import Structured
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.windows import Windows, no_windows

@@ -11,7 +11,7 @@ from pruner_zero.settings.search import SearchSettings
 from pruner_zero.settings.units import read_parameters
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from pruner_zero.sparsity.steps.registry import STEPS
+from pruner_zero.sparsity.steps.step import STEPS
 from pruner_zero.structure.units import Structured
 
 # Fields of the space that the published algorithm does not take from it.

@@ -10,8 +10,7 @@ from pruner_zero.models.structure import Matrix, common_kind
 from pruner_zero.pruning.masks import Mask
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.statistics import Statistics
-from pruner_zero.sparsity.steps.registry import plan, run_steps, used_damping
-from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.sparsity.steps.step import Layer, plan, run_steps, used_damping
 from pruner_zero.table import Tabular
 
 

@@ -12,7 +12,7 @@ from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
 from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.sparsity.steps.registry import STEPS, plan
+from pruner_zero.sparsity.steps.step import STEPS, plan
 
 Order = Literal["sequential", "one-shot"]
 

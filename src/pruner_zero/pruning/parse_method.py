@@ -13,7 +13,7 @@ from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP
 from pruner_zero.settings.units import read_parameters
 from pruner_zero.sparsity.pattern import SCOPES, Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from pruner_zero.sparsity.steps.registry import STEPS, in_order
+from pruner_zero.sparsity.steps.step import STEPS, in_order
 
 # Patterns of whole units, whose `of` takes what `_removal` gives it.
 STRUCTURES: Registry[Any] = Registry(

@@ -84,14 +84,18 @@ class Lazy(Mapping[str, T]):
 class Pattern(ABC):
     """Which weights are pruned: the interface of patterns. Subclasses are frozen dataclasses.
 
-    sparsity: the share of weights that are pruned, in [0, 1). kept: for a pattern of whole units,
-    how many of them stay in each block, where `fit` knows it.
+    sparsity: the share of weights that are pruned, in [0, 1). scope: the comparison group of an
+    unstructured pattern. kept: for a pattern of whole units, how many of them stay in each block,
+    where `fit` knows it. unit_step: the step after the mask where units are cut out, None where no
+    step has any effect.
     A subclass has to implement `choose`; the other methods have defaults for a pattern that
     compares the weights of one matrix, and that no step after the mask may change.
     """
 
     sparsity: float
+    scope: Scope | None = None
     kept: int = 0
+    unit_step: str | None = None
 
     @property
     def reach(self) -> Reach:
@@ -106,11 +110,6 @@ class Pattern(ABC):
         those in the first rows are pruned first.
         """
         return False
-
-    @property
-    def scope(self) -> Scope | None:
-        """The comparison group of an unstructured pattern; None for all other patterns."""
-        return None
 
     def check(self, name: str, shape: tuple[int, int]) -> None:
         """Refuse the matrix `name` of `shape` (out, in) before any work. Raises PrunerZeroError."""
@@ -176,11 +175,6 @@ class Pattern(ABC):
     @property
     def chosen_by(self) -> str | None:
         """The rule that chooses the units, in words; None where the metric chooses them."""
-        return None
-
-    @property
-    def unit_step(self) -> str | None:
-        """The step after the mask where units are cut out; None where no step has any effect."""
         return None
 
     def has_whole_rows(self, name: str) -> bool:

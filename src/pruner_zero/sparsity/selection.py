@@ -41,6 +41,8 @@ class Unstructured(Pattern):
     sparsity: float
     scope: Scope = "row"
 
+    swap_columns = None
+
     def __post_init__(self) -> None:
         check_sparsity(self.sparsity)
         if self.scope not in SCOPES:
@@ -77,10 +79,6 @@ class Unstructured(Pattern):
         return replace(self, scope=cast(Scope, scope))
 
     @property
-    def swap_columns(self) -> None:
-        return None
-
-    @property
     def sweep_columns(self) -> int | None:
         return BLOCK_COLUMNS if self.scope in ("row", "block") else None
 
@@ -111,6 +109,8 @@ class SemiStructured(Pattern):
     m: int
     sparsity: float = field(init=False, repr=False, compare=False)
 
+    stacks = True
+
     def __post_init__(self) -> None:
         if not 0 < self.n < self.m:
             raise PrunerZeroError(
@@ -136,10 +136,6 @@ class SemiStructured(Pattern):
                 "choose another M or exclude the matrix"
             )
 
-    @property
-    def stacks(self) -> bool:
-        return True
-
     def choose(self, scores: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         return Lazy(scores, lambda name: self._mask(scores[name], name))
 
@@ -152,9 +148,7 @@ class SemiStructured(Pattern):
     def swap_columns(self) -> int:
         return self.m
 
-    @property
-    def sweep_columns(self) -> int:
-        return self.m
+    sweep_columns = swap_columns
 
     def choose_columns(self, scores: Tensor, start: int) -> Tensor:
         return keep_n_of_m(scores, self.n, self.m)

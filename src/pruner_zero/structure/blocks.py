@@ -14,10 +14,8 @@ from pruner_zero.models.blocks import check_block_calls, record_block_calls, run
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import block_list, find_blocks, find_matrices, size_of
 from pruner_zero.sparsity.pattern import Lazy
-from pruner_zero.structure.couplings import REFUSALS
-from pruner_zero.structure.cut import without_weights
 from pruner_zero.structure.folding import fold_blocks
-from pruner_zero.structure.removal import Removal, most_parameters
+from pruner_zero.structure.removal import REFUSALS, Removal, most_parameters, without_weights
 
 
 @dataclass(frozen=True)
@@ -38,21 +36,13 @@ class Blocks(Removal):
     names: frozenset[str] = field(default=frozenset(), repr=False)
     folded: Mapping[int, float] = field(default_factory=dict)
 
+    unit = "blocks"
+    statistic = "influence"
+    chosen_by = "block influence, 1 minus the cosine of a block's input and output"
+
     @classmethod
     def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
         return cls(sparsity, parameters, folds=options["folds"])
-
-    @property
-    def unit(self) -> str:
-        return "blocks"
-
-    @property
-    def statistic(self) -> str:
-        return "influence"
-
-    @property
-    def chosen_by(self) -> str:
-        return "block influence, 1 minus the cosine of a block's input and output"
 
     @property
     def decides(self) -> bool:

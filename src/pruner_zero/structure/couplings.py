@@ -9,21 +9,19 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import find_blocks
+from pruner_zero.structure.removal import REFUSALS
 
 # The fields of the configuration that count units; the first counts the units of a coupling.
 _COUNTS: Mapping[str, tuple[str, ...]] = {
     "channels": ("intermediate_size",),
     "heads": ("num_key_value_heads", "num_attention_heads"),
 }
-# What transformers raises for a configuration that it refuses, or that has no such fields.
-REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError)
 _NEEDED: Mapping[str, str] = {
     "channels": "one MLP, without experts,",
     "heads": "one attention",

@@ -2,24 +2,17 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pruner_zero.models.structure import find_matrices
+from pruner_zero.models.structure import find_matrices, set_tensor
 from pruner_zero.sparsity.pattern import Lazy
-from pruner_zero.structure.mixtures import (
-    Mixtures,
-    experts_kept,
-    find_mixtures,
-    keep_experts,
-    size_with_experts,
-)
-from pruner_zero.structure.removal import Removal, units_left
+from pruner_zero.structure.mixtures import Mixtures, find_mixtures, tensors_of
+from pruner_zero.structure.removal import Removal, size_left, take_units, units_left
 from pruner_zero.structure.units import signed_squares
 
 # The rule that chooses experts without a metric.
@@ -45,13 +38,11 @@ class Experts(Removal):
     kept: int = 0
     scores: Scores = field(default_factory=dict, repr=False)
 
+    unit = "experts"
+
     @classmethod
     def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
         return cls(sparsity, parameters, by_metric=options["rule"] != REAP)
-
-    @property
-    def unit(self) -> str:
-        return "experts"
 
     @property
     def statistic(self) -> str | None:
@@ -76,7 +67,7 @@ class Experts(Removal):
         count, counts = mixtures.count, range(mixtures.chosen, mixtures.count)
 
         def size(kept: int) -> int:
-            return size_with_experts(model, mixtures, kept)[0]
+            return replace(self, mixtures=mixtures, kept=kept).size(model)[0]
 
         kept = units_left(model, self, count, counts, size, "experts")
         return replace(self, sparsity=1 - kept / count, mixtures=mixtures, kept=kept)
@@ -129,13 +120,22 @@ class Experts(Removal):
         return Lazy(scores, mask)
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        return size_with_experts(model, self._mixtures, self.kept)
+        names = (name for mixture in self._mixtures.blocks for name in mixture.tensors)
+        return size_left(model, names, self._mixtures.count, self.kept)
 
     def shrink(self, model: PreTrainedModel) -> None:
-        keep_experts(model, self._mixtures, self.stay)
-
-    def shrunk(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        return experts_kept(model, self._mixtures, self.stay)
+        mixtures, stay, before = self._mixtures, self.stay, tensors_of(model)
+        for mixture in mixtures.blocks:
+            for name, axis in mixture.tensors.items():
+                tensor = before[name].detach()
+                places = torch.tensor(stay[mixture.block], device=tensor.device)
+                left = take_units(tensor, places, mixtures.count, axis)
+                if isinstance(before[name], nn.Parameter):
+                    left = nn.Parameter(left, before[name].requires_grad)
+                set_tensor(model, name, left)
+        for owner, attribute in mixtures.attributes:
+            setattr(model.get_submodule(owner), attribute, self.kept)
+        setattr(model.config, mixtures.field, self.kept)
 
     def to_json(self) -> dict[str, Any]:
         return {

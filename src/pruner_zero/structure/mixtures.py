@@ -4,20 +4,17 @@ They are found by building, without weights, the model of a configuration with o
 tensors that become smaller belong to the experts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from inspect import signature
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.structure import find_blocks, set_tensor
-from pruner_zero.structure.couplings import REFUSALS
-from pruner_zero.structure.cut import size_left, take_units, without_weights
+from pruner_zero.models.structure import find_blocks
+from pruner_zero.structure.removal import REFUSALS, without_weights
 
 # The fields of configurations that hold the number of experts of a block.
 _COUNTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -78,7 +75,13 @@ def find_mixtures(model: PreTrainedModel) -> Mixtures:
             f"none of the {count} experts of a block can go, since the router chooses {chosen} for "
             "each token: leave out --structure"
         )
-    smaller_model = _described_model(model, field, count - 1)
+    smaller_config = deepcopy(config)
+    setattr(smaller_config, field, count - 1)
+    try:
+        smaller_model = without_weights(model, smaller_config)
+    except REFUSALS:
+        why = f"its configuration does not take {count - 1} of them"
+        raise _refused(model, why) from None
     tensors = tensors_of(model)
     axes = _axes(model, smaller_model, count)
     names = {module: name for name, module in model.named_modules()}
@@ -111,67 +114,6 @@ def find_mixtures(model: PreTrainedModel) -> Mixtures:
 def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """The parameters and buffers of `model` by name."""
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
-
-
-def size_with_experts(model: PreTrainedModel, mixtures: Mixtures, kept: int) -> tuple[int, int]:
-    """The result of `size_of` after all but `kept` experts of each block are removed."""
-    names = (name for mixture in mixtures.blocks for name in mixture.tensors)
-    return size_left(model, names, mixtures.count, kept)
-
-
-def keep_experts(
-    model: PreTrainedModel, mixtures: Mixtures, kept: Mapping[int, Sequence[int]]
-) -> None:
-    """Remove, in place, all experts except `kept` of each block; update the configuration.
-
-    kept: the numbers of the kept experts by block number, equally many for every block, in their
-    new order.
-    """
-    before, tensors = tensors_of(model), {}
-    for mixture in mixtures.blocks:
-        for name, axis in mixture.tensors.items():
-            tensor = before[name].detach()
-            places = torch.tensor(kept[mixture.block], device=tensor.device)
-            tensors[name] = take_units(tensor, places, mixtures.count, axis)
-    _put(model, mixtures, tensors, len(kept[mixtures.blocks[0].block]))
-
-
-@contextmanager
-def experts_kept(
-    model: PreTrainedModel, mixtures: Mixtures, kept: Mapping[int, Sequence[int]]
-) -> Iterator[None]:
-    """Within the context, `model` has only the experts `kept`, as after `keep_experts`."""
-    tensors = tensors_of(model)
-    before = {name: tensors[name] for mixture in mixtures.blocks for name in mixture.tensors}
-    try:
-        keep_experts(model, mixtures, kept)
-        yield
-    finally:
-        _put(model, mixtures, before, mixtures.count)
-
-
-def _put(
-    model: PreTrainedModel, mixtures: Mixtures, tensors: Mapping[str, Tensor], count: int
-) -> None:
-    """Set `tensors` of `count` experts per block in the model, and set its counts of experts."""
-    before = tensors_of(model)
-    for name, tensor in tensors.items():
-        if isinstance(before[name], nn.Parameter) and not isinstance(tensor, nn.Parameter):
-            tensor = nn.Parameter(tensor, before[name].requires_grad)
-        set_tensor(model, name, tensor)
-    for owner, attribute in mixtures.attributes:
-        setattr(model.get_submodule(owner), attribute, count)
-    setattr(model.config, mixtures.field, count)
-
-
-def _described_model(model: PreTrainedModel, field: str, count: int) -> PreTrainedModel:
-    """The model, without weights, of the configuration with `count` experts in a block."""
-    config = deepcopy(model.config)
-    setattr(config, field, count)
-    try:
-        return without_weights(model, config)
-    except REFUSALS:
-        raise _refused(model, f"its configuration does not take {count} of them") from None
 
 
 def _axes(model: PreTrainedModel, smaller_model: PreTrainedModel, count: int) -> dict[str, int]:

@@ -1,15 +1,22 @@
 """The base of patterns that remove whole units, and the number of units that stay."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
-from transformers import PreTrainedModel
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import size_of
 from pruner_zero.sparsity.pattern import Pattern, Reach
 from pruner_zero.sparsity.selection import Unstructured
+
+# What transformers raises for a configuration that it refuses, or that lacks a field.
+REFUSALS = (ValueError, TypeError, LookupError, AttributeError, RuntimeError, StrictDataclassError)
 
 
 class Removal(Pattern):
@@ -22,6 +29,7 @@ class Removal(Pattern):
 
     sparsity: float
     parameters: float | None
+    reach: Reach = "model"
 
     def __post_init__(self) -> None:
         Unstructured(self.sparsity)
@@ -35,9 +43,54 @@ class Removal(Pattern):
         multiple_of; and folds, whether the effect of removed units may be folded into others.
         """
 
-    @property
-    def reach(self) -> Reach:
-        return "model"
+    @contextmanager
+    def shrunk(self, model: PreTrainedModel) -> Iterator[None]:
+        """Within the context, `model` is the smaller model, as after `shrink`.
+
+        Its modules, parameters and configuration from before come back; they are held meanwhile.
+        """
+        parts = [vars(model.config)]
+        for module in model.modules():
+            parts += [vars(module), module._parameters, module._buffers, module._modules]
+        before = [(part, dict(part)) for part in parts]
+        try:
+            self.shrink(model)
+            yield
+        finally:
+            for part, values in before:
+                part.clear()
+                part.update(values)
+
+
+def size_left(
+    model: PreTrainedModel, names: Iterable[str], count: int, kept: int
+) -> tuple[int, int]:
+    """The result of `size_of` after all but `kept` of `count` slices of the tensors are cut out.
+
+    names: of the tensors, of which only parameters are counted.
+    """
+    numbers, nbytes = size_of(model)
+    parameters = dict(model.named_parameters())
+    for parameter in (parameters[name] for name in names if name in parameters):
+        cut = parameter.numel() // count * (count - kept)
+        numbers, nbytes = numbers - cut, nbytes - cut * parameter.itemsize
+    return numbers, nbytes
+
+
+def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
+    """The slices at `places` of the `count` equal ones of `tensor` along `axis`."""
+    slices = tensor.unflatten(axis, (count, -1))
+    kept: Tensor = slices.index_select(axis, places).flatten(axis, axis + 1).contiguous()
+    return kept
+
+
+def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
+    """A model of the class of `model` with the shapes that `config` describes, on "meta".
+
+    Raises what transformers raises for a configuration that it refuses (`REFUSALS`).
+    """
+    with torch.device("meta"):
+        return type(model)(type(config).from_dict(config.to_dict()))
 
 
 def units_left(

@@ -1,31 +1,36 @@
 """Patterns that remove whole units of every block: a mask until the model is saved."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.devices import where_float64_is
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.structure import size_of
-from pruner_zero.sparsity.pattern import Reach
+from pruner_zero.models.structure import set_tensor, size_of
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable
-from pruner_zero.structure.couplings import Coupling, find_couplings, is_loadable
-from pruner_zero.structure.cut import (
-    check_shrunk,
-    shrink,
-    shrink_files,
-    shrunk,
-    size_without_units,
+from pruner_zero.structure.couplings import (
+    Coupling,
+    find_couplings,
+    is_loadable,
+    set_counts,
 )
-from pruner_zero.structure.removal import Removal, units_left
+from pruner_zero.structure.removal import (
+    REFUSALS,
+    Removal,
+    size_left,
+    take_units,
+    units_left,
+    without_weights,
+)
+from pruner_zero.tensor_file import TensorFile, write_tensors
 
 # Rows whose squares are added up at a time, so that their doubles stay in the processor's cache.
 _ROWS = 32
@@ -53,9 +58,8 @@ class Structured(Removal):
     couplings: tuple[Coupling, ...] = ()
     kept: int = 0
 
-    @property
-    def reach(self) -> Reach:
-        return "block"
+    reach = "block"
+    unit_step = "exact"
 
     @classmethod
     def of(cls, sparsity: float, parameters: float | None, **options: Any) -> Self:
@@ -65,15 +69,11 @@ class Structured(Removal):
     def unit(self) -> str:
         return self.structure
 
-    @property
-    def unit_step(self) -> str:
-        return "exact"
-
     def fit(self, model: PreTrainedModel) -> Self:
         couplings = tuple(find_couplings(model, self.structure))
         count = couplings[0].count
         step = self.multiple if self.structure == "channels" else 1
-        rest = size_without_units(model, couplings, 0)[0]
+        rest = replace(self, couplings=couplings, kept=0).size(model)[0]
         unit = (size_of(model)[0] - rest) // count
         kept = units_left(
             model,
@@ -84,8 +84,9 @@ class Structured(Removal):
             _WORDS[self.structure],
             lambda kept: is_loadable(model.config, self.structure, kept),
         )
-        check_shrunk(model, couplings, self.structure, kept)
-        return replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
+        fitted = replace(self, sparsity=1 - kept / count, couplings=couplings, kept=kept)
+        fitted._check_described(model)
+        return fitted
 
     @property
     def consumers(self) -> list[str]:
@@ -123,18 +124,90 @@ class Structured(Removal):
         return masks
 
     def size(self, model: PreTrainedModel) -> tuple[int, int]:
-        return size_without_units(model, self.couplings, self.kept)
+        names = (name for coupling in self.couplings for name, _, _ in coupling.tensors(model))
+        return size_left(model, names, self.couplings[0].count, self.kept)
+
+    @torch.no_grad()
+    def shrink(self, model: PreTrainedModel) -> None:
+        """Cut out, in place, the units whose columns of the consumer are zero throughout.
+
+        No output changes. Raises ValueError where fewer are zero than have to go.
+        """
+        for coupling in self.couplings:
+            places = self._places(model.get_parameter(f"{coupling.consumer}.weight"), coupling)
+            for name, parameter, axis in coupling.tensors(model):
+                left = take_units(parameter.data, places, coupling.count, axis)
+                set_tensor(model, name, nn.Parameter(left, parameter.requires_grad))
+                if left.ndim == 2:
+                    linear = model.get_submodule(name.rpartition(".")[0])
+                    linear.out_features, linear.in_features = left.shape
+        set_counts(model.config, self.structure, self.kept)
 
     def shrink_files(
         self, model: PreTrainedModel, files: list[Path]
     ) -> tuple[PreTrainedConfig, list[Path]]:
-        return shrink_files(model, files, self.couplings, self.structure, self.kept)
+        """The result as for `Pattern`; each file is read, cut, and written beside itself.
 
-    def shrink(self, model: PreTrainedModel) -> None:
-        shrink(model, self.couplings, self.structure, self.kept)
+        Raises PrunerZeroError where a block is saved under other names than its matrices have.
+        """
+        smaller = []
+        for coupling in self.couplings:
+            path = files[coupling.block]
+            smaller.append(path.with_name(f"smaller-{path.name}"))
+            write_tensors(smaller[-1], self._cut(path, model, coupling), {"format": "pt"})
+        return self._smaller_config(model), smaller
 
-    def shrunk(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        return shrunk(model, self.couplings, self.structure, self.kept)
+    def _cut(self, path: Path, model: PreTrainedModel, coupling: Coupling) -> dict[str, Tensor]:
+        """The tensors of a block in the file `path`, without the removed units."""
+        file, axes = TensorFile(path), {name: axis for name, _, axis in coupling.tensors(model)}
+        tensors = {name: file.read(name) for name in file}
+        if missing := sorted(axes.keys() - tensors.keys()):
+            raise PrunerZeroError(
+                f"{missing[0]} is saved under another name, so that units cannot be removed on "
+                "disk: leave out --offload"
+            )
+        places = self._places(tensors[f"{coupling.consumer}.weight"], coupling)
+        for name, axis in axes.items():
+            tensors[name] = take_units(tensors[name], places, coupling.count, axis)
+        return tensors
+
+    def _places(self, weight: Tensor, coupling: Coupling) -> Tensor:
+        """The units that stay, sorted: all non-zero ones, filled up with the first zero ones.
+
+        weight: the consumer's, (out, in).
+        """
+        alive = weight.unflatten(1, (coupling.count, -1)).ne(0).any(2).any(0)
+        if int(alive.sum()) > self.kept:
+            raise ValueError(f"{coupling.consumer} has {int(alive.sum())} units, not {self.kept}")
+        places: Tensor = alive.int().argsort(descending=True, stable=True)[: self.kept].sort()[0]
+        return places
+
+    def _smaller_config(self, model: PreTrainedModel) -> PreTrainedConfig:
+        config = deepcopy(model.config)
+        set_counts(config, self.structure, self.kept)
+        return config
+
+    def _check_described(self, model: PreTrainedModel) -> None:
+        """Raise PrunerZeroError where the configuration cannot describe what `shrink` leaves.
+
+        The model that it describes is built without its weights, and their shapes are compared.
+        """
+        expected = {name: list(tensor.shape) for name, tensor in model.named_parameters()}
+        for coupling in self.couplings:
+            for name, parameter, axis in coupling.tensors(model):
+                expected[name][axis] = parameter.shape[axis] // coupling.count * self.kept
+        config = self._smaller_config(model)
+        try:
+            described = without_weights(model, config).named_parameters()
+            fits = {name: list(tensor.shape) for name, tensor in described} == expected
+        except REFUSALS:
+            fits = False
+        if not fits:
+            raise PrunerZeroError(
+                f"--structure {self.structure} cannot remove any of the {config.model_type} "
+                "family, whose configuration cannot describe the smaller model: leave out "
+                "--structure"
+            )
 
     def __str__(self) -> str:
         return f"{100 * self.sparsity:.4g}% of the {_WORDS[self.structure]} of every block"
