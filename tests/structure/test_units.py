@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,8 @@ def masked(
     pattern = pattern.fit(model.model)
     method = parse_method("wanda", pattern=pattern, **settings)
     matrices = check_plan(model, method, pattern.include)
-    prune_model(model, windows, method, new_store(model), matrices=matrices)
+    with ExitStack() as undo:
+        prune_model(model, windows, method, new_store(model), matrices=matrices, undo=undo)
 
 
 def test_folders_load_without_this_package_and_compute_the_same_as_the_masks(
