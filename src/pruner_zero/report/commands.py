@@ -14,7 +14,7 @@ from pruner_zero.settings.compare import CLASSICS, CompareSettings
 from pruner_zero.settings.options import options_of
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.search import SearchSettings
-from pruner_zero.text.corpus import NAMES
+from pruner_zero.text.source import SOURCES
 
 _VERBS: Mapping[type, tuple[str, type[Settings]]] = {
     Study: ("search", SearchSettings),
@@ -69,7 +69,7 @@ def compare_with(run: Study) -> str:
     settings = _shared(run) | {
         "methods": f"{classics},{quoted(best['metric'])}{units}{update}",
         "mode": best["mode"],
-        "text": text if text in NAMES else "TEXT",
+        "text": text if text in SOURCES else "TEXT",
     }
     return command("compare", CompareSettings, settings, run.path / "comparison.json")
 

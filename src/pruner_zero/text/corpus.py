@@ -9,13 +9,9 @@ from typing import cast
 
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError, did_you_mean
-from pruner_zero.progress import track
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
-from pruner_zero.text.hub import HUB, hub_documents
-from pruner_zero.text.source import ROLES, SOURCES, Role, pydoc_documents
+from pruner_zero.text.source import ROLES, SOURCES, Role
 
-PYDOC = "builtin:pydoc"
-NAMES = (PYDOC, *HUB)
 BLANK_LINE = "\n\n"
 
 
@@ -70,10 +66,10 @@ def load_corpus(source: str | Path | Iterable[str] | Corpus, role: Role = "calib
                 "self is text that a dense model writes, for --calibration: give another text here"
             )
         name, _, part = source.partition("/")
-        if name in NAMES or name in SOURCES:
+        if name in SOURCES:
             return _load_named(name, part or role)
         if name.startswith("builtin:"):
-            raise PrunerZeroError(f"unknown corpus '{name}': {did_you_mean(name, NAMES)}")
+            raise PrunerZeroError(f"unknown corpus '{name}': {did_you_mean(name, SOURCES)}")
     if isinstance(source, str | Path):
         return _load_file(Path(source))
     if not isinstance(source, Iterable):
@@ -84,18 +80,13 @@ def load_corpus(source: str | Path | Iterable[str] | Corpus, role: Role = "calib
 
 
 def _load_named(name: str, part: str) -> Corpus:
-    parts = (*ROLES, "all") if name == PYDOC else ROLES
+    source = SOURCES[name]
+    parts = (*ROLES, *(["all"] if source.whole else []))
     if part not in parts:
         raise PrunerZeroError(f"{name} has no part '{part}': {did_you_mean(part, parts)}")
-    role = None if part == "all" else cast(Role, part)
-    if name == PYDOC:
-        return _join(f"{name}/{part}", pydoc_documents(role), BLANK_LINE)
-    assert role is not None
-    if name in HUB:
-        return _join(f"{name}/{part}", hub_documents(name, role), HUB[name].separator)
-    source = SOURCES[name]
-    documents = _strings(track(source.documents(role), name))
-    return _join(f"{name}/{part}", documents, source.separator)
+    whole = source.whole if part == "all" else None
+    documents = whole() if whole else source.documents(cast(Role, part))
+    return _join(f"{name}/{part}", _strings(documents), source.separator)
 
 
 def _load_file(path: Path) -> Corpus:
@@ -103,7 +94,7 @@ def _load_file(path: Path) -> Corpus:
     if not os.path.exists(path):
         shown = str(path)[:200]
         raise PrunerZeroError(
-            f"there is no file {shown!r} and no corpus of that name: {did_you_mean(shown, NAMES)}"
+            f"there is no file {shown!r} and no corpus of that name: {did_you_mean(shown, SOURCES)}"
         )
     if path.is_dir():
         raise PrunerZeroError(f"{path} is a folder: name one file in it")

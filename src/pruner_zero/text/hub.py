@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
 from pruner_zero.progress import track
-from pruner_zero.text.source import Role
+from pruner_zero.text.source import Role, TextSource
 
 
 @dataclass(frozen=True)
@@ -117,3 +118,10 @@ def hub_documents(name: str, role: Role) -> list[str]:
         raise PrunerZeroError(
             f"{name} could not be loaded from the Hugging Face hub ({one_line(error)}): {instead}"
         ) from error
+
+
+def _source(name: str) -> TextSource:
+    return TextSource(name, partial(hub_documents, name), HUB[name].separator)
+
+
+WIKITEXT2, C4, PTB = map(_source, ("wikitext2", "c4", "ptb"))

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.text.corpus import load_corpus
-from pruner_zero.text.source import ROLES, passages_of, split_topics
+from pruner_zero.text.pydoc import passages_of, split_topics
+from pruner_zero.text.source import ROLES
 from tests.text.refusals import line
 
 
