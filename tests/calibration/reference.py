@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
-from pruner_zero.models.half_precision import in_float32
+from pruner_zero.models.loss import in_float32
 from pruner_zero.models.structure import find_matrices
 
 

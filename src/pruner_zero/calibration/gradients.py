@@ -18,8 +18,7 @@ from pruner_zero.calibration.statistics import (
     select,
 )
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.half_precision import in_float32
-from pruner_zero.models.loss import next_token_loss
+from pruner_zero.models.loss import in_float32, next_token_loss
 from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.progress import track
 

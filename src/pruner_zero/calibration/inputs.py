@@ -21,7 +21,7 @@ from pruner_zero.calibration.statistics import (
 )
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Activations, Arguments, run_block
-from pruner_zero.models.half_precision import in_float32
+from pruner_zero.models.loss import in_float32
 from pruner_zero.models.structure import Matrix
 from pruner_zero.models.transformers_private import experts_one_by_one
 

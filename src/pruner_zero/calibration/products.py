@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.half_precision import in_float32
+from pruner_zero.models.loss import in_float32
 from pruner_zero.models.structure import Matrix
 from pruner_zero.models.transformers_private import experts_one_by_one
 

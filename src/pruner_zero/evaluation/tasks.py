@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.hub import hub_reachable
-from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.loss import in_float32
 from pruner_zero.models.read import quiet
 from pruner_zero.progress import note, receiver, track
 from pruner_zero.provenance import provenance

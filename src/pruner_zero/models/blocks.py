@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.half_precision import in_float32
+from pruner_zero.models.loss import in_float32
 from pruner_zero.models.structure import find_blocks
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]

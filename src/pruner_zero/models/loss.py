@@ -1,12 +1,15 @@
-"""The loss that a language model is trained and judged by."""
+"""The loss of a language model, and models in half precision computed in float32."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruner_zero.models.half_precision import in_float32
+from pruner_zero.devices import emulated_dtypes
 
 
 def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
@@ -36,3 +39,28 @@ def next_token_loss(model: nn.Module, windows: Tensor) -> Tensor:
 def to_perplexity(loss: float) -> float:
     """The perplexity of a mean next-token loss in nats: `exp(loss)`, infinite on overflow."""
     return math.exp(loss) if loss < 700 else math.inf
+
+
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Within the context, tensors of `module` whose products the CPU emulates are float32.
+
+    Emulated products take ten to hundreds of times as long (pytorch/pytorch#146508). Afterwards
+    `module` has the tensors that it had before: what was written to them in between is lost. The
+    float32 copies take 4 bytes a number. Contexts nest, and other devices and dtypes stay as they
+    are.
+    """
+    emulated = emulated_dtypes()
+    stored = [
+        (tensor, tensor.data)
+        for tensor in chain(module.parameters(), module.buffers())
+        # Placeholders of a model on disk repeat one number.
+        if tensor.is_cpu and tensor.dtype in emulated and 0 not in tensor.stride()
+    ]
+    for tensor, data in stored:
+        tensor.data = data.float()
+    try:
+        yield
+    finally:
+        for tensor, data in stored:
+            tensor.data = data

@@ -8,8 +8,8 @@ from torch import Tensor
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel, cache_arguments
+from pruner_zero.models.loss import in_float32
 from pruner_zero.progress import track
 
 # The separator between documents in the training text of many models. In models tuned to follow

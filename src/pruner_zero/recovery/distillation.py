@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from pruner_zero.devices import available_bytes
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
-from pruner_zero.models.half_precision import in_float32
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.loss import in_float32
 from pruner_zero.models.structure import Matrix, check_weights, size_of
 from pruner_zero.pruning.method import ModelStep, Point
 from pruner_zero.recovery.train import Training
