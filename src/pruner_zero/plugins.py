@@ -28,9 +28,9 @@ class Registry(Mapping[str, T]):
 
     Iteration and length cover the built-in names only, so that an installed package changes
     nothing for users who do not name it. Any other name is looked up in the entry points of the
-    group `pruner_zero.<kind>`, and imported when its value is asked for.
+    group `pruner_zero.<group>`, and imported when its value is asked for.
 
-    kind: a plural, such as "operators". builtin: the built-in values. deferred: built-in values
+    group: a plural, such as "operators". builtin: the built-in values. deferred: built-in values
     that are imported when they are asked for, each as "module:attribute".
     of: the type of the values; object where they need only be callable.
     A look-up raises PrunerZeroError, in one line that names the package, where a plug-in cannot
@@ -39,17 +39,17 @@ class Registry(Mapping[str, T]):
 
     def __init__(
         self,
-        kind: str,
+        group: str,
         of: type,
         builtin: Mapping[str, T] = MappingProxyType({}),
         deferred: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.kind = kind
+        self.group = group
         self.of = of
-        group = f"pruner_zero.{kind}"
+        entry_group = f"pruner_zero.{group}"
         self._builtin: Mapping[str, T | EntryPoint] = {
             **builtin,
-            **{name: EntryPoint(name, value, group) for name, value in deferred.items()},
+            **{name: EntryPoint(name, value, entry_group) for name, value in deferred.items()},
         }
         self._loaded: dict[str, T] = {}
 
@@ -73,18 +73,18 @@ class Registry(Mapping[str, T]):
     @property
     def plugged(self) -> Mapping[str, str]:
         """The names that plug-ins add, and the package that each comes from."""
-        groups = _entry_points(f"pruner_zero.{self.kind}")
+        groups = _entry_points(f"pruner_zero.{self.group}")
         for name, entries in groups.items():
             packages = sorted(map(_package, entries))
             if name in self._builtin:
                 raise PrunerZeroError(
-                    f"the package {packages[0]} adds '{name}' to the {self.kind}, a name that is "
+                    f"the package {packages[0]} adds '{name}' to the {self.group}, a name that is "
                     "built in: rename it there or uninstall the package"
                 )
             if len(packages) > 1:
                 raise PrunerZeroError(
                     f"the packages {' and '.join(packages)} both add '{name}' to the "
-                    f"{self.kind}: uninstall one of them"
+                    f"{self.group}: uninstall one of them"
                 )
         return {name: _package(entries[0]) for name, entries in groups.items()}
 
@@ -94,8 +94,8 @@ class Registry(Mapping[str, T]):
     def _load(self, name: str) -> T:
         if name not in self._plugged(name):
             raise KeyError(name)
-        entry = _entry_points(f"pruner_zero.{self.kind}")[name][0]
-        whose = f"'{name}' among the {self.kind}, from the package {_package(entry)},"
+        entry = _entry_points(f"pruner_zero.{self.group}")[name][0]
+        whose = f"'{name}' among the {self.group}, from the package {_package(entry)},"
         try:
             value: Any = entry.load()
         except Exception as error:

@@ -43,7 +43,7 @@ def test_matrices_come_block_by_block_and_know_their_kind(architecture: str) -> 
     matrices = find_matrices(tiny_model(architecture))
     assert [matrix.block for matrix in matrices] == sorted(matrix.block for matrix in matrices)
     for matrix in matrices:
-        assert matrix.name.endswith(f".{matrix.block}.{matrix.kind}")
+        assert matrix.name.endswith(f".{matrix.block}.{matrix.local_name}")
 
 
 @every_architecture
@@ -117,7 +117,7 @@ def test_what_chooses_experts_is_not_pruned_and_a_shared_expert_is(family: str) 
     config = AutoConfig.for_model(family, **sizes, **experts, **layers, **shared)
     with torch.device("meta"):
         matrices = find_matrices(AutoModelForCausalLM.from_config(config))
-    kinds = {matrix.kind for matrix in matrices if "self_attn" not in matrix.name}
+    kinds = {matrix.local_name for matrix in matrices if "self_attn" not in matrix.name}
     shared_expert = "mlp.shared_experts" if family == "afmoe" else "mlp.shared_expert"
     of_experts = {
         f"mlp.experts.{name}[{i}]" for name in ("gate_up_proj", "down_proj") for i in range(count)
@@ -128,7 +128,7 @@ def test_what_chooses_experts_is_not_pruned_and_a_shared_expert_is(family: str) 
 
 def test_include_and_exclude_are_shell_patterns_over_names() -> None:
     model = tiny_model("llama")
-    kinds = {matrix.kind for matrix in find_matrices(model, ["*.mlp.*"], ["*.down_proj"])}
+    kinds = {matrix.local_name for matrix in find_matrices(model, ["*.mlp.*"], ["*.down_proj"])}
     assert kinds == {"mlp.gate_proj", "mlp.up_proj"}
     first = find_matrices(model, ["model.layers.[0-0].*"])
     assert {matrix.block for matrix in first} == {0}

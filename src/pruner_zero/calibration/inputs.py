@@ -209,7 +209,7 @@ class ExpertMeans:
         owners = {_owner(matrix) for matrix in matrices if matrix.expert is not None}
         with ExitStack() as stack:
             for owner in owners if self.statistics else ():
-                # The local name, as in `Matrix.kind`.
+                # The local name, as in `Matrix.local_name`.
                 module = block.get_submodule(owner.split(f".{matrices[0].block}.", 1)[1])
                 add = partial(self._add, owner)
                 hook = module.register_forward_pre_hook(add, with_kwargs=True)
@@ -278,7 +278,7 @@ def _observing(block: nn.Module, matrices: Sequence[Matrix], sums: InputSums) ->
         stack.enter_context(experts_one_by_one(block))
         for matrix in matrices:
             if matrix.expert is None:
-                module = modules[matrix.kind]
+                module = modules[matrix.local_name]
                 handle = module.register_forward_pre_hook(
                     lambda _module, inputs, name=matrix.name: sums.add(name, inputs[0])
                 )

@@ -80,14 +80,16 @@ def sample_windows(
     tokens = torch.full((windows, seqlen), start)
     visible = torch.ones_like(tokens)
     with in_float32(model):
-        for place in track(range(1, seqlen), label, seqlen - 1):
-            cumulative = next_token(tokens[:, place - 1 : place], visible[:, :place]).cumsum(-1)
+        for position in track(range(1, seqlen), label, seqlen - 1):
+            cumulative = next_token(
+                tokens[:, position - 1 : position], visible[:, :position]
+            ).cumsum(-1)
             # Faster than torch.multinomial, which draws a number for every word of the vocabulary.
             chosen = torch.rand(windows, 1, generator=generator, dtype=torch.float64)
             drawn = torch.searchsorted(cumulative, chosen * cumulative[:, -1:], right=True)[:, 0]
-            ended = torch.isin(tokens[:, place - 1], ending)
-            tokens[:, place] = torch.where(ended, start, drawn)
-            visible[tokens[:, place] == start, :place] = 0
+            ended = torch.isin(tokens[:, position - 1], ending)
+            tokens[:, position] = torch.where(ended, start, drawn)
+            visible[tokens[:, position] == start, :position] = 0
     return tokens
 
 

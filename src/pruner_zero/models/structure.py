@@ -40,7 +40,7 @@ class Matrix:
         return self.view(self.parameter.data)
 
     @property
-    def kind(self) -> str:
+    def local_name(self) -> str:
         """The name inside the block, the same for this matrix in every block."""
         return self.name.split(f".{self.block}.", 1)[-1]
 
@@ -50,7 +50,7 @@ class Matrix:
         return matrix.T if self.transposed else matrix
 
 
-def common_kind(name: str, block: int) -> str:
+def local_name_of(name: str, block: int) -> str:
     """The name of a matrix inside its `block`; `up[*]` for every expert `up[3]` of a mixture."""
     return re.sub(r"\[\d+\]$", "[*]", name.split(f".{block}.", 1)[-1])
 

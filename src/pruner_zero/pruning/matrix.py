@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pruner_zero.models.structure import Matrix, common_kind
+from pruner_zero.models.structure import Matrix, local_name_of
 from pruner_zero.pruning.masks import Mask
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.statistics import Statistics
@@ -32,9 +32,9 @@ class MatrixRecord:
     shrinkage: float | None = None
 
     @property
-    def kind(self) -> str:
-        """The name inside the block, the experts of a mixture being one kind."""
-        return common_kind(self.name, self.block)
+    def local_name(self) -> str:
+        """The name inside the block, the same for all experts of a mixture."""
+        return local_name_of(self.name, self.block)
 
     @property
     def sparsity(self) -> float:

@@ -178,9 +178,9 @@ def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> str:
     if not all(name in STEPS for name in steps):
         return "".join(f", the step {name}" for name in steps)
     run = plan(steps)
-    last = max((place for place, step in enumerate(run) if step.aims), default=-1)
+    last = max((index for index, step in enumerate(run) if step.aims), default=-1)
     aim = " towards the dense model's outputs"
     return "".join(
-        f", {step.words}{aim if asymmetric and place == last else ''}"
-        for place, step in enumerate(run)
+        f", {step.words}{aim if asymmetric and index == last else ''}"
+        for index, step in enumerate(run)
     )

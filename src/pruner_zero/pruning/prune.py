@@ -134,14 +134,14 @@ def _read(
 ) -> tuple[PruneSettings, Method]:
     """The settings of a call of `prune`, and their method. Raises PrunerZeroError."""
     pattern = settings.get("pattern")
-    given = {
+    values = {
         **settings,
         "pattern": None if pattern is None else str(pattern),
         "model": name_of(model),
         "metric": None if metric is None else str(getattr(metric, "expression", metric)),
         "calibration": names_of(calibration),
     }
-    checked = read_settings(PruneSettings, given, config)
+    checked = read_settings(PruneSettings, values, config)
     if isinstance(metric, Metric) and not (checked.scope or checked.pattern or checked.structure):
         check_compares_weights(str(metric), metric)
         checked = checked.model_copy(update={"scope": metric.scope})

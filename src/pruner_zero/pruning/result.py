@@ -127,12 +127,12 @@ class PruneResult(PrunedMatrices):
 def model_card(result: PruneResult) -> str:
     """The model card of a pruned model, in Markdown with the hub's header."""
     settings, method = result.settings, result.method
-    kinds: dict[str, list[MatrixRecord]] = defaultdict(list)
+    by_name: dict[str, list[MatrixRecord]] = defaultdict(list)
     for record in result.records:
-        kinds[record.kind].append(record)
+        by_name[record.local_name].append(record)
     rows = [
-        f"| `{kind}` | {len(records)} | {total_sparsity(records):.2%} |"
-        for kind, records in kinds.items()
+        f"| `{name}` | {len(records)} | {total_sparsity(records):.2%} |"
+        for name, records in by_name.items()
     ]
     notes = [f"- `{record.name}`: {record.note}" for record in result.records if record.note]
     partly = bool(settings.include or settings.exclude)

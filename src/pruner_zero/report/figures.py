@@ -116,11 +116,11 @@ def best_so_far(study: Study) -> Figure | None:
 
 def sparsity(records: Sequence[MatrixRecord]) -> Figure:
     """The share of pruned weights by kind of matrix (rows) and block (columns), and of all."""
-    kinds = [*dict.fromkeys(record.kind for record in records), _ALL]
+    kinds = [*dict.fromkeys(record.local_name for record in records), _ALL]
     blocks = [*map(str, sorted({record.block for record in records})), _ALL]
     cells: dict[tuple[str, str], list[MatrixRecord]] = {}
     for record in records:
-        for kind in (record.kind, _ALL):
+        for kind in (record.local_name, _ALL):
             for block in (str(record.block), _ALL):
                 cells.setdefault((kind, block), []).append(record)
     shares = np.full((len(kinds), len(blocks)), np.nan)

@@ -195,7 +195,9 @@ def check_dropped(model: PreTrainedModel, dropped: Collection[int]) -> None:
     kept = [block for index, block in enumerate(blocks) if index not in dropped]
     try:
         described = find_blocks(without_weights(model, config))
-        fits = [list(_kind(block)) for block in kept] == [list(_kind(block)) for block in described]
+        fits = [list(_description(block)) for block in kept] == [
+            list(_description(block)) for block in described
+        ]
     except REFUSALS:
         fits = False
     if not fits:
@@ -216,8 +218,8 @@ def _set_blocks(config: PreTrainedConfig, count: int, dropped: Collection[int]) 
     config.num_hidden_layers = count - len(dropped)
 
 
-def _kind(block: nn.Module) -> Iterator[tuple[Any, ...]]:
-    """The properties of a block that make up its kind, without its number and weights."""
+def _description(block: nn.Module) -> Iterator[tuple[Any, ...]]:
+    """The properties of a block that describe it, without its number and weights."""
     for name, module in block.named_modules():
         plain = {
             key: value
