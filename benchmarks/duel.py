@@ -34,10 +34,9 @@ from pruner_zero.choices import Group
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import Archive
-from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.build import build_evaluator, search_windows, space_of
 from pruner_zero.evolution.evaluator import Evaluator
 from pruner_zero.evolution.run import run_batches
-from pruner_zero.evolution.settings import space_of
 from pruner_zero.evolution.study import Study
 from pruner_zero.files import write_json
 from pruner_zero.metric.grammar import parse

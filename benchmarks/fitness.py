@@ -24,10 +24,9 @@ from torch.nn import functional
 
 from pruner_zero.cli.terminal import LineProgress
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.build import build_evaluator, search_windows
-from pruner_zero.evolution.generate import random_expression
+from pruner_zero.evolution.build import build_evaluator, search_windows, space_of
 from pruner_zero.evolution.row_sample import closed_form_error, sampled_masks
-from pruner_zero.evolution.settings import space_of
+from pruner_zero.evolution.variation import random_expression
 from pruner_zero.files import append_line, read_lines, write_atomic
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import NAMED

@@ -8,7 +8,7 @@ import pytest
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import SearchJournal
-from pruner_zero.evolution.masked_model import MaskedModel
+from pruner_zero.evolution.evaluator import MaskedModel
 from pruner_zero.metric.metric import Metric
 from tests.cli.conftest import Cli
 
@@ -49,7 +49,7 @@ def test_an_interrupted_search_ends_with_130(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pruner_zero.evolution.run._status", interrupt)
+    monkeypatch.setattr("pruner_zero.evolution.run.Status.of", interrupt)
     run = tmp_path / "the run"
     outcome = cli(*words, "--evaluations", 8, "-o", run, *(["--json"] if as_json else []))
     assert outcome.code == 130

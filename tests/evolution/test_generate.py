@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.generate import random_expression, random_product
 from pruner_zero.evolution.published import random_published_tree
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
+from pruner_zero.evolution.variation import random_expression, random_product
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.operators import Shape
 from tests.evolution.spaces import SPACES

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from pruner_zero.choices import Scope
-from pruner_zero.evolution import masked_model
 from pruner_zero.evolution.evaluator import Task
 from pruner_zero.metric.evaluate import ScoreError
 from pruner_zero.metric.grammar import parse
@@ -72,7 +71,7 @@ def test_a_candidate_without_a_finite_loss_is_rejected_at_the_first_window(
 ) -> None:
     evaluator = build(search_windows=6)
     losses = iter([4.0, loss])
-    monkeypatch.setattr(masked_model, "next_token_losses", lambda *_: torch.tensor([next(losses)]))
+    monkeypatch.setattr(evaluator, "next_token_losses", lambda *_: torch.tensor([next(losses)]))
     outcome = evaluator.run(Task(0, "all", "W * X", "row", (4.0,), (4.0,) * 6))
     assert outcome.reason == "the loss of the pruned model is not finite"
     assert outcome.losses == ()

@@ -7,7 +7,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from pruner_zero.evolution import generate, niches
+from pruner_zero.evolution import niches, variation
 from pruner_zero.evolution.algorithm import RandomSearch
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Result, best_first
 from pruner_zero.evolution.candidate import Candidate, Evaluation
@@ -74,7 +74,7 @@ def test_the_first_batch_is_random_spread_over_the_scopes_and_small_first() -> N
 def test_the_best_candidate_of_a_scope_is_tried_in_every_other_scope_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(generate, "_PRODUCTS", 0)
+    monkeypatch.setattr(variation, "_PRODUCTS", 0)
     monkeypatch.setattr(niches, "_SPREAD", 1)
     algorithm = Evolution(SearchSpace(), 0, EvolutionSettings(initial=40))
     first = algorithm.ask()
@@ -161,7 +161,7 @@ def medians(space: SearchSpace, fitness: Fitness, evaluations: int, seeds: int) 
 @pytest.fixture
 def from_trees(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches start from trees alone: a hidden product could be a random product by luck."""
-    monkeypatch.setattr(generate, "_PRODUCTS", 0)
+    monkeypatch.setattr(variation, "_PRODUCTS", 0)
 
 
 @pytest.mark.usefixtures("from_trees")

@@ -6,8 +6,9 @@ import pytest
 
 from pruner_zero.evolution import published
 from pruner_zero.evolution.candidate import Candidate, Evaluation
-from pruner_zero.evolution.published import Published, PublishedSettings, simplify_opposing
+from pruner_zero.evolution.published import Published, PublishedSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE
+from pruner_zero.metric.canonical.form import simplify_opposing
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import Metric
 from tests.evolution.synthetic import best, by_rank, run

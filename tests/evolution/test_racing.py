@@ -38,21 +38,6 @@ class Fake:
         return [text for task_rung, text in self.asked if task_rung == rung]
 
 
-class Losses:
-    """Judges like `fake`, with losses that are independent of the closed-form error."""
-
-    def __init__(self, fake: Fake):
-        self.fake = fake
-
-    def map(self, tasks: Iterable[Task]) -> Iterator[Outcome]:
-        for outcome in self.fake.map(tasks):
-            loss = 4 + (outcome.number * 17 % 41) / 41
-            yield replace(outcome, value=loss) if outcome.rung == "few" else outcome
-
-    def close(self) -> None:
-        """Nothing to let go."""
-
-
 def batch(texts: Iterable[str], first: int = 0) -> list[Candidate]:
     return [Candidate(first + at, parse(text), "row") for at, text in enumerate(texts)]
 
@@ -74,35 +59,6 @@ def test_only_the_best_share_of_a_batch_is_run_on_windows(archive: Archive) -> N
     assert fake.on("all") == list(TEXTS[:2])
     assert [record.evaluation.rung for record in records] == [3, 3, 2, 2, *[1] * 5]
     assert records[3].evaluation.results == {"reconstruction": 3.0, "few": 30.0}
-
-
-def test_more_run_on_windows_where_the_closed_form_does_not_rank_them(archive: Archive) -> None:
-    """Without trust half a batch at most and further from the lowest error; with trust as set."""
-    racing = Racing(near=0.3, few_share=0.1)
-    assert racing.share(1.0) == pytest.approx(0.1)
-    assert racing.reach(1.0) == 0.3
-    assert racing.share(0.0) == 0.5
-    assert racing.reach(0.0) == pytest.approx(3.0)
-    assert Racing(few_share=0.8).share(0.0) == 0.8
-
-
-def test_a_run_in_which_the_closed_form_ranks_nothing_tries_half_of_a_batch(
-    archive: Archive,
-) -> None:
-    """The closed form does not rank the losses of forty candidates: more of the next batch run."""
-    fake = Fake({})
-    earlier = [f"W * X^{1 + place / 50:.2f}" for place in range(40)]
-    for place, text in enumerate(earlier):
-        fake.values[str(parse(text))] = 1.0 + 1e-3 * (place % 7) + 1e-9 * place
-    everyone = Racing(near=10, few_share=1, few_most=40, margin=0)
-    archive.commit(judge(batch(earlier), archive, Losses(fake), everyone), 1.0)
-    forms = ("G * X^{}", "G + X^{}", "max(G, X^{})", "W * G * X^{}")
-    later = [form.format(1 + place / 50) for place in range(5) for form in forms]
-    fake.values |= {str(parse(text)): 1.0 + 1e-9 * at for at, text in enumerate(later)}
-    fake.asked.clear()
-    racing = Racing(few_share=0.01, few_most=40, margin=0)
-    judge(batch(later, len(earlier)), archive, Losses(fake), racing)
-    assert 4 <= len(fake.on("few")) <= 10
 
 
 def test_a_large_batch_runs_no_more_candidates_on_windows_than_the_bound(archive: Archive) -> None:

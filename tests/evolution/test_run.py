@@ -15,9 +15,9 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import JOURNAL, Archive, SearchJournal
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
+from pruner_zero.evolution.build import space_of
 from pruner_zero.evolution.hall_of_fame import complexity
 from pruner_zero.evolution.run import Status, run_batches, search
-from pruner_zero.evolution.settings import space_of
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
 from pruner_zero.evolution.study import Study
 from pruner_zero.metric.grammar import parse
@@ -411,7 +411,7 @@ def test_candidates_without_a_new_mask_end_the_search_in_batches_of_any_size(
     settings, archive = tiny_settings(final_windows=0, evaluations=100), Archive(tmp_path, {})
     algorithm, fake = Repeating(SearchSpace(), 0), Fake({"W": 1.0})
     stopped = run_batches(algorithm, archive, fake, settings, tmp_path, lambda _: None)
-    assert stopped == "no new mask among 20 candidates"
+    assert stopped == "nothing new among 20 candidates"
     assert len(archive.records) == 20 + size
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from pruner_zero.evolution.archive import Record
 from pruner_zero.evolution.candidate import Candidate, Evaluation
-from pruner_zero.evolution.surrogate import Surrogate
+from pruner_zero.evolution.racing import Surrogate
 from pruner_zero.metric.grammar import parse
 
 
@@ -94,29 +94,6 @@ def test_grandchildren_inherit_less() -> None:
     stranger = expected(surrogate, child())
     learned = [stranger - expected(surrogate, child(parent)) for parent in (0, 20)]
     assert learned[1] == pytest.approx(0.7 * learned[0])
-
-
-def test_differences_count_for_less_where_the_closed_form_says_little() -> None:
-    """But a closed form above all earlier ones stays as far above them."""
-    blind = [record(place, 8 + place % 5, 4 + 0.1 * (place // 5)) for place in range(50)]
-    surrogate = Surrogate(blind)
-    low, middle, high, above = (
-        expected(surrogate, child(), closed) for closed in (8.0, 10.0, 12.0, 14.0)
-    )
-    assert middle == 10
-    assert 0 < middle - low < 0.6
-    assert above - high == pytest.approx(2)
-
-
-def test_trust_is_how_well_the_closed_form_may_rank_candidates_that_ran_on_windows() -> None:
-    alike = [record(place, place, 4 + 0.1 * place) for place in range(10)]
-    against = [record(place, -place, 4 + 0.1 * place) for place in range(40)]
-    blind = [record(place, place % 5, 4 + 0.1 * (place // 5)) for place in range(50)]
-    assert Surrogate(alike).trust == 1
-    assert Surrogate(against).trust == 0
-    assert Surrogate(against[:3]).trust == 1, "too few to tell"
-    assert 0.05 < Surrogate(blind).trust < 0.3
-    assert Surrogate(blind).trust < Surrogate(blind[:15]).trust, "doubt needs evidence"
 
 
 def test_a_lineage_of_any_length_is_followed() -> None:

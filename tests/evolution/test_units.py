@@ -11,11 +11,11 @@ from torch import Tensor
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import Archive, Record
 from pruner_zero.evolution.candidate import Candidate
-from pruner_zero.evolution.generate import random_start
 from pruner_zero.evolution.racing import Racing, judge
 from pruner_zero.evolution.row_sample import sampled_masks
 from pruner_zero.evolution.run import search
 from pruner_zero.evolution.space import SearchSpace
+from pruner_zero.evolution.variation import random_start
 from pruner_zero.execution.executor import SerialExecutor
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.metric import Metric

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 USE = """
 import numpy as np
-from pruner_zero.evolution.generate import random_expression
+from pruner_zero.evolution.variation import random_expression
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.latex import to_latex

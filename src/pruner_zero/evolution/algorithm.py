@@ -8,10 +8,10 @@ from pydantic import Field
 
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal
-from pruner_zero.evolution.generate import random_start
 from pruner_zero.evolution.niches import Evolution, EvolutionSettings
 from pruner_zero.evolution.published import Published, PublishedSettings
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
+from pruner_zero.evolution.variation import random_start
 from pruner_zero.metric.metric import Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.settings.base import Settings

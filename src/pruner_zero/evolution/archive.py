@@ -1,6 +1,7 @@
 """The append-only journal of a search, from which everything else follows."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,17 +48,13 @@ class Record:
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> "Record":
         """Read back what `to_json` wrote."""
-        candidate = Candidate(
-            line["number"],
-            parse(line["expression"]),
-            cast(Group, line["scope"]),
-            tuple(line["parents"]),
-            line["operation"],
-        )
-        value = float("inf") if line["value"] is None else line["value"]
-        names = ("rung", "results", "reason", "same_as", "seconds", "expected")
-        evaluation = Evaluation(value=value, **{name: line[name] for name in names})
-        return cls(candidate, evaluation, line["canonical"])
+        scope, parents = cast(Group, line["scope"]), tuple(line["parents"])
+        expression, number = parse(line["expression"]), line["number"]
+        candidate = Candidate(number, expression, scope, parents, line["operation"])
+        fields = {name: line[name] for name in Evaluation.__dataclass_fields__}
+        if line["value"] is None:
+            fields["value"] = math.inf
+        return cls(candidate, Evaluation(**fields), line["canonical"])
 
 
 class SearchJournal:
@@ -66,7 +63,7 @@ class SearchJournal:
     Its first line holds the settings. For every batch follow a hash of its candidates, the outcome
     of every rung, the record of every candidate, and a line that ends the batch; a last line ends
     the search. There are no lines where there is no search. Raises PrunerZeroError naming the first
-    line that does not match its checksum.
+    line that does not match its checksum, and for a search of another version.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -94,10 +91,7 @@ class SearchJournal:
 
     @cached_property
     def records(self) -> tuple[Record, ...]:
-        """The records of all candidates, in the order of their numbers.
-
-        Raises PrunerZeroError where a record is missing.
-        """
+        """All records, in the order of their numbers. Raises PrunerZeroError where one misses."""
         records = tuple(Record.from_json(line) for line in self._of("candidate"))
         for number, record in enumerate(records):
             if record.candidate.number != number:
@@ -127,8 +121,7 @@ class SearchJournal:
     @property
     def avoided(self) -> dict[str, int]:
         """How many proposals were dropped without being asked, by the reason."""
-        batches = self._of("batch")
-        return dict(batches[-1]["avoided"]) if batches else {}
+        return dict([{}, *self._of("batch")][-1].get("avoided", {}))
 
     @property
     def asked(self) -> list[tuple[str, int]]:
@@ -169,31 +162,28 @@ class Archive:
         self.records: list[Record] = []
         self.batches = 0
         self.journal = journal = SearchJournal(folder)
-        header = {"kind": "run", "format": FORMAT, "settings": settings}
-        expected = {**header, CHECKSUM: None}
-        differs = bool(journal.lines) and {**journal.lines[0], CHECKSUM: None} != expected
-        if differs and journal.outcomes:
-            names = changed(journal.lines[0].get("settings", {}), settings)
-            raise PrunerZeroError(
-                f"{folder} holds a run of other settings: {names} differ; choose another folder or "
-                "the same settings"
-            )
-        if differs:
+        if journal.lines and journal.lines[0].get("settings") != settings:
+            if journal.outcomes:
+                names = changed(journal.lines[0].get("settings", {}), settings)
+                raise PrunerZeroError(
+                    f"{folder} holds a run of other settings: {names} differ; choose another "
+                    "folder or the same settings"
+                )
             # That run ended before its first outcome, so there is nothing to lose.
             journal.path.unlink()
             self.journal = journal = SearchJournal(folder)
         if not journal.lines:
-            journal.append(header)
+            journal.append({"kind": "run", "format": FORMAT, "settings": settings})
         self._outcomes = {(outcome.number, outcome.rung): outcome for outcome in journal.outcomes}
         self._written = len(journal.records)
-        self.batches_written = len(journal.batches)
+        self._batches_written = len(journal.batches)
         self.elapsed = journal.batches[-1][1] if journal.batches else 0.0
         self._first: dict[tuple[str, Group], int] = {}
 
     @property
     def replaying(self) -> bool:
         """Whether batches that an earlier process judged are still to be told."""
-        return self.batches < self.batches_written
+        return self.batches < self._batches_written
 
     @property
     def begun(self) -> int | None:
@@ -265,7 +255,7 @@ class Archive:
                 self.journal.append(record.to_json())
             self.records.append(record)
         self.batches += 1
-        if self.batches > self.batches_written:
+        if self.batches > self._batches_written:
             line = {"kind": "batch", "elapsed": round(elapsed, 2), "avoided": dict(avoided)}
             self.journal.append(line)
             self.elapsed = elapsed

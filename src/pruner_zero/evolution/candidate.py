@@ -19,10 +19,7 @@ TUNE = "tune"
 
 
 def excess(results: Iterable[Mapping[str, float]]) -> list[float]:
-    """How much the loss on all windows exceeds that on few, for candidates that ran on both.
-
-    results: the values of a candidate on every rung, as in `Evaluation`.
-    """
+    """The loss on all windows minus that on few, of the `Evaluation.results` that have both."""
     return [values["all"] - values["few"] for values in results if {"few", "all"} <= values.keys()]
 
 
@@ -74,6 +71,11 @@ class Evaluation:
     def key(self) -> tuple[int, float]:
         """Sorts candidates, best first: by rung, the highest first, and then by value."""
         return (-self.rung, self.value if math.isfinite(self.value) else math.inf)
+
+    def on(self, rung: str) -> float:
+        """The value on a rung, or the "expected" value; infinite where there is none."""
+        value = self.expected if rung == "expected" else self.results.get(rung)
+        return math.inf if value is None else value
 
     @property
     def perplexity(self) -> float | None:

@@ -5,13 +5,12 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from typing import Any
 
 from scipy import stats
 
 from pruner_zero.evolution.archive import Archive, Record
-from pruner_zero.evolution.candidate import Template
+from pruner_zero.evolution.candidate import Candidate, Template
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.hall_of_fame import complexity, finite, on_the_highest_rung
 from pruner_zero.evolution.racing import outcomes_on
@@ -124,36 +123,30 @@ class FinalRace(Tabular):
         """A row a finalist, the lowest loss first; behind: the winner, in nats."""
         if self.winner is None:
             return []
-        rows = []
-        for finalist in self.finalists:
-            behind, error = finalist.behind(self.winner)
-            rows.append(
-                {
-                    "perplexity": finite(finalist.perplexity),
-                    "loss": finalist.loss,
-                    "interval": list(finalist.interval),
-                    "behind": behind,
-                    "behind_error": error,
-                    "expression": str(finalist.record.candidate.expression),
-                    "scope": finalist.record.candidate.scope,
-                    "number": finalist.record.candidate.number,
-                    "winner": finalist is self.winner,
-                }
-            )
-        return rows
+        return [
+            {
+                "perplexity": finite(finalist.perplexity),
+                "loss": finalist.loss,
+                "interval": list(finalist.interval),
+                "behind": finalist.behind(self.winner)[0],
+                "behind_error": finalist.behind(self.winner)[1],
+                "expression": str(finalist.record.candidate.expression),
+                "scope": finalist.record.candidate.scope,
+                "number": finalist.record.candidate.number,
+                "winner": finalist is self.winner,
+            }
+            for finalist in self.finalists
+        ]
 
 
 def race_finalists(
     archive: Archive, executor: Executor[Task, Outcome], most: int = FINALISTS
 ) -> FinalRace:
     """Judge the best of each of the `most` best skeletons on the fresh windows; note the losses."""
-    best: dict[Template, Record] = {}
-    ranked = sorted(
-        on_the_highest_rung(archive.records), key=lambda record: record.evaluation.value
-    )
-    for record in ranked:
-        best.setdefault(record.candidate.template, record)
-    chosen = [record.candidate for record in islice(best.values(), most)]
+    best: dict[Template, Candidate] = {}
+    for record in sorted(on_the_highest_rung(archive.records), key=lambda r: r.evaluation.value):
+        best.setdefault(record.candidate.template, record.candidate)
+    chosen = [*best.values()][:most]
     return FinalRace.of(archive.records, outcomes_on("final", chosen, archive, executor))
 
 
@@ -164,17 +157,18 @@ def affordable(outcomes: Sequence[Outcome], elapsed: float, windows: int, second
     of parallel judgements.
     """
     known = {outcome.number: len(outcome.losses) for outcome in outcomes if outcome.rung == "few"}
-    full = [outcome for outcome in outcomes if outcome.rung == "all" and outcome.losses]
-    if not full or not elapsed:
-        return 2
-    a_window = statistics.median(
+    by_window = [
         outcome.seconds / max(1, len(outcome.losses) - known.get(outcome.number, 0))
-        for outcome in full
-    )
+        for outcome in outcomes
+        if outcome.rung == "all" and outcome.losses
+    ]
+    if not by_window or not elapsed:
+        return 2
     # A resumed run holds outcomes of a final race, whose time is not part of `elapsed`.
-    seconds_spent = sum(outcome.seconds for outcome in outcomes if outcome.rung != "final")
-    at_once = max(1.0, seconds_spent / elapsed)
-    return max(2, int(min(FINALISTS, at_once * seconds / max(a_window * windows, 1e-9))))
+    spent = sum(outcome.seconds for outcome in outcomes if outcome.rung != "final")
+    at_once = max(1.0, spent / elapsed)
+    needed = max(statistics.median(by_window) * windows, 1e-9)
+    return max(2, int(min(FINALISTS, at_once * seconds / needed)))
 
 
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:

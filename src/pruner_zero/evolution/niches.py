@@ -12,10 +12,9 @@ from pydantic import Field
 from pruner_zero.choices import Group
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
 from pruner_zero.evolution.candidate import Candidate, Evaluation, Template
-from pruner_zero.evolution.generate import random_start
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.tuning import Tuner
-from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours
+from pruner_zero.evolution.variation import MUTATIONS, crossover, neighbours, random_start
 from pruner_zero.metric.expression import Expression
 from pruner_zero.metric.metric import Metric
 from pruner_zero.settings.base import Settings
@@ -29,14 +28,7 @@ _SPREAD = 3
 # the rest have one mutation, and with chance `_TWICE` a second one.
 _IMMIGRANTS, _MIGRANTS, _CROSSOVER, _TWICE = 0.05, 0.1, 0.25, 0.5
 # How often each mutation is drawn, relative to the others.
-_WEIGHTS = {
-    "grow": 2.0,
-    "shrink": 1.0,
-    "replace": 1.0,
-    "operator": 1.5,
-    "exponent": 3.0,
-    "terminal": 1.0,
-}
+_WEIGHTS = {"grow": 2.0, "shrink": 1.0, "operator": 1.5, "exponent": 3.0, "terminal": 1.0}
 # The candidates of a batch with exponents fitted by `Tuner`.
 _TUNED = 4
 
@@ -167,17 +159,16 @@ class Evolution(BatchAlgorithm):
 
     def _mutated(self, expression: Expression) -> tuple[str, Expression | None]:
         """The expression after one mutation or two, named by the first."""
-        name = self._drawn_mutation()
+        names, weights = list(_WEIGHTS), np.array([*_WEIGHTS.values()])
+
+        def drawn() -> str:
+            return names[self.generator.choice(len(names), p=weights / weights.sum())]
+
+        name = drawn()
         child = MUTATIONS[name](self.generator, expression, self.space)
         if child is not None and self.generator.random() < _TWICE:
-            second = self._drawn_mutation()
-            child = MUTATIONS[second](self.generator, child, self.space) or child
+            child = MUTATIONS[drawn()](self.generator, child, self.space) or child
         return name, child
-
-    def _drawn_mutation(self) -> str:
-        total = sum(_WEIGHTS.values())
-        chances = [weight / total for weight in _WEIGHTS.values()]
-        return list(_WEIGHTS)[self.generator.choice(len(chances), p=chances)]
 
 
 def survivors(members: Sequence[Result], capacity: int) -> list[Result]:

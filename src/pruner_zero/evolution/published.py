@@ -6,12 +6,12 @@ from numpy.random import Generator
 from pydantic import Field
 
 from pruner_zero.evolution.ask_tell import BatchAlgorithm, Proposal, Result, best_first
-from pruner_zero.evolution.generate import apply_operator
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace, positions
-from pruner_zero.evolution.variation import Child, of_arity, operands_of, pick
+from pruner_zero.evolution.variation import Child, apply_operator, of_arity, operands_of, pick
+from pruner_zero.metric.canonical.form import simplify_opposing
 from pruner_zero.metric.expression import Call, Expression, Terminal
 from pruner_zero.metric.metric import Metric
-from pruner_zero.metric.operators import OPERATORS, PUBLISHED, Operator
+from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 from pruner_zero.settings.base import Settings
 
 # Enough to keep some workers busy, and few enough that a stopped run loses little.
@@ -150,28 +150,3 @@ def node_mutation(generator: Generator, expression: Expression, space: SearchSpa
     alike = of_arity(space, node)
     symbol = OPERATORS[pick(generator, alike)] if alike else node.operator
     return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))
-
-
-def simplify_opposing(expression: Expression) -> Expression:
-    """The expression without its pairs of opposing operations along parent and child.
-
-    exp of log, sqr or pow of sqrt, both the other way round, and neg of neg leave their operand;
-    skp always does. It is idempotent. It may change masks, which `canonical` keeps: sqrt(sqr(S))
-    is |S| but becomes S.
-    Source: Dong 2024 (Pruner-Zero, arXiv 2406.02924), its opposing-operation simplification.
-    """
-    if not isinstance(expression, Call):
-        return expression
-    # One pass from the leaves up is enough: the operands are free of pairs before their parent
-    # is looked at.
-    operands = tuple(simplify_opposing(operand) for operand in expression.operands)
-    first = operands[0]
-    if expression.operator.factor == 1:
-        return first
-    if isinstance(first, Call) and _oppose(expression.operator, first.operator):
-        return first.operands[0]
-    return expression if operands == expression.operands else Call(expression.operator, operands)
-
-
-def _oppose(outer: Operator, inner: Operator) -> bool:
-    return outer.inverse == inner.name or inner.inverse == outer.name

@@ -3,20 +3,99 @@
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
 from pruner_zero.evolution.archive import Archive, Record
-from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Template
+from pruner_zero.evolution.candidate import TUNE, Candidate, Evaluation, Template, excess
 from pruner_zero.evolution.evaluator import RUNGS, Outcome, Rung, Task
-from pruner_zero.evolution.surrogate import Surrogate
 from pruner_zero.execution.executor import Executor
 from pruner_zero.metric.operators import Shape
 
-# The share of a batch that runs on few windows where the closed form ranks nothing, and the least
-# trust by which the distance to the lowest error is divided.
-_HALF, _LEAST_TRUST = 0.5, 0.1
+# How many pairs of loss and closed-form error the line is fitted to, at least and at most.
+_PAIRS, _MEMORY = 8, 64
+# How much the closed form rises per nat of loss, where the run has too few pairs; half of it is
+# the least slope. Measured in benchmarks/fitness.md over all comparison groups.
+_SLOPE = 2.0
+# The share of the correction of a candidate that its children inherit.
+_INHERITED = 0.7
+
+
+class Surrogate:
+    """The expected closed-form error of candidates, learned from `records`; lower is better.
+
+    - A candidate that ran on windows is expected to have the error on the line (`line`: slope and
+      intercept) through the losses and errors of all candidates that ran, at its loss.
+    - Any other candidate is expected to have its closed-form error, plus 0.7 times the mean
+      correction of its parents. The correction of a candidate is its expected error minus its
+      closed-form error.
+    - `further`: for each candidate that ran on both, the loss on all windows minus the loss on few,
+      in nats.
+
+    Source: fitness inheritance (Smith, Dike & Stegmann 1995); the correction of a closed form is
+    ours.
+    """
+
+    def __init__(self, records: Sequence[Record]) -> None:
+        results = [record.evaluation.results for record in records]
+        self.further = excess(results)
+        self._usual = sum(self.further) / len(self.further) if self.further else 0.0
+        pairs = [
+            (self._loss(values), values["reconstruction"])
+            for values in results
+            if {"few", "reconstruction"} <= values.keys()
+        ]
+        self.line = _line(np.array(pairs[-_MEMORY:]).reshape(-1, 2))
+        self._corrections: list[float] = []
+        # Parents come before their children.
+        for record in records:
+            evaluation, correction = record.evaluation, 0.0
+            if evaluation.same_as is not None:
+                correction = self._corrections[evaluation.same_as]
+            elif "reconstruction" in evaluation.results:
+                correction = self._correction(record.candidate, evaluation.results)
+            self._corrections.append(correction)
+
+    def expect(self, candidate: Candidate, results: Mapping[str, float]) -> float | None:
+        """The expected error of `candidate`; None where it has no closed-form error."""
+        if "reconstruction" not in results:
+            return None
+        return results["reconstruction"] + self._correction(candidate, results)
+
+    def _loss(self, results: Mapping[str, float]) -> float:
+        """The loss on the few windows, estimated from that on all windows where there is one."""
+        return results["all"] - self._usual if "all" in results else results["few"]
+
+    def _correction(self, candidate: Candidate, results: Mapping[str, float]) -> float:
+        """The expected error of a candidate minus its closed-form error."""
+        if "few" in results and self.line is not None:
+            slope, intercept = self.line
+            return intercept + slope * self._loss(results) - results["reconstruction"]
+        inherited = [self._corrections[parent] for parent in candidate.parents]
+        return _INHERITED * sum(inherited) / len(inherited) if inherited else 0.0
+
+
+def _line(points: NDArray[np.float64]) -> tuple[float, float] | None:
+    """Slope and intercept of the error over the loss, by medians, which outliers do not move.
+
+    None without points. Source: Theil 1950, Sen 1968.
+    """
+    if not len(points):
+        return None
+    losses, errors = points.T
+    slope = _SLOPE
+    if len(points) >= _PAIRS and np.ptp(losses):
+        # Its interval, which is not used, may be undefined.
+        with np.errstate(invalid="ignore"):
+            slope = max(_SLOPE / 2, float(stats.theilslopes(errors, losses).slope))
+    return slope, float(np.median(errors - slope * losses))
+
+
 # The fewest templates among the candidates of a batch that run on few windows.
 _TEMPLATES = 4
 # The assumed standard deviation, over candidates, of the difference between the losses on all and
@@ -31,8 +110,7 @@ class Racing:
     - All candidates have a closed-form error (rung "reconstruction").
     - On few windows run at most `few_share` of a batch and at most `few_most` candidates: those
       whose expected error (`Surrogate`) or closed-form error is at most `near` above the lowest so
-      far. Tuned exponents (`Tuner`) run first. Where the closed form does not rank like the loss
-      (`Surrogate.trust` below 1), the share and the distance are larger.
+      far. Tuned exponents (`Tuner`) run first.
     - On all windows run those whose loss on few is at most `margin` nats above the lowest, or that
       may still get the lowest loss on all, by how much the two losses differ for other candidates.
       A candidate that falls clearly behind the best is stopped (`is_behind`).
@@ -46,14 +124,6 @@ class Racing:
     few_most: int = 8
     margin: float = 0.005
     direct: bool = False
-
-    def share(self, trust: float) -> float:
-        """The share of a batch that runs on few windows: up to half where trust is 0."""
-        return self.few_share + max(0.0, _HALF - self.few_share) * (1 - trust) ** 2
-
-    def reach(self, trust: float) -> float:
-        """How far above the lowest error a candidate that runs on few windows may lie."""
-        return self.near / max(trust, _LEAST_TRUST)
 
 
 @dataclass
@@ -80,7 +150,15 @@ def judge(
     All decisions are made here, from outcomes in the order of submission, so that they are the
     same for any executor and for a run that was interrupted.
     """
-    entries = [_checked(candidate, archive) for candidate in batch]
+    entries = []
+    for candidate in batch:
+        form = candidate.skeleton.form
+        entry = _Entry(candidate, str(form), Evaluation(0, math.inf))
+        if form.shape is Shape.MATRIX:
+            entry.update(same_as=archive.first(entry.canonical, candidate))
+        else:
+            entry.update(reason=f"constant within every {candidate.scope}: it masks nothing")
+        entries.append(entry)
     if racing.direct:
         _climb("all", entries, archive, executor)
     else:
@@ -88,7 +166,7 @@ def judge(
         surrogate = Surrogate(archive.records)
         for entry in entries:
             entry.update(expected=surrogate.expect(entry.candidate, entry.evaluation.results))
-        chosen = _promising(entries, archive, racing, surrogate.trust)
+        chosen = _promising(entries, archive, racing)
         _climb("few", chosen, archive, executor)
         chosen = _near_the_best(chosen, archive, racing.margin, surrogate.further)
         _climb("all", chosen, archive, executor, _best_losses(archive))
@@ -103,17 +181,6 @@ def judge(
         counts, results = entry.evaluation.counts, entry.evaluation.results
         entry.update(expected=after.expect(entry.candidate, results) if counts else None)
     return [Record(entry.candidate, entry.evaluation, entry.canonical) for entry in entries]
-
-
-def _checked(candidate: Candidate, archive: Archive) -> _Entry:
-    """The entry of a candidate, with what its canonical form alone tells."""
-    form = candidate.skeleton.form
-    entry = _Entry(candidate, str(form), Evaluation(0, math.inf))
-    if form.shape is not Shape.MATRIX:
-        entry.update(reason=f"constant within every {candidate.scope}: it masks nothing")
-    else:
-        entry.update(same_as=archive.first(entry.canonical, candidate))
-    return entry
 
 
 def _climb(
@@ -152,21 +219,19 @@ def outcomes_on(
     best: as in `Task`.
     """
     earlier = [archive.outcome(candidate.number, rung) for candidate in candidates]
-    pairs = zip(candidates, earlier, strict=True)
-    fresh = executor.map(
-        [_task_of(candidate, rung, archive, best) for candidate, known in pairs if known is None]
-    )
-    for known in earlier:
-        outcome = known or next(fresh)
-        archive.remember(outcome)
-        yield outcome
-
-
-def _task_of(candidate: Candidate, rung: Rung, archive: Archive, best: tuple[float, ...]) -> Task:
-    """The task of judging a candidate on a rung; the windows that it has run are not run again."""
-    few = archive.outcome(candidate.number, "few") if rung == "all" else None
-    known = few.losses if few is not None else ()
-    return Task(candidate.number, rung, str(candidate.expression), candidate.scope, known, best)
+    tasks = []
+    for candidate, outcome in zip(candidates, earlier, strict=True):
+        # The windows that a candidate has run are not run again.
+        few = archive.outcome(candidate.number, "few") if rung == "all" else None
+        known = few.losses if few is not None else ()
+        text, scope = str(candidate.expression), candidate.scope
+        if outcome is None:
+            tasks.append(Task(candidate.number, rung, text, scope, known, best))
+    fresh = executor.map(tasks)
+    for outcome in earlier:
+        judged = outcome or next(fresh)
+        archive.remember(judged)
+        yield judged
 
 
 def _best_losses(archive: Archive) -> tuple[float, ...]:
@@ -177,9 +242,7 @@ def _best_losses(archive: Archive) -> tuple[float, ...]:
     return () if outcome is None else outcome.losses
 
 
-def _promising(
-    entries: Sequence[_Entry], archive: Archive, racing: Racing, trust: float
-) -> list[_Entry]:
+def _promising(entries: Sequence[_Entry], archive: Archive, racing: Racing) -> list[_Entry]:
     """The entries to run on few windows.
 
     - Tuned exponents within reach by their expected error, up to half of the number.
@@ -190,30 +253,31 @@ def _promising(
     the best do not take all. Of candidates with exactly the same closed-form error, which nearly
     always have the same masks, only the first of the whole search runs.
     """
-    error = _on("reconstruction")
-    ran = {error(r.evaluation) for r in archive.records if "few" in r.evaluation.results}
+    ran = {r.evaluation.on("reconstruction") for r in archive.records if r.evaluation.rung > 1}
     alive = []
     for entry in entries:
-        if entry.alive and error(entry.evaluation) not in ran:
-            ran.add(error(entry.evaluation))
+        error = entry.evaluation.on("reconstruction")
+        if entry.alive and error not in ran:
+            ran.add(error)
             alive.append(entry)
-    most = min(racing.few_most, math.ceil(racing.share(trust) * len(alive)))
+    most = min(racing.few_most, math.ceil(racing.few_share * len(alive)))
     # Where all candidates are of one template, it may have all.
     different = len({entry.candidate.template for entry in alive}) or 1
     most_of_template = math.ceil(most / min(_TEMPLATES, different))
 
-    def within_reach(value: Callable[[Evaluation], float]) -> list[_Entry]:
-        limit = _lowest([*alive, *archive.distinct()], value) + racing.reach(trust)
-        near = [entry for entry in alive if value(entry.evaluation) <= limit]
-        return sorted(near, key=lambda entry: value(entry.evaluation))
+    def within_reach(rung: str) -> list[_Entry]:
+        judged: list[_Entry | Record] = [*alive, *archive.distinct()]
+        limit = min((each.evaluation.on(rung) for each in judged), default=0.0) + racing.near
+        near = [entry for entry in alive if entry.evaluation.on(rung) <= limit]
+        return sorted(near, key=lambda entry: entry.evaluation.on(rung))
 
-    expected = within_reach(_expected)
+    expected = within_reach("expected")
     tuned = [entry for entry in expected if entry.candidate.operation == TUNE]
     # In the order of `Tuner`, the most promising first.
     tuned.sort(key=lambda entry: entry.candidate.number)
     chosen = {entry.candidate.number: entry for entry in tuned[: most // 2]}
     templates: Counter[Template] = Counter()
-    for count, best in ((most - most // 3, expected), (most, within_reach(error))):
+    for count, best in ((most - most // 3, expected), (most, within_reach("reconstruction"))):
         for entry in best:
             number, template = entry.candidate.number, entry.candidate.template
             free = len(chosen) < count and templates[template] < most_of_template
@@ -232,25 +296,11 @@ def _near_the_best(
     loss on few windows of the candidate that is best on all, and how far a candidate may still
     fall.
     """
-    loss = _on("few")
-    now = sorted((e for e in entries if e.alive), key=lambda entry: loss(entry.evaluation))
-    lowest = _lowest(now, loss)
+    alive = sorted((e for e in entries if e.alive), key=lambda entry: entry.evaluation.on("few"))
+    lowest = alive[0].evaluation.on("few") if alive else math.inf
     if further:
-        lowest = min(lowest, _lowest(archive.distinct(), _on("all")) - statistics.mean(further))
+        best = min(record.evaluation.on("all") for record in archive.distinct())
+        lowest = min(lowest, best - statistics.mean(further))
     spread = statistics.stdev(further) if len(further) >= _ENOUGH else _SPREAD
     limit = lowest + max(margin, spread if further else 0.0)
-    return [entry for entry in now if loss(entry.evaluation) <= limit]
-
-
-def _expected(evaluation: Evaluation) -> float:
-    return math.inf if evaluation.expected is None else evaluation.expected
-
-
-def _on(rung: Rung) -> Callable[[Evaluation], float]:
-    """The value on a rung, infinite where there is none."""
-    return lambda evaluation: evaluation.results.get(rung, math.inf)
-
-
-def _lowest(judged: Iterable[_Entry | Record], value: Callable[[Evaluation], float]) -> float:
-    """The lowest value, infinite where there is none."""
-    return min((value(each.evaluation) for each in judged), default=math.inf)
+    return [entry for entry in alive if entry.evaluation.on("few") <= limit]

@@ -1,22 +1,21 @@
 """Sampled rows of every matrix, to judge a metric without running the model."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pruner_zero.choices import Group
-from pruner_zero.evolution.masked_model import candidate_masks
 from pruner_zero.execution.executor import UNLIMITED, TimeLimit
 from pruner_zero.metric.expression import Expression
-from pruner_zero.pruning.masks import reached_score
+from pruner_zero.pruning.masks import choose_masks, reached_score
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
-from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.sparsity.steps.step import STEPS, Layer
+from pruner_zero.sparsity.pattern import Lazy, Pattern, groups
+from pruner_zero.sparsity.steps.step import STEPS
+from pruner_zero.sparsity.steps.step import Layer
 
 # Rows of a matrix for which the steps after the mask are carried out, to estimate what it costs.
 _UPDATED_ROWS = 16
@@ -49,10 +48,6 @@ class SampledMatrix:
     layer: Layer | None = None
     step: str | None = None
 
-    def errors(self, mask: Tensor) -> Tensor:
-        """`δ C δᵀ` of each row for the weights δ that `mask` removes: the layer error."""
-        return row_errors(self.weight.masked_fill(mask, 0), self.gram)
-
     def cost(self, mask: Tensor) -> Tensor:
         """What pruning by `mask` (rows, in) costs, after the step where one follows.
 
@@ -60,7 +55,8 @@ class SampledMatrix:
         stand for the others.
         """
         if self.layer is None or self.step is None:
-            return pruning_cost(self.errors(mask), self.norms, self.sensitivity, self.share)
+            errors = row_errors(self.weight.masked_fill(mask, 0), self.gram)
+            return pruning_cost(errors, self.norms, self.sensitivity, self.share)
         index = spread(len(mask), _UPDATED_ROWS).to(mask.device)
         weight = self.weight[index]
         step = STEPS[self.step]
@@ -150,13 +146,27 @@ def _joined(matrices: list[SampledMatrix], grams: dict[tuple[int, ...], Tensor])
     )
 
 
-class _Rows(NamedTuple):
-    """Rows that a pattern masks as one matrix; scores and magnitudes are (rows, in)."""
+def candidate_masks(
+    pattern: Pattern,
+    blocks: Mapping[str, int],
+    score: Callable[[str], Tensor | None],
+    magnitudes: Callable[[str], Tensor],
+    limit: TimeLimit = UNLIMITED,
+) -> Iterator[Tensor]:
+    """The masks (out, in), True = kept, of all matrices, in order.
 
-    name: str
-    block: int
-    scores: Tensor | None
-    magnitudes: Tensor
+    blocks: by the name of each matrix the number of its block. score: the scores of a matrix, None
+    where calibration never reached it; such a matrix is scored by its `magnitudes`. Raises what
+    `score` raises, PrunerZeroError over the time limit.
+    """
+
+    def checked(name: str) -> Tensor | None:
+        limit.check()
+        return score(name) if name in blocks else None
+
+    for names in groups(pattern, blocks):
+        masks = choose_masks(pattern, names, Lazy(names.copy, checked), magnitudes)
+        yield from (masks[name] for name in names)
 
 
 def sampled_masks(
@@ -172,27 +182,25 @@ def sampled_masks(
     limit.
     """
     pattern = pattern.with_scope(scope)
-    parts: list[list[_Rows]] = []
+    blocks: dict[str, int] = {}
+    scores: dict[str, Tensor | None] = {}
+    magnitudes: dict[str, Tensor] = {}
+    counts = []
     for matrix in sample:
         limit.check()
-        scores = reached_score(expression, matrix.terminals)
+        whole = reached_score(expression, matrix.terminals)
+        # A pattern that takes stacks masks all their rows as those of one matrix.
         rows = matrix.weight.flatten(0, -2).shape[0] if pattern.stacks else matrix.weight.shape[-2]
-        magnitudes = matrix.terminals["W"].flatten(0, -2).split(rows)
-        ranked = [None] if scores is None else scores.flatten(0, -2).split(rows)
-        names = [matrix.name, *(f"{matrix.name} {index}" for index in range(1, len(ranked)))]
-        blocks = [matrix.block] * len(ranked)
-        parts.append(list(map(_Rows, names, blocks, ranked, magnitudes)))
-    named = {part.name: part for part in chain(*parts)}
-    masks = candidate_masks(
-        pattern,
-        {name: part.block for name, part in named.items()},
-        lambda name: named[name].scores,
-        lambda name: named[name].magnitudes,
-        limit,
-    )
+        parts = matrix.terminals["W"].flatten(0, -2).split(rows)
+        ranked = [None] if whole is None else whole.flatten(0, -2).split(rows)
+        for index, (part, score) in enumerate(zip(parts, ranked, strict=True)):
+            name = f"{matrix.name} {index}" if index else matrix.name
+            blocks[name], scores[name], magnitudes[name] = matrix.block, score, part
+        counts.append(len(parts))
+    masks = candidate_masks(pattern, blocks, scores.__getitem__, magnitudes.__getitem__, limit)
     return [
-        torch.cat(list(islice(masks, len(of_matrix)))).view(matrix.weight.shape)
-        for matrix, of_matrix in zip(sample, parts, strict=True)
+        torch.cat(list(islice(masks, count))).view(matrix.weight.shape)
+        for matrix, count in zip(sample, counts, strict=True)
     ]
 
 

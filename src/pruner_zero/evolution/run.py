@@ -11,7 +11,14 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.archive import JOURNAL, Archive, Record
 from pruner_zero.evolution.ask_tell import BatchAlgorithm
-from pruner_zero.evolution.build import build_evaluator, judging_dtype, search_windows
+from pruner_zero.evolution.build import (
+    build_evaluator,
+    check_settings,
+    judging_dtype,
+    search_windows,
+    space_of,
+    workers_of,
+)
 from pruner_zero.evolution.evaluator import Outcome, Task
 from pruner_zero.evolution.final import (
     FINAL_SHARE,
@@ -22,7 +29,6 @@ from pruner_zero.evolution.final import (
 )
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import Racing, judge
-from pruner_zero.evolution.settings import check_settings, space_of, workers_of
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
 from pruner_zero.execution.executor import Executor
 from pruner_zero.execution.registry import check_executor, make_executor
@@ -36,8 +42,7 @@ from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.mixture import Source, load_mixture
 
-# After this many candidates without a new mask (twenty batches of the default algorithm), the
-# search has seen all masks: a model with few heads has few masks.
+# A search ends after this many candidates in a row that are repeats or rejected.
 _CANDIDATES_WITHOUT_NEWS = 480
 
 
@@ -55,6 +60,14 @@ class Status:
     avoided: Mapping[str, int]
     budget: str
 
+    @classmethod
+    def of(
+        cls, archive: Archive, algorithm: BatchAlgorithm, settings: SearchSettings, hall: HallOfFame
+    ) -> "Status":
+        """The status of a search after its last batch."""
+        records, avoided = archive.records, dict(algorithm.avoided)
+        return cls(archive.batches, archive.elapsed, records, hall, avoided, settings.budget)
+
     @property
     def by_rung(self) -> list[int]:
         """How many distinct candidates ended on each rung, rejected ones first."""
@@ -66,9 +79,9 @@ class Status:
 
     @property
     def saved(self) -> int:
-        """How many proposals and candidates were not judged, because their mask was known."""
-        known = sum(record.evaluation.same_as is not None for record in self.records)
-        return known + sum(self.avoided.values())
+        """How many proposals and candidates were not judged, because their form was known."""
+        repeats = sum(record.evaluation.same_as is not None for record in self.records)
+        return repeats + sum(self.avoided.values())
 
     @property
     def per_minute(self) -> float:
@@ -131,43 +144,27 @@ def search(
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )
-    cache_folder = Path(cache) if cache is not None else None
-    fingerprint = language_model.fingerprint()
-    windows, judged, fresh = search_windows(
-        checked,
-        texts,
-        judged_on,
-        language_model,
-        cache=cache_folder,
-        fingerprint=fingerprint,
-    )
+    common: dict[str, Any] = {
+        "cache": None if cache is None else Path(cache),
+        "fingerprint": language_model.fingerprint(),
+    }
+    windows, judged, fresh = search_windows(checked, texts, judged_on, language_model, **common)
+    uses = {"calibration": windows, "search": judged, "final": fresh}
     with locked(folder):
         identity = {
             **checked.identity(),
             "judge_dtype": str(judging_dtype(language_model.model, checked)),
-            "calibration_tokens": windows.sha256,
-            "search_tokens": judged.sha256,
-            "final_tokens": fresh.sha256,
-            "model_weights": fingerprint,
+            **{f"{use}_tokens": of_use.sha256 for use, of_use in uses.items()},
+            "model_weights": common["fingerprint"],
         }
         archive = Archive(folder, identity)
         description = {
             "settings": checked.model_dump(mode="json"),
-            "calibration": windows.describe(),
-            "search": judged.describe(),
-            "final": fresh.describe(),
+            **{use: of_use.describe() for use, of_use in uses.items()},
             "provenance": {**provenance(), "device": str(language_model.device)},
         }
         write_json(folder / RUN, description)
-        evaluator = build_evaluator(
-            language_model,
-            checked,
-            windows,
-            judged,
-            fresh=fresh,
-            cache=cache_folder,
-            fingerprint=fingerprint,
-        )
+        evaluator = build_evaluator(language_model, checked, windows, judged, fresh=fresh, **common)
         # Only tensors in main memory can be shared between processes.
         shareable = evaluator.masked.device == CPU
         executor = make_executor(checked.executor, evaluator, workers, shareable=shareable)
@@ -210,13 +207,13 @@ def run_batches(
         # The files of an earlier process know more than the batches replayed so far.
         if not archive.replaying:
             hall.write(folder)
-        status = _status(archive, algorithm, settings, hall)
+        status = Status.of(archive, algorithm, settings, hall)
         observer(status)
         if any(record.evaluation.counts for record in records):
             with_news = len(archive.records)
         reason = _stops(settings, status)
         if len(archive.records) - with_news >= _CANDIDATES_WITHOUT_NEWS:
-            reason = reason or f"no new mask among {_CANDIDATES_WITHOUT_NEWS} candidates"
+            reason = reason or f"nothing new among {_CANDIDATES_WITHOUT_NEWS} candidates"
     finalists: list[int] = []
     if settings.final_windows:
         most = FINALISTS
@@ -227,16 +224,9 @@ def run_batches(
         finalists = [finalist.record.candidate.number for finalist in race.finalists]
         hall = HallOfFame.of(archive.records, race.choice)
         hall.write(folder)
-        observer(_status(archive, algorithm, settings, hall))
+        observer(Status.of(archive, algorithm, settings, hall))
     archive.end(finalists)
     return reason
-
-
-def _status(
-    archive: Archive, algorithm: BatchAlgorithm, settings: SearchSettings, hall: HallOfFame
-) -> Status:
-    avoided, records = dict(algorithm.avoided), archive.records
-    return Status(archive.batches, archive.elapsed, records, hall, avoided, settings.budget)
 
 
 def _left(settings: SearchSettings, records: Sequence[Record]) -> int | None:

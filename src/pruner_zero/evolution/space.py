@@ -1,6 +1,6 @@
 """The space of a search: terminals, operators, limits and comparison groups."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from itertools import product
 from typing import NamedTuple
@@ -121,10 +121,10 @@ class SearchSpace(Settings):
         return {shape: tuple(of_shape) for shape, of_shape in forms.items()}
 
     @cached_property
-    def choices(self) -> Mapping[tuple[Shape, int], tuple[tuple[tuple[Form, ...], ...], ...]]:
-        """The forms by shape and number of levels, grouped by arity and then by operator."""
+    def choices(self) -> Mapping[tuple[Shape, int], tuple[Form, ...]]:
+        """The forms by shape and number of levels."""
         return {
-            (shape, levels): _grouped(
+            (shape, levels): tuple(
                 form
                 for form in self.forms[shape]
                 if all(self.least_depth[operand] < levels for operand in form.operands)
@@ -167,14 +167,6 @@ def _allows_exponent(exponent: float) -> bool:
     return exponent in EXPONENTS or (
         LOWEST <= exponent <= HIGHEST and exponent == on_grid(exponent)
     )
-
-
-def _grouped(forms: Iterable[Form]) -> tuple[tuple[tuple[Form, ...], ...], ...]:
-    groups: dict[int, dict[str, list[Form]]] = {}
-    for form in forms:
-        by_name = groups.setdefault(len(form.operands), {})
-        by_name.setdefault(form.operator.name, []).append(form)
-    return tuple(tuple(map(tuple, groups[arity].values())) for arity in sorted(groups))
 
 
 def positions(expression: Expression) -> Iterator[tuple[int, Expression]]:

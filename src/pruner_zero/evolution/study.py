@@ -46,7 +46,13 @@ class Candidates(Tabular):
 
     def to_rows(self) -> list[dict[str, Any]]:
         """The lines of the journal, with the complexity and the value on each rung beside."""
-        return [_row(record) for record in self.records]
+        rows = []
+        for record in self.records:
+            line = record.to_json()
+            del line["kind"]
+            results = line.pop("results")
+            rows.append({**line, "complexity": complexity(record.candidate.expression), **results})
+        return rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -204,10 +210,3 @@ def _seconds(outcomes: Iterable[Outcome]) -> dict[str, list[float]]:
     for outcome in outcomes:
         seconds.setdefault(outcome.rung, []).append(outcome.seconds)
     return seconds
-
-
-def _row(record: Record) -> dict[str, Any]:
-    line = record.to_json()
-    del line["kind"]
-    results = line.pop("results")
-    return {**line, "complexity": complexity(record.candidate.expression), **results}

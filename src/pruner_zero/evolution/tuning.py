@@ -56,10 +56,8 @@ class Tuner:
         """Take in candidates that ran on windows."""
         for candidate, evaluation in results:
             if evaluation.counts and "few" in evaluation.results and candidate.skeleton.exponents:
-                self._results[candidate.template][candidate.skeleton.exponents] = (
-                    candidate,
-                    evaluation,
-                )
+                of_template = self._results[candidate.template]
+                of_template[candidate.skeleton.exponents] = candidate, evaluation
 
     def propose(self, generator: Generator, count: int) -> list[Proposal]:
         """At most `count` candidates with other exponents, the most promising first."""
@@ -101,16 +99,15 @@ class Tuner:
         if not drawn:
             return []
         mean, deviation = points.predict(np.array([*drawn]))
-        expressions = [*drawn.values()]
-        ranked = []
-        for explores, losses, most in (
-            (False, mean, _TO_TUNE),
-            (True, mean - deviation, _TO_EXPLORE),
-        ):
-            for index in np.argsort(losses, kind="stable")[:most]:
-                proposal = Proposal(expressions[index], best.scope, (best.number,), TUNE)
-                ranked.append((explores, float(losses[index]), best.number, proposal))
-        return ranked
+        proposals = [Proposal(form, best.scope, (best.number,), TUNE) for form in drawn.values()]
+        return [
+            (explores, float(losses[index]), best.number, proposals[index])
+            for explores, losses, most in (
+                (False, mean, _TO_TUNE),
+                (True, mean - deviation, _TO_EXPLORE),
+            )
+            for index in np.argsort(losses, kind="stable")[:most]
+        ]
 
 
 class _Points:

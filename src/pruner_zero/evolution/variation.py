@@ -1,7 +1,6 @@
-"""Children of expressions: crossover, mutations, and the nearest products."""
+"""Random expressions, and children of expressions: crossover, mutations, the nearest products."""
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import wraps
 from itertools import product as pairs
 from types import MappingProxyType
 from typing import TypeVar
@@ -9,13 +8,9 @@ from typing import TypeVar
 from numpy.random import Generator
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.generate import (
-    apply_operator,
-    random_exponent,
-    random_expression,
-)
 from pruner_zero.evolution.space import (
     EXPONENT_STEP,
+    EXPONENTS,
     HIGHEST,
     LOWEST,
     SearchSpace,
@@ -23,8 +18,8 @@ from pruner_zero.evolution.space import (
     positions,
 )
 from pruner_zero.metric.canonical.normal import factors, product
-from pruner_zero.metric.expression import Call, Expression, Terminal
-from pruner_zero.metric.operators import OPERATORS, Shape
+from pruner_zero.metric.expression import Call, Constant, Expression, Terminal
+from pruner_zero.metric.operators import OPERATORS, Operator, Shape
 
 # None where no allowed child was found.
 Child = Expression | None
@@ -32,7 +27,130 @@ Mutation = Callable[[Generator, Expression, SearchSpace], Child]
 
 T = TypeVar("T")
 
-_TRIES = 20
+# The most draws of a random expression and of a child, until the space allows it.
+_DRAWS, _TRIES = 1000, 20
+# The share of products among the expressions that a search starts with, and the fewest and most
+# levels of the other trees.
+_PRODUCTS, _START_DEPTH = 0.5, (2, 4)
+# The chances that a path of a grown tree ends before the limit of levels, and that a factor of a
+# product is normalised.
+_LEAF, _NORMALISED = 0.3, 0.3
+
+
+def random_expression(
+    generator: Generator,
+    space: SearchSpace,
+    shape: Shape = Shape.MATRIX,
+    depth: tuple[int, int] = (2, 5),
+) -> Expression:
+    """A random expression of the given shape that the space allows.
+
+    Ramped half and half: the limit of levels is drawn from `depth`, and whether every path
+    reaches it (full) or may end earlier, below the root (grow). Every subtree is generated for
+    its shape, so that every expression gives a score for each weight.
+    Raises PrunerZeroError where the space has no such expression.
+    Source: ramped half and half (Koza 1992); strongly typed programs (Montana 1995).
+    """
+    least = space.least_depth.get(shape)
+    if least is None or least > space.max_depth:
+        raise PrunerZeroError(
+            f"no {shape.name.lower()} of at most {space.max_depth} levels can be made of these "
+            "terminals"
+        )
+    for _ in range(_DRAWS):
+        levels = int(generator.integers(max(least, depth[0]), max(least, *depth) + 1))
+        full = bool(generator.random() < 0.5)
+        expression = _subtree(generator, space, shape, min(levels, space.max_depth), full, root=1)
+        if space.allows(expression, shape):
+            return expression
+    raise PrunerZeroError(
+        f"no expression of {depth[0]} to {depth[1]} levels found within max_size "
+        f"{space.max_size} and max_depth {space.max_depth}: allow more"
+    )
+
+
+def random_start(generator: Generator, space: SearchSpace) -> Expression:
+    """A `random_product`, or with equal chance a `random_expression`; the start of a search."""
+    draw = random_product if generator.random() < _PRODUCTS else random_expression
+    return draw(generator, space, depth=_START_DEPTH)
+
+
+def random_product(
+    generator: Generator, space: SearchSpace, depth: tuple[int, int] = (2, 4)
+) -> Expression:
+    """A random product of powers of different leaves, some of them normalised first.
+
+    Only the order of scores matters, and it depends mostly on how much each terminal counts, which
+    the exponents of a product express. Each leaf may be normalised and raised to a power, and so
+    may partial products be normalised. Where the space does not allow a product, a
+    `random_expression` of this `depth`. Source: ours.
+    """
+    matrices = space.leaves[Shape.MATRIX]
+    vectors = (*space.leaves[Shape.ROW], *space.leaves[Shape.COLUMN])
+    for _ in range(_DRAWS if "mul" in space.operators else 0):
+        first = matrices[generator.integers(len(matrices))]
+        rest = [name for name in (*matrices, *vectors) if name != first]
+        generator.shuffle(rest)
+        expression = _factor(generator, space, first)
+        for name in rest[: generator.integers(1, 3)]:
+            expression = Call(OPERATORS["mul"], (expression, _factor(generator, space, name)))
+            if generator.random() < _NORMALISED / 2:
+                expression = _normalised(generator, space, expression)
+        if expression.operands and space.allows(expression):
+            return expression
+    return random_expression(generator, space, depth=depth)
+
+
+def _factor(generator: Generator, space: SearchSpace, name: str) -> Expression:
+    factor: Expression = Terminal(name)
+    if generator.random() < _NORMALISED:
+        factor = _normalised(generator, space, factor)
+    if "power" in space.operators and generator.random() < 0.5:
+        factor = apply_operator(generator, OPERATORS["power"], factor)
+    return factor
+
+
+def _normalised(generator: Generator, space: SearchSpace, expression: Expression) -> Expression:
+    """The expression normalised by row, column or matrix; unchanged where the space cannot."""
+    operators = [
+        form.operator
+        for form in space.forms[expression.shape]
+        if form.operands == (expression.shape,)
+        and form.operator.reach != "element"
+        and form.operator.sign != "any"
+    ]
+    if not operators:
+        return expression
+    return Call(operators[generator.integers(len(operators))], (expression,))
+
+
+def random_exponent(generator: Generator) -> Constant:
+    """One of the exponents of a new power."""
+    return Constant(EXPONENTS[generator.integers(len(EXPONENTS))])
+
+
+def apply_operator(generator: Generator, operator: Operator, *operands: Expression) -> Call:
+    """The operator applied to its operands; the exponent of a power is drawn."""
+    if operator.exponent == "operand":
+        return Call(operator, (*operands, random_exponent(generator)))
+    return Call(operator, operands)
+
+
+def _subtree(
+    generator: Generator, space: SearchSpace, shape: Shape, levels: int, full: bool, root: int = 0
+) -> Expression:
+    choices = space.choices[shape, levels]
+    leaves = space.leaves[shape]
+    wants_leaf = not full and not root and bool(generator.random() < _LEAF)
+    if leaves and (not choices or wants_leaf):
+        return Terminal(leaves[generator.integers(len(leaves))])
+    # Drawn evenly: first the arity, then the operator, then the shapes of its operands.
+    arity = pick(generator, sorted({len(form.operands) for form in choices}))
+    forms = [form for form in choices if len(form.operands) == arity]
+    operator = pick(generator, list(dict.fromkeys(form.operator for form in forms)))
+    form = pick(generator, [form for form in forms if form.operator is operator])
+    operands = [_subtree(generator, space, operand, levels - 1, full) for operand in form.operands]
+    return apply_operator(generator, form.operator, *operands)
 
 
 def _allowed(
@@ -52,12 +170,9 @@ def _allowed(
 
 def _tried(draw: Mutation) -> Mutation:
     """`draw`, repeated until the space allows the child and it is not the parent."""
-
-    @wraps(draw)
-    def mutate(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-        return _allowed(lambda: draw(generator, expression, space), expression, space)
-
-    return mutate
+    return lambda generator, parent, space: _allowed(
+        lambda: draw(generator, parent, space), parent, space
+    )
 
 
 def crossover(
@@ -79,7 +194,6 @@ def crossover(
     return _allowed(draw, mother, space)
 
 
-@_tried
 def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """One more operator: around a node, with a small tree beside it, or in place of a leaf."""
     index, node = pick(generator, list(positions(expression)))
@@ -98,7 +212,6 @@ def grow(generator: Generator, expression: Expression, space: SearchSpace) -> Ch
     return expression.replace(index, apply_operator(generator, form.operator, *operands))
 
 
-@_tried
 def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An operator replaced by one of its operands."""
     if not (calls := _calls(expression)):
@@ -107,28 +220,17 @@ def shrink(generator: Generator, expression: Expression, space: SearchSpace) -> 
     return expression.replace(index, pick(generator, operands_of(node)))
 
 
-@_tried
-def replace(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
-    """A subtree replaced by a random one of the same shape, at most one level deeper."""
-    index, node = pick(generator, list(positions(expression)))
-    depth = (1, min(node.depth + 1, 4))
-    return expression.replace(index, random_expression(generator, space, node.shape, depth))
-
-
-@_tried
 def operator(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An operator replaced by another of equal arity; a power counts as unary."""
     if not (calls := _calls(expression)):
         return None
     index, node = pick(generator, calls)
-    names = [name for name in of_arity(space, node) if name != node.operator.name]
-    if not names:
+    if not (names := [name for name in of_arity(space, node) if name != node.operator.name]):
         return None
     symbol = OPERATORS[pick(generator, names)]
     return expression.replace(index, apply_operator(generator, symbol, *operands_of(node)))
 
 
-@_tried
 def exponent(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """An exponent moved by a few steps of the grid, or a node raised to a power.
 
@@ -143,7 +245,6 @@ def exponent(generator: Generator, expression: Expression, space: SearchSpace) -
     return expression.replace(index, node ** random_exponent(generator).value)
 
 
-@_tried
 def terminal(generator: Generator, expression: Expression, space: SearchSpace) -> Child:
     """A leaf replaced by another terminal, of any shape that leaves the result a matrix."""
     leaves = [index for index, node in positions(expression) if not node.operands]
@@ -152,10 +253,7 @@ def terminal(generator: Generator, expression: Expression, space: SearchSpace) -
 
 
 MUTATIONS: Mapping[str, Mutation] = MappingProxyType(
-    {
-        mutation.__name__: mutation
-        for mutation in [grow, shrink, replace, operator, exponent, terminal]
-    }
+    {draw.__name__: _tried(draw) for draw in (grow, shrink, operator, exponent, terminal)}
 )
 
 

@@ -1,4 +1,4 @@
-"""The canonical form: a simple expression that gives the same mask."""
+"""The canonical form, which gives the same mask, and the simplification of the paper."""
 
 import math
 from typing import get_args
@@ -18,7 +18,7 @@ from pruner_zero.metric.canonical.normal import (
     total,
 )
 from pruner_zero.metric.expression import MAX_DEPTH, Call, Expression, Terminal
-from pruner_zero.metric.operators import Shape
+from pruner_zero.metric.operators import Operator, Shape
 
 # fp32 rounds small values away beside a larger offset, and values of higher growth beside any
 # offset.
@@ -117,3 +117,28 @@ def _reaches(form: Call, scope: Group) -> bool:
     """Whether the operator's statistics are the same for all weights of every group."""
     reach = form.operator.reach
     return scope != "global" and (reach == "matrix" or (reach == "row" and scope == "row"))
+
+
+def simplify_opposing(expression: Expression) -> Expression:
+    """The expression without its pairs of opposing operations along parent and child.
+
+    exp of log, sqr or pow of sqrt, both the other way round, and neg of neg leave their operand;
+    skp always does. It is idempotent. It may change masks, which `canonical` keeps: sqrt(sqr(S))
+    is |S| but becomes S.
+    Source: Dong 2024 (Pruner-Zero, arXiv 2406.02924), its opposing-operation simplification.
+    """
+    if not isinstance(expression, Call):
+        return expression
+    # One pass from the leaves up is enough: the operands are free of pairs before their parent
+    # is looked at.
+    operands = tuple(simplify_opposing(operand) for operand in expression.operands)
+    first = operands[0]
+    if expression.operator.factor == 1:
+        return first
+    if isinstance(first, Call) and _oppose(expression.operator, first.operator):
+        return first.operands[0]
+    return expression if operands == expression.operands else Call(expression.operator, operands)
+
+
+def _oppose(outer: Operator, inner: Operator) -> bool:
+    return outer.inverse == inner.name or inner.inverse == outer.name

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import given
 
-from pruner_zero.evolution.published import simplify_opposing
+from pruner_zero.metric.canonical.form import simplify_opposing
 from pruner_zero.metric.expression import Call, Expression
 from pruner_zero.metric.grammar import parse
 from tests.metric.strategies import expressions, lightly
