@@ -7,7 +7,7 @@ import pytest
 
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.evolution.build import build_evaluator, search_windows
+from pruner_zero.evolution.build import build_evaluator, check_settings, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
 from pruner_zero.execution.executor import SerialExecutor, Workers
 from pruner_zero.execution.registry import make_executor
@@ -121,4 +121,4 @@ def test_processes_that_share_the_model_have_it_in_main_memory(
     assert tiny_settings(**sharing, device="cpu").placed_on == "cpu"
     option = "--" + next(iter(sharing)).replace("_", "-")
     with pytest.raises(PrunerZeroError, match=f"^{option}.* share the model in main memory"):
-        tiny_settings(**sharing, device=str(HERE))
+        check_settings(tiny_settings(**sharing, device=str(HERE)))
