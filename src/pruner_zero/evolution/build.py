@@ -31,8 +31,7 @@ from pruner_zero.settings.units import read_parameters
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from pruner_zero.sparsity.steps.step import STEPS
-from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.sparsity.steps.step import STEPS, Layer
 from pruner_zero.structure.units import Structured
 from pruner_zero.text.mixture import Mixture
 from pruner_zero.text.windows import Windows, no_windows

@@ -30,8 +30,7 @@ from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.pruning.masks import reached_score
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
-from pruner_zero.sparsity.steps.step import plan, run_steps
-from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.sparsity.steps.step import Layer, plan, run_steps
 
 # Tokens of a forward pass on a GPU, which a small model does not fill with one window.
 _BATCH_TOKENS = 4096

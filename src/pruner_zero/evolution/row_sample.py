@@ -14,8 +14,7 @@ from pruner_zero.metric.expression import Expression
 from pruner_zero.pruning.masks import choose_masks, reached_score
 from pruner_zero.sparsity.layer_error import TINY, output_sensitivity, pruning_cost, row_errors
 from pruner_zero.sparsity.pattern import Lazy, Pattern, groups
-from pruner_zero.sparsity.steps.step import STEPS
-from pruner_zero.sparsity.steps.step import Layer
+from pruner_zero.sparsity.steps.step import STEPS, Layer
 
 # Rows of a matrix for which the steps after the mask are carried out, to estimate what it costs.
 _UPDATED_ROWS = 16
