@@ -47,9 +47,10 @@ demo: $(BIN)/.installed
 	@echo "the report: runs/demo/report.html; half of the weights zero: runs/demo/model;"
 	@echo "smaller and faster: runs/demo/smaller; every candidate: runs/demo/search/journal.jsonl"
 
-# A process for each of two cores, with a thread each; the tests of a file stay together.
+# A process for each of two cores, with a thread each; the first that is done takes over tests of the
+# other.
 test: $(BIN)/.developing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(BIN)/.developing
 	$(BIN)/python -m pytest -m slow

@@ -5,12 +5,14 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 
+from tests.processes import PRELOADED, Forked
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
 
@@ -50,6 +52,25 @@ def own_machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _warm_forks() -> Iterator[None]:
+    """Every process is forked from a server that has loaded the program, whoever starts it.
+
+    A server for the workers of a search alone loads less, and each command that is then forked
+    from it would import the rest anew, which takes seconds.
+    """
+    forkserver.set_forkserver_preload(PRELOADED)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forkserver, "set_forkserver_preload", lambda modules: None)
+        yield
+
+
+@pytest.fixture(scope="session")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The first fork waits for torch to load; no test is to count that."""
+    assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
 
 
 def save_tiny(folder: Path, architecture: str = "llama", seed: int = 0, blocks: int = 2) -> Path:

@@ -33,6 +33,16 @@ def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, s
     return process.returncode, out, err
 
 
+# What the server of forks imports before it forks: all that a command on a tiny model imports.
+PRELOADED = [
+    "pruner_zero.cli.app",
+    "pruner_zero.comparison.compare",
+    "pruner_zero.evolution.run",
+    "pruner_zero.recovery.recover",
+    "transformers.models.llama.modeling_llama",
+]
+
+
 class Forked:
     """The command line in a process that was forked from one which has torch loaded already.
 
@@ -41,14 +51,6 @@ class Forked:
     """
 
     context = get_context("forkserver")
-    context.set_forkserver_preload(
-        [
-            "pruner_zero.cli.app",
-            "pruner_zero.comparison.compare",
-            "transformers.models.llama.modeling_llama",
-            "transformers.models.llama.tokenization_llama",
-        ]
-    )
 
     def __init__(self, *arguments: object, log: Path, script: Path | None = None) -> None:
         self.out, self.err = log.with_suffix(".out"), log.with_suffix(".err")

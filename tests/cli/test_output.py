@@ -414,19 +414,24 @@ def test_a_full_standard_output_is_one_line() -> None:
 
 @pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
 def test_a_closed_stream_is_one_that_nobody_reads(closed: str) -> None:
-    command = f"{sys.executable} -m pruner_zero metric list {closed}"
+    command = f"{sys.executable} -m pruner_zero --version {closed}"
     run = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert (run.returncode, run.stderr) == (0, "")
-    assert run.stdout.startswith("name " if closed == "2>&-" else "")
+    assert run.stdout.startswith("pruner-zero " if closed == "2>&-" else "")
 
 
-@pytest.mark.parametrize(("reader", "lines"), [("head -1", 1), ("true", 0)])
-def test_a_reader_that_closes_its_pipe_is_no_error(reader: str, lines: int) -> None:
-    command = f"{sys.executable} -m pruner_zero metric list | {reader}"
-    run = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True)
+@pytest.mark.parametrize(
+    ("command", "reader", "printed"),
+    [("metric list", "head -1", ["name"]), ("--version", "true", [])],
+)
+def test_a_reader_that_closes_its_pipe_is_no_error(
+    command: str, reader: str, printed: list[str]
+) -> None:
+    pipe = f"{sys.executable} -m pruner_zero {command} | {reader}"
+    run = subprocess.run(["bash", "-o", "pipefail", "-c", pipe], capture_output=True, text=True)
     assert run.returncode == 0
     assert run.stderr == ""
-    assert [line.split()[0] for line in run.stdout.splitlines()] == ["name"] * lines
+    assert [line.split()[0] for line in run.stdout.splitlines()] == printed
 
 
 def test_a_terminal_gets_a_table_and_is_left_as_it_was(

@@ -62,11 +62,11 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(name: str) ->
 @every
 def test_replaying_the_results_restores_the_run_wherever_it_broke(name: str) -> None:
     undisturbed, journal = small(name), []
-    for _ in range(7):
+    for _ in range(5):
         batch = judged(undisturbed.ask())
         undisturbed.tell(batch)
         journal.append(batch)
-    for broken in range(7):
+    for broken in range(5):
         resumed = small(name)
         for batch in journal[:broken]:
             assert resumed.ask() == [candidate for candidate, _ in batch]

@@ -168,7 +168,7 @@ def from_trees(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_finds_the_hidden_ranking_that_random_search_misses() -> None:
     operators = ("mul", "add", "sub", "max", "power", "sqrt", "sqr", "log", "row_share")
     space = SearchSpace(terminals=("W", "G", "X"), scopes=("row",), operators=operators)
-    ours, random = medians(space, by_rank("W * G^0.5 * X^0.25"), evaluations=1000, seeds=3)
+    ours, random = medians(space, by_rank("W * G^0.5 * X^0.25"), evaluations=1000, seeds=1)
     assert ours <= EXACT < 0.1 * random
 
 

@@ -4,13 +4,13 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
 from tests.conftest import save_tiny
 from tests.faults import SEED
-from tests.faults.verbs import VERBS, Verb
-from tests.processes import Forked
+from tests.faults.verbs import VERBS, Verb, run
 from tests.recovery.conftest import save_pruned
 
 Tried = Callable[[int], None]
@@ -51,10 +51,34 @@ def verb(request: pytest.FixtureRequest, models: dict[str, Path], text_file: Pat
     return made(models["pruned" if request.param == "recover" else "dense"], text_file)
 
 
+class Whole(NamedTuple):
+    """What a run makes that nothing disturbs: its folder, not to be written to, and its result."""
+
+    folder: Path
+    result: Any
+
+
 @pytest.fixture(scope="session")
-def forks(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The first fork waits for torch to load; no test is to count that."""
-    assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
+def finished() -> dict[str, Whole]:
+    """The undisturbed runs of this session by verb."""
+    return {}
+
+
+@pytest.fixture
+def whole(
+    request: pytest.FixtureRequest,
+    verb: Verb,
+    finished: dict[str, Whole],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Whole:
+    """The undisturbed run of the verb that the test is parametrised by."""
+    name = request.node.callspec.params["verb"]
+    if name not in finished:
+        folder = tmp_path_factory.mktemp("whole")
+        outcome = run(*verb.arguments(folder))
+        assert outcome.code == 0, outcome.err
+        finished[name] = Whole(folder, verb.result(folder))
+    return finished[name]
 
 
 @pytest.fixture(scope="session")

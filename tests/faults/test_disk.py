@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Tried
-from tests.faults.verbs import VERBS, Verb, one_line, run, undisturbed
+from tests.faults.conftest import Tried, Whole
+from tests.faults.verbs import VERBS, Verb, one_line, run
 from tests.full_disk import full_disk
 
 
@@ -21,10 +21,14 @@ from tests.full_disk import full_disk
 )
 @pytest.mark.parametrize("verb", VERBS, indirect=True)
 def test_a_full_disk_costs_a_line(
-    verb: Verb, times: int, generator: random.Random, tried: Tried, tmp_path: Path
+    verb: Verb,
+    times: int,
+    whole: Whole,
+    generator: random.Random,
+    tried: Tried,
+    tmp_path: Path,
 ) -> None:
-    whole = undisturbed(verb, tmp_path / "whole")
-    largest = max(file.stat().st_size for file in (tmp_path / "whole").rglob("*"))
+    largest = max(file.stat().st_size for file in whole.folder.rglob("*"))
     refused = 0
     for round_ in count():
         folder = tmp_path / str(round_)
@@ -41,7 +45,7 @@ def test_a_full_disk_costs_a_line(
         else:
             outcome = run(*verb.arguments(folder))
         assert outcome.code == 0, outcome.err
-        assert verb.result(folder) == whole
+        assert verb.result(folder) == whole.result
         if refused == times:
             break
     tried(refused)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Tried
-from tests.faults.verbs import VERBS, Verb, undisturbed
+from tests.faults.conftest import Tried, Whole
+from tests.faults.verbs import VERBS, Verb
 from tests.processes import Forked
 
 FEW = [pytest.param(2, id="few"), pytest.param(30, id="many", marks=pytest.mark.slow)]
@@ -22,9 +22,13 @@ FEW = [pytest.param(2, id="few"), pytest.param(30, id="many", marks=pytest.mark.
 @pytest.mark.parametrize("kills", FEW)
 @pytest.mark.parametrize("verb", VERBS, indirect=True)
 def test_kills_change_no_byte(
-    verb: Verb, kills: int, generator: random.Random, tried: Tried, tmp_path: Path
+    verb: Verb,
+    kills: int,
+    whole: Whole,
+    generator: random.Random,
+    tried: Tried,
+    tmp_path: Path,
 ) -> None:
-    whole = undisturbed(verb, tmp_path / "whole")
     begun = time.monotonic()
     (tmp_path / "0").mkdir()
     assert Forked(*verb.arguments(tmp_path / "0"), log=tmp_path / "log").end() == 0
@@ -45,7 +49,7 @@ def test_kills_change_no_byte(
                 continue
         else:
             assert ended == 0, process.err.read_text()
-        assert verb.result(folder) == whole
+        assert verb.result(folder) == whole.result
         if killed == kills and ended == 0:
             break
         round_ += 1

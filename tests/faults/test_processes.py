@@ -10,8 +10,9 @@ import pytest
 from pruner_zero.execution.executor import Workers
 from pruner_zero.execution.processes import ProcessExecutor
 from tests.execution.worker_suite import Scripted, ended, script
-from tests.faults.verbs import Verb, halted, one_line, run, undisturbed
-from tests.processes import Forked
+from tests.faults.conftest import Whole
+from tests.faults.verbs import Verb, halted, one_line, run
+from tests.processes import PRELOADED, Forked
 
 
 @pytest.mark.fault(
@@ -20,8 +21,7 @@ from tests.processes import Forked
 )
 @pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("verb", ["search", "gradients", "recover"], indirect=True)
-def test_the_second_is_refused(verb: Verb, tmp_path: Path) -> None:
-    whole = undisturbed(verb, tmp_path / "whole")
+def test_the_second_is_refused(verb: Verb, whole: Whole, tmp_path: Path) -> None:
     folder = tmp_path / "shared"
     first = halted(verb, folder, lines=2)
     try:
@@ -31,7 +31,7 @@ def test_the_second_is_refused(verb: Verb, tmp_path: Path) -> None:
     assert "another process is working in" in line
     assert "wait for it or choose another folder" in line
     assert first.end() == 0
-    assert verb.result(folder) == whole
+    assert verb.result(folder) == whole.result
 
 
 def held_search(folder: str, log: str) -> None:
@@ -55,3 +55,12 @@ def test_workers_end_with_their_search(tmp_path: Path) -> None:
     parent.kill()
     parent.join()
     assert ended(worker)
+
+
+def test_a_fork_has_the_program_loaded(tmp_path: Path) -> None:
+    """Or each of the many would spend seconds on it: a name that is gone is not reported."""
+    script = tmp_path / "script.py"
+    script.write_text(f"import sys\nprint([n for n in {PRELOADED} if n not in sys.modules])\n")
+    fork = Forked(log=tmp_path / "log", script=script)
+    assert fork.end() == 0, fork.err.read_text()
+    assert fork.out.read_text() == "[]\n"

@@ -144,11 +144,3 @@ def halted(verb: Verb, folder: Path, lines: int) -> Forked:
         # On a busy machine it may have come to its end unseen.
         assert verb.is_done(folder), process.err.read_text()
         shutil.rmtree(folder)
-
-
-def undisturbed(verb: Verb, folder: Path) -> Any:
-    """What one run makes that nothing disturbs."""
-    folder.mkdir()
-    outcome = run(*verb.arguments(folder))
-    assert outcome.code == 0, outcome.err
-    return verb.result(folder)

@@ -3,9 +3,11 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,10 +35,7 @@ RUNS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Start one fork beforehand, since the first one waits for torch to load."""
-    assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def deep_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "deep", blocks=BLOCKS)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def command(deep_folder: Path, text_file: Path) -> Callable[[str, Path], list[object]]:
     """The whole command of one of the RUNS for an output; its statistics lie beside that."""
 
@@ -69,14 +68,23 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def undisturbed(command: Command, run: str, folder: Path) -> tuple[dict[str, bytes], float]:
-    """The files of one uninterrupted run, and the seconds that it took."""
-    folder.mkdir()
-    begin = time.monotonic()
-    assert Forked(*command(run, folder / "out"), log=folder / "log").end() == 0
-    seconds = time.monotonic() - begin
-    assert sorted(os.listdir(folder)) == ["cache", "log.err", "log.out", "out"]
-    return contents(folder / "out"), seconds
+Undisturbed = Callable[[str], tuple[dict[str, bytes], float]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The files of one uninterrupted run of the RUNS, and the seconds that it took."""
+
+    @cache
+    def finished(run: str) -> tuple[dict[str, bytes], float]:
+        folder = tmp_path_factory.mktemp("undisturbed")
+        begin = time.monotonic()
+        assert Forked(*command(run, folder / "out"), log=folder / "log").end() == 0
+        seconds = time.monotonic() - begin
+        assert sorted(os.listdir(folder)) == ["cache", "log.err", "log.out", "out"]
+        return contents(folder / "out"), seconds
+
+    return finished
 
 
 def written_lines(journal: Path) -> int:
@@ -91,8 +99,10 @@ def written_lines(journal: Path) -> int:
         *(pytest.param(run, marks=pytest.mark.slow) for run in ("sparsegpt", "one-shot", "global")),
     ],
 )
-def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) -> None:
-    whole, seconds = undisturbed(command, run, tmp_path / "undisturbed")
+def test_ten_kills_change_no_byte(
+    run: str, command: Command, undisturbed: Undisturbed, tmp_path: Path
+) -> None:
+    whole, seconds = undisturbed(run)
     generator = random.Random(run)
     folder = tmp_path / "killed"
     folder.mkdir()
@@ -136,9 +146,9 @@ def test_ten_kills_change_no_byte(run: str, command: Command, tmp_path: Path) ->
     ],
 )
 def test_a_kill_after_every_block_changes_no_byte(
-    run: str, command: Command, tmp_path: Path
+    run: str, command: Command, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    whole, _ = undisturbed(command, run, tmp_path / "undisturbed")
+    whole, _ = undisturbed(run)
     folder = tmp_path / "killed"
     folder.mkdir()
     journal = folder / "out.partial" / "blocks" / "journal.jsonl"
@@ -158,9 +168,9 @@ def test_a_kill_after_every_block_changes_no_byte(
 
 @pytest.mark.fault("SIGKILL after each block, during the final save, and while a file is written")
 def test_a_kill_during_the_final_save_leaves_no_half_model(
-    command: Command, tmp_path: Path
+    command: Command, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    whole, _ = undisturbed(command, "one-shot", tmp_path / "undisturbed")
+    whole, _ = undisturbed("one-shot")
     folder = tmp_path / "killed"
     folder.mkdir()
     output, staged = folder / "out", folder / "out.partial" / "result"
@@ -182,13 +192,20 @@ def test_a_kill_during_the_final_save_leaves_no_half_model(
     assert halves, "no kill came in time"
 
 
+@pytest.fixture(scope="module")
+def killed(command: Command, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a sequential run that was killed after its second block."""
+    folder = tmp_path_factory.mktemp("killed")
+    stop_in_the_middle(command("sequential", folder / "out"), folder)
+    assert not (folder / "out").exists()
+    return folder
+
+
 @pytest.fixture
-def stopped(command: Command, tmp_path: Path) -> Path:
-    """The output of a sequential run that was killed after its second block."""
-    output = tmp_path / "out"
-    stop_in_the_middle(command("sequential", output), tmp_path)
-    assert not output.exists()
-    return output
+def stopped(killed: Path, tmp_path: Path) -> Path:
+    """The output of that run, in a copy of its folder."""
+    shutil.copytree(killed, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "out"
 
 
 def stop_in_the_middle(arguments: list[object], folder: Path) -> None:
@@ -269,7 +286,7 @@ def test_a_change_under_an_unfinished_run_is_named(
     "name", ["weights-0000.safetensors", "weights-0001.safetensors", "journal.jsonl"]
 )
 def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
-    name: str, stopped: Path, command: Command, tmp_path: Path
+    name: str, stopped: Path, command: Command, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
     blocks = stopped.parent / "out.partial" / "blocks"
     file = blocks / name
@@ -284,7 +301,7 @@ def test_a_damaged_checkpoint_is_refused_and_overwrite_starts_afresh(
     assert "--overwrite" in line
     process = Forked(*command("sequential", stopped), "--overwrite", log=log)
     assert process.end() == 0, process.err.read_text()
-    whole, _ = undisturbed(command, "sequential", tmp_path / "undisturbed")
+    whole, _ = undisturbed("sequential")
     assert contents(stopped) == whole
 
 
@@ -350,9 +367,9 @@ def test_the_second_of_two_processes_on_one_output_is_refused(
     "Ctrl-C", "one line that says how to go on; the same command ends with the same result"
 )
 def test_ctrl_c_ends_with_130_and_one_line_and_the_same_command_goes_on(
-    command: Command, tmp_path: Path
+    command: Command, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    whole, _ = undisturbed(command, "sequential", tmp_path / "undisturbed")
+    whole, _ = undisturbed("sequential")
     (tmp_path / "stopped").mkdir()
     output = tmp_path / "stopped" / "out"
     journal = tmp_path / "stopped" / "out.partial" / "blocks" / "journal.jsonl"
@@ -378,9 +395,9 @@ def test_ctrl_c_ends_with_130_and_one_line_and_the_same_command_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize("run", ["one-shot", "sequential", "sparsegpt"])
 def test_ten_kills_of_the_real_command_change_no_byte(
-    run: str, command: Command, tmp_path: Path
+    run: str, command: Command, undisturbed: Undisturbed, tmp_path: Path
 ) -> None:
-    whole, _ = undisturbed(command, run, tmp_path / "undisturbed")
+    whole, _ = undisturbed(run)
     generator = random.Random(run)
     folder = tmp_path / "killed"
     folder.mkdir()

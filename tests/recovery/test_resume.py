@@ -26,10 +26,7 @@ from tests.text.refusals import refusal
 STEPS = 24
 
 
-@pytest.fixture(scope="module", autouse=True)
-def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Start one fork beforehand, since the first one waits for torch to load."""
-    assert Forked("--version", log=tmp_path_factory.mktemp("warm") / "log").end() == 0
+pytestmark = pytest.mark.usefixtures("forks")
 
 
 @pytest.fixture(autouse=True)
