@@ -18,9 +18,9 @@ from pruner_zero.offload.model import load_offloaded
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import Windows, random_windows
 from tests.conftest import save_sharded
+from tests.offload.test_model import every_architecture_and_some_in_bfloat16
 from tests.text.refusals import refusal
 from tests.tiny import FOX, tiny_tokenizer
-from tests.tiny_models import ARCHITECTURES
 
 KINDS: tuple[Kind, ...] = ("G", "X", "O", "gram")
 
@@ -40,8 +40,7 @@ def assert_equal_stores(expected: StatisticsStore, actual: StatisticsStore) -> N
             )
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@every_architecture_and_some_in_bfloat16
 def test_the_store_is_filled_with_the_same_bytes(
     architecture: str, dtype: torch.dtype, windows: Windows, tmp_path: Path
 ) -> None:

@@ -18,9 +18,17 @@ from tests.conftest import save_sharded
 from tests.models.gguf_file import write_gguf
 from tests.text.refusals import refusal
 from tests.tiny import tiny_tokenizer
-from tests.tiny_models import ARCHITECTURES, tiny_model, tiny_windows
+from tests.tiny_models import ARCHITECTURES, FUSED_EXPERTS, tiny_model, tiny_windows
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
+# Beside fp32, bf16 for each way in which a model keeps its matrices.
+every_architecture_and_some_in_bfloat16 = pytest.mark.parametrize(
+    ("architecture", "dtype"),
+    [
+        *((name, torch.float32) for name in ARCHITECTURES),
+        *((name, torch.bfloat16) for name in ("llama", "gpt2", "gemma3", *FUSED_EXPERTS)),
+    ],
+)
 
 
 def in_memory(offloaded: LanguageModel) -> set[str]:
@@ -97,8 +105,7 @@ def test_changes_end_with_the_context_even_in_an_error(tmp_path: Path) -> None:
         assert matrix.weight.any()
 
 
-@every_architecture
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@every_architecture_and_some_in_bfloat16
 def test_it_is_saved_block_by_block_as_the_whole_model_is(
     architecture: str, dtype: torch.dtype, tmp_path: Path
 ) -> None:
