@@ -20,7 +20,7 @@ from pruner_zero.evolution.algorithm import make_algorithm
 from pruner_zero.evolution.build import check_settings, space_of, workers_of
 from pruner_zero.evolution.space import SearchSpace
 from pruner_zero.evolution.variation import MUTATIONS
-from pruner_zero.execution.registry import make_executor
+from pruner_zero.execution.executor import make_executor
 from pruner_zero.metric.canonical.form import canonical, simplify_opposing
 from pruner_zero.metric.grammar import parse
 from pruner_zero.metric.latex import to_latex, to_mathml

@@ -14,7 +14,7 @@ from pruner_zero.evolution.archive import Archive
 from pruner_zero.evolution.build import build_evaluator, search_windows, space_of, workers_of
 from pruner_zero.evolution.evaluator import Evaluator, Rung, Task
 from pruner_zero.evolution.run import run_batches
-from pruner_zero.execution.registry import make_executor
+from pruner_zero.execution.executor import make_executor
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.mixture import load_mixture
 from tests.evolution.conftest import tiny_settings

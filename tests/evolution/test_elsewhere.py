@@ -9,8 +9,7 @@ from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.build import build_evaluator, check_settings, search_windows
 from pruner_zero.evolution.evaluator import RUNGS, Evaluator, Outcome, Task
-from pruner_zero.execution.executor import SerialExecutor, Workers
-from pruner_zero.execution.registry import make_executor
+from pruner_zero.execution.executor import SerialExecutor, Workers, make_executor
 from pruner_zero.metric.grammar import parse
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.text.mixture import load_mixture

@@ -11,9 +11,14 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.archive import SearchJournal
 from pruner_zero.evolution.evaluator import Evaluator, Outcome, Rung, Task
-from pruner_zero.execution.executor import Executor, SerialExecutor, TimeLimit, Workers
+from pruner_zero.execution.executor import (
+    Executor,
+    SerialExecutor,
+    TimeLimit,
+    Workers,
+    make_executor,
+)
 from pruner_zero.execution.processes import ProcessExecutor
-from pruner_zero.execution.registry import make_executor
 from pruner_zero.execution.shared_memory import pack, unpack
 from pruner_zero.metric.grammar import parse
 from pruner_zero.settings.read import read_settings

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.execution.executor import Executor, SerialExecutor, Work, Workers
+from pruner_zero.execution.executor import Executor, SerialExecutor, Work, Workers, make_executor
 from pruner_zero.execution.processes import ProcessExecutor
-from pruner_zero.execution.registry import make_executor
 from tests.execution.worker_suite import (
     Scripted,
     Start,

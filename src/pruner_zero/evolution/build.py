@@ -17,8 +17,7 @@ from pruner_zero.evolution.algorithm import ALGORITHMS
 from pruner_zero.evolution.evaluator import Evaluator, MaskedModel
 from pruner_zero.evolution.row_sample import SampledMatrix, sample_matrix, stack
 from pruner_zero.evolution.space import PUBLISHED_SPACE, SearchSpace
-from pruner_zero.execution.executor import Workers
-from pruner_zero.execution.registry import EXECUTORS
+from pruner_zero.execution.executor import EXECUTORS, Workers
 from pruner_zero.metric.expression import collected_for
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights

@@ -30,8 +30,7 @@ from pruner_zero.evolution.final import (
 from pruner_zero.evolution.hall_of_fame import HallOfFame
 from pruner_zero.evolution.racing import Racing, judge
 from pruner_zero.evolution.study import INTERRUPTED, RUN, Study
-from pruner_zero.execution.executor import Executor
-from pruner_zero.execution.registry import check_executor, make_executor
+from pruner_zero.execution.executor import Executor, check_executor, make_executor
 from pruner_zero.files import check_writable, locked, write_json, writing
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel

@@ -50,7 +50,7 @@ class _Process:
         self.processes: list[BaseProcess] = []
 
     def start(self) -> Future[Any]:
-        started = self.pool.submit(_ready)
+        started = self.pool.submit(os.getpid)
         self.processes = list(self.pool._processes.values())
         return started
 
@@ -94,10 +94,6 @@ def _end_with_parent() -> None:
     if parent is not None:
         parent.join()
         os._exit(1)
-
-
-def _ready() -> None:
-    """Done once the worker that runs it has started."""
 
 
 def _run(task: Any) -> Any:

@@ -3,8 +3,9 @@
 import math
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -28,31 +29,23 @@ _NAMES = {"num_cpus": "CPU", "num_gpus": "GPU", "memory": "memory"}
 class RayExecutor(WorkerExecutor[T, R]):
     """Actors on a Ray cluster. The work is put into Ray's object store once.
 
-    The actors of a machine share its tensors there; an actor that holds a GPU (`num_gpus` in the
-    resources) copies all of them to it. workers: how many actors, by default as many as the
-    cluster holds; `ray_address`: that of a cluster, else $RAY_ADDRESS, else an instance on this
-    machine; a Ray that is initialised already is used and left as it is; `ray_resources` of each
-    actor: `num_cpus` (by default `threads`), `num_gpus`, and any name of the cluster's own. Raises
-    PrunerZeroError where Ray is not installed, no cluster answers, or it cannot hold an actor.
+    The actors of a machine share its tensors there; an actor with a GPU copies them to it.
+    workers: by default as many actors as the cluster holds. `ray_address`: that of a cluster, else
+    $RAY_ADDRESS, else an instance on this machine; a Ray that is initialised already is used.
+    `ray_resources` of each actor: `num_cpus` (by default `threads`), `num_gpus`, and any name of
+    the cluster's own. Raises PrunerZeroError where Ray is not installed, no cluster answers, or it
+    cannot hold an actor.
     """
 
     def __init__(self, work: Work[T, R], workers: Workers) -> None:
         needed = {"num_cpus": float(workers.threads), **workers.ray_resources}
-        self.ray = _import_ray()
-        self.threads = workers.threads
-        errors = self.ray.exceptions
+        self.ray, self.threads = _import_ray(), workers.threads
         # The errors that the calls of an actor raise when the actor has died.
-        self.died = (
-            errors.RayActorError,
-            errors.WorkerCrashedError,
-            errors.NodeDiedError,
-            errors.OutOfMemoryError,
-            errors.ObjectLostError,
-        )
+        deaths = ["RayActor", "WorkerCrashed", "NodeDied", "OutOfMemory", "ObjectLost"]
+        self.died = tuple(getattr(self.ray.exceptions, f"{death}Error") for death in deaths)
         self.started = not self.ray.is_initialized()
         if self.started:
-            cpus = needed.get("num_cpus", 0) * (workers.count or 1)
-            _connect(self.ray, _resolved(workers.ray_address), cpus)
+            _connect(self.ray, workers.ray_address, needed["num_cpus"] * (workers.count or 1))
         try:
             self.actor = _remote(self.ray, needed)
             fit = _actors_that_fit(self.ray, needed)
@@ -97,13 +90,12 @@ class _Handle:
         result: Future[Any] = Future()
 
         def hand_on(answer: Future[Any]) -> None:
-            error = answer.exception()
-            # Ray wraps the error of the task and adds the traceback to its text.
-            if isinstance(error, self.ray.exceptions.RayTaskError):
-                error = error.cause
-            if error is None:
+            try:
                 result.set_result(answer.result())
-            else:
+            except self.ray.exceptions.RayTaskError as error:
+                # Ray wraps the error of the task and adds the traceback to its text.
+                result.set_exception(error.cause)
+            except BaseException as error:
                 result.set_exception(error)
 
         self.actor.run.remote(task).future().add_done_callback(hand_on)
@@ -136,13 +128,8 @@ def check_cluster(address: str | None) -> None:
 
     address: as `RayExecutor` takes it. A Ray that is initialised already is not checked.
     """
-    if _import_ray().is_initialized():
-        return
-    address = _resolved(address)
-    try:
+    if not _import_ray().is_initialized():
         _reach(address)
-    except (OSError, ValueError) as error:
-        raise _unusable(address, error) from error
 
 
 def _import_ray() -> Any:
@@ -155,34 +142,36 @@ def _import_ray() -> Any:
     return ray
 
 
-def _resolved(address: str | None) -> str:
-    return address or os.environ.get("RAY_ADDRESS") or "local"
-
-
-def _connect(ray: Any, address: str, cpus: float) -> None:
+def _connect(ray: Any, address: str | None, cpus: float) -> None:
+    address = _reach(address)
     given: dict[str, Any] = {}
     if address == "local":
         # Ray only counts CPUs: as many as the actors need, at least those of the machine.
         given = {"num_cpus": max(math.ceil(cpus), usable_cores()), "include_dashboard": False}
-    try:
-        _reach(address)
+    with _usable(address):
         ray.init(address, log_to_driver=False, logging_level="error", **given)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise _unusable(address, error) from error
 
 
-def _reach(address: str) -> None:
-    """Raise OSError where nothing listens at `host:port`; Ray itself would try for minutes."""
+def _reach(address: str | None) -> str:
+    """The address that is meant; refused where nothing listens: Ray would try for minutes."""
+    address = address or os.environ.get("RAY_ADDRESS") or "local"
     host, _, port = address.rpartition("/")[2].rpartition(":")
-    if host:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT).close()
+    with _usable(address):
+        if host:
+            where = host.strip("[]"), int(port)
+            socket.create_connection(where, timeout=CONNECT_TIMEOUT).close()
+    return address
 
 
-def _unusable(address: str, error: Exception) -> PrunerZeroError:
-    return PrunerZeroError(
-        f"no Ray cluster can be used at {address}: start one (ray start --head), or give another "
-        f"--ray-address ({one_line(error)})"
-    )
+@contextmanager
+def _usable(address: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as error:
+        raise PrunerZeroError(
+            f"no Ray cluster can be used at {address}: start one (ray start --head), or give "
+            f"another --ray-address ({one_line(error)})"
+        ) from error
 
 
 def _remote(ray: Any, needed: Mapping[str, float]) -> Any:

@@ -27,9 +27,8 @@ _ALIGNMENT = 64
 class PackedFile:
     """A packed value in an unnamed file, which is freed when the last process closes it.
 
-    A child process gets it as one open file, however many tensors there are. The tensors that it
-    reads are mapped from the file, so that all processes share them: they must not be written to.
-    Raises PrunerZeroError where the folder of temporary files is full.
+    A child process gets it as one open file and maps the tensors from it, so that all processes
+    share them: they must not be written to. Raises PrunerZeroError where the disk is full.
     """
 
     def __init__(self, value: Any) -> None:

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -36,16 +36,12 @@ class Worker(Protocol):
 
 @dataclass(eq=False)
 class _Job(Generic[T, R]):
-    """A task and its progress; `done`: `result` is set."""
+    """A task and its progress."""
 
     task: T
     started: bool = False
     deaths: int = 0
-    done: bool = False
-    result: R | None = None
-
-    def finish(self, result: R) -> None:
-        self.result, self.done = result, True
+    result: Future[R] = field(default_factory=Future)
 
 
 @dataclass(eq=False)
@@ -97,16 +93,14 @@ class WorkerExecutor(Executor[T, R], ABC):
         source = iter(tasks)
         ahead: deque[_Job[T, R]] = deque()
         while True:
-            room = AHEAD * len(self.places) - len(ahead)
-            ahead.extend(_Job(task) for task in islice(source, room))
+            ahead.extend(map(_Job, islice(source, AHEAD * len(self.places) - len(ahead))))
             if not ahead:
                 return
             self._advance(ahead)
-            while not ahead[0].done:
+            while not ahead[0].result.done():
                 self._wait()
                 self._advance(ahead)
-            result: Any = ahead.popleft().result
-            yield result
+            yield ahead.popleft().result.result()
 
     def close(self) -> None:
         """Stop the workers at once."""
@@ -123,7 +117,7 @@ class WorkerExecutor(Executor[T, R], ABC):
                 self._reject(place.job, over_time(self.time_limit))
                 self._replace(place)
         free = (place for place in self.places if place.future is None)
-        waiting = (job for job in ahead if not job.started and not job.done)
+        waiting = (job for job in ahead if not job.started and not job.result.done())
         for place, job in zip(free, waiting, strict=False):
             job.started = True
             place.job, place.since = job, time.monotonic()
@@ -137,41 +131,39 @@ class WorkerExecutor(Executor[T, R], ABC):
         if isinstance(error, self.died):
             out_of_memory = self.ran_out_of_memory(place.worker, error)
             self._replace(place)
-            if job is None:
-                self._count_failed_start(error)
-            else:
-                self._count_death(job, out_of_memory)
+            self._count_death(job, error, out_of_memory)
         elif error is not None:
             raise error
         elif job is None:
             self.failed_starts = 0
         else:
-            job.finish(future.result())
+            job.result.set_result(future.result())
 
-    def _count_failed_start(self, error: BaseException) -> None:
-        self.failed_starts += 1
-        if self.failed_starts == FAILED_STARTS:
-            raise PrunerZeroError(
-                "workers die while they start: choose fewer --workers, for each needs the model "
-                "in its memory; a Python script must call search under "
-                f"`if __name__ == '__main__':` ({one_line(error)})"
-            ) from error
-
-    def _count_death(self, job: _Job[T, R], out_of_memory: bool) -> None:
+    def _count_death(
+        self, job: _Job[T, R] | None, error: BaseException, out_of_memory: bool
+    ) -> None:
         """Run the job again once; a lack of memory is not the task's fault and ends the run."""
+        if job is None:
+            self.failed_starts += 1
+            if self.failed_starts == FAILED_STARTS:
+                raise PrunerZeroError(
+                    "workers die while they start: choose fewer --workers, for each needs the "
+                    "model in its memory; a Python script must call search under "
+                    f"`if __name__ == '__main__':` ({one_line(error)})"
+                ) from error
+            return
         job.started = False
         job.deaths += 1
-        if job.deaths < 2:
-            return
-        if out_of_memory:
+        if job.deaths == 2 and out_of_memory:
             raise PrunerZeroError(
                 "a worker was killed twice at one task, as happens when memory runs out: choose "
                 "fewer --workers, and go on with --resume"
             )
-        self._reject(job, "its worker died twice")
+        if job.deaths == 2:
+            self._reject(job, "its worker died twice")
 
     def _reject(self, job: _Job[T, R], reason: str) -> None:
-        job.finish(self.work.reject(job.task, reason))
+        job.result.set_result(self.work.reject(job.task, reason))
 
     def _replace(self, place: _Place[T, R]) -> None:
         place.worker.kill()
