@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from pruner_zero.cli import prune
+from pruner_zero.cli import options
 from pruner_zero.devices import CPU
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evolution.evaluator import Evaluator, Task
@@ -62,6 +62,6 @@ def test_a_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         torch.empty(2**50)
 
     for work in (greedy, lambda quiet: bytearray(2**50)):
-        monkeypatch.setattr(prune, "progress", work)
+        monkeypatch.setattr(options, "progress", work)
         line = one_line(run("prune", "model", "-o", tmp_path / "out"))
         assert line == "out of memory: choose fewer --windows or --workers, or --offload"

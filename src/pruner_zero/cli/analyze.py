@@ -1,4 +1,4 @@
-"""`pruner-zero analyze`: the analysis of a search."""
+"""`pruner-zero analyze` and `report`: the analysis of a search, and results as one page."""
 
 import json
 import math
@@ -38,6 +38,31 @@ def analyze(
         print(json.dumps(report, allow_nan=False))
     else:
         _print(analysis)
+
+
+def report(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders that search or prune wrote, files that compare or evaluate wrote.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="HTML file. \\[default: report.html in the first folder]",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write one self-contained HTML page about RUNs: results, figures, tables, provenance."""
+    from pruner_zero.report.page import report as write
+
+    print(write(runs, output))
 
 
 def _print(analysis: "Analysis") -> None:

@@ -7,13 +7,11 @@ from typing import Any
 import typer
 
 from pruner_zero.cli import options
-from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.terminal import print_table, progress
-from pruner_zero.progress import reported_to
+from pruner_zero.cli.terminal import print_table
 from pruner_zero.settings.compare import CompareSettings
 
 
-@with_settings(CompareSettings)
+@options.with_settings(CompareSettings)
 def compare(
     settings: dict[str, Any],
     output: options.OutputFile = None,
@@ -25,8 +23,7 @@ def compare(
     """Prune MODEL by each method, from the same statistics, and print the perplexities."""
     from pruner_zero.comparison.compare import compare as run
 
-    with reported_to(progress(quiet)):
-        result = run(output=output, cache=cache, config=config, **settings)
+    result = run(output=output, cache=cache, config=config, **settings)
     code = 2 if all("error" in row for row in result.rows) else 0
     if as_json:
         print(json.dumps(result.to_json()))

@@ -4,10 +4,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from pruner_zero.cli import options
-from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.terminal import print_table, progress
+from pruner_zero.cli.terminal import print_table
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.progress import reported_to
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.settings.read import read_settings
 
@@ -16,7 +14,7 @@ if TYPE_CHECKING:
     from pruner_zero.evaluation.tasks import TaskResult
 
 
-@with_settings(EvaluateSettings)
+@options.with_settings(EvaluateSettings)
 def evaluate(
     settings: dict[str, Any],
     output: options.OutputFile = None,
@@ -33,8 +31,7 @@ def evaluate(
 
     if output is not None:
         check_file(output)
-    with reported_to(progress(quiet)):
-        perplexities, scores, speed = measure(checked, checked.model, checked.text)
+    perplexities, scores, speed = measure(checked, checked.model, checked.text)
     measured = [perplexity.to_json() for perplexity in perplexities]
     # The values of one text stand beside those of tasks and speed.
     values: dict[str, Any] = {"model": checked.model}

@@ -1,9 +1,21 @@
-"""Options of several commands that are no settings: where results go and how they are shown."""
+"""Options: Typer's parameters made from the fields of settings, and those that are no settings."""
 
+from collections.abc import Callable
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
+from types import GenericAlias
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+
+from pruner_zero.cli.terminal import progress
+from pruner_zero.progress import reported_to
+from pruner_zero.settings.base import Settings
+from pruner_zero.settings.model import ModelSettings
+from pruner_zero.settings.options import Option, options_of
+from pruner_zero.settings.read import read_settings
 
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", help="Folder for the result.", show_default=False)
@@ -32,8 +44,7 @@ Cache = Annotated[
     Path | None,
     typer.Option(
         help="Folder for statistics of the dense model, and for text that it writes. "
-        "\\[default: $PRUNER_ZERO_CACHE, else "
-        "~/.cache/pruner-zero]",
+        "\\[default: $PRUNER_ZERO_CACHE, else ~/.cache/pruner-zero]",
         show_default=False,
         rich_help_panel=FILES,
     ),
@@ -46,3 +57,71 @@ Config = Annotated[
         rich_help_panel=FILES,
     ),
 ]
+
+
+def with_settings(kind: type[Settings]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a command so that every setting of `kind` becomes a parameter for Typer.
+
+    The command receives the settings given on the command line, by name, as `settings`. What it
+    calls reports its progress on stderr, unless `quiet` is given.
+    """
+    options = options_of(kind)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters = [
+            parameter.replace(kind=Parameter.KEYWORD_ONLY)
+            for parameter in signature(command).parameters.values()
+            if parameter.name != "settings"
+        ]
+
+        @wraps(command)
+        def call(**given: Any) -> None:
+            settings = {name: given.pop(name) for name in options}
+            given["settings"] = {
+                name: read(value) if (read := options[name].read) else value
+                for name, value in settings.items()
+                if value not in (None, [])
+            }
+            if not (given.get("config") or given.get("resume")):
+                # Before the command imports torch, which takes seconds.
+                read_settings(kind, given["settings"])
+            with reported_to(progress(given["quiet"])):
+                command(**given)
+
+        made = [_parameter(option) for option in sorted(options.values(), key=_place)]
+        call.__signature__ = signature(command).replace(  # type: ignore[attr-defined]
+            parameters=[*made, *parameters]
+        )
+        return call
+
+    return decorate
+
+
+def _place(option: Option) -> tuple[int, bool]:
+    """Sort key: the panel that most runs need first, the panel of the machine last."""
+    panel = {Settings.panel: 0, ModelSettings.panel: 2}.get(option.panel, 1)
+    return panel, not option.first
+
+
+def _parameter(option: Option) -> Parameter:
+    shown: dict[str, Any] = {
+        # Escaped, because Rich takes brackets such as [@SCOPE] for markup.
+        "help": escape(option.full_help),
+        # Nothing after a switch, where Typer would show <bool>.
+        "metavar": "" if option.type is bool else option.metavar,
+        "show_default": False,
+    }
+    if option.argument:
+        declared = typer.Argument(**shown)
+    else:
+        panel = None if option.panel == Settings.panel else option.panel
+        if option.choices:
+            shown["autocompletion"] = lambda: list(option.choices)
+        declared = typer.Option(option.flag, rich_help_panel=panel, **shown)
+    kind = GenericAlias(list, (option.type,)) if option.repeatable else option.type
+    return Parameter(
+        option.name,
+        Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind | None, declared],
+    )

@@ -1,14 +1,12 @@
-"""`pruner-zero prune`: set a share of a model's weights to zero and save a folder that loads."""
+"""`pruner-zero prune` and `recover`: prune a model, and train what is left of it."""
 
 import json
 import sys
 from typing import Any
 
 from pruner_zero.cli import options
-from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.terminal import progress
-from pruner_zero.progress import reported_to
 from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.recover import RecoverSettings
 
 # The figures are of benchmarks/updates.md.
 IMPROVEMENT = (
@@ -17,7 +15,7 @@ IMPROVEMENT = (
 )
 
 
-@with_settings(PruneSettings)
+@options.with_settings(PruneSettings)
 def prune(
     settings: dict[str, Any],
     output: options.OutputFolder,
@@ -30,14 +28,7 @@ def prune(
     """Prune MODEL by a metric and save it. After an interruption, the same command continues."""
     from pruner_zero.pruning.prune import prune as run
 
-    with reported_to(progress(quiet)):
-        result = run(
-            output=output,
-            overwrite=overwrite,
-            cache=cache,
-            config=config,
-            **settings,
-        )
+    result = run(output=output, overwrite=overwrite, cache=cache, config=config, **settings)
     if as_json:
         summary = {"output": str(result.output), "sparsity": result.sparsity}
         settings = result.settings.model_dump(mode="json")
@@ -47,3 +38,21 @@ def prune(
     changed = result.method.steps or result.method.distill or result.settings.structure
     if not changed and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
+
+
+@options.with_settings(RecoverSettings)
+def recover(
+    settings: dict[str, Any],
+    output: options.OutputFolder,
+    overwrite: options.Overwrite = False,
+    cache: options.Cache = None,
+    config: options.Config = None,
+    as_json: options.AsJson = False,
+    quiet: options.Quiet = False,
+) -> None:
+    """Fine-tune the pruned MODEL, keeping its zeros. The same command continues a stopped run."""
+    from pruner_zero.recovery.recover import recover as run
+
+    result = run(output=output, overwrite=overwrite, cache=cache, config=config, **settings)
+    summary = {"output": str(result.output), **result.cost.to_json(), **result.to_json()}
+    print(json.dumps(summary) if as_json else result.caption())

@@ -12,10 +12,7 @@ from rich.live import Live
 from rich.table import Table
 
 from pruner_zero.cli import options
-from pruner_zero.cli.from_settings import with_settings
-from pruner_zero.cli.terminal import progress
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.progress import reported_to
 from pruner_zero.settings.search import SearchSettings
 
 if TYPE_CHECKING:
@@ -26,7 +23,7 @@ if TYPE_CHECKING:
 _BUDGET = {"minutes", "evaluations"}
 
 
-@with_settings(SearchSettings)
+@options.with_settings(SearchSettings)
 def search(
     settings: dict[str, Any],
     output: Annotated[
@@ -55,14 +52,8 @@ def search(
     if output is None:
         raise PrunerZeroError("give --output, or --resume with the folder of a run")
     display = Display(quiet)
-    with display, reported_to(progress(quiet)):
-        result = run(
-            output=output,
-            cache=cache,
-            config=config,
-            observer=display,
-            **settings,
-        )
+    with display:
+        result = run(output=output, cache=cache, config=config, observer=display, **settings)
     if as_json:
         summary = {
             "output": str(result.path),
