@@ -35,10 +35,8 @@ LOCK = ".lock"
 
 def default_cache() -> Path:
     """The cache folder: $PRUNER_ZERO_CACHE, or `pruner-zero` in the user's cache folder."""
-    chosen = os.environ.get("PRUNER_ZERO_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "pruner-zero"
+    users = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    return Path(os.environ.get("PRUNER_ZERO_CACHE") or users / "pruner-zero")
 
 
 @contextmanager
@@ -56,15 +54,11 @@ def writing(path: Path) -> Iterator[None]:
         if code is None:
             raise
         why = _REASONS.get(code) or os.strerror(code).lower()
+        # Not made absolute, which fails where the current folder was deleted.
+        cached = " (--cache, $PRUNER_ZERO_CACHE)" if default_cache() in path.parents else ""
         raise PrunerZeroError(
-            f"{path} cannot be written ({why}): mend that or choose another place{_choice(path)}"
+            f"{path} cannot be written ({why}): mend that or choose another place{cached}"
         ) from error
-
-
-def _choice(path: Path) -> str:
-    """The option and the variable that choose the cache folder, for a path in the default one."""
-    # Not made absolute, which fails where the current folder was deleted.
-    return " (--cache, $PRUNER_ZERO_CACHE)" if default_cache() in path.parents else ""
 
 
 def check_writable(path: Path) -> None:

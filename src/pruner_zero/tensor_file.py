@@ -11,36 +11,18 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from pruner_zero.devices import is_out_of_memory
 from pruner_zero.errors import PrunerZeroError, one_line
 from pruner_zero.files import committing, writing
-
-_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.complex64: "C64",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
-
 
 # How much of a tensor is mapped at a time while it is read.
 _MAPPED_ELEMENTS = 1 << 22
@@ -145,7 +127,7 @@ def writing_tensors(
     end = 0
     for name, (dtype, shape) in layout.items():
         start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        header[name] = {"dtype": _name(dtype), "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     # Padded, because tensors must begin at a multiple of their element size.
     text += b" " * (-len(text) % 8)
@@ -171,6 +153,14 @@ def write_tensors(
         for name in order:
             writer.write(tensors[name])
     return writer.sha256
+
+
+@cache
+def _name(dtype: torch.dtype) -> str:
+    """The name of `dtype` in the format, taken from a file that safetensors makes."""
+    file = save({"empty": torch.empty(0, dtype=dtype)})
+    header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
+    return str(header["empty"]["dtype"])
 
 
 def _bytes(tensor: Tensor) -> Any:

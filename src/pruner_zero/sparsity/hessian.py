@@ -83,8 +83,8 @@ class Hessian:
         Source: Frantar & Alistarh 2023 (2301.00774), section 3. They invert H and factor the
         inverse; here H with rows and columns reversed is factored once, and the factor inverted.
         """
-        L, damping = self._reversed_cholesky()
-        self.__dict__.setdefault("_factored", (damping, _reversed_reciprocal(L)))
+        L, *factored = self._reversed_cholesky()
+        self.__dict__.setdefault("_factored", factored)
         identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
         inverse: Tensor = torch.linalg.solve_triangular(L, identity, upper=False)
         return inverse.flip(0, 1)
@@ -102,11 +102,6 @@ class Hessian:
     def inverse(self) -> Tensor:
         """H⁻¹ (in, in) for H = `damped()`, kept for many removals of columns."""
         return torch.cholesky_inverse(torch.linalg.cholesky(self.damped()))
-
-    @property
-    def holds_inverse(self) -> bool:
-        """Whether `inverse` has been asked for."""
-        return "inverse" in self.__dict__
 
     @cached_property
     def nystrom(self) -> Tensor:
@@ -161,11 +156,10 @@ class Hessian:
     @cached_property
     def _factored(self) -> tuple[float, Tensor]:
         """The damping that holds and the diagonal (in,) of `inverse_factor`."""
-        L, damping = self._reversed_cholesky()
-        return damping, _reversed_reciprocal(L)
+        return self._reversed_cholesky()[1:]
 
-    def _reversed_cholesky(self) -> tuple[Tensor, float]:
-        """The lower factor of the damped gram with rows and columns reversed, and its damping."""
+    def _reversed_cholesky(self) -> tuple[Tensor, float, Tensor]:
+        """The lower factor of the damped gram with rows and columns reversed; `_factored`."""
         damped = self.gram.flip(0, 1)
         diagonal = damped.diagonal().clone()
         damping = self.damping
@@ -173,7 +167,8 @@ class Hessian:
             damped.diagonal().copy_(self._raised(diagonal, damping))
             L, failed = torch.linalg.cholesky_ex(damped)
             if not failed and L.diagonal().isfinite().all():
-                return L, damping
+                # `inverse_factor` is the inverse of L, reversed.
+                return L, damping, L.diagonal().flip(0).reciprocal()
             if damping >= 1:
                 raise PrunerZeroError(
                     f"XᵀX of {self.name} is not positive definite even at damping 1: "
@@ -193,8 +188,3 @@ def shrinkage_for(inputs: int, tokens: float) -> float:
     al. 2024 (2406.15524). The amount is ours.
     """
     return 2 * inputs / max(1, tokens)
-
-
-def _reversed_reciprocal(L: Tensor) -> Tensor:
-    """The diagonal of U from that of L: U is the inverse of a triangular factor, reversed."""
-    return L.diagonal().flip(0).reciprocal()

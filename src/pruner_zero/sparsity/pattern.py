@@ -131,7 +131,6 @@ class Pattern(ABC):
 
     def with_scope(self, scope: Group) -> "Pattern":
         """The same pattern with another comparison group, where it leaves a choice."""
-        del scope
         return self
 
     @property
@@ -179,7 +178,6 @@ class Pattern(ABC):
 
     def has_whole_rows(self, name: str) -> bool:
         """Whether every row of the matrix `name` is kept or pruned as a whole."""
-        del name
         return False
 
     @property
@@ -192,7 +190,6 @@ class Pattern(ABC):
 
         Raises PrunerZeroError where the model has no such units, or not so many can be removed.
         """
-        del model
         return self
 
     def decide(self, model: nn.Module, scores: Mapping[str, Tensor]) -> Self:
@@ -200,12 +197,10 @@ class Pattern(ABC):
 
         scores: by matrix name, without matrices that calibration never reached; may be lazy.
         """
-        del model, scores
         return self
 
     def prepare(self, language_model: Any, tokens: Tensor) -> Self:
         """Change the dense model in place before the masks, for calibration windows (n, seqlen)."""
-        del language_model, tokens
         return self
 
     def size(self, model: nn.Module) -> tuple[int, int]:
@@ -219,7 +214,6 @@ class Pattern(ABC):
 
     def shrunk(self, model: nn.Module) -> AbstractContextManager[None]:
         """Within the context, the masked `model` computes the outputs of the smaller model."""
-        del model
         return nullcontext()
 
     def shrink_files(self, model: nn.Module, files: list[Path]) -> tuple[Any, list[Path]]:
@@ -228,7 +222,6 @@ class Pattern(ABC):
         files: the weights of each block, as they are saved. The configuration is None where it
         stays the same.
         """
-        del model
         return None, files
 
     def to_json(self) -> dict[str, Any]:

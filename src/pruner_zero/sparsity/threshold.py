@@ -113,12 +113,6 @@ def _from_order_key(key: int) -> float:
     return (bits ^ ((bits >> 31) & 0x7FFFFFFF)).view(torch.float32).item()
 
 
-def _bin_limits(upper: int) -> tuple[float, float]:
-    """The smallest score whose key has the upper half `upper`, and that of the next half."""
-    first = (upper - _HALF_KEYS // 2) << 16
-    return _from_order_key(first), _from_order_key(first + _HALF_KEYS)
-
-
 def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
     """Counts (65536,) of the order keys' upper halves, or of the lower halves below `upper`.
 
@@ -133,7 +127,8 @@ def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
             counts += np.bincount(halves, minlength=_HALF_KEYS)
         # Counted by raw bits: there negative floats come last, in descending order.
         return np.concatenate([counts[: _HALF_KEYS // 2 - 1 : -1], counts[: _HALF_KEYS // 2]])
-    least, beyond = _bin_limits(upper)
+    first = (upper - _HALF_KEYS // 2) << 16
+    least, beyond = _from_order_key(first), _from_order_key(first + _HALF_KEYS)
     for chunk in scores.float().flatten().split(CHUNK):
         values = chunk.numpy()
         inside = values[(values >= least) & (values < beyond)] + np.float32(0)

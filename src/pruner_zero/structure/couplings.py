@@ -75,7 +75,7 @@ def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Couplin
             # Attention modules know the number of their block, where the cache keeps their keys.
             if hasattr(module, "layer_idx") != (structure == "heads"):
                 continue
-            count = getattr(config, field, 0) if structure == "heads" else _width(consumer)
+            count = getattr(config, field, 0) if structure == "heads" else consumer.in_features
             if _divides(module, list(producers.values()), consumer, count):
                 full = [f"{names[block]}.{local}" for local in producers]
                 inside.append(Coupling(index, tuple(full), names[consumer], count))
@@ -142,12 +142,12 @@ def _divides(
     module: nn.Module, producers: list[nn.Linear], consumer: nn.Linear, count: int
 ) -> bool:
     """Whether each parameter of `module` belongs to a unit, or is shared by all `count` units."""
-    widths = {_width(consumer), *(linear.out_features for linear in producers)}
+    widths = {consumer.in_features, *(linear.out_features for linear in producers)}
     if not count or any(width % count for width in widths):
         return False
     attends = hasattr(module, "layer_idx")
     # Queries as wide as the consumer's inputs, keys and values: three maps, so no fused ones.
-    if attends and (len(producers) != 3 or producers[0].out_features != _width(consumer)):
+    if attends and (len(producers) != 3 or producers[0].out_features != consumer.in_features):
         return False
     if not attends and len(widths) > 1:
         return False
@@ -155,7 +155,3 @@ def _divides(
     head = min(widths) // count
     # A norm of each head has one weight for each of its outputs, the same for all heads.
     return all(p.shape == (head,) and attends for p in set(module.parameters()) - theirs)
-
-
-def _width(consumer: nn.Linear) -> int:
-    return consumer.in_features

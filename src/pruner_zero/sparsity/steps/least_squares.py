@@ -113,7 +113,7 @@ def solve(
             all(part.converged for part in parts),
         )
     W = layer.dense.detach().float()
-    if columns is not None and hessian.target is None and hessian.holds_inverse:
+    if columns is not None and hessian.target is None and "inverse" in vars(hessian):
         removed = remove_columns(W, hessian, ~columns)
         if removed is not None:
             solved = removed.masked_fill_(~(mask & active), 0.0)
