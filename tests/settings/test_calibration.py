@@ -1,4 +1,4 @@
-"""One calibration text, or several with shares, from the command line, YAML and Python alike."""
+"""Calibration texts with shares, from the command line, YAML and Python alike; sizes to leave."""
 
 from pathlib import Path
 from typing import Any
@@ -9,13 +9,14 @@ from hypothesis import strategies as st
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import names_of
-from pruner_zero.settings.calibration import read_shares
+from pruner_zero.settings.calibration import read_parameters, read_shares
 from pruner_zero.settings.options import options_of
 from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.text.corpus import Corpus
+from tests.text.refusals import refusal as line_of
 
 NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
 SHARES = st.floats(0, exclude_min=True, allow_infinity=False)
@@ -105,3 +106,38 @@ def test_a_seed_that_no_generator_of_torch_takes_is_refused() -> None:
     assert read_settings(PruneSettings, {"model": "m", "seed": 2**63 - 1}).seed == 2**63 - 1
     with pytest.raises(PrunerZeroError, match="--seed"):
         read_settings(PruneSettings, {"model": "m", "seed": 2**63})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0.75", 0.75),
+        (".5", 0.5),
+        ("1", 1),
+        ("134515008", 134_515_008),
+        ("100_000", 100_000),
+        ("100M", 100_000_000),
+        ("1.2B", 1_200_000_000),
+        (" 500 k ", 500_000),
+        ("1e8", 100_000_000),
+    ],
+)
+def test_numbers_and_shares(text: str, number: float) -> None:
+    assert read_parameters(text) == number
+
+
+@pytest.mark.parametrize(
+    "text", ["", "most", "0", "0M", "-1", "75%", "1.2.3M", "nan", "inf", "1e999"]
+)
+def test_anything_else_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"write a share such as 0\.75, or a number such as 100M"):
+        read_parameters(text)
+
+
+def test_a_multiple_is_refused_where_no_units_go() -> None:
+    given = {"model": "m", "metric": "wanda", "sparsity": 0.5, "multiple_of": 7}
+    line = line_of(lambda: read_settings(PruneSettings, given))
+    assert line == "--multiple-of has no effect without --structure channels: leave it out"
+    line = line_of(lambda: read_settings(PruneSettings, {**given, "structure": "heads"}))
+    assert line == "--multiple-of has no effect without --structure channels: leave it out"
+    assert read_settings(PruneSettings, {**given, "structure": "channels"}).multiple_of == 7

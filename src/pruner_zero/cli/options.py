@@ -12,8 +12,7 @@ from rich.markup import escape
 
 from pruner_zero.cli.terminal import progress
 from pruner_zero.progress import reported_to
-from pruner_zero.settings.base import Settings
-from pruner_zero.settings.model import ModelSettings
+from pruner_zero.settings.base import ModelSettings, Settings
 from pruner_zero.settings.options import Option, options_of
 from pruner_zero.settings.read import read_settings
 

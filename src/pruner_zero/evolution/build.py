@@ -24,9 +24,9 @@ from pruner_zero.models.load import cast_weights
 from pruner_zero.models.structure import check_weights, find_matrices
 from pruner_zero.progress import track
 from pruner_zero.pruning.statistics import DenseStatistics
+from pruner_zero.settings.calibration import read_parameters
 from pruner_zero.settings.read import read_settings
 from pruner_zero.settings.search import SearchSettings
-from pruner_zero.settings.units import read_parameters
 from pruner_zero.sparsity.hessian import Hessian
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured

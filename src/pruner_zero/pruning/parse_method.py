@@ -9,8 +9,8 @@ from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
+from pruner_zero.settings.calibration import read_parameters
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP
-from pruner_zero.settings.units import read_parameters
 from pruner_zero.sparsity.pattern import SCOPES, Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, in_order

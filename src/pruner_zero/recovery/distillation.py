@@ -60,12 +60,7 @@ def check_memory(
 
 
 def distillation(
-    dense: LanguageModel,
-    windows: Windows,
-    steps: int,
-    *,
-    seed: int = 0,
-    folder: Path | None = None,
+    dense: LanguageModel, windows: Windows, steps: int, *, seed: int = 0, folder: Path | None = None
 ) -> Callable[[Sequence[Matrix]], Sequence[Point]]:
     """Prepare to train what pruning will leave of `dense`: call it first, and the result last.
 

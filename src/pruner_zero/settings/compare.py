@@ -4,11 +4,9 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from pruner_zero.settings.base import MAIN, Cli, CommaSeparated
-from pruner_zero.settings.calibration import MethodSettings
-from pruner_zero.settings.model import TEXT_HELP, ModelSettings
+from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, ModelSettings
+from pruner_zero.settings.calibration import MethodSettings, SizeSettings
 from pruner_zero.settings.prune import BLOCK_INFLUENCE, METHOD, REAP
-from pruner_zero.settings.units import SizeSettings
 
 CLASSICS = "dense,magnitude,wanda,gblm,ria,pruner-zero,sparsegpt"
 

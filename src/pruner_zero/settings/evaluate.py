@@ -5,8 +5,7 @@ from typing import Annotated, ClassVar
 from pydantic import BeforeValidator, Field, model_validator
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, Cli, CommaSeparated, PathText
-from pruner_zero.settings.model import TEXT_HELP, ModelSettings
+from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, ModelSettings, PathText
 
 # Settings without effect where no task is named.
 _OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")

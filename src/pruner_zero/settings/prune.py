@@ -8,10 +8,14 @@ from pydantic import Field, model_validator
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, Cli
-from pruner_zero.settings.calibration import WRITTEN, MethodSettings, are_written
-from pruner_zero.settings.model import ModelSettings
-from pruner_zero.settings.units import SizeSettings, check_structure
+from pruner_zero.settings.base import MAIN, Cli, ModelSettings
+from pruner_zero.settings.calibration import (
+    WRITTEN,
+    MethodSettings,
+    SizeSettings,
+    are_written,
+    check_structure,
+)
 
 METHOD = "METRIC[@SCOPE][+STEPS]"
 

@@ -6,9 +6,8 @@ from pydantic import Field, model_validator
 
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, Cli
+from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, ModelSettings
 from pruner_zero.settings.calibration import SHARES, Texts, are_written
-from pruner_zero.settings.model import TEXT_HELP, ModelSettings
 
 DEFAULT_MINUTES = 10.0
 

@@ -6,16 +6,16 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from pruner_zero.choices import SELF, Scope
-from pruner_zero.settings.base import MAIN, Cli, Settings
+from pruner_zero.settings.base import MAIN, Cli, ModelSettings, Settings
 from pruner_zero.settings.calibration import (
     CALIBRATION_HELP,
     SHARES,
     CalibrationSettings,
+    SizeSettings,
     SparsitySettings,
     Texts,
+    check_structure,
 )
-from pruner_zero.settings.model import ModelSettings
-from pruner_zero.settings.units import SizeSettings, check_structure
 
 _RUNGS = Cli(panel="Rungs")
 _WORKERS = Cli(panel="Workers")
@@ -37,8 +37,7 @@ class SearchSettings(ModelSettings, SparsitySettings, CalibrationSettings, SizeS
         Texts | None,
         replace(SHARES, default="the second half of the calibration text; more text by self"),
     ] = Field(
-        None,
-        description="Text that candidates are judged on: as --calibration, several texts too.",
+        None, description="Text that candidates are judged on: as --calibration, several texts too."
     )
     minutes: Annotated[float | None, MAIN] = Field(
         None, gt=0, description="Stop after this many minutes; or give --evaluations."

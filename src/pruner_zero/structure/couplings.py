@@ -22,10 +22,7 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
     "channels": ("intermediate_size",),
     "heads": ("num_key_value_heads", "num_attention_heads"),
 }
-_NEEDED: Mapping[str, str] = {
-    "channels": "one MLP, without experts,",
-    "heads": "one attention",
-}
+_NEEDED: Mapping[str, str] = {"channels": "one MLP, without experts,", "heads": "one attention"}
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,7 @@ _NEAR = 1e-3
 
 @torch.no_grad()
 def fold_blocks(
-    language_model: LanguageModel,
-    tokens: Tensor,
-    dropped: Collection[int],
+    language_model: LanguageModel, tokens: Tensor, dropped: Collection[int]
 ) -> dict[int, float]:
     """Change, in place, the block before each run of `dropped` blocks to add their effect.
 
@@ -59,11 +57,7 @@ def _run_after(index: int, dropped: Collection[int]) -> list[int]:
 
 
 def _fold(
-    linear: nn.Linear,
-    name: str,
-    blocks: Sequence[nn.Module],
-    run: Sequence[int],
-    walk: Walk,
+    linear: nn.Linear, name: str, blocks: Sequence[nn.Module], run: Sequence[int], walk: Walk
 ) -> float:
     """Fit `linear`, `name` of block run[0], to add the effect of the rest of `run`; the error left.
 

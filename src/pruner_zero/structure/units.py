@@ -16,12 +16,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import set_tensor, size_of
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable
-from pruner_zero.structure.couplings import (
-    Coupling,
-    find_couplings,
-    is_loadable,
-    set_counts,
-)
+from pruner_zero.structure.couplings import Coupling, find_couplings, is_loadable, set_counts
 from pruner_zero.structure.removal import (
     REFUSALS,
     Removal,
