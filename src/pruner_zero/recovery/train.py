@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -105,12 +104,9 @@ class Training:
 
     def __post_init__(self) -> None:
         device, name = next(self.model.parameters()).device, self.settings.compute_dtype
-        if name == "auto":
-            name = "bfloat16" if has_fast_bfloat16(device) else "float32"
-        self.dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
-        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
-        if self.dtype == torch.bfloat16:
-            self.autocast = partial(torch.autocast, device.type, torch.bfloat16)
+        narrow = has_fast_bfloat16(device) if name == "auto" else name == "bfloat16"
+        self.dtype = torch.bfloat16 if narrow else torch.float32
+        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=narrow)
         self.learned = [
             KeptWeights(name, parameter, experts_of(self.matrices, name))
             for name, parameter in parameters_of(self.matrices).items()
@@ -181,9 +177,7 @@ class Training:
     def _step(self, batch: Sequence[Tensor]) -> float:
         """One optimizer step on the mean loss of `batch`, which is returned."""
         state, settings = self.state, self.settings
-        for values in self.values.values():
-            assert values.grad is not None
-            values.grad.zero_()
+        self.optimizer.zero_grad(set_to_none=False)
         total = 0.0
         for windows in torch.cat(list(batch)).split(max(1, FORWARD_TOKENS // settings.seqlen)):
             with self.autocast():

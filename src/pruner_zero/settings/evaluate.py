@@ -9,8 +9,6 @@ from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, Mode
 
 # Settings without effect where no task is named.
 _OF_TASKS = ("num_fewshot", "limit", "include_path", "apply_chat_template")
-
-
 # One text may stand without a list.
 _TEXTS = BeforeValidator(lambda text: (text,) if isinstance(text, str) else text)
 

@@ -19,8 +19,6 @@ _OPTIONS = frozenset({"cache", "config", "json", "output", "overwrite", "quiet",
 # YAML aliases let a few lines stand for more text than fits in memory.
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = _shorten.maxlong = 200
-
-
 S = TypeVar("S", bound=Settings)
 
 

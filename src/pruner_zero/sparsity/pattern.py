@@ -19,8 +19,6 @@ from pruner_zero.choices import Group, Scope
 Reach = Literal["matrix", "block", "model"]
 
 SCOPES: tuple[Scope, ...] = get_args(Scope)
-
-
 T = TypeVar("T")
 
 

@@ -22,7 +22,10 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
     "channels": ("intermediate_size",),
     "heads": ("num_key_value_heads", "num_attention_heads"),
 }
-_NEEDED: Mapping[str, str] = {"channels": "one MLP, without experts,", "heads": "one attention"}
+_NEEDED: Mapping[str, str] = {
+    "channels": "one MLP, without experts,",
+    "heads": "one attention",
+}
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,6 @@ def counts_left(config: PreTrainedConfig, structure: Structure, kept: int) -> di
         width = getattr(config, "head_dim", None)
         fields["head_dim"] = width or config.hidden_size // config.num_attention_heads
     return fields
-
-
-def set_counts(config: PreTrainedConfig, structure: Structure, kept: int) -> None:
-    """Describe, in place, the model with `kept` units in a block."""
-    for field, count in counts_left(config, structure, kept).items():
-        setattr(config, field, count)
 
 
 def is_loadable(config: PreTrainedConfig, structure: Structure, kept: int) -> bool:

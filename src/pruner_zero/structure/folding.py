@@ -1,6 +1,7 @@
 """Dropped blocks: what they added is folded into the linear map before them."""
 
 from collections.abc import Collection, Sequence
+from itertools import count, takewhile
 
 import torch
 from torch import Tensor, nn
@@ -39,21 +40,13 @@ def fold_blocks(
     kept = [index for index in range(max(dropped)) if index not in dropped]
     errors = {}
     for index in track(kept, "folding", len(kept)):
-        run = _run_after(index, dropped)
+        run = list(takewhile(dropped.__contains__, count(index + 1)))
         first = walk.hidden[0], walk.arguments[index][0]
         linear = _added_map(blocks[index], *first) if run else None
         if linear is not None:
             errors[index] = _fold(linear, names[linear], blocks, [index, *run], walk)
         walk.advance(blocks[index], index)
     return errors
-
-
-def _run_after(index: int, dropped: Collection[int]) -> list[int]:
-    """The dropped blocks that follow block `index`, up to the next one that stays."""
-    run: list[int] = []
-    while index + len(run) + 1 in dropped:
-        run.append(index + len(run) + 1)
-    return run
 
 
 def _fold(

@@ -16,7 +16,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.structure import set_tensor, size_of
 from pruner_zero.sparsity.selection import keep_highest
 from pruner_zero.sparsity.threshold import comparable
-from pruner_zero.structure.couplings import Coupling, find_couplings, is_loadable, set_counts
+from pruner_zero.structure.couplings import Coupling, counts_left, find_couplings, is_loadable
 from pruner_zero.structure.removal import (
     REFUSALS,
     Removal,
@@ -136,7 +136,7 @@ class Structured(Removal):
                 if left.ndim == 2:
                     linear = model.get_submodule(name.rpartition(".")[0])
                     linear.out_features, linear.in_features = left.shape
-        set_counts(model.config, self.structure, self.kept)
+        model.config.update(counts_left(model.config, self.structure, self.kept))
 
     def shrink_files(
         self, model: PreTrainedModel, files: list[Path]
@@ -179,7 +179,7 @@ class Structured(Removal):
 
     def _smaller_config(self, model: PreTrainedModel) -> PreTrainedConfig:
         config = deepcopy(model.config)
-        set_counts(config, self.structure, self.kept)
+        config.update(counts_left(config, self.structure, self.kept))
         return config
 
     def _check_described(self, model: PreTrainedModel) -> None:
