@@ -104,7 +104,8 @@ class TensorWriter:
 
     def write(self, tensor: Tensor) -> None:
         """Write the next tensor of the layout, or a part of it."""
-        self.write_bytes(memoryview(_bytes(tensor.detach().cpu().contiguous())))
+        values: Any = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        self.write_bytes(memoryview(values))
 
     def write_bytes(self, data: bytes | memoryview) -> None:
         """Write bytes of the format."""
@@ -161,8 +162,3 @@ def _name(dtype: torch.dtype) -> str:
     file = save({"empty": torch.empty(0, dtype=dtype)})
     header = json.loads(file[8 : 8 + int.from_bytes(file[:8], "little")])
     return str(header["empty"]["dtype"])
-
-
-def _bytes(tensor: Tensor) -> Any:
-    """The memory of a contiguous `tensor` as uint8 in one dimension, shared."""
-    return tensor.flatten().view(torch.uint8).numpy()

@@ -1,6 +1,5 @@
 """Command-line options, made from the fields of settings."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from inspect import get_annotations
 from types import NoneType, UnionType
@@ -53,24 +52,19 @@ class Option(Cli):
 
 def options_of(kind: type[Settings]) -> dict[str, Option]:
     """The options of a command by field; a field of nested settings has no option."""
-    return {option.name: option for option in _options(kind)}
-
-
-def _options(kind: type[Settings]) -> Iterator[Option]:
+    options = {}
     for name, field in kind.model_fields.items():
         form = _form(field.annotation)
         if form is None:
             continue
         value_type, choices, repeatable = form
-        shown = Cli()
-        for metadata in field.metadata:
-            shown = metadata if isinstance(metadata, Cli) else shown
+        shown = next((part for part in reversed(field.metadata) if isinstance(part, Cli)), Cli())
         derived = {
             "panel": shown.panel or _panel(kind, name),
             "metavar": shown.metavar or (name.upper() if choices else None),
             "default": shown.default or _default(field),
         }
-        yield Option(
+        options[name] = Option(
             **{**vars(shown), **derived},
             name=name,
             type=value_type,
@@ -78,6 +72,7 @@ def _options(kind: type[Settings]) -> Iterator[Option]:
             choices=choices,
             repeatable=repeatable,
         )
+    return options
 
 
 def _form(annotation: Any) -> tuple[type, tuple[str, ...], bool] | None:

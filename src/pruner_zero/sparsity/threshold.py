@@ -121,19 +121,18 @@ def _histogram(scores: Tensor, upper: int | None = None) -> Counts:
     if scores.device.type != "cpu":
         return _histogram_anywhere(scores, upper)
     counts = np.zeros(_HALF_KEYS, np.int64)
-    if upper is None:
-        for chunk in scores.float().flatten().split(CHUNK):
-            halves = (chunk.numpy() + np.float32(0)).view(np.uint32) >> 16
-            counts += np.bincount(halves, minlength=_HALF_KEYS)
-        # Counted by raw bits: there negative floats come last, in descending order.
-        return np.concatenate([counts[: _HALF_KEYS // 2 - 1 : -1], counts[: _HALF_KEYS // 2]])
-    first = (upper - _HALF_KEYS // 2) << 16
+    first = ((upper or 0) - _HALF_KEYS // 2) << 16
     least, beyond = _from_order_key(first), _from_order_key(first + _HALF_KEYS)
     for chunk in scores.float().flatten().split(CHUNK):
         values = chunk.numpy()
-        inside = values[(values >= least) & (values < beyond)] + np.float32(0)
-        halves = inside.view(np.uint32) & (_HALF_KEYS - 1)
+        if upper is not None:
+            values = values[(values >= least) & (values < beyond)]
+        bits = (values + np.float32(0)).view(np.uint32)
+        halves = bits >> 16 if upper is None else bits & (_HALF_KEYS - 1)
         counts += np.bincount(halves, minlength=_HALF_KEYS)
+    if upper is None:
+        # Counted by raw bits: there negative floats come last, in descending order.
+        return np.concatenate([counts[: _HALF_KEYS // 2 - 1 : -1], counts[: _HALF_KEYS // 2]])
     return counts[::-1] if upper < _HALF_KEYS // 2 else counts
 
 

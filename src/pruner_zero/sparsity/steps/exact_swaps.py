@@ -1,13 +1,12 @@
 """Improving a mask under least squares: swaps, judged by solving again."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from pruner_zero.sparsity.steps.conjugate_gradients import (
-    Preconditioner,
     conjugate_gradients,
     dot,
     preconditioner,
@@ -59,7 +58,20 @@ def refine_exact(layer: Layer) -> Updated:
     active = hessian.gram.diagonal() != 0
     drift = hessian.drift(W)
     curvature = (H.diagonal() / inverse_diagonal).sqrt()
-    problem = _Problem(active, products_with(hessian, H)[0], preconditioner(hessian, H))
+    product, precondition = products_with(hessian, H)[0], preconditioner(hessian, H)
+
+    def solve_rows(
+        begin: Tensor, gradient: Tensor, mask: Tensor, goal: Tensor | None = None
+    ) -> _Solved:
+        """The solution under `mask` (rows, in), from the weights `begin`, zero outside it.
+
+        gradient: half the negative one at `begin`. Without a `goal`, it is `_TOLERANCE` of that.
+        """
+        inverse = precondition((mask & active).float())
+        if goal is None:
+            goal = _TOLERANCE**2 * dot(gradient, inverse(gradient))
+        change, gradient, _ = conjugate_gradients(product, gradient, inverse, goal, _ITERATIONS)
+        return _Solved(begin + change, gradient, goal)
 
     kept, solved = layer.required_mask.clone(), torch.empty_like(W)
     for first in range(0, len(W), _ROWS):
@@ -68,29 +80,32 @@ def refine_exact(layer: Layer) -> Updated:
         gradient = (W[rows] * active - plain) @ H
         if drift is not None:
             gradient += drift[rows]
-        best = problem.solve(plain, gradient, kept[rows])
+        best = solve_rows(plain, gradient, kept[rows])
         solved[rows] = best.weight
         most = torch.full_like(rows, W.shape[1])
         for _ in range(_TURNS):
             trial = _swap(best.weight, best.gradient, kept[rows], curvature, most, group)
             count = (trial & ~kept[rows]).sum(1)
             moved = count > 0
-            rows, trial, count, best = rows[moved], trial[moved], count[moved], best.of(moved)
+            rows, trial, count = rows[moved], trial[moved], count[moved]
+            best = _Solved(*(part[moved] for part in best))
             if not len(rows):
                 break
             begin = best.weight * trial
-            gradient = best.gradient + problem.product(best.weight - begin)
-            reached = problem.solve(begin, gradient, trial, best.goal)
-            lower = best.decrease_to(reached) > 0
+            gradient = best.gradient + product(best.weight - begin)
+            reached = solve_rows(begin, gradient, trial, best.goal)
+            step, slopes = reached.weight - best.weight, reached.gradient + best.gradient
+            # By how much the error of each row has fallen.
+            lower = (step * slopes).sum(1) > 0
             kept[rows[lower]], solved[rows[lower]] = trial[lower], reached.weight[lower]
-            best = reached.where(lower, best)
+            pairs = zip(reached, best, strict=True)
+            best = _Solved(*(torch.where(lower[:, None], new, old) for new, old in pairs))
             most = torch.where(lower, W.shape[1], count // 2)
     solution = solve(replace(layer, mask=kept), start=solved)
     return Updated(solution.weight, kept, solution.note)
 
 
-@dataclass(frozen=True, eq=False)
-class _Solved:
+class _Solved(NamedTuple):
     """Weights of rows under their masks, near the solution.
 
     gradient: half the negative gradient (rows, in). goal: (rows, 1), the squared norm of the
@@ -100,50 +115,6 @@ class _Solved:
     weight: Tensor
     gradient: Tensor
     goal: Tensor
-
-    def decrease_to(self, other: "_Solved") -> Tensor:
-        """By how much the error of each row (rows,) is lower at `other`."""
-        return ((other.weight - self.weight) * (other.gradient + self.gradient)).sum(1)
-
-    def of(self, rows: Tensor) -> "_Solved":
-        """These rows alone."""
-        return _Solved(self.weight[rows], self.gradient[rows], self.goal[rows])
-
-    def where(self, chosen: Tensor, other: "_Solved") -> "_Solved":
-        """These values for the `chosen` rows (rows,), those of `other` for the rest."""
-        column = chosen[:, None]
-        return _Solved(
-            torch.where(column, self.weight, other.weight),
-            torch.where(column, self.gradient, other.gradient),
-            self.goal,
-        )
-
-
-@dataclass(frozen=True, eq=False)
-class _Problem:
-    """Least squares of a matrix's rows with what all solutions share, computed once.
-
-    active: (in,). product: x·H, coarse where that is faster. preconditioner: by support.
-    """
-
-    active: Tensor
-    product: Callable[[Tensor], Tensor]
-    preconditioner: Callable[[Tensor], Preconditioner]
-
-    def solve(
-        self, begin: Tensor, gradient: Tensor, mask: Tensor, goal: Tensor | None = None
-    ) -> _Solved:
-        """The solution under `mask` (rows, in), from the weights `begin`, zero outside it.
-
-        gradient: half the negative one at `begin`. Without a `goal`, it is `_TOLERANCE` of that.
-        """
-        precondition = self.preconditioner((mask & self.active).float())
-        if goal is None:
-            goal = _TOLERANCE**2 * dot(gradient, precondition(gradient))
-        change, gradient, _ = conjugate_gradients(
-            self.product, gradient, precondition, goal, _ITERATIONS
-        )
-        return _Solved(begin + change, gradient, goal)
 
 
 def _swap(

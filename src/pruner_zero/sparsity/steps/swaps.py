@@ -1,6 +1,6 @@
 """Improving a mask by swaps of a pruned and a kept weight, which keep the number of zeros."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,12 +57,11 @@ def refine_mask(layer: Layer) -> Updated:
             if not len(rows):
                 break
             refined[rows] = trial[better]
-            best = _Errors(errors.gradient[better], errors.error[better], errors.removed[better])
+            best = _Errors(*(part[better] for part in errors))
     return Updated(layer.weight, refined)
 
 
-@dataclass(frozen=True)
-class _Errors:
+class _Errors(NamedTuple):
     """The gradient r (rows, in) of masked rows, their error (rows,), and its part δ·C·δᵀ."""
 
     gradient: Tensor
