@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
@@ -106,7 +107,9 @@ class Training:
         device, name = next(self.model.parameters()).device, self.settings.compute_dtype
         narrow = has_fast_bfloat16(device) if name == "auto" else name == "bfloat16"
         self.dtype = torch.bfloat16 if narrow else torch.float32
-        self.autocast = partial(torch.autocast, device.type, torch.bfloat16, enabled=narrow)
+        self.autocast: Callable[[], AbstractContextManager[None]] = nullcontext
+        if narrow:
+            self.autocast = partial(torch.autocast, device.type, torch.bfloat16)
         self.learned = [
             KeptWeights(name, parameter, experts_of(self.matrices, name))
             for name, parameter in parameters_of(self.matrices).items()
