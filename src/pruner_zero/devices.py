@@ -24,8 +24,7 @@ _OUT_OF_MEMORY = ("out of memory", "allocate memory", "not enough memory", "bad_
 class Devices:
     """The devices that a model may be placed on, the preferred one first.
 
-    spread: its blocks go to all of them, because they were listed one by one; otherwise they go
-    to as few as have room for them.
+    spread: whether its blocks go to all of them; otherwise they go to as few as have room for them.
     """
 
     every: tuple[torch.device, ...] = (CPU,)

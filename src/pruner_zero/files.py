@@ -41,10 +41,7 @@ def default_cache() -> Path:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn an error of the system while `path` is written into a PrunerZeroError.
-
-    Raises PrunerZeroError for a full disk or quota, a refused write, and every other OSError.
-    """
+    """Turn every OSError while `path` is written, such as of a full disk, into PrunerZeroError."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -104,8 +101,7 @@ def _is_earlier_output(file: Path, page: bool) -> bool:
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Write `data` to `path`: readers, and a crash at any time, find the old file or the new one.
 
-    Missing folders are created. Raises PrunerZeroError where it cannot be written; the old file is
-    then still there.
+    Missing folders are created. Raises PrunerZeroError where it cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -26,7 +26,6 @@ class Journal:
 
     A step is finished once its line is on disk. The files that the line names are written before
     it, and the line has their checksums. Files that a killed process left half written are deleted.
-    What else a line holds is its writer's: the payload of a block, of a training step, of a pass.
 
     identity: everything that decides the result, JSON values by names for messages. Raises
     PrunerZeroError for a folder that belongs to another identity, naming what changed, and for a

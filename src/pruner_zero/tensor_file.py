@@ -1,8 +1,7 @@
 """Safetensors files read and written one tensor at a time, so no whole file is in memory.
 
-Reading is safetensors' own. Its writer wants all tensors at once, contiguous and on the CPU; the
-format is plain enough to stream: the length of a JSON header (8 bytes), the header, the tensors in
-turn.
+The library's writer wants all tensors at once, contiguous and on the CPU. The format is the length
+of a JSON header (8 bytes), the header, the tensors in turn.
 """
 
 import hashlib

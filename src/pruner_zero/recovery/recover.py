@@ -63,13 +63,8 @@ def recover(
     after an interruption resumes from the last checkpoint. Raises PrunerZeroError, naming what
     to change; `output` is then unchanged.
     """
-    given = {
-        **settings,
-        "model": name_of(model),
-        "text": names_of(text),
-        "teacher": name_of(teacher),
-    }
-    checked = read_settings(RecoverSettings, given, config)
+    given = {"model": name_of(model), "text": names_of(text), "teacher": name_of(teacher)}
+    checked = read_settings(RecoverSettings, {**settings, **given}, config)
     inputs = [checked.model, checked.teacher]
     folder = None if output is None else check_output(output, overwrite, inputs)
     mixture = load_mixture(checked.text if text is None else text)

@@ -57,8 +57,7 @@ def split_texts(
 ) -> tuple[list[Windows], Windows]:
     """The training windows of each text of `mixture`, and validation windows by their shares.
 
-    fingerprint, cache: of the teacher, and the folder, as `self_windows` takes them. Raises
-    PrunerZeroError as `split_windows`, `self_windows` and `Mixture.divide` do.
+    fingerprint, cache: of the teacher, and the folder, as `self_windows` takes them.
     """
     training, validation = [], []
     counts = mixture.divide(settings.validation_windows, "--validation-windows")

@@ -1,7 +1,4 @@
-"""The figures of results, drawn with matplotlib: in the page, in notebooks and for papers.
-
-Each function gives a `matplotlib.figure.Figure`, which `savefig` writes in any format.
-"""
+"""The figures of results, drawn with matplotlib: in the page, in notebooks and for papers."""
 
 import math
 import warnings

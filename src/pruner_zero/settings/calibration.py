@@ -37,10 +37,7 @@ def read_shares(words: Sequence[str]) -> str | dict[str, float]:
 
 
 def read_texts(given: Any) -> Any:
-    """A text, or several with their shares, of what the command line, YAML or Python give.
-
-    One text is its name. Raises ValueError, and PrunerZeroError as `read_shares` does.
-    """
+    """The name of a text, or several with their shares. Raises ValueError and PrunerZeroError."""
     if isinstance(given, list | tuple) and given and all(isinstance(word, str) for word in given):
         given = read_shares(given)
     if isinstance(given, dict) and len(given) == 1:
@@ -175,10 +172,7 @@ def read_parameters(text: str) -> float:
 
 
 def check_structure(settings: Any, beside: Sequence[str]) -> None:
-    """Refuse the settings `beside` with --structure, and the settings of units without it.
-
-    settings: of a command that has --structure. Raises PrunerZeroError naming the option.
-    """
+    """Refuse, by a PrunerZeroError, `beside` with --structure, and settings of units without it."""
     if not settings.structure and settings.parameters:
         raise PrunerZeroError(
             "--parameters applies to whole units alone: add --structure, or leave out --parameters"

@@ -1,8 +1,4 @@
-"""Patterns: which weights a mask prunes, given the scores of all weights that compete.
-
-`prune` and the search only use the interface of a pattern: which scores it needs at once (`reach`),
-whether a matrix fits (`check`), and the masks (`choose`). A new pattern is a subclass of `Pattern`.
-"""
+"""Patterns: which weights a mask prunes, given the scores of all weights that compete."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,10 +21,9 @@ T = TypeVar("T")
 class Lazy(Mapping[str, T]):
     """Values by name, each computed whenever it is asked for, so that few are held at a time.
 
-    names: all names; or a function that gives them anew whenever it is called, and may load weights
-    before it gives a name. compute: the value of a name, the same whenever it is asked for. Where
-    `names` is a function, None stands for a name without a value, which is then absent.
-    hold: how many bytes of tensors, from the first on, are kept instead.
+    names: all names; or a function that gives them anew at each call, and may load weights before
+    a name. compute: the value of a name; None, where `names` is a function, for a name that is
+    absent. hold: how many bytes of tensors, from the first on, are kept instead.
     """
 
     def __init__(

@@ -1,7 +1,6 @@
 """Patterns of zeros, and exact selection: the mask that a stable ascending sort would choose.
 
-Nothing is sorted where only a threshold is needed. The threshold is the largest pruned score;
-weights above it stay, and only where equal scores lie on both sides does order matter.
+Nothing is sorted where the threshold, the largest pruned score, is enough.
 """
 
 import re

@@ -58,11 +58,7 @@ class Experts(Removal):
         return None if self.by_metric else words
 
     def fit(self, model: PreTrainedModel) -> Self:
-        """The pattern for one model, with the share of experts to remove there.
-
-        Raises what `find_mixtures` raises, and PrunerZeroError where that share cannot be removed;
-        at least as many experts stay as the router chooses for a token.
-        """
+        """As for `Pattern`; at least as many experts stay as the router chooses for a token."""
         mixtures = find_mixtures(model)
         count, counts = mixtures.count, range(mixtures.chosen, mixtures.count)
 

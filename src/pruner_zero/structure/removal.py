@@ -85,10 +85,7 @@ def take_units(tensor: Tensor, places: Tensor, count: int, axis: int) -> Tensor:
 
 
 def without_weights(model: PreTrainedModel, config: PreTrainedConfig) -> PreTrainedModel:
-    """A model of the class of `model` with the shapes that `config` describes, on "meta".
-
-    Raises what transformers raises for a configuration that it refuses (`REFUSALS`).
-    """
+    """A model of the class of `model` that `config` describes, on "meta". Raises `REFUSALS`."""
     with torch.device("meta"):
         return type(model)(type(config).from_dict(config.to_dict()))
 
