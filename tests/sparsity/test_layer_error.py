@@ -10,10 +10,7 @@ from pruner_zero.sparsity.layer_error import output_sensitivity, pruning_cost, r
 
 def layer(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(7, 12, generator=generator),
-        torch.randn(40, 12, generator=generator),
-    )
+    return (torch.randn(7, 12, generator=generator), torch.randn(40, 12, generator=generator))
 
 
 @given(st.integers(0, 1000))

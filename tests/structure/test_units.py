@@ -11,12 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    HeliumConfig,
-    HeliumForCausalLM,
-    PreTrainedModel,
-)
+from transformers import AutoModelForCausalLM, HeliumConfig, HeliumForCausalLM, PreTrainedModel
 
 from pruner_zero.choices import Structure
 from pruner_zero.errors import PrunerZeroError
@@ -89,10 +84,7 @@ def pruned(model: Any, text: str, **settings: Any) -> PruneResult:
 
 
 CHANNELS = Structured(0.34, multiple=8)
-PATTERNS: dict[Structure, Structured] = {
-    "channels": CHANNELS,
-    "heads": Structured(0.5, "heads"),
-}
+PATTERNS: dict[Structure, Structured] = {"channels": CHANNELS, "heads": Structured(0.5, "heads")}
 
 
 def masked(
@@ -358,20 +350,11 @@ def test_the_record_and_the_card_describe_the_removed_units(prose: str, tmp_path
         ({"refine": True}, "leave out --refine"),
         ({"structure": "neurons"}, "--structure is 'neurons'"),
         ({"sparsity": 1.5}, r"sparsity 1\.5 is outside"),
-        (
-            {"sparsity": 0.05},
-            r"leaves 45\.6, .*: choose --sparsity 0\.1667, which leaves 40",
-        ),
-        (
-            {"sparsity": 0.95},
-            r"leaves 2\.4, .*: choose --sparsity 0\.8333, which leaves 8",
-        ),
+        ({"sparsity": 0.05}, r"leaves 45\.6, .*: choose --sparsity 0\.1667, which leaves 40"),
+        ({"sparsity": 0.95}, r"leaves 2\.4, .*: choose --sparsity 0\.8333, which leaves 8"),
         # A multiple of 32 leaves 32 or 48, and 48 is nearer.
         ({"multiple_of": 32, "sparsity": 0.01}, "choose --sparsity 0.3333, which leaves 32"),
-        (
-            {"multiple_of": 64},
-            "none of the 48 .* can go: choose a smaller --multiple-of than 64",
-        ),
+        ({"multiple_of": 64}, "none of the 48 .* can go: choose a smaller --multiple-of than 64"),
         ({**HEADS, "sparsity": 0.2}, r"leaves 1\.6, which cannot be: choose --sparsity 0\.5"),
     ],
 )

@@ -15,15 +15,7 @@ from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.search import SearchSettings
 from pruner_zero.sparsity.pattern import keep_mask
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
-from pruner_zero.sparsity.steps.step import (
-    STEPS,
-    Layer,
-    Step,
-    Updated,
-    in_order,
-    plan,
-    run_steps,
-)
+from pruner_zero.sparsity.steps.step import STEPS, Layer, Step, Updated, in_order, plan, run_steps
 from tests.sparsity.steps.kernels import layer_of
 from tests.sparsity.steps.test_sweep import layer
 
