@@ -19,25 +19,26 @@ $(BIN)/.developing: $(BIN)/.installed
 	@touch $@
 
 # One small set of calibration windows for all steps, so that its statistics are collected once.
-CALIBRATION := --calibration builtin:pydoc --windows 8 --seed 0
-
+CALIBRATION := --calibration builtin:pydoc --windows 8 --seqlen 256 --seed 0
 TEXT := --text builtin:pydoc
+MEASURED := --windows 8 --seqlen 256
 BEST := runs/demo/search/best.json
 
 demo: $(BIN)/.installed
 	$(BIN)/pruner-zero search $(MODEL) --sparsity 0.5 $(CALIBRATION) --search-text builtin:pydoc \
-		--search-windows 6 --final-windows 6 --evaluations 240 -o runs/demo/search
-	$(BIN)/pruner-zero prune $(MODEL) --metric $(BEST) --refine \
+		--search-windows 6 --final-windows 6 --evaluations 144 --sampled-weights 2000000 \
+		-o runs/demo/search
+	$(BIN)/pruner-zero prune $(MODEL) --metric $(BEST) --update obs \
 		--sparsity 0.5 --mode one-shot $(CALIBRATION) -o runs/demo/model --overwrite
 	$(BIN)/pruner-zero prune $(MODEL) --structure channels --sparsity 0.25 --metric wanda \
 		--mode one-shot $(CALIBRATION) -o runs/demo/smaller --overwrite
 	$(BIN)/pruner-zero compare $(MODEL) \
 		--methods "dense,wanda,pruner-zero,sparsegpt,$(BEST)" \
-		--sparsity 0.5 --mode one-shot $(CALIBRATION) $(TEXT) --windows-eval 4 \
+		--sparsity 0.5 --mode one-shot $(CALIBRATION) $(TEXT) --windows-eval 8 \
 		-o runs/demo/compare.json
-	$(BIN)/pruner-zero evaluate runs/demo/model $(TEXT) --windows 4 \
+	$(BIN)/pruner-zero evaluate runs/demo/model $(TEXT) $(MEASURED) \
 		-o runs/demo/model.json
-	$(BIN)/pruner-zero evaluate runs/demo/smaller $(TEXT) --windows 4 \
+	$(BIN)/pruner-zero evaluate runs/demo/smaller $(TEXT) $(MEASURED) \
 		-o runs/demo/smaller.json
 	$(BIN)/pruner-zero evaluate runs/demo/smaller --speed --seqlen 256 --beside runs/demo/model \
 		-o runs/demo/speed.json
@@ -47,8 +48,8 @@ demo: $(BIN)/.installed
 	@echo "the report: runs/demo/report.html; half of the weights zero: runs/demo/model;"
 	@echo "smaller and faster: runs/demo/smaller; every candidate: runs/demo/search/journal.jsonl"
 
-# A process for each of two cores, with a thread each; the first that is done takes over tests of the
-# other.
+# A process for each of two cores, with a thread each; the first that is done takes over
+# tests of the other.
 test: $(BIN)/.developing
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 

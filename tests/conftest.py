@@ -1,5 +1,6 @@
 """Fixtures for all tests: one thread, a cache of their own, a saved model and a text."""
 
+import gc
 import os
 import random
 import signal
@@ -27,6 +28,12 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "fault(name, holds): a fault that is really made, and what must hold then"
     )
+
+
+def pytest_collection_finish() -> None:
+    """Spare what is loaded by now, which is never garbage, from every later collection of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -23,7 +23,7 @@ PAGES = [
 ]
 
 README_NOT_RUN = {
-    "make demo": "it makes an environment, and runs for about ten minutes",
+    "make demo": "it makes an environment, and runs for minutes",
     "make test": "it would run itself",
 }
 

@@ -70,7 +70,7 @@ def zeros_per_row(mask: Tensor) -> set[int]:
     return set((~mask).sum(1).tolist())
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sides, st.integers(1, 40), seeds, sparsities, dtypes)
 def test_rows(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
     scores = finite(random_scores((out, width), seed), dtype)
@@ -80,7 +80,7 @@ def test_rows(out: int, width: int, seed: int, sparsity: float, dtype: torch.dty
     assert zeros_per_row(mask) == {zeros}
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sides, sides, seeds, sparsities, dtypes)
 def test_matrix(out: int, width: int, seed: int, sparsity: float, dtype: torch.dtype) -> None:
     scores = finite(random_scores((out, width), seed), dtype)
@@ -98,7 +98,7 @@ def test_blocks(out: int, width: int, seed: int, sparsity: float, dtype: torch.d
     assert torch.equal(mask, reference.keep_blocks(scores, sparsity))
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(sides, sides), min_size=1, max_size=5),
     seeds,
@@ -117,7 +117,7 @@ def test_global(
     assert all(torch.equal(*pair) for pair in zip(masks, expected, strict=True))
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sides, st.integers(1, 4), st.data(), seeds, dtypes)
 def test_n_of_m(out: int, groups: int, data: st.DataObject, seed: int, dtype: torch.dtype) -> None:
     m = data.draw(st.integers(2, 20), label="m")
@@ -172,7 +172,7 @@ def test_a_large_matrix_agrees_with_the_stable_sort(scale: float) -> None:
 few_scores = st.sampled_from([float("-inf"), -1.0, -0.0, 0.0, DENORMAL, 1.0, float("inf")])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.integers(2, 16), st.integers(1, 3), st.integers(1, 3), st.data())
 def test_ranks_by_comparison_are_those_of_the_stable_sort_on_every_device(
     m: int, out: int, groups: int, data: st.DataObject
@@ -190,7 +190,7 @@ def test_ranks_by_comparison_are_those_of_the_stable_sort_on_every_device(
         assert torch.equal(keep_n_of_m(swept, n, m).cpu(), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(sides, st.integers(1, 40), st.data(), seeds)
 def test_rows_elsewhere_are_those_here(
     out: int, width: int, data: st.DataObject, seed: int

@@ -68,7 +68,8 @@ def check_loads_alone(folder: Path, expected: Mapping[str, Tensor]) -> None:
     All in one fresh process, since it takes seconds to import transformers.
     """
     torch.save(tiny_windows(), folder / "tokens.pt")
-    subprocess.run([sys.executable, "-c", LOADS_ALONE, *expected], check=True, env={}, cwd=folder)
+    command = [sys.executable, "-c", LOADS_ALONE, *expected]
+    subprocess.run(command, check=True, env={"OMP_NUM_THREADS": "1"}, cwd=folder)
     for name, computed in expected.items():
         loaded = torch.load(folder / f"{name}.pt")
         torch.testing.assert_close(loaded, computed, atol=1e-5, rtol=1e-5, msg=name)
