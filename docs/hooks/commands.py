@@ -8,8 +8,6 @@ import typer
 
 from pruner_zero.cli.app import app
 from pruner_zero.metric.expression import TERMINALS
-from pruner_zero.metric.grammar import parse
-from pruner_zero.metric.latex import to_mathml
 from pruner_zero.metric.metric import NAMED
 from pruner_zero.metric.operators import OPERATORS, PUBLISHED
 from pruner_zero.settings.base import Settings
@@ -54,29 +52,25 @@ def command(name: str) -> str:
 
 
 def metrics() -> str:
-    """The known metrics with their formulas, as a Markdown table."""
-    lines = ["| name | expression | formula | from |", "|---|---|---|---|"]
+    """The known metrics, as a Markdown table."""
+    lines = ["| name | expression | from |", "|---|---|---|"]
     for name, metric in NAMED.items():
-        text = metric.text
-        lines.append(f"| `{name}` | `{text}` | {formula(text)} | {metric.citation} |")
+        lines.append(f"| `{name}` | `{metric.text}` | {metric.citation} |")
     return "\n".join(lines)
 
 
 def operators() -> str:
     """The operators with some of their facts, as a Markdown table."""
     lines = [
-        "| operator | formula | statistics over | grows with its first operand | set |",
-        "|---|---|---|---|---|",
+        "| operator | result | grows with its first operand | set |",
+        "|---|---|---|---|",
     ]
     for name, operator in OPERATORS.items():
         group = "published" if name in PUBLISHED else "extended"
-        last = "0.5" if operator.exponent == "operand" else "X"
-        example = f"{name}({', '.join(['S', last][: operator.arity])})"
-        reach = {"element": "–"}.get(operator.reach, operator.reach)
         grows = {"nonnegative": "where that is not negative", "never": "not claimed"}.get(
             operator.increasing, operator.increasing
         )
-        lines.append(f"| `{name}` | {formula(example)} | {reach} | {grows} | {group} |")
+        lines.append(f"| `{name}` | `{_cell(operator.described)}` | {grows} | {group} |")
     return "\n".join(lines)
 
 
@@ -100,11 +94,6 @@ def terminals() -> str:
     return "\n".join(lines)
 
 
-def formula(text: str) -> str:
-    """An expression as MathML that fits into a table cell."""
-    return str(to_mathml(parse(text), "inline"))
-
-
 def _walk(node: Any, path: tuple[str, ...]) -> list[tuple[str, Any]]:
     if not hasattr(node, "commands"):
         return [(" ".join(path), node)]
@@ -125,13 +114,11 @@ def _settings(verb: str, options: set[str]) -> list[str]:
     lines = [
         "A `--config` file has these options as settings, with `_` for `-`, and these alone:",
         "",
-        "| setting | default |",
+        "| setting | meaning |",
         "|---|---|",
     ]
-    for field, info in rest.items():
-        default = info.get_default(call_default_factory=True)
-        lines.append(f"| `{field}` | `{_cell(str(default))}` |")
-    return [*lines, "", f"What they decide: [`{name}`][{module}.{name}]."]
+    lines += [f"| `{field}` | {_text(info.description or '')} |" for field, info in rest.items()]
+    return lines
 
 
 def _cell(text: str) -> str:

@@ -1,25 +1,25 @@
-"""Tables for the page on choosing a method, from the committed result files of the benchmarks."""
+"""Tables of the pages from committed result files of the benchmarks, and from other pages."""
 
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 # Only what was measured like this file (model, calibration, test text) stands in one table.
 REFERENCE = "classics-50-one-shot.json"
+WINDOWS = 12
 ZEROS = ("40 %", "50 %", "60 %", "70 %", "2:4", "4:8")
-MISSING = "not measured yet"
+MISSING = "not measured"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One method on one model, with the loss of every window, or of all together.
+    """One method on the first WINDOWS windows of the test text.
 
-    losses: nats a token, one a window; empty where the file has the mean alone. searched: a tree
-    file that a search wrote, or a row that is marked as the winner of one.
+    searched: its metric is the result of a search.
     """
 
     zeros: str
@@ -28,25 +28,14 @@ class Measurement:
     mode: str
     updated: bool
     searched: bool
-    mean: float
-    windows: int
-    losses: tuple[float, ...]
-    seconds: float
-
-    def perplexity(self, windows: int) -> float | None:
-        """Over the first `windows` windows; None where the file does not tell."""
-        if 0 < windows <= len(self.losses):
-            return math.exp(sum(self.losses[:windows]) / windows)
-        return math.exp(self.mean) if self.windows == windows else None
+    perplexity: float
 
     @property
     def uses_gradients(self) -> bool:
         return re.search(r"\b[GO]\b", self.expression) is not None
 
 
-Budget = Callable[[Measurement], bool]
-
-BUDGETS: dict[str, Budget] = {
+BUDGETS: dict[str, Callable[[Measurement], bool]] = {
     "weights stay, forward passes only": lambda row: (
         not (row.updated or row.searched or row.uses_gradients)
     ),
@@ -59,101 +48,68 @@ BUDGETS: dict[str, Budget] = {
 
 
 def read(results: Path) -> list[Measurement]:
-    """All comparable measurements under `results`; of repeated ones, one that has its losses."""
-    like = _conditions(json.loads((results / REFERENCE).read_text())["provenance"])
-    best: dict[tuple[object, ...], Measurement] = {}
+    """All comparable measurements in the files under `results`."""
+    like = _conditions(json.loads((results / REFERENCE).read_text()))
+    found = []
     for file in sorted(results.glob("*.json")):
         table = json.loads(file.read_text())
-        if "rows" not in table or _conditions(table.get("provenance", {})) != like:
-            continue
-        for row in table["rows"]:
-            if row.get("perplexity") is None or _has_pieces(row, table["provenance"]["settings"]):
-                continue
-            measured = _measurement(row, table["provenance"])
-            key = (measured.zeros, measured.method, measured.mode)
-            if key not in best or len(measured.losses) >= len(best[key].losses):
-                best[key] = measured
-    return list(best.values())
+        if "rows" in table and _conditions(table) == like:
+            rows = (_measurement(row, table["provenance"]) for row in table["rows"])
+            found += [row for row in rows if row is not None]
+    return found
 
 
 def summary(measurements: Sequence[Measurement]) -> str:
     """The best method by zeros and budget, as a Markdown table."""
-    lines = [_line("zeros", "dense", *BUDGETS), _line(*["---"] * (2 + len(BUDGETS)))]
+    lines = [_line("zeros", *BUDGETS), _line(*["---"] * (1 + len(BUDGETS)))]
     for zeros in ZEROS:
         rows = [row for row in measurements if row.zeros == zeros]
-        windows = windows_of(rows)
-        cells = [_best(filter(budget, rows), windows) for budget in BUDGETS.values()]
-        dense = _dense(measurements, windows)
-        shown = f"{zeros}, {windows} windows" if windows else zeros
-        lines.append(_line(shown, dense, *cells))
+        lines.append(_line(zeros, *(_best(list(filter(each, rows))) for each in BUDGETS.values())))
     return "\n".join(lines)
 
 
-def windows_of(rows: Sequence[Measurement]) -> int:
-    """How many first windows fill most cells of a row, then compare most methods; 0 for none."""
-    counts = {max(row.windows, len(row.losses)) for row in rows}
-
-    def worth(windows: int) -> tuple[int, int, int]:
-        known = [row for row in rows if row.perplexity(windows) is not None]
-        filled = sum(any(map(budget, known)) for budget in BUDGETS.values())
-        return filled, len(known), windows
-
-    return max(counts, key=worth, default=0)
-
-
-def table_of(page: Path, heading: str | None = None) -> str:
+def table_of(page: Path, heading: str = "") -> str:
     """The first Markdown table of `page`, below the heading of that text if one is given."""
-    lines = page.read_text().splitlines()
-    start = next((n for n, line in enumerate(lines) if line.lstrip("# ") == heading), None)
-    if heading is not None and start is None:
-        raise ValueError(f"{page} has no heading '{heading}'")
-    table: list[str] = []
-    for line in lines[start or 0 :]:
-        if line.startswith("|"):
-            table.append(line)
-        elif table:
-            break
-    if not table:
+    text = page.read_text()
+    if heading:
+        found = re.search(rf"^#+ {re.escape(heading)}$", text, re.MULTILINE)
+        if found is None:
+            raise ValueError(f"{page} has no heading '{heading}'")
+        text = text[found.end() :]
+    table = re.search(r"(?:^\|.*\n?)+", text, re.MULTILINE)
+    if table is None:
         raise ValueError(f"{page} has no table below '{heading}'")
-    return "\n".join(table)
+    return table[0].rstrip("\n")
 
 
-def _has_pieces(row: dict[str, Any], settings: dict[str, Any]) -> bool:
-    """Whether G was taken on pieces of windows, which the program no longer does."""
-    # A table that took rows at several lengths says it in the row.
+def _measurement(row: dict[str, Any], provenance: dict[str, Any]) -> Measurement | None:
+    """None where the row failed, has other windows, or gradients of pieces of windows."""
+    settings, expression = provenance["settings"], row.get("expression") or ""
+    losses = row.get("losses", ())[:WINDOWS]
+    if len(losses) < WINDOWS:
+        losses = [row["loss"]] if provenance["evaluation"]["windows"] == WINDOWS else []
     pieces = row.get("gradient_seqlen", settings.get("gradient_seqlen"))
-    return bool(pieces) and re.search(r"\bG\b", row.get("expression") or "") is not None
-
-
-def _measurement(row: dict[str, Any], provenance: dict[str, Any]) -> Measurement:
-    settings, expression = provenance["settings"], row.get("expression", "")
+    if row.get("perplexity") is None or not losses or (pieces and re.search(r"\bG\b", expression)):
+        return None
     scope, method = row.get("scope"), row["method"]
     tree_file = method.endswith(".json")
     if tree_file:
         method = f"{expression}@{scope}" if scope else expression
-    losses = tuple(row.get("losses", ()))
-    # Result files from before steps had names hold the update alone.
-    updated = bool({*row.get("steps", [row.get("update", "none")])} - {"refine", "none"})
-    searched = tree_file or "EVOLVED" in row.get("label", "") or row.get("winner", False)
+    zeros = settings["pattern"] or f"{round(100 * settings['sparsity'])} %"
     return Measurement(
-        "dense" if method == "dense" else _zeros(settings),
+        "dense" if method == "dense" else zeros,
         method,
         expression,
         row.get("mode", ""),
-        updated,
-        searched,
-        row["loss"],
-        provenance["evaluation"]["windows"],
-        losses,
-        row["seconds"],
+        # Result files from before steps had names hold the update alone.
+        bool({*row.get("steps", [row.get("update", "none")])} - {"refine", "none"}),
+        tree_file or "EVOLVED" in row.get("label", "") or row.get("winner", False),
+        math.exp(sum(losses) / len(losses)),
     )
 
 
-def _zeros(settings: dict[str, Any]) -> str:
-    return settings["pattern"] or f"{round(100 * settings['sparsity'])} %"
-
-
-def _conditions(provenance: dict[str, Any]) -> tuple[object, ...] | None:
+def _conditions(table: dict[str, Any]) -> tuple[object, ...] | None:
+    provenance = table.get("provenance", {})
     try:
         return (
             provenance["settings"]["model"],
@@ -165,23 +121,12 @@ def _conditions(provenance: dict[str, Any]) -> tuple[object, ...] | None:
         return None
 
 
-def _best(candidates: Iterator[Measurement], windows: int) -> str:
-    known = [(value, row) for row in candidates if (value := row.perplexity(windows)) is not None]
-    if not known:
+def _best(rows: Sequence[Measurement]) -> str:
+    if not rows:
         return MISSING
-    value, row = min(known, key=lambda pair: pair[0])
-    order = " in sequence" if row.mode == "sequential" else ""
-    return f"**{_shown(value)}** `{row.method}`{order}"
-
-
-def _dense(measurements: Sequence[Measurement], windows: int) -> str:
-    values = [row.perplexity(windows) for row in measurements if row.zeros == "dense"]
-    known = [value for value in values if value is not None]
-    return _shown(known[0]) if known and windows else MISSING
-
-
-def _shown(perplexity: float) -> str:
-    return f"{perplexity:.1f}"
+    best = min(rows, key=lambda row: row.perplexity)
+    order = " in sequence" if best.mode == "sequential" else ""
+    return f"**{best.perplexity:.1f}** `{best.method}`{order}"
 
 
 def _line(*cells: str) -> str:

@@ -1,7 +1,7 @@
 """The modules in docs/hooks, which belong to no package."""
 
 import sys
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 
@@ -10,12 +10,8 @@ DOCS = ROOT / "docs"
 
 
 def load_hook(name: str) -> ModuleType:
-    """The module docs/hooks/NAME.py."""
-    spec = spec_from_file_location(f"docs_{name}", DOCS / "hooks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = module_from_spec(spec)
-    # Dataclasses look up the annotations of their module here.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    """The module docs/hooks/NAME.py, which finds the others as its script does."""
+    folder = str(DOCS / "hooks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return import_module(name)

@@ -65,8 +65,8 @@ def prune_matrix(
     # Under a Hessian of zeros, every step would give weights of zero.
     if not mask.reached or (hessian is not None and not hessian.gram.diagonal().any()):
         silent = " and ".join(statistics.silent()) or "its inputs"
-        consequence = "no step after the mask" if mask.reached else "pruned by magnitude"
-        note = f"calibration left {silent} zero: {consequence}"
+        consequence = "only its mask is applied" if mask.reached else "pruned by magnitude"
+        note = f"zero on the calibration text: {silent}; {consequence}"
         if matrix.expert is None and {"X", "XᵀX"} & set(statistics.silent()):
             # As Mamba's dt_proj, whose weight the model multiplies itself.
             note = f"its model does not call this layer, so its inputs are not known: {consequence}"

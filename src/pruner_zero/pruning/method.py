@@ -164,8 +164,8 @@ class Method:
         if asked == "sequential":
             other = " or another --scope" if self.scope else ""
             raise PrunerZeroError(
-                f"{self.name} compares the scores of all matrices, which --mode sequential "
-                f"never has together: choose --mode one-shot{other}"
+                f"{self.name} needs the scores of all matrices at once, and --mode sequential "
+                f"computes them block by block: choose --mode one-shot{other}"
             )
         return "one-shot"
 

@@ -24,7 +24,7 @@ _COUNTS: Mapping[str, tuple[str, ...]] = {
 }
 _NEEDED: Mapping[str, str] = {
     "channels": "one MLP, without experts,",
-    "heads": "one attention",
+    "heads": "one attention layer",
 }
 
 
@@ -81,9 +81,9 @@ def find_couplings(model: PreTrainedModel, structure: Structure) -> list[Couplin
                 inside.append(Coupling(index, tuple(full), names[consumer], count))
         if len(inside) != 1:
             raise PrunerZeroError(
-                f"--structure {structure} cannot remove any of the {family} family: a block must "
-                f"have {_NEEDED[structure]} whose linear maps are apart and named by the model's "
-                "tensor-parallel plan; leave out --structure"
+                f"--structure {structure} cannot remove any of the {family} family: each block "
+                f"needs {_NEEDED[structure]} of separate linear layers that the model's "
+                "base_model_tp_plan lists; leave out --structure"
             )
         couplings += inside
     if {coupling.count for coupling in couplings} != {getattr(config, field, None)}:

@@ -124,7 +124,8 @@ def units_left(
     if abs(kept - wanted) > min(step / 2, count - wanted):
         raise PrunerZeroError(
             f"--sparsity {asked.sparsity:g} of the {count} {words} of a block leaves {wanted:g}, "
-            f"which cannot be: choose --sparsity {1 - kept / count:.4g}, which leaves {kept}"
+            "and a block cannot have that number: "
+            f"choose --sparsity {1 - kept / count:.4g}, which leaves {kept}"
         )
     return kept
 

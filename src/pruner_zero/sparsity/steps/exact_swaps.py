@@ -32,17 +32,17 @@ _TURNS, _ITERATIONS = 12, 200
 def refine_exact(layer: Layer) -> Updated:
     """The mask after swaps that lower each row's error *after* least squares, and that solution.
 
-    With w the solution under the mask so far and r half the negative gradient there, to prune a
-    kept weight costs about w_q²·c_q and to revive a pruned one gains about r_p²/c_p. c is the
-    curvature of the error along one weight: the geometric mean of H_jj, where no other weight
-    compensates, and of 1/[H⁻¹]_jj, where all do. In a turn each row swaps the pairs with an
-    estimated gain (N:M: at most one in a group, else at most as many as a sixteenth of its weights,
-    or 64 where that is more) and is solved again from its last solution; a row whose error did not
-    fall keeps its old mask and swaps the better half of the pairs in the next turn. Ends after 12
-    turns, or where no row has a pair left. Every row and N:M group keeps its zeros. Masks are
-    compared by solutions with a tolerance of 0.02, and the last solution is that of `solve`: up to
-    what these leave, no row ends with a larger error than `solve` leaves under the given mask.
-    Raises what `solve` raises, and PrunerZeroError where the pattern does not fit.
+    Let w be the solution under the present mask and r half the negative gradient at w. Pruning a
+    kept weight q raises the error by about w_q²·c_q, and reviving a pruned weight p lowers it by
+    about r_p²/c_p. The curvature c_j is the geometric mean of H_jj (no other weight compensates)
+    and 1/[H⁻¹]_jj (all others do).
+    A turn swaps the pairs of each row with an estimated gain: in N:M at most one a group, else at
+    most a sixteenth of the row's weights, or 64 if that is more. The row is then solved again from
+    its last solution. If its error did not fall, it keeps its old mask, and the next turn tries the
+    better half of the pairs. Stops after 12 turns, or when no row has a pair left.
+    Every row and N:M group keeps its number of zeros. The error of a row is at most that of `solve`
+    under the given mask, within the tolerance of the solutions (0.02 during the turns).
+    Raises what `solve` raises, and PrunerZeroError if the pattern does not fit.
     Source: the two estimates are those of optimal brain surgery (Hassibi & Stork 1993), a swap as a
     step of local search under least squares is that of Hazimeh & Mazumder 2020 (1803.01454); their
     combination over all rows at once is ours.

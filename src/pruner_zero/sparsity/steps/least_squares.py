@@ -72,26 +72,25 @@ def solve(
     max_iterations: int = 200,
     start: Tensor | None = None,
 ) -> Solution:
-    """Per row the w' that minimises (w' − w)·H·(w' − w)ᵀ with zeros where the mask is False.
+    """Least squares for the kept weights of every row, by conjugate gradients.
 
-    w are the dense weights, H the damped Hessian. Where the Hessian has a target, TᵀX, the outputs
-    on the inputs T are aimed at: |w·Tᵀ − w'·Xᵀ|² + (w' − w)·D·(w' − w)ᵀ is minimised, D the
-    diagonal matrix that damping and shrinkage add to the gram, so that H_SS·w'_S = (w·(target +
-    D))_S on the kept columns S. Weights of channels that were never active become 0. Iterates until
-    each row's residual is at most `tolerance` of that of plain masking, or for `max_iterations`;
-    the result says which. Where all rows keep the same columns, but for rows that keep none, one
-    factorisation solves them all: w'_S = w·H[:, S]·H_SS⁻¹ without a target, which is
-    `remove_columns` where H⁻¹ is held. start: (out, in), weights to begin with, in place of the
-    masked ones. No row ends with a larger error than its start. At most 2048 rows are solved
-    together; their number changes the result only within the tolerance. Raises PrunerZeroError
-    naming the layer for a result that is not finite, and what `Hessian` raises.
-    Source: ALPS (Meng et al. 2024, 2406.07831) solves this problem for all rows at once by
-    conjugate gradients (Hestenes & Stiefel 1952), preconditioned by the diagonal, with 10
-    iterations. Here the preconditioner is Nyström's (Frangella, Tropp & Udell 2021, 2110.02820) cut
-    to each row's support, rows stop by a tolerance, and the target can be the dense model's
-    outputs. An iteration is one product (out, in) × (in, in), for 4096 inputs and more in bfloat16
-    where that is native, with the residual computed again in float32 (iterative refinement:
-    Wilkinson 1963; in two precisions, Carson & Higham 2018, 10.1137/17M1140819).
+    For a dense row w (in,) and the damped Hessian H (in, in), finds the row w' with zeros where the
+    mask (out, in) is False that minimises (w' − w)·H·(w' − w)ᵀ. If the Hessian has a target TᵀX, it
+    minimises |w·Tᵀ − w'·Xᵀ|² + (w' − w)·D·(w' − w)ᵀ, where the diagonal matrix D is what damping
+    and shrinkage add to the gram. Weights of inputs that are always zero become zero.
+
+    tolerance: a row stops when its residual is at most this share of the residual of plain masking.
+    max_iterations: the limit for all rows; `Solution.note` says if rows reached it.
+    start: (out, in) float32, first weights, by default the masked dense ones; no row ends with a
+        larger error than it starts with.
+    Rows are solved 2048 at a time. If all rows keep the same columns (or none), one factorisation
+    solves them without iterations. Raises PrunerZeroError naming the layer if the result is not
+    finite, and what `Hessian` raises.
+    Source: ALPS (Meng et al. 2024, 2406.07831) solves all rows at once by conjugate gradients with
+    a diagonal preconditioner and 10 iterations. Ours: Nyström's preconditioner (Frangella, Tropp &
+    Udell 2021, 2110.02820) cut to the support of each row, a tolerance, and the target. From 4096
+    inputs on, products are in bfloat16 where the device has them and residuals in float32
+    (iterative refinement in two precisions: Carson & Higham 2018, 10.1137/17M1140819).
     """
     hessian, mask = layer.required_hessian, layer.required_mask
     active = hessian.gram.diagonal() != 0

@@ -1,0 +1,59 @@
+"""Writes the generated parts of the pages: `python docs/hooks/fill.py` brings all up to date.
+
+A generated part stands between `<!-- fill KIND: ARGUMENT -->` and `<!-- end -->`, each alone on
+its line; the kinds are in `KINDS`. The filled pages are committed.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import commands
+import measured
+
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+
+
+def include(argument: str) -> str:
+    """A file of the repository as a fenced block."""
+    path = ROOT / argument
+    language = {".py": "python"}.get(path.suffix, path.suffix[1:])
+    return f'```{language} title="{argument}"\n{path.read_text()}```'
+
+
+def table(argument: str) -> str:
+    """The table of a page, below the heading that follows `#` if there is one."""
+    page, _, heading = argument.partition("#")
+    return measured.table_of(ROOT / page, heading)
+
+
+KINDS: dict[str, Callable[[str], str]] = {
+    "command": commands.command,
+    "metrics": lambda _: commands.metrics(),
+    "operators": lambda _: commands.operators(),
+    "steps": lambda _: commands.steps(),
+    "terminals": lambda _: commands.terminals(),
+    "include": include,
+    "table": table,
+    "choose": lambda _: measured.summary(measured.read(ROOT / "benchmarks" / "results")),
+}
+_PART = re.compile(
+    r"^(?P<mark><!-- fill (?P<kind>\w+)(?:: (?P<argument>.+?))? -->)$.*?^<!-- end -->$",
+    re.MULTILINE | re.DOTALL,
+)
+
+
+def fill(page: str) -> str:
+    """`page` with every part made anew. Raises KeyError or ValueError for a mark that is wrong."""
+    return _PART.sub(
+        lambda part: (
+            f"{part['mark']}\n\n{KINDS[part['kind']](part['argument'] or '')}\n\n<!-- end -->"
+        ),
+        page,
+    )
+
+
+if __name__ == "__main__":
+    for path in PAGES:
+        path.write_text(fill(path.read_text()))
