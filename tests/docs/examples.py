@@ -136,5 +136,5 @@ def agrees(shown: tuple[str, ...], output: str) -> bool:
 
 
 def without_numbers(shown: tuple[str, ...]) -> tuple[str, ...]:
-    """The shown lines with … in the place of every number and of the blanks beside it."""
-    return tuple(re.sub(r" *\d[\d.,]* *", "…", line) for line in shown)
+    """The shown lines with … in the place of every number and of several blanks."""
+    return tuple(re.sub(r" *\d[\d.,]* *|  +", "…", line) for line in shown)
