@@ -71,7 +71,10 @@ def test_a_candidate_without_a_finite_loss_is_rejected_at_the_first_window(
 ) -> None:
     evaluator = build(search_windows=6)
     losses = iter([4.0, loss])
-    monkeypatch.setattr(evaluator, "next_token_losses", lambda *_: torch.tensor([next(losses)]))
+    monkeypatch.setattr(
+        "pruner_zero.evolution.evaluator.next_token_losses",
+        lambda *_: torch.tensor([next(losses)]),
+    )
     outcome = evaluator.run(Task(0, "all", "W * X", "row", (4.0,), (4.0,) * 6))
     assert outcome.reason == "the loss of the pruned model is not finite"
     assert outcome.losses == ()
