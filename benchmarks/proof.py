@@ -1,4 +1,4 @@
-"""Models × methods × {texts, divergence, tasks}, a cell a file, and the page of them.
+"""Models × methods × {texts, divergence, last words, tasks}, a cell a file, and the page of them.
 
     python benchmarks/proof.py smollm2 builtin:smollm2-135m --calibration wiki.valid.raw \\
         --texts wikitext=wiki.test.raw pydoc=builtin:pydoc/test news=news.txt \\
@@ -6,43 +6,62 @@
     python benchmarks/proof.py page
 
 A cell is a model pruned by one method: its perplexity on each text, its divergence from the dense
-model's predictions on windows that the dense model wrote itself (not those of the calibration),
-and for each task the accuracy and the probability of every question's right choice. Cells that are
-there are kept, so that a run that was cut goes on; --only names the cells to fill. Differences
-between two cells are paired by question. news.txt is `lee_background.cor`, 299 articles of 2001,
-from the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
+model's predictions there and on windows that the dense model wrote itself (not those of the
+calibration), the nats of the last words of passages of the texts, and for each task the accuracy
+and the probability of every question's right choice. Cells that are there are kept, so that a run
+that was cut goes on; --only names the cells to fill. Differences between two cells are paired by
+question or passage. To measure a folder that is there, a cell's name or a new one:
+
+    python benchmarks/proof.py smollm2 builtin:smollm2-135m --texts … --pruned 50-mine=FOLDER \\
+        --only 50-mine
+
+A cell without last words is completed where it is the dense model or where its folder is there
+(--pruned or --folders). Products of the blocks are taken in bfloat16 and logits in float32; give
+all cells of a model the same --dtype. news.txt is `lee_background.cor`, 299 articles of 2001, from
+the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
 """
 
 import argparse
 import json
 import math
+import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from scipy.stats import norm
-from torch import Tensor
-
 from pruner_zero import prune, recover
 from pruner_zero.calibration.self_text import self_windows
+from pruner_zero.devices import torch_threads
 from pruner_zero.evaluation.perplexity import perplexity
 from pruner_zero.evaluation.tasks import evaluate_tasks
 from pruner_zero.files import write_atomic
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
+from pruner_zero.models.predictions import blocks_in_bfloat16, compare_predictions
 from pruner_zero.settings.evaluate import EvaluateSettings
 from pruner_zero.text.corpus import load_corpus
-from pruner_zero.text.windows import consecutive_windows
-from tables import HERE, markdown, results, script_parser
+from pruner_zero.text.windows import Windows, consecutive_windows
+from tables import (
+    HERE,
+    Groups,
+    cloze,
+    compared,
+    markdown,
+    passages,
+    results,
+    rounded,
+    script_parser,
+    spread,
+)
 
 CELLS = results("proof")
 # Pruned models that cells recover, and with --folders those of all cells.
 FOLDERS = Path("runs/proof")
 # Windows that the dense model wrote, after those that calibrations use.
 WRITTEN, FIRST_WRITTEN = 6, 72
+# Passages of all texts.
+PASSAGES = 500
 TASKS = ("local_piqa", "local_arc_easy", "local_hellaswag")
 # The first questions of each task, which all cells were asked.
 FIRST = (400, 400, 200)
@@ -95,8 +114,6 @@ UNITS: Mapping[str, Mapping[str, Any]] = {
 }
 # By which heads go, with the refit and 40 steps of distillation.
 OF_HEADS: Mapping[str, str] = {"Wanda": "wanda", "evolved": "X * row_normalize(W * X)"}
-# Values by task and question.
-Answers = Mapping[str, Sequence[float]]
 # The cells that others are compared with, by the header of the column; None where not filled.
 Bases = Mapping[str, dict[str, Any] | None]
 
@@ -169,127 +186,149 @@ def main() -> None:
     parser.add_argument("--tasks", type=Path, help="the folder of task files, none if left out")
     parser.add_argument("--items", type=int, nargs=3, help="questions of each task, else all")
     parser.add_argument(
-        "--no-divergence",
+        "--no-written",
         action="store_true",
-        help="leave out the divergence: a model with many words is slow to write its windows",
+        help="leave out windows that the dense model writes: with many words it is slow",
     )
     parser.add_argument(
         "--folders",
         action="store_true",
         help=f"prune into {FOLDERS}, so that a run that was cut goes on after its last block",
     )
+    parser.add_argument("--pruned", nargs="*", default=[], metavar="CELL=FOLDER")
     parser.add_argument("--only", nargs="*", help="names of cells, all where left out")
+    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
+    parser.add_argument("--threads", type=int, help="CPU threads, as many as torch chooses")
     given = parser.parse_args()
     if given.model != "page":
-        for cell in all_cells():
-            file = CELLS / given.model / f"{cell.name}.json"
-            if (given.only is None or cell.name in given.only) and not file.exists():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomic(file, json.dumps(fill(cell, given)) + "\n")
+        with torch_threads(given.threads):
+            fill_cells(given)
     write_atomic(HERE / "proof.md", page())
 
 
-def fill(cell: Cell, given: argparse.Namespace) -> dict[str, Any]:
-    """Prune and measure one cell."""
-    print(cell.name, flush=True)
-    dense = None
-    if cell.minutes or not given.no_divergence:
-        dense = load_model(given.source)
+def fill_cells(given: argparse.Namespace) -> None:
+    """Fill the cells that are missing, and complete those whose model is there."""
+    folders = {}
+    cells = {cell.name: cell for cell in all_cells()}
+    if given.folders:
+        folders = {name: FOLDERS / given.model / name for name in cells}
+    for pair in given.pruned:
+        name, _, folder = pair.partition("=")
+        folders[name] = Path(folder)
+        if not folders[name].is_dir():
+            raise SystemExit(f"--pruned {pair}: there is no such folder")
+        zeros = next(zeros for zeros in TITLES if name.startswith(f"{zeros}-"))
+        label = name.removeprefix(f"{zeros}-").replace("-", " ")
+        cells.setdefault(name, Cell(label, zeros, "as the folder says"))
+    for name in cells if given.only is None else given.only:
+        cell, folder = cells[name], folders.get(name)
+        file = CELLS / given.model / f"{name}.json"
+        old = json.loads(file.read_text()) if file.exists() else {}
+        there = cell.method is None or (folder is not None and folder.exists())
+        if not old or (given.texts and "cloze" not in old and there):
+            print(name, flush=True)
+            row = fill(cell, folder, old, given)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, json.dumps(row) + "\n")
+            print(texts_table([row]), predictions_table([row], {}), sep="\n", flush=True)
+
+
+def fill(
+    cell: Cell, folder: Path | None, old: Mapping[str, Any], given: argparse.Namespace
+) -> dict[str, Any]:
+    """Prune one cell, or read its `folder`, and measure what is not in `old`."""
+    model, made = make(cell, folder, given)
+    row = {**made, **old, "dtype": str(model.model.dtype).removeprefix("torch.")}
+    # Loaded after pruning, which takes the more memory.
+    dense = model if cell.method is None else load_model(given.source, given.dtype)
+    written = None
+    if not given.no_written:
+        written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
+    texts = dict(text.split("=", 1) for text in given.texts)
+    with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
+        row |= measure(model, dense, texts, given.windows_eval, written)
+        if given.tasks and "tasks" not in row:
+            row["tasks"] = ask(model, given.tasks, given.items)
+    return row
+
+
+def make(
+    cell: Cell, folder: Path | None, given: argparse.Namespace
+) -> tuple[LanguageModel, dict[str, Any]]:
+    """The model of a cell, and how it was made."""
     zeros = {**ZEROS, **UNITS}[cell.zeros] if cell.method is not None else {}
     row: dict[str, Any] = {"label": cell.label, "method": cell.method, **zeros}
+    if cell.method is None:
+        return load_model(given.source, given.dtype), row
     if cell.minutes:
         pruned = FOLDERS / given.model / cell.zeros
         if not pruned.exists():
-            prune(given.source, output=pruned, **zeros)
-        model = load_model(pruned)
-        recovered = recover(model, teacher=dense, minutes=cell.minutes)
-        row |= {"recovery": recovered.to_json(), "seconds": recovered.cost.to_json()}
-    elif cell.method is not None:
-        calibration, settings = "self", {**cell.settings, **zeros}
-        if cell.calibration == "text":
-            calibration, settings["windows"] = given.calibration, given.windows
-        method = None if cell.method == DEFAULT else cell.method
-        output = FOLDERS / given.model / cell.name if given.folders else None
-        if output is None:
-            model = load_model(given.source)
-            result = prune(model, method, calibration=calibration, **settings)
-            record, row["seconds"] = result.to_json(), result.cost.to_json()
-        else:
-            if not output.exists():
-                prune(given.source, method, calibration=calibration, output=output, **settings)
-            model, record = load_model(output), json.loads((output / "pruning.json").read_text())
-            row["seconds"] = json.loads((output / "timing.json").read_text())
-        row |= {name: record[name] for name in ("calibration", "sparsity", "parameters")}
+            prune(given.source, output=pruned, dtype=given.dtype, **zeros)
+        model = load_model(pruned, given.dtype)
+        teacher = load_model(given.source, given.dtype)
+        recovered = recover(model, teacher=teacher, minutes=cell.minutes)
+        return model, row | {"recovery": recovered.to_json(), "seconds": recovered.cost.to_json()}
+    calibration, settings = "self", {**cell.settings, **zeros}
+    if cell.calibration == "text":
+        calibration, settings["windows"] = given.calibration, given.windows
+    settings |= {"calibration": calibration, "dtype": given.dtype}
+    method = None if cell.method == DEFAULT else cell.method
+    if folder is None:
+        model = load_model(given.source, given.dtype)
+        result = prune(model, method, **settings)
+        record, row["seconds"] = result.to_json(), result.cost.to_json()
     else:
-        model = load_model(given.source)
-    row["texts"] = {}
-    for text in given.texts:
-        name, _, source = text.partition("=")
+        if not folder.exists():
+            prune(given.source, method, output=folder, **settings)
+        model = load_model(folder, given.dtype)
+        record = json.loads((folder / "pruning.json").read_text())
+        row["seconds"] = json.loads((folder / "timing.json").read_text())
+    return model, row | {name: record[name] for name in ("calibration", "sparsity", "parameters")}
+
+
+def measure(
+    model: LanguageModel,
+    dense: LanguageModel,
+    texts: Mapping[str, str],
+    count: int,
+    written: Windows | None,
+) -> dict[str, Any]:
+    """Perplexity, divergence and last words on each text; divergence on `written` windows."""
+    row: dict[str, Any] = {"texts": {}, "cloze": {}}
+    for number, (name, source) in enumerate(texts.items()):
         corpus = load_corpus(source, role="test")
-        windows = consecutive_windows(corpus, model.tokenizer, 1024, given.windows_eval)
+        windows = consecutive_windows(corpus, model.tokenizer, 1024, count)
         measured = perplexity(model, windows).to_json()
+        compared = compare_predictions(model.model, dense.model, windows.tokens)
         row["texts"][name] = {
             "perplexity": measured["perplexity"],
-            "losses": [round(loss, 5) for loss in measured["losses"]],
+            "losses": rounded(measured["losses"]),
             "tokens_sha256": measured["text"]["tokens_sha256"],
+            "divergences": rounded(compared.nats),
+            "agreements": rounded(compared.agreed),
         }
-    if dense is not None and not given.no_divergence:
-        written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
-        row["divergence"] = divergence(model, dense, written.tokens)
-    if given.tasks:
-        row["tasks"] = ask(model, given.tasks, given.items)
+        wanted = (PASSAGES + len(texts) - 1 - number) // len(texts)
+        row["cloze"][name] = cloze(model, passages(corpus.text, wanted, random.Random(0)))
+    if written is not None:
+        compared = compare_predictions(model.model, dense.model, written.tokens)
+        row |= {"divergence": compared.divergence, "agreement": compared.agreement}
     return row
 
 
 def ask(model: LanguageModel, folder: Path, items: Sequence[int] | None) -> dict[str, Any]:
-    """Accuracies and the probabilities of the right choices, by task.
-
-    The blocks compute in bfloat16, which two cores do at twice the speed of float32, and the
-    logits in float32.
-    """
+    """Accuracies and the probabilities of the right choices, by task."""
     answers = {}
-    with in_bfloat16(model):
-        for task, limit in zip(TASKS, items or (None,) * len(TASKS), strict=True):
-            asked = EvaluateSettings(
-                model=model.name, tasks=task, limit=limit, include_path=str(folder)
-            )
-            result = evaluate_tasks(lambda: model, asked)
-            (row,) = result.rows
-            answers[task] = {
-                **{name: row[name] for name in ("documents", "acc", "acc_norm", "prob")},
-                "probabilities": [round(value, 4) for value in result.probabilities[task]],
-            }
+    for task, limit in zip(TASKS, items or (None,) * len(TASKS), strict=True):
+        asked = EvaluateSettings(
+            model=model.name, tasks=task, limit=limit, include_path=str(folder)
+        )
+        result = evaluate_tasks(lambda: model, asked)
+        (row,) = result.rows
+        answers[task] = {
+            **{name: row[name] for name in ("documents", "acc", "acc_norm", "prob")},
+            "probabilities": [round(value, 4) for value in result.probabilities[task]],
+        }
     return answers
-
-
-@torch.no_grad()
-def divergence(model: LanguageModel, dense: LanguageModel, windows: Tensor) -> float:
-    """KL(dense ‖ model) in nats per token, the mean over `windows` (n, tokens)."""
-    values = []
-    for window in windows.split(1):
-        wanted = dense.model(window, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        given = model.model(window, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        values.append(float((wanted.exp() * (wanted - given)).sum(-1).mean()))
-    return sum(values) / len(values)
-
-
-@contextmanager
-def in_bfloat16(model: LanguageModel) -> Iterator[None]:
-    """Compute the blocks of `model` in bfloat16 and its logits in float32."""
-    head = model.model.get_output_embeddings()
-    forward = head.forward
-
-    def in_float32(hidden: Tensor) -> Tensor:
-        with torch.autocast("cpu", enabled=False):
-            logits: Tensor = forward(hidden.float())
-        return logits
-
-    head.forward = in_float32
-    try:
-        with torch.autocast("cpu", torch.bfloat16):
-            yield
-    finally:
-        del head.forward
 
 
 def page() -> str:
@@ -333,8 +372,12 @@ def tables(rows: Mapping[str, dict[str, Any]], dense: dict[str, Any], zeros: str
 def measured_tables(
     rows: Sequence[dict[str, Any]], dense: dict[str, Any], bases: Bases
 ) -> list[str]:
-    """The tables of texts, of tasks and of moved answers, the last two where tasks were asked."""
+    """The tables of texts, and where they were measured of last words, tasks and moved answers."""
     shown = [texts_table([dense, *sorted(rows, key=mean_loss)])]
+    closed = [row for row in rows if "cloze" in row]
+    if closed:
+        of_words = sorted(closed, key=lambda row: spread(last_words(row))[0])
+        shown.append(predictions_table([dense, *of_words], bases))
     asked = [row for row in rows if "tasks" in row]
     if asked:
         of_tasks = sorted(asked, key=lambda row: (-questions(row), -average(row, "prob")))
@@ -353,6 +396,28 @@ def texts_table(rows: Sequence[dict[str, Any]]) -> str:
         values.append(f"{row['seconds']['seconds'] / 60:.0f}" if "seconds" in row else "")
         cells.append([row["label"], *values])
     return markdown(["method", *rows[0]["texts"], "divergence", "minutes"], cells)
+
+
+def predictions_table(rows: Sequence[dict[str, Any]], bases: Bases) -> str:
+    """Last words, and how far the predictions are from the dense model's, a row a method."""
+    cells = []
+    for row in rows:
+        if "cloze" not in row:
+            continue
+        nats, error = spread(last_words(row))
+        values = [f"{nats:.2f} ± {error:.2f}"]
+        for base in bases.values():
+            other = last_words(base) if base and "cloze" in base else None
+            values.append(compared(last_words(row), other, 1, 2))
+        values.append(f"{100 * spread(last_words(row, 'right'))[0]:.1f}")
+        texts = row["texts"].values()
+        for name, scale, digits in (("divergences", 1, 3), ("agreements", 100, 1)):
+            means = [sum(text[name]) / len(text[name]) for text in texts]
+            values.append(f"{scale * sum(means) / len(means):.{digits}f}")
+        values.append(f"{100 * row['agreement']:.1f}" if "agreement" in row else "")
+        cells.append([row["label"], *values])
+    header = ["last words", "nats", *bases, "right", "divergence, texts", "agreement, texts"]
+    return markdown([*header, "agreement, written"], cells)
 
 
 def steps_table(rows: Mapping[str, dict[str, Any]]) -> str:
@@ -400,12 +465,17 @@ def questions(row: Mapping[str, Any]) -> int:
     return sum(task["documents"] for task in row["tasks"].values())
 
 
-def right(row: Mapping[str, Any]) -> Answers:
+def last_words(row: Mapping[str, Any], name: str = "nats") -> Groups:
+    """The nats of the last words, or another value of each, by text and passage."""
+    return {text: passages[name] for text, passages in row["cloze"].items()}
+
+
+def right(row: Mapping[str, Any]) -> Groups:
     """The probability of the right choice, by task and question."""
     return {task: row["tasks"][task]["probabilities"] for task in TASKS}
 
 
-def moved(row: Mapping[str, Any], dense: Mapping[str, Any]) -> Answers:
+def moved(row: Mapping[str, Any], dense: Mapping[str, Any]) -> Groups:
     """By task and question, how far the right choice's probability is from the dense model's.
 
     Source: answers that change, in the place of accuracy alone: Dutta et al. 2024 (2407.09141),
@@ -415,7 +485,7 @@ def moved(row: Mapping[str, Any], dense: Mapping[str, Any]) -> Answers:
     return {task: [abs(mine - other) for mine, other in pairs[task]] for task in TASKS}
 
 
-def first(answers: Answers) -> float:
+def first(answers: Groups) -> float:
     """The mean over the tasks, on the `FIRST` questions."""
     means = [sum(answers[task][:n]) / n for task, n in zip(TASKS, FIRST, strict=True)]
     return float(sum(means)) / len(means)
@@ -424,30 +494,6 @@ def first(answers: Answers) -> float:
 def average(row: Mapping[str, Any], name: str) -> float:
     """The mean of a number over the tasks."""
     return float(sum(task[name] for task in row["tasks"].values())) / len(row["tasks"])
-
-
-def compared(answers: Answers, base: Answers | None) -> str:
-    """The difference from a base in points, with half of its 95 % interval; nothing from itself."""
-    if base is None or answers == base:
-        return ""
-    gain, error = difference(answers, base)
-    return f"{100 * gain:+.1f} ± {100 * error:.1f}"
-
-
-def difference(answers: Answers, base: Answers) -> tuple[float, float]:
-    """How much higher the answers' values are than a base's, and half of its 95 % interval.
-
-    Paired by question: the mean over the tasks of the mean over their questions. Of a task, a cell
-    with fewer questions has the first ones of a cell with more, and these are compared.
-    """
-    means, variances = [], []
-    for task, values in answers.items():
-        pairs = zip(values, base[task], strict=False)
-        differences = torch.tensor([mine - other for mine, other in pairs], dtype=torch.float64)
-        means.append(float(differences.mean()))
-        variances.append(float(differences.var()) / len(differences))
-    error = math.sqrt(sum(variances)) / len(variances)
-    return sum(means) / len(means), float(norm.ppf(0.975)) * error
 
 
 if __name__ == "__main__":

@@ -21,12 +21,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from proof import FIRST_WRITTEN, divergence, in_bfloat16
+from proof import FIRST_WRITTEN
 from pruner_zero import prune
 from pruner_zero.calibration.self_text import self_windows
 from pruner_zero.files import write_atomic
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
+from pruner_zero.models.predictions import blocks_in_bfloat16, compare_predictions
 from pruner_zero.models.sampling import start_token
 from pruner_zero.text.corpus import Corpus, load_corpus
 from tables import markdown, results, script_parser, write_page
@@ -98,6 +99,7 @@ def main() -> None:
     parser = script_parser(__doc__)
     parser.add_argument("model", help="what prune takes as MODEL, or `page`")
     parser.add_argument("--text", help="WikiText-2 validation, raw")
+    parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
     parser.add_argument("--only", nargs="*", help="names of rows, all where left out")
     given = parser.parse_args()
     if given.model != "page":
@@ -108,17 +110,17 @@ def main() -> None:
             file = ROWS / f"{re.sub('[^a-z0-9.]+', '-', label.lower())}.json"
             if (given.only is None or label in given.only) and not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
-                row = fill(given.model, label, {**base, **changes}, texts)
+                model = load_model(given.model, given.dtype)
+                row = fill(model, label, {**base, **changes}, texts)
                 write_atomic(file, json.dumps(row) + "\n")
     write_page("why", page())
 
 
 def fill(
-    source: str, label: str, given: Mapping[str, Any], texts: Mapping[str, str]
+    model: LanguageModel, label: str, given: Mapping[str, Any], texts: Mapping[str, str]
 ) -> dict[str, Any]:
     """Prune and measure one row."""
     print(label, flush=True)
-    model = load_model(source)
     dense = LanguageModel(deepcopy(model.model), model.tokenizer, model.name)
     settings = dict(given)
     shares = settings.pop("calibration")
@@ -128,11 +130,13 @@ def fill(
     }
     result = prune(model, settings.pop("metric"), calibration=calibration, **settings)
     row = {"label": label, "settings": dict(given), "seconds": result.cost.to_json()}
-    with in_bfloat16(model), in_bfloat16(dense):
-        row["divergence"] = {
-            name: divergence(model, dense, windows)
-            for name, windows in judged(dense, texts).items()
+    windows = judged(dense, texts)
+    with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
+        compared = {
+            name: compare_predictions(model.model, dense.model, tokens)
+            for name, tokens in windows.items()
         }
+    row["divergence"] = {name: result.divergence for name, result in compared.items()}
     return row
 
 

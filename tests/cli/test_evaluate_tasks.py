@@ -57,10 +57,25 @@ def test_a_text_and_tasks_in_one_run(
     assert out[-1].startswith(f"perplexity {result['perplexity']:.2f} per token on 2 windows")
 
 
+def test_predictions_beside_those_of_another_model(
+    cli: Cli, arguments: list[object], llama_folder: Path, text_file: Path
+) -> None:
+    words = [*arguments[:2], "--text", text_file, "--seqlen", 32, "--windows", 2]
+    outcome = cli(*words, "--beside", llama_folder)
+    _, compared = outcome.out.splitlines()
+    assert compared == (
+        f"divergence 0.0000 nats per token from {llama_folder}, the same most likely token for "
+        "100.0%"
+    )
+
+
 def test_refusals(cli: Cli, arguments: list[object], tmp_path: Path) -> None:
     assert cli(*arguments[:2]).error == "give --text to measure perplexity on, --tasks or --speed"
     assert cli(*arguments, "--beside", "a", "--beside", "b").error == (
         "--tasks compares with one model: give one --beside"
+    )
+    assert cli(*arguments[:2], "--beside", "a").error == (
+        "--beside names models to compare with: add --text, --tasks or --speed"
     )
     assert cli(*arguments, "--limit", 0).error == (
         "--limit is 0: input should be greater than or equal to 1"

@@ -13,6 +13,7 @@ from pruner_zero import evaluate
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.progress import reported_to
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.windows import consecutive_windows
@@ -127,3 +128,30 @@ def test_a_hopeless_model_is_still_json() -> None:
     assert json.loads(json.dumps(hopeless.to_json(), allow_nan=False))["perplexity"] is None
     assert repr(hopeless).startswith("perplexity inf per token on 2 windows of a text")
     assert hopeless.to_rows() == [{"perplexity": math.inf, "loss": 850.0}]
+
+
+def test_a_model_beside_gives_divergence_and_agreement(
+    llama_folder: Path, text_file: Path, prose: str
+) -> None:
+    model, options = tiny_model("llama", seed=1), {"seqlen": 32, "windows": 4}
+    alone = evaluate(model, text_file, tokenizer=tiny_tokenizer(), **options)
+    result = evaluate(
+        model, text_file, beside=[str(llama_folder)], tokenizer=tiny_tokenizer(), **options
+    )
+    windows = consecutive_windows(Corpus("text", prose), tiny_tokenizer(), 32, 4)
+    expected = compare_predictions(model, tiny_model("llama"), windows.tokens)
+    assert result.losses == alone.losses
+    assert result.compared == expected
+    assert result.beside == str(llama_folder)
+    assert result.to_rows()[0]["divergence"] == expected.divergence
+    assert result.to_json() == {
+        **alone.to_json(),
+        "beside": {"model": str(llama_folder), **expected.to_json()},
+    }
+    assert "agreement" in repr(result)
+    assert "agreement" not in repr(alone)
+
+
+def test_a_text_is_compared_with_one_model(llama_folder: Path, prose: str) -> None:
+    with pytest.raises(PrunerZeroError, match="--text compares with one model"):
+        evaluate(llama_folder, [prose], beside=["a", "b"])

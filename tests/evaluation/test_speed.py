@@ -87,8 +87,6 @@ def test_a_revision_is_that_of_the_measured_model(
     assert revisions == {"a": "main", "b": None}
 
 
-def test_models_beside_need_speed_or_tasks(llama_folder: Path, prose: str) -> None:
-    with pytest.raises(PrunerZeroError, match="add --speed or --tasks"):
-        evaluate(llama_folder, [prose], beside=["other"])
+def test_one_thing_is_measured_in_a_call(llama_folder: Path, prose: str) -> None:
     with pytest.raises(PrunerZeroError, match="one of them"):
         evaluate(llama_folder, [prose], tasks="boolq", speed=True)

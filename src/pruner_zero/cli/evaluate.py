@@ -95,3 +95,8 @@ def _print_perplexity(result: "Perplexity") -> None:
         f"{described['seqlen']} tokens of {described['text']} "
         f"({described['joined']}, sha256 {described['text_sha256'][:12]})"
     )
+    if (compared := result.compared) is not None:
+        print(
+            f"divergence {compared.divergence:.4f} nats per token from {result.beside}, the same "
+            f"most likely token for {compared.agreement:.1%}"
+        )

@@ -1,6 +1,7 @@
 """`evaluate`: the perplexity of a model on a text, its scores in tasks, or its speed."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -10,8 +11,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.evaluation.perplexity import Perplexity, perplexity
 from pruner_zero.evaluation.speed import Speed, measure_speed
 from pruner_zero.evaluation.tasks import TaskResult, evaluate_tasks
-from pruner_zero.models.language_model import LanguageModel, note_long_windows
+from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.models.load import as_language_model
+from pruner_zero.models.predictions import compare_predictions
 from pruner_zero.models.structure import check_finite
 from pruner_zero.settings.base import name_of
 from pruner_zero.settings.evaluate import EvaluateSettings
@@ -68,8 +70,9 @@ def evaluate(
     `load_corpus` takes. tasks: names of lm-eval, as a list or with commas between them.
     settings: the remaining fields of `EvaluateSettings`, such as seqlen=2048 or limit=100.
     speed: measure the speed of the model and, in turn, of the models in the setting `beside`, which
-    with tasks is one model, whose answers are compared question by question. For
-    several, load the model once and call again. Raises PrunerZeroError, naming what to change.
+    with tasks is one model, whose answers are compared question by question, and with a text one
+    model from whose predictions the divergence is measured. For several, load the model once and
+    call again. Raises PrunerZeroError, naming what to change.
     """
     if [text is not None, tasks is not None, speed].count(True) != 1:
         raise PrunerZeroError("give a text to measure perplexity on, tasks, or speed: one of them")
@@ -101,16 +104,17 @@ def measure(
         return loaded
 
     load_measured = cache(partial(load, model, tokenizer, settings.revision))
+    # A revision is of the hub repository of the evaluated model alone.
+    load_beside = [cache(partial(load, name)) for name in settings.beside]
     corpora = [load_corpus(text, role="test") for text in texts]
     scores = speed = None
     with torch_threads(settings.threads):
         if settings.tasks is not None:
             scores = evaluate_tasks(load_measured, settings)
-            # A revision is of the hub repository of the evaluated model alone.
-            for name in settings.beside:
-                scores = scores.beside(evaluate_tasks(partial(load, name), settings))
+            for load_other in load_beside:
+                scores = scores.beside(evaluate_tasks(load_other, settings))
         if settings.speed:
-            models = [load_measured(), *map(load, settings.beside)]
+            models = [load_measured(), *(load_other() for load_other in load_beside)]
             speed = measure_speed(models, settings.seqlen)
         perplexities: list[Perplexity] = []
         for corpus in corpora:
@@ -118,5 +122,11 @@ def measure(
             windows = consecutive_windows(corpus, measured.tokenizer, seqlen, settings.windows)
             if not perplexities:
                 note_long_windows(measured.model, seqlen)
-            perplexities.append(perplexity(measured, windows, settings.batch_size))
+            result, batch = perplexity(measured, windows, settings.batch_size), settings.batch_size
+            for load_other in load_beside:
+                dense = load_other()
+                check_tokens(dense.model, windows.tokens)
+                compared = compare_predictions(measured.model, dense.model, windows.tokens, batch)
+                result = replace(result, beside=dense.name, compared=compared)
+            perplexities.append(result)
     return perplexities, scores, speed

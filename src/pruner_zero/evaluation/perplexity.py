@@ -9,6 +9,7 @@ import torch
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.loss import next_token_losses, to_perplexity
+from pruner_zero.models.predictions import Divergence
 from pruner_zero.progress import track
 from pruner_zero.table import Tabular
 from pruner_zero.text.windows import Windows
@@ -19,13 +20,16 @@ class Perplexity(Tabular):
     """A model's perplexity on a text: per token, over non-overlapping windows, fp32 logits.
 
     losses: the mean next-token loss of each window in nats. text: the description of the
-    windows, from `Windows.describe`.
+    windows, from `Windows.describe`. beside: where it is compared with another model, the name of
+    that model, and compared: the divergence from it on the same windows.
     """
 
-    shown = ("text", "windows", "seqlen", "perplexity", "loss")
+    shown = ("text", "windows", "seqlen", "perplexity", "loss", "divergence", "agreement")
 
     losses: tuple[float, ...]
     text: dict[str, Any]
+    beside: str | None = None
+    compared: Divergence | None = None
 
     @property
     def loss(self) -> float:
@@ -43,17 +47,28 @@ class Perplexity(Tabular):
         return f"perplexity {self.perplexity:.2f} per token on {measured}"
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """One row: the text with its windows, perplexity and loss."""
-        return [{**self.text, "perplexity": self.perplexity, "loss": self.loss}]
+        """One row: the text with its windows, perplexity and loss, divergence and agreement."""
+        row = {**self.text, "perplexity": self.perplexity, "loss": self.loss}
+        if self.compared is not None:
+            row["divergence"] = self.compared.divergence
+            row["agreement"] = self.compared.agreement
+        return [row]
 
     def to_json(self) -> dict[str, Any]:
-        """Perplexity (None where it overflows), loss, losses and the text as JSON values."""
-        return {
+        """Perplexity (None where it overflows), loss, losses and the text as JSON values.
+
+        Where it is compared with another model, `beside` has its name, the divergence and the
+        agreement, and their values of each window.
+        """
+        values = {
             "perplexity": self.perplexity if math.isfinite(self.perplexity) else None,
             "loss": self.loss,
             "losses": list(self.losses),
             "text": self.text,
         }
+        if self.compared is not None:
+            values["beside"] = {"model": self.beside, **self.compared.to_json()}
+        return values
 
 
 @torch.no_grad()

@@ -38,8 +38,9 @@ class EvaluateSettings(ModelSettings):
     )
     beside: Annotated[tuple[str, ...], Cli(panel="Options", metavar="MODEL")] = Field(
         (),
-        description="Another model: its speed is measured in turn with that of MODEL, or its "
-        "answers to --tasks are compared with those of MODEL, question by question.",
+        description="Another model, such as the dense one: the divergence of the predictions of "
+        "MODEL from its own is measured on --text, its answers to --tasks are compared with those "
+        "of MODEL, question by question, and its --speed is measured in turn with that of MODEL.",
     )
     num_fewshot: Annotated[int | None, Cli(default="the task's own")] = Field(
         None, ge=0, description="Examples before each question."
@@ -56,9 +57,9 @@ class EvaluateSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _check_beside(self) -> "EvaluateSettings":
-        if self.beside and not self.speed and self.tasks is None:
+        if self.beside and not (self.text or self.speed or self.tasks is not None):
             raise PrunerZeroError(
-                "--beside names models to compare in speed or in tasks: add --speed or --tasks"
+                "--beside names models to compare with: add --text, --tasks or --speed"
             )
         if self.tasks is None:
             self.refuse(_OF_TASKS, "--tasks")
@@ -66,6 +67,7 @@ class EvaluateSettings(ModelSettings):
             self.refuse(("windows",), "--text")
         if not self.text and self.tasks is None:
             self.refuse(("batch_size",), "--text or --tasks")
-        if len(self.beside) > 1 and self.tasks is not None:
-            raise PrunerZeroError("--tasks compares with one model: give one --beside")
+        for option, given in (("--text", self.text), ("--tasks", self.tasks)):
+            if len(self.beside) > 1 and given:
+                raise PrunerZeroError(f"{option} compares with one model: give one --beside")
         return self

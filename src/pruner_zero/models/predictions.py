@@ -1,0 +1,126 @@
+"""How far the predictions of a model are from those of another, and models in bfloat16."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.loss import in_float32
+from pruner_zero.progress import track
+
+# The number of logits that are compared at a time: larger temporary tensors are slower, and of
+# 1024 tokens with a vocabulary of 262,144 each of them would take a gigabyte.
+_CHUNK = 2**22
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """How far a model's predictions are from those of a dense one, over windows of a text.
+
+    nats: of each window the mean of KL(dense ‖ model) over its next tokens. agreed: of each window
+    the share of next tokens for which both models have the same most likely token.
+    """
+
+    nats: tuple[float, ...]
+    agreed: tuple[float, ...]
+
+    @property
+    def divergence(self) -> float:
+        """KL(dense ‖ model) in nats per token; all windows have the same length."""
+        return sum(self.nats) / len(self.nats)
+
+    @property
+    def agreement(self) -> float:
+        """The share of next tokens for which both models have the same most likely token."""
+        return sum(self.agreed) / len(self.agreed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Divergence and agreement, and those of each window, as JSON values."""
+        return {
+            "divergence": self.divergence,
+            "agreement": self.agreement,
+            "nats": list(self.nats),
+            "agreed": list(self.agreed),
+        }
+
+
+def compare_logits(logits: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+    """KL(dense ‖ model) in nats, and whether the most likely tokens are equal, of each position.
+
+    logits, dense: those of the model and of the dense one, (positions, vocabulary), of any dtype.
+    Returns (positions,) in fp32 and (positions,) in bool. It computes in fp32, so many positions at
+    a time that a temporary tensor has at most 2**22 numbers, or one position.
+    """
+    rows = max(1, _CHUNK // logits.shape[-1])
+    nats, agreed = [], []
+    for mine, other in zip(logits.split(rows), dense.split(rows), strict=True):
+        agreed.append(mine.argmax(-1) == other.argmax(-1))
+        log_p, log_t = mine.float().log_softmax(-1), other.float().log_softmax(-1)
+        nats.append((log_t.exp() * log_t.sub_(log_p)).sum(-1))
+    return torch.cat(nats), torch.cat(agreed)
+
+
+@torch.no_grad()
+def compare_predictions(
+    model: PreTrainedModel, dense: PreTrainedModel, windows: Tensor, batch_size: int = 1
+) -> Divergence:
+    """The divergence of `model` from `dense` on `windows` (n, tokens) of int64.
+
+    batch_size: windows in a forward pass. Raises PrunerZeroError where the models predict
+    vocabularies of different sizes, or where a divergence is not finite.
+    """
+    nats, agreed = [], []
+    batches = windows.split(batch_size)
+    for batch in track(batches, "divergence", len(batches)):
+        with in_float32(model):
+            logits = model(batch.to(model.device), use_cache=False).logits
+        with in_float32(dense):
+            wanted = dense(batch.to(dense.device), use_cache=False).logits.to(logits.device)
+        if logits.shape != wanted.shape:
+            raise PrunerZeroError(
+                f"one model predicts {logits.shape[-1]} tokens and the other {wanted.shape[-1]}: "
+                "compare models of one tokenizer"
+            )
+        for mine, other in zip(logits, wanted, strict=True):
+            divergences, same = compare_logits(mine[:-1], other[:-1])
+            nats.append(float(divergences.mean()))
+            agreed.append(float(same.float().mean()))
+    if not torch.tensor(nats).isfinite().all():
+        raise PrunerZeroError(
+            "the divergence is not finite: the weights of a model are damaged or their dtype is "
+            "too narrow, try --dtype float32"
+        )
+    return Divergence(tuple(nats), tuple(agreed))
+
+
+@contextmanager
+def blocks_in_bfloat16(model: PreTrainedModel) -> Iterator[None]:
+    """Within the context, products of `model` are taken in bfloat16 and its logits in float32.
+
+    For weights in float32 or bfloat16. Where the head's are in bfloat16, one copy of them in
+    float32 is kept within the context. Contexts nest.
+    """
+    head = model.get_output_embeddings()
+    replaced = vars(head).get("forward")
+    weight = head.weight.detach().float()
+    bias = None if head.bias is None else head.bias.detach().float()
+    device = weight.device.type
+
+    def in_fp32(hidden: Tensor) -> Tensor:
+        with torch.autocast(device, enabled=False):
+            return functional.linear(hidden.float(), weight, bias)
+
+    head.forward = in_fp32
+    try:
+        with torch.autocast(device, torch.bfloat16):
+            yield
+    finally:
+        del head.forward
+        if replaced is not None:
+            head.forward = replaced

@@ -1,0 +1,204 @@
+"""Cells of the proof: last words of passages, models in bfloat16, folders that are there."""
+
+import argparse
+import json
+import random
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from pruner_zero import prune
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.load import load_model
+from pruner_zero.models.predictions import blocks_in_bfloat16, compare_predictions
+from pruner_zero.models.structure import check_finite
+from tests.tiny import tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_windows
+
+Load = Callable[[str], ModuleType]
+TEXTS = ("first", "second")
+
+
+@pytest.fixture
+def proof(load_benchmark: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """proof.py with few passages, its cells in a folder of the test."""
+    module = load_benchmark("proof")
+    monkeypatch.setattr(module, "CELLS", tmp_path / "cells")
+    monkeypatch.setattr(module, "FOLDERS", tmp_path / "folders")
+    monkeypatch.setattr(module, "PASSAGES", 5)
+    return module
+
+
+@pytest.fixture
+def given(llama_folder: Path, text_file: Path) -> argparse.Namespace:
+    """The command line for two texts, without tasks and windows that the model writes."""
+    return argparse.Namespace(
+        model="tiny",
+        source=str(llama_folder),
+        calibration=str(text_file),
+        windows=1,
+        texts=[f"{name}={text_file}" for name in TEXTS],
+        windows_eval=1,
+        tasks=None,
+        items=None,
+        no_written=True,
+        folders=False,
+        pruned=[],
+        only=["dense", "50-wanda"],
+        dtype="auto",
+        threads=1,
+    )
+
+
+def test_passages_end_with_a_whole_word_and_do_not_overlap(load_benchmark: Load) -> None:
+    generator = random.Random(1)
+    kinds = ("word", "two words", "of", "x1y", "it's", "end.", "line\n", "double ", "été")
+    text = " ".join(generator.choice(kinds) for _ in range(4000))
+    tables = load_benchmark("tables")
+    passages = tables.passages(text, 12, random.Random(0))
+    assert passages == tables.passages(text, 12, random.Random(0))
+    assert len(passages) == 12
+    spans = []
+    for passage in passages:
+        assert 64 <= len(passage.split()) <= 128
+        assert re.search(r"\S (word|two|words|end|line|double|été)$", passage)
+        assert re.search(re.escape(passage) + r"(?=\s|$)", text)
+        spans += [(match.start(), match.end()) for match in re.finditer(re.escape(passage), text)]
+    spans.sort()
+    assert all(end < begin for (_, end), (begin, _) in pairwise(spans))
+    with pytest.raises(Exception, match=r"passages and not 4000"):
+        tables.passages(text, 4000, random.Random(0))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_nats_of_last_words_are_those_of_a_plain_computation(
+    architecture: str, load_benchmark: Load
+) -> None:
+    model = LanguageModel(tiny_model(architecture), tiny_tokenizer(), "tiny")
+    texts = ["the quick brown fox", "jumps over the lazy dog"]
+    measured = load_benchmark("tables").cloze(model, texts)
+    nats = []
+    for text in texts:
+        # A token a byte after the start of the text.
+        tokens = [0, *tiny_tokenizer()(text, add_special_tokens=False)["input_ids"]]
+        word = len(" " + text.split()[-1])
+        logits = model.model(torch.tensor([tokens])).logits[0].detach()
+        probabilities = logits.double().softmax(-1)
+        last = range(len(tokens) - word, len(tokens))
+        nats.append(-sum(float(probabilities[n - 1, tokens[n]].log()) for n in last))
+    assert measured["nats"] == pytest.approx(nats, abs=2e-5)
+    assert measured["right"] == [0, 0]
+
+
+def test_a_word_is_right_where_each_of_its_tokens_is_the_likeliest(load_benchmark: Load) -> None:
+    model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "tiny")
+    letter, space = tiny_tokenizer()("a ", add_special_tokens=False)["input_ids"]
+    with torch.no_grad():
+        hidden = model.model.model(torch.tensor([[0, letter, space]])).last_hidden_state[0]
+        # A head that predicts a space after the first letter, and the same letter after that.
+        wanted = torch.zeros(3, 257)
+        wanted[1, space] = wanted[2, letter] = 1.0
+        model.model.lm_head.weight.copy_((torch.linalg.pinv(hidden) @ wanted).T)
+    assert load_benchmark("tables").cloze(model, ["a a", "a b"])["right"] == [1, 0]
+
+
+def test_a_difference_of_last_words_is_paired_by_passage(load_benchmark: Load) -> None:
+    tables = load_benchmark("tables")
+    base = {"first": [1.0, 9.0, 4.0], "second": [2.0, 3.0]}
+    higher = {name: [value + 0.5 for value in values] for name, values in base.items()}
+    assert tables.difference(higher, base) == pytest.approx((0.5, 0.0))
+    mean, half = tables.spread(base)
+    assert mean == pytest.approx((14 / 3 + 2.5) / 2)
+    # The variances of the two means are 49/3/3 and 0.5/2.
+    assert half == pytest.approx(1.96 * (49 / 9 + 0.25) ** 0.5 / 2, rel=1e-3)
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_a_cell_of_a_model_in_either_dtype_is_filled(
+    dtype: str, proof: ModuleType, given: argparse.Namespace, tmp_path: Path, prose: str
+) -> None:
+    given.dtype = dtype
+    proof.fill_cells(given)
+    rows = {
+        name: json.loads((tmp_path / "cells" / "tiny" / f"{name}.json").read_text())
+        for name in given.only
+    }
+    stored = "float32" if dtype == "auto" else dtype
+    assert [row["dtype"] for row in rows.values()] == [stored, stored]
+    model, dense = (load_model(given.source, dtype) for _ in range(2))
+    prune(model, "wanda", sparsity=0.5, calibration=given.calibration, windows=1)
+    window = torch.tensor(tiny_tokenizer()(prose, add_special_tokens=False)["input_ids"])[:1024]
+    with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
+        expected = compare_predictions(model.model, dense.model, window[None])
+    for name in TEXTS:
+        assert rows["dense"]["texts"][name]["divergences"] == [0.0]
+        assert rows["50-wanda"]["texts"][name]["divergences"] == [round(expected.nats[0], 5)]
+        assert rows["50-wanda"]["texts"][name]["agreements"] == [round(expected.agreed[0], 5)]
+        passages = [row["cloze"][name] for row in rows.values()]
+        assert passages[0]["passages_sha256"] == passages[1]["passages_sha256"]
+        assert passages[0]["nats"] != passages[1]["nats"]
+    assert [len(rows["dense"]["cloze"][name]["nats"]) for name in TEXTS] == [3, 2]
+
+
+def test_tables_have_last_words_of_the_cells_that_have_them(
+    proof: ModuleType, given: argparse.Namespace, tmp_path: Path
+) -> None:
+    proof.fill_cells(given)
+    dense, wanda = (
+        json.loads((tmp_path / "cells" / "tiny" / f"{name}.json").read_text())
+        for name in given.only
+    )
+    older = {key: value for key, value in dense.items() if key != "cloze"} | {"label": "older"}
+    shown = proof.tables({"50-wanda": wanda, "50-older": older}, dense, "50")
+    texts, words = shown.split("| last words |")
+    assert "older" in texts
+    assert "older" not in words
+    assert re.search(r"\| Wanda \| \d+\.\d\d ± \d+\.\d\d \|  \|  \| 0\.0 \|", words)
+    assert "| last words |" not in proof.tables({"50-older": older}, older, "50")
+
+
+def test_a_folder_that_is_there_is_measured_and_completes_a_cell(
+    proof: ModuleType, given: argparse.Namespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    proof.fill_cells(given)
+    file = tmp_path / "cells" / "tiny" / "50-wanda.json"
+    whole = json.loads(file.read_text())
+    folder = tmp_path / "pruned"
+    prune(
+        given.source,
+        "wanda",
+        sparsity=0.5,
+        calibration=given.calibration,
+        windows=1,
+        output=folder,
+    )
+    older = {key: value for key, value in whole.items() if key != "cloze"} | {"tasks": {"kept": 1}}
+    file.write_text(json.dumps(older))
+    given.only = ["50-wanda"]
+    monkeypatch.setattr(proof, "prune", None)
+    proof.fill_cells(given)
+    assert json.loads(file.read_text()) == older
+    given.pruned, given.only = [f"50-wanda={folder}", f"50-mine={folder}"], ["50-wanda", "50-mine"]
+    proof.fill_cells(given)
+    assert json.loads(file.read_text()) == {**whole, "tasks": {"kept": 1}}
+    mine = json.loads(file.with_name("50-mine.json").read_text())
+    assert (mine["label"], mine["cloze"]) == ("mine", whole["cloze"])
+
+
+def test_a_row_of_why_is_of_a_model_in_bfloat16_too(
+    load_benchmark: Load, llama_folder: Path, prose: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    why = load_benchmark("why")
+    windows = tiny_windows()
+    monkeypatch.setattr(why, "judged", lambda dense, texts: {"random": windows})
+    monkeypatch.setattr(why, "KEPT", 100)
+    settings = {"metric": "wanda", "calibration": why.TEXT, "windows": 2, "seqlen": 32}
+    model = load_model(llama_folder, "bfloat16")
+    row = why.fill(model, "row", {**settings, "sparsity": 0.5}, {why.TEXT: prose})
+    assert 0 < row["divergence"]["random"] < 10
+    check_finite(model.model.named_parameters())

@@ -1,0 +1,131 @@
+"""Divergence and agreement of two models' predictions, and models computed in bfloat16."""
+
+import math
+from copy import deepcopy
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models import predictions
+from pruner_zero.models.predictions import (
+    blocks_in_bfloat16,
+    compare_logits,
+    compare_predictions,
+)
+from tests.tiny_models import tiny_model, tiny_windows
+
+
+def plain(logits: Tensor, dense: Tensor) -> tuple[float, bool]:
+    """KL and agreement at one position, from the probabilities in float64, token by token."""
+    p = [math.exp(value) for value in logits.double().tolist()]
+    t = [math.exp(value) for value in dense.double().tolist()]
+    terms = [b / sum(t) * math.log((b / sum(t)) / (a / sum(p))) for a, b in zip(p, t, strict=True)]
+    return sum(terms), p.index(max(p)) == t.index(max(t))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("chunk", [1, 70, 2**22])
+def test_logits_are_compared_as_their_definition_says(dtype: torch.dtype, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = (3 * torch.randn(20, 33, generator=generator)).to(dtype)
+    logits = (dense + torch.randn(20, 33, generator=generator)).to(dtype)
+    before = logits.clone(), dense.clone()
+    with patch.object(predictions, "_CHUNK", chunk):
+        nats, agreed = compare_logits(logits, dense)
+    expected = [plain(*pair) for pair in zip(logits, dense, strict=True)]
+    assert nats.dtype == torch.float32
+    assert nats.tolist() == pytest.approx([value for value, _ in expected], rel=1e-4)
+    assert agreed.tolist() == [same for _, same in expected]
+    assert 0 < agreed.sum() < 20
+    assert torch.equal(logits, before[0])
+    assert torch.equal(dense, before[1])
+
+
+def test_few_logits_are_in_float32_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    in_float32 = Tensor.float
+    monkeypatch.setattr(predictions, "_CHUNK", 100)
+    monkeypatch.setattr(Tensor, "float", lambda t: sizes.append(t.numel()) or in_float32(t))  # type: ignore[func-returns-value]
+    logits = torch.randn(50, 30).bfloat16()
+    compare_logits(logits, logits)
+    assert max(sizes) == 90
+
+
+@pytest.mark.parametrize("batch_size", [1, 2])
+def test_models_are_compared_window_by_window_at_all_next_tokens(batch_size: int) -> None:
+    model, dense, windows = tiny_model("llama", 1), tiny_model("llama"), tiny_windows()
+    result = compare_predictions(model, dense, windows, batch_size)
+    with torch.no_grad():
+        logits, wanted = (each(windows).logits[:, :-1] for each in (model, dense))
+    pairs = [
+        [plain(*position) for position in zip(*window, strict=True)]
+        for window in zip(logits, wanted, strict=True)
+    ]
+    nats = [sum(value for value, _ in window) / len(window) for window in pairs]
+    agreed = [sum(same for _, same in window) / len(window) for window in pairs]
+    assert result.nats == pytest.approx(nats, rel=1e-4)
+    assert result.agreed == pytest.approx(agreed)
+    assert result.divergence == pytest.approx(sum(nats) / 3, rel=1e-4)
+    assert result.agreement == pytest.approx(sum(agreed) / 3)
+
+
+def test_a_model_does_not_diverge_from_itself() -> None:
+    model = tiny_model("gemma2").bfloat16()
+    result = compare_predictions(model, model, tiny_windows())
+    assert result.nats == (0.0, 0.0, 0.0)
+    assert result.agreed == (1.0, 1.0, 1.0)
+
+
+def test_models_that_cannot_be_compared_are_refused() -> None:
+    small, model = tiny_model("llama"), tiny_model("llama")
+    small.resize_token_embeddings(250)
+    windows = tiny_windows().clamp(max=249)
+    with pytest.raises(PrunerZeroError, match=r"predicts 250 tokens and the other 257"):
+        compare_predictions(small, model, windows)
+    with torch.no_grad():
+        small.model.norm.weight[0] = torch.nan
+    with pytest.raises(PrunerZeroError, match="divergence is not finite"):
+        compare_predictions(small, deepcopy(small), windows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gemma2", "gpt2"])
+def test_blocks_are_in_bfloat16_and_logits_in_float32(
+    architecture: str, dtype: torch.dtype
+) -> None:
+    model, windows, hidden = tiny_model(architecture).to(dtype), tiny_windows(), []
+    exact = deepcopy(model).float()
+    head = model.get_output_embeddings()
+    with torch.no_grad(), blocks_in_bfloat16(model):
+        with head.register_forward_pre_hook(lambda _module, args: hidden.append(args[0])):
+            logits = model(windows).logits
+        with blocks_in_bfloat16(model):
+            again = model(windows).logits
+    assert logits.dtype == torch.float32
+    projected = hidden[0].float() @ head.weight.float().T
+    if architecture != "gemma2":  # which caps its logits
+        torch.testing.assert_close(logits, projected)
+    torch.testing.assert_close(logits, again)
+    wanted = exact(windows).logits
+    assert 0 < (logits - wanted).abs().max() < 0.1 * wanted.abs().max()
+    assert "forward" not in vars(head)
+    assert model(windows).logits.dtype == dtype
+
+
+def test_no_copy_of_a_head_is_made_in_a_forward_pass() -> None:
+    model, windows = tiny_model("llama").bfloat16(), tiny_windows()
+    weight = model.get_output_embeddings().weight
+    copied = []
+    in_float32 = Tensor.float
+
+    def noted(tensor: Tensor) -> Tensor:
+        copied.append(tensor.shape)
+        return in_float32(tensor)
+
+    with torch.no_grad(), blocks_in_bfloat16(model), patch.object(Tensor, "float", noted):
+        model(windows)
+    assert copied
+    assert weight.shape not in copied
