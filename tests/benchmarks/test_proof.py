@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pruner_zero import prune
+from pruner_zero.choices import Dtype
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.predictions import blocks_in_bfloat16, compare_predictions
@@ -120,7 +121,7 @@ def test_a_difference_of_last_words_is_paired_by_passage(load_benchmark: Load) -
 
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
 def test_a_cell_of_a_model_in_either_dtype_is_filled(
-    dtype: str, proof: ModuleType, given: argparse.Namespace, tmp_path: Path, prose: str
+    dtype: Dtype, proof: ModuleType, given: argparse.Namespace, tmp_path: Path, prose: str
 ) -> None:
     given.dtype = dtype
     proof.fill_cells(given)
