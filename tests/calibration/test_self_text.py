@@ -98,6 +98,19 @@ def test_text_of_another_version_of_transformers_is_kept_apart(
     assert len(sampled) == 2
 
 
+def test_text_that_is_written_in_another_dtype_is_kept_apart(
+    write: Write, sampled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts = []
+    for fast in (False, True):
+        monkeypatch.setattr(
+            "pruner_zero.models.sampling.has_fast_bfloat16", lambda device, fast=fast: fast
+        )
+        texts.append(write(BATCH).tokens)
+    assert len(sampled) == 2
+    assert not torch.equal(*texts)
+
+
 @pytest.mark.parametrize("first", [1, BATCH, BATCH + 2])
 def test_windows_from_a_number_on_follow_the_earlier_windows(first: int, write: Write) -> None:
     many = write(first + 4).tokens
@@ -171,7 +184,10 @@ def test_a_model_on_disk_reads_text_that_it_wrote_in_memory(
     assert torch.equal(write(2, model=on_disk).tokens, tokens)
 
 
-def test_a_model_elsewhere_writes_the_same(write: Write, tmp_path: Path) -> None:
+def test_a_model_elsewhere_writes_the_same_in_the_same_dtype(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.models.sampling.has_fast_bfloat16", lambda device: False)
     expected = write(2).tokens
     model = language_model()
     with elsewhere():

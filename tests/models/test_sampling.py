@@ -12,7 +12,14 @@ from transformers import PreTrainedModel
 
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
+from pruner_zero.models.load import cast_weights
+from pruner_zero.models.sampling import (
+    draw_tokens,
+    end_tokens,
+    sample_windows,
+    start_token,
+    writing_dtype,
+)
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import ARCHITECTURES, SLIDING_WINDOW, VOCABULARY, tiny_model
 
@@ -96,6 +103,41 @@ def test_the_temperature_is_one() -> None:
     tokens = sample_windows(model, 20_000, 2, generator(), start=START)
     shares = tokens[:, 1].bincount(minlength=VOCABULARY) / len(tokens)
     assert (shares - expected).abs().sum() < 0.15
+
+
+@pytest.mark.parametrize("vocabulary", [3, 1024, 5000])
+def test_tokens_are_drawn_at_quantiles_of_the_whole_vocabulary(vocabulary: int) -> None:
+    logits = 4 * torch.randn(300, vocabulary, generator=generator())
+    logits[:, 1:2].fill_(-torch.inf)
+    chosen = torch.rand(300, 1, generator=generator(1), dtype=torch.float64)
+    chosen[:2] = torch.tensor([[0.0], [1 - 2**-53]])
+    before = logits.clone()
+    tokens = draw_tokens(logits, chosen)
+    shares = logits.double().softmax(-1)
+    above = shares.cumsum(-1).gather(1, tokens[:, None])
+    assert (chosen < above + 1e-5).all()
+    assert (chosen >= above - shares.gather(1, tokens[:, None]) - 1e-5).all()
+    assert (tokens != 1).all()
+    assert torch.equal(logits, before)
+
+
+def test_a_model_in_float32_writes_in_bfloat16_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = tiny_model("llama")
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    narrow = tiny_model("llama")
+    cast_weights(narrow, torch.bfloat16)
+    for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(
+            "pruner_zero.models.sampling.has_fast_bfloat16", lambda device, fast=fast: fast
+        )
+        assert writing_dtype(model) is dtype
+        assert writing_dtype(narrow) is torch.bfloat16
+    assert torch.equal(write(model, dtype=torch.bfloat16), write(narrow))
+    after = model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert {tensor.dtype for tensor in after.values()} == {torch.float32}
 
 
 def test_the_global_generator_stays_untouched() -> None:

@@ -14,7 +14,7 @@ from pruner_zero.calibration.store import cache_key
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.sampling import end_tokens, sample_windows, start_token
+from pruner_zero.models.sampling import end_tokens, sample_windows, start_token, writing_dtype
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.windows import Windows, tokens_sha256
@@ -46,6 +46,7 @@ def self_windows(
     `start_token`, `check_tokens` and `sample_windows` do.
     """
     start, ends = start_token(language_model), end_tokens(language_model)
+    dtype = writing_dtype(language_model.model)
     check_tokens(language_model.model, torch.full((1, seqlen), start))
     settings = {
         "model": fingerprint or language_model.fingerprint(),
@@ -55,7 +56,8 @@ def self_windows(
         "ends": sorted(ends),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "format": 2,
+        "dtype": str(dtype),
+        "format": 3,
     }
     cache = Path(folder) if folder is not None else default_cache()
     size = max(1, min(BATCH_TOKENS // seqlen, BATCH_WINDOWS))
@@ -79,6 +81,7 @@ def self_windows(
                 batches.generator(number),
                 start=start,
                 ends=ends,
+                dtype=dtype,
                 label=f"writing text {count}/{len(missing)}",
             )
             batches.write(number, tokens)

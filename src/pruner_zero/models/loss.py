@@ -1,7 +1,7 @@
 """The loss of a language model, and models in half precision computed in float32."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain
 
@@ -51,14 +51,30 @@ def in_float32(module: nn.Module) -> Iterator[None]:
     are.
     """
     emulated = emulated_dtypes()
-    stored = [
-        (tensor, tensor.data)
-        for tensor in chain(module.parameters(), module.buffers())
-        # Placeholders of a model on disk repeat one number.
-        if tensor.is_cpu and tensor.dtype in emulated and 0 not in tensor.stride()
-    ]
+    tensors = chain(module.parameters(), module.buffers())
+    narrow = [tensor for tensor in tensors if tensor.is_cpu and tensor.dtype in emulated]
+    with _cast(narrow, torch.float32):
+        yield
+
+
+@contextmanager
+def in_bfloat16(module: nn.Module) -> Iterator[None]:
+    """Within the context, parameters of `module` in float32 are bfloat16, at 2 bytes a number more.
+
+    Buffers keep their dtype, as in a model that is loaded in bfloat16. Afterwards `module` has the
+    parameters that it had before, as after `in_float32`.
+    """
+    with _cast([p for p in module.parameters() if p.dtype == torch.float32], torch.bfloat16):
+        yield
+
+
+@contextmanager
+def _cast(tensors: Iterable[Tensor], dtype: torch.dtype) -> Iterator[None]:
+    """Within the context, `tensors` hold copies in `dtype`; placeholders stay as they are."""
+    # Placeholders of a model on disk repeat one number.
+    stored = [(tensor, tensor.data) for tensor in tensors if 0 not in tensor.stride()]
     for tensor, data in stored:
-        tensor.data = data.float()
+        tensor.data = data.to(dtype)
     try:
         yield
     finally:

@@ -5,11 +5,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
+from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel, cache_arguments
-from pruner_zero.models.loss import in_float32
+from pruner_zero.models.loss import in_bfloat16, in_float32
 from pruner_zero.progress import track
 
 # The separator between documents in the training text of many models. In models tuned to follow
@@ -52,6 +54,12 @@ def _tokens(source: Any, name: str) -> tuple[int, ...]:
     return tuple(token for token in ([value] if isinstance(value, int) else value) if token >= 0)
 
 
+def writing_dtype(model: PreTrainedModel) -> torch.dtype:
+    """The dtype in which `model` writes: bfloat16 for float32 where products in it are fast."""
+    fast = model.dtype == torch.float32 and has_fast_bfloat16(model.device)
+    return torch.bfloat16 if fast else model.dtype
+
+
 @torch.no_grad()
 def sample_windows(
     model: PreTrainedModel,
@@ -61,6 +69,7 @@ def sample_windows(
     *,
     start: int,
     ends: Collection[int] = (),
+    dtype: torch.dtype | None = None,
     label: str = "writing text",
 ) -> Tensor:
     """Windows (windows, seqlen) int64, on the CPU, of text that `model` writes.
@@ -68,33 +77,71 @@ def sample_windows(
     Every window begins with the token `start`. Each next token is drawn from the distribution
     that the model gives, at temperature 1. After a token of `ends` another document begins with
     `start`; the documents before it are masked in attention, and where positions are learned, as
-    in GPT-2, they count on. generator: on the CPU, whatever the device of the model. Raises
-    PrunerZeroError where the model keeps no keys and values of earlier tokens, or where its
-    probabilities are not finite.
+    in GPT-2, they count on. generator: on the CPU, whatever the device of the model. dtype:
+    bfloat16 has a model in float32 write in bfloat16, as `writing_dtype` recommends; None and other
+    dtypes leave the model as it is. Raises PrunerZeroError where the model keeps no keys and values
+    of earlier tokens, or where its probabilities are not finite.
 
     Source: Williams et al., arXiv 2410.17170; here the temperature is 1 throughout, and a window
     holds several documents.
     """
-    next_token = _NextToken(model, seqlen)
+    next_logits = _NextLogits(model, seqlen)
     ending = torch.tensor(sorted(set(ends) - {start}), dtype=torch.int64)
     tokens = torch.full((windows, seqlen), start)
     visible = torch.ones_like(tokens)
-    with in_float32(model):
+    narrow = in_bfloat16 if dtype is torch.bfloat16 else in_float32
+    with narrow(model):
         for position in track(range(1, seqlen), label, seqlen - 1):
-            cumulative = next_token(
-                tokens[:, position - 1 : position], visible[:, :position]
-            ).cumsum(-1)
-            # Faster than torch.multinomial, which draws a number for every word of the vocabulary.
+            last = tokens[:, position - 1 : position]
             chosen = torch.rand(windows, 1, generator=generator, dtype=torch.float64)
-            drawn = torch.searchsorted(cumulative, chosen * cumulative[:, -1:], right=True)[:, 0]
-            ended = torch.isin(tokens[:, position - 1], ending)
-            tokens[:, position] = torch.where(ended, start, drawn)
+            drawn = draw_tokens(next_logits(last, visible[:, :position]), chosen)
+            tokens[:, position] = torch.where(torch.isin(last[:, 0], ending), start, drawn)
             visible[tokens[:, position] == start, :position] = 0
     return tokens
 
 
-class _NextToken:
-    """The distribution of the next token, from the last tokens and the cache of earlier tokens."""
+# Logits whose weights are summed in float32; the sums are added up in float64.
+_CHUNK = 1024
+
+
+def draw_tokens(logits: Tensor, chosen: Tensor) -> Tensor:
+    """The tokens (n,) int64, on the CPU, at the quantiles `chosen` of the softmax of `logits`.
+
+    logits: (n, vocabulary), of any floating-point dtype and on any device; minus infinity stands
+    for a token that is never drawn. chosen: (n, 1) float64 from [0, 1), on the CPU. The inverse of
+    the cumulative distribution is found in two stages, the chunk of the vocabulary and the token in
+    it, since a cumulative sum over the vocabulary takes longer than a small model's forward pass.
+    Raises PrunerZeroError where the softmax is not finite.
+    """
+    logits = functional.pad(logits.float(), (0, -logits.shape[1] % _CHUNK), value=-torch.inf)
+    weights = logits.sub_(logits.amax(1, keepdim=True)).exp_().unflatten(1, (-1, _CHUNK))
+    sums = weights.sum(2).cpu().double()
+    if not sums.isfinite().all():
+        raise PrunerZeroError(
+            "the model's probabilities are not finite: its weights are damaged or its dtype is "
+            "too narrow, try --dtype float32"
+        )
+    chunks, rest = _invert(sums, chosen)
+    rows = torch.arange(len(weights), device=weights.device)
+    within = weights[rows, chunks[:, 0].to(weights.device)].cpu().double()
+    return (_CHUNK * chunks + _invert(within, rest)[0])[:, 0]
+
+
+def _invert(weights: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    """The column of each row in which the share `chosen` (n, 1) of its sum lies, and where in it.
+
+    weights: (n, columns) float64, non-negative; a column of weight 0 is never found.
+    """
+    cumulative = weights.cumsum(1)
+    total = cumulative[:, -1:]
+    target = (chosen * total).minimum(total.nextafter(torch.zeros(())))
+    found = torch.searchsorted(cumulative, target, right=True)
+    weight = weights.gather(1, found)
+    return found, (1 - (cumulative.gather(1, found) - target) / weight).clamp(0, 1)
+
+
+class _NextLogits:
+    """The logits of the next token, from the last tokens and the cache of earlier tokens."""
 
     def __init__(self, model: PreTrainedModel, capacity: int) -> None:
         self.model = model
@@ -109,7 +156,7 @@ class _NextToken:
         self.arguments = arguments
 
     def __call__(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Probabilities (n, vocabulary) float64 on the CPU.
+        """Logits (n, vocabulary) in the model's dtype.
 
         tokens: the last of each window (n, 1). visible: (n, tokens so far), 0 where it is masked.
         """
@@ -117,13 +164,8 @@ class _NextToken:
         output = self.model(tokens.to(device), attention_mask=visible.to(device), **self.arguments)
         if self.cache.get_seq_length() != visible.shape[1]:
             raise _no_cache(self.model)
-        probabilities: Tensor = output.logits[:, -1].float().softmax(-1).cpu().double()
-        if not probabilities.isfinite().all():
-            raise PrunerZeroError(
-                "the model's probabilities are not finite: its weights are damaged or its dtype is "
-                "too narrow, try --dtype float32"
-            )
-        return probabilities
+        logits: Tensor = output.logits[:, -1]
+        return logits
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
