@@ -1,6 +1,7 @@
 """Blocks run one by one give what the model gives, whatever it hands to them."""
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import BlockCalls, check_block_calls, record_block_calls, run_block
+from pruner_zero.models.blocks import (
+    BlockCalls,
+    blocks_recomputed,
+    check_block_calls,
+    record_block_calls,
+    run_block,
+    run_blocks,
+)
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
 from pruner_zero.models.structure import find_blocks
@@ -107,6 +115,43 @@ def test_recording_keeps_no_graph() -> None:
     model, windows = tiny_model("llama"), tiny_windows()
     calls = record_block_calls(model, windows)
     assert not any(hidden.requires_grad for hidden in calls.hidden)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_recomputed_blocks_have_the_gradients_of_a_plain_backward_pass(architecture: str) -> None:
+    windows, gradients, outputs = tiny_windows(2), [], []
+    for recompute in (False, True):
+        model = tiny_model(architecture)
+        with blocks_recomputed(model) if recompute else nullcontext():
+            hidden, _ = run_blocks(model, windows)
+            hidden.square().mean().backward()
+        outputs.append(hidden.detach())
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert torch.equal(*outputs)
+    assert sum(gradient is not None for gradient in gradients[0].values()) > 5
+    for name, gradient in gradients[0].items():
+        again = gradients[1][name]
+        assert (gradient is None) == (again is None)
+        if gradient is not None and again is not None:
+            torch.testing.assert_close(again, gradient, msg=name)
+
+
+def test_only_one_block_is_in_the_graph_at_a_time() -> None:
+    """The tensors that are kept for the backward pass are the inputs of the blocks."""
+    model, windows = tiny_model("llama", blocks=4), tiny_windows(1)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run_blocks(model, windows)
+        plain = len(kept)
+        kept.clear()
+        with blocks_recomputed(model):
+            run_blocks(model, windows)
+    assert len(kept) < plain / 10
 
 
 def test_bfloat16_runs_in_bfloat16() -> None:

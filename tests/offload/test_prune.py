@@ -39,6 +39,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "partly": {"metric": "wanda", "sparsity": 0.5, "exclude": ("*.1.*",)},
     "channels": {"metric": "wanda", "structure": "channels", "sparsity": 0.5, "multiple_of": 4},
     "heads": {"metric": "wanda", "structure": "heads", "sparsity": 0.5},
+    "distilled": {"metric": "wanda+distill=3", "sparsity": 0.5},
+    "distilled-partly": {"metric": "wanda+distill=3", "sparsity": 0.5, "exclude": ("*.1.*",)},
     "n-of-m": {"metric": "wanda+obs", "pattern": "2:4"},
 }
 
@@ -74,6 +76,8 @@ def assert_same_result(expected: PruneResult, result: PruneResult) -> None:
         ("gpt2", "global"),
         ("qwen3_moe", "tree"),
         ("qwen3_moe", "ria-obs"),
+        ("gpt2", "distilled"),
+        ("qwen3_moe", "distilled"),
     ],
 )
 def test_the_result_is_that_of_the_run_in_memory(

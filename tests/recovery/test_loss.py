@@ -7,7 +7,7 @@ import torch
 
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.loss import next_token_loss
-from pruner_zero.recovery.distillation import distillation_loss
+from pruner_zero.recovery.loss import distillation_loss
 from pruner_zero.recovery.recover import check_teacher
 from tests.recovery.conftest import pruned_model
 from tests.text.refusals import refusal

@@ -17,8 +17,8 @@ from pruner_zero.models.loss import next_token_loss
 from pruner_zero.models.structure import find_matrices, parameters_of
 from pruner_zero.progress import Progress, reported_to
 from pruner_zero.recovery import train
-from pruner_zero.recovery.distillation import distillation_loss
 from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
+from pruner_zero.recovery.loss import distillation_loss
 from pruner_zero.recovery.train import BETAS, State, Training
 from pruner_zero.recovery.windows import in_training_order, split_windows
 from pruner_zero.settings.recover import RecoverSettings

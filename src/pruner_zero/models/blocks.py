@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from pruner_zero.devices import is_out_of_memory
@@ -231,6 +232,42 @@ def blocks_replaced(model: nn.Module, hidden: Tensor, as_tuple: bool) -> Iterato
     with ExitStack() as stack:
         for block in find_blocks(model):
             stack.enter_context(_forward_replaced(block, forward))
+        yield
+
+
+def run_blocks(model: nn.Module, windows: Tensor) -> tuple[Tensor, bool]:
+    """The last block's output (n, tokens, width) for `windows` (n, tokens); no head is computed.
+
+    The second value is `as_tuple` as in `BlockCalls`.
+    """
+    last: list[tuple[Tensor, bool]] = []
+
+    def stop(_block: nn.Module, _inputs: Any, output: Any) -> None:
+        last.append((_hidden_of(output), isinstance(output, tuple | list)))
+        raise _StopForwardError
+
+    hook = find_blocks(model)[-1].register_forward_hook(stop)
+    try:
+        with suppress(_StopForwardError):
+            model(windows, use_cache=False)
+    finally:
+        hook.remove()
+    return last[0]
+
+
+@contextmanager
+def blocks_recomputed(model: nn.Module) -> Iterator[None]:
+    """Within the context, a forward pass keeps of each block only the input for a backward pass.
+
+    That computes each block again before its gradients, so that the activations of one block at a
+    time are in memory.
+    """
+    with ExitStack() as stack:
+        for block in find_blocks(model):
+            again = partial(
+                checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False
+            )
+            stack.enter_context(_forward_replaced(block, again))
         yield
 
 

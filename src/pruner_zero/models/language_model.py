@@ -38,6 +38,11 @@ class OnDisk(Protocol):
     def save(self, blocks: Sequence[Path], folder: Path, config: Any = None) -> None:
         """Save the model with the weights of its blocks from the files `blocks`."""
 
+    def whole(
+        self, blocks: Sequence[Path], folder: Path
+    ) -> AbstractContextManager["LanguageModel"]:
+        """The model with its blocks from the files `blocks`, in memory within the context."""
+
     def release(self) -> None:
         """Return freed memory to the system."""
 

@@ -126,6 +126,18 @@ class OffloadedModel(LanguageModel):
     ) -> None:
         save_offloaded(self, blocks, folder, config)
 
+    @contextmanager
+    def whole(self, blocks: Sequence[Path], folder: Path) -> Iterator["OffloadedModel"]:
+        """The model with its blocks from the files `blocks`, all in memory within the context.
+
+        It is saved to the new `folder` and read from there.
+        """
+        self.save(blocks, folder)
+        attention = self.model.config._attn_implementation
+        model = load_offloaded(folder, device=str(self.home), attn_implementation=attention)
+        with model._loaded(model.model.parameters()):
+            yield model
+
     def release(self) -> None:
         give_back()
 

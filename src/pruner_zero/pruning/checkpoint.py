@@ -4,13 +4,16 @@ The activations between two blocks are there for an offloaded model alone: a mod
 computes them again from its weights.
 """
 
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pruner_zero.calibration.walk import WindowFile
 from pruner_zero.journal import Journal
+from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.pruning.matrix import MatrixRecord
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -43,9 +46,43 @@ def finished_records(journal: Journal) -> list[MatrixRecord]:
     return [MatrixRecord.from_json(record) for line in lines for record in line["records"]]
 
 
-def weight_files(journal: Journal) -> list[Path]:
-    """The files of the finished blocks' weights, in order."""
+def weight_files(journal: Journal, trained: int = 0) -> list[Path]:
+    """The files of the finished blocks' weights, in order.
+
+    trained: of an offloaded model the steps of training that followed.
+    """
+    if trained:
+        folder = training_folder(journal, trained)
+        return [folder / f"block-{index:04d}.safetensors" for index in range(len(journal.lines))]
     return [journal.folder / line["weights"] for line in journal.lines]
+
+
+def training_folder(journal: Journal, steps: int) -> Path:
+    """Where a training of the whole model keeps what it needs to go on."""
+    return journal.folder / f"training-{steps}"
+
+
+@contextmanager
+def whole_model(
+    language_model: LanguageModel, journal: Journal | None, steps: int
+) -> Iterator[nn.Module]:
+    """The pruned model in memory, to be trained in place for that many `steps`.
+
+    Where it is on disk, the blocks are read from the journal's files, and afterwards written to
+    those that `weight_files` names.
+    """
+    disk = language_model.on_disk
+    if disk is None:
+        yield language_model.model
+        return
+    assert journal is not None
+    folder = training_folder(journal, steps) / "pruned"
+    shutil.rmtree(folder, ignore_errors=True)
+    with disk.whole(weight_files(journal), folder) as whole:
+        yield whole.model
+        for index, path in enumerate(weight_files(journal, steps)):
+            write_tensors(path, whole.changed(index, ()), {"format": "pt"})
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def restore_blocks(journal: Journal, matrices: Sequence[Matrix]) -> None:

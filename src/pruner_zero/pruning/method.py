@@ -4,6 +4,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import nn
+
 from pruner_zero.calibration.statistics import GradientStatistic, Kind, select
 from pruner_zero.choices import Mode, Scope
 from pruner_zero.errors import PrunerZeroError
@@ -22,7 +24,8 @@ class Point:
     """A point of the learning curve: losses in nats per token, seconds and tokens since the start.
 
     train_loss: the mean over the steps since the point before, None at the start; with a teacher it
-    is the distillation loss. validation_loss: the next-token loss on held-out windows.
+    is the distillation loss. validation_loss: on held-out windows, the next-token loss, or the
+    divergence from the dense model's predictions where `prune` trains.
     """
 
     step: int
@@ -39,12 +42,13 @@ class ModelStep:
     check: raises PrunerZeroError where the step cannot run on a dense model, its pruned matrices
     and their sparsity; cut: whether pruned units are cut out. prepare: called with the dense model,
     the calibration windows and the number of steps before anything is pruned; the function that it
-    returns takes the matrices to change, and returns a learning curve.
+    returns takes the pruned model, in memory, and those of its matrices to change, and returns a
+    learning curve.
     """
 
     name: str
     check: Callable[..., None]
-    prepare: Callable[..., Callable[[Sequence[Matrix]], Sequence[Point]]]
+    prepare: Callable[..., Callable[[nn.Module, Sequence[Matrix]], Sequence[Point]]]
 
 
 MODEL_STEPS: Registry[ModelStep] = Registry(

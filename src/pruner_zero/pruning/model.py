@@ -37,6 +37,8 @@ from pruner_zero.pruning.checkpoint import (
     new_activations,
     new_dense_activations,
     restore_blocks,
+    training_folder,
+    whole_model,
 )
 from pruner_zero.pruning.masks import Mask, masks_of, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
@@ -89,8 +91,8 @@ def prune_model(
         matrices = check_plan(language_model, method)
     train = None
     if method.distill:
-        # First, because it keeps a copy of the dense model.
-        folder = journal.folder / f"training-{method.distill}" if journal else None
+        # First, because it needs the dense model's predictions.
+        folder = training_folder(journal, method.distill) if journal else None
         train = MODEL_STEPS["distill"].prepare(
             language_model, windows, method.distill, seed=seed, folder=folder
         )
@@ -114,7 +116,10 @@ def prune_model(
     if train is None:
         return Pruned(method, records, size)
     # Where units were cut out, all matrices are trained, and experts have other numbers.
-    return Pruned(method, records, size, train(find_matrices(model) if pattern.unit else matrices))
+    chosen = None if pattern.unit else {matrix.name for matrix in matrices}
+    with whole_model(language_model, journal, method.distill) as whole:
+        trained = [m for m in find_matrices(whole) if chosen is None or m.name in chosen]
+        return Pruned(method, records, size, train(whole, trained))
 
 
 def check_plan(

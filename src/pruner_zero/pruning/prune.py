@@ -89,8 +89,8 @@ def prune(
     None.
 
     offload=True leaves the model on disk and reads it block by block, which keeps its memory small;
-    the result is the same, but for the distillation of the default method, which is left out. It
-    needs an `output`, and a model that is not an object.
+    the result is the same. Distillation alone has the whole pruned model in memory. It needs an
+    `output`, and a model that is not an object.
 
     The result is built up in `OUTPUT.partial` and moved to `output` when it is complete; the same
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
@@ -100,7 +100,7 @@ def prune(
     folder = None if output is None else check_output(output, overwrite, [checked.model])
     is_object = model is not None and not isinstance(model, str | Path)
     if checked.offload:
-        _check_offload(method, is_object, folder)
+        _check_offload(is_object, folder)
     text = checked.calibration if calibration is None else calibration
     texts = calibration_texts(text, bool(method.kinds or method.distill))
     if checked.offload:
@@ -158,15 +158,13 @@ def _read(
     return checked, method
 
 
-def _check_offload(method: Method, is_object: bool, folder: Path | None) -> None:
+def _check_offload(is_object: bool, folder: Path | None) -> None:
     """Raise PrunerZeroError for what --offload cannot be combined with."""
     if is_object:
         raise PrunerZeroError(
             "a model object is in memory already: save it with save_pretrained and give "
             "--offload its folder, or leave out --offload"
         )
-    if method.distill:
-        raise PrunerZeroError("distillation needs the whole model in memory: leave out --offload")
     if folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
 
@@ -225,7 +223,7 @@ class _Run:
     def write(self, result: PruneResult, journal: Journal, staged: Path) -> Cost:
         """Write the pruned model and the record of the run to the folder `staged`."""
         if disk := self.language_model.on_disk:
-            pattern, files = self.method.pattern, weight_files(journal)
+            pattern, files = self.method.pattern, weight_files(journal, self.method.distill)
             config, files = pattern.shrink_files(self.language_model.model, files)
             disk.save(files, staged, config)
         else:

@@ -151,8 +151,9 @@ def model_card(result: PruneResult) -> str:
         first, last = result.distillation[0], result.distillation[-1]
         trained = (
             f"The kept weights were then trained for {last.step} steps towards the dense model's "
-            "predictions on the calibration windows; the loss on windows kept apart went from "
-            f"{first.validation_loss:.3f} to {last.validation_loss:.3f} nats per token."
+            "predictions on the calibration windows; the divergence from them on windows kept "
+            f"apart went from {first.validation_loss:.3f} to {last.validation_loss:.3f} nats per "
+            "token."
         )
     removed, blocks = settings.structure is not None, method.pattern.unit == "blocks"
     words = method.pattern.chosen_by

@@ -1,37 +1,33 @@
 """Distillation: the kept weights trained towards the dense model's predictions."""
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from copy import deepcopy
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch import nn
 
-from pruner_zero.devices import available_bytes
+from pruner_zero.devices import available_bytes, has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import in_float32
-from pruner_zero.models.structure import Matrix, check_weights, size_of
+from pruner_zero.models.structure import (
+    Matrix,
+    check_weights,
+    find_matrices,
+    parameters_of,
+    size_of,
+)
 from pruner_zero.pruning.method import ModelStep, Point
-from pruner_zero.recovery.train import Training
-from pruner_zero.settings.recover import RecoverSettings
+from pruner_zero.recovery.target_training import TargetTraining
+from pruner_zero.recovery.targets import LOGITS, write_targets
 from pruner_zero.text.windows import Windows
 
 # Tokens in an optimizer step, in as many windows as they fill.
 TOKENS = 1024
-# Bytes of a trained weight: its position, its value, its gradient and two moments.
-_TRAINED = 5 * 4
 # The share of the windows that only the validation loss is measured on.
 _HELD_OUT = 1 / 16
-# The number of logits processed at a time: larger temporary tensors are slower, and with a
-# vocabulary of 262,144 and 1024 tokens each of them would take a gigabyte.
-_CHUNK = 2**22
 
 
 def check_memory(
@@ -39,16 +35,26 @@ def check_memory(
 ) -> None:
     """Raise PrunerZeroError where distillation of the dense `model` cannot fit in the memory.
 
-    It holds at least the teacher, the weights in float32 and the optimizer's tensors. The memory is
-    what is available on the devices that hold the model, whose bytes are part of those needed.
-    sparsity: the pruned share of the `matrices`. cut: whether pruned weights are cut out before.
+    It holds the whole model, its trained weights in float32, a gradient of the largest of them, and
+    some logits. The memory is what is available on the devices that hold the model, or will hold
+    the one on disk; what a model in memory takes already is not needed again. sparsity: the pruned
+    share of the `matrices`. cut: whether pruned weights are cut out before, and all matrices
+    trained.
     """
-    parameters, _ = size_of(model.model)
-    weights = sum(matrix.weight.numel() for matrix in matrices)
-    left = parameters - round(weights * sparsity) if cut else parameters
-    # The teacher takes as many bytes as the model that is in memory already.
-    more = 4 * left + _TRAINED * round(weights * (1 - sparsity))
-    devices = {parameter.device for parameter in model.model.parameters()}
+    trained = parameters_of(find_matrices(model.model) if cut else matrices).values()
+    ids = {id(parameter) for parameter in trained}
+    wide = _everything_in_float32(model.model, model.device)
+    held = sum(
+        parameter.numel() * (4 if wide or id(parameter) in ids else parameter.element_size())
+        for parameter in model.model.parameters()
+    )
+    if cut:
+        held -= 4 * round(sum(matrix.weight.numel() for matrix in matrices) * sparsity)
+    more = held + 2 * 4 * max(parameter.numel() for parameter in trained) + 2 * 4 * LOGITS
+    devices = {model.device}
+    if not model.on_disk:
+        more -= size_of(model.model)[1]
+        devices = {parameter.device for parameter in model.model.parameters()}
     available = [available_bytes(device) for device in devices]
     known = [count for count in available if count is not None]
     if len(known) == len(available) and more > sum(known):
@@ -61,20 +67,20 @@ def check_memory(
 
 def distillation(
     dense: LanguageModel, windows: Windows, steps: int, *, seed: int = 0, folder: Path | None = None
-) -> Callable[[Sequence[Matrix]], Sequence[Point]]:
+) -> Callable[[nn.Module, Sequence[Matrix]], Sequence[Point]]:
     """Prepare to train what pruning will leave of `dense`: call it first, and the result last.
 
-    The teacher is a copy of `dense`, which pruning may then change in place. The returned function
-    takes the matrices whose kept weights are trained, those of `dense` after pruning; all other
-    weights stay as they are, and pruned ones zero. It trains in place and returns the learning
-    curve.
+    The dense model's predictions are written at once, to a file in `folder` if one is given, so
+    that pruning may change `dense` in place. The returned function takes the pruned model, in
+    memory, and the matrices of it whose kept weights are trained; all other weights stay as they
+    are, and pruned ones zero. It trains in place and returns the learning curve.
 
-    The loss is KL(teacher ‖ pruned) over the next tokens of `windows`, without the next-token loss
-    of the text, so that text that the dense model wrote can be used. Every step takes about 1024
-    tokens, or all windows. The steps alone decide the result, which is the same for a run that was
-    interrupted and has its journal in `folder`; a damaged journal is deleted, since training takes
-    minutes. Raises PrunerZeroError for fewer than two windows; the function raises it where the
-    loss is no longer finite.
+    The loss is KL(dense ‖ pruned) over the next tokens of `windows`, as by `divergence`, without
+    the next-token loss of the text, so that text that the dense model wrote can be used. Every step
+    takes about 1024 tokens, or all windows. The steps alone decide the result, which is the same
+    for a run that was interrupted and has its journal in `folder`; a damaged journal is deleted,
+    since training takes minutes. Raises PrunerZeroError for fewer than two windows; the function
+    raises it where the loss is no longer finite.
 
     Source: distillation, Hinton et al. 2015 (1503.02531); of pruned language models, Sanh et al.
     2020 (2005.07683). On text that the teacher wrote: Kim & Rush 2016 (1606.07947).
@@ -84,95 +90,56 @@ def distillation(
             "distillation needs 2 calibration windows, one of them for validation: give more "
             "--windows, or --distill 0"
         )
-    teacher = deepcopy(dense.model)
+    held_out = max(1, round(len(windows) * _HELD_OUT))
+    count = len(windows) - held_out
+    batch = max(1, min(TOKENS // windows.seqlen, count))
+    learned = list(islice(_in_order(count, seed), steps * batch))
+    validation = list(range(count, len(windows)))
+    numbers = sorted({*learned, *validation})
+    identity = {"tokens": windows.sha256, "numbers": numbers}
+    kept = Journal(folder / "targets", identity, overwrite=True) if folder else None
+    targets = write_targets(dense, windows.tokens, numbers, kept)
 
-    def train(matrices: Sequence[Matrix]) -> Sequence[Point]:
-        held_out = max(1, round(len(windows) * _HELD_OUT))
-        settings = RecoverSettings(
-            model=dense.name,
-            text="the calibration windows",
-            steps=steps,
-            batch=max(1, min(TOKENS // windows.seqlen, len(windows) - held_out)),
-            seqlen=windows.seqlen,
-            seed=seed,
-            keep="last",
-        )
+    def train(model: nn.Module, matrices: Sequence[Matrix]) -> Sequence[Point]:
         check_weights(matrices)
-        identity = {"matrices": [matrix.name for matrix in matrices]}
-        training = Training(
-            dense.model,
-            matrices,
-            [replace(windows, tokens=windows.tokens[:-held_out])],
-            [1.0],
-            replace(windows, tokens=windows.tokens[-held_out:]),
-            settings,
-            partial(distillation_loss, dense.model, teacher, share=1.0),
-            Journal(folder, identity, overwrite=True) if folder else None,
-            "leave out the distillation, by --distill 0 or without +distill=N",
-            validations=1,
+        names = {"matrices": [matrix.name for matrix in matrices]}
+        journal = Journal(folder / "steps", names, overwrite=True) if folder else None
+        batches = [learned[batch * step :][:batch] for step in range(steps)]
+        training = TargetTraining(
+            model, windows.tokens, targets, batches, validation, matrices, journal
         )
-        training.run()
-        return training.state.curve
+        with _widened(model, parameters_of(matrices).values()):
+            return training.run()
 
     return train
 
 
-def distillation_loss(
-    model: nn.Module, teacher: nn.Module, windows: Tensor, share: float
-) -> Tensor:
-    """`share` · KL(teacher ‖ model) + (1 − `share`) · next-token loss of `windows` (n, tokens).
-
-    A scalar in nats per token, computed in fp32, over the positions that have a next token. No
-    other tensors of the size of the logits are made. Can be differentiated once.
-    """
-    windows = windows.to(next(model.parameters()).device)
-    logits = model(windows, use_cache=False).logits
-    weight = next(teacher.parameters())
-    # Autocast refuses operations on a float16 and a bfloat16 tensor.
-    narrow = weight.dtype == torch.float16
-    autocast = torch.autocast(weight.device.type, enabled=False) if narrow else nullcontext()
-    with torch.no_grad(), autocast, in_float32(teacher):
-        seen = windows.to(weight.device)
-        target = teacher(seen, use_cache=False).logits.to(logits.device)
-    return _DistillationLoss.apply(logits, target, windows, share)  # type: ignore[no-untyped-call,no-any-return]
+def _in_order(count: int, seed: int) -> Iterator[int]:
+    """The numbers below `count`, each once in every epoch, in an order of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    while True:
+        yield from torch.randperm(count, generator=generator).tolist()
 
 
-class _DistillationLoss(torch.autograd.Function):
-    """The loss of logits (n, tokens, vocabulary), with its gradient in place of `target`."""
+def _everything_in_float32(model: nn.Module, device: torch.device) -> bool:
+    """Whether products with the untrained weights need them in float32 too."""
+    dtypes = {parameter.dtype for parameter in model.parameters()}
+    return torch.float16 in dtypes or not has_fast_bfloat16(device)
 
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, target: Tensor, windows: Tensor, share: float) -> Tensor:
-        """The loss; `target` (n, tokens, vocabulary) is overwritten where a gradient is asked."""
-        target, positions = target.to(logits.dtype), windows[:, 1:].numel()
-        rows = max(1, _CHUNK // logits.shape[-1])
-        total = torch.zeros((), device=logits.device)
-        for window, student, goal in zip(windows, logits, target, strict=True):
-            for first in range(0, len(window) - 1, rows):
-                chunk = slice(first, min(first + rows, len(window) - 1))
-                labels = window[1:][chunk, None]
-                log_p = student[chunk].float().log_softmax(-1)
-                log_t = goal[chunk].float().log_softmax(-1)
-                p, t = log_p.exp(), log_t.exp()
-                divergence = (t * (log_t - log_p)).sum()
-                text_loss = -log_p.gather(-1, labels).sum()
-                total += share * divergence + (1 - share) * text_loss
-                if ctx.needs_input_grad[0]:
-                    # The gradients of both losses are the predictions less their targets.
-                    gradient = p.sub_(t, alpha=share)
-                    gradient.scatter_add_(
-                        -1, labels, torch.full_like(labels, share - 1, dtype=p.dtype)
-                    )
-                    goal[chunk] = gradient / positions
-            goal[-1] = 0
-        ctx.gradient = target
-        return total / positions
 
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, None, None, None]:
-        """The gradient of the logits; it is not kept, so a second call fails."""
-        gradient, ctx.gradient = ctx.gradient, None
-        return gradient.mul_(scale), None, None, None
+@contextmanager
+def _widened(model: nn.Module, trained: Iterable[nn.Parameter]) -> Iterator[None]:
+    """The trained parameters are float32 inside; afterwards rounded to their own dtype again."""
+    every = _everything_in_float32(model, next(model.parameters()).device)
+    widened = list(model.parameters()) if every else list(trained)
+    dtypes = [parameter.dtype for parameter in widened]
+    for parameter in widened:
+        parameter.data = parameter.data.float()
+    try:
+        yield
+    finally:
+        for parameter, dtype in zip(widened, dtypes, strict=True):
+            parameter.data = parameter.data.to(dtype)
 
 
 DISTILL = ModelStep("distill", check_memory, distillation)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pruner_zero.models.load import cast_weights
 
 # The least root mean square that a learning rate is a share of.
-_LEAST_SCALE = 1e-3
+LEAST_SCALE = 1e-3
 
 
 class KeptWeights:
@@ -43,7 +43,7 @@ class KeptWeights:
         # For the optimizer; autograd does not track the vector.
         self.values.grad = torch.zeros_like(self.values)
         root_mean_square = math.sqrt(float(self.values.square().sum()) / size)
-        self.rate_scale = max(_LEAST_SCALE, root_mean_square)
+        self.rate_scale = max(LEAST_SCALE, root_mean_square)
 
     def write(self) -> None:
         """Write the values to their positions in the parameter, which is float32."""

@@ -20,7 +20,7 @@ from pruner_zero.models.structure import (
     size_of,
 )
 from pruner_zero.provenance import Cost, measured, provenance
-from pruner_zero.recovery.distillation import distillation_loss
+from pruner_zero.recovery.loss import distillation_loss
 from pruner_zero.recovery.result import LEAST_SPARSITY, RecoverResult
 from pruner_zero.recovery.train import Training
 from pruner_zero.recovery.windows import split_texts

@@ -53,9 +53,6 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("structure"):
         # Whole units are pruned or kept, so that single weights cannot be swapped.
         del chosen["refine"], chosen["asymmetric"]
-    if given.get("offload"):
-        # Training needs the whole model in memory.
-        del chosen["distill"]
     if given.get("mode") == "one-shot":
         # In a one-shot run all inputs are the dense model's, so there is no other target.
         chosen.pop("asymmetric", None)

@@ -1,0 +1,184 @@
+"""The dense model's predictions that a pruned model is trained towards, written once."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import repeat
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pruner_zero.calibration.walk import WindowFile
+from pruner_zero.devices import has_fast_bfloat16
+from pruner_zero.journal import Journal
+from pruner_zero.models.blocks import blocks_replaced, run_blocks, run_windows
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.loss import in_float32
+from pruner_zero.models.structure import find_blocks
+from pruner_zero.progress import track
+from pruner_zero.tensor_file import TensorFile, write_tensors
+
+# The most probable tokens of each position that are kept apart; the others are one event together.
+KEPT = 512
+# The number of logits computed at a time: in float32 they take 64 MiB.
+LOGITS = 2**24
+_FILE = "targets.safetensors"
+# The least logarithm of a probability.
+_LEAST = -100.0
+
+
+class Target(NamedTuple):
+    """The dense model's distribution at some positions.
+
+    tokens: the most probable ones (positions, k) int32. log_p: the logarithms of their
+    probabilities, float16, whose error is below 0.4 %. log_rest: that of the probability of all
+    other tokens together (positions,), float32.
+    """
+
+    tokens: Tensor
+    log_p: Tensor
+    log_rest: Tensor
+
+    def part(self, positions: slice) -> "Target":
+        """Some of the positions."""
+        return Target(*(values[positions] for values in self))
+
+
+class Targets:
+    """The targets of windows by their number, in memory or in a file: 3 KiB a token."""
+
+    def __init__(self, numbers: Sequence[int], stored: Mapping[str, Tensor] | TensorFile) -> None:
+        self._rows = {number: row for row, number in enumerate(numbers)}
+        self._stored = stored
+
+    def of(self, numbers: Sequence[int]) -> Target:
+        """Those of the windows `numbers`, one after the other, each without its last position."""
+        rows = [self._rows[number] for number in numbers]
+        return Target(*(torch.cat([self._read(n, row) for row in rows]) for n in Target._fields))
+
+    def _read(self, name: str, row: int) -> Tensor:
+        if isinstance(self._stored, TensorFile):
+            return self._stored.read(name, row)[0]
+        return self._stored[name][row]
+
+
+@torch.no_grad()
+def write_targets(
+    dense: LanguageModel, tokens: Tensor, numbers: Sequence[int], journal: Journal | None = None
+) -> Targets:
+    """The targets of the windows `numbers` of `tokens` (n, seqlen), in a file of the `journal`.
+
+    A finished file is used again. An offloaded model needs a journal, where the activations between
+    two of its blocks are.
+    """
+    if journal and journal.lines:
+        return Targets(numbers, TensorFile(journal.folder / _FILE))
+    model, chosen = dense.model, tokens[list(numbers)]
+    found = []
+    with fast_products(model, dense.device), in_float32(model):
+        states = _last_states(dense, chosen, journal)
+        with dense.outside(), in_float32(model):
+            for window, (hidden, as_tuple) in zip(
+                track(chosen, "predictions", len(chosen)), states, strict=True
+            ):
+                chunks = logits_in_chunks(model, window[None].to(dense.device), hidden, as_tuple)
+                parts = [_most_probable(logits) for *_, logits in chunks]
+                probable, log_p, log_rest = map(torch.cat, zip(*parts, strict=True))
+                # Autocast refuses to join tensors of float16.
+                found.append(Target(probable, log_p.half(), log_rest))
+    stored = {name: torch.stack([getattr(each, name) for each in found]) for name in Target._fields}
+    if journal is None:
+        return Targets(numbers, stored)
+    files = {_FILE: write_tensors(journal.folder / _FILE, stored)}
+    journal.append({}, files, [path.name for path in journal.folder.glob("hidden-*")])
+    return Targets(numbers, TensorFile(journal.folder / _FILE))
+
+
+def fast_products(model: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Matrix products in bfloat16 where `device` multiplies it natively.
+
+    Weights that are cast are not kept. Autocast refuses operations on a float16 and a bfloat16
+    tensor, so that the products of a float16 model stay as they are.
+    """
+    narrow = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    if narrow or not has_fast_bfloat16(device):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+
+
+def _last_states(
+    dense: LanguageModel, windows: Tensor, journal: Journal | None
+) -> Iterator[tuple[Tensor, bool]]:
+    """What `run_blocks` gives for each of `windows`."""
+    if not dense.on_disk:
+        return (run_blocks(dense.model, window[None].to(dense.device)) for window in windows)
+    assert journal is not None
+    folder = journal.folder
+
+    def file(index: int) -> WindowFile:
+        return WindowFile(folder / f"hidden-{index:04d}.safetensors", len(windows))
+
+    last = file(0)
+    calls = dense.block_calls(windows, last)
+    depth = len(find_blocks(dense.model))
+    for index in track(range(depth), "predictions of the dense model", depth):
+        inputs, last = last, file(index + 1)
+        with dense.block(index) as block:
+            run_windows(block, inputs, calls.arguments[index], last)
+        inputs.path.unlink()
+    return zip(last, repeat(calls.as_tuple))
+
+
+def logits_in_chunks(
+    model: nn.Module, windows: Tensor, hidden: Tensor, as_tuple: bool
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """The logits (positions, vocabulary) of `LOGITS` numbers at a time, with their inputs.
+
+    windows: (n, tokens), of which the last positions have no next token and are left out; the
+    others are numbered through, and the slice says which a chunk has. hidden: the last block's
+    output (n, tokens, width). The inputs (1, positions, width) are leaves of a graph if gradients
+    are enabled. as_tuple: as in `BlockCalls`.
+    """
+    ids = windows[:, :-1].reshape(1, -1)
+    states = hidden.detach()[:, :-1].reshape(1, -1, hidden.shape[-1])
+    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    size = max(1, min(LOGITS // vocabulary, windows.shape[1]))
+    for first in range(0, ids.shape[1], size):
+        positions = slice(first, min(first + size, ids.shape[1]))
+        inputs = states[:, positions].clone().requires_grad_(torch.is_grad_enabled())
+        with blocks_replaced(model, inputs, as_tuple):
+            logits = model(ids[:, positions], use_cache=False).logits[0]
+        yield positions, inputs, logits
+
+
+def _most_probable(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The fields of the target of `logits` (positions, vocabulary), on the CPU."""
+    scores = logits.to(torch.float32, copy=True)
+    top, tokens = scores.topk(min(KEPT, scores.shape[-1] - 1), -1)
+    rest = scores.scatter_(-1, tokens, -torch.inf).logsumexp(-1, keepdim=True)
+    total = torch.logaddexp(top.logsumexp(-1, keepdim=True), rest)
+    # A logarithm of 0 would give 0 · ∞ in the loss.
+    log_rest = (rest - total)[:, 0].clamp_min(_LEAST)
+    return tokens.int().cpu(), (top - total).clamp_min(_LEAST).cpu(), log_rest.cpu()
+
+
+def divergence(logits: Tensor, target: Target) -> tuple[Tensor, Tensor]:
+    """KL(target ‖ softmax of `logits` (positions, vocabulary)), summed, and its gradient.
+
+    All tokens but those of `target` count as one event. Both are float32; beside the gradient no
+    tensor of its size is made but by `logsumexp`.
+    """
+    tokens, log_p, log_rest = (values.to(logits.device) for values in target)
+    tokens, log_p = tokens.long(), log_p.float()
+    # A copy, which becomes the gradient.
+    scores = logits.detach().to(torch.float32, copy=True)
+    top = scores.gather(-1, tokens)
+    scores.scatter_(-1, tokens, -torch.inf)
+    rest = scores.logsumexp(-1, keepdim=True)
+    total = torch.logaddexp(top.logsumexp(-1, keepdim=True), rest)
+    log_q, log_left = top - total, (rest - total)[:, 0]
+    p, left = log_p.exp(), log_rest.exp()
+    loss = (p * (log_p - log_q)).sum() + (left * (log_rest - log_left)).sum()
+    # The gradient of the one event is divided among its tokens by their shares in it.
+    gradient = scores.sub_(rest).exp_().mul_((log_left.exp() - left)[:, None])
+    return loss, gradient.scatter_(-1, tokens, log_q.exp() - p)
