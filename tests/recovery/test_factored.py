@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pruner_zero.recovery.factored import FactoredWeights
+from pruner_zero.recovery.factored import FactoredMatrix
 
 
 def masked(*shape: int, seed: int = 0) -> Tensor:
@@ -19,12 +19,12 @@ def gradients(*shape: int, count: int = 4) -> list[Tensor]:
     return [torch.randn(*shape, generator=generator) * sizes for _ in range(count)]
 
 
-def trained(weight: Tensor, given: list[Tensor], **options: object) -> Tensor:
-    parameter = nn.Parameter(weight.clone())
-    kept = FactoredWeights("w", parameter, **options)  # type: ignore[arg-type]
+def trained(weight: Tensor, given: list[Tensor]) -> Tensor:
+    weight = weight.clone()
+    kept = FactoredMatrix("w", weight)
     for gradient in given:
-        kept.step(gradient.clone(), 0.1)
-    return parameter.data
+        kept.step(gradient, 0.1)
+    return weight
 
 
 def plain(weight: Tensor, given: list[Tensor]) -> Tensor:
@@ -61,15 +61,6 @@ def test_whole_rows_and_columns_of_zeros_change_nothing() -> None:
     torch.testing.assert_close(trained(wide, given)[rows[:, None], columns], smaller)
 
 
-def test_each_expert_of_a_stack_is_trained_alone_and_others_stay() -> None:
-    stack, given = masked(3, 6, 9), gradients(3, 6, 9)
-    after = trained(stack, given, experts=[0, 2])
-    assert torch.equal(after[1], stack[1])
-    for expert in (0, 2):
-        alone = trained(stack[expert], [gradient[expert] for gradient in given])
-        torch.testing.assert_close(after[expert], alone)
-
-
 @pytest.mark.parametrize("scale", [1e-8, 1e8])
 def test_the_size_of_gradients_does_not_matter_nor_does_a_gradient_of_zeros(scale: float) -> None:
     weight, given = masked(6, 9), gradients(6, 9)
@@ -79,8 +70,25 @@ def test_the_size_of_gradients_does_not_matter_nor_does_a_gradient_of_zeros(scal
 
 
 def test_it_holds_next_to_nothing_beside_the_weights() -> None:
-    parameter = nn.Parameter(masked(60, 90))
-    kept = FactoredWeights("w", parameter)
+    kept = FactoredMatrix("w", masked(60, 90))
     kept.step(gradients(60, 90)[0], 0.1)
     held = [value for value in vars(kept).values() if isinstance(value, Tensor)]
-    assert sum(tensor.numel() for tensor in held if tensor is not parameter) < 200
+    assert sum(tensor.numel() for tensor in held if tensor is not kept.weight) < 200
+
+
+def test_a_transposed_view_is_trained_like_a_matrix_of_its_own() -> None:
+    weight, given = masked(6, 9), gradients(6, 9)
+    stored = weight.T.contiguous()
+    kept = FactoredMatrix("w", stored.T)
+    for gradient in given:
+        kept.step(gradient.T.contiguous().T, 0.1)
+    torch.testing.assert_close(stored.T, trained(weight, given))
+
+
+def test_the_rows_that_are_processed_at_a_time_do_not_matter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, given = masked(16, 24), gradients(16, 24)
+    expected = trained(weight, given)
+    monkeypatch.setattr("pruner_zero.recovery.factored._CHUNK", 5 * 24)
+    torch.testing.assert_close(trained(weight, given), expected)

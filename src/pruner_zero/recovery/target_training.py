@@ -13,10 +13,10 @@ from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import blocks_recomputed, run_blocks
-from pruner_zero.models.structure import Matrix, experts_of, parameters_of
+from pruner_zero.models.structure import Matrix, parameters_of
 from pruner_zero.progress import note, track
 from pruner_zero.pruning.method import Point
-from pruner_zero.recovery.factored import FactoredWeights
+from pruner_zero.recovery.factored import FactoredMatrix
 from pruner_zero.recovery.targets import (
     Target,
     Targets,
@@ -58,11 +58,9 @@ class TargetTraining:
 
     def run(self) -> Sequence[Point]:
         """Train in place, on from the last checkpoint; the learning curve."""
-        parameters = parameters_of(self.matrices)
-        self.learned = [
-            FactoredWeights(name, parameter, experts_of(self.matrices, name))
-            for name, parameter in parameters.items()
-        ]
+        self.learned = {
+            matrix: FactoredMatrix(matrix.name, matrix.weight) for matrix in self.matrices
+        }
         state, journal = self.state, self.journal
         if journal and journal.lines:
             state = self.state = self._restored(journal)
@@ -71,7 +69,10 @@ class TargetTraining:
         if not state.curve:
             self._validate(start)
         left = self.batches[state.step :]
-        receivers = {kept.parameter: partial(self._update, kept) for kept in self.learned}
+        receivers = {
+            parameter: partial(self._update, [m for m in self.matrices if m.parameter is parameter])
+            for parameter in parameters_of(self.matrices).values()
+        }
         with gradients_to(receivers, self.model), blocks_recomputed(self.model):
             for numbers in track(left, "distillation", len(left)):
                 state.losses.append(self._step(numbers))
@@ -85,9 +86,11 @@ class TargetTraining:
         self._save()
         return state.curve
 
-    def _update(self, kept: FactoredWeights, gradient: Tensor) -> None:
+    def _update(self, matrices: Sequence[Matrix], gradient: Tensor) -> None:
         # At the middle of the step, so that neither the first nor the last has a rate of 0.
-        kept.step(gradient, RATE * rate((self.state.step + 0.5) / len(self.batches)))
+        share = RATE * rate((self.state.step + 0.5) / len(self.batches))
+        for matrix in matrices:
+            self.learned[matrix].step(matrix.view(gradient), share)
 
     def _step(self, numbers: Sequence[int]) -> float:
         """One step on the windows `numbers`; their loss before it.
@@ -151,7 +154,9 @@ class TargetTraining:
         """Write the state and its tensors to the journal, and delete those of the state before."""
         if self.journal is None:
             return
-        tensors = {name: tensor for kept in self.learned for name, tensor in kept.state().items()}
+        tensors = {
+            name: tensor for kept in self.learned.values() for name, tensor in kept.state().items()
+        }
         lines = self.journal.lines
         file = f"state-{len(lines):06d}.safetensors"
         files = {file: write_tensors(self.journal.folder / file, tensors)}
@@ -162,6 +167,6 @@ class TargetTraining:
         line = journal.lines[-1]
         saved = TensorFile(journal.folder / line["tensors"])
         state = State.from_json(line["state"])
-        for kept in self.learned:
+        for kept in self.learned.values():
             kept.restore(saved, state.step)
         return state
