@@ -25,8 +25,8 @@ class Walk:
     tokens: the windows (n, seqlen). storage: where activations are kept, in memory where None.
     hidden: the input of the block whose turn it is, a (1, tokens, width) tensor for each window;
     given for an interrupted walk, else that of the first block. dense: a walk over the dense model
-    on the same tokens, for statistics that compare its inputs with these; it goes one block on
-    whenever this one collects. The caller loads the block of each turn and may change its weights
+    on the same tokens, which goes one block on whenever this one collects; compared: whether
+    statistics compare its inputs with these. The caller loads the block of each turn and may change its weights
     between `collect` and `advance`.
     """
 
@@ -37,8 +37,9 @@ class Walk:
         storage: Storage | None = None,
         hidden: Activations | None = None,
         dense: "Walk | None" = None,
+        compared: bool = True,
     ) -> None:
-        self.dense = dense
+        self.dense, self.compared = dense, compared
         self._storage: Storage = storage or (lambda _index: [])
         calls = language_model.block_calls(
             tokens, self._storage(0) if hidden is None else DISCARDED
@@ -62,9 +63,10 @@ class Walk:
         that is not changed on the way.
         """
         dense = self.dense
+        if dense and not (matrices and self.compared):
+            dense.advance(block, index, observed=True)
+            dense = None
         if not matrices and not advance:
-            if dense:
-                dense.advance(block, index, observed=True)
             return {}
         outputs = self._storage(index + 1) if advance else DISCARDED
         dense_outputs = dense._storage(index + 1) if dense else None

@@ -80,7 +80,7 @@ def compare(
         checked.refuse(("multiple_of",), "a method that removes channels")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(calibration, any(m.kinds or m.distill for m in chosen.values() if m))
+    texts = calibration_texts(calibration, any(m.needs_text for m in chosen.values() if m))
     test_text = load_text(checked.text if text is None else text, role="test")
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError(

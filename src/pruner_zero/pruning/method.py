@@ -57,6 +57,13 @@ MODEL_STEPS: Registry[ModelStep] = Registry(
     deferred={"distill": "pruner_zero.recovery.distillation:DISTILL"},
 )
 
+# Functions that train one block once its matrices are pruned, as `recovery/reconstruction.py`.
+BLOCK_STEPS: Registry[Callable[..., Any]] = Registry(
+    "block_steps",
+    object,
+    deferred={"reconstruct": "pruner_zero.recovery.reconstruction:reconstruct"},
+)
+
 SPARSEGPT = "sparsegpt"
 SPARSEGPT_SCORE = "sparsegpt-score"
 
@@ -68,8 +75,9 @@ class Method:
     steps: the names of the steps after the mask, of `STEPS`, in the order they run.
     asymmetric: the target of the last step that supports it is a weighted mean of the dense model's
     outputs and of the outputs of the dense weights on the pruned model's inputs.
-    distill: how many steps of distillation follow once all matrices are pruned. damping: the share
-    of the mean diagonal added to Hessians.
+    reconstruct: how many passes over the calibration windows train each block towards the dense
+    block's outputs, once its matrices are pruned. distill: how many steps of distillation follow
+    once all matrices are pruned. damping: the share of the mean diagonal added to Hessians.
     Raises PrunerZeroError where these cannot be combined.
     """
 
@@ -78,6 +86,7 @@ class Method:
     pattern: Pattern
     steps: tuple[str, ...] = ()
     asymmetric: bool = False
+    reconstruct: int = 0
     distill: int = 0
     damping: float = 0.01
 
@@ -112,6 +121,7 @@ class Method:
             "scope": self.scope,
             "steps": list(self.steps),
             "asymmetric": self.asymmetric,
+            "reconstruct": self.reconstruct,
             "distill": self.distill,
         }
 
@@ -120,6 +130,11 @@ class Method:
         """The statistics that the method needs."""
         needs_gram = any(STEPS[name].needs_gram for name in self.steps)
         return self._of_hessian | self.scoring_kinds if needs_gram else self.scoring_kinds
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether a calibration text is needed."""
+        return bool(self.kinds or self.reconstruct or self.distill)
 
     @property
     def scoring_kinds(self) -> frozenset[Kind]:
@@ -149,7 +164,7 @@ class Method:
     @property
     def at_once(self) -> bool:
         """Whether the scores of the whole model decide, and no step follows the mask."""
-        return self.pattern.reach == "model" and not self.steps
+        return self.pattern.reach == "model" and not self.steps and not self.reconstruct
 
     def mode(self, asked: Mode) -> Order:
         """The order of work: sequential unless the whole model decides and no step follows.
@@ -163,6 +178,11 @@ class Method:
                 f"{self.name} compensates for earlier blocks, which needs --mode sequential: "
                 "choose it, or leave out +asymmetric"
             )
+        if self.reconstruct and asked == "one-shot":
+            raise PrunerZeroError(
+                f"{self.name} trains each block on the outputs of the pruned blocks before it, which "
+                "needs --mode sequential: choose it, or leave out +reconstruct"
+            )
         if not self.at_once:
             return "one-shot" if asked == "one-shot" else "sequential"
         if asked == "sequential":
@@ -174,17 +194,19 @@ class Method:
         return "one-shot"
 
 
-def describe_steps(steps: Sequence[str], asymmetric: bool = False) -> str:
+def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:
     """The steps of these names, if asymmetric with their target, as the end of a sentence.
 
     Empty for no steps. If one is from a package that is not installed, they are only named.
+    reconstruct: passes of the reconstruction that follows them.
     """
+    after = f", each block trained towards the dense block in {reconstruct} passes" * bool(
+        reconstruct
+    )
     if not all(name in STEPS for name in steps):
-        return "".join(f", the step {name}" for name in steps)
+        return "".join(f", the step {name}" for name in steps) + after
     run = plan(steps)
     last = max((index for index, step in enumerate(run) if step.aims), default=-1)
     aim = " towards the dense model's outputs"
-    return "".join(
-        f", {step.words}{aim if asymmetric and index == last else ''}"
-        for index, step in enumerate(run)
-    )
+    words = (f", {step.words}{aim if asymmetric and i == last else ''}" for i, step in enumerate(run))
+    return "".join(words) + after

@@ -42,7 +42,7 @@ from pruner_zero.pruning.checkpoint import (
 )
 from pruner_zero.pruning.masks import Mask, masks_of, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
-from pruner_zero.pruning.method import MODEL_STEPS, Method, Point
+from pruner_zero.pruning.method import BLOCK_STEPS, MODEL_STEPS, Method, Point
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.text.windows import Windows
@@ -81,7 +81,7 @@ def prune_model(
     model. matrices: what `check_plan` returned; all matrices, after the same checks, where None;
     where no units are cut out, they alone are trained. `store` keeps the dense statistics.
     `journal` makes each finished block durable; it holds the result of an offloaded model, and
-    its activations between two blocks. seed: of the distillation. undo: units that were cut out
+    its activations between two blocks. seed: of all training. undo: units that were cut out
     come back when it is closed; where None they are gone for good. An offloaded model keeps masked
     units: its files are cut when they are saved. Raises PrunerZeroError.
     """
@@ -99,10 +99,11 @@ def prune_model(
     order = method.mode(mode)
     calibrate(language_model, windows, method.dense_kinds(order), store)
     statistics = DenseStatistics(store, method.damping)
-    propagated = order == "sequential" and bool(select(InputStatistic, method.kinds))
+    needs_inputs = bool(select(InputStatistic, method.kinds)) or method.reconstruct > 0
+    propagated = order == "sequential" and needs_inputs
     if method.pattern.decides:
         method = _decided(language_model, windows, method, statistics)
-    run = _Run(language_model, windows, method, matrices, statistics, journal, propagated)
+    run = _Run(language_model, windows, method, matrices, statistics, journal, propagated, seed)
     records = run.blocks()
     for record in records:
         if record.note:
@@ -202,6 +203,7 @@ class _Run:
     statistics: DenseStatistics
     journal: Journal | None
     propagated: bool
+    seed: int
 
     @torch.no_grad()
     def blocks(self) -> list[MatrixRecord]:
@@ -227,6 +229,8 @@ class _Run:
                     collected = walk.collect(block, index, matrices, method.kinds)
                     inputs = block_statistics(collected, method.damping)
                 done = list(self.prune(dense, matrices, inputs))
+                if walk and matrices and method.reconstruct:
+                    self.reconstruct(walk, block, index)
                 if index == last:
                     # No block after it has matrices, so nothing needs its outputs.
                     walk = None
@@ -243,7 +247,8 @@ class _Run:
         """The walk over the pruned blocks, in files of the journal for an offloaded model.
 
         It stands before the first block, for an offloaded model after its `finished` blocks.
-        Asymmetric steps need a walk over the dense blocks beside it, which are dense at this point.
+        Asymmetric steps and reconstruction need a walk over the dense blocks beside it, which are
+        dense at this point.
         """
         model, tokens, windows = self.language_model, self.windows.tokens, len(self.windows)
         journal = self.journal if self.language_model.on_disk else None
@@ -255,12 +260,13 @@ class _Run:
             return new_dense_activations(journal, index - 1, windows) if journal else []
 
         dense = None
-        if self.method.asymmetric:
+        if self.method.asymmetric or self.method.reconstruct:
             dense = Walk(model, tokens, dense_storage)
             for index in range(finished):
                 with model.block(index) as block:
                     dense.advance(block, index, observed=True)
-        return Walk(model, tokens, storage, last_activations(journal) if journal else None, dense)
+        hidden = last_activations(journal) if journal else None
+        return Walk(model, tokens, storage, hidden, dense, compared=self.method.asymmetric)
 
     def dense_masks(self) -> Mapping[str, Mask]:
         """The masks of all matrices, by the scores of the whole dense model."""
@@ -298,6 +304,19 @@ class _Run:
                 yield prune_matrix(matrix, statistics.pop(matrix), self.method, masks[matrix.name])
                 if disk := self.language_model.on_disk:
                     disk.release()
+
+    def reconstruct(self, walk: Walk, block: nn.Module, index: int) -> None:
+        """Train a pruned block towards the outputs that the dense block has in the dense model."""
+        assert walk.dense is not None
+        BLOCK_STEPS["reconstruct"](
+            block,
+            self.by_block[index],
+            walk.hidden,
+            walk.arguments[index],
+            walk.dense.hidden,
+            self.method.reconstruct,
+            self.seed,
+        )
 
     def read(self, matrix: Matrix, inputs: dict[str, Statistics]) -> Statistics:
         """The statistics of one matrix: its entry of `inputs`, else those of the dense model."""

@@ -1,7 +1,7 @@
-"""Parsing methods: `METRIC[@SCOPE][+STEPS][+distill=N]`, where units go `METRIC@channels=0.25`."""
+"""Parsing methods: `METRIC[@SCOPE][+STEPS][+reconstruct=N][+distill=N]`, units by `@channels=0.25`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from pruner_zero.choices import Scope, Structure
@@ -30,7 +30,9 @@ STRUCTURES: Registry[Any] = Registry(
 _RULES: dict[str, Structure] = {BLOCK_INFLUENCE: "blocks", REAP: "experts"}
 
 _STEP = re.compile(r"(.*)\+\s*([A-Za-z][A-Za-z0-9_-]*)\s*", re.DOTALL)
-_DISTILL = re.compile(r"(.*)\+\s*distill\s*(?:=\s*(\d+)\s*)?", re.DOTALL)
+# Steps whose amount is named: what is counted, and an example.
+_COUNTED = {"distill": ("steps of distillation", 40), "reconstruct": ("passes", 4)}
+_AMOUNT = re.compile(rf"(.*)\+\s*({'|'.join(_COUNTED)})\s*(?:=\s*(\d+)\s*)?", re.DOTALL)
 
 
 def parse_method(
@@ -42,13 +44,14 @@ def parse_method(
     update: str | None = None,
     refine: bool = False,
     asymmetric: bool = False,
+    reconstruct: int | None = None,
     distill: int | None = None,
     structure: Structure | None = None,
     parameters: str | None = None,
     multiple_of: int = 32,
     damping: float = 0.01,
 ) -> Method:
-    """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+distill=N]`.
+    """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
 
     METRIC is a name, an expression or a tree file, STEP a name of `STEPS`, or none for no update
     where the method would have one.
@@ -57,7 +60,8 @@ def parse_method(
     the mask that its sweep chooses, on the Hessian of that update: `exact` shrinks it for the
     number of tokens, by which that mask, and D in a score, differ. A scope in the text has
     precedence over `scope`, and that over the scope in a tree file; the default is "row". `update`,
-    `refine`, `asymmetric` and `distill` (a number of steps) are used where the text names none.
+    `refine`, `asymmetric`, `reconstruct` (passes) and `distill` (steps) are used where the text
+    names none.
 
     Where whole units are removed, the kind of unit replaces the scope: channels, heads, experts
     (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
@@ -69,11 +73,7 @@ def parse_method(
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
     """
     name = text.strip()
-    untrained, trained = _split_distillation(name)
-    if distill is not None and trained not in (0, distill):
-        raise PrunerZeroError(
-            f"{name} names its distillation: leave out --distill {distill}, or +distill={trained}"
-        )
+    untrained, amounts = _split_amounts(name, {"reconstruct": reconstruct, "distill": distill})
     rest, written = _split_steps(untrained)
     body, part = _split_scope(rest)
     word, _, amount = (part or "").partition("=")
@@ -122,7 +122,7 @@ def parse_method(
     else:
         zeros = _without_scope(name, pattern, asked)
     _check_steps(name, zeros, steps)
-    return Method(name, metric, zeros, steps, asymmetric, distill or trained, damping)
+    return Method(name, metric, zeros, steps, asymmetric, damping=damping, **amounts)
 
 
 def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:
@@ -163,14 +163,25 @@ def split_methods(text: str) -> list[str]:
     return methods
 
 
-def _split_distillation(text: str) -> tuple[str, int]:
-    """The text without the distillation it ends in, and the number of its steps."""
-    written = _DISTILL.fullmatch(text)
-    if written is None:
-        return text, 0
-    if written[2] is None:
-        raise PrunerZeroError(f"{text}: say how many steps of distillation, as in +distill=40")
-    return written[1].rstrip(), int(written[2])
+def _split_amounts(text: str, asked: Mapping[str, int | None]) -> tuple[str, dict[str, int]]:
+    """The text without the counted steps it ends in, and the amount of each.
+
+    asked: by options, used where the text does not name the step. Raises PrunerZeroError.
+    """
+    rest, amounts = text, dict.fromkeys(_COUNTED, 0)
+    while written := _AMOUNT.fullmatch(rest):
+        rest, name = written[1].rstrip(), written[2]
+        counted, example = _COUNTED[name]
+        if written[3] is None:
+            raise PrunerZeroError(f"{text}: say how many {counted}, as in +{name}={example}")
+        amounts[name] = int(written[3])
+    for name, amount in asked.items():
+        if amount is not None and amounts[name] not in (0, amount):
+            raise PrunerZeroError(
+                f"{text} names +{name}={amounts[name]}: leave it out, or --{name} {amount}"
+            )
+        amounts[name] = amount or amounts[name]
+    return rest, amounts
 
 
 def _split_steps(text: str) -> tuple[str, list[str]]:

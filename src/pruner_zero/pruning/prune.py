@@ -102,7 +102,7 @@ def prune(
     if checked.offload:
         _check_offload(is_object, folder)
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, bool(method.kinds or method.distill))
+    texts = calibration_texts(text, method.needs_text)
     if checked.offload:
         language_model = OPENERS["offload"](checked.model, **checked.loading)
     else:
@@ -147,9 +147,10 @@ def _read(
         checked = checked.model_copy(update={"scope": metric.scope})
     zeros = pattern if isinstance(pattern, Pattern) else checked.pattern
     options = {name: getattr(checked, name) for name in _OPTIONS}
-    # 0 is the default beside a metric, whose text may name steps.
-    steps = checked.distill if "distill" in checked.model_fields_set else None
-    method = parse_method(checked.metric, pattern=zeros, distill=steps, **options)
+    # 0 is the default beside a metric, whose text may name amounts.
+    named = checked.model_fields_set & {"reconstruct", "distill"}
+    amounts = {name: getattr(checked, name) for name in named}
+    method = parse_method(checked.metric, pattern=zeros, **amounts, **options)
     if method.pattern.unit and not checked.structure:
         raise PrunerZeroError(
             f"{method.name} removes whole units: name them by --structure, and their share by "
@@ -247,7 +248,7 @@ class _Run:
 def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:
     """The note on the default method; inputs: of the widest matrix, None where swaps are fast."""
     trained = f", {method.distill} steps of distillation" if method.distill else ""
-    steps = describe_steps(method.steps, method.asymmetric)
+    steps = describe_steps(method.steps, method.asymmetric, method.reconstruct)
     chosen = f"{method.metric.expression} ({method.pattern}){steps}{trained}"
     note = _CHOSEN.format(method=chosen, more=_MORE if method.distill else "")
     return note if inputs is None or not settings.refine else note + _SLOW.format(inputs=inputs)

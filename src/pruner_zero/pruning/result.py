@@ -146,7 +146,7 @@ def model_card(result: PruneResult) -> str:
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
         calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
-    trained = NOT_RETRAINED
+    trained = "" if method.reconstruct else NOT_RETRAINED
     if result.distillation:
         first, last = result.distillation[0], result.distillation[-1]
         trained = (
@@ -181,7 +181,7 @@ tags: [pruned, pruner-zero]
 # {title_of(settings.model)}, {title}
 
 {which} {"were" if partly else "was"} pruned ({method.pattern}, {result.mode}) by {chooser}\
-{describe_steps(method.steps, method.asymmetric)}. {trained}
+{describe_steps(method.steps, method.asymmetric, method.reconstruct)}. {trained}
 
 {stored}
 

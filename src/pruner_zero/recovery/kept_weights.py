@@ -49,6 +49,11 @@ class KeptWeights:
         """Write the values to their positions in the parameter, which is float32."""
         self.parameter.data.view(-1).index_copy_(0, self.positions.long(), self.values)
 
+    def clear(self) -> None:
+        """Set the gradient of the values to zero."""
+        assert self.values.grad is not None
+        self.values.grad.zero_()
+
     def pull(self, gradient: Tensor) -> None:
         """Add the parameter's `gradient` at the kept positions to that of the values."""
         assert self.values.grad is not None

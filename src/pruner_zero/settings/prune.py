@@ -56,6 +56,7 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("mode") == "one-shot":
         # In a one-shot run all inputs are the dense model's, so there is no other target.
         chosen.pop("asymmetric", None)
+        chosen.pop("reconstruct", None)
     return chosen
 
 
@@ -93,6 +94,12 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         False,
         description="Swaps and updates aim a quarter of the way at the outputs of the dense model, "
         "and so compensate for some of the errors of earlier blocks.",
+    )
+    reconstruct: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
+        0,
+        ge=0,
+        description="Then train the kept weights of each block towards the dense block's outputs, "
+        "in this many passes over the calibration windows, before the next block is pruned.",
     )
     distill: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
         0,

@@ -1,0 +1,120 @@
+"""Reconstruction of a block: nearer to the dense block's outputs, with the same zeros."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from pruner_zero.errors import PrunerZeroError
+from pruner_zero.models.blocks import record_block_calls
+from pruner_zero.models.structure import find_blocks, find_matrices
+from pruner_zero.recovery import reconstruction
+from pruner_zero.recovery.reconstruction import RATE, reconstruct
+from tests.recovery.conftest import prune_half
+from tests.tiny_models import tiny_model, tiny_windows
+
+
+@pytest.fixture(autouse=True)
+def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconstruction, "has_fast_bfloat16", lambda _device: False)
+
+
+class Setting:
+    """The first block of a tiny model, pruned by half, with its inputs and its dense outputs."""
+
+    def __init__(self, architecture: str = "llama", windows: int = 6) -> None:
+        self.model = tiny_model(architecture)
+        calls = record_block_calls(self.model, tiny_windows(windows, 16))
+        self.hidden, self.arguments = list(calls.hidden), calls.arguments[0]
+        self.block = find_blocks(self.model)[0]
+        self.target = self.outputs()
+        self.zeros = prune_half(self.model)
+        self.matrices = [matrix for matrix in find_matrices(self.model) if matrix.block == 0]
+
+    @torch.no_grad()
+    def outputs(self) -> list[Tensor]:
+        outputs = []
+        for hidden, (args, kwargs) in zip(self.hidden, self.arguments, strict=True):
+            output = self.block(hidden, *args, **kwargs)
+            outputs.append(output if isinstance(output, Tensor) else output[0])
+        return outputs
+
+    def error(self) -> float:
+        pairs = zip(self.outputs(), self.target, strict=True)
+        return sum(float((output - target).square().sum()) for output, target in pairs)
+
+    def train(self, passes: int = 1) -> tuple[float, float]:
+        calls = (self.hidden, self.arguments, self.target)
+        return reconstruct(self.block, self.matrices, *calls, passes)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_the_outputs_come_nearer_to_the_dense_ones_and_zeros_stay(architecture: str) -> None:
+    setting = Setting(architecture)
+    before, others = setting.error(), find_blocks(setting.model)[1]
+    unchanged = {name: tensor.clone() for name, tensor in others.state_dict().items()}
+    first, last = setting.train(60)
+    assert last < first
+    assert setting.error() < 0.9 * before
+    for name, parameter in setting.model.named_parameters():
+        if name in setting.zeros:
+            assert torch.equal(parameter.data == 0, setting.zeros[name]), name
+    assert all(torch.equal(others.state_dict()[name], tensor) for name, tensor in unchanged.items())
+
+
+def test_steps_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masked gradients of the whole matrices, by torch's AdamW, in the same order of windows."""
+    monkeypatch.setattr(reconstruction, "TOKENS", 32)
+    ours, plain = Setting(windows=5), Setting(windows=5)
+    ours.train(passes=2)
+    plainly(plain, together=2, passes=2)
+    wanted = dict(plain.block.named_parameters())
+    for name, parameter in ours.block.named_parameters():
+        torch.testing.assert_close(parameter.data, wanted[name].data, rtol=1e-4, atol=1e-6)
+
+
+def plainly(setting: Setting, together: int, passes: int) -> None:
+    weights = [matrix.parameter for matrix in setting.matrices]
+    masks = [weight.data != 0 for weight in weights]
+    sizes = [float(weight.data.square().mean().sqrt()) for weight in weights]
+    optimizer = torch.optim.AdamW(
+        [{"params": [weight]} for weight in weights], betas=(0.9, 0.95), weight_decay=0.0
+    )
+    added = [(t - h).square().mean() for t, h in zip(setting.target, setting.hidden, strict=True)]
+    scale = sum(float(value) for value in added) / len(added)
+    generator = torch.Generator().manual_seed(0)
+    each, step = len(setting.hidden) // together, 0
+    for _ in range(passes):
+        order = torch.randperm(len(setting.hidden), generator=generator).tolist()
+        for batch in (order[i * together : (i + 1) * together] for i in range(each)):
+            share = step / (passes * each)
+            rise = 0.1 + 0.9 * share / 0.05
+            fall = (1 - math.cos(math.pi * (1 - share) / 0.95)) / 2
+            for group, size in zip(optimizer.param_groups, sizes, strict=True):
+                group["lr"] = RATE * size * (rise if share < 0.05 else fall)
+            optimizer.zero_grad()
+            for window in batch:
+                args, kwargs = setting.arguments[window]
+                output = setting.block(setting.hidden[window], *args, **kwargs)
+                loss = (output - setting.target[window]).square().mean() / scale / len(batch)
+                loss.backward()
+            for weight, mask in zip(weights, masks, strict=True):
+                assert weight.grad is not None
+                weight.grad *= mask
+            optimizer.step()
+            step += 1
+
+
+def test_weights_in_half_precision_stay_in_it() -> None:
+    setting = Setting()
+    setting.model.bfloat16()
+    setting.train(2)
+    assert {parameter.dtype for parameter in setting.block.parameters()} == {torch.bfloat16}
+
+
+def test_an_error_that_is_not_finite_names_the_block() -> None:
+    setting = Setting()
+    setting.target[2] = setting.target[2] * math.inf
+    with pytest.raises(PrunerZeroError, match="block 0 diverged: leave out"):
+        setting.train()
