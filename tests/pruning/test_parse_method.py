@@ -129,7 +129,7 @@ def test_distillation_ends_the_text_of_a_method() -> None:
     assert parse_method(method.name, sparsity=0.5, distill=40) == method
     for steps in (0, 3):
         assert refusal("wanda+distill=40", sparsity=0.5, distill=steps) == (
-            f"wanda+distill=40 names its distillation: leave out --distill {steps}, or +distill=40"
+            f"wanda+distill=40 names +distill=40: leave it out, or --distill {steps}"
         )
     assert refusal("wanda+distill", sparsity=0.5) == (
         "wanda+distill: say how many steps of distillation, as in +distill=40"

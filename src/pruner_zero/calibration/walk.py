@@ -26,8 +26,8 @@ class Walk:
     hidden: the input of the block whose turn it is, a (1, tokens, width) tensor for each window;
     given for an interrupted walk, else that of the first block. dense: a walk over the dense model
     on the same tokens, which goes one block on whenever this one collects; compared: whether
-    statistics compare its inputs with these. The caller loads the block of each turn and may change its weights
-    between `collect` and `advance`.
+    statistics compare its inputs with these. The caller loads the block of each turn and may change
+    its weights between `collect` and `advance`.
     """
 
     def __init__(

@@ -35,7 +35,12 @@ def prune(
         print(json.dumps({**summary, **result.cost.to_json(), "settings": settings}))
     else:
         print(f"{result.output}: {result.share()} ({result.cost.seconds:.0f} s)")
-    changed = result.method.steps or result.method.reconstruct or result.method.distill or result.settings.structure
+    changed = (
+        result.method.steps
+        or result.method.reconstruct
+        or result.method.distill
+        or result.settings.structure
+    )
     if not changed and not quiet:
         print(IMPROVEMENT, file=sys.stderr)
 

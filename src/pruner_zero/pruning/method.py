@@ -180,8 +180,8 @@ class Method:
             )
         if self.reconstruct and asked == "one-shot":
             raise PrunerZeroError(
-                f"{self.name} trains each block on the outputs of the pruned blocks before it, which "
-                "needs --mode sequential: choose it, or leave out +reconstruct"
+                f"{self.name} trains each block on the outputs of the pruned blocks before it, "
+                "which needs --mode sequential: choose it, or leave out +reconstruct"
             )
         if not self.at_once:
             return "one-shot" if asked == "one-shot" else "sequential"
@@ -208,5 +208,7 @@ def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: 
     run = plan(steps)
     last = max((index for index, step in enumerate(run) if step.aims), default=-1)
     aim = " towards the dense model's outputs"
-    words = (f", {step.words}{aim if asymmetric and i == last else ''}" for i, step in enumerate(run))
+    words = (
+        f", {step.words}{aim if asymmetric and i == last else ''}" for i, step in enumerate(run)
+    )
     return "".join(words) + after

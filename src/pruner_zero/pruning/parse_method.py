@@ -1,4 +1,4 @@
-"""Parsing methods: `METRIC[@SCOPE][+STEPS][+reconstruct=N][+distill=N]`, units by `@channels=0.25`."""
+"""Parsing methods: `METRIC[@SCOPE][+STEPS]`, where units go `METRIC@channels=0.25`."""
 
 import re
 from collections.abc import Mapping, Sequence
