@@ -15,10 +15,10 @@ question or passage. To measure a folder that is there, a cell's name or a new o
     python benchmarks/proof.py smollm2 builtin:smollm2-135m --texts … --pruned 50-mine=FOLDER \\
         --only 50-mine
 
-A cell without last words is completed where it is the dense model or where its folder is there
-(--pruned or --folders). Products of the blocks are taken in bfloat16 and logits in float32; give
-all cells of a model the same --dtype. news.txt is `lee_background.cor`, 299 articles of 2001, from
-the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
+A cell without last words or agreement is completed where it is the dense model or its folder is
+there (--pruned or --folders). Products of the blocks are taken in bfloat16 and logits in float32;
+give all cells of a model the same --dtype. news.txt is `lee_background.cor`, 299 articles of 2001,
+from the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
 """
 
 import argparse
@@ -208,10 +208,8 @@ def main() -> None:
 
 def fill_cells(given: argparse.Namespace) -> None:
     """Fill the cells that are missing, and complete those whose model is there."""
-    folders = {}
     cells = {cell.name: cell for cell in all_cells()}
-    if given.folders:
-        folders = {name: FOLDERS / given.model / name for name in cells}
+    folders = {name: FOLDERS / given.model / name for name in cells if given.folders}
     for pair in given.pruned:
         name, _, folder = pair.partition("=")
         folders[name] = Path(folder)
@@ -225,7 +223,8 @@ def fill_cells(given: argparse.Namespace) -> None:
         file = CELLS / given.model / f"{name}.json"
         old = json.loads(file.read_text()) if file.exists() else {}
         there = cell.method is None or (folder is not None and folder.exists())
-        if not old or (given.texts and "cloze" not in old and there):
+        lacking = {"cloze", *([] if given.no_written else ["agreement"])} - old.keys()
+        if not old or (given.texts and lacking and there):
             print(name, flush=True)
             row = fill(cell, folder, old, given)
             file.parent.mkdir(parents=True, exist_ok=True)

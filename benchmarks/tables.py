@@ -97,25 +97,29 @@ def rounded(values: Sequence[float]) -> list[float]:
 
 
 def passages(text: str, count: int, generator: random.Random) -> list[str]:
-    """`count` passages of a text that do not overlap, each ending with a word of letters alone.
+    """`count` passages of a text, each ending with a word of letters alone, none with the same one.
 
-    Source: LAMBADA, Paperno et al. 2016 (1606.06031), whose passages people chose.
+    The text is cut into parts of 64 words; of a part at most one word is the last of a passage,
+    which begins in one of the parts before. Source: LAMBADA, Paperno et al. 2016 (1606.06031),
+    whose passages people chose.
     """
     words, (shortest, longest) = list(re.finditer(r"\S+", text)), WORDS
-    firsts = list(range(0, len(words) - longest + 1, longest))
-    generator.shuffle(firsts)
+    parts = list(range(longest - 1, len(words) - shortest + 1, shortest))
+    generator.shuffle(parts)
     found = []
-    for first in firsts:
+    for part in parts:
         lasts = [
-            words[n]
-            for n in range(first + shortest - 1, first + longest)
+            n
+            for n in range(part, part + shortest)
             if words[n][0].isalpha()
             and len(words[n][0]) >= LETTERS
             # One space before it, so that all its tokens are of the word.
             and text[words[n - 1].end() : words[n].start()] == " "
         ]
         if lasts:
-            found.append(text[words[first].start() : generator.choice(lasts).end()])
+            last = generator.choice(lasts)
+            first = last + 1 - generator.randint(shortest, longest)
+            found.append(text[words[first].start() : words[last].end()])
     if len(found) < count:
         raise PrunerZeroError(f"the text has {len(found)} passages and not {count}: give more text")
     return found[:count]
