@@ -13,7 +13,7 @@ from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import blocks_recomputed, run_blocks
-from pruner_zero.models.structure import Matrix, parameters_of
+from pruner_zero.models.structure import Matrix
 from pruner_zero.progress import note, track
 from pruner_zero.pruning.method import Point
 from pruner_zero.recovery.factored import FactoredMatrix
@@ -53,14 +53,11 @@ class TargetTraining:
     ) -> None:
         self.model, self.tokens, self.targets = model, tokens, targets
         self.batches, self.validation, self.journal = batches, validation, journal
-        self.matrices = matrices
+        self.learned = {matrix: FactoredMatrix(matrix.name, matrix.weight) for matrix in matrices}
         self.state = State()
 
     def run(self) -> Sequence[Point]:
         """Train in place, on from the last checkpoint; the learning curve."""
-        self.learned = {
-            matrix: FactoredMatrix(matrix.name, matrix.weight) for matrix in self.matrices
-        }
         state, journal = self.state, self.journal
         if journal and journal.lines:
             state = self.state = self._restored(journal)
@@ -69,10 +66,10 @@ class TargetTraining:
         if not state.curve:
             self._validate(start)
         left = self.batches[state.step :]
-        receivers = {
-            parameter: partial(self._update, [m for m in self.matrices if m.parameter is parameter])
-            for parameter in parameters_of(self.matrices).values()
-        }
+        of_parameter: dict[nn.Parameter, list[Matrix]] = {}
+        for matrix in self.learned:
+            of_parameter.setdefault(matrix.parameter, []).append(matrix)
+        receivers = {p: partial(self._update, matrices) for p, matrices in of_parameter.items()}
         with gradients_to(receivers, self.model), blocks_recomputed(self.model):
             for numbers in track(left, "distillation", len(left)):
                 state.losses.append(self._step(numbers))
@@ -83,7 +80,8 @@ class TargetTraining:
                     saved = time.monotonic()
         if state.losses:
             self._validate(start)
-        self._save()
+        if left:
+            self._save()
         return state.curve
 
     def _update(self, matrices: Sequence[Matrix], gradient: Tensor) -> None:
