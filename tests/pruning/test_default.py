@@ -178,7 +178,7 @@ def test_gradients_in_float16_are_refused_before_the_model_writes_a_text(tmp_pat
 def test_steps_of_distillation_beside_a_method_that_names_others_are_refused() -> None:
     options = {**SMALL, "metric": "wanda+distill=2", "calibration": "self"}
     line = refusal(lambda: prune(language_model(), **{**options, "distill": 0}))
-    assert "leave out --distill 0" in line
+    assert "leave it out, or --distill 0" in line
 
 
 def test_a_run_that_is_cut_while_it_distills_ends_with_the_same_bytes(
@@ -249,3 +249,19 @@ def test_a_distillation_beyond_the_memory_is_refused_before_the_model_writes(
     assert not list(tmp_path.iterdir())
     result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 0})
     assert result.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_on_disk_the_default_leaves_out_a_distillation_beyond_the_memory(
+    monkeypatch: pytest.MonkeyPatch, llama_folder: Path, text_file: Path, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("pruner_zero.recovery.distillation.available_bytes", lambda _: 1000)
+    options: dict[str, Any] = {"calibration": text_file, "offload": True, "cache": tmp_path}
+    options |= {"output": tmp_path / "out", **SMALL, "distill": 40}
+    notes = Notes()
+    with reported_to(notes):
+        result = prune(llama_folder, **options)
+    assert any("beside" in line and line.endswith(": it is left out") for line in notes.lines)
+    assert result.method.distill == 0
+    assert not result.distillation
+    line = refusal(lambda: prune(llama_folder, **{**options, "distill": 3, "overwrite": True}))
+    assert "--distill 0" in line

@@ -89,8 +89,9 @@ def prune(
     None.
 
     offload=True leaves the model on disk and reads it block by block, which keeps its memory small;
-    the result is the same. Distillation alone has the whole pruned model in memory. It needs an
-    `output`, and a model that is not an object.
+    the result is the same. Distillation alone has the whole pruned model in memory: the default
+    method leaves it out where that does not fit, and says so. offload=True needs an `output`, and a
+    model that is not an object.
 
     The result is built up in `OUTPUT.partial` and moved to `output` when it is complete; the same
     call after an interruption resumes after the last finished block. Raises PrunerZeroError,
@@ -114,6 +115,8 @@ def prune(
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             note(f"removing {fitted}: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
+    if checked.offload and checked.is_default:
+        method = _within_memory(language_model, method, include, checked.exclude)
     matrices = check_plan(language_model, method, include, checked.exclude)
     if select(GradientStatistic, method.kinds):
         # Before the model writes a text for nothing.
@@ -168,6 +171,22 @@ def _check_offload(is_object: bool, folder: Path | None) -> None:
         )
     if folder is None:
         raise PrunerZeroError("--offload needs an output folder, where the result is built up")
+
+
+def _within_memory(
+    language_model: LanguageModel, method: Method, include: Sequence[str], exclude: Sequence[str]
+) -> Method:
+    """The default method for a model on disk, without a distillation that memory is too small for.
+
+    Raises PrunerZeroError as `check_plan` does for what is not about memory.
+    """
+    try:
+        check_plan(language_model, method, include, exclude, weights=False)
+    except PrunerZeroError as error:
+        method = replace(method, distill=0)
+        check_plan(language_model, method, include, exclude, weights=False)
+        note(f"{str(error).partition(':')[0]}: it is left out")
+    return method
 
 
 @dataclass(frozen=True)
