@@ -4,8 +4,10 @@ from typing import Literal
 
 from pruner_zero.errors import PrunerZeroError
 
-# The name of the text that the model writes itself.
+# The names of texts that the model writes itself, by what it begins with: `self` is the best of
+# them that the tokenizer allows.
 SELF = "self"
+WRITTEN_TEXTS = (SELF, "self:chat", "self:documents")
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 Scope = Literal["row", "block", "matrix", "global"]

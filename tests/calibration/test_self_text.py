@@ -17,8 +17,11 @@ from pruner_zero.models.load import load_model
 from pruner_zero.models.sampling import sample_windows
 from pruner_zero.offload.model import load_offloaded
 from pruner_zero.tensor_file import TensorFile
+from pruner_zero.text.mixture import SelfText
+from pruner_zero.text.scripts import tokens_outside
 from pruner_zero.text.windows import Windows
 from tests.elsewhere import HERE, elsewhere
+from tests.models.test_dialogue import TEMPLATE
 from tests.processes import Forked
 from tests.tiny import tiny_tokenizer
 from tests.tiny_models import tiny_model
@@ -174,11 +177,26 @@ def test_two_processes_do_not_write_the_same_text(write: Write, tmp_path: Path) 
             write(BATCH + 1)
 
 
-def test_a_model_on_disk_reads_text_that_it_wrote_in_memory(
-    write: Write, llama_folder: Path, sampled: list[str]
+def test_a_model_on_disk_is_read_to_memory_while_it_writes(
+    write: Write, llama_folder: Path, sampled: list[str], tmp_path: Path
 ) -> None:
     on_disk = load_offloaded(llama_folder)
-    with pytest.raises(PrunerZeroError, match="cannot write its own text"):
+    tokens = write(2, model=on_disk).tokens
+    assert not on_disk.loaded
+    assert {p.dtype for p in on_disk.model.parameters()} == {torch.float32}
+    assert all(parameter.isnan().all() for parameter in on_disk.model.parameters())
+    in_memory = load_model(llama_folder)
+    assert torch.equal(write(2, model=in_memory).tokens, tokens)
+    assert len(sampled) == 1
+    assert torch.equal(write(2, model=in_memory, folder=tmp_path / "again").tokens, tokens)
+
+
+def test_a_model_on_disk_that_memory_has_no_room_for_reads_what_it_wrote(
+    write: Write, llama_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    on_disk = load_offloaded(llama_folder)
+    monkeypatch.setattr("pruner_zero.offload.model.available_bytes", lambda device: 1)
+    with pytest.raises(PrunerZeroError, match="has no room for it"):
         write(2, model=on_disk)
     tokens = write(2, model=load_model(llama_folder)).tokens
     assert torch.equal(write(2, model=on_disk).tokens, tokens)
@@ -213,8 +231,83 @@ def test_the_description_says_who_wrote_the_text(write: Write) -> None:
         "tokens": 2 * SEQLEN,
         "tokens_available": None,
         "tokens_sha256": windows.sha256,
+        **windows.written,
     }
+    assert windows.written.keys() == {"sample", "scripts", "repeated"}
     assert write(2, first=2).describe()["text"] == "self, from window 2 on"
+
+
+def with_template() -> LanguageModel:
+    model = language_model()
+    model.tokenizer.chat_template = TEMPLATE
+    return model
+
+
+def test_a_model_with_a_chat_template_writes_dialogues(write: Write) -> None:
+    begun = language_model().tokenizer.encode("Be kind.<user>")
+    for name in ("self", "self:chat"):
+        windows = write(2, seqlen=48, model=with_template(), text=SelfText(name))
+        assert windows.tokens[:, : len(begun)].tolist() == [begun, begun]
+        assert windows.joined == "dialogues that the dense model wrote by its chat template"
+    plain = SelfText("self:documents")
+    documents = write(2, model=with_template(), text=plain).tokens
+    assert torch.equal(documents, write(2, text=plain).tokens)
+    assert torch.equal(documents, write(2).tokens)
+    with pytest.raises(PrunerZeroError, match="llama has no chat template"):
+        write(2, text=SelfText("self:chat"))
+
+
+def test_every_prompt_begins_as_many_windows(write: Write) -> None:
+    prompts = tuple(({"role": "user", "content": letter},) for letter in "abcdef")
+    tokens = write(2 * BATCH, text=SelfText(prompts=prompts)).tokens
+    first = language_model().tokenizer.batch_decode(tokens[:, :2])
+    assert first == ["<s>a", "<s>c", "<s>e", "<s>b", "<s>d", "<s>f"]
+    few = write(BATCH, text=SelfText(prompts=prompts[:2])).tokens[:, 1].tolist()
+    assert len(set(few)) == 2
+
+
+def test_a_prompt_needs_room_in_a_window(write: Write) -> None:
+    prompts = (({"role": "user", "content": SEQLEN * "a"},),)
+    with pytest.raises(PrunerZeroError, match="have no room for text after 13 tokens"):
+        write(1, text=SelfText(prompts=prompts))
+
+
+def test_scripts_are_kept_to(write: Write, sampled: list[str]) -> None:
+    free, kept_to = write(BATCH), write(BATCH, text=SelfText(scripts=("Latin",)))
+    tokenizer = language_model().tokenizer
+    assert (tokens_outside(["Latin"], tokenizer)[:, None] != kept_to.tokens.flatten()).all()
+    assert free.sha256 != kept_to.sha256
+    assert len(sampled) == 2
+
+
+def test_windows_that_repeat_themselves_are_written_anew(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Here only the second try of the second window does not repeat itself."""
+    calls: list[int] = []
+
+    def sample(model: Any, documents: list[Any], seqlen: int, *_: Any, **__: Any) -> torch.Tensor:
+        calls.append(len(documents))
+        tokens = torch.ones(len(documents), seqlen, dtype=torch.int64)
+        if len(calls) == 2:
+            tokens[1] = torch.arange(seqlen)
+        return tokens
+
+    monkeypatch.setattr(self_text, "sample_windows", sample)
+    tokens = write(BATCH).tokens
+    assert calls == [BATCH, BATCH, *[BATCH - 1] * (self_text.TRIES - 1)]
+    assert tokens.unique(dim=1).shape[1] == SEQLEN
+    assert (tokens[1] == torch.arange(SEQLEN)).all()
+
+
+def test_windows_written_anew_are_others(
+    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    first = write(BATCH).tokens
+    monkeypatch.setattr(self_text, "REPEATED", -1)
+    again = write(BATCH, folder=tmp_path / "again").tokens
+    assert not (again[:, 1:4] == first[:, 1:4]).all(1).any()
+    assert torch.equal(write(BATCH, folder=tmp_path / "third").tokens, again)
 
 
 def test_a_killed_run_goes_on_after_its_last_batch(llama_folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from itertools import repeat
 from unittest.mock import patch
 
 import pytest
@@ -101,7 +102,9 @@ def test_blocks_are_those_of_the_model_in_float32(narrow: PreTrainedModel) -> No
 def test_text_is_that_of_the_model_in_float32() -> None:
     model = tiny_model("llama").bfloat16()
     texts = [
-        sample_windows(each, 3, 9, torch.Generator().manual_seed(0), start=1)
+        sample_windows(
+            each, [repeat(((1,),)) for _ in range(3)], 9, torch.Generator().manual_seed(0)
+        )
         for each in (model, wide(model))
     ]
     assert torch.equal(*texts)

@@ -1,7 +1,7 @@
 """Text that a model writes is drawn from the distributions that it gives without a cache."""
 
-from collections.abc import Collection
-from itertools import accumulate
+from collections.abc import Collection, Iterator
+from itertools import accumulate, cycle, repeat
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +14,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import cast_weights
 from pruner_zero.models.sampling import (
+    Document,
     draw_tokens,
     end_tokens,
     sample_windows,
@@ -35,7 +36,12 @@ def generator(seed: int = 0) -> torch.Generator:
 def write(
     model: PreTrainedModel, windows: int = 3, ends: Collection[int] = (), **options: Any
 ) -> Tensor:
-    return sample_windows(model, windows, SEQLEN, generator(), start=START, ends=ends, **options)
+    return sample_windows(model, plain(windows), SEQLEN, generator(), ends=ends, **options)
+
+
+def plain(windows: int) -> list[Iterator[Document]]:
+    """Documents that begin with START."""
+    return [repeat(((START,),)) for _ in range(windows)]
 
 
 @torch.no_grad()
@@ -96,11 +102,38 @@ def test_a_start_token_that_also_ends_documents_is_not_repeated() -> None:
     assert (tokens[:, 2:][later] != START).any()
 
 
+def test_pieces_stand_where_the_model_ends_what_it_writes() -> None:
+    """Here every token that it draws ends its turn; that before a later piece is replaced."""
+    documents = [cycle([((START, 1, 2), (3,)), ((4, 4),)])]
+    [tokens] = sample_windows(
+        tiny_model("llama"), documents, 11, generator(), ends=range(VOCABULARY)
+    )
+    put_in = [START, 1, 2, 3, None, 4, 4, None, START, 1, 2]
+    assert [t if p else None for t, p in zip(tokens.tolist(), put_in, strict=True)] == put_in
+
+
+def test_a_later_document_sees_nothing_of_the_earlier_ones() -> None:
+    model, seen = tiny_model("llama"), []
+    model.register_forward_pre_hook(
+        lambda _, tokens, options: seen.append(int(options["attention_mask"].sum())),
+        with_kwargs=True,
+    )
+    documents = [repeat(((START, 1, 2), (3,)))]
+    sample_windows(model, documents, 12, generator(), ends=range(VOCABULARY))
+    assert seen == [1, 2, 3, 4, 5, 1, 2, 3, 4, 5, 1]
+
+
+def test_banned_tokens_are_not_drawn() -> None:
+    banned = torch.arange(0, VOCABULARY, 2)
+    tokens = write(tiny_model("llama"), windows=20, banned=banned)[:, 1:]
+    assert (tokens % 2 == 1).all()
+
+
 def test_the_temperature_is_one() -> None:
     model = tiny_model("llama")
     prompt = torch.full((1, 1), START)
     expected = model(prompt).logits[0, -1].softmax(-1)
-    tokens = sample_windows(model, 20_000, 2, generator(), start=START)
+    tokens = sample_windows(model, plain(20_000), 2, generator())
     shares = tokens[:, 1].bincount(minlength=VOCABULARY) / len(tokens)
     assert (shares - expected).abs().sum() < 0.15
 

@@ -107,6 +107,8 @@ def test_the_record_describes_the_run(
         "model": str(llama_folder),
         "metric": "abs(W * W) * mms(G)@matrix",
         "calibration": str(text_file),
+        "prompts": None,
+        "scripts": None,
         "windows": 3,
         "seqlen": 24,
         "seed": 0,
@@ -147,8 +149,9 @@ def test_the_card_says_that_the_model_wrote_the_text(llama_folder: Path, tmp_pat
     prune(llama_folder, sparsity=0.5, calibration="self", output=output, cache=tmp_path, **SMALL)
     card = (output / "README.md").read_text()
     written = "3 windows of 24 tokens that the dense model wrote itself, seed 0."
-    assert f"Calibrated on {written}" in card
+    assert f"Calibrated on {written} The text that the dense model wrote begins `" in card
     record = json.loads((output / "pruning.json").read_text())
+    assert record["calibration"].keys() >= {"sample", "scripts", "repeated"}
     assert record["settings"]["calibration"] == record["calibration"]["text"] == "self"
 
 

@@ -55,6 +55,42 @@ def test_text_after_the_last_equals_sign_is_a_share(words: list[str], expected: 
     assert calibration(words) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"calibration": "c4", "prompts": "p.txt"},
+            "--prompts has no effect without the text self",
+        ),
+        ({"calibration": "self:chat", "prompts": "p.txt"}, "--prompts has no effect without"),
+        ({"calibration": "c4", "scripts": "Latin"}, "--scripts has no effect without text that a"),
+    ],
+)
+def test_settings_of_written_text_need_it(given: dict[str, Any], message: str) -> None:
+    line = line_of(lambda: read_settings(PruneSettings, {"model": "m", **given}))
+    assert message in line
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"prompts": "p.txt", "scripts": ["Latin", "Greek"]},
+        {"calibration": {"self": 1, "c4": 2}, "prompts": Path("p.txt")},
+        {"calibration": {"self:documents": 1, "c4": 2}, "scripts": "Latin"},
+    ],
+)
+def test_settings_of_written_text_fit_where_a_model_writes(given: dict[str, Any]) -> None:
+    settings = read_settings(PruneSettings, {"model": "m", "sparsity": 0.5, **given})
+    assert settings.prompts in (None, "p.txt")
+    assert settings.scripts in (None, "Latin", "Latin,Greek")
+
+
+def test_scripts_are_of_any_text_that_a_model_writes() -> None:
+    texts = {"calibration": "c4", "search_text": "self", "scripts": "Latin", "evaluations": 1}
+    search = read_settings(SearchSettings, {"model": "m", "sparsity": 0.5, **texts})
+    assert search.scripts == "Latin"
+
+
 def test_every_text_setting_takes_a_list_from_a_file() -> None:
     mixed = {"c4": 3, "b.txt": 1}
     words = ["c4=3", "b.txt"]

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -102,9 +103,23 @@ def test_of_a_text_in_two_mixtures_each_has_a_half() -> None:
     assert calibration.halves(Mixture((self_text,), (1,)))[0] == calibration
 
 
+def test_text_that_a_model_writes_takes_prompts_and_scripts(tmp_path: Path) -> None:
+    """Prompts are for `self` alone."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("Why?")
+    texts = {"self": 1, "self:documents": 1, Corpus("mine", "words"): 1}
+    loaded = load_mixture(texts, prompts=str(prompts), scripts="Latin,Greek").texts
+    answers = ({"role": "user", "content": "Why?"},)
+    assert loaded[:2] == (
+        SelfText("self", (answers,), ("Latin", "Greek")),
+        SelfText("self:documents", (), ("Latin", "Greek")),
+    )
+
+
 def test_one_text_or_a_mapping_from_texts_to_shares_is_loaded() -> None:
     corpus = Corpus("mine", "words")
     assert load_text("self") == SelfText()
+    assert load_text("self:chat") == SelfText("self:chat")
     assert load_mixture("self") == Mixture((SelfText(),), (1.0,))
     assert load_mixture(corpus) == Mixture((corpus,), (1.0,))
     assert load_mixture(["one", "two"]) == Mixture((load_text(["one", "two"]),), (1.0,))

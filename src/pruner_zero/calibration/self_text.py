@@ -1,8 +1,10 @@
 """Windows of text that a dense model writes itself, kept in the cache batch by batch."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,29 @@ from torch import Tensor
 
 from pruner_zero.cache import filling, use
 from pruner_zero.calibration.store import cache_key
+from pruner_zero.calibration.written import (
+    describe_written,
+    documents_of,
+    note_written,
+    repeated_shares,
+)
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache
+from pruner_zero.models.dialogue import turn_ends
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.sampling import end_tokens, sample_windows, start_token, writing_dtype
+from pruner_zero.models.sampling import Document, end_tokens, sample_windows, writing_dtype
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
+from pruner_zero.text.scripts import tokens_outside
 from pruner_zero.text.windows import Windows, tokens_sha256
 
 # The most tokens and windows that are written together, as many as `prune` calibrates on by
 # default. The drawn text depends on the number of windows in a batch, so that these numbers do not
 # depend on --windows. Each window takes memory for a distribution over the vocabulary.
 BATCH_TOKENS, BATCH_WINDOWS = 24 * 1024, 96
+# Windows of which more than this share repeats itself are written anew, at most so many times.
+REPEATED, TRIES = 0.5, 3
+SELF_TEXT = SelfText()
 
 
 def self_windows(
@@ -31,6 +44,7 @@ def self_windows(
     seqlen: int,
     seed: int,
     *,
+    text: SelfText = SELF_TEXT,
     first: int = 0,
     folder: str | Path | None = None,
     fingerprint: str | None = None,
@@ -40,23 +54,34 @@ def self_windows(
     With the same seed, fewer windows are the first of more. They are written in batches of
     up to 24576 tokens and 96 windows, each with a generator of its own; finished batches are kept
     under `folder` (default: the cache), so that an interrupted call continues after the last batch.
-    An offloaded model cannot write, and uses the text that the same model wrote in memory.
-    fingerprint: that of the model if it is known already, since computing it takes long. Raises
-    PrunerZeroError where that text is missing, where another process writes the same text, and as
-    `start_token`, `check_tokens` and `sample_windows` do.
+    Of windows that only repeat themselves, others are written. A note shows a sample of the text,
+    its scripts and how much of it repeats itself. An offloaded model is read to memory while it
+    writes. text: what it writes. fingerprint: that of the model if it is known already, since
+    computing it takes long. Raises PrunerZeroError where memory has no room for an offloaded model
+    or a window for a prompt, where another process writes the same text, and as `documents_of`,
+    `check_tokens` and `sample_windows` do.
     """
-    start, ends = start_token(language_model), end_tokens(language_model)
+    documents, joined = documents_of(language_model, text)
+    ends = end_tokens(language_model).union(*(turn_ends(language_model, d) for d in documents))
     dtype = writing_dtype(language_model.model)
-    check_tokens(language_model.model, torch.full((1, seqlen), start))
+    largest = max(token for document in documents for piece in document for token in piece)
+    check_tokens(language_model.model, torch.full((1, seqlen), largest))
+    longest = max(sum(map(len, document)) for document in documents)
+    if longest >= seqlen:
+        raise PrunerZeroError(
+            f"windows of {seqlen} tokens have no room for text after {longest} tokens of the "
+            "prompt or the chat template: choose a larger --seqlen, or --calibration self:documents"
+        )
     settings = {
         "model": fingerprint or language_model.fingerprint(),
         "seqlen": seqlen,
         "seed": seed,
-        "start": start,
+        "documents": documents,
         "ends": sorted(ends),
+        "scripts": text.scripts,
+        "dtype": str(dtype),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "dtype": str(dtype),
         "format": 3,
     }
     cache = Path(folder) if folder is not None else default_cache()
@@ -66,38 +91,59 @@ def self_windows(
     read = {number: batches.read(number) for number in numbers}
     written = {number: tokens for number, tokens in read.items() if tokens is not None}
     missing = [number for number in numbers if number not in written]
-    if missing and language_model.on_disk:
+    disk = language_model.on_disk if missing else None
+    if disk and not disk.fits(dtype):
         raise PrunerZeroError(
-            "a model that stays on disk cannot write its own text: have it written once by the "
-            "same command without --offload, or give a text as --calibration"
+            "a model writes its own text in memory, and this machine has no room for it: give a "
+            "text as --calibration, or let a larger machine write it (--cache keeps it)"
         )
+    tokenizer = language_model.tokenizer
+    banned = tokens_outside(text.scripts, tokenizer) if missing and text.scripts else None
     writes = filling(batches.folder) if missing else nullcontext()
-    with use(batches.folder, language_model.name), writes:
+    loaded = disk.in_memory(dtype) if disk else nullcontext()
+    with use(batches.folder, language_model.name), writes, loaded:
         for count, number in enumerate(missing, start=1):
-            tokens = sample_windows(
-                language_model.model,
-                size,
-                seqlen,
-                batches.generator(number),
-                start=start,
-                ends=ends,
-                dtype=dtype,
-                label=f"writing text {count}/{len(missing)}",
-            )
+
+            def sample(rows: Sequence[int], attempt: int, number: int = number) -> Tensor:
+                return sample_windows(
+                    language_model.model,
+                    [_in_turn(documents, row, size, number) for row in rows],
+                    seqlen,
+                    batches.generator(number, attempt),
+                    ends=ends,
+                    banned=banned,
+                    dtype=dtype,
+                    label=f"writing text {count}/{len(missing)}",  # noqa: B023
+                )
+
+            tokens = sample(range(size), 0)
+            for attempt in range(1, TRIES + 1):
+                again = (repeated_shares(tokens, documents) > REPEATED).nonzero()[:, 0]
+                if not len(again):
+                    break
+                tokens[again] = sample(again.tolist(), attempt)
             batches.write(number, tokens)
             written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
     chosen = tokens[first - numbers.start * size :][:windows].clone()
-    shown = language_model.tokenizer.convert_ids_to_tokens(start)
+    facts = describe_written(chosen, documents, tokenizer)
+    note_written(facts, tokenizer, text)
     return Windows(
         chosen,
-        SelfText.name if not first else f"{SelfText.name}, from window {first} on",
+        text.name if not first else f"{text.name}, from window {first} on",
         None,
-        f"documents that the dense model wrote from {shown!r} on",
+        joined,
         None,
         "sampled",
         seed,
+        written=facts,
     )
+
+
+def _in_turn(documents: Sequence[Document], row: int, size: int, number: int) -> Iterator[Document]:
+    """The documents of one window of a batch, again and again, from another one in each window."""
+    start = row * max(1, len(documents) // size) + number
+    return islice(cycle(documents), start % len(documents), None)
 
 
 @dataclass(frozen=True)
@@ -109,9 +155,10 @@ class _Batches:
     seqlen: int
     seed: int
 
-    def generator(self, number: int) -> torch.Generator:
+    def generator(self, number: int, attempt: int) -> torch.Generator:
         """A generator for one batch."""
-        state = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)
+        entropy = (self.seed, number, attempt)
+        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
 
     def write(self, number: int, tokens: Tensor) -> None:

@@ -7,20 +7,23 @@ from typing import Any
 
 from pruner_zero.calibration.calibrate import open_store
 from pruner_zero.calibration.store import StatisticsStore
+from pruner_zero.choices import SELF
 from pruner_zero.models.language_model import LanguageModel, check_tokens, note_long_windows
 from pruner_zero.plugins import Registry
 from pruner_zero.progress import note
-from pruner_zero.settings.calibration import CalibrationSettings
+from pruner_zero.settings.calibration import CalibrationSettings, WritingSettings
 from pruner_zero.text.mixture import Mixture, SelfText, Source, load_mixture
 from pruner_zero.text.windows import Windows, mix_windows, no_windows, random_windows
 
 # Functions that give the windows of texts that the model writes, by the name of the text.
 WRITERS: Registry[Callable[..., Windows]] = Registry(
-    "writers", object, deferred={SelfText.name: "pruner_zero.calibration.self_text:self_windows"}
+    "writers", object, deferred={SELF: "pruner_zero.calibration.self_text:self_windows"}
 )
 
 
-def calibration_texts(source: Source | Mapping[Any, float] | None, needed: bool) -> Mixture | None:
+def calibration_texts(
+    source: Source | Mapping[Any, float] | None, needed: bool, writing: WritingSettings
+) -> Mixture | None:
     """The calibration texts; where none is named but `needed`, text that the model writes itself.
 
     None where no text is named and none is needed.
@@ -29,8 +32,8 @@ def calibration_texts(source: Source | Mapping[Any, float] | None, needed: bool)
         if not needed:
             return None
         note("no --calibration is given: the model writes the text itself (self)")
-        source = SelfText.name
-    return load_mixture(source, role="calibration")
+        source = SELF
+    return load_mixture(source, "calibration", prompts=writing.prompts, scripts=writing.scripts)
 
 
 def open_calibration(
@@ -95,11 +98,12 @@ def take_windows(
     counts = zip(mixture.texts, mixture.divide(windows, option), before, strict=True)
     for text, count, skipped in counts:
         if isinstance(text, SelfText):
-            source = WRITERS[SelfText.name](
+            source = WRITERS[SELF](
                 language_model,
                 count,
                 seqlen,
                 seed,
+                text=text,
                 first=first_written + skipped,
                 folder=folder,
                 fingerprint=fingerprint,

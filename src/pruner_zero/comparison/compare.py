@@ -80,8 +80,13 @@ def compare(
         checked.refuse(("multiple_of",), "a method that removes channels")
     file = check_file(output) if output is not None else None
     calibration = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(calibration, any(m.needs_text for m in chosen.values() if m))
-    test_text = load_text(checked.text if text is None else text, role="test")
+    texts = calibration_texts(calibration, any(m.needs_text for m in chosen.values() if m), checked)
+    test_text = load_text(
+        checked.text if text is None else text,
+        role="test",
+        prompts=checked.prompts,
+        scripts=checked.scripts,
+    )
     if isinstance(test_text, SelfText) and checked.windows_eval is None:
         raise PrunerZeroError(
             "the model can write any number of windows for --text self: give --windows-eval, such "
@@ -112,6 +117,7 @@ def compare(
                 count,
                 seqlen,
                 checked.seed,
+                text=test_text,
                 # Windows that calibration does not have.
                 first=texts.count_self(checked.windows) if texts else 0,
                 folder=cache,

@@ -137,9 +137,10 @@ def search(
         [Metric.of(text) for text in checked.seed_metrics],
     )
     source = checked.calibration if calibration is None else calibration
-    texts = load_mixture(source, role="calibration")
+    writing: dict[str, Any] = {"prompts": checked.prompts, "scripts": checked.scripts}
+    texts = load_mixture(source, "calibration", **writing)
     text = checked.search_text if search_text is None else search_text
-    judged_on = texts if text is None else load_mixture(text, role="search")
+    judged_on = texts if text is None else load_mixture(text, "search", **writing)
     language_model = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )

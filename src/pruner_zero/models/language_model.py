@@ -46,6 +46,12 @@ class OnDisk(Protocol):
     def release(self) -> None:
         """Return freed memory to the system."""
 
+    def fits(self, dtype: torch.dtype) -> bool:
+        """Whether this device has room for all weights in `dtype`, and a quarter more."""
+
+    def in_memory(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Within the context, all weights are in memory, in `dtype`."""
+
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:

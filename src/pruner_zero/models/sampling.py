@@ -1,6 +1,6 @@
 """Text that a model writes: windows of tokens, drawn one token after the other."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -60,44 +60,79 @@ def writing_dtype(model: PreTrainedModel) -> torch.dtype:
     return torch.bfloat16 if fast else model.dtype
 
 
+# The pieces of a document that the model does not write: the first begins the document, each later
+# one takes the place of the token with which the model ends what it writes after the piece before.
+Document = tuple[tuple[int, ...], ...]
+
+
 @torch.no_grad()
 def sample_windows(
     model: PreTrainedModel,
-    windows: int,
+    documents: Sequence[Iterator[Document]],
     seqlen: int,
     generator: torch.Generator,
     *,
-    start: int,
     ends: Collection[int] = (),
+    banned: Tensor | None = None,
     dtype: torch.dtype | None = None,
     label: str = "writing text",
 ) -> Tensor:
-    """Windows (windows, seqlen) int64, on the CPU, of text that `model` writes.
+    """Windows (n, seqlen) int64, on the CPU, of text that `model` writes.
 
-    Every window begins with the token `start`. Each next token is drawn from the distribution
-    that the model gives, at temperature 1. After a token of `ends` another document begins with
-    `start`; the documents before it are masked in attention, and where positions are learned, as
-    in GPT-2, they count on. generator: on the CPU, whatever the device of the model. dtype:
-    bfloat16 has a model in float32 write in bfloat16, as `writing_dtype` recommends; None and other
-    dtypes leave the model as it is. Raises PrunerZeroError where the model keeps no keys and values
-    of earlier tokens, or where its probabilities are not finite.
+    documents: for each window, those that it holds one after the other. Their pieces are put in
+    where their turn comes; each other token is drawn from the distribution that the model gives, at
+    temperature 1. A document ends with a token of `ends` after its last piece, or where the model
+    draws the token that began it. Earlier documents are masked in attention, and where positions
+    are learned, as in GPT-2, they count on. banned: tokens (m,) int64 that are never drawn.
+    generator: on the CPU, whatever the device of the model. dtype: bfloat16 has a model in float32
+    write in bfloat16, as `writing_dtype` recommends; None and other dtypes leave the model as it
+    is. Raises PrunerZeroError where the model keeps no keys and values of earlier tokens, or where
+    its probabilities are not finite.
 
     Source: Williams et al., arXiv 2410.17170; here the temperature is 1 throughout, and a window
-    holds several documents.
+    holds several documents. Dialogues: Magpie, arXiv 2406.08464.
     """
     next_logits = _NextLogits(model, seqlen)
-    ending = torch.tensor(sorted(set(ends) - {start}), dtype=torch.int64)
-    tokens = torch.full((windows, seqlen), start)
+    states = [_Window(of_window, frozenset(ends)) for of_window in documents]
+    tokens = torch.empty(len(states), seqlen, dtype=torch.int64)
     visible = torch.ones_like(tokens)
+
+    def put(position: int, drawn: Sequence[int]) -> None:
+        put_in = [state.step(token) for state, token in zip(states, drawn, strict=True)]
+        tokens[:, position] = torch.tensor([token for token, _ in put_in])
+        visible[torch.tensor([begins for _, begins in put_in]), :position] = 0
+
+    put(0, [-1] * len(states))
     narrow = in_bfloat16 if dtype is torch.bfloat16 else in_float32
     with narrow(model):
         for position in track(range(1, seqlen), label, seqlen - 1):
-            last = tokens[:, position - 1 : position]
-            chosen = torch.rand(windows, 1, generator=generator, dtype=torch.float64)
-            drawn = draw_tokens(next_logits(last, visible[:, :position]), chosen)
-            tokens[:, position] = torch.where(torch.isin(last[:, 0], ending), start, drawn)
-            visible[tokens[:, position] == start, :position] = 0
+            logits = next_logits(tokens[:, position - 1 : position], visible[:, :position])
+            if banned is not None:
+                logits = logits.index_fill(1, banned.to(logits.device), -torch.inf)
+            chosen = torch.rand(len(states), 1, generator=generator, dtype=torch.float64)
+            put(position, draw_tokens(logits, chosen).tolist())
     return tokens
+
+
+class _Window:
+    """What stands next in one window: the rest of a piece, or what the model draws."""
+
+    def __init__(self, documents: Iterator[Document], ends: Collection[int]) -> None:
+        self.documents, self.ends = documents, ends
+        self.pieces: list[tuple[int, ...]] = []
+        self.forced: list[int] = []
+        self.first, self.ended = -1, True
+
+    def step(self, drawn: int) -> tuple[int, bool]:
+        """The next token, where the model draws `drawn`, and whether a document begins with it."""
+        begins = self.ended or (not self.forced and drawn == self.first)
+        if begins:
+            opening, *self.pieces = next(self.documents)
+            self.first, self.forced, self.ended = opening[0], list(opening), False
+        elif not self.forced and drawn in self.ends:
+            self.ended = not self.pieces
+            self.forced = list(self.pieces.pop(0)) if self.pieces else []
+        return (self.forced.pop(0) if self.forced else drawn), begins
 
 
 # Logits whose weights are summed in float32; the sums are added up in float64.

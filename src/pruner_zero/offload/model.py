@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Self
@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from pruner_zero.calibration.statistics import GradientStatistic, Kind
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.choices import Dtype
-from pruner_zero.devices import CPU, find_devices
+from pruner_zero.devices import CPU, available_bytes, find_devices
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import (
     Activations,
@@ -25,7 +25,7 @@ from pruner_zero.models.blocks import (
     shares_state,
 )
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.load import PREFIX, locate_model
+from pruner_zero.models.load import PREFIX, cast_weights, locate_model
 from pruner_zero.models.read import is_gguf, quiet, read_model
 from pruner_zero.models.structure import Matrix, find_blocks, set_tensor
 from pruner_zero.models.transformers_private import as_stored, copy_conversions
@@ -141,6 +141,21 @@ class OffloadedModel(LanguageModel):
     def release(self) -> None:
         give_back()
 
+    def fits(self, dtype: torch.dtype) -> bool:
+        numbers = sum(parameter.numel() for parameter in self.model.parameters())
+        available = available_bytes(self.home)
+        return available is None or 1.25 * numbers * dtype.itemsize < available
+
+    @contextmanager
+    def in_memory(self, dtype: torch.dtype) -> Iterator[None]:
+        with ExitStack() as stack:
+            stack.enter_context(self.outside())
+            for index, block in enumerate(find_blocks(self.model)):
+                stack.enter_context(self.block(index))
+                cast_weights(block, dtype)
+            cast_weights(self.model, dtype)
+            yield
+
     def _as_stored(self, chosen: set[int]) -> dict[str, Tensor]:
         # Of tied parameters, the first name alone, as transformers saves them.
         named = [*self.model.named_parameters(), *self.model.named_buffers()]
@@ -157,6 +172,7 @@ class OffloadedModel(LanguageModel):
         names = {id(held): self.stored[name] for name, held in self.model.named_parameters()}
         absent = [parameter for parameter in parameters if id(parameter) not in self.loaded]
         wanted = {names[id(parameter)]: parameter for parameter in absent}
+        placeholders = [(parameter, parameter.data) for parameter in absent]
         self.loaded.update(map(id, absent))
         del absent
         try:
@@ -164,8 +180,8 @@ class OffloadedModel(LanguageModel):
                 wanted[name].data = tensor.to(self.home)
             yield
         finally:
-            for parameter in wanted.values():
-                parameter.data = placeholder(parameter)
+            for parameter, empty in placeholders:
+                parameter.data = empty
                 parameter.grad = None
                 self.loaded.discard(id(parameter))
             wanted.clear()

@@ -103,7 +103,7 @@ def prune(
     if checked.offload:
         _check_offload(is_object, folder)
     text = checked.calibration if calibration is None else calibration
-    texts = calibration_texts(text, method.needs_text)
+    texts = calibration_texts(text, method.needs_text, checked)
     if checked.offload:
         language_model = OPENERS["offload"](checked.model, **checked.loading)
     else:

@@ -22,6 +22,7 @@ from pruner_zero.result_folder import (
     title_of,
 )
 from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.text.scripts import describe_shares
 
 
 @dataclass(frozen=True, repr=False)
@@ -146,6 +147,7 @@ def model_card(result: PruneResult) -> str:
     calibrated = "The metric looks at the weights alone: there was no calibration."
     if result.calibration:
         calibrated = f"Calibrated on {_windows(result.calibration)}, seed {settings.seed}."
+        calibrated += "".join(map(_written, _sources(result.calibration)))
     trained = "" if method.reconstruct else NOT_RETRAINED
     if result.distillation:
         first, last = result.distillation[0], result.distillation[-1]
@@ -201,6 +203,23 @@ def _windows(described: Mapping[str, Any]) -> str:
     counted = f"{described['windows']} windows of {described['seqlen']} tokens"
     sources = [f"{source['windows']} {_origin(source)}" for source in described.get("sources", ())]
     return f"{counted}: {', '.join(sources)}" if sources else f"{counted} {_origin(described)}"
+
+
+def _sources(described: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    sources: Sequence[Mapping[str, Any]] = described.get("sources") or [described]
+    return sources
+
+
+def _written(described: Mapping[str, Any]) -> str:
+    """What text that the dense model wrote is like; nothing for other text."""
+    if "sample" not in described:
+        return ""
+    sample = described["sample"].replace("`", "'")
+    scripts = describe_shares(described["scripts"])
+    return (
+        f" The text that the dense model wrote begins `{sample}` "
+        f"(letters: {scripts}; {described['repeated']:.0%} of it repeats itself)."
+    )
 
 
 def _origin(described: Mapping[str, Any]) -> str:

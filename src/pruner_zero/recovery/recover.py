@@ -67,7 +67,9 @@ def recover(
     checked = read_settings(RecoverSettings, {**settings, **given}, config)
     inputs = [checked.model, checked.teacher]
     folder = None if output is None else check_output(output, overwrite, inputs)
-    mixture = load_mixture(checked.text if text is None else text)
+    mixture = load_mixture(
+        checked.text if text is None else text, prompts=checked.prompts, scripts=checked.scripts
+    )
     pruned = as_language_model(
         checked.model if model is None else model, tokenizer, **checked.loading
     )

@@ -6,12 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pruner_zero.choices import SELF
 from pruner_zero.files import write_atomic, write_json, writing
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.method import Point
 from pruner_zero.result_folder import NOT_RETRAINED, title_of
+from pruner_zero.settings.calibration import are_written
 from pruner_zero.settings.recover import RecoverSettings
 from pruner_zero.table import Tabular
 
@@ -116,7 +116,7 @@ def model_card(result: RecoverResult, pruned: Path) -> str:
         kept = f" Every pruned weight is still zero ({result.sparsity_after:.2%} of all)."
     taught = f", taught by `{settings.teacher}`" if settings.teacher else ""
     text = f"`{result.training['text']}`"
-    if settings.text == SELF:
+    if are_written(settings.text):
         text = "text that the teacher wrote"
     chose = ""
     if settings.keep == "best":

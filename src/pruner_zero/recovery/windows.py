@@ -67,7 +67,9 @@ def split_texts(
         else:
             assert teacher is not None
             sizes = (settings.windows, settings.seqlen, settings.seed)
-            written = self_windows(teacher, *sizes, folder=cache, fingerprint=fingerprint)
+            written = self_windows(
+                teacher, *sizes, text=text, folder=cache, fingerprint=fingerprint
+            )
             name, tokens = written.corpus, written.tokens
             cut = len(tokens) - max(1, round(len(tokens) * HELD_OUT))
             learned = replace(written, corpus=f"{name} (first nine tenths)", tokens=tokens[:cut])

@@ -6,18 +6,22 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from pruner_zero.choices import SELF, Mode, Scope, check_sparsity
+from pruner_zero.choices import SELF, WRITTEN_TEXTS, Mode, Scope, check_sparsity
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, Settings
+from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, PathText, Settings
 
+SELF_HELP = (
+    "text that the {model} writes, which is kept in the cache: dialogues where it has a chat "
+    "template, else documents; self:chat and self:documents are one kind. Several texts are mixed, "
+    "in equal parts or by shares, each given as TEXT=SHARE."
+)
 CALIBRATION_HELP = (
-    f"Text that statistics are collected on: {TEXT_HELP} Or self: text that the dense model "
-    "writes, which is kept in the cache. Several texts are mixed, in equal parts or by shares, "
-    "each given as TEXT=SHARE."
+    f"Text that statistics are collected on: {TEXT_HELP} Or self: "
+    f"{SELF_HELP.format(model='dense model')}"
 )
 
 
@@ -50,8 +54,17 @@ def read_texts(given: Any) -> Any:
 def are_written(texts: Any) -> bool:
     """Whether a model writes all of these texts, in any form that `read_texts` takes."""
     with suppress(ValueError):
-        return bool(read_texts(texts) == SELF)
+        return set(written_of(read_texts(texts))) == set(_names(read_texts(texts)))
     return False
+
+
+def written_of(texts: str | Mapping[str, float]) -> list[str]:
+    """Those of `texts` that a model writes."""
+    return [name for name in _names(texts) if name in WRITTEN_TEXTS]
+
+
+def _names(texts: str | Mapping[str, float]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def _split(word: str) -> tuple[str, float]:
@@ -77,7 +90,38 @@ WRITTEN: Mapping[str, int] = MappingProxyType({"windows": 96, "seqlen": 256})
 _WRITTEN = "for text that the model writes in prune"
 
 
-class CalibrationSettings(Settings):
+class WritingSettings(Settings):
+    """How a model writes text itself."""
+
+    panel: ClassVar[str] = "Calibration"
+
+    prompts: Annotated[PathText | None, Cli(metavar="FILE", default="none")] = Field(
+        None,
+        description="self is the model's answers to these prompts: the lines of a text file, or a "
+        ".jsonl or .json file of texts or lists of messages.",
+    )
+    scripts: Annotated[CommaSeparated | None, Cli(metavar="NAMES", default="all")] = Field(
+        None,
+        description="Scripts that the model writes in, such as Latin,Greek; digits and signs "
+        "belong to all.",
+    )
+
+    @model_validator(mode="after")
+    def _check_writing(self) -> Self:
+        """Refuse, by a PrunerZeroError, settings of text that no model writes."""
+        calibration = getattr(self, "calibration", {})
+        texts = [getattr(self, "text", {}), getattr(self, "search_text", None) or {}]
+        # A model writes where no text is named.
+        texts.append(SELF if calibration is None else calibration)
+        written = {name for each in texts for name in written_of(each)}
+        if SELF not in written:
+            self.refuse(("prompts",), f"the text {SELF}")
+        if not written:
+            self.refuse(("scripts",), "text that a model writes")
+        return self
+
+
+class CalibrationSettings(WritingSettings):
     """Which statistics are collected, and on which text."""
 
     panel: ClassVar[str] = "Calibration"

@@ -7,12 +7,19 @@ from pydantic import Field, model_validator
 from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, ModelSettings
-from pruner_zero.settings.calibration import SHARES, Texts, are_written
+from pruner_zero.settings.calibration import (
+    SELF_HELP,
+    SHARES,
+    Texts,
+    WritingSettings,
+    are_written,
+    written_of,
+)
 
 DEFAULT_MINUTES = 10.0
 
 
-class RecoverSettings(ModelSettings):
+class RecoverSettings(ModelSettings, WritingSettings):
     """All that decides the result of `recover`.
 
     The weights are loaded and saved in `dtype` and trained in float32. A run with a budget of
@@ -24,8 +31,7 @@ class RecoverSettings(ModelSettings):
     text: Annotated[Texts, SHARES] = Field(
         SELF,
         description=f"Text to train on, of which the last tenth is for validation: {TEXT_HELP} Or "
-        "self: text that the teacher writes, which is kept in the cache. Several texts take turns, "
-        "in equal parts or by shares, each given as TEXT=SHARE.",
+        f"self: {SELF_HELP.format(model='teacher')}",
     )
     minutes: Annotated[
         float | None, Cli(panel="Options", default=f"{DEFAULT_MINUTES:g} without --steps")
@@ -81,7 +87,7 @@ class RecoverSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _check_effect(self) -> "RecoverSettings":
-        writes = SELF in self.text if isinstance(self.text, dict) else self.text == SELF
+        writes = written_of(self.text)
         if self.teacher is None:
             self.refuse(("teacher_share",), "--teacher")
         if not writes:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
-from pruner_zero.choices import SELF
+from pruner_zero.choices import WRITTEN_TEXTS
 from pruner_zero.errors import PrunerZeroError, did_you_mean
 from pruner_zero.text.documents import STREAMS, SUFFIXES, read_jsonl, read_parquet, read_stream
 from pruner_zero.text.source import ROLES, SOURCES, Role
@@ -61,9 +61,10 @@ def load_corpus(source: str | Path | Iterable[str] | Corpus, role: Role = "calib
     if isinstance(source, Corpus):
         return source
     if isinstance(source, str):
-        if source == SELF:
+        if source in WRITTEN_TEXTS:
             raise PrunerZeroError(
-                "self is text that a dense model writes, for --calibration: give another text here"
+                f"{source} is text that a dense model writes, for --calibration: give another text "
+                "here"
             )
         name, _, part = source.partition("/")
         if name in SOURCES:

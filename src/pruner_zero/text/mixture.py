@@ -4,11 +4,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
-from pruner_zero.choices import SELF
+from pruner_zero.choices import SELF, WRITTEN_TEXTS
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.text.corpus import Corpus, load_corpus
+from pruner_zero.text.prompts import Prompt, read_prompts
+from pruner_zero.text.scripts import read_scripts
 from pruner_zero.text.source import Role
 
 Source = str | Path | Corpus | Iterable[str]
@@ -16,9 +18,16 @@ Source = str | Path | Corpus | Iterable[str]
 
 @dataclass(frozen=True)
 class SelfText:
-    """The text that a dense model writes itself: there is none before the model is loaded."""
+    """Text that a dense model writes itself: there is none before the model is loaded.
 
-    name: ClassVar[str] = SELF
+    name: one of WRITTEN_TEXTS. prompts: what it answers in `self`; without them it writes dialogues
+    by its chat template, as in `self:chat`, or documents, as in `self:documents`. scripts: those
+    that it writes in; empty for all.
+    """
+
+    name: str = SELF
+    prompts: tuple[Prompt, ...] = ()
+    scripts: tuple[str, ...] = ()
 
 
 Text = Corpus | SelfText
@@ -79,19 +88,42 @@ class Mixture:
         return replace(self, texts=tuple(map(part, self.texts)))
 
 
-def load_text(source: Source, role: Role = "calibration") -> Text:
-    """Load what `load_corpus` takes, or `self`. Raises PrunerZeroError as `load_corpus` does."""
-    if isinstance(source, str) and source == SELF:
-        return SelfText()
-    return load_corpus(source, role)
+def load_text(
+    source: Source,
+    role: Role = "calibration",
+    *,
+    prompts: str | None = None,
+    scripts: str | None = None,
+) -> Text:
+    """Load what `load_corpus` takes, or one of WRITTEN_TEXTS.
+
+    prompts: a file of what the model answers in `self`. scripts: those that it writes in, with
+    commas between them. Raises PrunerZeroError as `load_corpus`, `read_prompts` and `read_scripts`
+    do.
+    """
+    if not isinstance(source, str) or source not in WRITTEN_TEXTS:
+        return load_corpus(source, role)
+    return SelfText(
+        source,
+        read_prompts(prompts) if prompts is not None and source == SELF else (),
+        read_scripts(scripts) if scripts is not None else (),
+    )
 
 
-def load_mixture(source: Source | Mapping[Any, float], role: Role = "calibration") -> Mixture:
+def load_mixture(
+    source: Source | Mapping[Any, float],
+    role: Role = "calibration",
+    *,
+    prompts: str | None = None,
+    scripts: str | None = None,
+) -> Mixture:
     """Load one text, or those of a mapping from texts to shares.
 
-    A text is what `load_text` takes. Raises PrunerZeroError as that does.
+    The arguments are those of `load_text`. Raises PrunerZeroError as that does.
     """
-    if not isinstance(source, Mapping):
-        return Mixture((load_text(source, role),), (1.0,))
-    texts = tuple(load_text(text, role) for text in source)
-    return Mixture(texts, tuple(source.values()))
+    shares = source if isinstance(source, Mapping) else {}
+    texts = tuple(
+        load_text(text, role, prompts=prompts, scripts=scripts)
+        for text in (shares if isinstance(source, Mapping) else [source])
+    )
+    return Mixture(texts, tuple(shares.values()) or (1.0,))

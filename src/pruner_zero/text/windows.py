@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 import torch
@@ -29,7 +29,7 @@ class Windows:
 
     `available` counts the tokens of the stream they were cut from; it and `text_sha256` are None
     for windows that a model wrote (sampled) or that are of several `sources` (mixed). `seed` is
-    None for consecutive windows.
+    None for consecutive windows. `written` says what text that a model wrote is like.
     """
 
     tokens: torch.Tensor
@@ -40,6 +40,7 @@ class Windows:
     selection: Literal["random", "consecutive", "sampled", "mixed"]
     seed: int | None = None
     sources: "tuple[Windows, ...]" = ()
+    written: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def seqlen(self) -> int:
@@ -67,6 +68,7 @@ class Windows:
             "tokens": self.tokens.numel(),
             "tokens_available": self.available,
             "tokens_sha256": self.sha256,
+            **self.written,
         }
         if self.sources:
             described["sources"] = [source.describe() for source in self.sources]
