@@ -28,7 +28,7 @@ from pruner_zero.pruning.model import Pruned, check_parameters, check_plan, prun
 from pruner_zero.pruning.parse_method import parse_method, split_methods
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.compare import CompareSettings
-from pruner_zero.settings.prune import default_beside
+from pruner_zero.settings.prune import default_beside, rivals_beside
 from pruner_zero.settings.read import read_settings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text
@@ -139,7 +139,12 @@ def _parse(name: str, settings: CompareSettings) -> Method | None:
     if name != DEFAULT:
         return parse_method(name, **zeros)
     chosen = {**zeros, **default_beside({**zeros, "mode": settings.mode})}
-    return replace(parse_method(chosen.pop("metric"), **chosen), name=name)
+    rivals = [
+        parse_method(metric, sparsity=settings.sparsity, scope=scope)
+        for metric, scope in rivals_beside(zeros)
+    ]
+    method = parse_method(chosen.pop("metric"), **chosen)
+    return replace(method, name=name, rivals=tuple(rivals))
 
 
 def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:

@@ -1,7 +1,7 @@
 """A pruning method: a metric, a pattern of zeros, steps after the mask."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from torch import nn
@@ -78,6 +78,8 @@ class Method:
     reconstruct: how many passes over the calibration windows train each block towards the dense
     block's outputs, once its matrices are pruned. distill: how many steps of distillation follow
     once all matrices are pruned. damping: the share of the mean diagonal added to Hessians.
+    rivals: methods whose masks are judged beside its own on the model at hand; the metric and the
+    pattern of the best are taken.
     Raises PrunerZeroError where these cannot be combined.
     """
 
@@ -89,6 +91,7 @@ class Method:
     reconstruct: int = 0
     distill: int = 0
     damping: float = 0.01
+    rivals: tuple["Method", ...] = ()
 
     def __post_init__(self) -> None:
         if self.asymmetric and not any(STEPS[name].aims for name in self.steps):
@@ -155,6 +158,10 @@ class Method:
 
     def dense_kinds(self, order: Order) -> frozenset[Kind]:
         """The statistics of the dense model that have to be collected before the first block."""
+        if self.rivals:
+            alone = replace(self, rivals=())
+            scored = (method.scoring_kinds for method in (alone, *self.rivals))
+            return alone.dense_kinds(order).union(*scored)
         if order == "one-shot":
             return self.kinds
         if self.pattern.reach == "model":

@@ -43,6 +43,7 @@ from pruner_zero.pruning.checkpoint import (
 from pruner_zero.pruning.masks import Mask, masks_of, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.method import BLOCK_STEPS, MODEL_STEPS, Method, Point
+from pruner_zero.pruning.race import Entry, best_mask
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.text.windows import Windows
@@ -52,14 +53,16 @@ from pruner_zero.text.windows import Windows
 class Pruned:
     """The outcome of a method.
 
-    method: with the units that it removed. size: the number of parameters of the pruned model and
-    their bytes. curve: the learning curve of the distillation.
+    method: with the units that it removed, and the mask that won the race. size: the number of
+    parameters of the pruned model and their bytes. curve: the learning curve of the distillation.
+    raced: the masks of the race, the best first.
     """
 
     method: Method
     records: list[MatrixRecord]
     size: tuple[int, int]
     curve: Sequence[Point] = ()
+    raced: Sequence[Entry] = ()
 
 
 def prune_model(
@@ -99,6 +102,9 @@ def prune_model(
     order = method.mode(mode)
     calibrate(language_model, windows, method.dense_kinds(order), store)
     statistics = DenseStatistics(store, method.damping)
+    raced: Sequence[Entry] = ()
+    if method.rivals:
+        method, raced = best_mask(language_model, windows.tokens, method, matrices, statistics)
     needs_inputs = bool(select(InputStatistic, method.kinds)) or method.reconstruct > 0
     propagated = order == "sequential" and needs_inputs
     if method.pattern.decides:
@@ -115,12 +121,12 @@ def prune_model(
     elif not language_model.on_disk:
         pattern.shrink(model)
     if train is None:
-        return Pruned(method, records, size)
+        return Pruned(method, records, size, raced=raced)
     # Where units were cut out, all matrices are trained, and experts have other numbers.
     chosen = None if pattern.unit else {matrix.name for matrix in matrices}
     with whole_model(language_model, journal, method.distill) as whole:
         trained = [m for m in find_matrices(whole) if chosen is None or m.name in chosen]
-        return Pruned(method, records, size, train(whole, trained))
+        return Pruned(method, records, size, train(whole, trained), raced)
 
 
 def check_plan(

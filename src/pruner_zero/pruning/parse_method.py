@@ -122,7 +122,8 @@ def parse_method(
     else:
         zeros = _without_scope(name, pattern, asked)
     _check_steps(name, zeros, steps)
-    return Method(name, metric, zeros, steps, asymmetric, damping=damping, **amounts)
+    passes, trained = amounts["reconstruct"], amounts["distill"]
+    return Method(name, metric, zeros, steps, asymmetric, passes, trained, damping)
 
 
 def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:

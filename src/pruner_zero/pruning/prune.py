@@ -28,7 +28,7 @@ from pruner_zero.pruning.parse_method import check_compares_weights, parse_metho
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.prune import PruneSettings, rivals_beside
 from pruner_zero.settings.read import read_settings
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.text.mixture import Source
@@ -51,14 +51,6 @@ _CHOSEN = (
 _MORE = (
     "; for a better model, run pruner-zero recover afterwards, with the dense model as --teacher "
     "and much text of the kind that the model is for"
-)
-# Added to that note where a matrix has `_MANY_INPUTS` inputs or more: the time of swaps grows with
-# the square of their number (benchmarks/decisions.md). Of masks alone, Wanda's was the better one
-# on two of three texts there (benchmarks/proof.md).
-_MANY_INPUTS = 4096
-_SLOW = (
-    ". On a CPU, swaps with least squares take hours for matrices of {inputs} inputs: "
-    "--metric wanda leaves them out"
 )
 # Settings that may differ when an interrupted run is resumed: no finished block depends on them.
 _PLACE = {"device", "distill", "threads"}
@@ -154,6 +146,15 @@ def _read(
     named = checked.model_fields_set & {"reconstruct", "distill"}
     amounts = {name: getattr(checked, name) for name in named}
     method = parse_method(checked.metric, pattern=zeros, **amounts, **options)
+    if "metric" not in checked.model_fields_set:
+        given = checked.model_dump()
+        if "scope" not in checked.model_fields_set:
+            del given["scope"]
+        rivals = [
+            parse_method(name, sparsity=checked.sparsity, scope=scope)
+            for name, scope in rivals_beside(given)
+        ]
+        method = replace(method, rivals=tuple(rivals))
     if method.pattern.unit and not checked.structure:
         raise PrunerZeroError(
             f"{method.name} removes whole units: name them by --structure, and their share by "
@@ -207,9 +208,7 @@ class _Run:
         model, settings, method = self.language_model, self.settings, self.method
         before, order = size_of(model.model)[0], method.mode(settings.mode)
         if settings.is_default and not method.pattern.chosen_by:
-            inputs = max(matrix.weight.shape[1] for matrix in self.matrices)
-            slow = model.device.type == "cpu" and inputs >= _MANY_INPUTS
-            note(_describe_default(method, settings, inputs if slow else None))
+            note(_describe_default(method))
         with measured() as cost, self._named_in_part():
             pruned = prune_model(
                 model,
@@ -229,7 +228,7 @@ class _Run:
         return PruneResult(
             model,
             settings,
-            replace(method, pattern=pruned.method.pattern),
+            pruned.method,
             order,
             pruned.records,
             (before, pruned.size[0]),
@@ -238,6 +237,7 @@ class _Run:
             cost,
             pruned.curve,
             self.folder,
+            pruned.raced,
         )
 
     def write(self, result: PruneResult, journal: Journal, staged: Path) -> Cost:
@@ -264,13 +264,12 @@ class _Run:
             ) from error
 
 
-def _describe_default(method: Method, settings: PruneSettings, inputs: int | None) -> str:
-    """The note on the default method; inputs: of the widest matrix, None where swaps are fast."""
+def _describe_default(method: Method) -> str:
+    """The note on the default method."""
     trained = f", {method.distill} steps of distillation" if method.distill else ""
     steps = describe_steps(method.steps, method.asymmetric, method.reconstruct)
     chosen = f"{method.metric.expression} ({method.pattern}){steps}{trained}"
-    note = _CHOSEN.format(method=chosen, more=_MORE if method.distill else "")
-    return note if inputs is None or not settings.refine else note + _SLOW.format(inputs=inputs)
+    return _CHOSEN.format(method=chosen, more=_MORE if method.distill else "")
 
 
 def _identity(settings: PruneSettings, method: Method, store: StatisticsStore) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from pruner_zero.models.save import save_model
 from pruner_zero.provenance import Cost
 from pruner_zero.pruning.matrix import MatrixRecord, PrunedMatrices, total_sparsity
 from pruner_zero.pruning.method import Method, Point, describe_steps
+from pruner_zero.pruning.race import Entry
 from pruner_zero.result_folder import (
     NOT_RETRAINED,
     build_folder,
@@ -34,7 +35,7 @@ class PruneResult(PrunedMatrices):
     the weights that were set to zero and then cut out. `calibration` describes the windows, empty
     where there were none, `cost` the wall time and memory of this process; `distillation` is the
     learning curve of the training after the mask, empty where there was none; `output` is the
-    folder, None where nothing was saved.
+    folder, None where nothing was saved; `raced` are the masks of the race, the best first.
     """
 
     shown = ("name", "shape", "zeros", "sparsity", "damping", "note")
@@ -50,6 +51,7 @@ class PruneResult(PrunedMatrices):
     cost: Cost
     distillation: Sequence[Point] = ()
     output: Path | None = None
+    raced: Sequence[Entry] = ()
 
     def caption(self) -> str:
         """How much of the model is zero or removed, by which metric, and where it is."""
@@ -91,6 +93,7 @@ class PruneResult(PrunedMatrices):
                 {"step": point.step, "validation_loss": point.validation_loss}
                 for point in self.distillation
             ],
+            "race": [entry.to_json() for entry in self.raced],
             "provenance": self.provenance,
             "matrices": [record.to_json() for record in self.records],
         }
@@ -156,6 +159,12 @@ def model_card(result: PruneResult) -> str:
             "predictions on the calibration windows; the divergence from them on windows kept "
             f"apart went from {first.validation_loss:.3f} to {last.validation_loss:.3f} nats per "
             "token."
+        )
+    if result.raced:
+        shown = ", ".join(f"`{e.metric}` ({e.pattern}) {e.divergence:.3f}" for e in result.raced)
+        trained += (
+            " Its mask left the least divergence from the dense model on windows kept apart, in "
+            f"nats per token: {shown}."
         )
     removed, blocks = settings.structure is not None, method.pattern.unit == "blocks"
     words = method.pattern.chosen_by

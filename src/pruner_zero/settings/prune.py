@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from pruner_zero.choices import Structure
+from pruner_zero.choices import Scope, Structure
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, Cli, ModelSettings
 from pruner_zero.settings.calibration import (
@@ -25,9 +25,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
         "metric": "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33",
         "scope": "global",
-        "refine": True,
-        "asymmetric": True,
-        "update": "exact",
+        "reconstruct": 4,
         "distill": 40,
     }
 )
@@ -51,13 +49,18 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["metric"] = HEAD_METRIC if given.get("structure") == "heads" else WITHIN
         del chosen["scope"]
     if given.get("structure"):
-        # Whole units are pruned or kept, so that single weights cannot be swapped.
-        del chosen["refine"], chosen["asymmetric"]
+        chosen |= {"update": "exact", "reconstruct": 0}
     if given.get("mode") == "one-shot":
-        # In a one-shot run all inputs are the dense model's, so there is no other target.
-        chosen.pop("asymmetric", None)
-        chosen.pop("reconstruct", None)
+        # In a one-shot run all inputs are the dense model's, so that there is nothing to make up.
+        chosen["reconstruct"] = 0
     return chosen
+
+
+def rivals_beside(given: Mapping[str, Any]) -> list[tuple[str, Scope]]:
+    """The metrics, with their scopes, whose masks are judged beside that of the default method."""
+    if any(given.get(name) for name in ("structure", "pattern", "scope")):
+        return []
+    return [(metric, "row") for metric in (WITHIN, DEFAULT["metric"])]
 
 
 class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
@@ -70,8 +73,8 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         Cli(
             panel="Options",
             first=True,
-            default=f"{DEFAULT['metric']} --scope global --refine --asymmetric --update exact "
-            f"--distill {DEFAULT['distill']}",
+            default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
+            f"--distill {DEFAULT['distill']}, or the better mask of {WITHIN} or of scope row",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
@@ -124,14 +127,14 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
     def _choose(cls, given: Any, read: Callable[[Any], Self]) -> Self:
         """Without a metric, use the default method, except for the settings that are given.
 
-        `model_fields_set` has no "metric" then.
+        `model_fields_set` has no "metric" then, and no "scope" that is not given.
         """
         if not isinstance(given, dict) or given.get("metric") is not None:
             return read(given)
         chosen = default_beside(given)
         asked = {name: value for name, value in given.items() if value is not None}
         settings = read({**chosen, **asked})
-        settings.model_fields_set.discard("metric")
+        settings.model_fields_set.difference_update({"metric", "scope"} - asked.keys())
         return settings
 
     @model_validator(mode="before")

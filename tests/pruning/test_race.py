@@ -1,0 +1,76 @@
+"""The race of masks: the judged masks are those of each method, and the best one is taken."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from pruner_zero import prune
+from pruner_zero.calibration.calibrate import calibrate
+from pruner_zero.models.language_model import LanguageModel
+from pruner_zero.models.structure import find_matrices
+from pruner_zero.progress import reported_to
+from pruner_zero.pruning.model import prune_model
+from pruner_zero.pruning.parse_method import parse_method
+from pruner_zero.pruning.race import race
+from pruner_zero.pruning.statistics import DenseStatistics
+from pruner_zero.text.windows import Windows
+from tests.pruning.conftest import OpenStore, language_model
+from tests.tiny import Notes, tiny_tokenizer
+from tests.tiny_models import tiny_model
+
+METHODS = ("wanda", "wanda@global", "magnitude", "W * (O * X)^0.73@global")
+
+
+@torch.no_grad()
+def divergence(model: nn.Module, dense: nn.Module, tokens: torch.Tensor) -> float:
+    """KL by whole forward passes, window by window."""
+    values = []
+    for window in tokens.split(1):
+        wanted = dense(window).logits[0, :-1].log_softmax(-1)
+        predicted = model(window).logits[0, :-1].log_softmax(-1)
+        values.append(
+            float(functional.kl_div(predicted, wanted, log_target=True, reduction="batchmean"))
+        )
+    return sum(values) / len(values)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
+def test_divergences_are_those_of_models_pruned_one_shot(
+    architecture: str, windows: Windows, new_store: OpenStore
+) -> None:
+    raced, store = language_model(architecture), new_store(language_model(architecture))
+    before = {name: tensor.clone() for name, tensor in raced.model.state_dict().items()}
+    methods = [parse_method(method, sparsity=0.5) for method in METHODS]
+    for method in methods:
+        calibrate(raced, windows, method.scoring_kinds, store)
+    statistics = DenseStatistics(store, 0.01)
+    entries = race(raced, windows.tokens, methods, find_matrices(raced.model), statistics)
+    for method, entry in zip(methods, entries, strict=True):
+        pruned, dense = language_model(architecture), language_model(architecture)
+        prune_model(pruned, windows, method, store, mode="one-shot")
+        wanted = divergence(pruned.model, dense.model, windows.tokens)
+        assert entry.divergence == pytest.approx(wanted, rel=1e-3)
+    assert all(torch.equal(raced.model.state_dict()[name], value) for name, value in before.items())
+
+
+def test_prune_takes_the_best_mask_and_says_so(tmp_path: Path) -> None:
+    progress = Notes()
+    model = LanguageModel(tiny_model("llama"), tiny_tokenizer(), "llama")
+    with reported_to(progress):
+        result = prune(
+            model, cache=tmp_path, sparsity=0.5, windows=4, seqlen=16, reconstruct=1, distill=2
+        )
+    (note,) = [line for line in progress.lines if "masks alone" in line]
+    assert note.count("W * X (50% per row)") == 1
+    divergences = [entry.divergence for entry in result.raced]
+    assert len(divergences) == 3
+    assert divergences == sorted(divergences)
+    best = result.raced[0]
+    assert (best.metric, best.pattern) == (
+        str(result.method.metric.expression),
+        str(result.method.pattern),
+    )
+    assert result.to_json()["race"][0]["metric"] == best.metric
