@@ -57,7 +57,7 @@ def chosen_by(
     damping: float = 0.01,
 ) -> Experts:
     """The pattern of a method after pruning by it."""
-    method = parse_method(text, damping=damping)
+    method = replace(parse_method(text), damping=damping)
     method = replace(method, pattern=method.pattern.fit(model.model))
     matrices = check_plan(model, method, method.pattern.include)
     pruned = prune_model(model, windows, method, new_store(model), matrices=matrices)

@@ -35,7 +35,7 @@ from pruner_zero.text.mixture import SelfText, Source, load_text
 from pruner_zero.text.windows import Windows, consecutive_windows
 
 DENSE, DEFAULT = "dense", "default"
-_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of", "damping")
+_ZEROS = ("sparsity", "pattern", "scope", "parameters", "multiple_of")
 
 
 @naming_out_of_memory("choose fewer --windows or a shorter --seqlen")
@@ -137,14 +137,14 @@ def _parse(name: str, settings: CompareSettings) -> Method | None:
         return None
     zeros = {name: getattr(settings, name) for name in _ZEROS}
     if name != DEFAULT:
-        return parse_method(name, **zeros)
+        return replace(parse_method(name, **zeros), damping=settings.damping)
     chosen = {**zeros, **default_beside({**zeros, "mode": settings.mode})}
     rivals = [
         parse_method(metric, sparsity=settings.sparsity, scope=scope)
         for metric, scope in rivals_beside(zeros)
     ]
     method = parse_method(chosen.pop("metric"), **chosen)
-    return replace(method, name=name, rivals=tuple(rivals))
+    return replace(method, name=name, rivals=tuple(rivals), damping=settings.damping)
 
 
 def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:

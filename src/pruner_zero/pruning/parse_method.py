@@ -49,7 +49,6 @@ def parse_method(
     structure: Structure | None = None,
     parameters: str | None = None,
     multiple_of: int = 32,
-    damping: float = 0.01,
 ) -> Method:
     """Read `METRIC[@SCOPE][+asymmetric][+STEP]…[+reconstruct=N][+distill=N]`.
 
@@ -67,7 +66,7 @@ def parse_method(
     (METRIC may be reap) or blocks (METRIC is block-influence), with their share if it is
     not `sparsity`, as in `wanda@channels=0.25`. `structure` is used where the text names no units,
     and `parameters`, such as "0.75" or "100M", has precedence over `sparsity`; multiple_of: as
-    in `Structured`. damping: as in `Method`.
+    in `Structured`.
 
     For weights exactly one of sparsity in [0, 1) and pattern, which is an N:M such as "2:4" or any
     Pattern and leaves no choice of scope. Raises PrunerZeroError.
@@ -123,7 +122,7 @@ def parse_method(
         zeros = _without_scope(name, pattern, asked)
     _check_steps(name, zeros, steps)
     passes, trained = amounts["reconstruct"], amounts["distill"]
-    return Method(name, metric, zeros, steps, asymmetric, passes, trained, damping)
+    return Method(name, metric, zeros, steps, asymmetric, passes, trained)
 
 
 def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:

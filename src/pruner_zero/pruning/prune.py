@@ -37,7 +37,7 @@ from pruner_zero.text.windows import Windows
 # The settings that `parse_method` takes under their names.
 _OPTIONS = (
     *("sparsity", "scope", "update", "refine", "asymmetric"),
-    *("structure", "parameters", "multiple_of", "damping"),
+    *("structure", "parameters", "multiple_of"),
 )
 # Settings of the statistics that `identity` names one by one.
 _NAMED = {"model", "windows", "torch"}
@@ -146,6 +146,7 @@ def _read(
     named = checked.model_fields_set & {"reconstruct", "distill"}
     amounts = {name: getattr(checked, name) for name in named}
     method = parse_method(checked.metric, pattern=zeros, **amounts, **options)
+    method = replace(method, damping=checked.damping)
     if "metric" not in checked.model_fields_set:
         given = checked.model_dump()
         if "scope" not in checked.model_fields_set:

@@ -59,7 +59,12 @@ def reconstruct(
     # What the dense block adds, so that the loss does not depend on the scale of activations.
     scale = _mean_square(hidden, target)
     compute = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
-    errors = []
+    errors: list[float] = []
+
+    def error(window: int) -> Tensor:
+        output = run_block(block, hidden[window].float(), arguments[window]).float()
+        return functional.mse_loss(output, target[window].to(output)) / scale
+
     with (
         float32_weights(block),
         gradients_to({kept.parameter: kept.pull for kept in learned}, block),
@@ -67,15 +72,11 @@ def reconstruct(
         for step, batch in enumerate(_batches(len(hidden), together, steps, seed)):
             for group in optimizer.param_groups:
                 group["lr"] = RATE * group["scale"] * rate(step / steps)
-            errors.append(0.0)
-            # One context, in which the weights are cast once.
+            # One backward pass, so that gradients are gathered once a step.
             with compute:
-                for window in batch:
-                    output = run_block(block, hidden[window].float(), arguments[window]).float()
-                    goal = target[window].to(output)
-                    loss = functional.mse_loss(output, goal) / (scale * len(batch))
-                    loss.backward()
-                    errors[-1] += float(loss.detach())
+                loss = torch.stack([error(window) for window in batch]).mean()
+            loss.backward()
+            errors.append(float(loss.detach()))
             optimizer.step()
             for kept in learned:
                 kept.write()
