@@ -280,6 +280,15 @@ def test_scripts_are_kept_to(write: Write, sampled: list[str]) -> None:
     assert len(sampled) == 2
 
 
+def test_control_tokens_are_not_drawn(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = frozenset(range(0, 256, 2))
+    monkeypatch.setattr(self_text, "control_tokens", lambda _tokenizer: half)
+    monkeypatch.setattr(self_text, "end_tokens", lambda _model: frozenset({4}))
+    drawn = set(write(3).tokens[:, 1:].flatten().tolist())
+    assert not drawn & (half - {4, *self_text.documents_of(language_model(), SelfText())[0][0][0]})
+    assert len(drawn) > 10
+
+
 def test_windows_that_repeat_themselves_are_written_anew(
     write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -23,7 +23,13 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache
 from pruner_zero.models.dialogue import turn_ends
 from pruner_zero.models.language_model import LanguageModel, check_tokens
-from pruner_zero.models.sampling import Document, end_tokens, sample_windows, writing_dtype
+from pruner_zero.models.sampling import (
+    Document,
+    control_tokens,
+    end_tokens,
+    sample_windows,
+    writing_dtype,
+)
 from pruner_zero.tensor_file import TensorFile, write_tensors
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import tokens_outside
@@ -82,7 +88,7 @@ def self_windows(
         "dtype": str(dtype),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "format": 3,
+        "format": 4,
     }
     cache = Path(folder) if folder is not None else default_cache()
     size = max(1, min(BATCH_TOKENS // seqlen, BATCH_WINDOWS))
@@ -98,7 +104,9 @@ def self_windows(
             "text as --calibration, or let a larger machine write it (--cache keeps it)"
         )
     tokenizer = language_model.tokenizer
-    banned = tokens_outside(text.scripts, tokenizer) if missing and text.scripts else None
+    banned = control_tokens(tokenizer) - ends
+    if missing and text.scripts:
+        banned |= set(tokens_outside(text.scripts, tokenizer).tolist())
     writes = filling(batches.folder) if missing else nullcontext()
     loaded = disk.in_memory(dtype) if disk else nullcontext()
     with use(batches.folder, language_model.name), writes, loaded:
@@ -111,7 +119,7 @@ def self_windows(
                     seqlen,
                     batches.generator(number, attempt),
                     ends=ends,
-                    banned=banned,
+                    banned=torch.tensor(sorted(banned), dtype=torch.int64),
                     dtype=dtype,
                     label=f"writing text {count}/{len(missing)}",  # noqa: B023
                 )

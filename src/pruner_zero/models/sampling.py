@@ -46,6 +46,15 @@ def end_tokens(language_model: LanguageModel) -> frozenset[int]:
     return frozenset(token for source in sources for token in _tokens(source, "eos_token_id"))
 
 
+def control_tokens(tokenizer: Any) -> frozenset[int]:
+    """The special tokens: marks of turns and documents, which are no part of what a turn says.
+
+    Qwen2.5-Coder, which was not trained on turns of users, writes them in the place of their end.
+    """
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    return frozenset(token for token, entry in added.items() if entry.special)
+
+
 def _tokens(source: Any, name: str) -> tuple[int, ...]:
     """The ids under `name`, which holds one, several or none; a negative one stands for none."""
     value = getattr(source, name, None)
