@@ -10,6 +10,7 @@ import torch
 
 from pruner_zero.calibration import self_text
 from pruner_zero.calibration.self_text import self_windows
+from pruner_zero.calibration.written import documents_of
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
 from pruner_zero.models.language_model import LanguageModel
@@ -285,7 +286,7 @@ def test_control_tokens_are_not_drawn(write: Write, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(self_text, "control_tokens", lambda _tokenizer: half)
     monkeypatch.setattr(self_text, "end_tokens", lambda _model: frozenset({4}))
     drawn = set(write(3).tokens[:, 1:].flatten().tolist())
-    assert not drawn & (half - {4, *self_text.documents_of(language_model(), SelfText())[0][0][0]})
+    assert not drawn & (half - {4, *documents_of(language_model(), SelfText())[0][0][0]})
     assert len(drawn) > 10
 
 

@@ -57,8 +57,8 @@ def test_windows_that_the_model_writes_alone_are_shorter_and_more(
 
 
 def test_settings_that_are_given_stay() -> None:
-    chosen = settings(distill=7, reconstruct=0)
-    assert (chosen.metric, chosen.distill, chosen.reconstruct) == (DEFAULT["metric"], 7, 0)
+    chosen = settings(distill=7, refine=False)
+    assert (chosen.metric, chosen.distill, chosen.refine) == (DEFAULT["metric"], 7, False)
     assert not chosen.is_default
 
 
@@ -71,7 +71,7 @@ def test_where_not_all_weights_compete_wanda_takes_the_place_of_the_metric(
     options: dict[str, Any],
 ) -> None:
     chosen = settings(**options)
-    assert (chosen.metric, chosen.reconstruct, chosen.distill) == ("wanda", 4, 40)
+    assert (chosen.metric, chosen.update, chosen.distill) == ("wanda", "exact", 40)
     assert chosen.scope == options.get("scope")
     assert chosen.is_default
     assert settings(structure="channels").metric == "wanda"
@@ -95,7 +95,21 @@ def test_a_note_describes_the_default_method(
         prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
     (note,) = [note for note in progress.lines if "No --metric" in note]
     assert words in note
-    assert "trained towards the dense block in 4 passes, 40 steps of distillation" in note
+    assert "40 steps of distillation" in note
+
+
+@pytest.mark.parametrize("options", [{}, {"pattern": "2:4", "sparsity": None}])
+def test_wide_matrices_are_trained_block_by_block_in_place_of_swaps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    progress = Notes()
+    with reported_to(progress):
+        result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
+    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 0)
+    assert not result.method.asymmetric
+    (note,) = [note for note in progress.lines if "No --metric" in note]
+    assert "each block trained towards the dense block in 2 passes" in note
 
 
 def test_with_a_metric_nothing_is_added() -> None:
@@ -105,7 +119,7 @@ def test_with_a_metric_nothing_is_added() -> None:
 
 def test_the_parts_that_cannot_be_done_are_left_out() -> None:
     assert settings(offload=True).distill == 40
-    assert settings(mode="one-shot").reconstruct == 0
+    assert not settings(mode="one-shot").asymmetric
 
 
 def test_the_model_writes_the_text_and_the_card_describes_the_run(tmp_path: Path) -> None:

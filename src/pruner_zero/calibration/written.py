@@ -15,8 +15,8 @@ from pruner_zero.progress import note
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import count_scripts, describe_shares
 
-# What `self` has, in turn, where the tokenizer has a chat template.
-WITH_TEMPLATE: Sequence[str] = ("self:chat",)
+# What `self` has, in turn, where the tokenizer has a chat template. Dialogues are not measured yet.
+WITH_TEMPLATE: Sequence[str] = ("self:documents",)
 
 
 def documents_of(language_model: LanguageModel, text: SelfText) -> tuple[list[Document], str]:

@@ -13,6 +13,7 @@ from pruner_zero.metric.expression import collected_for
 from pruner_zero.metric.metric import Metric
 from pruner_zero.models.structure import Matrix
 from pruner_zero.plugins import Registry
+from pruner_zero.settings.prune import MANY_INPUTS, WIDE
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.sparsity.steps.step import STEPS, plan
 
@@ -199,6 +200,14 @@ class Method:
                 f"computes them block by block: choose --mode one-shot{other}"
             )
         return "one-shot"
+
+
+def for_width(method: Method, matrices: Sequence[Matrix], mode: Mode) -> Method:
+    """The default method for the `matrices` of one model: other steps where they are wide."""
+    widest = max((matrix.weight.shape[1] for matrix in matrices), default=0)
+    if widest < MANY_INPUTS or method.pattern.unit or mode == "one-shot":
+        return method
+    return replace(method, **WIDE)
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

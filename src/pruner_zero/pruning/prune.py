@@ -18,11 +18,11 @@ from pruner_zero.metric.metric import Metric
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import OPENERS, as_language_model
 from pruner_zero.models.save import save_model
-from pruner_zero.models.structure import Matrix, size_of
+from pruner_zero.models.structure import Matrix, find_matrices, size_of
 from pruner_zero.progress import note
 from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
-from pruner_zero.pruning.method import Method, describe_steps
+from pruner_zero.pruning.method import Method, describe_steps, for_width
 from pruner_zero.pruning.model import check_plan, prune_model
 from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
 from pruner_zero.pruning.result import PruneResult
@@ -107,6 +107,9 @@ def prune(
         if not isclose(fitted.sparsity, method.pattern.sparsity, abs_tol=1e-6):
             note(f"removing {fitted}: {fitted.kept} stay")
         method, include = replace(method, pattern=fitted), fitted.include or include
+    if checked.is_default:
+        matrices = find_matrices(language_model.model, include, checked.exclude)
+        method = for_width(method, matrices, checked.mode)
     if checked.offload and checked.is_default:
         method = _within_memory(language_model, method, include, checked.exclude)
     matrices = check_plan(language_model, method, include, checked.exclude)

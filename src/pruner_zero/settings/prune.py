@@ -25,9 +25,18 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
     {
         "metric": "W * (O * X)^0.73 * row_normalize(W * X^0.73)^0.33",
         "scope": "global",
-        "reconstruct": 4,
+        "refine": True,
+        "asymmetric": True,
+        "update": "exact",
         "distill": 40,
     }
+)
+# What follows the mask of the default where a matrix has `MANY_INPUTS` inputs or more: the time of
+# swaps grows with the square of the inputs, and on Qwen2.5-Coder-1.5B two passes are level with
+# them in a fifth of the time; what distillation gains there is not measured (benchmarks/why.md).
+MANY_INPUTS = 4096
+WIDE: Mapping[str, Any] = MappingProxyType(
+    {"steps": (), "asymmetric": False, "reconstruct": 2, "distill": 0}
 )
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
@@ -49,10 +58,11 @@ def default_beside(given: Mapping[str, Any]) -> dict[str, Any]:
         chosen["metric"] = HEAD_METRIC if given.get("structure") == "heads" else WITHIN
         del chosen["scope"]
     if given.get("structure"):
-        chosen |= {"update": "exact", "reconstruct": 0}
+        # Whole units are pruned or kept, so that single weights cannot be swapped.
+        del chosen["refine"], chosen["asymmetric"]
     if given.get("mode") == "one-shot":
-        # In a one-shot run all inputs are the dense model's, so that there is nothing to make up.
-        chosen["reconstruct"] = 0
+        # In a one-shot run all inputs are the dense model's, so there is no other target.
+        chosen.pop("asymmetric", None)
     return chosen
 
 
@@ -73,8 +83,9 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         Cli(
             panel="Options",
             first=True,
-            default=f"{DEFAULT['metric']} --scope global --reconstruct {DEFAULT['reconstruct']} "
-            f"--distill {DEFAULT['distill']}, or the better mask of {WITHIN} or of scope row",
+            default=f"{DEFAULT['metric']} --scope global --refine --asymmetric --update exact "
+            f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
+            f"better; --reconstruct {WIDE['reconstruct']} after it from {MANY_INPUTS} inputs on",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
@@ -98,7 +109,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
         description="Swaps and updates aim a quarter of the way at the outputs of the dense model, "
         "and so compensate for some of the errors of earlier blocks.",
     )
-    reconstruct: Annotated[int, Cli(panel="Options", default="0 with a metric")] = Field(
+    reconstruct: int = Field(
         0,
         ge=0,
         description="Then train the kept weights of each block towards the dense block's outputs, "
