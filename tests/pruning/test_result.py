@@ -128,6 +128,7 @@ def test_the_record_describes_the_run(
         "update": None,
         "refine": False,
         "asymmetric": False,
+        "reconstruct": 0,
         "distill": 0,
         "structure": None,
         "multiple_of": 32,

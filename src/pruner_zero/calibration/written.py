@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.dialogue import dialogue, plain_document, prompt_document
 from pruner_zero.models.language_model import LanguageModel
@@ -14,9 +13,6 @@ from pruner_zero.models.sampling import Document
 from pruner_zero.progress import note
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import count_scripts, describe_shares
-
-# What `self` has, in turn, where the tokenizer has a chat template. Dialogues are not measured yet.
-WITH_TEMPLATE: Sequence[str] = ("self:documents",)
 
 
 def documents_of(language_model: LanguageModel, text: SelfText) -> tuple[list[Document], str]:
@@ -34,17 +30,11 @@ def documents_of(language_model: LanguageModel, text: SelfText) -> tuple[list[Do
             f"the tokenizer of {language_model.name} has no chat template that shows a user's "
             "words: give self:documents"
         )
-    kinds = ["self:documents"] if chat is None else WITH_TEMPLATE
-    documents, described = [], []
-    for kind in kinds if text.name == SELF else [text.name]:
-        if kind == "self:chat" and chat:
-            documents.append(chat)
-            described.append("dialogues that the dense model wrote by its chat template")
-        else:
-            documents.append(plain_document(language_model))
-            shown = language_model.tokenizer.convert_ids_to_tokens(documents[-1][0][0])
-            described.append(f"documents that the dense model wrote from {shown!r} on")
-    return documents, " and ".join(described)
+    if text.name == "self:chat" and chat:
+        return [chat], "dialogues that the dense model wrote by its chat template"
+    document = plain_document(language_model)
+    shown = language_model.tokenizer.convert_ids_to_tokens(document[0][0])
+    return [document], f"documents that the dense model wrote from {shown!r} on"
 
 
 def repeated_shares(tokens: Tensor, documents: Sequence[Document]) -> Tensor:
