@@ -107,10 +107,12 @@ def prune_model(
         method, raced = best_mask(language_model, windows.tokens, method, matrices, statistics)
     needs_inputs = bool(select(InputStatistic, method.kinds)) or method.reconstruct > 0
     propagated = order == "sequential" and needs_inputs
+    metric = method.metric
     if method.pattern.decides:
         method = _decided(language_model, windows, method, statistics)
     run = _Run(language_model, windows, method, matrices, statistics, journal, propagated, seed)
     records = run.blocks()
+    method = replace(method, metric=metric)
     for record in records:
         if record.note:
             note(f"{record.name}: {record.note}")
