@@ -1,5 +1,6 @@
 """A race of masks: the mask with which the model at hand stays nearest to the dense model."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -101,12 +102,16 @@ def best_mask(
     """The method with the best mask of its own and its rivals', and all entries, the best first.
 
     They are judged on the last sixteenth of the calibration windows `tokens` (n, tokens), which the
-    distillation keeps apart too.
+    distillation keeps apart; the statistics behind the masks are of all windows.
     """
     methods = (replace(method, rivals=()), *method.rivals)
     judged = tokens[-max(1, round(len(tokens) * HELD_OUT)) :]
     entries = race(language_model, judged, methods, matrices, statistics)
-    order = sorted(range(len(entries)), key=lambda number: entries[number].divergence)
+    # An overflow gives NaN, which compares with nothing.
+    order = sorted(
+        range(len(entries)),
+        key=lambda i: (math.isnan(entries[i].divergence), entries[i].divergence),
+    )
     best, ranked = methods[order[0]], [entries[number] for number in order]
     shown = ", ".join(f"{e.divergence:.3f} {e.metric} ({e.pattern})" for e in ranked)
     note(f"divergence of masks alone on {len(judged)} windows, in nats per token: {shown}")

@@ -163,8 +163,8 @@ def model_card(result: PruneResult) -> str:
     if result.raced:
         shown = ", ".join(f"`{e.metric}` ({e.pattern}) {e.divergence:.3f}" for e in result.raced)
         trained += (
-            " Its mask left the least divergence from the dense model on windows kept apart, in "
-            f"nats per token: {shown}."
+            " Its mask left the least divergence from the dense model on the last windows of the "
+            f"calibration, in nats per token: {shown}."
         )
     removed, blocks = settings.structure is not None, method.pattern.unit == "blocks"
     words = method.pattern.chosen_by
