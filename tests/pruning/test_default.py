@@ -112,6 +112,14 @@ def test_wide_matrices_are_trained_block_by_block_in_place_of_swaps(
     assert "each block trained towards the dense block in 2 passes" in note
 
 
+def test_passes_that_are_asked_for_stay_where_matrices_are_wide(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
+    result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40}, reconstruct=3)
+    assert (result.method.reconstruct, result.method.distill) == (3, 40)
+
+
 def test_with_a_metric_nothing_is_added() -> None:
     plain = settings(metric="wanda")
     assert (plain.refine, plain.asymmetric, plain.update, plain.distill) == (False, False, None, 0)

@@ -24,13 +24,13 @@ def documents_of(language_model: LanguageModel, text: SelfText) -> tuple[list[Do
     if text.prompts:
         documents = [prompt_document(language_model, prompt) for prompt in text.prompts]
         return documents, f"answers of the dense model to {len(documents)} prompts"
-    chat = dialogue(language_model)
-    if chat is None and text.name == "self:chat":
-        raise PrunerZeroError(
-            f"the tokenizer of {language_model.name} has no chat template that shows a user's "
-            "words: give self:documents"
-        )
-    if text.name == "self:chat" and chat:
+    if text.name == "self:chat":
+        chat = dialogue(language_model)
+        if chat is None:
+            raise PrunerZeroError(
+                f"the tokenizer of {language_model.name} has no chat template that shows a user's "
+                "words: give self:documents"
+            )
         return [chat], "dialogues that the dense model wrote by its chat template"
     document = plain_document(language_model)
     shown = language_model.tokenizer.convert_ids_to_tokens(document[0][0])

@@ -25,10 +25,10 @@ from pruner_zero.provenance import measured, provenance
 from pruner_zero.pruning.matrix import MatrixRecord, total_sparsity
 from pruner_zero.pruning.method import Method, Order, for_width
 from pruner_zero.pruning.model import Pruned, check_parameters, check_plan, prune_model
-from pruner_zero.pruning.parse_method import parse_method, split_methods
+from pruner_zero.pruning.parse_method import default_rivals, parse_method, split_methods
 from pruner_zero.settings.base import name_of, names_of
 from pruner_zero.settings.compare import CompareSettings
-from pruner_zero.settings.prune import default_beside, rivals_beside
+from pruner_zero.settings.prune import default_beside
 from pruner_zero.settings.read import read_settings
 from pruner_zero.text.corpus import Corpus
 from pruner_zero.text.mixture import SelfText, Source, load_text
@@ -139,12 +139,8 @@ def _parse(name: str, settings: CompareSettings) -> Method | None:
     if name != DEFAULT:
         return replace(parse_method(name, **zeros), damping=settings.damping)
     chosen = {**zeros, **default_beside({**zeros, "mode": settings.mode})}
-    rivals = [
-        parse_method(metric, sparsity=settings.sparsity, scope=scope)
-        for metric, scope in rivals_beside(zeros)
-    ]
     method = parse_method(chosen.pop("metric"), **chosen)
-    return replace(method, name=name, rivals=tuple(rivals), damping=settings.damping)
+    return replace(method, name=name, rivals=default_rivals(zeros), damping=settings.damping)
 
 
 def _plan(method: Method, language_model: LanguageModel, settings: CompareSettings) -> Method:

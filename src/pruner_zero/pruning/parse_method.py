@@ -10,7 +10,7 @@ from pruner_zero.metric.metric import NAMED, Metric
 from pruner_zero.plugins import Registry
 from pruner_zero.pruning.method import SPARSEGPT, SPARSEGPT_SCORE, Method
 from pruner_zero.settings.calibration import read_parameters
-from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP
+from pruner_zero.settings.prune import BLOCK_INFLUENCE, REAP, rivals_beside
 from pruner_zero.sparsity.pattern import SCOPES, Pattern
 from pruner_zero.sparsity.selection import SemiStructured, Unstructured
 from pruner_zero.sparsity.steps.step import STEPS, in_order
@@ -123,6 +123,14 @@ def parse_method(
     _check_steps(name, zeros, steps)
     passes, trained = amounts["reconstruct"], amounts["distill"]
     return Method(name, metric, zeros, steps, asymmetric, passes, trained)
+
+
+def default_rivals(given: Mapping[str, Any]) -> tuple[Method, ...]:
+    """The masks that race with that of the default method beside `given` settings."""
+    return tuple(
+        parse_method(metric, sparsity=given["sparsity"], scope=scope)
+        for metric, scope in rivals_beside(given)
+    )
 
 
 def _without_scope(name: str, pattern: str | Pattern, scope: str | None) -> Pattern:

@@ -24,11 +24,11 @@ from pruner_zero.provenance import Cost, measured, provenance
 from pruner_zero.pruning.checkpoint import weight_files
 from pruner_zero.pruning.method import Method, describe_steps, for_width
 from pruner_zero.pruning.model import check_plan, prune_model
-from pruner_zero.pruning.parse_method import check_compares_weights, parse_method
+from pruner_zero.pruning.parse_method import check_compares_weights, default_rivals, parse_method
 from pruner_zero.pruning.result import PruneResult
 from pruner_zero.result_folder import build_folder, check_output
 from pruner_zero.settings.base import name_of, names_of
-from pruner_zero.settings.prune import PruneSettings, rivals_beside
+from pruner_zero.settings.prune import PruneSettings
 from pruner_zero.settings.read import read_settings
 from pruner_zero.sparsity.pattern import Pattern
 from pruner_zero.text.mixture import Source
@@ -154,11 +154,7 @@ def _read(
         given = checked.model_dump()
         if "scope" not in checked.model_fields_set:
             del given["scope"]
-        rivals = [
-            parse_method(name, sparsity=checked.sparsity, scope=scope)
-            for name, scope in rivals_beside(given)
-        ]
-        method = replace(method, rivals=tuple(rivals))
+        method = replace(method, rivals=default_rivals(given))
     if method.pattern.unit and not checked.structure:
         raise PrunerZeroError(
             f"{method.name} removes whole units: name them by --structure, and their share by "

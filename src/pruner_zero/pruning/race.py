@@ -67,13 +67,15 @@ def race(
             kept = [[mask[matrix.name].kept for matrix in of_block] for mask in masks]
             dense = run_windows(block, dense, calls.arguments[index])
             weights = [matrix.weight.clone() for matrix in of_block]
-            for number, of_method in enumerate(kept):
-                for matrix, weight, mask in zip(of_block, weights, of_method, strict=True):
-                    assert mask is not None
-                    matrix.weight.copy_(weight.masked_fill(~mask, 0))
-                masked[number] = run_windows(block, masked[number], calls.arguments[index])
-            for matrix, weight in zip(of_block, weights, strict=True):
-                matrix.weight.copy_(weight)
+            try:
+                for number, of_method in enumerate(kept):
+                    for matrix, weight, mask in zip(of_block, weights, of_method, strict=True):
+                        assert mask is not None
+                        matrix.weight.copy_(weight.masked_fill(~mask, 0))
+                    masked[number] = run_windows(block, masked[number], calls.arguments[index])
+            finally:
+                for matrix, weight in zip(of_block, weights, strict=True):
+                    matrix.weight.copy_(weight)
 
     def logits(window: int, hidden: Activations) -> Tensor:
         ids = tokens[window : window + 1].to(model.device)

@@ -179,6 +179,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
     def is_default(self) -> bool:
         """Whether no metric is named, and nothing of the default method is changed."""
         chosen = default_beside(self.model_dump())
+        chosen["reconstruct"] = 0
         return "metric" not in self.model_fields_set and all(
             getattr(self, name) == value for name, value in chosen.items()
         )
