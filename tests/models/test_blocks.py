@@ -16,6 +16,7 @@ from pruner_zero.models.blocks import (
     blocks_recomputed,
     check_block_calls,
     record_block_calls,
+    run_batch,
     run_block,
     run_blocks,
 )
@@ -35,6 +36,15 @@ def through_blocks(model: nn.Module, calls: BlockCalls, window: int) -> Tensor:
     for block, arguments in zip(find_blocks(model), calls.arguments, strict=True):
         hidden = run_block(block, hidden, arguments[window])
     return hidden
+
+
+@every_architecture
+def test_windows_in_one_call_give_what_they_give_apart(architecture: str) -> None:
+    model = tiny_model(architecture)
+    calls = record_block_calls(model, tiny_windows(3, 12))
+    hidden, block = list(calls.hidden), find_blocks(model)[0]
+    apart = torch.cat([run_block(block, *c) for c in zip(hidden, calls.arguments[0], strict=True)])
+    torch.testing.assert_close(run_batch(block, hidden, calls.arguments[0]), apart)
 
 
 @every_architecture

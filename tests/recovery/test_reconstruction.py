@@ -44,9 +44,9 @@ class Setting:
         pairs = zip(self.outputs(), self.target, strict=True)
         return sum(float((output - target).square().sum()) for output, target in pairs)
 
-    def train(self, passes: int = 1) -> tuple[float, float]:
+    def train(self, passes: int = 1) -> None:
         calls = (self.hidden, self.arguments, self.target)
-        return reconstruct(self.block, self.matrices, *calls, passes)
+        reconstruct(self.block, self.matrices, *calls, passes)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mixtral"])
@@ -54,8 +54,7 @@ def test_the_outputs_come_nearer_to_the_dense_ones_and_zeros_stay(architecture: 
     setting = Setting(architecture)
     before, others = setting.error(), find_blocks(setting.model)[1]
     unchanged = {name: tensor.clone() for name, tensor in others.state_dict().items()}
-    first, last = setting.train(60)
-    assert last < first
+    setting.train(60)
     assert setting.error() < 0.9 * before
     for name, parameter in setting.model.named_parameters():
         if name in setting.zeros:

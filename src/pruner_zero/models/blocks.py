@@ -1,7 +1,7 @@
 """Running one decoder block with the arguments that its model calls it with."""
 
 from collections import UserDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -279,6 +279,28 @@ def run_block(block: nn.Module, hidden: Tensor, arguments: Arguments) -> Tensor:
     args, kwargs = take_inputs(block, (hidden, *arguments[0]), arguments[1])
     with in_float32(block):
         return _hidden_of(block(*args, **kwargs))
+
+
+def run_batch(block: nn.Module, hidden: Sequence[Tensor], arguments: Sequence[Arguments]) -> Tensor:
+    """The outputs (n, tokens, width) of `block` for n windows of the same length.
+
+    In one call where their `arguments` are the same, and have a first dimension that any number of
+    windows share; else window by window.
+    """
+    if _hold_for_all(arguments):
+        return run_block(block, torch.cat(list(hidden)), arguments[0])
+    return torch.cat([run_block(block, *call) for call in zip(hidden, arguments, strict=True)])
+
+
+def _hold_for_all(arguments: Sequence[Arguments]) -> bool:
+    def same(left: Any, right: Any) -> bool:
+        plain = isinstance(left, int | float | str)
+        return left is right or (plain and type(left) is type(right) and left == right)
+
+    first, *others = (pytree.tree_leaves(of_window) for of_window in arguments)
+    return all(
+        len(leaves) == len(first) and all(map(same, first, leaves)) for leaves in others
+    ) and all(leaf.ndim < 2 or len(leaf) == 1 for leaf in _tensors(arguments[0]))
 
 
 def run_windows(

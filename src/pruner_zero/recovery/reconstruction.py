@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruner_zero.calibration.gradients import gradients_to
+from pruner_zero.calibration.gradients import only_these_learn
 from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.blocks import Arguments, run_block
+from pruner_zero.models.blocks import Arguments, run_batch
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
-from pruner_zero.recovery.kept_weights import KeptWeights, float32_weights
+from pruner_zero.recovery.kept_weights import LEAST_SCALE, float32_weights
 from pruner_zero.recovery.train import BETAS, rate
 
 # Tokens in an optimizer step, in as many windows as they fill.
@@ -29,63 +29,72 @@ def reconstruct(
     target: Sequence[Tensor],
     passes: int,
     seed: int = 0,
-) -> tuple[float, float]:
+) -> None:
     """Train the kept weights of `matrices`, all of one loaded `block`, in place; zeros stay zero.
 
     hidden: the input (1, tokens, width) of the block in the pruned model, for each calibration
     window, with the `arguments` of `run_block`. target: the output that the dense block has in the
     dense model, so that the errors of earlier blocks are compensated too. passes: over the windows.
-    Returns the error before and after: the squared difference from the targets, over what the dense
-    block adds to the pruned model's activations. AdamW in float32, products in bfloat16 where the
-    device has them natively. `seed` and the order of windows decide the result. Raises
-    PrunerZeroError where the error is no longer finite.
+    The loss is the squared difference from the targets, over what the dense block adds to the
+    pruned model's activations. AdamW in float32, products in bfloat16 where the device has them
+    natively. `seed` and the order of windows decide the result. Raises PrunerZeroError where the
+    loss is no longer finite.
 
     Source: reconstruction of a submodule after pruning, 2510.14444, of a block, EBFT (2402.12419).
     """
-    learned = [
-        KeptWeights(name, parameter, experts_of(matrices, name))
-        for name, parameter in parameters_of(matrices).items()
-    ]
-    optimizer = torch.optim.AdamW(
-        [{"params": [kept.values], "scale": kept.rate_scale} for kept in learned],
-        RATE,
-        BETAS,
-        weight_decay=0.0,
-        fused=True,
-    )
     device = next(block.parameters()).device
     together = max(1, min(TOKENS // hidden[0].shape[1], len(hidden)))
     steps = passes * (len(hidden) // together)
     # What the dense block adds, so that the loss does not depend on the scale of activations.
     scale = _mean_square(hidden, target)
     compute = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
-    errors: list[float] = []
-
-    def error(window: int) -> Tensor:
-        output = run_block(block, hidden[window].float(), arguments[window]).float()
-        return functional.mse_loss(output, target[window].to(output)) / scale
-
-    with (
-        float32_weights(block),
-        gradients_to({kept.parameter: kept.pull for kept in learned}, block),
-    ):
-        for step, batch in enumerate(_batches(len(hidden), together, steps, seed)):
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * group["scale"] * rate(step / steps)
-            # One backward pass, so that gradients are gathered once a step.
-            with compute:
-                loss = torch.stack([error(window) for window in batch]).mean()
-            loss.backward()
-            errors.append(float(loss.detach()))
-            optimizer.step()
-            for kept in learned:
-                kept.write()
-                kept.clear()
-    if not all(map(math.isfinite, errors)):
-        raise PrunerZeroError(
-            f"the reconstruction of block {matrices[0].block} diverged: leave out +reconstruct"
+    with float32_weights(block):
+        trained = parameters_of(matrices)
+        masks = {p: _mask(p, experts_of(matrices, name)) for name, p in trained.items()}
+        # Without decay a pruned weight, whose gradient is 0 in every step, is never changed.
+        optimizer = torch.optim.AdamW(
+            [{"params": [p], "scale": _rate_scale(p, mask)} for p, mask in masks.items()],
+            RATE,
+            BETAS,
+            weight_decay=0.0,
+            fused=True,
         )
-    return errors[0], errors[-1]
+        with torch.enable_grad(), only_these_learn(block, masks):
+            for step, batch in enumerate(_batches(len(hidden), together, steps, seed)):
+                for group in optimizer.param_groups:
+                    group["lr"] = RATE * group["scale"] * rate(step / steps)
+                inputs = [hidden[window].float() for window in batch]
+                goal = torch.cat([target[window].to(device) for window in batch]).float()
+                with compute:
+                    output = run_batch(block, inputs, [arguments[window] for window in batch])
+                loss = functional.mse_loss(output.float(), goal) / scale
+                if not math.isfinite(float(loss.detach())):
+                    raise PrunerZeroError(
+                        f"the reconstruction of block {matrices[0].block} diverged: leave out "
+                        "+reconstruct"
+                    )
+                loss.backward()
+                for parameter, mask in masks.items():
+                    # None for an expert that no token reached.
+                    if parameter.grad is not None:
+                        parameter.grad *= mask
+                optimizer.step()
+                optimizer.zero_grad()
+
+
+def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:
+    """Which weights are trained: the kept ones, of the `experts` alone where it stacks experts."""
+    mask = parameter.data != 0
+    if experts is not None:
+        others = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+        others[list(experts)] = False
+        mask[others] = False
+    return mask
+
+
+def _rate_scale(parameter: Tensor, mask: Tensor) -> float:
+    """What the learning rate is multiplied by: see `KeptWeights`."""
+    return max(LEAST_SCALE, math.sqrt(float((parameter.data * mask).square().mean())))
 
 
 def _mean_square(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
