@@ -289,34 +289,19 @@ def test_control_tokens_are_not_drawn(write: Write, monkeypatch: pytest.MonkeyPa
     assert len(drawn) > 10
 
 
-def test_windows_that_repeat_themselves_are_written_anew(
-    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("varied", [[0, 1, 2], [0, 2, 3], [3, 4], []])
+def test_spare_windows_take_the_place_of_those_that_repeat_themselves(
+    write: Write, monkeypatch: pytest.MonkeyPatch, varied: list[int]
 ) -> None:
-    """Here only the second try of the second window does not repeat itself."""
-    calls: list[int] = []
-
     def sample(model: Any, documents: list[Any], seqlen: int, *_: Any, **__: Any) -> torch.Tensor:
-        calls.append(len(documents))
-        tokens = torch.ones(len(documents), seqlen, dtype=torch.int64)
-        if len(calls) == 2:
-            tokens[1] = torch.arange(seqlen)
-        return tokens
+        numbers = torch.arange(len(documents))[:, None]
+        return numbers * 20 + torch.arange(seqlen) * torch.isin(numbers, torch.tensor(varied))
 
+    monkeypatch.setattr(self_text, "SPARE", 2 / 3)
     monkeypatch.setattr(self_text, "sample_windows", sample)
-    tokens = write(BATCH).tokens
-    assert calls == [BATCH, BATCH, *[BATCH - 1] * (self_text.TRIES - 1)]
-    assert tokens.unique(dim=1).shape[1] == SEQLEN
-    assert (tokens[1] == torch.arange(SEQLEN)).all()
-
-
-def test_windows_written_anew_are_others(
-    write: Write, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    first = write(BATCH).tokens
-    monkeypatch.setattr(self_text, "REPEATED", -1)
-    again = write(BATCH, folder=tmp_path / "again").tokens
-    assert not (again[:, 1:4] == first[:, 1:4]).all(1).any()
-    assert torch.equal(write(BATCH, folder=tmp_path / "third").tokens, again)
+    repeated = [number for number in range(BATCH + 2) if number not in varied]
+    wanted = sorted((varied + repeated)[:BATCH])
+    assert write(BATCH).tokens[:, 0].tolist() == [number * 20 for number in wanted]
 
 
 def test_a_killed_run_goes_on_after_its_last_batch(llama_folder: Path, tmp_path: Path) -> None:

@@ -39,8 +39,9 @@ from pruner_zero.text.windows import Windows, tokens_sha256
 # default. The drawn text depends on the number of windows in a batch, so that these numbers do not
 # depend on --windows. Each window takes memory for a distribution over the vocabulary.
 BATCH_TOKENS, BATCH_WINDOWS = 24 * 1024, 96
-# Windows of which more than this share repeats itself are written anew, at most so many times.
-REPEATED, TRIES = 0.5, 3
+# Windows of which more than this share repeats itself make room for spare ones, as long as there
+# are any: one is written for so many windows.
+REPEATED, SPARE = 0.5, 1 / 8
 SELF_TEXT = SelfText()
 
 
@@ -60,7 +61,7 @@ def self_windows(
     With the same seed, fewer windows are the first of more. They are written in batches of
     up to 24576 tokens and 96 windows, each with a generator of its own; finished batches are kept
     under `folder` (default: the cache), so that an interrupted call continues after the last batch.
-    Of windows that only repeat themselves, others are written. A note shows a sample of the text,
+    Spare windows take the place of those that only repeat themselves. A note shows a sample of the text,
     its scripts and how much of it repeats itself. An offloaded model is read to memory while it
     writes. text: what it writes. fingerprint: that of the model if it is known already, since
     computing it takes long. Raises PrunerZeroError where memory has no room for an offloaded model
@@ -88,7 +89,7 @@ def self_windows(
         "dtype": str(dtype),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "format": 4,
+        "format": 5,
     }
     cache = Path(folder) if folder is not None else default_cache()
     size = max(1, min(BATCH_TOKENS // seqlen, BATCH_WINDOWS))
@@ -111,25 +112,19 @@ def self_windows(
     loaded = disk.in_memory(dtype) if disk else nullcontext()
     with use(batches.folder, language_model.name), writes, loaded:
         for count, number in enumerate(missing, start=1):
-
-            def sample(rows: Sequence[int], attempt: int, number: int = number) -> Tensor:
-                return sample_windows(
-                    language_model.model,
-                    [_in_turn(documents, row, size, number) for row in rows],
-                    seqlen,
-                    batches.generator(number, attempt),
-                    ends=ends,
-                    banned=torch.tensor(sorted(banned), dtype=torch.int64),
-                    dtype=dtype,
-                    label=f"writing text {count}/{len(missing)}",  # noqa: B023
-                )
-
-            tokens = sample(range(size), 0)
-            for attempt in range(1, TRIES + 1):
-                again = (repeated_shares(tokens, documents) > REPEATED).nonzero()[:, 0]
-                if not len(again):
-                    break
-                tokens[again] = sample(again.tolist(), attempt)
+            rows = range(size + int(size * SPARE))
+            tokens = sample_windows(
+                language_model.model,
+                [_in_turn(documents, row, size, number) for row in rows],
+                seqlen,
+                batches.generator(number),
+                ends=ends,
+                banned=torch.tensor(sorted(banned), dtype=torch.int64),
+                dtype=dtype,
+                label=f"writing text {count}/{len(missing)}",
+            )
+            repetitive = repeated_shares(tokens, documents) > REPEATED
+            tokens = tokens[repetitive.to(torch.int8).argsort(stable=True)[:size].sort().values]
             batches.write(number, tokens)
             written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
@@ -163,10 +158,9 @@ class _Batches:
     seqlen: int
     seed: int
 
-    def generator(self, number: int, attempt: int) -> torch.Generator:
+    def generator(self, number: int) -> torch.Generator:
         """A generator for one batch."""
-        entropy = (self.seed, number, attempt)
-        state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+        state = np.random.SeedSequence((self.seed, number)).generate_state(1, np.uint64)
         return torch.Generator().manual_seed(int(state[0]))
 
     def write(self, number: int, tokens: Tensor) -> None:
