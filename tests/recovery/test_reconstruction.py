@@ -17,7 +17,7 @@ from tests.tiny_models import tiny_model, tiny_windows
 
 @pytest.fixture(autouse=True)
 def in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reconstruction, "has_fast_bfloat16", lambda _device: False)
+    monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
 
 
 class Setting:

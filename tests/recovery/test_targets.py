@@ -24,7 +24,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few tokens are kept apart, and few logits computed at a time, all in float32."""
     monkeypatch.setattr(module, "KEPT", MOST)
     monkeypatch.setattr(module, "LOGITS", 5 * 256)
-    monkeypatch.setattr(module, "has_fast_bfloat16", lambda _: False)
+    monkeypatch.setattr("pruner_zero.models.loss.has_fast_bfloat16", lambda _: False)
 
 
 def plain_divergence(logits: Tensor, p: Tensor) -> Tensor:

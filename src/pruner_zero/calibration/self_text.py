@@ -61,9 +61,9 @@ def self_windows(
     With the same seed, fewer windows are the first of more. They are written in batches of
     up to 24576 tokens and 96 windows, each with a generator of its own; finished batches are kept
     under `folder` (default: the cache), so that an interrupted call continues after the last batch.
-    Spare windows take the place of those that only repeat themselves. A note shows a sample of the text,
-    its scripts and how much of it repeats itself. An offloaded model is read to memory while it
-    writes. text: what it writes. fingerprint: that of the model if it is known already, since
+    Spare windows take the place of those that only repeat themselves. A note shows a sample of the
+    text, its scripts and how much of it repeats itself. An offloaded model is read to memory while
+    it writes. text: what it writes. fingerprint: that of the model if it is known already, since
     computing it takes long. Raises PrunerZeroError where memory has no room for an offloaded model
     or a window for a prompt, where another process writes the same text, and as `documents_of`,
     `check_tokens` and `sample_windows` do.

@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pruner_zero.devices import emulated_dtypes
+from pruner_zero.devices import emulated_dtypes, has_fast_bfloat16
 
 
 def next_token_losses(model: nn.Module, windows: Tensor) -> Tensor:
@@ -66,6 +66,18 @@ def in_bfloat16(module: nn.Module) -> Iterator[None]:
     """
     with _cast([p for p in module.parameters() if p.dtype == torch.float32], torch.bfloat16):
         yield
+
+
+def fast_products(model: nn.Module, device: torch.device) -> AbstractContextManager[None]:
+    """Matrix products in bfloat16 where `device` multiplies it natively.
+
+    Weights that are cast are not kept. Autocast refuses operations on a float16 and a bfloat16
+    tensor, so that the products of a float16 model stay as they are.
+    """
+    narrow = any(parameter.dtype == torch.float16 for parameter in model.parameters())
+    if narrow or not has_fast_bfloat16(device):
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pruner_zero.calibration.gradients import only_these_learn
-from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Arguments, run_batch
+from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
 from pruner_zero.recovery.kept_weights import LEAST_SCALE, float32_weights
 from pruner_zero.recovery.train import BETAS, rate
@@ -47,7 +47,6 @@ def reconstruct(
     steps = passes * (len(hidden) // together)
     # What the dense block adds, so that the loss does not depend on the scale of activations.
     scale = _mean_square(hidden, target)
-    compute = torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bfloat16(device))
     with float32_weights(block):
         trained = parameters_of(matrices)
         masks = {p: _mask(p, experts_of(matrices, name)) for name, p in trained.items()}
@@ -65,7 +64,7 @@ def reconstruct(
                     group["lr"] = RATE * group["scale"] * rate(step / steps)
                 inputs = [hidden[window].float() for window in batch]
                 goal = torch.cat([target[window].to(device) for window in batch]).float()
-                with compute:
+                with fast_products(block, device):
                     output = run_batch(block, inputs, [arguments[window] for window in batch])
                 loss = functional.mse_loss(output.float(), goal) / scale
                 if not math.isfinite(float(loss.detach())):

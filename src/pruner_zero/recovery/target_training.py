@@ -13,6 +13,7 @@ from pruner_zero.calibration.gradients import gradients_to
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import blocks_recomputed, run_blocks
+from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import Matrix
 from pruner_zero.progress import note, track
 from pruner_zero.pruning.method import Point
@@ -21,7 +22,6 @@ from pruner_zero.recovery.targets import (
     Target,
     Targets,
     divergence,
-    fast_products,
     logits_in_chunks,
 )
 from pruner_zero.recovery.train import State, rate

@@ -1,7 +1,6 @@
 """The dense model's predictions that a pruned model is trained towards, written once."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from itertools import repeat
 from typing import NamedTuple
 
@@ -9,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pruner_zero.calibration.walk import WindowFile
-from pruner_zero.devices import has_fast_bfloat16
 from pruner_zero.journal import Journal
 from pruner_zero.models.blocks import blocks_replaced, run_blocks, run_windows
 from pruner_zero.models.language_model import LanguageModel
-from pruner_zero.models.loss import in_float32
+from pruner_zero.models.loss import fast_products, in_float32
 from pruner_zero.models.structure import find_blocks
 from pruner_zero.progress import track
 from pruner_zero.tensor_file import TensorFile, write_tensors
@@ -92,18 +90,6 @@ def write_targets(
     files = {_FILE: write_tensors(journal.folder / _FILE, stored)}
     journal.append({}, files, [path.name for path in journal.folder.glob("hidden-*")])
     return Targets(numbers, TensorFile(journal.folder / _FILE))
-
-
-def fast_products(model: nn.Module, device: torch.device) -> AbstractContextManager[None]:
-    """Matrix products in bfloat16 where `device` multiplies it natively.
-
-    Weights that are cast are not kept. Autocast refuses operations on a float16 and a bfloat16
-    tensor, so that the products of a float16 model stay as they are.
-    """
-    narrow = any(parameter.dtype == torch.float16 for parameter in model.parameters())
-    if narrow or not has_fast_bfloat16(device):
-        return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def _last_states(
