@@ -234,7 +234,9 @@ class _Run:
             with model.block(index) as block:
                 inputs: dict[str, Statistics] = {}
                 if walk:
-                    collected = walk.collect(block, index, matrices, method.kinds)
+                    # Where the dense model decides the masks, steps alone need these inputs.
+                    observed = matrices if dense is None or method.steps else []
+                    collected = walk.collect(block, index, observed, method.kinds)
                     inputs = block_statistics(collected, method.damping)
                 done = list(self.prune(dense, matrices, inputs))
                 if walk and matrices and method.reconstruct:
