@@ -257,6 +257,19 @@ def test_a_model_with_a_chat_template_writes_dialogues(write: Write) -> None:
         write(2, text=SelfText("self:chat"))
 
 
+@pytest.mark.parametrize(
+    ("unusual", "wanted"), [({}, "self:documents"), ({"Han": 0.5}, "self:chat")]
+)
+def test_self_is_dialogues_where_documents_are_in_scripts_that_the_template_lacks(
+    write: Write, monkeypatch: pytest.MonkeyPatch, unusual: dict[str, float], wanted: str
+) -> None:
+    monkeypatch.setattr(self_text, "unusual_scripts", lambda *_: unusual)
+    windows = write(2, seqlen=48, model=with_template())
+    expected = write(2, seqlen=48, model=with_template(), text=SelfText(wanted))
+    assert torch.equal(windows.tokens, expected.tokens)
+    assert (windows.corpus, windows.joined) == ("self", expected.joined)
+
+
 def test_every_prompt_begins_as_many_windows(write: Write) -> None:
     prompts = tuple(({"role": "user", "content": letter},) for letter in "abcdef")
     tokens = write(2 * BATCH, text=SelfText(prompts=prompts)).tokens

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from itertools import cycle, islice
 from pathlib import Path
@@ -18,10 +19,12 @@ from pruner_zero.calibration.written import (
     documents_of,
     note_written,
     repeated_shares,
+    unusual_scripts,
 )
+from pruner_zero.choices import SELF
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import default_cache
-from pruner_zero.models.dialogue import turn_ends
+from pruner_zero.models.dialogue import dialogue, turn_ends
 from pruner_zero.models.language_model import LanguageModel, check_tokens
 from pruner_zero.models.sampling import (
     Document,
@@ -42,6 +45,8 @@ BATCH_TOKENS, BATCH_WINDOWS = 24 * 1024, 96
 # Windows of which more than this share repeats itself make room for spare ones, as long as there
 # are any: one is written for so many windows.
 REPEATED, SPARE = 0.5, 1 / 8
+# Tokens of each document by which `self` decides between documents and dialogues.
+GLANCE = 64
 SELF_TEXT = SelfText()
 
 
@@ -63,11 +68,37 @@ def self_windows(
     under `folder` (default: the cache), so that an interrupted call continues after the last batch.
     Spare windows take the place of those that only repeat themselves. A note shows a sample of the
     text, its scripts and how much of it repeats itself. An offloaded model is read to memory while
-    it writes. text: what it writes. fingerprint: that of the model if it is known already, since
+    it writes. text: what it writes; in `self` documents, or dialogues where its chat template is in
+    other scripts than its documents. fingerprint: that of the model if it is known already, since
     computing it takes long. Raises PrunerZeroError where memory has no room for an offloaded model
     or a window for a prompt, where another process writes the same text, and as `documents_of`,
     `check_tokens` and `sample_windows` do.
     """
+    fingerprint = fingerprint or language_model.fingerprint()
+    write = partial(_write, language_model, seed=seed, folder=folder, fingerprint=fingerprint)
+    tokenizer, variant = language_model.tokenizer, text
+    if text.name == SELF and not text.prompts and dialogue(language_model) is not None:
+        variant = replace(text, name="self:documents")
+        glance = write(windows=BATCH_WINDOWS, seqlen=min(GLANCE, seqlen), text=variant, first=0)
+        if unusual_scripts(glance.written, tokenizer):
+            variant = replace(text, name="self:chat")
+    written = write(windows=windows, seqlen=seqlen, text=variant, first=first)
+    note_written(written.written, tokenizer, variant)
+    return replace(written, corpus=written.corpus.replace(variant.name, text.name))
+
+
+def _write(
+    language_model: LanguageModel,
+    *,
+    windows: int,
+    seqlen: int,
+    seed: int,
+    text: SelfText,
+    first: int,
+    folder: str | Path | None,
+    fingerprint: str,
+) -> Windows:
+    """The windows of `self_windows`, of exactly `text`."""
     documents, joined = documents_of(language_model, text)
     ends = end_tokens(language_model).union(*(turn_ends(language_model, d) for d in documents))
     dtype = writing_dtype(language_model.model)
@@ -80,7 +111,7 @@ def self_windows(
             "prompt or the chat template: choose a larger --seqlen, or --calibration self:documents"
         )
     settings = {
-        "model": fingerprint or language_model.fingerprint(),
+        "model": fingerprint,
         "seqlen": seqlen,
         "seed": seed,
         "documents": documents,
@@ -129,8 +160,6 @@ def self_windows(
             written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
     chosen = tokens[first - numbers.start * size :][:windows].clone()
-    facts = describe_written(chosen, documents, tokenizer)
-    note_written(facts, tokenizer, text)
     return Windows(
         chosen,
         text.name if not first else f"{text.name}, from window {first} on",
@@ -139,7 +168,7 @@ def self_windows(
         None,
         "sampled",
         seed,
-        written=facts,
+        written=describe_written(chosen, documents, tokenizer),
     )
 
 

@@ -68,16 +68,29 @@ def describe_written(
     }
 
 
+def unusual_scripts(facts: Mapping[str, Any], tokenizer: Any) -> dict[str, float]:
+    """The scripts of more than a tenth of what was written that the chat template does not have.
+
+    facts: as by `describe_written`. A tokenizer without a chat template stands for Latin.
+    """
+    usual = _usual_scripts(tokenizer)
+    return {n: share for n, share in facts["scripts"].items() if n not in usual and share > 0.1}
+
+
 def note_written(facts: Mapping[str, Any], tokenizer: Any, text: SelfText) -> None:
     """Note what `describe_written` found, and scripts that the chat template does not have."""
     note(
         f"the model wrote text such as: {facts['sample']} (letters: "
         f"{describe_shares(facts['scripts'])}; {facts['repeated']:.0%} of it repeats itself)"
     )
-    usual = count_scripts(getattr(tokenizer, "chat_template", None) or "Latin")
-    rare = {n: share for n, share in facts["scripts"].items() if n not in usual and share > 0.1}
+    rare = unusual_scripts(facts, tokenizer)
     if rare and not text.scripts:
+        names = ",".join(name for name in _usual_scripts(tokenizer) if name != "other")
         note(
             f"of the letters that the model wrote, {describe_shares(rare)}: if the pruned model is "
-            f"not for that, give --scripts {','.join(n for n in usual if n != 'other')}"
+            f"not for that, give --scripts {names}"
         )
+
+
+def _usual_scripts(tokenizer: Any) -> dict[str, float]:
+    return count_scripts(getattr(tokenizer, "chat_template", None) or "Latin")
