@@ -15,9 +15,9 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.settings.base import MAIN, TEXT_HELP, Cli, CommaSeparated, PathText, Settings
 
 SELF_HELP = (
-    "text that the {model} writes, which is kept in the cache: documents, or with self:chat "
-    "dialogues by its chat template. Several texts are mixed, in equal parts or by shares, each "
-    "given as TEXT=SHARE."
+    "text that the {model} writes, which is kept in the cache: documents, or dialogues where they "
+    "are in other scripts than its chat template; self:documents and self:chat name one. Several "
+    "texts are mixed, in equal parts or by shares, each given as TEXT=SHARE."
 )
 CALIBRATION_HELP = (
     f"Text that statistics are collected on: {TEXT_HELP} Or self: "
