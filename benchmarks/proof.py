@@ -15,7 +15,7 @@ question or passage. To measure a folder that is there, a cell's name or a new o
     python benchmarks/proof.py smollm2 builtin:smollm2-135m --texts … --pruned 50-mine=FOLDER \\
         --only 50-mine
 
-A cell without last words or agreement is completed where it is the dense model or its folder is
+A cell without last words, agreement or tasks is completed where it is the dense model or its folder is
 there (--pruned or --folders). Products of the blocks are taken in bfloat16 and logits in float32;
 give all cells of a model the same --dtype. news.txt is `lee_background.cor`, 299 articles of 2001,
 from the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
@@ -223,13 +223,18 @@ def fill_cells(given: argparse.Namespace) -> None:
         file = CELLS / given.model / f"{name}.json"
         old = json.loads(file.read_text()) if file.exists() else {}
         there = cell.method is None or (folder is not None and folder.exists())
-        lacking = {"cloze", *([] if given.no_written else ["agreement"])} - old.keys()
-        if not old or (given.texts and lacking and there):
+        if not old or (there and lacking(old, given)):
             print(name, flush=True)
             row = fill(cell, folder, old, given)
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(file, json.dumps(row) + "\n")
             print(texts_table([row]), predictions_table([row], {}), sep="\n", flush=True)
+
+
+def lacking(row: Mapping[str, Any], given: argparse.Namespace) -> set[str]:
+    """What is asked for and not in `row` yet."""
+    measures = ["cloze", *([] if given.no_written else ["agreement"])] if given.texts else []
+    return {*measures, *(["tasks"] if given.tasks else [])} - row.keys()
 
 
 def fill(
@@ -245,8 +250,9 @@ def fill(
         written = self_windows(dense, WRITTEN, 1024, 0, first=FIRST_WRITTEN)
     texts = dict(text.split("=", 1) for text in given.texts)
     with blocks_in_bfloat16(model.model), blocks_in_bfloat16(dense.model):
-        row |= measure(model, dense, texts, given.windows_eval, written)
-        if given.tasks and "tasks" not in row:
+        if lacking(old, given) - {"tasks"}:
+            row |= measure(model, dense, texts, given.windows_eval, written)
+        if "tasks" in lacking(old, given):
             row["tasks"] = ask(model, given.tasks, given.items)
     return row
 

@@ -106,10 +106,10 @@ def test_wide_matrices_are_trained_block_by_block_in_place_of_swaps(
     progress = Notes()
     with reported_to(progress):
         result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
-    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 2, 0)
+    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 4, 0)
     assert not result.method.asymmetric
     (note,) = [note for note in progress.lines if "No --metric" in note]
-    assert "each block trained towards the dense block in 2 passes" in note
+    assert "each block trained towards the dense block in 4 passes" in note
 
 
 def test_passes_that_are_asked_for_stay_where_matrices_are_wide(
@@ -117,7 +117,7 @@ def test_passes_that_are_asked_for_stay_where_matrices_are_wide(
 ) -> None:
     monkeypatch.setattr("pruner_zero.pruning.method.MANY_INPUTS", 32)
     result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40}, reconstruct=3)
-    assert (result.method.reconstruct, result.method.distill) == (3, 40)
+    assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 3, 0)
 
 
 def test_with_a_metric_nothing_is_added() -> None:

@@ -203,11 +203,14 @@ class Method:
 
 
 def for_width(method: Method, matrices: Sequence[Matrix], mode: Mode) -> Method:
-    """The default method for the `matrices` of one model: other steps where they are wide."""
+    """The default method for the `matrices` of one model: other steps where they are wide.
+
+    Passes of the reconstruction that are asked for stay.
+    """
     widest = max((matrix.weight.shape[1] for matrix in matrices), default=0)
     if widest < MANY_INPUTS or method.pattern.unit or mode == "one-shot":
         return method
-    return replace(method, **WIDE)
+    return replace(method, **{**WIDE, "reconstruct": method.reconstruct or WIDE["reconstruct"]})
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

@@ -36,7 +36,7 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 # them in a fifth of the time; what distillation gains there is not measured (benchmarks/why.md).
 MANY_INPUTS = 4096
 WIDE: Mapping[str, Any] = MappingProxyType(
-    {"steps": (), "asymmetric": False, "reconstruct": 2, "distill": 0}
+    {"steps": (), "asymmetric": False, "reconstruct": 4, "distill": 0}
 )
 # The default metric where the weights are not compared over the whole model, and that of heads,
 # which a search found (benchmarks/units.md).
@@ -177,9 +177,11 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
 
     @property
     def is_default(self) -> bool:
-        """Whether no metric is named, and nothing of the default method is changed."""
+        """Whether no metric is named, and nothing of the default method is changed.
+
+        Passes of the reconstruction are no part of it on all models, and may be given.
+        """
         chosen = default_beside(self.model_dump())
-        chosen["reconstruct"] = 0
         return "metric" not in self.model_fields_set and all(
             getattr(self, name) == value for name, value in chosen.items()
         )
