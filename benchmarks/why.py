@@ -1,6 +1,7 @@
 """Why: what of a method makes the divergence from the dense model small, one factor at a time.
 
     python benchmarks/why.py builtin:smollm2-135m --text wiki.valid.raw
+    python benchmarks/why.py gemma.gguf --of gemma3-270m --text wiki.valid.raw
     python benchmarks/why.py page
 
 A row is a model pruned at 50 %, that differs from the row `base` in what its name says. It is
@@ -13,7 +14,7 @@ kept; --only names the rows to fill.
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 from proof import FIRST_WRITTEN
 from pruner_zero import prune
 from pruner_zero.calibration.self_text import self_windows
+from pruner_zero.choices import WRITTEN_TEXTS
 from pruner_zero.files import write_atomic
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.load import load_model
@@ -90,8 +92,24 @@ STEPS: Mapping[str, Mapping[str, Any]] = {
     "mask, 40 steps": {"distill": 40},
     "mask, 160 steps": {"distill": 160},
 }
+# Steps after one mask, and the text that they are trained on. `self` of these models is documents.
+WANDA: Mapping[str, Any] = {**BASE, "update": "none"}
+MIXED = {"self:documents": 1, "self:chat": 1}
+AFTER: Mapping[str, Mapping[str, Any]] = {
+    "mask alone": {},
+    "least squares, dense outputs": {"update": "exact", "asymmetric": True},
+    "2 passes": {"reconstruct": 2},
+    "4 passes": {"reconstruct": 4},
+    "least squares, then 2 passes": {"update": "exact", "asymmetric": True, "reconstruct": 2},
+    "2 passes, dialogues": {"reconstruct": 2, "calibration": "self:chat"},
+    "2 passes, half dialogues": {"reconstruct": 2, "calibration": MIXED},
+}
 # By the first column of a table: what all its rows share, and in what they differ.
-TABLES = {"differs from `base` in": (BASE, FACTORS), "the earlier default's mask": (MASK, STEPS)}
+TABLES = {
+    "differs from `base` in": (BASE, FACTORS),
+    "the earlier default's mask": (MASK, STEPS),
+    "after Wanda's mask": (WANDA, AFTER),
+}
 
 
 def main() -> None:
@@ -100,6 +118,7 @@ def main() -> None:
     parser.add_argument("model", help="what prune takes as MODEL, or `page`")
     parser.add_argument("--text", help="WikiText-2 validation, raw")
     parser.add_argument("--dtype", default="auto", help="of the weights, such as bfloat16")
+    parser.add_argument("--of", default="", help="a name for the rows of another model")
     parser.add_argument("--only", nargs="*", help="names of rows, all where left out")
     given = parser.parse_args()
     if given.model != "page":
@@ -107,7 +126,7 @@ def main() -> None:
         texts = {TEXT: Path(given.text).read_text(), "pydoc": pydoc.text}
         rows = [(base, *row) for base, changed in TABLES.values() for row in changed.items()]
         for base, label, changes in rows:
-            file = ROWS / f"{re.sub('[^a-z0-9.]+', '-', label.lower())}.json"
+            file = ROWS / given.of / f"{re.sub('[^a-z0-9.]+', '-', label.lower())}.json"
             if (given.only is None or label in given.only) and not file.exists():
                 file.parent.mkdir(parents=True, exist_ok=True)
                 model = load_model(given.model, given.dtype)
@@ -125,7 +144,7 @@ def fill(
     settings = dict(given)
     shares = settings.pop("calibration")
     calibration = {
-        "self" if name == "self" else Corpus(name, texts[name][:-KEPT]): share
+        name if name in WRITTEN_TEXTS else Corpus(name, texts[name][:-KEPT]): share
         for name, share in (shares if isinstance(shares, Mapping) else {shares: 1}).items()
     }
     result = prune(model, settings.pop("metric"), calibration=calibration, **settings)
@@ -167,22 +186,30 @@ def of_texts(dense: LanguageModel, texts: Mapping[str, str]) -> dict[str, Tensor
 
 def page() -> str:
     """The page of all rows, in the order of the tables."""
-    rows = {row["label"]: row for row in map(json.loads, map(Path.read_text, ROWS.glob("*.json")))}
     text = (
         "# What each part of the method adds\n\nMade by `python benchmarks/why.py"
         " builtin:smollm2-135m --text wiki.valid.raw`.\n"
     )
-    for header, (_, labels) in TABLES.items():
-        shown = [rows[label] for label in labels if label in rows]
-        names = list(shown[0]["divergence"]) if shown else []
-        cells = []
-        for row in shown:
-            values = [row["divergence"][name] for name in names]
-            values.append(sum(values) / len(values))
-            minutes = f"{row['seconds']['seconds'] / 60:.1f}"
-            cells.append([row["label"], *(f"{value:.3f}" for value in values), minutes])
-        text += "\n" + markdown([header, *names, "mean", "minutes"], cells)
+    for folder in (ROWS, *sorted(path for path in ROWS.iterdir() if path.is_dir())):
+        rows = {
+            row["label"]: row for row in map(json.loads, map(Path.read_text, folder.glob("*.json")))
+        }
+        for header, (_, labels) in TABLES.items():
+            if shown := [rows[label] for label in labels if label in rows]:
+                of = "" if folder == ROWS else f"{folder.name}, "
+                text += "\n" + table(of + header, shown)
     return text
+
+
+def table(header: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """The divergences of `rows`, which have the same texts."""
+    names, cells = list(rows[0]["divergence"]), []
+    for row in rows:
+        values = [row["divergence"][name] for name in names]
+        values.append(sum(values) / len(values))
+        minutes = f"{row['seconds']['seconds'] / 60:.1f}"
+        cells.append([row["label"], *(f"{value:.3f}" for value in values), minutes])
+    return markdown([header, *names, "mean", "minutes"], cells)
 
 
 if __name__ == "__main__":
