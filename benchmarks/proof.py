@@ -16,9 +16,9 @@ question or passage. To measure a folder that is there, a cell's name or a new o
         --only 50-mine
 
 A cell without last words, agreement or tasks is completed where it is the dense model or its folder
-is there (--pruned or --folders). Products of the blocks are taken in bfloat16 and logits in float32;
-give all cells of a model the same --dtype. news.txt is `lee_background.cor`, 299 articles of 2001,
-from the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
+is there (--pruned or --folders). Products of the blocks are taken in bfloat16 and logits in
+float32; give all cells of a model the same --dtype. news.txt is `lee_background.cor`, 299 articles
+of 2001, from the wheel of gensim 4.4.0 (`pip download --no-deps gensim==4.4.0`, and unzip it).
 """
 
 import argparse
