@@ -32,8 +32,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
     }
 )
 # What follows the mask of the default where a matrix has `MANY_INPUTS` inputs or more: the time of
-# swaps grows with the square of the inputs, and on Qwen2.5-Coder-1.5B two passes are level with
-# them in a fifth of the time; what distillation gains there is not measured (benchmarks/why.md).
+# swaps grows with the square of the inputs, and on Qwen2.5-Coder-1.5B four passes are ahead of them
+# on all three texts (benchmarks/proof.md). What distillation gains there is not measured.
 MANY_INPUTS = 4096
 WIDE: Mapping[str, Any] = MappingProxyType(
     {"steps": (), "asymmetric": False, "reconstruct": 4, "distill": 0}
