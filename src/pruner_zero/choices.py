@@ -4,8 +4,8 @@ from typing import Literal
 
 from pruner_zero.errors import PrunerZeroError
 
-# The names of texts that the model writes itself, by what it begins with: `self` is the best of
-# them that the tokenizer allows.
+# The names of texts that the model writes itself, by what it begins with: `self` is one of the
+# others, by the model.
 SELF = "self"
 WRITTEN_TEXTS = (SELF, "self:chat", "self:documents")
 

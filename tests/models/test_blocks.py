@@ -47,6 +47,20 @@ def test_windows_in_one_call_give_what_they_give_apart(architecture: str) -> Non
     torch.testing.assert_close(run_batch(block, hidden, calls.arguments[0]), apart)
 
 
+def test_windows_of_other_arguments_are_not_run_in_one_call() -> None:
+    calls = record_block_calls(model := tiny_model("llama"), tiny_windows(2, 12))
+    hidden, block, [first, (args, kwargs)] = (
+        list(calls.hidden),
+        find_blocks(model)[0],
+        calls.arguments[0],
+    )
+    cos, sin = kwargs["position_embeddings"]
+    arguments = [first, (args, {**kwargs, "position_embeddings": (sin, cos)})]
+    apart = torch.cat([run_block(block, *c) for c in zip(hidden, arguments, strict=True)])
+    assert torch.equal(run_batch(block, hidden, arguments), apart)
+    assert not torch.allclose(run_batch(block, hidden, [first, first]), apart)
+
+
 @every_architecture
 @torch.no_grad()
 def test_running_every_block_gives_the_model_s_own_logits(architecture: str) -> None:

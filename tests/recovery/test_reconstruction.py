@@ -10,6 +10,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import record_block_calls
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.recovery import reconstruction
+from pruner_zero.recovery.kept_weights import rate_scale
 from pruner_zero.recovery.reconstruction import RATE, reconstruct
 from tests.recovery.conftest import prune_half
 from tests.tiny_models import tiny_model, tiny_windows
@@ -117,3 +118,23 @@ def test_an_error_that_is_not_finite_names_the_block() -> None:
     setting.target[2] = setting.target[2] * math.inf
     with pytest.raises(PrunerZeroError, match="block 0 diverged: leave out"):
         setting.train()
+
+
+def test_of_some_experts_the_others_stay_and_the_rate_is_of_their_own_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    setting, sizes = Setting("mixtral"), []
+
+    def noted(weights: Tensor, experts: list[int] | None = None) -> float:
+        sizes.append(experts)
+        return rate_scale(weights, experts)
+
+    monkeypatch.setattr(reconstruction, "rate_scale", noted)
+    setting.matrices = [matrix for matrix in setting.matrices if matrix.expert in (None, 1)]
+    stacks = {m.parameter for m in setting.matrices if m.expert == 1}
+    before = {stack: stack.data.clone() for stack in stacks}
+    setting.train(2)
+    assert [1] in sizes
+    for stack in stacks:
+        changed = [not torch.equal(a, b) for a, b in zip(stack.data, before[stack], strict=True)]
+        assert changed == [number == 1 for number in range(len(stack))]

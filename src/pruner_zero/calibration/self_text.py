@@ -42,8 +42,8 @@ from pruner_zero.text.windows import Windows, tokens_sha256
 # default. The drawn text depends on the number of windows in a batch, so that these numbers do not
 # depend on --windows. Each window takes memory for a distribution over the vocabulary.
 BATCH_TOKENS, BATCH_WINDOWS = 24 * 1024, 96
-# Windows of which more than this share repeats itself make room for spare ones, as long as there
-# are any: one is written for so many windows.
+# Spare windows of a batch, as a share of its windows, take the place of windows of which more than
+# the share REPEATED repeats itself, as long as there are any.
 REPEATED, SPARE = 0.5, 1 / 8
 # Tokens of each document by which `self` decides between documents and dialogues.
 GLANCE = 64

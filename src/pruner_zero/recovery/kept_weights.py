@@ -19,31 +19,26 @@ class KeptWeights:
     The zeros that the parameter has at the beginning are its mask. experts: of a parameter that
     stacks experts, the numbers of the trained ones; None for all. Pruned weights are not in the
     vector, so no gradient, momentum or weight decay reaches them, and the optimizer's state is
-    smaller by the sparsity. rate_scale: what the learning rate is multiplied by, the root mean
-    square of what is trained, zeros included: Adam's steps have the same size for every weight, and
-    the weights of models differ in size by a factor of ten.
-    Source: Adafactor's relative step size (Shazeer & Stern 2018, 1804.04235), with their least
-    scale of 0.001.
+    smaller by the sparsity.
     """
 
     def __init__(
         self, name: str, parameter: nn.Parameter, experts: Sequence[int] | None = None
     ) -> None:
         self.name, self.parameter = name, parameter
-        stored, size = parameter.data, parameter.numel()
+        stored = parameter.data
         # Indexing by positions is ten times as fast as by a mask; int32 halves their memory.
         if experts is None:
             positions = stored.flatten().nonzero().flatten()
         else:
-            each = size // len(stored)
+            each = parameter.numel() // len(stored)
             kept = [stored[i].flatten().nonzero().flatten() + i * each for i in experts]
-            positions, size = torch.cat(kept), each * len(experts)
+            positions = torch.cat(kept)
         self.positions = positions.int() if parameter.numel() < 2**31 else positions
         self.values = self._gather(stored).float()
         # For the optimizer; autograd does not track the vector.
         self.values.grad = torch.zeros_like(self.values)
-        root_mean_square = math.sqrt(float(self.values.square().sum()) / size)
-        self.rate_scale = max(LEAST_SCALE, root_mean_square)
+        self.rate_scale = rate_scale(stored, experts)
 
     def write(self) -> None:
         """Write the values to their positions in the parameter, which is float32."""
@@ -61,6 +56,18 @@ class KeptWeights:
 
     def _gather(self, stored: Tensor) -> Tensor:
         return stored.flatten().index_select(0, self.positions)
+
+
+def rate_scale(weights: Tensor, experts: Sequence[int] | None = None) -> float:
+    """What a learning rate is multiplied by: the root mean square of what is trained, zeros too.
+
+    experts: the numbers of the trained ones where `weights` stacks experts. Adam's steps have the
+    same size for every weight, and the weights of models differ in size by a factor of ten.
+    Source: Adafactor's relative step size (Shazeer & Stern 2018, 1804.04235), with their least
+    scale of 0.001.
+    """
+    trained = weights if experts is None else weights[list(experts)]
+    return max(LEAST_SCALE, math.sqrt(float(trained.float().square().mean())))
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from pruner_zero.errors import PrunerZeroError
 from pruner_zero.models.blocks import Arguments, run_batch
 from pruner_zero.models.loss import fast_products
 from pruner_zero.models.structure import Matrix, experts_of, parameters_of
-from pruner_zero.recovery.kept_weights import LEAST_SCALE, float32_weights
+from pruner_zero.recovery.kept_weights import float32_weights, rate_scale
 from pruner_zero.recovery.train import BETAS, rate
 
 # Tokens in an optimizer step, in as many windows as they fill.
@@ -49,10 +49,11 @@ def reconstruct(
     scale = _mean_square(hidden, target)
     with float32_weights(block):
         trained = parameters_of(matrices)
-        masks = {p: _mask(p, experts_of(matrices, name)) for name, p in trained.items()}
+        experts = {p: experts_of(matrices, name) for name, p in trained.items()}
+        masks = {p: _mask(p, numbers) for p, numbers in experts.items()}
         # Without decay a pruned weight, whose gradient is 0 in every step, is never changed.
         optimizer = torch.optim.AdamW(
-            [{"params": [p], "scale": _rate_scale(p, mask)} for p, mask in masks.items()],
+            [{"params": [p], "scale": rate_scale(p.data, experts[p])} for p in masks],
             RATE,
             BETAS,
             weight_decay=0.0,
@@ -89,11 +90,6 @@ def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:
         others[list(experts)] = False
         mask[others] = False
     return mask
-
-
-def _rate_scale(parameter: Tensor, mask: Tensor) -> float:
-    """What the learning rate is multiplied by: see `KeptWeights`."""
-    return max(LEAST_SCALE, math.sqrt(float((parameter.data * mask).square().mean())))
 
 
 def _mean_square(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
