@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pruner_zero.calibration import self_text
-from pruner_zero.calibration.self_text import self_windows
-from pruner_zero.calibration.written import documents_of
+from pruner_zero.calibration.self_text import begun_anywhere, self_windows
+from pruner_zero.calibration.written import OPENINGS, documents_of
 from pruner_zero.errors import PrunerZeroError
 from pruner_zero.files import locked
 from pruner_zero.models.language_model import LanguageModel
@@ -238,16 +238,42 @@ def test_the_description_says_who_wrote_the_text(write: Write) -> None:
     assert write(2, first=2).describe()["text"] == "self, from window 2 on"
 
 
+@pytest.fixture
+def not_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every window begins with the first token of a document."""
+    monkeypatch.setattr(self_text, "begun_anywhere", lambda tokens, _generator: tokens)
+
+
+def test_about_half_of_the_windows_begin_in_the_middle() -> None:
+    tokens = torch.arange(200)[:, None] * 100 + torch.arange(16)
+    rotated = begun_anywhere(tokens, torch.Generator().manual_seed(0))
+    assert torch.equal(rotated.sort(1).values, tokens)
+    starts = (rotated[:, 0] % 100).tolist()
+    assert 80 < starts.count(0) < 125
+    assert len(set(starts)) == 16
+    for row, start in zip(rotated, starts, strict=True):
+        assert (row % 100).tolist() == [*range(start, 16), *range(start)]
+
+
+def test_a_window_of_written_text_may_begin_in_the_middle(write: Write) -> None:
+    begins = write(4 * BATCH).tokens[:, 0] == language_model().tokenizer.bos_token_id
+    assert begins.any()
+    assert not begins.all()
+
+
 def with_template() -> LanguageModel:
     model = language_model()
     model.tokenizer.chat_template = TEMPLATE
     return model
 
 
+@pytest.mark.usefixtures("not_rotated")
 def test_a_model_with_a_chat_template_writes_dialogues(write: Write) -> None:
-    begun = language_model().tokenizer.encode("Be kind.<user>")
-    windows = write(2, seqlen=48, model=with_template(), text=SelfText("self:chat"))
-    assert windows.tokens[:, : len(begun)].tolist() == [begun, begun]
+    windows = write(4, seqlen=80, model=with_template(), text=SelfText("self:chat"))
+    texts = language_model().tokenizer.batch_decode(windows.tokens)
+    assert all(text.startswith("Be kind.<user>") for text in texts)
+    begun = [next((o for o in OPENINGS if text[14:].startswith(o)), None) for text in texts]
+    assert begun == [None, OPENINGS[0], None, OPENINGS[1]]
     assert windows.joined == "dialogues that the dense model wrote by its chat template"
     plain = SelfText("self:documents")
     documents = write(2, model=with_template(), text=plain).tokens
@@ -264,12 +290,13 @@ def test_self_is_dialogues_where_documents_are_in_scripts_that_the_template_lack
     write: Write, monkeypatch: pytest.MonkeyPatch, unusual: dict[str, float], wanted: str
 ) -> None:
     monkeypatch.setattr(self_text, "unusual_scripts", lambda *_: unusual)
-    windows = write(2, seqlen=48, model=with_template())
-    expected = write(2, seqlen=48, model=with_template(), text=SelfText(wanted))
+    windows = write(2, seqlen=80, model=with_template())
+    expected = write(2, seqlen=80, model=with_template(), text=SelfText(wanted))
     assert torch.equal(windows.tokens, expected.tokens)
     assert (windows.corpus, windows.joined) == ("self", expected.joined)
 
 
+@pytest.mark.usefixtures("not_rotated")
 def test_every_prompt_begins_as_many_windows(write: Write) -> None:
     prompts = tuple(({"role": "user", "content": letter},) for letter in "abcdef")
     tokens = write(2 * BATCH, text=SelfText(prompts=prompts)).tokens

@@ -11,7 +11,7 @@ from pruner_zero.models.blocks import record_block_calls
 from pruner_zero.models.structure import find_blocks, find_matrices
 from pruner_zero.recovery import reconstruction
 from pruner_zero.recovery.kept_weights import rate_scale
-from pruner_zero.recovery.reconstruction import RATE, reconstruct
+from pruner_zero.recovery.reconstruction import RATE, reconstruct, relative_error
 from tests.recovery.conftest import prune_half
 from tests.tiny_models import tiny_model, tiny_windows
 
@@ -79,10 +79,11 @@ def plainly(setting: Setting, together: int, passes: int) -> None:
     masks = [weight.data != 0 for weight in weights]
     sizes = [float(weight.data.square().mean().sqrt()) for weight in weights]
     optimizer = torch.optim.AdamW(
-        [{"params": [weight]} for weight in weights], betas=(0.9, 0.95), weight_decay=0.0
+        [{"params": [weight]} for weight in weights],
+        betas=(0.9, 0.95),
+        eps=1e-12,
+        weight_decay=0.0,
     )
-    added = [(t - h).square().mean() for t, h in zip(setting.target, setting.hidden, strict=True)]
-    scale = sum(float(value) for value in added) / len(added)
     generator = torch.Generator().manual_seed(0)
     each, step = len(setting.hidden) // together, 0
     for _ in range(passes):
@@ -97,13 +98,33 @@ def plainly(setting: Setting, together: int, passes: int) -> None:
             for window in batch:
                 args, kwargs = setting.arguments[window]
                 output = setting.block(setting.hidden[window], *args, **kwargs)
-                loss = (output - setting.target[window]).square().mean() / scale / len(batch)
-                loss.backward()
+                target = setting.target[window]
+                for token in range(target.shape[1]):
+                    error = (output[0, token] - target[0, token]).square().mean()
+                    loss = error / target[0, token].square().mean()
+                    weight_of_token = 1 / target.shape[1] / len(batch)
+                    (loss * weight_of_token).backward(retain_graph=True)
             for weight, mask in zip(weights, masks, strict=True):
                 assert weight.grad is not None
                 weight.grad *= mask
             optimizer.step()
             step += 1
+
+
+def test_a_token_of_large_activations_counts_no_more_than_another() -> None:
+    """Models give the first token activations that are a hundred times those of others."""
+    goal = torch.randn(1, 8, 5, generator=torch.Generator().manual_seed(0))
+    output = 1.1 * goal
+    assert float(relative_error(output, goal)) == pytest.approx(0.01)
+    goal[0, 0] *= 100
+    assert float(relative_error(1.1 * goal, goal)) == pytest.approx(0.01)
+    output = 1.1 * goal
+    output[0, 0] = goal[0, 0]
+    assert float(relative_error(output, goal)) == pytest.approx(0.01 * 7 / 8)
+
+
+def test_a_token_whose_target_is_zero_gives_a_finite_error() -> None:
+    assert math.isfinite(float(relative_error(torch.ones(1, 2, 3) * 1e-20, torch.zeros(1, 2, 3))))
 
 
 def test_weights_in_half_precision_stay_in_it() -> None:

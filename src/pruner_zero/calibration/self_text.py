@@ -120,7 +120,7 @@ def _write(
         "dtype": str(dtype),
         "torch": torch.__version__,
         "transformers": metadata.version("transformers"),
-        "format": 5,
+        "format": 6,
     }
     cache = Path(folder) if folder is not None else default_cache()
     size = max(1, min(BATCH_TOKENS // seqlen, BATCH_WINDOWS))
@@ -156,6 +156,7 @@ def _write(
             )
             repetitive = repeated_shares(tokens, documents) > REPEATED
             tokens = tokens[repetitive.to(torch.int8).argsort(stable=True)[:size].sort().values]
+            tokens = begun_anywhere(tokens, batches.generator(number))
             batches.write(number, tokens)
             written[number] = tokens
     tokens = torch.cat([written[number] for number in numbers])
@@ -170,6 +171,19 @@ def _write(
         seed,
         written=describe_written(chosen, documents, tokenizer),
     )
+
+
+def begun_anywhere(tokens: Tensor, generator: torch.Generator) -> Tensor:
+    """Windows (n, seqlen) of which about half begin in the middle: they are rotated.
+
+    Models give the first token of a text, whatever it is, activations of a hundred times the size
+    of others and attend to it where there is nothing to attend to (attention sinks, 2309.17453).
+    Were it always the token that begins a document, a pruned model would keep that one alone.
+    """
+    count, seqlen = tokens.shape
+    starts = torch.randint(seqlen, (count, 1), generator=generator)
+    starts *= torch.randint(2, (count, 1), generator=generator)
+    return tokens.gather(1, (starts + torch.arange(seqlen)) % seqlen)
 
 
 def _in_turn(documents: Sequence[Document], row: int, size: int, number: int) -> Iterator[Document]:

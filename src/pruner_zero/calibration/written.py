@@ -7,12 +7,29 @@ import torch
 from torch import Tensor
 
 from pruner_zero.errors import PrunerZeroError
-from pruner_zero.models.dialogue import dialogue, plain_document, prompt_document
+from pruner_zero.models.dialogue import dialogue, encode, plain_document, prompt_document
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.sampling import Document
 from pruner_zero.progress import note
 from pruner_zero.text.mixture import SelfText
 from pruner_zero.text.scripts import count_scripts, describe_shares
+
+# Half of the dialogues begin with one of these, in turn, and the model completes the request: left
+# alone, a model tuned on code asks about code in most of its dialogues.
+OPENINGS = (
+    "Write a news report about",
+    "Explain how to",
+    "Write an encyclopedia article about",
+    "Write a program that",
+    "Tell a story about",
+    "Why",
+    "Write a letter to",
+    "Write the documentation of",
+    "Write a conversation between",
+    "Solve step by step:",
+    "Write a review of",
+    "Write an essay about",
+)
 
 
 def documents_of(language_model: LanguageModel, text: SelfText) -> tuple[list[Document], str]:
@@ -31,7 +48,10 @@ def documents_of(language_model: LanguageModel, text: SelfText) -> tuple[list[Do
                 f"the tokenizer of {language_model.name} has no chat template that shows a user's "
                 "words: give self:documents"
             )
-        return [chat], "dialogues that the dense model wrote by its chat template"
+        before, after = chat
+        begun = [(before + encode(language_model.tokenizer, words), after) for words in OPENINGS]
+        documents = [document for opened in begun for document in (chat, opened)]
+        return documents, "dialogues that the dense model wrote by its chat template"
     document = plain_document(language_model)
     shown = language_model.tokenizer.convert_ids_to_tokens(document[0][0])
     return [document], f"documents that the dense model wrote from {shown!r} on"

@@ -34,7 +34,7 @@ def dialogue(language_model: LanguageModel) -> Document | None:
         before, *after = _render(tokenizer, [{"role": "user", "content": _WORDS}]).split(_WORDS)
     except TemplateError:
         return None
-    pieces = tuple(_encode(tokenizer, part) for part in (before, *after))
+    pieces = tuple(encode(tokenizer, part) for part in (before, *after))
     return pieces if len(pieces) == 2 and all(pieces) else None
 
 
@@ -49,9 +49,9 @@ def prompt_document(
     tokenizer = language_model.tokenizer
     if not _has_template(tokenizer):
         text = "\n\n".join(message["content"] for message in messages)
-        return (plain_document(language_model)[0] + _encode(tokenizer, text),)
+        return (plain_document(language_model)[0] + encode(tokenizer, text),)
     try:
-        return (_encode(tokenizer, _render(tokenizer, messages)),)
+        return (encode(tokenizer, _render(tokenizer, messages)),)
     except TemplateError as error:
         raise PrunerZeroError(
             f"the chat template of {language_model.name} refuses the prompt that begins with "
@@ -76,6 +76,6 @@ def _render(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> str:
     return text
 
 
-def _encode(tokenizer: Any, text: str) -> tuple[int, ...]:
-    # The text of a template has its special tokens.
+def encode(tokenizer: Any, text: str) -> tuple[int, ...]:
+    """The tokens of `text` alone; that of a chat template has its special tokens."""
     return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pruner_zero.calibration.gradients import only_these_learn
 from pruner_zero.errors import PrunerZeroError
@@ -19,6 +18,8 @@ from pruner_zero.recovery.train import BETAS, rate
 TOKENS = 1024
 # The highest learning rate, as a share of the root mean square of each parameter.
 RATE = 0.01
+# AdamW's, below the gradients of the weights of any block: its loss is a mean over all of them.
+EPSILON = 1e-12
 
 
 def reconstruct(
@@ -35,18 +36,17 @@ def reconstruct(
     hidden: the input (1, tokens, width) of the block in the pruned model, for each calibration
     window, with the `arguments` of `run_block`. target: the output that the dense block has in the
     dense model, so that the errors of earlier blocks are compensated too. passes: over the windows.
-    The loss is the squared difference from the targets, over what the dense block adds to the
-    pruned model's activations. AdamW in float32, products in bfloat16 where the device has them
-    natively. `seed` and the order of windows decide the result. Raises PrunerZeroError where the
-    loss is no longer finite.
+    The loss is the squared difference from the targets, of each token over the mean square of its
+    target, as the norm of the next block sees it: a token whose activations are a hundred times
+    larger than others' would be all that counts otherwise. AdamW in float32, products in bfloat16
+    where the device has them natively. `seed` and the order of windows decide the result. Raises
+    PrunerZeroError where the loss is no longer finite.
 
     Source: reconstruction of a submodule after pruning, 2510.14444, of a block, EBFT (2402.12419).
     """
     device = next(block.parameters()).device
     together = max(1, min(TOKENS // hidden[0].shape[1], len(hidden)))
     steps = passes * (len(hidden) // together)
-    # What the dense block adds, so that the loss does not depend on the scale of activations.
-    scale = _mean_square(hidden, target)
     with float32_weights(block):
         trained = parameters_of(matrices)
         experts = {p: experts_of(matrices, name) for name, p in trained.items()}
@@ -56,6 +56,7 @@ def reconstruct(
             [{"params": [p], "scale": rate_scale(p.data, experts[p])} for p in masks],
             RATE,
             BETAS,
+            EPSILON,
             weight_decay=0.0,
             fused=True,
         )
@@ -67,7 +68,7 @@ def reconstruct(
                 goal = torch.cat([target[window].to(device) for window in batch]).float()
                 with fast_products(block, device):
                     output = run_batch(block, inputs, [arguments[window] for window in batch])
-                loss = functional.mse_loss(output.float(), goal) / scale
+                loss = relative_error(output.float(), goal)
                 if not math.isfinite(float(loss.detach())):
                     raise PrunerZeroError(
                         f"the reconstruction of block {matrices[0].block} diverged: leave out "
@@ -92,11 +93,11 @@ def _mask(parameter: Tensor, experts: Sequence[int] | None) -> Tensor:
     return mask
 
 
-def _mean_square(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
-    """The mean squared difference of two sequences of tensors of the same shapes."""
-    pairs = zip(before, after, strict=True)
-    means = [float(functional.mse_loss(b.float(), a.to(b.device).float())) for b, a in pairs]
-    return max(sum(means) / len(means), torch.finfo(torch.float32).tiny)
+def relative_error(output: Tensor, goal: Tensor) -> Tensor:
+    """The mean over tokens of the squared difference over the mean square of the goal."""
+    least = torch.finfo(goal.dtype).tiny
+    size = goal.square().mean(-1).clamp_min(least)
+    return ((output - goal).square().mean(-1) / size).mean()
 
 
 def _batches(windows: int, together: int, steps: int, seed: int) -> Iterator[list[int]]:
