@@ -108,6 +108,8 @@ def test_wide_matrices_are_trained_block_by_block_in_place_of_swaps(
         result = prune(language_model(), cache=tmp_path, **{**SMALL, "distill": 40, **options})
     assert (result.method.steps, result.method.reconstruct, result.method.distill) == ((), 4, 0)
     assert not result.method.asymmetric
+    assert str(result.method.metric.expression) == "W * X"
+    assert not result.raced
     (note,) = [note for note in progress.lines if "No --metric" in note]
     assert "each block trained towards the dense block in 4 passes" in note
 

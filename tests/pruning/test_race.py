@@ -1,5 +1,6 @@
 """The race of masks: the judged masks are those of each method, and the best one is taken."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,15 +9,15 @@ from torch import nn
 from torch.nn import functional
 
 from pruner_zero import prune
-from pruner_zero.calibration.calibrate import calibrate
+from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.models.language_model import LanguageModel
 from pruner_zero.models.structure import find_matrices
 from pruner_zero.progress import reported_to
 from pruner_zero.pruning.model import prune_model
 from pruner_zero.pruning.parse_method import parse_method
-from pruner_zero.pruning.race import race
+from pruner_zero.pruning.race import judged_apart, race
 from pruner_zero.pruning.statistics import DenseStatistics
-from pruner_zero.text.windows import Windows
+from pruner_zero.text.windows import Windows, no_windows
 from tests.pruning.conftest import OpenStore, language_model
 from tests.tiny import Notes, tiny_tokenizer
 from tests.tiny_models import tiny_model
@@ -74,3 +75,31 @@ def test_prune_takes_the_best_mask_and_says_so(tmp_path: Path) -> None:
         str(result.method.pattern),
     )
     assert result.to_json()["race"][0]["metric"] == best.metric
+
+
+@pytest.mark.parametrize(
+    ("count", "seen", "judged"), [(96, 90, 6), (4, 3, 1), (2, 1, 1), (1, 1, 1)]
+)
+def test_masks_are_judged_on_windows_that_their_statistics_have_not_seen(
+    count: int, seen: int, judged: int
+) -> None:
+    windows = replace(no_windows(), tokens=torch.arange(3 * count).view(count, 3))
+    first, last = judged_apart(windows)
+    assert torch.equal(first.tokens, windows.tokens[:seen])
+    assert torch.equal(last, windows.tokens[-judged:])
+
+
+def test_what_the_judged_windows_hold_changes_no_mask(
+    windows: Windows, new_store: OpenStore
+) -> None:
+    """Masks of two calibrations that differ in the judged window alone."""
+    other = replace(windows, tokens=windows.tokens.clone())
+    other.tokens[-1] = other.tokens[-1].flip(0)
+    method = parse_method("W * (O * X)^0.73@global", sparsity=0.5)
+    method = replace(method, rivals=(method,))
+    kept = []
+    for each in (windows, other):
+        model = language_model("llama")
+        prune_model(model, each, method, open_store(model, each, folder=new_store(model).folder))
+        kept.append({m.name: m.weight != 0 for m in find_matrices(model.model)})
+    assert all(torch.equal(mask, kept[1][name]) for name, mask in kept[0].items())

@@ -203,14 +203,18 @@ class Method:
 
 
 def for_width(method: Method, matrices: Sequence[Matrix], mode: Mode) -> Method:
-    """The default method for the `matrices` of one model: other steps where they are wide.
+    """The default method for the `matrices` of one model: another mask and steps for wide ones.
 
-    Passes of the reconstruction that are asked for stay.
+    Passes of the reconstruction that are asked for stay. The mask is that of the first rival, where
+    there is one.
     """
     widest = max((matrix.weight.shape[1] for matrix in matrices), default=0)
     if widest < MANY_INPUTS or method.pattern.unit or mode == "one-shot":
         return method
-    return replace(method, **{**WIDE, "reconstruct": method.reconstruct or WIDE["reconstruct"]})
+    changes = {**WIDE, "reconstruct": method.reconstruct or WIDE["reconstruct"], "rivals": ()}
+    if method.rivals:
+        changes |= {"metric": method.rivals[0].metric, "pattern": method.rivals[0].pattern}
+    return replace(method, **changes)
 
 
 def describe_steps(steps: Sequence[str], asymmetric: bool = False, reconstruct: int = 0) -> str:

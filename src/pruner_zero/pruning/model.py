@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 from torch import nn
 
-from pruner_zero.calibration.calibrate import calibrate
+from pruner_zero.calibration.calibrate import calibrate, open_store
 from pruner_zero.calibration.statistics import InputStatistic, select
 from pruner_zero.calibration.store import StatisticsStore
 from pruner_zero.calibration.walk import Walk, WindowFile
@@ -43,7 +43,7 @@ from pruner_zero.pruning.checkpoint import (
 from pruner_zero.pruning.masks import Mask, masks_of, scores_of
 from pruner_zero.pruning.matrix import MatrixRecord, prune_matrix
 from pruner_zero.pruning.method import BLOCK_STEPS, MODEL_STEPS, Method, Point
-from pruner_zero.pruning.race import Entry, best_mask
+from pruner_zero.pruning.race import Entry, best_mask, judged_apart
 from pruner_zero.pruning.statistics import DenseStatistics, Statistics, block_statistics
 from pruner_zero.sparsity.pattern import Lazy, groups
 from pruner_zero.text.windows import Windows
@@ -82,7 +82,8 @@ def prune_model(
     Sequential: each block is calibrated on the output of the pruned blocks before it, as Wanda and
     SparseGPT do; G is always of the dense model. One-shot: everything is calibrated on the dense
     model. matrices: what `check_plan` returned; all matrices, after the same checks, where None;
-    where no units are cut out, they alone are trained. `store` keeps the dense statistics.
+    where no units are cut out, they alone are trained. `store` keeps the dense statistics, one
+    beside it those of a race of masks.
     `journal` makes each finished block durable; it holds the result of an offloaded model, and
     its activations between two blocks. seed: of all training. undo: units that were cut out
     come back when it is closed; where None they are gone for good. An offloaded model keeps masked
@@ -100,11 +101,15 @@ def prune_model(
             language_model, windows, method.distill, seed=seed, folder=folder
         )
     order = method.mode(mode)
-    calibrate(language_model, windows, method.dense_kinds(order), store)
+    seen, judged = judged_apart(windows) if method.rivals else (windows, None)
+    if judged is not None:
+        cache, fingerprint = store.folder.parent, store.settings["model"]
+        store = open_store(language_model, seen, folder=cache, fingerprint=fingerprint)
+    calibrate(language_model, seen, method.dense_kinds(order), store)
     statistics = DenseStatistics(store, method.damping)
     raced: Sequence[Entry] = ()
-    if method.rivals:
-        method, raced = best_mask(language_model, windows.tokens, method, matrices, statistics)
+    if judged is not None:
+        method, raced = best_mask(language_model, judged, method, matrices, statistics)
     needs_inputs = bool(select(InputStatistic, method.kinds)) or method.reconstruct > 0
     propagated = order == "sequential" and needs_inputs
     metric = method.metric

@@ -18,6 +18,7 @@ from pruner_zero.pruning.masks import Mask, masks_of
 from pruner_zero.pruning.method import Method
 from pruner_zero.pruning.statistics import DenseStatistics
 from pruner_zero.sparsity.pattern import Lazy, groups
+from pruner_zero.text.windows import Windows
 
 # The share of the calibration windows on which masks are judged.
 HELD_OUT = 1 / 16
@@ -38,6 +39,17 @@ class Entry:
             "pattern": self.pattern,
             "divergence": round(self.divergence, 5),
         }
+
+
+def judged_apart(windows: Windows) -> tuple[Windows, Tensor]:
+    """The windows of the statistics behind the masks, and the tokens that masks are judged on.
+
+    The last sixteenth, which the distillation keeps apart too; a single window is both.
+    """
+    count = len(windows) - max(1, round(len(windows) * HELD_OUT)) or 1
+    return replace(windows, tokens=windows.tokens[:count]), windows.tokens[
+        -(len(windows) - count) :
+    ]
 
 
 @torch.no_grad()
@@ -103,12 +115,10 @@ def best_mask(
 ) -> tuple[Method, list[Entry]]:
     """The method with the best mask of its own and its rivals', and all entries, the best first.
 
-    They are judged on the last sixteenth of the calibration windows `tokens` (n, tokens), which the
-    distillation keeps apart; the statistics behind the masks are of all windows.
+    They are judged on the windows `tokens` (n, tokens).
     """
     methods = (replace(method, rivals=()), *method.rivals)
-    judged = tokens[-max(1, round(len(tokens) * HELD_OUT)) :]
-    entries = race(language_model, judged, methods, matrices, statistics)
+    entries = race(language_model, tokens, methods, matrices, statistics)
     # An overflow gives NaN, which compares with nothing.
     order = sorted(
         range(len(entries)),
@@ -116,7 +126,7 @@ def best_mask(
     )
     best, ranked = methods[order[0]], [entries[number] for number in order]
     shown = ", ".join(f"{e.divergence:.3f} {e.metric} ({e.pattern})" for e in ranked)
-    note(f"divergence of masks alone on {len(judged)} windows, in nats per token: {shown}")
+    note(f"divergence of masks alone on {len(tokens)} held-out windows, in nats per token: {shown}")
     return replace(methods[0], metric=best.metric, pattern=best.pattern), ranked
 
 

@@ -31,9 +31,11 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
         "distill": 40,
     }
 )
-# What follows the mask of the default where a matrix has `MANY_INPUTS` inputs or more: the time of
-# swaps grows with the square of the inputs, and on Qwen2.5-Coder-1.5B four passes are ahead of them
-# on all three texts (benchmarks/proof.md). What distillation gains there is not measured.
+# Where a matrix has `MANY_INPUTS` inputs or more, the method is Wanda's mask with these steps: the
+# time of swaps grows with the square of the inputs, and on Qwen2.5-Coder-1.5B four passes are ahead
+# of them on all three texts (benchmarks/proof.md). The default's own mask is no better there on
+# texts unlike its calibration, and the statistics of O take ten minutes (benchmarks/why.md). What
+# distillation gains is not measured.
 MANY_INPUTS = 4096
 WIDE: Mapping[str, Any] = MappingProxyType(
     {"steps": (), "asymmetric": False, "reconstruct": 4, "distill": 0}
@@ -85,7 +87,7 @@ class PruneSettings(ModelSettings, MethodSettings, SizeSettings):
             first=True,
             default=f"{DEFAULT['metric']} --scope global --refine --asymmetric --update exact "
             f"--distill {DEFAULT['distill']}, or {WITHIN}'s mask or that of scope row where it is "
-            f"better; --reconstruct {WIDE['reconstruct']} after it from {MANY_INPUTS} inputs on",
+            f"better; {WITHIN} --reconstruct {WIDE['reconstruct']} from {MANY_INPUTS} inputs on",
         ),
     ] = Field(
         description=f"A name, an expression or a .json tree file, as {METHOD}; `pruner-zero metric "
