@@ -114,6 +114,23 @@ def test_wide_matrices_are_trained_block_by_block_in_place_of_swaps(
     assert "each block trained towards the dense block in 4 passes" in note
 
 
+@pytest.mark.parametrize("options", [{}, {"distill": 2}, {"scope": "row"}, {"pattern": "2:4"}])
+def test_the_recorded_settings_give_the_default_again(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    """They name no metric, which would leave out the race and what wide matrices get."""
+    given = {"distill": 40, "windows": 4, "seqlen": 16, "sparsity": 0.5, **options}
+    if "pattern" in options:
+        del given["sparsity"]
+    result = prune(language_model(), cache=tmp_path, **given)
+    recorded = {k: v for k, v in result.to_json()["settings"].items() if k != "model"}
+    assert not {"metric", "refine", "update"} & recorded.keys()
+    assert ("distill" in recorded) == ("distill" in options)
+    again = prune(language_model(), cache=tmp_path, **recorded)
+    assert again.raced == result.raced
+    assert again.records == result.records
+
+
 def test_passes_that_are_asked_for_stay_where_matrices_are_wide(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

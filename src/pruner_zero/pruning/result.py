@@ -22,7 +22,7 @@ from pruner_zero.result_folder import (
     license_of,
     title_of,
 )
-from pruner_zero.settings.prune import PruneSettings
+from pruner_zero.settings.prune import PruneSettings, default_beside
 from pruner_zero.text.scripts import describe_shares
 
 
@@ -78,11 +78,7 @@ class PruneResult(PrunedMatrices):
         """All but the cost, as JSON values: the same for the same run, interrupted or not."""
         method, pattern = self.method, self.method.pattern
         return {
-            "settings": {
-                **self.settings.model_dump(mode="json"),
-                "mode": self.mode,
-                "scope": method.scope,
-            },
+            "settings": self._settings(),
             "expression": None if pattern.chosen_by else str(method.metric.expression),
             **pattern.to_json(),
             **method.to_json(),
@@ -97,6 +93,20 @@ class PruneResult(PrunedMatrices):
             "provenance": self.provenance,
             "matrices": [record.to_json() for record in self.records],
         }
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings with which `prune` gives this result again, as JSON values.
+
+        Without the parts of the default method, which a race and the width of the model decide.
+        """
+        given = self.settings
+        settings = {**given.model_dump(mode="json"), "mode": self.mode, "scope": self.method.scope}
+        if "metric" not in given.model_fields_set and not self.method.pattern.chosen_by:
+            for name, value in default_beside(given.model_dump()).items():
+                asked = name == "scope" and name in given.model_fields_set
+                if getattr(given, name) == value and not asked:
+                    del settings[name]
+        return settings
 
     def save(self, output: str | Path, overwrite: bool = False) -> Path:
         """Save the model and what describes it to the folder `output`, as `prune` does.
