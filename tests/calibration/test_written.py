@@ -29,6 +29,15 @@ def test_a_description_shows_what_the_model_wrote() -> None:
     assert described == {"sample": "What is this?", "scripts": {"Latin": 1.0}, "repeated": 0.0}
 
 
+def test_the_sample_is_of_a_window_that_begins_with_a_document() -> None:
+    tokenizer = tiny_tokenizer()
+    windows = [tokenizer.encode(text) for text in ("middle Ask: x", "Ask: Why is it so", "Ask: y")]
+    rows = torch.tensor([window[:12] for window in windows[:2]])
+    short, long = (tuple(tokenizer.encode(text)) for text in ("Ask: ", "Ask: Why"))
+    assert describe_written(rows, [(short,), (long,)], tokenizer)["sample"] == "is"
+    assert describe_written(rows[:1], [(short,)], tokenizer)["sample"] == "middle Ask:"
+
+
 def notes(scripts: dict[str, float], text: SelfText) -> list[str]:
     progress, facts = Notes(), {"sample": "Why?", "scripts": scripts, "repeated": 0.04}
     with reported_to(progress):

@@ -76,10 +76,11 @@ def describe_written(
     tokens: Tensor, documents: Sequence[Document], tokenizer: Any
 ) -> dict[str, Any]:
     """A sample of windows (n, tokens), the share of each script, and how much repeats itself."""
-    [window, *_] = rows = tokens.tolist()
-    openings = (d[0] for d in documents if tuple(window[: len(d[0])]) == d[0])
-    begun = len(next(openings, ()))
-    sample = tokenizer.decode(window[begun:], skip_special_tokens=True)
+    rows = tokens.tolist()
+    openings = sorted({document[0] for document in documents}, key=len, reverse=True)
+    # Of the first window that begins with a document, without what the model did not write.
+    begun = (row[len(o) :] for row in rows for o in openings if tuple(row[: len(o)]) == o)
+    sample = tokenizer.decode(next(begun, rows[0]), skip_special_tokens=True)
     whole = " ".join(tokenizer.batch_decode(rows, skip_special_tokens=True))
     return {
         "sample": " ".join(sample.split())[:200],
