@@ -46,10 +46,9 @@ def judged_apart(windows: Windows) -> tuple[Windows, Tensor]:
 
     The last sixteenth, which the distillation keeps apart too; a single window is both.
     """
-    count = len(windows) - max(1, round(len(windows) * HELD_OUT)) or 1
-    return replace(windows, tokens=windows.tokens[:count]), windows.tokens[
-        -(len(windows) - count) :
-    ]
+    judged = max(1, round(len(windows) * HELD_OUT))
+    seen = max(1, len(windows) - judged)
+    return replace(windows, tokens=windows.tokens[:seen]), windows.tokens[-judged:]
 
 
 @torch.no_grad()
