@@ -205,10 +205,10 @@ class _Table:
         return table
 
     def calibrate(self, methods: Iterable[Method | None]) -> None:
-        """Collect all dense statistics that any method needs, once."""
+        """Collect all dense statistics that any method needs, once, but those of races."""
         needed: set[Kind] = set()
         for method in methods:
-            if method:
+            if method and not method.rivals:
                 needed |= method.dense_kinds(self.mode(method))
         for kinds in (select(ForwardStatistic, needed), select(GradientStatistic, needed)):
             # An error here occurs again in the rows that need these statistics, and only there.
