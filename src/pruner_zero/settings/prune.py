@@ -34,8 +34,8 @@ DEFAULT: Mapping[str, Any] = MappingProxyType(
 # Where a matrix has `MANY_INPUTS` inputs or more, the method is Wanda's mask with these steps: the
 # time of swaps grows with the square of the inputs, and on Qwen2.5-Coder-1.5B four passes are ahead
 # of them on all three texts (benchmarks/proof.md). The default's own mask is no better there on
-# texts unlike its calibration (benchmarks/why.md), and its O takes a backward pass. What distillation
-# gains is not measured.
+# texts unlike its calibration (benchmarks/why.md), and its O takes a backward pass. What
+# distillation gains is not measured.
 MANY_INPUTS = 4096
 WIDE: Mapping[str, Any] = MappingProxyType(
     {"steps": (), "asymmetric": False, "reconstruct": 4, "distill": 0}
